@@ -1,0 +1,46 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: run test check format parts clean
+
+run: $(VENV)/.installed ## start the proxy on 127.0.0.1:5000, mirroring Docker Hub
+	@exec $(BIN)/millpond serve $(ARGS)
+
+test: check parts ## every check and every test, real clients included
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-test ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+parts: ## the real registries and clients that the tests drive (Debian packages)
+	@tests/parts/install
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Millpond needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	       && { apt-get -qq update && apt-get -qq install -y --no-install-recommends python3-venv; } >&2; } \
+	  || { echo "Python's venv module is missing; install it with: apt-get install python3-venv" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) ..." >&2
+	@$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@$(PIP) install --constraint constraints.txt --editable '.[test]'
+	@touch $@

@@ -1,0 +1,189 @@
+"""Builds and wires everything, and owns every lifetime: what opens last closes first."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version as distribution_version
+from typing import Any, Final, NamedTuple
+
+import structlog
+from aiohttp.web import ServerRunner, SockSite
+from yarl import URL
+
+from proxy.cache import Cache
+from proxy.cache.blobs import Blobs
+from proxy.cache.holdings import Holdings
+from proxy.cache.manifests import Manifests
+from proxy.cache.sources import Source
+from proxy.cache.tags import Tags
+from proxy.errors import ConfigError, StorageError
+from proxy.evict import Evictor
+from proxy.flights import Flights
+from proxy.index import Index
+from proxy.index.local import LocalIndex
+from proxy.logs import RequestLog
+from proxy.metrics import CacheCounters, Metrics
+from proxy.policy import Rule
+from proxy.records import Clock
+from proxy.repair import reconcile
+from proxy.routing import Router
+from proxy.settings import Settings
+from proxy.settings import Upstream as UpstreamSettings
+from proxy.store import BlobStore
+from proxy.store.disk import DiskStore
+from proxy.upstream.auth import Authorizer
+from proxy.upstream.providers import Anonymous, Credentials, PasswordFile, Provider, Static
+from proxy.upstream.registry import Upstream
+from proxy.upstream.transport import Transport
+from proxy.web.admin import Admin
+from proxy.web.certificate import Certificate
+from proxy.web.registry import Registry
+from proxy.web.server import RegistryServer
+
+VERSION: Final = distribution_version("millpond")
+BACKLOG: Final = 1024
+
+log = structlog.get_logger(__name__)
+
+
+class App(NamedTuple):
+    """A running proxy: where it listens, and its numbers."""
+
+    address: str
+    admin: Admin
+
+
+class Background:
+    """Owns the tasks that run beside the requests."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` until it ends or ``close``."""
+        self._tasks.append(asyncio.create_task(self._watched(name, work), name=name))
+
+    async def close(self) -> None:
+        """Cancel everything and wait for its end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _watched(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            log.exception("background work failed", work=name)
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings,
+    make_request_log: Callable[[CacheCounters], RequestLog],
+    clock: Clock = time.time,
+) -> AsyncIterator[App]:
+    """Run the proxy while the context is open; leaving it stops gracefully.
+
+    Needs no network. Raises ``ConfigError`` when a setting cannot be put into practice.
+    """
+    async with AsyncExitStack() as stack:
+        metrics = Metrics(list(settings.upstreams))
+        certificate = Certificate(settings.tls) if settings.tls else None
+        listener = stack.enter_context(_listener(settings))
+        store = DiskStore(settings.storage.path)
+        stack.callback(store.close)
+        index = await stack.enter_async_context(
+            LocalIndex(
+                settings.storage.path / "index",
+                clock=clock,
+                on_trouble=metrics.cache.storage_trouble,
+            )
+        )
+        background = Background()
+        stack.push_async_callback(background.close)
+        request_log = make_request_log(metrics.cache)
+        background.start("request log", request_log.write_for_ever())
+        background.start("reconcile", _reconcile(store, index))
+
+        flights = Flights()
+        stack.push_async_callback(flights.close)
+        evictor = Evictor(index, store, int(settings.storage.max_size), metrics.cache)
+        holdings = Holdings(store, index, evictor, metrics.cache, clock)
+        sources = {name: _source(stack, name, settings, metrics) for name in settings.upstreams}
+        ram_bytes = int(settings.memory.manifests)
+        manifests = Manifests(holdings, sources, clock=clock, ram_bytes=ram_bytes)
+        stack.push_async_callback(manifests.close)
+        blobs = Blobs(holdings, sources, flights=flights, sizes=manifests.sizes)
+        registry = Registry(
+            Router(settings),
+            Cache(manifests, blobs, Tags(index, sources)),
+            metrics=metrics,
+            request_log=request_log,
+        )
+        admin = Admin(metrics, index, evictor, flights, VERSION)
+        runner = ServerRunner(
+            RegistryServer(registry.handle, admin.handle), shutdown_timeout=settings.shutdown_grace
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        if certificate is not None:
+            background.start("certificate", certificate.watch())
+        context = certificate.context if certificate is not None else None
+        await SockSite(runner, listener, ssl_context=context, backlog=BACKLOG).start()
+        yield App(_address(listener), admin)
+        admin.is_stopping = True
+
+
+def _source(stack: AsyncExitStack, name: str, settings: Settings, metrics: Metrics) -> Source:
+    configured = settings.upstreams[name]
+    transport = Transport(
+        name,
+        tls=configured.tls,
+        timeouts=settings.timeouts,
+        counters=metrics.of(name),
+        user_agent=f"millpond/{VERSION}",
+    )
+    stack.push_async_callback(transport.close)
+    authorizer = Authorizer(
+        URL(configured.url), _provider(configured), configured.auth_hosts, transport.fetch_token
+    )
+    stack.push_async_callback(authorizer.close)
+    answer = settings.timeouts.answer
+    upstream = Upstream(name, URL(configured.url), transport, authorizer, answer)
+    return Source(
+        upstream, Rule(**settings.freshness_of(name).model_dump(), offline=settings.offline)
+    )
+
+
+def _provider(configured: UpstreamSettings) -> Provider:
+    if configured.username is None:
+        return Anonymous()
+    if configured.password_file is not None:
+        return PasswordFile(configured.username, configured.password_file)
+    assert configured.password is not None
+    return Static(Credentials(configured.username, configured.password.get_secret_value()))
+
+
+async def _reconcile(store: BlobStore, index: Index) -> None:
+    try:
+        await reconcile(store, index)
+    except StorageError as error:
+        log.warning("reconciling store and index failed", error=str(error))
+
+
+def _listener(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"listen: {settings.listen} cannot be listened on: {error.strerror or error}; "
+            "choose another address with --listen HOST:PORT"
+        ) from None
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,92 @@
+"""What the cache answers: one class per way of sending it, each closed by who sends it."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from proxy.flights import Reader
+from proxy.metrics import Outcome
+from proxy.records import Descriptor
+from proxy.store import BlobFile
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest as upstream sent it, verified. ``warning`` is for a ``Warning: 299`` header."""
+
+    descriptor: Descriptor
+    body: bytes
+    outcome: Outcome
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a HEAD of a manifest tells."""
+
+    descriptor: Descriptor
+    outcome: Outcome
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """What a HEAD of a blob tells; ``size`` in bytes, None when upstream does not say."""
+
+    size: int | None
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class TagList:
+    """One page of tags; ``last`` is where the next page begins behind, None at the end."""
+
+    tags: list[str]
+    last: str | None
+    outcome: Outcome
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A held blob, opened."""
+
+    file: BlobFile
+    outcome: Outcome = Outcome.HIT
+
+    async def aclose(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A blob that is arriving."""
+
+    reader: Reader
+
+    @property
+    def outcome(self) -> Outcome:
+        """MISS for the request that began the download, JOIN for the others."""
+        return Outcome.MISS if self.reader.first else Outcome.JOIN
+
+    async def aclose(self) -> None:
+        """Let go of the download, which goes on."""
+        self.reader.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Through:
+    """A blob that there is no room for: verified on its way, its last byte held back."""
+
+    size: int | None
+    chunks: AsyncIterator[bytes]
+    resources: AsyncExitStack
+    outcome: Outcome = Outcome.THROUGH
+
+    async def aclose(self) -> None:
+        """End the download."""
+        await self.resources.aclose()
+
+
+Blob = Local | Live | Through

@@ -1,0 +1,114 @@
+"""What lies here: store, index and evictor as one, each answer checked before it is given.
+
+The disk may lie, fill up or fail at any time; nothing of that leaves this room but as "not held"
+or "not kept", and a count.
+"""
+
+import asyncio
+
+import structlog
+
+from proxy.errors import StorageError
+from proxy.evict import Evictor
+from proxy.index import Index
+from proxy.metrics import CacheCounters
+from proxy.names import Digest, Target
+from proxy.records import BlobRecord, Clock
+from proxy.store import BlobFile, BlobStore, Spool
+
+log = structlog.get_logger(__name__)
+
+
+class Holdings:
+    """The content of this cache."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        index: Index,
+        evictor: Evictor,
+        counters: CacheCounters,
+        clock: Clock,
+    ) -> None:
+        self.store = store
+        self.index = index
+        self.evictor = evictor
+        self.counters = counters
+        self._clock = clock
+
+    async def holds(self, digest: Digest) -> bool:
+        """Tell whether content is held, without opening it."""
+        return await self.index.blob(digest) is not None
+
+    async def open(self, digest: Digest) -> BlobFile | None:
+        """Return held content, opened, and count the use; None when it is not (rightly) held."""
+        record = await self.index.blob(digest)
+        if record is None:
+            return None
+        try:
+            file = self.store.open(digest)
+        except StorageError as error:
+            self._trouble(error)
+            return None
+        if file is not None and file.size == record.size:
+            self.index.touch(digest)
+            return file
+        if file is not None:
+            file.close()
+        await self.drop(digest, reason="the file is missing or has another size")
+        return None
+
+    async def read(self, digest: Digest) -> bytes | None:
+        """Return small content whole."""
+        file = await self.open(digest)
+        if file is None:
+            return None
+        try:
+            return file.read()
+        except StorageError as error:
+            self._trouble(error)
+            return None
+        finally:
+            file.close()
+
+    async def drop(self, digest: Digest, *, reason: str) -> None:
+        """Forget content that is not what it should be."""
+        self.counters.storage_errors += 1
+        log.warning("dropped from the cache", digest=digest, reason=reason)
+        await self.index.drop_blobs([digest])
+        try:
+            await self.store.delete([digest])
+        except StorageError as error:
+            self._trouble(error)
+
+    async def adopt(self, target: Target, digest: Digest, spool: Spool, size: int) -> None:
+        """Make a verified spool a held blob of ``target``. Raises ``StorageError``."""
+        await self.store.put(digest, spool)
+        await self.index.set_blob(BlobRecord(digest, size, None, self._clock()))
+        await self.index.link(target, [digest])
+
+    async def keep(self, digest: Digest, media_type: str, body: bytes) -> None:
+        """Hold a verified manifest, if there is room."""
+        try:
+            reservation = await self.evictor.reserve(len(body))
+            try:
+                await self._write(digest, body)
+                record = BlobRecord(digest, len(body), media_type, self._clock())
+                await self.index.set_blob(record)
+            finally:
+                reservation.release()
+        except StorageError as error:
+            self._trouble(error)
+
+    async def _write(self, digest: Digest, body: bytes) -> None:
+        spool = await self.store.spool(digest, len(body))
+        try:
+            await asyncio.to_thread(spool.write, body, 0)
+            await self.store.put(digest, spool)
+        finally:
+            spool.discard()
+            spool.close()
+
+    def _trouble(self, error: StorageError) -> None:
+        self.counters.storage_errors += 1
+        log.warning("storage trouble, carried on without", error=str(error))

@@ -1,0 +1,134 @@
+"""The ``millpond`` command. Every fault of a user's is one clear line and exit status 2."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import structlog
+import typer
+import uvloop
+
+from proxy import configuration, logs
+from proxy.app import VERSION, App, running
+from proxy.errors import ConfigError
+from proxy.logs import RequestLog
+from proxy.metrics import CacheCounters
+from proxy.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+cli = typer.Typer(
+    name="millpond",
+    help="A pull-through caching proxy registry for container images.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="YAML settings; else $MILLPOND_CONFIG, else /etc/millpond/config.yaml if it exists.",
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()
+
+
+@cli.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"millpond {VERSION}")
+        raise typer.Exit
+
+
+@cli.command()
+def serve(
+    config: ConfigOption = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where to listen.")
+    ] = None,
+    storage: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the cache lives.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Serve what is held; ask no upstream.")
+    ] = False,
+) -> None:
+    """Run the proxy until SIGTERM or SIGINT."""
+    flags: dict[str, Any] = {}
+    if listen is not None:
+        flags["listen"] = listen
+    if storage is not None:
+        flags["storage"] = {"path": str(storage)}
+    if offline:
+        flags["offline"] = True
+    try:
+        settings = configuration.load(config, flags)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings))
+    except ConfigError as error:
+        _refuse(error)
+
+
+@cli.command()
+def check(config: ConfigOption = None) -> None:
+    """Validate the settings and name what is wrong with them."""
+    try:
+        settings = configuration.load(config)
+    except ConfigError as error:
+        _refuse(error)
+    typer.echo(f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}")
+
+
+async def _serve(settings: Settings) -> None:
+    stream = logs.standard_error()
+    render = logs.configure(settings.log.level, settings.log.format, stream)
+
+    def make_request_log(counters: CacheCounters) -> RequestLog:
+        enabled = settings.log.level in ("debug", "info")
+        return RequestLog(render, stream, enabled=enabled, on_drop=counters.unlogged)
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop.set)
+    async with running(settings, make_request_log) as app:
+        typer.echo(_banner(settings, app))
+        log.info("listening", address=app.address, storage=str(settings.storage.path))
+        await stop.wait()
+        log.info("stopping", grace_seconds=settings.shutdown_grace)
+    log.info("stopped")
+
+
+def _banner(settings: Settings, app: App) -> str:
+    scheme = "https" if settings.tls else "http"
+    default = settings.default_upstream
+    size = settings.storage.max_size.human_readable()
+    lines = [
+        f"Millpond {VERSION} listens on {scheme}://{app.address}, mirroring {default}"
+        + (", offline" if settings.offline else ""),
+        f"cache: {settings.storage.path}, up to {size}",
+        "to pull through it, put this into Docker's /etc/docker/daemon.json and reload Docker:",
+        "  {",
+        f'    "registry-mirrors": ["{scheme}://{app.address}"]',
+        "  }",
+    ]
+    return "\n".join(lines)
+
+
+def _refuse(error: ConfigError) -> NoReturn:
+    for line in str(error).splitlines():
+        typer.echo(f"millpond: {line}", err=True)
+    raise typer.Exit(2)

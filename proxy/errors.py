@@ -1,0 +1,177 @@
+"""Every way a request can fail, as one table of classes: OCI error code and HTTP status.
+
+Raised by any room, rendered in one place (``web.registry``). Knows nothing of HTTP servers.
+Codes: OCI distribution-spec, "Error Codes"; those that the spec lacks are distribution's.
+"""
+
+import json
+from typing import ClassVar
+
+
+class RegistryError(Exception):
+    """A failure with an OCI error code. On its own it means a bug: 500 UNKNOWN.
+
+    ``message`` is for people and must never hold a secret; ``detail`` is any JSON value.
+    ``retry_after`` is in seconds.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "UNKNOWN"
+
+    def __init__(
+        self, message: str, *, detail: object = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.retry_after = retry_after
+
+    def body(self) -> bytes:
+        """Return the JSON error document of distribution-spec, "Error Codes"."""
+        error: dict[str, object] = {"code": self.code, "message": self.message}
+        if self.detail is not None:
+            error["detail"] = self.detail
+        return json.dumps({"errors": [error]}).encode()
+
+    def headers(self) -> dict[str, str]:
+        """Return the response headers that belong to this error."""
+        if self.retry_after is None:
+            return {}
+        return {"Retry-After": str(max(1, round(self.retry_after)))}
+
+
+class NameInvalid(RegistryError):
+    """The repository name breaks the grammar."""
+
+    status, code = 400, "NAME_INVALID"
+
+
+class TagInvalid(RegistryError):
+    """The tag breaks the grammar."""
+
+    status, code = 400, "TAG_INVALID"
+
+
+class DigestInvalid(RegistryError):
+    """The digest breaks the grammar, or names an algorithm that cannot be verified here."""
+
+    status, code = 400, "DIGEST_INVALID"
+
+
+class PaginationInvalid(RegistryError):
+    """``n`` is not a count."""
+
+    status, code = 400, "PAGINATION_NUMBER_INVALID"
+
+
+class Absent(RegistryError):
+    """What was asked for does not exist, as far as anybody entitled to say so knows."""
+
+    status = 404
+
+
+class NotFound(Absent):
+    """The path belongs to no end-point."""
+
+    code = "UNSUPPORTED"
+
+
+class NameUnknown(Absent):
+    """No such repository or upstream."""
+
+    code = "NAME_UNKNOWN"
+
+
+class ManifestUnknown(Absent):
+    """No such manifest or tag."""
+
+    code = "MANIFEST_UNKNOWN"
+
+
+class BlobUnknown(Absent):
+    """No such blob in this repository."""
+
+    code = "BLOB_UNKNOWN"
+
+
+class Unauthorized(RegistryError):
+    """Our own access control wants credentials."""
+
+    status, code = 401, "UNAUTHORIZED"
+
+
+class Denied(RegistryError):
+    """Upstream, or a rule of ours, does not allow it.
+
+    Never carries upstream's challenge: a client would send its credentials to the wrong place.
+    """
+
+    status, code = 403, "DENIED"
+
+
+class Unsupported(RegistryError):
+    """The method writes, and this registry only reads."""
+
+    status, code = 405, "UNSUPPORTED"
+
+    def headers(self) -> dict[str, str]:
+        """Return ``Allow``, as RFC 9110 §15.5.6 requires."""
+        return {"Allow": "GET, HEAD"}
+
+
+class ManifestTooLarge(RegistryError):
+    """Upstream's manifest is larger than any client would read."""
+
+    status, code = 502, "MANIFEST_INVALID"
+
+
+class RangeInvalid(RegistryError):
+    """The range starts behind the end of the blob, whose ``size`` is in bytes."""
+
+    status, code = 416, "RANGE_INVALID"
+
+    def __init__(self, message: str, *, size: int) -> None:
+        super().__init__(message)
+        self.size = size
+
+    def headers(self) -> dict[str, str]:
+        """Return ``Content-Range``, as RFC 9110 §15.5.17 asks."""
+        return {"Content-Range": f"bytes */{self.size}"}
+
+
+class UpstreamFailure(RegistryError):
+    """Upstream could not or would not answer now. Never to be told as absence."""
+
+    status, code = 502, "UNAVAILABLE"
+
+
+class TooManyRequests(UpstreamFailure):
+    """Upstream limits our rate and nothing held can stand in."""
+
+    status, code = 429, "TOOMANYREQUESTS"
+
+
+class CredentialsRejected(UpstreamFailure):
+    """Upstream refused *our* credentials: the operator's to mend, so no 401 to the client."""
+
+
+class UpstreamUnavailable(UpstreamFailure):
+    """No connection, a broken answer, or a 5xx. 502 makes every client fall back at once."""
+
+
+class UpstreamTimeout(UpstreamFailure):
+    """Upstream took too long; said well inside containerd's 30 seconds."""
+
+    status = 504
+
+
+class ContentMismatch(UpstreamFailure):
+    """The bytes are not what their digest or length says. Never stored."""
+
+
+class StorageError(Exception):
+    """The disk refused. Ours to survive: the caller passes through or fetches again."""
+
+
+class ConfigError(Exception):
+    """A setting is wrong. The message names file, key path, what is wrong and what is right."""

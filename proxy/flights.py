@@ -1,0 +1,210 @@
+"""One download, many readers.
+
+A flight spools, hashes and wakes its readers. It belongs to no request: any client may leave, the
+first included. A reader is an offset into the spool, so memory does not grow with readers or with
+slow ones. The last byte is held back until the digest is proven: a body that lacks its end is
+visibly broken, a wrong one that is complete is not.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from proxy.errors import ContentMismatch, UpstreamUnavailable
+from proxy.names import Digest, Target, hasher
+from proxy.store import Spool
+
+READ_CHUNK: Final = 256 * 1024
+_INLINE: Final = 32 * 1024
+"""Bytes up to which hashing and writing on the loop is cheaper than a thread."""
+
+_TAIL: Final = 1
+
+
+class Flight:
+    """One download in progress: unopened, then open and growing, then landed or failed."""
+
+    def __init__(self, target: Target, digest: Digest) -> None:
+        self.target = target
+        self.digest = digest
+        self.size: int | None = None
+        self.written = 0
+        self.landed = False
+        self.failure: Exception | None = None
+        self._spool: Spool | None = None
+        self._readers = 1  # the pump's own hold on the spool
+        self._more = asyncio.Event()
+
+    def __repr__(self) -> str:
+        state = "landed" if self.landed else "failed" if self.failure else "open"
+        return f"<Flight {self.digest[:19]} {self.written}/{self.size} {state}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Upstream has answered, so ``size`` is what is known (None: not announced)."""
+        return self._spool is not None
+
+    @property
+    def fd(self) -> int:
+        """The spool's descriptor, for those who hold a reader."""
+        assert self._spool is not None
+        return self._spool.fd
+
+    def open(self, spool: Spool, size: int | None) -> None:
+        """Begin to grow."""
+        self._spool, self.size = spool, size
+        self._wake()
+
+    async def pump(
+        self, chunks: AsyncIterator[bytes], room_for: Callable[[int], Awaitable[None]]
+    ) -> None:
+        """Spool a body and prove it.
+
+        ``room_for`` is awaited with the size in bytes that the spool is about to have. Raises
+        ``ContentMismatch``, ``StorageError``, or what the body raises.
+        """
+        assert self._spool is not None
+        spool, state = self._spool, hasher(self.digest)
+
+        def take(chunk: bytes) -> None:
+            spool.write(chunk, self.written)
+            state.update(chunk)
+
+        async for chunk in chunks:
+            await room_for(self.written + len(chunk))
+            if len(chunk) <= _INLINE:
+                take(chunk)
+            else:
+                await asyncio.to_thread(take, chunk)
+            self.written += len(chunk)
+            self._wake()
+        if self.size not in (None, self.written):
+            raise UpstreamUnavailable(f"{self.target} {self.digest}: the body broke off")
+        if state.hexdigest() != self.digest.partition(":")[2]:
+            raise ContentMismatch(f"{self.target}: what came is not {self.digest}")
+        self.size = self.written
+        self.landed = True
+        self._wake()
+
+    def fail(self, failure: Exception) -> None:
+        """Let every reader know why there is no more; nothing changes after landing."""
+        if not self.landed:
+            self.failure = failure
+            self._wake()
+
+    def hold(self) -> None:
+        """Keep the spool open for one more reader."""
+        self._readers += 1
+
+    def release(self) -> None:
+        """End a reader's hold; the last one closes the spool."""
+        self._readers -= 1
+        if self._readers == 0 and self._spool is not None:
+            self._spool.close()
+
+    async def opened(self) -> None:
+        """Return once upstream has answered. Raises what failed before that."""
+        while not self.is_open:
+            if self.failure is not None:
+                raise self.failure
+            await self._more.wait()
+
+    async def readable(self, offset: int) -> int:
+        """Return the end of what may be read from ``offset``; ``offset`` itself at the very end.
+
+        Waits for more. Raises what failed.
+        """
+        while True:
+            more = self._more
+            if self.landed:
+                return max(self.written, offset)
+            if self.failure is not None:
+                raise self.failure
+            if self.written - _TAIL > offset:
+                return self.written - _TAIL
+            await more.wait()
+
+    def _wake(self) -> None:
+        self._more.set()
+        self._more = asyncio.Event()
+
+
+class Reader:
+    """One request's hold on a flight; close it when done."""
+
+    def __init__(self, flight: Flight, *, first: bool) -> None:
+        flight.hold()
+        self.flight = flight
+        self.first = first
+        self._closed = False
+
+    def close(self) -> None:
+        """Let go of the flight; twice does no harm."""
+        if not self._closed:
+            self._closed = True
+            self.flight.release()
+
+    async def read(self, start: int, stop: int | None) -> AsyncIterator[bytes]:
+        """Yield bytes ``start`` to ``stop`` (None: the end) as they land. Raises what failed."""
+        offset = start
+        while stop is None or offset < stop:
+            end = await self.flight.readable(offset)
+            if end <= offset:
+                return
+            end = min(end, offset + READ_CHUNK, end if stop is None else stop)
+            chunk = os.pread(self.flight.fd, end - offset, offset)
+            offset += len(chunk)
+            yield chunk
+
+
+class Run(Protocol):
+    """Downloads one flight: opens it, pumps it, stores it."""
+
+    def __call__(self, flight: Flight) -> Coroutine[Any, Any, None]:
+        """Return when the flight has landed and is stored. Raises what failed."""
+
+
+class Flights:
+    """All downloads in progress, by digest; owns their tasks."""
+
+    def __init__(self) -> None:
+        self._live: dict[Digest, Flight] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def live(self) -> list[Flight]:
+        """Return the downloads in progress."""
+        return list(self._live.values())
+
+    def is_live(self, digest: Digest) -> bool:
+        """Tell whether ``join`` would join."""
+        return digest in self._live
+
+    def join(self, target: Target, digest: Digest, run: Run) -> Reader:
+        """Return a reader of the one download of ``digest``, begun here if there is none."""
+        flight = self._live.get(digest)
+        if flight is not None:
+            return Reader(flight, first=False)
+        flight = self._live[digest] = Flight(target, digest)
+        task = asyncio.create_task(self._fly(flight, run), name=f"flight {digest[:19]}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return Reader(flight, first=True)
+
+    async def close(self) -> None:
+        """Cancel what still flies, and wait until its spools are gone."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _fly(self, flight: Flight, run: Run) -> None:
+        """Run a flight; nobody waits for this task, so its failure lives on in the flight."""
+        failure: Exception = UpstreamUnavailable("the download was cancelled by a shutdown")
+        try:
+            await run(flight)
+        except Exception as error:
+            failure = error
+        finally:
+            del self._live[flight.digest]
+            flight.fail(failure)
+            flight.release()

@@ -1,0 +1,93 @@
+"""What a manifest says: its media type and the content it lists. Reads, never rewrites.
+
+image-spec ``manifest.md`` and ``image-index.md``; Docker's manifest v2 schema 2.
+Parsing is best effort: whatever upstream serves as a manifest is passed on byte for byte.
+"""
+
+import json
+from typing import Final, NamedTuple
+
+from proxy.errors import DigestInvalid
+from proxy.names import parse_digest
+from proxy.records import Descriptor
+
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+OCI_ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
+SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
+SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+ACCEPT: Final = ", ".join(
+    [
+        OCI_INDEX,
+        OCI_MANIFEST,
+        DOCKER_LIST,
+        DOCKER_MANIFEST,
+        OCI_ARTIFACT,
+        f"{SCHEMA1_SIGNED};q=0.5",
+        f"{SCHEMA1};q=0.5",
+        "*/*;q=0.1",
+    ]
+)
+"""Always the full set: some registries answer 404 to one that leaves the stored type out."""
+
+MAX_SIZE: Final = 8 * 1024 * 1024
+"""Bytes. The most that any known client reads is 8 MiB (regclient); most stop at 4 MiB."""
+
+
+class Children(NamedTuple):
+    """What a manifest needs: other manifests (an index) and blobs (an image)."""
+
+    manifests: tuple[Descriptor, ...] = ()
+    blobs: tuple[Descriptor, ...] = ()
+
+
+def children(body: bytes) -> Children:
+    """Return the content that a manifest lists; empty for what is not understood.
+
+    Blobs with ``urls`` are left out: they may live outside the registry.
+    """
+    document = _parsed(body)
+    entries = _list(document.get("manifests"))
+    layers = [document.get("config"), *_list(document.get("layers")), *_list(document.get("blobs"))]
+    return Children(
+        tuple(found for entry in entries if (found := _descriptor(entry))),
+        tuple(found for layer in layers if (found := _descriptor(layer))),
+    )
+
+
+def media_type(body: bytes) -> str:
+    """Return the type that a manifest gives itself, or that its shape implies."""
+    document = _parsed(body)
+    own = document.get("mediaType")
+    if isinstance(own, str) and own:
+        return own
+    if document.get("schemaVersion") == 1:
+        return SCHEMA1_SIGNED if "signatures" in document else SCHEMA1
+    return OCI_INDEX if "manifests" in document else OCI_MANIFEST
+
+
+def _parsed(body: bytes) -> dict[str, object]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _descriptor(value: object) -> Descriptor | None:
+    if not isinstance(value, dict) or value.get("urls"):
+        return None
+    digest, size = value.get("digest"), value.get("size")
+    if not isinstance(digest, str) or not isinstance(size, int) or size < 0:
+        return None
+    try:
+        return Descriptor(str(value.get("mediaType", "")), parse_digest(digest), size)
+    except DigestInvalid:
+        return None

@@ -1,0 +1,198 @@
+"""What is counted: plain integers bumped on the hot path, and a Prometheus view over them.
+
+An integer costs a twentieth of a labelled Prometheus counter, so Prometheus reads ours only when
+it scrapes. Every request for content counts once, under exactly one outcome.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Final
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+class Outcome(Enum):
+    """How a request was answered."""
+
+    HIT = "hit"
+    """From the cache, upstream not asked."""
+    REVALIDATED = "revalidated"
+    """From the cache, after upstream confirmed the tag."""
+    STALE = "stale"
+    """From the cache although out of date, because upstream failed or is being asked meanwhile."""
+    JOIN = "join"
+    """From a download that another request had begun."""
+    MISS = "miss"
+    """From upstream, kept for the next one."""
+    THROUGH = "through"
+    """From upstream, verified, not kept: no room, or nothing that is cached."""
+    ERROR = "error"
+    """Not at all."""
+
+
+class UpstreamCounters:
+    """Running totals of one upstream since the start; bytes are bodies without headers."""
+
+    __slots__ = (
+        "bytes_from_upstream",
+        "bytes_to_clients",
+        "errors",
+        "outcomes",
+        "token_requests",
+        "upstream_requests",
+    )
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[Outcome] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.bytes_to_clients = 0
+        self.bytes_from_upstream = 0
+        self.upstream_requests = 0
+        self.token_requests = 0
+
+    def add(self, other: "UpstreamCounters") -> None:
+        """Add another's totals to these."""
+        self.outcomes += other.outcomes
+        self.errors += other.errors
+        self.bytes_to_clients += other.bytes_to_clients
+        self.bytes_from_upstream += other.bytes_from_upstream
+        self.upstream_requests += other.upstream_requests
+        self.token_requests += other.token_requests
+
+    def snapshot(self) -> dict[str, object]:
+        """Return the totals as JSON values.
+
+        What is saved is the difference between what clients got and what upstream gave, so it is
+        negative while the cache has fetched more than was read from it.
+        """
+        requests = self.outcomes.total()
+        return {
+            "requests": requests,
+            "hits": self.outcomes[Outcome.HIT],
+            "revalidated": self.outcomes[Outcome.REVALIDATED],
+            "stale": self.outcomes[Outcome.STALE],
+            "joins": self.outcomes[Outcome.JOIN],
+            "misses": self.outcomes[Outcome.MISS],
+            "through": self.outcomes[Outcome.THROUGH],
+            "errors": dict(self.errors),
+            "bytes_to_clients": self.bytes_to_clients,
+            "bytes_from_upstream": self.bytes_from_upstream,
+            "bytes_saved": self.bytes_to_clients - self.bytes_from_upstream,
+            "upstream_requests": self.upstream_requests,
+            "upstream_requests_saved": requests - self.upstream_requests,
+            "token_requests": self.token_requests,
+        }
+
+
+class CacheCounters:
+    """Running totals of the cache itself since the start."""
+
+    __slots__ = ("evicted_bytes", "evictions", "mismatches", "storage_errors", "unlogged_requests")
+
+    def __init__(self) -> None:
+        self.evictions = 0
+        self.evicted_bytes = 0
+        self.mismatches = 0
+        self.storage_errors = 0
+        self.unlogged_requests = 0
+
+    def storage_trouble(self) -> None:
+        """Count one failure of the disk that was survived."""
+        self.storage_errors += 1
+
+    def unlogged(self) -> None:
+        """Count one access-log line that was dropped."""
+        self.unlogged_requests += 1
+
+
+class Metrics:
+    """All counters of one running proxy."""
+
+    def __init__(self, upstreams: list[str]) -> None:
+        self.upstreams: Final = {name: UpstreamCounters() for name in upstreams}
+        self.unrouted: Final = UpstreamCounters()
+        self.cache: Final = CacheCounters()
+
+    def of(self, upstream: str | None) -> UpstreamCounters:
+        """Return an upstream's counters; None stands for requests that reached no upstream."""
+        return self.unrouted if upstream is None else self.upstreams[upstream]
+
+    def total(self) -> UpstreamCounters:
+        """Return the sum over all upstreams and what reached none."""
+        total = UpstreamCounters()
+        for counters in (*self.upstreams.values(), self.unrouted):
+            total.add(counters)
+        return total
+
+
+Gauges = dict[str, float]
+
+
+class _View(Collector):
+    """Renders the counters in Prometheus' names and units when scraped."""
+
+    def __init__(self, metrics: Metrics, gauges: Callable[[], Gauges], version: str) -> None:
+        self._metrics = metrics
+        self._gauges = gauges
+        self._version = version
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric family (Prometheus text format 0.0.4)."""
+        yield from self._per_upstream()
+        cache = self._metrics.cache
+        for name, help_text, value in (
+            ("evictions", "Blobs removed to make room.", cache.evictions),
+            ("evicted_bytes", "Disk bytes freed by evictions.", cache.evicted_bytes),
+            ("content_mismatches", "Upstream bodies that were not their digest.", cache.mismatches),
+            ("storage_errors", "Failures of the disk that were survived.", cache.storage_errors),
+            ("unlogged_requests", "Access-log lines dropped under load.", cache.unlogged_requests),
+        ):
+            yield CounterMetricFamily(f"millpond_{name}", help_text, value)
+        for name, reading in self._gauges().items():
+            text = f"Current {name.replace('_', ' ')}."
+            yield GaugeMetricFamily(f"millpond_{name}", text, reading)
+        info = GaugeMetricFamily("millpond_build_info", "Which Millpond runs.", labels=["version"])
+        info.add_metric([self._version], 1)
+        yield info
+
+    def _per_upstream(self) -> Iterator[Metric]:
+        outcomes = CounterMetricFamily(
+            "millpond_requests", "Requests for content.", labels=["upstream", "outcome"]
+        )
+        errors = CounterMetricFamily(
+            "millpond_errors", "Requests answered with an error.", labels=["upstream", "code"]
+        )
+        plain = {
+            "bytes_to_clients": CounterMetricFamily(
+                "millpond_client_bytes", "Body bytes sent to clients.", labels=["upstream"]
+            ),
+            "bytes_from_upstream": CounterMetricFamily(
+                "millpond_upstream_bytes", "Body bytes received.", labels=["upstream"]
+            ),
+            "upstream_requests": CounterMetricFamily(
+                "millpond_upstream_requests", "Requests sent upstream.", labels=["upstream"]
+            ),
+            "token_requests": CounterMetricFamily(
+                "millpond_upstream_token_requests", "Tokens asked for.", labels=["upstream"]
+            ),
+        }
+        for name, counters in (*self._metrics.upstreams.items(), ("", self._metrics.unrouted)):
+            for outcome in Outcome:
+                outcomes.add_metric([name, outcome.value], counters.outcomes[outcome])
+            for code, count in counters.errors.items():
+                errors.add_metric([name, code], count)
+            for attribute, family in plain.items():
+                family.add_metric([name], getattr(counters, attribute))
+        yield from (outcomes, errors, *plain.values())
+
+
+def registry(metrics: Metrics, gauges: Callable[[], Gauges], version: str) -> CollectorRegistry:
+    """Return a Prometheus registry over the counters, the gauges, and this process."""
+    collected = CollectorRegistry(auto_describe=False)
+    collected.register(_View(metrics, gauges, version))
+    ProcessCollector(registry=collected)
+    PlatformCollector(registry=collected)
+    return collected

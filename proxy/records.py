@@ -1,0 +1,67 @@
+"""Frozen facts that rooms store or hand to one another."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from proxy.names import Digest
+
+Clock = Callable[[], float]
+"""Tells Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What content is, without the content (image-spec ``descriptor.md``). ``size`` in bytes."""
+
+    media_type: str
+    digest: "Digest"
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """What a tag pointed to when upstream was last asked (``checked_at``, Unix seconds)."""
+
+    descriptor: Descriptor
+    checked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One digest in a tag's history: when it was first and last seen there, Unix seconds."""
+
+    digest: "Digest"
+    first_seen: float
+    last_seen: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRecord:
+    """A held blob or manifest: ``size`` in bytes, ``used_at`` in Unix seconds.
+
+    ``media_type`` is what upstream called it, and None for what came through a blob end-point.
+    """
+
+    digest: "Digest"
+    size: int
+    media_type: str | None
+    used_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the cache holds: ``disk_bytes`` counts 4 KiB blocks, as a file system does."""
+
+    files: int
+    disk_bytes: int
+
+
+BLOCK: Final = 4096
+"""Bytes. What the smallest file costs on the file systems that matter."""
+
+
+def disk_bytes(size: int) -> int:
+    """Return what a file of ``size`` bytes takes on disk, in bytes."""
+    return -(-size // BLOCK) * BLOCK

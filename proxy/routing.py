@@ -1,0 +1,100 @@
+"""Where a name leads: (repository, ``Host``, ``ns``) to a configured upstream and its repository.
+
+``ns`` (distribution-spec "Registry Proxying") beats the ``Host`` header, which beats a first path
+component, which beats the default upstream. Only configured upstreams exist: an address that a
+client chose is refused, never dialled.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from yarl import URL
+
+from proxy.errors import NameUnknown
+from proxy.names import Repo, Target, parse_repo
+
+if TYPE_CHECKING:
+    from proxy.settings import Settings
+
+MAX_NS_LENGTH = 255
+
+
+class _Known(NamedTuple):
+    name: str
+    library_prefix: bool
+
+
+class Router:
+    """Resolves names by one look-up table, built once from the settings."""
+
+    def __init__(self, settings: "Settings") -> None:
+        self._table: dict[str, _Known] = {}
+        self._hostnames: dict[str, _Known] = {}
+        for name, upstream in settings.upstreams.items():
+            known = _Known(name, upstream.library_prefix)
+            for alias in (name, *upstream.aliases):
+                self._table[alias] = known
+            for host in (name, *upstream.aliases, *upstream.hostnames):
+                self._hostnames[host] = known
+        for name, upstream in settings.upstreams.items():
+            known = self._table[name]
+            self._table.setdefault(_authority(URL(upstream.url)), known)
+        self._default = self._table[settings.default_upstream]
+
+    def resolve(self, repo: Repo, host: str, ns: str | None) -> Target:
+        """Return the upstream and repository that a request means.
+
+        Raises ``NameUnknown`` when ``ns`` or the path names an upstream that is not configured,
+        ``NameInvalid`` when nothing is left of the path behind the upstream's name.
+        """
+        if ns is not None:
+            return self._within(self._named(ns), repo)
+        served = self._hostnames.get(host) or self._hostnames.get(_without_port(host))
+        if served is not None:
+            return self._within(served, repo)
+        first, slash, rest = repo.partition("/")
+        if slash and first in self._table:
+            return _target(self._table[first], parse_repo(rest))
+        if slash and _is_host(first):
+            raise _unconfigured(first)
+        return _target(self._default, repo)
+
+    def _named(self, ns: str) -> _Known:
+        name = ns.lower()
+        known = self._table.get(name) or self._table.get(name.removesuffix(":443"))
+        if known is None:
+            raise _unconfigured(ns[:MAX_NS_LENGTH])
+        return known
+
+    def _within(self, known: _Known, repo: Repo) -> Target:
+        """Take off a leading name of the same upstream, as mirrors with a path prefix send it."""
+        first, slash, rest = repo.partition("/")
+        if slash and self._table.get(first) == known:
+            repo = parse_repo(rest)
+        return _target(known, repo)
+
+
+def _target(known: _Known, repo: Repo) -> Target:
+    if known.library_prefix and "/" not in repo:
+        repo = Repo(f"library/{repo}")
+    return Target(known.name, repo)
+
+
+def _authority(url: URL) -> str:
+    host = url.host or ""
+    return host if url.is_default_port() else f"{host}:{url.port}"
+
+
+def _without_port(host: str) -> str:
+    return host.rpartition(":")[0] if ":" in host else host
+
+
+def _is_host(component: str) -> bool:
+    """Tell a host from a namespace as Docker's reference grammar does."""
+    return "." in component or component == "localhost"
+
+
+def _unconfigured(name: str) -> NameUnknown:
+    return NameUnknown(
+        f"{name!r} is not a configured upstream; to mirror it, add it to the configuration under "
+        f"upstreams, for example: upstreams: {{{name}: {{url: https://{name}}}}}"
+    )

@@ -1,0 +1,263 @@
+"""Every setting: its name, type, default and limits. The one place where they are declared.
+
+YAML, overridden by ``MILLPOND_…`` environment variables, overridden by flags.
+``configuration`` reads those and words the errors; ``config/default.yaml`` documents every key.
+"""
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from yarl import URL
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_UPSTREAM_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(:\d{1,5})?")
+_LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d{1,5})")
+
+BUILT_IN: Final[dict[str, dict[str, Any]]] = {
+    "docker.io": {
+        "url": "https://registry-1.docker.io",
+        "aliases": ["index.docker.io", "registry-1.docker.io"],
+        "library_prefix": True,
+    },
+    "ghcr.io": {"url": "https://ghcr.io"},
+    "quay.io": {"url": "https://quay.io"},
+    "gcr.io": {"url": "https://gcr.io"},
+    "registry.k8s.io": {"url": "https://registry.k8s.io"},
+    "mcr.microsoft.com": {"url": "https://mcr.microsoft.com"},
+    "public.ecr.aws": {"url": "https://public.ecr.aws"},
+}
+
+
+def _seconds(value: object) -> object:
+    if value == "forever":
+        return math.inf
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if match is None:
+            raise ValueError("not a duration; write 30s, 5m, 12h, 30d or forever")
+        return float(match[1]) * _SECONDS[match[2]]
+    if value == 0 or (isinstance(value, float) and value >= 0):
+        return value
+    raise ValueError("not a duration; write 30s, 5m, 12h, 30d or forever")
+
+
+def _bytes(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("not a size; write bytes, or 500MiB, 50GiB, 2TiB")  # noqa: TRY004
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+Bytes = Annotated[ByteSize, BeforeValidator(_bytes), Field(gt=0)]
+
+
+def default_storage_path() -> Path:
+    """Return ``/var/lib/millpond`` for root, ``$XDG_CACHE_HOME/millpond`` for anybody else."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/millpond")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millpond"
+
+
+class Section(BaseModel):
+    """A mapping of settings: complete, unchangeable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ServerTLS(Section):
+    """What HTTPS is served with. A renewed file is picked up without a restart."""
+
+    cert_file: Path
+    key_file: Path
+
+
+class UpstreamTLS(Section):
+    """How an upstream's certificate is checked, and what we show it."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    verify: bool = True
+
+
+class Storage(Section):
+    """Where content lives and how much of it."""
+
+    path: Path = Field(default_factory=default_storage_path)
+    max_size: Bytes = ByteSize(50 * 1024**3)
+
+
+class Freshness(Section):
+    """How old an answer may be, in seconds (RFC 5861, RFC 9111)."""
+
+    tag_ttl: Seconds = 300.0
+    stale_while_revalidate: Seconds = 3600.0
+    stale_if_error: Seconds = math.inf
+    negative_ttl: Seconds = 30.0
+
+
+class FreshnessOverride(Section):
+    """What one upstream does differently. None: as everywhere."""
+
+    tag_ttl: Seconds | None = None
+    stale_while_revalidate: Seconds | None = None
+    stale_if_error: Seconds | None = None
+    negative_ttl: Seconds | None = None
+
+
+class Upstream(Section):
+    """One registry that is pulled from."""
+
+    url: str
+    aliases: tuple[str, ...] = ()
+    hostnames: tuple[str, ...] = ()
+    library_prefix: bool = False
+    username: str | None = None
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    auth_hosts: tuple[str, ...] = ()
+    tls: UpstreamTLS = UpstreamTLS()
+    freshness: FreshnessOverride = FreshnessOverride()
+
+    @field_validator("url")
+    @classmethod
+    def _plain_address(cls, value: str) -> str:
+        try:
+            url = URL(value)
+        except ValueError:
+            url = URL()
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("not an address; write https://registry.example.com")
+        if url.user or url.query_string or url.fragment:
+            raise ValueError("takes scheme, host, port and path only; credentials have own keys")
+        return value.rstrip("/")
+
+    @field_validator("aliases", "hostnames", "auth_hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            _check_name(name)
+        return value
+
+    @model_validator(mode="after")
+    def _whole_credentials(self) -> Self:
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("password and password_file exclude each other")
+        secret = self.password is not None or self.password_file is not None
+        if secret != (self.username is not None):
+            raise ValueError("credentials are a username with a password or a password_file")
+        return self
+
+
+class Timeouts(Section):
+    """How long an upstream may take, in seconds."""
+
+    connect: Seconds = 5.0
+    answer: Seconds = 20.0
+    idle: Seconds = 30.0
+
+
+class Memory(Section):
+    """How much is kept in RAM."""
+
+    manifests: Bytes = ByteSize(64 * 1024**2)
+
+
+class Log(Section):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    listen: str = "127.0.0.1:5000"
+    tls: ServerTLS | None = None
+    shutdown_grace: Seconds = 30.0
+    storage: Storage = Field(default_factory=Storage)
+    default_upstream: str = "docker.io"
+    upstreams: dict[str, Upstream] = Field(default_factory=dict)
+    freshness: Freshness = Freshness()
+    offline: bool = False
+    timeouts: Timeouts = Timeouts()
+    memory: Memory = Memory()
+    log: Log = Log()
+
+    @property
+    def host(self) -> str:
+        """The address to listen on, without brackets."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port to listen on; 0 lets the system choose."""
+        return int(self.listen.rpartition(":")[2])
+
+    def freshness_of(self, upstream: str) -> Freshness:
+        """Return the freshness that holds for an upstream, overrides applied."""
+        override = self.upstreams[upstream].freshness.model_dump(exclude_none=True)
+        return self.freshness.model_copy(update=override)
+
+    @field_validator("listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        match = _LISTEN.fullmatch(value)
+        if match is None or int(match[2]) > 65535:
+            raise ValueError("not an address; write 127.0.0.1:5000 or [::1]:5000")
+        return value
+
+    @field_validator("upstreams", mode="before")
+    @classmethod
+    def _over_built_in(cls, value: object) -> object:
+        """Lay what is configured over the built-in upstreams; ``null`` takes one away."""
+        if not isinstance(value, dict):
+            return value
+        merged: dict[str, object] = {name: dict(entry) for name, entry in BUILT_IN.items()}
+        for name, entry in value.items():
+            _check_name(str(name))
+            known = merged.get(name)
+            if entry is None:
+                merged.pop(name, None)
+            elif isinstance(entry, dict) and isinstance(known, dict):
+                merged[name] = known | entry
+            else:
+                merged[name] = entry
+        return merged
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        owner: dict[str, str] = {}
+        for name, upstream in self.upstreams.items():
+            for claimed in {name, *upstream.aliases, *upstream.hostnames}:
+                if claimed in owner:
+                    raise ValueError(
+                        f"upstreams: {owner[claimed]} and {name} both claim the name {claimed}"
+                    )
+                owner[claimed] = name
+        if self.default_upstream not in self.upstreams:
+            raise ValueError(
+                f"default_upstream: {self.default_upstream!r} is not among the upstreams: "
+                + ", ".join(self.upstreams)
+            )
+        return self
+
+
+def _check_name(name: str) -> None:
+    if _UPSTREAM_NAME.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is not a host name; write ghcr.io, lab or 10.0.0.5:5000")

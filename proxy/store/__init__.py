@@ -1,0 +1,57 @@
+"""The seam to where content lives: bytes by digest, nothing else.
+
+A store holds only verified content, and each digest at most once. Errors of the medium come out
+as ``StorageError``.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from proxy.names import Digest
+
+
+class BlobFile(Protocol):
+    """An open, complete blob. It stays readable after it has been deleted from the store."""
+
+    fd: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return all bytes."""
+
+    def close(self) -> None:
+        """Let go of it; twice does no harm."""
+
+
+class Spool(Protocol):
+    """A file that grows while a download runs, private until ``put`` makes it a blob."""
+
+    fd: int
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Write at ``offset``; blocks. Raises ``StorageError``."""
+
+    def discard(self) -> None:
+        """Remove it; does nothing after ``put``. The descriptor stays open."""
+
+    def close(self) -> None:
+        """Close the descriptor; twice does no harm."""
+
+
+class BlobStore(Protocol):
+    """Where content lives."""
+
+    def open(self, digest: Digest) -> BlobFile | None:
+        """Return the blob, opened, or None when it is not held."""
+
+    async def spool(self, digest: Digest, size: int | None) -> Spool:
+        """Return a new spool with ``size`` bytes of disk promised to it (None: not known)."""
+
+    async def put(self, digest: Digest, spool: Spool) -> None:
+        """Make a *verified* spool the blob ``digest``: durable first, then visible."""
+
+    async def delete(self, digests: list[Digest]) -> None:
+        """Remove blobs; those that are not held are passed over."""
+
+    def scan(self) -> AsyncIterator[list[tuple[Digest, int, float]]]:
+        """Yield batches of (digest, size in bytes, modification time) of all that is held."""

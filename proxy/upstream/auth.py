@@ -1,0 +1,188 @@
+"""How one registry wants to be asked: challenges, tokens and their life, and whom to trust.
+
+Distribution token specification (``docs/content/spec/auth/token.md``), RFC 7617. A token is asked
+for once however many wait, kept until 90 % of its life, and never sent anywhere but upstream.
+"""
+
+import base64
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NamedTuple
+
+import structlog
+from publicsuffixlist import PublicSuffixList
+from yarl import URL
+
+from proxy.errors import CredentialsRejected, Denied, UpstreamFailure, UpstreamUnavailable
+from proxy.facts import Facts
+from proxy.once import Once
+from proxy.upstream.challenge import Challenge, parse_challenges
+from proxy.upstream.providers import Credentials, Provider
+
+DEFAULT_LIFE: Final = 60.0
+"""Seconds that a token lives when its server does not say."""
+
+_USED_LIFE: Final = 0.9
+_SUFFIXES: Final = PublicSuffixList()
+
+log = structlog.get_logger(__name__)
+
+
+class TokenAnswer(NamedTuple):
+    """What a token server said."""
+
+    status: int
+    body: bytes
+
+
+FetchToken = Callable[[URL, str | None], Awaitable[TokenAnswer]]
+"""GET a URL with an ``Authorization`` value or without; raises ``UpstreamFailure``."""
+
+
+class Authorizer:
+    """Keeps one registry's challenge and tokens."""
+
+    def __init__(
+        self, url: URL, provider: Provider, auth_hosts: Sequence[str], fetch: FetchToken
+    ) -> None:
+        self._url = url
+        self._provider = provider
+        self._auth_hosts = frozenset(auth_hosts)
+        self._fetch = fetch
+        self._challenge: Challenge | None = None
+        self._tokens: Facts[str] = Facts()
+        self._asking: Once[str] = Once("token")
+
+    async def header(self, scope: str) -> str | None:
+        """Return the ``Authorization`` to send now; None before the first challenge."""
+        if self._challenge is None:
+            return None
+        return await self._answer(self._challenge, scope)
+
+    async def learn(self, challenges: Sequence[str], scope: str) -> str:
+        """Return the ``Authorization`` that a 401's challenge lines ask for.
+
+        Raises ``Denied`` when they ask for what we do not have, ``CredentialsRejected`` when they
+        refuse what we have.
+        """
+        known = {challenge.scheme: challenge for challenge in parse_challenges(challenges)}
+        challenge = known.get("bearer") or known.get("basic")
+        if challenge is None:
+            raise Denied(f"{self._url.host} refuses access and asks for no credentials we know")
+        answer = await self._answer(challenge, scope)
+        self._challenge = challenge
+        return answer
+
+    async def forget(self, scope: str) -> None:
+        """Drop the token for ``scope``: upstream refused it."""
+        if self._challenge is not None:
+            await self._tokens.forget(_key(self._challenge, scope))
+
+    async def refused(self) -> UpstreamFailure | Denied:
+        """Return the error for a 401 that followed our best answer."""
+        if await self._provider.credentials() is None:
+            return Denied(f"{self._url.host} does not let the anonymous pull this")
+        if self._challenge is not None and self._challenge.scheme == "basic":
+            return CredentialsRejected(f"{self._url.host} rejects the configured credentials")
+        return Denied(f"{self._url.host} does not let the configured credentials pull this")
+
+    async def close(self) -> None:
+        """End what is being asked."""
+        await self._asking.close()
+
+    async def _answer(self, challenge: Challenge, scope: str) -> str:
+        if challenge.scheme == "basic":
+            credentials = await self._provider.credentials()
+            if credentials is None:
+                raise Denied(f"{self._url.host} wants credentials, and none are configured")
+            return _basic(credentials)
+        key = _key(challenge, scope)
+        token = await self._tokens.get(key)
+        if token is None:
+            token = await self._asking.do(key, lambda: self._ask(challenge, scope, key))
+        return f"Bearer {token}"
+
+    async def _ask(self, challenge: Challenge, scope: str, key: str) -> str:
+        realm = self._realm(challenge)
+        credentials = await self._provider.credentials()
+        if credentials is not None and not self._trusts(realm):
+            raise CredentialsRejected(
+                f"{self._url.host} sends us to {realm.host} for a token, which is not trusted with "
+                f"its credentials; if it should be, add it to this upstream's auth_hosts"
+            )
+        query = [("scope", scope)]
+        if service := challenge.parameters.get("service"):
+            query.insert(0, ("service", service))
+        answer = await self._fetch(
+            realm.extend_query(query), None if credentials is None else _basic(credentials)
+        )
+        if answer.status != 200:
+            raise self._no_token(answer, realm, anonymous=credentials is None)
+        token, life = _read_token(answer.body, realm)
+        await self._tokens.learn(key, token, life * _USED_LIFE)
+        return token
+
+    def _realm(self, challenge: Challenge) -> URL:
+        try:
+            realm = URL(challenge.parameters.get("realm", ""))
+        except ValueError:
+            realm = URL()
+        secure = realm.scheme == "https" or (realm.scheme == "http" == self._url.scheme)
+        if not realm.host or realm.user or not secure:
+            raise UpstreamUnavailable(f"{self._url.host} names no usable token server")
+        return realm
+
+    def _trusts(self, realm: URL) -> bool:
+        """Tell whether our credentials may go there (CVE-2026-33540 is to answer yes always)."""
+        host, own = realm.host or "", self._url.host or ""
+        if host == own or host in self._auth_hosts:
+            return True
+        if _is_address(host) or _is_address(own):
+            return False
+        domain = _SUFFIXES.privatesuffix(own)
+        return domain is not None and domain == _SUFFIXES.privatesuffix(host)
+
+    def _no_token(
+        self, answer: TokenAnswer, realm: URL, *, anonymous: bool
+    ) -> UpstreamFailure | Denied:
+        said = f"{realm.host} answers {answer.status} when asked for a token"
+        match answer.status:
+            case 401 if not anonymous:
+                log.error("credentials rejected", upstream=self._url.host, realm=realm.host)
+                return CredentialsRejected(f"{said}: the configured credentials are rejected")
+            case 401 | 403:
+                return Denied(said)
+            case _:
+                return UpstreamUnavailable(said)
+
+
+def _read_token(body: bytes, realm: URL) -> tuple[str, float]:
+    """Return the token and its life in seconds."""
+    try:
+        document = json.loads(body)
+        token = document.get("token") or document.get("access_token")
+        life = float(document.get("expires_in") or DEFAULT_LIFE)
+    except (ValueError, TypeError, AttributeError):
+        token, life = None, 0.0
+    if not isinstance(token, str) or not token.isprintable() or not token.isascii():
+        raise UpstreamUnavailable(f"{realm.host} answers with something that is no token")
+    return token, life if life > 0 else DEFAULT_LIFE
+
+
+def _basic(credentials: Credentials) -> str:
+    pair = f"{credentials.username}:{credentials.password}"
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"
+
+
+def _key(challenge: Challenge, scope: str) -> str:
+    parameters = challenge.parameters
+    return f"{parameters.get('realm')} {parameters.get('service')} {scope}"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,155 @@
+"""HTTP to one upstream: sends, follows redirects, counts, and turns library errors into ours.
+
+``Authorization`` goes to the upstream's own origin only (distribution-spec "Redirects"). Addresses
+with signatures in their query never reach a message.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from aiohttp import (
+    ClientConnectorCertificateError,
+    ClientConnectorError,
+    ClientError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    TCPConnector,
+)
+from yarl import URL
+
+from proxy.errors import ConfigError, UpstreamTimeout, UpstreamUnavailable
+from proxy.metrics import UpstreamCounters
+from proxy.settings import Timeouts, UpstreamTLS
+from proxy.upstream.auth import TokenAnswer
+
+MAX_REDIRECTS: Final = 5
+MAX_ERROR_BODY: Final = 64 * 1024
+READ_BUFFER: Final = 1024 * 1024
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
+class Transport:
+    """One upstream's connections. Close it when done."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        tls: UpstreamTLS,
+        timeouts: Timeouts,
+        counters: UpstreamCounters,
+        user_agent: str,
+    ) -> None:
+        self._name = name
+        self._counters = counters
+        self._session = ClientSession(
+            connector=TCPConnector(limit=0, ssl=_client_context(name, tls)),
+            cookie_jar=DummyCookieJar(),
+            auto_decompress=False,
+            headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
+            skip_auto_headers=("Accept",),
+            timeout=ClientTimeout(
+                total=None, sock_connect=timeouts.connect, sock_read=timeouts.idle
+            ),
+            read_bufsize=READ_BUFFER,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def send(
+        self, method: str, url: URL, headers: dict[str, str], authorization: str | None
+    ) -> ClientResponse:
+        """Return the answer behind all redirects; its caller reads or closes it.
+
+        Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``.
+        """
+        origin = url.origin()
+        self._counters.upstream_requests += 1
+        for _ in range(MAX_REDIRECTS + 1):
+            sent = dict(headers)
+            if authorization is not None and url.origin() == origin:
+                sent["Authorization"] = authorization
+            with self.translated():
+                response = await self._session.request(
+                    method, url, headers=sent, allow_redirects=False
+                )
+            if response.status not in _REDIRECTS:
+                return response
+            await self.drain(response)
+            url = self._next(response)
+        raise UpstreamUnavailable(f"{self._name} redirects more than {MAX_REDIRECTS} times")
+
+    async def fetch_token(self, url: URL, authorization: str | None) -> TokenAnswer:
+        """Return what a token server says. Raises ``UpstreamFailure``."""
+        self._counters.token_requests += 1
+        headers = {} if authorization is None else {"Authorization": authorization}
+        with self.translated():
+            async with self._session.get(url, headers=headers, allow_redirects=False) as response:
+                body = await response.content.read(MAX_ERROR_BODY)
+                return TokenAnswer(response.status, body)
+
+    async def drain(self, response: ClientResponse) -> bytes:
+        """Read a small body to its end, so that the connection can serve again; return it."""
+        body = bytearray()
+        with self.translated():
+            async for chunk in response.content.iter_any():
+                self._counters.bytes_from_upstream += len(chunk)
+                body += chunk
+                if len(body) > MAX_ERROR_BODY:
+                    response.close()
+                    break
+        return bytes(body)
+
+    async def chunks(self, response: ClientResponse) -> AsyncIterator[bytes]:
+        """Yield a body as it arrives. Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``."""
+        with self.translated():
+            async for chunk in response.content.iter_any():
+                self._counters.bytes_from_upstream += len(chunk)
+                yield chunk
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn what aiohttp raises into errors of ours."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"{self._name} does not answer in time") from error
+        except ClientConnectorCertificateError as error:
+            raise UpstreamUnavailable(
+                f"{self._name}: certificate not trusted: {error.certificate_error}"
+            ) from error
+        except ClientConnectorError as error:
+            raise UpstreamUnavailable(
+                f"{self._name} cannot be reached: {error.os_error.strerror or error.os_error}"
+            ) from error
+        except (ClientError, OSError, asyncio.IncompleteReadError, ValueError) as error:
+            raise UpstreamUnavailable(f"{self._name}: {type(error).__name__}") from error
+
+    def _next(self, response: ClientResponse) -> URL:
+        with self.translated():
+            target = response.url.join(URL(response.headers.get("Location", ""), encoded=True))
+        downgraded = response.url.scheme == "https" and target.scheme != "https"
+        if target.scheme not in ("http", "https") or not target.host or downgraded:
+            raise UpstreamUnavailable(f"{self._name} redirects to an address that is not followed")
+        return target.with_fragment(None)
+
+
+def _client_context(name: str, tls: UpstreamTLS) -> ssl.SSLContext:
+    """Return how this upstream's certificate is checked. Raises ``ConfigError``."""
+    try:
+        context = ssl.create_default_context(cafile=tls.ca_file)
+        if tls.cert_file is not None:
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+    except OSError as error:
+        raise ConfigError(f"upstreams.{name}.tls: a file cannot be used: {error}") from None
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

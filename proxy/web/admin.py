@@ -1,0 +1,109 @@
+"""Everything of our own: ``/-/stats``, ``/-/healthz``, ``/-/readyz`` and ``/metrics``."""
+
+import json
+import time
+from typing import Any, Final
+
+from aiohttp.web import BaseRequest, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from proxy.errors import NotFound, RegistryError, Unsupported
+from proxy.evict import Evictor
+from proxy.flights import Flights
+from proxy.index import Index
+from proxy.metrics import Gauges, Metrics, registry
+
+JSON: Final = "application/json"
+
+
+class Admin:
+    """Shows what the proxy does. Reads only."""
+
+    def __init__(
+        self, metrics: Metrics, index: Index, evictor: Evictor, flights: Flights, version: str
+    ) -> None:
+        self._metrics = metrics
+        self._index = index
+        self._evictor = evictor
+        self._flights = flights
+        self._version = version
+        self._started = time.monotonic()
+        self._prometheus = registry(metrics, self._gauges, version)
+        self.is_stopping = False
+
+    async def handle(self, request: BaseRequest) -> Response:
+        """Answer one request."""
+        try:
+            return self._answer(request)
+        except RegistryError as error:
+            return Response(
+                status=error.status, body=error.body(), headers=error.headers(), content_type=JSON
+            )
+
+    def _answer(self, request: BaseRequest) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            raise Unsupported(f"{request.method}: nothing here can be changed")
+        match request.path:
+            case "/metrics":
+                return Response(
+                    body=generate_latest(self._prometheus),
+                    headers={"Content-Type": CONTENT_TYPE_LATEST},
+                )
+            case "/-/stats":
+                return _json(self.stats())
+            case "/-/healthz":
+                return _json({"status": "ok"})
+            case "/-/readyz" if self.is_stopping:
+                return _json({"status": "stopping"}, status=503)
+            case "/-/readyz":
+                return _json({"status": "ready"})
+            case _:
+                raise NotFound(
+                    "no such page; there are /-/stats, /-/healthz, /-/readyz and /metrics"
+                )
+
+    def stats(self) -> dict[str, Any]:
+        """Return the numbers of ``/-/stats``: totals since the start, and what is held now.
+
+        Seconds and bytes throughout.
+        """
+        usage, cache = self._index.usage(), self._metrics.cache
+        return {
+            "version": self._version,
+            "uptime_seconds": round(time.monotonic() - self._started, 3),
+            "total": self._metrics.total().snapshot(),
+            "upstreams": {
+                name: counters.snapshot() for name, counters in self._metrics.upstreams.items()
+            },
+            "cache": {
+                "bytes": self._evictor.used,
+                "limit_bytes": self._evictor.limit,
+                "files": usage.files,
+                "evictions": cache.evictions,
+                "evicted_bytes": cache.evicted_bytes,
+                "content_mismatches": cache.mismatches,
+                "storage_errors": cache.storage_errors,
+            },
+            "downloads": [
+                {
+                    "digest": flight.digest,
+                    "upstream": flight.target.upstream,
+                    "repository": flight.target.repo,
+                    "bytes": flight.written,
+                    "size": flight.size,
+                }
+                for flight in self._flights.live()
+            ],
+        }
+
+    def _gauges(self) -> Gauges:
+        return {
+            "cache_bytes": self._evictor.used,
+            "cache_limit_bytes": self._evictor.limit,
+            "cache_files": self._index.usage().files,
+            "downloads_in_progress": len(self._flights.live()),
+        }
+
+
+def _json(document: dict[str, Any], status: int = 200) -> Response:
+    return Response(status=status, body=json.dumps(document).encode(), content_type=JSON)

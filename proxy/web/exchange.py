@@ -1,0 +1,95 @@
+"""One request and what becomes of it: counted once and logged in one line at its end."""
+
+import time
+from typing import Any, Final
+
+from aiohttp.web import BaseRequest
+from multidict import CIMultiDict
+
+from proxy.errors import RegistryError
+from proxy.logs import RequestLog
+from proxy.metrics import Metrics, Outcome
+from proxy.names import Kind, Route, Target
+
+COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
+MAX_LOGGED: Final = 200
+
+
+class Exchange:
+    """What is learnt about a request on its way."""
+
+    __slots__ = (
+        "code",
+        "left",
+        "ns",
+        "outcome",
+        "request",
+        "route",
+        "sent",
+        "started",
+        "status",
+        "target",
+    )
+
+    def __init__(self, request: BaseRequest) -> None:
+        self.request = request
+        self.started = time.perf_counter()
+        self.ns: str | None = request.query.get("ns") or None
+        self.route: Route | None = None
+        self.target: Target | None = None
+        self.outcome: Outcome | None = None
+        self.status = 200
+        self.code: str | None = None
+        self.sent = 0
+        self.left = False
+
+    @property
+    def is_head(self) -> bool:
+        """Only headers are wanted."""
+        return self.request.method == "HEAD"
+
+    def headers(self, more: dict[str, str]) -> CIMultiDict[str]:
+        """Return the headers that every answer has, and ``more``."""
+        headers = CIMultiDict(COMMON_HEADERS)
+        if self.ns is not None and self.target is not None:
+            headers["OCI-Namespace"] = self.ns
+        headers.update(more)
+        return headers
+
+    def fail(self, error: RegistryError) -> None:
+        """Note that the request ends in an error."""
+        self.outcome, self.status, self.code = Outcome.ERROR, error.status, error.code
+
+    def account(self, metrics: Metrics, request_log: RequestLog) -> None:
+        """Count and log; to be called once, at the end."""
+        if self.outcome is not None:
+            counters = metrics.of(self.target.upstream if self.target else None)
+            counters.outcomes[self.outcome] += 1
+            counters.bytes_to_clients += self.sent
+            if self.code is not None:
+                counters.errors[self.code] += 1
+        request_log.add(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        route, request = self.route, self.request
+        known = route is not None and route.kind is not Kind.BASE
+        return {
+            "method": request.method,
+            "path": None if known else _cut(request.path),
+            "kind": route.kind.name.lower() if route is not None and known else None,
+            "upstream": self.target.upstream if self.target else None,
+            "repository": self.target.repo if self.target else None,
+            "reference": (route.ref or None) if route else None,
+            "status": self.status,
+            "outcome": self.outcome.value if self.outcome else None,
+            "error": self.code,
+            "client_left": self.left or None,
+            "bytes": self.sent,
+            "seconds": round(time.perf_counter() - self.started, 6),
+            "client": request.remote,
+            "agent": _cut(request.headers.get("User-Agent")),
+        }
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= MAX_LOGGED else text[:MAX_LOGGED] + "…"

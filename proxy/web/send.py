@@ -1,0 +1,143 @@
+"""Moves bytes to sockets: zero-copy where there is no TLS, from files complete or still growing.
+
+uvloop has no ``loop.sendfile`` and refuses watchers on a transport's own descriptor; a duplicate
+may be watched. What has begun and cannot be finished ends with a closed connection, never with a
+body that looks complete.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
+
+from aiohttp.web import BaseRequest, StreamResponse
+
+CHUNK: Final = 256 * 1024
+SENDFILE_BYTES: Final = 1024 * 1024
+_HEADER_POLL: Final = 0.002
+
+Readable = Callable[[int], Awaitable[int]]
+"""Tells up to where bytes may be read from an offset; waits for more; the offset at the end."""
+
+
+class ClientLeftError(Exception):
+    """The client closed the connection before it had everything."""
+
+
+class Sending:
+    """One response on its way; ``sent`` counts body bytes."""
+
+    def __init__(self, request: BaseRequest, response: StreamResponse) -> None:
+        self._request = request
+        self._response = response
+        self.sent = 0
+
+    async def file(self, fd: int, start: int, stop: int | None, readable: Readable) -> None:
+        """Send bytes ``start`` to ``stop`` (None: the end) of a file that may still grow.
+
+        Raises ``ClientLeftError``, or what ``readable`` raises.
+        """
+        await self._prepare()
+        transport = self._request.transport
+        if transport is None:
+            raise ClientLeftError
+        if transport.get_extra_info("sslcontext") is None and self._response.content_length:
+            await self._by_sendfile(transport, fd, start, stop, readable)
+        else:
+            await self._by_write(fd, start, stop, readable)
+        await self._finish()
+
+    async def chunks(self, chunks: AsyncIterator[bytes]) -> None:
+        """Send a body as it comes. Raises ``ClientLeftError``, or what ``chunks`` raises."""
+        await self._prepare()
+        async for chunk in chunks:
+            await self._write(chunk)
+        await self._finish()
+
+    async def _by_write(self, fd: int, start: int, stop: int | None, readable: Readable) -> None:
+        offset = start
+        while stop is None or offset < stop:
+            end = await readable(offset)
+            if end <= offset:
+                break
+            end = min(end, offset + CHUNK, end if stop is None else stop)
+            chunk = os.pread(fd, end - offset, offset)
+            if not chunk:
+                raise EOFError("the file shrank while it was sent")
+            await self._write(chunk)
+            offset += len(chunk)
+
+    async def _by_sendfile(
+        self,
+        transport: asyncio.Transport,
+        fd: int,
+        start: int,
+        stop: int | None,
+        readable: Readable,
+    ) -> None:
+        while transport.get_write_buffer_size():  # the header block must leave first
+            if transport.is_closing():
+                raise ClientLeftError
+            await asyncio.sleep(_HEADER_POLL)
+        socket = os.dup(transport.get_extra_info("socket").fileno())
+        try:
+            offset = start
+            while stop is None or offset < stop:
+                end = await readable(offset)
+                if end <= offset:
+                    break
+                end = end if stop is None else min(end, stop)
+                offset = await self._stretch(socket, fd, offset, end)
+        except OSError as error:
+            raise ClientLeftError from error
+        finally:
+            os.close(socket)
+
+    async def _stretch(self, socket: int, fd: int, offset: int, end: int) -> int:
+        """Send what is there, letting the loop turn between calls; return the new offset."""
+        while offset < end:
+            try:
+                sent = os.sendfile(socket, fd, offset, min(SENDFILE_BYTES, end - offset))
+            except BlockingIOError:
+                await _writable(socket)
+                continue
+            if sent == 0:
+                raise EOFError("the file shrank while it was sent")
+            offset += sent
+            self.sent += sent
+            await asyncio.sleep(0)
+        return offset
+
+    async def _prepare(self) -> None:
+        try:
+            await self._response.prepare(self._request)
+        except ConnectionError as error:
+            raise ClientLeftError from error
+
+    async def _write(self, chunk: bytes) -> None:
+        try:
+            await self._response.write(chunk)
+        except ConnectionError as error:
+            raise ClientLeftError from error
+        self.sent += len(chunk)
+
+    async def _finish(self) -> None:
+        try:
+            await self._response.write_eof()
+        except ConnectionError as error:
+            raise ClientLeftError from error
+
+
+async def _writable(socket: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(socket, _set, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(socket)
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -1,0 +1,56 @@
+"""The numbers Millpond reports, against the upstream's own log and what curl received."""
+
+from tests.parts.clients import Clients
+from tests.parts.curl import Curl
+from tests.parts.millpond import Millpond
+from tests.parts.registry import Registry
+from tests.parts.shelf import Shelf
+
+
+def counted(proxy: Millpond) -> dict[str, int]:
+    found = proxy.stats()["upstreams"]["docker.io"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_every_request_and_byte_is_counted_once(
+    curl: Curl, proxy: Millpond, upstream: Registry, shelf: Shelf
+) -> None:
+    before = upstream.mark()
+    for image in shelf.common:
+        curl.pull(image.by_tag)
+    asked = upstream.since(before)
+    cold = counted(proxy)
+    assert cold["upstream_requests"] == len(asked)
+    assert cold["bytes_from_upstream"] == sum(r.size for r in asked if r.is_content)
+    assert cold["requests"] == cold["misses"] == len(curl.replies)
+    assert cold["hits"] == 0
+    assert cold["bytes_to_clients"] == sum(reply.size for reply in curl.replies)
+
+    for image in shelf.common:
+        curl.pull(image.by_tag)
+        curl.pull(image.by_digest)
+    assert upstream.since(before) == asked
+    warm = counted(proxy)
+    assert warm["upstream_requests"] == cold["upstream_requests"]
+    assert warm["bytes_from_upstream"] == cold["bytes_from_upstream"]
+    assert warm["requests"] == len(curl.replies)
+    assert warm["misses"] == cold["misses"]
+    assert warm["hits"] == len(curl.replies) - cold["misses"]
+    assert warm["bytes_to_clients"] == sum(reply.size for reply in curl.replies)
+
+
+def test_real_clients_are_counted_too(
+    clients: Clients, proxy: Millpond, upstream: Registry, shelf: Shelf
+) -> None:
+    before = upstream.mark()
+    for name in ("docker", "containerd", "podman", "skopeo"):
+        client = clients[name]
+        for image in shelf.common:
+            client.pull(image.by_tag)
+    asked = upstream.since(before)
+    stats = counted(proxy)
+    assert stats["upstream_requests"] == len(asked)
+    assert stats["bytes_from_upstream"] == sum(r.size for r in asked if r.is_content)
+    content = {blob.digest: blob.size for image in shelf.common for blob in image.here.blobs}
+    assert stats["bytes_to_clients"] >= 4 * sum(content.values())

@@ -1,0 +1,48 @@
+"""What every real client has in common, so that one test can be put to all of them."""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from tests.parts.process import command
+
+
+class PullError(AssertionError):
+    """A client said no; its own words are the message."""
+
+
+class Client(Protocol):
+    """A real client that sees docker.io through one mirror and keeps its images in a temp root."""
+
+    name: str
+
+    def pull(self, reference: str) -> str:
+        """Pull `library/tiny:latest` or `library/tiny@sha256:…`; return the digest it now holds.
+
+        For a multi-platform image that is the index's or this platform's, as the client reports.
+        Raises PullError with what the client wrote.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Drop every image and all content, so that the next pull is a real one."""
+        ...
+
+
+def run(argv: Sequence[str], env: Mapping[str, str], timeout: float = 120) -> str:
+    """Run a client's command; return its stdout, or raise PullError with its stderr."""
+    try:
+        done = subprocess.run(
+            [command(argv[0]), *argv[1:]],
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as slow:
+        raise PullError(f"{argv}: no end after {timeout} s: {slow.stderr!r}") from slow
+    if done.returncode:
+        raise PullError(f"{argv} → {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout

@@ -1,0 +1,90 @@
+"""dockerd with a containerd, a root and a socket of its own, driven by docker.
+
+All it leaves on the machine are the empty /run/docker/plugins and /run/containerd/s, whose
+places are built in.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.parts import containerd
+from tests.parts.client import PullError, run
+from tests.parts.process import Daemon, hermetic, workdir
+
+
+class Docker:
+    """`docker pull` by a daemon that has the mirror in its `registry-mirrors`."""
+
+    name = "docker"
+
+    def __init__(self, root: Path, socket: Path) -> None:
+        config = str(root / "client")
+        self._env = hermetic(root, DOCKER_HOST=f"unix://{socket}", DOCKER_CONFIG=config)
+
+    def pull(self, reference: str) -> str:
+        """Pull; return the digest of the index or manifest."""
+        said = self._run("pull", reference)
+        found = re.search(r"^Digest: (\S+)$", said, re.MULTILINE)
+        if not found:
+            raise PullError(f"docker pull {reference} names no digest:\n{said}")
+        return found[1]
+
+    def forget(self) -> None:
+        """Remove every image."""
+        if ids := self._run("images", "--all", "--quiet").split():
+            self._run("rmi", "--force", *sorted(set(ids)))
+        left = self._run("images", "--all", "--quiet")
+        assert not left, f"docker still holds {left}"
+
+    def import_image(self, tarball: Path, name: str) -> None:
+        """Make an image of a root file system, with no registry involved."""
+        self._run("import", str(tarball), name)
+
+    def run(self, image: str, *command: str) -> str:
+        """Run the image's command, or this one, to its end; return what it wrote."""
+        no_network = ("--network", "none", "--pull", "never")
+        return self._run("run", "--rm", *no_network, image, *command)
+
+    def _run(self, *words: str) -> str:
+        return run(["docker", *words], self._env)
+
+
+def settings(root: Path, containerd_socket: Path, mirror: str) -> dict[str, object]:
+    """Return a daemon.json that keeps everything under `root` and leaves the network alone."""
+    return {
+        "bridge": "none",
+        "containerd": str(containerd_socket),
+        "data-root": f"{root}/data",
+        "deprecated-key-path": f"{root}/key.json",
+        "exec-root": f"{root}/exec",
+        "hosts": [f"unix://{root}/docker.sock"],
+        "ip-forward": False,
+        "ip-masq": False,
+        "ip6tables": False,
+        "iptables": False,
+        "pidfile": f"{root}/docker.pid",
+        "registry-mirrors": [f"http://{mirror}"],
+        "storage-driver": "vfs",
+        "userland-proxy": False,
+    }
+
+
+@contextmanager
+def running(mirror: str) -> Iterator[Docker]:
+    """Give a docker that reaches docker.io through `mirror`, a host:port."""
+    with workdir("docker") as root, containerd.daemon(root) as containerd_socket:
+        config = root / "daemon.json"
+        config.write_text(json.dumps(settings(root, containerd_socket, mirror)))
+        socket = root / "docker.sock"
+        argv = ["dockerd", "--config-file", str(config)]
+        daemon = Daemon(argv, hermetic(root), root / "dockerd.log")
+        daemon.start(socket.is_socket, within=60)
+        try:
+            docker = Docker(root, socket)
+            docker.forget()  # the socket is there before the daemon answers
+            yield docker
+        finally:
+            daemon.stop()

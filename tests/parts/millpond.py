@@ -1,0 +1,97 @@
+"""The real process: `python -m proxy serve` with a configuration file of its own."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import yaml
+
+from tests.parts.process import Daemon, free_port, hermetic, workdir
+
+REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
+
+
+def merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `extra` laid over it, mapping by mapping."""
+    both = dict(base)
+    for key, value in extra.items():
+        if isinstance(value, Mapping) and isinstance(both.get(key), Mapping):
+            both[key] = merged(both[key], value)
+        else:
+            both[key] = value
+    return both
+
+
+class Millpond:
+    """The proxy on a loopback port and a storage directory it keeps over restarts."""
+
+    def __init__(self, root: Path, upstream: str, port: int, extra: Mapping[str, Any]) -> None:
+        self.port = port
+        self.address = f"127.0.0.1:{port}"
+        self.url = f"http://{self.address}"
+        settings = {
+            "listen": self.address,
+            "storage": {"path": str(root / "storage"), "max_size": "5GiB"},
+            "default_upstream": "docker.io",
+            "upstreams": {"docker.io": {"url": upstream, "library_prefix": True}},
+            "freshness": {"tag_ttl": "5m"},
+            "log": {"format": "json"},
+        }
+        self.config = root / "millpond.yaml"
+        self.config.write_text(yaml.safe_dump(merged(settings, extra)))
+        argv = [sys.executable, "-m", "proxy", "serve", "-c", str(self.config)]
+        env = hermetic(root, PYTHONPATH=str(REPOSITORY_ROOT), PYTHONUNBUFFERED="1")
+        self._daemon = Daemon(argv, env, root / "millpond.log")
+        self._daemon.cwd = REPOSITORY_ROOT
+
+    def start(self) -> None:
+        """Start the process; return when it says that it is ready."""
+        self._daemon.start(self._is_ready)
+
+    def stop(self, within: float = 10) -> str:
+        """End it by SIGTERM; fail unless it ends well within seconds. Return its log."""
+        status = self._daemon.stop(within)
+        log = self.log()
+        assert status == 0, f"exit status {status} on SIGTERM:\n{self._daemon.tail()}"
+        assert "Traceback" not in log, log
+        return log
+
+    def restart(self) -> None:
+        """Stop it and start it on what it stored."""
+        self.stop()
+        self.start()
+
+    def log(self) -> str:
+        """Return all it wrote so far, on stdout and stderr."""
+        return self._daemon.stdout.read_text() + self._daemon.log.read_text()
+
+    def stats(self) -> dict[str, Any]:
+        """Return what `GET /-/stats` says."""
+        with urlopen(f"{self.url}/-/stats", timeout=10) as answer:
+            said: dict[str, Any] = json.load(answer)
+        return said
+
+    def _is_ready(self) -> bool:
+        try:
+            with urlopen(f"{self.url}/-/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:  # refused, or 503: HTTPError is an OSError
+            return False
+
+
+@contextmanager
+def running(
+    upstream: str, port: int = 0, extra: Mapping[str, Any] | None = None
+) -> Iterator[Millpond]:
+    """Give a running Millpond with an empty cache before `upstream`, a base URL."""
+    with workdir("proxy") as root:
+        millpond = Millpond(root, upstream, port or free_port(), extra or {})
+        millpond.start()
+        try:
+            yield millpond
+        finally:
+            millpond.stop()

@@ -1,0 +1,86 @@
+"""podman with storage and registries.conf of its own."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.parts.client import run
+from tests.parts.process import command, hermetic, workdir
+
+REGISTRIES = """\
+[[registry]]
+prefix = "docker.io"
+location = "docker.io"
+[[registry.mirror]]
+location = "{mirror}"
+insecure = true
+"""
+
+# Locks in files: the default is one shared memory segment for the whole machine.
+CONTAINERS = """\
+[engine]
+lock_type = "file"
+events_logger = "none"
+cgroup_manager = "cgroupfs"
+"""
+
+STORAGE = """\
+[storage]
+driver = "vfs"
+graphroot = "{root}/storage"
+runroot = "{root}/run"
+"""
+
+# Its cache of blob places has a fixed home under /var/lib: give it another /var/lib.
+APART = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /var/lib && exec podman "$@"')
+
+POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
+
+
+class Podman:
+    """`podman pull` with the mirror in registries.conf."""
+
+    name = "podman"
+
+    def __init__(self, root: Path, mirror: str) -> None:
+        command("podman")  # a missing one is named here, not by the shell
+        (root / "registries.conf").write_text(REGISTRIES.format(mirror=mirror))
+        (root / "containers.conf").write_text(CONTAINERS)
+        (root / "storage.conf").write_text(STORAGE.format(root=root))
+        (root / "policy.json").write_text(json.dumps(POLICY))
+        (root / "auth.json").write_text("{}")
+        self._env = hermetic(
+            root,
+            CONTAINERS_CONF=str(root / "containers.conf"),
+            CONTAINERS_REGISTRIES_CONF=str(root / "registries.conf"),
+            CONTAINERS_STORAGE_CONF=str(root / "storage.conf"),
+            REGISTRY_AUTH_FILE=str(root / "auth.json"),
+            XDG_RUNTIME_DIR=str(root),
+            TMPDIR=str(root),
+        )
+        (root / "lib").mkdir()
+        self._podman = [*APART, str(root / "lib"), f"--tmpdir={root / 'libpod'}"]
+        self._policy = f"--signature-policy={root / 'policy.json'}"
+
+    def pull(self, reference: str) -> str:
+        """Pull and unpack; return the digest that podman shows for the image."""
+        full = f"docker.io/{reference}"
+        image = self._run("pull", "--quiet", self._policy, full).strip()
+        return self._run("image", "inspect", "--format={{.Digest}}", image).strip()
+
+    def forget(self) -> None:
+        """Remove every image."""
+        self._run("rmi", "--all", "--force")
+        left = self._run("images", "--all", "--quiet")
+        assert not left, f"podman still holds {left}"
+
+    def _run(self, *words: str) -> str:
+        return run([*self._podman, *words], self._env)
+
+
+@contextmanager
+def running(mirror: str) -> Iterator[Podman]:
+    """Give a podman that reaches docker.io through `mirror`, a host:port."""
+    with workdir("podman") as root:
+        yield Podman(root, mirror)

@@ -2,11 +2,13 @@
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import structlog
 from aiohttp.web import ServerRunner, SockSite
@@ -24,19 +26,19 @@ from proxy.flights import Flights
 from proxy.index import Index
 from proxy.index.local import LocalIndex
 from proxy.logs import RequestLog
-from proxy.metrics import CacheCounters, Metrics
+from proxy.metrics import CacheCounters, Metrics, UpstreamCounters
 from proxy.policy import Rule
 from proxy.records import Clock
 from proxy.repair import reconcile
 from proxy.routing import Router
-from proxy.settings import Settings
+from proxy.settings import Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.store import BlobStore
 from proxy.store.disk import DiskStore
 from proxy.upstream.auth import Authorizer
 from proxy.upstream.providers import Anonymous, Credentials, PasswordFile, Provider, Static
 from proxy.upstream.registry import Upstream
-from proxy.upstream.transport import Transport
+from proxy.upstream.transport import Transport, client_context
 from proxy.web.admin import Admin
 from proxy.web.certificate import Certificate
 from proxy.web.registry import Registry
@@ -48,11 +50,13 @@ BACKLOG: Final = 1024
 log = structlog.get_logger(__name__)
 
 
-class App(NamedTuple):
-    """A running proxy: where it listens, and its numbers."""
+@dataclass(frozen=True, slots=True)
+class App:
+    """A running proxy: where it listens, its numbers, and its durable facts."""
 
     address: str
     admin: Admin
+    index: Index
 
 
 class Background:
@@ -111,7 +115,7 @@ async def running(
         stack.push_async_callback(flights.close)
         evictor = Evictor(index, store, int(settings.storage.max_size), metrics.cache)
         holdings = Holdings(store, index, evictor, metrics.cache, clock)
-        sources = {name: _source(stack, name, settings, metrics) for name in settings.upstreams}
+        sources = _sources(stack, settings, metrics)
         ram_bytes = int(settings.memory.manifests)
         manifests = Manifests(holdings, sources, clock=clock, ram_bytes=ram_bytes)
         stack.push_async_callback(manifests.close)
@@ -132,17 +136,33 @@ async def running(
             background.start("certificate", certificate.watch())
         context = certificate.context if certificate is not None else None
         await SockSite(runner, listener, ssl_context=context, backlog=BACKLOG).start()
-        yield App(_address(listener), admin)
+        yield App(_address(listener), admin, index)
         admin.is_stopping = True
 
 
-def _source(stack: AsyncExitStack, name: str, settings: Settings, metrics: Metrics) -> Source:
+def _sources(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> dict[str, Source]:
+    usual = UpstreamTLS()
+    shared = client_context("", usual)  # reading the system's authorities takes tens of ms
+    sources = {}
+    for name, upstream in settings.upstreams.items():
+        context = shared if upstream.tls == usual else client_context(name, upstream.tls)
+        sources[name] = _source(stack, name, settings, metrics.of(name), context)
+    return sources
+
+
+def _source(
+    stack: AsyncExitStack,
+    name: str,
+    settings: Settings,
+    counters: UpstreamCounters,
+    context: ssl.SSLContext,
+) -> Source:
     configured = settings.upstreams[name]
     transport = Transport(
         name,
-        tls=configured.tls,
+        context=context,
         timeouts=settings.timeouts,
-        counters=metrics.of(name),
+        counters=counters,
         user_agent=f"millpond/{VERSION}",
     )
     stack.push_async_callback(transport.close)

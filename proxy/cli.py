@@ -42,15 +42,22 @@ def main() -> None:
     cli()
 
 
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if asked:
+        typer.echo(f"millpond {VERSION}")
+        raise typer.Exit
+
+
 @cli.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"millpond {VERSION}")
-        raise typer.Exit
+    """Act on what stands before the command."""
 
 
 @cli.command()

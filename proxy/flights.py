@@ -170,15 +170,15 @@ class Flights:
 
     def __init__(self) -> None:
         self._live: dict[Digest, Flight] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Flight, asyncio.Task[None]] = {}
 
-    def live(self) -> list[Flight]:
+    def all(self) -> list[Flight]:
         """Return the downloads in progress."""
         return list(self._live.values())
 
-    def is_live(self, digest: Digest) -> bool:
-        """Tell whether ``join`` would join."""
-        return digest in self._live
+    def live(self, digest: Digest) -> Flight | None:
+        """Return the download that ``join`` would join."""
+        return self._live.get(digest)
 
     def join(self, target: Target, digest: Digest, run: Run) -> Reader:
         """Return a reader of the one download of ``digest``, begun here if there is none."""
@@ -187,15 +187,16 @@ class Flights:
             return Reader(flight, first=False)
         flight = self._live[digest] = Flight(target, digest)
         task = asyncio.create_task(self._fly(flight, run), name=f"flight {digest[:19]}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[flight] = task
+        task.add_done_callback(lambda _: self._tasks.pop(flight))
         return Reader(flight, first=True)
 
     async def close(self) -> None:
-        """Cancel what still flies, and wait until its spools are gone."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Cancel what still flies; let what has landed be stored; wait until all have ended."""
+        for flight, task in self._tasks.items():
+            if not flight.landed:
+                task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _fly(self, flight: Flight, run: Run) -> None:
         """Run a flight; nobody waits for this task, so its failure lives on in the flight."""

@@ -13,6 +13,7 @@ from proxy.facts import Facts
 from proxy.flights import Flight, Flights
 from proxy.metrics import Outcome
 from proxy.names import Digest, Target, hasher
+from proxy.records import Descriptor
 from proxy.upstream.registry import Body
 
 log = structlog.get_logger(__name__)
@@ -40,31 +41,32 @@ class Blobs:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
         while True:
             linked = await self._index.linked(target, digest)
-            if not linked and await self._is_here(digest):
+            if linked and (file := await self._holdings.open(digest)) is not None:
+                return Local(file)
+            if not linked and await self._holdings.holds(digest):
                 await self._vouch(target, digest)
                 continue
-            file = await self._holdings.open(digest) if linked else None
-            if file is not None:
-                return Local(file)
-            if not self._flights.is_live(digest):
+            if self._flights.live(digest) is None:
                 self._refuse_offline(target, digest)
                 await self._refuse_absent(target, digest)
             reader = self._flights.join(
                 target, digest, lambda flight: self._download(target, flight)
             )
+            own = reader.flight.target == target
+            if not linked and not own:
+                reader.close()
+                await self._vouch(target, digest)
+                continue
             try:
                 await reader.flight.opened()
             except StorageError as error:
                 reader.close()
                 log.info("passing through", digest=digest, reason=str(error))
                 return await self._through(target, digest)
-            except RegistryError:
+            except BaseException as error:
                 reader.close()
-                if reader.flight.target == target:
+                if own or not isinstance(error, RegistryError):
                     raise
-            except BaseException:
-                reader.close()
-                raise
             else:
                 return Live(reader)
 
@@ -79,9 +81,6 @@ class Blobs:
         if record is not None:
             return Sized(record.size, Outcome.REVALIDATED)
         return Sized(size, Outcome.MISS)
-
-    async def _is_here(self, digest: Digest) -> bool:
-        return self._flights.is_live(digest) or await self._holdings.holds(digest)
 
     async def _vouch(self, target: Target, digest: Digest) -> int | None:
         """Have upstream say that the repository holds the blob; return its size in bytes.
@@ -116,7 +115,8 @@ class Blobs:
                 except ContentMismatch as error:
                     self._mismatch(error)
                     raise
-            await self._holdings.adopt(target, digest, spool, flight.written)
+            await self._index.link(target, [digest])
+            await self._holdings.adopt(reservation, spool, Descriptor("", digest, flight.written))
 
     async def _through(self, target: Target, digest: Digest) -> Through:
         """Return a body that is proven on its way and not kept."""

@@ -5,15 +5,16 @@ or "not kept", and a count.
 """
 
 import asyncio
+from contextlib import ExitStack
 
 import structlog
 
 from proxy.errors import StorageError
-from proxy.evict import Evictor
+from proxy.evict import Evictor, Reservation
 from proxy.index import Index
 from proxy.metrics import CacheCounters
-from proxy.names import Digest, Target
-from proxy.records import BlobRecord, Clock
+from proxy.names import Digest
+from proxy.records import BlobRecord, Clock, Descriptor
 from proxy.store import BlobFile, BlobStore, Spool
 
 log = structlog.get_logger(__name__)
@@ -81,33 +82,27 @@ class Holdings:
         except StorageError as error:
             self._trouble(error)
 
-    async def adopt(self, target: Target, digest: Digest, spool: Spool, size: int) -> None:
-        """Make a verified spool a held blob of ``target``. Raises ``StorageError``."""
-        await self.store.put(digest, spool)
-        await self.index.set_blob(BlobRecord(digest, size, None, self._clock()))
-        await self.index.link(target, [digest])
+    async def adopt(self, reservation: Reservation, spool: Spool, descriptor: Descriptor) -> None:
+        """Make a verified spool held content. Raises ``StorageError``."""
+        await self.store.put(descriptor.digest, spool)
+        media_type = descriptor.media_type or None
+        record = BlobRecord(descriptor.digest, descriptor.size, media_type, self._clock())
+        reservation.release()  # the index counts it from here on, with no await between
+        await self.index.set_blob(record)
 
-    async def keep(self, digest: Digest, media_type: str, body: bytes) -> None:
+    async def keep(self, descriptor: Descriptor, body: bytes) -> None:
         """Hold a verified manifest, if there is room."""
         try:
-            reservation = await self.evictor.reserve(len(body))
-            try:
-                await self._write(digest, body)
-                record = BlobRecord(digest, len(body), media_type, self._clock())
-                await self.index.set_blob(record)
-            finally:
-                reservation.release()
+            with ExitStack() as resources:
+                reservation = await self.evictor.reserve(len(body))
+                resources.callback(reservation.release)
+                spool = await self.store.spool(descriptor.digest, len(body))
+                resources.callback(spool.close)
+                resources.callback(spool.discard)
+                await asyncio.to_thread(spool.write, body, 0)
+                await self.adopt(reservation, spool, descriptor)
         except StorageError as error:
             self._trouble(error)
-
-    async def _write(self, digest: Digest, body: bytes) -> None:
-        spool = await self.store.spool(digest, len(body))
-        try:
-            await asyncio.to_thread(spool.write, body, 0)
-            await self.store.put(digest, spool)
-        finally:
-            spool.discard()
-            spool.close()
 
     def _trouble(self, error: StorageError) -> None:
         self.counters.storage_errors += 1

@@ -230,7 +230,7 @@ class Manifests:
             raise ContentMismatch(f"{target}: the manifest that came is not {digest}")
         descriptor = Descriptor(fetched.media_type, digest, len(fetched.body))
         kept = self._remember(descriptor, fetched.body)
-        await self._holdings.keep(digest, descriptor.media_type, fetched.body)
+        await self._holdings.keep(descriptor, fetched.body)
         listed = [child.digest for child in (*kept.children.manifests, *kept.children.blobs)]
         await self._index.link(target, [digest, *listed])
         if not is_digest(ref):

@@ -14,7 +14,13 @@ import structlog
 from publicsuffixlist import PublicSuffixList
 from yarl import URL
 
-from proxy.errors import CredentialsRejected, Denied, UpstreamFailure, UpstreamUnavailable
+from proxy.errors import (
+    CredentialsRejected,
+    Denied,
+    TooManyRequests,
+    UpstreamFailure,
+    UpstreamUnavailable,
+)
 from proxy.facts import Facts
 from proxy.once import Once
 from proxy.upstream.challenge import Challenge, parse_challenges
@@ -34,6 +40,7 @@ class TokenAnswer(NamedTuple):
 
     status: int
     body: bytes
+    retry_after: float | None = None
 
 
 FetchToken = Callable[[URL, str | None], Awaitable[TokenAnswer]]
@@ -153,6 +160,8 @@ class Authorizer:
                 return CredentialsRejected(f"{said}: the configured credentials are rejected")
             case 401 | 403:
                 return Denied(said)
+            case 429:
+                return TooManyRequests(said, retry_after=answer.retry_after)
             case _:
                 return UpstreamUnavailable(said)
 

@@ -8,8 +8,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from email.utils import parsedate_to_datetime
-from time import time
 from typing import Final, NamedTuple
 
 from aiohttp import ClientResponse
@@ -31,10 +29,9 @@ from proxy.errors import (
 from proxy.names import Digest, Repo, parse_digest
 from proxy.records import Descriptor
 from proxy.upstream.auth import Authorizer
-from proxy.upstream.transport import Transport
+from proxy.upstream.transport import Transport, retry_after
 
 MAX_TAGS_BODY: Final = 16 * 1024 * 1024
-MAX_RETRY_AFTER: Final = 24 * 3600.0
 
 
 class FetchedManifest(NamedTuple):
@@ -204,9 +201,9 @@ class Upstream:
             case 404:
                 return absent(said)
             case 429:
-                return TooManyRequests(said, retry_after=_retry_after(response))
+                return TooManyRequests(said, retry_after=retry_after(response))
             case _:
-                return UpstreamUnavailable(said, retry_after=_retry_after(response))
+                return UpstreamUnavailable(said, retry_after=retry_after(response))
 
 
 def _digest(response: ClientResponse) -> Digest | None:
@@ -228,15 +225,3 @@ def _reason(body: bytes) -> str:
         return ""
     printable = "".join(c for c in str(message)[:200] if c.isprintable())
     return f": {printable}" if printable else ""
-
-
-def _retry_after(response: ClientResponse) -> float | None:
-    """Return ``Retry-After`` in seconds (RFC 9110 §10.2.3), bounded."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return min(float(value), MAX_RETRY_AFTER)
-    try:
-        wait = parsedate_to_datetime(value).timestamp() - time()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return min(max(wait, 0.0), MAX_RETRY_AFTER)

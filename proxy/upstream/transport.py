@@ -8,6 +8,8 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from time import time
 from typing import Final
 
 from aiohttp import (
@@ -28,6 +30,7 @@ from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.auth import TokenAnswer
 
 MAX_REDIRECTS: Final = 5
+MAX_RETRY_AFTER: Final = 24 * 3600.0
 MAX_ERROR_BODY: Final = 64 * 1024
 READ_BUFFER: Final = 1024 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -40,7 +43,7 @@ class Transport:
         self,
         name: str,
         *,
-        tls: UpstreamTLS,
+        context: ssl.SSLContext,
         timeouts: Timeouts,
         counters: UpstreamCounters,
         user_agent: str,
@@ -48,7 +51,7 @@ class Transport:
         self._name = name
         self._counters = counters
         self._session = ClientSession(
-            connector=TCPConnector(limit=0, ssl=_client_context(name, tls)),
+            connector=TCPConnector(limit=0, ssl=context),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
@@ -93,7 +96,7 @@ class Transport:
         with self.translated():
             async with self._session.get(url, headers=headers, allow_redirects=False) as response:
                 body = await response.content.read(MAX_ERROR_BODY)
-                return TokenAnswer(response.status, body)
+                return TokenAnswer(response.status, body, retry_after(response))
 
     async def drain(self, response: ClientResponse) -> bytes:
         """Read a small body to its end, so that the connection can serve again; return it."""
@@ -141,8 +144,8 @@ class Transport:
         return target.with_fragment(None)
 
 
-def _client_context(name: str, tls: UpstreamTLS) -> ssl.SSLContext:
-    """Return how this upstream's certificate is checked. Raises ``ConfigError``."""
+def client_context(name: str, tls: UpstreamTLS) -> ssl.SSLContext:
+    """Return how an upstream's certificate is checked. Raises ``ConfigError``."""
     try:
         context = ssl.create_default_context(cafile=tls.ca_file)
         if tls.cert_file is not None:
@@ -153,3 +156,15 @@ def _client_context(name: str, tls: UpstreamTLS) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def retry_after(response: ClientResponse) -> float | None:
+    """Return ``Retry-After`` in seconds (RFC 9110 §10.2.3), bounded."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return min(float(value), MAX_RETRY_AFTER)
+    try:
+        wait = parsedate_to_datetime(value).timestamp() - time()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(wait, 0.0), MAX_RETRY_AFTER)

@@ -92,7 +92,7 @@ class Admin:
                     "bytes": flight.written,
                     "size": flight.size,
                 }
-                for flight in self._flights.live()
+                for flight in self._flights.all()
             ],
         }
 
@@ -101,7 +101,7 @@ class Admin:
             "cache_bytes": self._evictor.used,
             "cache_limit_bytes": self._evictor.limit,
             "cache_files": self._index.usage().files,
-            "downloads_in_progress": len(self._flights.live()),
+            "downloads_in_progress": len(self._flights.all()),
         }
 
 

@@ -1,0 +1,48 @@
+"""What all in-process tests share: the production event loop, a fake upstream, a running proxy."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from tests.fakes.clock import Clock
+from tests.fakes.upstream import FakeUpstream
+from tests.running import Proxy, Start, started
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with FakeUpstream() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def start(upstream: FakeUpstream, clock: Clock, tmp_path: Path) -> AsyncIterator[Start]:
+    """Start proxies over the fake upstream; each call may change settings."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**settings: Any) -> Proxy:
+            storage = tmp_path / "cache"
+            return await stack.enter_async_context(started(upstream, storage, clock, settings))
+
+        yield start
+
+
+@pytest.fixture
+async def proxy(start: Start) -> Proxy:
+    return await start()

@@ -1,0 +1,107 @@
+"""A proxy running in the test's own loop, behind a real socket, and a client of it."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import ClientSession
+from multidict import CIMultiDictProxy
+
+from proxy import logs
+from proxy.app import App, running
+from proxy.logs import RequestLog
+from proxy.names import Repo, Tag, Target
+from proxy.records import Sighting
+from proxy.settings import Settings
+from tests.fakes.clock import Clock
+from tests.fakes.upstream import FakeUpstream
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+
+@dataclass
+class Proxy:
+    app: App
+    client: ClientSession
+    storage: Path
+    log: io.StringIO
+    close: Callable[[], Awaitable[None]]
+
+    async def ask(self, method: str, path: str, **headers: str) -> Answer:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.client.request(method, path, headers=sent) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def get(self, path: str, **headers: str) -> Answer:
+        return await self.ask("GET", path, **headers)
+
+    async def head(self, path: str, **headers: str) -> Answer:
+        return await self.ask("HEAD", path, **headers)
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        return self.app.admin.stats()
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        counted: dict[str, Any] = self.stats["upstreams"]["docker.io"]
+        return counted
+
+    async def settled(self) -> None:
+        """Return once no download is in progress."""
+        await until(lambda: not self.stats["downloads"])
+
+    async def history(self, upstream: str, repo: str, tag: str) -> tuple[Sighting, ...]:
+        return await self.app.index.history(Target(upstream, Repo(repo)), Tag(tag))
+
+    def held(self) -> set[str]:
+        """The digests whose files lie in the store."""
+        blobs = self.storage / "blobs"
+        return {f"{path.parent.name}:{path.name}" for path in blobs.glob("*/*")}
+
+    def spooled(self) -> list[Path]:
+        return list((self.storage / "spool").iterdir())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+Start = Callable[..., Awaitable[Proxy]]
+
+
+@asynccontextmanager
+async def started(
+    upstream: FakeUpstream, storage: Path, clock: Clock, changes: dict[str, Any]
+) -> AsyncIterator[Proxy]:
+    hub = {"url": upstream.url} | changes.pop("hub", {})
+    document: dict[str, Any] = {
+        "listen": "127.0.0.1:0",
+        "storage": {"path": str(storage), **changes.pop("storage", {})},
+        "upstreams": {"docker.io": hub, **changes.pop("upstreams", {})},
+        "shutdown_grace": "2s",
+        **changes,
+    }
+    log = io.StringIO()
+    render = logs.configure("debug", "json", log)
+
+    def make_request_log(counters: Any) -> RequestLog:
+        return RequestLog(render, log, enabled=True, on_drop=counters.unlogged)
+
+    settings = Settings.model_validate(document)
+    async with AsyncExitStack() as stack:
+        app = await stack.enter_async_context(running(settings, make_request_log, clock))
+        session = ClientSession(f"http://{app.address}", auto_decompress=False)
+        client = await stack.enter_async_context(session)
+        yield Proxy(app, client, storage, log, stack.aclose)

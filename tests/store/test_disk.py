@@ -1,0 +1,117 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from proxy.errors import ConfigError, StorageError
+from proxy.names import Digest, sha256
+from proxy.store.disk import DiskStore
+
+DATA = b"content"
+DIGEST = sha256(DATA)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DiskStore:
+    return DiskStore(tmp_path / "cache")
+
+
+async def put(store: DiskStore, data: bytes) -> Digest:
+    digest = sha256(data)
+    spool = await store.spool(digest, len(data))
+    spool.write(data, 0)
+    await store.put(digest, spool)
+    spool.close()
+    return digest
+
+
+async def everything(store: DiskStore) -> dict[Digest, int]:
+    return {digest: size async for batch in store.scan() for digest, size, _ in batch}
+
+
+async def test_what_is_put_can_be_opened_scanned_and_deleted(store: DiskStore) -> None:
+    digest = await put(store, DATA)
+    file = store.open(digest)
+    assert file is not None
+    assert (file.size, file.read()) == (len(DATA), DATA)
+    assert await everything(store) == {digest: len(DATA)}
+    await store.delete([digest, sha256(b"never held")])
+    assert store.open(digest) is None
+    assert file.read() == DATA, "an open blob stays readable"
+    file.close()
+    file.close()
+
+
+async def test_a_blob_is_not_visible_before_put(store: DiskStore, tmp_path: Path) -> None:
+    spool = await store.spool(DIGEST, None)
+    spool.write(DATA, 0)
+    assert store.open(DIGEST) is None
+    assert await everything(store) == {}
+    spool.discard()
+    spool.close()
+    assert not list((tmp_path / "cache/spool").iterdir())
+    with pytest.raises(StorageError, match="discarded"):
+        await store.put(DIGEST, spool)
+
+
+async def test_the_directory_is_an_oci_image_layout(store: DiskStore, tmp_path: Path) -> None:
+    digest = await put(store, DATA)
+    root = tmp_path / "cache"
+    assert json.loads((root / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+    assert json.loads((root / "index.json").read_text())["manifests"] == []
+    assert (root / "blobs/sha256" / digest.removeprefix("sha256:")).read_bytes() == DATA
+
+
+async def test_nobody_else_may_look_in(store: DiskStore, tmp_path: Path) -> None:
+    digest = await put(store, DATA)
+    root = tmp_path / "cache"
+    assert root.stat().st_mode & 0o777 == 0o700
+    blob = root / "blobs/sha256" / digest.removeprefix("sha256:")
+    assert blob.stat().st_mode & 0o777 == 0o600
+
+
+async def test_t05_leftovers_of_a_killed_process_are_swept(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    digest = await put(store, DATA)
+    (tmp_path / "cache/spool/0-dead").write_bytes(b"half")
+    store.close()
+    again = DiskStore(tmp_path / "cache")
+    assert not list((tmp_path / "cache/spool").iterdir())
+    assert await everything(again) == {digest: len(DATA)}
+
+
+def test_two_processes_cannot_share_a_directory(store: DiskStore, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="in use by another Millpond"):
+        DiskStore(tmp_path / "cache")
+    store.close()
+    DiskStore(tmp_path / "cache").close()
+
+
+def test_a_directory_that_cannot_be_written() -> None:
+    with pytest.raises(ConfigError, match=r"storage.path: /proc/none cannot be used"):
+        DiskStore(Path("/proc/none"))
+
+
+async def test_a_symlink_is_not_followed_out_of_the_store(store: DiskStore, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    link = tmp_path / "cache/blobs/sha256" / DIGEST.removeprefix("sha256:")
+    link.symlink_to(secret)
+    with pytest.raises(StorageError):
+        store.open(DIGEST)
+    assert await everything(store) == {}
+
+
+async def test_t04_a_full_disk_shows_before_a_byte_is_promised(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match="No space left"):
+        await store.spool(DIGEST, 10)
+    assert not list((tmp_path / "cache/spool").iterdir())

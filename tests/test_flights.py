@@ -1,0 +1,201 @@
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from proxy.errors import ContentMismatch, UpstreamUnavailable
+from proxy.flights import Flight, Flights, Reader
+from proxy.names import Digest, Repo, Target, sha256
+from proxy.store.disk import DiskStore
+from tests.fakes.content import blob
+
+DATA = blob(3_000_000)
+DIGEST = sha256(DATA)
+TARGET = Target("docker.io", Repo("library/app"))
+
+
+async def no_limit(_: int) -> None:
+    return
+
+
+class Field:
+    """Flights over a store of their own, and a count of the bodies begun."""
+
+    def __init__(self, store: DiskStore) -> None:
+        self.store = store
+        self.flights = Flights()
+        self.bodies = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def join(self, data: bytes = DATA, *, size: int | None = len(DATA), breaks_at: int | None = None) -> Reader:  # fmt: skip
+        async def body() -> AsyncIterator[bytes]:
+            for start in range(0, len(data), 65536):
+                await self.gate.wait()
+                if breaks_at is not None and start >= breaks_at:
+                    raise UpstreamUnavailable("gone")
+                await asyncio.sleep(0)
+                yield data[start : start + 65536]
+
+        async def run(flight: Flight) -> None:
+            self.bodies += 1
+            spool = await self.store.spool(DIGEST, size)
+            try:
+                flight.open(spool, size)
+                await flight.pump(body(), no_limit)
+                await self.store.put(DIGEST, spool)
+            finally:
+                spool.discard()
+
+        return self.flights.join(TARGET, DIGEST, run)
+
+
+@pytest.fixture
+async def field(tmp_path: Path) -> AsyncIterator[Field]:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    store = DiskStore(tmp_path / "cache")
+    field = Field(store)
+    yield field
+    await field.flights.close()
+    store.close()
+    assert not list((tmp_path / "cache/spool").iterdir())
+    assert len(os.listdir("/proc/self/fd")) <= before, "descriptors leak"  # noqa: PTH208
+
+
+async def everything(reader: Reader, start: int = 0, stop: int | None = None) -> bytes:
+    try:
+        await reader.flight.opened()
+        return b"".join([chunk async for chunk in reader.read(start, stop)])
+    finally:
+        reader.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_c04_many_readers_one_body(field: Field) -> None:
+    readers = [field.join() for _ in range(50)]
+    assert [reader.first for reader in readers] == [True] + [False] * 49
+    assert all(got == DATA for got in await asyncio.gather(*map(everything, readers)))
+    assert field.bodies == 1
+    await until(lambda: not field.flights.all())
+    file = field.store.open(DIGEST)
+    assert file is not None
+    file.close()
+
+
+async def test_t06_a_reader_that_leaves_disturbs_nobody(field: Field) -> None:
+    field.gate.clear()
+    first = asyncio.create_task(everything(field.join()))
+    second = asyncio.create_task(everything(field.join()))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    field.gate.set()
+    assert await second == DATA
+
+
+async def test_a_download_without_readers_finishes(field: Field) -> None:
+    field.join().close()
+    await until(lambda: not field.flights.all())
+    file = field.store.open(DIGEST)
+    assert file is not None
+    assert file.read() == DATA
+    file.close()
+
+
+async def test_c23_ranges_and_late_joiners_of_a_growing_blob(field: Field) -> None:
+    field.gate.clear()
+    early = asyncio.create_task(everything(field.join(), 100, 2000))
+    field.gate.set()
+    assert await early == DATA[100:2000]
+    late = field.join()
+    assert await everything(late, 2_500_000, 2_500_100) == DATA[2_500_000:2_500_100]
+
+
+async def test_t02_what_is_wrong_is_never_delivered_whole(field: Field) -> None:
+    wrong = b"\0" + DATA[1:]
+    reader = field.join(wrong)
+    got = bytearray()
+    with pytest.raises(ContentMismatch):
+        async for chunk in reader.read(0, None):
+            got += chunk
+    reader.close()
+    assert 0 < len(got) < len(DATA)
+    await until(lambda: not field.flights.all())
+    assert field.store.open(DIGEST) is None
+
+
+async def test_t01_a_body_that_is_too_short_is_an_error(field: Field) -> None:
+    with pytest.raises(UpstreamUnavailable, match="broke off"):
+        await everything(field.join(DATA[:-10]))
+
+
+async def test_t38_a_failure_reaches_every_reader_and_the_next_starts_anew(field: Field) -> None:
+    readers = [field.join(breaks_at=1_000_000) for _ in range(5)]
+    results = await asyncio.gather(*map(everything, readers), return_exceptions=True)
+    assert all(isinstance(result, UpstreamUnavailable) for result in results)
+    assert field.bodies == 1
+    assert await everything(field.join()) == DATA
+
+
+async def test_a_failure_before_opening_reaches_every_reader() -> None:
+    flights = Flights()
+
+    async def run(flight: Flight) -> None:
+        await asyncio.sleep(0)
+        raise UpstreamUnavailable("refused")
+
+    readers = [flights.join(TARGET, DIGEST, run) for _ in range(3)]
+    results = await asyncio.gather(*map(everything, readers), return_exceptions=True)
+    assert [str(result) for result in results] == ["refused"] * 3
+    assert not flights.all()
+
+
+async def test_an_unannounced_size_is_known_at_the_end(field: Field) -> None:
+    reader = field.join(size=None)
+    await reader.flight.opened()
+    assert reader.flight.size is None
+    assert await everything(reader) == DATA
+    assert reader.flight.size == len(DATA)
+
+
+async def test_an_empty_blob(tmp_path: Path) -> None:
+    flights, store, empty = Flights(), DiskStore(tmp_path / "cache"), Digest(sha256(b""))
+
+    async def body() -> AsyncIterator[bytes]:
+        return
+        yield b""
+
+    async def run(flight: Flight) -> None:
+        flight.open(await store.spool(empty, 0), 0)
+        await flight.pump(body(), no_limit)
+
+    assert await everything(flights.join(TARGET, empty, run)) == b""
+    await flights.close()
+    store.close()
+
+
+async def test_a_slow_reader_holds_up_neither_download_nor_others(field: Field) -> None:
+    slow = field.join()
+    chunks = slow.read(0, None)
+    await anext(chunks)
+    assert await everything(field.join()) == DATA
+    await until(lambda: not field.flights.all())
+    rest: Callable[[], Awaitable[bytes]] = chunks.__anext__
+    assert len(await rest()) > 0
+    await chunks.aclose()
+    slow.close()
+
+
+async def test_closing_cancels_and_says_so(field: Field) -> None:
+    field.gate.clear()
+    waiting = asyncio.create_task(everything(field.join()))
+    await asyncio.sleep(0.01)
+    await field.flights.close()
+    with pytest.raises(UpstreamUnavailable, match="shutdown"):
+        await waiting

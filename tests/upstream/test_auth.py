@@ -1,0 +1,180 @@
+"""The token dance through a real socket."""
+
+import asyncio
+from pathlib import Path
+
+from tests.fakes import content
+from tests.fakes.upstream import FakeUpstream
+from tests.running import Start
+
+IMAGE = content.image(1)
+PULL = "repository:library/app:pull"
+
+
+async def test_a_token_is_asked_for_once_however_many_wait(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.add("library/app", IMAGE)
+    gate = upstream.hold(kind="token")
+    proxy = await start()
+    paths = [f"/v2/app/blobs/{digest}" for digest in IMAGE.blobs]
+    asked = [asyncio.create_task(proxy.get(path)) for path in paths]
+    await upstream.until(lambda: len(upstream.token_requests) == 1)
+    await asyncio.sleep(0.05)
+    gate.set()
+    assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * len(paths)
+    [token] = upstream.token_requests
+    assert token.query.getall("scope") == [PULL]
+    assert "Authorization" not in token.headers
+
+
+async def test_a_token_is_used_until_90_percent_of_its_life(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.auth.expires_in = 1
+    upstream.add("library/app", IMAGE, tags=["a", "b", "c"])
+    proxy = await start()
+    assert (await proxy.get("/v2/app/manifests/a")).status == 200
+    assert (await proxy.get("/v2/app/manifests/b")).status == 200
+    assert len(upstream.token_requests) == 1
+    await asyncio.sleep(0.95)
+    assert (await proxy.get("/v2/app/manifests/c")).status == 200
+    assert len(upstream.token_requests) == 2
+    assert upstream.count("GET", "manifest") == 4, "one challenge, three manifests"
+
+
+async def test_t14_a_refused_token_is_renewed_once_from_a_fresh_challenge(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.auth.dialect = "nvcr"
+    upstream.add("library/app", IMAGE, tags=["a", "b"])
+    proxy = await start()
+    assert (await proxy.get("/v2/app/manifests/a")).status == 200
+    upstream.revoke_tokens()
+    assert (await proxy.get("/v2/app/manifests/b")).status == 200
+    assert len(upstream.token_requests) == 2
+
+
+async def test_credentials_go_to_the_token_server_and_private_images_come(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.auth.users = {"alice": "secret"}
+    upstream.auth.private = {"library/app": {"alice"}}
+    upstream.add("library/app", IMAGE)
+    proxy = await start(hub={"username": "alice", "password": "secret"})
+    assert (await proxy.get("/v2/app/manifests/latest")).status == 200
+    assert upstream.token_requests[-1].headers["Authorization"].startswith("Basic ")
+    assert "secret" not in proxy.log.getvalue()
+
+
+async def test_a_private_image_without_credentials_is_denied_without_a_challenge(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.auth.dialect = "hub"
+    upstream.auth.private = {"library/app": {"alice"}}
+    upstream.add("library/app", IMAGE)
+    proxy = await start()
+    for _ in range(2):
+        answer = await proxy.get("/v2/app/manifests/latest")
+        assert answer.status == 403
+        assert b'"DENIED"' in answer.body
+        assert "WWW-Authenticate" not in answer.headers
+
+
+async def test_rejected_credentials_are_the_operators_to_mend(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.auth.users = {"alice": "secret"}
+    upstream.add("library/app", IMAGE)
+    proxy = await start(hub={"username": "alice", "password": "stale-pw"})
+    answer = await proxy.get("/v2/app/manifests/latest")
+    assert answer.status == 502
+    assert b"rejected" in answer.body
+    assert "credentials rejected" in proxy.log.getvalue()
+    assert "stale-pw" not in proxy.log.getvalue() + answer.body.decode()
+
+
+async def test_basic_from_a_file_that_is_renewed(
+    start: Start, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.auth.scheme = "basic"
+    upstream.auth.anonymous = False
+    upstream.auth.users = {"alice": "old"}
+    upstream.add("library/app", IMAGE, tags=["a", "b"])
+    file = tmp_path / "password"
+    file.write_text("old\n")
+    proxy = await start(hub={"username": "alice", "password_file": str(file)})
+    assert (await proxy.get("/v2/app/manifests/a")).status == 200
+    upstream.auth.users = {"alice": "new"}
+    file.write_text("new\n")
+    assert (await proxy.get("/v2/app/manifests/b")).status == 200
+
+
+async def test_basic_without_credentials_is_denied(start: Start, upstream: FakeUpstream) -> None:
+    upstream.auth.scheme = "basic"
+    upstream.auth.anonymous = False
+    upstream.add("library/app", IMAGE)
+    proxy = await start()
+    assert (await proxy.get("/v2/app/manifests/latest")).status == 403
+
+
+async def test_the_challenge_may_stand_on_the_base_only(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.auth.challenge = "ping"
+    upstream.add("library/app", IMAGE)
+    proxy = await start()
+    assert (await proxy.get("/v2/app/manifests/latest")).status == 200
+
+
+async def test_t30_credentials_do_not_go_where_a_challenge_points(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.auth.realm = "http://127.0.0.3:1/token"
+    upstream.add("library/app", IMAGE)
+    proxy = await start(hub={"username": "alice", "password": "secret"})
+    answer = await proxy.get("/v2/app/manifests/latest")
+    assert answer.status == 502
+    assert b"not trusted" in answer.body
+    assert b"auth_hosts" in answer.body
+
+
+async def test_t26_authorization_stays_with_the_registry(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.behaviour.redirects = {"blob"}
+    upstream.add("library/app", IMAGE)
+    proxy = await start()
+    assert (await proxy.get(f"/v2/app/blobs/{IMAGE.layers[0]}")).status == 200
+    [data] = upstream.cdn_requests
+    assert "Authorization" not in data.headers
+
+
+async def test_t34_what_a_client_sends_as_credentials_is_ignored_and_never_logged(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", IMAGE)
+    proxy = await start()
+    answer = await proxy.get("/v2/app/manifests/latest", Authorization="Basic aHViOnNlY3JldA==")
+    assert answer.status == 200
+    assert all("Authorization" not in request.headers for request in upstream.requests)
+    assert "aHViOnNlY3JldA" not in proxy.log.getvalue()
+
+
+async def test_token_servers_that_fail(start: Start, upstream: FakeUpstream) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.add("library/app", IMAGE)
+    proxy = await start()
+    for status, expected in ((500, 502), (403, 403), (429, 429), (401, 403)):
+        upstream.fail(status, kind="token", times=1)
+        assert (await proxy.get("/v2/app/manifests/latest")).status == expected, status
+    assert (await proxy.get("/v2/app/manifests/latest")).status == 200

@@ -1,0 +1,263 @@
+"""The answers under /v2/, header by header."""
+
+import asyncio
+import json
+
+import pytest
+
+from tests.fakes import content
+from tests.fakes.faults import header
+from tests.fakes.upstream import FakeUpstream
+from tests.running import Proxy, Start
+
+IMAGE = content.image(1, layers=(2048,))
+[LAYER] = IMAGE.layers
+DATA = IMAGE.blobs[LAYER]
+MANIFEST = "/v2/library/app/manifests/latest"
+BLOB = f"/v2/library/app/blobs/{LAYER}"
+
+
+@pytest.fixture(autouse=True)
+def images(upstream: FakeUpstream) -> None:
+    upstream.add("library/app", IMAGE, tags=["latest", "v1", "v2"])
+
+
+def code(body: bytes) -> str:
+    [error] = json.loads(body)["errors"]
+    return str(error["code"])
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/v2", "/v2/?ns=docker.io"])
+async def test_the_base(proxy: Proxy, path: str) -> None:
+    for answer in (await proxy.get(path), await proxy.head(path)):
+        assert answer.status == 200
+        assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
+        assert "WWW-Authenticate" not in answer.headers
+
+
+async def test_a_manifest(proxy: Proxy) -> None:
+    for ref in ("latest", IMAGE.digest):
+        for _ in range(2):
+            path = f"/v2/library/app/manifests/{ref}"
+            got, head = await proxy.get(path), await proxy.head(path)
+            assert (got.status, got.body) == (200, IMAGE.manifest)
+            assert (head.status, head.body) == (200, b"")
+            for answer in (got, head):
+                assert answer.headers["Content-Type"] == IMAGE.media_type
+                assert answer.headers["Content-Length"] == str(len(IMAGE.manifest))
+                assert answer.headers["Docker-Content-Digest"] == IMAGE.digest
+                assert answer.headers["ETag"] == f'"{IMAGE.digest}"'
+                assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
+
+
+async def test_a_blob_cold_and_warm(proxy: Proxy) -> None:
+    for _ in range(2):
+        head, got = await proxy.head(BLOB), await proxy.get(BLOB)
+        assert (got.status, got.body) == (200, DATA)
+        assert (head.status, head.body) == (200, b"")
+        for answer in (got, head):
+            assert answer.headers["Content-Type"] == "application/octet-stream"
+            assert answer.headers["Content-Length"] == str(len(DATA))
+            assert answer.headers["Docker-Content-Digest"] == LAYER
+            assert answer.headers["ETag"] == f'"{LAYER}"'
+            assert answer.headers["Accept-Ranges"] == "bytes"
+        await proxy.settled()
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "stop"),
+    [
+        ("bytes=500-1499", 500, 1500),
+        ("bytes=500-", 500, 2048),
+        ("bytes=-500", 1548, 2048),
+        ("bytes=2000-5000", 2000, 2048),
+        ("bytes=0-", 0, 2048),
+        ("bytes=0-0", 0, 1),
+        ("bytes=-9999", 0, 2048),
+    ],
+)
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+async def test_c23_ranges_warm_and_cold(
+    proxy: Proxy, asked: str, first: int, stop: int, *, warm: bool
+) -> None:
+    if warm:
+        await proxy.get(BLOB)
+        await proxy.settled()
+    answer = await proxy.get(BLOB, Range=asked)
+    assert (answer.status, answer.body) == (206, DATA[first:stop])
+    assert answer.headers["Content-Length"] == str(stop - first)
+    assert answer.headers["Content-Range"] == f"bytes {first}-{stop - 1}/2048"
+    await proxy.settled()
+    assert proxy.held() == {LAYER}
+
+
+@pytest.mark.parametrize("asked", ["bytes=500-0", "bytes=5000-10000", "bytes=2048-", "bytes=-0"])
+async def test_t24_a_range_outside_is_416(proxy: Proxy, asked: str) -> None:
+    for _ in range(2):
+        answer = await proxy.get(BLOB, Range=asked)
+        assert (answer.status, code(answer.body)) == (416, "RANGE_INVALID")
+        assert answer.headers["Content-Range"] == "bytes */2048"
+        await proxy.settled()
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=0-1,5-6", "lines=1-2", "bytes=-", "bytes=a-b", "nonsense"]
+)
+async def test_a_range_that_is_not_understood_is_ignored(proxy: Proxy, asked: str) -> None:
+    assert (await proxy.get(BLOB, Range=asked)).status == 200
+
+
+async def test_if_range(proxy: Proxy) -> None:
+    same = await proxy.get(BLOB, Range="bytes=0-9", If_Range=f'"{LAYER}"')
+    other = await proxy.get(BLOB, Range="bytes=0-9", If_Range='"else"')
+    assert (same.status, other.status) == (206, 200)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+async def test_t32_writes_are_refused_and_never_reach_upstream(
+    proxy: Proxy, upstream: FakeUpstream, method: str
+) -> None:
+    for path in ("/v2/", "/v2/library/app/blobs/uploads/", MANIFEST):
+        answer = await proxy.ask(method, path)
+        assert (answer.status, code(answer.body)) == (405, "UNSUPPORTED")
+        assert answer.headers["Allow"] == "GET, HEAD"
+    assert not upstream.requests
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "expected"),
+    [
+        ("/v2/library/app/manifests/none", 404, "MANIFEST_UNKNOWN"),
+        (f"/v2/library/app/manifests/{content.digest(b'none')}", 404, "MANIFEST_UNKNOWN"),
+        (f"/v2/library/app/blobs/{content.digest(b'none')}", 404, "BLOB_UNKNOWN"),
+        ("/v2/library/none/tags/list", 404, "NAME_UNKNOWN"),
+        ("/v2/library/app/manifests/sha256:baddigeststring", 400, "DIGEST_INVALID"),
+        ("/v2/UPPER/manifests/x", 400, "NAME_INVALID"),
+        ("/v2/library/app/manifests/.x", 400, "TAG_INVALID"),
+        ("/v2/example.com/app/manifests/x", 404, "NAME_UNKNOWN"),
+        ("/v2/app/manifests/x?ns=example.com", 404, "NAME_UNKNOWN"),
+        ("/v2/library/app/tags/list?n=x", 400, "PAGINATION_NUMBER_INVALID"),
+        ("/v1/repositories/app/images", 404, "UNSUPPORTED"),
+        ("/", 404, "UNSUPPORTED"),
+        ("/-/none", 404, "UNSUPPORTED"),
+    ],
+)
+async def test_errors_are_oci_documents(
+    proxy: Proxy, path: str, status: int, expected: str
+) -> None:
+    answer = await proxy.get(path)
+    assert (answer.status, code(answer.body)) == (status, expected)
+    assert answer.headers["Content-Type"] == "application/json"
+    head = await proxy.head(path)
+    assert (head.status, head.body) == (status, b"")
+
+
+async def test_c01_the_namespace_is_answered(proxy: Proxy) -> None:
+    for path in ("/v2/app/manifests/latest?ns=docker.io", f"{BLOB}?ns=index.docker.io"):
+        answer = await proxy.get(path)
+        assert answer.headers["OCI-Namespace"] == path.rpartition("=")[2]
+    assert "OCI-Namespace" not in (await proxy.get(MANIFEST)).headers
+
+
+async def test_c01_three_ways_to_many_upstreams(start: Start, upstream: FakeUpstream) -> None:
+    async with FakeUpstream() as lab:
+        lab.add("team/tool/deep/down", content.image(5))
+        proxy = await start(upstreams={"lab": {"url": lab.url, "hostnames": ["lab.example"]}})
+        plain = "/v2/team/tool/deep/down/manifests/latest"
+        for answer in (
+            await proxy.get(f"{plain}?ns=lab"),
+            await proxy.get(f"{plain}?ns={lab.url.removeprefix('http://')}"),
+            await proxy.get(plain, Host="lab.example:5000"),
+            await proxy.get("/v2/lab/team/tool/deep/down/manifests/latest"),
+        ):
+            assert answer.body == content.image(5).manifest
+        assert (await proxy.get(plain)).status == 404
+        assert (await proxy.get("/v2/app/manifests/latest")).body == IMAGE.manifest
+        assert len(lab.requests) == 1, "one upstream, one repository, however it was named"
+
+
+async def test_t28_tags_are_listed_and_links_lead_back_here(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    whole = await proxy.get("/v2/app/tags/list")
+    assert json.loads(whole.body) == {"name": "app", "tags": ["latest", "v1", "v2"]}
+    upstream.behaviour.absolute_links = True
+    first = await proxy.get("/v2/app/tags/list?n=2&ns=docker.io")
+    assert json.loads(first.body)["tags"] == ["latest", "v1"]
+    link = first.headers["Link"]
+    assert link == '</v2/app/tags/list?last=v1&n=2&ns=docker.io>; rel="next"'
+    second = await proxy.get(link[1 : link.index(">")])
+    assert json.loads(second.body)["tags"] == ["v2"]
+    assert "Link" not in second.headers
+
+
+async def test_tags_known_here_stand_in_when_upstream_is_away(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    for tag in ("latest", "v2"):
+        await proxy.get(f"/v2/app/manifests/{tag}")
+    upstream.fail(503)
+    answer = await proxy.get("/v2/app/tags/list")
+    assert json.loads(answer.body)["tags"] == ["latest", "v2"]
+    assert "Warning" in answer.headers
+    page = await proxy.get("/v2/app/tags/list?n=1")
+    assert json.loads(page.body)["tags"] == ["latest"]
+    assert "last=latest" in page.headers["Link"]
+    assert (await proxy.get("/v2/other/tags/list")).status == 502
+
+
+async def test_upstream_headers_are_not_passed_on(proxy: Proxy, upstream: FakeUpstream) -> None:
+    for name in ("Set-Cookie", "WWW-Authenticate", "Strict-Transport-Security", "RateLimit-Limit"):
+        upstream.fault(header(name, "x=1"))
+    for path in (MANIFEST, BLOB):
+        answer = await proxy.get(path)
+        assert answer.status == 200
+        assert not {"set-cookie", "www-authenticate", "strict-transport-security",
+                    "ratelimit-limit"} & {name.lower() for name in answer.headers}  # fmt: skip
+
+
+async def test_one_line_a_request_in_the_log(proxy: Proxy) -> None:
+    await proxy.get(MANIFEST)
+    await proxy.get(MANIFEST)
+    await proxy.get("/v2/app/manifests/none")
+    await proxy.close()
+    lines = [json.loads(line) for line in proxy.log.getvalue().splitlines()]
+    requests = [line for line in lines if line["event"] == "request"]
+    assert [line["outcome"] for line in requests] == ["miss", "hit", "error"]
+    first, _, last = requests
+    assert first["upstream"] == "docker.io"
+    assert first["repository"] == "library/app"
+    assert first["reference"] == "latest"
+    assert first["bytes"] == len(IMAGE.manifest)
+    assert first["status"] == 200
+    assert 0 < first["seconds"] < 10
+    assert (last["error"], last["status"]) == ("MANIFEST_UNKNOWN", 404)
+
+
+async def test_a_bug_is_a_500_that_tells_nothing(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr("proxy.web.registry.parse_path", broken)
+    answer = await proxy.get(MANIFEST)
+    assert (answer.status, code(answer.body)) == (500, "UNKNOWN")
+    assert b"secret detail" not in answer.body
+    assert "ZeroDivisionError" in proxy.log.getvalue()
+
+
+async def test_keep_alive_serves_on_after_every_kind_of_answer(proxy: Proxy) -> None:
+    host, port = proxy.app.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for path in (BLOB, MANIFEST, "/v2/app/manifests/none", BLOB, "/v2/", BLOB):
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next(
+            int(line.split(":")[1])
+            for line in head.splitlines()
+            if line.lower().startswith("content-length")
+        )
+        await reader.readexactly(length)
+    writer.close()
+    await writer.wait_closed()

@@ -1,0 +1,125 @@
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession, TCPConnector
+
+from tests.fakes import content
+from tests.fakes.tls import certificate
+from tests.fakes.upstream import FakeUpstream
+from tests.running import Proxy, Start
+
+BIG = content.image(3, layers=(20_000_000,))
+[LAYER] = BIG.layers
+
+
+async def test_a_tls_hello_on_the_plain_port_is_closed_quietly(proxy: Proxy) -> None:
+    host, port = proxy.app.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()
+    before = proxy.log.getvalue()
+    assert "rror" not in before
+    assert (await proxy.get("/v2/")).status == 200
+
+
+async def test_what_is_no_http_is_refused_and_survived(proxy: Proxy) -> None:
+    host, port = proxy.app.address.split(":")
+    for garbage in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"G" * 100_000):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(garbage)
+        writer.write_eof()
+        async with asyncio.timeout(5):
+            await reader.read()
+        writer.close()
+    assert (await proxy.get("/v2/")).status == 200
+
+
+async def test_https_and_a_renewed_certificate(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.web.certificate.POLL_SECONDS", 0.05)
+    upstream.add("library/app", BIG)
+    first, second = (certificate(folder(tmp_path, name)) for name in ("one", "two"))
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(first.authority.read_bytes())
+    key.write_bytes(first.authority.with_name("key.pem").read_bytes())
+    proxy = await start(tls={"cert_file": str(cert), "key_file": str(key)})
+
+    async def pulled(authority: Path) -> bool:
+        context = ssl.create_default_context(cafile=authority)
+        async with ClientSession(connector=TCPConnector(ssl=context)) as client:
+            url = f"https://{proxy.app.address}/v2/app/blobs/{LAYER}"
+            async with client.get(url) as response:
+                return await response.read() == BIG.blobs[LAYER]
+
+    assert await pulled(first.authority)
+    assert await pulled(first.authority)
+    cert.write_text("broken")
+    await asyncio.sleep(0.3)
+    assert await pulled(first.authority), "a broken pair is left alone"
+    cert.write_bytes(second.authority.read_bytes())
+    key.write_bytes(second.authority.with_name("key.pem").read_bytes())
+    await asyncio.sleep(0.3)
+    assert await pulled(second.authority)
+
+
+def folder(tmp_path: Path, name: str) -> Path:
+    (tmp_path / name).mkdir()
+    return tmp_path / name
+
+
+async def test_many_slow_readers_do_not_stall_the_loop(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", BIG)
+    host, port = proxy.app.address.split(":")
+    await proxy.get(f"/v2/app/blobs/{LAYER}")
+    await proxy.settled()
+    writers = []
+    for _ in range(20):
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        writer.write(f"GET /v2/app/blobs/{LAYER} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writers.append(writer)
+    for _ in range(20):
+        async with asyncio.timeout(2):
+            assert (await proxy.get("/v2/")).status == 200
+    for writer in writers:
+        writer.transport.abort()
+
+
+async def test_shutdown_lets_a_running_response_finish(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", BIG)
+    release = upstream.stall(1_000_000, kind="blob")
+    async with ClientSession(f"http://{proxy.app.address}") as client:
+        response = await client.get(f"/v2/app/blobs/{LAYER}")
+        closing = asyncio.create_task(proxy.close())
+        await asyncio.sleep(0.1)
+        assert not closing.done()
+        release.set()
+        assert await response.read() == BIG.blobs[LAYER]
+        await closing
+    assert proxy.held() == {LAYER}
+    assert not proxy.spooled()
+
+
+async def test_shutdown_ends_after_its_grace_and_leaves_no_half_file(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    proxy = await start(shutdown_grace="100ms")
+    upstream.add("library/app", BIG)
+    release = upstream.stall(1_000_000, kind="blob")
+    async with ClientSession(f"http://{proxy.app.address}") as client:
+        response = await client.get(f"/v2/app/blobs/{LAYER}")
+        async with asyncio.timeout(3):
+            await proxy.close()
+        response.close()
+    release.set()
+    assert not proxy.held()
+    assert not proxy.spooled()

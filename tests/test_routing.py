@@ -67,7 +67,7 @@ def test_where_a_name_leads(
 def test_t31_an_address_that_a_client_chose_is_refused(
     router: Router, repo: str, ns: str | None
 ) -> None:
-    with pytest.raises(NameUnknown, match="upstreams: {"):
+    with pytest.raises(NameUnknown, match=r"upstreams: \{"):
         router.resolve(Repo(repo), HERE, ns)
 
 

@@ -36,9 +36,12 @@ from proxy.settings import Upstream as UpstreamSettings
 from proxy.store import BlobStore
 from proxy.store.disk import DiskStore
 from proxy.upstream.auth import Authorizer
+from proxy.upstream.client import Client
+from proxy.upstream.guard import Guard
+from proxy.upstream.patience import Limits, Patience
 from proxy.upstream.providers import Anonymous, Credentials, PasswordFile, Provider, Static
 from proxy.upstream.registry import Upstream
-from proxy.upstream.transport import Transport, client_context
+from proxy.upstream.transport import Transport, Trust, client_context
 from proxy.web.admin import Admin
 from proxy.web.certificate import Certificate
 from proxy.web.registry import Registry
@@ -157,21 +160,29 @@ def _source(
     counters: UpstreamCounters,
     context: ssl.SSLContext,
 ) -> Source:
-    configured = settings.upstreams[name]
+    configured, patience = settings.upstreams[name], settings.patience
+    url = URL(configured.url)
     transport = Transport(
         name,
-        context=context,
+        trust=Trust(context, Guard(url.host or "", configured.auth_hosts)),
         timeouts=settings.timeouts,
         counters=counters,
         user_agent=f"millpond/{VERSION}",
     )
     stack.push_async_callback(transport.close)
     authorizer = Authorizer(
-        URL(configured.url), _provider(configured), configured.auth_hosts, transport.fetch_token
+        url, _provider(configured), configured.auth_hosts, transport.fetch_token
     )
     stack.push_async_callback(authorizer.close)
-    answer = settings.timeouts.answer
-    upstream = Upstream(name, URL(configured.url), transport, authorizer, answer)
+    limits = Limits(patience.retries, patience.failures, patience.pause, patience.cool_down)
+    client = Client(
+        url,
+        transport,
+        authorizer=authorizer,
+        patience=Patience(name, limits, time.monotonic),
+        answer=settings.timeouts.answer,
+    )
+    upstream = Upstream(client, resumes=patience.resumes, downloads=configured.max_downloads)
     return Source(
         upstream, Rule(**settings.freshness_of(name).model_dump(), offline=settings.offline)
     )
@@ -196,7 +207,12 @@ async def _reconcile(store: BlobStore, index: Index) -> None:
 def _listener(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        return socket.create_server(
+            (settings.host, settings.port),
+            family=family,
+            backlog=BACKLOG,
+            dualstack_ipv6=settings.host == "::",
+        )
     except OSError as error:
         raise ConfigError(
             f"listen: {settings.listen} cannot be listened on: {error.strerror or error}; "

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -121,6 +122,8 @@ async def _serve(settings: Settings) -> None:
 
 def _banner(settings: Settings, app: App) -> str:
     scheme = "https" if settings.tls else "http"
+    host, _, port = app.address.rpartition(":")
+    reachable = f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]") else app.address  # noqa: S104
     default = settings.default_upstream
     size = settings.storage.max_size.human_readable()
     lines = [
@@ -129,7 +132,7 @@ def _banner(settings: Settings, app: App) -> str:
         f"cache: {settings.storage.path}, up to {size}",
         "to pull through it, put this into Docker's /etc/docker/daemon.json and reload Docker:",
         "  {",
-        f'    "registry-mirrors": ["{scheme}://{app.address}"]',
+        f'    "registry-mirrors": ["{scheme}://{reachable}"]',
         "  }",
     ]
     return "\n".join(lines)

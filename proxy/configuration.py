@@ -27,7 +27,8 @@ PREFIX: Final = "MILLPOND_"
 NESTED: Final = "__"
 FILE_VARIABLE: Final = "MILLPOND_CONFIG"
 SYSTEM_FILE: Final = Path("/etc/millpond/config.yaml")
-_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_KUBERNETES = re.compile(rf"{PREFIX}(SERVICE|PORT)(_.*)?")  # a Service named millpond sets these
+_REFERENCE = re.compile(r"(?<!\$)\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 KeyPath = tuple[str | int, ...]
 
@@ -106,14 +107,15 @@ class _Document:
             self._refuse_repeated_keys(value)
 
     def _expanded(self, value: Any, path: KeyPath) -> Any:
-        """Replace ``${NAME}`` and ``${NAME:-default}`` in every string."""
+        """Replace ``${NAME}`` and ``${NAME:-default}`` in every string; ``$${`` is ``${``."""
         match value:
             case dict():
                 return {key: self._expanded(entry, (*path, key)) for key, entry in value.items()}
             case list():
                 return [self._expanded(entry, path) for entry in value]
             case str():
-                return _REFERENCE.sub(lambda match: self._variable(match, path), value)
+                expanded = _REFERENCE.sub(lambda match: self._variable(match, path), value)
+                return expanded.replace("$${", "${")
             case _:
                 return value
 
@@ -134,6 +136,8 @@ def _default_file() -> Path | None:
 def _environment() -> dict[str, Any]:
     for name in os.environ:
         if not name.upper().startswith(PREFIX) or name.upper() == FILE_VARIABLE:
+            continue
+        if _KUBERNETES.fullmatch(name):
             continue
         key = name[len(PREFIX) :].partition(NESTED)[0].lower()
         if key not in Settings.model_fields:

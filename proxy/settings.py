@@ -45,12 +45,14 @@ BUILT_IN: Final[dict[str, dict[str, Any]]] = {
 def _seconds(value: object) -> object:
     if value == "forever":
         return math.inf
+    if value in (0, "0") and value is not False:
+        return 0.0
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
         if match is None:
             raise ValueError("not a duration; write 30s, 5m, 12h, 30d or forever")
         return float(match[1]) * _SECONDS[match[2]]
-    if value == 0 or (isinstance(value, float) and value >= 0):
+    if isinstance(value, float):
         return value
     raise ValueError("not a duration; write 30s, 5m, 12h, 30d or forever")
 
@@ -130,6 +132,7 @@ class Upstream(Section):
     password: SecretStr | None = None
     password_file: Path | None = None
     auth_hosts: tuple[str, ...] = ()
+    max_downloads: Annotated[int, Field(ge=1)] = 64
     tls: UpstreamTLS = UpstreamTLS()
     freshness: FreshnessOverride = FreshnessOverride()
 
@@ -171,6 +174,16 @@ class Timeouts(Section):
     idle: Seconds = 30.0
 
 
+class Patience(Section):
+    """How upstreams that fail are treated."""
+
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    resumes: Annotated[int, Field(ge=0, le=100)] = 5
+    failures: Annotated[int, Field(ge=1)] = 5
+    pause: Seconds = 5.0
+    cool_down: Seconds = 30.0
+
+
 class Memory(Section):
     """How much is kept in RAM."""
 
@@ -196,6 +209,7 @@ class Settings(Section):
     freshness: Freshness = Freshness()
     offline: bool = False
     timeouts: Timeouts = Timeouts()
+    patience: Patience = Patience()
     memory: Memory = Memory()
     log: Log = Log()
 

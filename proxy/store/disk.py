@@ -161,8 +161,9 @@ class DiskStore:
                 f"storage.path: {self._root} is in use by another Millpond; "
                 "give each its own directory, with --storage DIR"
             ) from None
-        for directory in (self._spool, *(self._blobs / name for name in _ALGORITHMS)):
-            directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        algorithms = [self._blobs / name for name in _ALGORITHMS]
+        for directory in (self._spool, self._blobs, *algorithms):
+            directory.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
         for leftover in self._spool.iterdir():
             leftover.unlink()
         _write_once(self._root / "oci-layout", {"imageLayoutVersion": "1.0.0"})

@@ -5,7 +5,6 @@ for once however many wait, kept until 90 % of its life, and never sent anywhere
 """
 
 import base64
-import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
@@ -23,6 +22,7 @@ from proxy.errors import (
 )
 from proxy.facts import Facts
 from proxy.once import Once
+from proxy.upstream.addresses import is_address
 from proxy.upstream.challenge import Challenge, parse_challenges
 from proxy.upstream.providers import Credentials, Provider
 
@@ -145,7 +145,7 @@ class Authorizer:
         host, own = realm.host or "", self._url.host or ""
         if host == own or host in self._auth_hosts:
             return True
-        if _is_address(host) or _is_address(own):
+        if is_address(host) or is_address(own):
             return False
         domain = _SUFFIXES.privatesuffix(own)
         return domain is not None and domain == _SUFFIXES.privatesuffix(host)
@@ -187,11 +187,3 @@ def _basic(credentials: Credentials) -> str:
 def _key(challenge: Challenge, scope: str) -> str:
     parameters = challenge.parameters
     return f"{parameters.get('realm')} {parameters.get('service')} {scope}"
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

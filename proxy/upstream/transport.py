@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import (
     ClientConnectorCertificateError,
@@ -28,12 +28,21 @@ from proxy.errors import ConfigError, UpstreamTimeout, UpstreamUnavailable
 from proxy.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.auth import TokenAnswer
+from proxy.upstream.guard import Guard, GuardedResolver
+from proxy.upstream.proxies import Proxies
 
 MAX_REDIRECTS: Final = 5
 MAX_RETRY_AFTER: Final = 24 * 3600.0
 MAX_ERROR_BODY: Final = 64 * 1024
 READ_BUFFER: Final = 1024 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
+class Trust(NamedTuple):
+    """Whom one upstream's connections trust: which certificates, and which addresses."""
+
+    context: ssl.SSLContext
+    guard: Guard
 
 
 class Transport:
@@ -43,15 +52,20 @@ class Transport:
         self,
         name: str,
         *,
-        context: ssl.SSLContext,
+        trust: Trust,
         timeouts: Timeouts,
         counters: UpstreamCounters,
         user_agent: str,
     ) -> None:
-        self._name = name
-        self._counters = counters
+        self.name = name
+        self.counters = counters
+        self._guard = trust.guard
+        self._proxies = Proxies()
+        trust.guard.trust(self._proxies.hosts)
         self._session = ClientSession(
-            connector=TCPConnector(limit=0, ssl=context),
+            connector=TCPConnector(
+                limit=0, ssl=trust.context, resolver=GuardedResolver(trust.guard)
+            ),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
@@ -74,36 +88,47 @@ class Transport:
         Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``.
         """
         origin = url.origin()
-        self._counters.upstream_requests += 1
+        self.counters.upstream_requests += 1
         for _ in range(MAX_REDIRECTS + 1):
             sent = dict(headers)
             if authorization is not None and url.origin() == origin:
                 sent["Authorization"] = authorization
-            with self.translated():
-                response = await self._session.request(
-                    method, url, headers=sent, allow_redirects=False
-                )
+            response = await self._request(method, url, sent)
             if response.status not in _REDIRECTS:
                 return response
             await self.drain(response)
             url = self._next(response)
-        raise UpstreamUnavailable(f"{self._name} redirects more than {MAX_REDIRECTS} times")
+        raise UpstreamUnavailable(f"{self.name} redirects more than {MAX_REDIRECTS} times")
 
     async def fetch_token(self, url: URL, authorization: str | None) -> TokenAnswer:
         """Return what a token server says. Raises ``UpstreamFailure``."""
-        self._counters.token_requests += 1
+        self._guard.check(url.host or "")
+        self.counters.token_requests += 1
         headers = {} if authorization is None else {"Authorization": authorization}
-        with self.translated():
-            async with self._session.get(url, headers=headers, allow_redirects=False) as response:
-                body = await response.content.read(MAX_ERROR_BODY)
-                return TokenAnswer(response.status, body, retry_after(response))
+        response = await self._request("GET", url, headers)
+        body = await self._small(response)
+        return TokenAnswer(response.status, body, retry_after(response))
 
     async def drain(self, response: ClientResponse) -> bytes:
         """Read a small body to its end, so that the connection can serve again; return it."""
+        body = await self._small(response)
+        self.counters.bytes_from_upstream += len(body)
+        return body
+
+    async def _request(self, method: str, url: URL, headers: dict[str, str]) -> ClientResponse:
+        via = self._proxies.to(url)
+        if url.scheme == "http":  # inside a tunnel, aiohttp sends them to the proxy only
+            headers = {**headers, **via.get("proxy_headers", {})}
+        with self.translated():
+            return await self._session.request(
+                method, url, headers=headers, allow_redirects=False, **via
+            )
+
+    async def _small(self, response: ClientResponse) -> bytes:
+        """Return a body of up to 64 KiB; a larger one is cut and its connection closed."""
         body = bytearray()
         with self.translated():
             async for chunk in response.content.iter_any():
-                self._counters.bytes_from_upstream += len(chunk)
                 body += chunk
                 if len(body) > MAX_ERROR_BODY:
                     response.close()
@@ -114,7 +139,7 @@ class Transport:
         """Yield a body as it arrives. Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``."""
         with self.translated():
             async for chunk in response.content.iter_any():
-                self._counters.bytes_from_upstream += len(chunk)
+                self.counters.bytes_from_upstream += len(chunk)
                 yield chunk
 
     @contextmanager
@@ -123,24 +148,25 @@ class Transport:
         try:
             yield
         except TimeoutError as error:
-            raise UpstreamTimeout(f"{self._name} does not answer in time") from error
+            raise UpstreamTimeout(f"{self.name} does not answer in time") from error
         except ClientConnectorCertificateError as error:
             raise UpstreamUnavailable(
-                f"{self._name}: certificate not trusted: {error.certificate_error}"
+                f"{self.name}: certificate not trusted: {error.certificate_error}"
             ) from error
         except ClientConnectorError as error:
             raise UpstreamUnavailable(
-                f"{self._name} cannot be reached: {error.os_error.strerror or error.os_error}"
+                f"{self.name} cannot be reached: {error.os_error.strerror or error.os_error}"
             ) from error
         except (ClientError, OSError, asyncio.IncompleteReadError, ValueError) as error:
-            raise UpstreamUnavailable(f"{self._name}: {type(error).__name__}") from error
+            raise UpstreamUnavailable(f"{self.name}: {type(error).__name__}") from error
 
     def _next(self, response: ClientResponse) -> URL:
         with self.translated():
             target = response.url.join(URL(response.headers.get("Location", ""), encoded=True))
         downgraded = response.url.scheme == "https" and target.scheme != "https"
         if target.scheme not in ("http", "https") or not target.host or downgraded:
-            raise UpstreamUnavailable(f"{self._name} redirects to an address that is not followed")
+            raise UpstreamUnavailable(f"{self.name} redirects to an address that is not followed")
+        self._guard.check(target.host)
         return target.with_fragment(None)
 
 

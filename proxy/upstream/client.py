@@ -1,0 +1,172 @@
+"""Asks one registry: authorized, patiently, within the time that a client would wait.
+
+``registry`` says what to fetch; here it is asked until there is a good answer or an error.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+
+from aiohttp import ClientResponse
+from yarl import URL
+
+from proxy.errors import (
+    Absent,
+    Denied,
+    RegistryError,
+    TooManyRequests,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from proxy.names import Repo
+from proxy.upstream.auth import Authorizer
+from proxy.upstream.patience import Patience
+from proxy.upstream.transport import Transport, retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request: ``kind`` is the end-point (manifests, blobs, tags, referrers)."""
+
+    method: str
+    repo: Repo
+    kind: str
+    ref: str
+    absent: type[Absent]
+    headers: dict[str, str] = field(default_factory=dict)
+    query: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def limit(self) -> str:
+        """What a rate limit of this request would hold for."""
+        return f"{self.method} {self.kind}"
+
+
+class Client:
+    """One registry as it wants to be asked."""
+
+    def __init__(
+        self,
+        url: URL,
+        transport: Transport,
+        *,
+        authorizer: Authorizer,
+        patience: Patience,
+        answer: float,
+    ) -> None:
+        self.name = transport.name
+        self.transport = transport
+        self.patience = patience
+        self._url = url
+        self._authorizer = authorizer
+        self._answer_seconds = answer
+
+    async def ask(self, question: Question) -> ClientResponse:
+        """Return a good answer: 200, 206, or 405 to a HEAD; its caller reads or closes it.
+
+        Raises ``UpstreamFailure``, ``Denied``, or the question's ``absent``.
+        """
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                return await self._until_answered(question)
+        except TimeoutError:
+            error = UpstreamTimeout(f"{self.name} does not answer in time")
+            self.patience.failed(question.limit, error)
+            raise error from None
+
+    async def read(self, response: ClientResponse, limit: int) -> bytes | None:
+        """Return a whole body, None when it is larger than ``limit`` bytes."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                async for chunk in self.transport.chunks(response):
+                    body += chunk
+                    if len(body) > limit:
+                        return None
+        except TimeoutError:
+            raise UpstreamTimeout(f"{self.name} does not finish in time") from None
+        finally:
+            response.close()
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise UpstreamUnavailable(f"{self.name} encodes what was asked for as it is")
+        return bytes(body)
+
+    async def _until_answered(self, question: Question) -> ClientResponse:
+        attempt = 0
+        while True:
+            self.patience.admit(question.limit)
+            try:
+                response = await self._once(question)
+            except RegistryError as error:
+                self.patience.failed(question.limit, error)
+                attempt += 1
+                wait = self.patience.wait_before(attempt, error)
+                if wait is None or wait > self._answer_seconds / 2:
+                    raise
+                await asyncio.sleep(wait)
+            else:
+                self.patience.answered()
+                return response
+
+    async def _once(self, question: Question) -> ClientResponse:
+        url = self._url / "v2" / question.repo / question.kind
+        url = url.joinpath(question.ref, encoded=True).with_query(question.query)
+        response = await self._authorized(question, url)
+        if response.status in (200, 206):
+            return response
+        if question.method == "HEAD" and response.status == 405:
+            return response
+        raise await self._failure(response, question.absent)
+
+    async def _authorized(self, question: Question, url: URL) -> ClientResponse:
+        """Send, and answer a challenge once. A refused token is renewed from a fresh challenge."""
+        method, headers = question.method, question.headers
+        scope = f"repository:{question.repo}:pull"
+        sent = await self._authorizer.header(scope)
+        response = await self.transport.send(method, url, headers, sent)
+        if response.status == 401 and sent is not None:
+            await self._authorizer.forget(scope)
+            if "insufficient_scope" in response.headers.get("WWW-Authenticate", ""):
+                return response
+            await self.transport.drain(response)
+            response = await self.transport.send(method, url, headers, None)
+        if response.status != 401:
+            return response
+        challenges = response.headers.getall("WWW-Authenticate", [])
+        await self.transport.drain(response)
+        if not challenges:
+            challenges = await self._ping()
+        answer = await self._authorizer.learn(challenges, scope)
+        return await self.transport.send(method, url, headers, answer)
+
+    async def _ping(self) -> list[str]:
+        """Return the challenge of the base end-point: some registries send it only there."""
+        response = await self.transport.send("GET", self._url / "v2" / "", {}, None)
+        await self.transport.drain(response)
+        return response.headers.getall("WWW-Authenticate", [])
+
+    async def _failure(self, response: ClientResponse, absent: type[Absent]) -> RegistryError:
+        """Return the error that an answer other than 200 means."""
+        body = await self.transport.drain(response)
+        said = f"{self.name} answers {response.status}{_reason(body)}"
+        match response.status:
+            case 401:
+                return await self._authorizer.refused()
+            case 403:
+                return Denied(said)
+            case 404:
+                return absent(said)
+            case 429:
+                return TooManyRequests(said, retry_after=retry_after(response))
+            case _:
+                return UpstreamUnavailable(said, retry_after=retry_after(response))
+
+
+def _reason(body: bytes) -> str:
+    """Return the message of an error document, shortened, or nothing."""
+    try:
+        message = json.loads(body)["errors"][0]["message"]
+    except (ValueError, LookupError, TypeError):
+        return ""
+    printable = "".join(c for c in str(message)[:200] if c.isprintable())
+    return f": {printable}" if printable else ""

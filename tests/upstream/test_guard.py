@@ -1,0 +1,111 @@
+"""Where an upstream may send us."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp.abc import ResolveResult
+
+from proxy.errors import UpstreamUnavailable
+from proxy.upstream.guard import Guard, GuardedResolver
+from tests.fakes import content
+from tests.fakes.faults import redirect
+from tests.fakes.upstream import FakeUpstream
+from tests.running import Start
+
+PRIVATE = [
+    "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
+    "::1", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1",
+]  # fmt: skip
+
+
+def result(host: str) -> ResolveResult:
+    return ResolveResult(hostname="x", host=host, port=443, family=socket.AF_INET, proto=0, flags=0)
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_t31_a_public_upstream_cannot_send_us_to_a_private_address(address: str) -> None:
+    guard = Guard("registry.example.com", [])
+    with pytest.raises(UpstreamUnavailable, match="private address"):
+        guard.check(address)
+    resolved = [result(address), result("93.184.215.14")]
+    assert guard.permitted("evil.example.com", resolved) == [resolved[1]]
+
+
+@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"])
+def test_public_addresses_are_permitted(address: str) -> None:
+    guard = Guard("registry.example.com", [])
+    guard.check(address)
+    assert guard.permitted("cdn.example.com", [result(address)])
+
+
+def test_a_private_upstream_may_send_us_to_private_addresses() -> None:
+    Guard("10.0.0.5", []).check("10.0.0.6")
+    guard = Guard("registry.internal", [])
+    assert guard.permitted("registry.internal", [result("10.0.0.5")])
+    guard.check("10.0.0.6")
+    assert guard.permitted("storage.internal", [result("10.0.0.6")])
+
+
+def test_hosts_that_the_operator_listed_may_be_private() -> None:
+    guard = Guard("registry.example.com", ["sso.internal"])
+    assert guard.permitted("sso.internal", [result("10.0.0.5")])
+    assert not guard.permitted("else.internal", [result("10.0.0.5")])
+
+
+async def test_by_dns_too() -> None:
+    resolver = GuardedResolver(Guard("registry.example.com", []))
+    with pytest.raises(OSError, match="private addresses only"):
+        await resolver.resolve("localhost", 80)
+    allowed = GuardedResolver(Guard("registry.example.com", ["localhost"]))
+    assert await allowed.resolve("localhost", 80)
+
+
+async def test_redirects_that_are_not_followed(start: Start, upstream: FakeUpstream) -> None:
+    image = upstream.add("library/app", content.image(1))
+    proxy = await start()
+    path = f"/v2/app/blobs/{image.layers[0]}"
+    for location in ("ftp://127.0.0.1/x", "file:///etc/passwd", "http://", "\\\\x", None):
+        rule = upstream.fault(redirect(location), kind="blob")
+        answer = await proxy.get(path)
+        assert answer.status == 502, location
+        assert b"signature" not in answer.body
+        assert rule.used
+        upstream.heal()
+    assert (await proxy.get(path)).status == 200
+
+
+@asynccontextmanager
+async def http_proxy(seen: list[str]) -> AsyncIterator[int]:
+    """Answer every request as a forward proxy whose upstream knows no manifest."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_http_proxies_of_the_environment_are_used(
+    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.add("library/app", content.image(1))
+    seen: list[str] = []
+    async with http_proxy(seen) as port:
+        monkeypatch.setenv("HTTP_PROXY", f"http://me:pw@127.0.0.1:{port}")
+        monkeypatch.setenv("http_proxy", f"http://me:pw@127.0.0.1:{port}")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        proxy = await start(upstreams={"far": {"url": "http://registry.invalid"}})
+        assert (await proxy.get("/v2/far/app/manifests/latest")).status == 404
+        [head] = seen
+        assert head.startswith("GET http://registry.invalid/v2/app/manifests/latest HTTP/1.1")
+        assert "Proxy-Authorization: Basic bWU6cHc=" in head
+        assert (await proxy.get("/v2/app/manifests/latest")).status == 200, "NO_PROXY"
+    assert "pw@" not in proxy.log.getvalue()

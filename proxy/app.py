@@ -7,16 +7,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from importlib.metadata import version as distribution_version
 from typing import Any, Final
 
 import structlog
 from aiohttp.web import ServerRunner, SockSite
 from yarl import URL
 
+from proxy import VERSION
 from proxy.cache import Cache
 from proxy.cache.blobs import Blobs
 from proxy.cache.holdings import Holdings
+from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
 from proxy.cache.sources import Source
 from proxy.cache.tags import Tags
@@ -26,7 +27,7 @@ from proxy.flights import Flights
 from proxy.index import Index
 from proxy.index.local import LocalIndex
 from proxy.logs import RequestLog
-from proxy.metrics import CacheCounters, Metrics, UpstreamCounters
+from proxy.metrics import CacheCounters, Metrics
 from proxy.policy import Rule
 from proxy.records import Clock
 from proxy.repair import reconcile
@@ -36,6 +37,7 @@ from proxy.settings import Upstream as UpstreamSettings
 from proxy.store import BlobStore
 from proxy.store.disk import DiskStore
 from proxy.upstream.auth import Authorizer
+from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client
 from proxy.upstream.guard import Guard
 from proxy.upstream.patience import Limits, Patience
@@ -47,7 +49,6 @@ from proxy.web.certificate import Certificate
 from proxy.web.registry import Registry
 from proxy.web.server import RegistryServer
 
-VERSION: Final = distribution_version("millpond")
 BACKLOG: Final = 1024
 
 log = structlog.get_logger(__name__)
@@ -118,18 +119,22 @@ async def running(
         stack.push_async_callback(flights.close)
         evictor = Evictor(index, store, int(settings.storage.max_size), metrics.cache)
         holdings = Holdings(store, index, evictor, metrics.cache, clock)
-        sources = _sources(stack, settings, metrics)
+        sources = _Sources(stack, settings, metrics, clock).build()
         ram_bytes = int(settings.memory.manifests)
         manifests = Manifests(holdings, sources, clock=clock, ram_bytes=ram_bytes)
         stack.push_async_callback(manifests.close)
+        check = settings.timeouts.check
+        tags = Tags(manifests, index, sources, clock=clock, patience=check)
+        stack.push_async_callback(tags.close)
         blobs = Blobs(holdings, sources, flights=flights, sizes=manifests.sizes)
         registry = Registry(
             Router(settings),
-            Cache(manifests, blobs, Tags(index, sources)),
+            Cache(manifests, tags, blobs, Listings(index, sources)),
             metrics=metrics,
             request_log=request_log,
         )
-        admin = Admin(metrics, index, evictor, flights, VERSION)
+        budgets = {name: source.upstream.budget for name, source in sources.items()}
+        admin = Admin(metrics, index, evictor, flights=flights, budgets=budgets)
         runner = ServerRunner(
             RegistryServer(registry.handle, admin.handle), shutdown_timeout=settings.shutdown_grace
         )
@@ -143,49 +148,56 @@ async def running(
         admin.is_stopping = True
 
 
-def _sources(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> dict[str, Source]:
-    usual = UpstreamTLS()
-    shared = client_context("", usual)  # reading the system's authorities takes tens of ms
-    sources = {}
-    for name, upstream in settings.upstreams.items():
-        context = shared if upstream.tls == usual else client_context(name, upstream.tls)
-        sources[name] = _source(stack, name, settings, metrics.of(name), context)
-    return sources
+class _Sources:
+    """Builds the configured upstreams, whose connections ``stack`` closes."""
 
+    def __init__(
+        self, stack: AsyncExitStack, settings: Settings, metrics: Metrics, clock: Clock
+    ) -> None:
+        self._stack = stack
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
 
-def _source(
-    stack: AsyncExitStack,
-    name: str,
-    settings: Settings,
-    counters: UpstreamCounters,
-    context: ssl.SSLContext,
-) -> Source:
-    configured, patience = settings.upstreams[name], settings.patience
-    url = URL(configured.url)
-    transport = Transport(
-        name,
-        trust=Trust(context, Guard(url.host or "", configured.auth_hosts)),
-        timeouts=settings.timeouts,
-        counters=counters,
-        user_agent=f"millpond/{VERSION}",
-    )
-    stack.push_async_callback(transport.close)
-    authorizer = Authorizer(
-        url, _provider(configured), configured.auth_hosts, transport.fetch_token
-    )
-    stack.push_async_callback(authorizer.close)
-    limits = Limits(patience.retries, patience.failures, patience.pause, patience.cool_down)
-    client = Client(
-        url,
-        transport,
-        authorizer=authorizer,
-        patience=Patience(name, limits, time.monotonic),
-        answer=settings.timeouts.answer,
-    )
-    upstream = Upstream(client, resumes=patience.resumes, downloads=configured.max_downloads)
-    return Source(
-        upstream, Rule(**settings.freshness_of(name).model_dump(), offline=settings.offline)
-    )
+    def build(self) -> dict[str, Source]:
+        """Return every upstream with its rule. Raises ``ConfigError``."""
+        usual = UpstreamTLS()
+        shared = client_context("", usual)  # reading the system's authorities takes tens of ms
+        sources = {}
+        for name, upstream in self._settings.upstreams.items():
+            context = shared if upstream.tls == usual else client_context(name, upstream.tls)
+            sources[name] = Source(self._upstream(name, context), self._rule(name))
+        return sources
+
+    def _upstream(self, name: str, context: ssl.SSLContext) -> Upstream:
+        configured, patience = self._settings.upstreams[name], self._settings.patience
+        url = URL(configured.url)
+        transport = Transport(
+            name,
+            trust=Trust(context, Guard(url.host or "", configured.auth_hosts)),
+            timeouts=self._settings.timeouts,
+            counters=self._metrics.of(name),
+            user_agent=f"millpond/{VERSION}",
+        )
+        self._stack.push_async_callback(transport.close)
+        provider, hosts = _provider(configured), configured.auth_hosts
+        authorizer = Authorizer(url, provider, hosts, transport.fetch_token)
+        self._stack.push_async_callback(authorizer.close)
+        limits = Limits(patience.retries, patience.failures, patience.pause, patience.cool_down)
+        client = Client(
+            url,
+            transport,
+            authorizer=authorizer,
+            patience=Patience(name, limits, time.monotonic),
+            answer=self._settings.timeouts.answer,
+        )
+        budget, downloads = Budget(self._clock), configured.max_downloads
+        return Upstream(client, budget, resumes=patience.resumes, downloads=downloads)
+
+    def _rule(self, name: str) -> Rule:
+        fresh = self._settings.freshness_of(name).model_dump()
+        keep_deleted = fresh.pop("deleted_tags")
+        return Rule(keep_deleted=keep_deleted, offline=self._settings.offline, **fresh)
 
 
 def _provider(configured: UpstreamSettings) -> Provider:

@@ -10,8 +10,8 @@ import structlog
 import typer
 import uvloop
 
-from proxy import configuration, logs
-from proxy.app import VERSION, App, running
+from proxy import VERSION, configuration, logs
+from proxy.app import App, running
 from proxy.errors import ConfigError
 from proxy.logs import RequestLog
 from proxy.metrics import CacheCounters

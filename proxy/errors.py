@@ -94,6 +94,12 @@ class BlobUnknown(Absent):
     code = "BLOB_UNKNOWN"
 
 
+class NotHeld(RegistryError):
+    """The client wants only what is held (``only-if-cached``), and this is not."""
+
+    status, code = 504, "UNAVAILABLE"
+
+
 class Unauthorized(RegistryError):
     """Our own access control wants credentials."""
 

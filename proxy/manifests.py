@@ -4,6 +4,7 @@ image-spec ``manifest.md`` and ``image-index.md``; Docker's manifest v2 schema 2
 Parsing is best effort: whatever upstream serves as a manifest is passed on byte for byte.
 """
 
+import base64
 import json
 from typing import Final, NamedTuple
 
@@ -67,6 +68,25 @@ def media_type(body: bytes) -> str:
     if document.get("schemaVersion") == 1:
         return SCHEMA1_SIGNED if "signatures" in document else SCHEMA1
     return OCI_INDEX if "manifests" in document else OCI_MANIFEST
+
+
+def signed_payload(body: bytes) -> bytes | None:
+    """Return what a signed schema 1 manifest signs, which its digest is of; None for others.
+
+    Each signature's protected header says how many bytes of the document come before the
+    signatures, and what ends the payload (distribution ``docs/spec/manifest-v2-1.md``).
+    """
+    try:
+        [signature, *_] = _list(_parsed(body).get("signatures"))
+        protected = json.loads(_base64(signature["protected"]))  # type: ignore[index]
+        length = protected["formatLength"]
+        return body[:length] + _base64(protected["formatTail"])
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _base64(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def _parsed(body: bytes) -> dict[str, object]:

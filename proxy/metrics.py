@@ -7,7 +7,7 @@ it scrapes. Every request for content counts once, under exactly one outcome.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -40,7 +40,9 @@ class UpstreamCounters:
         "bytes_from_upstream",
         "bytes_to_clients",
         "errors",
+        "manifest_pulls",
         "outcomes",
+        "pulls_spent",
         "token_requests",
         "upstream_requests",
     )
@@ -52,6 +54,8 @@ class UpstreamCounters:
         self.bytes_from_upstream = 0
         self.upstream_requests = 0
         self.token_requests = 0
+        self.manifest_pulls = 0
+        self.pulls_spent = 0
 
     def add(self, other: "UpstreamCounters") -> None:
         """Add another's totals to these."""
@@ -61,6 +65,8 @@ class UpstreamCounters:
         self.bytes_from_upstream += other.bytes_from_upstream
         self.upstream_requests += other.upstream_requests
         self.token_requests += other.token_requests
+        self.manifest_pulls += other.manifest_pulls
+        self.pulls_spent += other.pulls_spent
 
     def snapshot(self) -> dict[str, object]:
         """Return the totals as JSON values.
@@ -84,6 +90,8 @@ class UpstreamCounters:
             "upstream_requests": self.upstream_requests,
             "upstream_requests_saved": requests - self.upstream_requests,
             "token_requests": self.token_requests,
+            "pulls_spent": self.pulls_spent,
+            "pulls_saved": self.manifest_pulls - self.pulls_spent,
         }
 
 
@@ -128,13 +136,19 @@ class Metrics:
         return total
 
 
-Gauges = dict[str, float]
+class Gauge(NamedTuple):
+    """One reading of something that goes up and down; ``upstream`` None for the cache itself."""
+
+    name: str
+    text: str
+    value: float
+    upstream: str | None = None
 
 
 class _View(Collector):
     """Renders the counters in Prometheus' names and units when scraped."""
 
-    def __init__(self, metrics: Metrics, gauges: Callable[[], Gauges], version: str) -> None:
+    def __init__(self, metrics: Metrics, gauges: Callable[[], list[Gauge]], version: str) -> None:
         self._metrics = metrics
         self._gauges = gauges
         self._version = version
@@ -151,12 +165,20 @@ class _View(Collector):
             ("unlogged_requests", "Access-log lines dropped under load.", cache.unlogged_requests),
         ):
             yield CounterMetricFamily(f"millpond_{name}", help_text, value)
-        for name, reading in self._gauges().items():
-            text = f"Current {name.replace('_', ' ')}."
-            yield GaugeMetricFamily(f"millpond_{name}", text, reading)
+        yield from self._readings()
         info = GaugeMetricFamily("millpond_build_info", "Which Millpond runs.", labels=["version"])
         info.add_metric([self._version], 1)
         yield info
+
+    def _readings(self) -> Iterator[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for gauge in self._gauges():
+            labels = [] if gauge.upstream is None else ["upstream"]
+            family = families.setdefault(
+                gauge.name, GaugeMetricFamily(f"millpond_{gauge.name}", gauge.text, labels=labels)
+            )
+            family.add_metric([] if gauge.upstream is None else [gauge.upstream], gauge.value)
+        yield from families.values()
 
     def _per_upstream(self) -> Iterator[Metric]:
         outcomes = CounterMetricFamily(
@@ -178,6 +200,14 @@ class _View(Collector):
             "token_requests": CounterMetricFamily(
                 "millpond_upstream_token_requests", "Tokens asked for.", labels=["upstream"]
             ),
+            "manifest_pulls": CounterMetricFamily(
+                "millpond_manifest_pulls", "Manifests sent to clients.", labels=["upstream"]
+            ),
+            "pulls_spent": CounterMetricFamily(
+                "millpond_upstream_pulls",
+                "Manifests fetched, which rate limits count.",
+                labels=["upstream"],
+            ),
         }
         for name, counters in (*self._metrics.upstreams.items(), ("", self._metrics.unrouted)):
             for outcome in Outcome:
@@ -189,7 +219,9 @@ class _View(Collector):
         yield from (outcomes, errors, *plain.values())
 
 
-def registry(metrics: Metrics, gauges: Callable[[], Gauges], version: str) -> CollectorRegistry:
+def registry(
+    metrics: Metrics, gauges: Callable[[], list[Gauge]], version: str
+) -> CollectorRegistry:
     """Return a Prometheus registry over the counters, the gauges, and this process."""
     collected = CollectorRegistry(auto_describe=False)
     collected.register(_View(metrics, gauges, version))

@@ -63,7 +63,22 @@ def _bytes(value: object) -> object:
     return value
 
 
+def _kept_for(value: object) -> object:
+    match value:
+        case "follow":
+            return 0.0
+        case "keep":
+            return math.inf
+        case str() if value.startswith("keep "):
+            return _seconds(value.removeprefix("keep ").strip())
+        case float():
+            return value
+        case _:
+            raise ValueError("not a policy; write follow, keep or keep 30d")
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+KeptFor = Annotated[float, BeforeValidator(_kept_for), Field(ge=0)]
 Bytes = Annotated[ByteSize, BeforeValidator(_bytes), Field(gt=0)]
 
 
@@ -110,6 +125,9 @@ class Freshness(Section):
     stale_while_revalidate: Seconds = 3600.0
     stale_if_error: Seconds = math.inf
     negative_ttl: Seconds = 30.0
+    signature_ttl: Seconds = 30.0
+    deleted_tags: KeptFor = 0.0
+    reserve: Annotated[float, Field(ge=0, le=1)] = 0.1
 
 
 class FreshnessOverride(Section):
@@ -119,6 +137,9 @@ class FreshnessOverride(Section):
     stale_while_revalidate: Seconds | None = None
     stale_if_error: Seconds | None = None
     negative_ttl: Seconds | None = None
+    signature_ttl: Seconds | None = None
+    deleted_tags: KeptFor | None = None
+    reserve: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class Upstream(Section):
@@ -171,6 +192,7 @@ class Timeouts(Section):
 
     connect: Seconds = 5.0
     answer: Seconds = 20.0
+    check: Seconds = 3.0
     idle: Seconds = 30.0
 
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from proxy import errors
 from proxy.errors import RegistryError
-from proxy.names import Digest
-from proxy.policy import Action, Rule, decide, on_failure
+from proxy.names import Digest, Tag
+from proxy.policy import Action, Rule, Wish, decide, is_scarce, on_failure, wish
 from proxy.records import Descriptor, TagRecord
 
 RULE = Rule(tag_ttl=300, stale_while_revalidate=3600, stale_if_error=86400, negative_ttl=30)
@@ -66,7 +66,6 @@ def test_older_is_never_served_more_freely(age: float, ttl: float, swr: float) -
 def test_a_failure_is_covered_by_the_last_good_copy(error: RegistryError) -> None:
     assert on_failure(checked(86_700), RULE, NOW, error) is Action.SERVE
     assert on_failure(checked(86_701), RULE, NOW, error) is Action.MISS
-    assert on_failure(None, RULE, NOW, error) is Action.MISS
 
 
 @pytest.mark.parametrize(
@@ -79,3 +78,66 @@ def test_an_answer_is_passed_on(error: RegistryError) -> None:
 def test_forever_is_forever() -> None:
     rule = Rule(300, 0, inf, 30)
     assert on_failure(checked(1e9), rule, NOW, errors.UpstreamTimeout("x")) is Action.SERVE
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, Wish.ANY),
+        ("", Wish.ANY),
+        ("max-age=60", Wish.ANY),
+        ("no-cache", Wish.FRESH),
+        ("Max-Age=0", Wish.FRESH),
+        ("no-store, no-cache", Wish.FRESH),
+        ("only-if-cached", Wish.HELD),
+        ("no-cache, only-if-cached", Wish.HELD),
+    ],
+)
+def test_cache_control(header: str | None, expected: Wish) -> None:
+    assert wish(header) is expected
+
+
+def test_a_wish_beats_age() -> None:
+    assert decide(checked(0), RULE, NOW, Wish.FRESH) is Action.CHECK
+    assert decide(checked(1e8), RULE, NOW, Wish.HELD) is Action.SERVE
+    assert decide(None, RULE, NOW, Wish.HELD) is Action.MISS
+
+
+@pytest.mark.parametrize(
+    ("keep", "age", "action"),
+    [
+        (0, 1, Action.MISS),
+        (inf, 1e9, Action.SERVE),
+        (100, 100, Action.SERVE),
+        (100, 101, Action.MISS),
+    ],
+)
+def test_c12_a_deleted_tag_is_kept_as_long_as_the_policy_says(
+    keep: float, age: float, action: Action
+) -> None:
+    rule = Rule(10, 0, 0, 0, keep_deleted=keep)
+    assert on_failure(checked(age), rule, NOW, errors.ManifestUnknown("gone")) is action
+
+
+@pytest.mark.parametrize("suffix", ["", ".sig", ".att", ".sbom"])
+def test_signature_tags_have_a_short_life_of_their_own(suffix: str) -> None:
+    rule = Rule(300, 3600, inf, 30, signature_ttl=30)
+    tag = Tag("sha256-" + "a" * 64 + suffix)
+    assert decide(checked(29), rule.of(tag, None), NOW) is Action.SERVE
+    assert decide(checked(31), rule.of(tag, None), NOW) is Action.CHECK
+    assert rule.of(Tag("sha256-abc" + suffix), None) == rule
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_the_less_is_left_the_longer_things_are_fresh(one: float, other: float) -> None:
+    rule = Rule(300, 0, 0, 0)
+    less, more = sorted((one, other))
+    assert rule.of(Tag("x"), less).tag_ttl >= rule.of(Tag("x"), more).tag_ttl >= 300
+    assert rule.of(Tag("x"), None) == rule
+
+
+def test_the_reserve_is_kept_for_what_is_not_held() -> None:
+    rule = Rule(300, 0, 0, 0, reserve=0.1)
+    assert [is_scarce(rule, share) for share in (None, 1.0, 0.11, 0.1, 0.0)] == [
+        False, False, False, True, True,
+    ]  # fmt: skip

@@ -1,13 +1,14 @@
 """The read-through: every pull is a hit, a join, or one fetch.
 
-``holdings`` is what lies here, ``sources`` is where the rest comes from; ``manifests``, ``blobs``
-and ``tags`` answer for one kind each, ``answers`` is what they return. No policy (``policy``
-decides), no HTTP. Trouble with the disk degrades to passing through.
+``holdings`` is what lies here, ``sources`` is where the rest comes from; ``manifests``, ``tags``,
+``blobs`` and ``listings`` answer for one kind each, ``answers`` is what they return. No policy
+(``policy`` decides), no HTTP. Trouble with the disk degrades to passing through.
 """
 
 from typing import NamedTuple
 
 from proxy.cache.blobs import Blobs
+from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Tags
 
@@ -16,5 +17,6 @@ class Cache(NamedTuple):
     """The cache of each kind of content."""
 
     manifests: Manifests
-    blobs: Blobs
     tags: Tags
+    blobs: Blobs
+    listings: Listings

@@ -12,12 +12,17 @@ from proxy.store import BlobFile
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest as upstream sent it, verified. ``warning`` is for a ``Warning: 299`` header."""
+    """A manifest as upstream sent it, verified.
+
+    ``warning`` is for a ``Warning: 299`` header; ``fresh`` is for how many seconds a tag is
+    answered without asking, None where that does not apply.
+    """
 
     descriptor: Descriptor
     body: bytes
     outcome: Outcome
     warning: str | None = None
+    fresh: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,7 @@ class Described:
     descriptor: Descriptor
     outcome: Outcome
     warning: str | None = None
+    fresh: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

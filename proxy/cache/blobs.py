@@ -8,11 +8,12 @@ import structlog
 from proxy.cache.answers import Blob, Live, Local, Sized, Through
 from proxy.cache.holdings import Holdings
 from proxy.cache.sources import Source
-from proxy.errors import Absent, BlobUnknown, ContentMismatch, RegistryError, StorageError
+from proxy.errors import Absent, BlobUnknown, ContentMismatch, NotHeld, RegistryError, StorageError
 from proxy.facts import Facts
 from proxy.flights import Flight, Flights
 from proxy.metrics import Outcome
 from proxy.names import Digest, Target, hasher
+from proxy.policy import Wish
 from proxy.records import Descriptor
 from proxy.upstream.registry import Body
 
@@ -37,17 +38,17 @@ class Blobs:
         self._sizes = sizes
         self._absent: Facts[str] = Facts()
 
-    async def get(self, target: Target, digest: Digest) -> Blob:
+    async def get(self, target: Target, digest: Digest, asked: Wish) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
         while True:
             linked = await self._index.linked(target, digest)
             if linked and (file := await self._holdings.open(digest)) is not None:
                 return Local(file)
+            self._refuse_asking(target, digest, asked)
             if not linked and await self._holdings.holds(digest):
                 await self._vouch(target, digest)
                 continue
             if self._flights.live(digest) is None:
-                self._refuse_offline(target, digest)
                 await self._refuse_absent(target, digest)
             reader = self._flights.join(
                 target, digest, lambda flight: self._download(target, flight)
@@ -70,13 +71,14 @@ class Blobs:
             else:
                 return Live(reader)
 
-    async def head(self, target: Target, digest: Digest) -> Sized:
+    async def head(self, target: Target, digest: Digest, asked: Wish) -> Sized:
         """Return a blob's size, asking upstream for no body. Raises ``RegistryError``."""
         linked = await self._index.linked(target, digest)
         record = await self._index.blob(digest)
         if linked and record is not None:
             self._index.touch(digest)
             return Sized(record.size, Outcome.HIT)
+        self._refuse_asking(target, digest, asked)
         size = await self._vouch(target, digest)
         if record is not None:
             return Sized(record.size, Outcome.REVALIDATED)
@@ -87,7 +89,6 @@ class Blobs:
 
         So one repository's content is never had through another's name.
         """
-        self._refuse_offline(target, digest)
         await self._refuse_absent(target, digest)
         try:
             size = await self._sources[target.upstream].upstream.blob_size(target.repo, digest)
@@ -153,9 +154,11 @@ class Blobs:
         self._holdings.counters.mismatches += 1
         log.error("content mismatch", error=error.message)
 
-    def _refuse_offline(self, target: Target, digest: Digest) -> None:
+    def _refuse_asking(self, target: Target, digest: Digest, asked: Wish) -> None:
         if self._sources[target.upstream].rule.offline:
             raise BlobUnknown(f"{target}@{digest} is not held, and this is offline")
+        if asked is Wish.HELD:
+            raise NotHeld(f"{target}@{digest} is not held")
 
     async def _refuse_absent(self, target: Target, digest: Digest) -> None:
         message = await self._absent.get(f"{target} {digest}")

@@ -1,31 +1,28 @@
-"""Answers for manifests: decide, check, fetch, or stand in with the last good copy."""
+"""Answers for manifests by digest, and the one way in which manifests come here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple, assert_never
+from typing import Final, NamedTuple
 
-import structlog
 from cachetools import LRUCache
 
-from proxy import manifests, policy
+from proxy import manifests
 from proxy.cache.answers import Described, Manifest
 from proxy.cache.holdings import Holdings
 from proxy.cache.sources import Source
-from proxy.errors import Absent, ContentMismatch, ManifestUnknown, RegistryError
+from proxy.errors import Absent, ContentMismatch, ManifestUnknown, NotHeld, TooManyRequests
 from proxy.facts import Facts
 from proxy.manifests import Children
 from proxy.metrics import Outcome
 from proxy.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.once import Once
-from proxy.policy import Action
+from proxy.policy import Wish
 from proxy.records import Clock, Descriptor, TagRecord
+from proxy.upstream.budget import SHORTEST_REFILL
 
-STALE_WARNING: Final = "stale: upstream failed, this is the last good copy"
 DESCRIBED_SECONDS: Final = 3600.0
 _MAX_DEPTH: Final = 4
 _SIZES: Final = 200_000
-
-log = structlog.get_logger(__name__)
 
 
 class _Kept(NamedTuple):
@@ -35,7 +32,7 @@ class _Kept(NamedTuple):
 
 
 class Manifests:
-    """The cache of manifests and of where tags point."""
+    """The cache of manifests."""
 
     def __init__(
         self,
@@ -55,123 +52,44 @@ class Manifests:
         self._absent: Facts[str] = Facts()
         self._described: Facts[Descriptor] = Facts()
         self._fetches: Once[Manifest] = Once("fetch manifest")
-        self._checks: Once[TagRecord] = Once("check tag")
-        self._refreshes: Once[None] = Once("refresh tag")
         self.sizes: Final[LRUCache[Digest, int]] = LRUCache(_SIZES)
         """Bytes of blobs, as the manifests seen so far say."""
 
     async def close(self) -> None:
         """Cancel what runs."""
-        for running in (self._refreshes, self._checks, self._fetches):
-            await running.close()
+        await self._fetches.close()
 
-    async def get(self, target: Target, ref: str) -> Manifest:
-        """Return a manifest. Raises ``RegistryError``."""
-        if is_digest(ref):
-            return await self._by_digest(target, Digest(ref))
-        return await self._by_tag(target, Tag(ref))
-
-    async def head(self, target: Target, ref: str) -> Described:
-        """Return what a manifest is, asking upstream for no body. Raises ``RegistryError``."""
-        if is_digest(ref):
-            return await self._head_digest(target, Digest(ref))
-        tag = Tag(ref)
-        record, outcome = await self._current(target, tag)
-        if record is None:
-            return await self._head_unknown_tag(target, tag)
-        if isinstance(record, Manifest):
-            return Described(record.descriptor, record.outcome, record.warning)
-        if self._is_offline(target):
-            held = await self._by_digest(target, record.descriptor.digest)
-            return Described(held.descriptor, outcome)
-        return Described(record.descriptor, outcome)
-
-    async def _by_tag(self, target: Target, tag: Tag) -> Manifest:
-        record, outcome = await self._current(target, tag)
-        if record is None:
-            return await self._fetched(target, tag)
-        if isinstance(record, Manifest):
-            return record
-        try:
-            manifest = await self._by_digest(target, record.descriptor.digest)
-        except ManifestUnknown:
-            if self._is_offline(target):
-                raise
-            return await self._fetched(target, tag)
-        except RegistryError as error:
-            return await self._stand_in(target, tag, record, error)
-        if manifest.outcome is Outcome.HIT:
-            return replace(manifest, outcome=outcome)
-        return manifest
-
-    async def _current(
-        self, target: Target, tag: Tag
-    ) -> tuple[TagRecord | Manifest | None, Outcome]:
-        """Return where the tag points, a stand-in when upstream fails, or None when unknown."""
-        record = await self._index.tag(target, tag)
-        rule = self._sources[target.upstream].rule
-        action = policy.decide(record, rule, self._clock())
-        if record is None or action is Action.MISS:
-            return None, Outcome.MISS
-        match action:
-            case Action.SERVE:
-                return record, Outcome.HIT
-            case Action.SERVE_THEN_CHECK:
-                self._refreshes.start((target, tag), lambda: self._refresh(target, tag))
-                return record, Outcome.STALE
-            case Action.CHECK:
-                try:
-                    return await self._check(target, tag), Outcome.REVALIDATED
-                except RegistryError as error:
-                    return await self._stand_in(target, tag, record, error), Outcome.STALE
-            case _:
-                assert_never(action)
-
-    async def _stand_in(
-        self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
-    ) -> Manifest:
-        """Return the last good copy whose every part is held, or raise ``error``."""
-        rule = self._sources[target.upstream].rule
-        if policy.on_failure(record, rule, self._clock(), error) is not Action.SERVE:
-            raise error
-        history = await self._index.history(target, tag)
-        earlier = [sighting.digest for sighting in reversed(history)]
-        for digest in dict.fromkeys([record.descriptor.digest, *earlier]):
-            kept = await self._kept(digest)
-            if kept is not None and await self._whole(kept):
-                return Manifest(kept.descriptor, kept.body, Outcome.STALE, STALE_WARNING)
-        raise error
-
-    async def _by_digest(self, target: Target, digest: Digest) -> Manifest:
+    async def get(self, target: Target, digest: Digest, asked: Wish) -> Manifest:
+        """Return a manifest by digest. Raises ``RegistryError``."""
         kept = await self._kept(digest)
         linked = kept is not None and await self._index.linked(target, digest)
-        if self._is_offline(target) and (kept is None or not linked or not await self._whole(kept)):
+        if kept is None or not linked:
+            self._refuse_asking(target, digest, asked)
+        elif self._is_offline(target) and not await self._whole(kept):
             raise ManifestUnknown(f"{target}@{digest} is not held in full, and this is offline")
         if kept is None:
-            return await self._fetched(target, digest)
+            return await self._fetch_once(target, digest)
         if not linked:
-            await self._head_upstream(target, digest)
+            await self.ask(target, digest)
             return Manifest(kept.descriptor, kept.body, Outcome.REVALIDATED)
         return Manifest(kept.descriptor, kept.body, Outcome.HIT)
 
-    async def _head_digest(self, target: Target, digest: Digest) -> Described:
-        if self._is_offline(target) or (digest in self._ram or await self._holdings.holds(digest)):
-            manifest = await self._by_digest(target, digest)
+    async def head(self, target: Target, digest: Digest, asked: Wish) -> Described:
+        """Return what a digest names, asking upstream for no body. Raises ``RegistryError``."""
+        if digest in self._ram or await self._holdings.holds(digest):
+            manifest = await self.get(target, digest, asked)
             return Described(manifest.descriptor, manifest.outcome)
+        self._refuse_asking(target, digest, asked)
         descriptor = await self._described.get(f"{target} {digest}")
         if descriptor is not None:
             return Described(descriptor, Outcome.HIT)
-        descriptor = await self._head_upstream(target, digest)
-        return Described(descriptor, Outcome.MISS)
+        return Described(await self.ask(target, digest), Outcome.MISS)
 
-    async def _head_unknown_tag(self, target: Target, tag: Tag) -> Described:
-        self._refuse_offline(target, tag)
-        descriptor = await self._head_upstream(target, tag)
-        await self._index.set_tag(target, tag, TagRecord(descriptor, self._clock()))
-        return Described(descriptor, Outcome.MISS)
+    async def ask(self, target: Target, ref: str) -> Descriptor:
+        """Ask upstream what ``ref`` is, and remember that the repository holds it.
 
-    async def _head_upstream(self, target: Target, ref: str) -> Descriptor:
-        """Ask upstream what ``ref`` is, and remember that the repository holds it."""
+        Raises ``RegistryError``.
+        """
         await self._refuse_absent(target, ref)
         try:
             descriptor = await self._sources[target.upstream].upstream.head_manifest(
@@ -181,37 +99,33 @@ class Manifests:
             await self._learn_absent(target, ref, error)
             raise
         if descriptor is None:
-            return (await self._fetched(target, ref)).descriptor
+            return (await self._fetch_once(target, ref)).descriptor
         await self._index.link(target, [descriptor.digest])
         await self._described.learn(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
         return descriptor
 
-    async def _check(self, target: Target, tag: Tag) -> TagRecord:
-        """Ask upstream where a known tag points; one question however many ask."""
+    async def fetch_tag(self, target: Target, tag: Tag) -> Manifest:
+        """Return upstream's manifest for a tag and record the tag. Raises ``RegistryError``."""
+        return await self._fetch_once(target, tag)
 
-        async def ask() -> TagRecord:
-            try:
-                descriptor = await self._head_upstream(target, tag)
-            except Absent:
-                await self._index.drop_tag(target, tag)
-                raise
-            record = TagRecord(descriptor, self._clock())
-            await self._index.set_tag(target, tag, record)
-            return record
+    async def last_good(self, digests: Iterable[Digest], warning: str) -> Manifest | None:
+        """Return the first of these that a client could pull here and now in full."""
+        for digest in dict.fromkeys(digests):
+            kept = await self._kept(digest)
+            if kept is not None and await self._whole(kept):
+                return Manifest(kept.descriptor, kept.body, Outcome.STALE, warning)
+        return None
 
-        return await self._checks.do((target, tag), ask)
+    async def is_whole(self, digest: Digest) -> bool:
+        """Tell whether a client could pull this here and now in full.
 
-    async def _refresh(self, target: Target, tag: Tag) -> None:
-        """Check a tag behind the client's back, and fetch what is new."""
-        try:
-            record = await self._check(target, tag)
-            await self._by_digest(target, record.descriptor.digest)
-        except RegistryError as error:
-            log.info("refresh failed", target=str(target), tag=tag, error=error.message)
+        Some choose their mirror by the manifest and then ask nowhere else for its blobs.
+        """
+        kept = await self._kept(digest)
+        return kept is not None and await self._whole(kept)
 
-    async def _fetched(self, target: Target, ref: str) -> Manifest:
+    async def _fetch_once(self, target: Target, ref: str) -> Manifest:
         """Return a manifest from upstream; one request however many want it."""
-        self._refuse_offline(target, ref)
         key = (target, ref)
         joined = self._fetches.is_running(key)
         manifest = await self._fetches.do(key, lambda: self._fetch(target, ref))
@@ -219,23 +133,36 @@ class Manifests:
 
     async def _fetch(self, target: Target, ref: str) -> Manifest:
         await self._refuse_absent(target, ref)
+        await self._refuse_overspending(target, ref)
         try:
             fetched = await self._sources[target.upstream].upstream.manifest(target.repo, ref)
         except Absent as error:
             await self._learn_absent(target, ref, error)
             raise
-        digest = Digest(ref) if is_digest(ref) else fetched.digest or sha256(fetched.body)
-        if not matches(digest, fetched.body):
-            self._holdings.counters.mismatches += 1
-            raise ContentMismatch(f"{target}: the manifest that came is not {digest}")
-        descriptor = Descriptor(fetched.media_type, digest, len(fetched.body))
-        kept = self._remember(descriptor, fetched.body)
-        await self._holdings.keep(descriptor, fetched.body)
+        body = fetched.body
+        digest = Digest(ref) if is_digest(ref) else fetched.digest or sha256(body)
+        descriptor = Descriptor(fetched.media_type, digest, len(body))
+        if not matches(digest, body):
+            return self._signed(target, descriptor, body)
+        kept = self._remember(descriptor, body)
+        await self._holdings.keep(descriptor, body)
         listed = [child.digest for child in (*kept.children.manifests, *kept.children.blobs)]
         await self._index.link(target, [digest, *listed])
         if not is_digest(ref):
             await self._index.set_tag(target, Tag(ref), TagRecord(descriptor, self._clock()))
-        return Manifest(descriptor, fetched.body, Outcome.MISS)
+        return Manifest(descriptor, body, Outcome.MISS)
+
+    def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
+        """Return a signed schema 1 manifest, whose digest is that of the payload it signs.
+
+        Its bytes are not its digest, so it is proven and passed on, and not kept. Raises
+        ``ContentMismatch`` for everything else that is not its digest.
+        """
+        payload = manifests.signed_payload(body)
+        if payload is None or not matches(descriptor.digest, payload):
+            self._holdings.counters.mismatches += 1
+            raise ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
+        return Manifest(descriptor, body, Outcome.THROUGH)
 
     async def _kept(self, digest: Digest) -> _Kept | None:
         """Return a held manifest, proven anew when it comes from the disk."""
@@ -262,10 +189,6 @@ class Manifests:
         return kept
 
     async def _whole(self, kept: _Kept, depth: int = 0) -> bool:
-        """Tell whether a client could pull this here and now.
-
-        Some choose their mirror by the manifest and then ask nowhere else for its blobs.
-        """
         for blob in kept.children.blobs:
             if not await self._holdings.holds(blob.digest):
                 return False
@@ -281,9 +204,11 @@ class Manifests:
     def _is_offline(self, target: Target) -> bool:
         return self._sources[target.upstream].rule.offline
 
-    def _refuse_offline(self, target: Target, ref: str) -> None:
+    def _refuse_asking(self, target: Target, ref: str, asked: Wish) -> None:
         if self._is_offline(target):
             raise ManifestUnknown(f"{target} {ref} is not held, and this is offline")
+        if asked is Wish.HELD:
+            raise NotHeld(f"{target} {ref} is not held")
 
     async def _refuse_absent(self, target: Target, ref: str) -> None:
         message = await self._absent.get(f"{target} {ref}")
@@ -293,3 +218,14 @@ class Manifests:
     async def _learn_absent(self, target: Target, ref: str, error: Absent) -> None:
         ttl = self._sources[target.upstream].rule.negative_ttl
         await self._absent.learn(f"{target} {ref}", error.message, ttl)
+
+    async def _refuse_overspending(self, target: Target, ref: str) -> None:
+        """Ask with an empty rate limit only once a HEAD, which is free, says it is filled again."""
+        budget = self._sources[target.upstream].upstream.budget
+        if budget.is_empty:
+            await self._sources[target.upstream].upstream.head_manifest(target.repo, ref)
+        if budget.is_empty:
+            raise TooManyRequests(
+                f"{target.upstream}: the rate limit of {budget.limit} pulls is used up",
+                retry_after=max(SHORTEST_REFILL, budget.refill),
+            )

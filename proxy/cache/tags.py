@@ -1,51 +1,196 @@
-"""Answers for tags lists: upstream's, or the known tags when upstream is away."""
+"""Answers for tags: decide, check, or stand in with the last good copy."""
 
+import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, assert_never
 
-from proxy.cache.answers import TagList
+import structlog
+
+from proxy import policy
+from proxy.cache.answers import Described, Manifest
+from proxy.cache.manifests import Manifests
 from proxy.cache.sources import Source
-from proxy.errors import NameUnknown, UpstreamFailure
+from proxy.errors import Absent, ManifestUnknown, NotHeld, RegistryError, UpstreamTimeout
 from proxy.index import Index
 from proxy.metrics import Outcome
-from proxy.names import Target
+from proxy.names import Tag, Target
+from proxy.once import Once
+from proxy.policy import Action, Rule, Wish
+from proxy.records import Clock, TagRecord
 
-INCOMPLETE_WARNING = "incomplete: upstream failed, these are the tags that have been asked for here"
+FAILED_WARNING: Final = "stale: upstream failed, this is the last good copy"
+SCARCE_WARNING: Final = "stale: there is a newer image, and pulls are nearly used up"
+DELETED_WARNING: Final = "kept: upstream no longer has this tag"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pointed:
+    """Where a tag points, how we know, and for how many seconds that stays fresh."""
+
+    record: TagRecord
+    outcome: Outcome
+    fresh: float
 
 
 class Tags:
-    """Lists tags."""
+    """The cache of where tags point."""
 
-    def __init__(self, index: Index, sources: Mapping[str, Source]) -> None:
+    def __init__(
+        self,
+        manifests: Manifests,
+        index: Index,
+        sources: Mapping[str, Source],
+        *,
+        clock: Clock,
+        patience: float,
+    ) -> None:
+        """``patience`` is how many seconds a check may take while a good copy is held."""
+        self._manifests = manifests
         self._index = index
         self._sources = sources
+        self._clock = clock
+        self._patience = patience
+        self._checks: Once[TagRecord] = Once("check tag")
+        self._refreshes: Once[None] = Once("refresh tag")
 
-    async def page(self, target: Target, n: int | None, last: str | None) -> TagList:
-        """Return up to ``n`` tags behind ``last`` (None: all that upstream gives at once).
+    async def close(self) -> None:
+        """Cancel what runs."""
+        await self._refreshes.close()
+        await self._checks.close()
 
-        Raises ``RegistryError``.
-        """
-        if self._sources[target.upstream].rule.offline:
-            return await self._known(target, n, last)
-        query = {} if n is None else {"n": str(n)}
-        if last is not None:
-            query["last"] = last
+    async def get(self, target: Target, tag: Tag, asked: Wish) -> Manifest:
+        """Return the manifest that a tag points to. Raises ``RegistryError``."""
+        found = await self._resolve(target, tag, asked)
+        if found is None:
+            return await self._manifests.fetch_tag(target, tag)
+        if isinstance(found, Manifest):
+            return found
         try:
-            page = await self._sources[target.upstream].upstream.tags(target.repo, query)
-        except UpstreamFailure:
-            try:
-                return await self._known(target, n, last)
-            except NameUnknown:
-                pass
-            raise
-        return TagList(page.tags, page.last, Outcome.THROUGH)
+            manifest = await self._manifests.get(target, found.record.descriptor.digest, asked)
+        except ManifestUnknown:
+            if self._rule(target, tag).offline:
+                raise
+            return await self._manifests.fetch_tag(target, tag)
+        except RegistryError as error:
+            return await self._stand_in(target, tag, found.record, error)
+        if manifest.outcome is Outcome.HIT:
+            return replace(manifest, outcome=found.outcome, fresh=found.fresh)
+        return manifest
 
-    async def _known(self, target: Target, n: int | None, last: str | None) -> TagList:
-        known = await self._index.tags(target)
-        if not known:
-            raise NameUnknown(f"no tags of {target} are known, and this is offline")
-        behind: list[str] = [tag for tag in known if last is None or tag > last]
-        page = behind if n is None else behind[:n]
-        further = page[-1] if page and len(page) < len(behind) else None
-        if self._sources[target.upstream].rule.offline:
-            return TagList(page, further, Outcome.HIT)
-        return TagList(page, further, Outcome.STALE, INCOMPLETE_WARNING)
+    async def head(self, target: Target, tag: Tag, asked: Wish) -> Described:
+        """Return what a tag points to, asking upstream for no body. Raises ``RegistryError``."""
+        found = await self._resolve(target, tag, asked)
+        if found is None:
+            descriptor = await self._manifests.ask(target, tag)
+            await self._index.set_tag(target, tag, TagRecord(descriptor, self._clock()))
+            return Described(descriptor, Outcome.MISS)
+        if isinstance(found, Manifest):
+            return Described(found.descriptor, found.outcome, found.warning)
+        descriptor = found.record.descriptor
+        if self._rule(target, tag).offline or asked is Wish.HELD:
+            descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
+        return Described(descriptor, found.outcome, fresh=found.fresh)
+
+    async def _resolve(self, target: Target, tag: Tag, asked: Wish) -> _Pointed | Manifest | None:
+        """Return where the tag points, a stand-in when upstream fails, or None when unknown."""
+        record = await self._index.tag(target, tag)
+        rule = self._rule(target, tag)
+        action = policy.decide(record, rule, self._clock(), asked)
+        if record is None or action is Action.MISS:
+            if rule.offline:
+                raise ManifestUnknown(f"{target}:{tag} is not held, and this is offline")
+            if asked is Wish.HELD:
+                raise NotHeld(f"{target}:{tag} is not held")
+            return None
+        fresh = policy.seconds_fresh(record, rule, self._clock())
+        match action:
+            case Action.SERVE:
+                return _Pointed(record, Outcome.HIT, fresh)
+            case Action.SERVE_THEN_CHECK:
+                self._refreshes.start((target, tag), lambda: self._refresh(target, tag))
+                return _Pointed(record, Outcome.STALE, fresh)
+            case Action.CHECK:
+                try:
+                    checked = await self._check_in_time(target, tag, record)
+                except RegistryError as error:
+                    return await self._stand_in(target, tag, record, error)
+                if (spared := await self._spared(target, tag, record, checked)) is not None:
+                    return spared
+                return _Pointed(checked, Outcome.REVALIDATED, rule.tag_ttl)
+            case _:
+                assert_never(action)
+
+    async def _check_in_time(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
+        """Check, but let no client wait for long when a good copy is held; the check goes on."""
+        held = await self._manifests.is_whole(record.descriptor.digest)
+        try:
+            async with asyncio.timeout(self._patience if held else None):
+                return await self._check(target, tag, record)
+        except TimeoutError:
+            raise UpstreamTimeout(f"{target.upstream} does not confirm {tag} in time") from None
+
+    async def _check(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
+        """Ask upstream where a known tag points; one question however many ask."""
+
+        async def ask() -> TagRecord:
+            try:
+                descriptor = await self._manifests.ask(target, tag)
+            except Absent as error:
+                rule = self._rule(target, tag)
+                if policy.on_failure(record, rule, self._clock(), error) is Action.MISS:
+                    await self._index.drop_tag(target, tag)
+                raise
+            checked = TagRecord(descriptor, self._clock())
+            if await self._spared(target, tag, record, checked) is None:
+                await self._index.set_tag(target, tag, checked)
+            return checked
+
+        return await self._checks.do((target, tag), ask)
+
+    async def _refresh(self, target: Target, tag: Tag) -> None:
+        """Check a tag behind the client's back, and fetch what is new."""
+        record = await self._index.tag(target, tag)
+        if record is None:
+            return
+        try:
+            checked = await self._check(target, tag, record)
+            if await self._spared(target, tag, record, checked) is None:
+                await self._manifests.get(target, checked.descriptor.digest, Wish.ANY)
+        except RegistryError as error:
+            log.info("refresh failed", target=str(target), tag=tag, error=error.message)
+
+    async def _spared(
+        self, target: Target, tag: Tag, record: TagRecord, checked: TagRecord
+    ) -> Manifest | None:
+        """Return the copy that is held instead of a new one, when pulls are scarce.
+
+        What is left of a rate limit is then kept for what is not held at all.
+        """
+        rule, share = self._rule(target, tag), self._sources[target.upstream].upstream.budget.share
+        if not policy.is_scarce(rule, share):
+            return None
+        if await self._manifests.is_whole(checked.descriptor.digest):
+            return None
+        return await self._manifests.last_good([record.descriptor.digest], SCARCE_WARNING)
+
+    async def _stand_in(
+        self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
+    ) -> Manifest:
+        """Return the last good copy whose every part is held, or raise ``error``."""
+        rule = self._rule(target, tag)
+        if policy.on_failure(record, rule, self._clock(), error) is not Action.SERVE:
+            raise error
+        history = await self._index.history(target, tag)
+        earlier = [sighting.digest for sighting in reversed(history)]
+        warning = DELETED_WARNING if isinstance(error, Absent) else FAILED_WARNING
+        copy = await self._manifests.last_good([record.descriptor.digest, *earlier], warning)
+        if copy is None:
+            raise error
+        return copy
+
+    def _rule(self, target: Target, tag: Tag) -> Rule:
+        source = self._sources[target.upstream]
+        return source.rule.of(tag, source.upstream.budget.share)

@@ -29,6 +29,7 @@ from proxy.errors import (
 )
 from proxy.names import Digest, Repo, parse_digest
 from proxy.records import Descriptor
+from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 
 MAX_TAGS_BODY: Final = 16 * 1024 * 1024
@@ -67,8 +68,9 @@ class Upstream:
     ``downloads`` bodies at the most are open at once; manifests do not wait for them.
     """
 
-    def __init__(self, client: Client, *, resumes: int, downloads: int) -> None:
+    def __init__(self, client: Client, budget: Budget, *, resumes: int, downloads: int) -> None:
         self._client = client
+        self.budget = budget
         self._resumes = resumes
         self._downloads = asyncio.Semaphore(downloads)
 
@@ -84,6 +86,7 @@ class Upstream:
             Question("HEAD", repo, "manifests", ref, ManifestUnknown, _MANIFEST)
         )
         response.close()
+        self.budget.note(response.headers)
         digest, media_type = _digest(response), _media_type(response)
         size = response.content_length
         if response.status == 405 or digest is None or size is None or not media_type:
@@ -95,6 +98,8 @@ class Upstream:
         response = await self._client.ask(
             Question("GET", repo, "manifests", ref, ManifestUnknown, _MANIFEST)
         )
+        self.budget.note(response.headers)
+        self._client.transport.counters.pulls_spent += 1
         body = await self._client.read(response, manifests.MAX_SIZE)
         if body is None:
             raise ManifestTooLarge(

@@ -2,16 +2,19 @@
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from aiohttp.web import BaseRequest, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from proxy import VERSION
 from proxy.errors import NotFound, RegistryError, Unsupported
 from proxy.evict import Evictor
 from proxy.flights import Flights
 from proxy.index import Index
-from proxy.metrics import Gauges, Metrics, registry
+from proxy.metrics import Gauge, Metrics, registry
+from proxy.upstream.budget import Budget
 
 JSON: Final = "application/json"
 
@@ -20,15 +23,21 @@ class Admin:
     """Shows what the proxy does. Reads only."""
 
     def __init__(
-        self, metrics: Metrics, index: Index, evictor: Evictor, flights: Flights, version: str
+        self,
+        metrics: Metrics,
+        index: Index,
+        evictor: Evictor,
+        *,
+        flights: Flights,
+        budgets: Mapping[str, Budget],
     ) -> None:
         self._metrics = metrics
+        self._budgets = budgets
         self._index = index
         self._evictor = evictor
         self._flights = flights
-        self._version = version
         self._started = time.monotonic()
-        self._prometheus = registry(metrics, self._gauges, version)
+        self._prometheus = registry(metrics, self._gauges, VERSION)
         self.is_stopping = False
 
     async def handle(self, request: BaseRequest) -> Response:
@@ -69,11 +78,12 @@ class Admin:
         """
         usage, cache = self._index.usage(), self._metrics.cache
         return {
-            "version": self._version,
+            "version": VERSION,
             "uptime_seconds": round(time.monotonic() - self._started, 3),
             "total": self._metrics.total().snapshot(),
             "upstreams": {
-                name: counters.snapshot() for name, counters in self._metrics.upstreams.items()
+                name: counters.snapshot() | {"rate_limit": _rate_limit(self._budgets[name])}
+                for name, counters in self._metrics.upstreams.items()
             },
             "cache": {
                 "bytes": self._evictor.used,
@@ -96,13 +106,30 @@ class Admin:
             ],
         }
 
-    def _gauges(self) -> Gauges:
-        return {
-            "cache_bytes": self._evictor.used,
-            "cache_limit_bytes": self._evictor.limit,
-            "cache_files": self._index.usage().files,
-            "downloads_in_progress": len(self._flights.all()),
-        }
+    def _gauges(self) -> list[Gauge]:
+        gauges = [
+            Gauge("cache_bytes", "Disk bytes in use or promised.", self._evictor.used),
+            Gauge("cache_limit_bytes", "Most disk bytes that may be used.", self._evictor.limit),
+            Gauge("cache_files", "Blobs and manifests held.", self._index.usage().files),
+            Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
+        ]
+        for name, budget in self._budgets.items():
+            if budget.limit is not None and budget.remaining is not None:
+                limit, left = "Pulls that upstream allows.", "Pulls that are left of those."
+                gauges.append(Gauge("upstream_rate_limit", limit, budget.limit, name))
+                gauges.append(Gauge("upstream_rate_limit_remaining", left, budget.remaining, name))
+        return gauges
+
+
+def _rate_limit(budget: Budget) -> dict[str, object] | None:
+    if budget.limit is None:
+        return None
+    return {
+        "limit": budget.limit,
+        "remaining": budget.remaining,
+        "window_seconds": budget.window,
+        "source": budget.source,
+    }
 
 
 def _json(document: dict[str, Any], status: int = 200) -> Response:

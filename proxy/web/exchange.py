@@ -10,6 +10,7 @@ from proxy.errors import RegistryError
 from proxy.logs import RequestLog
 from proxy.metrics import Metrics, Outcome
 from proxy.names import Kind, Route, Target
+from proxy.policy import Wish, wish
 
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
@@ -44,6 +45,11 @@ class Exchange:
         self.left = False
 
     @property
+    def wish(self) -> Wish:
+        """What the client wants of freshness."""
+        return wish(self.request.headers.get("Cache-Control"))
+
+    @property
     def is_head(self) -> bool:
         """Only headers are wanted."""
         return self.request.method == "HEAD"
@@ -66,6 +72,8 @@ class Exchange:
             counters = metrics.of(self.target.upstream if self.target else None)
             counters.outcomes[self.outcome] += 1
             counters.bytes_to_clients += self.sent
+            if self.status == 200 and self.route is not None and not self.is_head:
+                counters.manifest_pulls += self.route.kind is Kind.MANIFEST
             if self.code is not None:
                 counters.errors[self.code] += 1
         request_log.add(self._fields())

@@ -16,7 +16,7 @@ from proxy.cache.answers import Described, Manifest, Sized, TagList
 from proxy.errors import PaginationInvalid, RegistryError, Unsupported
 from proxy.logs import RequestLog
 from proxy.metrics import Metrics
-from proxy.names import Digest, Kind, Target, parse_path
+from proxy.names import Digest, Kind, Tag, Target, is_digest, parse_path
 from proxy.records import Descriptor
 from proxy.routing import Router
 from proxy.web.blob import blob_headers, send_blob
@@ -72,12 +72,13 @@ class Registry:
         exchange.target = target
         match route.kind:
             case Kind.MANIFEST if exchange.is_head:
-                return _described(exchange, await self._cache.manifests.head(target, route.ref))
+                return _described(exchange, await self._described(exchange, target, route.ref))
             case Kind.MANIFEST:
-                return _manifest(exchange, await self._cache.manifests.get(target, route.ref))
+                return _manifest(exchange, await self._manifest(exchange, target, route.ref))
             case Kind.BLOB if exchange.is_head:
                 digest = Digest(route.ref)
-                return _sized(exchange, digest, await self._cache.blobs.head(target, digest))
+                sized = await self._cache.blobs.head(target, digest, exchange.wish)
+                return _sized(exchange, digest, sized)
             case Kind.BLOB:
                 return await self._blob(exchange, target, Digest(route.ref))
             case Kind.TAGS:
@@ -85,8 +86,18 @@ class Registry:
             case _:
                 assert_never(route.kind)
 
+    async def _manifest(self, exchange: Exchange, target: Target, ref: str) -> Manifest:
+        if is_digest(ref):
+            return await self._cache.manifests.get(target, Digest(ref), exchange.wish)
+        return await self._cache.tags.get(target, Tag(ref), exchange.wish)
+
+    async def _described(self, exchange: Exchange, target: Target, ref: str) -> Described:
+        if is_digest(ref):
+            return await self._cache.manifests.head(target, Digest(ref), exchange.wish)
+        return await self._cache.tags.head(target, Tag(ref), exchange.wish)
+
     async def _blob(self, exchange: Exchange, target: Target, digest: Digest) -> StreamResponse:
-        blob = await self._cache.blobs.get(target, digest)
+        blob = await self._cache.blobs.get(target, digest, exchange.wish)
         try:
             return await send_blob(exchange, digest, blob)
         finally:
@@ -99,7 +110,7 @@ class Registry:
             raise PaginationInvalid("n is not a count")
         n = None if text is None else min(int(text), MAX_PAGE)
         last = query.get("last") or None
-        listed = await self._cache.tags.page(target, n, last)
+        listed = await self._cache.listings.page(target, n, last)
         return _listed(exchange, listed, n)
 
 

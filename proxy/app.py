@@ -19,6 +19,7 @@ from proxy.cache.blobs import Blobs
 from proxy.cache.holdings import Holdings
 from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
+from proxy.cache.referrers import ReferrersCache
 from proxy.cache.sources import Source
 from proxy.cache.tags import Tags
 from proxy.errors import ConfigError, StorageError
@@ -127,9 +128,12 @@ async def running(
         tags = Tags(manifests, index, sources, clock=clock, patience=check)
         stack.push_async_callback(tags.close)
         blobs = Blobs(holdings, sources, flights=flights, sizes=manifests.sizes)
+        listings = Listings(index, sources, has_catalog=settings.catalog)
+        referrers = ReferrersCache(manifests, index, sources, clock=clock)
+        stack.push_async_callback(referrers.close)
         registry = Registry(
             Router(settings),
-            Cache(manifests, tags, blobs, Listings(index, sources)),
+            Cache(manifests, tags, blobs, listings, referrers),
             metrics=metrics,
             request_log=request_log,
         )

@@ -9,7 +9,7 @@ import json
 from typing import Final, NamedTuple
 
 from proxy.errors import DigestInvalid
-from proxy.names import parse_digest
+from proxy.names import Digest, parse_digest
 from proxy.records import Descriptor
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -68,6 +68,42 @@ def media_type(body: bytes) -> str:
     if document.get("schemaVersion") == 1:
         return SCHEMA1_SIGNED if "signatures" in document else SCHEMA1
     return OCI_INDEX if "manifests" in document else OCI_MANIFEST
+
+
+class Subject(NamedTuple):
+    """What a manifest refers to, and how a list of referrers describes it."""
+
+    digest: Digest
+    entry: dict[str, object]
+
+
+def subject(descriptor: Descriptor, body: bytes) -> Subject | None:
+    """Return what a manifest refers to, if anything (distribution-spec "Listing Referrers").
+
+    The entry's type is the manifest's own, else that of its config.
+    """
+    document = _parsed(body)
+    referred = _descriptor(document.get("subject"))
+    if referred is None:
+        return None
+    config = document.get("config")
+    fallback = config.get("mediaType") if isinstance(config, dict) else None
+    entry: dict[str, object] = {
+        "mediaType": descriptor.media_type,
+        "digest": descriptor.digest,
+        "size": descriptor.size,
+    }
+    if artifact_type := document.get("artifactType") or fallback:
+        entry["artifactType"] = artifact_type
+    if annotations := document.get("annotations"):
+        entry["annotations"] = annotations
+    return Subject(referred.digest, entry)
+
+
+def referrers_of(body: bytes) -> list[dict[str, object]]:
+    """Return the descriptors in an index of referrers; what is none is left out."""
+    entries = _list(_parsed(body).get("manifests"))
+    return [entry for entry in entries if isinstance(entry, dict) and _descriptor(entry)]
 
 
 def signed_payload(body: bytes) -> bytes | None:

@@ -34,6 +34,8 @@ class Kind(Enum):
     MANIFEST = auto()
     BLOB = auto()
     TAGS = auto()
+    REFERRERS = auto()
+    CATALOG = auto()
 
 
 class Route(NamedTuple):
@@ -119,6 +121,8 @@ def parse_path(path: str) -> Route:
     """
     if path in ("/v2/", "/v2"):
         return Route(Kind.BASE, Repo(""), "")
+    if path == "/v2/_catalog":
+        return Route(Kind.CATALOG, Repo(""), "")
     head, _, ref = path.removeprefix("/v2/").rpartition("/")
     name, _, verb = head.rpartition("/")
     if not path.startswith("/v2/") or not name:
@@ -129,6 +133,8 @@ def parse_path(path: str) -> Route:
             return Route(Kind.MANIFEST, parse_repo(name), parsed)
         case "blobs":
             return Route(Kind.BLOB, parse_repo(name), parse_digest(ref))
+        case "referrers":
+            return Route(Kind.REFERRERS, parse_repo(name), parse_digest(ref))
         case "tags" if ref == "list":
             return Route(Kind.TAGS, parse_repo(name), "")
         case _:

@@ -1,6 +1,7 @@
 """Pure decisions: may this record be served, must upstream be asked, may the last copy stand in.
 
-Functions of (record, rule, now). They never await, and know neither store nor network.
+Functions of (when upstream was last asked, rule, now). They never await, and know neither store nor
+network.
 RFC 5861 (stale-while-revalidate, stale-if-error), RFC 9111 §4.2 and §5.2.1.
 """
 
@@ -13,7 +14,6 @@ from proxy.errors import Absent, RegistryError, UpstreamFailure
 
 if TYPE_CHECKING:
     from proxy.names import Tag
-    from proxy.records import TagRecord
 
 _SIGNATURE = re.compile(r"sha(256|512)-[0-9a-f]{64}(\.(sig|att|sbom))?")
 _WIDEN_BELOW: Final = 0.5
@@ -81,17 +81,18 @@ def wish(cache_control: str | None) -> Wish:
     return Wish.ANY
 
 
-def decide(record: "TagRecord | None", rule: Rule, now: float, asked: Wish = Wish.ANY) -> Action:
+def decide(checked_at: float | None, rule: Rule, now: float, asked: Wish = Wish.ANY) -> Action:
     """Return what a request for a tag should do, before anything is asked.
 
-    A record from the future (the clock was set back) is checked, not trusted. Offline, and when
+    ``checked_at`` is when upstream last confirmed it, Unix seconds, None when it is unknown. What
+    was confirmed in the future (the clock was set back) is checked, not trusted. Offline, and when
     only what is held is wanted, whatever is known is served and nothing is checked.
     """
-    if record is None:
+    if checked_at is None:
         return Action.MISS
     if rule.offline or asked is Wish.HELD:
         return Action.SERVE
-    age = now - record.checked_at
+    age = now - checked_at
     if asked is Wish.FRESH or age < 0:
         return Action.CHECK
     if age < rule.tag_ttl:
@@ -101,13 +102,13 @@ def decide(record: "TagRecord | None", rule: Rule, now: float, asked: Wish = Wis
     return Action.CHECK
 
 
-def on_failure(record: "TagRecord", rule: Rule, now: float, error: RegistryError) -> Action:
+def on_failure(checked_at: float, rule: Rule, now: float, error: RegistryError) -> Action:
     """Return SERVE when the last good copy may stand in for upstream's answer, else MISS.
 
     For failures (unreachable, rate-limited, broken) within ``stale_if_error``; for a tag that
     upstream declares absent within ``keep_deleted``. What upstream denies is passed on.
     """
-    age = now - record.checked_at
+    age = now - checked_at
     if isinstance(error, UpstreamFailure) and age <= rule.tag_ttl + rule.stale_if_error:
         return Action.SERVE
     if isinstance(error, Absent) and rule.keep_deleted > 0 and age <= rule.keep_deleted:
@@ -120,6 +121,6 @@ def is_scarce(rule: Rule, share: float | None) -> bool:
     return share is not None and share <= rule.reserve
 
 
-def seconds_fresh(record: "TagRecord", rule: Rule, now: float) -> float:
+def seconds_fresh(checked_at: float, rule: Rule, now: float) -> float:
     """Return for how much longer a tag is answered without asking; negative when it is stale."""
-    return record.checked_at + rule.tag_ttl - now
+    return checked_at + rule.tag_ttl - now

@@ -38,6 +38,18 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferrersRecord:
+    """What refers to a manifest, as descriptors in JSON values.
+
+    ``checked_at`` is when upstream was last asked, Unix seconds; None for what only the held
+    manifests themselves have told.
+    """
+
+    entries: tuple[dict[str, object], ...]
+    checked_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class BlobRecord:
     """A held blob or manifest: ``size`` in bytes, ``used_at`` in Unix seconds.
 

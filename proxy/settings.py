@@ -230,6 +230,7 @@ class Settings(Section):
     upstreams: dict[str, Upstream] = Field(default_factory=dict)
     freshness: Freshness = Freshness()
     offline: bool = False
+    catalog: bool = False
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
     memory: Memory = Memory()

@@ -6,17 +6,16 @@ from hypothesis import strategies as st
 
 from proxy import errors
 from proxy.errors import RegistryError
-from proxy.names import Digest, Tag
+from proxy.names import Tag
 from proxy.policy import Action, Rule, Wish, decide, is_scarce, on_failure, wish
-from proxy.records import Descriptor, TagRecord
 
 RULE = Rule(tag_ttl=300, stale_while_revalidate=3600, stale_if_error=86400, negative_ttl=30)
 NOW = 1_700_000_000.0
 durations = st.floats(0, 1e9) | st.just(inf)
 
 
-def checked(seconds_ago: float) -> TagRecord:
-    return TagRecord(Descriptor("", Digest(""), 0), NOW - seconds_ago)
+def checked(seconds_ago: float) -> float:
+    return NOW - seconds_ago
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The read-through: every pull is a hit, a join, or one fetch.
 
 ``holdings`` is what lies here, ``sources`` is where the rest comes from; ``manifests``, ``tags``,
-``blobs`` and ``listings`` answer for one kind each, ``answers`` is what they return. No policy
-(``policy`` decides), no HTTP. Trouble with the disk degrades to passing through.
+``blobs``, ``referrers`` and ``listings`` answer for one kind each, ``answers`` is what they return.
+No policy (``policy`` decides), no HTTP. Trouble with the disk degrades to passing through.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 from proxy.cache.blobs import Blobs
 from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
+from proxy.cache.referrers import ReferrersCache
 from proxy.cache.tags import Tags
 
 
@@ -20,3 +21,4 @@ class Cache(NamedTuple):
     tags: Tags
     blobs: Blobs
     listings: Listings
+    referrers: ReferrersCache

@@ -44,11 +44,21 @@ class Sized:
 
 
 @dataclass(frozen=True, slots=True)
-class TagList:
-    """One page of tags; ``last`` is where the next page begins behind, None at the end."""
+class Listed:
+    """One page of names; ``last`` is where the next page begins behind, None at the end."""
 
-    tags: list[str]
+    names: list[str]
     last: str | None
+    outcome: Outcome
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Referrers:
+    """Descriptors of what refers to a manifest, as JSON values."""
+
+    entries: tuple[dict[str, object], ...]
+    is_filtered: bool
     outcome: Outcome
     warning: str | None = None
 

@@ -148,6 +148,8 @@ class Manifests:
         await self._holdings.keep(descriptor, body)
         listed = [child.digest for child in (*kept.children.manifests, *kept.children.blobs)]
         await self._index.link(target, [digest, *listed])
+        if (subject := manifests.subject(descriptor, body)) is not None:
+            await self._index.add_referrer(target, subject.digest, subject.entry)
         if not is_digest(ref):
             await self._index.set_tag(target, Tag(ref), TagRecord(descriptor, self._clock()))
         return Manifest(descriptor, body, Outcome.MISS)

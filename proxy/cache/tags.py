@@ -98,14 +98,15 @@ class Tags:
         """Return where the tag points, a stand-in when upstream fails, or None when unknown."""
         record = await self._index.tag(target, tag)
         rule = self._rule(target, tag)
-        action = policy.decide(record, rule, self._clock(), asked)
+        checked_at = None if record is None else record.checked_at
+        action = policy.decide(checked_at, rule, self._clock(), asked)
         if record is None or action is Action.MISS:
             if rule.offline:
                 raise ManifestUnknown(f"{target}:{tag} is not held, and this is offline")
             if asked is Wish.HELD:
                 raise NotHeld(f"{target}:{tag} is not held")
             return None
-        fresh = policy.seconds_fresh(record, rule, self._clock())
+        fresh = policy.seconds_fresh(record.checked_at, rule, self._clock())
         match action:
             case Action.SERVE:
                 return _Pointed(record, Outcome.HIT, fresh)
@@ -140,7 +141,7 @@ class Tags:
                 descriptor = await self._manifests.ask(target, tag)
             except Absent as error:
                 rule = self._rule(target, tag)
-                if policy.on_failure(record, rule, self._clock(), error) is Action.MISS:
+                if policy.on_failure(record.checked_at, rule, self._clock(), error) is Action.MISS:
                     await self._index.drop_tag(target, tag)
                 raise
             checked = TagRecord(descriptor, self._clock())
@@ -181,7 +182,7 @@ class Tags:
     ) -> Manifest:
         """Return the last good copy whose every part is held, or raise ``error``."""
         rule = self._rule(target, tag)
-        if policy.on_failure(record, rule, self._clock(), error) is not Action.SERVE:
+        if policy.on_failure(record.checked_at, rule, self._clock(), error) is not Action.SERVE:
             raise error
         history = await self._index.history(target, tag)
         earlier = [sighting.digest for sighting in reversed(history)]

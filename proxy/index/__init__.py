@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from proxy.names import Digest, Tag, Target
-from proxy.records import BlobRecord, Sighting, TagRecord, Usage
+from proxy.records import BlobRecord, ReferrersRecord, Sighting, TagRecord, Usage
 
 
 class Index(Protocol):
@@ -29,6 +29,18 @@ class Index(Protocol):
 
     async def tags(self, target: Target) -> list[Tag]:
         """Return the known tags of a repository, sorted."""
+
+    async def repositories(self) -> list[Target]:
+        """Return the repositories with known tags."""
+
+    async def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
+        """Return what is known to refer to a manifest; empty when nothing is."""
+
+    async def set_referrers(self, target: Target, subject: Digest, record: ReferrersRecord) -> None:
+        """Remember what upstream said refers to a manifest."""
+
+    async def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
+        """Remember that a held manifest says that it refers to ``subject``."""
 
     async def history(self, target: Target, tag: Tag) -> tuple[Sighting, ...]:
         """Return the digests the tag has pointed to, latest last; bounded."""

@@ -22,7 +22,14 @@ from diskcache import Timeout
 
 from proxy.index.tables import Tables
 from proxy.names import Digest, Tag, Target
-from proxy.records import BlobRecord, Sighting, TagRecord, Usage, disk_bytes
+from proxy.records import (
+    BlobRecord,
+    ReferrersRecord,
+    Sighting,
+    TagRecord,
+    Usage,
+    disk_bytes,
+)
 
 FLUSH_SECONDS: Final = 5.0
 _LINKS_IN_RAM: Final = 100_000
@@ -102,6 +109,24 @@ class LocalIndex:
         """Return the known tags of a repository, sorted."""
         await self.ready()
         return sorted(self._tags.get(target, {}))
+
+    async def repositories(self) -> list[Target]:
+        """Return the repositories with known tags."""
+        await self.ready()
+        return list(self._tags)
+
+    async def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
+        """Return what is known to refer to a manifest; empty when nothing is."""
+        nothing = ReferrersRecord((), None)
+        return await self._disk(lambda: self._tables.referrers(target, subject), nothing)
+
+    async def set_referrers(self, target: Target, subject: Digest, record: ReferrersRecord) -> None:
+        """Remember what upstream said refers to a manifest."""
+        await self._disk(lambda: self._tables.set_referrers(target, subject, record), None)
+
+    async def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
+        """Remember that a held manifest says that it refers to ``subject``."""
+        await self._disk(lambda: self._tables.add_referrer(target, subject, entry), None)
 
     async def history(self, target: Target, tag: Tag) -> tuple[Sighting, ...]:
         """Return the digests the tag has pointed to, latest last; at most 50."""

@@ -6,6 +6,7 @@ rows of ours at 1 GB. Everything here blocks; ``index.local`` calls it from one 
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from sqlite3 import DatabaseError
 from typing import Final
@@ -14,16 +15,17 @@ import structlog
 from diskcache import Cache, JSONDisk
 
 from proxy.names import Digest, Repo, Tag, Target
-from proxy.records import BlobRecord, Descriptor, Sighting, TagRecord
+from proxy.records import BlobRecord, Descriptor, ReferrersRecord, Sighting, TagRecord
 
 HISTORY_LIMIT: Final = 50
 HOLDERS_LIMIT: Final = 10_000
+REFERRERS_LIMIT: Final = 10_000
 
 log = structlog.get_logger(__name__)
 
 
 class Tables:
-    """Three tables: tags with their history, links, blobs."""
+    """Four tables: tags with their history, links, blobs, referrers."""
 
     def __init__(self, directory: Path) -> None:
         """Open the files; unreadable ones are set aside and begun anew."""
@@ -40,10 +42,11 @@ class Tables:
         self._tags = _table(directory / "tags")
         self._links = _table(directory / "links")
         self._blobs = _table(directory / "blobs")
+        self._referrers = _table(directory / "referrers")
 
     def close(self) -> None:
         """Close the files."""
-        for table in (self._tags, self._links, self._blobs):
+        for table in (self._tags, self._links, self._blobs, self._referrers):
             table.close()
 
     def tag(self, target: Target, tag: Tag) -> TagRecord | None:
@@ -77,6 +80,23 @@ class Tables:
             target = Target(upstream, Repo(repo))
             if (record := self.tag(target, Tag(tag))) is not None:
                 yield target, Tag(tag), record
+
+    def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
+        """Return what is known to refer to a manifest."""
+        checked_at, entries = self._referrers.get([*target, subject], (None, []))
+        return ReferrersRecord(tuple(entries), checked_at)
+
+    def set_referrers(self, target: Target, subject: Digest, record: ReferrersRecord) -> None:
+        """Write what refers to a manifest; the first are kept."""
+        row = [record.checked_at, list(record.entries[:REFERRERS_LIMIT])]
+        self._referrers.set([*target, subject], row)
+
+    def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
+        """Add one to what refers to a manifest, unless it is known."""
+        known = self.referrers(target, subject)
+        if all(other.get("digest") != entry["digest"] for other in known.entries):
+            entries = (*known.entries, entry)
+            self.set_referrers(target, subject, replace(known, entries=entries))
 
     def holders(self, digests: Iterable[Digest]) -> dict[Digest, list[Target]]:
         """Return the repositories known to hold each digest."""

@@ -32,8 +32,10 @@ from proxy.records import Descriptor
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 
+MAX_PAGES: Final = 100
 MAX_TAGS_BODY: Final = 16 * 1024 * 1024
 _MANIFEST: Final = {"Accept": manifests.ACCEPT}
+_INDEX: Final = {"Accept": manifests.OCI_INDEX}
 _ANY: Final = {"Accept": "*/*"}
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
@@ -148,6 +150,27 @@ class Upstream:
         tags = [tag for tag in listed if isinstance(tag, str)]
         last = None if further is None else URL(further).query.get("last")
         return TagPage(tags, last or (tags[-1] if further is not None and tags else None))
+
+    async def referrers(self, repo: Repo, subject: Digest) -> list[dict[str, object]] | None:
+        """Return descriptors of what refers to ``subject``; None when the API is not there."""
+        entries: list[dict[str, object]] = []
+        query: dict[str, str] = {}
+        for _ in range(MAX_PAGES):
+            try:
+                response = await self._client.ask(
+                    Question("GET", repo, "referrers", subject, NameUnknown, _INDEX, query)
+                )
+            except NameUnknown:
+                return None
+            body = await self._client.read(response, manifests.MAX_SIZE)
+            if _media_type(response) != manifests.OCI_INDEX or body is None:
+                return None
+            entries += manifests.referrers_of(body)
+            link = response.links.get("next")
+            if link is None:
+                return entries
+            query = dict(URL(str(link["url"])).query)
+        raise UpstreamUnavailable(f"{self._client.name}: the list of referrers has no end")
 
 
 class _Download:

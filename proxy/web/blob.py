@@ -4,6 +4,7 @@ What breaks after the headers have gone ends with a closed connection: an error 
 body would be taken for its end.
 """
 
+import secrets
 from typing import Final, assert_never
 
 import structlog
@@ -14,7 +15,7 @@ from proxy.errors import RegistryError, StorageError
 from proxy.names import Digest
 from proxy.web.exchange import Exchange
 from proxy.web.ranges import Span, requested
-from proxy.web.send import ClientLeftError, Sending
+from proxy.web.send import ClientLeftError, Readable, Sending
 
 OCTETS: Final = "application/octet-stream"
 
@@ -34,11 +35,13 @@ def blob_headers(digest: Digest) -> dict[str, str]:
 async def send_blob(exchange: Exchange, digest: Digest, blob: Blob) -> StreamResponse:
     """Send a blob and return the response. Raises ``RangeInvalid`` before anything is sent."""
     exchange.outcome = blob.outcome
-    span = _span(exchange, digest, blob)
-    response = _response(exchange, digest, blob, span)
+    parts = _Parts(_spans(exchange, digest, blob), _size(blob))
+    response = _response(exchange, digest, parts)
     sending = Sending(exchange.request, response)
     try:
-        await _send(sending, blob, span)
+        await sending.begin()
+        await _send(sending, blob, parts)
+        await sending.finish()
     except ClientLeftError:
         exchange.left = True
         _hang_up(exchange)
@@ -53,21 +56,66 @@ async def send_blob(exchange: Exchange, digest: Digest, blob: Blob) -> StreamRes
     return response
 
 
-async def _send(sending: Sending, blob: Blob, span: Span | None) -> None:
-    start, stop = (0, _size(blob)) if span is None else span
-    match blob:
-        case Local(file):
+class _Parts:
+    """The parts of a body: none means the whole, several are ``multipart/byteranges``."""
 
-            async def complete(_: int) -> int:
-                return file.size
+    def __init__(self, spans: list[Span], size: int | None) -> None:
+        self.spans = spans
+        self.size = size
+        self.boundary = secrets.token_hex(16)
 
-            await sending.file(file.fd, start, stop, complete)
-        case Live(reader):
-            await sending.file(reader.flight.fd, start, stop, reader.flight.readable)
-        case Through():
-            await sending.chunks(blob.chunks)
-        case _:
-            assert_never(blob)
+    @property
+    def is_multiple(self) -> bool:
+        return len(self.spans) > 1
+
+    @property
+    def end(self) -> bytes:
+        return f"\r\n--{self.boundary}--\r\n".encode()
+
+    def head(self, span: Span) -> bytes:
+        """Return what goes before one part (RFC 9110 §14.6)."""
+        return (
+            f"\r\n--{self.boundary}\r\nContent-Type: {OCTETS}\r\n"
+            f"Content-Range: {self.content_range(span)}\r\n\r\n"
+        ).encode()
+
+    def content_range(self, span: Span) -> str:
+        return f"bytes {span.start}-{span.stop - 1}/{self.size}"
+
+    def length(self) -> int | None:
+        """Return the length of the body in bytes."""
+        if not self.spans:
+            return self.size
+        length = sum(span.stop - span.start for span in self.spans)
+        if self.is_multiple:
+            length += sum(len(self.head(span)) for span in self.spans) + len(self.end)
+        return length
+
+
+async def _send(sending: Sending, blob: Blob, parts: _Parts) -> None:
+    if isinstance(blob, Through):
+        await sending.chunks(blob.chunks)
+        return
+    fd, readable = _readable(blob)
+    if not parts.spans:
+        await sending.file(fd, 0, parts.size, readable)
+    for span in parts.spans:
+        if parts.is_multiple:
+            await sending.write(parts.head(span))
+        await sending.file(fd, span.start, span.stop, readable)
+    if parts.is_multiple:
+        await sending.write(parts.end)
+
+
+def _readable(blob: Local | Live) -> tuple[int, Readable]:
+    """Return where a blob's bytes are read from, and up to where."""
+    if isinstance(blob, Live):
+        return blob.reader.flight.fd, blob.reader.flight.readable
+
+    async def complete(_: int) -> int:
+        return blob.file.size
+
+    return blob.file.fd, complete
 
 
 def _size(blob: Blob) -> int | None:
@@ -82,28 +130,30 @@ def _size(blob: Blob) -> int | None:
             assert_never(blob)
 
 
-def _span(exchange: Exchange, digest: Digest, blob: Blob) -> Span | None:
-    """Return the range to send, None for the whole; what passes through is proven only whole."""
+def _spans(exchange: Exchange, digest: Digest, blob: Blob) -> list[Span]:
+    """Return the ranges to send, none for the whole; what passes through is proven only whole."""
     size = _size(blob)
     headers = exchange.request.headers
     condition = headers.get("If-Range")
     if size is None or isinstance(blob, Through) or condition not in (None, f'"{digest}"'):
-        return None
+        return []
     return requested(headers.get("Range"), size)
 
 
-def _response(exchange: Exchange, digest: Digest, blob: Blob, span: Span | None) -> StreamResponse:
+def _response(exchange: Exchange, digest: Digest, parts: _Parts) -> StreamResponse:
     headers = blob_headers(digest)
-    size = _size(blob)
-    if span is not None:
+    if parts.is_multiple:
+        headers["Content-Type"] = f"multipart/byteranges; boundary={parts.boundary}"
+    elif parts.spans:
+        headers["Content-Range"] = parts.content_range(parts.spans[0])
+    if parts.spans:
         exchange.status = 206
-        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
-        size = span.stop - span.start
     response = StreamResponse(status=exchange.status, headers=exchange.headers(headers))
-    if size is None:
+    length = parts.length()
+    if length is None:
         response.enable_chunked_encoding()
     else:
-        response.content_length = size
+        response.content_length = length
     return response
 
 

@@ -1,5 +1,6 @@
 """One request and what becomes of it: counted once and logged in one line at its end."""
 
+import math
 import time
 from typing import Any, Final
 
@@ -14,6 +15,15 @@ from proxy.policy import Wish, wish
 
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
+_CACHE_STATUS: Final = {
+    Outcome.HIT: ("hit",),
+    Outcome.REVALIDATED: ("fwd=stale", "detail=confirmed"),
+    Outcome.STALE: ("hit", "detail=stale"),
+    Outcome.JOIN: ("fwd=miss", "collapsed"),
+    Outcome.MISS: ("fwd=miss", "stored"),
+    Outcome.THROUGH: ("fwd=bypass",),
+    Outcome.ERROR: (),
+}
 
 
 class Exchange:
@@ -21,6 +31,7 @@ class Exchange:
 
     __slots__ = (
         "code",
+        "fresh",
         "left",
         "ns",
         "outcome",
@@ -41,6 +52,7 @@ class Exchange:
         self.outcome: Outcome | None = None
         self.status = 200
         self.code: str | None = None
+        self.fresh: float | None = None
         self.sent = 0
         self.left = False
 
@@ -59,6 +71,8 @@ class Exchange:
         headers = CIMultiDict(COMMON_HEADERS)
         if self.ns is not None and self.target is not None:
             headers["OCI-Namespace"] = self.ns
+        if self.outcome is not None:
+            headers["Cache-Status"] = self._cache_status(self.outcome)
         headers.update(more)
         return headers
 
@@ -77,6 +91,15 @@ class Exchange:
             if self.code is not None:
                 counters.errors[self.code] += 1
         request_log.add(self._fields())
+
+    def _cache_status(self, outcome: Outcome) -> str:
+        """Return what the cache did, for anyone with curl (RFC 9211)."""
+        parts = ["Millpond", *_CACHE_STATUS[outcome]]
+        if self.fresh is not None and math.isfinite(self.fresh):
+            parts.append(f"ttl={int(self.fresh)}")
+        if outcome is Outcome.ERROR:
+            parts.append(f"detail={self.code}")
+        return "; ".join(parts)
 
     def _fields(self) -> dict[str, Any]:
         route, request = self.route, self.request

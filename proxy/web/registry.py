@@ -4,22 +4,20 @@ Errors of every room become HTTP in one place here.
 """
 
 import asyncio
-import json
 from typing import Final, assert_never
-from urllib.parse import urlencode
 
 import structlog
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from proxy.cache import Cache
-from proxy.cache.answers import Described, Manifest, Sized, TagList
+from proxy.cache.answers import Described, Manifest
 from proxy.errors import PaginationInvalid, RegistryError, Unsupported
 from proxy.logs import RequestLog
 from proxy.metrics import Metrics
 from proxy.names import Digest, Kind, Tag, Target, is_digest, parse_path
-from proxy.records import Descriptor
 from proxy.routing import Router
-from proxy.web.blob import blob_headers, send_blob
+from proxy.web import replies
+from proxy.web.blob import send_blob
 from proxy.web.exchange import Exchange
 
 MAX_PAGE: Final = 10_000
@@ -49,13 +47,13 @@ class Registry:
         try:
             return await self._answer(exchange)
         except RegistryError as error:
-            return _failed(exchange, error)
+            return replies.failed(exchange, error)
         except asyncio.CancelledError:
             exchange.left = True
             raise
         except Exception:
             log.exception("a request failed in an unforeseen way", path=request.path)
-            return _failed(exchange, RegistryError("internal error"))
+            return replies.failed(exchange, RegistryError("internal error"))
         finally:
             exchange.account(self._metrics, self._request_log)
 
@@ -65,109 +63,66 @@ class Registry:
             raise Unsupported(f"{request.method}: this registry is a cache and is only read")
         route = exchange.route = parse_path(request.path)
         if route.kind is Kind.BASE:
-            return Response(
-                body=b"{}", headers=exchange.headers({"Content-Type": "application/json"})
-            )
+            return replies.base(exchange)
+        if route.kind is Kind.CATALOG:
+            return await self._catalog(exchange)
         target = self._router.resolve(route.repo, request.host, exchange.ns)
         exchange.target = target
         match route.kind:
             case Kind.MANIFEST if exchange.is_head:
-                return _described(exchange, await self._described(exchange, target, route.ref))
+                return replies.described(exchange, await self._head(exchange, target, route.ref))
             case Kind.MANIFEST:
-                return _manifest(exchange, await self._manifest(exchange, target, route.ref))
-            case Kind.BLOB if exchange.is_head:
-                digest = Digest(route.ref)
-                sized = await self._cache.blobs.head(target, digest, exchange.wish)
-                return _sized(exchange, digest, sized)
+                return replies.manifest(exchange, await self._get(exchange, target, route.ref))
             case Kind.BLOB:
                 return await self._blob(exchange, target, Digest(route.ref))
             case Kind.TAGS:
-                return await self._page(exchange, target)
+                return await self._tags(exchange, target)
+            case Kind.REFERRERS:
+                return await self._referrers(exchange, target, Digest(route.ref))
             case _:
                 assert_never(route.kind)
 
-    async def _manifest(self, exchange: Exchange, target: Target, ref: str) -> Manifest:
+    async def _get(self, exchange: Exchange, target: Target, ref: str) -> Manifest:
         if is_digest(ref):
             return await self._cache.manifests.get(target, Digest(ref), exchange.wish)
         return await self._cache.tags.get(target, Tag(ref), exchange.wish)
 
-    async def _described(self, exchange: Exchange, target: Target, ref: str) -> Described:
+    async def _head(self, exchange: Exchange, target: Target, ref: str) -> Described:
         if is_digest(ref):
             return await self._cache.manifests.head(target, Digest(ref), exchange.wish)
         return await self._cache.tags.head(target, Tag(ref), exchange.wish)
 
     async def _blob(self, exchange: Exchange, target: Target, digest: Digest) -> StreamResponse:
+        if exchange.is_head or replies.is_unmodified(exchange, digest):
+            sized = await self._cache.blobs.head(target, digest, exchange.wish)
+            return replies.sized(exchange, digest, sized)
         blob = await self._cache.blobs.get(target, digest, exchange.wish)
         try:
             return await send_blob(exchange, digest, blob)
         finally:
             await blob.aclose()
 
-    async def _page(self, exchange: Exchange, target: Target) -> Response:
-        query = exchange.request.query
-        text = query.get("n")
-        if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 10):
-            raise PaginationInvalid("n is not a count")
-        n = None if text is None else min(int(text), MAX_PAGE)
-        last = query.get("last") or None
-        listed = await self._cache.listings.page(target, n, last)
-        return _listed(exchange, listed, n)
+    async def _tags(self, exchange: Exchange, target: Target) -> Response:
+        assert exchange.route is not None
+        name = exchange.route.repo
+        page = await self._cache.listings.tags(target, *_page(exchange))
+        document: dict[str, object] = {"name": name, "tags": page.names}
+        return replies.listed(exchange, page, document, f"/v2/{name}/tags/list")
+
+    async def _catalog(self, exchange: Exchange) -> Response:
+        page = await self._cache.listings.repositories(*_page(exchange))
+        return replies.listed(exchange, page, {"repositories": page.names}, "/v2/_catalog")
+
+    async def _referrers(self, exchange: Exchange, target: Target, subject: Digest) -> Response:
+        wanted = exchange.request.query.get("artifactType") or None
+        found = await self._cache.referrers.get(target, subject, wanted, exchange.wish)
+        return replies.referrers(exchange, found)
 
 
-def _manifest(exchange: Exchange, manifest: Manifest) -> Response:
-    exchange.outcome = manifest.outcome
-    exchange.sent = len(manifest.body)
-    headers = _manifest_headers(manifest.descriptor, manifest.warning)
-    return Response(body=manifest.body, headers=exchange.headers(headers))
-
-
-def _described(exchange: Exchange, described: Described) -> Response:
-    exchange.outcome = described.outcome
-    headers = _manifest_headers(described.descriptor, described.warning)
-    headers["Content-Length"] = str(described.descriptor.size)
-    return Response(headers=exchange.headers(headers))
-
-
-def _manifest_headers(descriptor: Descriptor, warning: str | None) -> dict[str, str]:
-    return {
-        "Content-Type": descriptor.media_type,
-        "Docker-Content-Digest": descriptor.digest,
-        "ETag": f'"{descriptor.digest}"',
-        **_warning(warning),
-    }
-
-
-def _sized(exchange: Exchange, digest: Digest, sized: Sized) -> StreamResponse:
-    exchange.outcome = sized.outcome
-    headers = exchange.headers(blob_headers(digest))
-    if sized.size is not None:
-        headers["Content-Length"] = str(sized.size)
-    return Response(headers=headers)
-
-
-def _listed(exchange: Exchange, listed: TagList, n: int | None) -> Response:
-    exchange.outcome = listed.outcome
-    assert exchange.route is not None
-    name = exchange.route.repo
-    body = json.dumps({"name": name, "tags": listed.tags}).encode()
-    exchange.sent = 0 if exchange.is_head else len(body)
-    headers = {"Content-Type": "application/json", **_warning(listed.warning)}
-    if listed.last is not None:
-        query = {"last": listed.last} | ({} if n is None else {"n": str(n)})
-        query |= {} if exchange.ns is None else {"ns": exchange.ns}
-        headers["Link"] = f'</v2/{name}/tags/list?{urlencode(query)}>; rel="next"'
-    return Response(body=body, headers=exchange.headers(headers))
-
-
-def _failed(exchange: Exchange, error: RegistryError) -> Response:
-    """Return the one rendering of every error."""
-    exchange.fail(error)
-    body = error.body()
-    exchange.sent = 0 if exchange.is_head else len(body)
-    headers = {"Content-Type": "application/json", **error.headers()}
-    return Response(status=error.status, body=body, headers=exchange.headers(headers))
-
-
-def _warning(text: str | None) -> dict[str, str]:
-    """Return the header of distribution-spec "Warnings"."""
-    return {} if text is None else {"Warning": f'299 - "{text}"'}
+def _page(exchange: Exchange) -> tuple[int | None, str | None]:
+    """Return ``n`` and ``last`` of a list's query. Raises ``PaginationInvalid``."""
+    text = exchange.request.query.get("n")
+    if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise PaginationInvalid("n is not a count")
+    n = None if text is None else min(int(text), MAX_PAGE)
+    return n, exchange.request.query.get("last") or None

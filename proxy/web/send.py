@@ -37,7 +37,6 @@ class Sending:
 
         Raises ``ClientLeftError``, or what ``readable`` raises.
         """
-        await self._prepare()
         transport = self._request.transport
         if transport is None:
             raise ClientLeftError
@@ -45,14 +44,11 @@ class Sending:
             await self._by_sendfile(transport, fd, start, stop, readable)
         else:
             await self._by_write(fd, start, stop, readable)
-        await self._finish()
 
     async def chunks(self, chunks: AsyncIterator[bytes]) -> None:
         """Send a body as it comes. Raises ``ClientLeftError``, or what ``chunks`` raises."""
-        await self._prepare()
         async for chunk in chunks:
-            await self._write(chunk)
-        await self._finish()
+            await self.write(chunk)
 
     async def _by_write(self, fd: int, start: int, stop: int | None, readable: Readable) -> None:
         offset = start
@@ -64,7 +60,7 @@ class Sending:
             chunk = os.pread(fd, end - offset, offset)
             if not chunk:
                 raise EOFError("the file shrank while it was sent")
-            await self._write(chunk)
+            await self.write(chunk)
             offset += len(chunk)
 
     async def _by_sendfile(
@@ -108,20 +104,23 @@ class Sending:
             await asyncio.sleep(0)
         return offset
 
-    async def _prepare(self) -> None:
+    async def begin(self) -> None:
+        """Send the headers. Raises ``ClientLeftError``."""
         try:
             await self._response.prepare(self._request)
         except ConnectionError as error:
             raise ClientLeftError from error
 
-    async def _write(self, chunk: bytes) -> None:
+    async def write(self, chunk: bytes) -> None:
+        """Send some bytes. Raises ``ClientLeftError``."""
         try:
             await self._response.write(chunk)
         except ConnectionError as error:
             raise ClientLeftError from error
         self.sent += len(chunk)
 
-    async def _finish(self) -> None:
+    async def finish(self) -> None:
+        """End the body. Raises ``ClientLeftError``."""
         try:
             await self._response.write_eof()
         except ConnectionError as error:

@@ -16,7 +16,7 @@ from proxy.errors import (
 from proxy.upstream.patience import MAX_COOL_DOWN, Limits, Patience
 from tests.fakes import content
 from tests.fakes.clock import Clock
-from tests.fakes.faults import chunked, corrupt, hang_up, no_ranges, truncate
+from tests.fakes.faults import chunked, corrupt, hang_up, no_ranges, slow, truncate
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start
 
@@ -26,6 +26,7 @@ DATA = BIG.blobs[LAYER]
 PATH = f"/v2/app/blobs/{LAYER}"
 LATEST = "/v2/app/manifests/latest"
 DOWN = UpstreamUnavailable("down")
+SLOWLY = slow(10_000_000)  # bytes a second: what has come is read before the end does
 PULL, CHECK = "GET manifests", "HEAD manifests"
 
 
@@ -170,8 +171,8 @@ async def test_a_body_that_breaks_goes_on_from_the_last_good_byte(
     kind = "data" if redirected else "blob"
     upstream.behaviour.redirects = {"blob"} if redirected else set()
     upstream.behaviour.signature_ttl = 60
-    upstream.fault(truncate(1_000_000), kind=kind, times=1)
-    upstream.fault(truncate(500_000, reset=True), kind=kind, times=1, after=1)
+    upstream.fault(SLOWLY, truncate(1_000_000), kind=kind, times=1)
+    upstream.fault(SLOWLY, truncate(500_000, reset=True), kind=kind, times=1, after=1)
     assert (await patient.get(PATH)).body == DATA
     asked = upstream.cdn_requests if redirected else upstream.requests
     ranges = [request.headers.get("Range") for request in asked if request.method == "GET"]
@@ -217,7 +218,7 @@ async def test_a_body_without_length_is_resumed_too(patient: Proxy, upstream: Fa
 
 
 async def test_what_is_resumed_is_proven_as_a_whole(patient: Proxy, upstream: FakeUpstream) -> None:
-    upstream.fault(truncate(1_000_000), corrupt(10), kind="blob", times=1)
+    upstream.fault(SLOWLY, truncate(1_000_000), corrupt(10), kind="blob", times=1)
     with pytest.raises(ClientPayloadError):
         await patient.get(PATH)
     await patient.settled()

@@ -6,6 +6,8 @@ import json
 import pytest
 
 from tests.fakes import content
+from tests.fakes.clock import Clock
+from tests.fakes.faults import body as spoilt
 from tests.fakes.faults import header
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start
@@ -101,7 +103,7 @@ async def test_t24_a_range_outside_is_416(proxy: Proxy, asked: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", ["bytes=0-1,5-6", "lines=1-2", "bytes=-", "bytes=a-b", "nonsense"]
+    "asked", ["bytes=0-2000,1-2001", "bytes=0-1,x", "lines=1-2", "bytes=-", "bytes=a-b", "nonsense"]
 )
 async def test_a_range_that_is_not_understood_is_ignored(proxy: Proxy, asked: str) -> None:
     assert (await proxy.get(BLOB, Range=asked)).status == 200
@@ -261,3 +263,100 @@ async def test_keep_alive_serves_on_after_every_kind_of_answer(proxy: Proxy) -> 
         await reader.readexactly(length)
     writer.close()
     await writer.wait_closed()
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+async def test_c23_several_ranges_at_once(proxy: Proxy, *, warm: bool) -> None:
+    if warm:
+        await proxy.get(BLOB)
+        await proxy.settled()
+    answer = await proxy.get(BLOB, Range="bytes=0-9, 100-199 ,-48, 9999-")
+    assert answer.status == 206
+    assert answer.headers["Content-Length"] == str(len(answer.body))
+    kind, _, boundary = answer.headers["Content-Type"].partition("; boundary=")
+    assert kind == "multipart/byteranges"
+    parts = answer.body.split(f"\r\n--{boundary}".encode())
+    assert parts[0] == b""
+    assert parts[-1] == b"--\r\n"
+    spans = [(0, 10), (100, 200), (2000, 2048)]
+    for part, (first, stop) in zip(parts[1:-1], spans, strict=True):
+        head, _, body = part.partition(b"\r\n\r\n")
+        assert f"Content-Range: bytes {first}-{stop - 1}/2048".encode() in head
+        assert body == DATA[first:stop]
+
+
+@pytest.mark.parametrize("path", [MANIFEST, f"/v2/library/app/manifests/{IMAGE.digest}", BLOB])
+async def test_what_the_client_has_is_not_sent_again(
+    proxy: Proxy, upstream: FakeUpstream, path: str
+) -> None:
+    digest = (await proxy.get(path)).headers["Docker-Content-Digest"]
+    await proxy.settled()
+    upstream.clear()
+    for condition in (f'"{digest}"', digest, f'W/"{digest}"', f'"x", "{digest}"', "*"):
+        for answer in (
+            await proxy.get(path, If_None_Match=condition),
+            await proxy.head(path, If_None_Match=condition),
+        ):
+            assert (answer.status, answer.body) == (304, b"")
+            assert answer.headers["ETag"] == f'"{digest}"'
+    assert (await proxy.get(path, If_None_Match='"else"')).status == 200
+    assert not upstream.requests
+
+
+async def test_if_none_match_of_a_cold_blob_downloads_nothing(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    assert (await proxy.get(BLOB, If_None_Match=f'"{LAYER}"')).status == 304
+    assert upstream.bodies(LAYER) == 0
+    none = content.digest(b"none")
+    path = f"/v2/library/app/blobs/{none}"
+    assert (await proxy.get(path, If_None_Match=f'"{none}"')).status == 404
+
+
+async def test_every_answer_explains_itself(
+    proxy: Proxy, upstream: FakeUpstream, clock: Clock
+) -> None:
+    async def status(path: str) -> str:
+        return (await proxy.get(path)).headers["Cache-Status"]
+
+    assert await status(MANIFEST) == "Millpond; fwd=miss; stored"
+    clock.advance(100)
+    assert await status(MANIFEST) == "Millpond; hit; ttl=200"
+    assert await status(f"/v2/library/app/manifests/{IMAGE.digest}") == "Millpond; hit"
+    assert await status(BLOB) == "Millpond; fwd=miss; stored"
+    await proxy.settled()
+    assert await status(BLOB) == "Millpond; hit"
+    clock.advance(300)
+    assert await status(MANIFEST) == "Millpond; hit; detail=stale; ttl=-100"
+    clock.advance(1e6)
+    assert await status(MANIFEST) == "Millpond; fwd=stale; detail=confirmed; ttl=300"
+    assert await status("/v2/app/manifests/none") == "Millpond; detail=MANIFEST_UNKNOWN"
+    assert await status("/v2/app/tags/list") == "Millpond; fwd=bypass"
+
+
+async def test_the_catalog_is_off_unless_switched_on(start: Start) -> None:
+    proxy = await start()
+    answer = await proxy.get("/v2/_catalog")
+    assert (answer.status, code(answer.body)) == (403, "DENIED")
+    assert b"catalog: true" in answer.body
+    await proxy.close()
+    proxy = await start(catalog=True)
+    assert json.loads((await proxy.get("/v2/_catalog")).body) == {"repositories": []}
+    await proxy.get(MANIFEST)
+    first = await proxy.get("/v2/_catalog?n=1")
+    assert json.loads(first.body) == {"repositories": ["docker.io/library/app"]}
+    assert "Link" not in first.headers
+
+
+async def test_t28_an_upstream_that_neither_sorts_nor_pages(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    unsorted = json.dumps({"name": "library/app", "tags": ["b", "c", "a", "d"]}).encode()
+    upstream.fault(spoilt(unsorted, "application/json"), kind="tags")
+    seen, path = [], "/v2/app/tags/list?n=3"
+    while path:
+        answer = await proxy.get(path)
+        seen.append(json.loads(answer.body)["tags"])
+        link = answer.headers.get("Link", "<>")
+        path = link[1 : link.index(">")]
+    assert seen == [["a", "b", "c"], ["d"]]

@@ -1,0 +1,101 @@
+"""Answers for referrers: what signs, attests or describes a manifest.
+
+Upstream's API, else its fallback tag (distribution-spec "Referrers Tag Schema"), else what is held
+and says so itself. Never an empty list for a failure: that would hide a signature.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from proxy import policy
+from proxy.cache.answers import Referrers
+from proxy.cache.manifests import Manifests
+from proxy.cache.sources import Source
+from proxy.errors import Absent, NotHeld, RegistryError
+from proxy.index import Index
+from proxy.manifests import referrers_of
+from proxy.metrics import Outcome
+from proxy.names import Digest, Tag, Target, parse_digest
+from proxy.once import Once
+from proxy.policy import Action, Wish
+from proxy.records import Clock, ReferrersRecord
+
+FAILED_WARNING: Final = "stale: upstream failed, these are the referrers last seen"
+
+
+class ReferrersCache:
+    """The cache of referrers, each list checked as often as a signature tag."""
+
+    def __init__(
+        self,
+        manifests: Manifests,
+        index: Index,
+        sources: Mapping[str, Source],
+        *,
+        clock: Clock,
+    ) -> None:
+        self._manifests = manifests
+        self._index = index
+        self._sources = sources
+        self._clock = clock
+        self._fetches: Once[ReferrersRecord] = Once("referrers")
+
+    async def close(self) -> None:
+        """Cancel what runs."""
+        await self._fetches.close()
+
+    async def get(
+        self, target: Target, subject: Digest, artifact_type: str | None, asked: Wish
+    ) -> Referrers:
+        """Return what refers to ``subject``, of one type or (None) of all.
+
+        Raises ``RegistryError``.
+        """
+        tag = fallback_tag(subject)
+        rule = self._sources[target.upstream].rule.of(tag, None)
+        record = await self._index.referrers(target, subject)
+        checked_at, now = record.checked_at, self._clock()
+        if rule.offline or policy.decide(checked_at, rule, now, asked) is Action.SERVE:
+            return _filtered(record, artifact_type, Outcome.HIT)
+        if asked is Wish.HELD:
+            raise NotHeld(f"the referrers of {target}@{subject} are not held")
+        try:
+            fetched = await self._fetches.do(
+                (target, subject), lambda: self._fetch(target, subject, tag)
+            )
+        except RegistryError as error:
+            if checked_at is None:
+                raise
+            if policy.on_failure(checked_at, rule, now, error) is not Action.SERVE:
+                raise
+            return _filtered(record, artifact_type, Outcome.STALE, FAILED_WARNING)
+        return _filtered(fetched, artifact_type, Outcome.MISS)
+
+    async def _fetch(self, target: Target, subject: Digest, tag: Tag) -> ReferrersRecord:
+        upstream = self._sources[target.upstream].upstream
+        entries = await upstream.referrers(target.repo, subject)
+        if entries is None:
+            try:
+                manifest = await self._manifests.fetch_tag(target, tag)
+                entries = referrers_of(manifest.body)
+            except Absent:
+                entries = []
+        record = ReferrersRecord(tuple(entries), self._clock())
+        await self._index.set_referrers(target, subject, record)
+        await self._index.link(target, [parse_digest(str(entry["digest"])) for entry in entries])
+        return record
+
+
+def fallback_tag(subject: Digest) -> Tag:
+    """Return the tag under which registries without the API keep referrers."""
+    algorithm, _, encoded = subject.partition(":")
+    return Tag(f"{algorithm[:32]}-{encoded[:64]}")
+
+
+def _filtered(
+    record: ReferrersRecord, artifact_type: str | None, outcome: Outcome, warning: str | None = None
+) -> Referrers:
+    entries = record.entries
+    if artifact_type is not None:
+        entries = tuple(e for e in entries if e.get("artifactType") == artifact_type)
+    return Referrers(entries, artifact_type is not None, outcome, warning)

@@ -1,0 +1,119 @@
+"""Answers without a stream: manifests, sizes, lists, errors, and "not modified"."""
+
+import json
+from urllib.parse import urlencode
+
+from aiohttp.web import Response
+
+from proxy.cache.answers import Described, Listed, Manifest, Referrers, Sized
+from proxy.errors import RegistryError
+from proxy.manifests import OCI_INDEX
+from proxy.names import Digest
+from proxy.records import Descriptor
+from proxy.web.blob import blob_headers
+from proxy.web.exchange import Exchange
+
+JSON = "application/json"
+
+
+def base(exchange: Exchange) -> Response:
+    """Return the answer of ``/v2/``: come in, no questions asked."""
+    return Response(body=b"{}", headers=exchange.headers({"Content-Type": JSON}))
+
+
+def manifest(exchange: Exchange, found: Manifest) -> Response:
+    """Return a manifest (distribution-spec "Pulling manifests")."""
+    exchange.outcome, exchange.fresh = found.outcome, found.fresh
+    if is_unmodified(exchange, found.descriptor.digest):
+        return unmodified(exchange, found.descriptor.digest)
+    exchange.sent = len(found.body)
+    headers = _manifest_headers(found.descriptor, found.warning)
+    return Response(body=found.body, headers=exchange.headers(headers))
+
+
+def described(exchange: Exchange, found: Described) -> Response:
+    """Return the headers of a manifest."""
+    exchange.outcome, exchange.fresh = found.outcome, found.fresh
+    if is_unmodified(exchange, found.descriptor.digest):
+        return unmodified(exchange, found.descriptor.digest)
+    headers = _manifest_headers(found.descriptor, found.warning)
+    headers["Content-Length"] = str(found.descriptor.size)
+    return Response(headers=exchange.headers(headers))
+
+
+def sized(exchange: Exchange, digest: Digest, found: Sized) -> Response:
+    """Return the headers of a blob."""
+    exchange.outcome = found.outcome
+    if is_unmodified(exchange, digest):
+        return unmodified(exchange, digest)
+    headers = blob_headers(digest)
+    if found.size is not None:
+        headers["Content-Length"] = str(found.size)
+    return Response(headers=exchange.headers(headers))
+
+
+def listed(exchange: Exchange, found: Listed, document: dict[str, object], path: str) -> Response:
+    """Return one page of a list, with a ``Link`` to the next that leads back here."""
+    exchange.outcome = found.outcome
+    headers = {"Content-Type": JSON, **_warning(found.warning)}
+    if found.last is not None:
+        kept = {
+            name: exchange.request.query[name]
+            for name in ("n", "ns")
+            if name in exchange.request.query
+        }
+        query = urlencode({"last": found.last, **kept})
+        headers["Link"] = f'<{path}?{query}>; rel="next"'
+    return _body(exchange, json.dumps(document).encode(), headers)
+
+
+def referrers(exchange: Exchange, found: Referrers) -> Response:
+    """Return what refers to a manifest (distribution-spec "Listing Referrers")."""
+    exchange.outcome = found.outcome
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(found.entries)}
+    headers = {"Content-Type": OCI_INDEX, **_warning(found.warning)}
+    if found.is_filtered:
+        headers["OCI-Filters-Applied"] = "artifactType"
+    return _body(exchange, json.dumps(document).encode(), headers)
+
+
+def failed(exchange: Exchange, error: RegistryError) -> Response:
+    """Return the one rendering of every error."""
+    exchange.fail(error)
+    headers = {"Content-Type": JSON, **error.headers()}
+    return _body(exchange, error.body(), headers, status=error.status)
+
+
+def is_unmodified(exchange: Exchange, digest: Digest) -> bool:
+    """Tell whether the client has this already (RFC 9110 §13.1.2); quotes may be left out."""
+    condition = exchange.request.headers.get("If-None-Match")
+    if condition is None:
+        return False
+    known = (tag.strip().removeprefix("W/").strip('"') for tag in condition.split(","))
+    return any(tag in (digest, "*") for tag in known)
+
+
+def unmodified(exchange: Exchange, digest: Digest) -> Response:
+    """Return 304 with the headers that RFC 9110 §15.4.5 asks for."""
+    exchange.status = 304
+    headers = {"ETag": f'"{digest}"', "Docker-Content-Digest": digest}
+    return Response(status=304, headers=exchange.headers(headers))
+
+
+def _body(exchange: Exchange, body: bytes, headers: dict[str, str], status: int = 200) -> Response:
+    exchange.sent = 0 if exchange.is_head else len(body)
+    return Response(status=status, body=body, headers=exchange.headers(headers))
+
+
+def _manifest_headers(descriptor: Descriptor, warning: str | None) -> dict[str, str]:
+    return {
+        "Content-Type": descriptor.media_type,
+        "Docker-Content-Digest": descriptor.digest,
+        "ETag": f'"{descriptor.digest}"',
+        **_warning(warning),
+    }
+
+
+def _warning(text: str | None) -> dict[str, str]:
+    """Return the header of distribution-spec "Warnings"."""
+    return {} if text is None else {"Warning": f'299 - "{text}"'}

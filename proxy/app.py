@@ -113,10 +113,8 @@ async def running(
         background = Background()
         stack.push_async_callback(background.close)
         request_log = make_request_log(metrics.cache)
-        background.start("request log", request_log.write_for_ever())
-        background.start("reconcile", _reconcile(store, index))
 
-        flights = Flights()
+        flights = Flights(settings.storage.finish_from)
         stack.push_async_callback(flights.close)
         evictor = Evictor(index, store, int(settings.storage.max_size), metrics.cache)
         holdings = Holdings(store, index, evictor, metrics.cache, clock)
@@ -128,6 +126,7 @@ async def running(
         tags = Tags(manifests, index, sources, clock=clock, patience=check)
         stack.push_async_callback(tags.close)
         blobs = Blobs(holdings, sources, flights=flights, sizes=manifests.sizes)
+        stack.push_async_callback(blobs.close)
         listings = Listings(index, sources, has_catalog=settings.catalog)
         referrers = ReferrersCache(manifests, index, sources, clock=clock)
         stack.push_async_callback(referrers.close)
@@ -139,6 +138,8 @@ async def running(
         )
         budgets = {name: source.upstream.budget for name, source in sources.items()}
         admin = Admin(metrics, index, evictor, flights=flights, budgets=budgets)
+        background.start("request log", request_log.write_for_ever())
+        background.start("reconcile", _reconcile(store, index, evictor))
         runner = ServerRunner(
             RegistryServer(registry.handle, admin.handle), shutdown_timeout=settings.shutdown_grace
         )
@@ -213,9 +214,11 @@ def _provider(configured: UpstreamSettings) -> Provider:
     return Static(Credentials(configured.username, configured.password.get_secret_value()))
 
 
-async def _reconcile(store: BlobStore, index: Index) -> None:
+async def _reconcile(store: BlobStore, index: Index, evictor: Evictor) -> None:
     try:
+        await evictor.enforce()
         await reconcile(store, index)
+        await evictor.enforce()
     except StorageError as error:
         log.warning("reconciling store and index failed", error=str(error))
 

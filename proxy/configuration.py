@@ -80,7 +80,7 @@ class _Document:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise ConfigError(f"{file}:{line}: not valid YAML: {error.problem}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{file}: not valid YAML: {error}") from None
         self._refuse_repeated_keys(self._root)
         if data is not None and not isinstance(data, dict):

@@ -100,12 +100,6 @@ class NotHeld(RegistryError):
     status, code = 504, "UNAVAILABLE"
 
 
-class Unauthorized(RegistryError):
-    """Our own access control wants credentials."""
-
-    status, code = 401, "UNAUTHORIZED"
-
-
 class Denied(RegistryError):
     """Upstream, or a rule of ours, does not allow it.
 
@@ -150,6 +144,13 @@ class UpstreamFailure(RegistryError):
 
     status, code = 502, "UNAVAILABLE"
 
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, is_answer: bool = False
+    ) -> None:
+        """``is_answer``: upstream was reached, and this is what it said."""
+        super().__init__(message, retry_after=retry_after)
+        self.is_answer = is_answer
+
 
 class TooManyRequests(UpstreamFailure):
     """Upstream limits our rate and nothing held can stand in."""
@@ -163,6 +164,10 @@ class CredentialsRejected(UpstreamFailure):
 
 class UpstreamUnavailable(UpstreamFailure):
     """No connection, a broken answer, or a 5xx. 502 makes every client fall back at once."""
+
+
+class UpstreamRejected(UpstreamFailure):
+    """Upstream answered that it will not: it works, and asking again would change nothing."""
 
 
 class UpstreamTimeout(UpstreamFailure):

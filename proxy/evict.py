@@ -12,8 +12,7 @@ import structlog
 from proxy.errors import StorageError
 from proxy.index import Index
 from proxy.metrics import CacheCounters
-from proxy.names import Digest
-from proxy.records import disk_bytes
+from proxy.records import BlobRecord, disk_bytes
 from proxy.store import BlobStore
 
 SLACK: Final = 0.01
@@ -69,6 +68,12 @@ class Evictor:
         await reservation.grow(size)
         return reservation
 
+    async def enforce(self) -> None:
+        """Evict what exceeds the limit, which may have been lowered."""
+        await self._index.ready()
+        async with self._evicting:
+            await self._make_room(0)
+
     async def take(self, more: int) -> None:
         """Promise ``more`` disk bytes, evicting as needed. Raises ``NoRoom``."""
         if self._promised + more > self.limit:
@@ -91,22 +96,23 @@ class Evictor:
         if freed < excess:
             raise NoRoom(f"{more} bytes do not fit: nothing is left to evict")
         self._condemned += freed
-        try:
-            await self._index.drop_blobs(victims)
-            await self._store.delete(victims)
-        finally:
-            self._condemned -= freed
+        sizes = {record.digest: disk_bytes(record.size) for record in victims}
+        digests = list(sizes)
+        self._store.condemn(digests)
+        await self._index.drop_blobs(digests)
+        remaining = await self._store.delete(digests)
+        self._condemned -= freed - sum(sizes[digest] for digest in remaining)
         self._counters.evictions += len(victims)
         self._counters.evicted_bytes += freed
         log.info("evicted", blobs=len(victims), bytes=freed)
 
-    def _victims(self, needed: int, wanted: int) -> tuple[list[Digest], int]:
+    def _victims(self, needed: int, wanted: int) -> tuple[list[BlobRecord], int]:
         """Return the coldest blobs worth ``wanted`` disk bytes, ``needed`` at the least."""
-        victims: list[Digest] = []
+        victims: list[BlobRecord] = []
         freed = 0
         for record in self._index.coldest():
             if freed >= wanted:
                 break
-            victims.append(record.digest)
+            victims.append(record)
             freed += disk_bytes(record.size)
         return victims, freed if freed >= needed else 0

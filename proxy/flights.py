@@ -7,19 +7,21 @@ visibly broken, a wrong one that is complete is not.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from proxy.errors import ContentMismatch, UpstreamUnavailable
-from proxy.names import Digest, Target, hasher
+import structlog
+
+from proxy.errors import RegistryError, StorageError, UpstreamUnavailable
+from proxy.names import Digest, Proof, Target
 from proxy.store import Spool
 
-READ_CHUNK: Final = 256 * 1024
 _INLINE: Final = 32 * 1024
 """Bytes up to which hashing and writing on the loop is cheaper than a thread."""
 
 _TAIL: Final = 1
+
+log = structlog.get_logger(__name__)
 
 
 class Flight:
@@ -46,6 +48,11 @@ class Flight:
         return self._spool is not None
 
     @property
+    def is_wanted(self) -> bool:
+        """Somebody reads it besides the pump."""
+        return self._readers > 1
+
+    @property
     def fd(self) -> int:
         """The spool's descriptor, for those who hold a reader."""
         assert self._spool is not None
@@ -65,11 +72,11 @@ class Flight:
         ``ContentMismatch``, ``StorageError``, or what the body raises.
         """
         assert self._spool is not None
-        spool, state = self._spool, hasher(self.digest)
+        spool, proof = self._spool, Proof(self.digest)
 
         def take(chunk: bytes) -> None:
             spool.write(chunk, self.written)
-            state.update(chunk)
+            proof.take(chunk)
 
         async for chunk in chunks:
             await room_for(self.written + len(chunk))
@@ -81,8 +88,7 @@ class Flight:
             self._wake()
         if self.size not in (None, self.written):
             raise UpstreamUnavailable(f"{self.target} {self.digest}: the body broke off")
-        if state.hexdigest() != self.digest.partition(":")[2]:
-            raise ContentMismatch(f"{self.target}: what came is not {self.digest}")
+        proof.check(self.target)
         self.size = self.written
         self.landed = True
         self._wake()
@@ -110,6 +116,13 @@ class Flight:
                 raise self.failure
             await self._more.wait()
 
+    async def proven(self) -> None:
+        """Return once all has come and is what the digest names. Raises what failed."""
+        while not self.landed:
+            if self.failure is not None:
+                raise self.failure
+            await self._more.wait()
+
     async def readable(self, offset: int) -> int:
         """Return the end of what may be read from ``offset``; ``offset`` itself at the very end.
 
@@ -133,10 +146,11 @@ class Flight:
 class Reader:
     """One request's hold on a flight; close it when done."""
 
-    def __init__(self, flight: Flight, *, first: bool) -> None:
+    def __init__(self, flight: Flight, on_close: Callable[[Flight], None], *, first: bool) -> None:
         flight.hold()
         self.flight = flight
         self.first = first
+        self._on_close = on_close
         self._closed = False
 
     def close(self) -> None:
@@ -144,18 +158,7 @@ class Reader:
         if not self._closed:
             self._closed = True
             self.flight.release()
-
-    async def read(self, start: int, stop: int | None) -> AsyncIterator[bytes]:
-        """Yield bytes ``start`` to ``stop`` (None: the end) as they land. Raises what failed."""
-        offset = start
-        while stop is None or offset < stop:
-            end = await self.flight.readable(offset)
-            if end <= offset:
-                return
-            end = min(end, offset + READ_CHUNK, end if stop is None else stop)
-            chunk = os.pread(self.flight.fd, end - offset, offset)
-            offset += len(chunk)
-            yield chunk
+            self._on_close(self.flight)
 
 
 class Run(Protocol):
@@ -166,9 +169,14 @@ class Run(Protocol):
 
 
 class Flights:
-    """All downloads in progress, by digest; owns their tasks."""
+    """All downloads in progress, by digest; owns their tasks.
 
-    def __init__(self) -> None:
+    A download that all its readers have left goes on if at least the share ``finish_from`` (0 to
+    1) of it has come: 0 finishes everything, above 1 nothing.
+    """
+
+    def __init__(self, finish_from: float = 0.0) -> None:
+        self._finish_from = finish_from
         self._live: dict[Digest, Flight] = {}
         self._tasks: dict[Flight, asyncio.Task[None]] = {}
 
@@ -184,12 +192,12 @@ class Flights:
         """Return a reader of the one download of ``digest``, begun here if there is none."""
         flight = self._live.get(digest)
         if flight is not None:
-            return Reader(flight, first=False)
+            return Reader(flight, self._left, first=False)
         flight = self._live[digest] = Flight(target, digest)
         task = asyncio.create_task(self._fly(flight, run), name=f"flight {digest[:19]}")
         self._tasks[flight] = task
         task.add_done_callback(lambda _: self._tasks.pop(flight))
-        return Reader(flight, first=True)
+        return Reader(flight, self._left, first=True)
 
     async def close(self) -> None:
         """Cancel what still flies; let what has landed be stored; wait until all have ended."""
@@ -198,14 +206,33 @@ class Flights:
                 task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
+    def _left(self, flight: Flight) -> None:
+        """Drop a download that nobody waits for, if hardly any of it has come."""
+        if self._finish_from <= 0 or flight.landed or flight.is_wanted:
+            return
+        share = flight.written / flight.size if flight.size else 0.0
+        task = self._tasks.get(flight)
+        if share < self._finish_from and task is not None:
+            log.info("download dropped, nobody waits for it", digest=flight.digest, share=share)
+            self._retire(flight)
+            task.cancel()
+
     async def _fly(self, flight: Flight, run: Run) -> None:
         """Run a flight; nobody waits for this task, so its failure lives on in the flight."""
-        failure: Exception = UpstreamUnavailable("the download was cancelled by a shutdown")
+        failure: Exception = UpstreamUnavailable("the download was cancelled")
         try:
             await run(flight)
-        except Exception as error:
+        except (RegistryError, StorageError) as error:
             failure = error
+        except Exception:
+            log.exception("a download failed in an unforeseen way", digest=flight.digest)
+            failure = RegistryError("internal error")
         finally:
-            del self._live[flight.digest]
+            self._retire(flight)
             flight.fail(failure)
             flight.release()
+
+    def _retire(self, flight: Flight) -> None:
+        """Let the next request for this digest begin anew."""
+        if self._live.get(flight.digest) is flight:
+            del self._live[flight.digest]

@@ -7,6 +7,7 @@ more than answering it. Under a flood lines are dropped and counted, never waite
 import asyncio
 import logging
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -25,7 +26,9 @@ def configure(level: str, form: Literal["auto", "console", "json"], stream: Text
     """Set up logging for this process; return how one event becomes one line."""
     console = form == "console" or (form == "auto" and stream.isatty())
     final: Any = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty())
+        structlog.dev.ConsoleRenderer(
+            colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
         if console
         else structlog.processors.JSONRenderer()
     )
@@ -33,14 +36,11 @@ def configure(level: str, form: Literal["auto", "console", "json"], stream: Text
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks
-            if not console
-            else structlog.processors.StackInfoRenderer(),
+            *([] if console else [_tracebacks()]),
             final,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(stream),
-        cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
 
@@ -49,6 +49,13 @@ def configure(level: str, form: Literal["auto", "console", "json"], stream: Text
         return line
 
     return render
+
+
+def _tracebacks() -> structlog.processors.ExceptionRenderer:
+    """Render tracebacks without the frames' variables: those may be secrets."""
+    return structlog.processors.ExceptionRenderer(
+        structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    )
 
 
 class _Forward(logging.Handler):
@@ -77,6 +84,7 @@ class RequestLog:
         self._enabled = enabled
         self._on_drop = on_drop
         self._pending: deque[tuple[float, dict[str, Any]]] = deque()
+        self._writing = threading.Lock()
 
     def add(self, event: dict[str, Any]) -> None:
         """Take one request's fields; None values are left out of its line."""
@@ -93,9 +101,17 @@ class RequestLog:
             while True:
                 await asyncio.sleep(FLUSH_SECONDS)
                 if self._pending:
-                    await asyncio.to_thread(self.flush)
+                    await asyncio.to_thread(self._flush_or_drop)
         finally:
-            self.flush()
+            self._flush_or_drop()
+
+    def _flush_or_drop(self) -> None:
+        """Flush; lines that cannot be written are counted, and the next ones tried again."""
+        with self._writing:
+            try:
+                self.flush()
+            except (OSError, ValueError):
+                self._on_drop()
 
     def flush(self) -> None:
         """Write all pending lines."""

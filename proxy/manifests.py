@@ -6,8 +6,10 @@ Parsing is best effort: whatever upstream serves as a manifest is passed on byte
 
 import base64
 import json
+import re
 from typing import Final, NamedTuple
 
+from proxy.documents import as_list, read_object
 from proxy.errors import DigestInvalid
 from proxy.names import Digest, parse_digest
 from proxy.records import Descriptor
@@ -34,6 +36,8 @@ ACCEPT: Final = ", ".join(
 )
 """Always the full set: some registries answer 404 to one that leaves the stored type out."""
 
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w.+-]{0,126}/[A-Za-z0-9][\w.+-]{0,126}", re.ASCII)
+
 MAX_SIZE: Final = 8 * 1024 * 1024
 """Bytes. The most that any known client reads is 8 MiB (regclient); most stop at 4 MiB."""
 
@@ -50,9 +54,13 @@ def children(body: bytes) -> Children:
 
     Blobs with ``urls`` are left out: they may live outside the registry.
     """
-    document = _parsed(body)
-    entries = _list(document.get("manifests"))
-    layers = [document.get("config"), *_list(document.get("layers")), *_list(document.get("blobs"))]
+    document = read_object(body)
+    entries = as_list(document.get("manifests"))
+    layers = [
+        document.get("config"),
+        *as_list(document.get("layers")),
+        *as_list(document.get("blobs")),
+    ]
     return Children(
         tuple(found for entry in entries if (found := _descriptor(entry))),
         tuple(found for layer in layers if (found := _descriptor(layer))),
@@ -61,13 +69,24 @@ def children(body: bytes) -> Children:
 
 def media_type(body: bytes) -> str:
     """Return the type that a manifest gives itself, or that its shape implies."""
-    document = _parsed(body)
+    document = read_object(body)
     own = document.get("mediaType")
-    if isinstance(own, str) and own:
+    if isinstance(own, str) and is_media_type(own):
         return own
     if document.get("schemaVersion") == 1:
         return SCHEMA1_SIGNED if "signatures" in document else SCHEMA1
     return OCI_INDEX if "manifests" in document else OCI_MANIFEST
+
+
+def is_media_type(text: str) -> bool:
+    """Tell whether ``text`` may stand in a header (RFC 6838 §4.2)."""
+    return _MEDIA_TYPE.fullmatch(text) is not None
+
+
+def is_manifest(body: bytes) -> bool:
+    """Tell a manifest from a login page: it is a JSON object with a version or a type."""
+    document = read_object(body)
+    return "schemaVersion" in document or "mediaType" in document
 
 
 class Subject(NamedTuple):
@@ -82,7 +101,7 @@ def subject(descriptor: Descriptor, body: bytes) -> Subject | None:
 
     The entry's type is the manifest's own, else that of its config.
     """
-    document = _parsed(body)
+    document = read_object(body)
     referred = _descriptor(document.get("subject"))
     if referred is None:
         return None
@@ -102,7 +121,7 @@ def subject(descriptor: Descriptor, body: bytes) -> Subject | None:
 
 def referrers_of(body: bytes) -> list[dict[str, object]]:
     """Return the descriptors in an index of referrers; what is none is left out."""
-    entries = _list(_parsed(body).get("manifests"))
+    entries = as_list(read_object(body).get("manifests"))
     return [entry for entry in entries if isinstance(entry, dict) and _descriptor(entry)]
 
 
@@ -113,7 +132,7 @@ def signed_payload(body: bytes) -> bytes | None:
     signatures, and what ends the payload (distribution ``docs/spec/manifest-v2-1.md``).
     """
     try:
-        [signature, *_] = _list(_parsed(body).get("signatures"))
+        [signature, *_] = as_list(read_object(body).get("signatures"))
         protected = json.loads(_base64(signature["protected"]))  # type: ignore[index]
         length = protected["formatLength"]
         return body[:length] + _base64(protected["formatTail"])
@@ -123,18 +142,6 @@ def signed_payload(body: bytes) -> bytes | None:
 
 def _base64(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-
-
-def _parsed(body: bytes) -> dict[str, object]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
 
 
 def _descriptor(value: object) -> Descriptor | None:

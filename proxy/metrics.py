@@ -31,12 +31,15 @@ class Outcome(Enum):
     """From upstream, verified, not kept: no room, or nothing that is cached."""
     ERROR = "error"
     """Not at all."""
+    LEFT = "left"
+    """The client left before there was an answer."""
 
 
 class UpstreamCounters:
     """Running totals of one upstream since the start; bytes are bodies without headers."""
 
     __slots__ = (
+        "bytes_delivered",
         "bytes_from_upstream",
         "bytes_to_clients",
         "errors",
@@ -51,6 +54,7 @@ class UpstreamCounters:
         self.outcomes: Counter[Outcome] = Counter()
         self.errors: Counter[str] = Counter()
         self.bytes_to_clients = 0
+        self.bytes_delivered = 0
         self.bytes_from_upstream = 0
         self.upstream_requests = 0
         self.token_requests = 0
@@ -62,6 +66,7 @@ class UpstreamCounters:
         self.outcomes += other.outcomes
         self.errors += other.errors
         self.bytes_to_clients += other.bytes_to_clients
+        self.bytes_delivered += other.bytes_delivered
         self.bytes_from_upstream += other.bytes_from_upstream
         self.upstream_requests += other.upstream_requests
         self.token_requests += other.token_requests
@@ -71,10 +76,11 @@ class UpstreamCounters:
     def snapshot(self) -> dict[str, object]:
         """Return the totals as JSON values.
 
-        What is saved is the difference between what clients got and what upstream gave, so it is
-        negative while the cache has fetched more than was read from it.
+        What is saved is the difference between what was delivered to clients, errors left out, and
+        what upstream gave, so it is negative while the cache has fetched more than was read.
         """
         requests = self.outcomes.total()
+        delivered = requests - self.outcomes[Outcome.ERROR] - self.outcomes[Outcome.LEFT]
         return {
             "requests": requests,
             "hits": self.outcomes[Outcome.HIT],
@@ -83,12 +89,13 @@ class UpstreamCounters:
             "joins": self.outcomes[Outcome.JOIN],
             "misses": self.outcomes[Outcome.MISS],
             "through": self.outcomes[Outcome.THROUGH],
+            "left": self.outcomes[Outcome.LEFT],
             "errors": dict(self.errors),
             "bytes_to_clients": self.bytes_to_clients,
             "bytes_from_upstream": self.bytes_from_upstream,
-            "bytes_saved": self.bytes_to_clients - self.bytes_from_upstream,
+            "bytes_saved": self.bytes_delivered - self.bytes_from_upstream,
             "upstream_requests": self.upstream_requests,
-            "upstream_requests_saved": requests - self.upstream_requests,
+            "upstream_requests_saved": delivered - self.upstream_requests,
             "token_requests": self.token_requests,
             "pulls_spent": self.pulls_spent,
             "pulls_saved": self.manifest_pulls - self.pulls_spent,

@@ -7,12 +7,9 @@ Knows nothing of upstreams or HTTP.
 import hashlib
 import re
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final, NamedTuple, NewType
+from typing import Final, NamedTuple, NewType
 
-from proxy.errors import DigestInvalid, NameInvalid, NotFound, TagInvalid
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
+from proxy.errors import ContentMismatch, DigestInvalid, NameInvalid, NotFound, TagInvalid
 
 Digest = NewType("Digest", str)
 Repo = NewType("Repo", str)
@@ -96,16 +93,33 @@ def is_digest(ref: str) -> bool:
     return ":" in ref
 
 
-def hasher(digest: Digest) -> "_Hash":
-    """Return a fresh hash object of the digest's own algorithm."""
-    return hashlib.new(digest.partition(":")[0])
-
-
 def matches(digest: Digest, data: bytes) -> bool:
     """Tell whether ``data`` is what ``digest`` names."""
-    state = hasher(digest)
-    state.update(data)
-    return state.hexdigest() == digest.partition(":")[2]
+    algorithm, _, encoded = digest.partition(":")
+    return hashlib.new(algorithm, data).hexdigest() == encoded
+
+
+class Proof:
+    """Hashes content as it comes, to prove that it is what a digest names."""
+
+    def __init__(self, digest: Digest) -> None:
+        algorithm, _, self._expected = digest.partition(":")
+        self._digest = digest
+        self._state = hashlib.new(algorithm)
+
+    def take(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        self._state.update(chunk)
+
+    @property
+    def holds(self) -> bool:
+        """All that was taken is what the digest names."""
+        return self._state.hexdigest() == self._expected
+
+    def check(self, where: object) -> None:
+        """Raise ``ContentMismatch`` unless it holds."""
+        if not self.holds:
+            raise ContentMismatch(f"{where}: what came is not {self._digest}")
 
 
 def sha256(data: bytes) -> Digest:

@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from proxy.index import Index
-from proxy.names import Digest, hasher
+from proxy.names import Digest, Proof
 from proxy.records import BlobRecord
 from proxy.store import BlobFile, BlobStore
 
@@ -30,10 +30,17 @@ async def reconcile(store: BlobStore, index: Index) -> None:
             found.add(digest)
             if await index.blob(digest) is None:
                 adopted += await _adopt(store, index, BlobRecord(digest, size, None, modified))
-    ghosts = sorted(rows - found)
+    ghosts = [digest for digest in sorted(rows - found) if not _is_there(store, digest)]
     await index.drop_blobs(ghosts)
     if adopted or ghosts:
         log.info("reconciled", adopted=adopted, dropped=len(ghosts))
+
+
+def _is_there(store: BlobStore, digest: Digest) -> bool:
+    file = store.open(digest)
+    if file is not None:
+        file.close()
+    return file is not None
 
 
 async def _adopt(store: BlobStore, index: Index, record: BlobRecord) -> bool:
@@ -56,9 +63,9 @@ async def _adopt(store: BlobStore, index: Index, record: BlobRecord) -> bool:
 
 
 def _is_proven(file: BlobFile, digest: Digest) -> bool:
-    state = hasher(digest)
+    proof = Proof(digest)
     offset = 0
     while chunk := os.pread(file.fd, CHUNK, offset):
-        state.update(chunk)
+        proof.take(chunk)
         offset += len(chunk)
-    return state.hexdigest() == digest.partition(":")[2]
+    return proof.holds

@@ -48,6 +48,7 @@ class Router:
         """
         if ns is not None:
             return self._within(self._named(ns), repo)
+        host = host.lower()
         served = self._hostnames.get(host) or self._hostnames.get(_without_port(host))
         if served is not None:
             return self._within(served, repo)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -78,6 +79,7 @@ def _kept_for(value: object) -> object:
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+Wait = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]
 KeptFor = Annotated[float, BeforeValidator(_kept_for), Field(ge=0)]
 Bytes = Annotated[ByteSize, BeforeValidator(_bytes), Field(gt=0)]
 
@@ -114,8 +116,11 @@ class UpstreamTLS(Section):
 class Storage(Section):
     """Where content lives and how much of it."""
 
-    path: Path = Field(default_factory=default_storage_path)
+    path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+        default_factory=default_storage_path
+    )
     max_size: Bytes = ByteSize(50 * 1024**3)
+    finish_from: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class Freshness(Section):
@@ -190,10 +195,10 @@ class Upstream(Section):
 class Timeouts(Section):
     """How long an upstream may take, in seconds."""
 
-    connect: Seconds = 5.0
-    answer: Seconds = 20.0
-    check: Seconds = 3.0
-    idle: Seconds = 30.0
+    connect: Wait = 5.0
+    answer: Wait = 20.0
+    check: Wait = 3.0
+    idle: Wait = 30.0
 
 
 class Patience(Section):

@@ -30,10 +30,11 @@ class Field:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    def join(self, data: bytes = DATA, *, size: int | None = len(DATA), breaks_at: int | None = None) -> Reader:  # fmt: skip
+    def join(self, data: bytes = DATA, *, size: int | None = len(DATA), breaks_at: int | None = None, holds_at: int = 0) -> Reader:  # fmt: skip
         async def body() -> AsyncIterator[bytes]:
             for start in range(0, len(data), 65536):
-                await self.gate.wait()
+                if start >= holds_at:
+                    await self.gate.wait()
                 if breaks_at is not None and start >= breaks_at:
                     raise UpstreamUnavailable("gone")
                 await asyncio.sleep(0)
@@ -64,10 +65,22 @@ async def field(tmp_path: Path) -> AsyncIterator[Field]:
     assert len(os.listdir("/proc/self/fd")) <= before, "descriptors leak"  # noqa: PTH208
 
 
+async def read(reader: Reader, start: int, stop: int | None) -> AsyncIterator[bytes]:
+    """Read as a sender does: as far as it may, from the spool."""
+    offset, flight = start, reader.flight
+    while stop is None or offset < stop:
+        end = await flight.readable(offset)
+        if end <= offset:
+            return
+        chunk = os.pread(flight.fd, (end if stop is None else min(end, stop)) - offset, offset)
+        offset += len(chunk)
+        yield chunk
+
+
 async def everything(reader: Reader, start: int = 0, stop: int | None = None) -> bytes:
     try:
         await reader.flight.opened()
-        return b"".join([chunk async for chunk in reader.read(start, stop)])
+        return b"".join([chunk async for chunk in read(reader, start, stop)])
     finally:
         reader.close()
 
@@ -123,7 +136,7 @@ async def test_t02_what_is_wrong_is_never_delivered_whole(field: Field) -> None:
     got = bytearray()
 
     async def collect() -> None:
-        async for chunk in reader.read(0, None):
+        async for chunk in read(reader, 0, None):
             got.extend(chunk)
 
     with pytest.raises(ContentMismatch):
@@ -186,7 +199,7 @@ async def test_an_empty_blob(tmp_path: Path) -> None:
 
 async def test_a_slow_reader_holds_up_neither_download_nor_others(field: Field) -> None:
     slow = field.join()
-    chunks = slow.read(0, None)
+    chunks = read(slow, 0, None)
     await anext(chunks)
     assert await everything(field.join()) == DATA
     await until(lambda: not field.flights.all())
@@ -201,5 +214,25 @@ async def test_closing_cancels_and_says_so(field: Field) -> None:
     waiting = asyncio.create_task(everything(field.join()))
     await asyncio.sleep(0.01)
     await field.flights.close()
-    with pytest.raises(UpstreamUnavailable, match="shutdown"):
+    with pytest.raises(UpstreamUnavailable, match="cancelled"):
         await waiting
+
+
+async def test_a_download_that_nobody_wants_any_more_is_dropped_if_hardly_begun(
+    tmp_path: Path,
+) -> None:
+    for holds_at, goes_on in ((1_000_000, False), (2_000_000, True)):
+        store = DiskStore(tmp_path / str(holds_at))
+        field = Field(store)
+        field.flights = Flights(finish_from=0.5)
+        field.gate.clear()
+        reader = field.join(holds_at=holds_at)
+        await reader.flight.readable(holds_at - 100_000)
+        reader.close()
+        await asyncio.sleep(0.01)
+        assert bool(field.flights.all()) is goes_on
+        field.gate.set()
+        assert await everything(field.join()) == DATA
+        await field.flights.close()
+        assert field.bodies == (1 if goes_on else 2)
+        store.close()

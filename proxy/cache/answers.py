@@ -45,10 +45,10 @@ class Sized:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One page of names; ``last`` is where the next page begins behind, None at the end."""
+    """One page of names, and the query of the next page; empty at the end."""
 
     names: list[str]
-    last: str | None
+    further: dict[str, str]
     outcome: Outcome
     warning: str | None = None
 

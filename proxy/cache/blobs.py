@@ -2,20 +2,25 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
 import structlog
 
 from proxy.cache.answers import Blob, Live, Local, Sized, Through
 from proxy.cache.holdings import Holdings
 from proxy.cache.sources import Source
-from proxy.errors import Absent, BlobUnknown, ContentMismatch, NotHeld, RegistryError, StorageError
+from proxy.errors import Absent, BlobUnknown, ContentMismatch, NotHeld, StorageError
 from proxy.facts import Facts
 from proxy.flights import Flight, Flights
 from proxy.metrics import Outcome
-from proxy.names import Digest, Target, hasher
+from proxy.names import Digest, Proof, Target
+from proxy.once import Once
 from proxy.policy import Wish
 from proxy.records import Descriptor
 from proxy.upstream.registry import Body
+
+UNFIT_SECONDS: Final = 600.0
+"""For so long a blob that did not fit is passed through without trying to keep it."""
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +34,7 @@ class Blobs:
         sources: Mapping[str, Source],
         *,
         flights: Flights,
-        sizes: Mapping[Digest, int],
+        sizes: Mapping[tuple[Target, Digest], int],
     ) -> None:
         self._holdings = holdings
         self._index = holdings.index
@@ -37,6 +42,8 @@ class Blobs:
         self._sources = sources
         self._sizes = sizes
         self._absent: Facts[str] = Facts()
+        self._unfit: Facts[bool] = Facts()
+        self._vouchers: Once[int | None] = Once("vouch")
 
     async def get(self, target: Target, digest: Digest, asked: Wish) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
@@ -50,39 +57,54 @@ class Blobs:
                 continue
             if self._flights.live(digest) is None:
                 await self._refuse_absent(target, digest)
-            reader = self._flights.join(
-                target, digest, lambda flight: self._download(target, flight)
-            )
-            own = reader.flight.target == target
+                if await self._cannot_fit(target, digest):
+                    return await self._through(target, digest)
+            arriving = await self._join(target, digest, linked=linked)
+            if arriving is not None:
+                return arriving
+
+    async def _join(self, target: Target, digest: Digest, *, linked: bool) -> Blob | None:
+        """Return the blob as it arrives, or passed through; None when all is to be asked anew."""
+        reader = self._flights.join(target, digest, lambda flight: self._download(target, flight))
+        own = reader.flight.target == target
+        try:
             if not linked and not own:
-                reader.close()
                 await self._vouch(target, digest)
-                continue
-            try:
-                await reader.flight.opened()
-            except StorageError as error:
-                reader.close()
-                log.info("passing through", digest=digest, reason=str(error))
-                return await self._through(target, digest)
-            except BaseException as error:
-                reader.close()
-                if own or not isinstance(error, RegistryError):
-                    raise
-            else:
-                return Live(reader)
+            await reader.flight.opened()
+        except StorageError as error:
+            reader.close()
+            log.info("passing through", digest=digest, reason=str(error))
+            return await self._through(target, digest)
+        except BaseException as error:
+            reader.close()
+            if own or reader.flight.failure is not error:
+                raise
+            return None
+        return Live(reader)
 
     async def head(self, target: Target, digest: Digest, asked: Wish) -> Sized:
         """Return a blob's size, asking upstream for no body. Raises ``RegistryError``."""
         linked = await self._index.linked(target, digest)
-        record = await self._index.blob(digest)
-        if linked and record is not None:
-            self._index.touch(digest)
-            return Sized(record.size, Outcome.HIT)
+        held = await self._size(digest)
+        if linked and held is not None:
+            return Sized(held, Outcome.HIT)
         self._refuse_asking(target, digest, asked)
-        size = await self._vouch(target, digest)
-        if record is not None:
-            return Sized(record.size, Outcome.REVALIDATED)
-        return Sized(size, Outcome.MISS)
+        announced = await self._vouch(target, digest)
+        if held is not None:
+            return Sized(held, Outcome.REVALIDATED)
+        return Sized(announced, Outcome.MISS)
+
+    async def close(self) -> None:
+        """Cancel what runs."""
+        await self._vouchers.close()
+
+    async def _size(self, digest: Digest) -> int | None:
+        """Return the size of held content in bytes, having looked at it."""
+        file = await self._holdings.open(digest)
+        if file is None:
+            return None
+        file.close()
+        return file.size
 
     async def _vouch(self, target: Target, digest: Digest) -> int | None:
         """Have upstream say that the repository holds the blob; return its size in bytes.
@@ -90,61 +112,75 @@ class Blobs:
         So one repository's content is never had through another's name.
         """
         await self._refuse_absent(target, digest)
-        try:
-            size = await self._sources[target.upstream].upstream.blob_size(target.repo, digest)
-        except Absent as error:
-            await self._learn_absent(target, digest, error)
-            raise
-        await self._index.link(target, [digest])
-        return size
+
+        async def ask() -> int | None:
+            try:
+                size = await self._sources[target.upstream].upstream.blob_size(target.repo, digest)
+            except Absent as error:
+                await self._learn_absent(target, digest, error)
+                raise
+            await self._index.link(target, [digest])
+            return size
+
+        return await self._vouchers.do((target, digest), ask)
 
     async def _download(self, target: Target, flight: Flight) -> None:
-        """Fly one flight: reserve, open, spool, prove, keep."""
-        digest = flight.digest
-        announced = self._sizes.get(digest)
+        """Fly one flight: open, reserve, spool, prove, keep."""
+        digest, holdings = flight.digest, self._holdings
         async with AsyncExitStack() as resources:
-            reservation = await self._holdings.evictor.reserve(announced or 0)
-            resources.callback(reservation.release)
-            async with self._body(target, digest) as body:
-                size = announced if body.size is None else body.size
-                await reservation.grow(size or 0)
-                spool = await self._holdings.store.spool(digest, size)
-                resources.callback(spool.discard)
-                flight.open(spool, size)
-                try:
+            try:
+                async with self._body(target, digest, queued=True) as body:
+                    size = body.size
+                    if size is None:
+                        size = self._sizes.get((target, digest))
+                    reservation = await holdings.evictor.reserve(size or 0)
+                    resources.callback(reservation.release)
+                    spool = await holdings.store.spool(digest, size)
+                    resources.callback(spool.discard)
+                    flight.open(spool, size)
                     await flight.pump(body.chunks, reservation.grow)
-                except ContentMismatch as error:
-                    self._mismatch(error)
-                    raise
-            await self._index.link(target, [digest])
-            await self._holdings.adopt(reservation, spool, Descriptor("", digest, flight.written))
+                await self._index.link(target, [digest])
+                await holdings.adopt(reservation, spool, Descriptor("", digest, flight.written))
+            except ContentMismatch as error:
+                self._mismatch(error)
+                raise
+            except StorageError as error:
+                holdings.trouble(error)
+                await self._unfit.learn(digest, True, UNFIT_SECONDS)  # noqa: FBT003 - the fact
+                raise
+
+    async def _cannot_fit(self, target: Target, digest: Digest) -> bool:
+        """Tell whether a download would only find out that there is no room."""
+        announced = self._sizes.get((target, digest), 0)
+        return announced > self._holdings.evictor.limit or bool(await self._unfit.get(digest))
 
     async def _through(self, target: Target, digest: Digest) -> Through:
         """Return a body that is proven on its way and not kept."""
         async with AsyncExitStack() as resources:
-            body = await resources.enter_async_context(self._body(target, digest))
+            body = await resources.enter_async_context(self._body(target, digest, queued=False))
             return Through(body.size, self._proven(body, target, digest), resources.pop_all())
         raise AssertionError("unreachable")
 
     async def _proven(self, body: Body, target: Target, digest: Digest) -> AsyncIterator[bytes]:
-        state = hasher(digest)
+        proof = Proof(digest)
         held_back = b""
         async for chunk in body.chunks:
-            state.update(chunk)
+            proof.take(chunk)
             yield held_back + chunk[:-1]
             held_back = chunk[-1:]
-        if state.hexdigest() != digest.partition(":")[2]:
-            mismatch = ContentMismatch(f"{target}: what came is not {digest}")
-            self._mismatch(mismatch)
-            raise mismatch
+        try:
+            proof.check(target)
+        except ContentMismatch as error:
+            self._mismatch(error)
+            raise
         await self._index.link(target, [digest])
         yield held_back
 
     @asynccontextmanager
-    async def _body(self, target: Target, digest: Digest) -> AsyncIterator[Body]:
+    async def _body(self, target: Target, digest: Digest, *, queued: bool) -> AsyncIterator[Body]:
         upstream = self._sources[target.upstream].upstream
         try:
-            async with upstream.blob(target.repo, digest) as body:
+            async with upstream.blob(target.repo, digest, queued=queued) as body:
                 yield body
         except Absent as error:
             await self._learn_absent(target, digest, error)

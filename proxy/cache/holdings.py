@@ -49,7 +49,7 @@ class Holdings:
         try:
             file = self.store.open(digest)
         except StorageError as error:
-            self._trouble(error)
+            self.trouble(error)
             return None
         if file is not None and file.size == record.size:
             self.index.touch(digest)
@@ -67,7 +67,7 @@ class Holdings:
         try:
             return file.read()
         except StorageError as error:
-            self._trouble(error)
+            self.trouble(error)
             return None
         finally:
             file.close()
@@ -76,11 +76,9 @@ class Holdings:
         """Forget content that is not what it should be."""
         self.counters.storage_errors += 1
         log.warning("dropped from the cache", digest=digest, reason=reason)
+        self.store.condemn([digest])
         await self.index.drop_blobs([digest])
-        try:
-            await self.store.delete([digest])
-        except StorageError as error:
-            self._trouble(error)
+        await self.store.delete([digest])
 
     async def adopt(self, reservation: Reservation, spool: Spool, descriptor: Descriptor) -> None:
         """Make a verified spool held content. Raises ``StorageError``."""
@@ -102,8 +100,9 @@ class Holdings:
                 await asyncio.to_thread(spool.write, body, 0)
                 await self.adopt(reservation, spool, descriptor)
         except StorageError as error:
-            self._trouble(error)
+            self.trouble(error)
 
-    def _trouble(self, error: StorageError) -> None:
+    def trouble(self, error: StorageError) -> None:
+        """Count a failure of the disk that is survived."""
         self.counters.storage_errors += 1
         log.warning("storage trouble, carried on without", error=str(error))

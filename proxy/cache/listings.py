@@ -24,27 +24,24 @@ class Listings:
         self._sources = sources
         self._has_catalog = has_catalog
 
-    async def tags(self, target: Target, n: int | None, last: str | None) -> Listed:
-        """Return up to ``n`` tags behind ``last`` (None: all that upstream gives at once).
+    async def tags(self, target: Target, query: dict[str, str]) -> Listed:
+        """Return one page of tags; ``query`` holds ``n`` and ``last``, or what the last page said.
 
         Upstream's own, or those known here when it is away. Raises ``RegistryError``.
         """
         source = self._sources[target.upstream]
         if source.rule.offline:
-            return await self._known(target, n, last, Outcome.HIT)
-        query = {} if n is None else {"n": str(n)}
-        if last is not None:
-            query["last"] = last
+            return await self._known(target, query, Outcome.HIT)
         try:
             page = await source.upstream.tags(target.repo, query)
         except UpstreamFailure as error:
             try:
-                return await self._known(target, n, last, Outcome.STALE)
+                return await self._known(target, query, Outcome.STALE)
             except NameUnknown:
                 raise error from None
-        return _paged(page, n, last)
+        return _paged(page, query)
 
-    async def repositories(self, n: int | None, last: str | None) -> Listed:
+    async def repositories(self, query: dict[str, str]) -> Listed:
         """Return up to ``n`` names behind ``last``, each with its upstream in front.
 
         Raises ``Denied`` unless the catalog is switched on: names tell.
@@ -52,33 +49,41 @@ class Listings:
         if not self._has_catalog:
             raise Denied("the catalog is switched off; to list what is held, set catalog: true")
         names = sorted(str(target) for target in await self._index.repositories())
-        return _cut([name for name in names if last is None or name > last], n, Outcome.HIT)
+        return _behind(names, query, Outcome.HIT)
 
-    async def _known(
-        self, target: Target, n: int | None, last: str | None, outcome: Outcome
-    ) -> Listed:
+    async def _known(self, target: Target, query: dict[str, str], outcome: Outcome) -> Listed:
         known = await self._index.tags(target)
         if not known:
             raise NameUnknown(f"no tags of {target} are known, and this is offline")
         warning = INCOMPLETE_WARNING if outcome is Outcome.STALE else None
-        return _cut([tag for tag in known if last is None or tag > last], n, outcome, warning)
+        return _behind(list(known), query, outcome, warning)
 
 
-def _paged(page: TagPage, n: int | None, last: str | None) -> Listed:
+def _paged(page: TagPage, query: dict[str, str]) -> Listed:
     """Return upstream's page as the specification wants it.
 
     An upstream that pages is believed. One that does not (distribution before 3 ignores ``n`` and
     ``last``, and does not sort) is sorted and paged here.
     """
-    if page.last is not None:
-        return Listed(page.tags, page.last, Outcome.THROUGH)
-    names = sorted(page.tags)
+    if page.further:
+        return Listed(page.tags, page.further, Outcome.THROUGH)
+    names, last = sorted(page.tags), query.get("last")
     if last in names:
-        names = names[names.index(last) + 1 :]
-    return _cut(names, n, Outcome.THROUGH)
+        return _behind(names, query, Outcome.THROUGH)
+    return _cut(names, query, Outcome.THROUGH)
 
 
-def _cut(names: list[str], n: int | None, outcome: Outcome, warning: str | None = None) -> Listed:
-    page = names if n is None else names[:n]
-    further = page[-1] if page and len(page) < len(names) else None
-    return Listed(page, further, outcome, warning)
+def _behind(
+    names: list[str], query: dict[str, str], outcome: Outcome, warning: str | None = None
+) -> Listed:
+    last = query.get("last", "")
+    return _cut([name for name in names if name > last], query, outcome, warning)
+
+
+def _cut(
+    names: list[str], query: dict[str, str], outcome: Outcome, warning: str | None = None
+) -> Listed:
+    if "n" not in query or len(names) <= int(query["n"]):
+        return Listed(names, {}, outcome, warning)
+    page = names[: int(query["n"])]
+    return Listed(page, {"n": query["n"], "last": page[-1]} if page else {}, outcome, warning)

@@ -52,20 +52,22 @@ class Manifests:
         self._absent: Facts[str] = Facts()
         self._described: Facts[Descriptor] = Facts()
         self._fetches: Once[Manifest] = Once("fetch manifest")
-        self.sizes: Final[LRUCache[Digest, int]] = LRUCache(_SIZES)
-        """Bytes of blobs, as the manifests seen so far say."""
+        self._questions: Once[Descriptor] = Once("ask for manifest")
+        self.sizes: Final[LRUCache[tuple[Target, Digest], int]] = LRUCache(_SIZES)
+        """Bytes of blobs, as their repository's manifests seen so far say: a hint, no fact."""
 
     async def close(self) -> None:
         """Cancel what runs."""
+        await self._questions.close()
         await self._fetches.close()
 
     async def get(self, target: Target, digest: Digest, asked: Wish) -> Manifest:
         """Return a manifest by digest. Raises ``RegistryError``."""
-        kept = await self._kept(digest)
+        kept = await self._kept(target, digest)
         linked = kept is not None and await self._index.linked(target, digest)
         if kept is None or not linked:
             self._refuse_asking(target, digest, asked)
-        elif self._is_offline(target) and not await self._whole(kept):
+        elif self._is_offline(target) and not await self._whole(target, kept):
             raise ManifestUnknown(f"{target}@{digest} is not held in full, and this is offline")
         if kept is None:
             return await self._fetch_once(target, digest)
@@ -88,8 +90,11 @@ class Manifests:
     async def ask(self, target: Target, ref: str) -> Descriptor:
         """Ask upstream what ``ref`` is, and remember that the repository holds it.
 
-        Raises ``RegistryError``.
+        One question however many ask. Raises ``RegistryError``.
         """
+        return await self._questions.do((target, ref), lambda: self._ask(target, ref))
+
+    async def _ask(self, target: Target, ref: str) -> Descriptor:
         await self._refuse_absent(target, ref)
         try:
             descriptor = await self._sources[target.upstream].upstream.head_manifest(
@@ -98,7 +103,7 @@ class Manifests:
         except Absent as error:
             await self._learn_absent(target, ref, error)
             raise
-        if descriptor is None:
+        if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
             return (await self._fetch_once(target, ref)).descriptor
         await self._index.link(target, [descriptor.digest])
         await self._described.learn(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
@@ -108,21 +113,23 @@ class Manifests:
         """Return upstream's manifest for a tag and record the tag. Raises ``RegistryError``."""
         return await self._fetch_once(target, tag)
 
-    async def last_good(self, digests: Iterable[Digest], warning: str) -> Manifest | None:
+    async def last_good(
+        self, target: Target, digests: Iterable[Digest], warning: str
+    ) -> Manifest | None:
         """Return the first of these that a client could pull here and now in full."""
         for digest in dict.fromkeys(digests):
-            kept = await self._kept(digest)
-            if kept is not None and await self._whole(kept):
+            kept = await self._kept(target, digest)
+            if kept is not None and await self._whole(target, kept):
                 return Manifest(kept.descriptor, kept.body, Outcome.STALE, warning)
         return None
 
-    async def is_whole(self, digest: Digest) -> bool:
+    async def is_whole(self, target: Target, digest: Digest) -> bool:
         """Tell whether a client could pull this here and now in full.
 
         Some choose their mirror by the manifest and then ask nowhere else for its blobs.
         """
-        kept = await self._kept(digest)
-        return kept is not None and await self._whole(kept)
+        kept = await self._kept(target, digest)
+        return kept is not None and await self._whole(target, kept)
 
     async def _fetch_once(self, target: Target, ref: str) -> Manifest:
         """Return a manifest from upstream; one request however many want it."""
@@ -142,9 +149,11 @@ class Manifests:
         body = fetched.body
         digest = Digest(ref) if is_digest(ref) else fetched.digest or sha256(body)
         descriptor = Descriptor(fetched.media_type, digest, len(body))
+        if fetched.digest is None and not is_digest(ref) and not manifests.is_manifest(body):
+            raise ContentMismatch(f"{target}: what came for {ref} is no manifest")
         if not matches(digest, body):
             return self._signed(target, descriptor, body)
-        kept = self._remember(descriptor, body)
+        kept = self._remember(target, descriptor, body)
         await self._holdings.keep(descriptor, body)
         listed = [child.digest for child in (*kept.children.manifests, *kept.children.blobs)]
         await self._index.link(target, [digest, *listed])
@@ -166,7 +175,7 @@ class Manifests:
             raise ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
         return Manifest(descriptor, body, Outcome.THROUGH)
 
-    async def _kept(self, digest: Digest) -> _Kept | None:
+    async def _kept(self, target: Target, digest: Digest) -> _Kept | None:
         """Return a held manifest, proven anew when it comes from the disk."""
         kept = self._ram.get(digest)
         if kept is not None:
@@ -180,28 +189,32 @@ class Manifests:
             return None
         record = await self._index.blob(digest)
         media_type = (record and record.media_type) or manifests.media_type(body)
-        return self._remember(Descriptor(media_type, digest, len(body)), body)
+        return self._remember(target, Descriptor(media_type, digest, len(body)), body)
 
-    def _remember(self, descriptor: Descriptor, body: bytes) -> _Kept:
+    def _remember(self, target: Target, descriptor: Descriptor, body: bytes) -> _Kept:
         kept = _Kept(descriptor, body, manifests.children(body))
         if len(body) <= self._ram.maxsize:
             self._ram[descriptor.digest] = kept
         for blob in kept.children.blobs:
-            self.sizes[blob.digest] = blob.size
+            self.sizes[target, blob.digest] = blob.size
         return kept
 
-    async def _whole(self, kept: _Kept, depth: int = 0) -> bool:
+    async def _whole(self, target: Target, kept: _Kept, depth: int = 0) -> bool:
         for blob in kept.children.blobs:
-            if not await self._holdings.holds(blob.digest):
+            if not await self._is_here(target, blob.digest):
                 return False
         if not kept.children.manifests:
             return True
         for child in kept.children.manifests:
-            if depth < _MAX_DEPTH and await self._holdings.holds(child.digest):
-                below = await self._kept(child.digest)
-                if below is not None and await self._whole(below, depth + 1):
+            if depth < _MAX_DEPTH and await self._is_here(target, child.digest):
+                below = await self._kept(target, child.digest)
+                if below is not None and await self._whole(target, below, depth + 1):
                     return True
         return False
+
+    async def _is_here(self, target: Target, digest: Digest) -> bool:
+        """Tell whether content is held and may be served under this name."""
+        return await self._holdings.holds(digest) and await self._index.linked(target, digest)
 
     def _is_offline(self, target: Target) -> bool:
         return self._sources[target.upstream].rule.offline

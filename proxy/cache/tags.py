@@ -126,7 +126,7 @@ class Tags:
 
     async def _check_in_time(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
         """Check, but let no client wait for long when a good copy is held; the check goes on."""
-        held = await self._manifests.is_whole(record.descriptor.digest)
+        held = await self._manifests.is_whole(target, record.descriptor.digest)
         try:
             async with asyncio.timeout(self._patience if held else None):
                 return await self._check(target, tag, record)
@@ -173,9 +173,9 @@ class Tags:
         rule, share = self._rule(target, tag), self._sources[target.upstream].upstream.budget.share
         if not policy.is_scarce(rule, share):
             return None
-        if await self._manifests.is_whole(checked.descriptor.digest):
+        if await self._manifests.is_whole(target, checked.descriptor.digest):
             return None
-        return await self._manifests.last_good([record.descriptor.digest], SCARCE_WARNING)
+        return await self._manifests.last_good(target, [record.descriptor.digest], SCARCE_WARNING)
 
     async def _stand_in(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
@@ -187,7 +187,9 @@ class Tags:
         history = await self._index.history(target, tag)
         earlier = [sighting.digest for sighting in reversed(history)]
         warning = DELETED_WARNING if isinstance(error, Absent) else FAILED_WARNING
-        copy = await self._manifests.last_good([record.descriptor.digest, *earlier], warning)
+        copy = await self._manifests.last_good(
+            target, [record.descriptor.digest, *earlier], warning
+        )
         if copy is None:
             raise error
         return copy

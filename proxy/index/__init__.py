@@ -58,7 +58,7 @@ class Index(Protocol):
         """Remember held content as just used."""
 
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
-        """Forget content, and which repositories hold it."""
+        """Forget that content is held here; which repositories hold it upstream stays true."""
 
     def touch(self, digest: Digest) -> None:
         """Count a use; written in bulk, some seconds later."""

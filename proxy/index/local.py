@@ -12,13 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from sqlite3 import Error as SQLiteError
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
 import structlog
 from cachetools import LRUCache
-from diskcache import Timeout
 
 from proxy.index.tables import Tables
 from proxy.names import Digest, Tag, Target
@@ -165,11 +163,10 @@ class LocalIndex:
         await self._disk(lambda: self._tables.set_blobs([record]), None)
 
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
-        """Forget content, and which repositories hold it."""
+        """Forget that content is held here; which repositories hold it upstream stays true."""
         dropped = list(digests)
         for digest in dropped:
             self._forget(digest)
-            self._links.pop(digest, None)
         await self._disk(lambda: self._tables.drop_blobs(dropped), None)
 
     def touch(self, digest: Digest) -> None:
@@ -244,9 +241,9 @@ class LocalIndex:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._worker, work)
-        except (SQLiteError, Timeout, OSError, ValueError, TypeError) as error:
+        except Exception as error:
             self._on_trouble()
-            log.warning("index trouble, carried on without", error=str(error))
+            log.warning("index trouble, carried on without", error=repr(error))
             return otherwise
 
 

@@ -5,21 +5,25 @@ rows of ours at 1 GB. Everything here blocks; ``index.local`` calls it from one 
 """
 
 import time
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from sqlite3 import DatabaseError
-from typing import Final
+from sqlite3 import DatabaseError, OperationalError
+from typing import Any, Final
 
 import structlog
-from diskcache import Cache, JSONDisk
+from diskcache import Cache, JSONDisk, Timeout
 
+from proxy.errors import ConfigError
 from proxy.names import Digest, Repo, Tag, Target
 from proxy.records import BlobRecord, Descriptor, ReferrersRecord, Sighting, TagRecord
 
 HISTORY_LIMIT: Final = 50
 HOLDERS_LIMIT: Final = 10_000
 REFERRERS_LIMIT: Final = 10_000
+UNREADABLE: Final = (ValueError, TypeError, LookupError, zlib.error)
 
 log = structlog.get_logger(__name__)
 
@@ -28,9 +32,14 @@ class Tables:
     """Four tables: tags with their history, links, blobs, referrers."""
 
     def __init__(self, directory: Path) -> None:
-        """Open the files; unreadable ones are set aside and begun anew."""
+        """Open the files; damaged ones are set aside and begun anew.
+
+        Raises ``ConfigError`` when they cannot be opened for another reason.
+        """
         try:
             self._open(directory)
+        except (OperationalError, Timeout, OSError) as error:
+            raise ConfigError(f"storage.path: {directory} cannot be opened: {error}") from None
         except DatabaseError as error:
             aside = directory.with_name(f"{directory.name}.unreadable-{int(time.time())}")
             directory.rename(aside)
@@ -75,11 +84,12 @@ class Tables:
 
     def all_tags(self) -> Iterator[tuple[Target, Tag, TagRecord]]:
         """Iterate over all tags that point somewhere."""
-        for key in self._tags.iterkeys():
+        for key in _keys(self._tags):
             upstream, repo, tag = key
             target = Target(upstream, Repo(repo))
-            if (record := self.tag(target, Tag(tag))) is not None:
-                yield target, Tag(tag), record
+            with _tolerant(self._tags, key):
+                if (record := self.tag(target, Tag(tag))) is not None:
+                    yield target, Tag(tag), record
 
     def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
         """Return what is known to refer to a manifest."""
@@ -118,9 +128,10 @@ class Tables:
 
     def all_blobs(self) -> Iterator[BlobRecord]:
         """Iterate over all held content, in no order."""
-        for key in self._blobs.iterkeys():
-            if (record := self.blob(Digest(key))) is not None:
-                yield record
+        for key in _keys(self._blobs):
+            with _tolerant(self._blobs, key):
+                if (record := self.blob(Digest(key))) is not None:
+                    yield record
 
     def set_blobs(self, records: Iterable[BlobRecord]) -> None:
         """Write records in one transaction."""
@@ -130,11 +141,10 @@ class Tables:
                 self._blobs.set(record.digest, row)
 
     def drop_blobs(self, digests: Iterable[Digest]) -> None:
-        """Forget content and who holds it."""
-        with self._blobs.transact(), self._links.transact():
+        """Forget that content is held."""
+        with self._blobs.transact():
             for digest in digests:
                 self._blobs.delete(digest)
-                self._links.delete(digest)
 
     def _tag_row(self, target: Target, tag: Tag) -> tuple[TagRecord | None, list[Sighting]]:
         row = self._tags.get([*target, tag])
@@ -156,6 +166,29 @@ class Tables:
             now = [about.media_type, about.digest, about.size, record.checked_at]
         seen = [[entry.digest, entry.first_seen, entry.last_seen] for entry in history]
         self._tags.set([*target, tag], [now, seen])
+
+
+def _keys(table: Cache) -> Iterator[Any]:
+    """Iterate over the keys that can be read."""
+    keys = table.iterkeys()
+    while True:
+        try:
+            yield next(keys)
+        except StopIteration:
+            return
+        except UNREADABLE:
+            log.error("index table cut short by an unreadable key", table=table.directory)
+            return
+
+
+@contextmanager
+def _tolerant(table: Cache, key: object) -> Iterator[None]:
+    """Drop a row that cannot be read, and go on with the others."""
+    try:
+        yield
+    except UNREADABLE as error:
+        log.error("unreadable index row dropped", table=table.directory, error=repr(error))
+        table.delete(key)
 
 
 def _table(directory: Path) -> Cache:

@@ -48,10 +48,16 @@ class BlobStore(Protocol):
         """Return a new spool with ``size`` bytes of disk promised to it (None: not known)."""
 
     async def put(self, digest: Digest, spool: Spool) -> None:
-        """Make a *verified* spool the blob ``digest``: durable first, then visible."""
+        """Make a *verified* spool the blob ``digest``: durable first, then visible.
 
-    async def delete(self, digests: list[Digest]) -> None:
-        """Remove blobs; those that are not held are passed over."""
+        Waits for a deletion of the same digest.
+        """
+
+    def condemn(self, digests: list[Digest]) -> None:
+        """Hold these no longer, from this moment; ``delete`` must follow."""
+
+    async def delete(self, digests: list[Digest]) -> list[Digest]:
+        """Remove blobs; return those that could not be removed and still take their room."""
 
     def scan(self) -> AsyncIterator[list[tuple[Digest, int, float]]]:
         """Yield batches of (digest, size in bytes, modification time) of all that is held."""

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
+import structlog
+
 from proxy.errors import ConfigError, DigestInvalid, StorageError
 from proxy.names import Digest, parse_digest
 from proxy.store import Spool
@@ -25,6 +27,7 @@ _DIRECTORY_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
 
 Result = TypeVar("Result")
+log = structlog.get_logger(__name__)
 
 
 class DiskBlob:
@@ -101,6 +104,7 @@ class DiskStore:
         self._blobs = root / "blobs"
         self._spool = root / "spool"
         self._serial = itertools.count()
+        self._condemned: dict[Digest, asyncio.Event] = {}
         try:
             self._prepare()
         except OSError as error:
@@ -115,6 +119,8 @@ class DiskStore:
 
     def open(self, digest: Digest) -> DiskBlob | None:
         """Return the blob, opened, or None when it is not held or cannot be opened."""
+        if digest in self._condemned:
+            return None
         try:
             fd = os.open(self._path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
@@ -131,16 +137,24 @@ class DiskStore:
     async def put(self, digest: Digest, spool: Spool) -> None:
         """Sync the spool, give it the blob's name, sync the directory. Raises ``StorageError``."""
         assert isinstance(spool, DiskSpool)
+        while (deletion := self._condemned.get(digest)) is not None:
+            await deletion.wait()
         await _in_thread(f"storing {digest}", lambda: self._put(digest, spool))
 
-    async def delete(self, digests: list[Digest]) -> None:
-        """Unlink blobs; open ones go on being readable. Raises ``StorageError``."""
+    def condemn(self, digests: list[Digest]) -> None:
+        """Hold these no longer, from this moment; ``delete`` must follow."""
+        for digest in digests:
+            self._condemned.setdefault(digest, asyncio.Event())
 
-        def unlink() -> None:
+    async def delete(self, digests: list[Digest]) -> list[Digest]:
+        """Unlink blobs, open ones go on being readable; return those that could not be."""
+        self.condemn(digests)
+        try:
+            return await asyncio.to_thread(self._unlink, digests)
+        finally:
             for digest in digests:
-                self._path(digest).unlink(missing_ok=True)
-
-        await _in_thread("deleting blobs", unlink)
+                if (deletion := self._condemned.pop(digest, None)) is not None:
+                    deletion.set()
 
     async def scan(self) -> AsyncIterator[list[tuple[Digest, int, float]]]:
         """Yield batches of (digest, size in bytes, modification time). Raises ``StorageError``."""
@@ -177,6 +191,16 @@ class DiskStore:
         spool.path.rename(path)
         spool.path = None
         _sync_directory(path.parent)
+
+    def _unlink(self, digests: list[Digest]) -> list[Digest]:
+        failed = []
+        for digest in digests:
+            try:
+                self._path(digest).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("a blob cannot be deleted", digest=digest, error=str(error))
+                failed.append(digest)
+        return failed
 
     def _path(self, digest: Digest) -> Path:
         algorithm, _, encoded = digest.partition(":")

@@ -5,14 +5,15 @@ for once however many wait, kept until 90 % of its life, and never sent anywhere
 """
 
 import base64
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 import structlog
+from cachetools import LRUCache
 from publicsuffixlist import PublicSuffixList
 from yarl import URL
 
+from proxy.documents import read_object
 from proxy.errors import (
     CredentialsRejected,
     Denied,
@@ -29,6 +30,7 @@ from proxy.upstream.providers import Credentials, Provider
 DEFAULT_LIFE: Final = 60.0
 """Seconds that a token lives when its server does not say."""
 
+MAX_SCOPES: Final = 10_000
 _USED_LIFE: Final = 0.9
 _SUFFIXES: Final = PublicSuffixList()
 
@@ -58,6 +60,7 @@ class Authorizer:
         self._auth_hosts = frozenset(auth_hosts)
         self._fetch = fetch
         self._challenge: Challenge | None = None
+        self._scopes: LRUCache[str, str] = LRUCache(MAX_SCOPES)
         self._tokens: Facts[str] = Facts()
         self._asking: Once[str] = Once("token")
 
@@ -65,7 +68,7 @@ class Authorizer:
         """Return the ``Authorization`` to send now; None before the first challenge."""
         if self._challenge is None:
             return None
-        return await self._answer(self._challenge, scope)
+        return await self._answer(self._challenge, self._scopes.get(scope, scope))
 
     async def learn(self, challenges: Sequence[str], scope: str) -> str:
         """Return the ``Authorization`` that a 401's challenge lines ask for.
@@ -77,13 +80,17 @@ class Authorizer:
         challenge = known.get("bearer") or known.get("basic")
         if challenge is None:
             raise Denied(f"{self._url.host} refuses access and asks for no credentials we know")
-        answer = await self._answer(challenge, scope)
+        asked = challenge.parameters.get("scope", "")
+        if asked.startswith("repository:"):  # a registry under a path knows its names otherwise
+            self._scopes[scope] = asked
+        answer = await self._answer(challenge, self._scopes.get(scope, scope))
         self._challenge = challenge
         return answer
 
     async def forget(self, scope: str) -> None:
         """Drop the token for ``scope``: upstream refused it."""
         if self._challenge is not None:
+            scope = self._scopes.pop(scope, scope)
             await self._tokens.forget(_key(self._challenge, scope))
 
     async def refused(self) -> UpstreamFailure | Denied:
@@ -91,6 +98,7 @@ class Authorizer:
         if await self._provider.credentials() is None:
             return Denied(f"{self._url.host} does not let the anonymous pull this")
         if self._challenge is not None and self._challenge.scheme == "basic":
+            log.error("credentials rejected", upstream=self._url.host)
             return CredentialsRejected(f"{self._url.host} rejects the configured credentials")
         return Denied(f"{self._url.host} does not let the configured credentials pull this")
 
@@ -168,12 +176,10 @@ class Authorizer:
 
 def _read_token(body: bytes, realm: URL) -> tuple[str, float]:
     """Return the token and its life in seconds."""
-    try:
-        document = json.loads(body)
-        token = document.get("token") or document.get("access_token")
-        life = float(document.get("expires_in") or DEFAULT_LIFE)
-    except (ValueError, TypeError, AttributeError):
-        token, life = None, 0.0
+    document = read_object(body)
+    token = document.get("token") or document.get("access_token")
+    expires_in = document.get("expires_in")
+    life = float(expires_in) if isinstance(expires_in, int | float) else DEFAULT_LIFE
     if not isinstance(token, str) or not token.isprintable() or not token.isascii():
         raise UpstreamUnavailable(f"{realm.host} answers with something that is no token")
     return token, life if life > 0 else DEFAULT_LIFE

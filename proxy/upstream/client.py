@@ -4,17 +4,18 @@
 """
 
 import asyncio
-import json
 from dataclasses import dataclass, field
 
 from aiohttp import ClientResponse
 from yarl import URL
 
+from proxy.documents import as_list, read_object
 from proxy.errors import (
     Absent,
     Denied,
     RegistryError,
     TooManyRequests,
+    UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -41,6 +42,11 @@ class Question:
         """What a rate limit of this request would hold for."""
         return f"{self.method} {self.kind}"
 
+    @property
+    def item(self) -> str:
+        """What is asked for."""
+        return f"{self.repo} {self.kind} {self.ref}"
+
 
 class Client:
     """One registry as it wants to be asked."""
@@ -59,7 +65,7 @@ class Client:
         self.patience = patience
         self._url = url
         self._authorizer = authorizer
-        self._answer_seconds = answer
+        self.answer_seconds = answer
 
     async def ask(self, question: Question) -> ClientResponse:
         """Return a good answer: 200, 206, or 405 to a HEAD; its caller reads or closes it.
@@ -67,18 +73,18 @@ class Client:
         Raises ``UpstreamFailure``, ``Denied``, or the question's ``absent``.
         """
         try:
-            async with asyncio.timeout(self._answer_seconds):
+            async with asyncio.timeout(self.answer_seconds):
                 return await self._until_answered(question)
         except TimeoutError:
             error = UpstreamTimeout(f"{self.name} does not answer in time")
-            self.patience.failed(question.limit, error)
+            self.patience.failed(question.limit, question.item, error)
             raise error from None
 
     async def read(self, response: ClientResponse, limit: int) -> bytes | None:
         """Return a whole body, None when it is larger than ``limit`` bytes."""
         body = bytearray()
         try:
-            async with asyncio.timeout(self._answer_seconds):
+            async with asyncio.timeout(self.answer_seconds):
                 async for chunk in self.transport.chunks(response):
                     body += chunk
                     if len(body) > limit:
@@ -94,18 +100,18 @@ class Client:
     async def _until_answered(self, question: Question) -> ClientResponse:
         attempt = 0
         while True:
-            self.patience.admit(question.limit)
+            self.patience.admit(question.limit, question.item)
             try:
                 response = await self._once(question)
             except RegistryError as error:
-                self.patience.failed(question.limit, error)
+                self.patience.failed(question.limit, question.item, error)
                 attempt += 1
                 wait = self.patience.wait_before(attempt, error)
-                if wait is None or wait > self._answer_seconds / 2:
+                if wait is None or wait > self.answer_seconds / 2:
                     raise
                 await asyncio.sleep(wait)
             else:
-                self.patience.answered()
+                self.patience.answered(question.item)
                 return response
 
     async def _once(self, question: Question) -> ClientResponse:
@@ -124,9 +130,10 @@ class Client:
         scope = f"repository:{question.repo}:pull"
         sent = await self._authorizer.header(scope)
         response = await self.transport.send(method, url, headers, sent)
-        if response.status == 401 and sent is not None:
+        if response.status in (401, 403) and sent is not None:  # ghcr refuses old tokens with 403
             await self._authorizer.forget(scope)
-            if "insufficient_scope" in response.headers.get("WWW-Authenticate", ""):
+            refusals = response.headers.getall("WWW-Authenticate", [])
+            if any("insufficient_scope" in refusal for refusal in refusals):
                 return response
             await self.transport.drain(response)
             response = await self.transport.send(method, url, headers, None)
@@ -152,21 +159,21 @@ class Client:
         match response.status:
             case 401:
                 return await self._authorizer.refused()
-            case 403:
+            case 403 if response.url.host == self._url.host:
                 return Denied(said)
             case 404:
                 return absent(said)
             case 429:
                 return TooManyRequests(said, retry_after=retry_after(response))
-            case _:
-                return UpstreamUnavailable(said, retry_after=retry_after(response))
+            case status if 400 <= status < 500 and status not in (403, 408):
+                return UpstreamRejected(said)
+            case _:  # a 403 from elsewhere is a signed address that has expired
+                return UpstreamUnavailable(said, retry_after=retry_after(response), is_answer=True)
 
 
 def _reason(body: bytes) -> str:
     """Return the message of an error document, shortened, or nothing."""
-    try:
-        message = json.loads(body)["errors"][0]["message"]
-    except (ValueError, LookupError, TypeError):
-        return ""
+    errors = as_list(read_object(body).get("errors"))
+    message = errors[0].get("message", "") if errors and isinstance(errors[0], dict) else ""
     printable = "".join(c for c in str(message)[:200] if c.isprintable())
     return f": {printable}" if printable else ""

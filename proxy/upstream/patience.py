@@ -10,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from proxy.errors import RegistryError, TooManyRequests, UpstreamFailure, UpstreamUnavailable
+from cachetools import LRUCache
+
+from proxy.errors import RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 
 MAX_PAUSE: Final = 60.0
 MAX_COOL_DOWN: Final = 900.0
+MAX_OBJECTS: Final = 10_000
 _FIRST_WAIT: Final = 0.2
 
 
@@ -27,25 +30,51 @@ class Limits:
     cool_down: float
 
 
+class _Circuit:
+    """A row of failures, and until when it keeps everybody but one probe away."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.failures = 0
+        self.until = 0.0
+        self._pause = limits.pause
+
+    def admit(self, now: float) -> None:
+        """Let a request probe whether the row has ended; the others wait for it."""
+        if self.failures >= self._limits.failures:
+            self.until = now + self._pause
+
+    def failed(self, now: float) -> None:
+        """Lengthen the row."""
+        self.failures += 1
+        if self.failures >= self._limits.failures:
+            self.until = now + self._pause
+            self._pause = min(self._pause * 2, MAX_PAUSE)
+
+
 class Patience:
-    """What one upstream has done to us lately. ``now`` is a monotonic clock in seconds."""
+    """What one upstream has done to us lately. ``now`` is a monotonic clock in seconds.
+
+    An object (a repository with a tag or digest) that upstream cannot serve has a circuit of its
+    own: it must not take the whole upstream away from everybody. What fails without an answer, and
+    the first failure of each object, count for the upstream.
+    """
 
     def __init__(self, name: str, limits: Limits, now: Callable[[], float]) -> None:
         self._name = name
         self._limits = limits
         self._now = now
         self._cool_until: dict[str, float] = {}
-        self._failures = 0
-        self._closed_from = 0.0
-        self._pause = limits.pause
+        self._upstream = _Circuit(limits)
+        self._objects: LRUCache[str, _Circuit] = LRUCache(MAX_OBJECTS)
 
     @property
     def is_open(self) -> bool:
         """The circuit is open: upstream is left alone."""
-        return self._now() < self._closed_from
+        return self._now() < self._upstream.until
 
-    def admit(self, kind: str) -> None:
-        """Let a request of ``kind`` go upstream, or raise why it must not.
+    def admit(self, kind: str, item: str) -> None:
+        """Let a request of ``kind`` for ``item`` go upstream, or raise why it must not.
 
         Raises ``TooManyRequests`` or ``UpstreamUnavailable``, with the seconds that are left.
         """
@@ -55,34 +84,36 @@ class Patience:
             raise TooManyRequests(
                 f"{self._name} limits our rate and is not asked again yet", retry_after=cooling
             )
-        closed = self._closed_from - now
-        if closed > 0:
-            raise UpstreamUnavailable(
-                f"{self._name} failed {self._failures} times in a row and is not asked again yet",
-                retry_after=closed,
-            )
-        if self._failures >= self._limits.failures:
-            self._closed_from = now + self._pause  # this request probes; the others wait for it
+        circuits = [self._upstream, self._objects.get(item)]
+        for circuit in circuits:
+            if circuit is not None and circuit.until > now:
+                raise UpstreamUnavailable(
+                    f"{self._name} failed {circuit.failures} times in a row "
+                    "and is not asked again yet",
+                    retry_after=circuit.until - now,
+                )
+        for circuit in circuits:
+            if circuit is not None:
+                circuit.admit(now)
 
-    def answered(self) -> None:
+    def answered(self, item: str) -> None:
         """Note that upstream works: it answered, whatever it said."""
-        self._failures = 0
-        self._closed_from = 0.0
-        self._pause = self._limits.pause
+        self._upstream = _Circuit(self._limits)
+        self._objects.pop(item, None)
 
-    def failed(self, kind: str, error: RegistryError) -> None:
+    def failed(self, kind: str, item: str, error: RegistryError) -> None:
         """Note a failure."""
         if isinstance(error, TooManyRequests):
             wait = self._limits.cool_down if error.retry_after is None else error.retry_after
             self._cool_until[kind] = self._now() + min(wait, MAX_COOL_DOWN)
             return
-        if not isinstance(error, UpstreamFailure):
-            self.answered()
+        if not isinstance(error, UpstreamUnavailable | UpstreamTimeout):
+            self.answered(item)
             return
-        self._failures += 1
-        if self._failures >= self._limits.failures:
-            self._closed_from = self._now() + self._pause
-            self._pause = min(self._pause * 2, MAX_PAUSE)
+        circuit = self._objects.setdefault(item, _Circuit(self._limits))
+        circuit.failed(self._now())
+        if circuit.failures == 1 or not error.is_answer:
+            self._upstream.failed(self._now())
 
     def wait_before(self, attempt: int, error: RegistryError) -> float | None:
         """Return the seconds to wait before trying again after ``attempt`` failures; None: do not.

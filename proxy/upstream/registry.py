@@ -5,10 +5,9 @@ that an image or a signature does not exist.
 """
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -17,6 +16,7 @@ from aiohttp import ClientResponse
 from yarl import URL
 
 from proxy import manifests
+from proxy.documents import read_object
 from proxy.errors import (
     BlobUnknown,
     DigestInvalid,
@@ -25,6 +25,7 @@ from proxy.errors import (
     NameUnknown,
     RegistryError,
     UpstreamFailure,
+    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from proxy.names import Digest, Repo, parse_digest
@@ -33,6 +34,9 @@ from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 
 MAX_PAGES: Final = 100
+PAGE_KEYS: Final = ("n", "last", "next_page", "orderby", "artifactType")
+"""What pages are called: the specification's names, Quay's and Azure's."""
+
 MAX_TAGS_BODY: Final = 16 * 1024 * 1024
 _MANIFEST: Final = {"Accept": manifests.ACCEPT}
 _INDEX: Final = {"Accept": manifests.OCI_INDEX}
@@ -58,10 +62,10 @@ class Body(NamedTuple):
 
 
 class TagPage(NamedTuple):
-    """One page of a tags list; ``last`` is where the next page begins behind, None at the end."""
+    """One page of a tags list, and the query of the next page; empty at the end."""
 
     tags: list[str]
-    last: str | None
+    further: dict[str, str]
 
 
 class Upstream:
@@ -91,7 +95,7 @@ class Upstream:
         self.budget.note(response.headers)
         digest, media_type = _digest(response), _media_type(response)
         size = response.content_length
-        if response.status == 405 or digest is None or size is None or not media_type:
+        if response.status == 405 or digest is None or not size or not media_type:
             return None
         return Descriptor(media_type, digest, size)
 
@@ -117,15 +121,18 @@ class Upstream:
             Question("HEAD", repo, "blobs", digest, BlobUnknown, _ANY)
         )
         response.close()
-        return None if response.status == 405 else response.content_length
-
-    def blob(self, repo: Repo, digest: Digest) -> AbstractAsyncContextManager[Body]:
-        """Open a blob's body, unverified; it is resumed where it breaks off."""
-        return self._blob(repo, digest)
+        if response.status != 405:
+            return response.content_length
+        async with self.blob(repo, digest, queued=False) as body:
+            return body.size
 
     @asynccontextmanager
-    async def _blob(self, repo: Repo, digest: Digest) -> AsyncIterator[Body]:
-        async with self._downloads:
+    async def blob(self, repo: Repo, digest: Digest, *, queued: bool) -> AsyncIterator[Body]:
+        """Open a blob's body, unverified; it is resumed where it breaks off.
+
+        ``queued`` bodies wait for one another; those that a slow client may hold up must not be.
+        """
+        async with self._slot() if queued else nullcontext():
             question = Question("GET", repo, "blobs", digest, BlobUnknown, _ANY)
             download = _Download(self._client, question, await self._client.ask(question))
             try:
@@ -133,23 +140,33 @@ class Upstream:
             finally:
                 download.close()
 
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """Wait for one of the downloads, but not for longer than a client would."""
+        try:
+            async with asyncio.timeout(self._client.answer_seconds):
+                await self._downloads.acquire()
+        except TimeoutError:
+            raise UpstreamTimeout(f"{self._client.name}: too many downloads at once") from None
+        try:
+            yield
+        finally:
+            self._downloads.release()
+
     async def tags(self, repo: Repo, query: dict[str, str]) -> TagPage:
         """Return one page of tags; ``query`` may hold ``n`` and ``last``."""
         response = await self._client.ask(
             Question("GET", repo, "tags", "list", NameUnknown, _ANY, query)
         )
         link = response.links.get("next")
-        further = None if link is None else str(link["url"])
         body = await self._client.read(response, MAX_TAGS_BODY)
-        try:
-            listed = json.loads(body or b"").get("tags") or []
-        except (ValueError, AttributeError):
-            raise UpstreamUnavailable(
-                f"{self._client.name}: the tags list cannot be read"
-            ) from None
+        listed = None if body is None else read_object(body).get("tags", ())
+        if listed is None and body is not None and b'"tags"' in body:
+            listed = ()  # some say null for none
+        if not isinstance(listed, list | tuple):
+            raise UpstreamUnavailable(f"{self._client.name}: the tags list cannot be read")
         tags = [tag for tag in listed if isinstance(tag, str)]
-        last = None if further is None else URL(further).query.get("last")
-        return TagPage(tags, last or (tags[-1] if further is not None and tags else None))
+        return TagPage(tags, {} if link is None else _page_query(URL(str(link["url"]))))
 
     async def referrers(self, repo: Repo, subject: Digest) -> list[dict[str, object]] | None:
         """Return descriptors of what refers to ``subject``; None when the API is not there."""
@@ -169,8 +186,12 @@ class Upstream:
             link = response.links.get("next")
             if link is None:
                 return entries
-            query = dict(URL(str(link["url"])).query)
+            query = _page_query(URL(str(link["url"])))
         raise UpstreamUnavailable(f"{self._client.name}: the list of referrers has no end")
+
+
+class _BrokenForGoodError(Exception):
+    """A body cannot be resumed."""
 
 
 class _Download:
@@ -190,24 +211,30 @@ class _Download:
         after ``resumes`` attempts without a byte of progress.
         """
         fruitless = 0
+        broken: UpstreamFailure | None = None
         while True:
             begun_at = self._offset
             try:
+                if broken is not None:
+                    await self._resume(broken)
                 async for chunk in self._client.transport.chunks(self._response):
                     self._offset += len(chunk)
                     yield chunk
+            except _BrokenForGoodError:
+                assert broken is not None
+                raise broken from None
             except UpstreamFailure as error:
+                broken = error
                 fruitless = 0 if self._offset > begun_at else fruitless + 1
                 if self._offset == self.size or fruitless >= resumes:
                     raise
-                await self._resume(error)
             else:
                 return
 
     async def _resume(self, broken: UpstreamFailure) -> None:
         """Open the rest; a whole answer instead of the rest is read up to where we were.
 
-        Raises ``broken`` when upstream has nothing more to give.
+        Raises ``_BrokenForGoodError`` when upstream has nothing more to give.
         """
         self._response.close()
         log.info("resuming", at=self._offset, ref=self._question.ref, reason=broken.message)
@@ -215,13 +242,13 @@ class _Download:
         try:
             self._response = await self._client.ask(replace(self._question, headers=headers))
         except RegistryError as error:
-            raise broken from error
+            raise _BrokenForGoodError from error
         begins_at = 0
         if self._response.status == 206:
             match = _CONTENT_RANGE.fullmatch(self._response.headers.get("Content-Range", ""))
             begins_at = -1 if match is None else int(match[1])
         if not 0 <= begins_at <= self._offset:
-            raise broken
+            raise _BrokenForGoodError
         await self._skip(self._offset - begins_at)
 
     async def _skip(self, count: int) -> None:
@@ -238,6 +265,11 @@ class _Download:
         self._response.close()
 
 
+def _page_query(url: URL) -> dict[str, str]:
+    """Return the part of a ``Link`` that says where the next page begins."""
+    return {name: value for name, value in url.query.items() if name in PAGE_KEYS}
+
+
 def _digest(response: ClientResponse) -> Digest | None:
     try:
         return parse_digest(response.headers.get("Docker-Content-Digest", ""))
@@ -246,4 +278,5 @@ def _digest(response: ClientResponse) -> Digest | None:
 
 
 def _media_type(response: ClientResponse) -> str:
-    return response.headers.get("Content-Type", "").partition(";")[0].strip()
+    text = response.headers.get("Content-Type", "").partition(";")[0].strip()
+    return text if manifests.is_media_type(text) else ""

@@ -173,7 +173,9 @@ class Transport:
 def client_context(name: str, tls: UpstreamTLS) -> ssl.SSLContext:
     """Return how an upstream's certificate is checked. Raises ``ConfigError``."""
     try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
+        context = ssl.create_default_context()
+        if tls.ca_file is not None:
+            context.load_verify_locations(tls.ca_file)
         if tls.cert_file is not None:
             context.load_cert_chain(tls.cert_file, tls.key_file)
     except OSError as error:

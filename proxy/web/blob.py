@@ -8,10 +8,11 @@ import secrets
 from typing import Final, assert_never
 
 import structlog
+from aiohttp import HttpVersion11
 from aiohttp.web import StreamResponse
 
 from proxy.cache.answers import Blob, Live, Local, Through
-from proxy.errors import RegistryError, StorageError
+from proxy.errors import RegistryError, StorageError, UpstreamUnavailable
 from proxy.names import Digest
 from proxy.web.exchange import Exchange
 from proxy.web.ranges import Span, requested
@@ -33,8 +34,12 @@ def blob_headers(digest: Digest) -> dict[str, str]:
 
 
 async def send_blob(exchange: Exchange, digest: Digest, blob: Blob) -> StreamResponse:
-    """Send a blob and return the response. Raises ``RangeInvalid`` before anything is sent."""
+    """Send a blob and return the response.
+
+    Raises ``RegistryError`` or ``StorageError`` before anything is sent.
+    """
     exchange.outcome = blob.outcome
+    await _prove_what_has_no_last_byte(exchange, blob)
     parts = _Parts(_spans(exchange, digest, blob), _size(blob))
     response = _response(exchange, digest, parts)
     sending = Sending(exchange.request, response)
@@ -45,15 +50,44 @@ async def send_blob(exchange: Exchange, digest: Digest, blob: Blob) -> StreamRes
     except ClientLeftError:
         exchange.left = True
         _hang_up(exchange)
-    except (RegistryError, StorageError, EOFError) as error:
+    except Exception as error:
         exchange.fail(error if isinstance(error, RegistryError) else RegistryError(str(error)))
+        unforeseen = not isinstance(error, RegistryError | StorageError)
         log.warning(
-            "a response broke off", target=str(exchange.target), digest=digest, error=str(error)
+            "a response broke off",
+            target=str(exchange.target),
+            digest=digest,
+            error=str(error),
+            exc_info=unforeseen,
         )
         _hang_up(exchange)
     finally:
         exchange.sent = sending.sent
     return response
+
+
+async def _prove_what_has_no_last_byte(exchange: Exchange, blob: Blob) -> None:
+    """Wait for the proof of a body whose end cannot be held back.
+
+    Nothing can be held back of an empty body. To HTTP/1.0 a body without length ends with the
+    connection, so that a broken one looks complete.
+    """
+    old = exchange.request.version < HttpVersion11
+    match blob:
+        case Live(reader):
+            size = reader.flight.size
+            if size == 0 or (size is None and old):
+                await reader.flight.proven()
+        case Through():
+            if blob.size is None and old:
+                raise UpstreamUnavailable("a blob of unknown length wants HTTP/1.1")
+            if blob.size == 0:
+                async for _ in blob.chunks:
+                    pass
+        case Local():
+            pass
+        case _:
+            assert_never(blob)
 
 
 class _Parts:

@@ -23,7 +23,7 @@ class Certificate:
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             self._seen = self._stamp()
-            self.context.load_cert_chain(tls.cert_file, tls.key_file)
+            self.context.load_cert_chain(tls.cert_file, tls.key_file, _no_password)
         except OSError as error:
             raise ConfigError(
                 f"tls: {tls.cert_file} with {tls.key_file} cannot be used: {error}; "
@@ -43,10 +43,15 @@ class Certificate:
 
     def _reload(self) -> None:
         trial = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        trial.load_cert_chain(self._tls.cert_file, self._tls.key_file)
-        self.context.load_cert_chain(self._tls.cert_file, self._tls.key_file)
+        trial.load_cert_chain(self._tls.cert_file, self._tls.key_file, _no_password)
+        self.context.load_cert_chain(self._tls.cert_file, self._tls.key_file, _no_password)
         log.info("certificate renewed", file=str(self._tls.cert_file))
 
     def _stamp(self) -> tuple[tuple[int, int], ...]:
         files = (self._tls.cert_file.stat(), self._tls.key_file.stat())
         return tuple((file.st_mtime_ns, file.st_ino) for file in files)
+
+
+def _no_password() -> str:
+    """Answer for a key that is encrypted, where OpenSSL would ask on the terminal."""
+    raise OSError("the key is encrypted")

@@ -23,6 +23,7 @@ _CACHE_STATUS: Final = {
     Outcome.MISS: ("fwd=miss", "stored"),
     Outcome.THROUGH: ("fwd=bypass",),
     Outcome.ERROR: (),
+    Outcome.LEFT: (),
 }
 
 
@@ -80,12 +81,20 @@ class Exchange:
         """Note that the request ends in an error."""
         self.outcome, self.status, self.code = Outcome.ERROR, error.status, error.code
 
+    def leave(self) -> None:
+        """Note that the client has left, perhaps before anything was known."""
+        self.left = True
+        if self.outcome is None and self.target is not None:
+            self.outcome = Outcome.LEFT
+
     def account(self, metrics: Metrics, request_log: RequestLog) -> None:
         """Count and log; to be called once, at the end."""
         if self.outcome is not None:
             counters = metrics.of(self.target.upstream if self.target else None)
             counters.outcomes[self.outcome] += 1
             counters.bytes_to_clients += self.sent
+            if self.outcome is not Outcome.ERROR:
+                counters.bytes_delivered += self.sent
             if self.status == 200 and self.route is not None and not self.is_head:
                 counters.manifest_pulls += self.route.kind is Kind.MANIFEST
             if self.code is not None:

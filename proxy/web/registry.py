@@ -16,6 +16,7 @@ from proxy.logs import RequestLog
 from proxy.metrics import Metrics
 from proxy.names import Digest, Kind, Tag, Target, is_digest, parse_path
 from proxy.routing import Router
+from proxy.upstream.registry import PAGE_KEYS
 from proxy.web import replies
 from proxy.web.blob import send_blob
 from proxy.web.exchange import Exchange
@@ -49,7 +50,7 @@ class Registry:
         except RegistryError as error:
             return replies.failed(exchange, error)
         except asyncio.CancelledError:
-            exchange.left = True
+            exchange.leave()
             raise
         except Exception:
             log.exception("a request failed in an unforeseen way", path=request.path)
@@ -105,12 +106,12 @@ class Registry:
     async def _tags(self, exchange: Exchange, target: Target) -> Response:
         assert exchange.route is not None
         name = exchange.route.repo
-        page = await self._cache.listings.tags(target, *_page(exchange))
+        page = await self._cache.listings.tags(target, _page(exchange))
         document: dict[str, object] = {"name": name, "tags": page.names}
         return replies.listed(exchange, page, document, f"/v2/{name}/tags/list")
 
     async def _catalog(self, exchange: Exchange) -> Response:
-        page = await self._cache.listings.repositories(*_page(exchange))
+        page = await self._cache.listings.repositories(_page(exchange))
         return replies.listed(exchange, page, {"repositories": page.names}, "/v2/_catalog")
 
     async def _referrers(self, exchange: Exchange, target: Target, subject: Digest) -> Response:
@@ -119,10 +120,12 @@ class Registry:
         return replies.referrers(exchange, found)
 
 
-def _page(exchange: Exchange) -> tuple[int | None, str | None]:
-    """Return ``n`` and ``last`` of a list's query. Raises ``PaginationInvalid``."""
-    text = exchange.request.query.get("n")
-    if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise PaginationInvalid("n is not a count")
-    n = None if text is None else min(int(text), MAX_PAGE)
-    return n, exchange.request.query.get("last") or None
+def _page(exchange: Exchange) -> dict[str, str]:
+    """Return what a list's query says of its page. Raises ``PaginationInvalid``."""
+    asked = exchange.request.query
+    page = {name: asked[name] for name in PAGE_KEYS if asked.get(name)}
+    if (n := page.get("n")) is not None:
+        if not (n.isascii() and n.isdecimal() and len(n) < 10):
+            raise PaginationInvalid("n is not a count")
+        page["n"] = str(min(int(n), MAX_PAGE))
+    return page

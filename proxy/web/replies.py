@@ -56,14 +56,9 @@ def listed(exchange: Exchange, found: Listed, document: dict[str, object], path:
     """Return one page of a list, with a ``Link`` to the next that leads back here."""
     exchange.outcome = found.outcome
     headers = {"Content-Type": JSON, **_warning(found.warning)}
-    if found.last is not None:
-        kept = {
-            name: exchange.request.query[name]
-            for name in ("n", "ns")
-            if name in exchange.request.query
-        }
-        query = urlencode({"last": found.last, **kept})
-        headers["Link"] = f'<{path}?{query}>; rel="next"'
+    if found.further:
+        query = found.further | ({} if exchange.ns is None else {"ns": exchange.ns})
+        headers["Link"] = f'<{path}?{urlencode(query)}>; rel="next"'
     return _body(exchange, json.dumps(document).encode(), headers)
 
 

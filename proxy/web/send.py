@@ -6,15 +6,21 @@ body that looks complete.
 """
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from aiohttp.web import BaseRequest, StreamResponse
 
+from proxy.errors import StorageError
+
 CHUNK: Final = 256 * 1024
 SENDFILE_BYTES: Final = 1024 * 1024
 _HEADER_POLL: Final = 0.002
+_GONE: Final = frozenset(
+    {errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN}
+)
 
 Readable = Callable[[int], Awaitable[int]]
 """Tells up to where bytes may be read from an offset; waits for more; the offset at the end."""
@@ -35,7 +41,7 @@ class Sending:
     async def file(self, fd: int, start: int, stop: int | None, readable: Readable) -> None:
         """Send bytes ``start`` to ``stop`` (None: the end) of a file that may still grow.
 
-        Raises ``ClientLeftError``, or what ``readable`` raises.
+        Raises ``ClientLeftError``, ``StorageError``, or what ``readable`` raises.
         """
         transport = self._request.transport
         if transport is None:
@@ -57,9 +63,12 @@ class Sending:
             if end <= offset:
                 break
             end = min(end, offset + CHUNK, end if stop is None else stop)
-            chunk = os.pread(fd, end - offset, offset)
+            try:
+                chunk = os.pread(fd, end - offset, offset)
+            except OSError as error:
+                raise StorageError(f"sending a blob: {error}") from error
             if not chunk:
-                raise EOFError("the file shrank while it was sent")
+                raise StorageError("the file shrank while it was sent")
             await self.write(chunk)
             offset += len(chunk)
 
@@ -72,10 +81,12 @@ class Sending:
         readable: Readable,
     ) -> None:
         while transport.get_write_buffer_size():  # the header block must leave first
+            await asyncio.sleep(_HEADER_POLL)
             if transport.is_closing():
                 raise ClientLeftError
-            await asyncio.sleep(_HEADER_POLL)
-        socket = os.dup(transport.get_extra_info("socket").fileno())
+        if transport.is_closing():
+            raise ClientLeftError
+        socket = os.dup(transport.get_extra_info("socket").fileno())  # the loop's own is not ours
         try:
             offset = start
             while stop is None or offset < stop:
@@ -85,7 +96,9 @@ class Sending:
                 end = end if stop is None else min(end, stop)
                 offset = await self._stretch(socket, fd, offset, end)
         except OSError as error:
-            raise ClientLeftError from error
+            if error.errno in _GONE:
+                raise ClientLeftError from error
+            raise StorageError(f"sending a blob: {error}") from error
         finally:
             os.close(socket)
 
@@ -98,7 +111,7 @@ class Sending:
                 await _writable(socket)
                 continue
             if sent == 0:
-                raise EOFError("the file shrank while it was sent")
+                raise StorageError("the file shrank while it was sent")
             offset += sent
             self.sent += sent
             await asyncio.sleep(0)

@@ -1,5 +1,6 @@
 """What every index must do; each backend is put through it."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from proxy.errors import ConfigError
 from proxy.index.local import LocalIndex
 from proxy.index.tables import HISTORY_LIMIT
 from proxy.names import Digest, Repo, Tag, Target, sha256
-from proxy.records import BlobRecord, Descriptor, TagRecord, Usage
+from proxy.records import BlobRecord, Descriptor, ReferrersRecord, TagRecord, Usage
 from tests.fakes.clock import Clock
 
 NGINX = Target("docker.io", Repo("library/nginx"))
@@ -112,7 +114,9 @@ async def test_links_belong_to_one_repository(files: Reopening) -> None:
         assert not await index.linked(NGINX, digest(3))
 
 
-async def test_dropped_content_leaves_no_links(files: Reopening) -> None:
+async def test_dropped_content_is_gone_and_who_holds_it_upstream_stays_known(
+    files: Reopening,
+) -> None:
     index = await files.open()
     await index.set_blob(BlobRecord(digest(1), 5, None, 1.0))
     await index.link(NGINX, [digest(1)])
@@ -120,9 +124,47 @@ async def test_dropped_content_leaves_no_links(files: Reopening) -> None:
     for reopened in (False, True):
         index = await files.open() if reopened else index
         assert await index.blob(digest(1)) is None
-        assert not await index.linked(NGINX, digest(1))
+        assert await index.linked(NGINX, digest(1))
+        assert not await index.linked(NGINX, digest(9))
     await index.ready()
     assert index.usage() == Usage(0, 0)
+
+
+async def test_referrers_are_remembered(files: Reopening) -> None:
+    index = await files.open()
+    assert await index.referrers(NGINX, digest(1)) == ReferrersRecord((), None)
+    await index.add_referrer(NGINX, digest(1), {"digest": digest(2), "size": 1})
+    await index.add_referrer(NGINX, digest(1), {"digest": digest(2), "size": 1})
+    held = ReferrersRecord(({"digest": digest(2), "size": 1},), None)
+    assert await index.referrers(NGINX, digest(1)) == held
+    assert await index.referrers(OTHER, digest(1)) == ReferrersRecord((), None)
+    told = ReferrersRecord(({"digest": digest(3), "size": 1},), 100.0)
+    await index.set_referrers(NGINX, digest(1), told)
+    index = await files.open()
+    assert await index.referrers(NGINX, digest(1)) == told
+
+
+async def test_one_unreadable_row_costs_itself_only(files: Reopening, tmp_path: Path) -> None:
+    index = await files.open()
+    for number in range(3):
+        await index.set_blob(BlobRecord(digest(number), 5, None, float(number)))
+        await index.set_tag(NGINX, Tag(f"v{number}"), record(number, 1.0))
+    await files.close()
+    for table in ("blobs", "tags"):
+        with sqlite3.connect(tmp_path / "index" / table / "cache.db") as connection:
+            connection.execute("UPDATE Cache SET value = ? WHERE rowid = 2", (b"\x00rubbish",))
+        connection.close()
+    index = await files.open()
+    async with asyncio.timeout(5):
+        await index.ready()
+    assert index.usage() == Usage(2, 2 * 4096)
+    assert await index.tags(NGINX) == ["v0", "v2"]
+
+
+async def test_an_index_that_cannot_be_opened_says_so(files: Reopening, tmp_path: Path) -> None:
+    (tmp_path / "index").write_text("a file")
+    with pytest.raises(ConfigError, match=r"storage.path: .*index cannot be opened"):
+        await files.open()
 
 
 async def test_usage_counts_blocks(files: Reopening) -> None:

@@ -10,6 +10,7 @@ from proxy.errors import (
     BlobUnknown,
     RegistryError,
     TooManyRequests,
+    UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -27,6 +28,7 @@ PATH = f"/v2/app/blobs/{LAYER}"
 LATEST = "/v2/app/manifests/latest"
 DOWN = UpstreamUnavailable("down")
 SLOWLY = slow(10_000_000)  # bytes a second: what has come is read before the end does
+ITEM, OTHER = "library/app manifests latest", "library/other manifests latest"
 PULL, CHECK = "GET manifests", "HEAD manifests"
 
 
@@ -35,16 +37,16 @@ def patience(clock: Clock) -> Patience:
     return Patience("hub", Limits(retries=2, failures=3, pause=5, cool_down=30), clock)
 
 
-def refusal(patience: Patience, kind: str = PULL) -> RegistryError | None:
+def refusal(patience: Patience, kind: str = PULL, item: str = ITEM) -> RegistryError | None:
     try:
-        patience.admit(kind)
+        patience.admit(kind, item)
     except RegistryError as error:
         return error
     return None
 
 
 def test_a_rate_limit_cools_down_what_was_limited(patience: Patience, clock: Clock) -> None:
-    patience.failed(PULL, TooManyRequests("slow down", retry_after=17))
+    patience.failed(PULL, ITEM, TooManyRequests("slow down", retry_after=17))
     clock.advance(7)
     limited = refusal(patience)
     assert isinstance(limited, TooManyRequests)
@@ -55,7 +57,7 @@ def test_a_rate_limit_cools_down_what_was_limited(patience: Patience, clock: Clo
 
 
 def test_a_rate_limit_without_an_end_has_ours(patience: Patience, clock: Clock) -> None:
-    patience.failed(PULL, TooManyRequests("slow down"))
+    patience.failed(PULL, ITEM, TooManyRequests("slow down"))
     clock.advance(29)
     assert refusal(patience)
     clock.advance(1)
@@ -63,7 +65,7 @@ def test_a_rate_limit_without_an_end_has_ours(patience: Patience, clock: Clock) 
 
 
 def test_an_endless_rate_limit_is_probed(patience: Patience, clock: Clock) -> None:
-    patience.failed(PULL, TooManyRequests("slow down", retry_after=86400))
+    patience.failed(PULL, ITEM, TooManyRequests("slow down", retry_after=86400))
     clock.advance(MAX_COOL_DOWN)
     assert refusal(patience) is None
 
@@ -73,18 +75,18 @@ def test_failures_in_a_row_open_the_circuit_and_one_probe_closes_it(
 ) -> None:
     for _ in range(3):
         assert refusal(patience) is None
-        patience.failed(PULL, DOWN)
+        patience.failed(PULL, ITEM, DOWN)
     assert patience.is_open
     assert isinstance(refusal(patience, CHECK), UpstreamUnavailable)
     clock.advance(5)
     assert refusal(patience) is None, "the probe"
     assert refusal(patience), "the others wait for it"
-    patience.failed(PULL, UpstreamTimeout("still"))
+    patience.failed(PULL, ITEM, UpstreamTimeout("still"))
     clock.advance(9.9)
     assert refusal(patience), "the pause has doubled"
     clock.advance(0.2)
     assert refusal(patience) is None
-    patience.answered()
+    patience.answered(ITEM)
     assert refusal(patience) is None
     assert not patience.is_open
 
@@ -94,12 +96,12 @@ def test_any_answer_ends_a_row_of_failures(
     patience: Patience, answer: RegistryError | None
 ) -> None:
     for _ in range(10):
-        patience.failed(PULL, DOWN)
-        patience.failed(PULL, DOWN)
+        patience.failed(PULL, ITEM, DOWN)
+        patience.failed(PULL, ITEM, DOWN)
         if answer is None:
-            patience.answered()
+            patience.answered(ITEM)
         else:
-            patience.failed(PULL, answer)
+            patience.failed(PULL, ITEM, answer)
     assert refusal(patience) is None
 
 
@@ -113,6 +115,29 @@ def test_only_passing_failures_are_tried_again(patience: Patience) -> None:
     assert patience.wait_before(1, UpstreamUnavailable("x", retry_after=3)) == 3
     assert patience.wait_before(1, BlobUnknown("x")) is None
     assert patience.wait_before(1, UpstreamTimeout("x")) is None
+
+
+def test_one_object_that_fails_does_not_take_the_upstream_away(
+    patience: Patience, clock: Clock
+) -> None:
+    broken = UpstreamUnavailable("500", is_answer=True)
+    for _ in range(5):
+        patience.failed(PULL, ITEM, broken)
+    assert refusal(patience)
+    assert refusal(patience, item=OTHER) is None
+    for number in range(2):
+        patience.failed(PULL, f"another {number}", broken)
+    assert patience.is_open, "many objects that fail are an upstream that fails"
+    clock.advance(5)
+    patience.answered(OTHER)
+    assert refusal(patience, item=OTHER) is None
+
+
+def test_what_upstream_rejects_is_no_failure_of_its(patience: Patience) -> None:
+    for _ in range(10):
+        patience.failed(PULL, ITEM, UpstreamRejected("400"))
+    assert refusal(patience) is None
+    assert patience.wait_before(1, UpstreamRejected("400")) is None
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ async def test_t28_tags_are_listed_and_links_lead_back_here(
     first = await proxy.get("/v2/app/tags/list?n=2&ns=docker.io")
     assert json.loads(first.body)["tags"] == ["latest", "v1"]
     link = first.headers["Link"]
-    assert link == '</v2/app/tags/list?last=v1&n=2&ns=docker.io>; rel="next"'
+    assert link == '</v2/app/tags/list?n=2&last=v1&ns=docker.io>; rel="next"'
     second = await proxy.get(link[1 : link.index(">")])
     assert json.loads(second.body)["tags"] == ["v2"]
     assert "Link" not in second.headers

@@ -40,6 +40,12 @@ class RegistryError(Exception):
         return {"Retry-After": str(max(1, round(self.retry_after)))}
 
 
+class RequestInvalid(RegistryError):
+    """What came is no HTTP."""
+
+    status, code = 400, "UNSUPPORTED"
+
+
 class NameInvalid(RegistryError):
     """The repository name breaks the grammar."""
 

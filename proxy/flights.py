@@ -8,6 +8,7 @@ visibly broken, a wrong one that is complete is not.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Final, Protocol
 
 import structlog
@@ -15,6 +16,7 @@ import structlog
 from proxy.errors import RegistryError, StorageError, UpstreamUnavailable
 from proxy.names import Digest, Proof, Target
 from proxy.store import Spool
+from proxy.threads import in_thread
 
 _INLINE: Final = 32 * 1024
 """Bytes up to which hashing and writing on the loop is cheaper than a thread."""
@@ -83,7 +85,7 @@ class Flight:
             if len(chunk) <= _INLINE:
                 take(chunk)
             else:
-                await asyncio.to_thread(take, chunk)
+                await in_thread(partial(take, chunk))
             self.written += len(chunk)
             self._wake()
         if self.size not in (None, self.written):

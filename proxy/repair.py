@@ -1,6 +1,5 @@
 """Makes index and store agree again after a crash, in the background of a running proxy."""
 
-import asyncio
 import os
 from typing import Final
 
@@ -10,6 +9,7 @@ from proxy.index import Index
 from proxy.names import Digest, Proof
 from proxy.records import BlobRecord
 from proxy.store import BlobFile, BlobStore
+from proxy.threads import in_thread
 
 CHUNK: Final = 4 * 1024 * 1024
 
@@ -49,7 +49,7 @@ async def _adopt(store: BlobStore, index: Index, record: BlobRecord) -> bool:
     if file is None:
         return False
     try:
-        proven = await asyncio.to_thread(_is_proven, file, record.digest)
+        proven = await in_thread(lambda: _is_proven(file, record.digest))
     finally:
         file.close()
     if await index.blob(record.digest) is not None:

@@ -1,6 +1,6 @@
 """What the cache answers: one class per way of sending it, each closed by who sends it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -77,9 +77,13 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """A blob that is arriving."""
+    """A blob that is arriving.
+
+    ``rest`` yields it from an offset on from upstream anew, for when the disk fails the download.
+    """
 
     reader: Reader
+    rest: Callable[[int], AsyncIterator[bytes]]
 
     @property
     def outcome(self) -> Outcome:

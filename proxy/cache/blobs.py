@@ -1,5 +1,6 @@
 """Answers for blobs: held, arriving, or passed through."""
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -80,7 +81,7 @@ class Blobs:
             if own or reader.flight.failure is not error:
                 raise
             return None
-        return Live(reader)
+        return Live(reader, lambda offset: self._rest(target, reader.flight, offset))
 
     async def head(self, target: Target, digest: Digest, asked: Wish) -> Sized:
         """Return a blob's size, asking upstream for no body. Raises ``RegistryError``."""
@@ -88,6 +89,9 @@ class Blobs:
         held = await self._size(digest)
         if linked and held is not None:
             return Sized(held, Outcome.HIT)
+        flight = self._flights.live(digest)
+        if flight is not None and flight.is_open and (linked or flight.target == target):
+            return Sized(flight.size, Outcome.JOIN)
         self._refuse_asking(target, digest, asked)
         announced = await self._vouch(target, digest)
         if held is not None:
@@ -160,6 +164,23 @@ class Blobs:
             body = await resources.enter_async_context(self._body(target, digest, queued=False))
             return Through(body.size, self._proven(body, target, digest), resources.pop_all())
         raise AssertionError("unreachable")
+
+    async def _rest(self, target: Target, flight: Flight, offset: int) -> AsyncIterator[bytes]:
+        """Yield a blob from ``offset`` on, passed through, after the disk has failed its flight.
+
+        What comes before must be what was spooled and sent; all of it is proven together.
+        """
+        through = await self._through(target, flight.digest)
+        position = 0
+        try:
+            async for chunk in through.chunks:
+                sent = chunk[: max(0, offset - position)]
+                if sent != os.pread(flight.fd, len(sent), position):
+                    raise ContentMismatch(f"{target}: what came anew is not what came before")
+                position += len(chunk)
+                yield chunk[len(sent) :]
+        finally:
+            await through.aclose()
 
     async def _proven(self, body: Body, target: Target, digest: Digest) -> AsyncIterator[bytes]:
         proof = Proof(digest)

@@ -4,7 +4,6 @@ The disk may lie, fill up or fail at any time; nothing of that leaves this room 
 or "not kept", and a count.
 """
 
-import asyncio
 from contextlib import ExitStack
 
 import structlog
@@ -16,6 +15,7 @@ from proxy.metrics import CacheCounters
 from proxy.names import Digest
 from proxy.records import BlobRecord, Clock, Descriptor
 from proxy.store import BlobFile, BlobStore, Spool
+from proxy.threads import in_thread
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +97,7 @@ class Holdings:
                 spool = await self.store.spool(descriptor.digest, len(body))
                 resources.callback(spool.close)
                 resources.callback(spool.discard)
-                await asyncio.to_thread(spool.write, body, 0)
+                await in_thread(lambda: spool.write(body, 0))
                 await self.adopt(reservation, spool, descriptor)
         except StorageError as error:
             self.trouble(error)

@@ -73,7 +73,7 @@ class Tags:
         except ManifestUnknown:
             if self._rule(target, tag).offline:
                 raise
-            return await self._manifests.fetch_tag(target, tag)
+            return await self._fetch_or_stand_in(target, tag, found.record)
         except RegistryError as error:
             return await self._stand_in(target, tag, found.record, error)
         if manifest.outcome is Outcome.HIT:
@@ -84,9 +84,8 @@ class Tags:
         """Return what a tag points to, asking upstream for no body. Raises ``RegistryError``."""
         found = await self._resolve(target, tag, asked)
         if found is None:
-            descriptor = await self._manifests.ask(target, tag)
-            await self._index.set_tag(target, tag, TagRecord(descriptor, self._clock()))
-            return Described(descriptor, Outcome.MISS)
+            learnt = await self._checks.do((target, tag), lambda: self._learn(target, tag))
+            return Described(learnt.descriptor, Outcome.MISS)
         if isinstance(found, Manifest):
             return Described(found.descriptor, found.outcome, found.warning)
         descriptor = found.record.descriptor
@@ -151,6 +150,12 @@ class Tags:
 
         return await self._checks.do((target, tag), ask)
 
+    async def _learn(self, target: Target, tag: Tag) -> TagRecord:
+        """Record a tag that is not known yet from a HEAD: some clients never GET it."""
+        record = TagRecord(await self._manifests.ask(target, tag), self._clock())
+        await self._index.set_tag(target, tag, record)
+        return record
+
     async def _refresh(self, target: Target, tag: Tag) -> None:
         """Check a tag behind the client's back, and fetch what is new."""
         record = await self._index.tag(target, tag)
@@ -176,6 +181,12 @@ class Tags:
         if await self._manifests.is_whole(target, checked.descriptor.digest):
             return None
         return await self._manifests.last_good(target, [record.descriptor.digest], SCARCE_WARNING)
+
+    async def _fetch_or_stand_in(self, target: Target, tag: Tag, record: TagRecord) -> Manifest:
+        try:
+            return await self._manifests.fetch_tag(target, tag)
+        except RegistryError as error:
+            return await self._stand_in(target, tag, record, error)
 
     async def _stand_in(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError

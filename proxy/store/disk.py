@@ -20,6 +20,7 @@ import structlog
 from proxy.errors import ConfigError, DigestInvalid, StorageError
 from proxy.names import Digest, parse_digest
 from proxy.store import Spool
+from proxy.threads import in_thread
 
 _ALGORITHMS: Final = ("sha256", "sha512")
 _SCAN_BATCH: Final = 1000
@@ -132,7 +133,15 @@ class DiskStore:
     async def spool(self, digest: Digest, size: int | None) -> DiskSpool:
         """Return a new spool with ``size`` bytes reserved on the disk. Raises ``StorageError``."""
         path = self._spool / f"{next(self._serial)}-{digest.partition(':')[2][:16]}"
-        return await _in_thread("making a spool file", lambda: DiskSpool(path, size))
+        made: list[DiskSpool] = []
+        try:
+            await _in_thread("making a spool file", lambda: made.append(DiskSpool(path, size)))
+        except asyncio.CancelledError:
+            for spool in made:
+                spool.discard()
+                spool.close()
+            raise
+        return made[0]
 
     async def put(self, digest: Digest, spool: Spool) -> None:
         """Sync the spool, give it the blob's name, sync the directory. Raises ``StorageError``."""
@@ -150,7 +159,7 @@ class DiskStore:
         """Unlink blobs, open ones go on being readable; return those that could not be."""
         self.condemn(digests)
         try:
-            return await asyncio.to_thread(self._unlink, digests)
+            return await in_thread(lambda: self._unlink(digests))
         finally:
             for digest in digests:
                 if (deletion := self._condemned.pop(digest, None)) is not None:
@@ -221,7 +230,7 @@ class DiskStore:
 
 async def _in_thread(what: str, work: Callable[[], Result]) -> Result:
     try:
-        return await asyncio.to_thread(work)
+        return await in_thread(work)
     except OSError as error:
         raise StorageError(f"{what}: {error}") from error
 

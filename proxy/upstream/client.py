@@ -4,7 +4,9 @@
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from aiohttp import ClientResponse
 from yarl import URL
@@ -23,6 +25,8 @@ from proxy.names import Repo
 from proxy.upstream.auth import Authorizer
 from proxy.upstream.patience import Patience
 from proxy.upstream.transport import Transport, retry_after
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,13 @@ class Question:
     def item(self) -> str:
         """What is asked for."""
         return f"{self.repo} {self.kind} {self.ref}"
+
+
+class Answer(NamedTuple):
+    """An answer that has been read: its headers are in ``response``."""
+
+    response: ClientResponse
+    body: bytes | None
 
 
 class Client:
@@ -72,57 +83,72 @@ class Client:
 
         Raises ``UpstreamFailure``, ``Denied``, or the question's ``absent``.
         """
+        return await self._patiently(question, lambda: self._once(question))
+
+    async def read(self, question: Question, limit: int) -> Answer:
+        """Return a good answer with its whole body, None when that is larger than ``limit`` bytes.
+
+        Raises as ``ask`` does.
+        """
+
+        async def read_once() -> Answer:
+            response = await self._once(question)
+            body = bytearray()
+            try:
+                async for chunk in self.transport.chunks(response):
+                    body += chunk
+                    if len(body) > limit:
+                        return Answer(response, None)
+            finally:
+                response.close()
+            return Answer(response, bytes(body))
+
+        return await self._patiently(question, read_once)
+
+    async def _patiently(
+        self, question: Question, attempt: Callable[[], Awaitable[Result]]
+    ) -> Result:
+        """Try until there is a result, within the time that a client waits."""
         try:
             async with asyncio.timeout(self.answer_seconds):
-                return await self._until_answered(question)
+                return await self._until_answered(question, attempt)
         except TimeoutError:
             error = UpstreamTimeout(f"{self.name} does not answer in time")
             self.patience.failed(question.limit, question.item, error)
             raise error from None
 
-    async def read(self, response: ClientResponse, limit: int) -> bytes | None:
-        """Return a whole body, None when it is larger than ``limit`` bytes."""
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self.answer_seconds):
-                async for chunk in self.transport.chunks(response):
-                    body += chunk
-                    if len(body) > limit:
-                        return None
-        except TimeoutError:
-            raise UpstreamTimeout(f"{self.name} does not finish in time") from None
-        finally:
-            response.close()
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise UpstreamUnavailable(f"{self.name} encodes what was asked for as it is")
-        return bytes(body)
-
-    async def _until_answered(self, question: Question) -> ClientResponse:
-        attempt = 0
+    async def _until_answered(
+        self, question: Question, attempt: Callable[[], Awaitable[Result]]
+    ) -> Result:
+        failures = 0
         while True:
             self.patience.admit(question.limit, question.item)
             try:
-                response = await self._once(question)
+                result = await attempt()
             except RegistryError as error:
                 self.patience.failed(question.limit, question.item, error)
-                attempt += 1
-                wait = self.patience.wait_before(attempt, error)
+                failures += 1
+                wait = self.patience.wait_before(failures, error)
                 if wait is None or wait > self.answer_seconds / 2:
                     raise
                 await asyncio.sleep(wait)
             else:
                 self.patience.answered(question.item)
-                return response
+                return result
 
     async def _once(self, question: Question) -> ClientResponse:
         url = self._url / "v2" / question.repo / question.kind
         url = url.joinpath(question.ref, encoded=True).with_query(question.query)
         response = await self._authorized(question, url)
-        if response.status in (200, 206):
-            return response
-        if question.method == "HEAD" and response.status == 405:
-            return response
-        raise await self._failure(response, question.absent)
+        if response.status not in (200, 206) and (question.method, response.status) != (
+            "HEAD",
+            405,
+        ):
+            raise await self._failure(response, question.absent)
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            response.close()
+            raise UpstreamRejected(f"{self.name} encodes what was asked for as it is")
+        return response
 
     async def _authorized(self, question: Question, url: URL) -> ClientResponse:
         """Send, and answer a challenge once. A refused token is renewed from a fresh challenge."""
@@ -159,7 +185,7 @@ class Client:
         match response.status:
             case 401:
                 return await self._authorizer.refused()
-            case 403 if response.url.host == self._url.host:
+            case 403 if response.url.origin() == self._url.origin():
                 return Denied(said)
             case 404:
                 return absent(said)

@@ -17,6 +17,7 @@ from proxy.errors import RegistryError, TooManyRequests, UpstreamTimeout, Upstre
 MAX_PAUSE: Final = 60.0
 MAX_COOL_DOWN: Final = 900.0
 MAX_OBJECTS: Final = 10_000
+_PASSING: Final = (UpstreamUnavailable, UpstreamTimeout)
 _FIRST_WAIT: Final = 0.2
 
 
@@ -102,12 +103,13 @@ class Patience:
         self._objects.pop(item, None)
 
     def failed(self, kind: str, item: str, error: RegistryError) -> None:
-        """Note a failure."""
+        """Note a failure; a rate limit without an end gets ours."""
         if isinstance(error, TooManyRequests):
             wait = self._limits.cool_down if error.retry_after is None else error.retry_after
+            error.retry_after = wait
             self._cool_until[kind] = self._now() + min(wait, MAX_COOL_DOWN)
             return
-        if not isinstance(error, UpstreamUnavailable | UpstreamTimeout):
+        if not isinstance(error, _PASSING):
             self.answered(item)
             return
         circuit = self._objects.setdefault(item, _Circuit(self._limits))
@@ -121,7 +123,7 @@ class Patience:
         What is no passing failure is not tried again, nor what says ``Retry-After`` later than the
         client would wait: its caller bounds the time.
         """
-        if attempt > self._limits.retries or not isinstance(error, UpstreamUnavailable):
+        if attempt > self._limits.retries or not isinstance(error, _PASSING):
             return None
         if error.retry_after is not None:
             return error.retry_after

@@ -101,12 +101,12 @@ class Upstream:
 
     async def manifest(self, repo: Repo, ref: str) -> FetchedManifest:
         """Return a manifest. Raises ``ManifestTooLarge`` above 8 MiB."""
-        response = await self._client.ask(
-            Question("GET", repo, "manifests", ref, ManifestUnknown, _MANIFEST)
+        response, body = await self._client.read(
+            Question("GET", repo, "manifests", ref, ManifestUnknown, _MANIFEST),
+            manifests.MAX_SIZE,
         )
         self.budget.note(response.headers)
         self._client.transport.counters.pulls_spent += 1
-        body = await self._client.read(response, manifests.MAX_SIZE)
         if body is None:
             raise ManifestTooLarge(
                 f"{self._client.name}: the manifest is larger than {manifests.MAX_SIZE} bytes"
@@ -155,11 +155,10 @@ class Upstream:
 
     async def tags(self, repo: Repo, query: dict[str, str]) -> TagPage:
         """Return one page of tags; ``query`` may hold ``n`` and ``last``."""
-        response = await self._client.ask(
-            Question("GET", repo, "tags", "list", NameUnknown, _ANY, query)
+        response, body = await self._client.read(
+            Question("GET", repo, "tags", "list", NameUnknown, _ANY, query), MAX_TAGS_BODY
         )
         link = response.links.get("next")
-        body = await self._client.read(response, MAX_TAGS_BODY)
         listed = None if body is None else read_object(body).get("tags", ())
         if listed is None and body is not None and b'"tags"' in body:
             listed = ()  # some say null for none
@@ -174,12 +173,12 @@ class Upstream:
         query: dict[str, str] = {}
         for _ in range(MAX_PAGES):
             try:
-                response = await self._client.ask(
-                    Question("GET", repo, "referrers", subject, NameUnknown, _INDEX, query)
+                response, body = await self._client.read(
+                    Question("GET", repo, "referrers", subject, NameUnknown, _INDEX, query),
+                    manifests.MAX_SIZE,
                 )
             except NameUnknown:
                 return None
-            body = await self._client.read(response, manifests.MAX_SIZE)
             if _media_type(response) != manifests.OCI_INDEX or body is None:
                 return None
             entries += manifests.referrers_of(body)

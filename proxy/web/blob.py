@@ -5,6 +5,7 @@ body would be taken for its end.
 """
 
 import secrets
+from collections.abc import AsyncIterator
 from typing import Final, assert_never
 
 import structlog
@@ -131,14 +132,32 @@ async def _send(sending: Sending, blob: Blob, parts: _Parts) -> None:
         await sending.chunks(blob.chunks)
         return
     fd, readable = _readable(blob)
-    if not parts.spans:
-        await sending.file(fd, 0, parts.size, readable)
-    for span in parts.spans:
+    whole = [] if parts.spans else [Span(0, parts.size or 0)]
+    for span in whole or parts.spans:
+        stop = parts.size if whole else span.stop
         if parts.is_multiple:
             await sending.write(parts.head(span))
-        await sending.file(fd, span.start, span.stop, readable)
+        before = sending.sent
+        try:
+            await sending.file(fd, span.start, stop, readable)
+        except StorageError as error:
+            if not isinstance(blob, Live):
+                raise
+            log.warning("passing the rest through", error=str(error))
+            offset = span.start + sending.sent - before
+            await sending.chunks(_until(blob.rest(offset), stop, offset))
     if parts.is_multiple:
         await sending.write(parts.end)
+
+
+async def _until(
+    chunks: AsyncIterator[bytes], stop: int | None, offset: int
+) -> AsyncIterator[bytes]:
+    """Yield what lies before ``stop``; the rest is still read, for its proof."""
+    async for chunk in chunks:
+        wanted = chunk if stop is None else chunk[: max(0, stop - offset)]
+        offset += len(chunk)
+        yield wanted
 
 
 def _readable(blob: Local | Live) -> tuple[int, Readable]:

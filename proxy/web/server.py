@@ -3,12 +3,18 @@
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp.web import BaseRequest, RequestHandler, Server, StreamResponse
+import structlog
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
+
+from proxy.errors import RequestInvalid
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
 _TLS_HANDSHAKE: Final = 0x16
 KEEPALIVE_SECONDS: Final = 75.0
+
+log = structlog.get_logger(__name__)
 
 
 class _Connection(RequestHandler):
@@ -21,6 +27,22 @@ class _Connection(RequestHandler):
             self.force_close()
             return
         super().data_received(data)
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> StreamResponse:
+        """Answer what is no request with an error document, and no noise in the log."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        log.debug("not a request", client=request.remote, reason=type(exc).__name__)
+        error = RequestInvalid("this is not an HTTP request that can be understood")
+        response = Response(status=error.status, body=error.body(), content_type="application/json")
+        response.force_close()
+        return response
 
 
 class RegistryServer(Server):

@@ -13,7 +13,7 @@ from proxy.names import Proof
 from proxy.store.disk import DiskStore
 from proxy.upstream.transport import Transport
 from tests.fakes import content
-from tests.fakes.faults import body, chunked, corrupt, digest_header, header, status
+from tests.fakes.faults import body, chunked, corrupt, digest_header, header, slow, status
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start, until
 
@@ -116,12 +116,23 @@ async def test_t04_what_turns_out_not_to_fit_passes_through_from_then_on(
 ) -> None:
     proxy = await start(storage={"max_size": "1MiB"})
     upstream.fault(chunked(), kind="blob")
+    for _ in range(2):
+        assert (await proxy.get(PATH)).body == DATA
+        await proxy.settled()
+    assert (proxy.numbers["misses"], proxy.numbers["through"]) == (1, 1)
+    assert upstream.bodies(LAYER) == 3, "the first one's body, its rest, and the second one's"
+    assert not proxy.spooled()
+
+
+async def test_t04_what_comes_anew_must_be_what_came_before(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    proxy = await start(storage={"max_size": "1MiB"})
+    upstream.fault(chunked(), slow(10_000_000), kind="blob")
+    upstream.fault(corrupt(10), kind="blob", times=1)
     with pytest.raises(ClientPayloadError):
         await proxy.get(PATH)
     assert (await proxy.get(PATH)).body == DATA
-    assert proxy.numbers["through"] == 1
-    await proxy.settled()
-    assert not proxy.spooled()
 
 
 async def test_t04_a_store_that_fails_is_counted_and_the_client_served(
@@ -216,7 +227,7 @@ async def test_c05_a_lowered_limit_holds_after_a_restart(start: Start, proxy: Pr
     await proxy.close()
     smaller = await start(storage={"max_size": "1MiB"})
     await until(lambda: not smaller.held())
-    assert smaller.stats["cache"]["bytes"] == 0
+    await until(lambda: smaller.stats["cache"]["bytes"] == 0)
 
 
 async def test_questions_are_asked_once(proxy: Proxy, upstream: FakeUpstream) -> None:

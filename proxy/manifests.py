@@ -67,12 +67,15 @@ def children(body: bytes) -> Children:
     )
 
 
-def media_type(body: bytes) -> str:
-    """Return the type that a manifest gives itself, or that its shape implies."""
+def own_type(body: bytes) -> str | None:
+    """Return the type that a manifest gives itself."""
+    own = read_object(body).get("mediaType")
+    return own if isinstance(own, str) and is_media_type(own) else None
+
+
+def implied_type(body: bytes) -> str:
+    """Return the type that a manifest's shape implies."""
     document = read_object(body)
-    own = document.get("mediaType")
-    if isinstance(own, str) and is_media_type(own):
-        return own
     if document.get("schemaVersion") == 1:
         return SCHEMA1_SIGNED if "signatures" in document else SCHEMA1
     return OCI_INDEX if "manifests" in document else OCI_MANIFEST

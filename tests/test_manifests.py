@@ -47,7 +47,9 @@ def test_what_is_not_understood_needs_nothing(body: bytes) -> None:
 
 
 def test_media_type_from_the_document_or_its_shape() -> None:
-    assert manifests.media_type(content.image(1, docker=True).manifest) == manifests.DOCKER_MANIFEST
-    assert manifests.media_type(content.untyped(1).manifest) == manifests.OCI_MANIFEST
-    assert manifests.media_type(b'{"manifests": []}') == manifests.OCI_INDEX
-    assert manifests.media_type(b'{"schemaVersion": 1}') == manifests.SCHEMA1
+    assert manifests.own_type(content.image(1, docker=True).manifest) == manifests.DOCKER_MANIFEST
+    assert manifests.own_type(content.untyped(1).manifest) is None
+    assert manifests.own_type(b'{"mediaType": "x/y\\r\\nSet-Cookie: a"}') is None
+    assert manifests.implied_type(content.untyped(1).manifest) == manifests.OCI_MANIFEST
+    assert manifests.implied_type(b'{"manifests": []}') == manifests.OCI_INDEX
+    assert manifests.implied_type(b'{"schemaVersion": 1}') == manifests.SCHEMA1

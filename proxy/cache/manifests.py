@@ -188,7 +188,8 @@ class Manifests:
             await self._holdings.drop(digest, reason="its bytes have changed")
             return None
         record = await self._index.blob(digest)
-        media_type = (record and record.media_type) or manifests.media_type(body)
+        known = manifests.own_type(body) or (record and record.media_type)
+        media_type = known or manifests.implied_type(body)
         return self._remember(target, Descriptor(media_type, digest, len(body)), body)
 
     def _remember(self, target: Target, descriptor: Descriptor, body: bytes) -> _Kept:

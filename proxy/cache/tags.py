@@ -89,6 +89,7 @@ class Tags:
         if isinstance(found, Manifest):
             return Described(found.descriptor, found.outcome, found.warning)
         descriptor = found.record.descriptor
+        self._index.touch(descriptor.digest)
         if self._rule(target, tag).offline or asked is Wish.HELD:
             descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
         return Described(descriptor, found.outcome, fresh=found.fresh)

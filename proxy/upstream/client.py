@@ -156,7 +156,10 @@ class Client:
         scope = f"repository:{question.repo}:pull"
         sent = await self._authorizer.header(scope)
         response = await self.transport.send(method, url, headers, sent)
-        if response.status in (401, 403) and sent is not None:  # ghcr refuses old tokens with 403
+        stale = response.status == 401 or (
+            response.status == 403 and (sent or "").startswith("Bearer ")  # ghcr's way
+        )
+        if stale and sent is not None:
             await self._authorizer.forget(scope)
             refusals = response.headers.getall("WWW-Authenticate", [])
             if any("insufficient_scope" in refusal for refusal in refusals):

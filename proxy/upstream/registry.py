@@ -112,7 +112,9 @@ class Upstream:
                 f"{self._client.name}: the manifest is larger than {manifests.MAX_SIZE} bytes"
             )
         return FetchedManifest(
-            _media_type(response) or manifests.media_type(body), body, _digest(response)
+            manifests.own_type(body) or _media_type(response) or manifests.implied_type(body),
+            body,
+            _digest(response),
         )
 
     async def blob_size(self, repo: Repo, digest: Digest) -> int | None:

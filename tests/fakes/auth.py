@@ -11,9 +11,10 @@ from tests.fakes.records import Record
 from tests.fakes.replies import Reply, error, json_reply
 
 Scheme = Literal["none", "basic", "bearer"]
-Dialect = Literal["distribution", "hub", "ghcr", "nvcr"]
+Dialect = Literal["distribution", "hub", "ghcr", "gitlab", "nvcr"]
 
 _SCOPE = re.compile(r"repository:(?P<name>[^ ]+):(?P<actions>[a-z*,]+)")
+_SHUT = frozenset({"ghcr", "gitlab"})
 _DEFAULT_LIFETIME = 60.0  # what the token spec says where expires_in is missing
 
 
@@ -28,9 +29,9 @@ class Auth:
 
     Dialects, that is what is said to those who may not read a repository, or it does not exist:
     `distribution`: a token without access, then 401 insufficient_scope (unknown ones: 404);
-    `hub`: so for unknown ones too; `ghcr`: the token server says 403, and the registry answers any
-    bad Authorization by 403 without challenge; `nvcr`: no service in challenges, and after expiry
-    the challenge names another realm, which helps nobody.
+    `hub`: so for unknown ones too; `gitlab`: the token server says 403, to bad credentials too;
+    `ghcr`: so too, and the registry answers any bad Authorization by 403 without challenge; `nvcr`:
+    no service in challenges, and after expiry the challenge names another realm, which helps nobody.
     """
 
     scheme: Scheme = "none"
@@ -100,11 +101,13 @@ class Authority:
         if record.path.startswith("/other/"):
             return error(401, "UNAUTHORIZED", "this realm knows nobody")
         user, valid = self._identify(record)
+        if not valid and self.auth.dialect in _SHUT:
+            return error(403, "DENIED", "denied")
         if not valid or (user is None and not self.auth.anonymous):
             return error(401, "UNAUTHORIZED", "incorrect username or password")
         asked = _scopes(record)
         granted = frozenset(name for name in asked if self._open_to(name, user))
-        if self.auth.dialect == "ghcr" and granted != asked:
+        if self.auth.dialect in _SHUT and granted != asked:
             return error(403, "DENIED", "denied")
         return json_reply(self._token(user, granted))
 
@@ -171,7 +174,7 @@ class Authority:
         return readers is None or user in readers
 
     def _open_to(self, repository: str, user: str | None) -> bool:
-        hidden = self.auth.dialect in {"hub", "ghcr"} and not self._known(repository)
+        hidden = self.auth.dialect in {"hub", *_SHUT} and not self._known(repository)
         return self._may(repository, user) and not hidden
 
     def _token(self, user: str | None, repositories: frozenset[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _PATHS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("manifest", re.compile(r"/v2/(?P<repository>.+)/manifests/(?P<reference>[^/]+)")),
     ("blob", re.compile(r"/v2/(?P<repository>.+)/blobs/(?P<reference>[^/]+)")),
     ("referrers", re.compile(r"/v2/(?P<repository>.+)/referrers/(?P<reference>[^/]+)")),
-    ("token", re.compile(r"/token|/other/token")),
+    ("token", re.compile(r"(?:/v2|/other)?/token")),
     ("data", re.compile(r"/data/(?:blob|manifest)/(?P<repository>.+)/(?P<reference>[^/]+)")),
 )
 

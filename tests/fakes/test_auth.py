@@ -179,7 +179,7 @@ async def test_where_the_challenge_is(
 
 @pytest.mark.parametrize(
     ("dialect", "token_status", "status"),
-    [("distribution", 200, 404), ("hub", 200, 401), ("ghcr", 403, None)],
+    [("distribution", 200, 404), ("hub", 200, 401), ("ghcr", 403, None), ("gitlab", 403, None)],
 )
 async def test_unknown_repository(
     upstream: FakeUpstream,

@@ -47,12 +47,15 @@ class FakeUpstream:
         ssl_context: ssl.SSLContext | None = None,
         token_host: str = "127.0.0.1",
         cdn_host: str = "127.0.0.1",
+        base_path: str = "",
     ) -> None:
+        """Prepare; `base_path` is what comes before `/v2/` in all paths of the registry."""
         self.auth = Auth()
         self.behaviour = Behaviour()
         self.rules: list[faults.Rule] = []
         self._clock = clock
         self._ssl_context = ssl_context
+        self._base_path = base_path
         self._registry = Registry(self.behaviour, clock)
         self._authority = Authority(self.auth, clock, self._registry.repositories.__contains__)
         self._log = Log()
@@ -95,7 +98,7 @@ class FakeUpstream:
     @property
     def url(self) -> str:
         """The registry's base URL, without a slash at the end."""
-        return self._addresses.registry
+        return f"{self._addresses.registry}{self._base_path}"
 
     @property
     def host(self) -> str:
@@ -271,7 +274,7 @@ class FakeUpstream:
         return await deliver(request, exchange, reply)
 
     async def _read(self, server: Server, request: web.Request) -> Record:
-        kind, repository, reference = locate(request.path)
+        kind, repository, reference = self._locate(server, request.path)
         form = await request.post() if kind == "token" else None
         record = Record(
             server=server,
@@ -287,6 +290,13 @@ class FakeUpstream:
         if form is None:
             return record
         return record.with_form({key: str(value) for key, value in form.items()})
+
+    def _locate(self, server: Server, path: str) -> tuple[Kind, str | None, str | None]:
+        """What `path` names; the registry has nothing at `/v2/` if its base path is another."""
+        inside = path.removeprefix(self._base_path)
+        if server == "registry" and self._base_path and inside == path and path.startswith("/v2"):
+            return "other", None, None
+        return locate(inside)
 
     def _answer(self, record: Record) -> tuple[Reply, bool]:
         """The answer before anything goes wrong, and whether it is a refusal at the door."""

@@ -45,7 +45,7 @@ async def test_a_token_is_used_until_90_percent_of_its_life(
     assert upstream.count("GET", "manifest") == 4, "one challenge, three manifests"
 
 
-async def test_t14_a_refused_token_is_renewed_once_from_a_fresh_challenge(
+async def test_c14_a_refused_token_is_renewed_once_from_a_fresh_challenge(
     start: Start, upstream: FakeUpstream
 ) -> None:
     upstream.auth.scheme = "bearer"

@@ -1,0 +1,80 @@
+"""``Range`` against a reference: slicing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import RangeInvalid
+from proxy.web.ranges import MAX_SPANS, Span, requested
+
+sizes = st.integers(1, 5000)
+offsets = st.integers(0, 6000)
+
+
+@given(sizes, offsets, offsets)
+def test_first_to_last(size: int, first: int, last: int) -> None:
+    data = bytes(size)
+    expected = data[first : last + 1]
+    if not expected:
+        with pytest.raises(RangeInvalid) as caught:
+            requested(f"bytes={first}-{last}", size)
+        assert caught.value.headers() == {"Content-Range": f"bytes */{size}"}
+        return
+    [span] = requested(f"bytes={first}-{last}", size)
+    assert data[span.start : span.stop] == expected
+    assert 0 <= span.start < span.stop <= size
+
+
+@given(sizes, offsets)
+def test_open_ended(size: int, first: int) -> None:
+    if first >= size:
+        with pytest.raises(RangeInvalid):
+            requested(f"bytes={first}-", size)
+    else:
+        assert requested(f"bytes={first}-", size) == [Span(first, size)]
+
+
+@given(sizes, st.integers(1, 6000))
+def test_suffix(size: int, count: int) -> None:
+    data = range(size)
+    [span] = requested(f"bytes=-{count}", size)
+    assert data[span.start : span.stop] == data[-count:]
+
+
+@given(st.integers(100, 5000), st.lists(st.tuples(offsets, offsets), min_size=2, max_size=8))
+def test_several(size: int, pairs: list[tuple[int, int]]) -> None:
+    data = range(size)
+    wanted = [data[first : last + 1] for first, last in pairs]
+    expected = [(part[0], part[-1] + 1) for part in wanted if part]
+    header = "bytes=" + ", ".join(f"{first}-{last}" for first, last in pairs)
+    if not expected:
+        with pytest.raises(RangeInvalid):
+            requested(header, size)
+        return
+    total = sum(stop - start for start, stop in expected)
+    if len(expected) > 1 and total > size:
+        assert requested(header, size) == [], "the whole is less work"
+    else:
+        assert requested(header, size) == expected
+
+
+@given(st.text(max_size=60), st.integers(0, 5000))
+def test_anything_is_survived_and_stays_inside(text: str, size: int) -> None:
+    for header in (text, f"bytes={text}"):
+        try:
+            spans = requested(header, size)
+        except RangeInvalid:
+            continue
+        assert all(0 <= start < stop <= size for start, stop in spans)
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "bytes", "bytes=", "bytes=-", "lines=0-1", "bytes=0-1,x"]
+)
+def test_what_makes_no_sense_means_the_whole(header: str | None) -> None:
+    assert requested(header, 100) == []
+
+
+def test_too_many_mean_the_whole() -> None:
+    header = "bytes=" + ",".join("0-0" for _ in range(MAX_SPANS + 1))
+    assert requested(header, 10_000) == []

@@ -126,10 +126,10 @@ class Client:
             try:
                 result = await attempt()
             except RegistryError as error:
-                self.patience.failed(question.limit, question.item, error)
                 failures += 1
                 wait = self.patience.wait_before(failures, error)
                 if wait is None or wait > self.answer_seconds / 2:
+                    self.patience.failed(question.limit, question.item, error)
                     raise
                 await asyncio.sleep(wait)
             else:

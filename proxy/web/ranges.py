@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 from proxy.errors import RangeInvalid
 
 MAX_SPANS: Final = 256
-_RANGES = re.compile(r"bytes\s*=\s*(.+)", re.IGNORECASE)
-_SPEC = re.compile(r"\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
+_RANGES = re.compile(r"bytes\s*=\s*(.+)", re.IGNORECASE | re.ASCII)
+_SPEC = re.compile(r"\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.ASCII)
 
 
 class Span(NamedTuple):

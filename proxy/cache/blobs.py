@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 
+from proxy.cache.absences import Absences
 from proxy.cache.answers import Blob, Live, Local, Sized, Through
 from proxy.cache.holdings import Holdings
 from proxy.cache.sources import Source
@@ -42,7 +43,7 @@ class Blobs:
         self._flights = flights
         self._sources = sources
         self._sizes = sizes
-        self._absent: Facts[str] = Facts()
+        self._absences = Absences(sources, BlobUnknown)
         self._unfit: Facts[bool] = Facts()
         self._vouchers: Once[int | None] = Once("vouch")
 
@@ -57,7 +58,7 @@ class Blobs:
                 await self._vouch(target, digest)
                 continue
             if self._flights.live(digest) is None:
-                await self._refuse_absent(target, digest)
+                await self._absences.refuse(target, digest)
                 if await self._cannot_fit(target, digest):
                     return await self._through(target, digest)
             arriving = await self._join(target, digest, linked=linked)
@@ -115,13 +116,13 @@ class Blobs:
 
         So one repository's content is never had through another's name.
         """
-        await self._refuse_absent(target, digest)
+        await self._absences.refuse(target, digest)
 
         async def ask() -> int | None:
             try:
                 size = await self._sources[target.upstream].upstream.blob_size(target.repo, digest)
             except Absent as error:
-                await self._learn_absent(target, digest, error)
+                await self._absences.learn(target, digest, error)
                 raise
             await self._index.link(target, [digest])
             return size
@@ -204,7 +205,7 @@ class Blobs:
             async with upstream.blob(target.repo, digest, queued=queued) as body:
                 yield body
         except Absent as error:
-            await self._learn_absent(target, digest, error)
+            await self._absences.learn(target, digest, error)
             raise
 
     def _mismatch(self, error: ContentMismatch) -> None:
@@ -216,12 +217,3 @@ class Blobs:
             raise BlobUnknown(f"{target}@{digest} is not held, and this is offline")
         if asked is Wish.HELD:
             raise NotHeld(f"{target}@{digest} is not held")
-
-    async def _refuse_absent(self, target: Target, digest: Digest) -> None:
-        message = await self._absent.get(f"{target} {digest}")
-        if message is not None:
-            raise BlobUnknown(message)
-
-    async def _learn_absent(self, target: Target, digest: Digest, error: Absent) -> None:
-        ttl = self._sources[target.upstream].rule.negative_ttl
-        await self._absent.learn(f"{target} {digest}", error.message, ttl)

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 from cachetools import LRUCache
 
 from proxy import manifests
+from proxy.cache.absences import Absences
 from proxy.cache.answers import Described, Manifest
 from proxy.cache.holdings import Holdings
 from proxy.cache.sources import Source
@@ -49,7 +50,7 @@ class Manifests:
         self._ram: LRUCache[Digest, _Kept] = LRUCache(
             ram_bytes, getsizeof=lambda kept: len(kept.body)
         )
-        self._absent: Facts[str] = Facts()
+        self._absences = Absences(sources, ManifestUnknown)
         self._described: Facts[Descriptor] = Facts()
         self._fetches: Once[Manifest] = Once("fetch manifest")
         self._questions: Once[Descriptor] = Once("ask for manifest")
@@ -95,13 +96,13 @@ class Manifests:
         return await self._questions.do((target, ref), lambda: self._ask(target, ref))
 
     async def _ask(self, target: Target, ref: str) -> Descriptor:
-        await self._refuse_absent(target, ref)
+        await self._absences.refuse(target, ref)
         try:
             descriptor = await self._sources[target.upstream].upstream.head_manifest(
                 target.repo, ref
             )
         except Absent as error:
-            await self._learn_absent(target, ref, error)
+            await self._absences.learn(target, ref, error)
             raise
         if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
             return (await self._fetch_once(target, ref)).descriptor
@@ -139,12 +140,12 @@ class Manifests:
         return replace(manifest, outcome=Outcome.JOIN) if joined else manifest
 
     async def _fetch(self, target: Target, ref: str) -> Manifest:
-        await self._refuse_absent(target, ref)
+        await self._absences.refuse(target, ref)
         await self._refuse_overspending(target, ref)
         try:
             fetched = await self._sources[target.upstream].upstream.manifest(target.repo, ref)
         except Absent as error:
-            await self._learn_absent(target, ref, error)
+            await self._absences.learn(target, ref, error)
             raise
         body = fetched.body
         digest = Digest(ref) if is_digest(ref) else fetched.digest or sha256(body)
@@ -225,15 +226,6 @@ class Manifests:
             raise ManifestUnknown(f"{target} {ref} is not held, and this is offline")
         if asked is Wish.HELD:
             raise NotHeld(f"{target} {ref} is not held")
-
-    async def _refuse_absent(self, target: Target, ref: str) -> None:
-        message = await self._absent.get(f"{target} {ref}")
-        if message is not None:
-            raise ManifestUnknown(message)
-
-    async def _learn_absent(self, target: Target, ref: str, error: Absent) -> None:
-        ttl = self._sources[target.upstream].rule.negative_ttl
-        await self._absent.learn(f"{target} {ref}", error.message, ttl)
 
     async def _refuse_overspending(self, target: Target, ref: str) -> None:
         """Ask with an empty rate limit only once a HEAD, which is free, says it is filled again."""

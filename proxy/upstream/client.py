@@ -159,14 +159,14 @@ class Client:
         stale = response.status == 401 or (
             response.status == 403 and (sent or "").startswith("Bearer ")  # ghcr's way
         )
-        if stale and sent is not None:
+        if stale and sent is not None and self._is_own(response):
             await self._authorizer.forget(scope)
             refusals = response.headers.getall("WWW-Authenticate", [])
             if any("insufficient_scope" in refusal for refusal in refusals):
                 return response
             await self.transport.drain(response)
             response = await self.transport.send(method, url, headers, None)
-        if response.status != 401:
+        if response.status != 401 or not self._is_own(response):
             return response
         challenges = response.headers.getall("WWW-Authenticate", [])
         await self.transport.drain(response)
@@ -174,6 +174,10 @@ class Client:
             challenges = await self._ping()
         answer = await self._authorizer.learn(challenges, scope)
         return await self.transport.send(method, url, headers, answer)
+
+    def _is_own(self, response: ClientResponse) -> bool:
+        """Tell the registry's answers from those of hosts that it redirected us to."""
+        return response.url.origin() == self._url.origin()
 
     async def _ping(self) -> list[str]:
         """Return the challenge of the base end-point: some registries send it only there."""
@@ -186,17 +190,17 @@ class Client:
         body = await self.transport.drain(response)
         said = f"{self.name} answers {response.status}{_reason(body)}"
         match response.status:
-            case 401:
+            case 401 if self._is_own(response):
                 return await self._authorizer.refused()
-            case 403 if response.url.origin() == self._url.origin():
+            case 403 if self._is_own(response):
                 return Denied(said)
             case 404:
                 return absent(said)
             case 429:
                 return TooManyRequests(said, retry_after=retry_after(response))
-            case status if 400 <= status < 500 and status not in (403, 408):
+            case status if 400 <= status < 500 and status not in (401, 403, 408):
                 return UpstreamRejected(said)
-            case _:  # a 403 from elsewhere is a signed address that has expired
+            case _:  # 401 and 403 from elsewhere mean a signed address that has expired
                 return UpstreamUnavailable(said, retry_after=retry_after(response), is_answer=True)
 
 

@@ -41,7 +41,7 @@ MAX_TAGS_BODY: Final = 16 * 1024 * 1024
 _MANIFEST: Final = {"Accept": manifests.ACCEPT}
 _INDEX: Final = {"Accept": manifests.OCI_INDEX}
 _ANY: Final = {"Accept": "*/*"}
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)", re.ASCII)
 
 log = structlog.get_logger(__name__)
 

@@ -40,7 +40,8 @@ class _Connection(RequestHandler):
             return super().handle_error(request, status, exc, message)
         log.debug("not a request", client=request.remote, reason=type(exc).__name__)
         error = RequestInvalid("this is not an HTTP request that can be understood")
-        response = Response(status=error.status, body=error.body(), content_type="application/json")
+        headers = {"Content-Type": "application/json", "Server": "millpond"}
+        response = Response(status=error.status, body=error.body(), headers=headers)
         response.force_close()
         return response
 

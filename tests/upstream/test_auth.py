@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from tests.fakes import content
+from tests.fakes.faults import header, status
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Start
 
@@ -174,7 +175,26 @@ async def test_token_servers_that_fail(start: Start, upstream: FakeUpstream) -> 
     upstream.auth.scheme = "bearer"
     upstream.add("library/app", IMAGE)
     proxy = await start()
-    for status, expected in ((500, 502), (403, 403), (429, 429), (401, 403)):
-        upstream.fail(status, kind="token", times=1)
-        assert (await proxy.get("/v2/app/manifests/latest")).status == expected, status
+    for code, expected in ((500, 502), (403, 403), (429, 429), (401, 403)):
+        upstream.fail(code, kind="token", times=1)
+        assert (await proxy.get("/v2/app/manifests/latest")).status == expected, code
     assert (await proxy.get("/v2/app/manifests/latest")).status == 200
+
+
+async def test_t30_a_challenge_from_where_we_were_redirected_to_is_not_answered(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.auth.users = {"alice": "secret"}
+    upstream.behaviour.redirects = {"blob"}
+    upstream.add("library/app", IMAGE)
+    proxy = await start(hub={"username": "alice", "password": "secret"})
+    assert (await proxy.get("/v2/app/manifests/latest")).status == 200
+    upstream.fault(
+        status(401),
+        header("WWW-Authenticate", f'Bearer realm="{upstream.token_url}/evil"'),
+        kind="data",
+    )
+    asked = len(upstream.token_requests)
+    assert (await proxy.get(f"/v2/app/blobs/{IMAGE.layers[0]}")).status == 502
+    assert len(upstream.token_requests) == asked

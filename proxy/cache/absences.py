@@ -1,0 +1,31 @@
+"""What upstream says does not exist: believed for a while, so that asking again costs nothing.
+
+Only true absence is learnt. A denial, a rate limit or a failure is none.
+"""
+
+from collections.abc import Mapping
+
+from proxy.cache.sources import Source
+from proxy.errors import Absent
+from proxy.facts import Facts
+from proxy.names import Target
+
+
+class Absences:
+    """The absences of one kind of content; ``unknown`` is the error that tells of one."""
+
+    def __init__(self, sources: Mapping[str, Source], unknown: type[Absent]) -> None:
+        self._sources = sources
+        self._unknown = unknown
+        self._known: Facts[str] = Facts()
+
+    async def refuse(self, target: Target, ref: str) -> None:
+        """Raise ``unknown`` for what is known to be absent."""
+        message = await self._known.get(f"{target} {ref}")
+        if message is not None:
+            raise self._unknown(message)
+
+    async def learn(self, target: Target, ref: str, error: Absent) -> None:
+        """Believe what upstream said, for ``negative_ttl``."""
+        ttl = self._sources[target.upstream].rule.negative_ttl
+        await self._known.learn(f"{target} {ref}", error.message, ttl)

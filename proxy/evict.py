@@ -14,6 +14,7 @@ from proxy.index import Index
 from proxy.metrics import CacheCounters
 from proxy.records import BlobRecord, disk_bytes
 from proxy.store import BlobStore
+from proxy.threads import to_its_end
 
 SLACK: Final = 0.01
 """Share of the limit that an eviction frees beyond need, so that not every download evicts."""
@@ -95,6 +96,10 @@ class Evictor:
         victims, freed = self._victims(excess, excess + int(self.limit * SLACK))
         if freed < excess:
             raise NoRoom(f"{more} bytes do not fit: nothing is left to evict")
+        await to_its_end(self._evict(victims, freed))
+
+    async def _evict(self, victims: list[BlobRecord], freed: int) -> None:
+        """Forget and delete; never left half done, or its room would be lost for ever."""
         self._condemned += freed
         sizes = {record.digest: disk_bytes(record.size) for record in victims}
         digests = list(sizes)

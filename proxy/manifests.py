@@ -122,6 +122,11 @@ def subject(descriptor: Descriptor, body: bytes) -> Subject | None:
     return Subject(referred.digest, entry)
 
 
+def is_index(body: bytes) -> bool:
+    """Tell whether this is a list of manifests, be it empty."""
+    return isinstance(read_object(body).get("manifests"), list)
+
+
 def referrers_of(body: bytes) -> list[dict[str, object]]:
     """Return the descriptors in an index of referrers; what is none is left out."""
     entries = as_list(read_object(body).get("manifests"))

@@ -15,7 +15,7 @@ from proxy.metrics import CacheCounters
 from proxy.names import Digest
 from proxy.records import BlobRecord, Clock, Descriptor
 from proxy.store import BlobFile, BlobStore, Spool
-from proxy.threads import in_thread
+from proxy.threads import in_thread, to_its_end
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +76,10 @@ class Holdings:
         """Forget content that is not what it should be."""
         self.counters.storage_errors += 1
         log.warning("dropped from the cache", digest=digest, reason=reason)
+        await to_its_end(self._forget(digest))
+
+    async def _forget(self, digest: Digest) -> None:
+        """Never left half done, or the digest could not be stored again."""
         self.store.condemn([digest])
         await self.index.drop_blobs([digest])
         await self.store.delete([digest])

@@ -182,15 +182,16 @@ class Manifests:
         if kept is not None:
             self._index.touch(digest)
             return kept
+        held = await self._index.blob(digest)
+        if held is None or held.size > manifests.MAX_SIZE:
+            return None
         body = await self._holdings.read(digest)
-        if body is None:
+        if body is None or (held.media_type is None and not manifests.is_manifest(body)):
             return None
         if not matches(digest, body):
             await self._holdings.drop(digest, reason="its bytes have changed")
             return None
-        record = await self._index.blob(digest)
-        known = manifests.own_type(body) or (record and record.media_type)
-        media_type = known or manifests.implied_type(body)
+        media_type = manifests.own_type(body) or held.media_type or manifests.implied_type(body)
         return self._remember(target, Descriptor(media_type, digest, len(body)), body)
 
     def _remember(self, target: Target, descriptor: Descriptor, body: bytes) -> _Kept:

@@ -11,9 +11,9 @@ from proxy import policy
 from proxy.cache.answers import Referrers
 from proxy.cache.manifests import Manifests
 from proxy.cache.sources import Source
-from proxy.errors import Absent, NotHeld, RegistryError
+from proxy.errors import Absent, NotHeld, RegistryError, UpstreamUnavailable
 from proxy.index import Index
-from proxy.manifests import referrers_of
+from proxy.manifests import is_index, referrers_of
 from proxy.metrics import Outcome
 from proxy.names import Digest, Tag, Target, parse_digest
 from proxy.once import Once
@@ -77,9 +77,12 @@ class ReferrersCache:
         if entries is None:
             try:
                 manifest = await self._manifests.fetch_tag(target, tag)
-                entries = referrers_of(manifest.body)
             except Absent:
                 entries = []
+            else:
+                if not is_index(manifest.body):
+                    raise UpstreamUnavailable(f"{target}:{tag} is no list of referrers")
+                entries = referrers_of(manifest.body)
         record = ReferrersRecord(tuple(entries), self._clock())
         await self._index.set_referrers(target, subject, record)
         await self._index.link(target, [parse_digest(str(entry["digest"])) for entry in entries])

@@ -54,11 +54,13 @@ class Tags:
         self._clock = clock
         self._patience = patience
         self._checks: Once[TagRecord] = Once("check tag")
+        self._lessons: Once[TagRecord] = Once("learn tag")
         self._refreshes: Once[None] = Once("refresh tag")
 
     async def close(self) -> None:
         """Cancel what runs."""
         await self._refreshes.close()
+        await self._lessons.close()
         await self._checks.close()
 
     async def get(self, target: Target, tag: Tag, asked: Wish) -> Manifest:
@@ -84,7 +86,7 @@ class Tags:
         """Return what a tag points to, asking upstream for no body. Raises ``RegistryError``."""
         found = await self._resolve(target, tag, asked)
         if found is None:
-            learnt = await self._checks.do((target, tag), lambda: self._learn(target, tag))
+            learnt = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
             return Described(learnt.descriptor, Outcome.MISS)
         if isinstance(found, Manifest):
             return Described(found.descriptor, found.outcome, found.warning)
@@ -126,7 +128,9 @@ class Tags:
 
     async def _check_in_time(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
         """Check, but let no client wait for long when a good copy is held; the check goes on."""
-        held = await self._manifests.is_whole(target, record.descriptor.digest)
+        late, rule = UpstreamTimeout("late"), self._rule(target, tag)
+        may = policy.on_failure(record.checked_at, rule, self._clock(), late) is Action.SERVE
+        held = may and await self._manifests.is_whole(target, record.descriptor.digest)
         try:
             async with asyncio.timeout(self._patience if held else None):
                 return await self._check(target, tag, record)
@@ -145,6 +149,9 @@ class Tags:
                     await self._index.drop_tag(target, tag)
                 raise
             checked = TagRecord(descriptor, self._clock())
+            current = await self._index.tag(target, tag)
+            if current is not None and current != record:
+                return current  # somebody has learnt something newer meanwhile
             if await self._spared(target, tag, record, checked) is None:
                 await self._index.set_tag(target, tag, checked)
             return checked
@@ -154,6 +161,9 @@ class Tags:
     async def _learn(self, target: Target, tag: Tag) -> TagRecord:
         """Record a tag that is not known yet from a HEAD: some clients never GET it."""
         record = TagRecord(await self._manifests.ask(target, tag), self._clock())
+        current = await self._index.tag(target, tag)
+        if current is not None:
+            return current  # a GET has been faster, and may know better
         await self._index.set_tag(target, tag, record)
         return record
 

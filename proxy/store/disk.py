@@ -199,7 +199,11 @@ class DiskStore:
         os.fsync(spool.fd)
         spool.path.rename(path)
         spool.path = None
-        _sync_directory(path.parent)
+        try:
+            _sync_directory(path.parent)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
     def _unlink(self, digests: list[Digest]) -> list[Digest]:
         failed = []

@@ -30,6 +30,7 @@ from proxy.upstream.providers import Credentials, Provider
 DEFAULT_LIFE: Final = 60.0
 """Seconds that a token lives when its server does not say."""
 
+LONGEST_LIFE: Final = 7 * 86400.0
 MAX_SCOPES: Final = 10_000
 _USED_LIFE: Final = 0.9
 _SUFFIXES: Final = PublicSuffixList()
@@ -179,7 +180,8 @@ def _read_token(body: bytes, realm: URL) -> tuple[str, float]:
     document = read_object(body)
     token = document.get("token") or document.get("access_token")
     expires_in = document.get("expires_in")
-    life = float(expires_in) if isinstance(expires_in, int | float) else DEFAULT_LIFE
+    known = isinstance(expires_in, int | float) and 0 < expires_in <= LONGEST_LIFE
+    life = float(str(expires_in)) if known else DEFAULT_LIFE
     if not isinstance(token, str) or not token.isprintable() or not token.isascii():
         raise UpstreamUnavailable(f"{realm.host} answers with something that is no token")
     return token, life if life > 0 else DEFAULT_LIFE

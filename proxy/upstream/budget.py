@@ -21,6 +21,7 @@ class Budget:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._empty_since: float | None = None
+        self._noted_at = 0.0
         self.limit: int | None = None
         self.remaining: int | None = None
         self.window = DEFAULT_WINDOW
@@ -29,14 +30,19 @@ class Budget:
     @property
     def share(self) -> float | None:
         """What is left as a share of the limit, 0 to 1; None without a limit."""
-        if self.limit is None or self.remaining is None:
+        if self.limit is None or self.remaining is None or self._is_over:
             return None
         return min(1.0, self.remaining / self.limit) if self.limit else 0.0
 
     @property
     def is_empty(self) -> bool:
         """Nothing is left, and it cannot have been refilled yet."""
-        return self.remaining == 0 and self.refill > 0
+        return self.remaining == 0 and self.refill > 0 and not self._is_over
+
+    @property
+    def _is_over(self) -> bool:
+        """What was said is so old that everything has been filled again."""
+        return self._clock() >= self._noted_at + self.window
 
     @property
     def refill(self) -> float:
@@ -50,8 +56,10 @@ class Budget:
         limit = _VALUE.fullmatch(headers.get("ratelimit-limit", ""))
         remaining = _VALUE.fullmatch(headers.get("ratelimit-remaining", ""))
         if limit is None or remaining is None:
-            self.limit = self.remaining = self.source = self._empty_since = None
-            return
+            if self.remaining == 0:  # an answer where none was due: there is no limit any more
+                self.limit = self.remaining = self._empty_since = None
+            return  # some answers never carry them; what is known ends with its window
+        self._noted_at = self._clock()
         self.limit, self.remaining = int(limit[1]), int(remaining[1])
         self.window = float(remaining[2] or limit[2] or DEFAULT_WINDOW)
         self.source = headers.get("docker-ratelimit-source", "")[:64] or None

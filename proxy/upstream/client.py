@@ -6,7 +6,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from aiohttp import ClientResponse
 from yarl import URL
@@ -26,6 +26,7 @@ from proxy.upstream.auth import Authorizer
 from proxy.upstream.patience import Patience
 from proxy.upstream.transport import Transport, retry_after
 
+_NO_HEAD: Final = (405, 501)
 Result = TypeVar("Result")
 
 
@@ -79,7 +80,9 @@ class Client:
         self.answer_seconds = answer
 
     async def ask(self, question: Question) -> ClientResponse:
-        """Return a good answer: 200, 206, or 405 to a HEAD; its caller reads or closes it.
+        """Return a good answer; its caller reads or closes it.
+
+        Good is 200, 206, and to a HEAD also 405 and 501: no such method.
 
         Raises ``UpstreamFailure``, ``Denied``, or the question's ``absent``.
         """
@@ -121,8 +124,8 @@ class Client:
         self, question: Question, attempt: Callable[[], Awaitable[Result]]
     ) -> Result:
         failures = 0
+        self.patience.admit(question.limit, question.item)
         while True:
-            self.patience.admit(question.limit, question.item)
             try:
                 result = await attempt()
             except RegistryError as error:
@@ -140,10 +143,8 @@ class Client:
         url = self._url / "v2" / question.repo / question.kind
         url = url.joinpath(question.ref, encoded=True).with_query(question.query)
         response = await self._authorized(question, url)
-        if response.status not in (200, 206) and (question.method, response.status) != (
-            "HEAD",
-            405,
-        ):
+        good = _NO_HEAD if question.method == "HEAD" else ()
+        if response.status not in (200, 206, *good):
             raise await self._failure(response, question.absent)
         if response.headers.get("Content-Encoding", "identity") != "identity":
             response.close()

@@ -20,11 +20,12 @@ class Guard:
     def __init__(self, own: str, trusted: Iterable[str]) -> None:
         self._own = own
         self._trusted = frozenset(trusted)
+        self._dialled: frozenset[str] = frozenset()
         self._is_private = is_private(own)
 
-    def trust(self, hosts: Iterable[str]) -> None:
-        """Permit more hosts, for example our own HTTP proxies."""
-        self._trusted |= frozenset(hosts)
+    def permit_dialling(self, hosts: Iterable[str]) -> None:
+        """Permit our own HTTP proxies to be private; nobody may send us there all the same."""
+        self._dialled |= frozenset(hosts)
 
     def check(self, host: str) -> None:
         """Raise ``UpstreamUnavailable`` when ``host`` is an address that we may not be sent to."""
@@ -34,8 +35,10 @@ class Guard:
     def permitted(self, host: str, addresses: list[ResolveResult]) -> list[ResolveResult]:
         """Return the addresses of ``host`` that may be dialled."""
         if host == self._own:
-            self._is_private = any(is_private(address["host"]) for address in addresses)
-        if self._may_be_private(host):
+            self._is_private = bool(addresses) and all(
+                is_private(address["host"]) for address in addresses
+            )
+        if self._may_be_private(host) or host in self._dialled:
             return addresses
         return [address for address in addresses if not is_private(address["host"])]
 

@@ -57,8 +57,8 @@ class Patience:
     """What one upstream has done to us lately. ``now`` is a monotonic clock in seconds.
 
     An object (a repository with a tag or digest) that upstream cannot serve has a circuit of its
-    own: it must not take the whole upstream away from everybody. What fails without an answer, and
-    the first failure of each object, count for the upstream.
+    own: it must not take the whole upstream away from everybody. What cannot be reached, and the
+    first failure of each object, count for the upstream.
     """
 
     def __init__(self, name: str, limits: Limits, now: Callable[[], float]) -> None:
@@ -105,7 +105,8 @@ class Patience:
     def failed(self, kind: str, item: str, error: RegistryError) -> None:
         """Note a failure; a rate limit without an end gets ours."""
         if isinstance(error, TooManyRequests):
-            wait = self._limits.cool_down if error.retry_after is None else error.retry_after
+            said = error.retry_after
+            wait = self._limits.cool_down if said is None else max(said, 1.0)
             error.retry_after = wait
             self._cool_until[kind] = self._now() + min(wait, MAX_COOL_DOWN)
             return
@@ -114,7 +115,8 @@ class Patience:
             return
         circuit = self._objects.setdefault(item, _Circuit(self._limits))
         circuit.failed(self._now())
-        if circuit.failures == 1 or not error.is_answer:
+        unreachable = isinstance(error, UpstreamUnavailable) and not error.is_answer
+        if circuit.failures == 1 or unreachable:
             self._upstream.failed(self._now())
 
     def wait_before(self, attempt: int, error: RegistryError) -> float | None:

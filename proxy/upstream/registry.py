@@ -24,7 +24,9 @@ from proxy.errors import (
     ManifestUnknown,
     NameUnknown,
     RegistryError,
+    TooManyRequests,
     UpstreamFailure,
+    UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -33,6 +35,8 @@ from proxy.records import Descriptor
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 
+RESUME_PAUSE: Final = 0.5
+MAX_RESUME_PAUSE: Final = 10.0
 MAX_PAGES: Final = 100
 PAGE_KEYS: Final = ("n", "last", "next_page", "orderby", "artifactType")
 """What pages are called: the specification's names, Quay's and Azure's."""
@@ -95,7 +99,7 @@ class Upstream:
         self.budget.note(response.headers)
         digest, media_type = _digest(response), _media_type(response)
         size = response.content_length
-        if response.status == 405 or digest is None or not size or not media_type:
+        if response.status >= 400 or digest is None or not size or not media_type:
             return None
         return Descriptor(media_type, digest, size)
 
@@ -123,7 +127,7 @@ class Upstream:
             Question("HEAD", repo, "blobs", digest, BlobUnknown, _ANY)
         )
         response.close()
-        if response.status != 405:
+        if response.status < 400:
             return response.content_length
         async with self.blob(repo, digest, queued=False) as body:
             return body.size
@@ -160,35 +164,57 @@ class Upstream:
         response, body = await self._client.read(
             Question("GET", repo, "tags", "list", NameUnknown, _ANY, query), MAX_TAGS_BODY
         )
-        link = response.links.get("next")
+        further = self._next_page(response)
         listed = None if body is None else read_object(body).get("tags", ())
         if listed is None and body is not None and b'"tags"' in body:
             listed = ()  # some say null for none
         if not isinstance(listed, list | tuple):
             raise UpstreamUnavailable(f"{self._client.name}: the tags list cannot be read")
         tags = [tag for tag in listed if isinstance(tag, str)]
-        return TagPage(tags, {} if link is None else _page_query(URL(str(link["url"]))))
+        return TagPage(tags, further)
 
     async def referrers(self, repo: Repo, subject: Digest) -> list[dict[str, object]] | None:
         """Return descriptors of what refers to ``subject``; None when the API is not there."""
         entries: list[dict[str, object]] = []
         query: dict[str, str] = {}
-        for _ in range(MAX_PAGES):
+        for page in range(MAX_PAGES):
             try:
                 response, body = await self._client.read(
                     Question("GET", repo, "referrers", subject, NameUnknown, _INDEX, query),
                     manifests.MAX_SIZE,
                 )
-            except NameUnknown:
+            except (NameUnknown, UpstreamRejected):
+                if page == 0:
+                    return None
+                raise UpstreamUnavailable(
+                    f"{self._client.name}: the list of referrers breaks off"
+                ) from None
+            if page == 0 and _media_type(response) != manifests.OCI_INDEX:
                 return None
-            if _media_type(response) != manifests.OCI_INDEX or body is None:
-                return None
+            if body is None or not manifests.is_index(body):
+                raise UpstreamUnavailable(
+                    f"{self._client.name}: the list of referrers cannot be read"
+                )
             entries += manifests.referrers_of(body)
+            query = self._next_page(response)
+            if not query:
+                return entries
+        raise UpstreamUnavailable(f"{self._client.name}: the list of referrers has no end")
+
+    def _next_page(self, response: ClientResponse) -> dict[str, str]:
+        """Return the query of the page that ``Link`` leads to, empty when there is none.
+
+        Raises ``UpstreamUnavailable`` for a ``Link`` that cannot be followed.
+        """
+        with self._client.transport.translated():
             link = response.links.get("next")
             if link is None:
-                return entries
-            query = _page_query(URL(str(link["url"])))
-        raise UpstreamUnavailable(f"{self._client.name}: the list of referrers has no end")
+                return {}
+            query = URL(str(link["url"])).query
+        page = {name: value for name, value in query.items() if name in PAGE_KEYS}
+        if not page.keys() & {"last", "next_page"}:
+            raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")
+        return page
 
 
 class _BrokenForGoodError(Exception):
@@ -242,6 +268,9 @@ class _Download:
         headers = {**self._question.headers, "Range": f"bytes={self._offset}-"}
         try:
             self._response = await self._client.ask(replace(self._question, headers=headers))
+        except (UpstreamUnavailable, UpstreamTimeout, TooManyRequests) as error:
+            await asyncio.sleep(min(error.retry_after or RESUME_PAUSE, MAX_RESUME_PAUSE))
+            raise
         except RegistryError as error:
             raise _BrokenForGoodError from error
         begins_at = 0
@@ -264,11 +293,6 @@ class _Download:
     def close(self) -> None:
         """End the transfer."""
         self._response.close()
-
-
-def _page_query(url: URL) -> dict[str, str]:
-    """Return the part of a ``Link`` that says where the next page begins."""
-    return {name: value for name, value in url.query.items() if name in PAGE_KEYS}
 
 
 def _digest(response: ClientResponse) -> Digest | None:

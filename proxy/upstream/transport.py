@@ -61,7 +61,7 @@ class Transport:
         self.counters = counters
         self._guard = trust.guard
         self._proxies = Proxies()
-        trust.guard.trust(self._proxies.hosts)
+        trust.guard.permit_dialling(self._proxies.hosts)
         self._session = ClientSession(
             connector=TCPConnector(
                 limit=0, ssl=trust.context, resolver=GuardedResolver(trust.guard)

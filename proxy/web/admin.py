@@ -114,7 +114,7 @@ class Admin:
             Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
         ]
         for name, budget in self._budgets.items():
-            if budget.limit is not None and budget.remaining is not None:
+            if budget.share is not None and budget.limit and budget.remaining is not None:
                 limit, left = "Pulls that upstream allows.", "Pulls that are left of those."
                 gauges.append(Gauge("upstream_rate_limit", limit, budget.limit, name))
                 gauges.append(Gauge("upstream_rate_limit_remaining", left, budget.remaining, name))
@@ -122,7 +122,7 @@ class Admin:
 
 
 def _rate_limit(budget: Budget) -> dict[str, object] | None:
-    if budget.limit is None:
+    if budget.share is None:
         return None
     return {
         "limit": budget.limit,

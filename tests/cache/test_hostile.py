@@ -3,17 +3,32 @@
 import asyncio
 import json
 import os
+import threading
+import time
 from typing import Any
 
 import pytest
 from aiohttp import ClientPayloadError
 
 from proxy.errors import StorageError
+from proxy.index.tables import Tables
 from proxy.names import Proof
 from proxy.store.disk import DiskStore
 from proxy.upstream.transport import Transport
 from tests.fakes import content
-from tests.fakes.faults import body, chunked, corrupt, digest_header, header, slow, status
+from tests.fakes.clock import Clock
+from tests.fakes.faults import (
+    body,
+    chunked,
+    corrupt,
+    delay,
+    digest_header,
+    header,
+    slow,
+    status,
+    truncate,
+)
+from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start, until
 
@@ -320,3 +335,110 @@ async def test_secrets_stay_out_of_tracebacks(
     assert "ZeroDivisionError" in log
     for secret in ("hunter2", "YWxpY2U6aHVudGVyMg==", "c2VjcmV0"):
         assert secret not in log
+
+
+async def test_t06_a_client_that_leaves_while_content_is_dropped_leaves_it_storable(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await held(proxy)
+    (proxy.storage / "blobs/sha256" / LAYER.removeprefix("sha256:")).unlink()
+    drop, entered = Tables.drop_blobs, threading.Event()
+
+    def slow(self: Tables, digests: Any) -> None:
+        entered.set()
+        time.sleep(0.3)
+        drop(self, digests)
+
+    monkeypatch.setattr(Tables, "drop_blobs", slow)
+    leaving = asyncio.create_task(proxy.get(PATH))
+    await until(entered.is_set)
+    leaving.cancel()
+    await asyncio.sleep(0)
+    monkeypatch.undo()
+    await asyncio.sleep(0.5)
+    await held(proxy)
+    assert proxy.held() == {LAYER}
+
+
+async def test_t08_a_blob_is_no_manifest_and_is_not_read_whole(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    big = upstream.add_blob("library/app", content.blob(9 * 1024 * 1024))
+    small = upstream.add_blob("library/app", b"no manifest")
+    for digest in (LAYER, big, small):
+        await held(proxy, f"/v2/app/blobs/{digest}")
+        path = f"/v2/app/manifests/{digest}"
+        assert (await proxy.get(path)).status == 404
+        assert (await proxy.head(path)).status == 404
+        assert (await proxy.get(f"/v2/app/blobs/{digest}")).headers[
+            "Cache-Status"
+        ] == "Millpond; hit"
+
+
+async def test_t13_a_slow_head_does_not_undo_what_a_get_has_learnt(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    new = content.image(77)
+    gate = upstream.hold(method="HEAD")
+    slow = asyncio.create_task(proxy.head(LATEST))
+    await upstream.until(lambda: upstream.count("HEAD") == 1)
+    upstream.add("library/app", new, tags=["latest"])
+    assert (await proxy.get(LATEST)).body == new.manifest
+    gate.set()
+    await slow
+    assert (await proxy.get(LATEST)).body == new.manifest
+
+
+async def test_without_a_stale_copy_a_slow_check_is_waited_for(
+    start: Start, upstream: FakeUpstream, clock: Clock
+) -> None:
+    proxy = await start(freshness={"stale_if_error": 0}, timeouts={"check": "100ms"})
+    for path in (LATEST, *(f"/v2/app/blobs/{digest}" for digest in BIG.blobs)):
+        await held(proxy, path)
+    clock.advance(1e6)
+    upstream.fault(delay(0.4), method="HEAD")
+    assert (await proxy.get(LATEST)).status == 200
+
+
+async def test_c02_what_is_known_of_a_rate_limit_ends_with_its_window(
+    proxy: Proxy, upstream: FakeUpstream, clock: Clock
+) -> None:
+    upstream.behaviour.rate_limit = limit = RateLimit(limit=10, remaining=1, window=3600)
+    await held(proxy, LATEST)
+    limit.remaining = 10
+    clock.advance(5 * 3600)
+    upstream.clear()
+    assert (await proxy.get(LATEST)).headers["Cache-Status"] == (
+        "Millpond; fwd=stale; detail=confirmed; ttl=300"
+    )
+
+
+@pytest.mark.parametrize("spoilt", [b"{", b"{}", b"[]", b'{"manifests": {}}'])
+async def test_c17_a_list_that_cannot_be_read_is_not_empty(
+    proxy: Proxy, upstream: FakeUpstream, spoilt: bytes
+) -> None:
+    path = f"/v2/library/app/referrers/{BIG.digest}"
+    upstream.fault(body(spoilt, content.OCI_INDEX), kind="referrers")
+    assert (await proxy.get(path)).status == 502
+    upstream.heal()
+    upstream.behaviour.referrers = False
+    upstream.fault(status(200), body(b'{"schemaVersion": 2}', content.OCI_INDEX), kind="manifest")
+    assert (await proxy.get(path)).status == 502
+
+
+@pytest.mark.parametrize(
+    "link", ["<http://[bad>; rel=next", "</v2/x?n=1>; rel=next", "<?token=a>; rel=next"]
+)
+async def test_pages_that_cannot_be_followed_are_an_error_and_no_loop(
+    proxy: Proxy, upstream: FakeUpstream, link: str
+) -> None:
+    upstream.fault(header("Link", link), kind="tags")
+    answer = await proxy.get("/v2/app/tags/list?n=1")
+    assert (answer.status, b"UNAVAILABLE" in answer.body) == (502, True)
+
+
+async def test_a_resumption_that_fails_is_tried_again(start: Start, upstream: FakeUpstream) -> None:
+    proxy = await start(patience={})
+    upstream.fault(slow(10_000_000), truncate(1_000_000), kind="blob", times=1)
+    upstream.fault(status(503), kind="blob", after=1, times=4)
+    assert (await proxy.get(PATH)).body == DATA

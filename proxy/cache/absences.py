@@ -25,6 +25,10 @@ class Absences:
         if message is not None:
             raise self._unknown(message)
 
+    async def forget(self, target: Target, ref: str) -> None:
+        """Believe it no longer: somebody wants to know afresh."""
+        await self._known.forget(f"{target} {ref}")
+
     async def learn(self, target: Target, ref: str, error: Absent) -> None:
         """Believe what upstream said, for ``negative_ttl``."""
         ttl = self._sources[target.upstream].rule.negative_ttl

@@ -49,6 +49,8 @@ class Blobs:
 
     async def get(self, target: Target, digest: Digest, asked: Wish) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
+        if asked is Wish.FRESH:
+            await self._absences.forget(target, digest)
         while True:
             linked = await self._index.linked(target, digest)
             if linked and (file := await self._holdings.open(digest)) is not None:

@@ -5,10 +5,11 @@ from typing import Final
 
 from proxy.cache.answers import Listed
 from proxy.cache.sources import Source
-from proxy.errors import Denied, NameUnknown, UpstreamFailure
+from proxy.errors import Denied, NameUnknown, NotHeld, UpstreamFailure
 from proxy.index import Index
 from proxy.metrics import Outcome
 from proxy.names import Target
+from proxy.policy import Wish
 from proxy.upstream.registry import TagPage
 
 INCOMPLETE_WARNING: Final = (
@@ -24,12 +25,17 @@ class Listings:
         self._sources = sources
         self._has_catalog = has_catalog
 
-    async def tags(self, target: Target, query: dict[str, str]) -> Listed:
+    async def tags(self, target: Target, query: dict[str, str], asked: Wish) -> Listed:
         """Return one page of tags; ``query`` holds ``n`` and ``last``, or what the last page said.
 
         Upstream's own, or those known here when it is away. Raises ``RegistryError``.
         """
         source = self._sources[target.upstream]
+        if asked is Wish.HELD:
+            try:
+                return await self._known(target, query, Outcome.HIT)
+            except NameUnknown:
+                raise NotHeld(f"no tags of {target} are known") from None
         if source.rule.offline:
             return await self._known(target, query, Outcome.HIT)
         try:

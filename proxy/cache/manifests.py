@@ -64,6 +64,8 @@ class Manifests:
 
     async def get(self, target: Target, digest: Digest, asked: Wish) -> Manifest:
         """Return a manifest by digest. Raises ``RegistryError``."""
+        if asked is Wish.FRESH:
+            await self.doubt_absence(target, digest)
         kept = await self._kept(target, digest)
         linked = kept is not None and await self._index.linked(target, digest)
         if kept is None or not linked:
@@ -87,6 +89,10 @@ class Manifests:
         if descriptor is not None:
             return Described(descriptor, Outcome.HIT)
         return Described(await self.ask(target, digest), Outcome.MISS)
+
+    async def doubt_absence(self, target: Target, ref: str) -> None:
+        """Ask upstream again for what it said does not exist."""
+        await self._absences.forget(target, ref)
 
     async def ask(self, target: Target, ref: str) -> Descriptor:
         """Ask upstream what ``ref`` is, and remember that the repository holds it.

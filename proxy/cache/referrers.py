@@ -86,7 +86,7 @@ class ReferrersCache:
         record = ReferrersRecord(tuple(entries), self._clock())
         await self._index.set_referrers(target, subject, record)
         await self._index.link(target, [parse_digest(str(entry["digest"])) for entry in entries])
-        return record
+        return await self._index.referrers(target, subject)
 
 
 def fallback_tag(subject: Digest) -> Tag:

@@ -98,6 +98,8 @@ class Tags:
 
     async def _resolve(self, target: Target, tag: Tag, asked: Wish) -> _Pointed | Manifest | None:
         """Return where the tag points, a stand-in when upstream fails, or None when unknown."""
+        if asked is Wish.FRESH:
+            await self._manifests.doubt_absence(target, tag)
         record = await self._index.tag(target, tag)
         rule = self._rule(target, tag)
         checked_at = None if record is None else record.checked_at

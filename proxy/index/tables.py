@@ -8,7 +8,6 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from sqlite3 import DatabaseError, OperationalError
 from typing import Any, Final
@@ -92,21 +91,23 @@ class Tables:
                     yield target, Tag(tag), record
 
     def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
-        """Return what is known to refer to a manifest."""
-        checked_at, entries = self._referrers.get([*target, subject], (None, []))
-        return ReferrersRecord(tuple(entries), checked_at)
+        """Return what is known to refer to a manifest: told by upstream, and held here."""
+        checked_at, told, held = self._referrers_row(target, subject)
+        known = {entry["digest"] for entry in told}
+        return ReferrersRecord((*told, *(e for e in held if e["digest"] not in known)), checked_at)
 
     def set_referrers(self, target: Target, subject: Digest, record: ReferrersRecord) -> None:
-        """Write what refers to a manifest; the first are kept."""
-        row = [record.checked_at, list(record.entries[:REFERRERS_LIMIT])]
-        self._referrers.set([*target, subject], row)
+        """Write what upstream says refers to a manifest; the first are kept."""
+        _, _, held = self._referrers_row(target, subject)
+        told = list(record.entries[:REFERRERS_LIMIT])
+        self._referrers.set([*target, subject], [record.checked_at, told, held])
 
     def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
-        """Add one to what refers to a manifest, unless it is known."""
-        known = self.referrers(target, subject)
-        if all(other.get("digest") != entry["digest"] for other in known.entries):
-            entries = (*known.entries, entry)
-            self.set_referrers(target, subject, replace(known, entries=entries))
+        """Add one that is held to what refers to a manifest."""
+        checked_at, told, held = self._referrers_row(target, subject)
+        others = [other for other in held if other["digest"] != entry["digest"]]
+        row = [checked_at, told, [*others, entry][-REFERRERS_LIMIT:]]
+        self._referrers.set([*target, subject], row)
 
     def holders(self, digests: Iterable[Digest]) -> dict[Digest, list[Target]]:
         """Return the repositories known to hold each digest."""
@@ -145,6 +146,12 @@ class Tables:
         with self._blobs.transact():
             for digest in digests:
                 self._blobs.delete(digest)
+
+    def _referrers_row(
+        self, target: Target, subject: Digest
+    ) -> tuple[float | None, list[dict[str, object]], list[dict[str, object]]]:
+        checked_at, told, held = self._referrers.get([*target, subject], (None, [], []))
+        return checked_at, told, held
 
     def _tag_row(self, target: Target, tag: Tag) -> tuple[TagRecord | None, list[Sighting]]:
         row = self._tags.get([*target, tag])

@@ -106,7 +106,7 @@ class Registry:
     async def _tags(self, exchange: Exchange, target: Target) -> Response:
         assert exchange.route is not None
         name = exchange.route.repo
-        page = await self._cache.listings.tags(target, _page(exchange))
+        page = await self._cache.listings.tags(target, _page(exchange), exchange.wish)
         document: dict[str, object] = {"name": name, "tags": page.names}
         return replies.listed(exchange, page, document, f"/v2/{name}/tags/list")
 

@@ -156,3 +156,30 @@ async def test_c02_at_zero_what_is_held_is_served_and_the_rest_is_told_when(
     await pull(proxy, OLD)
     limit.remaining = 10
     assert (await proxy.get("/v2/other/manifests/latest")).body == NEW.manifest
+
+
+async def test_no_cache_doubts_an_absence(proxy: Proxy, upstream: FakeUpstream) -> None:
+    blob = content.blob(10, seed=5)
+    paths = [
+        f"/v2/app/blobs/{content.digest(blob)}",
+        f"/v2/app/manifests/{NEW.digest}",
+        "/v2/app/manifests/new",
+    ]
+    for path in paths:
+        assert (await proxy.get(path)).status == 404
+    upstream.add("library/app", NEW, tags=["new"])
+    upstream.add_blob("library/app", blob)
+    for path in paths:
+        assert (await proxy.get(path)).status == 404
+        assert (await proxy.get(path, Cache_Control="no-cache")).status == 200
+
+
+async def test_only_if_cached_lists_the_tags_that_are_known(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    held = {"Cache_Control": "only-if-cached"}
+    assert (await proxy.get("/v2/app/tags/list", **held)).status == 504
+    await pull(proxy, OLD)
+    upstream.clear()
+    assert b'"latest"' in (await proxy.get("/v2/app/tags/list", **held)).body
+    assert not upstream.requests

@@ -113,17 +113,11 @@ class Flight:
 
     async def opened(self) -> None:
         """Return once upstream has answered. Raises what failed before that."""
-        while not self.is_open:
-            if self.failure is not None:
-                raise self.failure
-            await self._more.wait()
+        await self._until(lambda: self.is_open)
 
     async def proven(self) -> None:
         """Return once all has come and is what the digest names. Raises what failed."""
-        while not self.landed:
-            if self.failure is not None:
-                raise self.failure
-            await self._more.wait()
+        await self._until(lambda: self.landed)
 
     async def readable(self, offset: int) -> int:
         """Return the end of what may be read from ``offset``; ``offset`` itself at the very end.
@@ -139,6 +133,12 @@ class Flight:
             if self.written - _TAIL > offset:
                 return self.written - _TAIL
             await more.wait()
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        while not reached():
+            if self.failure is not None:
+                raise self.failure
+            await self._more.wait()
 
     def _wake(self) -> None:
         self._more.set()

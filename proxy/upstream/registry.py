@@ -16,7 +16,7 @@ from aiohttp import ClientResponse
 from yarl import URL
 
 from proxy import manifests
-from proxy.documents import read_object
+from proxy.documents import as_list, read_object
 from proxy.errors import (
     BlobUnknown,
     DigestInvalid,
@@ -165,12 +165,10 @@ class Upstream:
             Question("GET", repo, "tags", "list", NameUnknown, _ANY, query), MAX_TAGS_BODY
         )
         further = self._next_page(response)
-        listed = None if body is None else read_object(body).get("tags", ())
-        if listed is None and body is not None and b'"tags"' in body:
-            listed = ()  # some say null for none
-        if not isinstance(listed, list | tuple):
+        document = read_object(body or b"")
+        if not isinstance(document.get("tags", False), list | None):  # some say null for none
             raise UpstreamUnavailable(f"{self._client.name}: the tags list cannot be read")
-        tags = [tag for tag in listed if isinstance(tag, str)]
+        tags = [tag for tag in as_list(document["tags"]) if isinstance(tag, str)]
         return TagPage(tags, further)
 
     async def referrers(self, repo: Repo, subject: Digest) -> list[dict[str, object]] | None:

@@ -360,3 +360,16 @@ async def test_t28_an_upstream_that_neither_sorts_nor_pages(
         link = answer.headers.get("Link", "<>")
         path = link[1 : link.index(">")]
     assert seen == [["a", "b", "c"], ["d"]]
+
+
+@pytest.mark.parametrize("page", [b"<html>", b"{}", b"[]", b'{"tags": 5}'])
+async def test_a_tags_list_that_cannot_be_read_is_not_empty(
+    proxy: Proxy, upstream: FakeUpstream, page: bytes
+) -> None:
+    upstream.fault(spoilt(page, "application/json"), kind="tags")
+    assert (await proxy.get("/v2/app/tags/list")).status == 502
+
+
+async def test_a_tags_list_may_say_null_for_none(proxy: Proxy, upstream: FakeUpstream) -> None:
+    upstream.fault(spoilt(b'{"name": "x", "tags": null}', "application/json"), kind="tags")
+    assert json.loads((await proxy.get("/v2/app/tags/list")).body)["tags"] == []

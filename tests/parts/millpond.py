@@ -60,6 +60,10 @@ class Millpond:
         assert "Traceback" not in log, log
         return log
 
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        self._daemon.kill()
+
     def restart(self) -> None:
         """Stop it and start it on what it stored."""
         self.stop()

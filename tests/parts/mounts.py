@@ -1,10 +1,13 @@
 """File systems of a test's own, small enough to fill, or with a plug to pull. Needs root."""
 
+import contextlib
 import fcntl
+import itertools
 import os
 import struct
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -59,6 +62,57 @@ class Disk:
     def _mount(self) -> None:
         # The journal is committed every second, so that names get to the disk before bytes do.
         _run("mount", "-o", "loop,commit=1", str(self._image), str(self.place))
+
+
+class Others:
+    """Those who share a file system with the cache, and leave as much of it as they please."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._file = place / "others"
+        self._file.touch()
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def free(self) -> int:
+        """How many bytes are left for everybody."""
+        status = os.statvfs(self._place)
+        return status.f_bavail * status.f_frsize
+
+    def take_all(self) -> None:
+        """Fill it to the brim."""
+        with self._file.open("ab", buffering=0) as file:
+            for size in (1024**2, 4096):
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(bytes(size))
+
+    def leave(self, room: int) -> None:
+        """Make it so that about `room` bytes are free, if they have as many to give."""
+        size = self._file.stat().st_size
+        os.truncate(self._file, max(0, size - max(0, room - self.free)))
+
+    @contextmanager
+    def restless(self, rooms: Sequence[int]) -> Iterator[None]:
+        """Fill it, again and again, leaving each of `rooms` in turn for a moment."""
+        self._ending.clear()
+        self._thread = threading.Thread(target=self._come_and_go, args=(rooms,))
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            self._thread.join()
+
+    def _come_and_go(self, rooms: Sequence[int]) -> None:
+        for room in itertools.cycle(rooms):
+            self.take_all()
+            if self._ending.wait(0.05):
+                return
+            self.leave(room)
+            if self._ending.wait(0.02):
+                return
 
 
 def _run(program: str, *words: str) -> None:

@@ -5,7 +5,8 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -51,13 +52,19 @@ class Crowd:
         """Be one client."""
         acts = (self._image, self._image, self._image, self._blob, self._part, self._tag, self._go)
         while True:
-            await self.gate.wait()
-            self.busy += 1
-            try:
+            async with self.turn():
                 await rng.choice(acts)(rng)
-            finally:
-                self.busy -= 1
             await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for the gate, and count as busy."""
+        await self.gate.wait()
+        self.busy += 1
+        try:
+            yield
+        finally:
+            self.busy -= 1
 
     async def fetch(self, repo: str, digest: str, method: str = "GET", **headers: str) -> bool:
         """Ask for content by digest; return whether the answer was good."""

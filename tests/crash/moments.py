@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-PATIENCE: Final = 1.5
+PATIENCE: Final = 0.5
 """Seconds after which a moment that does not come is waited for no longer."""
 
 

@@ -33,9 +33,10 @@ class Millpond:
         self.port = port
         self.address = f"127.0.0.1:{port}"
         self.url = f"http://{self.address}"
+        self.storage = root / "storage"
         settings = {
             "listen": self.address,
-            "storage": {"path": str(root / "storage"), "max_size": "5GiB"},
+            "storage": {"path": str(self.storage), "max_size": "5GiB"},
             "default_upstream": "docker.io",
             "upstreams": {"docker.io": {"url": upstream, "library_prefix": True}},
             "freshness": {"tag_ttl": "5m"},

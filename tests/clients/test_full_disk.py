@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +92,25 @@ def test_when_there_is_room_again_it_keeps_again(
         before = cramped.upstream.mark()
         assert pulls(curl, image)
         assert not cramped.has_fetched(before)
+
+
+@pytest.mark.parametrize("end", [Millpond.stop, Millpond.kill], ids=["stopped", "killed"])
+@pytest.mark.parametrize("held", [True, False], ids=["something-held", "empty"])
+def test_it_starts_and_serves_on_a_disk_without_a_byte_left(
+    held: bool, end: Callable[[Millpond], object], curl: Curl, cramped: Cramped, shelf: Shelf
+) -> None:
+    if held:
+        assert pulls(curl, shelf.app)
+        wait_until(lambda: not cramped.proxy.stats()["downloads"], "the downloads to be kept")
+    cramped.others.take_all()
+    end(cramped.proxy)
+    cramped.others.take_all()  # what its end gave back
+    cramped.proxy.start()
+    before = cramped.upstream.mark()
+    assert pulls(curl, shelf.app)
+    assert held != cramped.has_fetched(before)
+    for image in (shelf.tiny, shelf.multi, shelf.dlist):
+        assert pulls(curl, image)
 
 
 def test_a_first_start_without_a_byte_left_is_refused_and_leaves_nothing_in_the_way(

@@ -11,7 +11,7 @@ import typer
 import uvloop
 
 from proxy import VERSION, configuration, logs
-from proxy.app import App, running
+from proxy.app import running
 from proxy.errors import ConfigError
 from proxy.logs import RequestLog
 from proxy.metrics import CacheCounters
@@ -113,21 +113,22 @@ async def _serve(settings: Settings) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
     async with running(settings, make_request_log) as app:
-        typer.echo(_banner(settings, app))
+        assert app.address is not None
+        typer.echo(_banner(settings, app.address))
         log.info("listening", address=app.address, storage=str(settings.storage.path))
         await stop.wait()
         log.info("stopping", grace_seconds=settings.shutdown_grace)
     log.info("stopped")
 
 
-def _banner(settings: Settings, app: App) -> str:
+def _banner(settings: Settings, address: str) -> str:
     scheme = "https" if settings.tls else "http"
-    host, _, port = app.address.rpartition(":")
-    reachable = f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]") else app.address  # noqa: S104
+    host, _, port = address.rpartition(":")
+    reachable = f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]") else address  # noqa: S104
     default = settings.default_upstream
-    size = settings.storage.max_size.human_readable()
+    size = settings.storage.max_size
     lines = [
-        f"Millpond {VERSION} listens on {scheme}://{app.address}, mirroring {default}"
+        f"Millpond {VERSION} listens on {scheme}://{address}, mirroring {default}"
         + (", offline" if settings.offline else ""),
         f"cache: {settings.storage.path}, up to {size}",
         "to pull through it, put this into Docker's /etc/docker/daemon.json and reload Docker:",

@@ -100,10 +100,32 @@ class BlobUnknown(Absent):
     code = "BLOB_UNKNOWN"
 
 
+class PinUnknown(Absent):
+    """No such pin."""
+
+    code = "NAME_UNKNOWN"
+
+
+class Conflict(RegistryError):
+    """What is there does not allow it: a budget that is used up, work that is being done."""
+
+    status, code = 409, "DENIED"
+
+
 class NotHeld(RegistryError):
     """The client wants only what is held (``only-if-cached``), and this is not."""
 
     status, code = 504, "UNAVAILABLE"
+
+
+class Unauthorized(RegistryError):
+    """Our own access control wants to know who this is."""
+
+    status, code = 401, "UNAUTHORIZED"
+
+    def headers(self) -> dict[str, str]:
+        """Return our own challenge (RFC 6750 §3)."""
+        return {"WWW-Authenticate": 'Bearer realm="millpond"'}
 
 
 class Denied(RegistryError):

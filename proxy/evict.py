@@ -1,10 +1,16 @@
 """Keeps the cache inside its limit: reserve before writing, forget the coldest to make room.
 
-Bytes are counted in 4 KiB blocks, the spool included, so that the limit holds at all times. A
-victim leaves the index first and the disk after; who has it open goes on reading.
+Bytes are counted in 4 KiB blocks, the spool and the quarantine included, so that the limit holds
+at all times. A victim leaves the index first and the disk after; who has it open goes on reading.
+A manifest is always colder than what it lists, so an image goes manifest first, and what a warmer
+image shares with it stays.
 """
 
 import asyncio
+import time
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -12,18 +18,39 @@ import structlog
 from proxy.errors import StorageError
 from proxy.index import Index
 from proxy.metrics import CacheCounters
-from proxy.records import BlobRecord, disk_bytes
+from proxy.names import Digest
+from proxy.records import BlobRecord, Clock, disk_bytes
 from proxy.store import BlobStore
-from proxy.threads import to_its_end
+from proxy.threads import in_thread, to_its_end
 
-SLACK: Final = 0.01
-"""Share of the limit that an eviction frees beyond need, so that not every download evicts."""
+WATCH_SECONDS: Final = 5.0
+_BATCH: Final = 256
+"""Victims at once: a few milliseconds of the loop's time."""
+
+_STEPS: Final = 64
+_FREE_IS_OLD: Final = 1.0
+_CEILING: Final = "ceiling"
 
 log = structlog.get_logger(__name__)
 
 
 class NoRoom(StorageError):
     """Nothing can be evicted that would make this fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How much may be held: ``max_size`` in bytes, of which the marks are shares, 0 to 1.
+
+    ``min_free`` bytes of the file system are left to others. ``max_age`` is for how many seconds
+    content may go unused.
+    """
+
+    max_size: int
+    high_mark: float = 1.0
+    low_mark: float = 1.0
+    min_free: int = 0
+    max_age: float = float("inf")
 
 
 class Reservation:
@@ -39,6 +66,7 @@ class Reservation:
         if more > 0:
             await self._evictor.take(more)
             self._bytes += more
+            await self._evictor.cover()
 
     def release(self) -> None:
         """Give the promise back; twice does no harm."""
@@ -47,21 +75,58 @@ class Reservation:
 
 
 class Evictor:
-    """Accounts for every byte between the limit and what is held."""
+    """Accounts for every byte between the limit and what is held.
 
-    def __init__(self, index: Index, store: BlobStore, limit: int, counters: CacheCounters) -> None:
+    ``spared`` tells what must stay. What a former process left is known only once index and store
+    have been read; until then it is bounded by a ceiling that is noted before it is passed.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        store: BlobStore,
+        quota: Quota,
+        *,
+        counters: CacheCounters,
+        spared: Callable[[], Container[Digest]],
+    ) -> None:
         self._index = index
         self._store = store
         self._counters = counters
+        self._spared = spared
         self._promised = 0
         self._condemned = 0
+        self._unknown = 0
+        self._ceiling: int | None = None
+        self._scanned = asyncio.Event()
+        self._pressed = asyncio.Event()
         self._evicting = asyncio.Lock()
-        self.limit: Final = limit
+        self._noting = asyncio.Lock()
+        self._free_by_now: int | None = None
+        self._asked_at = 0.0
+        self._used_then = 0
+        self.quota: Final = quota
 
     @property
     def used(self) -> int:
-        """Disk bytes held, promised, or not yet unlinked."""
-        return self._index.usage().disk_bytes + self._promised + self._condemned
+        """Disk bytes held, promised, set aside, not yet unlinked, or not known yet."""
+        left = self._unknown
+        if not self._scanned.is_set():
+            left = max(0, (self._ceiling or 0) - self._index.loaded_bytes)
+        known = self._index.usage().disk_bytes + self._store.quarantine.bytes
+        return known + self._promised + self._condemned + left
+
+    @property
+    def limit(self) -> int:
+        """Most disk bytes that may be used now: ``max_size``, or less where others need room."""
+        if not self.quota.min_free:
+            return self.quota.max_size
+        if self._free_by_now is None or time.monotonic() - self._asked_at > _FREE_IS_OLD:
+            self._ask_free()
+        if self._free_by_now is None:
+            return self.quota.max_size
+        room = self._used_then + self._free_by_now - self.quota.min_free
+        return max(0, min(self.quota.max_size, room))
 
     async def reserve(self, size: int) -> Reservation:
         """Return a promise of room for ``size`` bytes. Raises ``NoRoom``."""
@@ -69,55 +134,180 @@ class Evictor:
         await reservation.grow(size)
         return reservation
 
-    async def enforce(self) -> None:
-        """Evict what exceeds the limit, which may have been lowered."""
+    async def enforce(self, now: float) -> None:
+        """Evict what exceeds the marks, which may have been lowered, or is too old."""
         await self._index.ready()
         async with self._evicting:
-            await self._make_room(0)
+            await self._expire(now - self.quota.max_age)
+            if self.used > self.limit * self.quota.high_mark:
+                await self._evict_down_to(self.limit * self.quota.low_mark)
+
+    async def watch(self, clock: Clock) -> None:
+        """Evict in the background for ever, so that downloads need not wait for it."""
+        while True:
+            try:
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await self._pressed.wait()
+            except TimeoutError:
+                pass
+            self._pressed.clear()
+            await self.enforce(clock())
 
     async def take(self, more: int) -> None:
         """Promise ``more`` disk bytes, evicting as needed. Raises ``NoRoom``."""
-        if self._promised + more > self.limit:
-            raise NoRoom(f"{more} bytes do not fit into a cache of {self.limit}")
-        await self._index.ready()
-        while self.used + more > self.limit:
-            async with self._evicting:
-                await self._make_room(more)
+        limit = self.limit
+        if self._promised + more > limit:
+            raise NoRoom(f"{more} bytes do not fit into a cache of {limit}")
+        if self._ceiling is None:
+            await self._recall_ceiling()
+        if self.used + more > self.limit:
+            await self._make_room(more)
         self._promised += more
+        if self.used > self.limit * self.quota.high_mark:
+            self._pressed.set()
 
     def give_back(self, promised: int) -> None:
         """Take back a promise."""
         self._promised -= promised
 
-    async def _make_room(self, more: int) -> None:
-        excess = self.used + more - self.limit
-        if excess <= 0:
-            return
-        victims, freed = self._victims(excess, excess + int(self.limit * SLACK))
-        if freed < excess:
-            raise NoRoom(f"{more} bytes do not fit: nothing is left to evict")
-        await to_its_end(self._evict(victims, freed))
+    async def cover(self) -> None:
+        """Return once the ceiling that is noted covers all that is promised."""
+        async with self._noting:
+            if self._ceiling is None or self.used <= self._ceiling:
+                return
+            ceiling = self.used + self.quota.max_size // _STEPS
+            try:
+                await self._index.set_note(_CEILING, ceiling)
+            except StorageError as error:
+                log.warning("the ceiling cannot be noted", error=str(error))
+            self._ceiling = ceiling
 
-    async def _evict(self, victims: list[BlobRecord], freed: int) -> None:
-        """Forget and delete; never left half done, or its room would be lost for ever."""
-        self._condemned += freed
-        sizes = {record.digest: disk_bytes(record.size) for record in victims}
-        digests = list(sizes)
+    async def evict(self, wanted: int) -> tuple[int, int]:
+        """Evict the coldest worth ``wanted`` disk bytes; return how many blobs and bytes went."""
+        await self._index.ready()
+        async with self._evicting:
+            return await self._evict_down_to(self.used - wanted)
+
+    async def coldest(self) -> Iterator[BlobRecord]:
+        """Return what would go next, in order; to be used before the next await."""
+        await self._index.settle()
+        spared = self._spared()
+        return (record for record in self._index.coldest() if record.digest not in spared)
+
+    def oldest_use(self) -> float | None:
+        """Return when the coldest content was last used, Unix seconds; None when it is spared."""
+        spared = self._spared()
+        found = (r for r in islice(self._index.coldest(), _BATCH) if r.digest not in spared)
+        coldest = next(found, None)
+        return None if coldest is None else coldest.used_at
+
+    def found(self, orphans: int) -> None:
+        """Learn how many disk bytes lie in the store that the index does not know."""
+        self._unknown = orphans
+        self._scanned.set()
+
+    def settled(self, orphan: int) -> None:
+        """Learn that so many of those are known now, or gone."""
+        self._unknown -= orphan
+
+    async def _recall_ceiling(self) -> None:
+        """Learn up to where a former process may have filled the disk."""
+        ceiling = await self._index.note(_CEILING)
+        if self._ceiling is None:
+            if not isinstance(ceiling, int):
+                await self._scanned.wait()
+                ceiling = 0
+            self._ceiling = self._ceiling or ceiling
+
+    async def _make_room(self, more: int) -> None:
+        await self._index.ready()
+        while self.used + more > self.limit:
+            async with self._evicting:
+                if self.used + more <= self.limit:
+                    return
+                await self._evict_down_to(self.limit * self.quota.low_mark - more)
+                if self.used + more > self.limit:
+                    raise NoRoom(f"{more} bytes do not fit: nothing is left to evict")
+
+    async def _evict_down_to(self, target: float) -> tuple[int, int]:
+        """Evict until no more than ``target`` disk bytes are used, or nothing more can go."""
+        if self.used > target and self._store.quarantine.bytes:
+            await in_thread(self._store.quarantine.empty)
+        blobs = freed = 0
+        while (excess := self.used - target) > 0:
+            await self._index.settle()
+            victims = self._victims(excess)
+            gone = await to_its_end(self._evict(victims)) if victims else 0
+            if not gone:
+                break
+            blobs, freed = blobs + len(victims), freed + gone
+        if blobs:
+            log.info("evicted", blobs=blobs, bytes=freed)
+        return blobs, freed
+
+    async def _expire(self, oldest: float) -> None:
+        """Evict what was last used before ``oldest``, Unix seconds."""
+        while True:
+            await self._index.settle()
+            spared = self._spared()
+            coldest = list(islice(self._index.coldest(), _BATCH))
+            old = [record for record in coldest if record.used_at < oldest]
+            victims = [record for record in old if record.digest not in spared]
+            for record in old:
+                if record.digest in spared:
+                    self._index.defer(record.digest)
+            if not victims:
+                return
+            await to_its_end(self._evict(victims))
+
+    def _victims(self, excess: float) -> list[BlobRecord]:
+        """Return the coldest blobs worth ``excess`` disk bytes, or some of them.
+
+        What is spared is put behind the others, so that no eviction looks at it twice.
+        """
+        spared = self._spared()
+        victims: list[BlobRecord] = []
+        passed: list[Digest] = []
+        freed = 0
+        for record in self._index.coldest():
+            if freed >= excess or len(victims) >= _BATCH:
+                break
+            if record.digest in spared:
+                passed.append(record.digest)
+                continue
+            victims.append(record)
+            freed += disk_bytes(record.size)
+        for digest in passed:
+            self._index.defer(digest)
+        return victims
+
+    async def _evict(self, victims: list[BlobRecord]) -> int:
+        """Forget and delete; return the freed bytes. Never left half done.
+
+        What cannot be deleted is held again: it takes its room all the same.
+        """
+        records = {record.digest: record for record in victims}
+        taken = sum(disk_bytes(record.size) for record in victims)
+        self._condemned += taken
+        digests = list(records)
+        children = {digest: self._index.children(digest) for digest in digests}
         self._store.condemn(digests)
         await self._index.drop_blobs(digests)
         remaining = await self._store.delete(digests)
-        self._condemned -= freed - sum(sizes[digest] for digest in remaining)
-        self._counters.evictions += len(victims)
-        self._counters.evicted_bytes += freed
-        log.info("evicted", blobs=len(victims), bytes=freed)
+        self._condemned -= taken
+        for digest in remaining:
+            taken -= disk_bytes(records[digest].size)
+            await self._index.set_blob(records[digest], children[digest])
+        self._counters.evictions += len(victims) - len(remaining)
+        self._counters.evicted_bytes += taken
+        return taken
 
-    def _victims(self, needed: int, wanted: int) -> tuple[list[BlobRecord], int]:
-        """Return the coldest blobs worth ``wanted`` disk bytes, ``needed`` at the least."""
-        victims: list[BlobRecord] = []
-        freed = 0
-        for record in self._index.coldest():
-            if freed >= wanted:
-                break
-            victims.append(record)
-            freed += disk_bytes(record.size)
-        return victims, freed if freed >= needed else 0
+    def _ask_free(self) -> None:
+        """Look how much the file system has left; what is promised and unwritten counts there."""
+        self._asked_at = time.monotonic()
+        try:
+            self._free_by_now = self._store.free()
+        except StorageError as error:
+            log.warning("free space unknown", error=str(error))
+            self._free_by_now = None
+        self._used_then = self.used

@@ -201,6 +201,12 @@ class Flights:
         task.add_done_callback(lambda _: self._tasks.pop(flight))
         return Reader(flight, self._left, first=True)
 
+    async def ended(self, digest: Digest) -> None:
+        """Return once the download in progress, if any, is stored or has failed."""
+        flight = self._live.get(digest)
+        if flight is not None and (task := self._tasks.get(flight)) is not None:
+            await asyncio.wait([task])
+
     async def close(self) -> None:
         """Cancel what still flies; let what has landed be stored; wait until all have ended."""
         for flight, task in self._tasks.items():

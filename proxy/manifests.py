@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from proxy.documents import as_list, read_object
 from proxy.errors import DigestInvalid
 from proxy.names import Digest, parse_digest
-from proxy.records import Descriptor
+from proxy.records import Child, Descriptor
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
@@ -21,6 +21,9 @@ DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 OCI_ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
 SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+"""Types of manifests that list manifests, of which a client wants one."""
 
 ACCEPT: Final = ", ".join(
     [
@@ -65,6 +68,13 @@ def children(body: bytes) -> Children:
         tuple(found for entry in entries if (found := _descriptor(entry))),
         tuple(found for layer in layers if (found := _descriptor(layer))),
     )
+
+
+def listed(body: bytes) -> tuple[Child, ...]:
+    """Return all that a manifest lists, each once, manifests first."""
+    found = children(body)
+    sizes = {child.digest: child.size for child in (*found.manifests, *found.blobs)}
+    return tuple(Child(digest, size) for digest, size in sizes.items())
 
 
 def own_type(body: bytes) -> str | None:

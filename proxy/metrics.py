@@ -105,12 +105,26 @@ class UpstreamCounters:
 class CacheCounters:
     """Running totals of the cache itself since the start."""
 
-    __slots__ = ("evicted_bytes", "evictions", "mismatches", "storage_errors", "unlogged_requests")
+    __slots__ = (
+        "corrupted",
+        "evicted_bytes",
+        "evictions",
+        "mismatches",
+        "repaired",
+        "storage_errors",
+        "unlogged_requests",
+        "verified",
+        "verified_bytes",
+    )
 
     def __init__(self) -> None:
         self.evictions = 0
         self.evicted_bytes = 0
         self.mismatches = 0
+        self.corrupted = 0
+        self.repaired = 0
+        self.verified = 0
+        self.verified_bytes = 0
         self.storage_errors = 0
         self.unlogged_requests = 0
 
@@ -168,6 +182,10 @@ class _View(Collector):
             ("evictions", "Blobs removed to make room.", cache.evictions),
             ("evicted_bytes", "Disk bytes freed by evictions.", cache.evicted_bytes),
             ("content_mismatches", "Upstream bodies that were not their digest.", cache.mismatches),
+            ("corrupted", "Held blobs that were found to have gone bad.", cache.corrupted),
+            ("repaired", "Bad blobs that were fetched again.", cache.repaired),
+            ("verified_blobs", "Held blobs that were hashed again.", cache.verified),
+            ("verified_bytes", "Bytes that were hashed again.", cache.verified_bytes),
             ("storage_errors", "Failures of the disk that were survived.", cache.storage_errors),
             ("unlogged_requests", "Access-log lines dropped under load.", cache.unlogged_requests),
         ):

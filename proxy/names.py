@@ -53,6 +53,19 @@ class Target(NamedTuple):
         return f"{self.upstream}/{self.repo}"
 
 
+class Image(NamedTuple):
+    """An image as people name it: a repository with a tag or a digest, or a digest alone."""
+
+    target: Target | None
+    tag: Tag | None
+    digest: Digest | None
+
+    def __str__(self) -> str:
+        if self.target is None:
+            return str(self.digest)
+        return f"{self.target}@{self.digest}" if self.digest else f"{self.target}:{self.tag}"
+
+
 def parse_digest(text: str) -> Digest:
     """Return ``text`` as a digest that can be verified here (sha256 or sha512).
 
@@ -115,6 +128,11 @@ class Proof:
     def holds(self) -> bool:
         """All that was taken is what the digest names."""
         return self._state.hexdigest() == self._expected
+
+    @property
+    def found(self) -> Digest:
+        """The digest of all that was taken."""
+        return Digest(f"{self._state.name}:{self._state.hexdigest()}")
 
     def check(self, where: object) -> None:
         """Raise ``ContentMismatch`` unless it holds."""

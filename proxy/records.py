@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from proxy.names import Digest
@@ -60,6 +60,13 @@ class BlobRecord:
     size: int
     media_type: str | None
     used_at: float
+
+
+class Child(NamedTuple):
+    """What a manifest lists: content, and its ``size`` in bytes as the manifest says."""
+
+    digest: "Digest"
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

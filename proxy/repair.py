@@ -1,71 +1,110 @@
 """Makes index and store agree again after a crash, in the background of a running proxy."""
 
 import os
+from collections.abc import AsyncIterator
 from typing import Final
 
 import structlog
 
-from proxy.index import Index
+from proxy import manifests
+from proxy.cache.holdings import Holdings
 from proxy.names import Digest, Proof
-from proxy.records import BlobRecord
-from proxy.store import BlobFile, BlobStore
+from proxy.records import BlobRecord, Child, disk_bytes
+from proxy.store import BlobFile
 from proxy.threads import in_thread
 
 CHUNK: Final = 4 * 1024 * 1024
+FORGET_SECONDS: Final = 90 * 86400.0
+"""After so long without a confirmation what is known of images is forgotten that are not held."""
 
 log = structlog.get_logger(__name__)
 
 
-async def reconcile(store: BlobStore, index: Index) -> None:
+async def reconcile(holdings: Holdings) -> None:
     """Drop rows whose blob is gone, and adopt blobs without a row once they are proven.
 
-    A blob that is not what its name says is deleted. Raises ``StorageError``.
+    A blob that is not what its name says is set aside. Raises ``StorageError``.
     """
+    index, evictor = holdings.index, holdings.evictor
     await index.ready()
-    rows = {record.digest for record in index.coldest()}
-    found: set[Digest] = set()
-    adopted = 0
-    async for batch in store.scan():
-        for digest, size, modified in batch:
-            found.add(digest)
-            if await index.blob(digest) is None:
-                adopted += await _adopt(store, index, BlobRecord(digest, size, None, modified))
-    ghosts = [digest for digest in sorted(rows - found) if not _is_there(store, digest)]
+    orphans = 0
+    async for _, size, _ in _orphans(holdings):
+        orphans += disk_bytes(size)
+    evictor.found(orphans)
+    ghosts = [digest for digest in index.unseen() if not _is_there(holdings, digest)]
     await index.drop_blobs(ghosts)
+    adopted = 0
+    if orphans:
+        async for digest, size, modified in _orphans(holdings):
+            adopted += await _adopt(holdings, BlobRecord(digest, size, None, modified))
+            evictor.settled(disk_bytes(size))
+        evictor.found(0)
+    for digest in index.incomplete():
+        await _complete(holdings, digest)
     if adopted or ghosts:
         log.info("reconciled", adopted=adopted, dropped=len(ghosts))
 
 
-def _is_there(store: BlobStore, digest: Digest) -> bool:
-    file = store.open(digest)
+async def prune(holdings: Holdings) -> None:
+    """Forget rows that nothing held needs and nobody has asked about for long."""
+    pruned = await holdings.index.prune(holdings.clock() - FORGET_SECONDS)
+    log.info("index pruned", rows=pruned)
+
+
+def proof(file: BlobFile, digest: Digest) -> Proof:
+    """Return what hashing a whole file proves; blocks. Raises ``OSError``."""
+    found = Proof(digest)
+    offset = 0
+    while chunk := os.pread(file.fd, CHUNK, offset):
+        found.take(chunk)
+        offset += len(chunk)
+    return found
+
+
+async def _orphans(holdings: Holdings) -> AsyncIterator[tuple[Digest, int, float]]:
+    async for batch in holdings.store.scan():
+        for digest, size, modified in batch:
+            if not holdings.index.seen(digest):
+                yield digest, size, modified
+
+
+def _is_there(holdings: Holdings, digest: Digest) -> bool:
+    file = holdings.store.open(digest)
     if file is not None:
         file.close()
     return file is not None
 
 
-async def _adopt(store: BlobStore, index: Index, record: BlobRecord) -> bool:
-    """Take one blob into the index, or delete it; tell whether it was taken."""
-    file = store.open(record.digest)
+async def _adopt(holdings: Holdings, record: BlobRecord) -> bool:
+    """Take one blob into the index, or set it aside; tell whether it was taken."""
+    file = holdings.store.open(record.digest)
     if file is None:
         return False
     try:
-        proven = await in_thread(lambda: _is_proven(file, record.digest))
+        proven = (await in_thread(lambda: proof(file, record.digest))).holds
+        body = file.read() if proven and record.size <= manifests.MAX_SIZE else b""
     finally:
         file.close()
-    if await index.blob(record.digest) is not None:
+    if await holdings.index.blob(record.digest) is not None:
         return False
-    if proven:
-        await index.set_blob(record)
-    else:
-        log.warning("deleted a blob that is not its digest", digest=record.digest)
-        await store.delete([record.digest])
-    return proven
+    if not proven:
+        await holdings.set_aside(record.digest, {"reason": "its bytes are not its name"})
+        return False
+    media_type, children = _understood(body)
+    known = BlobRecord(record.digest, record.size, media_type, record.used_at)
+    await holdings.index.set_blob(known, children)
+    return True
 
 
-def _is_proven(file: BlobFile, digest: Digest) -> bool:
-    proof = Proof(digest)
-    offset = 0
-    while chunk := os.pread(file.fd, CHUNK, offset):
-        proof.take(chunk)
-        offset += len(chunk)
-    return proof.holds
+async def _complete(holdings: Holdings, digest: Digest) -> None:
+    """Find out what a manifest lists that an older layout has left."""
+    record, body = holdings.index.held(digest), await holdings.read(digest)
+    if record is not None and body is not None:
+        await holdings.index.set_blob(record, manifests.listed(body))
+
+
+def _understood(body: bytes) -> tuple[str | None, tuple[Child, ...]]:
+    """Return a manifest's media type and children; (None, ()) for any other content."""
+    if body.lstrip()[:1] != b"{" or not manifests.is_manifest(body):
+        return None, ()
+    return manifests.own_type(body) or manifests.implied_type(body), manifests.listed(body)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from yarl import URL
 
 from proxy.errors import NameUnknown
-from proxy.names import Repo, Target, parse_repo
+from proxy.names import Image, Repo, Target, parse_digest, parse_repo, parse_tag
 
 if TYPE_CHECKING:
     from proxy.settings import Settings
@@ -58,6 +58,36 @@ class Router:
         if slash and _is_host(first):
             raise _unconfigured(first)
         return _target(self._default, repo)
+
+    def image(self, text: str) -> Image:
+        """Return the image that people mean by ``text``, as Docker's reference grammar has it.
+
+        A leading address with a port, or an unnamed host's, is taken for Millpond's own. Raises
+        ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``, or ``NameUnknown``.
+        """
+        text = text.removeprefix("docker-pullable://").removeprefix("docker://")
+        if text.startswith(("sha256:", "sha512:")):
+            return Image(None, None, parse_digest(text))
+        name, at, digest = text.partition("@")
+        path, slash, last = name.rpartition("/")
+        last, colon, tag = last.partition(":")
+        target = self._pulled(path + slash + last)
+        if at:
+            return Image(target, None, parse_digest(digest))
+        return Image(target, parse_tag(tag if colon else "latest"), None)
+
+    def _pulled(self, name: str) -> Target:
+        """Return where a name leads that a client would write in front of a tag."""
+        first, slash, rest = name.partition("/")
+        host = first.lower()
+        if not slash or not (_is_host(first) or ":" in first):
+            return self.resolve(parse_repo(name), "", None)
+        known = self._table.get(host) or self._hostnames.get(host)
+        if known is not None:
+            return self._within(known, parse_repo(rest))
+        if ":" in first or host == "localhost":
+            return self.resolve(parse_repo(rest), "", None)
+        raise _unconfigured(first)
 
     def _named(self, ns: str) -> _Known:
         name = ns.lower()

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -23,8 +22,8 @@ from pydantic import (
 )
 from yarl import URL
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+from proxy.quantities import Amount, Bytes, Disk, Fraction, KeptFor, Rate, Seconds, Wait
+
 _UPSTREAM_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(:\d{1,5})?")
 _LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d{1,5})")
 
@@ -41,47 +40,6 @@ BUILT_IN: Final[dict[str, dict[str, Any]]] = {
     "mcr.microsoft.com": {"url": "https://mcr.microsoft.com"},
     "public.ecr.aws": {"url": "https://public.ecr.aws"},
 }
-
-
-def _seconds(value: object) -> object:
-    if value == "forever":
-        return math.inf
-    if value in (0, "0") and value is not False:
-        return 0.0
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value.strip())
-        if match is None:
-            raise ValueError("not a duration; write 30s, 5m, 12h, 30d or forever")
-        return float(match[1]) * _SECONDS[match[2]]
-    if isinstance(value, float):
-        return value
-    raise ValueError("not a duration; write 30s, 5m, 12h, 30d or forever")
-
-
-def _bytes(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError("not a size; write bytes, or 500MiB, 50GiB, 2TiB")  # noqa: TRY004
-    return value
-
-
-def _kept_for(value: object) -> object:
-    match value:
-        case "follow":
-            return 0.0
-        case "keep":
-            return math.inf
-        case str() if value.startswith("keep "):
-            return _seconds(value.removeprefix("keep ").strip())
-        case float():
-            return value
-        case _:
-            raise ValueError("not a policy; write follow, keep or keep 30d")
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
-Wait = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]
-KeptFor = Annotated[float, BeforeValidator(_kept_for), Field(ge=0)]
-Bytes = Annotated[ByteSize, BeforeValidator(_bytes), Field(gt=0)]
 
 
 def default_storage_path() -> Path:
@@ -119,8 +77,41 @@ class Storage(Section):
     path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         default_factory=default_storage_path
     )
-    max_size: Bytes = ByteSize(50 * 1024**3)
+    max_size: Disk = Amount(50 * 1024**3)
+    high_mark: Fraction = 0.95
+    low_mark: Fraction = 0.90
+    min_free: Disk = Amount(0, 0.02)
+    max_age: Seconds = math.inf
+    file_mode: Literal["0600", "0640"] = "0600"
     finish_from: Annotated[float, Field(ge=0, le=1)] = 0.0
+    in_use_file: Path | None = None
+    scrub_every: Seconds = 30 * 86400.0
+    scrub_rate: Rate = 20_000_000
+
+    @field_validator("max_size")
+    @classmethod
+    def _something(cls, value: Amount) -> Amount:
+        if value.bytes <= 0 and not 0 < value.share <= 1:
+            raise ValueError("too small or too large; write 50GiB, or 80% of the file system")
+        return value
+
+    @field_validator("min_free")
+    @classmethod
+    def _not_all(cls, value: Amount) -> Amount:
+        if value.bytes < 0 or not 0 <= value.share < 1:
+            raise ValueError("not to be kept free; write 0, 5GiB, or 5% of the file system")
+        return value
+
+    @field_validator("file_mode", mode="before")
+    @classmethod
+    def _octal(cls, value: object) -> object:
+        return f"{value:04o}" if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _marks_in_order(self) -> Self:
+        if self.low_mark > self.high_mark:
+            raise ValueError("low_mark is above high_mark")
+        return self
 
 
 class Freshness(Section):
@@ -211,6 +202,13 @@ class Patience(Section):
     cool_down: Seconds = 30.0
 
 
+class Admin(Section):
+    """Who may change something while it runs."""
+
+    socket: bool = True
+    token_file: Path | None = None
+
+
 class Memory(Section):
     """How much is kept in RAM."""
 
@@ -236,6 +234,8 @@ class Settings(Section):
     freshness: Freshness = Freshness()
     offline: bool = False
     catalog: bool = False
+    pins: tuple[str, ...] = ()
+    admin: Admin = Admin()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
     memory: Memory = Memory()

@@ -26,7 +26,8 @@ def descriptors() -> dict[int, str]:
 def opened(proxy: Proxy) -> list[str]:
     """Return which spool files and blobs are open, unlinked ones included."""
     content = tuple(f"{proxy.storage / name}/" for name in ("spool", "blobs"))
-    return [path for path in descriptors().values() if path.startswith(content)]
+    found = [path for path in descriptors().values() if path.startswith(content)]
+    return [path for path in found if not Path(path).is_dir()]
 
 
 def working() -> set[asyncio.Task[object]]:

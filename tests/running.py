@@ -80,6 +80,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 Start = Callable[..., Awaitable[Proxy]]
 
+QUIET_STORAGE = {"high_mark": 1.0, "low_mark": 1.0, "min_free": 0, "scrub_every": "forever"}
+"""Evicts only what must go, so that a test can say what stays."""
+
 
 @asynccontextmanager
 async def started(
@@ -88,7 +91,7 @@ async def started(
     hub = {"url": upstream.url} | changes.pop("hub", {})
     document: dict[str, Any] = {
         "listen": "127.0.0.1:0",
-        "storage": {"path": str(storage), **changes.pop("storage", {})},
+        "storage": QUIET_STORAGE | {"path": str(storage), **changes.pop("storage", {})},
         "upstreams": {"docker.io": hub, **changes.pop("upstreams", {})},
         "shutdown_grace": "2s",
         "patience": {"retries": 0, "resumes": 0, "failures": 1_000_000, "cool_down": 0},

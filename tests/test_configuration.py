@@ -29,7 +29,7 @@ def test_nothing_is_needed() -> None:
     settings = configuration.load(None)
     assert (settings.host, settings.port) == ("127.0.0.1", 5000)
     assert settings.default_upstream == "docker.io"
-    assert settings.storage.max_size == 50 * 1024**3
+    assert settings.storage.max_size.of(0) == 50 * 1024**3
     assert {"ghcr.io", "quay.io", "gcr.io", "registry.k8s.io"} < set(settings.upstreams)
     assert {"mcr.microsoft.com", "public.ecr.aws", "docker.io"} < set(settings.upstreams)
 
@@ -65,7 +65,7 @@ def test_environment_beats_file_and_flags_beat_both(
     )
     assert settings.port == 3
     assert settings.offline
-    assert settings.storage.max_size == 2 * 1024**3
+    assert settings.storage.max_size.of(0) == 2 * 1024**3
     assert settings.storage.path == Path("/a")
     assert settings.upstreams["docker.io"].username == "me"
 
@@ -90,7 +90,7 @@ def test_sizes_and_durations(tmp_path: Path) -> None:
         "negative_ttl: 0}\n"
         "upstreams: {ghcr.io: {freshness: {tag_ttl: 30d}}}",
     )
-    assert settings.storage.max_size == 1048576
+    assert settings.storage.max_size.of(0) == 1048576
     assert settings.freshness.stale_while_revalidate == 43200
     assert settings.freshness_of("ghcr.io").tag_ttl == 30 * 86400
     assert settings.freshness_of("ghcr.io").stale_if_error == inf
@@ -103,7 +103,7 @@ def test_sizes_and_durations(tmp_path: Path) -> None:
         ("listen: nowhere", ["config.yaml:1: listen: not an address; write 127.0.0.1:5000 or [::1]:5000"]),
         ("\n\nlisten: 1.1.1.1:99999", ["config.yaml:3: listen: not an address; write 127.0.0.1:5000 or [::1]:5000"]),
         ("storage:\n  max_sise: 1GiB", ["config.yaml:2: storage.max_sise: no such setting; did you mean max_size?"]),
-        ("storage:\n  max_size: lots", ["config.yaml:2: storage.max_size: not a size; write bytes, or 500MiB, 50GiB, 2TiB"]),
+        ("storage:\n  max_size: lots", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
         ("freshness:\n  tag_ttl: 5 minutes", ["config.yaml:2: freshness.tag_ttl: not a duration; write 30s, 5m, 12h, 30d or forever"]),
         ("offline: perhaps", ["config.yaml:1: offline: expected true or false"]),
         ("tls: {cert_file: a}", ["config.yaml:1: tls.key_file: must be set"]),

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from proxy.evict import Evictor, NoRoom
+from proxy.evict import Evictor, NoRoom, Quota
 from proxy.index.local import LocalIndex
 from proxy.metrics import CacheCounters
 from proxy.names import Digest, sha256
 from proxy.records import BlobRecord
+from proxy.store.directory import Directory
 from proxy.store.disk import DiskStore
 from tests.fakes.clock import Clock
 
@@ -21,7 +22,11 @@ class Cache:
     def __init__(self, store: DiskStore, index: LocalIndex, clock: Clock) -> None:
         self.store, self.index, self.clock = store, index, clock
         self.counters = CacheCounters()
-        self.evictor = Evictor(index, store, LIMIT, self.counters)
+        self.spared: set[Digest] = set()
+        self.evictor = Evictor(
+            index, store, Quota(LIMIT), counters=self.counters, spared=lambda: self.spared
+        )
+        self.evictor.found(0)
 
     async def hold(self, number: int, blocks: int = 10) -> Digest:
         data = number.to_bytes(4) * (blocks * BLOCK // 4)
@@ -43,8 +48,9 @@ class Cache:
 @pytest.fixture
 async def cache(tmp_path: Path, clock: Clock) -> AsyncIterator[Cache]:
     async with AsyncExitStack() as stack:
-        store = DiskStore(tmp_path)
-        stack.callback(store.close)
+        directory = Directory(tmp_path)
+        stack.callback(directory.close)
+        store = DiskStore(directory)
         index = LocalIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None)
         yield Cache(store, await stack.enter_async_context(index), clock)
 

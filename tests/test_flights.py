@@ -8,6 +8,7 @@ import pytest
 from proxy.errors import ContentMismatch, UpstreamUnavailable
 from proxy.flights import Flight, Flights, Reader
 from proxy.names import Digest, Repo, Target, sha256
+from proxy.store.directory import Directory
 from proxy.store.disk import DiskStore
 from tests.fakes.content import blob
 
@@ -56,11 +57,11 @@ class Field:
 @pytest.fixture
 async def field(tmp_path: Path) -> AsyncIterator[Field]:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    store = DiskStore(tmp_path / "cache")
-    field = Field(store)
+    directory = Directory(tmp_path / "cache")
+    field = Field(DiskStore(directory))
     yield field
     await field.flights.close()
-    store.close()
+    directory.close()
     assert not list((tmp_path / "cache/spool").iterdir())
     assert len(os.listdir("/proc/self/fd")) <= before, "descriptors leak"  # noqa: PTH208
 
@@ -182,7 +183,8 @@ async def test_an_unannounced_size_is_known_at_the_end(field: Field) -> None:
 
 
 async def test_an_empty_blob(tmp_path: Path) -> None:
-    flights, store, empty = Flights(), DiskStore(tmp_path / "cache"), Digest(sha256(b""))
+    directory = Directory(tmp_path / "cache")
+    flights, store, empty = Flights(), DiskStore(directory), Digest(sha256(b""))
 
     async def body() -> AsyncIterator[bytes]:
         return
@@ -194,7 +196,7 @@ async def test_an_empty_blob(tmp_path: Path) -> None:
 
     assert await everything(flights.join(TARGET, empty, run)) == b""
     await flights.close()
-    store.close()
+    directory.close()
 
 
 async def test_a_slow_reader_holds_up_neither_download_nor_others(field: Field) -> None:
@@ -222,8 +224,8 @@ async def test_a_download_that_nobody_wants_any_more_is_dropped_if_hardly_begun(
     tmp_path: Path,
 ) -> None:
     for holds_at, goes_on in ((1_000_000, False), (2_000_000, True)):
-        store = DiskStore(tmp_path / str(holds_at))
-        field = Field(store)
+        directory = Directory(tmp_path / str(holds_at))
+        field = Field(DiskStore(directory))
         field.flights = Flights(finish_from=0.5)
         field.gate.clear()
         reader = field.join(holds_at=holds_at)
@@ -235,4 +237,4 @@ async def test_a_download_that_nobody_wants_any_more_is_dropped_if_hardly_begun(
         assert await everything(field.join()) == DATA
         await field.flights.close()
         assert field.bodies == (1 if goes_on else 2)
-        store.close()
+        directory.close()

@@ -12,6 +12,8 @@ from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
 from proxy.cache.referrers import ReferrersCache
 from proxy.cache.tags import Tags
+from proxy.names import Digest, Target
+from proxy.policy import Wish
 
 
 class Cache(NamedTuple):
@@ -22,3 +24,13 @@ class Cache(NamedTuple):
     blobs: Blobs
     listings: Listings
     referrers: ReferrersCache
+
+    async def fetch(self, target: Target, digest: Digest, media_type: str | None) -> bool:
+        """Have content here that is not; tell whether it is now. ``media_type`` None: a blob.
+
+        Raises ``RegistryError``.
+        """
+        if media_type is not None:
+            await self.manifests.get(target, digest, Wish.FRESH)
+            return await self.manifests.holds(digest)
+        return await self.blobs.fetch(target, digest)

@@ -101,6 +101,17 @@ class Blobs:
             return Sized(held, Outcome.REVALIDATED)
         return Sized(announced, Outcome.MISS)
 
+    async def fetch(self, target: Target, digest: Digest) -> bool:
+        """Have a blob here that is not; tell whether it is now. Raises ``RegistryError``."""
+        blob = await self.get(target, digest, Wish.FRESH)
+        try:
+            if isinstance(blob, Live):
+                await blob.reader.flight.proven()
+                await self._flights.ended(digest)
+        finally:
+            await blob.aclose()
+        return await self._holdings.holds(digest)
+
     async def close(self) -> None:
         """Cancel what runs."""
         await self._vouchers.close()

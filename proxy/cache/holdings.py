@@ -4,6 +4,7 @@ The disk may lie, fill up or fail at any time; nothing of that leaves this room 
 or "not kept", and a count.
 """
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 import structlog
@@ -13,7 +14,7 @@ from proxy.evict import Evictor, Reservation
 from proxy.index import Index
 from proxy.metrics import CacheCounters
 from proxy.names import Digest
-from proxy.records import BlobRecord, Clock, Descriptor
+from proxy.records import BlobRecord, Child, Clock, Descriptor
 from proxy.store import BlobFile, BlobStore, Spool
 from proxy.threads import in_thread, to_its_end
 
@@ -35,7 +36,7 @@ class Holdings:
         self.index = index
         self.evictor = evictor
         self.counters = counters
-        self._clock = clock
+        self.clock = clock
 
     async def holds(self, digest: Digest) -> bool:
         """Tell whether content is held, without opening it."""
@@ -84,16 +85,45 @@ class Holdings:
         await self.index.drop_blobs([digest])
         await self.store.delete([digest])
 
-    async def adopt(self, reservation: Reservation, spool: Spool, descriptor: Descriptor) -> None:
-        """Make a verified spool held content. Raises ``StorageError``."""
+    async def set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
+        """Forget content that has gone bad, and keep it for people to look at.
+
+        ``note`` is written beside it. Returns where it lies, None when it could only be deleted.
+        """
+        self.counters.corrupted += 1
+        return await to_its_end(self._set_aside(digest, note))
+
+    async def _set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
+        self.store.condemn([digest])
+        await self.index.drop_blobs([digest])
+        note = {"digest": digest, "found_at": self.clock(), **note}
+        kept: str | None = None
+        try:
+            kept = await in_thread(lambda: self.store.quarantine.take(digest, note))
+        except StorageError as error:
+            log.warning("not kept in quarantine", digest=digest, reason=str(error))
+        await self.store.delete([digest])
+        log.error("content has gone bad", digest=digest, kept_as=kept, reason=note.get("reason"))
+        return kept
+
+    async def adopt(
+        self,
+        reservation: Reservation,
+        spool: Spool,
+        descriptor: Descriptor,
+        children: Iterable[Child] = (),
+    ) -> None:
+        """Make a verified spool held content, with what it lists. Raises ``StorageError``."""
         await self.store.put(descriptor.digest, spool)
         media_type = descriptor.media_type or None
-        record = BlobRecord(descriptor.digest, descriptor.size, media_type, self._clock())
+        record = BlobRecord(descriptor.digest, descriptor.size, media_type, self.clock())
         reservation.release()  # the index counts it from here on, with no await between
-        await self.index.set_blob(record)
+        await self.index.set_blob(record, children)
 
-    async def keep(self, descriptor: Descriptor, body: bytes) -> None:
-        """Hold a verified manifest, if there is room."""
+    async def keep(
+        self, descriptor: Descriptor, body: bytes, children: Iterable[Child] = ()
+    ) -> None:
+        """Hold a verified manifest and what it lists, if there is room."""
         try:
             with ExitStack() as resources:
                 reservation = await self.evictor.reserve(len(body))
@@ -102,7 +132,7 @@ class Holdings:
                 resources.callback(spool.close)
                 resources.callback(spool.discard)
                 await in_thread(lambda: spool.write(body, 0))
-                await self.adopt(reservation, spool, descriptor)
+                await self.adopt(reservation, spool, descriptor, children)
         except StorageError as error:
             self.trouble(error)
 

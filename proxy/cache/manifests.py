@@ -90,6 +90,14 @@ class Manifests:
             return Described(descriptor, Outcome.HIT)
         return Described(await self.ask(target, digest), Outcome.MISS)
 
+    async def holds(self, digest: Digest) -> bool:
+        """Tell whether a manifest is on the disk."""
+        return await self._holdings.holds(digest)
+
+    def forget(self, digest: Digest) -> None:
+        """Keep a manifest in RAM no longer."""
+        self._ram.pop(digest, None)
+
     async def doubt_absence(self, target: Target, ref: str) -> None:
         """Ask upstream again for what it said does not exist."""
         await self._absences.forget(target, ref)
@@ -161,7 +169,7 @@ class Manifests:
         if not matches(digest, body):
             return self._signed(target, descriptor, body)
         kept = self._remember(target, descriptor, body)
-        await self._holdings.keep(descriptor, body)
+        await self._holdings.keep(descriptor, body, manifests.listed(body))
         listed = [child.digest for child in (*kept.children.manifests, *kept.children.blobs)]
         await self._index.link(target, [digest, *listed])
         if (subject := manifests.subject(descriptor, body)) is not None:

@@ -5,23 +5,25 @@ work runs in one worker thread, in order.
 """
 
 import asyncio
+import tempfile
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import structlog
-from cachetools import LRUCache
 
-from proxy.index.tables import Tables
+from proxy.errors import StorageError
+from proxy.index.ledger import Ledger
+from proxy.index.links import Links
+from proxy.index.tables import Held, Tables
+from proxy.index.worker import Worker
 from proxy.names import Digest, Tag, Target
 from proxy.records import (
     BlobRecord,
+    Child,
     ReferrersRecord,
     Sighting,
     TagRecord,
@@ -30,10 +32,10 @@ from proxy.records import (
 )
 
 FLUSH_SECONDS: Final = 5.0
-_LINKS_IN_RAM: Final = 100_000
-_LOAD_BATCH: Final = 2000
+_SLICE: Final = 250
+"""Rows that the loop works on before it turns: a few milliseconds."""
 
-Result = TypeVar("Result")
+Item = TypeVar("Item")
 log = structlog.get_logger(__name__)
 
 
@@ -45,19 +47,22 @@ class LocalIndex:
     ) -> None:
         self._directory = directory
         self._clock = clock
-        self._on_trouble = on_trouble
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._worker = Worker(on_trouble)
+        self._disk = self._worker.survive
         self._tags: dict[Target, dict[Tag, TagRecord]] = {}
-        self._links: LRUCache[Digest, dict[Target, None]] = LRUCache(_LINKS_IN_RAM)
-        self._held: OrderedDict[Digest, BlobRecord] = OrderedDict()
-        self._held_bytes = 0
+        self._ledger = Ledger()
         self._touched: dict[Digest, float] = {}
+        self._unwritten: dict[Digest, None] = {}
+        self._incomplete: dict[Digest, None] = {}
+        self._dropped: set[Digest] = set()
         self._loaded = asyncio.Event()
+        self.loaded_bytes = 0
+        self.revision = 0
 
     async def __aenter__(self) -> Self:
         """Open the tables and begin to load them."""
-        loop = asyncio.get_running_loop()
-        self._tables = await loop.run_in_executor(self._worker, Tables, self._directory)
+        self._tables = await self._worker.run(self._open)
+        self._links = Links(self._tables, self._worker)
         self._background = [
             asyncio.create_task(self._load(), name="index load"),
             asyncio.create_task(self._flush_for_ever(), name="index flush"),
@@ -76,11 +81,32 @@ class LocalIndex:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._flush()
         await self._disk(self._tables.close, None)
-        self._worker.shutdown()
+        self._worker.close()
 
     async def ready(self) -> None:
         """Return once everything held is known."""
         await self._loaded.wait()
+
+    @property
+    def is_ready(self) -> bool:
+        """Everything held is known."""
+        return self._loaded.is_set()
+
+    def damaged(self) -> list[str]:
+        """Return the tables that were found damaged."""
+        return self._tables.damaged()
+
+    async def note(self, name: str) -> Any:
+        """Return what was noted under a name; None for nothing."""
+        return await self._disk(lambda: self._tables.note(name), None)
+
+    async def set_note(self, name: str, value: object) -> None:
+        """Note a JSON value for good. Raises ``StorageError``."""
+        try:
+            await self._worker.run(lambda: self._tables.set_note(name, value))
+        except Exception as error:
+            self._worker.on_trouble()
+            raise StorageError(f"writing {name} to the index: {error}") from error
 
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         """Return what the tag pointed to when upstream was last asked."""
@@ -89,19 +115,24 @@ class LocalIndex:
             record = await self._disk(lambda: self._tables.tag(target, tag), None)
         return record
 
+    def pointed(self, target: Target, tag: Tag) -> TagRecord | None:
+        """Return where a tag points as far as it is known by now."""
+        return self._tags.get(target, {}).get(tag)
+
     async def set_tag(self, target: Target, tag: Tag, record: TagRecord) -> None:
         """Remember the tag, and the sighting in its history."""
-        self._tags.setdefault(target, {})[tag] = record
+        known = self._tags.setdefault(target, {})
+        before = known.get(tag)
+        known[tag] = record
+        if before is None or before.descriptor != record.descriptor:
+            self.revision += 1
         await self._disk(lambda: self._tables.set_tag(target, tag, record), None)
 
     async def drop_tag(self, target: Target, tag: Tag) -> None:
         """Forget where the tag points; its history stays."""
         await self.ready()
-        known = self._tags.get(target, {})
-        if known.pop(tag, None) is not None:
+        if self._forget_tag(target, tag):
             await self._disk(lambda: self._tables.drop_tag(target, tag), None)
-        if not known:
-            self._tags.pop(target, None)
 
     async def tags(self, target: Target) -> list[Tag]:
         """Return the known tags of a repository, sorted."""
@@ -112,6 +143,12 @@ class LocalIndex:
         """Return the repositories with known tags."""
         await self.ready()
         return list(self._tags)
+
+    def tagged(self) -> Iterator[tuple[Target, Tag, TagRecord]]:
+        """Iterate over all tags that are known by now; may change meanwhile."""
+        for target, tags in list(self._tags.items()):
+            for tag, record in list(tags.items()):
+                yield target, tag, record
 
     async def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
         """Return what is known to refer to a manifest; empty when nothing is."""
@@ -133,94 +170,192 @@ class LocalIndex:
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         """Remember that a repository holds these."""
-        holders = await self._holders(digests)
-        new = {digest: known for digest, known in holders.items() if target not in known}
-        for known in new.values():
-            known[target] = None
-        if new:
-            rows = {digest: list(known) for digest, known in new.items()}
-            await self._disk(lambda: self._tables.set_holders(rows), None)
+        await self._links.add(target, digests)
 
     async def linked(self, target: Target, digest: Digest) -> bool:
         """Tell whether a repository is known to hold this."""
-        known = self._links.get(digest)
-        if known is None:
-            known = (await self._holders([digest]))[digest]
-        return target in known
+        known = self._links.known(digest)
+        return target in (await self._links.of(digest) if known is None else known)
+
+    async def holders(self, digest: Digest) -> list[Target]:
+        """Return the repositories that are known to hold this."""
+        return list(await self._links.of(digest))
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content."""
-        record = self._held.get(digest)
-        if record is None and not self._loaded.is_set():
-            record = await self._disk(lambda: self._tables.blob(digest), None)
+        record = self._ledger.get(digest)
+        if record is None and not self._loaded.is_set() and digest not in self._dropped:
+            held = await self._disk(lambda: self._tables.blob(digest), None)
+            record = None if held is None else held.record
         return record
 
-    async def set_blob(self, record: BlobRecord) -> None:
-        """Remember held content as just used."""
-        self._forget(record.digest)
-        self._held[record.digest] = record
-        self._held_bytes += disk_bytes(record.size)
-        await self._disk(lambda: self._tables.set_blobs([record]), None)
+    async def set_blob(self, record: BlobRecord, children: Iterable[Child] = ()) -> None:
+        """Remember held content as just used, and what it lists."""
+        known = tuple(children)
+        self._ledger.put(record, known)
+        self._dropped.discard(record.digest)
+        self._incomplete.pop(record.digest, None)
+        if known:
+            self.revision += 1
+            self._touched[record.digest] = record.used_at
+        await self._disk(lambda: self._tables.set_blobs([Held(record, known)]), None)
 
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
         """Forget that content is held here; which repositories hold it upstream stays true."""
         dropped = list(digests)
         for digest in dropped:
-            self._forget(digest)
+            self._ledger.pop(digest)
+            self._touched.pop(digest, None)
+            self._incomplete.pop(digest, None)
+            if not self._loaded.is_set():
+                self._dropped.add(digest)
+        self.revision += 1
         await self._disk(lambda: self._tables.drop_blobs(dropped), None)
 
+    def children(self, digest: Digest) -> tuple[Child, ...]:
+        """Return what a held manifest lists; empty for everything else."""
+        return self._ledger.children(digest)
+
+    def parents(self, digest: Digest) -> list[Digest]:
+        """Return the held manifests that list this. Looks at all of them."""
+        return self._ledger.parents(digest)
+
+    def held(self, digest: Digest) -> BlobRecord | None:
+        """Return the record of held content as far as it is known by now."""
+        return self._ledger.get(digest)
+
+    def manifests(self) -> list[Digest]:
+        """Return the held manifests that list something."""
+        return self._ledger.manifests()
+
+    def is_listed(self, digest: Digest) -> bool:
+        """Tell whether a held manifest lists this."""
+        return self._ledger.is_listed(digest)
+
+    def seen(self, digest: Digest) -> bool:
+        """Tell whether content is held, and note that its file is there."""
+        return self._ledger.seen(digest)
+
+    def unseen(self) -> list[Digest]:
+        """Return what is held and has not been ``seen`` since the last time."""
+        return self._ledger.unseen()
+
+    def incomplete(self) -> list[Digest]:
+        """Return held manifests of which it is not known what they list."""
+        return list(self._incomplete)
+
     def touch(self, digest: Digest) -> None:
-        """Count a use; written in bulk, some seconds later."""
-        if digest in self._held:
-            self._held.move_to_end(digest)
+        """Count a use of content, and with a manifest of what it lists; written in bulk later."""
+        if digest in self._ledger or not self._loaded.is_set():
+            self._touched.pop(digest, None)
             self._touched[digest] = self._clock()
 
+    async def settle(self) -> None:
+        """Return once every use until now is in the order of ``coldest``."""
+        while self._touched:
+            for digest in list(islice(self._touched, _SLICE)):
+                if self._ledger.use(digest, self._touched.pop(digest)):
+                    self._unwritten[digest] = None
+            if self._touched:
+                await asyncio.sleep(0)
+
     def coldest(self) -> Iterator[BlobRecord]:
-        """Iterate over held content, least recently used first."""
-        return iter(self._held.values())
+        """Iterate over held content, least recently used first, a manifest before its content.
+
+        Must not change meanwhile. Uses count once ``settle`` has returned.
+        """
+        return self._ledger.coldest()
+
+    def defer(self, digest: Digest) -> None:
+        """Move content to the end of ``coldest``; its last use stays what it is."""
+        self._ledger.defer(digest)
+
+    def shelf(self, number: int) -> list[Digest]:
+        """Return what is held of the digests whose first byte is ``number``, sorted."""
+        return self._ledger.shelf(number)
 
     def usage(self) -> Usage:
         """Return how much is held."""
-        return Usage(len(self._held), self._held_bytes)
+        return Usage(self._ledger.files, self._ledger.disk_bytes)
 
-    def _forget(self, digest: Digest) -> None:
-        record = self._held.pop(digest, None)
-        self._touched.pop(digest, None)
-        if record is not None:
-            self._held_bytes -= disk_bytes(record.size)
+    async def prune(self, before: float) -> int:
+        """Forget rows about content that is neither held nor listed by what is held.
 
-    async def _holders(self, digests: Iterable[Digest]) -> dict[Digest, dict[Target, None]]:
-        """Return the holders of each digest as the very sets that RAM keeps."""
-        found = {digest: self._links.get(digest) for digest in digests}
-        missing = [digest for digest, known in found.items() if known is None]
-        if missing:
-            nothing: dict[Digest, list[Target]] = {}
-            rows = await self._disk(lambda: self._tables.holders(missing), nothing)
-            for digest in missing:
-                loaded = dict.fromkeys(rows.get(digest, ()))
-                found[digest] = self._links.setdefault(digest, loaded)
-        return {digest: known for digest, known in found.items() if known is not None}
+        Tags and referrers only when they were last confirmed before ``before``, Unix seconds; who
+        holds what only when it has not been asked for lately. Returns how many rows went.
+        """
+        await self.ready()
+        pruned = await self._links.prune(self._ledger.is_known)
+        async for subjects in self._worker.batches(self._tables.subjects):
+            unknown = [
+                row
+                for row in subjects
+                if row.checked_at < before and not self._ledger.is_known(row.subject)
+            ]
+            await self._disk(lambda rows=unknown: self._tables.forget_subjects(rows), None)  # type: ignore[misc]
+            pruned += len(unknown)
+        async for tagged in self._worker.batches(self._tables.all_tags):
+            old = [
+                (row.target, row.tag)
+                for row in tagged
+                if row.seen_at < before
+                and not (row.record and self._ledger.is_known(row.record.descriptor.digest))
+            ]
+            for target, tag in old:
+                self._forget_tag(target, tag)
+            await self._disk(lambda rows=old: self._tables.forget_tags(rows), None)  # type: ignore[misc]
+            pruned += len(old)
+        return pruned
+
+    def _open(self) -> Tables:
+        try:
+            return Tables(self._directory)
+        except StorageError as error:
+            self._worker.on_trouble()
+            elsewhere = Path(tempfile.mkdtemp(prefix="millpond-index-"))
+            log.error(
+                "the index cannot be opened; what is learnt now is lost at the next start",
+                error=str(error),
+                instead=str(elsewhere),
+            )
+            return Tables(elsewhere)
+
+    def _forget_tag(self, target: Target, tag: Tag) -> bool:
+        known = self._tags.get(target, {})
+        found = known.pop(tag, None) is not None
+        if not known:
+            self._tags.pop(target, None)
+        self.revision += found
+        return found
 
     async def _load(self) -> None:
         """Mirror the tables; what has been used or learnt meanwhile stays as it is."""
         started = time.perf_counter()
-        records: list[BlobRecord] = []
-        records = await self._disk(lambda: list(self._tables.all_blobs()), records)
-        records.sort(key=lambda record: record.used_at, reverse=True)
-        for batch in _batched(records):
-            for record in batch:
-                if record.digest not in self._held:
-                    self._held[record.digest] = record
-                    self._held.move_to_end(record.digest, last=False)
-                    self._held_bytes += disk_bytes(record.size)
+        async for tagged in self._worker.batches(self._tables.all_tags):
+            for tag in tagged:
+                if tag.record is not None:
+                    self._tags.setdefault(tag.target, {}).setdefault(tag.tag, tag.record)
+        async for rows in self._worker.batches(self._tables.all_blobs):
+            for held in _sliced(rows):
+                for row in held:
+                    self._mirror(row)
+                await asyncio.sleep(0)
+        for _ in self._ledger.sort():
             await asyncio.sleep(0)
-        tags: list[tuple[Target, Tag, TagRecord]] = []
-        tags = await self._disk(lambda: list(self._tables.all_tags()), tags)
-        for target, tag, tag_record in tags:
-            self._tags.setdefault(target, {}).setdefault(tag, tag_record)
         self._loaded.set()
+        self._dropped.clear()
+        self.revision += 1
         took = round(time.perf_counter() - started, 3)
-        log.debug("index loaded", blobs=len(records), tags=len(tags), seconds=took)
+        log.debug("index loaded", blobs=self._ledger.files, seconds=took)
+
+    def _mirror(self, held: Held) -> None:
+        digest = held.record.digest
+        if digest in self._ledger or digest in self._dropped:
+            return
+        self._ledger.load(held.record, held.children or ())
+        self.loaded_bytes += disk_bytes(held.record.size)
+        if held.children is None and held.record.media_type is not None:
+            self._incomplete[digest] = None
 
     async def _flush_for_ever(self) -> None:
         while True:
@@ -228,26 +363,21 @@ class LocalIndex:
             await self._flush()
 
     async def _flush(self) -> None:
-        """Write the last uses since the last time, in one transaction."""
-        touched, self._touched = self._touched, {}
-        records = []
-        for digest, used_at in touched.items():
-            self._held[digest] = replace(self._held[digest], used_at=used_at)
-            records.append(self._held[digest])
-        if records:
-            await self._disk(lambda: self._tables.set_blobs(records), None)
+        """Write the last uses since the last time, in a few transactions."""
+        await self.settle()
+        used, self._unwritten = self._unwritten, {}
+        for digests in _sliced(list(used)):
+            rows = [row for digest in digests if (row := self._row(digest)) is not None]
+            await self._disk(lambda rows=rows: self._tables.set_blobs(rows), None)  # type: ignore[misc]
 
-    async def _disk(self, work: Callable[[], Result], otherwise: Result) -> Result:
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._worker, work)
-        except Exception as error:
-            self._on_trouble()
-            log.warning("index trouble, carried on without", error=repr(error))
-            return otherwise
+    def _row(self, digest: Digest) -> Held | None:
+        record = self._ledger.get(digest)
+        if record is None:
+            return None
+        is_known = digest not in self._incomplete
+        return Held(record, self._ledger.children(digest) if is_known else None)
 
 
-def _batched(records: list[BlobRecord]) -> Iterator[list[BlobRecord]]:
-    remaining = iter(records)
-    while batch := list(islice(remaining, _LOAD_BATCH)):
-        yield batch
+def _sliced(items: list[Item]) -> Iterator[list[Item]]:
+    for start in range(0, len(items), _SLICE):
+        yield items[start : start + _SLICE]

@@ -1,61 +1,72 @@
-"""The index's SQLite files and the format of their rows, through diskcache.
+"""The index's tables and the format of their rows. Everything here blocks."""
 
-Rows are JSON: diskcache's default pickles (CVE-2025-69872), and its default limits would delete
-rows of ours at 1 GB. Everything here blocks; ``index.local`` calls it from one worker thread.
-"""
-
-import time
-import zlib
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from sqlite3 import DatabaseError, OperationalError
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import structlog
-from diskcache import Cache, JSONDisk, Timeout
-
-from proxy.errors import ConfigError
+from proxy.index.table import Table
 from proxy.names import Digest, Repo, Tag, Target
-from proxy.records import BlobRecord, Descriptor, ReferrersRecord, Sighting, TagRecord
+from proxy.records import BlobRecord, Child, Descriptor, ReferrersRecord, Sighting, TagRecord
 
 HISTORY_LIMIT: Final = 50
 HOLDERS_LIMIT: Final = 10_000
 REFERRERS_LIMIT: Final = 10_000
-UNREADABLE: Final = (ValueError, TypeError, LookupError, zlib.error)
 
-log = structlog.get_logger(__name__)
+
+class Held(NamedTuple):
+    """A row of held content; ``children`` None: a row of an older layout, which had none."""
+
+    record: BlobRecord
+    children: tuple[Child, ...] | None
+
+
+class Tagged(NamedTuple):
+    """A row of where a tag points, if it still does, and when it was last seen."""
+
+    target: Target
+    tag: Tag
+    record: TagRecord | None
+    seen_at: float
+
+
+class Referred(NamedTuple):
+    """A row of what refers to a manifest, without the referrers."""
+
+    target: Target
+    subject: Digest
+    checked_at: float
 
 
 class Tables:
-    """Four tables: tags with their history, links, blobs, referrers."""
+    """Five tables: tags with their history, links, blobs, referrers, and notes."""
 
     def __init__(self, directory: Path) -> None:
-        """Open the files; damaged ones are set aside and begun anew.
-
-        Raises ``ConfigError`` when they cannot be opened for another reason.
-        """
-        try:
-            self._open(directory)
-        except (OperationalError, Timeout, OSError) as error:
-            raise ConfigError(f"storage.path: {directory} cannot be opened: {error}") from None
-        except DatabaseError as error:
-            aside = directory.with_name(f"{directory.name}.unreadable-{int(time.time())}")
-            directory.rename(aside)
-            log.error("index unreadable, begun anew", error=str(error), kept_as=str(aside))
-            self._open(directory)
-
-    def _open(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._tags = _table(directory / "tags")
-        self._links = _table(directory / "links")
-        self._blobs = _table(directory / "blobs")
-        self._referrers = _table(directory / "referrers")
+        """Open the files. Raises ``ConfigError``, ``StorageError``."""
+        self._tags = Table(directory / "tags")
+        self._links = Table(directory / "links")
+        self._blobs = Table(directory / "blobs")
+        self._referrers = Table(directory / "referrers")
+        self._notes = Table(directory / "notes", is_durable=True)
 
     def close(self) -> None:
         """Close the files."""
-        for table in (self._tags, self._links, self._blobs, self._referrers):
+        for table in (self._tags, self._links, self._blobs, self._referrers, self._notes):
             table.close()
+
+    def damaged(self) -> list[str]:
+        """Return what was damaged and is begun anew."""
+        tables = {"tags": self._tags, "links": self._links, "blobs": self._blobs}
+        tables |= {"referrers": self._referrers, "notes": self._notes}
+        return [name for name, table in tables.items() if table.was_damaged]
+
+    def note(self, name: str) -> Any:
+        """Return what was noted under a name, as JSON values; None for nothing."""
+        return self._notes.get(name)
+
+    def set_note(self, name: str, value: object) -> None:
+        """Note something; it survives a power cut."""
+        self._notes.set([(name, value)])
 
     def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         """Return where a tag points."""
@@ -81,14 +92,13 @@ class Tables:
         _, history = self._tag_row(target, tag)
         self._write_tag(target, tag, None, history)
 
-    def all_tags(self) -> Iterator[tuple[Target, Tag, TagRecord]]:
-        """Iterate over all tags that point somewhere."""
-        for key in _keys(self._tags):
-            upstream, repo, tag = key
-            target = Target(upstream, Repo(repo))
-            with _tolerant(self._tags, key):
-                if (record := self.tag(target, Tag(tag))) is not None:
-                    yield target, Tag(tag), record
+    def forget_tags(self, tags: Iterable[tuple[Target, Tag]]) -> None:
+        """Forget tags and their history."""
+        self._tags.delete([*target, tag] for target, tag in tags)
+
+    def all_tags(self) -> Iterator[list[Tagged]]:
+        """Yield batches of all tags, those that point nowhere any more included."""
+        return self._tags.batches(_tagged)
 
     def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
         """Return what is known to refer to a manifest: told by upstream, and held here."""
@@ -100,14 +110,22 @@ class Tables:
         """Write what upstream says refers to a manifest; the first are kept."""
         _, _, held = self._referrers_row(target, subject)
         told = list(record.entries[:REFERRERS_LIMIT])
-        self._referrers.set([*target, subject], [record.checked_at, told, held])
+        self._referrers.set([([*target, subject], [record.checked_at, told, held])])
 
     def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
         """Add one that is held to what refers to a manifest."""
         checked_at, told, held = self._referrers_row(target, subject)
         others = [other for other in held if other["digest"] != entry["digest"]]
         row = [checked_at, told, [*others, entry][-REFERRERS_LIMIT:]]
-        self._referrers.set([*target, subject], row)
+        self._referrers.set([([*target, subject], row)])
+
+    def subjects(self) -> Iterator[list[Referred]]:
+        """Yield batches of what something is known to refer to."""
+        return self._referrers.batches(_referred)
+
+    def forget_subjects(self, subjects: Iterable[Referred]) -> None:
+        """Forget what refers to these."""
+        self._referrers.delete([*row.target, row.subject] for row in subjects)
 
     def holders(self, digests: Iterable[Digest]) -> dict[Digest, list[Target]]:
         """Return the repositories known to hold each digest."""
@@ -118,34 +136,35 @@ class Tables:
 
     def set_holders(self, holders: dict[Digest, list[Target]]) -> None:
         """Write who holds what; the newest holders are kept."""
-        with self._links.transact():
-            for digest, targets in holders.items():
-                self._links.set(digest, [list(target) for target in targets[-HOLDERS_LIMIT:]])
+        self._links.set(
+            (digest, [list(target) for target in targets[-HOLDERS_LIMIT:]])
+            for digest, targets in holders.items()
+        )
 
-    def blob(self, digest: Digest) -> BlobRecord | None:
-        """Return the record of held content."""
+    def linked(self) -> Iterator[list[Digest]]:
+        """Yield batches of all digests that are known to be held by some repository."""
+        return self._links.batches(lambda key, _: Digest(key))
+
+    def forget_holders(self, digests: Iterable[Digest]) -> None:
+        """Forget who holds these."""
+        self._links.delete(digests)
+
+    def blob(self, digest: Digest) -> Held | None:
+        """Return the row of held content."""
         row = self._blobs.get(digest)
-        return None if row is None else BlobRecord(digest, *row)
+        return None if row is None else _held(digest, row)
 
-    def all_blobs(self) -> Iterator[BlobRecord]:
-        """Iterate over all held content, in no order."""
-        for key in _keys(self._blobs):
-            with _tolerant(self._blobs, key):
-                if (record := self.blob(Digest(key))) is not None:
-                    yield record
+    def all_blobs(self) -> Iterator[list[Held]]:
+        """Yield batches of all held content, in no order."""
+        return self._blobs.batches(_held)
 
-    def set_blobs(self, records: Iterable[BlobRecord]) -> None:
-        """Write records in one transaction."""
-        with self._blobs.transact():
-            for record in records:
-                row = [record.size, record.media_type, record.used_at]
-                self._blobs.set(record.digest, row)
+    def set_blobs(self, rows: Iterable[Held]) -> None:
+        """Write rows in one transaction."""
+        self._blobs.set((held.record.digest, _blob_row(held)) for held in rows)
 
     def drop_blobs(self, digests: Iterable[Digest]) -> None:
         """Forget that content is held."""
-        with self._blobs.transact():
-            for digest in digests:
-                self._blobs.delete(digest)
+        self._blobs.delete(digests)
 
     def _referrers_row(
         self, target: Target, subject: Digest
@@ -158,10 +177,7 @@ class Tables:
         if row is None:
             return None, []
         now, history = row
-        record = None
-        if now is not None:
-            media_type, digest, size, checked_at = now
-            record = TagRecord(Descriptor(media_type, Digest(digest), size), checked_at)
+        record = None if now is None else _tag_record(now)
         return record, [Sighting(Digest(digest), first, last) for digest, first, last in history]
 
     def _write_tag(
@@ -172,40 +188,38 @@ class Tables:
             about = record.descriptor
             now = [about.media_type, about.digest, about.size, record.checked_at]
         seen = [[entry.digest, entry.first_seen, entry.last_seen] for entry in history]
-        self._tags.set([*target, tag], [now, seen])
+        self._tags.set([([*target, tag], [now, seen])])
 
 
-def _keys(table: Cache) -> Iterator[Any]:
-    """Iterate over the keys that can be read."""
-    keys = table.iterkeys()
-    while True:
-        try:
-            yield next(keys)
-        except StopIteration:
-            return
-        except UNREADABLE:
-            log.error("index table cut short by an unreadable key", table=table.directory)
-            return
+def _tag_record(row: list[Any]) -> TagRecord:
+    media_type, digest, size, checked_at = row
+    return TagRecord(Descriptor(sys.intern(media_type), Digest(digest), size), checked_at)
 
 
-@contextmanager
-def _tolerant(table: Cache, key: object) -> Iterator[None]:
-    """Drop a row that cannot be read, and go on with the others."""
-    try:
-        yield
-    except UNREADABLE as error:
-        log.error("unreadable index row dropped", table=table.directory, error=repr(error))
-        table.delete(key)
+def _tagged(key: list[str], row: list[Any]) -> Tagged:
+    upstream, repo, tag = key
+    now, history = row
+    seen_at = history[-1][2] if history else 0.0
+    record = None if now is None else _tag_record(now)
+    return Tagged(Target(upstream, Repo(repo)), Tag(tag), record, seen_at)
 
 
-def _table(directory: Path) -> Cache:
-    return Cache(
-        str(directory),
-        disk=JSONDisk,
-        disk_compress_level=0,
-        disk_min_file_size=1 << 30,
-        eviction_policy="none",
-        cull_limit=0,
-        tag_index=False,
-        statistics=False,
-    )
+def _referred(key: list[str], row: list[Any]) -> Referred:
+    upstream, repo, digest = key
+    return Referred(Target(upstream, Repo(repo)), Digest(digest), row[0] or 0.0)
+
+
+def _held(digest: str, row: list[Any]) -> Held:
+    size, media_type, used_at, *rest = row
+    children = None
+    if rest:
+        children = tuple(Child(Digest(child), size) for child, size in rest[0])
+    return Held(BlobRecord(Digest(digest), size, media_type, used_at), children)
+
+
+def _blob_row(held: Held) -> list[object]:
+    record, children = held
+    row: list[object] = [record.size, record.media_type, record.used_at]
+    if children is not None:
+        row.append([list(child) for child in children])
+    return row

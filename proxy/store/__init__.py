@@ -38,8 +38,23 @@ class Spool(Protocol):
         """Close the descriptor; twice does no harm."""
 
 
+class Quarantine(Protocol):
+    """Where content is set aside that has gone bad; all of it blocks."""
+
+    bytes: int
+    """Disk bytes that it takes."""
+
+    def take(self, digest: Digest, note: dict[str, object]) -> str:
+        """Move a blob out of the store, with a note; return where. Raises ``StorageError``."""
+
+    def empty(self) -> None:
+        """Delete everything."""
+
+
 class BlobStore(Protocol):
     """Where content lives."""
+
+    quarantine: Quarantine
 
     def open(self, digest: Digest) -> BlobFile | None:
         """Return the blob, opened, or None when it is not held."""
@@ -58,6 +73,9 @@ class BlobStore(Protocol):
 
     async def delete(self, digests: list[Digest]) -> list[Digest]:
         """Remove blobs; return those that could not be removed and still take their room."""
+
+    def free(self) -> int:
+        """Return how many more bytes the medium takes. Raises ``StorageError``."""
 
     def scan(self) -> AsyncIterator[list[tuple[Digest, int, float]]]:
         """Yield batches of (digest, size in bytes, modification time) of all that is held."""

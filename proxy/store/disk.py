@@ -1,31 +1,27 @@
-"""The store on a local disk: a valid OCI image layout (image-spec ``image-layout.md``).
+"""The store on a local disk: one file for each blob in a ``Directory``.
 
-``oci-layout``, ``index.json``, ``blobs/<algorithm>/<hex>``, and beside them ``spool/``.
 A blob is written to the spool, verified by the caller, fsynced, renamed, and its directory
 fsynced: what has a blob's name is that blob, also after a power cut.
 """
 
 import asyncio
 import errno
-import fcntl
 import itertools
-import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
 
-from proxy.errors import ConfigError, DigestInvalid, StorageError
+from proxy.errors import DigestInvalid, StorageError
 from proxy.names import Digest, parse_digest
-from proxy.store import Spool
+from proxy.store import Quarantine, Spool
+from proxy.store.directory import ALGORITHMS, Directory, remove
+from proxy.store.quarantine import DiskQuarantine
 from proxy.threads import in_thread
 
-_ALGORITHMS: Final = ("sha256", "sha512")
 _SCAN_BATCH: Final = 1000
-_DIRECTORY_MODE: Final = 0o700
-_FILE_MODE: Final = 0o600
+_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
@@ -57,11 +53,12 @@ class DiskBlob:
 class DiskSpool:
     """A file in ``spool/``."""
 
-    __slots__ = ("fd", "path")
+    __slots__ = ("_directory", "fd", "name")
 
-    def __init__(self, path: Path, size: int | None) -> None:
-        self.path: Path | None = path
-        self.fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    def __init__(self, directory: Directory, name: str, size: int | None) -> None:
+        self._directory = directory
+        self.name: str | None = name
+        self.fd = directory.create(name, directory.spool)
         if size:
             try:
                 os.posix_fallocate(self.fd, 0, size)
@@ -82,9 +79,12 @@ class DiskSpool:
 
     def discard(self) -> None:
         """Remove the file; readers that have it open are not disturbed."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-            self.path = None
+        if self.name is not None:
+            name, self.name = self.name, None
+            try:
+                remove(name, self._directory.spool)
+            except OSError as error:
+                log.warning("a spool file cannot be removed", file=name, error=str(error))
 
     def close(self) -> None:
         """Close the file; twice does no harm."""
@@ -94,36 +94,21 @@ class DiskSpool:
 
 
 class DiskStore:
-    """A directory that one process owns for as long as it is open."""
+    """The blobs of a directory that this process has taken."""
 
-    def __init__(self, root: Path) -> None:
-        """Prepare ``root`` and take it; spool leftovers of a killed process are removed.
-
-        Raises ``ConfigError`` when it cannot be written or another process has it.
-        """
-        self._root = root
-        self._blobs = root / "blobs"
-        self._spool = root / "spool"
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self.quarantine: Quarantine = DiskQuarantine(directory)
         self._serial = itertools.count()
         self._condemned: dict[Digest, asyncio.Event] = {}
-        try:
-            self._prepare()
-        except OSError as error:
-            raise ConfigError(
-                f"storage.path: {root} cannot be used: {error.strerror}; "
-                "choose a directory that this user may write, with --storage DIR"
-            ) from None
-
-    def close(self) -> None:
-        """Let another process have the directory."""
-        os.close(self._lock)
 
     def open(self, digest: Digest) -> DiskBlob | None:
         """Return the blob, opened, or None when it is not held or cannot be opened."""
         if digest in self._condemned:
             return None
         try:
-            fd = os.open(self._path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            name, directory = self._place(digest)
+            fd = os.open(name, _OPEN, dir_fd=directory)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -132,10 +117,12 @@ class DiskStore:
 
     async def spool(self, digest: Digest, size: int | None) -> DiskSpool:
         """Return a new spool with ``size`` bytes reserved on the disk. Raises ``StorageError``."""
-        path = self._spool / f"{next(self._serial)}-{digest.partition(':')[2][:16]}"
+        name = f"{next(self._serial)}-{digest.partition(':')[2][:16]}"
         made: list[DiskSpool] = []
         try:
-            await _in_thread("making a spool file", lambda: made.append(DiskSpool(path, size)))
+            await _in_thread(
+                "making a spool file", lambda: made.append(DiskSpool(self._directory, name, size))
+            )
         except asyncio.CancelledError:
             for spool in made:
                 spool.discard()
@@ -173,55 +160,45 @@ class DiskStore:
         ):
             yield batch
 
-    def _prepare(self) -> None:
-        self._root.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-        self._lock = os.open(self._root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, _FILE_MODE)
+    def free(self) -> int:
+        """Return the bytes that this user may still write. Raises ``StorageError``."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise ConfigError(
-                f"storage.path: {self._root} is in use by another Millpond; "
-                "give each its own directory, with --storage DIR"
-            ) from None
-        algorithms = [self._blobs / name for name in _ALGORITHMS]
-        for directory in (self._spool, self._blobs, *algorithms):
-            directory.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
-        for leftover in self._spool.iterdir():
-            leftover.unlink()
-        _write_once(self._root / "oci-layout", {"imageLayoutVersion": "1.0.0"})
-        _write_once(self._root / "index.json", {"schemaVersion": 2, "manifests": []})
+            status = os.statvfs(self._directory.fd)
+        except OSError as error:
+            raise StorageError(f"asking the file system: {error}") from error
+        return status.f_bavail * status.f_frsize
 
     def _put(self, digest: Digest, spool: DiskSpool) -> None:
-        if spool.path is None:
+        if spool.name is None:
             raise StorageError(f"storing {digest}: the spool has been discarded")
-        path = self._path(digest)
+        name, directory = self._place(digest)
         os.fsync(spool.fd)
-        spool.path.rename(path)
-        spool.path = None
+        os.rename(spool.name, name, src_dir_fd=self._directory.spool, dst_dir_fd=directory)
+        spool.name = None
         try:
-            _sync_directory(path.parent)
+            os.fsync(directory)
         except OSError:
-            path.unlink(missing_ok=True)
+            remove(name, directory)
             raise
 
     def _unlink(self, digests: list[Digest]) -> list[Digest]:
         failed = []
         for digest in digests:
             try:
-                self._path(digest).unlink(missing_ok=True)
+                remove(*self._place(digest))
             except OSError as error:
                 log.warning("a blob cannot be deleted", digest=digest, error=str(error))
                 failed.append(digest)
         return failed
 
-    def _path(self, digest: Digest) -> Path:
+    def _place(self, digest: Digest) -> tuple[str, int]:
+        """Return a blob's file name, and the descriptor of its directory."""
         algorithm, _, encoded = digest.partition(":")
-        return self._blobs / algorithm / encoded
+        return encoded, self._directory.blobs[algorithm]
 
     def _entries(self) -> Iterator[tuple[Digest, int, float]]:
-        for algorithm in _ALGORITHMS:
-            with os.scandir(self._blobs / algorithm) as entries:
+        for algorithm in ALGORITHMS:
+            with os.scandir(self._directory.blobs[algorithm]) as entries:
                 for entry in entries:
                     try:
                         digest = parse_digest(f"{algorithm}:{entry.name}")
@@ -237,19 +214,3 @@ async def _in_thread(what: str, work: Callable[[], Result]) -> Result:
         return await in_thread(work)
     except OSError as error:
         raise StorageError(f"{what}: {error}") from error
-
-
-def _write_once(path: Path, document: dict[str, object]) -> None:
-    if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(document))
-        temporary.chmod(0o640)
-        temporary.rename(path)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,48 +1,61 @@
-"""Everything of our own: ``/-/stats``, ``/-/healthz``, ``/-/readyz`` and ``/metrics``."""
+"""Everything of our own: ``/-/stats``, ``/-/healthz``, ``/-/readyz``, ``/metrics``, ``control``."""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from aiohttp.web import BaseRequest, Response
+from aiohttp.web import BaseRequest, Response, StreamResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from proxy import VERSION
+from proxy.cache.holdings import Holdings
 from proxy.errors import NotFound, RegistryError, Unsupported
-from proxy.evict import Evictor
 from proxy.flights import Flights
-from proxy.index import Index
 from proxy.metrics import Gauge, Metrics, registry
 from proxy.upstream.budget import Budget
+from proxy.web.control import Control
 
 JSON: Final = "application/json"
 
 
 class Admin:
-    """Shows what the proxy does. Reads only."""
+    """Shows what the proxy does to everybody, and lets the trusted look after it."""
 
     def __init__(
         self,
         metrics: Metrics,
-        index: Index,
-        evictor: Evictor,
+        holdings: Holdings,
         *,
         flights: Flights,
         budgets: Mapping[str, Budget],
+        control: Control,
     ) -> None:
+        self._control = control
         self._metrics = metrics
         self._budgets = budgets
-        self._index = index
-        self._evictor = evictor
+        self._index = holdings.index
+        self._evictor = holdings.evictor
         self._flights = flights
         self._started = time.monotonic()
         self._prometheus = registry(metrics, self._gauges, VERSION)
         self.is_stopping = False
 
-    async def handle(self, request: BaseRequest) -> Response:
-        """Answer one request."""
+    async def handle(self, request: BaseRequest) -> StreamResponse:
+        """Answer one request that came over TCP."""
+        return await self._handle(request, self._control.token.require)
+
+    async def handle_trusted(self, request: BaseRequest) -> StreamResponse:
+        """Answer one request that came through the admin socket."""
+        return await self._handle(request, _trust)
+
+    async def _handle(
+        self, request: BaseRequest, require: Callable[[BaseRequest], Awaitable[None]]
+    ) -> StreamResponse:
         try:
+            if self._control.has(request.path):
+                await require(request)
+                return await self._control.answer(request)
             return self._answer(request)
         except RegistryError as error:
             return Response(
@@ -91,6 +104,10 @@ class Admin:
                 "files": usage.files,
                 "evictions": cache.evictions,
                 "evicted_bytes": cache.evicted_bytes,
+                "oldest_use": self._evictor.oldest_use(),
+                "corrupted": cache.corrupted,
+                "repaired": cache.repaired,
+                "verified_blobs": cache.verified,
                 "content_mismatches": cache.mismatches,
                 "storage_errors": cache.storage_errors,
             },
@@ -110,6 +127,11 @@ class Admin:
         gauges = [
             Gauge("cache_bytes", "Disk bytes in use or promised.", self._evictor.used),
             Gauge("cache_limit_bytes", "Most disk bytes that may be used.", self._evictor.limit),
+            Gauge(
+                "cache_oldest_use_seconds",
+                "How long the coldest content that may be evicted has not been used.",
+                0.0 if (oldest := self._evictor.oldest_use()) is None else time.time() - oldest,
+            ),
             Gauge("cache_files", "Blobs and manifests held.", self._index.usage().files),
             Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
         ]
@@ -119,6 +141,10 @@ class Admin:
                 gauges.append(Gauge("upstream_rate_limit", limit, budget.limit, name))
                 gauges.append(Gauge("upstream_rate_limit_remaining", left, budget.remaining, name))
         return gauges
+
+
+async def _trust(_: BaseRequest) -> None:
+    """Ask for nothing: who reaches the socket may read the cache's directory."""
 
 
 def _rate_limit(budget: Budget) -> dict[str, object] | None:

@@ -192,6 +192,7 @@ async def test_recency_counts_every_use_and_outlives_a_restart(
     clock.advance(1)
     index.touch(digest(2))
     index.touch(digest(99))
+    await index.settle()
     expected = [digest(1), digest(3), digest(0), digest(2)]
     assert [blob.digest for blob in index.coldest()] == expected
     index = await files.open()
@@ -210,7 +211,7 @@ async def test_an_unreadable_index_is_set_aside_and_begun_anew(
     await index.ready()
     assert await index.tag(NGINX, LATEST) is None
     await index.set_tag(NGINX, LATEST, record(2, 100.0))
-    assert list(tmp_path.glob("index.unreadable-*"))
+    assert list(tmp_path.glob("index/tags.unreadable-*"))
 
 
 async def test_no_pickle_is_written(files: Reopening, tmp_path: Path) -> None:

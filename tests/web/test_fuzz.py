@@ -213,6 +213,9 @@ class Watch:
         "sqlite3.connect": 1,
     }  # fmt: skip
 
+    STORED = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}|[0-9]+-[0-9a-f]{16}|index\.json(\.new)?")
+    """What the store names relative to the descriptor of a directory, which no event tells."""
+
     def __init__(self) -> None:
         self.touched: list[tuple[str, Path]] = []
         self.is_on = False
@@ -223,7 +226,12 @@ class Watch:
             paths = [
                 arg for arg in arguments[: self.PATHS.get(event, 0)] if not isinstance(arg, int)
             ]
-            self.touched += [(event, Path(os.path.abspath(os.fsdecode(path)))) for path in paths]  # noqa: PTH100 - without following links
+            names = [os.fsdecode(path) for path in paths]
+            self.touched += [
+                (event, Path(os.path.abspath(name)))  # noqa: PTH100 - without following links
+                for name in names
+                if not self.STORED.fullmatch(name)
+            ]
 
     @contextmanager
     def outside(self, *permitted: Path) -> Iterator[None]:

@@ -1,0 +1,76 @@
+"""Opens what lies on the disk: directory, store, index, and who looks after them."""
+
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from proxy.cache.holdings import Holdings
+from proxy.errors import ConfigError, RegistryError
+from proxy.evict import Evictor, Quota
+from proxy.in_use import Feeds
+from proxy.index.local import LocalIndex
+from proxy.layout import Layout, pins_named
+from proxy.metrics import CacheCounters
+from proxy.pins import Pins
+from proxy.records import Clock
+from proxy.routing import Router
+from proxy.settings import Settings
+from proxy.settings import Storage as StorageSettings
+from proxy.store.directory import Directory, IndexFile
+from proxy.store.disk import DiskStore
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The cache's own side of everything."""
+
+    directory: Directory
+    index: LocalIndex
+    evictor: Evictor
+    pins: Pins
+    feeds: Feeds
+    holdings: Holdings
+    layout: Layout
+
+
+async def opened(
+    stack: AsyncExitStack,
+    settings: Settings,
+    router: Router,
+    counters: CacheCounters,
+    clock: Clock,
+) -> Storage:
+    """Take the directory and open everything in it; ``stack`` closes it. Raises ``ConfigError``."""
+    configured = settings.storage
+    directory = Directory(configured.path, file_mode=int(configured.file_mode, 8))
+    stack.callback(directory.close)
+    store = DiskStore(directory)
+    rows = configured.path / "index"
+    index = LocalIndex(rows, clock=clock, on_trouble=counters.storage_trouble)
+    await stack.enter_async_context(index)
+    quota = _quota(configured, directory)
+    feeds = Feeds(index, router.image, clock, configured.in_use_file)
+    pinned = int(quota.max_size * quota.low_mark)
+    try:
+        pins = Pins(index, settings.pins, parse=router.image, limit=lambda: pinned, feeds=feeds)
+    except RegistryError as error:
+        raise ConfigError(f"pins: {error.message}") from None
+    await feeds.load()
+    shelf = IndexFile(directory)
+    await pins.load(lambda: pins_named(shelf))
+    evictor = Evictor(index, store, quota, counters=counters, spared=pins.spared)
+    holdings = Holdings(store, index, evictor, counters, clock)
+    layout = Layout(holdings, shelf, pins.added)
+    return Storage(directory, index, evictor, pins, feeds, holdings, layout)
+
+
+def _quota(configured: StorageSettings, directory: Directory) -> Quota:
+    status = os.statvfs(directory.fd)
+    total = status.f_blocks * status.f_frsize
+    return Quota(
+        configured.max_size.of(total),
+        configured.high_mark,
+        configured.low_mark,
+        configured.min_free.of(total),
+        configured.max_age,
+    )

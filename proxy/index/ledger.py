@@ -1,0 +1,278 @@
+"""What is held, in the order of last use, and what each held manifest lists: all in RAM.
+
+Columns instead of objects: about 200 bytes a blob, so that a million fit. A slot is a row of
+the columns; what a held manifest lists has a slot too, held or not. The order of use is a list
+linked through two columns, from slot 0 to the coldest and on to the warmest.
+"""
+
+import heapq
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from proxy.names import Digest
+from proxy.records import BlobRecord, Child, disk_bytes
+
+_END: Final = 0
+_HELD: Final = 1
+_LOADED: Final = 2
+_SEEN: Final = 4
+_SORT_CHUNK: Final = 20_000
+_AFTER: Final = 1e-6
+"""Seconds by which content counts as used later than the manifest that lists it."""
+
+
+class Ledger:
+    """A manifest is always colder than what it lists, so that it is the first of them to go."""
+
+    def __init__(self) -> None:
+        self._slots: dict[bytes, int] = {}
+        self._keys: list[bytes] = [b""]
+        self._sizes = array("Q", [0])
+        self._used = array("d", [0.0])
+        self._types = array("H", [0])
+        self._states = array("B", [0])
+        self._listings = array("I", [0])
+        self._colder = array("I", [_END])
+        self._warmer = array("I", [_END])
+        self._free: list[int] = []
+        self._lists: dict[int, array[int]] = {}
+        self._type_names: list[str | None] = [None]
+        self._type_numbers: dict[str | None, int] = {None: 0}
+        self.files = 0
+        self.disk_bytes = 0
+
+    def __contains__(self, digest: Digest) -> bool:
+        slot = self._slots.get(_key(digest))
+        return slot is not None and self._states[slot] & _HELD != 0
+
+    def get(self, digest: Digest) -> BlobRecord | None:
+        """Return the record of held content."""
+        slot = self._held(digest)
+        return None if slot is None else self._record(slot)
+
+    def put(self, record: BlobRecord, children: Iterable[Child] = ()) -> None:
+        """Hold content, as the warmest."""
+        slot = self._hold(record, children)
+        self._states[slot] |= _SEEN
+        self._append(slot, before=_END)
+
+    def load(self, record: BlobRecord, children: Iterable[Child] = ()) -> None:
+        """Hold content as a former process left it, unless it is held; ``sort`` finds its place."""
+        if record.digest in self:
+            return
+        slot = self._hold(record, children)
+        self._states[slot] |= _LOADED
+        self._append(slot, before=self._warmer[_END])
+
+    def pop(self, digest: Digest) -> None:
+        """Hold content no longer; nothing happens when it is not held."""
+        slot = self._held(digest)
+        if slot is None:
+            return
+        self._unlink(slot)
+        self._states[slot] = 0
+        self.files -= 1
+        self.disk_bytes -= disk_bytes(self._sizes[slot])
+        for child in self._lists.pop(slot, ()):
+            self._listings[child] -= 1
+            self._forget_unless_needed(child)
+        self._forget_unless_needed(slot)
+
+    def use(self, digest: Digest, now: float) -> int:
+        """Make content the warmest, and what it lists warmer still; return how many moved."""
+        slot = self._held(digest)
+        return 0 if slot is None else self._use(slot, now, set())
+
+    def coldest(self) -> Iterator[BlobRecord]:
+        """Iterate over held content, coldest first; must not change meanwhile."""
+        slot = self._warmer[_END]
+        while slot != _END:
+            yield self._record(slot)
+            slot = self._warmer[slot]
+
+    def defer(self, digest: Digest) -> None:
+        """Make content the warmest in order, its last use unchanged."""
+        slot = self._held(digest)
+        if slot is not None:
+            self._unlink(slot)
+            self._append(slot, before=_END)
+
+    def children(self, digest: Digest) -> tuple[Child, ...]:
+        """Return what a held manifest lists; empty for everything else."""
+        slot = self._held(digest)
+        return tuple(
+            Child(_digest(self._keys[child]), self._sizes[child])
+            for child in self._lists.get(-1 if slot is None else slot, ())
+        )
+
+    def is_known(self, digest: Digest) -> bool:
+        """Tell whether this is held, or listed by what is held."""
+        return _key(digest) in self._slots
+
+    def parents(self, digest: Digest) -> list[Digest]:
+        """Return the held manifests that list this. Looks at all of them."""
+        slot = self._slots.get(_key(digest))
+        if slot is None or not self._listings[slot]:
+            return []
+        return [_digest(self._keys[one]) for one, listed in self._lists.items() if slot in listed]
+
+    def manifests(self) -> list[Digest]:
+        """Return the held manifests that list something."""
+        return [_digest(self._keys[slot]) for slot in self._lists]
+
+    def is_listed(self, digest: Digest) -> bool:
+        """Tell whether a held manifest lists this."""
+        slot = self._slots.get(_key(digest))
+        return slot is not None and self._listings[slot] > 0
+
+    def shelf(self, number: int) -> list[Digest]:
+        """Return what is held of the digests whose first byte is ``number``, sorted."""
+        found = [
+            key
+            for key, slot in self._slots.items()
+            if key[0] == number and self._states[slot] & _HELD
+        ]
+        return [_digest(key) for key in sorted(found, key=lambda key: (len(key), key))]
+
+    def seen(self, digest: Digest) -> bool:
+        """Tell whether content is held, and mark it."""
+        slot = self._held(digest)
+        if slot is not None:
+            self._states[slot] |= _SEEN
+        return slot is not None
+
+    def unseen(self) -> list[Digest]:
+        """Return what is held and has no mark, and take all marks away."""
+        found = []
+        for slot, state in enumerate(self._states):
+            if state & _HELD and not state & _SEEN:
+                found.append(_digest(self._keys[slot]))
+            self._states[slot] = state & ~_SEEN
+        return found
+
+    def sort(self) -> Iterator[None]:
+        """Put what was loaded and not used since into its order; yields between short steps."""
+        for _ in range(3):  # an index of indices of manifests is as deep as they get
+            for count, (slot, listed) in enumerate(list(self._lists.items())):
+                self._age_together(slot, listed)
+                if count % 1000 == 0:
+                    yield
+        chunks = []
+        for start in range(1, len(self._keys), _SORT_CHUNK):
+            chunk = range(start, min(start + _SORT_CHUNK, len(self._keys)))
+            chunks.append(sorted(chunk, key=self._used.__getitem__, reverse=True))
+            yield
+        merged = heapq.merge(*chunks, key=self._used.__getitem__, reverse=True)
+        for count, slot in enumerate(merged):
+            if self._states[slot] & _LOADED:
+                self._states[slot] &= ~_LOADED
+                self._unlink(slot)
+                self._append(slot, before=self._warmer[_END])
+            if count % 1000 == 0:
+                yield
+
+    def _age_together(self, slot: int, listed: "array[int]") -> None:
+        """Count a use of a manifest as a use of what it lists."""
+        used = self._used[slot] + _AFTER
+        for child in listed:
+            if self._states[child] & _LOADED and self._used[child] < used:
+                self._used[child] = used
+
+    def _use(self, slot: int, now: float, seen: set[int]) -> int:
+        seen.add(slot)
+        self._unlink(slot)
+        self._append(slot, before=_END)
+        self._used[slot] = now
+        self._states[slot] &= ~_LOADED
+        moved = 1
+        for child in self._lists.get(slot, ()):
+            if self._states[child] & _HELD and child not in seen:
+                moved += self._use(child, now + _AFTER, seen)
+        return moved
+
+    def _hold(self, record: BlobRecord, children: Iterable[Child]) -> int:
+        self.pop(record.digest)
+        slot = self._slot(record.digest)
+        self._sizes[slot] = record.size
+        self._used[slot] = record.used_at
+        self._types[slot] = self._type_number(record.media_type)
+        self._states[slot] = _HELD
+        self.files += 1
+        self.disk_bytes += disk_bytes(record.size)
+        listed = array("I")
+        for entry in children:
+            child = self._slot(entry.digest)
+            if child != slot:
+                if not self._states[child]:
+                    self._sizes[child] = entry.size
+                self._listings[child] += 1
+                listed.append(child)
+        if listed:
+            self._lists[slot] = listed
+        return slot
+
+    def _held(self, digest: Digest) -> int | None:
+        slot = self._slots.get(_key(digest))
+        return slot if slot is not None and self._states[slot] & _HELD else None
+
+    def _record(self, slot: int) -> BlobRecord:
+        return BlobRecord(
+            _digest(self._keys[slot]),
+            self._sizes[slot],
+            self._type_names[self._types[slot]],
+            self._used[slot],
+        )
+
+    def _slot(self, digest: Digest) -> int:
+        key = _key(digest)
+        slot = self._slots.get(key)
+        if slot is not None:
+            return slot
+        if self._free:
+            slot = self._free.pop()
+            self._keys[slot] = key
+        else:
+            slot = len(self._keys)
+            self._keys.append(key)
+            for column in (self._sizes, self._types, self._states, self._listings):
+                column.append(0)
+            self._used.append(0.0)
+            self._colder.append(_END)
+            self._warmer.append(_END)
+        self._slots[key] = slot
+        return slot
+
+    def _forget_unless_needed(self, slot: int) -> None:
+        if not self._states[slot] and not self._listings[slot]:
+            del self._slots[self._keys[slot]]
+            self._keys[slot] = b""
+            self._free.append(slot)
+
+    def _type_number(self, media_type: str | None) -> int:
+        number = self._type_numbers.get(media_type)
+        if number is None:
+            if len(self._type_names) > 0xFFFF:
+                return 0
+            number = self._type_numbers[media_type] = len(self._type_names)
+            self._type_names.append(media_type)
+        return number
+
+    def _append(self, slot: int, *, before: int) -> None:
+        colder = self._colder[before]
+        self._colder[slot], self._warmer[slot] = colder, before
+        self._warmer[colder] = slot
+        self._colder[before] = slot
+
+    def _unlink(self, slot: int) -> None:
+        colder, warmer = self._colder[slot], self._warmer[slot]
+        self._warmer[colder] = warmer
+        self._colder[warmer] = colder
+
+
+def _key(digest: Digest) -> bytes:
+    return bytes.fromhex(digest.partition(":")[2])
+
+
+def _digest(key: bytes) -> Digest:
+    return Digest(f"sha{len(key) * 8}:{key.hex()}")

@@ -1,0 +1,196 @@
+"""Names for what is held, in the ``index.json`` of the OCI image layout that the cache is.
+
+So ``skopeo copy oci:DIR:docker.io/library/nginx:latest …`` reads an image without a registry, and
+tags and pins are found again when the index has been lost.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import structlog
+
+from proxy import manifests
+from proxy.cache.holdings import Holdings
+from proxy.documents import as_list, read_object
+from proxy.errors import RegistryError, StorageError
+from proxy.manifests import OCI_INDEX
+from proxy.names import Digest, Image, Tag, Target, parse_digest, parse_repo, parse_tag, sha256
+from proxy.records import Descriptor, TagRecord
+from proxy.threads import in_thread
+
+NAME: Final = "org.opencontainers.image.ref.name"
+OURS: Final = "dev.millpond.image"
+PINS: Final = "dev.millpond.pins"
+TRUE: Final = f"{OURS}.manifest"
+"""The descriptor as upstream has it, where readers of the layout want another one."""
+
+PUBLISH_SECONDS: Final = 5.0
+REST: Final = 20.0
+"""After a write, so many times as long as it took."""
+
+_SLICE: Final = 200
+
+_ALPHANUMERIC: Final = r"[A-Za-z0-9]+"
+_COMPONENT: Final = rf"{_ALPHANUMERIC}(?:(?:[-._:@+]|--){_ALPHANUMERIC})*"
+_READABLE = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+"""What containers/image takes for a name in a layout (``oci/internal/oci_util.go``)."""
+
+log = structlog.get_logger(__name__)
+
+
+class Shelf(Protocol):
+    """Where ``index.json`` lies; blocks. Raises ``OSError``."""
+
+    def read(self) -> bytes:
+        """Return its content."""
+
+    def write(self, content: bytes) -> None:
+        """Replace its content, for good."""
+
+
+class Layout:
+    """Keeps ``index.json`` current while the proxy runs. ``pins`` tells the pins to note there."""
+
+    def __init__(self, holdings: Holdings, shelf: Shelf, pins: Callable[[], list[str]]) -> None:
+        self._holdings = holdings
+        self._index = holdings.index
+        self._shelf = shelf
+        self._pins = pins
+        self._foreign: list[object] = []
+        self._published: int | None = None
+        self._recalled = asyncio.Event()
+
+    async def recall(self) -> None:
+        """Learn tags from ``index.json`` that the index has lost, and what others put there."""
+        document = await read(self._shelf)
+        await self._index.ready()
+        learnt = 0
+        for entry in as_list(document.get("manifests")):
+            match _ours(entry):
+                case None:
+                    self._foreign.append(entry)
+                case target, tag, descriptor:
+                    if tag and self._index.pointed(target, tag) is None:
+                        await self._index.set_tag(target, tag, TagRecord(descriptor, 0.0))
+                        learnt += 1
+        if learnt:
+            log.warning("tags found in index.json that the index had lost", tags=learnt)
+        self._recalled.set()
+
+    async def publish_for_ever(self) -> None:
+        """Write ``index.json`` whenever what it tells has changed, but never all the time."""
+        await self._recalled.wait()
+        while True:
+            started = time.monotonic()
+            revision = self._index.revision
+            if revision != self._published:
+                await self.publish()
+                self._published = revision
+            await asyncio.sleep(max(PUBLISH_SECONDS, REST * (time.monotonic() - started)))
+
+    async def publish(self) -> None:
+        """Write ``index.json``: every held image by its tags, or by its digest if it has none."""
+        entries = [json.dumps(entry) for entry in self._foreign]
+        tagged: set[Digest] = set()
+        for count, (target, tag, record) in enumerate(list(self._index.tagged())):
+            if self._index.held(record.descriptor.digest) is not None:
+                tagged.add(record.descriptor.digest)
+                entries += await self._entry(Image(target, tag, None), record.descriptor)
+            if count % _SLICE == 0:
+                await asyncio.sleep(0)
+        for digest in self._index.manifests():
+            held = self._index.held(digest)
+            if held is None or digest in tagged or self._index.is_listed(digest):
+                continue
+            descriptor = Descriptor(held.media_type or "", digest, held.size)
+            for holder in (await self._index.holders(digest))[:1]:
+                entries += await self._entry(Image(holder, None, digest), descriptor)
+        head: dict[str, object] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
+        if names := self._pins():
+            head["annotations"] = {PINS: " ".join(names)}
+        content = f'{json.dumps(head)[:-1]}, "manifests": [\n' + ",\n".join(entries) + "\n]}\n"
+        try:
+            await in_thread(lambda: self._shelf.write(content.encode()))
+        except OSError as error:
+            self._holdings.trouble(StorageError(f"writing index.json: {error}"))
+
+    async def _entry(self, image: Image, descriptor: Descriptor) -> list[str]:
+        """Return the entry of one image as JSON; none for what the layout cannot tell.
+
+        Readers take OCI types only. A Docker list reads as an OCI index under that type; a Docker
+        manifest does not, so an index of our own is laid around it.
+        """
+        annotations = {OURS: str(image)}
+        if _READABLE.fullmatch(str(image)):
+            annotations[NAME] = str(image)
+        elif _READABLE.fullmatch(by_digest := f"{image.target}@{descriptor.digest}"):
+            annotations[NAME] = by_digest
+        shown = descriptor
+        match descriptor.media_type:
+            case manifests.OCI_MANIFEST | manifests.OCI_INDEX:
+                pass
+            case manifests.DOCKER_LIST:
+                shown = Descriptor(OCI_INDEX, descriptor.digest, descriptor.size)
+            case manifests.DOCKER_MANIFEST:
+                shown = await self._wrapped(descriptor)
+            case _:
+                return []
+        if shown is not descriptor:
+            annotations[TRUE] = json.dumps(_json(descriptor))
+        return [json.dumps(_json(shown) | {"annotations": annotations})]
+
+    async def _wrapped(self, descriptor: Descriptor) -> Descriptor:
+        """Hold an index that lists one manifest, without a platform: any reader takes it."""
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [_json(descriptor)]}
+        body = json.dumps(document).encode()
+        wrapper = Descriptor(OCI_INDEX, sha256(body), len(body))
+        if self._index.held(wrapper.digest) is None:
+            await self._holdings.keep(wrapper, body)
+        return wrapper
+
+
+async def read(shelf: Shelf) -> dict[str, object]:
+    """Return the document in ``index.json``; empty when it cannot be read."""
+    try:
+        return read_object(await in_thread(shelf.read))
+    except OSError as error:
+        log.warning("index.json cannot be read", error=str(error))
+        return {}
+
+
+async def pins_named(shelf: Shelf) -> list[str]:
+    """Return the pins that ``index.json`` names."""
+    return str(_annotations(await read(shelf)).get(PINS, "")).split()
+
+
+def _ours(entry: object) -> tuple[Target, Tag | None, Descriptor] | None:
+    """Return what an entry of ours tells, no tag for an image by digest; None for others'."""
+    annotations = _annotations(entry)
+    name = str(annotations.get(OURS, ""))
+    path, colon, tag = name.partition("@")[0].rpartition(":")
+    upstream, _, repo = (path or tag).partition("/")
+    try:
+        about: Any = json.loads(str(annotations[TRUE])) if TRUE in annotations else entry
+        digest = parse_digest(str(about["digest"]))
+        descriptor = Descriptor(str(about["mediaType"]), digest, int(about["size"]))
+        target = Target(upstream, parse_repo(repo))
+        return target, parse_tag(tag) if colon else None, descriptor
+    except (RegistryError, LookupError, ValueError, TypeError):
+        return None
+
+
+def _annotations(document: object) -> dict[str, object]:
+    found = document.get("annotations") if isinstance(document, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _json(descriptor: Descriptor) -> dict[str, object]:
+    return {
+        "mediaType": descriptor.media_type,
+        "digest": descriptor.digest,
+        "size": descriptor.size,
+    }

@@ -1,0 +1,219 @@
+"""What eviction spares: pinned images, and those that are said to be in use.
+
+An image is spared with its whole tree, as far as it is held. Pins come from the configuration,
+where they may be patterns, or are added while running and kept in the index.
+"""
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import translate
+from typing import Final
+
+import structlog
+
+from proxy.errors import Conflict, PinUnknown, RegistryError, StorageError
+from proxy.in_use import Feeds
+from proxy.index import Index
+from proxy.names import Digest, Image
+from proxy.records import disk_bytes
+
+STALE_SECONDS: Final = 5.0
+"""For so long a new image that a pattern matches may go unnoticed: it is the warmest anyway."""
+
+_NOTE: Final = "pins"
+_IS_PATTERN = re.compile(r"[*?\[]")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One pin and what it keeps: ``bytes`` on disk; ``refused`` says why it keeps less."""
+
+    name: str
+    is_configured: bool
+    images: int
+    bytes: int
+    refused: str | None
+
+
+class Pins:
+    """The spared content. ``limit`` tells how many bytes may be pinned; ``parse`` reads a name."""
+
+    def __init__(
+        self,
+        index: Index,
+        configured: Iterable[str],
+        *,
+        parse: Callable[[str], Image],
+        limit: Callable[[], int],
+        feeds: Feeds,
+    ) -> None:
+        """Take the configured pins. Raises ``RegistryError`` for one that cannot be read."""
+        self._index = index
+        self._parse = parse
+        self.limit = limit
+        self._feeds = feeds
+        self._exact: list[Image] = []
+        self._patterns: dict[str, re.Pattern[str]] = {}
+        for text in configured:
+            if _IS_PATTERN.search(text):
+                self._patterns[text] = re.compile(translate(text))
+            else:
+                self._exact.append(parse(text))
+        self._added: list[Image] = []
+        self._spared: set[Digest] = set()
+        self._pins: list[Pin] = []
+        self._seen: tuple[int, int, float] | None = None
+
+    async def load(self, named_elsewhere: Callable[[], Awaitable[list[str]]]) -> None:
+        """Recall the pins that were added in former times; ``named_elsewhere`` if none is noted."""
+        noted = await self._index.note(_NOTE)
+        is_noted = isinstance(noted, list)
+        for name in noted if is_noted else await named_elsewhere():
+            try:
+                self._added.append(self._parse(str(name)))
+            except RegistryError:
+                log.warning("a pin cannot be read any more", pin=name)
+        if is_noted:
+            return
+        if self._added:
+            log.warning("pins found in index.json that the index had lost", pins=self.added())
+        try:
+            await self._index.set_note(_NOTE, self.added())
+        except StorageError as error:
+            log.warning("pins cannot be noted", error=str(error))
+
+    def added(self) -> list[str]:
+        """Return the names of the pins that were added while running."""
+        return [str(image) for image in self._added]
+
+    async def add(self, name: str) -> Pin:
+        """Pin an image for good. Raises ``RegistryError``, ``StorageError``."""
+        image = self._parse(name)
+        if image not in self._added and image not in self._exact:
+            self._refuse_too_much(image)
+            await self._index.set_note(_NOTE, [*self.added(), str(image)])
+            self._added.append(image)
+            self._seen = None
+        return next(pin for pin in self.all() if pin.name == str(image))
+
+    async def remove(self, name: str) -> None:
+        """End a pin that was added. Raises ``RegistryError``, ``StorageError``."""
+        image = self._parse(name)
+        if image in self._exact:
+            raise Conflict(f"{image} is pinned by the configuration")
+        if image not in self._added:
+            raise PinUnknown(f"{image} is not pinned")
+        await self._index.set_note(_NOTE, [n for n in self.added() if n != str(image)])
+        self._added.remove(image)
+        self._seen = None
+
+    def spared(self) -> set[Digest]:
+        """Return all that must stay. As recent as ``STALE_SECONDS`` allows."""
+        if self._is_stale():
+            self._spared = self._collect()
+            for image in self._feeds.images():
+                for root in self._roots(image):
+                    self._spared |= self._tree(root)
+            self._seen = self._index.revision, self._feeds.revision, time.monotonic()
+        return self._spared
+
+    def pinned(self) -> set[Digest]:
+        """Return what is pinned now; what is in use is not among it unless it is pinned too."""
+        return self._collect()
+
+    def all(self) -> list[Pin]:
+        """Return every pin with what it keeps now."""
+        self._collect()
+        return self._pins
+
+    @property
+    def bytes(self) -> int:
+        """Disk bytes that are pinned, as of the last look."""
+        return sum(pin.bytes for pin in self._pins)
+
+    def _is_stale(self) -> bool:
+        if self._seen is None:
+            return True
+        index, feeds, at = self._seen
+        if feeds != self._feeds.revision:
+            return True
+        return index != self._index.revision and time.monotonic() - at > STALE_SECONDS
+
+    def _collect(self) -> set[Digest]:
+        """Honour the pins in their order, as far as the budget goes."""
+        spared: set[Digest] = set()
+        self._pins = []
+        room = self.limit()
+        configured: list[tuple[str, list[Digest]]] = [
+            (str(image), self._roots(image)) for image in self._exact
+        ]
+        configured += self._matched()
+        added = [(str(image), self._roots(image)) for image in self._added]
+        for number, (name, roots) in enumerate(configured + added):
+            is_configured = number < len(configured)
+            kept, images, refused = 0, 0, None
+            for root in roots:
+                tree = self._tree(root) - spared
+                size = self._held_bytes(tree)
+                if size > room:
+                    refused = f"{size} bytes more would exceed the {self.limit()} for pins"
+                    continue
+                spared |= tree
+                room, kept, images = room - size, kept + size, images + 1
+            self._pins.append(Pin(name, is_configured, images, kept, refused))
+        return spared
+
+    def _matched(self) -> list[tuple[str, list[Digest]]]:
+        """Return what each pattern matches, by one look at all tags."""
+        found: dict[str, list[Digest]] = {text: [] for text in self._patterns}
+        if self._patterns:
+            for target, tag, record in self._index.tagged():
+                name = f"{target}:{tag}"
+                for text, pattern in self._patterns.items():
+                    if pattern.match(name):
+                        found[text].append(record.descriptor.digest)
+        return list(found.items())
+
+    def _roots(self, image: Image) -> list[Digest]:
+        if image.digest is not None:
+            return [image.digest] if self._index.held(image.digest) else []
+        assert image.target is not None
+        assert image.tag is not None
+        record = self._index.pointed(image.target, image.tag)
+        return [] if record is None else [record.descriptor.digest]
+
+    def _tree(self, root: Digest) -> set[Digest]:
+        """Return a manifest and all that it lists, held or not."""
+        tree = {root}
+        todo = [root]
+        while todo:
+            for child in self._index.children(todo.pop()):
+                if child.digest not in tree:
+                    tree.add(child.digest)
+                    todo.append(child.digest)
+        return tree
+
+    def _held_bytes(self, tree: Iterable[Digest]) -> int:
+        records = (self._index.held(digest) for digest in tree)
+        return sum(disk_bytes(record.size) for record in records if record is not None)
+
+    def _refuse_too_much(self, image: Image) -> None:
+        """Raise ``Conflict`` when what an image needs does not fit beside the other pins."""
+        spared = self._collect()
+        needed = 0
+        for root in self._roots(image):
+            for digest in self._tree(root) - spared:
+                record = self._index.held(digest)
+                needed += disk_bytes(record.size) if record is not None else 0
+                needed += sum(
+                    disk_bytes(child.size)
+                    for child in self._index.children(digest)
+                    if child.digest not in spared and self._index.held(child.digest) is None
+                )
+        pinned, limit = self.bytes, self.limit()
+        if pinned + needed > limit:
+            raise Conflict(f"{image} needs {needed} bytes; {pinned} are pinned, and {limit} may be")

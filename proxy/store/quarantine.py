@@ -1,0 +1,77 @@
+"""Content that has gone bad, set aside with a note of what was found, for people to look at."""
+
+import json
+import os
+from typing import Final
+
+import structlog
+
+from proxy.errors import StorageError
+from proxy.names import Digest
+from proxy.records import disk_bytes
+from proxy.store.directory import Directory, remove
+
+LIMIT: Final = 100
+"""So many are kept; the oldest goes first."""
+
+log = structlog.get_logger(__name__)
+
+
+class DiskQuarantine:
+    """The files in ``quarantine/``; ``bytes`` is what they take on the disk. All blocks."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self.bytes = 0
+        self._measure()
+
+    def take(self, digest: Digest, note: dict[str, object]) -> str:
+        """Move a blob here with a note beside it; return its path. Raises ``StorageError``.
+
+        What cannot be moved is deleted, so that it is never served again.
+        """
+        algorithm, _, name = digest.partition(":")
+        here, there = self._directory.quarantine, self._directory.blobs[algorithm]
+        try:
+            self._make_place()
+            os.rename(name, name, src_dir_fd=there, dst_dir_fd=here)
+        except FileNotFoundError as error:
+            raise StorageError(f"{digest} is gone") from error
+        except OSError as error:
+            try:
+                remove(name, there)
+            except OSError as again:
+                raise StorageError(f"{digest} cannot be moved nor deleted: {again}") from again
+            raise StorageError(f"{digest} could only be deleted: {error}") from error
+        try:
+            remove(f"{name}.json", here)
+            with os.fdopen(self._directory.create(f"{name}.json", here), "w") as file:
+                json.dump(note, file, indent=2)
+                file.write("\n")
+        except OSError as error:
+            log.warning("a note cannot be written", digest=digest, error=str(error))
+        self._measure()
+        return str(self._directory.root / "quarantine" / name)
+
+    def empty(self) -> None:
+        """Delete everything: room is needed for what can be served. Survives every error."""
+        for name in os.listdir(self._directory.quarantine):
+            try:
+                remove(name, self._directory.quarantine)
+            except OSError as error:
+                log.warning("quarantine cannot be emptied", file=name, error=str(error))
+        self._measure()
+
+    def _make_place(self) -> None:
+        names = [name for name in os.listdir(self._directory.quarantine) if "." not in name]
+        if len(names) >= LIMIT:
+            oldest = min(names, key=lambda name: self._status(name).st_mtime)
+            remove(oldest, self._directory.quarantine)
+            remove(f"{oldest}.json", self._directory.quarantine)
+
+    def _measure(self) -> None:
+        names = os.listdir(self._directory.quarantine)
+        self.bytes = sum(disk_bytes(self._status(name).st_size) for name in names)
+
+    def _status(self, name: str) -> os.stat_result:
+        return os.stat(name, dir_fd=self._directory.quarantine, follow_symlinks=False)

@@ -18,6 +18,8 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    TypeAdapter,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -26,7 +28,11 @@ from yarl import URL
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _UPSTREAM_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(:\d{1,5})?")
+_SIZE = re.compile(r"\s*(\d+(\.\d+)?|\.\d+)\s*[a-z]*\s*", re.ASCII | re.IGNORECASE)
 _LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d{1,5})")
+
+NO_SIZE: Final = "not a size; write bytes, or 500MiB, 50GiB, 2TiB"
+NO_DURATION: Final = "not a duration; write 30s, 5m, 12h, 30d or forever"
 
 BUILT_IN: Final[dict[str, dict[str, Any]]] = {
     "docker.io": {
@@ -51,16 +57,18 @@ def _seconds(value: object) -> object:
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
         if match is None:
-            raise ValueError("not a duration; write 30s, 5m, 12h, 30d or forever")
+            raise ValueError(NO_DURATION)
         return float(match[1]) * _SECONDS[match[2]]
     if isinstance(value, float):
         return value
-    raise ValueError("not a duration; write 30s, 5m, 12h, 30d or forever")
+    raise ValueError(NO_DURATION)
 
 
 def _bytes(value: object) -> object:
+    if isinstance(value, str) and _SIZE.fullmatch(value) is None:
+        raise ValueError(NO_SIZE)  # ByteSize would read 1,5TiB as one byte
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError("not a size; write bytes, or 500MiB, 50GiB, 2TiB")  # noqa: TRY004
+        raise ValueError(NO_SIZE)  # noqa: TRY004
     return value
 
 
@@ -82,6 +90,30 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 Wait = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]
 KeptFor = Annotated[float, BeforeValidator(_kept_for), Field(ge=0)]
 Bytes = Annotated[ByteSize, BeforeValidator(_bytes), Field(gt=0)]
+
+_ANY_SIZE: Final = TypeAdapter(Annotated[ByteSize, BeforeValidator(_bytes)])
+_ANY_DURATION: Final = TypeAdapter(Seconds)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that a size as in the settings means, 0 included. Raises ``ValueError``."""
+    try:
+        return int(_ANY_SIZE.validate_python(text))
+    except ValidationError:
+        raise ValueError(NO_SIZE) from None
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that a duration as in the settings means. Raises ``ValueError``."""
+    try:
+        return _ANY_DURATION.validate_python(text)
+    except ValidationError:
+        raise ValueError(NO_DURATION) from None
+
+
+def show_size(size: int) -> str:
+    """Return bytes as people read them: ``10.0GiB``."""
+    return ByteSize(size).human_readable()
 
 
 def default_storage_path() -> Path:

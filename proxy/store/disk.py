@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from proxy.errors import ConfigError, DigestInvalid, StorageError
+from proxy.errors import ConfigError, DigestInvalid, StorageError, StorageInUse
 from proxy.names import Digest, parse_digest
 from proxy.store import Spool
 from proxy.threads import in_thread
@@ -180,7 +180,7 @@ class DiskStore:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise ConfigError(
+            raise StorageInUse(
                 f"storage.path: {self._root} is in use by another Millpond; "
                 "give each its own directory, with --storage DIR"
             ) from None

@@ -1,6 +1,7 @@
 """Asks a running Millpond, over its admin socket or over TCP. Knows nothing of terminals."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -102,7 +103,7 @@ class Client:
             ) as response:
                 if response.status != 200:
                     text = await response.content.read(ERROR_BYTES)
-                    raise Refused(response.status, _message(response.status, text))
+                    raise Refused(response.status, self._message(response.status, text))
                 yield response
         except (ClientError, TimeoutError, OSError) as error:
             raise self._unanswered(error) from None
@@ -110,11 +111,20 @@ class Client:
     def _url(self, path: str, query: Query | None) -> URL:
         return self._base.with_path(self._base.path.rstrip("/") + path).with_query(query or {})
 
+    def _message(self, status: int, text: bytes) -> str:
+        is_unknown = status == 401 and "Authorization" not in self._session.headers
+        hint = "; give the admin token with --token-file FILE" if is_unknown else ""
+        for error in as_list(read_object(text).get("errors")):
+            if isinstance(error, dict) and error.get("message"):
+                return " ".join(str(error["message"]).split()) + hint
+        return f"the server answers with HTTP status {status}{hint}"
+
     def _unanswered(self, error: Exception) -> Unanswered:
         match error:
             case ClientConnectorError():
-                reason = error.os_error.strerror or str(error.os_error)
-                return Unanswered(f"{self._where}: {reason}", error.os_error.errno)
+                number = error.os_error.errno
+                reason = os.strerror(number) if number and number > 0 else str(error.os_error)
+                return Unanswered(f"{self._where}: {reason}", number)
             case TimeoutError():
                 return Unanswered(f"{self._where}: no answer in time")
             case _:
@@ -141,10 +151,3 @@ def parsed(text: bytes) -> Document:
     if not isinstance(document, dict):
         raise Unanswered("the server's answer is not understood; is it a Millpond?")
     return Document(document)
-
-
-def _message(status: int, text: bytes) -> str:
-    for error in as_list(read_object(text).get("errors")):
-        if isinstance(error, dict) and error.get("message"):
-            return " ".join(str(error["message"]).split())
-    return f"the server answers with HTTP status {status}"

@@ -23,7 +23,7 @@ from proxy.cli.words import age, complain, count, is_terminal, refuse, show_size
 
 EVICT = "/-/evict"
 ABBREVIATED = len("sha256:") + 12
-FULL_LINE = 96
+FULL_LINE = 104
 
 
 def evict(

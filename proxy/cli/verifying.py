@@ -60,10 +60,14 @@ def verify(
     }
 
     async def work(client: Client) -> int:
-        if not is_terminal():
-            return await _verified(client, query, lambda line, _: typer.echo(line))
-        with _Bar() as bar:
-            return await _verified(client, query, lambda _, event: bar.show(event))
+        try:
+            if not is_terminal():
+                return await _verified(client, query, lambda line, _: typer.echo(line))
+            with _Bar() as bar:
+                return await _verified(client, query, lambda _, event: bar.show(event))
+        except asyncio.CancelledError:
+            complain("interrupted; the next verify goes on from here")
+            raise
 
     run(Door(config, storage, server, token_file), work)
 
@@ -73,13 +77,9 @@ async def _verified(
 ) -> int:
     """Show every event; return the exit status."""
     last = Document()
-    try:
-        async for line in client.lines("POST", PATH, query):
-            last = parsed(line)
-            show(line, last)
-    except asyncio.CancelledError:
-        complain("interrupted; the next verify goes on from here")
-        raise
+    async for line in client.lines("POST", PATH, query):
+        last = parsed(line)
+        show(line, last)
     if last.get("event") != "done":
         raise Unanswered("the server stopped before the end; the next verify goes on from there")
     return 1 if last["bad"] > last["repaired"] else 0

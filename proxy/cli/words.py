@@ -75,13 +75,19 @@ def table(
 ) -> Iterator[str]:
     """Yield the lines of a table, ``width`` columns wide if that can be.
 
-    A first cell that leaves no room for the others has a line to itself. None: wide as it gets.
+    A first cell that leaves no room for the others has a line to itself; where nothing fits beside
+    each other, so has every one, and there are no heads. None: wide as it gets.
     """
     lines = [heads, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     others = sum(widths[1:]) + len(GAP) * len(widths[1:])
+    if width is not None and len(heads[0]) + others > width:
+        for first, *rest in rows:
+            yield first
+            yield GAP + ", ".join(filter(None, rest))
+        return
     if width is not None:
-        widths[0] = min(widths[0], max(len(heads[0]), width - others))
+        widths[0] = min(widths[0], width - others)
     for first, *rest in lines:
         cells = [first, *rest]
         if len(first) > widths[0]:

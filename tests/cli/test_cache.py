@@ -83,7 +83,7 @@ async def test_ls_as_json_is_what_the_server_says(admin: FakeAdmin, tmp_path: Pa
     assert [json.loads(line) for line in done.stdout.splitlines()] == [*IMAGES, much]
 
 
-@pytest.mark.parametrize("width", [100, 60, 30])
+@pytest.mark.parametrize("width", [100, 70, 30])
 async def test_ls_on_a_terminal(admin: FakeAdmin, tmp_path: Path, width: int) -> None:
     admin.answers["GET /-/images"] = [*IMAGES, image(LONG)]
     async with on_terminal("ls", "--storage", str(tmp_path), width=width) as terminal:
@@ -91,8 +91,10 @@ async def test_ls_on_a_terminal(admin: FakeAdmin, tmp_path: Path, width: int) ->
     total = "3 images: 2 whole, 1 partial; the cache takes 5.0MiB of 1.0GiB"
     assert terminal.lines[-1] == total
     assert LONG in terminal.lines
-    if width > 50:
+    if width > 30:
         assert all(len(line) <= width for line in terminal.lines if line not in (LONG, total))
+    else:
+        assert "  partial: 2 missing, 3.0MiB, -" in terminal.lines
 
 
 async def test_ls_of_nothing_says_so(admin: FakeAdmin, tmp_path: Path) -> None:
@@ -263,6 +265,18 @@ async def test_an_interrupted_verify(
         _, err = await asyncio.wait_for(process.communicate(), 10)
     assert process.returncode == status
     assert err.decode() == "millpond: interrupted; the next verify goes on from here\n"
+
+
+async def test_verify_interrupted_on_a_terminal(admin: FakeAdmin, tmp_path: Path) -> None:
+    admin.answers["POST /-/verify"] = events()
+    admin.held = 2
+    async with on_terminal("verify", "--storage", str(tmp_path)) as terminal:
+        await terminal.shows(" 25%")
+        terminal.process.send_signal(signal.SIGINT)
+    assert terminal.process.returncode == 130
+    erased = "\x1b[2K"
+    _, _, after = terminal.written.rpartition(erased)
+    assert after.strip() == "millpond: interrupted; the next verify goes on from here"
 
 
 async def test_an_answer_that_breaks_off_is_no_end(admin: FakeAdmin, tmp_path: Path) -> None:

@@ -52,4 +52,9 @@ def test_a_name_that_leaves_no_room_has_a_line_to_itself() -> None:
 
 
 def test_a_terminal_too_narrow_for_anything() -> None:
-    assert list(table(("A", "B"), [("long", "much")], width=2)) == ["A  B", "long", "   much"]
+    assert list(table(("A", "B", "C"), [("long", "much", ""), ("x", "1", "2")], width=4)) == [
+        "long",
+        "  much",
+        "x",
+        "  1, 2",
+    ]

@@ -325,6 +325,18 @@ async def test_a_server_elsewhere_wants_its_token(tmp_path: Path) -> None:
     refused(await beside("ls", "--server", fake.url), f"{fake.url}: Connection refused")
 
 
+async def test_a_token_goes_nowhere_else(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("s3cret")
+    other = FakeAdmin({"GET /-/images": IMAGES})
+    async with other.over_tcp():
+        fake = FakeAdmin({"GET /-/images": f"{other.url}/-/images"}, token="s3cret")
+        async with fake.over_tcp():
+            done = await beside("ls", "--server", fake.url, "--token-file", str(file))
+    refused(done, "the server answers with HTTP status 307")
+    assert not other.asked
+
+
 def test_what_cannot_be_meant(tmp_path: Path) -> None:
     for rate in ("fast", "50MB/h", "10,5MB/s", "-1"):
         refused(run("verify", f"--rate={rate}"), "--rate: not a rate; write 50MB/s")

@@ -28,7 +28,7 @@ class FakeAdmin:
     """What it holds, what it was asked, and how it fails.
 
     `answers` has the objects or NDJSON lines for "METHOD /path"; a tuple is an error's status and
-    message. `held` is how many lines come at once when an answer then waits for `release`.
+    message, a text where it redirects to. `held` is how many lines come at once when an answer then waits for `release`.
     `breaks` cuts every answer before its end.
     """
 
@@ -77,6 +77,8 @@ class FakeAdmin:
         match answer:
             case (int(status), str(message)):
                 return _refusal(status, message)
+            case str(elsewhere):
+                return web.Response(status=307, headers={"Location": elsewhere})
             case list():
                 return await self._stream(request, answer)
             case _:

@@ -109,7 +109,7 @@ def _each(
             except Refused as error:
                 if error.status not in (400, 404, 409):
                     raise
-                complain(f"{name}: {error}")
+                complain(str(error) if name in str(error) else f"{name}: {error}")
                 status = max(status, 1 if error.status == 409 else 2)
         return status
 

@@ -186,7 +186,7 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> None:
     """Run the proxy without its public listener until ``stack`` closes."""
     _check_cache(settings.storage.path)
     stream = logs.standard_error()
-    render = logs.configure("error", settings.log.format, stream)
+    render = logs.configure("critical", settings.log.format, stream)  # answers say it
 
     def make_request_log(counters: CacheCounters) -> RequestLog:
         return RequestLog(render, stream, enabled=False, on_drop=counters.unlogged)

@@ -19,7 +19,7 @@ from proxy.cli.options import (
     seconds_of,
 )
 from proxy.cli.reach import Door, run
-from proxy.cli.words import age, complain, count, is_terminal, refuse, show_size
+from proxy.cli.words import age, complain, count, is_terminal, moment, printable, refuse, show_size
 
 EVICT = "/-/evict"
 ABBREVIATED = len("sha256:") + 12
@@ -78,8 +78,9 @@ def in_use(
     async def work(client: Client) -> int:
         answer = await client.ask("PUT", "/-/in-use", query, references)
         for fault in answer["not_understood"]:
-            complain(f"{file}: {fault}")
-        typer.echo(f"{answer['source']}: {count(answer['images'], 'image')} in use for {ttl}")
+            complain(f"{'standard input' if file == '-' else file}: {fault}")
+        images, until = count(answer["images"], "image"), moment(answer["expires_at"])
+        typer.echo(printable(f"{answer['source']}: {images} in use until {until}"))
         return 0
 
     run(Door(config, storage, server, token_file), work)
@@ -119,7 +120,7 @@ async def _evict(client: Client, wanted: int) -> None:
 
 def _mention_shortfall(total: Document, wanted: int) -> None:
     if total["bytes"] < wanted:
-        complain("less than was asked for: the rest is pinned, in use, or being read")
+        complain("no more may go: the rest is pinned, in use or too new, or there is none")
 
 
 def _extent(total: Document) -> str:

@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Final, NoReturn
 
 import typer
@@ -19,6 +20,7 @@ __all__ = [
     "complain",
     "count",
     "is_terminal",
+    "moment",
     "printable",
     "refuse",
     "show_size",
@@ -58,6 +60,11 @@ def age(then: float | None) -> str:
         if seconds >= length:
             return f"{seconds // length}{unit}"
     return f"{seconds}s"
+
+
+def moment(then: float) -> str:
+    """Return a Unix time on this host's clock, as ``2026-11-20 19:04``."""
+    return datetime.fromtimestamp(then).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def count(number: int, noun: str) -> str:

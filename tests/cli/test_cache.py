@@ -59,8 +59,8 @@ async def admin(tmp_path: Path) -> AsyncIterator[FakeAdmin]:
         yield fake
 
 
-async def ask(tmp_path: Path, *arguments: str, given: str = "") -> Done:
-    return await beside(*arguments, "--storage", str(tmp_path), given=given)
+async def ask(tmp_path: Path, *arguments: str, given: str = "", **environment: str) -> Done:
+    return await beside(*arguments, "--storage", str(tmp_path), given=given, **environment)
 
 
 async def test_ls_into_a_pipe_is_a_table(admin: FakeAdmin, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ async def test_pin_goes_through_all_names(admin: FakeAdmin, tmp_path: Path) -> N
         "nginx": listed("docker.io/library/nginx:latest"),
         "unheld": listed("docker.io/library/unheld:latest", images=0, bytes=0),
         "big": (409, "would take 3 bytes of 2"),
-        "?": (400, "not a name"),
+        "?": (400, "'?' is not a name"),
     }
     admin.answers["PUT /-/pins"] = lambda query: answers[query["pin"]]
     done = await ask(tmp_path, "pin", "nginx", "big", "unheld")
@@ -135,7 +135,8 @@ async def test_pin_goes_through_all_names(admin: FakeAdmin, tmp_path: Path) -> N
         "docker.io/library/nginx:latest: pinned, 1 image, 1.0GiB",
         "docker.io/library/unheld:latest: pinned; nothing of it is held yet",
     ]
-    assert (await ask(tmp_path, "pin", "?", "big")).returncode == 2
+    done = await ask(tmp_path, "pin", "?", "big")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "millpond: '?' is not a name")
 
 
 async def test_unpin(admin: FakeAdmin, tmp_path: Path) -> None:
@@ -164,12 +165,17 @@ async def test_pins(admin: FakeAdmin, tmp_path: Path) -> None:
 
 
 async def test_in_use_from_a_file_and_from_a_pipe(admin: FakeAdmin, tmp_path: Path) -> None:
-    told = {"source": "node1", "images": 2, "expires_at": 1.0, "not_understood": ["line 3: ?"]}
+    told = {
+        "source": "node1",
+        "images": 2,
+        "expires_at": 1795201440.0,
+        "not_understood": ["line 3: ?"],
+    }
     admin.answers["PUT /-/in-use"] = told
     file = tmp_path / "images"
     file.write_text("nginx\nalpine\n?\n")
-    done = await ask(tmp_path, "in-use", str(file), "--source", "node1", "--ttl", "90m")
-    assert done.stdout == "node1: 2 images in use for 90m\n"
+    done = await ask(tmp_path, "in-use", str(file), "--source", "node1", "--ttl", "90m", TZ="UTC")
+    assert done.stdout == "node1: 2 images in use until 2026-11-20 19:04\n"
     refused(done, f"{file}: line 3: ?", status=0)
     await ask(tmp_path, "in-use", "-", given="busybox\n")
     query = {"source": os.uname().nodename, "ttl": "3600"}
@@ -211,7 +217,7 @@ async def test_an_eviction_says_what_went_and_what_is_coldest_now(
     done = await ask(tmp_path, "evict", "4096")
     assert done.stdout == "went: 1 blob, 4.0KiB; the coldest that is left was last used 2d ago\n"
     done = await ask(tmp_path, "evict", "1MiB")
-    refused(done, "less than was asked for", status=0)
+    refused(done, "no more may go", status=0)
 
 
 @pytest.mark.parametrize(

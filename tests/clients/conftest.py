@@ -16,6 +16,7 @@ from tests.parts.clients import RUNNING, Clients
 from tests.parts.curl import Curl
 from tests.parts.docker import Docker
 from tests.parts.millpond import Millpond
+from tests.parts.podman import Podman
 from tests.parts.process import free_port
 from tests.parts.registry import Registry
 from tests.parts.shelf import SECRET, Shelf, push_all
@@ -64,6 +65,13 @@ def docker(clients: Clients) -> Docker:
 def skopeo(clients: Clients) -> Skopeo:
     client = clients["skopeo"]
     assert isinstance(client, Skopeo)
+    return client
+
+
+@pytest.fixture
+def podman(clients: Clients) -> Podman:
+    client = clients["podman"]
+    assert isinstance(client, Podman)
     return client
 
 

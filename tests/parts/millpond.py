@@ -33,9 +33,10 @@ class Millpond:
         self.port = port
         self.address = f"127.0.0.1:{port}"
         self.url = f"http://{self.address}"
+        self.storage = root / "storage"
         settings = {
             "listen": self.address,
-            "storage": {"path": str(root / "storage"), "max_size": "5GiB"},
+            "storage": {"path": str(self.storage), "max_size": "5GiB"},
             "default_upstream": "docker.io",
             "upstreams": {"docker.io": {"url": upstream, "library_prefix": True}},
             "freshness": {"tag_ttl": "5m"},
@@ -59,6 +60,10 @@ class Millpond:
         assert status == 0, f"exit status {status} on SIGTERM:\n{self._daemon.tail()}"
         assert "Traceback" not in log, log
         return log
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        self._daemon.kill()
 
     def restart(self) -> None:
         """Stop it and start it on what it stored."""

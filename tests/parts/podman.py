@@ -65,9 +65,12 @@ class Podman:
 
     def pull(self, reference: str) -> str:
         """Pull and unpack; return the digest that podman shows for the image."""
-        full = f"docker.io/{reference}"
-        image = self._run("pull", "--quiet", self._policy, full).strip()
+        image = self.pull_from(f"docker.io/{reference}")
         return self._run("image", "inspect", "--format={{.Digest}}", image).strip()
+
+    def pull_from(self, source: str) -> str:
+        """Pull from wherever podman can, such as `oci:DIR:NAME`; return the digest of the config."""
+        return f"sha256:{self._run('pull', '--quiet', self._policy, source).strip()}"
 
     def forget(self) -> None:
         """Remove every image."""

@@ -125,6 +125,12 @@ class Daemon:
             self._process.kill()
             return self._process.wait()
 
+    def kill(self) -> None:
+        """End the process by SIGKILL."""
+        assert self._process, f"{self!r} was never started"
+        self._process.kill()
+        self._process.wait()
+
     def tail(self, lines: int = 40) -> str:
         """Return the last lines it wrote to stderr."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

@@ -36,6 +36,13 @@ class Skopeo:
         self._copy(reference, "--all")
         return self._place(reference)
 
+    def read(self, layout: Path, name: str, kind: str) -> Path:
+        """Copy an image out of an OCI layout, as `dir`, `oci` or `docker-archive`; return where."""
+        place = self._place(f"{kind}-{name}")
+        place.parent.mkdir(exist_ok=True)
+        self._run("copy", "--quiet", f"oci:{layout}:{name}", f"{kind}:{place}")
+        return place
+
     def inspect(self, reference: str) -> dict[str, Any]:
         """Return what `skopeo inspect` tells."""
         said: dict[str, Any] = json.loads(

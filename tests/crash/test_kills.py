@@ -1,0 +1,31 @@
+"""The real process, killed again and again under load; `make soak` does the same for longer."""
+
+import random
+
+from tests.crash.harness import Plan, Report, run
+from tests.crash.moments import Moment
+
+KILLS = 50
+SECONDS = 120.0  # a machine on which this is not enough for all of them has done its share
+
+
+async def test_a_fixed_course_of_kills() -> None:
+    report = await run(Plan(seed=20, kills=KILLS, seconds=SECONDS))
+    assert_not_idle(report)
+
+
+async def test_another_course_of_kills_every_time() -> None:
+    seed = random.SystemRandom().randrange(1_000_000)
+    print(f"to see it again: python -m tests.crash --seed {seed} --kills {KILLS}")  # noqa: T201
+    assert_not_idle(await run(Plan(seed=seed, kills=KILLS, seconds=SECONDS)))
+
+
+def assert_not_idle(report: Report) -> None:
+    """Fail when the kills fell into nothing, so that they proved nothing."""
+    assert report.kills.total() >= 5, report
+    assert report.answers["whole"] > report.kills.total(), report
+    assert report.answers["broken"] > 0, report
+    assert report.evictions > 0, report
+    assert report.confirmed > 0, report
+    assert report.looks > report.kills.total(), report
+    assert report.met[Moment.STORED] + report.met[Moment.EVICTED] > 0, report

@@ -214,3 +214,7 @@ class StorageError(Exception):
 
 class ConfigError(Exception):
     """A setting is wrong. The message names file, key path, what is wrong and what is right."""
+
+
+class StorageInUse(ConfigError):
+    """Another process has the storage directory."""

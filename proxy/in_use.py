@@ -117,21 +117,21 @@ class Feeds:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             await self._read_file()
-            if (revision := self.revision) != self._kept:
-                self._kept = revision
-                rows = [
-                    [
-                        feed.source,
-                        [str(image) for image in feed.images],
-                        feed.named,
-                        feed.expires_at,
-                    ]
-                    for feed in self._feeds.values()
-                ]
-                try:
-                    await self._index.set_note(_NOTE, rows)
-                except StorageError as error:
-                    log.warning("what is in use cannot be noted", error=str(error))
+            await self.keep()
+
+    async def keep(self) -> None:
+        """Note what is in use for the next start, if it has changed."""
+        if (revision := self.revision) == self._kept:
+            return
+        self._kept = revision
+        rows = [
+            [feed.source, [*map(str, feed.images)], feed.named, feed.expires_at]
+            for feed in self._feeds.values()
+        ]
+        try:
+            await self._index.set_note(_NOTE, rows)
+        except StorageError as error:
+            log.warning("what is in use cannot be noted", error=str(error))
 
     def _recall(self, row: Any) -> None:
         source, names, named, ends = row

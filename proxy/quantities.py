@@ -6,8 +6,9 @@ from typing import Annotated, Final
 
 from pydantic import BeforeValidator, ByteSize, Field, InstanceOf, TypeAdapter, ValidationError
 
-_SIZE: Final = TypeAdapter(ByteSize)
+_WRITTEN_SIZE = re.compile(r"\s*(\d+(\.\d+)?|\.\d+)\s*[a-z]*\s*", re.ASCII | re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_NO_SIZE: Final = "not a size; write bytes, or 500MiB, 50GiB, 2TiB"
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -27,9 +28,14 @@ def _seconds(value: object) -> object:
 
 
 def _bytes(value: object) -> object:
+    if isinstance(value, str) and _WRITTEN_SIZE.fullmatch(value) is None:
+        raise ValueError(_NO_SIZE)  # ByteSize would read 1,5TiB as one byte
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError("not a size; write bytes, or 500MiB, 50GiB, 2TiB")  # noqa: TRY004
+        raise ValueError(_NO_SIZE)  # noqa: TRY004
     return value
+
+
+_SIZE: Final = TypeAdapter(Annotated[ByteSize, BeforeValidator(_bytes)])
 
 
 def _kept_for(value: object) -> object:
@@ -75,7 +81,7 @@ def _amount(value: object) -> object:
     if isinstance(value, str) and value.endswith("%"):
         return Amount(0, _fraction(value))
     try:
-        size = _SIZE.validate_python(_bytes(value))
+        size = _SIZE.validate_python(value)
     except ValidationError:
         raise ValueError("not a size; write 500MiB, 50GiB, or 80% of the file system") from None
     return Amount(int(size))
@@ -102,6 +108,11 @@ def parse_size(text: str) -> int:
         return int(_SIZE.validate_python(text.strip().removesuffix("/s")))
     except ValidationError:
         raise ValueError(f"{text!r} is not a size; write 500MiB, 10GiB or 50MB/s") from None
+
+
+def show_size(size: int) -> str:
+    """Return bytes as people read them: ``10.0GiB``."""
+    return ByteSize(size).human_readable()
 
 
 def parse_seconds(text: str) -> float:

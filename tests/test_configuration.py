@@ -104,6 +104,7 @@ def test_sizes_and_durations(tmp_path: Path) -> None:
         ("\n\nlisten: 1.1.1.1:99999", ["config.yaml:3: listen: not an address; write 127.0.0.1:5000 or [::1]:5000"]),
         ("storage:\n  max_sise: 1GiB", ["config.yaml:2: storage.max_sise: no such setting; did you mean max_size?"]),
         ("storage:\n  max_size: lots", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
+        ("storage:\n  max_size: 1,5TiB", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
         ("freshness:\n  tag_ttl: 5 minutes", ["config.yaml:2: freshness.tag_ttl: not a duration; write 30s, 5m, 12h, 30d or forever"]),
         ("offline: perhaps", ["config.yaml:1: offline: expected true or false"]),
         ("tls: {cert_file: a}", ["config.yaml:1: tls.key_file: must be set"]),

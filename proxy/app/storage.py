@@ -56,6 +56,7 @@ async def opened(
     except RegistryError as error:
         raise ConfigError(f"pins: {error.message}") from None
     await feeds.load()
+    stack.push_async_callback(feeds.keep)
     shelf = IndexFile(directory)
     await pins.load(lambda: pins_named(shelf))
     evictor = Evictor(index, store, quota, counters=counters, spared=pins.spared)

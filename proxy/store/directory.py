@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, StorageInUse
 
 LAYOUT: Final = 2
 """Version of the layout. 1 had no ``millpond.json``, no quarantine and no names in its index."""
@@ -108,7 +108,7 @@ class Directory:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
+            raise StorageInUse(
                 f"storage.path: {self.root} is in use by another Millpond; "
                 "give each its own directory, with --storage DIR"
             ) from None

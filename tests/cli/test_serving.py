@@ -1,6 +1,5 @@
 """The command as a user meets it: a real process, its words and its exit status."""
 
-import os
 import re
 import signal
 import socket
@@ -13,19 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "proxy", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+from tests.cli.command import ROOT, refused, run
 
 
 @contextmanager
@@ -43,13 +30,6 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     finally:
         process.kill()
         process.communicate()
-
-
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == 2, done
-    [line] = done.stderr.splitlines()
-    for word in words:
-        assert word in line
 
 
 def test_version() -> None:

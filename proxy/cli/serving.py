@@ -1,10 +1,9 @@
-"""The ``millpond`` command. Every fault of a user's is one clear line and exit status 2."""
+"""``millpond serve`` and ``millpond check``: run the proxy, and look at its settings."""
 
 import asyncio
 import signal
 import socket
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import structlog
 import typer
@@ -12,6 +11,8 @@ import uvloop
 
 from proxy import VERSION, configuration, logs
 from proxy.app import running
+from proxy.cli.options import ConfigOption, StorageOption
+from proxy.cli.words import refuse
 from proxy.errors import ConfigError
 from proxy.logs import RequestLog
 from proxy.metrics import CacheCounters
@@ -19,57 +20,13 @@ from proxy.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-cli = typer.Typer(
-    name="millpond",
-    help="A pull-through caching proxy registry for container images.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        metavar="FILE",
-        help="YAML settings; else $MILLPOND_CONFIG, else /etc/millpond/config.yaml if it exists.",
-    ),
-]
-
-
-def main() -> None:
-    """Run the command line."""
-    cli()
-
-
-def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it so
-    if asked:
-        typer.echo(f"millpond {VERSION}")
-        raise typer.Exit
-
-
-@cli.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
-        ),
-    ] = False,
-) -> None:
-    """Act on what stands before the command."""
-
-
-@cli.command()
 def serve(
     config: ConfigOption = None,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where to listen.")
     ] = None,
-    storage: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the cache lives.")
-    ] = None,
+    storage: StorageOption = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Serve what is held; ask no upstream.")
     ] = False,
@@ -87,16 +44,15 @@ def serve(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings))
     except ConfigError as error:
-        _refuse(error)
+        refuse(str(error))
 
 
-@cli.command()
 def check(config: ConfigOption = None) -> None:
     """Validate the settings and name what is wrong with them."""
     try:
         settings = configuration.load(config)
     except ConfigError as error:
-        _refuse(error)
+        refuse(str(error))
     typer.echo(f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}")
 
 
@@ -137,9 +93,3 @@ def _banner(settings: Settings, address: str) -> str:
         "  }",
     ]
     return "\n".join(lines)
-
-
-def _refuse(error: ConfigError) -> NoReturn:
-    for line in str(error).splitlines():
-        typer.echo(f"millpond: {line}", err=True)
-    raise typer.Exit(2)

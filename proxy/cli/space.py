@@ -1,0 +1,148 @@
+"""``millpond evict`` and ``millpond in-use``: what goes when room is needed, and what does not."""
+
+import math
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from proxy.cli.client import Client, Document, parsed
+from proxy.cli.options import (
+    ConfigOption,
+    ServerOption,
+    StorageOption,
+    TokenFileOption,
+    bytes_of,
+    seconds_of,
+)
+from proxy.cli.reach import Door, run
+from proxy.cli.words import age, complain, count, is_terminal, moment, printable, refuse, show_size
+
+EVICT = "/-/evict"
+ABBREVIATED = len("sha256:") + 12
+FULL_LINE = 104
+
+
+def evict(
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="How much should go, as 10GiB.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would go, coldest first.")
+    ] = False,
+    config: ConfigOption = None,
+    storage: StorageOption = None,
+    server: ServerOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Make room now, from what has not been used for longest."""
+    wanted = bytes_of("SIZE", size)
+    if wanted == 0:
+        refuse("SIZE: must be more than 0")
+
+    async def work(client: Client) -> int:
+        if dry_run:
+            await _foretell(client, wanted)
+        else:
+            await _evict(client, wanted)
+        return 0
+
+    run(Door(config, storage, server, token_file), work)
+
+
+def in_use(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE|-", help="Image references, one a line; - is stdin.")
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option("--source", metavar="NAME", help="Who says so; else this host's name."),
+    ] = None,
+    ttl: Annotated[
+        str, typer.Option("--ttl", metavar="DURATION", help="For how long it counts.")
+    ] = "1h",
+    config: ConfigOption = None,
+    storage: StorageOption = None,
+    server: ServerOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Say which images are running, so that eviction spares them.
+
+    The newest list of a source replaces its last one. For example, every some minutes:
+    docker ps --format '{{.Image}}' | millpond in-use -
+    """
+    query = {"source": source or socket.gethostname(), "ttl": str(_whole_seconds(ttl))}
+    references = _text(file)
+
+    async def work(client: Client) -> int:
+        answer = await client.ask("PUT", "/-/in-use", query, references)
+        for fault in answer["not_understood"]:
+            complain(f"{'standard input' if file == '-' else file}: {fault}")
+        images, until = count(answer["images"], "image"), moment(answer["expires_at"])
+        typer.echo(printable(f"{answer['source']}: {images} in use until {until}"))
+        return 0
+
+    run(Door(config, storage, server, token_file), work)
+
+
+async def _foretell(client: Client, wanted: int) -> None:
+    """List what would go for ``wanted`` bytes, as it comes: nobody knows how long it gets."""
+    total, coldest = None, None
+    width = shutil.get_terminal_size().columns if is_terminal() else FULL_LINE
+    async for line in client.lines("GET", EVICT, {"bytes": str(wanted)}):
+        entry = parsed(line)
+        if "digest" not in entry:
+            total = entry
+            continue
+        if coldest is None:
+            coldest = age(entry["last_used"])
+            typer.echo(f"{'SIZE':<10}  {'LAST USED':<9}  {'KIND':<8}  DIGEST")
+        digest = entry["digest"] if width >= FULL_LINE else entry["digest"][:ABBREVIATED]
+        size, kind = show_size(entry["disk_bytes"]), _kind(entry["media_type"])
+        typer.echo(f"{size:<10}  {age(entry['last_used']):<9}  {kind:<8}  {digest}")
+    total = total if total is not None else Document()
+    since = f"; the coldest was last used {coldest} ago" if coldest is not None else ""
+    typer.echo(f"would go: {_extent(total)}{since}")
+    _mention_shortfall(total, wanted)
+
+
+async def _evict(client: Client, wanted: int) -> None:
+    total = await client.ask("POST", EVICT, {"bytes": str(wanted)})
+    coldest = None
+    async for line in client.lines("GET", EVICT, {"bytes": "1"}):
+        entry = parsed(line)
+        coldest = coldest or entry.get("last_used")
+    since = f"; the coldest that is left was last used {age(coldest)} ago" if coldest else ""
+    typer.echo(f"went: {_extent(total)}{since}")
+    _mention_shortfall(total, wanted)
+
+
+def _mention_shortfall(total: Document, wanted: int) -> None:
+    if total["bytes"] < wanted:
+        complain("no more may go: the rest is pinned, in use or too new, or there is none")
+
+
+def _extent(total: Document) -> str:
+    return f"{count(total['blobs'], 'blob')}, {show_size(total['bytes'])}"
+
+
+def _kind(media_type: str | None) -> str:
+    if media_type is None:
+        return "blob"
+    is_index = "index" in media_type or "manifest.list" in media_type
+    return "index" if is_index else "manifest" if "manifest" in media_type else "blob"
+
+
+def _whole_seconds(ttl: str) -> int:
+    seconds = seconds_of("--ttl", ttl)
+    if not math.isfinite(seconds) or seconds < 1:
+        refuse("--ttl: must end, and last a second at least; write 10m, 1h or 7d")
+    return math.ceil(seconds)
+
+
+def _text(file: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        refuse(f"{file}: cannot be read: {error.strerror}")

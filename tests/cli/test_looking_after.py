@@ -1,0 +1,154 @@
+"""The commands on a real cache: beside the server that has it, and when there is none."""
+
+import json
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.command import Done, beside, refused
+from tests.fakes import content
+from tests.fakes.clock import Clock
+from tests.fakes.upstream import FakeUpstream
+from tests.running import Proxy, Start
+
+SMALL = content.image(1, layers=(200_000,))
+LARGE = content.image(2, layers=(3_000_000,))
+APP, BIG = "docker.io/library/app:1.0", "docker.io/library/big:latest"
+
+Command = Callable[..., Awaitable[Done]]
+
+
+@pytest.fixture(autouse=True)
+def images(upstream: FakeUpstream) -> None:
+    upstream.add("library/app", SMALL, tags=["1.0"])
+    upstream.add("library/big", LARGE, tags=["latest"])
+
+
+@pytest.fixture
+async def pulled(start: Start) -> Proxy:
+    """A proxy that holds all of one image, and of the other all but its layer."""
+    proxy = await start()
+    assert (await proxy.get("/v2/library/big/manifests/latest")).status == 200
+    assert (await proxy.get("/v2/library/app/manifests/1.0")).status == 200
+    for digest in (SMALL.config, *SMALL.layers):
+        assert (await proxy.get(f"/v2/library/app/blobs/{digest}")).status == 200
+    await proxy.settled()
+    return proxy
+
+
+@pytest.fixture(params=["beside a server", "without a server"])
+async def command(
+    request: pytest.FixtureRequest, pulled: Proxy, upstream: FakeUpstream, tmp_path: Path
+) -> Command:
+    if request.param == "without a server":
+        await pulled.close()
+    file = tmp_path / "config.yaml"
+    settings = {
+        "storage": {"path": str(pulled.storage), "min_free": 0},
+        "upstreams": {"docker.io": {"url": upstream.url}},
+        "admin": {"socket": False},
+    }
+    file.write_text(json.dumps(settings))
+
+    async def command(*arguments: str, **given: str) -> Done:
+        return await beside(*arguments, "--config", str(file), **given)
+
+    return command
+
+
+def lines(done: Done) -> list[dict[str, Any]]:
+    assert done.returncode in (0, 1), done
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+async def test_ls_tells_what_is_held(command: Command) -> None:
+    app, big = lines(await command("ls", "--json"))
+    assert (app["name"], app["digest"], app["state"]) == (APP, SMALL.digest, "whole")
+    assert (big["name"], big["state"], big["missing"]) == (BIG, "partial", 2)
+    table = await command("ls", "*/app:*")
+    assert [line.split()[:2] for line in table.stdout.splitlines()[1:]] == [[APP, "whole"]]
+    assert table.stderr == ""
+
+
+async def test_a_pin_stays_until_it_is_taken_back(command: Command) -> None:
+    done = await command("pin", "app:1.0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{APP}: pinned, 1 image, ")
+    [entry] = json.loads((await command("pins", "--json")).stdout)["pins"]
+    assert (entry["pin"], entry["source"], entry["images"]) == (APP, "added", 1)
+    assert [image["pinned"] for image in lines(await command("ls", "--json"))] == [True, False]
+    assert (await command("unpin", APP)).returncode == 0
+    refused(await command("unpin", APP), APP, "not pinned")
+    refused(await command("pins"), "nothing is pinned", status=0)
+
+
+async def test_what_is_in_use_is_marked_and_not_evicted(command: Command) -> None:
+    done = await command("in-use", "-", "--source", "node1", given="app:1.0\n???\n")
+    assert done.stdout.startswith("node1: 1 image in use until ")
+    refused(done, "standard input: line 2", "???", status=0)
+    assert [image["in_use"] for image in lines(await command("ls", "--json"))] == [True, False]
+    done = await command("evict", "1GiB", "--dry-run")
+    assert LARGE.digest in done.stdout
+    assert SMALL.digest not in done.stdout
+    assert (await command("evict", "1GiB")).stdout.startswith("went: 1 blob, ")
+    assert lines(await command("ls", "--json"))[0]["state"] == "whole"
+
+
+async def test_verify_finds_and_repairs(command: Command, pulled: Proxy) -> None:
+    first = lines(await command("verify"))
+    assert [event["event"] for event in first if event["event"] != "progress"] == ["start", "done"]
+    [layer] = SMALL.layers
+    file = pulled.storage / "blobs" / layer.replace(":", "/")
+    file.write_bytes(b"x" * file.stat().st_size)
+    done = await command("verify", "--restart", "--repair")
+    assert (done.returncode, done.stderr) == (0, "")
+    [bad] = [event for event in lines(done) if event["event"] == "bad"]
+    assert (bad["digest"], bad["repaired"], bad["images"]) == (layer, True, [APP])
+    assert file.read_bytes() == SMALL.blobs[layer]
+    file.write_bytes(b"x" * file.stat().st_size)
+    assert (await command("verify", "--restart")).returncode == 1
+    assert [image["state"] for image in lines(await command("ls", "--json"))] == ["partial"] * 2
+
+
+async def test_over_tcp_with_the_token(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("s3cret\n")
+    proxy = await start(admin={"token_file": str(file), "socket": False})
+    assert not (proxy.storage / "admin.sock").exists()
+    server = ("--server", f"http://{proxy.app.address}")
+    done = await beside("pin", "app", *server, "--token-file", str(file))
+    assert done.returncode == 0, done
+    refused(await beside("pins", *server), "--token-file")
+    done = await beside("ls", "--storage", str(proxy.storage))
+    refused(done, "in use by another process, which does not listen on its admin.sock")
+
+
+async def test_nothing_but_the_cache_is_left_behind(pulled: Proxy, clock: Clock) -> None:
+    await pulled.close()
+    before = {path: path.stat().st_uid for path in pulled.storage.rglob("*")}
+    assert (await beside("ls", "--storage", str(pulled.storage))).returncode == 0
+    after = {path: path.stat().st_uid for path in pulled.storage.rglob("*")}
+    assert {path.name for path in after.keys() - before.keys()} <= {"cache.db-wal", "cache.db-shm"}
+    assert not [path for path in after if stat.S_ISSOCK(path.lstat().st_mode)]
+
+
+async def test_a_socket_that_a_killed_server_left_is_no_server(pulled: Proxy) -> None:
+    await pulled.close()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(pulled.storage / "admin.sock"))
+    done = await beside("ls", "--storage", str(pulled.storage))
+    assert len(done.stdout.splitlines()) == 3, done
+
+
+async def test_a_cache_whose_path_fits_no_socket_address(start: Start, tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120) / "cache"
+    proxy = await start(storage={"path": str(deep)})
+    del proxy
+    assert len(os.fsencode(deep / "admin.sock")) > 107
+    done = await beside("pin", "app", "--storage", str(deep))
+    assert done.returncode == 0, done

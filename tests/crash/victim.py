@@ -56,7 +56,8 @@ class Victim:
         self._env = hermetic(root, PYTHONPATH=str(tree))
         self._tree = tree
         self._power = power
-        self._is_cut = False
+        self.is_cut = False
+        """Whether its disk is dead: what is seen of it then tells nothing."""
         self._process: subprocess.Popen[bytes] | None = None
 
     def begin(self) -> None:
@@ -93,6 +94,11 @@ class Victim:
         return ClientSession("http://admin", connector=connector, timeout=ClientTimeout(total=60))
 
     @property
+    def loses_power(self) -> bool:
+        """Whether its disk fails for the last moments of each life."""
+        return self._power is not None
+
+    @property
     def is_alive(self) -> bool:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
@@ -104,8 +110,8 @@ class Victim:
 
     def strike(self) -> None:
         """Kill it; take the power from its disk first, if that is what is done here."""
-        if self._power is not None and self.is_alive and not self._is_cut:
-            self._is_cut = True
+        if self._power is not None and self.is_alive and not self.is_cut:
+            self.is_cut = True
             self._power.cut()
         self.signal(signal.SIGKILL)
 
@@ -113,9 +119,9 @@ class Victim:
         """Wait for its end, and for its disk to be back; return its status, negative for a signal."""
         assert self._process is not None
         status = await asyncio.to_thread(self._process.wait, START_WITHIN)
-        if self._power is not None and self._is_cut:
+        if self._power is not None and self.is_cut:
             await asyncio.to_thread(self._power.restore)
-            self._is_cut = False
+            self.is_cut = False
         return status
 
     async def close(self) -> None:

@@ -61,6 +61,14 @@ class UpstreamCounters:
         self.manifest_pulls = 0
         self.pulls_spent = 0
 
+    def answered(self, outcome: Outcome, sent: int, *, manifest: bool) -> None:
+        """Count one request; ``sent`` is in bytes, ``manifest`` says that a whole one was sent."""
+        self.outcomes[outcome] += 1
+        self.bytes_to_clients += sent
+        if outcome is not Outcome.ERROR:
+            self.bytes_delivered += sent
+        self.manifest_pulls += manifest
+
     def add(self, other: "UpstreamCounters") -> None:
         """Add another's totals to these."""
         self.outcomes += other.outcomes
@@ -130,6 +138,7 @@ class Metrics:
         self.upstreams: Final = {name: UpstreamCounters() for name in upstreams}
         self.unrouted: Final = UpstreamCounters()
         self.cache: Final = CacheCounters()
+        self.loop_lag = 0.0
 
     def of(self, upstream: str | None) -> UpstreamCounters:
         """Return an upstream's counters; None stands for requests that reached no upstream."""
@@ -173,6 +182,9 @@ class _View(Collector):
         ):
             yield CounterMetricFamily(f"millpond_{name}", help_text, value)
         yield from self._readings()
+        lag = self._metrics.loop_lag
+        text = "Longest that work waited for its turn in the last seconds."
+        yield GaugeMetricFamily("millpond_loop_lag_seconds", text, lag)
         info = GaugeMetricFamily("millpond_build_info", "Which Millpond runs.", labels=["version"])
         info.add_metric([self._version], 1)
         yield info

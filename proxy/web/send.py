@@ -14,6 +14,7 @@ from typing import Final
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.errors import StorageError
+from proxy.web.warm import warm
 
 CHUNK: Final = 256 * 1024
 SENDFILE_BYTES: Final = 1024 * 1024
@@ -62,8 +63,10 @@ class Sending:
             end = await readable(offset)
             if end <= offset:
                 break
-            end = min(end, offset + CHUNK, end if stop is None else stop)
+            known = end if stop is None else min(end, stop)
+            end = min(known, offset + CHUNK)
             try:
+                await warm(fd, offset, end, known)
                 chunk = os.pread(fd, end - offset, offset)
             except OSError as error:
                 raise StorageError(f"sending a blob: {error}") from error
@@ -104,11 +107,16 @@ class Sending:
 
     async def _stretch(self, socket: int, fd: int, offset: int, end: int) -> int:
         """Send what is there, letting the loop turn between calls; return the new offset."""
+        warm_until = offset
         while offset < end:
+            if offset >= warm_until:
+                warm_until = min(end, offset + SENDFILE_BYTES)
+                await warm(fd, offset, warm_until, end)
             try:
-                sent = os.sendfile(socket, fd, offset, min(SENDFILE_BYTES, end - offset))
+                sent = os.sendfile(socket, fd, offset, warm_until - offset)
             except BlockingIOError:
                 await _writable(socket)
+                warm_until = offset  # who is slow may find it forgotten
                 continue
             if sent == 0:
                 raise StorageError("the file shrank while it was sent")
@@ -124,7 +132,7 @@ class Sending:
         except ConnectionError as error:
             raise ClientLeftError from error
 
-    async def write(self, chunk: bytes) -> None:
+    async def write(self, chunk: bytes | memoryview) -> None:
         """Send some bytes. Raises ``ClientLeftError``."""
         try:
             await self._response.write(chunk)

@@ -15,11 +15,13 @@ from yarl import URL
 
 from proxy import VERSION
 from proxy.cache import Cache
+from proxy.cache.at_hand import AtHand
 from proxy.cache.blobs import Blobs
 from proxy.cache.holdings import Holdings
 from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
 from proxy.cache.referrers import ReferrersCache
+from proxy.cache.small import SmallBlobs
 from proxy.cache.sources import Source
 from proxy.cache.tags import Tags
 from proxy.errors import ConfigError, StorageError
@@ -45,8 +47,10 @@ from proxy.upstream.patience import Limits, Patience
 from proxy.upstream.providers import Anonymous, Credentials, PasswordFile, Provider, Static
 from proxy.upstream.registry import Upstream
 from proxy.upstream.transport import Transport, Trust, client_context
+from proxy.web import lag
 from proxy.web.admin import Admin
 from proxy.web.certificate import Certificate
+from proxy.web.prepared import Prepared
 from proxy.web.registry import Registry
 from proxy.web.server import RegistryServer
 
@@ -127,22 +131,29 @@ async def running(
         stack.push_async_callback(tags.close)
         blobs = Blobs(holdings, sources, flights=flights, sizes=manifests.sizes)
         stack.push_async_callback(blobs.close)
+        memory = settings.memory
+        small = SmallBlobs(
+            blobs, holdings, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
+        )
+        at_hand = AtHand(index, manifests, tags, small)
+        prepared = Prepared(at_hand, metrics=metrics, request_log=request_log)
         listings = Listings(index, sources, has_catalog=settings.catalog)
         referrers = ReferrersCache(manifests, index, sources, clock=clock)
         stack.push_async_callback(referrers.close)
         registry = Registry(
             Router(settings),
-            Cache(manifests, tags, blobs, listings, referrers),
+            Cache(manifests, tags, blobs, small, listings, referrers),
             metrics=metrics,
             request_log=request_log,
+            learn=prepared.learn,
         )
         budgets = {name: source.upstream.budget for name, source in sources.items()}
         admin = Admin(metrics, index, evictor, flights=flights, budgets=budgets)
         background.start("request log", request_log.write_for_ever())
+        background.start("loop lag", lag.watch(metrics))
         background.start("reconcile", _reconcile(store, index, evictor))
-        runner = ServerRunner(
-            RegistryServer(registry.handle, admin.handle), shutdown_timeout=settings.shutdown_grace
-        )
+        server = RegistryServer(registry.handle, admin.handle, prepared.answer)
+        runner = ServerRunner(server, shutdown_timeout=settings.shutdown_grace)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         if certificate is not None:

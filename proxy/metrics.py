@@ -113,9 +113,17 @@ class UpstreamCounters:
 class CacheCounters:
     """Running totals of the cache itself since the start."""
 
-    __slots__ = ("evicted_bytes", "evictions", "mismatches", "storage_errors", "unlogged_requests")
+    __slots__ = (
+        "evicted_bytes",
+        "evictions",
+        "mismatches",
+        "prepared_answers",
+        "storage_errors",
+        "unlogged_requests",
+    )
 
     def __init__(self) -> None:
+        self.prepared_answers = 0
         self.evictions = 0
         self.evicted_bytes = 0
         self.mismatches = 0
@@ -178,6 +186,7 @@ class _View(Collector):
             ("evicted_bytes", "Disk bytes freed by evictions.", cache.evicted_bytes),
             ("content_mismatches", "Upstream bodies that were not their digest.", cache.mismatches),
             ("storage_errors", "Failures of the disk that were survived.", cache.storage_errors),
+            ("prepared_answers", "Requests answered at once from RAM.", cache.prepared_answers),
             ("unlogged_requests", "Access-log lines dropped under load.", cache.unlogged_requests),
         ):
             yield CounterMetricFamily(f"millpond_{name}", help_text, value)

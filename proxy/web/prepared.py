@@ -4,6 +4,7 @@ A request is known by its bytes, and learnt from the general way of answering it
 routed and judged it. What it leads to is looked up each time; only the header block of what was
 found last is kept, with gaps for what changes from one second to the next. Whatever is not plain
 goes the general way: conditions, ranges, a wish about freshness, a connection that shall close.
+So does whoever shows credentials: what bytes alone do not decide must not be answered here.
 """
 
 import math
@@ -68,6 +69,7 @@ class Prepared:
         if block is None:
             return None
         body = b"" if request.is_head else found.body
+        self._metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
         self._request_log.add(block.fields, time.perf_counter() - started, client)
         return block.headers(found.fresh, self._date.line()), body

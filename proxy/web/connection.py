@@ -63,8 +63,7 @@ class Connection(RequestHandler):
             and self._messages[-1][1] is EMPTY_PAYLOAD
             and not self._upgraded
         )
-        is_one = is_alone and self._between and came == 1 and data.find(_END) == len(data) - 4
-        self.head = data if is_one else None
+        self.head = data if is_alone and self._between and came == 1 else None
 
     def connection_made(self, transport: "asyncio.BaseTransport") -> None:
         """Note who the client is."""
@@ -95,7 +94,6 @@ class Connection(RequestHandler):
         return (
             waiter is not None
             and not waiter.done()
-            and not self._messages
             and not self.writing_paused
             and self.transport is not None
             and not self.transport.is_closing()

@@ -7,11 +7,12 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
-from proxy.names import Digest
+from proxy.cache.at_hand import AtHand
+from proxy.names import Digest, Kind, Repo, Route, Target
 from proxy.web import prepared
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -181,6 +182,62 @@ async def test_a_connection_that_shall_close_is_closed(proxy: Proxy, request_hea
     assert await at_once(proxy) == 0
 
 
+async def test_http_1_0_that_keeps_alive_is_told_so(proxy: Proxy) -> None:
+    await fill(proxy)
+    async with line(proxy) as client:
+        for _ in range(3):
+            answer = await client.ask(head(TAG, "Connection: keep-alive", version="1.0"))
+            assert answer["Connection"] == "keep-alive"
+    assert await at_once(proxy) == 0
+
+
+async def test_an_answer_in_progress_is_not_overtaken(proxy: Proxy, upstream: FakeUpstream) -> None:
+    await fill(proxy)
+    upstream.add("library/app", OTHER, tags=["other"])
+    gate = upstream.hold(reference="other")
+    async with line(proxy) as client:
+        await client.ask(head(TAG))
+        client.writer.write(head(f"{REPO}/manifests/other"))
+        await upstream.until(lambda: upstream.count(ref="other") > 0)
+        client.writer.write(head(TAG))
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert (await client.answer()).body == OTHER.manifest
+        assert (await client.answer()).body == IMAGE.manifest
+    assert await at_once(proxy) == 0
+
+
+async def test_a_header_that_looks_like_a_request_is_none(proxy: Proxy) -> None:
+    await fill(proxy)
+    async with line(proxy) as client:
+        await client.ask(head(TAG))
+        client.writer.write(f"GET {REPO}/manifests/absent HTTP/1.1\r\nX-Quote: ".encode())
+        await asyncio.sleep(0.05)
+        client.writer.write(head(TAG))
+        assert (await client.answer()).status == 404
+        assert (await client.ask(head(TAG))).body == IMAGE.manifest
+    assert await at_once(proxy) == 1
+
+
+async def test_only_what_is_linked_is_at_hand(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[AtHand] = []
+    construct = AtHand.__init__
+
+    def watched(self: AtHand, *rooms: Any) -> None:
+        construct(self, *rooms)
+        built.append(self)
+
+    monkeypatch.setattr(AtHand, "__init__", watched)
+    await fill(await start())
+    for repo, is_found in (("library/app", True), ("library/thief", False)):
+        for kind, ref in ((Kind.BLOB, TINY), (Kind.MANIFEST, IMAGE.digest)):
+            route = Route(kind, Repo(repo), ref)
+            found = built[0].get(Target("docker.io", Repo(repo)), route)
+            assert (found is not None) == is_found
+
+
 async def test_pipelined_and_broken_up_requests_are_answered_in_order(proxy: Proxy) -> None:
     await fill(proxy)
     tag, tiny = head(TAG), head(f"{REPO}/blobs/{TINY}")
@@ -189,7 +246,7 @@ async def test_pipelined_and_broken_up_requests_are_answered_in_order(proxy: Pro
     async with line(proxy) as client:
         for request in (tag, tiny):  # learnt here
             await client.ask(request)
-        for pieces in (
+        for pieces in 2 * (
             [tag + tiny, large + tag],
             [large, tag, tiny],
             [tag[:20], tag[20:] + tiny],
@@ -301,8 +358,14 @@ async def test_a_slow_reader_is_waited_for(proxy: Proxy) -> None:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
         slow.connect((host, int(port)))
         for _ in range(count):
+            before = proxy.numbers["bytes_to_clients"]
             slow.send(path)
-            await asyncio.sleep(0.001)
+            for _ in range(50):
+                await asyncio.sleep(0.001)
+                if proxy.numbers["bytes_to_clients"] > before:
+                    break
+            else:
+                break
         assert proxy.numbers["bytes_to_clients"] < count * size / 2
     assert await at_once(proxy) > 0
 

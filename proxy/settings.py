@@ -213,6 +213,8 @@ class Memory(Section):
     """How much is kept in RAM."""
 
     manifests: Bytes = ByteSize(64 * 1024**2)
+    blobs: Bytes = ByteSize(64 * 1024**2)
+    largest_blob: Bytes = ByteSize(128 * 1024)
 
 
 class Log(Section):

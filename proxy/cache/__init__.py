@@ -2,6 +2,7 @@
 
 ``holdings`` is what lies here, ``sources`` is where the rest comes from; ``manifests``, ``tags``,
 ``blobs``, ``referrers`` and ``listings`` answer for one kind each, ``answers`` is what they return.
+``small`` keeps small blobs in RAM, and ``at_hand`` tells what needs no waiting.
 No policy (``policy`` decides), no HTTP. Trouble with the disk degrades to passing through.
 """
 
@@ -11,6 +12,7 @@ from proxy.cache.blobs import Blobs
 from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
 from proxy.cache.referrers import ReferrersCache
+from proxy.cache.small import SmallBlobs
 from proxy.cache.tags import Tags
 from proxy.names import Digest, Target
 from proxy.policy import Wish
@@ -22,6 +24,7 @@ class Cache(NamedTuple):
     manifests: Manifests
     tags: Tags
     blobs: Blobs
+    small: SmallBlobs
     listings: Listings
     referrers: ReferrersCache
 

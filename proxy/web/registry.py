@@ -4,6 +4,7 @@ Errors of every room become HTTP in one place here.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, assert_never
 
 import structlog
@@ -36,11 +37,14 @@ class Registry:
         *,
         metrics: Metrics,
         request_log: RequestLog,
+        learn: Callable[[Exchange], None],
     ) -> None:
+        """``learn`` is called with every exchange at its end."""
         self._router = router
         self._cache = cache
         self._metrics = metrics
         self._request_log = request_log
+        self._learn = learn
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer one request. Raises nothing but cancellation."""
@@ -57,6 +61,7 @@ class Registry:
             return replies.failed(exchange, RegistryError("internal error"))
         finally:
             exchange.account(self._metrics, self._request_log)
+            self._learn(exchange)
 
     async def _answer(self, exchange: Exchange) -> StreamResponse:
         request = exchange.request
@@ -97,7 +102,7 @@ class Registry:
         if exchange.is_head or replies.is_unmodified(exchange, digest):
             sized = await self._cache.blobs.head(target, digest, exchange.wish)
             return replies.sized(exchange, digest, sized)
-        blob = await self._cache.blobs.get(target, digest, exchange.wish)
+        blob = await self._cache.small.get(target, digest, exchange.wish)
         try:
             return await send_blob(exchange, digest, blob)
         finally:

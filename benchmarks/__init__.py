@@ -1,1 +1,1 @@
-"""Measures Millpond beside its rivals, on one machine, in one run. `benchmarks/README.md` says how."""
+"""Measures Millpond beside its rivals, in one run. `benchmarks/README.md` says how."""

@@ -61,7 +61,7 @@ def _run(running: bench.Bench, names: Sequence[str]) -> tuple[list[Row], list[st
         start = time.monotonic()
         try:
             measured = importlib.import_module(f"benchmarks.cases.{name}").run(running)
-        except Exception as error:  # noqa: BLE001 - one case must not take the others along
+        except Exception as error:  # one case must not take the others along
             failed.append(f"{name} failed: {type(error).__name__}: {error}")
             running.say(failed[-1])
             continue

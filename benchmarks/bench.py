@@ -33,9 +33,7 @@ class Server(Protocol):
 class Bench:
     """One run. `rounds` is how often every contestant has its turn."""
 
-    def __init__(
-        self, rounds: int, root: Path, registry: Registry, with_tokens: Registry
-    ) -> None:
+    def __init__(self, rounds: int, root: Path, registry: Registry, with_tokens: Registry) -> None:
         self.rounds = rounds
         self.root = root
         self.registry = registry

@@ -20,6 +20,9 @@ class Ours(Millpond):
     def __init__(self, root: Path, upstream: str, extra: Mapping[str, Any]) -> None:
         super().__init__(root, upstream, free_port(), {**_QUICK_END, **extra})
         self.storage = root / "storage"
+        for name in list(self._daemon.env):  # a link's far side is not loopback
+            if name.lower() in {"http_proxy", "https_proxy"}:
+                del self._daemon.env[name]
         self._has_tls = "tls" in extra
         if self._has_tls:
             self.url = f"https://{self.address}"
@@ -67,9 +70,11 @@ def watched(
     upstream: str, extra: Mapping[str, Any] | None = None, every: float = 0.005
 ) -> Iterator[Watched]:
     """Give a running Millpond whose event loop is sampled every so many seconds."""
-    with workdir("ours") as root:
-        with _started(Watched(root, upstream, extra or {}, every)) as server:
-            yield server
+    with (
+        workdir("ours") as root,
+        _started(Watched(root, upstream, extra or {}, every)) as server,
+    ):
+        yield server
 
 
 @contextmanager

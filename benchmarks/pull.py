@@ -34,7 +34,7 @@ class Pull:
 
 
 class Connection:
-    """One keep-alive connection; the kernel's buffer and ours in bytes, 0 is the kernel's choice."""
+    """One keep-alive connection; `receive_buffer` is the kernel's, in bytes, 0 its own choice."""
 
     def __init__(self, url: str, receive_buffer: int = 0, buffer: int = _BUFFER) -> None:
         parts = urlsplit(url)
@@ -111,9 +111,7 @@ def pull(base: str, path: str) -> Pull:
 def pull_for(seconds: float, urls: Sequence[str]) -> list[tuple[int, float]]:
     """Pull from all urls at once for so long, each in a process; return bytes and seconds each."""
     argv = [sys.executable, "-m", __name__]
-    running = [
-        subprocess.Popen([*argv, url, str(seconds)], stdout=subprocess.PIPE) for url in urls
-    ]
+    running = [subprocess.Popen([*argv, url, str(seconds)], stdout=subprocess.PIPE) for url in urls]
     said = [process.communicate(timeout=300)[0] for process in running]
     assert not any(process.returncode for process in running), said
     return [(size, taken) for size, taken in map(json.loads, said)]

@@ -22,7 +22,7 @@ from tests.parts.registry import Request
 from tests.parts.token_server import TokenServer
 
 BIG = 300_000_000
-ACCEPT = {"Accept": ", ".join([OCI.manifest, OCI.index, DOCKER.manifest, DOCKER.index])}
+ACCEPT = {"Accept": f"{OCI.manifest}, {OCI.index}, {DOCKER.manifest}, {DOCKER.index}"}
 _DRAW = 1 << 24  # randbytes() has a limit
 _OCTETS = "application/octet-stream"
 
@@ -41,7 +41,8 @@ class Settings:
 class Registry:
     """A docker-registry over a storage directory, which several may read at once.
 
-    It writes one access-log line a request, as all contestants do, and nothing else.
+    Set up as Debian's package does it, but that it logs a line for each request and nothing else,
+    as all contestants do.
     """
 
     def __init__(self, root: Path, storage: Path, settings: Settings) -> None:
@@ -51,7 +52,10 @@ class Registry:
         document: dict[str, Any] = {
             "version": 0.1,
             "log": {"level": "error", "accesslog": {"disabled": False}},
-            "storage": {"filesystem": {"rootdirectory": str(storage)}},
+            "storage": {
+                "cache": {"blobdescriptor": "inmemory"},
+                "filesystem": {"rootdirectory": str(storage)},
+            },
             "http": {"addr": self.netloc, "secret": "benchmarks", **dict(settings.http)},
         }
         if settings.proxy:

@@ -1,4 +1,4 @@
-"""Runs `millpond` with a thread that samples its event loop: `python -m benchmarks.watched serve …`.
+"""`python -m benchmarks.watched serve …` is `millpond` with a thread that samples its event loop.
 
 Every so many seconds, however long the loop takes, the thread asks the loop for a callback; how
 late it comes is how long a client that had just become ready would have waited. The proxy itself
@@ -16,8 +16,8 @@ import uvloop
 
 from proxy.cli import main
 
-OUT = "MILLPOND_BENCH_SAMPLES"
-EVERY = "MILLPOND_BENCH_EVERY"
+OUT = "BENCH_SAMPLES"
+EVERY = "BENCH_EVERY"
 
 
 class Sample(NamedTuple):

@@ -59,10 +59,13 @@ def fire_all(shots: Sequence[Shot]) -> list[Load]:
 
 def _read(said: str) -> Load:
     assert "Non-2xx" not in said, said
-    errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
+    errors = re.search(
+        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", said
+    )
     assert not errors, said
     total = re.search(r"(\d+) requests in ([\d.]+)(ms|us|s|m),", said)
     p99 = re.search(r"99%\s+([\d.]+)(us|ms|s|m)\b", said)
-    assert total and p99, said
+    assert total, said
+    assert p99, said
     seconds = float(total[2]) * _UNITS[total[3]] / 1e3
     return Load(int(total[1]), seconds, float(p99[1]) * _UNITS[p99[2]])

@@ -13,9 +13,7 @@ _NAMES = {"registry": "docker-registry proxy", "nginx": "nginx"}
 
 def run(bench: Bench) -> list[Row]:
     """Return a row for each size and rival; that with nginx only informs."""
-    paths = {
-        name: bench.content.path(bench.content.blob(size)) for name, size in _SIZES.items()
-    }
+    paths = {name: bench.content.path(bench.content.blob(size)) for name, size in _SIZES.items()}
     with bench.contestants(*_NAMES) as servers:
         for server in servers.values():
             for name, path in paths.items():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import bench, compare, facts, plots, report
-from benchmarks.cases import NAMES
+from benchmarks.cases import CASES
 from benchmarks.rows import Row
 from tests.parts.process import PATH
 
@@ -26,7 +26,10 @@ def main() -> int:
     if not shutil.which("docker-registry", path=PATH):
         sys.stderr.write("docker-registry, the upstream, is missing: run tests/parts/install\n")
         return 2
-    names = asked.only or list(NAMES)
+    if asked.check and not BASELINE.exists():
+        sys.stderr.write("there is no baseline yet: make bench ARGS=--write-baseline\n")
+        return 2
+    names = asked.only or list(CASES)
     about = facts.gather()
     start = time.monotonic()
     with bench.running(asked.rounds) as running:
@@ -45,7 +48,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument(
-        "--only", nargs="*", choices=NAMES, metavar="CASE", help=f"some of: {' '.join(NAMES)}"
+        "--only", nargs="*", choices=CASES, metavar="CASE", help=f"some of: {' '.join(CASES)}"
     )
     parser.add_argument("--check", action="store_true", help="fail on a loss of 15 %% in a ratio")
     parser.add_argument(
@@ -58,6 +61,10 @@ def _run(running: bench.Bench, names: Sequence[str]) -> tuple[list[Row], list[st
     """Return the rows of all cases, and a sentence for each case that failed."""
     rows, failed = [], []
     for name in names:
+        lacking = [program for program in CASES[name] if not running.has(program)]
+        if lacking:
+            running.say(f"{name}: left out, {lacking[0]} is not installed")
+            continue
         start = time.monotonic()
         try:
             measured = importlib.import_module(f"benchmarks.cases.{name}").run(running)

@@ -16,8 +16,6 @@ _SECONDS = 2
 
 def run(bench: Bench) -> list[Row]:
     """Return the throughput of a blob of 300 MB on one TLS connection."""
-    if not bench.has("nginx"):
-        return []
     path = bench.content.path(bench.content.blob(BIG))
     folder = bench.certificate
     files = {"cert_file": f"{folder / 'authority.pem'}", "key_file": f"{folder / 'key.pem'}"}

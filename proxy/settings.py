@@ -211,6 +211,13 @@ class Patience(Section):
     cool_down: Seconds = 30.0
 
 
+class Parallel(Section):
+    """Over how many connections one large blob is fetched."""
+
+    connections: Annotated[int, Field(ge=1, le=16)] = 4
+    start_from: Bytes = ByteSize(32 * 1024**2)
+
+
 class Memory(Section):
     """How much is kept in RAM."""
 
@@ -238,6 +245,7 @@ class Settings(Section):
     catalog: bool = False
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
+    parallel: Parallel = Parallel()
     memory: Memory = Memory()
     log: Log = Log()
 

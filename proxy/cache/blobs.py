@@ -19,7 +19,7 @@ from proxy.names import Digest, Proof, Target
 from proxy.once import Once
 from proxy.policy import Wish
 from proxy.records import Descriptor
-from proxy.upstream.registry import Body
+from proxy.upstream.registry import Body, Need
 
 UNFIT_SECONDS: Final = 600.0
 """For so long a blob that did not fit is passed through without trying to keep it."""
@@ -136,7 +136,7 @@ class Blobs:
         digest, holdings = flight.digest, self._holdings
         async with AsyncExitStack() as resources:
             try:
-                async with self._body(target, digest, queued=True) as body:
+                async with self._body(target, digest, Need.KEPT) as body:
                     size = body.size
                     if size is None:
                         size = self._sizes.get((target, digest))
@@ -145,7 +145,7 @@ class Blobs:
                     spool = await holdings.store.spool(digest, size)
                     resources.callback(spool.discard)
                     flight.open(spool, size)
-                    await flight.pump(body.chunks, reservation.grow)
+                    await flight.pump(body.pour, reservation.grow)
                 await self._index.link(target, [digest])
                 await holdings.adopt(reservation, spool, Descriptor("", digest, flight.written))
             except ContentMismatch as error:
@@ -164,7 +164,7 @@ class Blobs:
     async def _through(self, target: Target, digest: Digest) -> Through:
         """Return a body that is proven on its way and not kept."""
         async with AsyncExitStack() as resources:
-            body = await resources.enter_async_context(self._body(target, digest, queued=False))
+            body = await resources.enter_async_context(self._body(target, digest, Need.THROUGH))
             return Through(body.size, self._proven(body, target, digest), resources.pop_all())
         raise AssertionError("unreachable")
 
@@ -201,10 +201,10 @@ class Blobs:
         yield held_back
 
     @asynccontextmanager
-    async def _body(self, target: Target, digest: Digest, *, queued: bool) -> AsyncIterator[Body]:
+    async def _body(self, target: Target, digest: Digest, need: Need) -> AsyncIterator[Body]:
         upstream = self._sources[target.upstream].upstream
         try:
-            async with upstream.blob(target.repo, digest, queued=queued) as body:
+            async with upstream.blob(target.repo, digest, need) as body:
                 yield body
         except Absent as error:
             await self._absences.learn(target, digest, error)

@@ -15,7 +15,9 @@ from yarl import URL
 
 from proxy import VERSION
 from proxy.cache import Cache
+from proxy.cache.ahead import Ahead, Bounds
 from proxy.cache.blobs import Blobs
+from proxy.cache.expected import Expected
 from proxy.cache.holdings import Holdings
 from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
@@ -127,14 +129,19 @@ async def running(
         check = settings.timeouts.check
         tags = Tags(manifests, index, sources, clock=clock, patience=check)
         stack.push_async_callback(tags.close)
-        blobs = Blobs(holdings, sources, flights=flights, sizes=manifests.sizes)
+        expected = Expected(metrics.cache)
+        sizes = manifests.sizes
+        blobs = Blobs(holdings, sources, flights=flights, sizes=sizes, expected=expected)
         stack.push_async_callback(blobs.close)
+        bounds = Bounds(**settings.prefetch.model_dump())
+        ahead = Ahead(blobs, sources, flights=flights, expected=expected, bounds=bounds)
+        stack.push_async_callback(ahead.close)
         listings = Listings(index, sources, has_catalog=settings.catalog)
         referrers = ReferrersCache(manifests, index, sources, clock=clock)
         stack.push_async_callback(referrers.close)
         registry = Registry(
             Router(settings),
-            Cache(manifests, tags, blobs, listings, referrers),
+            Cache(manifests, tags, blobs, listings, referrers, ahead),
             metrics=metrics,
             request_log=request_log,
         )

@@ -22,8 +22,8 @@ from proxy.threads import in_thread
 _INLINE: Final = 32 * 1024
 """Bytes up to which hashing and writing on the loop is cheaper than a thread."""
 
-_STRETCH: Final = 8 * 1024 * 1024
-"""Bytes that are hashed at a time, if so many have come."""
+_STRETCH: Final = 1024 * 1024
+"""Bytes that are hashed at a time."""
 
 _READ: Final = 256 * 1024
 """Bytes that a processor's own cache holds."""
@@ -40,7 +40,10 @@ log = structlog.get_logger(__name__)
 
 
 class Flight:
-    """One download in progress: unopened, then open and growing, then landed or failed."""
+    """One download in progress: unopened, then open and growing, then landed or failed.
+
+    One that is *ahead* was begun before anybody asked for it.
+    """
 
     def __init__(self, target: Target, digest: Digest) -> None:
         self.target = target
@@ -48,6 +51,7 @@ class Flight:
         self.size: int | None = None
         self.written = 0
         self.landed = False
+        self.is_ahead = False
         self.failure: Exception | None = None
         self._spool: Spool | None = None
         self._ends: dict[int, int] = {}  # by start, of stretches that have a gap before them
@@ -131,11 +135,12 @@ class Flight:
     async def _prove(self, proof: Proof) -> None:
         """Hash what has come, in its order, behind the writing; return when all is hashed."""
         position = 0
-        while position != self.size or position != self.written:
-            if (end := self.written) == position:
+        while position != self.size:
+            stretch = min(_STRETCH, self.written - position)
+            is_last = position + stretch == self.size
+            if stretch < _STRETCH and not is_last:
                 await self._more.wait()
                 continue
-            stretch = min(_STRETCH, end - position)
             hash_it = partial(self._hash, proof, position, stretch)
             if stretch <= _INLINE:
                 hash_it()
@@ -262,6 +267,13 @@ class Flights:
         task.add_done_callback(lambda _: self._tasks.pop(flight))
         return Reader(flight, self._left, first=True)
 
+    def abandon(self, reader: Reader) -> None:
+        """Let go of a flight; it ends here unless it has landed or somebody else reads it."""
+        reader.close()
+        flight = reader.flight
+        if not flight.landed and not flight.is_wanted:
+            self._drop(flight)
+
     async def close(self) -> None:
         """Cancel what still flies; let what has landed be stored; wait until all have ended."""
         for flight, task in self._tasks.items():
@@ -270,13 +282,17 @@ class Flights:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def _left(self, flight: Flight) -> None:
-        """Drop a download that nobody waits for, if hardly any of it has come."""
+        """Drop a download that nobody waits for if hardly any of it has come."""
         if self._finish_from <= 0 or flight.landed or flight.is_wanted:
             return
         share = flight.written / flight.size if flight.size else 0.0
+        if share < self._finish_from:
+            self._drop(flight)
+
+    def _drop(self, flight: Flight) -> None:
         task = self._tasks.get(flight)
-        if share < self._finish_from and task is not None:
-            log.info("download dropped, nobody waits for it", digest=flight.digest, share=share)
+        if task is not None:
+            log.info("download dropped", digest=flight.digest, bytes=flight.written)
             self._retire(flight)
             task.cancel()
 

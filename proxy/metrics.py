@@ -105,12 +105,26 @@ class UpstreamCounters:
 class CacheCounters:
     """Running totals of the cache itself since the start."""
 
-    __slots__ = ("evicted_bytes", "evictions", "mismatches", "storage_errors", "unlogged_requests")
+    __slots__ = (
+        "evicted_bytes",
+        "evictions",
+        "mismatches",
+        "prefetched_blobs",
+        "prefetched_bytes",
+        "prefetched_used_blobs",
+        "prefetched_used_bytes",
+        "storage_errors",
+        "unlogged_requests",
+    )
 
     def __init__(self) -> None:
         self.evictions = 0
         self.evicted_bytes = 0
         self.mismatches = 0
+        self.prefetched_blobs = 0
+        self.prefetched_bytes = 0
+        self.prefetched_used_blobs = 0
+        self.prefetched_used_bytes = 0
         self.storage_errors = 0
         self.unlogged_requests = 0
 
@@ -169,6 +183,14 @@ class _View(Collector):
             ("evicted_bytes", "Disk bytes freed by evictions.", cache.evicted_bytes),
             ("content_mismatches", "Upstream bodies that were not their digest.", cache.mismatches),
             ("storage_errors", "Failures of the disk that were survived.", cache.storage_errors),
+            (
+                "prefetched_blobs",
+                "Blobs fetched before they were asked for.",
+                cache.prefetched_blobs,
+            ),
+            ("prefetched_bytes", "Bytes of those, and of some given up.", cache.prefetched_bytes),
+            ("prefetched_used_blobs", "Those asked for later.", cache.prefetched_used_blobs),
+            ("prefetched_used_bytes", "Bytes of those.", cache.prefetched_used_bytes),
             ("unlogged_requests", "Access-log lines dropped under load.", cache.unlogged_requests),
         ):
             yield CounterMetricFamily(f"millpond_{name}", help_text, value)

@@ -218,6 +218,15 @@ class Parallel(Section):
     start_from: Bytes = ByteSize(32 * 1024**2)
 
 
+class Prefetch(Section):
+    """What is fetched of an image before it is asked for; no blobs: nothing."""
+
+    blobs: Annotated[int, Field(ge=0)] = 40
+    max_bytes: Bytes = ByteSize(1024**3)
+    at_once: Annotated[int, Field(ge=1)] = 10
+    give_up: Wait = 5.0
+
+
 class Memory(Section):
     """How much is kept in RAM."""
 
@@ -246,6 +255,7 @@ class Settings(Section):
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
     parallel: Parallel = Parallel()
+    prefetch: Prefetch = Prefetch()
     memory: Memory = Memory()
     log: Log = Log()
 

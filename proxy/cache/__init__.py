@@ -1,12 +1,14 @@
 """The read-through: every pull is a hit, a join, or one fetch.
 
 ``holdings`` is what lies here, ``sources`` is where the rest comes from; ``manifests``, ``tags``,
-``blobs``, ``referrers`` and ``listings`` answer for one kind each, ``answers`` is what they return.
+``blobs``, ``referrers`` and ``listings`` answer for one kind each, ``answers`` is what they return;
+``ahead`` fetches what has not been asked for yet.
 No policy (``policy`` decides), no HTTP. Trouble with the disk degrades to passing through.
 """
 
 from typing import NamedTuple
 
+from proxy.cache.ahead import Ahead
 from proxy.cache.blobs import Blobs
 from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
@@ -22,3 +24,4 @@ class Cache(NamedTuple):
     blobs: Blobs
     listings: Listings
     referrers: ReferrersCache
+    ahead: Ahead

@@ -43,9 +43,9 @@ class Places:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
-    def is_mostly_free(self) -> bool:
-        """More than half of the places are free."""
-        return self._free * 2 > self._count
+    def has_some_to_spare(self) -> bool:
+        """Half of the places stay free though one more is taken."""
+        return (self._free - 1) * 2 >= self._count
 
     @asynccontextmanager
     async def one(self, patience: float) -> AsyncIterator[None]:

@@ -143,6 +143,8 @@ class Upstream:
     async def blob(self, repo: Repo, digest: Digest, need: Need) -> AsyncIterator[Body]:
         """Open a blob's body, unverified; it is resumed where it breaks off."""
         async with AsyncExitStack() as stack:
+            if need is Need.AHEAD and not self.places.has_some_to_spare:
+                raise UpstreamUnavailable(f"{self._client.name}: all places are wanted by others")
             if need is not Need.THROUGH:
                 await self._place(stack)
             question = Question("GET", repo, "blobs", digest, BlobUnknown, _ANY)

@@ -1,6 +1,8 @@
 import asyncio
 import os
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -191,6 +193,35 @@ async def test_an_unannounced_size_is_known_at_the_end(field: Field) -> None:
     assert reader.flight.size is None
     assert await everything(reader) == DATA
     assert reader.flight.size == len(DATA)
+
+
+async def test_pieces_in_any_order_are_read_and_proven_in_theirs(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    edges = sorted({0, len(DATA), *chance.sample(range(1, len(DATA)), 60)})
+    pieces = list(pairwise(edges))
+    chance.shuffle(pieces)
+    store, flights = DiskStore(tmp_path / "cache"), Flights()
+    told: list[int] = []
+
+    async def pour(sink: Sink) -> None:
+        for start, stop in pieces:
+            told.append(flight.written)
+            assert await flight.readable(-2) <= flight.written
+            await sink(start, DATA[start:stop])
+
+    async def run(flight: Flight) -> None:
+        flight.open(await store.spool(DIGEST, len(DATA)), len(DATA))
+        await flight.pump(pour, no_limit)
+
+    reader = flights.join(TARGET, DIGEST, run)
+    flight = reader.flight
+    assert await everything(reader) == DATA
+    come: set[int] = set()
+    for written, (start, stop) in zip(told, pieces, strict=True):
+        assert written == next((at for at in range(len(DATA)) if at not in come), len(DATA))
+        come |= set(range(start, stop))
+    await flights.close()
+    store.close()
 
 
 async def test_an_empty_blob(tmp_path: Path) -> None:

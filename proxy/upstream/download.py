@@ -64,7 +64,20 @@ class Connection:
         self._question = question
         self._response = response
         self._position = 0
+        self._is_whole = False
         self.size = None if response is None else response.content_length
+
+    def leads_to(self, offset: int) -> bool:
+        """Tell whether the byte at ``offset`` comes next, or later in a body asked for anew."""
+        if self._response is None:
+            return False
+        return self._position == offset or (self._is_whole and self._position < offset)
+
+    async def restart(self) -> None:
+        """Ask for the whole body again, of which then only what is wanted is kept."""
+        self.close()
+        self._response = await self._client.ask(self._question)
+        self._position, self._is_whole = 0, True
 
     async def chunks(self, span: Span, resumes: int) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of a span; what breaks off goes on from the last good byte.
@@ -77,8 +90,9 @@ class Connection:
         while span.position < span.stop:
             begun_at = span.reached
             try:
-                if broken is not None or self._response is None or self._position != span.reached:
+                if broken is not None or not self.leads_to(span.reached):
                     await self._open(span, broken)
+                await self._skip(span.reached - self._position)
                 while span.reached < span.stop and (chunk := await self._next(span)):
                     yield chunk
                     span.position = span.reached
@@ -128,8 +142,6 @@ class Connection:
                 f"{self._client.name}: another range came than was asked for"
             )
             raise _BrokenForGoodError from gone
-        await self._skip(span.position - self._position)
-        self._position = span.position
 
     async def join(self, span: Span, size: int) -> None:
         """Open a span beside other connections, by exactly its range and at the first attempt.
@@ -155,10 +167,12 @@ class Connection:
             skipped = await self._client.transport.read(self._response, min(count, READ_BUFFER))
             if not skipped:
                 raise UpstreamUnavailable(f"{self._client.name}: the body broke off again")
+            self._position += len(skipped)
             count -= len(skipped)
 
     def close(self) -> None:
         """End the transfer; what has come to its end leaves a connection to be used again."""
+        self._is_whole = False
         if self._response is not None:
             self._response.close()
             self._response = None
@@ -243,6 +257,8 @@ class Download:
         try:
             while self._failure is None and (span := self._spans.claim(self._hands)) is not None:
                 try:
+                    if not await self._turn_to(span):
+                        return
                     async with aclosing(self._first.chunks(span, self._terms.resumes)) as chunks:
                         async for chunk in chunks:
                             await sink(span.position, chunk)
@@ -253,6 +269,31 @@ class Download:
             if not self._helpers:
                 raise
             self._failure = error
+
+    async def _turn_to(self, span: Span) -> bool:
+        """Let the first connection go on where nobody is; False when others had better do that.
+
+        When the last of them has gone because there are no ranges any more, all is asked for anew:
+        what comes twice costs less than a pull that fails.
+        """
+        if self._first.leads_to(span.reached):
+            return True
+        assert self.size is not None
+        for _ in range(1 + self._terms.resumes):
+            try:
+                await self._first.join(span, self.size)
+            except RegistryError as error:
+                self._wanted = 1
+                log.info("the first connection stays behind", reason=error.message)
+                if self._helpers:
+                    return False
+                if not isinstance(error, UpstreamUnavailable | UpstreamTimeout):
+                    break
+                await asyncio.sleep(RESUME_PAUSE)
+            else:
+                return True
+        await self._first.restart()
+        return True
 
     @property
     def _hands(self) -> int:

@@ -63,10 +63,9 @@ class Ahead:
         spared = rule.offline or policy.is_scarce(rule, upstream.budget.share)
         if spared or not self._bounds.blobs or len(self._images) >= MAX_IMAGES:
             return
-        listed = manifests.children(manifest)
-        if listed.manifests or not listed.blobs:
+        blobs = self._within_bounds(manifests.children(manifest).blobs)
+        if not blobs:
             return
-        blobs = self._within_bounds(listed.blobs)
         task = asyncio.create_task(self._fetch_all(target, blobs), name=f"ahead {target}")
         self._images.add(task)
         task.add_done_callback(self._images.discard)

@@ -36,7 +36,7 @@ FAST: Final = 100_000_000
 _WINDOW: Final = 0.25
 """Seconds for which the first connection is watched before it gets help."""
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
 
 Sink = Callable[[int, bytes], Awaitable[None]]
 """Takes some bytes of a body and the offset at which they belong; returns when they are safe."""
@@ -64,12 +64,13 @@ class Connection:
         self._question = question
         self._response = response
         self._position = 0
+        self._end = float("inf")
         self._is_whole = False
         self.size = None if response is None else response.content_length
 
     def leads_to(self, offset: int) -> bool:
         """Tell whether the byte at ``offset`` comes next, or later in a body asked for anew."""
-        if self._response is None:
+        if self._response is None or offset >= self._end:
             return False
         return self._position == offset or (self._is_whole and self._position < offset)
 
@@ -77,7 +78,7 @@ class Connection:
         """Ask for the whole body again, of which then only what is wanted is kept."""
         self.close()
         self._response = await self._client.ask(self._question)
-        self._position, self._is_whole = 0, True
+        self._position, self._end, self._is_whole = 0, float("inf"), True
 
     async def chunks(self, span: Span, resumes: int) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of a span; what breaks off goes on from the last good byte.
@@ -133,10 +134,11 @@ class Connection:
             raise
         except RegistryError as error:
             raise _BrokenForGoodError from error
-        self._position = 0
+        self._position, self._end = 0, float("inf")
         if self._response.status == 206:
             match = _CONTENT_RANGE.fullmatch(self._response.headers.get("Content-Range", ""))
             self._position = -1 if match is None else int(match[1])
+            self._end = 0 if match is None else int(match[2]) + 1
         if not 0 <= self._position <= span.position:
             gone = UpstreamUnavailable(
                 f"{self._client.name}: another range came than was asked for"
@@ -155,11 +157,15 @@ class Connection:
             replace(asked_for(self._question, span, None), is_spare=True)
         )
         match = _CONTENT_RANGE.fullmatch(self._response.headers.get("Content-Range", ""))
-        is_right = match is not None and int(match[1]) == span.position
-        if self._response.status != 206 or not is_right or match[2] not in ("*", str(size)):  # type: ignore[index]
+        if (
+            self._response.status != 206
+            or match is None
+            or int(match[1]) != span.position
+            or match[3] not in ("*", str(size))
+        ):
             self.close()
             raise UpstreamRejected(f"{self._client.name}: gives no ranges")
-        self._position = span.position
+        self._position, self._end = span.position, int(match[2]) + 1
 
     async def _skip(self, count: int) -> None:
         while count > 0:

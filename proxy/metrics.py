@@ -118,6 +118,10 @@ class CacheCounters:
         "evicted_bytes",
         "evictions",
         "mismatches",
+        "prefetched_blobs",
+        "prefetched_bytes",
+        "prefetched_used_blobs",
+        "prefetched_used_bytes",
         "prepared_answers",
         "repaired",
         "storage_errors",
@@ -135,6 +139,10 @@ class CacheCounters:
         self.repaired = 0
         self.verified = 0
         self.verified_bytes = 0
+        self.prefetched_blobs = 0
+        self.prefetched_bytes = 0
+        self.prefetched_used_blobs = 0
+        self.prefetched_used_bytes = 0
         self.storage_errors = 0
         self.unlogged_requests = 0
 
@@ -198,6 +206,14 @@ class _View(Collector):
             ("verified_blobs", "Held blobs that were hashed again.", cache.verified),
             ("verified_bytes", "Bytes that were hashed again.", cache.verified_bytes),
             ("storage_errors", "Failures of the disk that were survived.", cache.storage_errors),
+            (
+                "prefetched_blobs",
+                "Blobs fetched before they were asked for.",
+                cache.prefetched_blobs,
+            ),
+            ("prefetched_bytes", "Bytes of those, and of some given up.", cache.prefetched_bytes),
+            ("prefetched_used_blobs", "Those asked for later.", cache.prefetched_used_blobs),
+            ("prefetched_used_bytes", "Bytes of those.", cache.prefetched_used_bytes),
             ("prepared_answers", "Requests answered at once from RAM.", cache.prepared_answers),
             ("unlogged_requests", "Access-log lines dropped under load.", cache.unlogged_requests),
         ):

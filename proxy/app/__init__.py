@@ -16,8 +16,10 @@ from proxy.app import listening, storage
 from proxy.app.background import Background
 from proxy.app.upstreams import Sources
 from proxy.cache import Cache
+from proxy.cache.ahead import Ahead, Bounds
 from proxy.cache.at_hand import AtHand
 from proxy.cache.blobs import Blobs
+from proxy.cache.expected import Expected
 from proxy.cache.holdings import Holdings
 from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
@@ -136,8 +138,13 @@ def _cache(
     stack.push_async_callback(manifests.close)
     tags = Tags(manifests, index, sources, clock=clock, patience=settings.timeouts.check)
     stack.push_async_callback(tags.close)
-    blobs = Blobs(holdings, sources, flights=flights, sizes=manifests.sizes)
+    expected = Expected(holdings.counters)
+    sizes = manifests.sizes
+    blobs = Blobs(holdings, sources, flights=flights, sizes=sizes, expected=expected)
     stack.push_async_callback(blobs.close)
+    bounds = Bounds(**settings.prefetch.model_dump())
+    ahead = Ahead(blobs, sources, flights=flights, expected=expected, bounds=bounds)
+    stack.push_async_callback(ahead.close)
     memory = settings.memory
     small = SmallBlobs(
         blobs, holdings, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
@@ -145,7 +152,7 @@ def _cache(
     listings = Listings(index, sources, has_catalog=settings.catalog)
     referrers = ReferrersCache(manifests, index, sources, clock=clock)
     stack.push_async_callback(referrers.close)
-    return Cache(manifests, tags, blobs, small, listings, referrers)
+    return Cache(manifests, tags, blobs, small, listings, referrers, ahead)
 
 
 async def _serve(

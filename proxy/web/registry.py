@@ -14,7 +14,7 @@ from proxy.cache import Cache
 from proxy.cache.answers import Described, Manifest
 from proxy.errors import PaginationInvalid, RegistryError, Unsupported
 from proxy.logs import RequestLog
-from proxy.metrics import Metrics
+from proxy.metrics import Metrics, Outcome
 from proxy.names import Digest, Kind, Tag, Target, is_digest, parse_path
 from proxy.routing import Router
 from proxy.upstream.registry import PAGE_KEYS
@@ -90,8 +90,12 @@ class Registry:
 
     async def _get(self, exchange: Exchange, target: Target, ref: str) -> Manifest:
         if is_digest(ref):
-            return await self._cache.manifests.get(target, Digest(ref), exchange.wish)
-        return await self._cache.tags.get(target, Tag(ref), exchange.wish)
+            manifest = await self._cache.manifests.get(target, Digest(ref), exchange.wish)
+        else:
+            manifest = await self._cache.tags.get(target, Tag(ref), exchange.wish)
+        if manifest.outcome is Outcome.MISS:
+            self._cache.ahead.begin(target, manifest.body)
+        return manifest
 
     async def _head(self, exchange: Exchange, target: Target, ref: str) -> Described:
         if is_digest(ref):

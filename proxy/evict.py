@@ -237,10 +237,10 @@ class Evictor:
         while (excess := self.used - target) > 0:
             await self._index.settle()
             victims = self._victims(excess)
-            gone = await to_its_end(self._evict(victims)) if victims else 0
+            gone, size = await to_its_end(self._evict(victims)) if victims else (0, 0)
             if not gone:
                 break
-            blobs, freed = blobs + len(victims), freed + gone
+            blobs, freed = blobs + gone, freed + size
         if blobs:
             log.info("evicted", blobs=blobs, bytes=freed)
         return blobs, freed
@@ -281,8 +281,8 @@ class Evictor:
             self._index.defer(digest)
         return victims
 
-    async def _evict(self, victims: list[BlobRecord]) -> int:
-        """Forget and delete; return the freed bytes. Never left half done.
+    async def _evict(self, victims: list[BlobRecord]) -> tuple[int, int]:
+        """Forget and delete; return how many blobs and bytes went. Never left half done.
 
         What cannot be deleted is held again: it takes its room all the same.
         """
@@ -298,9 +298,10 @@ class Evictor:
         for digest in remaining:
             taken -= disk_bytes(records[digest].size)
             await self._index.set_blob(records[digest], children[digest])
-        self._counters.evictions += len(victims) - len(remaining)
+        gone = len(victims) - len(remaining)
+        self._counters.evictions += gone
         self._counters.evicted_bytes += taken
-        return taken
+        return gone, taken
 
     def _ask_free(self) -> None:
         """Look how much the file system has left; what is promised and unwritten counts there."""

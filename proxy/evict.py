@@ -98,6 +98,7 @@ class Evictor:
         self._condemned = 0
         self._unknown = 0
         self._ceiling: int | None = None
+        self._left_below = 0
         self._scanned = asyncio.Event()
         self._pressed = asyncio.Event()
         self._evicting = asyncio.Lock()
@@ -112,7 +113,7 @@ class Evictor:
         """Disk bytes held, promised, set aside, not yet unlinked, or not known yet."""
         left = self._unknown
         if not self._scanned.is_set():
-            left = max(0, (self._ceiling or 0) - self._index.loaded_bytes)
+            left = max(0, self._left_below - self._index.loaded_bytes)
         known = self._index.usage().disk_bytes + self._store.quarantine.bytes
         return known + self._promised + self._condemned + left
 
@@ -217,7 +218,7 @@ class Evictor:
             if not isinstance(ceiling, int):
                 await self._scanned.wait()
                 ceiling = 0
-            self._ceiling = self._ceiling or ceiling
+            self._ceiling = self._left_below = ceiling
 
     async def _make_room(self, more: int) -> None:
         await self._index.ready()

@@ -24,6 +24,9 @@ from proxy.store import BlobStore
 from proxy.threads import in_thread, to_its_end
 
 WATCH_SECONDS: Final = 5.0
+COUNT_SECONDS: Final = 3.0
+"""For so long a download waits until it is known what lies here, before it passes through."""
+
 _BATCH: Final = 256
 """Victims at once: a few milliseconds of the loop's time."""
 
@@ -138,6 +141,7 @@ class Evictor:
     async def enforce(self, now: float) -> None:
         """Evict what exceeds the marks, which may have been lowered, or is too old."""
         await self._index.ready()
+        await self._scanned.wait()
         async with self._evicting:
             await self._expire(now - self.quota.max_age)
             if self.used > self.limit * self.quota.high_mark:
@@ -222,6 +226,11 @@ class Evictor:
 
     async def _make_room(self, more: int) -> None:
         await self._index.ready()
+        try:
+            async with asyncio.timeout(COUNT_SECONDS):
+                await self._scanned.wait()
+        except TimeoutError:
+            raise NoRoom("what a former process left is still being counted") from None
         while self.used + more > self.limit:
             async with self._evicting:
                 if self.used + more <= self.limit:

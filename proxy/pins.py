@@ -4,6 +4,7 @@ An image is spared with its whole tree, as far as it is held. Pins come from the
 where they may be patterns, or are added while running and kept in the index.
 """
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -67,6 +68,7 @@ class Pins:
         self._spared: set[Digest] = set()
         self._pins: list[Pin] = []
         self._seen: tuple[int, int, float] | None = None
+        self._noting = asyncio.Lock()
 
     async def load(self, named_elsewhere: Callable[[], Awaitable[list[str]]]) -> None:
         """Recall the pins that were added in former times; ``named_elsewhere`` if none is noted."""
@@ -93,11 +95,12 @@ class Pins:
     async def add(self, name: str) -> Pin:
         """Pin an image for good. Raises ``RegistryError``, ``StorageError``."""
         image = self._parse(name)
-        if image not in self._added and image not in self._exact:
-            self._refuse_too_much(image)
-            await self._index.set_note(_NOTE, [*self.added(), str(image)])
-            self._added.append(image)
-            self._seen = None
+        async with self._noting:
+            if image not in self._added and image not in self._exact:
+                self._refuse_too_much(image)
+                await self._index.set_note(_NOTE, [*self.added(), str(image)])
+                self._added.append(image)
+                self._seen = None
         return next(pin for pin in self.all() if pin.name == str(image))
 
     async def remove(self, name: str) -> None:
@@ -105,11 +108,12 @@ class Pins:
         image = self._parse(name)
         if image in self._exact:
             raise Conflict(f"{image} is pinned by the configuration")
-        if image not in self._added:
-            raise PinUnknown(f"{image} is not pinned")
-        await self._index.set_note(_NOTE, [n for n in self.added() if n != str(image)])
-        self._added.remove(image)
-        self._seen = None
+        async with self._noting:
+            if image not in self._added:
+                raise PinUnknown(f"{image} is not pinned")
+            await self._index.set_note(_NOTE, [n for n in self.added() if n != str(image)])
+            self._added.remove(image)
+            self._seen = None
 
     def spared(self) -> set[Digest]:
         """Return all that must stay. As recent as ``STALE_SECONDS`` allows."""

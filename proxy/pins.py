@@ -21,7 +21,10 @@ from proxy.names import Digest, Image
 from proxy.records import disk_bytes
 
 STALE_SECONDS: Final = 5.0
-"""For so long a new image that a pattern matches may go unnoticed: it is the warmest anyway."""
+"""For so long at most a new image may go unnoticed: it is the warmest anyway."""
+
+_REST: Final = 20.0
+"""Times as long as the last look took, but no longer than that."""
 
 _NOTE: Final = "pins"
 _IS_PATTERN = re.compile(r"[*?\[]")
@@ -116,13 +119,17 @@ class Pins:
             self._seen = None
 
     def spared(self) -> set[Digest]:
-        """Return all that must stay. As recent as ``STALE_SECONDS`` allows."""
+        """Return all that must stay: as of now, or of lately where looking takes long."""
         if self._is_stale():
+            started = time.monotonic()
             self._spared = self._collect()
             for image in self._feeds.images():
                 for root in self._roots(image):
                     self._spared |= self._tree(root)
-            self._seen = self._index.revision, self._feeds.revision, time.monotonic()
+            ended = time.monotonic()
+            rest = min(STALE_SECONDS, _REST * (ended - started))
+            if self._index.is_ready:  # else there is more to come
+                self._seen = self._index.revision, self._feeds.revision, ended + rest
         return self._spared
 
     def pinned(self) -> set[Digest]:
@@ -142,10 +149,10 @@ class Pins:
     def _is_stale(self) -> bool:
         if self._seen is None:
             return True
-        index, feeds, at = self._seen
+        index, feeds, until = self._seen
         if feeds != self._feeds.revision:
             return True
-        return index != self._index.revision and time.monotonic() - at > STALE_SECONDS
+        return index != self._index.revision and time.monotonic() > until
 
     def _collect(self) -> set[Digest]:
         """Honour the pins in their order, as far as the budget goes."""

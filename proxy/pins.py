@@ -72,6 +72,7 @@ class Pins:
         self._pins: list[Pin] = []
         self._seen: tuple[int, int, float] | None = None
         self._noting = asyncio.Lock()
+        self._refused: set[str] = set()
 
     async def load(self, named_elsewhere: Callable[[], Awaitable[list[str]]]) -> None:
         """Recall the pins that were added in former times; ``named_elsewhere`` if none is noted."""
@@ -176,7 +177,15 @@ class Pins:
                 spared |= tree
                 room, kept, images = room - size, kept + size, images + 1
             self._pins.append(Pin(name, is_configured, images, kept, refused))
+        self._log_refused()
         return spared
+
+    def _log_refused(self) -> None:
+        """Log each pin that is not honoured once, until it is."""
+        refused = {pin.name: pin.refused for pin in self._pins if pin.refused is not None}
+        for name in refused.keys() - self._refused:
+            log.warning("a pin is not honoured in full", pin=name, reason=refused[name])
+        self._refused = set(refused)
 
     def _matched(self) -> list[tuple[str, list[Digest]]]:
         """Return what each pattern matches, by one look at all tags."""

@@ -318,6 +318,26 @@ async def test_c06_a_pinned_image_stays_while_all_else_goes(
             proxy = await start(storage={"max_size": "256KiB"}, pins=["*/app:*"])
 
 
+async def test_a_configured_pin_that_is_not_honoured_is_logged_once(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", ONE)
+    upstream.add("library/small", content.image(8, layers=()))
+    proxy = await start(storage={"max_size": "64KiB", "low_mark": 0.15}, pins=["app", "small"])
+    for name, image in (("app", ONE), ("small", content.image(8, layers=()))):
+        assert (await proxy.get(f"/v2/{name}/manifests/latest")).status == 200
+        for digest in image.blobs:
+            assert (await proxy.get(f"/v2/{name}/blobs/{digest}")).status == 200
+    await proxy.settled()
+    for _ in range(3):
+        upstream.retag("library/app", "latest", ONE)
+        assert (await proxy.get("/-/stats")).status == 200
+    lines = [line for line in proxy.log.getvalue().splitlines() if "not honoured" in line]
+    assert len(lines) == 1
+    assert "docker.io/library/app:latest" in lines[0]
+    assert "would exceed the 9830 for pins" in lines[0]
+
+
 async def test_a_pin_that_cannot_be_read_keeps_the_proxy_from_starting(start: Start) -> None:
     with pytest.raises(ConfigError, match="pins: .*example.com"):
         await start(pins=["example.com/app:1"])

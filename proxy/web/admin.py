@@ -113,6 +113,10 @@ class Admin:
                 "verified_blobs": cache.verified,
                 "content_mismatches": cache.mismatches,
                 "storage_errors": cache.storage_errors,
+                "prefetched_blobs": cache.prefetched_blobs,
+                "prefetched_bytes": cache.prefetched_bytes,
+                "prefetched_used_blobs": cache.prefetched_used_blobs,
+                "prefetched_used_bytes": cache.prefetched_used_bytes,
             },
             "downloads": [
                 {

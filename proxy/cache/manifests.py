@@ -94,9 +94,17 @@ class Manifests:
         """Tell whether a manifest is on the disk."""
         return await self._holdings.holds(digest)
 
-    def forget(self, digest: Digest) -> None:
-        """Keep a manifest in RAM no longer."""
-        self._ram.pop(digest, None)
+    async def restore(self, target: Target, digest: Digest) -> bool:
+        """Have a manifest on the disk that is not; tell whether it is now.
+
+        RAM may still have it, which was proven when it came. Raises ``RegistryError``.
+        """
+        kept = self._ram.get(digest)
+        if kept is None:
+            await self.get(target, digest, Wish.FRESH)
+        else:
+            await self._holdings.keep(kept.descriptor, kept.body, manifests.listed(kept.body))
+        return await self.holds(digest)
 
     async def doubt_absence(self, target: Target, ref: str) -> None:
         """Ask upstream again for what it said does not exist."""

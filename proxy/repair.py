@@ -28,14 +28,12 @@ async def reconcile(holdings: Holdings) -> None:
     """
     index, evictor = holdings.index, holdings.evictor
     await index.ready()
-    orphans = 0
-    async for _, size, _ in _orphans(holdings):
-        orphans += disk_bytes(size)
-    evictor.found(orphans)
+    sizes = [disk_bytes(size) async for _, size, _ in _orphans(holdings)]
+    evictor.found(sum(sizes))
     ghosts = [digest for digest in index.unseen() if not _is_there(holdings, digest)]
     await index.drop_blobs(ghosts)
     adopted = 0
-    if orphans:
+    if sizes:
         async for digest, size, modified in _orphans(holdings):
             adopted += await _adopt(holdings, BlobRecord(digest, size, None, modified))
             evictor.settled(disk_bytes(size))

@@ -82,9 +82,11 @@ class Control:
 
     async def answer(self, request: BaseRequest) -> StreamResponse:
         """Answer a request whose sender is trusted. Raises ``RegistryError``."""
-        page = self._pages[request.path].get(request.method)
+        pages = self._pages[request.path]
+        page = pages.get(request.method)
         if page is None:
-            raise Unsupported(f"{request.method} {request.path}: there is no such thing to do")
+            problem = f"{request.method} {request.path}: there is no such thing to do"
+            raise Unsupported(problem, allowed=pages)
         await self._index.ready()
         return await page(request)
 

@@ -5,6 +5,7 @@ Only for who is trusted: names tell, and most of it changes something. Streams a
 
 import hmac
 import json
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from fnmatch import fnmatchcase
@@ -143,11 +144,10 @@ class Control:
         return _json({"blobs": blobs, "bytes": freed})
 
     async def _post_verify(self, request: BaseRequest) -> StreamResponse:
-        query = request.query
         events = self._verifier.run(
-            repair=query.get("repair") == "true",
-            rate=_bytes(query.get("rate", "0"), "rate"),
-            restart=query.get("restart") == "true",
+            repair=_is_true(request, "repair"),
+            rate=_bytes(request.query.get("rate", "0"), "rate"),
+            restart=_is_true(request, "restart"),
         )
         return await _stream(request, events)
 
@@ -241,11 +241,21 @@ def _bytes(text: str, name: str) -> int:
         raise RequestInvalid(f"{name}: {error}") from None
 
 
+def _is_true(request: BaseRequest, name: str) -> bool:
+    value = request.query.get(name, "false")
+    if value not in ("true", "false"):
+        raise RequestInvalid(f"{name} is true or false")
+    return value == "true"
+
+
 def _number(text: str | None, otherwise: float, most: float) -> float:
     try:
-        return otherwise if text is None else min(max(1.0, float(text)), most)
+        number = otherwise if text is None else float(text)
     except ValueError:
-        raise RequestInvalid("ttl is a number of seconds") from None
+        number = math.nan
+    if math.isnan(number):
+        raise RequestInvalid("ttl is a number of seconds")
+    return min(max(1.0, number), most)
 
 
 def _pin(pin: Pin) -> Document:

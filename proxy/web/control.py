@@ -198,8 +198,9 @@ async def _stream(request: BaseRequest, documents: AsyncGenerator[Document]) -> 
         first = await anext(lines, None)
         response = StreamResponse(headers={"Content-Type": NDJSON})
         await response.prepare(request)
-        pending = b"" if first is None else _line(first)
-        count = 0
+        if first is not None:
+            await response.write(_line(first))
+        pending, count = b"", 0
         async for document in lines:
             pending += _line(document)
             count += 1

@@ -61,7 +61,7 @@ class Layout:
         self._shelf = shelf
         self._pins = pins
         self._foreign: list[object] = []
-        self._published: int | None = None
+        self._published: tuple[int, list[str]] | None = None
         self._recalled = asyncio.Event()
 
     async def recall(self) -> None:
@@ -86,14 +86,16 @@ class Layout:
         await self._recalled.wait()
         while True:
             started = time.monotonic()
-            revision = self._index.revision
-            if revision != self._published:
-                await self.publish()
-                self._published = revision
+            told = self._index.revision, self._pins()
+            if told != self._published and await self.publish():
+                self._published = told
             await asyncio.sleep(max(PUBLISH_SECONDS, REST * (time.monotonic() - started)))
 
-    async def publish(self) -> None:
-        """Write ``index.json``: every held image by its tags, or by its digest if it has none."""
+    async def publish(self) -> bool:
+        """Write ``index.json``: every held image by its tags, or by its digest if it has none.
+
+        Tells whether the disk took it.
+        """
         entries = [json.dumps(entry) for entry in self._foreign]
         tagged: set[Digest] = set()
         for count, (target, tag, record) in enumerate(list(self._index.tagged())):
@@ -117,6 +119,8 @@ class Layout:
             await in_thread(lambda: self._shelf.write(content.encode()))
         except OSError as error:
             self._holdings.trouble(StorageError(f"writing index.json: {error}"))
+            return False
+        return True
 
     async def _entry(self, image: Image, descriptor: Descriptor) -> list[str]:
         """Return the entry of one image as JSON; none for what the layout cannot tell.

@@ -5,6 +5,7 @@ Only for who is trusted: names tell, and most of it changes something. Streams a
 
 import hmac
 import json
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from fnmatch import fnmatchcase
@@ -82,9 +83,11 @@ class Control:
 
     async def answer(self, request: BaseRequest) -> StreamResponse:
         """Answer a request whose sender is trusted. Raises ``RegistryError``."""
-        page = self._pages[request.path].get(request.method)
+        pages = self._pages[request.path]
+        page = pages.get(request.method)
         if page is None:
-            raise Unsupported(f"{request.method} {request.path}: there is no such thing to do")
+            problem = f"{request.method} {request.path}: there is no such thing to do"
+            raise Unsupported(problem, allowed=pages)
         await self._index.ready()
         return await page(request)
 
@@ -141,11 +144,10 @@ class Control:
         return _json({"blobs": blobs, "bytes": freed})
 
     async def _post_verify(self, request: BaseRequest) -> StreamResponse:
-        query = request.query
         events = self._verifier.run(
-            repair=query.get("repair") == "true",
-            rate=_bytes(query.get("rate", "0"), "rate"),
-            restart=query.get("restart") == "true",
+            repair=_is_true(request, "repair"),
+            rate=_bytes(request.query.get("rate", "0"), "rate"),
+            restart=_is_true(request, "restart"),
         )
         return await _stream(request, events)
 
@@ -196,8 +198,9 @@ async def _stream(request: BaseRequest, documents: AsyncGenerator[Document]) -> 
         first = await anext(lines, None)
         response = StreamResponse(headers={"Content-Type": NDJSON})
         await response.prepare(request)
-        pending = b"" if first is None else _line(first)
-        count = 0
+        if first is not None:
+            await response.write(_line(first))
+        pending, count = b"", 0
         async for document in lines:
             pending += _line(document)
             count += 1
@@ -239,11 +242,21 @@ def _bytes(text: str, name: str) -> int:
         raise RequestInvalid(f"{name}: {error}") from None
 
 
+def _is_true(request: BaseRequest, name: str) -> bool:
+    value = request.query.get(name, "false")
+    if value not in ("true", "false"):
+        raise RequestInvalid(f"{name} is true or false")
+    return value == "true"
+
+
 def _number(text: str | None, otherwise: float, most: float) -> float:
     try:
-        return otherwise if text is None else min(max(1.0, float(text)), most)
+        number = otherwise if text is None else float(text)
     except ValueError:
-        raise RequestInvalid("ttl is a number of seconds") from None
+        number = math.nan
+    if math.isnan(number):
+        raise RequestInvalid("ttl is a number of seconds")
+    return min(max(1.0, number), most)
 
 
 def _pin(pin: Pin) -> Document:

@@ -94,15 +94,16 @@ class Holdings:
         return await to_its_end(self._set_aside(digest, note))
 
     async def _set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
-        self.store.condemn([digest])
-        await self.index.drop_blobs([digest])
         note = {"digest": digest, "found_at": self.clock(), **note}
         kept: str | None = None
+        self.store.condemn([digest])
         try:
+            await self.index.drop_blobs([digest])
             kept = await in_thread(lambda: self.store.quarantine.take(digest, note))
         except StorageError as error:
             log.warning("not kept in quarantine", digest=digest, reason=str(error))
-        await self.store.delete([digest])
+        finally:  # whatever happens, or the digest could not be stored again
+            await self.store.delete([digest])
         log.error("content has gone bad", digest=digest, kept_as=kept, reason=note.get("reason"))
         return kept
 

@@ -13,12 +13,13 @@ from proxy.cache.holdings import Holdings
 from proxy.cache.sources import Source
 from proxy.errors import Absent, BlobUnknown, ContentMismatch, NotHeld, StorageError
 from proxy.facts import Facts
-from proxy.flights import Flight, Flights
+from proxy.flights import Flight, Flights, Reader
 from proxy.metrics import Outcome
 from proxy.names import Digest, Proof, Target
 from proxy.once import Once
 from proxy.policy import Wish
 from proxy.records import Descriptor
+from proxy.store import BlobFile
 from proxy.upstream.registry import Body
 
 UNFIT_SECONDS: Final = 600.0
@@ -54,7 +55,7 @@ class Blobs:
         while True:
             linked = await self._index.linked(target, digest)
             if linked and (file := await self._holdings.open(digest)) is not None:
-                return Local(file)
+                return self._local(target, digest, file)
             self._refuse_asking(target, digest, asked)
             if not linked and await self._holdings.holds(digest):
                 await self._vouch(target, digest)
@@ -84,7 +85,28 @@ class Blobs:
             if own or reader.flight.failure is not error:
                 raise
             return None
-        return Live(reader, lambda offset: self._rest(target, reader.flight, offset))
+        return self._live(target, digest, reader)
+
+    def _live(self, target: Target, digest: Digest, reader: Reader) -> Live:
+        flight = reader.flight
+
+        def rest(offset: int) -> AsyncIterator[bytes]:
+            if flight.failure is None:  # else it has been counted
+                self._holdings.counters.storage_trouble()
+            return self._rest(target, digest, flight.fd, offset)
+
+        return Live(reader, rest)
+
+    def _local(self, target: Target, digest: Digest, file: BlobFile) -> Local:
+        """Return a held blob; if it turns out to be unreadable it is held no longer."""
+
+        async def rest(offset: int) -> AsyncIterator[bytes]:
+            self._holdings.counters.storage_trouble()
+            await self._holdings.set_aside(digest, {"reason": "it cannot be read"})
+            async for chunk in self._rest(target, digest, file.fd, offset):
+                yield chunk
+
+        return Local(file, rest)
 
     async def head(self, target: Target, digest: Digest, asked: Wish) -> Sized:
         """Return a blob's size, asking upstream for no body. Raises ``RegistryError``."""
@@ -179,17 +201,19 @@ class Blobs:
             return Through(body.size, self._proven(body, target, digest), resources.pop_all())
         raise AssertionError("unreachable")
 
-    async def _rest(self, target: Target, flight: Flight, offset: int) -> AsyncIterator[bytes]:
-        """Yield a blob from ``offset`` on, passed through, after the disk has failed its flight.
+    async def _rest(
+        self, target: Target, digest: Digest, fd: int, offset: int
+    ) -> AsyncIterator[bytes]:
+        """Yield a blob from ``offset`` on, passed through, after the disk has failed it.
 
-        What comes before must be what was spooled and sent; all of it is proven together.
+        What comes before must be what was sent from ``fd``; all of it is proven together.
         """
-        through = await self._through(target, flight.digest)
+        through = await self._through(target, digest)
         position = 0
         try:
             async for chunk in through.chunks:
                 sent = chunk[: max(0, offset - position)]
-                if sent != os.pread(flight.fd, len(sent), position):
+                if sent and sent != os.pread(fd, len(sent), position):
                     raise ContentMismatch(f"{target}: what came anew is not what came before")
                 position += len(chunk)
                 yield chunk[len(sent) :]

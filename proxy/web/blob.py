@@ -141,8 +141,6 @@ async def _send(sending: Sending, blob: Blob, parts: _Parts) -> None:
         try:
             await sending.file(fd, span.start, stop, readable)
         except StorageError as error:
-            if not isinstance(blob, Live):
-                raise
             log.warning("passing the rest through", error=str(error))
             offset = span.start + sending.sent - before
             await sending.chunks(_until(blob.rest(offset), stop, offset))

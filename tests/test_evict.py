@@ -308,7 +308,7 @@ async def test_many_go_in_batches_and_others_have_their_turn(
     async with opened(tmp_path, clock, max_size=count * BLOCK) as cache:
         digests = [sha256(str(number).encode()) for number in range(count)]
         for digest in digests:
-            cache.index._ledger.put(evict.BlobRecord(digest, 1, None, clock()))  # noqa: SLF001
+            cache.index._ledger.put(evict.BlobRecord(digest, 1, None, clock()))
         batches: list[int] = []
         turns = 0
         turns_at: list[int] = []

@@ -171,7 +171,7 @@ async def test_a_file_system_that_tells_nothing_leaves_the_limit(
 
 async def test_what_nobody_has_used_for_long_goes(tmp_path: Path, clock: Clock) -> None:
     async with opened(tmp_path, clock, max_age=1000.0) as cache:
-        used, pinned, old, young = [await cache.blocks(number) for number in range(4)]
+        used, pinned, _, young = [await cache.blocks(number) for number in range(4)]
         cache.spared = {pinned}
         clock.advance(998.5)  # so the first three are older than 1000 s, and the last is not
         cache.index.touch(used)

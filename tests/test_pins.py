@@ -339,5 +339,5 @@ async def test_a_configured_pin_that_is_not_honoured_is_logged_once(
 
 
 async def test_a_pin_that_cannot_be_read_keeps_the_proxy_from_starting(start: Start) -> None:
-    with pytest.raises(ConfigError, match="pins: .*example.com"):
+    with pytest.raises(ConfigError, match=r"pins: .*example\.com"):
         await start(pins=["example.com/app:1"])

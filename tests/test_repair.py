@@ -267,7 +267,7 @@ async def test_an_older_layout_is_migrated_and_serves_without_upstream(
             for digest, data in thing.blobs.items():
                 assert (await proxy.get(f"/v2/{name}/blobs/{digest}")).body == data
         index = proxy.app.index
-        await until(lambda: not index.incomplete())
+        await until(lambda index=index: not index.incomplete())
         listed = {child.digest for child in index.children(Digest(INDEX.digest))}
         assert listed == {child.digest for child in INDEX.children}
         assert {c.digest for c in index.children(Digest(IMAGE.digest))} == set(IMAGE.blobs)

@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: run test check format parts clean
+.PHONY: run test check format parts bench bench-check soak clean
 
 run: $(VENV)/.installed ## start the proxy on 127.0.0.1:5000, mirroring Docker Hub
 	@exec $(BIN)/millpond serve $(ARGS)
@@ -23,6 +23,15 @@ format: $(VENV)/.installed-test
 
 parts: ## the real registries and clients that the tests drive (Debian packages)
 	@tests/parts/install
+
+bench: $(VENV)/.installed-test ## beside the rivals; ONLY="case case", ROUNDS=5, ARGS=--write-baseline
+	@exec $(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+bench-check: $(VENV)/.installed-test ## fail if a ratio is 15 % worse than in benchmarks/baseline.json
+	@exec $(BIN)/python -m benchmarks --check $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+soak: $(VENV)/.installed-test ## MINUTES=30 of mixed load on a small cache; fail if anything grows
+	@exec $(BIN)/python -m benchmarks.soak $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

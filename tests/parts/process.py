@@ -92,6 +92,12 @@ class Daemon:
         state = "running" if self.is_alive() else "stopped"
         return f"<Daemon {Path(self.argv[0]).name} {state}>"
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process, f"{self!r} was never started"
+        return self._process.pid
+
     def is_alive(self) -> bool:
         """Tell whether the process runs."""
         return self._process is not None and self._process.poll() is None

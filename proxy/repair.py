@@ -1,6 +1,7 @@
 """Makes index and store agree again after a crash, in the background of a running proxy."""
 
 import os
+import time
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -25,6 +26,7 @@ async def reconcile(holdings: Holdings) -> None:
 
     A blob that is not what its name says is set aside. Raises ``StorageError``.
     """
+    started = time.perf_counter()
     index, evictor = holdings.index, holdings.evictor
     await index.ready()
     orphans = 0
@@ -41,8 +43,8 @@ async def reconcile(holdings: Holdings) -> None:
         evictor.found(0)
     for digest in index.incomplete():
         await _complete(holdings, digest)
-    if adopted or ghosts:
-        log.info("reconciled", adopted=adopted, dropped=len(ghosts))
+    took = round(time.perf_counter() - started, 3)
+    log.info("reconciled", adopted=adopted, dropped=len(ghosts), seconds=took)
 
 
 async def prune(holdings: Holdings) -> None:

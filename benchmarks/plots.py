@@ -68,14 +68,14 @@ def svg(title: str, rows: Sequence[Row]) -> str:
         f'width="{_WIDTH}" height="{height}" role="img" aria-label="{escape(title)}">',
         f"<style>{_STYLE}</style>",
         f'<text class="title" x="{_LEFT}" y="24">{escape(title)}</text>',
-        f'<text class="quiet" x="{goal:.1f}" y="44" text-anchor="middle">target</text>',
+        f'<text class="quiet" x="{goal:.1f}" y="44">target · further right is better</text>',
     ]
     for line, (row, share) in enumerate(zip(rows, shares, strict=True)):
-        parts += _bar(row, place(share), _TOP + line * _STEP, room)
-    parts.append(
-        f'<line class="goal" x1="{goal:.1f}" x2="{goal:.1f}" y1="50" y2="{height - 8}"/></svg>'
-    )
-    return "\n".join(parts) + "\n"
+        top = _TOP + line * _STEP
+        parts += _bar(row, place(share), top, room)
+        ends = f'y1="{top + 15}" y2="{top + 21 + _BAR}"'
+        parts.append(f'<line class="goal" x1="{goal:.1f}" x2="{goal:.1f}" {ends}/>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _bar(row: Row, end: float, top: int, room: int) -> list[str]:

@@ -1,7 +1,8 @@
 """The rivals as processes: docker-registry in proxy mode, and nginx with proxy_cache.
 
 nginx runs one worker, with sendfile, without AIO, and with as many requests on a connection as a
-client likes. All contestants write an access-log line a request.
+client likes; without tcp_nopush, which makes it wait for 40 ms in the middle of a blob of 100 kB
+here. All contestants write an access-log line a request.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ events {{ worker_connections 4096; }}
 http {{
   access_log {root}/access.log combined;
   sendfile on;
-  tcp_nopush on;
+  tcp_nopush off;
   keepalive_requests 100000000;
   client_body_temp_path {root}/body;
   proxy_temp_path {root}/temp;

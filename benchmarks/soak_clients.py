@@ -13,14 +13,14 @@ from benchmarks.pull import Connection
 from benchmarks.upstream import ACCEPT, Content
 from tests.parts.images import Descriptor, Image
 
-_BLOBS = 60
+_BLOBS = 240
 _PIECE = 32 * 1024
 _MOST_FAULTS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """What can be pulled: together some three times what the cache may hold."""
+    """What can be pulled: more than twice what the cache may hold."""
 
     images: list[Image]
     blobs: list[Descriptor]
@@ -48,7 +48,7 @@ class Tally:
 
 def make_shelf(content: Content) -> Shelf:
     """Push the images and blobs; their sizes differ by a factor of 500."""
-    sizes = [40_000 * (1 + number % 5) ** 4 for number in range(_BLOBS)]
+    sizes = [10_000 * (1 + number % 5) ** 4 for number in range(_BLOBS)]
     blobs = [content.blob(size, number) for number, size in enumerate(sizes)]
     images = [content.image(size, 4) for size in (10_000, 100_000, 1_000_000)]
     return Shelf(images, blobs, content.path)

@@ -24,6 +24,9 @@ from proxy.store import BlobStore
 from proxy.threads import in_thread, to_its_end
 
 WATCH_SECONDS: Final = 5.0
+COUNT_SECONDS: Final = 3.0
+"""For so long a download waits until it is known what lies here, before it passes through."""
+
 _BATCH: Final = 256
 """Victims at once: a few milliseconds of the loop's time."""
 
@@ -98,6 +101,7 @@ class Evictor:
         self._condemned = 0
         self._unknown = 0
         self._ceiling: int | None = None
+        self._left_below = 0
         self._scanned = asyncio.Event()
         self._pressed = asyncio.Event()
         self._evicting = asyncio.Lock()
@@ -112,7 +116,7 @@ class Evictor:
         """Disk bytes held, promised, set aside, not yet unlinked, or not known yet."""
         left = self._unknown
         if not self._scanned.is_set():
-            left = max(0, (self._ceiling or 0) - self._index.loaded_bytes)
+            left = max(0, self._left_below - self._index.loaded_bytes)
         known = self._index.usage().disk_bytes + self._store.quarantine.bytes
         return known + self._promised + self._condemned + left
 
@@ -137,6 +141,7 @@ class Evictor:
     async def enforce(self, now: float) -> None:
         """Evict what exceeds the marks, which may have been lowered, or is too old."""
         await self._index.ready()
+        await self._scanned.wait()
         async with self._evicting:
             await self._expire(now - self.quota.max_age)
             if self.used > self.limit * self.quota.high_mark:
@@ -217,10 +222,15 @@ class Evictor:
             if not isinstance(ceiling, int):
                 await self._scanned.wait()
                 ceiling = 0
-            self._ceiling = self._ceiling or ceiling
+            self._ceiling = self._left_below = ceiling
 
     async def _make_room(self, more: int) -> None:
         await self._index.ready()
+        try:
+            async with asyncio.timeout(COUNT_SECONDS):
+                await self._scanned.wait()
+        except TimeoutError:
+            raise NoRoom("what a former process left is still being counted") from None
         while self.used + more > self.limit:
             async with self._evicting:
                 if self.used + more <= self.limit:
@@ -237,10 +247,10 @@ class Evictor:
         while (excess := self.used - target) > 0:
             await self._index.settle()
             victims = self._victims(excess)
-            gone = await to_its_end(self._evict(victims)) if victims else 0
+            gone, size = await to_its_end(self._evict(victims)) if victims else (0, 0)
             if not gone:
                 break
-            blobs, freed = blobs + len(victims), freed + gone
+            blobs, freed = blobs + gone, freed + size
         if blobs:
             log.info("evicted", blobs=blobs, bytes=freed)
         return blobs, freed
@@ -281,8 +291,8 @@ class Evictor:
             self._index.defer(digest)
         return victims
 
-    async def _evict(self, victims: list[BlobRecord]) -> int:
-        """Forget and delete; return the freed bytes. Never left half done.
+    async def _evict(self, victims: list[BlobRecord]) -> tuple[int, int]:
+        """Forget and delete; return how many blobs and bytes went. Never left half done.
 
         What cannot be deleted is held again: it takes its room all the same.
         """
@@ -298,9 +308,10 @@ class Evictor:
         for digest in remaining:
             taken -= disk_bytes(records[digest].size)
             await self._index.set_blob(records[digest], children[digest])
-        self._counters.evictions += len(victims) - len(remaining)
+        gone = len(victims) - len(remaining)
+        self._counters.evictions += gone
         self._counters.evicted_bytes += taken
-        return taken
+        return gone, taken
 
     def _ask_free(self) -> None:
         """Look how much the file system has left; what is promised and unwritten counts there."""

@@ -7,7 +7,8 @@ visibly broken, a wrong one that is complete is not.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+import os
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -21,13 +22,28 @@ from proxy.threads import in_thread
 _INLINE: Final = 32 * 1024
 """Bytes up to which hashing and writing on the loop is cheaper than a thread."""
 
+_STRETCH: Final = 1024 * 1024
+"""Bytes that are hashed at a time."""
+
+_READ: Final = 256 * 1024
+"""Bytes that a processor's own cache holds."""
+
 _TAIL: Final = 1
+
+Sink = Callable[[int, bytes], Awaitable[None]]
+"""Takes some bytes of a body and the offset at which they belong; returns when they are safe."""
+
+Pour = Callable[[Sink], Awaitable[None]]
+"""Gives a sink every byte of a body once, in any order, from several offsets at the same time."""
 
 log = structlog.get_logger(__name__)
 
 
 class Flight:
-    """One download in progress: unopened, then open and growing, then landed or failed."""
+    """One download in progress: unopened, then open and growing, then landed or failed.
+
+    One that is *ahead* was begun before anybody asked for it.
+    """
 
     def __init__(self, target: Target, digest: Digest) -> None:
         self.target = target
@@ -35,8 +51,11 @@ class Flight:
         self.size: int | None = None
         self.written = 0
         self.landed = False
+        self.is_ahead = False
         self.failure: Exception | None = None
         self._spool: Spool | None = None
+        self._ends: dict[int, int] = {}  # by start, of stretches that have a gap before them
+        self._starts: dict[int, int] = {}  # the same by end
         self._readers = 1  # the pump's own hold on the spool
         self._more = asyncio.Event()
 
@@ -65,35 +84,82 @@ class Flight:
         self._spool, self.size = spool, size
         self._wake()
 
-    async def pump(
-        self, chunks: AsyncIterator[bytes], room_for: Callable[[int], Awaitable[None]]
-    ) -> None:
+    async def pump(self, pour: Pour, room_for: Callable[[int], Awaitable[None]]) -> None:
         """Spool a body and prove it.
 
         ``room_for`` is awaited with the size in bytes that the spool is about to have. Raises
         ``ContentMismatch``, ``StorageError``, or what the body raises.
         """
-        assert self._spool is not None
-        spool, proof = self._spool, Proof(self.digest)
 
-        def take(chunk: bytes) -> None:
-            spool.write(chunk, self.written)
-            proof.take(chunk)
+        async def take(offset: int, chunk: bytes) -> None:
+            await room_for(offset + len(chunk))
+            await self._write(offset, chunk)
 
-        async for chunk in chunks:
-            await room_for(self.written + len(chunk))
-            if len(chunk) <= _INLINE:
-                take(chunk)
-            else:
-                await in_thread(partial(take, chunk))
-            self.written += len(chunk)
-            self._wake()
-        if self.size not in (None, self.written):
-            raise UpstreamUnavailable(f"{self.target} {self.digest}: the body broke off")
+        proof = Proof(self.digest)
+        try:
+            async with asyncio.TaskGroup() as group:
+                proving = group.create_task(self._prove(proof), name=f"prove {self.digest[:19]}")
+                await pour(take)
+                if self.size not in (None, self.written):
+                    raise UpstreamUnavailable(f"{self.target} {self.digest}: the body broke off")
+                self.size = self.written
+                self._wake()
+                await proving
+        except BaseExceptionGroup as troubles:
+            raise troubles.exceptions[0] from None
         proof.check(self.target)
-        self.size = self.written
         self.landed = True
         self._wake()
+
+    async def _write(self, offset: int, chunk: bytes) -> None:
+        """Put bytes into the spool, and let those be read that have no gap before them."""
+        assert self._spool is not None
+        write = partial(self._spool.write, chunk, offset)
+        if len(chunk) <= _INLINE:
+            write()
+        else:
+            await in_thread(write)
+        before = self.written
+        self._cover(offset, offset + len(chunk))
+        if self.written > before:
+            self._wake()
+
+    def _cover(self, offset: int, end: int) -> None:
+        """Note what has been written; what has no gap before it counts as such."""
+        start = self._starts.pop(offset, offset)
+        self._starts[end], self._ends[start] = start, end
+        while (end := self._ends.pop(self.written, -1)) >= 0:
+            del self._starts[end]
+            self.written = end
+
+    async def _prove(self, proof: Proof) -> None:
+        """Hash what has come, in its order, behind the writing; return when all is hashed."""
+        position = 0
+        while position != self.size:
+            stretch = min(_STRETCH, self.written - position)
+            is_last = position + stretch == self.size
+            if stretch < _STRETCH and not is_last:
+                await self._more.wait()
+                continue
+            hash_it = partial(self._hash, proof, position, stretch)
+            if stretch <= _INLINE:
+                hash_it()
+            else:
+                await in_thread(hash_it)
+            position += stretch
+
+    def _hash(self, proof: Proof, offset: int, count: int) -> None:
+        """Hash what was written a moment ago: it comes from the page cache."""
+        end = offset + count
+        while offset < end:
+            try:
+                chunk = os.pread(self.fd, min(_READ, end - offset), offset)
+            except OSError as error:
+                raise StorageError(f"reading the spool: {error}") from error
+            if not chunk:
+                raise StorageError("the spool shrank")
+            proof.take(chunk)
+            offset += len(chunk)
 
     def fail(self, failure: Exception) -> None:
         """Let every reader know why there is no more; nothing changes after landing."""
@@ -207,6 +273,13 @@ class Flights:
         if flight is not None and (task := self._tasks.get(flight)) is not None:
             await asyncio.wait([task])
 
+    def abandon(self, reader: Reader) -> None:
+        """Let go of a flight; it ends here unless it has landed or somebody else reads it."""
+        reader.close()
+        flight = reader.flight
+        if not flight.landed and not flight.is_wanted:
+            self._drop(flight)
+
     async def close(self) -> None:
         """Cancel what still flies; let what has landed be stored; wait until all have ended."""
         for flight, task in self._tasks.items():
@@ -215,13 +288,17 @@ class Flights:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def _left(self, flight: Flight) -> None:
-        """Drop a download that nobody waits for, if hardly any of it has come."""
+        """Drop a download that nobody waits for if hardly any of it has come."""
         if self._finish_from <= 0 or flight.landed or flight.is_wanted:
             return
         share = flight.written / flight.size if flight.size else 0.0
+        if share < self._finish_from:
+            self._drop(flight)
+
+    def _drop(self, flight: Flight) -> None:
         task = self._tasks.get(flight)
-        if share < self._finish_from and task is not None:
-            log.info("download dropped, nobody waits for it", digest=flight.digest, share=share)
+        if task is not None:
+            log.info("download dropped", digest=flight.digest, bytes=flight.written)
             self._retire(flight)
             task.cancel()
 

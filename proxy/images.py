@@ -58,14 +58,19 @@ def images(index: Index) -> Iterator[HeldImage]:
 
 
 def weigh(index: Index, root: Digest) -> Weight:
-    """Return what is held of a manifest and all that it lists."""
+    """Return what is held of a manifest and all that it lists; what is shared weighs once."""
+    return _weigh(index, root, set())
+
+
+def _weigh(index: Index, root: Digest, weighed: set[Digest]) -> Weight:
     record = index.held(root)
     if record is None:
         return Weight(0, 1, State.ABSENT)
-    held, missing = disk_bytes(record.size), 0
+    held, missing = disk_bytes(record.size) if root not in weighed else 0, 0
+    weighed.add(root)
     below = [child.digest for child in index.children(root)]
     if record.media_type in INDEX_TYPES:
-        parts = [weigh(index, digest) for digest in below if digest != root]
+        parts = [_weigh(index, digest, weighed) for digest in below if digest != root]
         held += sum(part.held_bytes for part in parts)
         if all(part.state is not State.WHOLE for part in parts) and parts:
             missing = min(part.missing for part in parts)
@@ -73,7 +78,8 @@ def weigh(index: Index, root: Digest) -> Weight:
         for digest in below:
             blob = index.held(digest)
             missing += blob is None
-            held += 0 if blob is None else disk_bytes(blob.size)
+            held += 0 if blob is None or digest in weighed else disk_bytes(blob.size)
+            weighed.add(digest)
     return Weight(held, missing, State.PARTIAL if missing else State.WHOLE)
 
 

@@ -85,7 +85,8 @@ class Feeds:
         be right.
         """
         lines = [line.partition("#")[0].strip() for line in text.splitlines()]
-        if len(lines) > MAX_IMAGES or len(self._feeds) >= MAX_SOURCES:
+        self._expire()
+        if len(lines) > MAX_IMAGES or len({*self._feeds, source}) > MAX_SOURCES:
             raise RequestInvalid(f"at most {MAX_IMAGES} lines, from {MAX_SOURCES} sources")
         named, refused = [], []
         for number, line in enumerate(lines, 1):
@@ -135,6 +136,8 @@ class Feeds:
 
     def _recall(self, row: Any) -> None:
         source, names, named, ends = row
+        if source == FILE and self._file is None:
+            return
         images = tuple(self._parse(name) for name in names)
         self._feeds[source] = Feed(source, images, named, ends)
 

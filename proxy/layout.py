@@ -70,13 +70,13 @@ class Layout:
         await self._index.ready()
         learnt = 0
         for entry in as_list(document.get("manifests")):
-            match _ours(entry):
-                case None:
-                    self._foreign.append(entry)
-                case target, tag, descriptor:
-                    if tag and self._index.pointed(target, tag) is None:
-                        await self._index.set_tag(target, tag, TagRecord(descriptor, 0.0))
-                        learnt += 1
+            if OURS not in _annotations(entry):
+                self._foreign.append(entry)
+            elif (known := _tagged(entry)) is not None:
+                target, tag, descriptor = known
+                if self._index.pointed(target, tag) is None:
+                    await self._index.set_tag(target, tag, TagRecord(descriptor, 0.0))
+                    learnt += 1
         if learnt:
             log.warning("tags found in index.json that the index had lost", tags=learnt)
         self._recalled.set()
@@ -167,18 +167,18 @@ async def pins_named(shelf: Shelf) -> list[str]:
     return str(_annotations(await read(shelf)).get(PINS, "")).split()
 
 
-def _ours(entry: object) -> tuple[Target, Tag | None, Descriptor] | None:
-    """Return what an entry of ours tells, no tag for an image by digest; None for others'."""
+def _tagged(entry: object) -> tuple[Target, Tag, Descriptor] | None:
+    """Return the tag that an entry of ours tells; None for an image by digest, or for rubbish."""
     annotations = _annotations(entry)
-    name = str(annotations.get(OURS, ""))
-    path, colon, tag = name.partition("@")[0].rpartition(":")
-    upstream, _, repo = (path or tag).partition("/")
+    name, colon, tag = str(annotations[OURS]).rpartition(":")
+    upstream, _, repo = name.partition("/")
+    if not colon or "@" in name:
+        return None
     try:
         about: Any = json.loads(str(annotations[TRUE])) if TRUE in annotations else entry
         digest = parse_digest(str(about["digest"]))
         descriptor = Descriptor(str(about["mediaType"]), digest, int(about["size"]))
-        target = Target(upstream, parse_repo(repo))
-        return target, parse_tag(tag) if colon else None, descriptor
+        return Target(upstream, parse_repo(repo)), parse_tag(tag), descriptor
     except (RegistryError, LookupError, ValueError, TypeError):
         return None
 

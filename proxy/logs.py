@@ -12,14 +12,37 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TextIO
+from typing import Any, Final, Literal, NamedTuple, TextIO
 
 import structlog
 
 FLUSH_SECONDS: Final = 0.2
 MAX_PENDING: Final = 50_000
+BATCH: Final = 1000
+_REQUEST: Final = {"event": "request", "level": "info"}
 
-Renderer = Callable[[Mapping[str, Any]], str]
+
+class Renderer:
+    """How one event becomes one line."""
+
+    def __init__(self, final: Any, *, is_json: bool) -> None:
+        self._final = final
+        self.is_json = is_json
+        """Lines are JSON objects, whose parts may be rendered apart and joined."""
+
+    def __call__(self, event: Mapping[str, Any]) -> str:
+        """Return the line of an event, without its end."""
+        line: str = self._final(None, "info", dict(event))
+        return line
+
+
+class _Answered(NamedTuple):
+    """One answered request: Unix seconds, what many requests share, and its own."""
+
+    at: float
+    fields: Mapping[str, Any]
+    seconds: float
+    client: str | None
 
 
 def configure(level: str, form: Literal["auto", "console", "json"], stream: TextIO) -> Renderer:
@@ -43,12 +66,7 @@ def configure(level: str, form: Literal["auto", "console", "json"], stream: Text
         logger_factory=structlog.PrintLoggerFactory(stream),
     )
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
-
-    def render(event: Mapping[str, Any]) -> str:
-        line: str = final(None, "info", dict(event))
-        return line
-
-    return render
+    return Renderer(final, is_json=not console)
 
 
 def _tracebacks() -> structlog.processors.ExceptionRenderer:
@@ -83,27 +101,31 @@ class RequestLog:
         self._stream = stream
         self._enabled = enabled
         self._on_drop = on_drop
-        self._pending: deque[tuple[float, dict[str, Any]]] = deque()
+        self._pending: deque[_Answered] = deque()
         self._writing = threading.Lock()
 
-    def add(self, event: dict[str, Any]) -> None:
-        """Take one request's fields; None values are left out of its line."""
+    def add(self, fields: Mapping[str, Any], seconds: float, client: str | None) -> None:
+        """Take one answered request; fields that are None are left out of its line.
+
+        The same mapping may come with many requests, and must not change between.
+        """
         if not self._enabled:
             return
         if len(self._pending) >= MAX_PENDING:
             self._on_drop()
             return
-        self._pending.append((time.time(), event))
+        self._pending.append(_Answered(time.time(), fields, seconds, client))
 
     async def write_for_ever(self) -> None:
         """Write what has come, some times a second; once more when cancelled."""
         try:
             while True:
                 await asyncio.sleep(FLUSH_SECONDS)
-                if self._pending:
+                while self._pending:
                     await asyncio.to_thread(self._flush_or_drop)
         finally:
-            self._flush_or_drop()
+            while self._pending:
+                self._flush_or_drop()
 
     def _flush_or_drop(self) -> None:
         """Flush; lines that cannot be written are counted, and the next ones tried again."""
@@ -114,18 +136,54 @@ class RequestLog:
                 self._on_drop()
 
     def flush(self) -> None:
-        """Write all pending lines."""
-        lines = []
-        while self._pending:
-            at, event = self._pending.popleft()
-            stamp = datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
-            known = {name: value for name, value in event.items() if value is not None}
-            lines.append(
-                self._render({"event": "request", "level": "info", "timestamp": stamp, **known})
-            )
+        """Write pending lines, as many as do not keep the loop's thread from its turn for long."""
+        lines: list[str] = []
+        line = _Joined(self._render) if self._render.is_json else self._line
+        while self._pending and len(lines) < BATCH:
+            lines.append(line(self._pending.popleft()))
         if lines:
             self._stream.write("\n".join(lines) + "\n")
             self._stream.flush()
+
+    def _line(self, answered: _Answered) -> str:
+        own = {"seconds": round(answered.seconds, 6), "client": answered.client}
+        stamp = _stamp(answered.at)
+        return self._render(_REQUEST | {"timestamp": stamp} | _known(answered.fields) | _known(own))
+
+
+class _Joined:
+    """Makes JSON lines; what requests share is rendered once for all of a flush."""
+
+    def __init__(self, render: Renderer) -> None:
+        self._render = render
+        self._shared: dict[int, tuple[Mapping[str, Any], str]] = {}
+        self._clients: dict[str | None, str] = {}
+        self._second, self._stamp = -1, ""
+
+    def __call__(self, answered: _Answered) -> str:
+        """Return the line of one request."""
+        at, fields, seconds, client = answered
+        second = int(at)
+        if second != self._second:
+            self._second, self._stamp = second, _stamp(second).removesuffix("Z")
+        shared = self._shared.get(id(fields))
+        if shared is None:  # the mapping is kept with its text, so that its id stays its own
+            text = self._render(_REQUEST | _known(fields))[:-1]
+            shared = self._shared[id(fields)] = fields, text
+        end = self._clients.get(client)
+        if end is None:
+            own = self._render(_known({"client": client}))[1:]
+            end = self._clients[client] = own if client is None else f", {own}"
+        stamp = f"{self._stamp}.{int((at - second) * 1e6):06d}Z"
+        return f'{shared[1]}, "timestamp": "{stamp}", "seconds": {seconds:.6f}{end}'
+
+
+def _stamp(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def standard_error() -> TextIO:

@@ -61,6 +61,14 @@ class UpstreamCounters:
         self.manifest_pulls = 0
         self.pulls_spent = 0
 
+    def answered(self, outcome: Outcome, sent: int, *, manifest: bool) -> None:
+        """Count one request; ``sent`` is in bytes, ``manifest`` says that a whole one was sent."""
+        self.outcomes[outcome] += 1
+        self.bytes_to_clients += sent
+        if outcome is not Outcome.ERROR:
+            self.bytes_delivered += sent
+        self.manifest_pulls += manifest
+
     def add(self, other: "UpstreamCounters") -> None:
         """Add another's totals to these."""
         self.outcomes += other.outcomes
@@ -110,6 +118,11 @@ class CacheCounters:
         "evicted_bytes",
         "evictions",
         "mismatches",
+        "prefetched_blobs",
+        "prefetched_bytes",
+        "prefetched_used_blobs",
+        "prefetched_used_bytes",
+        "prepared_answers",
         "repaired",
         "storage_errors",
         "unlogged_requests",
@@ -118,6 +131,7 @@ class CacheCounters:
     )
 
     def __init__(self) -> None:
+        self.prepared_answers = 0
         self.evictions = 0
         self.evicted_bytes = 0
         self.mismatches = 0
@@ -125,6 +139,10 @@ class CacheCounters:
         self.repaired = 0
         self.verified = 0
         self.verified_bytes = 0
+        self.prefetched_blobs = 0
+        self.prefetched_bytes = 0
+        self.prefetched_used_blobs = 0
+        self.prefetched_used_bytes = 0
         self.storage_errors = 0
         self.unlogged_requests = 0
 
@@ -144,6 +162,7 @@ class Metrics:
         self.upstreams: Final = {name: UpstreamCounters() for name in upstreams}
         self.unrouted: Final = UpstreamCounters()
         self.cache: Final = CacheCounters()
+        self.loop_lag = 0.0
 
     def of(self, upstream: str | None) -> UpstreamCounters:
         """Return an upstream's counters; None stands for requests that reached no upstream."""
@@ -187,10 +206,22 @@ class _View(Collector):
             ("verified_blobs", "Held blobs that were hashed again.", cache.verified),
             ("verified_bytes", "Bytes that were hashed again.", cache.verified_bytes),
             ("storage_errors", "Failures of the disk that were survived.", cache.storage_errors),
+            (
+                "prefetched_blobs",
+                "Blobs fetched before they were asked for.",
+                cache.prefetched_blobs,
+            ),
+            ("prefetched_bytes", "Bytes of those, and of some given up.", cache.prefetched_bytes),
+            ("prefetched_used_blobs", "Those asked for later.", cache.prefetched_used_blobs),
+            ("prefetched_used_bytes", "Bytes of those.", cache.prefetched_used_bytes),
+            ("prepared_answers", "Requests answered at once from RAM.", cache.prepared_answers),
             ("unlogged_requests", "Access-log lines dropped under load.", cache.unlogged_requests),
         ):
             yield CounterMetricFamily(f"millpond_{name}", help_text, value)
         yield from self._readings()
+        lag = self._metrics.loop_lag
+        text = "Longest that work waited for its turn in the last seconds."
+        yield GaugeMetricFamily("millpond_loop_lag_seconds", text, lag)
         info = GaugeMetricFamily("millpond_build_info", "Which Millpond runs.", labels=["version"])
         info.add_metric([self._version], 1)
         yield info

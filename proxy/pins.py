@@ -4,6 +4,7 @@ An image is spared with its whole tree, as far as it is held. Pins come from the
 where they may be patterns, or are added while running and kept in the index.
 """
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -20,7 +21,10 @@ from proxy.names import Digest, Image
 from proxy.records import disk_bytes
 
 STALE_SECONDS: Final = 5.0
-"""For so long a new image that a pattern matches may go unnoticed: it is the warmest anyway."""
+"""For so long at most a new image may go unnoticed: it is the warmest anyway."""
+
+_REST: Final = 20.0
+"""Times as long as the last look took, but no longer than that."""
 
 _NOTE: Final = "pins"
 _IS_PATTERN = re.compile(r"[*?\[]")
@@ -67,6 +71,8 @@ class Pins:
         self._spared: set[Digest] = set()
         self._pins: list[Pin] = []
         self._seen: tuple[int, int, float] | None = None
+        self._noting = asyncio.Lock()
+        self._refused: set[str] = set()
 
     async def load(self, named_elsewhere: Callable[[], Awaitable[list[str]]]) -> None:
         """Recall the pins that were added in former times; ``named_elsewhere`` if none is noted."""
@@ -93,11 +99,12 @@ class Pins:
     async def add(self, name: str) -> Pin:
         """Pin an image for good. Raises ``RegistryError``, ``StorageError``."""
         image = self._parse(name)
-        if image not in self._added and image not in self._exact:
-            self._refuse_too_much(image)
-            await self._index.set_note(_NOTE, [*self.added(), str(image)])
-            self._added.append(image)
-            self._seen = None
+        async with self._noting:
+            if image not in self._added and image not in self._exact:
+                self._refuse_too_much(image)
+                await self._index.set_note(_NOTE, [*self.added(), str(image)])
+                self._added.append(image)
+                self._seen = None
         return next(pin for pin in self.all() if pin.name == str(image))
 
     async def remove(self, name: str) -> None:
@@ -105,20 +112,25 @@ class Pins:
         image = self._parse(name)
         if image in self._exact:
             raise Conflict(f"{image} is pinned by the configuration")
-        if image not in self._added:
-            raise PinUnknown(f"{image} is not pinned")
-        await self._index.set_note(_NOTE, [n for n in self.added() if n != str(image)])
-        self._added.remove(image)
-        self._seen = None
+        async with self._noting:
+            if image not in self._added:
+                raise PinUnknown(f"{image} is not pinned")
+            await self._index.set_note(_NOTE, [n for n in self.added() if n != str(image)])
+            self._added.remove(image)
+            self._seen = None
 
     def spared(self) -> set[Digest]:
-        """Return all that must stay. As recent as ``STALE_SECONDS`` allows."""
+        """Return all that must stay: as of now, or of lately where looking takes long."""
         if self._is_stale():
+            started = time.monotonic()
             self._spared = self._collect()
             for image in self._feeds.images():
                 for root in self._roots(image):
                     self._spared |= self._tree(root)
-            self._seen = self._index.revision, self._feeds.revision, time.monotonic()
+            ended = time.monotonic()
+            rest = min(STALE_SECONDS, _REST * (ended - started))
+            if self._index.is_ready:  # else there is more to come
+                self._seen = self._index.revision, self._feeds.revision, ended + rest
         return self._spared
 
     def pinned(self) -> set[Digest]:
@@ -138,10 +150,10 @@ class Pins:
     def _is_stale(self) -> bool:
         if self._seen is None:
             return True
-        index, feeds, at = self._seen
+        index, feeds, until = self._seen
         if feeds != self._feeds.revision:
             return True
-        return index != self._index.revision and time.monotonic() - at > STALE_SECONDS
+        return index != self._index.revision and time.monotonic() > until
 
     def _collect(self) -> set[Digest]:
         """Honour the pins in their order, as far as the budget goes."""
@@ -165,7 +177,15 @@ class Pins:
                 spared |= tree
                 room, kept, images = room - size, kept + size, images + 1
             self._pins.append(Pin(name, is_configured, images, kept, refused))
+        self._log_refused()
         return spared
+
+    def _log_refused(self) -> None:
+        """Log each pin that is not honoured once, until it is."""
+        refused = {pin.name: pin.refused for pin in self._pins if pin.refused is not None}
+        for name in refused.keys() - self._refused:
+            log.warning("a pin is not honoured in full", pin=name, reason=refused[name])
+        self._refused = set(refused)
 
     def _matched(self) -> list[tuple[str, list[Digest]]]:
         """Return what each pattern matches, by one look at all tags."""

@@ -209,10 +209,28 @@ class Admin(Section):
     token_file: Path | None = None
 
 
+class Parallel(Section):
+    """Over how many connections one large blob is fetched."""
+
+    connections: Annotated[int, Field(ge=1, le=16)] = 4
+    start_from: Bytes = ByteSize(32 * 1024**2)
+
+
+class Prefetch(Section):
+    """What is fetched of an image before it is asked for; no blobs: nothing."""
+
+    blobs: Annotated[int, Field(ge=0)] = 40
+    max_bytes: Bytes = ByteSize(1024**3)
+    at_once: Annotated[int, Field(ge=1)] = 10
+    give_up: Wait = 5.0
+
+
 class Memory(Section):
     """How much is kept in RAM."""
 
     manifests: Bytes = ByteSize(64 * 1024**2)
+    blobs: Bytes = ByteSize(64 * 1024**2)
+    largest_blob: Bytes = ByteSize(128 * 1024)
 
 
 class Log(Section):
@@ -238,6 +256,8 @@ class Settings(Section):
     admin: Admin = Admin()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
+    parallel: Parallel = Parallel()
+    prefetch: Prefetch = Prefetch()
     memory: Memory = Memory()
     log: Log = Log()
 

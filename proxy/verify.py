@@ -80,8 +80,9 @@ class Verifier:
             try:
                 async with aclosing(self.run(repair=True, rate=rate, restart=False)) as events:
                     async for event in events:
-                        if event["event"] in ("start", "done"):
-                            log.info("scrub", **event)
+                        match event:
+                            case {"event": "start" | "done" as stage, **counted}:
+                                log.info(f"scrub: {stage}", **counted)
             except Conflict:
                 await asyncio.sleep(60)
 

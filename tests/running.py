@@ -95,6 +95,7 @@ async def started(
         "upstreams": {"docker.io": hub, **changes.pop("upstreams", {})},
         "shutdown_grace": "2s",
         "patience": {"retries": 0, "resumes": 0, "failures": 1_000_000, "cool_down": 0},
+        "prefetch": {"blobs": 0},
         **changes,
     }
     log = io.StringIO()

@@ -1,12 +1,14 @@
 import asyncio
 import os
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from proxy.errors import ContentMismatch, UpstreamUnavailable
-from proxy.flights import Flight, Flights, Reader
+from proxy.flights import Flight, Flights, Pour, Reader, Sink
 from proxy.names import Digest, Repo, Target, sha256
 from proxy.store.directory import Directory
 from proxy.store.disk import DiskStore
@@ -19,6 +21,18 @@ TARGET = Target("docker.io", Repo("library/app"))
 
 async def no_limit(_: int) -> None:
     return
+
+
+def poured(body: AsyncIterator[bytes]) -> Pour:
+    """Give a body in its order."""
+
+    async def pour(sink: Sink) -> None:
+        offset = 0
+        async for chunk in body:
+            await sink(offset, chunk)
+            offset += len(chunk)
+
+    return pour
 
 
 class Field:
@@ -46,7 +60,7 @@ class Field:
             spool = await self.store.spool(DIGEST, size)
             try:
                 flight.open(spool, size)
-                await flight.pump(body(), no_limit)
+                await flight.pump(poured(body()), no_limit)
                 await self.store.put(DIGEST, spool)
             finally:
                 spool.discard()
@@ -182,6 +196,35 @@ async def test_an_unannounced_size_is_known_at_the_end(field: Field) -> None:
     assert reader.flight.size == len(DATA)
 
 
+async def test_pieces_in_any_order_are_read_and_proven_in_theirs(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    edges = sorted({0, len(DATA), *chance.sample(range(1, len(DATA)), 60)})
+    pieces = list(pairwise(edges))
+    chance.shuffle(pieces)
+    store, flights = DiskStore(tmp_path / "cache"), Flights()
+    told: list[int] = []
+
+    async def pour(sink: Sink) -> None:
+        for start, stop in pieces:
+            told.append(flight.written)
+            assert await flight.readable(-2) <= flight.written
+            await sink(start, DATA[start:stop])
+
+    async def run(flight: Flight) -> None:
+        flight.open(await store.spool(DIGEST, len(DATA)), len(DATA))
+        await flight.pump(pour, no_limit)
+
+    reader = flights.join(TARGET, DIGEST, run)
+    flight = reader.flight
+    assert await everything(reader) == DATA
+    come: set[int] = set()
+    for written, (start, stop) in zip(told, pieces, strict=True):
+        assert written == next((at for at in range(len(DATA)) if at not in come), len(DATA))
+        come |= set(range(start, stop))
+    await flights.close()
+    store.close()
+
+
 async def test_an_empty_blob(tmp_path: Path) -> None:
     directory = Directory(tmp_path / "cache")
     flights, store, empty = Flights(), DiskStore(directory), Digest(sha256(b""))
@@ -192,7 +235,7 @@ async def test_an_empty_blob(tmp_path: Path) -> None:
 
     async def run(flight: Flight) -> None:
         flight.open(await store.spool(empty, 0), 0)
-        await flight.pump(body(), no_limit)
+        await flight.pump(poured(body()), no_limit)
 
     assert await everything(flights.join(TARGET, empty, run)) == b""
     await flights.close()

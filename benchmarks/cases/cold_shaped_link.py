@@ -10,6 +10,8 @@ from benchmarks.pull import Pull, pull
 from benchmarks.rows import Row, at_least, at_most
 from benchmarks.upstream import BIG, Settings
 
+Pulls = dict[str, list[Pull]]
+
 _MEGABITS = 500
 _ROUND_TRIP = 0.04
 
@@ -28,42 +30,28 @@ def run(bench: Bench) -> list[Row]:
             body = _both(bench, registry.url, path)
             with relay.running(registry.netloc, _ROUND_TRIP) as netloc:
                 first = _both(bench, f"http://{netloc}", small)
-    later = [
-        (mine.first_byte - direct.first_byte) / _ROUND_TRIP
-        for mine, direct in zip(first["ours"], first["direct"], strict=True)
-    ]
-    work, speeds = f"300 MB on a link of {_MEGABITS} Mbit/s", {}
-    for name, pulls in body.items():
-        speeds[name] = [one.speed for one in pulls]
-    return [
-        Row(
-            "cold_shaped",
-            work,
-            "MB/s",
-            speeds["ours"],
-            "direct",
-            speeds["direct"],
-            at_least(0.98),
-        ),
-        Row(
-            "cold_first_byte",
-            "its first byte, later than direct by (40 ms away)",
-            "round trips",
-            later,
-            target=at_most(1),
-        ),
-        Row(
-            "cold_first_byte_bare",
-            "its first byte on the bare link",
-            "ms",
-            [one.first_byte * 1e3 for one in body["ours"]],
-            "direct",
-            [one.first_byte * 1e3 for one in body["direct"]],
-        ),
-    ]
+    return [_speed(body), _later(first), _bare(body)]
 
 
-def _both(bench: Bench, upstream: str, path: str) -> dict[str, list[Pull]]:
+def _speed(body: Pulls) -> Row:
+    ours, direct = ([one.speed for one in body[name]] for name in ("ours", "direct"))
+    work = f"300 MB on a link of {_MEGABITS} Mbit/s"
+    return Row("cold_shaped", work, "MB/s", ours, "direct", direct, at_least(0.98))
+
+
+def _later(first: Pulls) -> Row:
+    pairs = zip(first["ours"], first["direct"], strict=True)
+    trips = [(mine.first_byte - direct.first_byte) / _ROUND_TRIP for mine, direct in pairs]
+    work = "first byte on that link and 40 ms away, later than direct by"
+    return Row("cold_first_byte", work, "round trips", trips, target=at_most(1))
+
+
+def _bare(body: Pulls) -> Row:
+    ours, direct = ([one.first_byte * 1e3 for one in body[name]] for name in ("ours", "direct"))
+    return Row("cold_first_byte_bare", "first byte on that link", "ms", ours, "direct", direct)
+
+
+def _both(bench: Bench, upstream: str, path: str) -> Pulls:
     def cold() -> Pull:
         with ours.millpond(upstream) as server:
             return pull(server.url, path)

@@ -16,11 +16,15 @@ from proxy.app import listening, storage
 from proxy.app.background import Background
 from proxy.app.upstreams import Sources
 from proxy.cache import Cache
+from proxy.cache.ahead import Ahead, Bounds
+from proxy.cache.at_hand import AtHand
 from proxy.cache.blobs import Blobs
+from proxy.cache.expected import Expected
 from proxy.cache.holdings import Holdings
 from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
 from proxy.cache.referrers import ReferrersCache
+from proxy.cache.small import SmallBlobs
 from proxy.cache.sources import Source
 from proxy.cache.tags import Tags
 from proxy.errors import StorageError
@@ -33,9 +37,11 @@ from proxy.repair import prune, reconcile
 from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.verify import Verifier
+from proxy.web import lag
 from proxy.web.admin import Admin
 from proxy.web.certificate import Certificate
 from proxy.web.control import Control, Token
+from proxy.web.prepared import Prepared
 from proxy.web.registry import Registry
 from proxy.web.server import RegistryServer
 
@@ -82,7 +88,11 @@ async def running(
         sources = Sources(stack, settings, metrics, clock).build()
         cache = _cache(stack, settings, kept, flights, sources)
         verifier = Verifier(kept.holdings, cache.fetch, clock)
-        registry = Registry(router, cache, metrics=metrics, request_log=request_log)
+        at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
+        prepared = Prepared(at_hand, metrics=metrics, request_log=request_log)
+        registry = Registry(
+            router, cache, metrics=metrics, request_log=request_log, learn=prepared.learn
+        )
         token = Token(settings.admin.token_file)
         admin = Admin(
             metrics,
@@ -92,6 +102,7 @@ async def running(
             control=Control(kept.holdings, kept.pins, kept.feeds, verifier, token),
         )
         background.start("request log", request_log.write_for_ever())
+        background.start("loop lag", lag.watch(metrics))
         background.start("reconcile", _agree(kept))
         background.start("eviction", kept.evictor.watch(clock))
         background.start("names", kept.layout.publish_for_ever())
@@ -101,10 +112,10 @@ async def running(
             background.start("scrub", verifier.scrub(every, rate))
         if settings.admin.socket:
             own = stack.enter_context(listening.admin(kept.directory))
-            server = RegistryServer(registry.handle, admin.handle_trusted)
+            server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer)
             await _serve(stack, server, own, grace=settings.shutdown_grace)
         if listener is not None:
-            server = RegistryServer(registry.handle, admin.handle)
+            server = RegistryServer(registry.handle, admin.handle, prepared.answer)
             if certificate is not None:
                 background.start("certificate", certificate.watch())
             context = certificate.context if certificate is not None else None
@@ -127,12 +138,21 @@ def _cache(
     stack.push_async_callback(manifests.close)
     tags = Tags(manifests, index, sources, clock=clock, patience=settings.timeouts.check)
     stack.push_async_callback(tags.close)
-    blobs = Blobs(holdings, sources, flights=flights, sizes=manifests.sizes)
+    expected = Expected(holdings.counters)
+    sizes = manifests.sizes
+    blobs = Blobs(holdings, sources, flights=flights, sizes=sizes, expected=expected)
     stack.push_async_callback(blobs.close)
+    bounds = Bounds(**settings.prefetch.model_dump())
+    ahead = Ahead(blobs, sources, flights=flights, expected=expected, bounds=bounds)
+    stack.push_async_callback(ahead.close)
+    memory = settings.memory
+    small = SmallBlobs(
+        blobs, holdings, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
+    )
     listings = Listings(index, sources, has_catalog=settings.catalog)
     referrers = ReferrersCache(manifests, index, sources, clock=clock)
     stack.push_async_callback(referrers.close)
-    return Cache(manifests, tags, blobs, listings, referrers)
+    return Cache(manifests, tags, blobs, small, listings, referrers, ahead)
 
 
 async def _serve(

@@ -16,10 +16,12 @@ from proxy.settings import Upstream as UpstreamSettings
 from proxy.upstream.auth import Authorizer
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client
+from proxy.upstream.download import Terms
 from proxy.upstream.guard import Guard
 from proxy.upstream.patience import Limits, Patience
 from proxy.upstream.providers import Anonymous, Credentials, PasswordFile, Provider, Static
 from proxy.upstream.registry import Upstream
+from proxy.upstream.spans import Pieces
 from proxy.upstream.transport import Transport, Trust, client_context
 
 
@@ -67,7 +69,10 @@ class Sources:
             answer=self._settings.timeouts.answer,
         )
         budget, downloads = Budget(self._clock), configured.max_downloads
-        return Upstream(client, budget, resumes=patience.resumes, downloads=downloads)
+        parallel = self._settings.parallel
+        pieces = Pieces(parallel.connections, int(parallel.start_from))
+        terms = Terms(patience.resumes, pieces)
+        return Upstream(client, budget, terms=terms, downloads=downloads)
 
     def _rule(self, name: str) -> Rule:
         fresh = self._settings.freshness_of(name).model_dump()

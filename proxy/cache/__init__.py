@@ -2,15 +2,19 @@
 
 ``holdings`` is what lies here, ``sources`` is where the rest comes from; ``manifests``, ``tags``,
 ``blobs``, ``referrers`` and ``listings`` answer for one kind each, ``answers`` is what they return.
+``small`` keeps small blobs in RAM, ``at_hand`` tells what needs no waiting, and ``ahead`` fetches
+what has not been asked for yet.
 No policy (``policy`` decides), no HTTP. Trouble with the disk degrades to passing through.
 """
 
 from typing import NamedTuple
 
+from proxy.cache.ahead import Ahead
 from proxy.cache.blobs import Blobs
 from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
 from proxy.cache.referrers import ReferrersCache
+from proxy.cache.small import SmallBlobs
 from proxy.cache.tags import Tags
 from proxy.names import Digest, Target
 from proxy.policy import Wish
@@ -22,8 +26,10 @@ class Cache(NamedTuple):
     manifests: Manifests
     tags: Tags
     blobs: Blobs
+    small: SmallBlobs
     listings: Listings
     referrers: ReferrersCache
+    ahead: Ahead
 
     async def fetch(self, target: Target, digest: Digest, media_type: str | None) -> bool:
         """Have content here that is not; tell whether it is now. ``media_type`` None: a blob.

@@ -76,6 +76,17 @@ class Local:
 
 
 @dataclass(frozen=True, slots=True)
+class Small:
+    """A held blob that lies in RAM whole."""
+
+    body: bytes
+    outcome: Outcome = Outcome.HIT
+
+    async def aclose(self) -> None:
+        """Do nothing: there is no file."""
+
+
+@dataclass(frozen=True, slots=True)
 class Live:
     """A blob that is arriving.
 
@@ -109,4 +120,4 @@ class Through:
         await self.resources.aclose()
 
 
-Blob = Local | Live | Through
+Blob = Local | Small | Live | Through

@@ -9,17 +9,18 @@ import structlog
 
 from proxy.cache.absences import Absences
 from proxy.cache.answers import Blob, Live, Local, Sized, Through
+from proxy.cache.expected import Expected
 from proxy.cache.holdings import Holdings
 from proxy.cache.sources import Source
 from proxy.errors import Absent, BlobUnknown, ContentMismatch, NotHeld, StorageError
 from proxy.facts import Facts
-from proxy.flights import Flight, Flights
+from proxy.flights import Flight, Flights, Reader
 from proxy.metrics import Outcome
 from proxy.names import Digest, Proof, Target
 from proxy.once import Once
 from proxy.policy import Wish
 from proxy.records import Descriptor
-from proxy.upstream.registry import Body
+from proxy.upstream.registry import Body, Need
 
 UNFIT_SECONDS: Final = 600.0
 """For so long a blob that did not fit is passed through without trying to keep it."""
@@ -37,18 +38,21 @@ class Blobs:
         *,
         flights: Flights,
         sizes: Mapping[tuple[Target, Digest], int],
+        expected: Expected,
     ) -> None:
         self._holdings = holdings
         self._index = holdings.index
         self._flights = flights
         self._sources = sources
         self._sizes = sizes
+        self._expected = expected
         self._absences = Absences(sources, BlobUnknown)
         self._unfit: Facts[bool] = Facts()
         self._vouchers: Once[int | None] = Once("vouch")
 
     async def get(self, target: Target, digest: Digest, asked: Wish) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
+        self._expected.asked(digest)
         if asked is Wish.FRESH:
             await self._absences.forget(target, digest)
         while True:
@@ -67,6 +71,22 @@ class Blobs:
             if arriving is not None:
                 return arriving
 
+    async def ahead(self, target: Target, digest: Digest) -> Reader | None:
+        """Begin to fetch a blob that nobody has asked for; None when there is no need or no way.
+
+        To be let go of by ``Flights.abandon``. Raises ``Absent`` for what is known not to exist.
+        """
+        await self._absences.refuse(target, digest)
+        if await self._holdings.holds(digest) or await self._cannot_fit(target, digest):
+            return None
+        if self._flights.live(digest) is not None:
+            return None
+        reader = self._flights.join(
+            target, digest, lambda flight: self._download(target, flight, Need.AHEAD)
+        )
+        reader.flight.is_ahead = True
+        return reader
+
     async def _join(self, target: Target, digest: Digest, *, linked: bool) -> Blob | None:
         """Return the blob as it arrives, or passed through; None when all is to be asked anew."""
         reader = self._flights.join(target, digest, lambda flight: self._download(target, flight))
@@ -81,7 +101,8 @@ class Blobs:
             return await self._through(target, digest)
         except BaseException as error:
             reader.close()
-            if own or reader.flight.failure is not error:
+            final = own and not reader.flight.is_ahead
+            if final or reader.flight.failure is not error:
                 raise
             return None
         return Live(reader, lambda offset: self._rest(target, reader.flight, offset))
@@ -142,12 +163,12 @@ class Blobs:
 
         return await self._vouchers.do((target, digest), ask)
 
-    async def _download(self, target: Target, flight: Flight) -> None:
+    async def _download(self, target: Target, flight: Flight, need: Need = Need.KEPT) -> None:
         """Fly one flight: open, reserve, spool, prove, keep."""
         digest, holdings = flight.digest, self._holdings
         async with AsyncExitStack() as resources:
             try:
-                async with self._body(target, digest, queued=True) as body:
+                async with self._body(target, digest, need) as body:
                     size = body.size
                     if size is None:
                         size = self._sizes.get((target, digest))
@@ -156,7 +177,7 @@ class Blobs:
                     spool = await holdings.store.spool(digest, size)
                     resources.callback(spool.discard)
                     flight.open(spool, size)
-                    await flight.pump(body.chunks, reservation.grow)
+                    await flight.pump(body.pour, reservation.grow)
                 await self._index.link(target, [digest])
                 await holdings.adopt(reservation, spool, Descriptor("", digest, flight.written))
             except ContentMismatch as error:
@@ -175,7 +196,7 @@ class Blobs:
     async def _through(self, target: Target, digest: Digest) -> Through:
         """Return a body that is proven on its way and not kept."""
         async with AsyncExitStack() as resources:
-            body = await resources.enter_async_context(self._body(target, digest, queued=False))
+            body = await resources.enter_async_context(self._body(target, digest, Need.THROUGH))
             return Through(body.size, self._proven(body, target, digest), resources.pop_all())
         raise AssertionError("unreachable")
 
@@ -212,10 +233,10 @@ class Blobs:
         yield held_back
 
     @asynccontextmanager
-    async def _body(self, target: Target, digest: Digest, *, queued: bool) -> AsyncIterator[Body]:
+    async def _body(self, target: Target, digest: Digest, need: Need) -> AsyncIterator[Body]:
         upstream = self._sources[target.upstream].upstream
         try:
-            async with upstream.blob(target.repo, digest, queued=queued) as body:
+            async with upstream.blob(target.repo, digest, need) as body:
                 yield body
         except Absent as error:
             await self._absences.learn(target, digest, error)

@@ -27,9 +27,19 @@ _SIZES: Final = 200_000
 
 
 class _Kept(NamedTuple):
-    descriptor: Descriptor
-    body: bytes
+    """A manifest in RAM. ``stored``: it lay on the disk as well, and goes when that goes."""
+
+    hit: Manifest
     children: Children
+    stored: bool
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return self.hit.descriptor
+
+    @property
+    def body(self) -> bytes:
+        return self.hit.body
 
 
 class Manifests:
@@ -70,18 +80,24 @@ class Manifests:
         linked = kept is not None and await self._index.linked(target, digest)
         if kept is None or not linked:
             self._refuse_asking(target, digest, asked)
-        elif self._is_offline(target) and not await self._whole(target, kept):
+        elif self.is_offline(target) and not await self._whole(target, kept):
             raise ManifestUnknown(f"{target}@{digest} is not held in full, and this is offline")
         if kept is None:
             return await self._fetch_once(target, digest)
         if not linked:
             await self.ask(target, digest)
-            return Manifest(kept.descriptor, kept.body, Outcome.REVALIDATED)
-        return Manifest(kept.descriptor, kept.body, Outcome.HIT)
+            return replace(kept.hit, outcome=Outcome.REVALIDATED)
+        return kept.hit
+
+    def in_ram(self, digest: Digest) -> Manifest | None:
+        """Return what lies in RAM, as a hit; whether it may be served is for others to ask."""
+        kept = self._ram.get(digest)
+        return None if kept is None else kept.hit
 
     async def head(self, target: Target, digest: Digest, asked: Wish) -> Described:
         """Return what a digest names, asking upstream for no body. Raises ``RegistryError``."""
-        if digest in self._ram or await self._holdings.holds(digest):
+        kept = self._ram.get(digest)
+        if (kept is not None and not kept.stored) or await self._holdings.holds(digest):
             manifest = await self.get(target, digest, asked)
             return Described(manifest.descriptor, manifest.outcome)
         self._refuse_asking(target, digest, asked)
@@ -94,9 +110,9 @@ class Manifests:
         """Tell whether a manifest is on the disk."""
         return await self._holdings.holds(digest)
 
-    def forget(self, digest: Digest) -> None:
-        """Keep a manifest in RAM no longer."""
-        self._ram.pop(digest, None)
+    def is_offline(self, target: Target) -> bool:
+        """Tell whether an upstream is not to be asked anything."""
+        return self._sources[target.upstream].rule.offline
 
     async def doubt_absence(self, target: Target, ref: str) -> None:
         """Ask upstream again for what it said does not exist."""
@@ -135,7 +151,7 @@ class Manifests:
         for digest in dict.fromkeys(digests):
             kept = await self._kept(target, digest)
             if kept is not None and await self._whole(target, kept):
-                return Manifest(kept.descriptor, kept.body, Outcome.STALE, warning)
+                return replace(kept.hit, outcome=Outcome.STALE, warning=warning)
         return None
 
     async def is_whole(self, target: Target, digest: Digest) -> bool:
@@ -168,8 +184,10 @@ class Manifests:
             raise ContentMismatch(f"{target}: what came for {ref} is no manifest")
         if not matches(digest, body):
             return self._signed(target, descriptor, body)
-        kept = self._remember(target, descriptor, body)
+        kept = self._remember(target, descriptor, body, stored=False)
         await self._holdings.keep(descriptor, body, manifests.listed(body))
+        if await self._holdings.holds(digest):
+            self._put(kept._replace(stored=True))
         listed = [child.digest for child in (*kept.children.manifests, *kept.children.blobs)]
         await self._index.link(target, [digest, *listed])
         if (subject := manifests.subject(descriptor, body)) is not None:
@@ -191,12 +209,16 @@ class Manifests:
         return Manifest(descriptor, body, Outcome.THROUGH)
 
     async def _kept(self, target: Target, digest: Digest) -> _Kept | None:
-        """Return a held manifest, proven anew when it comes from the disk."""
+        """Return a held manifest, proven anew when it comes from the disk.
+
+        What has left the index leaves RAM with it; what the disk had no room for stays in RAM only.
+        """
+        held = await self._index.blob(digest)
         kept = self._ram.get(digest)
-        if kept is not None:
+        if kept is not None and (held is not None or not kept.stored):
             self._index.touch(digest)
             return kept
-        held = await self._index.blob(digest)
+        self._ram.pop(digest, None)
         if held is None or held.size > manifests.MAX_SIZE:
             return None
         body = await self._holdings.read(digest)
@@ -206,15 +228,21 @@ class Manifests:
             await self._holdings.drop(digest, reason="its bytes have changed")
             return None
         media_type = manifests.own_type(body) or held.media_type or manifests.implied_type(body)
-        return self._remember(target, Descriptor(media_type, digest, len(body)), body)
+        return self._remember(target, Descriptor(media_type, digest, len(body)), body, stored=True)
 
-    def _remember(self, target: Target, descriptor: Descriptor, body: bytes) -> _Kept:
-        kept = _Kept(descriptor, body, manifests.children(body))
-        if len(body) <= self._ram.maxsize:
-            self._ram[descriptor.digest] = kept
+    def _remember(
+        self, target: Target, descriptor: Descriptor, body: bytes, *, stored: bool
+    ) -> _Kept:
+        hit = Manifest(descriptor, body, Outcome.HIT)
+        kept = _Kept(hit, manifests.children(body), stored)
+        self._put(kept)
         for blob in kept.children.blobs:
             self.sizes[target, blob.digest] = blob.size
         return kept
+
+    def _put(self, kept: _Kept) -> None:
+        if len(kept.body) <= self._ram.maxsize:
+            self._ram[kept.descriptor.digest] = kept
 
     async def _whole(self, target: Target, kept: _Kept, depth: int = 0) -> bool:
         for blob in kept.children.blobs:
@@ -233,11 +261,8 @@ class Manifests:
         """Tell whether content is held and may be served under this name."""
         return await self._holdings.holds(digest) and await self._index.linked(target, digest)
 
-    def _is_offline(self, target: Target) -> bool:
-        return self._sources[target.upstream].rule.offline
-
     def _refuse_asking(self, target: Target, ref: str, asked: Wish) -> None:
-        if self._is_offline(target):
+        if self.is_offline(target):
             raise ManifestUnknown(f"{target} {ref} is not held, and this is offline")
         if asked is Wish.HELD:
             raise NotHeld(f"{target} {ref} is not held")

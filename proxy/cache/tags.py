@@ -96,6 +96,14 @@ class Tags:
             descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
         return Described(descriptor, found.outcome, fresh=found.fresh)
 
+    def seconds_fresh(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
+        """Return for how long a record is answered without asking; None when it is not."""
+        rule = self._rule(target, tag)
+        now = self._clock()
+        if rule.offline or policy.decide(record.checked_at, rule, now) is not Action.SERVE:
+            return None
+        return policy.seconds_fresh(record.checked_at, rule, now)
+
     async def _resolve(self, target: Target, tag: Tag, asked: Wish) -> _Pointed | Manifest | None:
         """Return where the tag points, a stand-in when upstream fails, or None when unknown."""
         if asked is Wish.FRESH:

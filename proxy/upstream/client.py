@@ -32,7 +32,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One request: ``kind`` is the end-point (manifests, blobs, tags, referrers)."""
+    """One request: ``kind`` is the end-point (manifests, blobs, tags, referrers).
+
+    A *spare* one can be done without: it is asked once, and its failure says nothing of upstream.
+    """
 
     method: str
     repo: Repo
@@ -41,11 +44,12 @@ class Question:
     absent: type[Absent]
     headers: dict[str, str] = field(default_factory=dict)
     query: dict[str, str] = field(default_factory=dict)
+    is_spare: bool = False
 
     @property
     def limit(self) -> str:
         """What a rate limit of this request would hold for."""
-        return f"{self.method} {self.kind}"
+        return f"{self.method} {self.kind}{' to spare' if self.is_spare else ''}"
 
     @property
     def item(self) -> str:
@@ -117,7 +121,7 @@ class Client:
                 return await self._until_answered(question, attempt)
         except TimeoutError:
             error = UpstreamTimeout(f"{self.name} does not answer in time")
-            self.patience.failed(question.limit, question.item, error)
+            self._failed(question, error)
             raise error from None
 
     async def _until_answered(
@@ -131,13 +135,17 @@ class Client:
             except RegistryError as error:
                 failures += 1
                 wait = self.patience.wait_before(failures, error)
-                if wait is None or wait > self.answer_seconds / 2:
-                    self.patience.failed(question.limit, question.item, error)
+                if question.is_spare or wait is None or wait > self.answer_seconds / 2:
+                    self._failed(question, error)
                     raise
                 await asyncio.sleep(wait)
             else:
                 self.patience.answered(question.item)
                 return result
+
+    def _failed(self, question: Question, error: RegistryError) -> None:
+        if not question.is_spare or isinstance(error, TooManyRequests):
+            self.patience.failed(question.limit, question.item, error)
 
     async def _once(self, question: Question) -> ClientResponse:
         url = self._url / "v2" / question.repo / question.kind
@@ -160,14 +168,14 @@ class Client:
         stale = response.status == 401 or (
             response.status == 403 and (sent or "").startswith("Bearer ")  # ghcr's way
         )
-        if stale and sent is not None and self._is_own(response):
+        if stale and sent is not None and self.is_own(response):
             await self._authorizer.forget(scope)
             refusals = response.headers.getall("WWW-Authenticate", [])
             if any("insufficient_scope" in refusal for refusal in refusals):
                 return response
             await self.transport.drain(response)
             response = await self.transport.send(method, url, headers, None)
-        if response.status != 401 or not self._is_own(response):
+        if response.status != 401 or not self.is_own(response):
             return response
         challenges = response.headers.getall("WWW-Authenticate", [])
         await self.transport.drain(response)
@@ -176,7 +184,7 @@ class Client:
         answer = await self._authorizer.learn(challenges, scope)
         return await self.transport.send(method, url, headers, answer)
 
-    def _is_own(self, response: ClientResponse) -> bool:
+    def is_own(self, response: ClientResponse) -> bool:
         """Tell the registry's answers from those of hosts that it redirected us to."""
         return response.url.origin() == self._url.origin()
 
@@ -191,9 +199,9 @@ class Client:
         body = await self.transport.drain(response)
         said = f"{self.name} answers {response.status}{_reason(body)}"
         match response.status:
-            case 401 if self._is_own(response):
+            case 401 if self.is_own(response):
                 return await self._authorizer.refused()
-            case 403 if self._is_own(response):
+            case 403 if self.is_own(response):
                 return Denied(said)
             case 404:
                 return absent(said)

@@ -4,14 +4,12 @@ Absence and failure never share an error class: a failure told as absence makes 
 that an image or a signature does not exist.
 """
 
-import asyncio
-import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from enum import Enum
 from typing import Final, NamedTuple
 
-import structlog
 from aiohttp import ClientResponse
 from yarl import URL
 
@@ -23,9 +21,6 @@ from proxy.errors import (
     ManifestTooLarge,
     ManifestUnknown,
     NameUnknown,
-    RegistryError,
-    TooManyRequests,
-    UpstreamFailure,
     UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -34,9 +29,9 @@ from proxy.names import Digest, Repo, parse_digest
 from proxy.records import Descriptor
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
+from proxy.upstream.download import Download, Sink, Terms
+from proxy.upstream.places import Places
 
-RESUME_PAUSE: Final = 0.5
-MAX_RESUME_PAUSE: Final = 10.0
 MAX_PAGES: Final = 100
 PAGE_KEYS: Final = ("n", "last", "next_page", "orderby", "artifactType")
 """What pages are called: the specification's names, Quay's and Azure's."""
@@ -45,9 +40,6 @@ MAX_TAGS_BODY: Final = 16 * 1024 * 1024
 _MANIFEST: Final = {"Accept": manifests.ACCEPT}
 _INDEX: Final = {"Accept": manifests.OCI_INDEX}
 _ANY: Final = {"Accept": "*/*"}
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)", re.ASCII)
-
-log = structlog.get_logger(__name__)
 
 
 class FetchedManifest(NamedTuple):
@@ -59,10 +51,25 @@ class FetchedManifest(NamedTuple):
 
 
 class Body(NamedTuple):
-    """A blob that arrives: its size in bytes if announced, and its bytes, not yet verified."""
+    """A blob that arrives: its size in bytes if announced, and its bytes, not yet verified.
+
+    They are had in their order from ``chunks``, or sooner and in any order from ``pour``.
+    """
 
     size: int | None
     chunks: AsyncIterator[bytes]
+    pour: Callable[[Sink], Awaitable[None]]
+
+
+class Need(Enum):
+    """Who wants a body."""
+
+    KEPT = "kept"
+    """Clients wait, and the cache takes it as fast as it comes."""
+    THROUGH = "through"
+    """A client that may be slow, so it waits for no others and no others wait for it."""
+    AHEAD = "ahead"
+    """Nobody as yet: asked for once, and a refusal is no failure of the registry."""
 
 
 class TagPage(NamedTuple):
@@ -78,11 +85,11 @@ class Upstream:
     ``downloads`` bodies at the most are open at once; manifests do not wait for them.
     """
 
-    def __init__(self, client: Client, budget: Budget, *, resumes: int, downloads: int) -> None:
+    def __init__(self, client: Client, budget: Budget, *, terms: Terms, downloads: int) -> None:
         self._client = client
         self.budget = budget
-        self._resumes = resumes
-        self._downloads = asyncio.Semaphore(downloads)
+        self._terms = terms
+        self.places = Places(downloads)
 
     def __repr__(self) -> str:
         return f"<Upstream {self._client.name}>"
@@ -129,35 +136,30 @@ class Upstream:
         response.close()
         if response.status < 400:
             return response.content_length
-        async with self.blob(repo, digest, queued=False) as body:
+        async with self.blob(repo, digest, Need.THROUGH) as body:
             return body.size
 
     @asynccontextmanager
-    async def blob(self, repo: Repo, digest: Digest, *, queued: bool) -> AsyncIterator[Body]:
-        """Open a blob's body, unverified; it is resumed where it breaks off.
-
-        ``queued`` bodies wait for one another; those that a slow client may hold up must not be.
-        """
-        async with self._slot() if queued else nullcontext():
+    async def blob(self, repo: Repo, digest: Digest, need: Need) -> AsyncIterator[Body]:
+        """Open a blob's body, unverified; it is resumed where it breaks off."""
+        async with AsyncExitStack() as stack:
+            if need is Need.AHEAD and not self.places.has_some_to_spare:
+                raise UpstreamUnavailable(f"{self._client.name}: all places are wanted by others")
+            if need is not Need.THROUGH:
+                await self._place(stack)
             question = Question("GET", repo, "blobs", digest, BlobUnknown, _ANY)
-            download = _Download(self._client, question, await self._client.ask(question))
-            try:
-                yield Body(download.size, download.chunks(self._resumes))
-            finally:
-                download.close()
+            response = await self._client.ask(replace(question, is_spare=need is Need.AHEAD))
+            terms, places = self._terms, self.places
+            download = Download(self._client, question, response, terms=terms, places=places)
+            stack.callback(download.close)
+            yield Body(download.size, download.chunks(), download.pour)
 
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        """Wait for one of the downloads, but not for longer than a client would."""
+    async def _place(self, stack: AsyncExitStack) -> None:
+        """Wait for a place among the downloads, but for no more than half as long as clients do."""
         try:
-            async with asyncio.timeout(self._client.answer_seconds):
-                await self._downloads.acquire()
+            await stack.enter_async_context(self.places.one(self._client.answer_seconds / 4))
         except TimeoutError:
             raise UpstreamTimeout(f"{self._client.name}: too many downloads at once") from None
-        try:
-            yield
-        finally:
-            self._downloads.release()
 
     async def tags(self, repo: Repo, query: dict[str, str]) -> TagPage:
         """Return one page of tags; ``query`` may hold ``n`` and ``last``."""
@@ -213,84 +215,6 @@ class Upstream:
         if not page.keys() & {"last", "next_page"}:
             raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")
         return page
-
-
-class _BrokenForGoodError(Exception):
-    """A body cannot be resumed."""
-
-
-class _Download:
-    """One blob's body over as many answers as it takes."""
-
-    def __init__(self, client: Client, question: Question, response: ClientResponse) -> None:
-        self._client = client
-        self._question = question
-        self._response = response
-        self._offset = 0
-        self.size = response.content_length
-
-    async def chunks(self, resumes: int) -> AsyncIterator[bytes]:
-        """Yield the bytes; what breaks off goes on from the last good byte.
-
-        A fresh request means a fresh redirect and a fresh token where those have expired. Gives up
-        after ``resumes`` attempts without a byte of progress.
-        """
-        fruitless = 0
-        broken: UpstreamFailure | None = None
-        while True:
-            begun_at = self._offset
-            try:
-                if broken is not None:
-                    await self._resume(broken)
-                async for chunk in self._client.transport.chunks(self._response):
-                    self._offset += len(chunk)
-                    yield chunk
-            except _BrokenForGoodError:
-                assert broken is not None
-                raise broken from None
-            except UpstreamFailure as error:
-                broken = error
-                fruitless = 0 if self._offset > begun_at else fruitless + 1
-                if self._offset == self.size or fruitless >= resumes:
-                    raise
-            else:
-                return
-
-    async def _resume(self, broken: UpstreamFailure) -> None:
-        """Open the rest; a whole answer instead of the rest is read up to where we were.
-
-        Raises ``_BrokenForGoodError`` when upstream has nothing more to give.
-        """
-        self._response.close()
-        log.info("resuming", at=self._offset, ref=self._question.ref, reason=broken.message)
-        headers = {**self._question.headers, "Range": f"bytes={self._offset}-"}
-        try:
-            self._response = await self._client.ask(replace(self._question, headers=headers))
-        except (UpstreamUnavailable, UpstreamTimeout, TooManyRequests) as error:
-            await asyncio.sleep(min(error.retry_after or RESUME_PAUSE, MAX_RESUME_PAUSE))
-            raise
-        except RegistryError as error:
-            raise _BrokenForGoodError from error
-        begins_at = 0
-        if self._response.status == 206:
-            match = _CONTENT_RANGE.fullmatch(self._response.headers.get("Content-Range", ""))
-            begins_at = -1 if match is None else int(match[1])
-        if not 0 <= begins_at <= self._offset:
-            raise _BrokenForGoodError
-        await self._skip(self._offset - begins_at)
-
-    async def _skip(self, count: int) -> None:
-        while count > 0:
-            with self._client.transport.translated():
-                skipped = await self._response.content.read(count)
-            if not skipped:
-                raise UpstreamUnavailable(f"{self._client.name}: the body broke off again")
-            self._client.transport.counters.bytes_from_upstream += len(skipped)
-            count -= len(skipped)
-
-    def close(self) -> None:
-        """End the transfer."""
-        self._response.close()
 
 
 def _digest(response: ClientResponse) -> Digest | None:

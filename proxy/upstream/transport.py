@@ -142,6 +142,16 @@ class Transport:
                 self.counters.bytes_from_upstream += len(chunk)
                 yield chunk
 
+    async def read(self, response: ClientResponse, most: int) -> bytes:
+        """Return some bytes of a body, ``most`` at the most, none at its end. Raises as ``chunks``.
+
+        No more than ``READ_BUFFER`` may be asked for: aiohttp would buffer as much.
+        """
+        with self.translated():
+            chunk = await response.content.read(most)
+        self.counters.bytes_from_upstream += len(chunk)
+        return chunk
+
     @contextmanager
     def translated(self) -> Iterator[None]:
         """Turn what aiohttp raises into errors of ours."""

@@ -36,6 +36,7 @@ class Admin:
         self._budgets = budgets
         self._index = holdings.index
         self._evictor = holdings.evictor
+        self._store = holdings.store
         self._flights = flights
         self._started = time.monotonic()
         self._prometheus = registry(metrics, self._gauges, VERSION)
@@ -101,6 +102,8 @@ class Admin:
             "cache": {
                 "bytes": self._evictor.used,
                 "limit_bytes": self._evictor.limit,
+                "pinned_bytes": self._control.pins.bytes,
+                "quarantined_bytes": self._store.quarantine.bytes,
                 "files": usage.files,
                 "evictions": cache.evictions,
                 "evicted_bytes": cache.evicted_bytes,
@@ -110,6 +113,10 @@ class Admin:
                 "verified_blobs": cache.verified,
                 "content_mismatches": cache.mismatches,
                 "storage_errors": cache.storage_errors,
+                "prefetched_blobs": cache.prefetched_blobs,
+                "prefetched_bytes": cache.prefetched_bytes,
+                "prefetched_used_blobs": cache.prefetched_used_blobs,
+                "prefetched_used_bytes": cache.prefetched_used_bytes,
             },
             "downloads": [
                 {
@@ -127,6 +134,12 @@ class Admin:
         gauges = [
             Gauge("cache_bytes", "Disk bytes in use or promised.", self._evictor.used),
             Gauge("cache_limit_bytes", "Most disk bytes that may be used.", self._evictor.limit),
+            Gauge("cache_pinned_bytes", "Disk bytes that are pinned.", self._control.pins.bytes),
+            Gauge(
+                "cache_quarantined_bytes",
+                "Disk bytes of content that has gone bad.",
+                self._store.quarantine.bytes,
+            ),
             Gauge(
                 "cache_oldest_use_seconds",
                 "How long the coldest content that may be evicted has not been used.",

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import HttpVersion11
 from aiohttp.web import StreamResponse
 
-from proxy.cache.answers import Blob, Live, Local, Through
+from proxy.cache.answers import Blob, Live, Local, Small, Through
 from proxy.errors import RegistryError, StorageError, UpstreamUnavailable
 from proxy.names import Digest
 from proxy.web.exchange import Exchange
@@ -85,7 +85,7 @@ async def _prove_what_has_no_last_byte(exchange: Exchange, blob: Blob) -> None:
             if blob.size == 0:
                 async for _ in blob.chunks:
                     pass
-        case Local():
+        case Local() | Small():
             pass
         case _:
             assert_never(blob)
@@ -131,23 +131,29 @@ async def _send(sending: Sending, blob: Blob, parts: _Parts) -> None:
     if isinstance(blob, Through):
         await sending.chunks(blob.chunks)
         return
-    fd, readable = _readable(blob)
     whole = [] if parts.spans else [Span(0, parts.size or 0)]
     for span in whole or parts.spans:
-        stop = parts.size if whole else span.stop
         if parts.is_multiple:
             await sending.write(parts.head(span))
-        before = sending.sent
-        try:
-            await sending.file(fd, span.start, stop, readable)
-        except StorageError as error:
-            if not isinstance(blob, Live):
-                raise
-            log.warning("passing the rest through", error=str(error))
-            offset = span.start + sending.sent - before
-            await sending.chunks(_until(blob.rest(offset), stop, offset))
+        if isinstance(blob, Small):
+            await sending.write(memoryview(blob.body)[span.start : span.stop])
+        else:
+            await _send_span(sending, blob, span.start, parts.size if whole else span.stop)
     if parts.is_multiple:
         await sending.write(parts.end)
+
+
+async def _send_span(sending: Sending, blob: Local | Live, start: int, stop: int | None) -> None:
+    fd, readable = _readable(blob)
+    before = sending.sent
+    try:
+        await sending.file(fd, start, stop, readable)
+    except StorageError as error:
+        if not isinstance(blob, Live):
+            raise
+        log.warning("passing the rest through", error=str(error))
+        offset = start + sending.sent - before
+        await sending.chunks(_until(blob.rest(offset), stop, offset))
 
 
 async def _until(
@@ -175,6 +181,8 @@ def _size(blob: Blob) -> int | None:
     match blob:
         case Local(file):
             return file.size
+        case Small(body):
+            return len(body)
         case Live(reader):
             return reader.flight.size
         case Through():

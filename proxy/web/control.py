@@ -64,7 +64,7 @@ class Control:
     ) -> None:
         self._index = holdings.index
         self._evictor = holdings.evictor
-        self._pins = pins
+        self.pins = pins
         self._feeds = feeds
         self._verifier = verifier
         self.token = token
@@ -92,21 +92,21 @@ class Control:
         return await _stream(request, self._images(request.query.get("match")))
 
     async def _get_pins(self, _: BaseRequest) -> StreamResponse:
-        pins = self._pins.all()
+        pins = self.pins.all()
         total = sum(pin.bytes for pin in pins)
-        limit = self._pins.limit()
+        limit = self.pins.limit()
         return _json({"pins": [_pin(pin) for pin in pins], "bytes": total, "limit_bytes": limit})
 
     async def _put_pin(self, request: BaseRequest) -> StreamResponse:
         try:
-            return _json(_pin(await self._pins.add(_asked(request, "pin"))))
+            return _json(_pin(await self.pins.add(_asked(request, "pin"))))
         except StorageError as error:
             raise Denied(f"the pin cannot be kept: {error}") from error
 
     async def _delete_pin(self, request: BaseRequest) -> StreamResponse:
         name = _asked(request, "pin")
         try:
-            await self._pins.remove(name)
+            await self.pins.remove(name)
         except StorageError as error:
             raise Denied(f"the pin cannot be removed: {error}") from error
         return _json({"pin": name})
@@ -150,7 +150,7 @@ class Control:
         return await _stream(request, events)
 
     async def _images(self, pattern: str | None) -> AsyncGenerator[Document]:
-        pinned = self._pins.pinned()
+        pinned = self.pins.pinned()
         used = {str(image) for image in self._feeds.images()}
         for image in images(self._index):
             if pattern is not None and not fnmatchcase(image.name, pattern):

@@ -69,11 +69,8 @@ class Exchange:
 
     def headers(self, more: dict[str, str]) -> CIMultiDict[str]:
         """Return the headers that every answer has, and ``more``."""
-        headers = CIMultiDict(COMMON_HEADERS)
-        if self.ns is not None and self.target is not None:
-            headers["OCI-Namespace"] = self.ns
-        if self.outcome is not None:
-            headers["Cache-Status"] = self._cache_status(self.outcome)
+        status = self.outcome and cache_status(self.outcome, self.fresh, self.code)
+        headers = common_headers(self.ns if self.target is not None else None, status)
         headers.update(more)
         return headers
 
@@ -91,26 +88,16 @@ class Exchange:
         """Count and log; to be called once, at the end."""
         if self.outcome is not None:
             counters = metrics.of(self.target.upstream if self.target else None)
-            counters.outcomes[self.outcome] += 1
-            counters.bytes_to_clients += self.sent
-            if self.outcome is not Outcome.ERROR:
-                counters.bytes_delivered += self.sent
-            if self.status == 200 and self.route is not None and not self.is_head:
-                counters.manifest_pulls += self.route.kind is Kind.MANIFEST
+            is_manifest = self.route is not None and self.route.kind is Kind.MANIFEST
+            whole = is_manifest and self.status == 200 and not self.is_head
+            counters.answered(self.outcome, self.sent, manifest=whole)
             if self.code is not None:
                 counters.errors[self.code] += 1
-        request_log.add(self._fields())
+        taken = time.perf_counter() - self.started
+        request_log.add(self.fields(), taken, self.request.remote)
 
-    def _cache_status(self, outcome: Outcome) -> str:
-        """Return what the cache did, for anyone with curl (RFC 9211)."""
-        parts = ["Millpond", *_CACHE_STATUS[outcome]]
-        if self.fresh is not None and math.isfinite(self.fresh):
-            parts.append(f"ttl={int(self.fresh)}")
-        if outcome is Outcome.ERROR:
-            parts.append(f"detail={self.code}")
-        return "; ".join(parts)
-
-    def _fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
+        """Return what the log says of the request, but for its time and its client."""
         route, request = self.route, self.request
         known = route is not None and route.kind is not Kind.BASE
         return {
@@ -125,10 +112,28 @@ class Exchange:
             "error": self.code,
             "client_left": self.left or None,
             "bytes": self.sent,
-            "seconds": round(time.perf_counter() - self.started, 6),
-            "client": request.remote,
             "agent": _cut(request.headers.get("User-Agent")),
         }
+
+
+def common_headers(ns: str | None, status: str | None) -> CIMultiDict[str]:
+    """Return the headers of every answer: with the name that was asked, and ``Cache-Status``."""
+    headers = CIMultiDict(COMMON_HEADERS)
+    if ns is not None:
+        headers["OCI-Namespace"] = ns
+    if status is not None:
+        headers["Cache-Status"] = status
+    return headers
+
+
+def cache_status(outcome: Outcome, fresh: float | None, code: str | None = None) -> str:
+    """Return what the cache did, for anyone with curl (RFC 9211)."""
+    parts = ["Millpond", *_CACHE_STATUS[outcome]]
+    if fresh is not None and math.isfinite(fresh):
+        parts.append(f"ttl={int(fresh)}")
+    if outcome is Outcome.ERROR:
+        parts.append(f"detail={code}")
+    return "; ".join(parts)
 
 
 def _cut(text: str | None) -> str | None:

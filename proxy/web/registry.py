@@ -4,6 +4,7 @@ Errors of every room become HTTP in one place here.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, assert_never
 
 import structlog
@@ -13,7 +14,7 @@ from proxy.cache import Cache
 from proxy.cache.answers import Described, Manifest
 from proxy.errors import PaginationInvalid, RegistryError, Unsupported
 from proxy.logs import RequestLog
-from proxy.metrics import Metrics
+from proxy.metrics import Metrics, Outcome
 from proxy.names import Digest, Kind, Tag, Target, is_digest, parse_path
 from proxy.routing import Router
 from proxy.upstream.registry import PAGE_KEYS
@@ -36,11 +37,14 @@ class Registry:
         *,
         metrics: Metrics,
         request_log: RequestLog,
+        learn: Callable[[Exchange], None],
     ) -> None:
+        """``learn`` is called with every exchange at its end."""
         self._router = router
         self._cache = cache
         self._metrics = metrics
         self._request_log = request_log
+        self._learn = learn
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer one request. Raises nothing but cancellation."""
@@ -57,6 +61,7 @@ class Registry:
             return replies.failed(exchange, RegistryError("internal error"))
         finally:
             exchange.account(self._metrics, self._request_log)
+            self._learn(exchange)
 
     async def _answer(self, exchange: Exchange) -> StreamResponse:
         request = exchange.request
@@ -85,8 +90,12 @@ class Registry:
 
     async def _get(self, exchange: Exchange, target: Target, ref: str) -> Manifest:
         if is_digest(ref):
-            return await self._cache.manifests.get(target, Digest(ref), exchange.wish)
-        return await self._cache.tags.get(target, Tag(ref), exchange.wish)
+            manifest = await self._cache.manifests.get(target, Digest(ref), exchange.wish)
+        else:
+            manifest = await self._cache.tags.get(target, Tag(ref), exchange.wish)
+        if manifest.outcome is Outcome.MISS:
+            self._cache.ahead.begin(target, manifest.body)
+        return manifest
 
     async def _head(self, exchange: Exchange, target: Target, ref: str) -> Described:
         if is_digest(ref):
@@ -97,7 +106,7 @@ class Registry:
         if exchange.is_head or replies.is_unmodified(exchange, digest):
             sized = await self._cache.blobs.head(target, digest, exchange.wish)
             return replies.sized(exchange, digest, sized)
-        blob = await self._cache.blobs.get(target, digest, exchange.wish)
+        blob = await self._cache.small.get(target, digest, exchange.wish)
         try:
             return await send_blob(exchange, digest, blob)
         finally:

@@ -27,7 +27,7 @@ def manifest(exchange: Exchange, found: Manifest) -> Response:
     if is_unmodified(exchange, found.descriptor.digest):
         return unmodified(exchange, found.descriptor.digest)
     exchange.sent = len(found.body)
-    headers = _manifest_headers(found.descriptor, found.warning)
+    headers = manifest_headers(found.descriptor, found.warning)
     return Response(body=found.body, headers=exchange.headers(headers))
 
 
@@ -36,7 +36,7 @@ def described(exchange: Exchange, found: Described) -> Response:
     exchange.outcome, exchange.fresh = found.outcome, found.fresh
     if is_unmodified(exchange, found.descriptor.digest):
         return unmodified(exchange, found.descriptor.digest)
-    headers = _manifest_headers(found.descriptor, found.warning)
+    headers = manifest_headers(found.descriptor, found.warning)
     headers["Content-Length"] = str(found.descriptor.size)
     return Response(headers=exchange.headers(headers))
 
@@ -100,7 +100,8 @@ def _body(exchange: Exchange, body: bytes, headers: dict[str, str], status: int 
     return Response(status=status, body=body, headers=exchange.headers(headers))
 
 
-def _manifest_headers(descriptor: Descriptor, warning: str | None) -> dict[str, str]:
+def manifest_headers(descriptor: Descriptor, warning: str | None = None) -> dict[str, str]:
+    """Return the headers of every answer with or about a manifest."""
     return {
         "Content-Type": descriptor.media_type,
         "Docker-Content-Digest": descriptor.digest,

@@ -61,9 +61,12 @@ def breaking(registry: Registry) -> Iterator[Relay]:
 
 @pytest.fixture
 def before_it(breaking: Relay, faulty_shelf: Shelf, port: int) -> Iterator[Millpond]:
-    """An empty cache whose upstream is the relay, with the patience that is the default."""
+    """An empty cache whose upstream is the relay, with the patience that is the default.
+
+    It asks for one thing over one connection, so that what follows a break is its resumption.
+    """
     breaking.clear()
-    with millpond.running(breaking.url, port) as running:
+    with millpond.running(breaking.url, port, {"parallel": {"connections": 1}}) as running:
         yield running
         sys.stdout.write(running.log()[-20_000:])  # pytest shows it when the test failed
 

@@ -37,16 +37,29 @@ class Cramped(NamedTuple):
         counted: int = self.proxy.stats()["cache"]["storage_errors"]
         return counted
 
-    def has_fetched(self, since: int) -> bool:
-        """Whether content came from upstream since the mark."""
-        return any(request.is_content for request in self.upstream.since(since))
+    @property
+    def files(self) -> int:
+        """How many blobs and manifests it knows that it holds."""
+        counted: int = self.proxy.stats()["cache"]["files"]
+        return counted
+
+    def fetched(self, image: Image, since: int) -> set[str]:
+        """Return which blobs of an image came from upstream since the mark."""
+        asked = {request.ref for request in self.upstream.since(since) if request.is_content}
+        return asked & {blob.digest for blob in image.blobs}
 
 
 @pytest.fixture
-def cramped(upstream: Registry, shelf: Shelf, port: int) -> Iterator[Cramped]:
+def min_free() -> str:
+    """What the cache leaves to others; nothing, so that it is the disk that refuses."""
+    return "0"
+
+
+@pytest.fixture
+def cramped(upstream: Registry, shelf: Shelf, port: int, min_free: str) -> Iterator[Cramped]:
     with workdir("cramped") as root, tmpfs(root / "disk", SIZE) as disk:
         storage = disk / "storage"
-        settings = {"storage": {"path": str(storage), "max_size": "5GiB"}}
+        settings = {"storage": {"path": str(storage), "max_size": "5GiB", "min_free": min_free}}
         with millpond.running(upstream.url, port, settings) as running:
             yield Cramped(running, Others(disk), storage, upstream)
             sys.stdout.write(running.log()[-20_000:])  # pytest shows it when the test failed
@@ -80,6 +93,18 @@ def test_what_does_not_fit_the_disk_passes_through(
     assert cramped.errors > 0
 
 
+@pytest.mark.parametrize("min_free", ["25%"])
+def test_what_is_to_be_left_to_others_is_left(
+    min_free: str, curl: Curl, cramped: Cramped, shelf: Shelf
+) -> None:
+    cramped.others.take_all()
+    cramped.others.leave(SIZE // 4 + 6 * MB)
+    for image in (*shelf.common, shelf.shell):  # some 20 MB, one layer of 8 among them
+        assert pulls(curl, image)
+        assert cramped.others.free >= SIZE // 4 - MB  # that much is the index's
+    assert cramped.files > 0
+
+
 def test_when_there_is_room_again_it_keeps_again(
     curl: Curl, cramped: Cramped, shelf: Shelf
 ) -> None:
@@ -91,7 +116,7 @@ def test_when_there_is_room_again_it_keeps_again(
         wait_until(lambda: not cramped.proxy.stats()["downloads"], "the downloads to be kept")
         before = cramped.upstream.mark()
         assert pulls(curl, image)
-        assert not cramped.has_fetched(before)
+        assert not cramped.fetched(image.here, before)
 
 
 @pytest.mark.parametrize("end", [Millpond.stop, Millpond.kill], ids=["stopped", "killed"])
@@ -102,13 +127,16 @@ def test_it_starts_and_serves_on_a_disk_without_a_byte_left(
     if held:
         assert pulls(curl, shelf.app)
         wait_until(lambda: not cramped.proxy.stats()["downloads"], "the downloads to be kept")
+    before = cramped.files
+    assert bool(before) == held
     cramped.others.take_all()
     end(cramped.proxy)
     cramped.others.take_all()  # what its end gave back
     cramped.proxy.start()
-    before = cramped.upstream.mark()
+    wait_until(lambda: cramped.files >= before, "what is held to be known")
+    mark = cramped.upstream.mark()
     assert pulls(curl, shelf.app)
-    assert held != cramped.has_fetched(before)
+    assert held != bool(cramped.fetched(shelf.app, mark))
     for image in (shelf.tiny, shelf.multi, shelf.dlist):
         assert pulls(curl, image)
 

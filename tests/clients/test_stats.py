@@ -1,5 +1,7 @@
 """The numbers Millpond reports, against the upstream's own log and what curl received."""
 
+import pytest
+
 from tests.parts.clients import Clients
 from tests.parts.curl import Curl
 from tests.parts.millpond import Millpond
@@ -18,6 +20,11 @@ def body_bytes(requests: list[Request]) -> int:
     return sum(request.size for request in requests if request.method == "GET")
 
 
+# What is fetched ahead is still on its way when a client has what it asked for.
+as_asked = pytest.mark.parametrize("settings", [{"prefetch": {"blobs": 0}}], ids=["as asked"])
+
+
+@as_asked
 def test_every_request_and_byte_is_counted_once(
     curl: Curl, proxy: Millpond, upstream: Registry, shelf: Shelf
 ) -> None:
@@ -47,6 +54,7 @@ def test_every_request_and_byte_is_counted_once(
     assert warm["bytes_to_clients"] == sum(reply.size for reply in curl.replies)
 
 
+@as_asked
 def test_real_clients_are_counted_too(
     clients: Clients, proxy: Millpond, upstream: Registry, shelf: Shelf
 ) -> None:

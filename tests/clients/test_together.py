@@ -13,10 +13,18 @@ from tests.parts.millpond import Millpond
 from tests.parts.registry import Registry, Request
 from tests.parts.shelf import Shelf
 
+CHATTER = 100_000  # bytes of manifests, tokens and refusals beside the blobs
+
 
 def blobs_fetched(requests: list[Request], image: Image) -> Counter[str]:
+    """Count the bodies that were begun; large ones go on over more connections where it is slow."""
     named = {blob.digest for blob in image.blobs}
-    return Counter(r.ref for r in requests if r.is_content and r.ref in named)
+    return Counter(r.ref for r in requests if r.is_content and r.status == 200 and r.ref in named)
+
+
+def assert_received_once(proxy: Millpond, image: Image) -> None:
+    received = proxy.stats()["total"]["bytes_from_upstream"]
+    assert 0 <= received - sum(blob.size for blob in image.blobs) < CHATTER
 
 
 @pytest.mark.parametrize("names", [("docker", "containerd"), ("podman", "curl")], ids="-".join)
@@ -37,6 +45,7 @@ def test_two_clients_on_one_cold_image_cost_one_download(
     assert max(began for began, _ in times) < min(ended for _, ended in times), "no overlap"
     fetched = blobs_fetched(upstream.since(before), image)
     assert fetched == {blob.digest: 1 for blob in image.blobs}
+    assert_received_once(proxy, image)
     for client in pair:
         client.forget()
 
@@ -52,5 +61,4 @@ def test_a_layer_of_200_mb_arrives_whole(
         client.forget()
     requests = upstream.since(before)
     assert blobs_fetched(requests, image) == {blob.digest: 1 for blob in image.blobs}
-    layer = image.layers[0]
-    assert [r.size for r in requests if r.is_content and r.ref == layer.digest] == [layer.size]
+    assert_received_once(proxy, image)

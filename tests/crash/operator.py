@@ -43,7 +43,9 @@ class Operator:
                 known = self.pinned.get(ware.pin, False)
                 if known is False:
                     await self._pin(ware)
-                elif known and (rng.random() < 0.3 or len(self.kept) > 2):
+                elif known and ware.pin not in self.kept:
+                    await self._fill(ware)
+                elif known and (rng.random() < 0.2 or len(self.kept) > 2):
                     await self._unpin(ware)
 
     async def meddle_for_ever(self, rng: random.Random) -> None:
@@ -91,6 +93,10 @@ class Operator:
             return
         self.pinned[ware.pin] = True
         self._acknowledge()
+        await self._fill(ware)
+
+    async def _fill(self, ware: Ware) -> None:
+        """Have all of a pinned image held."""
         if await self._crowd.pull(ware) and await self._lies_there(ware):
             self.kept[ware.pin] = ware.digests
             self.filled += 1

@@ -194,6 +194,22 @@ def no_ranges() -> Effect:
     return effect
 
 
+def content_range(value: str) -> Effect:
+    """The part that was asked for, under another `Content-Range`."""
+    return _travel(content_range=value)
+
+
+def to_ranges(*effects: Effect) -> Effect:
+    """Effects for requests with a `Range` only."""
+
+    def effect(record: Record, reply: Reply) -> Reply:
+        for made in effects if "Range" in record.headers else ():
+            reply = made(record, reply)
+        return reply
+
+    return effect
+
+
 def redirect(location: str | None = None, code: int = 307) -> Effect:
     """Go to `location`; None leads back to the same address, for ever."""
 

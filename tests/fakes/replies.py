@@ -34,6 +34,7 @@ class Delivery:
     refuse: bool = False
     chunked: bool = False
     excess: int = 0
+    content_range: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,8 @@ def _ranged(request: web.Request, reply: Reply) -> Reply:
         refusal = error(416, "RANGE_INVALID", Content_Range=f"bytes */{size}")
         return replace(refusal, delivery=reply.delivery)
     part = replace(reply, status=206, body=reply.body[first : last + 1])
-    return part.with_header("Content-Range", f"bytes {first}-{last}/{size}")
+    lie = reply.delivery.content_range
+    return part.with_header("Content-Range", lie or f"bytes {first}-{last}/{size}")
 
 
 def _edges(first: str, last: str, size: int) -> tuple[int, int]:

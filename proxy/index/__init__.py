@@ -56,7 +56,7 @@ class Index(Protocol):
         """Return the repositories with known tags."""
 
     def tagged(self) -> Iterator[tuple[Target, Tag, TagRecord]]:
-        """Iterate over all tags that are known by now; may change meanwhile."""
+        """Iterate over all tags that are known by now, sorted; may change meanwhile."""
 
     async def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
         """Return what is known to refer to a manifest; empty when nothing is."""

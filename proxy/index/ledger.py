@@ -17,6 +17,8 @@ _END: Final = 0
 _HELD: Final = 1
 _LOADED: Final = 2
 _SEEN: Final = 4
+_IS_UNSEEN: Final = bytes(state & _HELD and not state & _SEEN for state in range(256))
+_WITHOUT_SEEN: Final = bytes(state & ~_SEEN for state in range(256))
 _SORT_CHUNK: Final = 20_000
 _AFTER: Final = 1e-6
 """Seconds by which content counts as used later than the manifest that lists it."""
@@ -28,6 +30,7 @@ class Ledger:
     def __init__(self) -> None:
         self._slots: dict[bytes, int] = {}
         self._keys: list[bytes] = [b""]
+        self._firsts = bytearray(1)
         self._sizes = array("Q", [0])
         self._used = array("d", [0.0])
         self._types = array("H", [0])
@@ -128,11 +131,8 @@ class Ledger:
 
     def shelf(self, number: int) -> list[Digest]:
         """Return what is held of the digests whose first byte is ``number``, sorted."""
-        found = [
-            key
-            for key, slot in self._slots.items()
-            if key[0] == number and self._states[slot] & _HELD
-        ]
+        slots = _where(self._firsts, number)
+        found = [self._keys[slot] for slot in slots if self._states[slot] & _HELD]
         return [_digest(key) for key in sorted(found, key=lambda key: (len(key), key))]
 
     def seen(self, digest: Digest) -> bool:
@@ -144,12 +144,10 @@ class Ledger:
 
     def unseen(self) -> list[Digest]:
         """Return what is held and has no mark, and take all marks away."""
-        found = []
-        for slot, state in enumerate(self._states):
-            if state & _HELD and not state & _SEEN:
-                found.append(_digest(self._keys[slot]))
-            self._states[slot] = state & ~_SEEN
-        return found
+        states = self._states.tobytes()
+        found = _where(states.translate(_IS_UNSEEN), 1)
+        self._states = array("B", states.translate(_WITHOUT_SEEN))
+        return [_digest(self._keys[slot]) for slot in found]
 
     def sort(self) -> Iterator[None]:
         """Put what was loaded and not used since into its order; yields between short steps."""
@@ -232,9 +230,11 @@ class Ledger:
         if self._free:
             slot = self._free.pop()
             self._keys[slot] = key
+            self._firsts[slot] = key[0]
         else:
             slot = len(self._keys)
             self._keys.append(key)
+            self._firsts.append(key[0])
             for column in (self._sizes, self._types, self._states, self._listings):
                 column.append(0)
             self._used.append(0.0)
@@ -268,6 +268,14 @@ class Ledger:
         colder, warmer = self._colder[slot], self._warmer[slot]
         self._warmer[colder] = warmer
         self._colder[warmer] = colder
+
+
+def _where(column: bytes | bytearray, byte: int) -> Iterator[int]:
+    """Iterate over the slots whose byte this is, as fast as memory is read."""
+    slot = column.find(byte)
+    while slot >= 0:
+        yield slot
+        slot = column.find(byte, slot + 1)
 
 
 def _key(digest: Digest) -> bytes:

@@ -145,9 +145,9 @@ class LocalIndex:
         return list(self._tags)
 
     def tagged(self) -> Iterator[tuple[Target, Tag, TagRecord]]:
-        """Iterate over all tags that are known by now; may change meanwhile."""
-        for target, tags in list(self._tags.items()):
-            for tag, record in list(tags.items()):
+        """Iterate over all tags that are known by now, sorted; may change meanwhile."""
+        for target in sorted(self._tags):
+            for tag, record in sorted(self._tags.get(target, {}).items()):
                 yield target, tag, record
 
     async def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:

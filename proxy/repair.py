@@ -18,6 +18,9 @@ CHUNK: Final = 4 * 1024 * 1024
 FORGET_SECONDS: Final = 90 * 86400.0
 """After so long without a confirmation what is known of images is forgotten that are not held."""
 
+_SLICE: Final = 250
+"""Files that are looked for before the loop turns."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -33,9 +36,7 @@ async def reconcile(holdings: Holdings) -> None:
     async for _, size, _ in _orphans(holdings):
         orphans += disk_bytes(size)
     evictor.found(orphans)
-    ghosts = [digest for digest in index.unseen() if not _is_there(holdings, digest)]
-    await index.drop_blobs(ghosts)
-    adopted = 0
+    adopted, dropped = 0, await _drop_ghosts(holdings)
     if orphans:
         async for digest, size, modified in _orphans(holdings):
             adopted += await _adopt(holdings, BlobRecord(digest, size, None, modified))
@@ -44,7 +45,7 @@ async def reconcile(holdings: Holdings) -> None:
     for digest in index.incomplete():
         await _complete(holdings, digest)
     took = round(time.perf_counter() - started, 3)
-    log.info("reconciled", adopted=adopted, dropped=len(ghosts), seconds=took)
+    log.info("reconciled", adopted=adopted, dropped=dropped, seconds=took)
 
 
 async def prune(holdings: Holdings) -> None:
@@ -68,6 +69,18 @@ async def _orphans(holdings: Holdings) -> AsyncIterator[tuple[Digest, int, float
         for digest, size, modified in batch:
             if not holdings.index.seen(digest):
                 yield digest, size, modified
+
+
+async def _drop_ghosts(holdings: Holdings) -> int:
+    """Drop the rows of what the scan has not met and is not there; return how many went."""
+    unseen = holdings.index.unseen()
+    dropped = 0
+    for start in range(0, len(unseen), _SLICE):
+        some = unseen[start : start + _SLICE]
+        ghosts = [digest for digest in some if not _is_there(holdings, digest)]
+        await holdings.index.drop_blobs(ghosts)
+        dropped += len(ghosts)
+    return dropped
 
 
 def _is_there(holdings: Holdings, digest: Digest) -> bool:

@@ -36,6 +36,7 @@ class Ledger:
         self._types = array("H", [0])
         self._states = array("B", [0])
         self._listings = array("I", [0])
+        self._labels = array("I", [0])
         self._colder = array("I", [_END])
         self._warmer = array("I", [_END])
         self._free: list[int] = []
@@ -128,6 +129,22 @@ class Ledger:
         """Tell whether a held manifest lists this."""
         slot = self._slots.get(_key(digest))
         return slot is not None and self._listings[slot] > 0
+
+    def label(self, digest: Digest) -> int:
+        """Return the number that was put on what is known; 0 for none."""
+        slot = self._slots.get(_key(digest))
+        return 0 if slot is None else self._labels[slot]
+
+    def set_label(self, digest: Digest, number: int) -> bool:
+        """Put a number on what is known, until it is forgotten; tell whether it is known."""
+        slot = self._slots.get(_key(digest))
+        if slot is not None:
+            self._labels[slot] = number
+        return slot is not None
+
+    def forget_labels(self) -> None:
+        """Take all numbers away."""
+        self._labels = array("I", bytes(4 * len(self._labels)))
 
     def shelf(self, number: int) -> list[Digest]:
         """Return what is held of the digests whose first byte is ``number``, sorted."""
@@ -238,6 +255,7 @@ class Ledger:
             for column in (self._sizes, self._types, self._states, self._listings):
                 column.append(0)
             self._used.append(0.0)
+            self._labels.append(0)
             self._colder.append(_END)
             self._warmer.append(_END)
         self._slots[key] = slot
@@ -247,6 +265,7 @@ class Ledger:
         if not self._states[slot] and not self._listings[slot]:
             del self._slots[self._keys[slot]]
             self._keys[slot] = b""
+            self._labels[slot] = 0
             self._free.append(slot)
 
     def _type_number(self, media_type: str | None) -> int:

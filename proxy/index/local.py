@@ -5,6 +5,7 @@ work runs in one worker thread, in order.
 """
 
 import asyncio
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,9 @@ FLUSH_SECONDS: Final = 5.0
 _SLICE: Final = 250
 """Rows that the loop works on before it turns: a few milliseconds."""
 
+_SMALL: Final = 10_000
+"""Rows that the garbage collector looks through in less than a millisecond."""
+
 Item = TypeVar("Item")
 log = structlog.get_logger(__name__)
 
@@ -62,7 +66,7 @@ class LocalIndex:
     async def __aenter__(self) -> Self:
         """Open the tables and begin to load them."""
         self._tables = await self._worker.run(self._open)
-        self._links = Links(self._tables, self._worker)
+        self._links = Links(self._tables, self._worker, self._ledger)
         self._background = [
             asyncio.create_task(self._load(), name="index load"),
             asyncio.create_task(self._flush_for_ever(), name="index flush"),
@@ -335,6 +339,8 @@ class LocalIndex:
             for tag in tagged:
                 if tag.record is not None:
                     self._tags.setdefault(tag.target, {}).setdefault(tag.tag, tag.record)
+            await asyncio.sleep(0)
+        self._freeze()
         async for rows in self._worker.batches(self._tables.all_blobs):
             for held in _sliced(rows):
                 for row in held:
@@ -345,8 +351,15 @@ class LocalIndex:
         self._loaded.set()
         self._dropped.clear()
         self.revision += 1
+        self._freeze()
         took = round(time.perf_counter() - started, 3)
         log.debug("index loaded", blobs=self._ledger.files, seconds=took)
+        await self._links.load()
+
+    def _freeze(self) -> None:
+        """Have the garbage collector look through what is mirrored no more: a long pause each."""
+        if self._ledger.files + len(self._tags) > _SMALL:
+            gc.freeze()
 
     def _mirror(self, held: Held) -> None:
         digest = held.record.digest

@@ -31,6 +31,7 @@ _WITHIN = 600.0
 _SETTINGS = {
     "storage": {"max_size": "100GiB", "min_free": 0},
     "freshness": {"tag_ttl": "forever"},
+    "memory": {"largest_blob": 1},  # what goes into RAM is hashed, and must be true
 }
 
 Numbers = dict[str, float]

@@ -100,8 +100,8 @@ class Index(Protocol):
     def unseen(self) -> list[Digest]:
         """Return what is held and has not been ``seen`` since the last time."""
 
-    def manifests(self) -> list[Digest]:
-        """Return the held manifests that list something."""
+    def manifests(self) -> Iterator[Digest]:
+        """Iterate over the held manifests that list something; may change meanwhile."""
 
     def is_listed(self, digest: Digest) -> bool:
         """Tell whether a held manifest lists this."""

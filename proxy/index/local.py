@@ -36,8 +36,8 @@ FLUSH_SECONDS: Final = 5.0
 _SLICE: Final = 250
 """Rows that the loop works on before it turns: a few milliseconds."""
 
-_SMALL: Final = 10_000
-"""Rows that the garbage collector looks through in less than a millisecond."""
+_MANY: Final = 1000
+"""Tags that are worth a look at what the garbage collector does with them."""
 
 Item = TypeVar("Item")
 log = structlog.get_logger(__name__)
@@ -228,8 +228,8 @@ class LocalIndex:
         """Return the record of held content as far as it is known by now."""
         return self._ledger.get(digest)
 
-    def manifests(self) -> list[Digest]:
-        """Return the held manifests that list something."""
+    def manifests(self) -> Iterator[Digest]:
+        """Iterate over the held manifests that list something; may change meanwhile."""
         return self._ledger.manifests()
 
     def is_listed(self, digest: Digest) -> bool:
@@ -340,7 +340,8 @@ class LocalIndex:
                 if tag.record is not None:
                     self._tags.setdefault(tag.target, {}).setdefault(tag.tag, tag.record)
             await asyncio.sleep(0)
-        self._freeze()
+            if len(tagged) >= _MANY:
+                gc.freeze()  # or the collector looks through all of it, many times: long pauses
         async for rows in self._worker.batches(self._tables.all_blobs):
             for held in _sliced(rows):
                 for row in held:
@@ -351,15 +352,9 @@ class LocalIndex:
         self._loaded.set()
         self._dropped.clear()
         self.revision += 1
-        self._freeze()
         took = round(time.perf_counter() - started, 3)
         log.debug("index loaded", blobs=self._ledger.files, seconds=took)
         await self._links.load()
-
-    def _freeze(self) -> None:
-        """Have the garbage collector look through what is mirrored no more: a long pause each."""
-        if self._ledger.files + len(self._tags) > _SMALL:
-            gc.freeze()
 
     def _mirror(self, held: Held) -> None:
         digest = held.record.digest

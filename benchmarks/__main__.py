@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import bench, compare, facts, plots, report
+from benchmarks import bench, compare, curves, facts, plots, report
 from benchmarks.cases import CASES
 from benchmarks.rows import Row
 from tests.parts.process import PATH
@@ -101,6 +101,7 @@ def _write(rows: list[Row], about: dict, asked: argparse.Namespace, failed: list
         table = report.markdown(rows, about, asked.rounds)
         (_HERE / "results.md").write_text(table)
         plots.draw(_HERE / "plots", rows)
+        curves.draw(_HERE / "plots", rows)
     if asked.write_baseline:
         report.write_json(BASELINE, rows, about)
 

@@ -18,7 +18,7 @@ GROUPS = {
 }
 _WIDTH, _BAR, _STEP, _TOP = 860, 14, 44, 58
 _LEFT, _RIGHT = 24, 220
-_STYLE = """
+STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328 }
   .title { font-size: 16px; font-weight: 600 }
   .quiet { fill: #59636e; font-size: 12px }
@@ -66,7 +66,7 @@ def svg(title: str, rows: Sequence[Row]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
         f'width="{_WIDTH}" height="{height}" role="img" aria-label="{escape(title)}">',
-        f"<style>{_STYLE}</style>",
+        f"<style>{STYLE}</style>",
         f'<text class="title" x="{_LEFT}" y="24">{escape(title)}</text>',
         f'<text class="quiet" x="{goal:.1f}" y="44">target · further right is better</text>',
     ]

@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.parts.process import command
 
@@ -30,12 +31,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """What wrk is to do: `connections` from one thread, for `seconds`."""
+    """What wrk is to do: `connections` from one thread, for `seconds`; `script` is Lua."""
 
     url: str
     headers: Mapping[str, str]
     connections: int = 32
     seconds: float = 2
+    script: Path | None = None
 
     @property
     def argv(self) -> list[str]:
@@ -43,6 +45,8 @@ class Shot:
         words = [command("wrk"), "--latency", "--threads=1", "--timeout=10s"]
         words += [f"--connections={self.connections}", f"--duration={self.seconds:g}s"]
         words += [f"--header={name}: {value}" for name, value in self.headers.items()]
+        if self.script:
+            words.append(f"--script={self.script}")
         return [*words, self.url]
 
 

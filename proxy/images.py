@@ -48,7 +48,7 @@ class HeldImage:
 
 def images(index: Index) -> Iterator[HeldImage]:
     """Iterate over all known tags, sorted by name; may change meanwhile."""
-    for target, tag, _ in sorted(index.tagged(), key=lambda row: row[:2]):
+    for target, tag, _ in index.tagged():
         record = index.pointed(target, tag)
         if record is not None:
             digest = record.descriptor.digest

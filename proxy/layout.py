@@ -8,7 +8,8 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from io import BytesIO
 from typing import Any, Final, Protocol
 
 import structlog
@@ -32,7 +33,11 @@ PUBLISH_SECONDS: Final = 5.0
 REST: Final = 20.0
 """After a write, so many times as long as it took."""
 
-_SLICE: Final = 200
+_SLICE: Final = 100
+_BEGIN: Final = ', "manifests": [\n'
+_NEXT: Final = b",\n"
+_END: Final = b"\n]}\n"
+"""Every entry has a line of its own, so that many are read and written in small steps."""
 
 _ALPHANUMERIC: Final = r"[A-Za-z0-9]+"
 _COMPONENT: Final = rf"{_ALPHANUMERIC}(?:(?:[-._:@+]|--){_ALPHANUMERIC})*"
@@ -48,7 +53,7 @@ class Shelf(Protocol):
     def read(self) -> bytes:
         """Return its content."""
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: bytes | bytearray) -> None:
         """Replace its content, for good."""
 
 
@@ -66,10 +71,12 @@ class Layout:
 
     async def recall(self) -> None:
         """Learn tags from ``index.json`` that the index has lost, and what others put there."""
-        document = await read(self._shelf)
         await self._index.ready()
+        entries = _entries(await _content(self._shelf))
         learnt = 0
-        for entry in as_list(document.get("manifests")):
+        for count, entry in enumerate(entries):
+            if count % _SLICE == 0:
+                await asyncio.sleep(0)
             if OURS not in _annotations(entry):
                 self._foreign.append(entry)
             elif (known := _tagged(entry)) is not None:
@@ -92,38 +99,46 @@ class Layout:
             await asyncio.sleep(max(PUBLISH_SECONDS, REST * (time.monotonic() - started)))
 
     async def publish(self) -> bool:
-        """Write ``index.json``: every held image by its tags, or by its digest if it has none.
-
-        Tells whether the disk took it.
-        """
-        entries = [json.dumps(entry) for entry in self._foreign]
-        tagged: set[Digest] = set()
-        for count, (target, tag, record) in enumerate(list(self._index.tagged())):
-            if self._index.held(record.descriptor.digest) is not None:
-                tagged.add(record.descriptor.digest)
-                entries += await self._entry(Image(target, tag, None), record.descriptor)
-            if count % _SLICE == 0:
-                await asyncio.sleep(0)
-        for digest in self._index.manifests():
-            held = self._index.held(digest)
-            if held is None or digest in tagged or self._index.is_listed(digest):
-                continue
-            descriptor = Descriptor(held.media_type or "", digest, held.size)
-            for holder in (await self._index.holders(digest))[:1]:
-                entries += await self._entry(Image(holder, None, digest), descriptor)
+        """Write ``index.json``; tell whether the disk took it."""
         head: dict[str, object] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
         if names := self._pins():
             head["annotations"] = {PINS: " ".join(names)}
-        content = f'{json.dumps(head)[:-1]}, "manifests": [\n' + ",\n".join(entries) + "\n]}\n"
+        content = bytearray(f"{json.dumps(head)[:-1]}{_BEGIN}".encode())
+        for entry in self._foreign:
+            content += json.dumps(entry).encode() + _NEXT
+        async for line in self._lines():
+            content += line
+        if content.endswith(_NEXT):
+            del content[-len(_NEXT) :]
+        content += _END
         try:
-            await in_thread(lambda: self._shelf.write(content.encode()))
+            await in_thread(lambda: self._shelf.write(content))
         except OSError as error:
             self._holdings.trouble(StorageError(f"writing index.json: {error}"))
             return False
         return True
 
-    async def _entry(self, image: Image, descriptor: Descriptor) -> list[str]:
-        """Return the entry of one image as JSON; none for what the layout cannot tell.
+    async def _lines(self) -> AsyncIterator[bytes]:
+        """Yield a line for each held image: by every tag, or by its digest if it has none."""
+        tagged: set[Digest] = set()
+        for count, (target, tag, record) in enumerate(self._index.tagged()):
+            if count % _SLICE == 0:
+                await asyncio.sleep(0)
+            if self._index.held(record.descriptor.digest) is not None:
+                tagged.add(record.descriptor.digest)
+                yield await self._entry(Image(target, tag, None), record.descriptor)
+        for count, digest in enumerate(self._index.manifests()):
+            if count % _SLICE == 0:
+                await asyncio.sleep(0)
+            held = self._index.held(digest)
+            if held is None or digest in tagged or self._index.is_listed(digest):
+                continue
+            descriptor = Descriptor(held.media_type or "", digest, held.size)
+            for holder in (await self._index.holders(digest))[:1]:
+                yield await self._entry(Image(holder, None, digest), descriptor)
+
+    async def _entry(self, image: Image, descriptor: Descriptor) -> bytes:
+        """Return the line of one image; nothing for what the layout cannot tell.
 
         Readers take OCI types only. A Docker list reads as an OCI index under that type; a Docker
         manifest does not, so an index of our own is laid around it.
@@ -142,10 +157,10 @@ class Layout:
             case manifests.DOCKER_MANIFEST:
                 shown = await self._wrapped(descriptor)
             case _:
-                return []
+                return b""
         if shown is not descriptor:
             annotations[TRUE] = json.dumps(_json(descriptor))
-        return [json.dumps(_json(shown) | {"annotations": annotations})]
+        return json.dumps(_json(shown) | {"annotations": annotations}).encode() + _NEXT
 
     async def _wrapped(self, descriptor: Descriptor) -> Descriptor:
         """Hold an index that lists one manifest, without a platform: any reader takes it."""
@@ -157,18 +172,38 @@ class Layout:
         return wrapper
 
 
-async def read(shelf: Shelf) -> dict[str, object]:
-    """Return the document in ``index.json``; empty when it cannot be read."""
-    try:
-        return read_object(await in_thread(shelf.read))
-    except OSError as error:
-        log.warning("index.json cannot be read", error=str(error))
-        return {}
-
-
 async def pins_named(shelf: Shelf) -> list[str]:
     """Return the pins that ``index.json`` names."""
-    return str(_annotations(await read(shelf)).get(PINS, "")).split()
+    content = await _content(shelf)
+    document = read_object(content.partition(_BEGIN.encode())[0] + b"}") or read_object(content)
+    return str(_annotations(document).get(PINS, "")).split()
+
+
+async def _content(shelf: Shelf) -> bytes:
+    """Return what is in ``index.json``; nothing when it cannot be read."""
+    try:
+        return await in_thread(shelf.read)
+    except OSError as error:
+        log.warning("index.json cannot be read", error=str(error))
+        return b""
+
+
+def _entries(content: bytes) -> Iterator[object]:
+    """Iterate over what ``index.json`` lists: line by line as far as it is as we write it.
+
+    So no step takes long, whatever the number of images. Others may have written it anew.
+    """
+    head, begin, lines = content.partition(_BEGIN.encode())
+    if begin and lines.endswith(_END) and read_object(head + b"}"):
+        return _lines(BytesIO(lines))
+    return iter(as_list(read_object(content).get("manifests")))
+
+
+def _lines(lines: BytesIO) -> Iterator[object]:
+    for line in lines:
+        entry = read_object(line.rstrip(_NEXT))
+        if entry:
+            yield entry
 
 
 def _tagged(entry: object) -> tuple[Target, Tag, Descriptor] | None:

@@ -1,6 +1,7 @@
 """Makes index and store agree again after a crash, in the background of a running proxy."""
 
 import os
+import time
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -18,6 +19,9 @@ CHUNK: Final = 4 * 1024 * 1024
 FORGET_SECONDS: Final = 90 * 86400.0
 """After so long without a confirmation what is known of images is forgotten that are not held."""
 
+_SLICE: Final = 250
+"""Files that are looked for before the loop turns."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -26,13 +30,12 @@ async def reconcile(holdings: Holdings) -> None:
 
     A blob that is not what its name says is set aside. Raises ``StorageError``.
     """
+    started = time.perf_counter()
     index, evictor = holdings.index, holdings.evictor
     await index.ready()
     sizes = [disk_bytes(size) async for _, size, _ in _orphans(holdings)]
     evictor.found(sum(sizes))
-    ghosts = [digest for digest in index.unseen() if not _is_there(holdings, digest)]
-    await index.drop_blobs(ghosts)
-    adopted = 0
+    adopted, dropped = 0, await _drop_ghosts(holdings)
     if sizes:
         async for digest, size, modified in _orphans(holdings):
             adopted += await _adopt(holdings, BlobRecord(digest, size, None, modified))
@@ -40,8 +43,8 @@ async def reconcile(holdings: Holdings) -> None:
         evictor.found(0)
     for digest in index.incomplete():
         await _complete(holdings, digest)
-    if adopted or ghosts:
-        log.info("reconciled", adopted=adopted, dropped=len(ghosts))
+    took = round(time.perf_counter() - started, 3)
+    log.info("reconciled", adopted=adopted, dropped=dropped, seconds=took)
 
 
 async def prune(holdings: Holdings) -> None:
@@ -65,6 +68,18 @@ async def _orphans(holdings: Holdings) -> AsyncIterator[tuple[Digest, int, float
         for digest, size, modified in batch:
             if not holdings.index.seen(digest):
                 yield digest, size, modified
+
+
+async def _drop_ghosts(holdings: Holdings) -> int:
+    """Drop the rows of what the scan has not met and is not there; return how many went."""
+    unseen = holdings.index.unseen()
+    dropped = 0
+    for start in range(0, len(unseen), _SLICE):
+        some = unseen[start : start + _SLICE]
+        ghosts = [digest for digest in some if not _is_there(holdings, digest)]
+        await holdings.index.drop_blobs(ghosts)
+        dropped += len(ghosts)
+    return dropped
 
 
 def _is_there(holdings: Holdings, digest: Digest) -> bool:

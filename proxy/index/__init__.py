@@ -56,7 +56,7 @@ class Index(Protocol):
         """Return the repositories with known tags."""
 
     def tagged(self) -> Iterator[tuple[Target, Tag, TagRecord]]:
-        """Iterate over all tags that are known by now; may change meanwhile."""
+        """Iterate over all tags that are known by now, sorted; may change meanwhile."""
 
     async def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
         """Return what is known to refer to a manifest; empty when nothing is."""
@@ -100,8 +100,8 @@ class Index(Protocol):
     def unseen(self) -> list[Digest]:
         """Return what is held and has not been ``seen`` since the last time."""
 
-    def manifests(self) -> list[Digest]:
-        """Return the held manifests that list something."""
+    def manifests(self) -> Iterator[Digest]:
+        """Iterate over the held manifests that list something; may change meanwhile."""
 
     def is_listed(self, digest: Digest) -> bool:
         """Tell whether a held manifest lists this."""

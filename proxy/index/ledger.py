@@ -17,6 +17,12 @@ _END: Final = 0
 _HELD: Final = 1
 _LOADED: Final = 2
 _SEEN: Final = 4
+_SHORT: Final = 32
+"""Bytes of a sha256; a longer key is kept whole besides. Of a million objects, or a list of as
+many, each look of the garbage collector would be a pause of a tenth of a second."""
+
+_IS_UNSEEN: Final = bytes(state & _HELD and not state & _SEEN for state in range(256))
+_WITHOUT_SEEN: Final = bytes(state & ~_SEEN for state in range(256))
 _SORT_CHUNK: Final = 20_000
 _AFTER: Final = 1e-6
 """Seconds by which content counts as used later than the manifest that lists it."""
@@ -27,16 +33,19 @@ class Ledger:
 
     def __init__(self) -> None:
         self._slots: dict[bytes, int] = {}
-        self._keys: list[bytes] = [b""]
+        self._keys = bytearray(_SHORT)
+        self._long_keys: dict[int, bytes] = {}
+        self._firsts = bytearray(1)
         self._sizes = array("Q", [0])
         self._used = array("d", [0.0])
         self._types = array("H", [0])
         self._states = array("B", [0])
         self._listings = array("I", [0])
+        self._labels = array("I", [0])
         self._colder = array("I", [_END])
         self._warmer = array("I", [_END])
         self._free: list[int] = []
-        self._lists: dict[int, array[int]] = {}
+        self._lists: dict[int, bytes] = {}
         self._type_names: list[str | None] = [None]
         self._type_numbers: dict[str | None, int] = {None: 0}
         self.files = 0
@@ -74,7 +83,7 @@ class Ledger:
         self._states[slot] = 0
         self.files -= 1
         self.disk_bytes -= disk_bytes(self._sizes[slot])
-        for child in self._lists.pop(slot, ()):
+        for child in _slots_in(self._lists.pop(slot, b"")):
             self._listings[child] -= 1
             self._forget_unless_needed(child)
         self._forget_unless_needed(slot)
@@ -102,8 +111,8 @@ class Ledger:
         """Return what a held manifest lists; empty for everything else."""
         slot = self._held(digest)
         return tuple(
-            Child(_digest(self._keys[child]), self._sizes[child])
-            for child in self._lists.get(-1 if slot is None else slot, ())
+            Child(self._digest(child), self._sizes[child])
+            for child in _slots_in(self._lists.get(-1 if slot is None else slot, b""))
         )
 
     def is_known(self, digest: Digest) -> bool:
@@ -115,25 +124,42 @@ class Ledger:
         slot = self._slots.get(_key(digest))
         if slot is None or not self._listings[slot]:
             return []
-        return [_digest(self._keys[one]) for one, listed in self._lists.items() if slot in listed]
+        packed = array("I", [slot]).tobytes()  # a search in bytes is fast, and finds too much
+        found = [one for one, listed in self._lists.items() if packed in listed]
+        return [self._digest(one) for one in found if slot in _slots_in(self._lists[one])]
 
-    def manifests(self) -> list[Digest]:
-        """Return the held manifests that list something."""
-        return [_digest(self._keys[slot]) for slot in self._lists]
+    def manifests(self) -> Iterator[Digest]:
+        """Iterate over the held manifests that list something; may change meanwhile."""
+        for slot in array("I", self._lists):
+            if slot in self._lists:
+                yield self._digest(slot)
 
     def is_listed(self, digest: Digest) -> bool:
         """Tell whether a held manifest lists this."""
         slot = self._slots.get(_key(digest))
         return slot is not None and self._listings[slot] > 0
 
+    def label(self, digest: Digest) -> int:
+        """Return the number that was put on what is known; 0 for none."""
+        slot = self._slots.get(_key(digest))
+        return 0 if slot is None else self._labels[slot]
+
+    def set_label(self, digest: Digest, number: int) -> bool:
+        """Put a number on what is known, until it is forgotten; tell whether it is known."""
+        slot = self._slots.get(_key(digest))
+        if slot is not None:
+            self._labels[slot] = number
+        return slot is not None
+
+    def forget_labels(self) -> None:
+        """Take all numbers away."""
+        self._labels = array("I", bytes(4 * len(self._labels)))
+
     def shelf(self, number: int) -> list[Digest]:
         """Return what is held of the digests whose first byte is ``number``, sorted."""
-        found = [
-            key
-            for key, slot in self._slots.items()
-            if key[0] == number and self._states[slot] & _HELD
-        ]
-        return [_digest(key) for key in sorted(found, key=lambda key: (len(key), key))]
+        slots = _where(self._firsts, number)
+        found = [self._digest(slot) for slot in slots if self._states[slot] & _HELD]
+        return sorted(found, key=lambda digest: (len(digest), digest))
 
     def seen(self, digest: Digest) -> bool:
         """Tell whether content is held, and mark it."""
@@ -144,12 +170,10 @@ class Ledger:
 
     def unseen(self) -> list[Digest]:
         """Return what is held and has no mark, and take all marks away."""
-        found = []
-        for slot, state in enumerate(self._states):
-            if state & _HELD and not state & _SEEN:
-                found.append(_digest(self._keys[slot]))
-            self._states[slot] = state & ~_SEEN
-        return found
+        states = self._states.tobytes()
+        found = _where(states.translate(_IS_UNSEEN), 1)
+        self._states = array("B", states.translate(_WITHOUT_SEEN))
+        return [self._digest(slot) for slot in found]
 
     def sort(self) -> Iterator[None]:
         """Put what was loaded and not used since into its order; yields between short steps."""
@@ -159,8 +183,8 @@ class Ledger:
                 if count % 1000 == 0:
                     yield
         chunks = []
-        for start in range(1, len(self._keys), _SORT_CHUNK):
-            chunk = range(start, min(start + _SORT_CHUNK, len(self._keys)))
+        for start in range(1, len(self._states), _SORT_CHUNK):
+            chunk = range(start, min(start + _SORT_CHUNK, len(self._states)))
             chunks.append(sorted(chunk, key=self._used.__getitem__, reverse=True))
             yield
         merged = heapq.merge(*chunks, key=self._used.__getitem__, reverse=True)
@@ -172,10 +196,10 @@ class Ledger:
             if count % 1000 == 0:
                 yield
 
-    def _age_together(self, slot: int, listed: "array[int]") -> None:
+    def _age_together(self, slot: int, listed: bytes) -> None:
         """Count a use of a manifest as a use of what it lists."""
         used = self._used[slot] + _AFTER
-        for child in listed:
+        for child in _slots_in(listed):
             if self._states[child] & _LOADED and self._used[child] < used:
                 self._used[child] = used
 
@@ -186,7 +210,7 @@ class Ledger:
         self._used[slot] = now
         self._states[slot] &= ~_LOADED
         moved = 1
-        for child in self._lists.get(slot, ()):
+        for child in _slots_in(self._lists.get(slot, b"")):
             if self._states[child] & _HELD and child not in seen:
                 moved += self._use(child, now + _AFTER, seen)
         return moved
@@ -209,7 +233,7 @@ class Ledger:
                 self._listings[child] += 1
                 listed.append(child)
         if listed:
-            self._lists[slot] = listed
+            self._lists[slot] = listed.tobytes()
         return slot
 
     def _held(self, digest: Digest) -> int | None:
@@ -218,7 +242,7 @@ class Ledger:
 
     def _record(self, slot: int) -> BlobRecord:
         return BlobRecord(
-            _digest(self._keys[slot]),
+            self._digest(slot),
             self._sizes[slot],
             self._type_names[self._types[slot]],
             self._used[slot],
@@ -231,23 +255,38 @@ class Ledger:
             return slot
         if self._free:
             slot = self._free.pop()
-            self._keys[slot] = key
+            self._keys[slot * _SHORT : (slot + 1) * _SHORT] = key[:_SHORT]
+            self._firsts[slot] = key[0]
         else:
-            slot = len(self._keys)
-            self._keys.append(key)
+            slot = len(self._states)
+            self._keys += key[:_SHORT]
+            self._firsts.append(key[0])
             for column in (self._sizes, self._types, self._states, self._listings):
                 column.append(0)
             self._used.append(0.0)
+            self._labels.append(0)
             self._colder.append(_END)
             self._warmer.append(_END)
+        if len(key) > _SHORT:
+            self._long_keys[slot] = key
         self._slots[key] = slot
         return slot
 
     def _forget_unless_needed(self, slot: int) -> None:
         if not self._states[slot] and not self._listings[slot]:
-            del self._slots[self._keys[slot]]
-            self._keys[slot] = b""
+            del self._slots[self._key(slot)]
+            self._long_keys.pop(slot, None)
+            self._labels[slot] = 0
             self._free.append(slot)
+
+    def _key(self, slot: int) -> bytes:
+        if slot in self._long_keys:
+            return self._long_keys[slot]
+        return bytes(self._keys[slot * _SHORT : (slot + 1) * _SHORT])
+
+    def _digest(self, slot: int) -> Digest:
+        key = self._key(slot)
+        return Digest(f"sha{len(key) * 8}:{key.hex()}")
 
     def _type_number(self, media_type: str | None) -> int:
         number = self._type_numbers.get(media_type)
@@ -270,9 +309,18 @@ class Ledger:
         self._colder[warmer] = colder
 
 
+def _where(column: bytes | bytearray, byte: int) -> Iterator[int]:
+    """Iterate over the slots whose byte this is, as fast as memory is read."""
+    slot = column.find(byte)
+    while slot >= 0:
+        yield slot
+        slot = column.find(byte, slot + 1)
+
+
+def _slots_in(listed: bytes) -> memoryview:
+    """Return the slots of a list that is kept as bytes."""
+    return memoryview(listed).cast("I")
+
+
 def _key(digest: Digest) -> bytes:
     return bytes.fromhex(digest.partition(":")[2])
-
-
-def _digest(key: bytes) -> Digest:
-    return Digest(f"sha{len(key) * 8}:{key.hex()}")

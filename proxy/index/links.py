@@ -1,15 +1,26 @@
-"""Who holds what: the repositories of each digest, the recent ones in RAM."""
+"""Who holds what: the repositories of each digest.
 
-from collections.abc import Callable, Iterable
+All of it is in RAM for what is held and has few holders, as most has: a number in the ledger for
+each set of holders. Of the rest the recent ones are.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from cachetools import LRUCache
 
+from proxy.index.ledger import Ledger
 from proxy.index.tables import Tables
 from proxy.index.worker import Worker
 from proxy.names import Digest, Target
 
 _IN_RAM: Final = 100_000
+_FEW: Final = 4
+_SETS: Final = 1 << 20
+_UNKNOWN: Final = 0
+_ELSEWHERE: Final = 1
+_SLICE: Final = 250
 
 Holders = dict[Target, None]
 """A set that keeps its order: the newest holder last."""
@@ -18,26 +29,38 @@ Holders = dict[Target, None]
 class Links:
     """Mirrors the table of links."""
 
-    def __init__(self, tables: Tables, worker: Worker) -> None:
+    def __init__(self, tables: Tables, worker: Worker, ledger: Ledger) -> None:
         self._tables = tables
         self._worker = worker
+        self._ledger = ledger
         self._ram: LRUCache[Digest, Holders] = LRUCache(_IN_RAM)
+        self._sets: list[tuple[Target, ...]] = [(), ()]
+        self._numbers: dict[tuple[Target, ...], int] = {}
+
+    async def load(self) -> None:
+        """Mirror what the table says of content that the ledger knows."""
+        async for rows in self._worker.batches(self._tables.all_holders):
+            for start in range(0, len(rows), _SLICE):
+                for digest, targets in rows[start : start + _SLICE]:
+                    if 0 < len(targets) <= _FEW and self.known(digest) is None:
+                        self._number(digest, targets)
+                await asyncio.sleep(0)
 
     async def add(self, target: Target, digests: Iterable[Digest]) -> None:
         """Remember that a repository holds these."""
         holders = await self._load(digests)
-        new = {digest: known for digest, known in holders.items() if target not in known}
-        for known in new.values():
-            known[target] = None
-        if new:
-            rows = {digest: list(known) for digest, known in new.items()}
+        rows = {d: [*known, target] for d, known in holders.items() if target not in known}
+        for digest, targets in rows.items():
+            self._keep(digest, targets)
+        if rows:
             await self._worker.survive(lambda: self._tables.set_holders(rows), None)
 
-    def known(self, digest: Digest) -> Holders | None:
+    def known(self, digest: Digest) -> Collection[Target] | None:
         """Return the holders if RAM has them."""
-        return self._ram.get(digest)
+        number = self._ledger.label(digest)
+        return self._sets[number] if number > _ELSEWHERE else self._ram.get(digest)
 
-    async def of(self, digest: Digest) -> Holders:
+    async def of(self, digest: Digest) -> Collection[Target]:
         """Return the repositories that are known to hold this."""
         return (await self._load([digest]))[digest]
 
@@ -50,14 +73,34 @@ class Links:
             pruned += len(gone)
         return pruned
 
-    async def _load(self, digests: Iterable[Digest]) -> dict[Digest, Holders]:
-        """Return the holders of each digest as the very sets that RAM keeps."""
-        found = {digest: self._ram.get(digest) for digest in digests}
-        missing = [digest for digest, known in found.items() if known is None]
+    async def _load(self, digests: Iterable[Digest]) -> dict[Digest, Collection[Target]]:
+        """Return the holders of each digest, as of now."""
+        wanted = list(digests)
+        missing = [digest for digest in wanted if self.known(digest) is None]
         if missing:
             nothing: dict[Digest, list[Target]] = {}
             rows = await self._worker.survive(lambda: self._tables.holders(missing), nothing)
             for digest in missing:
-                loaded = dict.fromkeys(rows.get(digest, ()))
-                found[digest] = self._ram.setdefault(digest, loaded)
-        return {digest: known for digest, known in found.items() if known is not None}
+                if self.known(digest) is None:
+                    self._keep(digest, rows.get(digest, []))
+        return {digest: self.known(digest) or () for digest in wanted}
+
+    def _keep(self, digest: Digest, targets: list[Target]) -> None:
+        if 0 < len(targets) <= _FEW and self._number(digest, targets):
+            self._ram.pop(digest, None)
+        else:
+            self._ledger.set_label(digest, _ELSEWHERE)
+            self._ram[digest] = dict.fromkeys(targets)
+
+    def _number(self, digest: Digest, targets: list[Target]) -> bool:
+        """Keep holders as a number in the ledger; tell whether it knows the digest."""
+        key = tuple(targets)
+        number = self._numbers.get(key)
+        if number is None:
+            if len(self._sets) > _SETS:  # of many years; all of it is learnt anew
+                self._ledger.forget_labels()
+                self._numbers.clear()
+                del self._sets[_ELSEWHERE + 1 :]
+            number = self._numbers[key] = len(self._sets)
+            self._sets.append(key)
+        return self._ledger.set_label(digest, number)

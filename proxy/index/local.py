@@ -5,6 +5,7 @@ work runs in one worker thread, in order.
 """
 
 import asyncio
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,9 @@ FLUSH_SECONDS: Final = 5.0
 _SLICE: Final = 250
 """Rows that the loop works on before it turns: a few milliseconds."""
 
+_MANY: Final = 1000
+"""Tags that are worth a look at what the garbage collector does with them."""
+
 Item = TypeVar("Item")
 log = structlog.get_logger(__name__)
 
@@ -62,7 +66,7 @@ class LocalIndex:
     async def __aenter__(self) -> Self:
         """Open the tables and begin to load them."""
         self._tables = await self._worker.run(self._open)
-        self._links = Links(self._tables, self._worker)
+        self._links = Links(self._tables, self._worker, self._ledger)
         self._background = [
             asyncio.create_task(self._load(), name="index load"),
             asyncio.create_task(self._flush_for_ever(), name="index flush"),
@@ -145,9 +149,9 @@ class LocalIndex:
         return list(self._tags)
 
     def tagged(self) -> Iterator[tuple[Target, Tag, TagRecord]]:
-        """Iterate over all tags that are known by now; may change meanwhile."""
-        for target, tags in list(self._tags.items()):
-            for tag, record in list(tags.items()):
+        """Iterate over all tags that are known by now, sorted; may change meanwhile."""
+        for target in sorted(self._tags):
+            for tag, record in sorted(self._tags.get(target, {}).items()):
                 yield target, tag, record
 
     async def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
@@ -224,8 +228,8 @@ class LocalIndex:
         """Return the record of held content as far as it is known by now."""
         return self._ledger.get(digest)
 
-    def manifests(self) -> list[Digest]:
-        """Return the held manifests that list something."""
+    def manifests(self) -> Iterator[Digest]:
+        """Iterate over the held manifests that list something; may change meanwhile."""
         return self._ledger.manifests()
 
     def is_listed(self, digest: Digest) -> bool:
@@ -335,6 +339,9 @@ class LocalIndex:
             for tag in tagged:
                 if tag.record is not None:
                     self._tags.setdefault(tag.target, {}).setdefault(tag.tag, tag.record)
+            await asyncio.sleep(0)
+            if len(tagged) >= _MANY:
+                gc.freeze()  # or the collector looks through all of it, many times: long pauses
         async for rows in self._worker.batches(self._tables.all_blobs):
             for held in _sliced(rows):
                 for row in held:
@@ -347,6 +354,7 @@ class LocalIndex:
         self.revision += 1
         took = round(time.perf_counter() - started, 3)
         log.debug("index loaded", blobs=self._ledger.files, seconds=took)
+        await self._links.load()
 
     def _mirror(self, held: Held) -> None:
         digest = held.record.digest

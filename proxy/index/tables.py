@@ -141,6 +141,12 @@ class Tables:
             for digest, targets in holders.items()
         )
 
+    def all_holders(self) -> Iterator[list[tuple[Digest, list[Target]]]]:
+        """Yield batches of who is known to hold each digest."""
+        return self._links.batches(
+            lambda key, row: (Digest(key), [Target(name, Repo(repo)) for name, repo in row])
+        )
+
     def linked(self) -> Iterator[list[Digest]]:
         """Yield batches of all digests that are known to be held by some repository."""
         return self._links.batches(lambda key, _: Digest(key))

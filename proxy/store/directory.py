@@ -41,7 +41,7 @@ class IndexFile:
         with os.fdopen(fd, "rb") as file:
             return file.read()
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: bytes | bytearray) -> None:
         """Replace its content, for good."""
         self._directory.replace(_INDEX_FILE, content)
 
@@ -83,7 +83,7 @@ class Directory:
             os.fchmod(fd, self.file_mode)  # whatever the umask
         return fd
 
-    def replace(self, name: str, content: bytes) -> None:
+    def replace(self, name: str, content: bytes | bytearray) -> None:
         """Make ``content`` the file ``name`` in the root, for good. Raises ``OSError``."""
         temporary = f"{name}.new"
         remove(temporary, self.fd)

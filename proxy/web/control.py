@@ -3,6 +3,7 @@
 Only for who is trusted: names tell, and most of it changes something. Streams are NDJSON.
 """
 
+import asyncio
 import hmac
 import json
 import math
@@ -28,7 +29,7 @@ JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 _DEFAULT_LIFE: Final = 3600.0
 _LONGEST_LIFE: Final = 7 * 86400.0
-_FLUSH_LINES: Final = 200
+_FLUSH_LINES: Final = 100
 
 Document = dict[str, Any]
 Page = Callable[[BaseRequest], Awaitable[StreamResponse]]
@@ -154,7 +155,9 @@ class Control:
     async def _images(self, pattern: str | None) -> AsyncGenerator[Document]:
         pinned = self.pins.pinned()
         used = {str(image) for image in self._feeds.images()}
-        for image in images(self._index):
+        for count, image in enumerate(images(self._index), 1):
+            if count % _FLUSH_LINES == 0:
+                await asyncio.sleep(0)
             if pattern is not None and not fnmatchcase(image.name, pattern):
                 continue
             descriptor = image.record.descriptor
@@ -206,6 +209,7 @@ async def _stream(request: BaseRequest, documents: AsyncGenerator[Document]) -> 
             count += 1
             if "event" in document or count % _FLUSH_LINES == 0:
                 await response.write(pending)
+                await asyncio.sleep(0)  # a write waits only for a client that is slow
                 pending = b""
         await response.write(pending)
         await response.write_eof()

@@ -78,7 +78,7 @@ class Verifier:
                     async for event in events:
                         match event:
                             case {"event": "start" | "done" as stage, **counted}:
-                                log.info(f"scrub: {stage}", **counted)
+                                log.info("scrub", stage=stage, **counted)
             except Conflict:
                 await asyncio.sleep(60)
 

@@ -401,7 +401,7 @@ async def test_what_is_only_feared_to_lie_there_evicts_nothing(
         await cache.evictor.evict(80 * BLOCK)
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock, low_mark=0.5, high_mark=0.5)
-        watcher = watched(cache)
+        enforcing = asyncio.create_task(cache.evictor.enforce(clock()))
         monkeypatch.setattr(evict, "COUNT_SECONDS", 0.01)
         with pytest.raises(NoRoom, match="counted"):
             await cache.evictor.reserve(10 * BLOCK)
@@ -412,8 +412,8 @@ async def test_what_is_only_feared_to_lie_there_evicts_nothing(
         cache.evictor.found(0)
         (await waiting).release()
         assert await cache.on_disk() == set(held[8:])
+        await enforcing
         assert not cache.counters.evictions
-        watcher.cancel()
 
 
 @pytest.mark.parametrize("announced", ["none", "some", "all"])

@@ -1,5 +1,6 @@
 """Index and store brought into agreement, whatever a crash has left."""
 
+import asyncio
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
 from tests.held import Held, named, opened
-from tests.running import Start, until
+from tests.running import Start
 
 IMAGE = content.image(1)
 INDEX = content.multi_platform(2)
@@ -267,7 +268,9 @@ async def test_an_older_layout_is_migrated_and_serves_without_upstream(
             for digest, data in thing.blobs.items():
                 assert (await proxy.get(f"/v2/{name}/blobs/{digest}")).body == data
         index = proxy.app.index
-        await until(lambda index=index: not index.incomplete())
+        async with asyncio.timeout(10):
+            while index.incomplete():
+                await asyncio.sleep(0.002)
         listed = {child.digest for child in index.children(Digest(INDEX.digest))}
         assert listed == {child.digest for child in INDEX.children}
         assert {c.digest for c in index.children(Digest(IMAGE.digest))} == set(IMAGE.blobs)

@@ -449,7 +449,7 @@ async def test_the_scrub_begins_after_its_interval_repairs_and_comes_again(
     await until(lambda: len(waits) >= 3)
     assert set(waits) == {30 * 86400.0}
     assert path(proxy, LAYER).read_bytes() == DATA
-    assert '"scrub: done"' in proxy.log.getvalue()
+    assert '"stage": "done"' in proxy.log.getvalue()
 
 
 async def test_the_scrub_waits_while_somebody_verifies(

@@ -119,6 +119,12 @@ class NotHeld(RegistryError):
     status, code = 504, "UNAVAILABLE"
 
 
+class NotKept(RegistryError):
+    """The disk does not take what must survive: ask again when it does."""
+
+    status, code = 503, "UNAVAILABLE"
+
+
 class Unauthorized(RegistryError):
     """Our own access control wants to know who this is."""
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from proxy.cache.holdings import Holdings
-from proxy.errors import Denied, RequestInvalid, StorageError, Unauthorized, Unsupported
+from proxy.errors import Denied, NotKept, RequestInvalid, StorageError, Unauthorized, Unsupported
 from proxy.images import images
 from proxy.in_use import MAX_FILE, Feeds
 from proxy.pins import Pin, Pins
@@ -105,14 +105,14 @@ class Control:
         try:
             return _json(_pin(await self.pins.add(_asked(request, "pin"))))
         except StorageError as error:
-            raise Denied(f"the pin cannot be kept: {error}") from error
+            raise NotKept(f"the pin cannot be kept: {error}") from error
 
     async def _delete_pin(self, request: BaseRequest) -> StreamResponse:
         name = _asked(request, "pin")
         try:
             await self.pins.remove(name)
         except StorageError as error:
-            raise Denied(f"the pin cannot be removed: {error}") from error
+            raise NotKept(f"the pin cannot be removed: {error}") from error
         return _json({"pin": name})
 
     async def _get_in_use(self, _: BaseRequest) -> StreamResponse:

@@ -139,7 +139,7 @@ class Operator:
                 said = await answer.text()
         except (ClientError, OSError):  # a TimeoutError is an OSError
             return None
-        dying = answer.status == 403 and self._victim.loses_power and "disk" in said
+        dying = answer.status == 503 and self._victim.loses_power and "disk" in said
         if answer.status not in (200, 409) and not dying:
             self.wrong.append(f"{method} {path}: {answer.status} {said[:300]}")
         return answer.status

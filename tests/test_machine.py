@@ -29,14 +29,18 @@ from hypothesis.stateful import (
 from proxy.errors import Conflict, PinUnknown
 from proxy.evict import NoRoom
 from proxy.names import Digest
-from proxy.records import disk_bytes
+from proxy.records import BLOCK, disk_bytes
 from proxy.verify import Verifier
 from tests.fakes.clock import Clock
-from tests.model import ALL, BLOBS, BY_DIGEST, EPSILON, IMAGES, INDEXES, Content, Model, size_of
+from tests.model import ALL, BY_DIGEST, EPSILON, IMAGES, INDEXES, Content, Model, size_of
 from tests.reopening import LIMIT, Cache, Download, abandoned, closed, opened
 
 contents = st.sampled_from(ALL)
-sizes = st.integers(0, LIMIT)
+images = st.sampled_from(IMAGES + INDEXES)
+places = st.integers(0, 20)
+"""Of what is held, counted on from the last to the first."""
+
+sizes = st.integers(0, 7 * BLOCK)
 
 
 class Machine(RuleBasedStateMachine):
@@ -59,9 +63,11 @@ class Machine(RuleBasedStateMachine):
         self.runner.close()
         shutil.rmtree(self.root)
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(first=st.lists(images, max_size=4))
+    def begin(self, first: list[Content]) -> None:
         self.cache = self.run(opened(self.root, self.clock))
+        for image in first:
+            self.pull(image)
 
     @property
     def now(self) -> Cache:
@@ -77,9 +83,9 @@ class Machine(RuleBasedStateMachine):
         else:
             self._try(content, partial(self._hold, content))
 
-    @rule(content=st.sampled_from(IMAGES + INDEXES))
+    @rule(content=images)
     def pull(self, content: Content) -> None:
-        for digest in [content.digest, *(self.model.tree(content.digest) - {content.digest})]:
+        for digest in [content.digest, *sorted(self.model.tree(content.digest))]:
             self.hold(BY_DIGEST[digest])
 
     @rule(content=contents, size=sizes)
@@ -103,9 +109,10 @@ class Machine(RuleBasedStateMachine):
             self._evicting(more, download.finish)
             download.end()
 
-    @rule(content=contents)
-    def use(self, content: Content) -> None:
-        digest = content.digest
+    @precondition(lambda self: self.model.used)
+    @rule(place=places)
+    def use(self, place: int) -> None:
+        digest = self._at(place)
         self.run(self._touch(digest))
         self.model.use(digest, self.clock())
 
@@ -123,28 +130,36 @@ class Machine(RuleBasedStateMachine):
 
     # What operators do
 
-    @rule(wanted=st.integers(1, LIMIT))
+    @rule(wanted=st.integers(1, 7 * BLOCK))
     def evict(self, wanted: int) -> None:
         self._evicting(wanted, lambda: self.now.evictor.evict(wanted), is_told=True)
 
-    @rule(content=st.sampled_from(IMAGES + INDEXES))
-    def pin(self, content: Content) -> None:
-        with suppress(Conflict):
-            self.run(self.now.pins.add(content.digest))
-            if content.digest not in self.model.pins:
-                self.model.pins.append(content.digest)
+    @precondition(lambda self: self.model.used)
+    @rule(place=places)
+    def pin(self, place: int) -> None:
+        self._pin(self._at(place))
 
-    @rule(content=st.sampled_from(IMAGES + INDEXES))
-    def unpin(self, content: Content) -> None:
-        try:
-            self.run(self.now.pins.remove(content.digest))
-            self.model.pins.remove(content.digest)
-        except PinUnknown:
-            assert content.digest not in self.model.pins
+    @rule(content=images)
+    def pin_what_may_come(self, content: Content) -> None:
+        self._pin(content.digest)
+
+    @precondition(lambda self: self.model.pins)
+    @rule(place=places)
+    def unpin(self, place: int) -> None:
+        digest = self.model.pins[place % len(self.model.pins)]
+        self.run(self.now.pins.remove(digest))
+        self.model.pins.remove(digest)
 
     @rule(content=contents)
-    def drop(self, content: Content) -> None:
-        digest = content.digest
+    def unpin_what_may_not_be_pinned(self, content: Content) -> None:
+        if content.digest not in self.model.pins:
+            with pytest.raises(PinUnknown):
+                self.run(self.now.pins.remove(content.digest))
+
+    @precondition(lambda self: self.model.used)
+    @rule(place=places)
+    def drop(self, place: int) -> None:
+        digest = self._at(place)
         self.run(self.now.holdings.drop(digest, reason="a test"))
         self.model.drop(digest)
 
@@ -175,31 +190,33 @@ class Machine(RuleBasedStateMachine):
             self._try(content, partial(self._put, content), is_held=False)
         self.crash()
 
-    @rule(content=contents)
-    def crash_between_row_and_unlink(self, content: Content) -> None:
-        digest = content.digest
+    @precondition(lambda self: self.model.used)
+    @rule(place=places)
+    def crash_between_row_and_unlink(self, place: int) -> None:
+        digest = self._at(place)
         if digest not in self.model.missing:
             self.run(self.now.index.drop_blobs([digest]))
             self.model.used.pop(digest, None)
             self.model.rows.pop(digest, None)
         self.crash()
 
-    @rule(content=contents)
-    def delete_behind_its_back(self, content: Content) -> None:
-        digest = content.digest
-        if digest in self.model.used and digest not in self.model.missing:
+    @precondition(lambda self: self.model.used)
+    @rule(place=places)
+    def delete_behind_its_back(self, place: int) -> None:
+        digest = self._at(place)
+        if digest not in self.model.missing:
             self._path(digest).unlink()
             self.model.missing.add(digest)
             self.model.corrupt.discard(digest)
 
-    @rule(content=st.sampled_from(BLOBS), place=st.floats(0, 0.99))
-    def corrupt(self, content: Content, place: float) -> None:
-        digest = content.digest
-        if digest in self.model.used and digest not in self.model.missing:
+    @precondition(lambda self: self.model.used)
+    @rule(place=places, share=st.floats(0, 0.99))
+    def corrupt(self, place: int, share: float) -> None:
+        digest = self._at(place)
+        if digest not in self.model.missing and not BY_DIGEST[digest].children:
             with self._path(digest).open("r+b") as file:
-                file.seek(int(place * len(BY_DIGEST[digest].body)))
+                file.seek(int(share * len(BY_DIGEST[digest].body)))
                 file.write(b"\xff")
-            self._stamp(digest, self._path(digest).stat().st_mtime)
             self.model.corrupt.add(digest)
 
     @rule()
@@ -275,6 +292,16 @@ class Machine(RuleBasedStateMachine):
         else:
             assert excess > freed + sum(map(size_of, left)), "there would have been room"
         return had_room
+
+    def _pin(self, digest: Digest) -> None:
+        with suppress(Conflict):
+            self.run(self.now.pins.add(digest))
+            if digest not in self.model.pins:
+                self.model.pins.append(digest)
+
+    def _at(self, place: int) -> Digest:
+        held = sorted(self.model.used)
+        return held[place % len(held)]
 
     def _held(self) -> set[Digest]:
         return {record.digest for record in self.now.index.coldest()}

@@ -4,13 +4,14 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from diskcache import Cache, JSONDisk
 
-from proxy.names import Digest, sha256
+from proxy import repair
+from proxy.names import Digest, Proof, sha256
 from proxy.records import BLOCK, ReferrersRecord, TagRecord
 from proxy.repair import FORGET_SECONDS, prune, reconcile
 from tests.fakes import content
@@ -172,6 +173,24 @@ async def test_what_comes_while_it_is_looked_at_stays(
     assert not set_aside(cache)
 
 
+async def test_what_is_downloaded_anew_while_its_bad_file_is_hashed_is_held(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = lay(cache, b"wrong", sha256(b"right"))
+    in_thread = repair.in_thread
+
+    async def slow(work: Callable[[], Proof]) -> Proof:
+        found = await in_thread(work)
+        await cache.hold(b"right")
+        return found
+
+    monkeypatch.setattr(repair, "in_thread", slow)
+    await reconcile(cache.holdings)
+    assert cache.index.held(digest) is not None
+    assert cache.path(digest).read_bytes() == b"right"
+    assert not set_aside(cache)
+
+
 async def test_what_nobody_needs_is_forgotten_after_a_long_time(cache: Held) -> None:
     hub, kept = named("app:kept")
     await cache.image("app:kept", IMAGE)
@@ -185,6 +204,7 @@ async def test_what_nobody_needs_is_forgotten_after_a_long_time(cache: Held) -> 
     cache.clock.advance(FORGET_SECONDS - 100)
     await prune(cache.holdings)
     assert await cache.index.tags(hub) == [gone, kept], "not yet"
+    assert (await cache.index.referrers(hub, Digest(lost.digest))).entries
     cache.clock.advance(200)
     await prune(cache.holdings)
     assert await cache.index.tags(hub) == [kept]

@@ -30,8 +30,9 @@ bench: $(VENV)/.installed-test ## beside the rivals; ONLY="case case", ROUNDS=5,
 bench-check: $(VENV)/.installed-test ## fail if a ratio is 15 % worse than in benchmarks/baseline.json
 	@exec $(BIN)/python -m benchmarks --check $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-soak: $(VENV)/.installed-test ## MINUTES=30 of mixed load on a small cache; fail if anything grows
-	@exec $(BIN)/python -m benchmarks.soak $(MINUTES)
+soak: $(VENV)/.installed-test ## MINUTES=30 of mixed load on a small cache, then KILLS=500 kills
+	@$(BIN)/python -m benchmarks.soak $(MINUTES)
+	@$(BIN)/python -m tests.crash --kills $(or $(KILLS),500) --seconds 3600
 
 clean:
 	rm -rf $(VENV) build *.egg-info

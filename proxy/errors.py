@@ -5,6 +5,7 @@ Codes: OCI distribution-spec, "Error Codes"; those that the spec lacks are distr
 """
 
 import json
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -118,6 +119,12 @@ class NotHeld(RegistryError):
     status, code = 504, "UNAVAILABLE"
 
 
+class NotKept(RegistryError):
+    """The disk does not take what must survive: ask again when it does."""
+
+    status, code = 503, "UNAVAILABLE"
+
+
 class Unauthorized(RegistryError):
     """Our own access control wants to know who this is."""
 
@@ -138,13 +145,17 @@ class Denied(RegistryError):
 
 
 class Unsupported(RegistryError):
-    """The method writes, and this registry only reads."""
+    """The method writes, and this registry only reads; ``allowed`` is what may be done instead."""
 
     status, code = 405, "UNSUPPORTED"
 
+    def __init__(self, message: str, *, allowed: Iterable[str] = ("GET", "HEAD")) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
     def headers(self) -> dict[str, str]:
         """Return ``Allow``, as RFC 9110 §15.5.6 requires."""
-        return {"Allow": "GET, HEAD"}
+        return {"Allow": ", ".join(self.allowed)}
 
 
 class ManifestTooLarge(RegistryError):

@@ -309,6 +309,7 @@ class Evictor:
             taken -= disk_bytes(records[digest].size)
             await self._index.set_blob(records[digest], children[digest])
         gone = len(victims) - len(remaining)
+        self._counters.storage_errors += len(remaining)
         self._counters.evictions += gone
         self._counters.evicted_bytes += taken
         return gone, taken
@@ -319,6 +320,7 @@ class Evictor:
         try:
             self._free_by_now = self._store.free()
         except StorageError as error:
+            self._counters.storage_trouble()
             log.warning("free space unknown", error=str(error))
             self._free_by_now = None
         self._used_then = self.used

@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from io import BytesIO
 from typing import Any, Final, Protocol
 
@@ -66,7 +66,7 @@ class Layout:
         self._shelf = shelf
         self._pins = pins
         self._foreign: list[object] = []
-        self._published: int | None = None
+        self._published: tuple[int, list[str]] | None = None
         self._recalled = asyncio.Event()
 
     async def recall(self) -> None:
@@ -93,27 +93,40 @@ class Layout:
         await self._recalled.wait()
         while True:
             started = time.monotonic()
-            revision = self._index.revision
-            if revision != self._published:
-                await self.publish()
-                self._published = revision
+            told = self._index.revision, self._pins()
+            if told != self._published and await self.publish():
+                self._published = told
             await asyncio.sleep(max(PUBLISH_SECONDS, REST * (time.monotonic() - started)))
 
-    async def publish(self) -> None:
-        """Write ``index.json``: every held image by its tags, or by its digest if it has none."""
+    async def publish(self) -> bool:
+        """Write ``index.json``; tell whether the disk took it."""
         head: dict[str, object] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
         if names := self._pins():
             head["annotations"] = {PINS: " ".join(names)}
         content = bytearray(f"{json.dumps(head)[:-1]}{_BEGIN}".encode())
         for entry in self._foreign:
             content += json.dumps(entry).encode() + _NEXT
+        async for line in self._lines():
+            content += line
+        if content.endswith(_NEXT):
+            del content[-len(_NEXT) :]
+        content += _END
+        try:
+            await in_thread(lambda: self._shelf.write(content))
+        except OSError as error:
+            self._holdings.trouble(StorageError(f"writing index.json: {error}"))
+            return False
+        return True
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        """Yield a line for each held image: by every tag, or by its digest if it has none."""
         tagged: set[Digest] = set()
         for count, (target, tag, record) in enumerate(self._index.tagged()):
-            if self._index.held(record.descriptor.digest) is not None:
-                tagged.add(record.descriptor.digest)
-                content += await self._entry(Image(target, tag, None), record.descriptor)
             if count % _SLICE == 0:
                 await asyncio.sleep(0)
+            if self._index.held(record.descriptor.digest) is not None:
+                tagged.add(record.descriptor.digest)
+                yield await self._entry(Image(target, tag, None), record.descriptor)
         for count, digest in enumerate(self._index.manifests()):
             if count % _SLICE == 0:
                 await asyncio.sleep(0)
@@ -122,14 +135,7 @@ class Layout:
                 continue
             descriptor = Descriptor(held.media_type or "", digest, held.size)
             for holder in (await self._index.holders(digest))[:1]:
-                content += await self._entry(Image(holder, None, digest), descriptor)
-        if content.endswith(_NEXT):
-            del content[-len(_NEXT) :]
-        content += _END
-        try:
-            await in_thread(lambda: self._shelf.write(content))
-        except OSError as error:
-            self._holdings.trouble(StorageError(f"writing index.json: {error}"))
+                yield await self._entry(Image(holder, None, digest), descriptor)
 
     async def _entry(self, image: Image, descriptor: Descriptor) -> bytes:
         """Return the line of one image; nothing for what the layout cannot tell.

@@ -9,6 +9,7 @@ import structlog
 
 from proxy import manifests
 from proxy.cache.holdings import Holdings
+from proxy.errors import StorageError
 from proxy.names import Digest, Proof
 from proxy.records import BlobRecord, Child, disk_bytes
 from proxy.store import BlobFile
@@ -32,18 +33,18 @@ async def reconcile(holdings: Holdings) -> None:
     started = time.perf_counter()
     index, evictor = holdings.index, holdings.evictor
     await index.ready()
-    orphans = 0
-    async for _, size, _ in _orphans(holdings):
-        orphans += disk_bytes(size)
-    evictor.found(orphans)
+    sizes = [disk_bytes(size) async for _, size, _ in _orphans(holdings)]
+    evictor.found(sum(sizes))
     adopted, dropped = 0, await _drop_ghosts(holdings)
-    if orphans:
+    if sizes:
         async for digest, size, modified in _orphans(holdings):
             adopted += await _adopt(holdings, BlobRecord(digest, size, None, modified))
             evictor.settled(disk_bytes(size))
         evictor.found(0)
     for digest in index.incomplete():
         await _complete(holdings, digest)
+    if adopted:
+        await _relink(holdings)
     took = round(time.perf_counter() - started, 3)
     log.info("reconciled", adopted=adopted, dropped=dropped, seconds=took)
 
@@ -84,7 +85,12 @@ async def _drop_ghosts(holdings: Holdings) -> int:
 
 
 def _is_there(holdings: Holdings, digest: Digest) -> bool:
-    file = holdings.store.open(digest)
+    """Tell whether a blob has a file; what cannot be looked at is not known to be gone."""
+    try:
+        file = holdings.store.open(digest)
+    except StorageError as error:
+        holdings.trouble(error)
+        return True
     if file is not None:
         file.close()
     return file is not None
@@ -92,23 +98,40 @@ def _is_there(holdings: Holdings, digest: Digest) -> bool:
 
 async def _adopt(holdings: Holdings, record: BlobRecord) -> bool:
     """Take one blob into the index, or set it aside; tell whether it was taken."""
-    file = holdings.store.open(record.digest)
+    problem, body = "its bytes are not its name", b""
+    try:
+        file = holdings.store.open(record.digest)
+    except StorageError as error:
+        holdings.trouble(error)
+        return False
     if file is None:
         return False
     try:
         proven = (await in_thread(lambda: proof(file, record.digest))).holds
         body = file.read() if proven and record.size <= manifests.MAX_SIZE else b""
+    except (OSError, StorageError) as error:
+        proven, problem = False, f"it cannot be read: {error}"
     finally:
         file.close()
     if await holdings.index.blob(record.digest) is not None:
         return False
     if not proven:
-        await holdings.set_aside(record.digest, {"reason": "its bytes are not its name"})
+        await holdings.set_aside(record.digest, {"reason": problem})
         return False
     media_type, children = _understood(body)
     known = BlobRecord(record.digest, record.size, media_type, record.used_at)
     await holdings.index.set_blob(known, children)
     return True
+
+
+async def _relink(holdings: Holdings) -> None:
+    """Learn from the tags who holds what has been adopted: an index that was lost told it too."""
+    index = holdings.index
+    for target, _, record in index.tagged():
+        tree = [record.descriptor.digest]
+        for digest in tree:
+            tree += [child.digest for child in index.children(digest) if child.digest not in tree]
+        await index.link(target, tree)
 
 
 async def _complete(holdings: Holdings, digest: Digest) -> None:

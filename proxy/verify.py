@@ -18,7 +18,7 @@ from proxy.images import broken_by
 from proxy.names import Digest, Proof, Target
 from proxy.records import BlobRecord
 from proxy.store import BlobFile
-from proxy.threads import in_thread
+from proxy.threads import in_thread, to_its_end
 
 CHUNK: Final = 1024 * 1024
 REPORT_SECONDS: Final = 0.5
@@ -58,13 +58,9 @@ class Verifier:
         try:
             await self._index.ready()
             await self._recall(restart=restart)
-            usage = self._index.usage()
-            sizes = {"blobs": usage.files, "bytes": usage.disk_bytes}
-            yield {"event": "start", **sizes, "resumed": bool(self._after)}
-            async for event in self._walk(_Pace(rate), repair=repair):
-                yield event
-            await self._note(done=True)
-            yield {"event": "done", **self._so_far(), "bad": self._bad, "repaired": self._repaired}
+            async with aclosing(self._round(_Pace(rate), repair=repair)) as events:
+                async for event in events:
+                    yield event
         finally:
             self._is_running = False
 
@@ -82,9 +78,22 @@ class Verifier:
                     async for event in events:
                         match event:
                             case {"event": "start" | "done" as stage, **counted}:
-                                log.info(f"scrub: {stage}", **counted)
+                                log.info("scrub", stage=stage, **counted)
             except Conflict:
                 await asyncio.sleep(60)
+
+    async def _round(self, pace: "_Pace", *, repair: bool) -> AsyncGenerator[Event]:
+        """Go through what is left, and note in any case how far it has come."""
+        usage, is_done = self._index.usage(), False
+        sizes = {"blobs": usage.files, "bytes": usage.disk_bytes}
+        try:
+            yield {"event": "start", **sizes, "resumed": bool(self._after)}
+            async for event in self._walk(pace, repair=repair):
+                yield event
+            is_done = True
+        finally:
+            await to_its_end(self._note(done=is_done))
+        yield {"event": "done", **self._so_far(), "bad": self._bad, "repaired": self._repaired}
 
     async def _walk(self, pace: "_Pace", *, repair: bool) -> AsyncGenerator[Event]:
         reported = noted = time.monotonic()

@@ -171,7 +171,7 @@ async def test_a_file_system_that_tells_nothing_leaves_the_limit(
 
 async def test_what_nobody_has_used_for_long_goes(tmp_path: Path, clock: Clock) -> None:
     async with opened(tmp_path, clock, max_age=1000.0) as cache:
-        used, pinned, old, young = [await cache.blocks(number) for number in range(4)]
+        used, pinned, _, young = [await cache.blocks(number) for number in range(4)]
         cache.spared = {pinned}
         clock.advance(998.5)  # so the first three are older than 1000 s, and the last is not
         cache.index.touch(used)
@@ -308,7 +308,7 @@ async def test_many_go_in_batches_and_others_have_their_turn(
     async with opened(tmp_path, clock, max_size=count * BLOCK) as cache:
         digests = [sha256(str(number).encode()) for number in range(count)]
         for digest in digests:
-            cache.index._ledger.put(evict.BlobRecord(digest, 1, None, clock()))  # noqa: SLF001
+            cache.index._ledger.put(evict.BlobRecord(digest, 1, None, clock()))
         batches: list[int] = []
         turns = 0
         turns_at: list[int] = []
@@ -401,7 +401,7 @@ async def test_what_is_only_feared_to_lie_there_evicts_nothing(
         await cache.evictor.evict(80 * BLOCK)
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock, low_mark=0.5, high_mark=0.5)
-        watcher = watched(cache)
+        enforcing = asyncio.create_task(cache.evictor.enforce(clock()))
         monkeypatch.setattr(evict, "COUNT_SECONDS", 0.01)
         with pytest.raises(NoRoom, match="counted"):
             await cache.evictor.reserve(10 * BLOCK)
@@ -412,8 +412,8 @@ async def test_what_is_only_feared_to_lie_there_evicts_nothing(
         cache.evictor.found(0)
         (await waiting).release()
         assert await cache.on_disk() == set(held[8:])
+        await enforcing
         assert not cache.counters.evictions
-        watcher.cancel()
 
 
 @pytest.mark.parametrize("announced", ["none", "some", "all"])

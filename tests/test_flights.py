@@ -201,7 +201,8 @@ async def test_pieces_in_any_order_are_read_and_proven_in_theirs(tmp_path: Path)
     edges = sorted({0, len(DATA), *chance.sample(range(1, len(DATA)), 60)})
     pieces = list(pairwise(edges))
     chance.shuffle(pieces)
-    store, flights = DiskStore(tmp_path / "cache"), Flights()
+    directory = Directory(tmp_path / "cache")
+    store, flights = DiskStore(directory), Flights()
     told: list[int] = []
 
     async def pour(sink: Sink) -> None:
@@ -222,7 +223,7 @@ async def test_pieces_in_any_order_are_read_and_proven_in_theirs(tmp_path: Path)
         assert written == next((at for at in range(len(DATA)) if at not in come), len(DATA))
         come |= set(range(start, stop))
     await flights.close()
-    store.close()
+    directory.close()
 
 
 async def test_an_empty_blob(tmp_path: Path) -> None:

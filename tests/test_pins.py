@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from proxy import pins as module
 from proxy.errors import (
@@ -265,7 +266,7 @@ async def test_what_is_unpinned_goes_like_anything_else(cache: Held) -> None:
 
 
 async def test_an_answer_from_the_time_of_the_start_is_not_kept(
-    tmp_path: Path, clock: Clock
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Monitoring asks at once, when hardly anything of the index has been read."""
     async with opened(tmp_path, clock) as cache:
@@ -273,6 +274,7 @@ async def test_an_answer_from_the_time_of_the_start_is_not_kept(
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock)
         pins = cache.pins("app:1")
+        monkeypatch.setattr(module, "_REST", 1e9)
         assert pins.spared() == set()
         await cache.index.ready()
         assert pins.spared() == tree(ONE)
@@ -318,26 +320,31 @@ async def test_c06_a_pinned_image_stays_while_all_else_goes(
             proxy = await start(storage={"max_size": "256KiB"}, pins=["*/app:*"])
 
 
-async def test_a_configured_pin_that_is_not_honoured_is_logged_once(
-    start: Start, upstream: FakeUpstream
+async def test_a_configured_pin_that_is_not_honoured_is_logged_once(cache: Held) -> None:
+    pins = await loaded(cache, "app:1", "app:2", limit=WEIGHT + 1)
+    with capture_logs() as logs:
+        for _ in range(3):
+            pins.all()
+    [line] = logs
+    assert (line["log_level"], line["pin"]) == ("warning", "docker.io/library/app:2")
+    assert line["reason"] == f"{WEIGHT} bytes more would exceed the {WEIGHT + 1} for pins"
+
+
+async def test_what_has_come_is_spared_once_looking_again_costs_little(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upstream.add("library/app", ONE)
-    upstream.add("library/small", content.image(8, layers=()))
-    proxy = await start(storage={"max_size": "64KiB", "low_mark": 0.15}, pins=["app", "small"])
-    for name, image in (("app", ONE), ("small", content.image(8, layers=()))):
-        assert (await proxy.get(f"/v2/{name}/manifests/latest")).status == 200
-        for digest in image.blobs:
-            assert (await proxy.get(f"/v2/{name}/blobs/{digest}")).status == 200
-    await proxy.settled()
-    for _ in range(3):
-        upstream.retag("library/app", "latest", ONE)
-        assert (await proxy.get("/-/stats")).status == 200
-    lines = [line for line in proxy.log.getvalue().splitlines() if "not honoured" in line]
-    assert len(lines) == 1
-    assert "docker.io/library/app:latest" in lines[0]
-    assert "would exceed the 9830 for pins" in lines[0]
+    pins = await loaded(cache, "*/new:*")
+    monkeypatch.setattr(module, "_REST", 1e9)
+    assert pins.spared() == set()
+    await cache.image("new:1", ONE)
+    assert pins.spared() == set(), "after a long look, not at once"
+    monkeypatch.setattr(module, "_REST", 0.0)
+    pins = await loaded(cache, "*/new:*")
+    assert pins.spared() == tree(ONE)
+    await cache.image("new:2", TWO)
+    assert pins.spared() == tree(ONE, TWO)
 
 
 async def test_a_pin_that_cannot_be_read_keeps_the_proxy_from_starting(start: Start) -> None:
-    with pytest.raises(ConfigError, match="pins: .*example.com"):
+    with pytest.raises(ConfigError, match=r"pins: .*example\.com"):
         await start(pins=["example.com/app:1"])

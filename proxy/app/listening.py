@@ -4,7 +4,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from proxy.errors import ConfigError
@@ -60,4 +60,5 @@ def admin(directory: Directory) -> Iterator[socket.socket]:
         yield listener
     finally:
         listener.close()
-        remove(ADMIN_SOCKET, directory.fd)
+        with suppress(OSError):  # the next start removes it
+            remove(ADMIN_SOCKET, directory.fd)

@@ -66,7 +66,12 @@ async def opened(
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:
-    status = os.statvfs(directory.fd)
+    try:
+        status = os.statvfs(directory.fd)
+    except OSError as error:
+        raise ConfigError(
+            f"storage.path: {directory.root} cannot be measured: {error.strerror}"
+        ) from None
     total = status.f_blocks * status.f_frsize
     return Quota(
         configured.max_size.of(total),

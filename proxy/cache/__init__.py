@@ -17,7 +17,6 @@ from proxy.cache.referrers import ReferrersCache
 from proxy.cache.small import SmallBlobs
 from proxy.cache.tags import Tags
 from proxy.names import Digest, Target
-from proxy.policy import Wish
 
 
 class Cache(NamedTuple):
@@ -37,6 +36,5 @@ class Cache(NamedTuple):
         Raises ``RegistryError``.
         """
         if media_type is not None:
-            await self.manifests.get(target, digest, Wish.FRESH)
-            return await self.manifests.holds(digest)
+            return await self.manifests.restore(target, digest)
         return await self.blobs.fetch(target, digest)

@@ -65,9 +65,13 @@ class Referrers:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A held blob, opened."""
+    """A held blob, opened.
+
+    ``rest`` yields it from an offset on from upstream, for when the disk fails to read it.
+    """
 
     file: BlobFile
+    rest: Callable[[int], AsyncIterator[bytes]]
     outcome: Outcome = Outcome.HIT
 
     async def aclose(self) -> None:

@@ -20,10 +20,11 @@ from proxy.names import Digest, Proof, Target
 from proxy.once import Once
 from proxy.policy import Wish
 from proxy.records import Descriptor
+from proxy.store import BlobFile
 from proxy.upstream.registry import Body, Need
 
-UNFIT_SECONDS: Final = 600.0
-"""For so long a blob that did not fit is passed through without trying to keep it."""
+UNFIT_SECONDS: Final = 30.0
+"""For so long a blob that could not be kept is passed through without trying to."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +59,7 @@ class Blobs:
         while True:
             linked = await self._index.linked(target, digest)
             if linked and (file := await self._holdings.open(digest)) is not None:
-                return Local(file)
+                return self._local(target, digest, file)
             self._refuse_asking(target, digest, asked)
             if not linked and await self._holdings.holds(digest):
                 await self._vouch(target, digest)
@@ -105,7 +106,28 @@ class Blobs:
             if final or reader.flight.failure is not error:
                 raise
             return None
-        return Live(reader, lambda offset: self._rest(target, reader.flight, offset))
+        return self._live(target, digest, reader)
+
+    def _live(self, target: Target, digest: Digest, reader: Reader) -> Live:
+        flight = reader.flight
+
+        def rest(offset: int) -> AsyncIterator[bytes]:
+            if flight.failure is None:  # else it has been counted
+                self._holdings.counters.storage_trouble()
+            return self._rest(target, digest, flight.fd, offset)
+
+        return Live(reader, rest)
+
+    def _local(self, target: Target, digest: Digest, file: BlobFile) -> Local:
+        """Return a held blob; if it turns out to be unreadable it is held no longer."""
+
+        async def rest(offset: int) -> AsyncIterator[bytes]:
+            self._holdings.counters.storage_trouble()
+            await self._holdings.set_aside(digest, {"reason": "it cannot be read"})
+            async for chunk in self._rest(target, digest, file.fd, offset):
+                yield chunk
+
+        return Local(file, rest)
 
     async def head(self, target: Target, digest: Digest, asked: Wish) -> Sized:
         """Return a blob's size, asking upstream for no body. Raises ``RegistryError``."""
@@ -200,17 +222,19 @@ class Blobs:
             return Through(body.size, self._proven(body, target, digest), resources.pop_all())
         raise AssertionError("unreachable")
 
-    async def _rest(self, target: Target, flight: Flight, offset: int) -> AsyncIterator[bytes]:
-        """Yield a blob from ``offset`` on, passed through, after the disk has failed its flight.
+    async def _rest(
+        self, target: Target, digest: Digest, fd: int, offset: int
+    ) -> AsyncIterator[bytes]:
+        """Yield a blob from ``offset`` on, passed through, after the disk has failed it.
 
-        What comes before must be what was spooled and sent; all of it is proven together.
+        What comes before must be what was sent from ``fd``; all of it is proven together.
         """
-        through = await self._through(target, flight.digest)
+        through = await self._through(target, digest)
         position = 0
         try:
             async for chunk in through.chunks:
                 sent = chunk[: max(0, offset - position)]
-                if sent != os.pread(flight.fd, len(sent), position):
+                if sent and sent != os.pread(fd, len(sent), position):
                     raise ContentMismatch(f"{target}: what came anew is not what came before")
                 position += len(chunk)
                 yield chunk[len(sent) :]

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import structlog
 
 from proxy.errors import StorageError
-from proxy.evict import Evictor, Reservation
+from proxy.evict import Evictor, NoRoom, Reservation
 from proxy.index import Index
 from proxy.metrics import CacheCounters
 from proxy.names import Digest
@@ -94,15 +94,16 @@ class Holdings:
         return await to_its_end(self._set_aside(digest, note))
 
     async def _set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
-        self.store.condemn([digest])
-        await self.index.drop_blobs([digest])
         note = {"digest": digest, "found_at": self.clock(), **note}
         kept: str | None = None
+        self.store.condemn([digest])
         try:
+            await self.index.drop_blobs([digest])
             kept = await in_thread(lambda: self.store.quarantine.take(digest, note))
         except StorageError as error:
             log.warning("not kept in quarantine", digest=digest, reason=str(error))
-        await self.store.delete([digest])
+        finally:  # whatever happens, or the digest could not be stored again
+            await self.store.delete([digest])
         log.error("content has gone bad", digest=digest, kept_as=kept, reason=note.get("reason"))
         return kept
 
@@ -137,6 +138,9 @@ class Holdings:
             self.trouble(error)
 
     def trouble(self, error: StorageError) -> None:
-        """Count a failure of the disk that is survived."""
+        """Count a failure of the disk that is survived; a cache that is full has not failed."""
+        if isinstance(error, NoRoom):
+            log.info("not kept", reason=str(error))
+            return
         self.counters.storage_errors += 1
         log.warning("storage trouble, carried on without", error=str(error))

@@ -114,6 +114,18 @@ class Manifests:
         """Tell whether an upstream is not to be asked anything."""
         return self._sources[target.upstream].rule.offline
 
+    async def restore(self, target: Target, digest: Digest) -> bool:
+        """Have a manifest on the disk that is not; tell whether it is now.
+
+        RAM may still have it, which was proven when it came. Raises ``RegistryError``.
+        """
+        kept = self._ram.get(digest)
+        if kept is None:
+            await self.get(target, digest, Wish.FRESH)
+        else:
+            await self._holdings.keep(kept.descriptor, kept.body, manifests.listed(kept.body))
+        return await self.holds(digest)
+
     async def doubt_absence(self, target: Target, ref: str) -> None:
         """Ask upstream again for what it said does not exist."""
         await self._absences.forget(target, ref)

@@ -20,8 +20,8 @@ _HELD: Final = 1
 _LOADED: Final = 2
 _SEEN: Final = 4
 _SHORT: Final = 32
-"""Bytes of a sha256; a longer key is kept whole besides. Of a million objects, or a list of as many,
-each look of the garbage collector would be a pause of a tenth of a second."""
+"""Bytes of a sha256; a longer key is kept whole besides. Of a million objects, or a list of as
+many, each look of the garbage collector would be a pause of a tenth of a second."""
 
 _IS_UNSEEN: Final = bytes(state & _HELD and not state & _SEEN for state in range(256))
 _WITHOUT_SEEN: Final = bytes(state & ~_SEEN for state in range(256))

@@ -9,6 +9,7 @@ import errno
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import structlog
@@ -32,9 +33,9 @@ class DiskBlob:
 
     __slots__ = ("fd", "size")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
-        self.size = os.fstat(fd).st_size
+        self.size = size
 
     def read(self) -> bytes:
         """Return all bytes. Raises ``StorageError``."""
@@ -78,13 +79,18 @@ class DiskSpool:
             raise StorageError(f"writing to the spool: {error}") from error
 
     def discard(self) -> None:
-        """Remove the file; readers that have it open are not disturbed."""
+        """Remove the file; readers that have it open are not disturbed.
+
+        Called before ``close``. What cannot be removed is emptied, and swept at the next start.
+        """
         if self.name is not None:
             name, self.name = self.name, None
             try:
                 remove(name, self._directory.spool)
             except OSError as error:
                 log.warning("a spool file cannot be removed", file=name, error=str(error))
+                with suppress(OSError):
+                    os.ftruncate(self.fd, 0)  # what nobody counts must not take room
 
     def close(self) -> None:
         """Close the file; twice does no harm."""
@@ -103,17 +109,16 @@ class DiskStore:
         self._condemned: dict[Digest, asyncio.Event] = {}
 
     def open(self, digest: Digest) -> DiskBlob | None:
-        """Return the blob, opened, or None when it is not held or cannot be opened."""
+        """Return the blob, opened, or None when it is not held. Raises ``StorageError``."""
         if digest in self._condemned:
             return None
         try:
             name, directory = self._place(digest)
-            fd = os.open(name, _OPEN, dir_fd=directory)
+            return _opened(os.open(name, _OPEN, dir_fd=directory))
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
             raise StorageError(f"opening {digest}: {error}") from error
-        return DiskBlob(fd)
 
     async def spool(self, digest: Digest, size: int | None) -> DiskSpool:
         """Return a new spool with ``size`` bytes reserved on the disk. Raises ``StorageError``."""
@@ -207,6 +212,14 @@ class DiskStore:
                         continue
                     if entry.is_file(follow_symlinks=False):
                         yield digest, status.st_size, status.st_mtime
+
+
+def _opened(fd: int) -> DiskBlob:
+    try:
+        return DiskBlob(fd, os.fstat(fd).st_size)
+    except OSError:
+        os.close(fd)
+        raise
 
 
 async def _in_thread(what: str, work: Callable[[], Result]) -> Result:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from threading import Lock
 from typing import Final
 
 import structlog
@@ -22,6 +23,7 @@ class DiskQuarantine:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
+        self._one_at_a_time = Lock()
         self.bytes = 0
         self._measure()
 
@@ -30,6 +32,27 @@ class DiskQuarantine:
 
         What cannot be moved is deleted, so that it is never served again.
         """
+        with self._one_at_a_time:
+            self._take(digest, note)
+            self._measure()
+        return str(self._directory.root / "quarantine" / digest.partition(":")[2])
+
+    def empty(self) -> None:
+        """Delete everything: room is needed for what can be served. Survives every error."""
+        with self._one_at_a_time:
+            try:
+                names = os.listdir(self._directory.quarantine)
+            except OSError as error:
+                log.warning("quarantine cannot be listed", error=str(error))
+                return
+            for name in names:
+                try:
+                    remove(name, self._directory.quarantine)
+                except OSError as error:
+                    log.warning("quarantine cannot be emptied", file=name, error=str(error))
+            self._measure()
+
+    def _take(self, digest: Digest, note: dict[str, object]) -> None:
         algorithm, _, name = digest.partition(":")
         here, there = self._directory.quarantine, self._directory.blobs[algorithm]
         try:
@@ -50,17 +73,6 @@ class DiskQuarantine:
                 file.write("\n")
         except OSError as error:
             log.warning("a note cannot be written", digest=digest, error=str(error))
-        self._measure()
-        return str(self._directory.root / "quarantine" / name)
-
-    def empty(self) -> None:
-        """Delete everything: room is needed for what can be served. Survives every error."""
-        for name in os.listdir(self._directory.quarantine):
-            try:
-                remove(name, self._directory.quarantine)
-            except OSError as error:
-                log.warning("quarantine cannot be emptied", file=name, error=str(error))
-        self._measure()
 
     def _make_place(self) -> None:
         names = [name for name in os.listdir(self._directory.quarantine) if "." not in name]
@@ -70,8 +82,11 @@ class DiskQuarantine:
             remove(f"{oldest}.json", self._directory.quarantine)
 
     def _measure(self) -> None:
-        names = os.listdir(self._directory.quarantine)
-        self.bytes = sum(disk_bytes(self._status(name).st_size) for name in names)
+        try:
+            names = os.listdir(self._directory.quarantine)
+            self.bytes = sum(disk_bytes(self._status(name).st_size) for name in names)
+        except OSError as error:
+            log.warning("quarantine cannot be measured", error=str(error))
 
     def _status(self, name: str) -> os.stat_result:
         return os.stat(name, dir_fd=self._directory.quarantine, follow_symlinks=False)

@@ -34,7 +34,7 @@ FAST: Final = 100_000_000
 """Bytes a second. One connection that brings as much wants no help."""
 
 _WINDOW: Final = 0.25
-"""Seconds for which the first connection is watched before it gets help."""
+"""Seconds for which the first connection is waited for before it gets help."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
 
@@ -57,7 +57,10 @@ class Terms:
 
 
 class Connection:
-    """One answer after the other to the same question; each brings some of the body."""
+    """One answer after the other to the same question; each brings some of the body.
+
+    ``waited`` is for how many seconds in all it has been waited for their bytes.
+    """
 
     def __init__(self, client: Client, question: Question, response: ClientResponse | None) -> None:
         self._client = client
@@ -66,6 +69,7 @@ class Connection:
         self._position = 0
         self._end = float("inf")
         self._is_whole = False
+        self.waited = 0.0
         self.size = None if response is None else response.content_length
 
     def leads_to(self, offset: int) -> bool:
@@ -113,7 +117,9 @@ class Connection:
         """Return some bytes, nothing at the end of the answer."""
         assert self._response is not None
         most = int(min(READ_BUFFER, span.stop - span.reached))
+        began = asyncio.get_running_loop().time()
         chunk = await self._client.transport.read(self._response, most)
+        self.waited += asyncio.get_running_loop().time() - began
         self._position += len(chunk)
         span.reached += len(chunk)
         return chunk
@@ -223,7 +229,7 @@ class Download:
         self._wanted = 2 if self._may_be_cut(response) else 1
         self._proven = False
         self._failure: RegistryError | None = None
-        self._watched_since = asyncio.get_running_loop().time()
+        self._watched_since = 0.0
         self._watched_bytes = 0
 
     def _may_be_cut(self, response: ClientResponse) -> bool:
@@ -306,17 +312,16 @@ class Download:
         return 1 + len(self._helpers)
 
     def _watch(self, count: int, group: asyncio.TaskGroup, sink: Sink) -> None:
-        """Get help when the first connection turns out to be slow."""
+        """Get help when the first connection is waited for; a slow disk is no reason."""
         if self._wanted <= self._hands:
             return
         self._watched_bytes += count
-        now = asyncio.get_running_loop().time()
-        seconds = now - self._watched_since
+        seconds = self._first.waited - self._watched_since
         if seconds < _WINDOW and self._watched_bytes < self._terms.pieces.smallest:
             return
         if self._watched_bytes < FAST * seconds:
             self._hire(group, sink)
-        self._watched_since, self._watched_bytes = now, 0
+        self._watched_since, self._watched_bytes = self._first.waited, 0
 
     def _hire(self, group: asyncio.TaskGroup, sink: Sink) -> None:
         """Let more connections help, as far as there are places that nobody else wants."""

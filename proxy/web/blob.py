@@ -149,8 +149,6 @@ async def _send_span(sending: Sending, blob: Local | Live, start: int, stop: int
     try:
         await sending.file(fd, start, stop, readable)
     except StorageError as error:
-        if not isinstance(blob, Live):
-            raise
         log.warning("passing the rest through", error=str(error))
         offset = start + sending.sent - before
         await sending.chunks(_until(blob.rest(offset), stop, offset))

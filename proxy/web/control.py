@@ -6,8 +6,9 @@ Only for who is trusted: names tell, and most of it changes something. Streams a
 import asyncio
 import hmac
 import json
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from typing import Any, Final
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from proxy.cache.holdings import Holdings
-from proxy.errors import Denied, RequestInvalid, StorageError, Unauthorized, Unsupported
+from proxy.errors import Denied, NotKept, RequestInvalid, StorageError, Unauthorized, Unsupported
 from proxy.images import images
 from proxy.in_use import MAX_FILE, Feeds
 from proxy.pins import Pin, Pins
@@ -83,9 +84,11 @@ class Control:
 
     async def answer(self, request: BaseRequest) -> StreamResponse:
         """Answer a request whose sender is trusted. Raises ``RegistryError``."""
-        page = self._pages[request.path].get(request.method)
+        pages = self._pages[request.path]
+        page = pages.get(request.method)
         if page is None:
-            raise Unsupported(f"{request.method} {request.path}: there is no such thing to do")
+            problem = f"{request.method} {request.path}: there is no such thing to do"
+            raise Unsupported(problem, allowed=pages)
         await self._index.ready()
         return await page(request)
 
@@ -102,14 +105,14 @@ class Control:
         try:
             return _json(_pin(await self.pins.add(_asked(request, "pin"))))
         except StorageError as error:
-            raise Denied(f"the pin cannot be kept: {error}") from error
+            raise NotKept(f"the pin cannot be kept: {error}") from error
 
     async def _delete_pin(self, request: BaseRequest) -> StreamResponse:
         name = _asked(request, "pin")
         try:
             await self.pins.remove(name)
         except StorageError as error:
-            raise Denied(f"the pin cannot be removed: {error}") from error
+            raise NotKept(f"the pin cannot be removed: {error}") from error
         return _json({"pin": name})
 
     async def _get_in_use(self, _: BaseRequest) -> StreamResponse:
@@ -142,11 +145,10 @@ class Control:
         return _json({"blobs": blobs, "bytes": freed})
 
     async def _post_verify(self, request: BaseRequest) -> StreamResponse:
-        query = request.query
         events = self._verifier.run(
-            repair=query.get("repair") == "true",
-            rate=_bytes(query.get("rate", "0"), "rate"),
-            restart=query.get("restart") == "true",
+            repair=_is_true(request, "repair"),
+            rate=_bytes(request.query.get("rate", "0"), "rate"),
+            restart=_is_true(request, "restart"),
         )
         return await _stream(request, events)
 
@@ -198,19 +200,26 @@ async def _stream(request: BaseRequest, documents: AsyncGenerator[Document]) -> 
     async with aclosing(documents) as lines:
         first = await anext(lines, None)
         response = StreamResponse(headers={"Content-Type": NDJSON})
-        await response.prepare(request)
-        pending = b"" if first is None else _line(first)
-        count = 0
-        async for document in lines:
-            pending += _line(document)
-            count += 1
-            if "event" in document or count % _FLUSH_LINES == 0:
-                await response.write(pending)
-                await asyncio.sleep(0)  # a write waits only for a client that is slow
-                pending = b""
-        await response.write(pending)
-        await response.write_eof()
+        with suppress(ConnectionError):  # whoever leaves ends it
+            await response.prepare(request)
+            if first is not None:
+                await response.write(_line(first))
+            await _send(response, lines)
+            await response.write_eof()
     return response
+
+
+async def _send(response: StreamResponse, documents: AsyncGenerator[Document]) -> None:
+    """Send lines: events at once, others some at a time."""
+    pending, count = b"", 0
+    async for document in documents:
+        pending += _line(document)
+        count += 1
+        if "event" in document or count % _FLUSH_LINES == 0:
+            await response.write(pending)
+            await asyncio.sleep(0)  # a write waits only for a client that is slow
+            pending = b""
+    await response.write(pending)
 
 
 async def _body(request: BaseRequest) -> str:
@@ -243,11 +252,21 @@ def _bytes(text: str, name: str) -> int:
         raise RequestInvalid(f"{name}: {error}") from None
 
 
+def _is_true(request: BaseRequest, name: str) -> bool:
+    value = request.query.get(name, "false")
+    if value not in ("true", "false"):
+        raise RequestInvalid(f"{name} is true or false")
+    return value == "true"
+
+
 def _number(text: str | None, otherwise: float, most: float) -> float:
     try:
-        return otherwise if text is None else min(max(1.0, float(text)), most)
+        number = otherwise if text is None else float(text)
     except ValueError:
-        raise RequestInvalid("ttl is a number of seconds") from None
+        number = math.nan
+    if math.isnan(number):
+        raise RequestInvalid("ttl is a number of seconds")
+    return min(max(1.0, number), most)
 
 
 def _pin(pin: Pin) -> Document:

@@ -92,7 +92,11 @@ class Sending:
                 raise ClientLeftError
         if transport.is_closing():
             raise ClientLeftError
-        socket = os.dup(transport.get_extra_info("socket").fileno())  # the loop's own is not ours
+        try:
+            socket = os.dup(transport.get_extra_info("socket").fileno())  # the loop's is not ours
+        except OSError:  # too many are open
+            await self._by_write(fd, start, stop, readable)
+            return
         try:
             offset = start
             while stop is None or offset < stop:

@@ -78,6 +78,10 @@ class Crowd:
         answers = [await self.fetch(ware.repo, digest) for digest in sorted(ware.digests)]
         return got and all(answers)
 
+    def was_held(self, repo: str, digest: str, since: float) -> bool:
+        """Tell whether content has been answered from here since a moment."""
+        return self._judgement.hits.get((repo, digest), 0.0) >= since
+
     async def _image(self, rng: random.Random) -> None:
         await self.pull(rng.choice(self._world.wares))
 

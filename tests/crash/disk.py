@@ -58,10 +58,10 @@ def misnamed(storage: Path) -> list[str]:
 def _files(directory: Path) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
     try:
         entries = list(os.scandir(directory))
-    except FileNotFoundError:  # before the very first start
+    except OSError:  # before the very first start, or the disk is dead
         return
     for entry in entries:
         try:
             yield entry, entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
+        except OSError:  # gone meanwhile
             continue

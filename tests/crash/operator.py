@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from typing import Any, Final
 
 from aiohttp import ClientError
@@ -96,8 +97,12 @@ class Operator:
         await self._fill(ware)
 
     async def _fill(self, ware: Ware) -> None:
-        """Have all of a pinned image held."""
-        if await self._crowd.pull(ware) and await self._lies_there(ware):
+        """Have all of a pinned image held; what is answered as held has been synced before."""
+        if not await self._crowd.pull(ware) or not await self._lies_there(ware):
+            return
+        since = time.time()
+        await self._crowd.pull(ware)
+        if all(self._crowd.was_held(ware.repo, digest, since) for digest in ware.digests):
             self.kept[ware.pin] = ware.digests
             self.filled += 1
 
@@ -134,7 +139,8 @@ class Operator:
                 said = await answer.text()
         except (ClientError, OSError):  # a TimeoutError is an OSError
             return None
-        if answer.status not in (200, 409):
+        dying = answer.status == 503 and self._victim.loses_power and "disk" in said
+        if answer.status not in (200, 409) and not dying:
             self.wrong.append(f"{method} {path}: {answer.status} {said[:300]}")
         return answer.status
 

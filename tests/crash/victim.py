@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -22,6 +23,9 @@ START_WITHIN: Final = 60.0
 """Seconds that a start may take before it counts as none; far more than any machine needs."""
 SECOND_WITHIN: Final = 20.0
 """Seconds within which a second process has to give up."""
+
+_LIBC: Final = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG: Final = 1
 
 _SETTINGS: Final[Mapping[str, Any]] = {
     "shutdown_grace": "1s",
@@ -56,8 +60,10 @@ class Victim:
         self._env = hermetic(root, PYTHONPATH=str(tree))
         self._tree = tree
         self._power = power
-        self._is_cut = False
+        self.is_cut = False
+        """Whether its disk is dead: what is seen of it then tells nothing."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._restoring: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """Start the process, waiting for nothing."""
@@ -93,6 +99,11 @@ class Victim:
         return ClientSession("http://admin", connector=connector, timeout=ClientTimeout(total=60))
 
     @property
+    def loses_power(self) -> bool:
+        """Whether its disk fails for the last moments of each life."""
+        return self._power is not None
+
+    @property
     def is_alive(self) -> bool:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
@@ -104,8 +115,8 @@ class Victim:
 
     def strike(self) -> None:
         """Kill it; take the power from its disk first, if that is what is done here."""
-        if self._power is not None and self.is_alive and not self._is_cut:
-            self._is_cut = True
+        if self._power is not None and self.is_alive and not self.is_cut:
+            self.is_cut = True
             self._power.cut()
         self.signal(signal.SIGKILL)
 
@@ -113,13 +124,16 @@ class Victim:
         """Wait for its end, and for its disk to be back; return its status, negative for a signal."""
         assert self._process is not None
         status = await asyncio.to_thread(self._process.wait, START_WITHIN)
-        if self._power is not None and self._is_cut:
-            await asyncio.to_thread(self._power.restore)
-            self._is_cut = False
+        if self._power is not None and self.is_cut:
+            self._restoring = asyncio.create_task(asyncio.to_thread(self._power.restore))
+            await asyncio.shield(self._restoring)
+            self.is_cut = False
         return status
 
     async def close(self) -> None:
         """End it for good."""
+        if self._restoring is not None:
+            await self._restoring
         if self.is_alive:
             self.signal()
             await self.ended()
@@ -160,8 +174,14 @@ class Victim:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr or log,
-                preexec_fn=os.setpgrp,  # noqa: PLW1509 - Ctrl-C is for the harness, which ends it
+                preexec_fn=_apart,  # noqa: PLW1509 - no other thread of ours holds a lock it needs
             )
+
+
+def _apart() -> None:
+    """Ctrl-C is for the harness, which ends this; and if it cannot, the kernel does."""
+    os.setpgrp()
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 async def _is_well(client: ClientSession) -> bool:

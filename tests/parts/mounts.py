@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.parts.process import command
+from tests.parts.process import command, wait_until
 
 _SHUTDOWN: Final = 0x8004587D  # EXT4_IOC_SHUTDOWN: linux/fs/ext4/ext4.h
 _WITHOUT_FLUSHING_THE_LOG: Final = struct.pack("I", 2)
@@ -56,8 +56,9 @@ class Disk:
         self._mount()
 
     def close(self) -> None:
-        """Unmount it."""
-        _run("umount", str(self.place))
+        """Unmount it, as soon as nobody looks at it any more."""
+        words = [command("umount"), str(self.place)]
+        wait_until(lambda: subprocess.run(words, check=False).returncode == 0, "the disk's users")
 
     def _mount(self) -> None:
         # The journal is committed every second, so that names get to the disk before bytes do.

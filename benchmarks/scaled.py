@@ -149,6 +149,11 @@ class Large(Watched):
         wait_until(is_quiet, "quiet", _WITHIN)
         return {"quiet": time.monotonic() - since}
 
+    def end(self) -> None:
+        """Kill it if it still runs: a measurement has failed."""
+        if self._daemon.is_alive():
+            self.kill()
+
     def _agrees(self) -> bool:
         return self.log().count('"reconciled"') == self._agreements
 
@@ -240,9 +245,11 @@ def large(directory: Path, blobs: int) -> Iterator[Large]:
         beside.mkdir(mode=0o700)
         (root / "storage").symlink_to(beside / "storage")
         big_cache.copy(directory, beside / "storage")
+        server = Large(root, blobs)
         try:
-            yield Large(root, blobs)
+            yield server
         finally:
+            server.end()
             rmtree(beside)
 
 

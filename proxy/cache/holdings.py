@@ -4,6 +4,7 @@ The disk may lie, fill up or fail at any time; nothing of that leaves this room 
 or "not kept", and a count.
 """
 
+import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 
@@ -14,7 +15,7 @@ from proxy.evict import Evictor, NoRoom, Reservation
 from proxy.index import Index
 from proxy.metrics import CacheCounters
 from proxy.names import Digest
-from proxy.records import BlobRecord, Child, Clock, Descriptor
+from proxy.records import BlobRecord, Child, Clock, Descriptor, disk_bytes
 from proxy.store import BlobFile, BlobStore, Spool
 from proxy.threads import in_thread, to_its_end
 
@@ -88,18 +89,27 @@ class Holdings:
     async def set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
         """Forget content that has gone bad, and keep it for people to look at.
 
-        ``note`` is written beside it. Returns where it lies, None when it could only be deleted.
+        ``note`` is written beside it if there is room. Returns where it lies, None when it could
+        only be deleted.
         """
         self.counters.corrupted += 1
         return await to_its_end(self._set_aside(digest, note))
 
     async def _set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
-        note = {"digest": digest, "found_at": self.clock(), **note}
+        text = json.dumps({"digest": digest, "found_at": self.clock(), **note}, indent=2) + "\n"
+        record = self.index.held(digest)
+        size = 0 if record is None else disk_bytes(record.size)
         kept: str | None = None
         self.store.condemn([digest])
         try:
             await self.index.drop_blobs([digest])
-            kept = await in_thread(lambda: self.store.quarantine.take(digest, note))
+            with ExitStack() as resources:
+                try:
+                    reservation = await self.evictor.reserve(size + len(text.encode()))
+                    resources.callback(reservation.release)
+                except NoRoom:
+                    text = ""
+                kept = await in_thread(lambda: self.store.quarantine.take(digest, text))
         except StorageError as error:
             log.warning("not kept in quarantine", digest=digest, reason=str(error))
         finally:  # whatever happens, or the digest could not be stored again

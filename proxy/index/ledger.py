@@ -92,7 +92,17 @@ class Ledger:
     def use(self, digest: Digest, now: float) -> int:
         """Make content the warmest, and what it lists warmer still; return how many moved."""
         slot = self._held(digest)
-        return 0 if slot is None else self._use(slot, now, set())
+        if slot is None:
+            return 0
+        self._used[slot] = max(now, self._used[slot])
+        moved = self._tree(slot)
+        self._warm(moved)
+        for one in moved:
+            self._states[one] &= ~_LOADED
+            after = self._used[one] + _AFTER
+            for child in self._listed(one):
+                self._used[child] = max(after, self._used[child])
+        return len(moved)
 
     def coldest(self) -> Iterator[BlobRecord]:
         """Iterate over held content, coldest first; must not change meanwhile."""
@@ -102,18 +112,17 @@ class Ledger:
             slot = self._warmer[slot]
 
     def defer(self, digest: Digest) -> None:
-        """Make content the warmest in order, its last use unchanged."""
+        """Make content and what it lists the warmest in order, their last use unchanged."""
         slot = self._held(digest)
         if slot is not None:
-            self._unlink(slot)
-            self._append(slot, before=_END)
+            self._warm(self._tree(slot))
 
     def children(self, digest: Digest) -> tuple[Child, ...]:
         """Return what a held manifest lists; empty for everything else."""
         slot = self._held(digest)
         return tuple(
             Child(self._digest(child), self._sizes[child])
-            for child in _slots_in(self._lists.get(-1 if slot is None else slot, b""))
+            for child in self._listed(-1 if slot is None else slot)
         )
 
     def is_known(self, digest: Digest) -> bool:
@@ -204,17 +213,30 @@ class Ledger:
             if self._states[child] & _LOADED and self._used[child] < used:
                 self._used[child] = used
 
-    def _use(self, slot: int, now: float, seen: set[int]) -> int:
-        seen.add(slot)
-        self._unlink(slot)
-        self._append(slot, before=_END)
-        self._used[slot] = now
-        self._states[slot] &= ~_LOADED
-        moved = 1
-        for child in _slots_in(self._lists.get(slot, b"")):
-            if self._states[child] & _HELD and child not in seen:
-                moved += self._use(child, now + _AFTER, seen)
-        return moved
+    def _tree(self, top: int) -> list[int]:
+        """Return held content and all below it that is held, each behind all that list it."""
+        found: list[int] = []
+        seen = {top}
+        path = [(top, iter(self._listed(top)))]
+        while path:
+            slot, children = path[-1]
+            new = (one for one in children if one not in seen and self._states[one] & _HELD)
+            child = next(new, None)
+            if child is None:
+                found.append(slot)
+                path.pop()
+            else:
+                seen.add(child)
+                path.append((child, iter(self._listed(child))))
+        return found[::-1]
+
+    def _listed(self, slot: int) -> memoryview:
+        return _slots_in(self._lists.get(slot, b""))
+
+    def _warm(self, slots: list[int]) -> None:
+        for slot in slots:
+            self._unlink(slot)
+            self._append(slot, before=_END)
 
     def _hold(self, record: BlobRecord, children: Iterable[Child]) -> int:
         self.pop(record.digest)

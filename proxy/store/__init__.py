@@ -44,8 +44,11 @@ class Quarantine(Protocol):
     bytes: int
     """Disk bytes that it takes."""
 
-    def take(self, digest: Digest, note: dict[str, object]) -> str:
-        """Move a blob out of the store, with a note; return where. Raises ``StorageError``."""
+    def take(self, digest: Digest, note: str) -> str:
+        """Move a blob out of the store, with a note unless it is empty; return where.
+
+        Raises ``StorageError``.
+        """
 
     def empty(self) -> None:
         """Delete everything."""

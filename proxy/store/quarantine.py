@@ -1,6 +1,5 @@
 """Content that has gone bad, set aside with a note of what was found, for people to look at."""
 
-import json
 import os
 from threading import Lock
 from typing import Final
@@ -27,10 +26,10 @@ class DiskQuarantine:
         self.bytes = 0
         self._measure()
 
-    def take(self, digest: Digest, note: dict[str, object]) -> str:
-        """Move a blob here with a note beside it; return its path. Raises ``StorageError``.
+    def take(self, digest: Digest, note: str) -> str:
+        """Move a blob here, with a note beside it unless it is empty; return its path.
 
-        What cannot be moved is deleted, so that it is never served again.
+        Raises ``StorageError``. What cannot be moved is deleted, so that it is never served again.
         """
         with self._one_at_a_time:
             self._take(digest, note)
@@ -52,7 +51,7 @@ class DiskQuarantine:
                     log.warning("quarantine cannot be emptied", file=name, error=str(error))
             self._measure()
 
-    def _take(self, digest: Digest, note: dict[str, object]) -> None:
+    def _take(self, digest: Digest, note: str) -> None:
         algorithm, _, name = digest.partition(":")
         here, there = self._directory.quarantine, self._directory.blobs[algorithm]
         try:
@@ -68,9 +67,9 @@ class DiskQuarantine:
             raise StorageError(f"{digest} could only be deleted: {error}") from error
         try:
             remove(f"{name}.json", here)
-            with os.fdopen(self._directory.create(f"{name}.json", here), "w") as file:
-                json.dump(note, file, indent=2)
-                file.write("\n")
+            if note:
+                with os.fdopen(self._directory.create(f"{name}.json", here), "w") as file:
+                    file.write(note)
         except OSError as error:
             log.warning("a note cannot be written", digest=digest, error=str(error))
 

@@ -1,58 +1,22 @@
 """What every index must do; each backend is put through it."""
 
-import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from proxy.errors import ConfigError
-from proxy.index.local import LocalIndex
 from proxy.index.tables import HISTORY_LIMIT
-from proxy.names import Digest, Repo, Tag, Target, sha256
-from proxy.records import BlobRecord, Descriptor, ReferrersRecord, TagRecord, Usage
+from proxy.names import Tag
+from proxy.records import BlobRecord, Child, ReferrersRecord, Usage
 from tests.fakes.clock import Clock
-
-NGINX = Target("docker.io", Repo("library/nginx"))
-OTHER = Target("ghcr.io", Repo("org/other"))
-LATEST = Tag("latest")
+from tests.index.backends import BACKENDS, LATEST, NGINX, OTHER, Reopening, digest, record
 
 
-def digest(number: int) -> Digest:
-    return sha256(str(number).encode())
-
-
-def record(number: int, at: float) -> TagRecord:
-    return TagRecord(Descriptor("application/x", digest(number), number), at)
-
-
-class Reopening:
-    """An index that can be closed and opened again on the same files."""
-
-    def __init__(self, path: Path, clock: Clock) -> None:
-        self._path = path
-        self._clock = clock
-        self._stack = AsyncExitStack()
-        self.troubles = 0
-
-    def _trouble(self) -> None:
-        self.troubles += 1
-
-    async def open(self) -> LocalIndex:
-        await self.close()
-        index = LocalIndex(self._path, clock=self._clock, on_trouble=self._trouble)
-        return await self._stack.enter_async_context(index)
-
-    async def close(self) -> None:
-        await self._stack.aclose()
-        assert not self.troubles
-
-
-@pytest.fixture
-async def files(tmp_path: Path, clock: Clock) -> AsyncIterator[Reopening]:
-    reopening = Reopening(tmp_path / "index", clock)
+@pytest.fixture(params=BACKENDS)
+async def files(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
+) -> AsyncIterator[Reopening]:
+    reopening = Reopening(BACKENDS[request.param], tmp_path / "index", clock)
     yield reopening
     await reopening.close()
 
@@ -145,29 +109,6 @@ async def test_referrers_are_remembered(files: Reopening) -> None:
     assert await index.referrers(NGINX, digest(1)) == both
 
 
-async def test_one_unreadable_row_costs_itself_only(files: Reopening, tmp_path: Path) -> None:
-    index = await files.open()
-    for number in range(3):
-        await index.set_blob(BlobRecord(digest(number), 5, None, float(number)))
-        await index.set_tag(NGINX, Tag(f"v{number}"), record(number, 1.0))
-    await files.close()
-    for table in ("blobs", "tags"):
-        with sqlite3.connect(tmp_path / "index" / table / "cache.db") as connection:
-            connection.execute("UPDATE Cache SET value = ? WHERE rowid = 2", (b"\x00rubbish",))
-        connection.close()
-    index = await files.open()
-    async with asyncio.timeout(5):
-        await index.ready()
-    assert index.usage() == Usage(2, 2 * 4096)
-    assert await index.tags(NGINX) == ["v0", "v2"]
-
-
-async def test_an_index_that_cannot_be_opened_says_so(files: Reopening, tmp_path: Path) -> None:
-    (tmp_path / "index").write_text("a file")
-    with pytest.raises(ConfigError, match=r"storage.path: .*index cannot be opened"):
-        await files.open()
-
-
 async def test_usage_counts_blocks(files: Reopening) -> None:
     index = await files.open()
     await index.set_blob(BlobRecord(digest(1), 1, None, 1.0))
@@ -200,28 +141,142 @@ async def test_recency_counts_every_use_and_outlives_a_restart(
     assert [blob.digest for blob in index.coldest()] == expected
 
 
-async def test_an_unreadable_index_is_set_aside_and_begun_anew(
-    files: Reopening, tmp_path: Path
-) -> None:
+async def test_notes_are_json_values_and_outlive_a_restart(files: Reopening) -> None:
     index = await files.open()
-    await index.set_tag(NGINX, LATEST, record(1, 100.0))
-    await files.close()
-    (tmp_path / "index/tags/cache.db").write_bytes(b"not a database at all, surely" * 100)
+    assert await index.note("a") is None
+    for value in ({"x": [1, None, "é"]}, [], 0, "", 1.5):
+        await index.set_note("a", value)
+        assert await index.note("a") == value
+    await index.set_note("b", True)
+    index = await files.open()
+    assert await index.note("a") == 1.5
+    assert await index.note("b") is True
+
+
+async def test_what_a_manifest_lists_is_known_from_both_ends(files: Reopening) -> None:
+    index = await files.open()
+    listed = (Child(digest(2), 20), Child(digest(3), 30))
+    await index.set_blob(BlobRecord(digest(2), 20, None, 1.0))
+    await index.set_blob(BlobRecord(digest(1), 10, "x/y", 1.0), listed)
+    for reopened in (False, True):
+        index = await files.open() if reopened else index
+        await index.ready()
+        assert index.is_ready
+        assert index.children(digest(1)) == listed
+        assert index.children(digest(2)) == index.children(digest(9)) == ()
+        assert index.parents(digest(2)) == index.parents(digest(3)) == [digest(1)]
+        assert index.parents(digest(1)) == []
+        assert list(index.manifests()) == [digest(1)]
+        assert index.is_listed(digest(3))
+        assert not index.is_listed(digest(1))
+        assert index.incomplete() == []
+        assert index.held(digest(1)) == BlobRecord(digest(1), 10, "x/y", 1.0)
+        assert index.held(digest(3)) is None
+    await index.drop_blobs([digest(1)])
+    assert not index.is_listed(digest(3))
+    assert list(index.manifests()) == []
+
+
+async def test_a_manifest_is_colder_than_what_it_lists(files: Reopening, clock: Clock) -> None:
+    index = await files.open()
+    for number in (2, 3, 4):
+        await index.set_blob(BlobRecord(digest(number), 1, None, clock()))
+    clock.advance(1)
+    await index.set_blob(BlobRecord(digest(1), 1, "x/y", clock()), [Child(digest(2), 1)])
+    clock.advance(1)
+    for reopened in (False, True):
+        index = await files.open() if reopened else index
+        await index.ready()
+        await index.settle()
+        order = [blob.digest for blob in index.coldest()]
+        assert set(order[:2]) == {digest(3), digest(4)}
+        assert order[2:] == [digest(1), digest(2)]
+    index.touch(digest(3))
+    index.defer(digest(1))
+    await index.settle()
+    assert [blob.digest for blob in index.coldest()] == [digest(n) for n in (4, 1, 2, 3)]
+
+
+async def test_shelves_and_marks(files: Reopening) -> None:
+    index = await files.open()
+    for number in range(20):
+        await index.set_blob(BlobRecord(digest(number), 1, None, 1.0))
     index = await files.open()
     await index.ready()
-    assert await index.tag(NGINX, LATEST) is None
-    await index.set_tag(NGINX, LATEST, record(2, 100.0))
-    assert list(tmp_path.glob("index/tags.unreadable-*"))
+    shelves = [held for number in range(256) for held in index.shelf(number)]
+    assert shelves == sorted(digest(number) for number in range(20))
+    assert index.seen(digest(3))
+    assert not index.seen(digest(99))
+    assert len(index.unseen()) == 19
+    assert index.loaded_bytes == 20 * 4096
 
 
-async def test_no_pickle_is_written(files: Reopening, tmp_path: Path) -> None:
+async def test_the_revision_grows_with_tags_and_manifests(files: Reopening) -> None:
     index = await files.open()
-    await index.set_tag(NGINX, LATEST, record(1, 100.0))
-    await index.link(NGINX, [digest(1)])
+    await index.ready()
+    before = index.revision
     await index.set_blob(BlobRecord(digest(1), 1, None, 1.0))
-    await files.close()
-    for table in ("tags", "links", "blobs"):
-        with sqlite3.connect(tmp_path / "index" / table / "cache.db") as connection:
-            modes = connection.execute("SELECT DISTINCT mode FROM Cache").fetchall()
-        connection.close()
-        assert modes == [(1,)], "diskcache's mode 4 is pickle, 1 is raw bytes"
+    await index.set_tag(NGINX, LATEST, record(1, 1.0))
+    tagged = index.revision
+    assert tagged > before
+    await index.set_tag(NGINX, LATEST, record(1, 2.0))
+    assert index.revision == tagged, "the tag points where it did"
+    await index.set_blob(BlobRecord(digest(2), 1, "x/y", 1.0), [Child(digest(1), 1)])
+    held = index.revision
+    assert held > tagged
+    await index.drop_blobs([digest(2)])
+    assert index.revision > held
+
+
+async def test_all_tags_and_their_repositories(files: Reopening) -> None:
+    index = await files.open()
+    await index.set_tag(OTHER, Tag("b"), record(2, 1.0))
+    await index.set_tag(NGINX, Tag("c"), record(3, 1.0))
+    await index.set_tag(NGINX, Tag("a"), record(1, 1.0))
+    await index.set_tag(NGINX, Tag("gone"), record(1, 1.0))
+    await index.drop_tag(NGINX, Tag("gone"))
+    for reopened in (False, True):
+        index = await files.open() if reopened else index
+        await index.ready()
+        rows = [(target, tag, found.descriptor.digest) for target, tag, found in index.tagged()]
+        assert rows == [
+            (NGINX, "a", digest(1)),
+            (NGINX, "c", digest(3)),
+            (OTHER, "b", digest(2)),
+        ]
+        assert sorted(await index.repositories()) == [NGINX, OTHER]
+        assert index.pointed(NGINX, Tag("a")) == record(1, 1.0)
+        assert index.pointed(NGINX, Tag("gone")) is None
+
+
+async def test_holders_are_all_that_hold_it(files: Reopening) -> None:
+    index = await files.open()
+    await index.link(NGINX, [digest(1)])
+    await index.link(OTHER, [digest(1)])
+    await index.link(NGINX, [digest(1)])
+    for reopened in (False, True):
+        index = await files.open() if reopened else index
+        assert await index.holders(digest(1)) == [NGINX, OTHER]
+        assert await index.holders(digest(2)) == []
+
+
+async def test_pruning_forgets_what_nobody_holds_nor_has_seen_lately(files: Reopening) -> None:
+    index = await files.open()
+    old, new = Tag("old"), Tag("new")
+    await index.set_blob(BlobRecord(digest(1), 1, "x/y", 1.0), [Child(digest(2), 1)])
+    for tag, number, at in ((Tag("held"), 1, 1.0), (old, 8, 1.0), (new, 9, 100.0)):
+        await index.set_tag(NGINX, tag, record(number, at))
+    told = ReferrersRecord(({"digest": digest(3), "size": 1},), 1.0)
+    for number in (1, 8):
+        await index.set_referrers(NGINX, digest(number), told)
+    await index.link(NGINX, [digest(number) for number in (1, 2, 8)])
+    index = await files.open()
+    await index.prune(50.0)
+    for reopened in (False, True):
+        index = await files.open() if reopened else index
+        assert await index.tags(NGINX) == ["held", "new"]
+        assert await index.history(NGINX, old) == ()
+        assert await index.referrers(NGINX, digest(1)) == told
+        assert await index.referrers(NGINX, digest(8)) == ReferrersRecord((), None)
+        assert await index.linked(NGINX, digest(1))
+        assert await index.linked(NGINX, digest(2))

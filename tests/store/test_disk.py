@@ -40,29 +40,25 @@ async def everything(store: DiskStore) -> dict[Digest, int]:
     return {digest: size async for batch in store.scan() for digest, size, _ in batch}
 
 
-async def test_what_is_put_can_be_opened_scanned_and_deleted(store: DiskStore) -> None:
-    digest = await put(store, DATA)
-    file = store.open(digest)
-    assert file is not None
-    assert (file.size, file.read()) == (len(DATA), DATA)
-    assert await everything(store) == {digest: len(DATA)}
-    await store.delete([digest, sha256(b"never held")])
-    assert store.open(digest) is None
-    assert file.read() == DATA, "an open blob stays readable"
-    file.close()
-    file.close()
-
-
-async def test_a_blob_is_not_visible_before_put(store: DiskStore, tmp_path: Path) -> None:
+async def test_a_discarded_spool_leaves_no_file(store: DiskStore, tmp_path: Path) -> None:
     spool = await store.spool(DIGEST, None)
-    spool.write(DATA, 0)
-    assert store.open(DIGEST) is None
-    assert await everything(store) == {}
     spool.discard()
     spool.close()
     assert not list((tmp_path / "cache/spool").iterdir())
-    with pytest.raises(StorageError, match="discarded"):
-        await store.put(DIGEST, spool)
+
+
+async def test_a_spool_that_cannot_be_unlinked_takes_no_room(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    spool = await store.spool(DIGEST, 100_000)
+    monkeypatch.setattr(os, "unlink", failing)
+    spool.discard()
+    spool.close()
+    [left] = (tmp_path / "cache/spool").iterdir()
+    assert left.stat().st_blocks == 0
 
 
 async def test_the_directory_is_an_oci_image_layout(store: DiskStore, tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""A whole cache without a network, to be closed or abandoned and opened again."""
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from proxy.cache.holdings import Holdings
+from proxy.evict import Evictor, Quota, Reservation
+from proxy.in_use import Feeds
+from proxy.index.local import LocalIndex
+from proxy.metrics import CacheCounters
+from proxy.names import Image, parse_digest
+from proxy.pins import Pins
+from proxy.records import BLOCK
+from proxy.repair import reconcile
+from proxy.store import Spool
+from proxy.store.directory import Directory
+from proxy.store.disk import DiskStore
+from tests.fakes.clock import Clock
+from tests.held import nothing_elsewhere
+from tests.model import Content
+
+LIMIT = 24 * BLOCK
+
+
+@dataclass
+class Cache:
+    """All that is open."""
+
+    directory: Directory
+    index: LocalIndex
+    store: DiskStore
+    pins: Pins
+    evictor: Evictor
+    holdings: Holdings
+    downloads: list["Download"] = field(default_factory=list)
+
+
+@dataclass
+class Download:
+    """A spool that grows under a reservation of `promised` bytes."""
+
+    content: Content
+    reservation: Reservation
+    spool: Spool
+    promised: int
+    written: int = 0
+
+    @classmethod
+    async def begun(cls, cache: Cache, content: Content, size: int) -> Self:
+        reservation = await cache.evictor.reserve(size)
+        spool = await cache.store.spool(content.digest, size)
+        return cls(content, reservation, spool, size)
+
+    async def grow(self, upto: int) -> None:
+        await self.reservation.grow(upto)
+        self.promised = max(self.promised, upto)
+        if upto > self.written:
+            self.spool.write(self.content.body[self.written : upto], self.written)
+            self.written = upto
+
+    async def finish(self) -> None:
+        await self.grow(len(self.content.body))
+
+    def end(self) -> None:
+        self.spool.discard()
+        self.spool.close()
+        self.reservation.release()
+
+
+async def opened(root: Path, clock: Clock) -> Cache:
+    """Return a cache that has come into agreement with what lies there."""
+    directory = Directory(root)
+    store = DiskStore(directory)
+    index = LocalIndex(root / "index", clock=clock, on_trouble=_trouble)
+    await index.__aenter__()
+    feeds = Feeds(index, _by_digest, clock, None)
+    pins = Pins(index, [], parse=_by_digest, limit=lambda: LIMIT, feeds=feeds)
+    await pins.load(nothing_elsewhere)
+    counters = CacheCounters()
+    evictor = Evictor(index, store, Quota(LIMIT), counters=counters, spared=pins.spared)
+    holdings = Holdings(store, index, evictor, counters, clock)
+    await reconcile(holdings)
+    await index.settle()
+    return Cache(directory, index, store, pins, evictor, holdings)
+
+
+async def closed(cache: Cache) -> None:
+    """End well."""
+    for download in cache.downloads:
+        download.end()
+    await cache.index.__aexit__(None, None, None)
+    cache.directory.close()
+
+
+async def abandoned(cache: Cache) -> None:
+    """End as a killed process does: nothing more is written, the kernel closes the files."""
+    for task in cache.index._background:
+        task.cancel()
+    await asyncio.gather(*cache.index._background, return_exceptions=True)
+    cache.index._tables.close()
+    cache.index._worker.close()
+    for download in cache.downloads:
+        download.spool.close()
+    cache.directory.close()
+
+
+def _trouble() -> None:
+    raise AssertionError("the index met trouble")
+
+
+def _by_digest(name: str) -> Image:
+    return Image(None, None, parse_digest(name))

@@ -151,6 +151,8 @@ class FailingDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: set[Site] = set()
+        self.failed: set[str] = set()
+        """Which calls failed the last time."""
         self._failures: list[Failure] = []
         for call in ("open", "unlink", "fdopen", *WRITES, *READS):
             monkeypatch.setattr(os, call, self._watched(call, getattr(os, call)))
@@ -162,6 +164,7 @@ class FailingDisk:
     def failing(self, *failures: Failure) -> Iterator[None]:
         """Let these happen inside."""
         self._failures = list(failures)
+        self.failed.clear()
         try:
             yield
         finally:
@@ -175,6 +178,7 @@ class FailingDisk:
             self.seen.add(site)
             for failure in self._failures:
                 if failure.meets(site):
+                    self.failed.add(call)
                     return failure.fault.act(real, *args, **kwargs)
             return real(*args, **kwargs)
 

@@ -41,8 +41,9 @@ class Spool(Protocol):
 class Quarantine(Protocol):
     """Where content is set aside that has gone bad; all of it blocks."""
 
-    bytes: int
-    """Disk bytes that it takes."""
+    @property
+    def bytes(self) -> int:
+        """Disk bytes that it takes."""
 
     def take(self, digest: Digest, note: str) -> str:
         """Move a blob out of the store, with a note unless it is empty; return where.

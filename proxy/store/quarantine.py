@@ -18,13 +18,21 @@ log = structlog.get_logger(__name__)
 
 
 class DiskQuarantine:
-    """The files in ``quarantine/``; ``bytes`` is what they take on the disk. All blocks."""
+    """The files in ``quarantine/``. All blocks."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._one_at_a_time = Lock()
-        self.bytes = 0
+        self._bytes = 0
+        self._is_measured = True
         self._measure()
+
+    @property
+    def bytes(self) -> int:
+        """Disk bytes of all that lies here; measured again when that has failed."""
+        if not self._is_measured:
+            self._measure()
+        return self._bytes
 
     def take(self, digest: Digest, note: str) -> str:
         """Move a blob here, with a note beside it unless it is empty; return its path.
@@ -83,9 +91,12 @@ class DiskQuarantine:
     def _measure(self) -> None:
         try:
             names = os.listdir(self._directory.quarantine)
-            self.bytes = sum(disk_bytes(self._status(name).st_size) for name in names)
+            self._bytes = sum(disk_bytes(self._status(name).st_size) for name in names)
+            self._is_measured = True
         except OSError as error:
-            log.warning("quarantine cannot be measured", error=str(error))
+            if self._is_measured:
+                log.warning("quarantine cannot be measured", error=str(error))
+            self._is_measured = False
 
     def _status(self, name: str) -> os.stat_result:
         return os.stat(name, dir_fd=self._directory.quarantine, follow_symlinks=False)

@@ -235,7 +235,7 @@ class Evictor:
             async with self._evicting:
                 if self.used + more <= self.limit:
                     return
-                await self._evict_down_to(self.limit * self.quota.low_mark - more)
+                await self._evict_down_to(self.limit - more)  # the rest goes behind its back
                 if self.used + more > self.limit:
                     raise NoRoom(f"{more} bytes do not fit: nothing is left to evict")
 

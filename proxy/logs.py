@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TextIO
 
@@ -63,7 +64,7 @@ def configure(level: str, form: Literal["auto", "console", "json"], stream: Text
             final,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=lambda *_: _Lines(stream),
     )
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
     return Renderer(final, is_json=not console)
@@ -84,6 +85,20 @@ class _Forward(logging.Handler):
         structlog.get_logger(record.name).log(
             record.levelno, record.getMessage(), exc_info=record.exc_info
         )
+
+
+class _Lines:
+    """Writes lines; whoever logs must not fail because nobody takes what is said."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = exception = fatal = log = msg
 
 
 class RequestLog:

@@ -43,6 +43,8 @@ async def reconcile(holdings: Holdings) -> None:
         evictor.found(0)
     for digest in index.incomplete():
         await _complete(holdings, digest)
+    if adopted:
+        await _relink(holdings)
     took = round(time.perf_counter() - started, 3)
     log.info("reconciled", adopted=adopted, dropped=dropped, seconds=took)
 
@@ -120,6 +122,16 @@ async def _adopt(holdings: Holdings, record: BlobRecord) -> bool:
     known = BlobRecord(record.digest, record.size, media_type, record.used_at)
     await holdings.index.set_blob(known, children)
     return True
+
+
+async def _relink(holdings: Holdings) -> None:
+    """Learn from the tags who holds what has been adopted: an index that was lost told it too."""
+    index = holdings.index
+    for target, _, record in index.tagged():
+        tree = [record.descriptor.digest]
+        for digest in tree:
+            tree += [child.digest for child in index.children(digest) if child.digest not in tree]
+        await index.link(target, tree)
 
 
 async def _complete(holdings: Holdings, digest: Digest) -> None:

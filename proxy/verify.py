@@ -6,9 +6,9 @@ Goes through the digests in order and notes how far it has come, so that it may 
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from typing import Any, Final
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -31,6 +31,7 @@ Fetch = Callable[[Target, Digest, str | None], Awaitable[bool]]
 """Has content fetched anew: from where, what, and its media type, None for a blob."""
 
 Event = dict[str, Any]
+Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
 
 
@@ -44,7 +45,7 @@ class Verifier:
         self._clock = clock
         self._is_running = False
         self._after = ""
-        self._blobs = self._bytes = self._bad = self._repaired = 0
+        self._blobs = self._bytes = self._reading = self._bad = self._repaired = 0
 
     async def run(self, *, repair: bool, rate: int, restart: bool) -> AsyncGenerator[Event]:
         """Verify all that is held, at ``rate`` bytes a second (0: as fast as it goes).
@@ -102,8 +103,11 @@ class Verifier:
             for digest in self._index.shelf(number):
                 if (len(digest), digest) <= (len(self._after), self._after) and number == first:
                     continue
-                problem = await self._problem(digest, pace)
-                self._after = digest
+                async with _working(self._problem(digest, pace)) as hashing:
+                    while not (await asyncio.wait([hashing], timeout=REPORT_SECONDS))[0]:
+                        yield {"event": "progress", **self._so_far()}
+                problem, size = hashing.result()
+                self._count(digest, size)
                 if problem is not None:
                     self._bad += 1
                     yield await self._set_right(digest, problem, repair=repair)
@@ -115,35 +119,36 @@ class Verifier:
                     await self._note(done=False)
             await asyncio.sleep(0)
 
-    async def _problem(self, digest: Digest, pace: "_Pace") -> Event | None:
-        """Return what is wrong with held content, None for nothing."""
+    def _count(self, digest: Digest, size: int | None) -> None:
+        """Note that content has been looked at, and hashed unless it could not be read."""
+        self._after, self._reading = digest, 0
+        if size is not None:
+            self._blobs += 1
+            self._bytes += size
+            self._holdings.counters.verified += 1
+            self._holdings.counters.verified_bytes += size
+
+    async def _problem(self, digest: Digest, pace: "_Pace") -> tuple[Event | None, int | None]:
+        """Return what is wrong with held content, None for nothing, and how much was hashed."""
         record = self._index.held(digest)
         if record is None:
-            return None
+            return None, None
         try:
             file = self._holdings.store.open(digest)
         except StorageError as error:
-            return {"reason": str(error)}
+            return {"reason": str(error)}, None
         if file is None:
-            return {"reason": "its file is missing"}
+            return {"reason": "its file is missing"}, None
         try:
             found = await self._hash(file, record, pace)
         except OSError as error:
-            return {"reason": f"it cannot be read: {error.strerror}"}
+            return {"reason": f"it cannot be read: {error.strerror}"}, None
         finally:
             file.close()
-        self._blobs += 1
-        self._bytes += file.size
-        self._holdings.counters.verified += 1
-        self._holdings.counters.verified_bytes += file.size
         if found.holds:
-            return None
-        return {
-            "reason": "its bytes are not its name",
-            "size": record.size,
-            "size_found": file.size,
-            "digest_found": found.found,
-        }
+            return None, file.size
+        differs = {"size": record.size, "size_found": file.size, "digest_found": found.found}
+        return {"reason": "its bytes are not its name"} | differs, file.size
 
     async def _hash(self, file: BlobFile, record: BlobRecord, pace: "_Pace") -> Proof:
         """Hash a file; what nobody has used for long is not left in the page cache."""
@@ -159,6 +164,7 @@ class Verifier:
 
         while size := await in_thread(step):
             offset += size
+            self._reading = offset
             await pace.wait(size)
         return proof
 
@@ -193,17 +199,18 @@ class Verifier:
         return False
 
     def _so_far(self) -> dict[str, int]:
-        return {"blobs": self._blobs, "bytes": self._bytes}
+        return {"blobs": self._blobs, "bytes": self._bytes + self._reading}
 
     async def _recall(self, *, restart: bool) -> None:
         noted = await self._index.note(_NOTE)
         left = noted if isinstance(noted, dict) and not restart else {}
-        self._after = str(left.get("after", ""))
+        self._after, self._reading = str(left.get("after", "")), 0
         self._blobs, self._bytes = int(left.get("blobs", 0)), int(left.get("bytes", 0))
         self._bad, self._repaired = int(left.get("bad", 0)), int(left.get("repaired", 0))
 
     async def _note(self, *, done: bool) -> None:
-        counted = self._so_far() | {"bad": self._bad, "repaired": self._repaired}
+        counted = {"blobs": self._blobs, "bytes": self._bytes}
+        counted |= {"bad": self._bad, "repaired": self._repaired}
         await self._keep({"done_at": self._clock()} if done else {"after": self._after} | counted)
 
     async def _keep(self, note: Event) -> None:
@@ -211,6 +218,17 @@ class Verifier:
             await self._index.set_note(_NOTE, note)
         except StorageError as error:
             log.warning("how far verification has come cannot be noted", error=str(error))
+
+
+@asynccontextmanager
+async def _working(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio.Task[Result]]:
+    """Have work done beside; it has ended, or been broken off, when the context is left."""
+    task = asyncio.create_task(work, name="verify")
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 class _Pace:

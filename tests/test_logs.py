@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+import structlog
 
 from proxy import logs
 from proxy.logs import RequestLog
@@ -81,3 +82,9 @@ def test_what_cannot_be_written_is_counted() -> None:
     assert drops == [1]
     log._flush_or_drop()
     assert drops == [1]
+
+
+def test_what_cannot_be_said_fails_nobody() -> None:
+    log_to(Broken())
+    structlog.get_logger("proxy").error("the disk is full")
+    structlog.reset_defaults()

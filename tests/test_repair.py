@@ -4,20 +4,22 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from diskcache import Cache, JSONDisk
 
-from proxy.names import Digest, sha256
+from proxy import layout, repair
+from proxy.names import Digest, Proof, sha256
 from proxy.records import BLOCK, ReferrersRecord, TagRecord
 from proxy.repair import FORGET_SECONDS, prune, reconcile
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
 from tests.held import Held, named, opened
-from tests.running import Start
+from tests.running import Start, until
 
 IMAGE = content.image(1)
 INDEX = content.multi_platform(2)
@@ -172,6 +174,24 @@ async def test_what_comes_while_it_is_looked_at_stays(
     assert not set_aside(cache)
 
 
+async def test_what_is_downloaded_anew_while_its_bad_file_is_hashed_is_held(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = lay(cache, b"wrong", sha256(b"right"))
+    in_thread = repair.in_thread
+
+    async def slow(work: Callable[[], Proof]) -> Proof:
+        found = await in_thread(work)
+        await cache.hold(b"right")
+        return found
+
+    monkeypatch.setattr(repair, "in_thread", slow)
+    await reconcile(cache.holdings)
+    assert cache.index.held(digest) is not None
+    assert cache.path(digest).read_bytes() == b"right"
+    assert not set_aside(cache)
+
+
 async def test_what_nobody_needs_is_forgotten_after_a_long_time(cache: Held) -> None:
     hub, kept = named("app:kept")
     await cache.image("app:kept", IMAGE)
@@ -185,6 +205,7 @@ async def test_what_nobody_needs_is_forgotten_after_a_long_time(cache: Held) -> 
     cache.clock.advance(FORGET_SECONDS - 100)
     await prune(cache.holdings)
     assert await cache.index.tags(hub) == [gone, kept], "not yet"
+    assert (await cache.index.referrers(hub, Digest(lost.digest))).entries
     cache.clock.advance(200)
     await prune(cache.holdings)
     assert await cache.index.tags(hub) == [kept]
@@ -290,3 +311,22 @@ async def test_a_newer_layout_is_refused_and_left_alone(start: Start, tmp_path: 
     with pytest.raises(Exception, match="written by a newer Millpond"):
         await start()
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+async def test_a_lost_index_leaves_an_image_whole_for_the_name_it_had(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "PUBLISH_SECONDS", 0.01)
+    upstream.add("library/app", IMAGE)
+    proxy = await start()
+    for path in ("manifests/latest", *(f"blobs/{digest}" for digest in IMAGE.blobs)):
+        assert (await proxy.get(f"/v2/library/app/{path}")).status == 200
+    await until(lambda: "library/app:latest" in (proxy.storage / "index.json").read_text())
+    await proxy.close()
+    shutil.rmtree(tmp_path / "cache/index")
+    proxy = await start(offline=True)
+    async with asyncio.timeout(10):
+        while (await proxy.get("/v2/library/app/manifests/latest")).status != 200:
+            await asyncio.sleep(0.01)
+    for digest, data in IMAGE.blobs.items():
+        assert (await proxy.get(f"/v2/library/app/blobs/{digest}")).body == data

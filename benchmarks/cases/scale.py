@@ -26,6 +26,7 @@ ASKED = (
     _Asked("first_tag", "start to first manifest", "s", at_most(2)),
     _Asked("first_blob", "start to first blob", "s", at_most(2)),
     _Asked("agreed", "start to agreement of index and disk", "s", at_most(120)),
+    _Asked("quiet", "start to the end of all that it begins", "s", at_most(120)),
     _Asked("start_stall_ms", "longest loop stall meanwhile", "ms", at_most(50)),
     _Asked("rss_mb", "memory after start", "MB", at_most(600)),
     _Asked("end_peak_mb", "most memory until the end", "MB", at_most(600)),
@@ -36,8 +37,8 @@ ASKED = (
     _Asked("evict_wait_ms", "longest wait for a manifest meanwhile", "ms"),
 )
 HITS = {
-    "tag_hot_us": "manifest by tag, 1,000 again and again",
-    "blob_hot_us": "blob from the disk, 1,000 again and again",
+    "tag_hot_us": "manifest by tag, 100 again and again",
+    "blob_hot_us": "blob from the disk, 100 again and again",
     "tag_any_us": "manifest by tag, any of all",
     "blob_any_us": "blob from the disk, any of all",
 }

@@ -61,7 +61,7 @@ def run(door: Door, work: Work) -> NoReturn:
         if not signals:
             raise
         status = 128 + signals[0]
-    except BrokenPipeError:
+    except (BrokenPipeError, ConnectionResetError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     except (ConfigError, Refused, Unanswered) as error:

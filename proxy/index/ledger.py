@@ -1,8 +1,10 @@
 """What is held, in the order of last use, and what each held manifest lists: all in RAM.
 
 Columns instead of objects: about 200 bytes a blob, so that a million fit. A slot is a row of
-the columns; what a held manifest lists has a slot too, held or not. The order of use is a list
-linked through two columns, from slot 0 to the coldest and on to the warmest.
+the columns; what a held manifest lists has a slot too, held or not. The slot of a key is looked up
+among those with the same first byte: one dictionary of a million would pause all others when it
+grows. The order of use is a list linked through two columns, from slot 0 to the coldest and on to
+the warmest.
 """
 
 import heapq
@@ -23,7 +25,7 @@ many, each look of the garbage collector would be a pause of a tenth of a second
 
 _IS_UNSEEN: Final = bytes(state & _HELD and not state & _SEEN for state in range(256))
 _WITHOUT_SEEN: Final = bytes(state & ~_SEEN for state in range(256))
-_SORT_CHUNK: Final = 20_000
+_SORT_CHUNK: Final = 5_000
 _AFTER: Final = 1e-6
 """Seconds by which content counts as used later than the manifest that lists it."""
 
@@ -32,10 +34,9 @@ class Ledger:
     """A manifest is always colder than what it lists, so that it is the first of them to go."""
 
     def __init__(self) -> None:
-        self._slots: dict[bytes, int] = {}
+        self._slots: list[dict[bytes, int]] = [{} for _ in range(256)]
         self._keys = bytearray(_SHORT)
         self._long_keys: dict[int, bytes] = {}
-        self._firsts = bytearray(1)
         self._sizes = array("Q", [0])
         self._used = array("d", [0.0])
         self._types = array("H", [0])
@@ -52,7 +53,7 @@ class Ledger:
         self.disk_bytes = 0
 
     def __contains__(self, digest: Digest) -> bool:
-        slot = self._slots.get(_key(digest))
+        slot = self._known(digest)
         return slot is not None and self._states[slot] & _HELD != 0
 
     def get(self, digest: Digest) -> BlobRecord | None:
@@ -126,11 +127,11 @@ class Ledger:
 
     def is_known(self, digest: Digest) -> bool:
         """Tell whether this is held, or listed by what is held."""
-        return _key(digest) in self._slots
+        return self._known(digest) is not None
 
     def parents(self, digest: Digest) -> list[Digest]:
         """Return the held manifests that list this. Looks at all of them."""
-        slot = self._slots.get(_key(digest))
+        slot = self._known(digest)
         if slot is None or not self._listings[slot]:
             return []
         packed = array("I", [slot]).tobytes()  # a search in bytes is fast, and finds too much
@@ -145,17 +146,17 @@ class Ledger:
 
     def is_listed(self, digest: Digest) -> bool:
         """Tell whether a held manifest lists this."""
-        slot = self._slots.get(_key(digest))
+        slot = self._known(digest)
         return slot is not None and self._listings[slot] > 0
 
     def label(self, digest: Digest) -> int:
         """Return the number that was put on what is known; 0 for none."""
-        slot = self._slots.get(_key(digest))
+        slot = self._known(digest)
         return 0 if slot is None else self._labels[slot]
 
     def set_label(self, digest: Digest, number: int) -> bool:
         """Put a number on what is known, until it is forgotten; tell whether it is known."""
-        slot = self._slots.get(_key(digest))
+        slot = self._known(digest)
         if slot is not None:
             self._labels[slot] = number
         return slot is not None
@@ -166,7 +167,7 @@ class Ledger:
 
     def shelf(self, number: int) -> list[Digest]:
         """Return what is held of the digests whose first byte is ``number``, sorted."""
-        slots = _where(self._firsts, number)
+        slots = self._slots[number].values()
         found = [self._digest(slot) for slot in slots if self._states[slot] & _HELD]
         return sorted(found, key=lambda digest: (len(digest), digest))
 
@@ -187,9 +188,9 @@ class Ledger:
     def sort(self) -> Iterator[None]:
         """Put what was loaded and not used since into its order; yields between short steps."""
         for _ in range(3):  # an index of indices of manifests is as deep as they get
-            for count, (slot, listed) in enumerate(list(self._lists.items())):
-                self._age_together(slot, listed)
-                if count % 1000 == 0:
+            for count, slot in enumerate(array("I", self._lists)):
+                self._age_together(slot, self._lists.get(slot, b""))
+                if count % 250 == 0:
                     yield
         chunks = []
         for start in range(1, len(self._states), _SORT_CHUNK):
@@ -202,7 +203,7 @@ class Ledger:
                 self._states[slot] &= ~_LOADED
                 self._unlink(slot)
                 self._append(slot, before=self._warmer[_END])
-            if count % 1000 == 0:
+            if count % 500 == 0:
                 yield
 
     def _age_together(self, slot: int, listed: bytes) -> None:
@@ -258,8 +259,12 @@ class Ledger:
             self._lists[slot] = listed.tobytes()
         return slot
 
+    def _known(self, digest: Digest) -> int | None:
+        key = _key(digest)
+        return self._slots[key[0]].get(key)
+
     def _held(self, digest: Digest) -> int | None:
-        slot = self._slots.get(_key(digest))
+        slot = self._known(digest)
         return slot if slot is not None and self._states[slot] & _HELD else None
 
     def _record(self, slot: int) -> BlobRecord:
@@ -272,17 +277,16 @@ class Ledger:
 
     def _slot(self, digest: Digest) -> int:
         key = _key(digest)
-        slot = self._slots.get(key)
+        slots = self._slots[key[0]]
+        slot = slots.get(key)
         if slot is not None:
             return slot
         if self._free:
             slot = self._free.pop()
             self._keys[slot * _SHORT : (slot + 1) * _SHORT] = key[:_SHORT]
-            self._firsts[slot] = key[0]
         else:
             slot = len(self._states)
             self._keys += key[:_SHORT]
-            self._firsts.append(key[0])
             for column in (self._sizes, self._types, self._states, self._listings):
                 column.append(0)
             self._used.append(0.0)
@@ -291,12 +295,13 @@ class Ledger:
             self._warmer.append(_END)
         if len(key) > _SHORT:
             self._long_keys[slot] = key
-        self._slots[key] = slot
+        slots[key] = slot
         return slot
 
     def _forget_unless_needed(self, slot: int) -> None:
         if not self._states[slot] and not self._listings[slot]:
-            del self._slots[self._key(slot)]
+            key = self._key(slot)
+            del self._slots[key[0]][key]
             self._long_keys.pop(slot, None)
             self._labels[slot] = 0
             self._free.append(slot)

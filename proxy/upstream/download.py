@@ -197,7 +197,7 @@ def asked_for(question: Question, span: Span, size: float | None) -> Question:
     return replace(question, headers=headers, is_spare=False)
 
 
-class _Helper:
+class _Companion:
     """One more connection, as long as it is of use and nobody else wants its place."""
 
     def __init__(self, connection: Connection, span: Span, loan: Loan) -> None:
@@ -225,7 +225,7 @@ class Download:
         self._first = Connection(client, question, response)
         self.size = response.content_length
         self._spans = Spans(float("inf") if self.size is None else self.size, terms.pieces)
-        self._helpers: dict[asyncio.Task[None], _Helper] = {}
+        self._helpers: dict[asyncio.Task[None], _Companion] = {}
         self._wanted = 2 if self._may_be_cut(response) else 1
         self._proven = False
         self._failure: RegistryError | None = None
@@ -334,13 +334,13 @@ class Download:
             if span is None:
                 loan.give_back()
                 return
-            helper = _Helper(Connection(self._client, self._question, None), span, loan)
+            helper = _Companion(Connection(self._client, self._question, None), span, loan)
             task = group.create_task(self._help(helper, group, sink), name="download helper")
             tasks.append(task)
             self._helpers[task] = helper
             task.add_done_callback(self._dismiss)
 
-    async def _help(self, helper: _Helper, group: asyncio.TaskGroup, sink: Sink) -> None:
+    async def _help(self, helper: _Companion, group: asyncio.TaskGroup, sink: Sink) -> None:
         """Fetch span after span; whatever upstream has against it leaves the rest to the others."""
         assert self.size is not None
         try:
@@ -353,7 +353,7 @@ class Download:
             self._wanted = self._hands - 1
             log.info("fewer connections", ref=self._question.ref, reason=error.message)
 
-    async def _fetch(self, helper: _Helper, group: asyncio.TaskGroup, sink: Sink) -> None:
+    async def _fetch(self, helper: _Companion, group: asyncio.TaskGroup, sink: Sink) -> None:
         """Fetch one span; a body that breaks off is asked for again from its last good byte."""
         span, connection = helper.span, helper.connection
         assert span is not None

@@ -8,7 +8,7 @@ import hmac
 import json
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -200,20 +200,26 @@ async def _stream(request: BaseRequest, documents: AsyncGenerator[Document]) -> 
     async with aclosing(documents) as lines:
         first = await anext(lines, None)
         response = StreamResponse(headers={"Content-Type": NDJSON})
-        await response.prepare(request)
-        if first is not None:
-            await response.write(_line(first))
-        pending, count = b"", 0
-        async for document in lines:
-            pending += _line(document)
-            count += 1
-            if "event" in document or count % _FLUSH_LINES == 0:
-                await response.write(pending)
-                await asyncio.sleep(0)  # a write waits only for a client that is slow
-                pending = b""
-        await response.write(pending)
-        await response.write_eof()
+        with suppress(ConnectionError):  # whoever leaves ends it
+            await response.prepare(request)
+            if first is not None:
+                await response.write(_line(first))
+            await _send(response, lines)
+            await response.write_eof()
     return response
+
+
+async def _send(response: StreamResponse, documents: AsyncGenerator[Document]) -> None:
+    """Send lines: events at once, others some at a time."""
+    pending, count = b"", 0
+    async for document in documents:
+        pending += _line(document)
+        count += 1
+        if "event" in document or count % _FLUSH_LINES == 0:
+            await response.write(pending)
+            await asyncio.sleep(0)  # a write waits only for a client that is slow
+            pending = b""
+    await response.write(pending)
 
 
 async def _body(request: BaseRequest) -> str:

@@ -30,9 +30,10 @@ bench: $(VENV)/.installed-test ## beside the rivals; ONLY="case case", ROUNDS=5,
 bench-check: $(VENV)/.installed-test ## fail if a ratio is 15 % worse than in benchmarks/baseline.json
 	@exec $(BIN)/python -m benchmarks --check $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-soak: $(VENV)/.installed-test ## MINUTES=30 of mixed load on a small cache, then KILLS=500 kills
+soak: $(VENV)/.installed-test ## MINUTES=30 of mixed load on a small cache, then KILLS=500 kills and power cuts
 	@$(BIN)/python -m benchmarks.soak $(MINUTES)
 	@$(BIN)/python -m tests.crash --kills $(or $(KILLS),500) --seconds 3600
+	@$(BIN)/python -m tests.crash --kills $(or $(KILLS),500) --seconds 3600 --cuts-power
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -93,10 +93,14 @@ class Layout:
         await self._recalled.wait()
         while True:
             started = time.monotonic()
-            told = self._index.revision, self._pins()
-            if told != self._published and await self.publish():
-                self._published = told
+            await self.keep()
             await asyncio.sleep(max(PUBLISH_SECONDS, REST * (time.monotonic() - started)))
+
+    async def keep(self) -> None:
+        """Write ``index.json`` if what it tells has changed, and the last one has been read."""
+        told = self._index.revision, self._pins()
+        if self._recalled.is_set() and told != self._published and await self.publish():
+            self._published = told
 
     async def publish(self) -> bool:
         """Write ``index.json``; tell whether the disk took it."""

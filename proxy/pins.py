@@ -19,6 +19,7 @@ from proxy.in_use import Feeds
 from proxy.index import Index
 from proxy.names import Digest, Image
 from proxy.records import disk_bytes
+from proxy.threads import to_its_end
 
 STALE_SECONDS: Final = 5.0
 """For so long at most a new image may go unnoticed: it is the warmest anyway."""
@@ -99,19 +100,26 @@ class Pins:
     async def add(self, name: str) -> Pin:
         """Pin an image for good. Raises ``RegistryError``, ``StorageError``."""
         image = self._parse(name)
+        await to_its_end(self._add(image))
+        return next(pin for pin in self.all() if pin.name == str(image))
+
+    async def _add(self, image: Image) -> None:
+        """Never left half done: what is noted and what is known must not differ."""
         async with self._noting:
             if image not in self._added and image not in self._exact:
                 self._refuse_too_much(image)
                 await self._index.set_note(_NOTE, [*self.added(), str(image)])
                 self._added.append(image)
                 self._seen = None
-        return next(pin for pin in self.all() if pin.name == str(image))
 
     async def remove(self, name: str) -> None:
         """End a pin that was added. Raises ``RegistryError``, ``StorageError``."""
         image = self._parse(name)
         if image in self._exact:
             raise Conflict(f"{image} is pinned by the configuration")
+        await to_its_end(self._remove(image))
+
+    async def _remove(self, image: Image) -> None:
         async with self._noting:
             if image not in self._added:
                 raise PinUnknown(f"{image} is not pinned")

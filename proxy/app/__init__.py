@@ -79,6 +79,7 @@ async def running(
         listener = stack.enter_context(listening.public(settings)) if is_public else None
         router = Router(settings)
         kept = await storage.opened(stack, settings, router, metrics.cache, clock)
+        stack.push_async_callback(kept.layout.keep)
         background = Background()
         stack.push_async_callback(background.close)
         request_log = make_request_log(metrics.cache)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 HERE = Path(__file__).parent
-NUMBERS = [f"T{n:02}" for n in range(1, 44)] + [f"C{n:02}" for n in range(1, 26)]
+NUMBERS = [f"T{n:02}" for n in range(1, 72)] + [f"C{n:02}" for n in range(1, 26)]
 ROW = re.compile(r"\| ([TC]\d\d) \| ([^|]+) \| ([^|]*) \|")
 LISTED = re.compile(r"`(tests/[^`]+)`")
 CARRIED = re.compile(r"test((?:_[tc]\d\d)+)_")

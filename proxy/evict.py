@@ -175,6 +175,14 @@ class Evictor:
         """Take back a promise."""
         self._promised -= promised
 
+    def condemn(self, size: int) -> None:
+        """Count ``size`` disk bytes of content that leaves the index, until ``unlinked``."""
+        self._condemned += size
+
+    def unlinked(self, size: int) -> None:
+        """Count condemned bytes no more: their file is gone, or lies in quarantine."""
+        self._condemned -= size
+
     async def cover(self) -> None:
         """Return once the ceiling that is noted covers all that is promised."""
         async with self._noting:

@@ -102,6 +102,7 @@ class Evictor:
         self._unknown = 0
         self._ceiling: int | None = None
         self._left_below = 0
+        self._gone_early = 0
         self._scanned = asyncio.Event()
         self._pressed = asyncio.Event()
         self._evicting = asyncio.Lock()
@@ -116,7 +117,7 @@ class Evictor:
         """Disk bytes held, promised, set aside, not yet unlinked, or not known yet."""
         left = self._unknown
         if not self._scanned.is_set():
-            left = max(0, self._left_below - self._index.loaded_bytes)
+            left = max(0, self._left_below + self._gone_early - self._index.loaded_bytes)
         known = self._index.usage().disk_bytes + self._store.quarantine.bytes
         return known + self._promised + self._condemned + left
 
@@ -176,8 +177,14 @@ class Evictor:
         self._promised -= promised
 
     def condemn(self, size: int) -> None:
-        """Count ``size`` disk bytes of content that leaves the index, until ``unlinked``."""
+        """Count ``size`` disk bytes of content that leaves the index, until ``unlinked``.
+
+        Before the scan a row proves no file: after a power cut, rows without a file and files
+        without a row come together. So what leaves then takes nothing off the bound.
+        """
         self._condemned += size
+        if not self._scanned.is_set():
+            self._gone_early += size
 
     def unlinked(self, size: int) -> None:
         """Count condemned bytes no more: their file is gone, or lies in quarantine."""

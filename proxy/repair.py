@@ -33,13 +33,13 @@ async def reconcile(holdings: Holdings) -> None:
     started = time.perf_counter()
     index, evictor = holdings.index, holdings.evictor
     await index.ready()
-    sizes = [disk_bytes(size) async for _, size, _ in _orphans(holdings)]
-    evictor.found(sum(sizes))
+    unknown = {digest: disk_bytes(size) async for digest, size, _ in _orphans(holdings)}
+    evictor.found(sum(unknown.values()))
     adopted, dropped = 0, await _drop_ghosts(holdings)
-    if sizes:
+    if unknown:
         async for digest, size, modified in _orphans(holdings):
             adopted += await _adopt(holdings, BlobRecord(digest, size, None, modified))
-            evictor.settled(disk_bytes(size))
+            evictor.settled(unknown.pop(digest, 0))  # 0: a download that has just been stored
         evictor.found(0)
     for digest in index.incomplete():
         await _complete(holdings, digest)

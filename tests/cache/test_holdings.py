@@ -4,15 +4,17 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proxy.names import Digest
-from proxy.records import BLOCK, disk_bytes
+from proxy.names import Digest, sha256
+from proxy.records import BLOCK, BlobRecord, disk_bytes
+from proxy.repair import reconcile
 from tests.fakes.clock import Clock
-from tests.held import LIMIT, Held, opened
+from tests.held import LIMIT, Held, begun, opened
 from tests.running import until
 
 Leave = Callable[[Held, Digest], Any]
@@ -115,3 +117,69 @@ async def test_bytes_that_cannot_be_unlinked_go_on_counting(
         await drop(cache, digest)
     assert on_disk(tmp_path) == 14 * BLOCK
     assert cache.evictor.used == 14 * BLOCK
+
+
+def file_without_a_row(cache: Held, number: int, blocks: int) -> Digest:
+    """Put a blob there as a killed process leaves it; blobs are never alike."""
+    data = number.to_bytes(4) * (blocks * BLOCK // 4)
+    digest = sha256(data)
+    cache.path(digest).write_bytes(data)
+    return digest
+
+
+async def test_a_row_without_a_file_hides_no_file_without_a_row(
+    tmp_path: Path, clock: Clock
+) -> None:
+    async with opened(tmp_path, clock) as before:
+        ghosts = [await before.blocks(number, 20) for number in range(3)]
+    async with AsyncExitStack() as stack:
+        cache = await begun(stack, tmp_path, clock)
+        for number, ghost in enumerate(ghosts):  # the power was cut: unlinked, but no row is gone
+            cache.path(ghost).unlink()
+            file_without_a_row(cache, 100 + number, 20)
+        await cache.index.ready()
+        room = await cache.evictor.reserve(10 * BLOCK)
+        for ghost in ghosts:
+            assert await cache.holdings.open(ghost) is None
+        assert cache.evictor.used >= on_disk(tmp_path) + 10 * BLOCK == 70 * BLOCK
+        await reconcile(cache.holdings)
+        assert cache.evictor.used == on_disk(tmp_path) + 10 * BLOCK
+        room.release()
+
+
+async def test_a_download_stored_during_the_adoption_is_not_taken_for_an_orphan(
+    cache: Held, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for number in range(3):
+        file_without_a_row(cache, number, 20)
+    stored: list[Digest] = []
+    scan, open_file, settled = cache.store.scan, cache.store.open, cache.evictor.settled
+    landing: list[asyncio.Task[None]] = []
+    too_low: list[int] = []
+
+    def scan_again() -> Any:
+        monkeypatch.setattr(cache.store, "scan", scan_with_a_download)
+        return scan()
+
+    def scan_with_a_download() -> Any:
+        stored.append(file_without_a_row(cache, 99, 14))  # renamed; its row comes next
+        return scan()
+
+    def open_and_index(digest: Digest) -> Any:
+        if digest in stored:
+            record = BlobRecord(digest, 14 * BLOCK, None, cache.clock())
+            landing.append(asyncio.create_task(cache.index.set_blob(record)))
+        return open_file(digest)
+
+    def settled_then_weighed(orphan: int) -> None:
+        settled(orphan)
+        if landing and cache.evictor.used < on_disk(tmp_path):
+            too_low.append(cache.evictor.used)
+
+    monkeypatch.setattr(cache.store, "scan", scan_again)
+    monkeypatch.setattr(cache.store, "open", open_and_index)
+    monkeypatch.setattr(cache.evictor, "settled", settled_then_weighed)
+    await reconcile(cache.holdings)
+    assert landing
+    assert not too_low
+    assert cache.evictor.used == on_disk(tmp_path) == 74 * BLOCK

@@ -13,7 +13,7 @@ import structlog
 from aiohttp.web import ServerRunner, SockSite
 
 from proxy.app import listening, storage
-from proxy.app.upstreams import Sources
+from proxy.app.upstreams import Upstreams
 from proxy.cache import Cache
 from proxy.cache.ahead import Ahead, Bounds
 from proxy.cache.at_hand import AtHand
@@ -24,7 +24,7 @@ from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
 from proxy.cache.referrers import ReferrersCache
 from proxy.cache.small import SmallBlobs
-from proxy.cache.sources import Source
+from proxy.cache.sources import Source, Sources
 from proxy.cache.tags import Tags
 from proxy.errors import StorageError
 from proxy.flights import Flights
@@ -86,9 +86,9 @@ async def running(
 
         flights = Flights(settings.storage.finish_from)
         stack.push_async_callback(flights.close)
-        sources = Sources(stack, settings, metrics, clock).build()
+        sources = Sources(Upstreams(stack, settings, metrics, clock).build())
         cache = _cache(stack, settings, kept, flights, sources)
-        verifier = Verifier(kept.holdings, cache.fetch, clock)
+        verifier = Verifier(kept.holdings, cache.fetch, clock, kept.pins.roots)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
         prepared = Prepared(at_hand, metrics=metrics, request_log=request_log)
         registry = Registry(

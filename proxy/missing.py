@@ -35,7 +35,7 @@ class Lost:
     """What was set aside and not fetched again: media types by digest, None for a blob."""
 
     def __init__(self, noted: object) -> None:
-        """Take ``noted``, which an earlier ``to_json`` returned. Rows of another shape are left out."""
+        """Take what an earlier ``to_json`` returned; rows of another shape are left out."""
         self._types: dict[Digest, str | None] = {}
         for row in as_list(noted):
             match row:

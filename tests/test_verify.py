@@ -447,7 +447,7 @@ async def test_t61_what_a_client_found_unreadable_is_repaired(
     """Set aside by somebody else than a verification, with a note that names no type."""
     holdings = pulling.app.admin._control._verifier._holdings
     await holdings.set_aside(Digest(IMAGE.digest), {"reason": "it cannot be read"})
-    [_, bad, done] = await verified(pulling)
+    [_, bad, _] = await verified(pulling)
     assert (bad["digest"], bad["repaired"]) == (IMAGE.digest, True)
     assert path(pulling, IMAGE.digest).read_bytes() == IMAGE.manifest
     assert [event["event"] for event in await verified(pulling)] == ["start", "done"]

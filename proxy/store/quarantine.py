@@ -48,15 +48,13 @@ class DiskQuarantine:
 
     def notes(self) -> list[str]:
         """Return the notes that lie beside the content. Survives every error."""
-        found = []
         with self._one_at_a_time:
             try:
-                for name in os.listdir(self._directory.quarantine):
-                    if name.endswith(".json"):
-                        found.append(self._read(name))
-            except (OSError, UnicodeDecodeError) as error:
-                log.warning("a note in quarantine cannot be read", error=str(error))
-        return found
+                names = os.listdir(self._directory.quarantine)
+            except OSError as error:
+                log.warning("quarantine cannot be listed", error=str(error))
+                return []
+            return [self._read(name) for name in names if name.endswith(".json")]
 
     def empty(self) -> None:
         """Delete everything: room is needed for what can be served. Survives every error."""
@@ -96,9 +94,14 @@ class DiskQuarantine:
             log.warning("a note cannot be written", digest=digest, error=str(error))
 
     def _read(self, name: str) -> str:
+        """Return a note, empty if it cannot be read."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(name, flags, dir_fd=self._directory.quarantine), "rb") as file:
-            return file.read(MAX_NOTE).decode()
+        try:
+            with os.fdopen(os.open(name, flags, dir_fd=self._directory.quarantine), "rb") as file:
+                return file.read(MAX_NOTE).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            log.warning("a note in quarantine cannot be read", file=name, error=str(error))
+            return ""
 
     def _make_place(self) -> None:
         names = [name for name in os.listdir(self._directory.quarantine) if "." not in name]

@@ -317,9 +317,11 @@ class Evictor:
         digests = list(records)
         children = {digest: self._index.children(digest) for digest in digests}
         self._store.condemn(digests)
-        await self._index.drop_blobs(digests)
-        remaining = await self._store.delete(digests)
-        self._condemned -= taken
+        try:
+            await self._index.drop_blobs(digests)
+        finally:  # whatever happens, or the digests could not be stored again
+            remaining = await self._store.delete(digests)
+            self._condemned -= taken
         for digest in remaining:
             taken -= disk_bytes(records[digest].size)
             await self._index.set_blob(records[digest], children[digest])

@@ -145,6 +145,15 @@ class Pins:
         """Return what is pinned now; what is in use is not among it unless it is pinned too."""
         return self._collect()
 
+    def roots(self) -> list[Digest]:
+        """Return the manifest of every pinned image, as far as it is known; held or not."""
+        images = [*self._exact, *self._added]
+        found = [root for image in images for root in self._roots(image)]
+        found += [image.digest for image in images if image.digest is not None]
+        for _, matched in self._matched():
+            found += matched
+        return list(dict.fromkeys(found))
+
     def all(self) -> list[Pin]:
         """Return every pin with what it keeps now."""
         self._collect()

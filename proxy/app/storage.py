@@ -10,7 +10,7 @@ from proxy.evict import Evictor, Quota
 from proxy.in_use import Feeds
 from proxy.index.local import LocalIndex
 from proxy.layout import Layout, pins_named
-from proxy.metrics import CacheCounters
+from proxy.metrics import Metrics
 from proxy.pins import Pins
 from proxy.records import Clock
 from proxy.routing import Router
@@ -18,6 +18,7 @@ from proxy.settings import Settings
 from proxy.settings import Storage as StorageSettings
 from proxy.store.directory import Directory, IndexFile
 from proxy.store.disk import DiskStore
+from proxy.supervisor import Supervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ async def opened(
     stack: AsyncExitStack,
     settings: Settings,
     router: Router,
-    counters: CacheCounters,
+    metrics: Metrics,
     clock: Clock,
 ) -> Storage:
     """Take the directory and open everything in it; ``stack`` closes it. Raises ``ConfigError``."""
@@ -46,7 +47,10 @@ async def opened(
     stack.callback(directory.close)
     store = DiskStore(directory)
     rows = configured.path / "index"
-    index = LocalIndex(rows, clock=clock, on_trouble=counters.storage_trouble)
+    counters, supervisor = metrics.cache, Supervisor(metrics.tasks, metrics.readiness)
+    index = LocalIndex(
+        rows, clock=clock, on_trouble=counters.storage_trouble, supervisor=supervisor
+    )
     await stack.enter_async_context(index)
     quota = _quota(configured, directory)
     feeds = Feeds(index, router.image, clock, configured.in_use_file)

@@ -133,7 +133,10 @@ def _told(bad: Document) -> str:
     if bad["quarantined"]:
         parts.append(f"moved to {bad['quarantined']}")
     if bad["repaired"] is not None:
-        parts.append("fetched again" if bad["repaired"] else "could not be fetched again")
+        failed = "could not be fetched again"
+        if failure := bad.get("failure"):
+            failed += f": {failure}"
+        parts.append("fetched again" if bad["repaired"] else failed)
     if bad["images"]:
         parts.append("belongs to " + ", ".join(bad["images"]))
     return "; ".join(parts)

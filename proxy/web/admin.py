@@ -78,6 +78,8 @@ class Admin:
                 return _json({"status": "ok"})
             case "/-/readyz" if self.is_stopping:
                 return _json({"status": "stopping"}, status=503)
+            case "/-/readyz" if reasons := self._metrics.readiness.reasons:
+                return _json({"status": "not ready", "reasons": dict(reasons)}, status=503)
             case "/-/readyz":
                 return _json({"status": "ready"})
             case _:

@@ -9,7 +9,7 @@ import structlog
 
 from proxy import manifests
 from proxy.cache.holdings import Holdings
-from proxy.errors import StorageError
+from proxy.errors import StorageError, is_disk_error
 from proxy.names import Digest, Proof
 from proxy.records import BlobRecord, Child, disk_bytes
 from proxy.store import BlobFile
@@ -110,6 +110,9 @@ async def _adopt(holdings: Holdings, record: BlobRecord) -> bool:
         proven = (await in_thread(lambda: proof(file, record.digest))).holds
         body = file.read() if proven and record.size <= manifests.MAX_SIZE else b""
     except (OSError, StorageError) as error:
+        if not is_disk_error(error):
+            log.warning("content could not be adopted", digest=record.digest, error=str(error))
+            return False
         proven, problem = False, f"it cannot be read: {error}"
     finally:
         file.close()

@@ -22,7 +22,7 @@ import structlog
 from proxy import missing
 from proxy.cache.holdings import Holdings
 from proxy.documents import as_list
-from proxy.errors import Conflict, RegistryError, StorageError
+from proxy.errors import Conflict, RegistryError, StorageError, is_disk_error
 from proxy.images import broken_by
 from proxy.names import Digest, Proof, Target
 from proxy.records import BlobRecord
@@ -180,12 +180,18 @@ class Verifier:
         try:
             file = self._holdings.store.open(digest)
         except StorageError as error:
+            if not is_disk_error(error):
+                log.warning("content could not be verified", digest=digest, error=str(error))
+                return None, None
             return {"reason": str(error)}, None
         if file is None:
             return {"reason": "its file is missing"}, None
         try:
             found = await self._hash(file, record, pace)
         except OSError as error:
+            if not is_disk_error(error):
+                log.warning("content could not be verified", digest=digest, error=str(error))
+                return None, None
             return {"reason": f"it cannot be read: {error.strerror}"}, None
         finally:
             file.close()

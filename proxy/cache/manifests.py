@@ -166,6 +166,13 @@ class Manifests:
                 return replace(kept.hit, outcome=Outcome.STALE, warning=warning)
         return None
 
+    async def held(self, target: Target, digest: Digest, warning: str) -> Manifest | None:
+        """Return a held manifest of this repository as a stale answer, whole or not."""
+        kept = await self._kept(target, digest)
+        if kept is None or not await self._index.linked(target, digest):
+            return None
+        return replace(kept.hit, outcome=Outcome.STALE, warning=warning)
+
     async def is_whole(self, target: Target, digest: Digest) -> bool:
         """Tell whether a client could pull this here and now in full.
 

@@ -20,6 +20,7 @@ from proxy.policy import Action, Rule, Wish
 from proxy.records import Clock, TagRecord
 
 FAILED_WARNING: Final = "stale: upstream failed, this is the last good copy"
+PARTIAL_WARNING: Final = "stale: upstream failed, and not all of this image is held here"
 SCARCE_WARNING: Final = "stale: there is a newer image, and pulls are nearly used up"
 DELETED_WARNING: Final = "kept: upstream no longer has this tag"
 
@@ -154,19 +155,25 @@ class Tags:
             try:
                 descriptor = await self._manifests.ask(target, tag)
             except Absent as error:
+                if (newer := await self._newer(target, tag, record)) is not None:
+                    return newer
                 rule = self._rule(target, tag)
                 if policy.on_failure(record.checked_at, rule, self._clock(), error) is Action.MISS:
                     await self._index.drop_tag(target, tag)
                 raise
             checked = TagRecord(descriptor, self._clock())
-            current = await self._index.tag(target, tag)
-            if current is not None and current != record:
-                return current  # somebody has learnt something newer meanwhile
+            if (newer := await self._newer(target, tag, record)) is not None:
+                return newer
             if await self._spared(target, tag, record, checked) is None:
                 await self._index.set_tag(target, tag, checked)
             return checked
 
         return await self._checks.do((target, tag), ask)
+
+    async def _newer(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord | None:
+        """Return the tag's record if another request replaced ``record`` during a check."""
+        current = await self._index.tag(target, tag)
+        return current if current is not None and current != record else None
 
     async def _learn(self, target: Target, tag: Tag) -> TagRecord:
         """Record a tag that is not known yet from a HEAD: some clients never GET it."""
@@ -212,16 +219,33 @@ class Tags:
     async def _stand_in(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
     ) -> Manifest:
-        """Return the last good copy whose every part is held, or raise ``error``."""
+        """Return a held copy instead of upstream's answer, or raise ``error``.
+
+        In this order:
+
+        1. The image that the tag names, held in full: nobody needs upstream.
+        2. The same image, its manifest held and some layers not. Nodes that have the layers need
+           only this answer, and an older image would set them back. Others get the missing layers
+           from upstream, through this cache or by themselves. Offline nothing reaches this method:
+           Podman and CRI-O choose a mirror by the manifest and ask nowhere else for its layers.
+        3. An older image of the tag, held in full, when the manifest itself is not held.
+        """
         rule = self._rule(target, tag)
         if policy.on_failure(record.checked_at, rule, self._clock(), error) is not Action.SERVE:
+            if isinstance(error, Absent) and await self._newer(target, tag, record) is None:
+                await self._index.drop_tag(target, tag)
             raise error
-        history = await self._index.history(target, tag)
-        earlier = [sighting.digest for sighting in reversed(history)]
-        warning = DELETED_WARNING if isinstance(error, Absent) else FAILED_WARNING
-        copy = await self._manifests.last_good(
-            target, [record.descriptor.digest, *earlier], warning
-        )
+        is_deleted = isinstance(error, Absent)
+        warning = DELETED_WARNING if is_deleted else FAILED_WARNING
+        partial = DELETED_WARNING if is_deleted else PARTIAL_WARNING
+        current = record.descriptor.digest
+        copy = await self._manifests.last_good(target, [current], warning)
+        if copy is None:
+            copy = await self._manifests.held(target, current, partial)
+        if copy is None:
+            history = await self._index.history(target, tag)
+            earlier = [sighting.digest for sighting in reversed(history)]
+            copy = await self._manifests.last_good(target, earlier, warning)
         if copy is None:
             raise error
         return copy

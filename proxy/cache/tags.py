@@ -8,7 +8,7 @@ from typing import Final, assert_never
 import structlog
 
 from proxy import policy
-from proxy.cache.answers import Described, Manifest
+from proxy.cache.answers import Described, Forward, Manifest
 from proxy.cache.manifests import Manifests
 from proxy.cache.sources import Source
 from proxy.errors import Absent, ManifestUnknown, NotHeld, RegistryError, UpstreamTimeout
@@ -34,6 +34,7 @@ class _Pointed:
     record: TagRecord
     outcome: Outcome
     fresh: float
+    forward: Forward | None = None
 
 
 class Tags:
@@ -80,8 +81,8 @@ class Tags:
         except RegistryError as error:
             return await self._stand_in(target, tag, found.record, error)
         if manifest.outcome is Outcome.HIT:
-            return replace(manifest, outcome=found.outcome, fresh=found.fresh)
-        return manifest
+            manifest = replace(manifest, outcome=found.outcome, fresh=found.fresh)
+        return replace(manifest, forward=found.forward)
 
     async def head(self, target: Target, tag: Tag, asked: Wish) -> Described:
         """Return what a tag points to, asking upstream for no body. Raises ``RegistryError``."""
@@ -90,12 +91,12 @@ class Tags:
             learnt = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
             return Described(learnt.descriptor, Outcome.MISS)
         if isinstance(found, Manifest):
-            return Described(found.descriptor, found.outcome, found.warning)
+            return Described(found.descriptor, found.outcome, found.warning, forward=found.forward)
         descriptor = found.record.descriptor
         self._index.touch(descriptor.digest)
         if self._rule(target, tag).offline or asked is Wish.HELD:
             descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
-        return Described(descriptor, found.outcome, fresh=found.fresh)
+        return Described(descriptor, found.outcome, fresh=found.fresh, forward=found.forward)
 
     def seconds_fresh(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
         """Return for how long a record is answered without asking; None when it is not."""
@@ -132,8 +133,8 @@ class Tags:
                 except RegistryError as error:
                     return await self._stand_in(target, tag, record, error)
                 if (spared := await self._spared(target, tag, record, checked)) is not None:
-                    return spared
-                return _Pointed(checked, Outcome.REVALIDATED, rule.tag_ttl)
+                    return replace(spared, forward=Forward(200))
+                return _Pointed(checked, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
             case _:
                 assert_never(action)
 
@@ -248,7 +249,7 @@ class Tags:
             copy = await self._manifests.last_good(target, earlier, warning)
         if copy is None:
             raise error
-        return copy
+        return replace(copy, forward=Forward(error.upstream_status, error))
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         source = self._sources[target.upstream]

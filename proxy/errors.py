@@ -35,6 +35,18 @@ class RegistryError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "UNKNOWN"
 
+    was_forwarded: bool = False
+    """Upstream was asked before this error was known."""
+
+    upstream_status: int | None = None
+    """The HTTP status that upstream answered with; None when it gave none."""
+
+    host: str | None = None
+    """The host that failed: the registry, its token server, or one that it redirected to."""
+
+    is_remembered: bool = False
+    """Upstream said so earlier, and was not asked again."""
+
     def __init__(
         self, message: str, *, detail: object = None, retry_after: float | None = None
     ) -> None:
@@ -207,6 +219,7 @@ class UpstreamFailure(RegistryError):
     """Upstream could not or would not answer now. Never to be told as absence."""
 
     status, code = 502, "UNAVAILABLE"
+    was_forwarded = True
 
     def __init__(
         self, message: str, *, retry_after: float | None = None, is_answer: bool = False

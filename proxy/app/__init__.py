@@ -135,7 +135,8 @@ def _cache(
 ) -> Cache:
     holdings, index, clock = kept.holdings, kept.index, kept.holdings.clock
     ram_bytes = int(settings.memory.manifests)
-    manifests = Manifests(holdings, sources, clock=clock, ram_bytes=ram_bytes)
+    lists = kept.lists
+    manifests = Manifests(holdings, sources, lists=lists, clock=clock, ram_bytes=ram_bytes)
     stack.push_async_callback(manifests.close)
     tags = Tags(manifests, index, sources, clock=clock, patience=settings.timeouts.check)
     stack.push_async_callback(tags.close)
@@ -150,7 +151,7 @@ def _cache(
     small = SmallBlobs(
         blobs, holdings, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
     )
-    listings = Listings(index, sources, has_catalog=settings.catalog)
+    listings = Listings(index, lists, sources, clock=clock, has_catalog=settings.catalog)
     referrers = ReferrersCache(manifests, index, sources, clock=clock)
     stack.push_async_callback(referrers.close)
     return Cache(manifests, tags, blobs, small, listings, referrers, ahead)

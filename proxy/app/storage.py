@@ -8,6 +8,7 @@ from proxy.cache.holdings import Holdings
 from proxy.errors import ConfigError, RegistryError
 from proxy.evict import Evictor, Quota
 from proxy.in_use import Feeds
+from proxy.index.listings import TagLists
 from proxy.index.local import LocalIndex
 from proxy.layout import Layout, pins_named
 from proxy.metrics import Metrics
@@ -27,6 +28,7 @@ class Storage:
 
     directory: Directory
     index: LocalIndex
+    lists: TagLists
     evictor: Evictor
     pins: Pins
     feeds: Feeds
@@ -52,6 +54,8 @@ async def opened(
         rows, clock=clock, on_trouble=counters.storage_trouble, supervisor=supervisor
     )
     await stack.enter_async_context(index)
+    lists = TagLists(rows / "listings", clock=clock, on_trouble=counters.storage_trouble)
+    await stack.enter_async_context(lists)
     quota = _quota(configured, directory)
     feeds = Feeds(index, router.image, clock, configured.in_use_file)
     pinned = int(quota.max_size * quota.low_mark)
@@ -66,7 +70,7 @@ async def opened(
     evictor = Evictor(index, store, quota, counters=counters, spared=pins.spared)
     holdings = Holdings(store, index, evictor, counters, clock)
     layout = Layout(holdings, shelf, pins.added)
-    return Storage(directory, index, evictor, pins, feeds, holdings, layout)
+    return Storage(directory, index, lists, evictor, pins, feeds, holdings, layout)
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

@@ -133,6 +133,7 @@ class Client:
             try:
                 result = await attempt()
             except RegistryError as error:
+                error.was_forwarded = True
                 failures += 1
                 wait = self.patience.wait_before(failures, error)
                 if question.is_spare or wait is None or wait > self.answer_seconds / 2:
@@ -196,6 +197,11 @@ class Client:
 
     async def _failure(self, response: ClientResponse, absent: type[Absent]) -> RegistryError:
         """Return the error that an answer other than 200 means."""
+        error = await self._meaning(response, absent)
+        error.upstream_status, error.host = response.status, response.url.host
+        return error
+
+    async def _meaning(self, response: ClientResponse, absent: type[Absent]) -> RegistryError:
         body = await self.transport.drain(response)
         said = f"{self.name} answers {response.status}{_reason(body)}"
         match response.status:

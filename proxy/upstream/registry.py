@@ -159,7 +159,9 @@ class Upstream:
         try:
             await stack.enter_async_context(self.places.one(self._client.answer_seconds / 4))
         except TimeoutError:
-            raise UpstreamTimeout(f"{self._client.name}: too many downloads at once") from None
+            error = UpstreamTimeout(f"{self._client.name}: too many downloads at once")
+            error.was_forwarded = False
+            raise error from None
 
     async def tags(self, repo: Repo, query: dict[str, str]) -> TagPage:
         """Return one page of tags; ``query`` may hold ``n`` and ``last``."""

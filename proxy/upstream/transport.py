@@ -24,7 +24,7 @@ from aiohttp import (
 )
 from yarl import URL
 
-from proxy.errors import ConfigError, UpstreamTimeout, UpstreamUnavailable
+from proxy.errors import ConfigError, UpstreamFailure, UpstreamTimeout, UpstreamUnavailable
 from proxy.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.auth import TokenAnswer
@@ -119,7 +119,7 @@ class Transport:
         via = self._proxies.to(url)
         if url.scheme == "http":  # inside a tunnel, aiohttp sends them to the proxy only
             headers = {**headers, **via.get("proxy_headers", {})}
-        with self.translated():
+        with self._asking(url.host):
             return await self._session.request(
                 method, url, headers=headers, allow_redirects=False, **via
             )
@@ -127,7 +127,7 @@ class Transport:
     async def _small(self, response: ClientResponse) -> bytes:
         """Return a body of up to 64 KiB; a larger one is cut and its connection closed."""
         body = bytearray()
-        with self.translated():
+        with self._asking(response.url.host):
             async for chunk in response.content.iter_any():
                 body += chunk
                 if len(body) > MAX_ERROR_BODY:
@@ -137,7 +137,7 @@ class Transport:
 
     async def chunks(self, response: ClientResponse) -> AsyncIterator[bytes]:
         """Yield a body as it arrives. Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``."""
-        with self.translated():
+        with self._asking(response.url.host):
             async for chunk in response.content.iter_any():
                 self.counters.bytes_from_upstream += len(chunk)
                 yield chunk
@@ -147,7 +147,7 @@ class Transport:
 
         No more than ``READ_BUFFER`` may be asked for: aiohttp would buffer as much.
         """
-        with self.translated():
+        with self._asking(response.url.host):
             chunk = await response.content.read(most)
         self.counters.bytes_from_upstream += len(chunk)
         return chunk
@@ -169,6 +169,16 @@ class Transport:
             ) from error
         except (ClientError, OSError, asyncio.IncompleteReadError, ValueError) as error:
             raise UpstreamUnavailable(f"{self.name}: {type(error).__name__}") from error
+
+    @contextmanager
+    def _asking(self, host: str | None) -> Iterator[None]:
+        """Translate errors as ``translated`` does, and note in them which host failed."""
+        try:
+            with self.translated():
+                yield
+        except UpstreamFailure as error:
+            error.host = host
+            raise
 
     def _next(self, response: ClientResponse) -> URL:
         with self.translated():

@@ -8,8 +8,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
-from time import time
 from typing import Final, NamedTuple
 
 from aiohttp import (
@@ -29,10 +27,10 @@ from proxy.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.auth import TokenAnswer
 from proxy.upstream.guard import Guard, GuardedResolver
+from proxy.upstream.headers import retry_after
 from proxy.upstream.proxies import Proxies
 
 MAX_REDIRECTS: Final = 5
-MAX_RETRY_AFTER: Final = 24 * 3600.0
 MAX_ERROR_BODY: Final = 64 * 1024
 READ_BUFFER: Final = 1024 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -107,7 +105,7 @@ class Transport:
         headers = {} if authorization is None else {"Authorization": authorization}
         response = await self._request("GET", url, headers)
         body = await self._small(response)
-        return TokenAnswer(response.status, body, retry_after(response))
+        return TokenAnswer(response.status, body, retry_after(response.headers))
 
     async def drain(self, response: ClientResponse) -> bytes:
         """Read a small body to its end, so that the connection can serve again; return it."""
@@ -194,15 +192,3 @@ def client_context(name: str, tls: UpstreamTLS) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def retry_after(response: ClientResponse) -> float | None:
-    """Return ``Retry-After`` in seconds (RFC 9110 §10.2.3), bounded."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return min(float(value), MAX_RETRY_AFTER)
-    try:
-        wait = parsedate_to_datetime(value).timestamp() - time()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return min(max(wait, 0.0), MAX_RETRY_AFTER)

@@ -18,7 +18,6 @@ from aiohttp import (
     ClientSession,
     ClientTimeout,
     DummyCookieJar,
-    TCPConnector,
 )
 from yarl import URL
 
@@ -26,6 +25,7 @@ from proxy.errors import ConfigError, UpstreamTimeout, UpstreamUnavailable
 from proxy.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.auth import TokenAnswer
+from proxy.upstream.connector import Connector, TooManyInterimError
 from proxy.upstream.guard import Guard, GuardedResolver
 from proxy.upstream.headers import retry_after
 from proxy.upstream.proxies import Proxies
@@ -61,9 +61,7 @@ class Transport:
         self._proxies = Proxies()
         trust.guard.permit_dialling(self._proxies.hosts)
         self._session = ClientSession(
-            connector=TCPConnector(
-                limit=0, ssl=trust.context, resolver=GuardedResolver(trust.guard)
-            ),
+            connector=Connector(trust.context, GuardedResolver(trust.guard)),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
@@ -157,6 +155,10 @@ class Transport:
             yield
         except TimeoutError as error:
             raise UpstreamTimeout(f"{self.name} does not answer in time") from error
+        except TooManyInterimError as error:
+            raise UpstreamUnavailable(
+                f"{self.name} sends interim responses but no answer"
+            ) from error
         except ClientConnectorCertificateError as error:
             raise UpstreamUnavailable(
                 f"{self.name}: certificate not trusted: {error.certificate_error}"

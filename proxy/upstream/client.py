@@ -23,8 +23,9 @@ from proxy.errors import (
 )
 from proxy.names import Repo
 from proxy.upstream.auth import Authorizer
+from proxy.upstream.headers import retry_after
 from proxy.upstream.patience import Patience
-from proxy.upstream.transport import Transport, retry_after
+from proxy.upstream.transport import Transport
 
 _NO_HEAD: Final = (405, 501)
 Result = TypeVar("Result")
@@ -212,11 +213,13 @@ class Client:
             case 404:
                 return absent(said)
             case 429:
-                return TooManyRequests(said, retry_after=retry_after(response))
+                return TooManyRequests(said, retry_after=retry_after(response.headers))
             case status if 400 <= status < 500 and status not in (401, 403, 408):
                 return UpstreamRejected(said)
             case _:  # 401 and 403 from elsewhere mean a signed address that has expired
-                return UpstreamUnavailable(said, retry_after=retry_after(response), is_answer=True)
+                return UpstreamUnavailable(
+                    said, retry_after=retry_after(response.headers), is_answer=True
+                )
 
 
 def _reason(body: bytes) -> str:

@@ -30,6 +30,7 @@ from proxy.records import Descriptor
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 from proxy.upstream.download import Download, Sink, Terms
+from proxy.upstream.headers import next_link
 from proxy.upstream.places import Places
 
 MAX_PAGES: Final = 100
@@ -209,10 +210,10 @@ class Upstream:
         Raises ``UpstreamUnavailable`` for a ``Link`` that cannot be followed.
         """
         with self._client.transport.translated():
-            link = response.links.get("next")
+            link = next_link(response.headers.getall("Link", []))
             if link is None:
                 return {}
-            query = URL(str(link["url"])).query
+            query = response.url.join(URL(link)).query
         page = {name: value for name, value in query.items() if name in PAGE_KEYS}
         if not page.keys() & {"last", "next_page"}:
             raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")

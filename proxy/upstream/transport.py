@@ -8,8 +8,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
-from time import time
 from typing import Final, NamedTuple
 
 from aiohttp import (
@@ -20,7 +18,6 @@ from aiohttp import (
     ClientSession,
     ClientTimeout,
     DummyCookieJar,
-    TCPConnector,
 )
 from yarl import URL
 
@@ -28,11 +25,12 @@ from proxy.errors import ConfigError, UpstreamFailure, UpstreamTimeout, Upstream
 from proxy.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.auth import TokenAnswer
+from proxy.upstream.connector import Connector, TooManyInterimError
 from proxy.upstream.guard import Guard, GuardedResolver
+from proxy.upstream.headers import retry_after
 from proxy.upstream.proxies import Proxies
 
 MAX_REDIRECTS: Final = 5
-MAX_RETRY_AFTER: Final = 24 * 3600.0
 MAX_ERROR_BODY: Final = 64 * 1024
 READ_BUFFER: Final = 1024 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -63,9 +61,7 @@ class Transport:
         self._proxies = Proxies()
         trust.guard.permit_dialling(self._proxies.hosts)
         self._session = ClientSession(
-            connector=TCPConnector(
-                limit=0, ssl=trust.context, resolver=GuardedResolver(trust.guard)
-            ),
+            connector=Connector(trust.context, GuardedResolver(trust.guard)),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
@@ -107,7 +103,7 @@ class Transport:
         headers = {} if authorization is None else {"Authorization": authorization}
         response = await self._request("GET", url, headers)
         body = await self._small(response)
-        return TokenAnswer(response.status, body, retry_after(response))
+        return TokenAnswer(response.status, body, retry_after(response.headers))
 
     async def drain(self, response: ClientResponse) -> bytes:
         """Read a small body to its end, so that the connection can serve again; return it."""
@@ -159,6 +155,10 @@ class Transport:
             yield
         except TimeoutError as error:
             raise UpstreamTimeout(f"{self.name} does not answer in time") from error
+        except TooManyInterimError as error:
+            raise UpstreamUnavailable(
+                f"{self.name} sends interim responses but no answer"
+            ) from error
         except ClientConnectorCertificateError as error:
             raise UpstreamUnavailable(
                 f"{self.name}: certificate not trusted: {error.certificate_error}"
@@ -204,15 +204,3 @@ def client_context(name: str, tls: UpstreamTLS) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def retry_after(response: ClientResponse) -> float | None:
-    """Return ``Retry-After`` in seconds (RFC 9110 §10.2.3), bounded."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return min(float(value), MAX_RETRY_AFTER)
-    try:
-        wait = parsedate_to_datetime(value).timestamp() - time()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return min(max(wait, 0.0), MAX_RETRY_AFTER)

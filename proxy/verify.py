@@ -25,7 +25,7 @@ from proxy.documents import as_list
 from proxy.errors import Conflict, RegistryError, StorageError, is_disk_error
 from proxy.images import broken_by
 from proxy.names import Digest, Proof, Target
-from proxy.records import BlobRecord
+from proxy.records import BlobRecord, disk_bytes
 from proxy.store import BlobFile
 from proxy.threads import in_thread, to_its_end
 
@@ -168,7 +168,7 @@ class Verifier:
         self._after, self._reading = digest, 0
         if size is not None:
             self._blobs += 1
-            self._bytes += size
+            self._bytes += disk_bytes(size)  # as the sum at the start counts
             self._holdings.counters.verified += 1
             self._holdings.counters.verified_bytes += size
 

@@ -60,7 +60,7 @@ async def opened(
     feeds = Feeds(index, router.image, clock, configured.in_use_file)
     pinned = int(quota.max_size * quota.low_mark)
     try:
-        pins = Pins(index, settings.pins, parse=router.image, limit=lambda: pinned, feeds=feeds)
+        pins = Pins(index, settings.pins, parse=router.pin, limit=lambda: pinned, feeds=feeds)
     except RegistryError as error:
         raise ConfigError(f"pins: {error.message}") from None
     await feeds.load()

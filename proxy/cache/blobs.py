@@ -53,7 +53,7 @@ class Blobs:
 
     async def get(self, target: Target, digest: Digest, asked: Wish) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
-        self._expected.asked(digest)
+        self._expected.asked(target, digest)
         if asked is Wish.FRESH:
             await self._absences.forget(target, digest)
         while True:
@@ -64,7 +64,7 @@ class Blobs:
             if not linked and await self._holdings.holds(digest):
                 await self._vouch(target, digest)
                 continue
-            if self._flights.live(digest) is None:
+            if self._flights.live(target, digest) is None:
                 await self._absences.refuse(target, digest)
                 if await self._cannot_fit(target, digest):
                     return await self._through(target, digest)
@@ -80,7 +80,7 @@ class Blobs:
         await self._absences.refuse(target, digest)
         if await self._holdings.holds(digest) or await self._cannot_fit(target, digest):
             return None
-        if self._flights.live(digest) is not None:
+        if self._flights.live(target, digest) is not None:
             return None
         reader = self._flights.join(
             target, digest, lambda flight: self._download(target, flight, Need.AHEAD)
@@ -135,7 +135,7 @@ class Blobs:
         held = await self._size(digest)
         if linked and held is not None:
             return Sized(held, Outcome.HIT)
-        flight = self._flights.live(digest)
+        flight = self._flights.live(target, digest)
         if flight is not None and flight.is_open and (linked or flight.target == target):
             return Sized(flight.size, Outcome.JOIN)
         self._refuse_asking(target, digest, asked)
@@ -150,7 +150,7 @@ class Blobs:
         try:
             if isinstance(blob, Live):
                 await blob.reader.flight.proven()
-                await self._flights.ended(digest)
+                await self._flights.ended(target, digest)
         finally:
             await blob.aclose()
         return await self._holdings.holds(digest)
@@ -207,13 +207,15 @@ class Blobs:
                 raise
             except StorageError as error:
                 holdings.trouble(error)
-                await self._unfit.learn(digest, True, UNFIT_SECONDS)  # noqa: FBT003 - the fact
+                await self._unfit.learn(f"{target} {digest}", True, UNFIT_SECONDS)  # noqa: FBT003 - the fact
                 raise
 
     async def _cannot_fit(self, target: Target, digest: Digest) -> bool:
         """Tell whether a download would only find out that there is no room."""
         announced = self._sizes.get((target, digest), 0)
-        return announced > self._holdings.evictor.limit or bool(await self._unfit.get(digest))
+        return announced > self._holdings.evictor.limit or bool(
+            await self._unfit.get(f"{target} {digest}")
+        )
 
     async def _through(self, target: Target, digest: Digest) -> Through:
         """Return a body that is proven on its way and not kept."""

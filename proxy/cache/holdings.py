@@ -4,9 +4,11 @@ The disk may lie, fill up or fail at any time; nothing of that leaves this room 
 or "not kept", and a count.
 """
 
+import asyncio
 import json
 from collections.abc import Iterable
 from contextlib import ExitStack
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -38,6 +40,7 @@ class Holdings:
         self.evictor = evictor
         self.counters = counters
         self.clock = clock
+        self._arriving: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
 
     async def holds(self, digest: Digest) -> bool:
         """Tell whether content is held, without opening it."""
@@ -124,12 +127,35 @@ class Holdings:
         descriptor: Descriptor,
         children: Iterable[Child] = (),
     ) -> None:
-        """Make a verified spool held content, with what it lists. Raises ``StorageError``."""
-        await self.store.put(descriptor.digest, spool)
-        media_type = descriptor.media_type or None
-        record = BlobRecord(descriptor.digest, descriptor.size, media_type, self.clock())
-        reservation.release()  # the index counts it from here on, with no await between
-        await self.index.set_blob(record, children)
+        """Make a verified spool held content, with what it lists. Raises ``StorageError``.
+
+        Several spools of one digest may be verified at the same time: from two upstreams, or one
+        as a manifest and one as a blob. One after the other becomes held content; the later ones
+        find the file there, and add only what they know of it.
+        """
+        digest, media_type = descriptor.digest, descriptor.media_type or None
+        async with self._arriving.setdefault(digest, asyncio.Lock()):
+            known = await self.index.blob(digest)
+            if known is None or not self._has_file(known):
+                await self.store.put(digest, spool)
+            elif media_type is None:
+                self.index.touch(digest)
+                return
+            record = BlobRecord(digest, descriptor.size, media_type, self.clock())
+            reservation.release()  # the index counts it from here on, with no await between
+            await self.index.set_blob(record, children)
+
+    def _has_file(self, record: BlobRecord) -> bool:
+        """Return True if the file of a held blob is there, and as long as it should be."""
+        try:
+            file = self.store.open(record.digest)
+        except StorageError as error:
+            self.trouble(error)
+            return False
+        if file is None:
+            return False
+        file.close()
+        return file.size == record.size
 
     async def keep(
         self, descriptor: Descriptor, body: bytes, children: Iterable[Child] = ()

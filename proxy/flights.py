@@ -237,7 +237,11 @@ class Run(Protocol):
 
 
 class Flights:
-    """All downloads in progress, by digest; owns their tasks.
+    """All downloads in progress, by upstream and digest; owns their tasks.
+
+    Until its digest is proven, a body is only the word of the upstream that sends it. So clients
+    of one upstream never read the unproven bytes of another, and two upstreams may send the same
+    digest at the same time.
 
     A download that all its readers have left goes on if at least the share ``finish_from`` (0 to
     1) of it has come: 0 finishes everything, above 1 nothing.
@@ -245,31 +249,31 @@ class Flights:
 
     def __init__(self, finish_from: float = 0.0) -> None:
         self._finish_from = finish_from
-        self._live: dict[Digest, Flight] = {}
+        self._live: dict[tuple[str, Digest], Flight] = {}
         self._tasks: dict[Flight, asyncio.Task[None]] = {}
 
     def all(self) -> list[Flight]:
         """Return the downloads in progress."""
         return list(self._live.values())
 
-    def live(self, digest: Digest) -> Flight | None:
+    def live(self, target: Target, digest: Digest) -> Flight | None:
         """Return the download that ``join`` would join."""
-        return self._live.get(digest)
+        return self._live.get((target.upstream, digest))
 
     def join(self, target: Target, digest: Digest, run: Run) -> Reader:
-        """Return a reader of the one download of ``digest``, begun here if there is none."""
-        flight = self._live.get(digest)
+        """Return a reader of the upstream's one download of ``digest``, begun here if need be."""
+        flight = self.live(target, digest)
         if flight is not None:
             return Reader(flight, self._left, first=False)
-        flight = self._live[digest] = Flight(target, digest)
+        flight = self._live[target.upstream, digest] = Flight(target, digest)
         task = asyncio.create_task(self._fly(flight, run), name=f"flight {digest[:19]}")
         self._tasks[flight] = task
         task.add_done_callback(lambda _: self._tasks.pop(flight))
         return Reader(flight, self._left, first=True)
 
-    async def ended(self, digest: Digest) -> None:
+    async def ended(self, target: Target, digest: Digest) -> None:
         """Return once the download in progress, if any, is stored or has failed."""
-        flight = self._live.get(digest)
+        flight = self.live(target, digest)
         if flight is not None and (task := self._tasks.get(flight)) is not None:
             await asyncio.wait([task])
 
@@ -318,6 +322,9 @@ class Flights:
             flight.release()
 
     def _retire(self, flight: Flight) -> None:
-        """Let the next request for this digest begin anew."""
-        if self._live.get(flight.digest) is flight:
-            del self._live[flight.digest]
+        """Let the next request for this digest begin anew.
+
+        A flight that was dropped ends later than its successor begins, and leaves that alone.
+        """
+        if self.live(flight.target, flight.digest) is flight:
+            del self._live[flight.target.upstream, flight.digest]

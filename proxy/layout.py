@@ -125,13 +125,17 @@ class Layout:
         return True
 
     async def _lines(self) -> AsyncIterator[bytes]:
-        """Yield a line for each held image: by every tag, or by its digest if it has none."""
+        """Yield a line for each held image: by every tag, or by its digest if it has none.
+
+        A tag whose upstream only claims that it points to held content is no name for it.
+        """
         tagged: set[Digest] = set()
         for count, (target, tag, record) in enumerate(self._index.tagged()):
             if count % _SLICE == 0:
                 await asyncio.sleep(0)
-            if self._index.held(record.descriptor.digest) is not None:
-                tagged.add(record.descriptor.digest)
+            digest = record.descriptor.digest
+            if self._index.held(digest) is not None and await self._index.linked(target, digest):
+                tagged.add(digest)
                 yield await self._entry(Image(target, tag, None), record.descriptor)
         for count, digest in enumerate(self._index.manifests()):
             if count % _SLICE == 0:

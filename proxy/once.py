@@ -33,6 +33,9 @@ class Once(Generic[Value]):
             task.add_done_callback(lambda done: self._ended(key, done))
         return task
 
+    def __len__(self) -> int:
+        return len(self._running)
+
     def is_running(self, key: object) -> bool:
         """Tell whether a caller would join instead of start."""
         return key in self._running

@@ -180,10 +180,10 @@ class Pins:
 
     def roots(self) -> list[Digest]:
         """Return the manifest of every pinned image, as far as it is known; held or not."""
-        images = [*self._exact, *self._added]
+        images = [pin for pin in (*self._exact, *self._added) if isinstance(pin, Image)]
         found = [root for image in images for root in self._roots(image)]
         found += [image.digest for image in images if image.digest is not None]
-        for _, matched in self._matched():
+        for matched in self._matched().values():
             found += matched
         return list(dict.fromkeys(found))
 

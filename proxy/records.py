@@ -80,12 +80,14 @@ class BlobRecord:
     """A held blob or manifest: ``size`` in bytes, ``used_at`` in Unix seconds.
 
     ``media_type`` is what upstream called it, and None for what came through a blob end-point.
+    ``is_public``: it came from an upstream that got no credentials for it. False if unknown.
     """
 
     digest: "Digest"
     size: int
     media_type: str | None
     used_at: float
+    is_public: bool = False
 
 
 class Child(NamedTuple):

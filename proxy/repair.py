@@ -1,5 +1,6 @@
 """Makes index and store agree again after a crash, in the background of a running proxy."""
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
@@ -43,10 +44,31 @@ async def reconcile(holdings: Holdings) -> None:
         evictor.found(0)
     for digest in index.incomplete():
         await _complete(holdings, digest)
-    if adopted:
-        await _relink(holdings)
     took = round(time.perf_counter() - started, 3)
     log.info("reconciled", adopted=adopted, dropped=dropped, seconds=took)
+
+
+async def presume(holdings: Holdings) -> None:
+    """Let what ``index.json`` has restored be served offline, where nothing can be confirmed.
+
+    A lost index also knew which repository holds what. The names in ``index.json`` are those of
+    manifests that their repositories held, but what these list is only claimed. Where upstream can
+    be asked it confirms that, one question for each blob. Offline, the claim has to do, for this
+    process only. A tag that came from ``index.json`` has not been checked since.
+    """
+    index = holdings.index
+    for count, (target, _, record) in enumerate(index.tagged()):
+        if count % _SLICE == 0:
+            await asyncio.sleep(0)
+        if record.checked_at > 0.0:
+            continue
+        tree = dict.fromkeys([record.descriptor.digest])
+        todo = list(tree)
+        while todo:
+            below = [child.digest for child in index.children(todo.pop())]
+            todo += [digest for digest in below if digest not in tree]
+            tree |= dict.fromkeys(below)
+        holdings.presumed.update((target, digest) for digest in tree)
 
 
 async def prune(holdings: Holdings) -> None:
@@ -125,16 +147,6 @@ async def _adopt(holdings: Holdings, record: BlobRecord) -> bool:
     known = BlobRecord(record.digest, record.size, media_type, record.used_at)
     await holdings.index.set_blob(known, children)
     return True
-
-
-async def _relink(holdings: Holdings) -> None:
-    """Learn from the tags who holds what has been adopted: an index that was lost told it too."""
-    index = holdings.index
-    for target, _, record in index.tagged():
-        tree = [record.descriptor.digest]
-        for digest in tree:
-            tree += [child.digest for child in index.children(digest) if child.digest not in tree]
-        await index.link(target, tree)
 
 
 async def _complete(holdings: Holdings, digest: Digest) -> None:

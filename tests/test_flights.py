@@ -282,3 +282,40 @@ async def test_a_download_that_nobody_wants_any_more_is_dropped_if_hardly_begun(
         await field.flights.close()
         assert field.bodies == (1 if goes_on else 2)
         directory.close()
+
+
+async def test_a_dropped_download_leaves_its_successor_to_be_joined(field: Field) -> None:
+    field.gate.clear()
+    dropped = field.join()
+    await until(lambda: field.bodies == 1)
+    field.flights.abandon(dropped)
+    successor = field.join()
+    await until(lambda: dropped.flight.failure is not None)
+    assert field.flights.live(TARGET, DIGEST) is successor.flight
+    joined = field.join()
+    assert (joined.flight, joined.first) == (successor.flight, False)
+    field.gate.set()
+    assert await asyncio.gather(everything(successor), everything(joined)) == [DATA, DATA]
+    assert field.bodies == 2
+
+
+async def test_t47_a_download_is_joined_by_its_own_upstream_only(field: Field) -> None:
+    field.gate.clear()
+    own = field.join()
+
+    async def run(_: Flight) -> None:
+        await field.gate.wait()
+        raise UpstreamUnavailable("another upstream failed")
+
+    other = Target("ghcr.io", TARGET.repo)
+    foreign = field.flights.join(other, DIGEST, run)
+    assert foreign.first
+    assert len(field.flights.all()) == 2
+    assert field.flights.live(other, DIGEST) is foreign.flight
+    joined = field.join()
+    assert joined.flight is own.flight
+    joined.close()
+    field.gate.set()
+    with pytest.raises(UpstreamUnavailable, match="another upstream"):
+        await everything(foreign)
+    assert await everything(own) == DATA

@@ -25,6 +25,7 @@ from proxy.cache.manifests import Manifests
 from proxy.cache.referrers import ReferrersCache
 from proxy.cache.small import SmallBlobs
 from proxy.cache.sources import Source, Sources
+from proxy.cache.sweeps import Sweeps
 from proxy.cache.tags import Tags
 from proxy.errors import StorageError
 from proxy.flights import Flights
@@ -32,7 +33,7 @@ from proxy.index import Index
 from proxy.logs import RequestLog
 from proxy.metrics import CacheCounters, Metrics
 from proxy.records import Clock
-from proxy.repair import prune, reconcile
+from proxy.repair import presume, prune, reconcile
 from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.supervisor import Supervisor
@@ -104,7 +105,7 @@ async def running(
         )
         background.start("request log", request_log.write_for_ever)
         background.start("loop lag", lambda: lag.watch(metrics))
-        background.start_essential("reconcile", lambda: _agree(kept))
+        background.start_essential("reconcile", lambda: _agree(kept, offline=settings.offline))
         background.start_essential("eviction", lambda: kept.evictor.watch(clock))
         background.start("names", kept.layout.publish_for_ever)
         background.start("feeds", kept.feeds.watch)
@@ -144,6 +145,8 @@ def _cache(
     sizes = manifests.sizes
     blobs = Blobs(holdings, sources, flights=flights, sizes=sizes, expected=expected)
     stack.push_async_callback(blobs.close)
+    sweeps = Sweeps(holdings, sources, manifests=manifests, blobs=blobs)
+    stack.push_async_callback(sweeps.close)
     bounds = Bounds(**settings.prefetch.model_dump())
     ahead = Ahead(blobs, sources, flights=flights, expected=expected, bounds=bounds)
     stack.push_async_callback(ahead.close)
@@ -152,9 +155,9 @@ def _cache(
         blobs, holdings, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
     )
     listings = Listings(index, lists, sources, clock=clock, has_catalog=settings.catalog)
-    referrers = ReferrersCache(manifests, index, sources, clock=clock)
+    referrers = ReferrersCache(manifests, holdings, sources, clock=clock)
     stack.push_async_callback(referrers.close)
-    return Cache(manifests, tags, blobs, small, listings, referrers, ahead)
+    return Cache(manifests, tags, blobs, small, listings, referrers, ahead, sweeps)
 
 
 async def _serve(
@@ -171,10 +174,12 @@ async def _serve(
     await SockSite(runner, listener, ssl_context=context, backlog=listening.BACKLOG).start()
 
 
-async def _agree(kept: storage.Storage) -> None:
+async def _agree(kept: storage.Storage, *, offline: bool) -> None:
     """Bring everything that lies here into agreement, now and every day."""
     await kept.layout.recall()
     await _reconcile(kept.holdings)
+    if offline:
+        await presume(kept.holdings)
     await asyncio.sleep(SETTLED_SECONDS)
     while True:
         await prune(kept.holdings)

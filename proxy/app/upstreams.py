@@ -72,7 +72,8 @@ class Upstreams:
         parallel = self._settings.parallel
         pieces = Pieces(parallel.connections, int(parallel.start_from))
         terms = Terms(patience.resumes, pieces)
-        return Upstream(client, budget, terms=terms, downloads=downloads)
+        is_anonymous = configured.username is None and configured.tls.cert_file is None
+        return Upstream(client, budget, terms=terms, downloads=downloads, is_anonymous=is_anonymous)
 
     def _rule(self, name: str) -> Rule:
         fresh = self._settings.freshness_of(name).model_dump()

@@ -3,7 +3,7 @@
 ``holdings`` is what lies here, ``sources`` is where the rest comes from; ``manifests``, ``tags``,
 ``blobs``, ``referrers`` and ``listings`` answer for one kind each, ``answers`` is what they return.
 ``small`` keeps small blobs in RAM, ``at_hand`` tells what needs no waiting, and ``ahead`` fetches
-what has not been asked for yet.
+what has not been asked for yet. ``sweeps`` confirms what manifests claim of held content.
 No policy (``policy`` decides), no HTTP. Trouble with the disk degrades to passing through.
 """
 
@@ -15,6 +15,7 @@ from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
 from proxy.cache.referrers import ReferrersCache
 from proxy.cache.small import SmallBlobs
+from proxy.cache.sweeps import Sweeps
 from proxy.cache.tags import Tags
 from proxy.names import Digest, Target
 
@@ -29,6 +30,7 @@ class Cache(NamedTuple):
     listings: Listings
     referrers: ReferrersCache
     ahead: Ahead
+    sweeps: Sweeps
 
     async def fetch(self, target: Target, digest: Digest, media_type: str | None) -> bool:
         """Have content here that is not; tell whether it is now. ``media_type`` None: a blob.

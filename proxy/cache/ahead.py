@@ -94,7 +94,7 @@ class Ahead:
 
         The first is the configuration, which is also read by those who only look at images.
         """
-        expectation = self._expected.begin(blobs, blobs[1:] or blobs)
+        expectation = self._expected.begin(target, blobs, blobs[1:] or blobs)
         work = [
             asyncio.create_task(self._fetch(target, digest, expectation), name=f"ahead {digest}")
             for digest in blobs

@@ -12,7 +12,14 @@ from proxy.cache.answers import Blob, Live, Local, Sized, Through
 from proxy.cache.expected import Expected
 from proxy.cache.holdings import Holdings
 from proxy.cache.sources import Source
-from proxy.errors import Absent, BlobUnknown, ContentMismatch, NotHeld, StorageError
+from proxy.errors import (
+    Absent,
+    BlobUnknown,
+    ContentMismatch,
+    NotHeld,
+    StorageError,
+    TooManyRequests,
+)
 from proxy.facts import Facts
 from proxy.flights import Flight, Flights, Reader
 from proxy.metrics import Outcome
@@ -49,22 +56,25 @@ class Blobs:
         self._expected = expected
         self._absences = Absences(sources, BlobUnknown)
         self._unfit: Facts[bool] = Facts()
-        self._vouchers: Once[int | None] = Once("vouch")
+        self._questions: Once[int | None] = Once("confirm blob")
 
     async def get(self, target: Target, digest: Digest, asked: Wish) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
-        self._expected.asked(digest)
+        self._expected.asked(target, digest)
         if asked is Wish.FRESH:
             await self._absences.forget(target, digest)
         while True:
-            linked = await self._index.linked(target, digest)
+            linked = await self._holdings.linked(target, digest)
             if linked and (file := await self._holdings.open(digest)) is not None:
                 return self._local(target, digest, file)
             self._refuse_asking(target, digest, asked)
             if not linked and await self._holdings.holds(digest):
-                await self._vouch(target, digest)
+                try:
+                    await self._link(target, digest)
+                except TooManyRequests:  # of questions, which is no limit of downloads
+                    return await self._through(target, digest)
                 continue
-            if self._flights.live(digest) is None:
+            if self._flights.live(target, digest) is None:
                 await self._absences.refuse(target, digest)
                 if await self._cannot_fit(target, digest):
                     return await self._through(target, digest)
@@ -80,7 +90,7 @@ class Blobs:
         await self._absences.refuse(target, digest)
         if await self._holdings.holds(digest) or await self._cannot_fit(target, digest):
             return None
-        if self._flights.live(digest) is not None:
+        if self._flights.live(target, digest) is not None:
             return None
         reader = self._flights.join(
             target, digest, lambda flight: self._download(target, flight, Need.AHEAD)
@@ -94,7 +104,7 @@ class Blobs:
         own = reader.flight.target == target
         try:
             if not linked and not own:
-                await self._vouch(target, digest)
+                await self.confirm(target, digest)
             await reader.flight.opened()
         except StorageError as error:
             reader.close()
@@ -131,15 +141,15 @@ class Blobs:
 
     async def head(self, target: Target, digest: Digest, asked: Wish) -> Sized:
         """Return a blob's size, asking upstream for no body. Raises ``RegistryError``."""
-        linked = await self._index.linked(target, digest)
+        linked = await self._holdings.linked(target, digest)
         held = await self._size(digest)
         if linked and held is not None:
             return Sized(held, Outcome.HIT)
-        flight = self._flights.live(digest)
+        flight = self._flights.live(target, digest)
         if flight is not None and flight.is_open and (linked or flight.target == target):
             return Sized(flight.size, Outcome.JOIN)
         self._refuse_asking(target, digest, asked)
-        announced = await self._vouch(target, digest)
+        announced = await self.confirm(target, digest)
         if held is not None:
             return Sized(held, Outcome.REVALIDATED)
         return Sized(announced, Outcome.MISS)
@@ -150,14 +160,14 @@ class Blobs:
         try:
             if isinstance(blob, Live):
                 await blob.reader.flight.proven()
-                await self._flights.ended(digest)
+                await self._flights.ended(target, digest)
         finally:
             await blob.aclose()
         return await self._holdings.holds(digest)
 
     async def close(self) -> None:
         """Cancel what runs."""
-        await self._vouchers.close()
+        await self._questions.close()
 
     async def _size(self, digest: Digest) -> int | None:
         """Return the size of held content in bytes, having looked at it."""
@@ -167,7 +177,17 @@ class Blobs:
         file.close()
         return file.size
 
-    async def _vouch(self, target: Target, digest: Digest) -> int | None:
+    async def _link(self, target: Target, digest: Digest) -> None:
+        """Link held content to a repository that may serve it. Raises ``RegistryError``.
+
+        Whatever a manifest of the repository lists may be served from there if it is public.
+        """
+        if (target, digest) in self._sizes and self._holdings.public([digest]):
+            await self._index.link(target, [digest])
+        else:
+            await self.confirm(target, digest)
+
+    async def confirm(self, target: Target, digest: Digest) -> int | None:
         """Have upstream say that the repository holds the blob; return its size in bytes.
 
         So one repository's content is never had through another's name.
@@ -183,7 +203,7 @@ class Blobs:
             await self._index.link(target, [digest])
             return size
 
-        return await self._vouchers.do((target, digest), ask)
+        return await self._questions.do((target, digest), ask)
 
     async def _download(self, target: Target, flight: Flight, need: Need = Need.KEPT) -> None:
         """Fly one flight: open, reserve, spool, prove, keep."""
@@ -201,19 +221,23 @@ class Blobs:
                     flight.open(spool, size)
                     await flight.pump(body.pour, reservation.grow)
                 await self._index.link(target, [digest])
-                await holdings.adopt(reservation, spool, Descriptor("", digest, flight.written))
+                arrived = Descriptor("", digest, flight.written)
+                is_public = self._sources[target.upstream].upstream.is_anonymous
+                await holdings.adopt(reservation, spool, arrived, is_public=is_public)
             except ContentMismatch as error:
                 self._mismatch(error)
                 raise
             except StorageError as error:
                 holdings.trouble(error)
-                await self._unfit.learn(digest, True, UNFIT_SECONDS)  # noqa: FBT003 - the fact
+                await self._unfit.learn(f"{target} {digest}", True, UNFIT_SECONDS)  # noqa: FBT003 - the fact
                 raise
 
     async def _cannot_fit(self, target: Target, digest: Digest) -> bool:
         """Tell whether a download would only find out that there is no room."""
         announced = self._sizes.get((target, digest), 0)
-        return announced > self._holdings.evictor.limit or bool(await self._unfit.get(digest))
+        return announced > self._holdings.evictor.limit or bool(
+            await self._unfit.get(f"{target} {digest}")
+        )
 
     async def _through(self, target: Target, digest: Digest) -> Through:
         """Return a body that is proven on its way and not kept."""

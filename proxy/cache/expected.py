@@ -7,7 +7,7 @@ from typing import Final
 from cachetools import LRUCache
 
 from proxy.metrics import CacheCounters
-from proxy.names import Digest
+from proxy.names import Digest, Target
 
 _UNUSED: Final = 100_000
 
@@ -15,7 +15,8 @@ _UNUSED: Final = 100_000
 class Expectation:
     """That somebody who has a manifest will ask for its blobs; ``signs`` shows that they do."""
 
-    def __init__(self, blobs: frozenset[Digest], signs: frozenset[Digest]) -> None:
+    def __init__(self, upstream: str, blobs: frozenset[Digest], signs: frozenset[Digest]) -> None:
+        self.upstream = upstream
         self.blobs = blobs
         self.asked: set[Digest] = set()
         self.is_met = asyncio.Event()
@@ -29,33 +30,36 @@ class Expectation:
 
 
 class Expected:
-    """All expectations, and what has been fetched because of them."""
+    """All expectations, by upstream and digest, and what has been fetched because of them."""
 
     def __init__(self, counters: CacheCounters) -> None:
         self._counters = counters
-        self._awaited: dict[Digest, set[Expectation]] = {}
-        self._unused: LRUCache[Digest, int] = LRUCache(_UNUSED)
+        self._awaited: dict[tuple[str, Digest], set[Expectation]] = {}
+        self._unused: LRUCache[tuple[str, Digest], int] = LRUCache(_UNUSED)
 
-    def begin(self, blobs: Iterable[Digest], signs: Iterable[Digest]) -> Expectation:
+    def begin(
+        self, target: Target, blobs: Iterable[Digest], signs: Iterable[Digest]
+    ) -> Expectation:
         """Expect clients to ask for these; ``end`` must follow."""
-        expectation = Expectation(frozenset(blobs), frozenset(signs))
+        expectation = Expectation(target.upstream, frozenset(blobs), frozenset(signs))
         for digest in expectation.blobs:
-            self._awaited.setdefault(digest, set()).add(expectation)
+            self._awaited.setdefault((target.upstream, digest), set()).add(expectation)
         return expectation
 
     def end(self, expectation: Expectation) -> None:
         """Expect it no longer."""
         for digest in expectation.blobs:
-            waiting = self._awaited[digest]
+            waiting = self._awaited[expectation.upstream, digest]
             waiting.remove(expectation)
             if not waiting:
-                del self._awaited[digest]
+                del self._awaited[expectation.upstream, digest]
 
-    def asked(self, digest: Digest) -> None:
+    def asked(self, target: Target, digest: Digest) -> None:
         """Take note that a client asks for a blob, whatever blob it is."""
-        for expectation in self._awaited.get(digest, ()):
+        key = target.upstream, digest
+        for expectation in self._awaited.get(key, ()):
             expectation.ask(digest)
-        if self._unused and (size := self._unused.pop(digest, None)) is not None:
+        if self._unused and (size := self._unused.pop(key, None)) is not None:
             self._used(size)
 
     def fetched(self, expectation: Expectation, digest: Digest, size: int) -> None:
@@ -65,7 +69,7 @@ class Expected:
         if digest in expectation.asked:
             self._used(size)
         else:
-            self._unused[digest] = size
+            self._unused[expectation.upstream, digest] = size
 
     def given_up(self, size: int) -> None:
         """Count the ``size`` bytes that came of a blob before it was given up."""

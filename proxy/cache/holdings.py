@@ -4,9 +4,11 @@ The disk may lie, fill up or fail at any time; nothing of that leaves this room 
 or "not kept", and a count.
 """
 
+import asyncio
 import json
 from collections.abc import Iterable
 from contextlib import ExitStack
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -14,7 +16,7 @@ from proxy.errors import StorageError
 from proxy.evict import Evictor, NoRoom, Reservation
 from proxy.index import Index
 from proxy.metrics import CacheCounters
-from proxy.names import Digest
+from proxy.names import Digest, Target
 from proxy.records import BlobRecord, Child, Clock, Descriptor, disk_bytes
 from proxy.store import BlobFile, BlobStore, Spool
 from proxy.threads import in_thread, to_its_end
@@ -38,10 +40,24 @@ class Holdings:
         self.evictor = evictor
         self.counters = counters
         self.clock = clock
+        self.presumed: set[tuple[Target, Digest]] = set()
+        """Links that only names in a restored ``index.json`` speak for; empty unless offline."""
+        self._arriving: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
 
     async def holds(self, digest: Digest) -> bool:
         """Tell whether content is held, without opening it."""
         return await self.index.blob(digest) is not None
+
+    async def linked(self, target: Target, digest: Digest) -> bool:
+        """Return True if content may be served under a repository's name without a question."""
+        if self.presumed and (target, digest) in self.presumed:
+            return True
+        return await self.index.linked(target, digest)
+
+    def public(self, digests: Iterable[Digest]) -> list[Digest]:
+        """Return those that are held and public: a mere claim is enough to link them."""
+        records = ((digest, self.index.held(digest)) for digest in digests)
+        return [digest for digest, record in records if record is not None and record.is_public]
 
     async def open(self, digest: Digest) -> BlobFile | None:
         """Return held content, opened, and count the use; None when it is not (rightly) held."""
@@ -134,16 +150,49 @@ class Holdings:
         spool: Spool,
         descriptor: Descriptor,
         children: Iterable[Child] = (),
+        *,
+        is_public: bool = False,
     ) -> None:
-        """Make a verified spool held content, with what it lists. Raises ``StorageError``."""
-        await self.store.put(descriptor.digest, spool)
-        media_type = descriptor.media_type or None
-        record = BlobRecord(descriptor.digest, descriptor.size, media_type, self.clock())
-        reservation.release()  # the index counts it from here on, with no await between
-        await self.index.set_blob(record, children)
+        """Make a verified spool held content, with what it lists. Raises ``StorageError``.
+
+        Several spools of one digest may be verified at the same time: from two upstreams, or one
+        as a manifest and one as a blob. One after the other becomes held content; the later ones
+        find the file there, and add only what they know of it.
+        """
+        digest, media_type = descriptor.digest, descriptor.media_type or None
+        async with self._arriving.setdefault(digest, asyncio.Lock()):
+            known = await self.index.blob(digest)
+            if known is None or not self._has_file(known):
+                await self.store.put(digest, spool)
+            else:
+                if media_type is None and known.is_public >= is_public:
+                    self.index.touch(digest)
+                    return
+                media_type, is_public = media_type or known.media_type, is_public or known.is_public
+                children = tuple(children) or self.index.children(digest)
+            record = BlobRecord(digest, descriptor.size, media_type, self.clock(), is_public)
+            reservation.release()  # the index counts it from here on, with no await between
+            await self.index.set_blob(record, children)
+
+    def _has_file(self, record: BlobRecord) -> bool:
+        """Return True if the file of a held blob is there, and as long as it should be."""
+        try:
+            file = self.store.open(record.digest)
+        except StorageError as error:
+            self.trouble(error)
+            return False
+        if file is None:
+            return False
+        file.close()
+        return file.size == record.size
 
     async def keep(
-        self, descriptor: Descriptor, body: bytes, children: Iterable[Child] = ()
+        self,
+        descriptor: Descriptor,
+        body: bytes,
+        children: Iterable[Child] = (),
+        *,
+        is_public: bool = False,
     ) -> None:
         """Hold a verified manifest and what it lists, if there is room."""
         try:
@@ -154,7 +203,7 @@ class Holdings:
                 resources.callback(spool.close)
                 resources.callback(spool.discard)
                 await in_thread(lambda: spool.write(body, 0))
-                await self.adopt(reservation, spool, descriptor, children)
+                await self.adopt(reservation, spool, descriptor, children, is_public=is_public)
         except StorageError as error:
             self.trouble(error)
 

@@ -80,7 +80,7 @@ class Manifests:
         if asked is Wish.FRESH:
             await self.doubt_absence(target, digest)
         kept = await self._kept(target, digest)
-        linked = kept is not None and await self._index.linked(target, digest)
+        linked = kept is not None and await self._holdings.linked(target, digest)
         if kept is None or not linked:
             self._refuse_asking(target, digest, asked)
         elif self.is_offline(target) and not await self._whole(target, kept):
@@ -134,9 +134,11 @@ class Manifests:
         await self._absences.forget(target, ref)
 
     async def ask(self, target: Target, ref: str) -> Descriptor:
-        """Ask upstream what ``ref`` is, and remember that the repository holds it.
+        """Ask upstream what ``ref`` is.
 
-        One question however many ask. Raises ``RegistryError``.
+        The answer about a digest confirms that the repository holds it, which is remembered. The
+        answer about a tag is a claim: the digest in it may be that of another repository's
+        content. One question however many ask. Raises ``RegistryError``.
         """
         return await self._questions.do((target, ref), lambda: self._ask(target, ref))
 
@@ -151,7 +153,8 @@ class Manifests:
             raise
         if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
             return (await self._fetch_once(target, ref)).descriptor
-        await self._index.link(target, [descriptor.digest])
+        confirmed = [descriptor.digest] if is_digest(ref) else []
+        await self._index.link(target, confirmed or self._holdings.public([descriptor.digest]))
         await self._described.learn(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
         return descriptor
 
@@ -170,8 +173,7 @@ class Manifests:
     ) -> Manifest | None:
         """Return the first of these that a client could pull here and now in full."""
         for digest in dict.fromkeys(digests):
-            kept = await self._kept(target, digest)
-            if kept is not None and await self._whole(target, kept):
+            if await self.is_whole(target, digest) and (kept := await self._kept(target, digest)):
                 return replace(kept.hit, outcome=Outcome.STALE, warning=warning)
         return None
 
@@ -187,6 +189,8 @@ class Manifests:
 
         Some choose their mirror by the manifest and then ask nowhere else for its blobs.
         """
+        if not await self._holdings.linked(target, digest):
+            return False
         kept = await self._kept(target, digest)
         return kept is not None and await self._whole(target, kept)
 
@@ -213,11 +217,12 @@ class Manifests:
         if not matches(digest, body):
             return self._signed(target, descriptor, body)
         kept = self._remember(target, descriptor, body, stored=False)
-        await self._holdings.keep(descriptor, body, manifests.listed(body))
+        listed = [child.digest for child in (*kept.children.manifests, *kept.children.blobs)]
+        await self._index.link(target, [digest, *self._holdings.public(listed)])
+        is_public = self._sources[target.upstream].upstream.is_anonymous
+        await self._holdings.keep(descriptor, body, manifests.listed(body), is_public=is_public)
         if await self._holdings.holds(digest):
             self._put(kept._replace(stored=True))
-        listed = [child.digest for child in (*kept.children.manifests, *kept.children.blobs)]
-        await self._index.link(target, [digest, *listed])
         if (subject := manifests.subject(descriptor, body)) is not None:
             await self._index.add_referrer(target, subject.digest, subject.entry)
         if not is_digest(ref):
@@ -287,7 +292,7 @@ class Manifests:
 
     async def _is_here(self, target: Target, digest: Digest) -> bool:
         """Tell whether content is held and may be served under this name."""
-        return await self._holdings.holds(digest) and await self._index.linked(target, digest)
+        return await self._holdings.holds(digest) and await self._holdings.linked(target, digest)
 
     def _refuse_asking(self, target: Target, ref: str, asked: Wish) -> None:
         if self.is_offline(target):

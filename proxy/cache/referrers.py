@@ -10,10 +10,10 @@ from typing import Final
 
 from proxy import policy
 from proxy.cache.answers import Forward, Referrers
+from proxy.cache.holdings import Holdings
 from proxy.cache.manifests import Manifests
 from proxy.cache.sources import Source
 from proxy.errors import Absent, NotHeld, RegistryError, UpstreamUnavailable
-from proxy.index import Index
 from proxy.manifests import is_index, referrers_of
 from proxy.metrics import Outcome
 from proxy.names import Digest, Tag, Target, parse_digest
@@ -30,13 +30,14 @@ class ReferrersCache:
     def __init__(
         self,
         manifests: Manifests,
-        index: Index,
+        holdings: Holdings,
         sources: Mapping[str, Source],
         *,
         clock: Clock,
     ) -> None:
         self._manifests = manifests
-        self._index = index
+        self._holdings = holdings
+        self._index = holdings.index
         self._sources = sources
         self._clock = clock
         self._fetches: Once[ReferrersRecord] = Once("referrers")
@@ -87,7 +88,8 @@ class ReferrersCache:
                 entries = referrers_of(manifest.body)
         record = ReferrersRecord(tuple(entries), self._clock())
         await self._index.set_referrers(target, subject, record)
-        await self._index.link(target, [parse_digest(str(entry["digest"])) for entry in entries])
+        listed = [parse_digest(str(entry["digest"])) for entry in entries]
+        await self._index.link(target, self._holdings.public(listed))
         return await self._index.referrers(target, subject)
 
 

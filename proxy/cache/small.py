@@ -34,7 +34,7 @@ class SmallBlobs:
         small = self._ram.get(digest)
         if small is not None:
             if await self._holdings.holds(digest):
-                if await self._holdings.index.linked(target, digest):
+                if await self._holdings.linked(target, digest):
                     self._holdings.index.touch(digest)
                     return small
             else:

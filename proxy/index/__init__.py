@@ -19,7 +19,7 @@ class Index(Protocol):
     """Disk bytes of what was held before this start and is known by now."""
 
     revision: int
-    """Grows with every change of where a tag points or of which manifests are held."""
+    """Grows with every change of where a tag points and of which manifests are held, by whom."""
 
     async def ready(self) -> None:
         """Return once everything held is known: ``usage`` and ``coldest`` are complete."""

@@ -19,6 +19,7 @@ _END: Final = 0
 _HELD: Final = 1
 _LOADED: Final = 2
 _SEEN: Final = 4
+_PUBLIC: Final = 8
 _SHORT: Final = 32
 """Bytes of a sha256; a longer key is kept whole besides. Of a million objects, or a list of as
 many, each look of the garbage collector would be a pause of a tenth of a second."""
@@ -244,7 +245,7 @@ class Ledger:
         self._sizes[slot] = record.size
         self._used[slot] = record.used_at
         self._types[slot] = self._type_number(record.media_type)
-        self._states[slot] = _HELD
+        self._states[slot] = _HELD | (_PUBLIC if record.is_public else 0)
         self.files += 1
         self.disk_bytes += disk_bytes(record.size)
         listed = array("I")
@@ -273,6 +274,7 @@ class Ledger:
             self._sizes[slot],
             self._type_names[self._types[slot]],
             self._used[slot],
+            self._states[slot] & _PUBLIC != 0,
         )
 
     def _slot(self, digest: Digest) -> int:

@@ -46,14 +46,15 @@ class Links:
                         self._number(digest, targets)
                 await asyncio.sleep(0)
 
-    async def add(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Remember that a repository holds these."""
+    async def add(self, target: Target, digests: Iterable[Digest]) -> list[Digest]:
+        """Remember that a repository holds these; return those for which that is new."""
         holders = await self._load(digests)
         rows = {d: [*known, target] for d, known in holders.items() if target not in known}
         for digest, targets in rows.items():
             self._keep(digest, targets)
         if rows:
             await self._worker.survive(lambda: self._tables.set_holders(rows), None)
+        return list(rows)
 
     def known(self, digest: Digest) -> Collection[Target] | None:
         """Return the holders if RAM has them."""

@@ -178,7 +178,10 @@ class LocalIndex:
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         """Remember that a repository holds these."""
-        await self._links.add(target, digests)
+        for digest in await self._links.add(target, digests):
+            record = self._ledger.get(digest)
+            if record is not None and record.media_type is not None:
+                self.revision += 1
 
     async def linked(self, target: Target, digest: Digest) -> bool:
         """Tell whether a repository is known to hold this."""

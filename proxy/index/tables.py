@@ -220,12 +220,13 @@ def _held(digest: str, row: list[Any]) -> Held:
     children = None
     if rest:
         children = tuple(Child(Digest(child), size) for child, size in rest[0])
-    return Held(BlobRecord(Digest(digest), size, media_type, used_at), children)
+    is_public = len(rest) > 1 and rest[1] is True  # older rows end before it
+    return Held(BlobRecord(Digest(digest), size, media_type, used_at, is_public), children)
 
 
 def _blob_row(held: Held) -> list[object]:
     record, children = held
     row: list[object] = [record.size, record.media_type, record.used_at]
     if children is not None:
-        row.append([list(child) for child in children])
+        row += [[list(child) for child in children], record.is_public]
     return row

@@ -97,5 +97,4 @@ class Connector(TCPConnector):
 
     def __init__(self, context: SSLContext, resolver: AbstractResolver) -> None:
         super().__init__(limit=0, ssl=context, resolver=resolver)
-        factory: partial[ResponseHandler] = partial(_OneAnswer, loop=self._loop)
-        self._factory = factory
+        self._factory = partial[ResponseHandler](_OneAnswer, loop=self._loop)

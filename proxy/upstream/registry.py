@@ -84,12 +84,16 @@ class Upstream:
     """One configured registry. Its methods raise ``UpstreamFailure``, ``Denied`` or ``Absent``.
 
     ``downloads`` bodies at the most are open at once; manifests do not wait for them.
+    ``is_anonymous``: no request carries credentials, so everything that comes is public.
     """
 
-    def __init__(self, client: Client, budget: Budget, *, terms: Terms, downloads: int) -> None:
+    def __init__(
+        self, client: Client, budget: Budget, *, terms: Terms, downloads: int, is_anonymous: bool
+    ) -> None:
         self._client = client
         self.budget = budget
         self._terms = terms
+        self.is_anonymous: Final = is_anonymous
         self.places = Places(downloads)
 
     def __repr__(self) -> str:

@@ -95,12 +95,24 @@ class Registry:
             manifest = await self._cache.tags.get(target, Tag(ref), exchange.wish)
         if manifest.outcome is Outcome.MISS:
             self._cache.ahead.begin(target, manifest.body)
+        self._confirm(target, manifest)
         return manifest
 
     async def _head(self, exchange: Exchange, target: Target, ref: str) -> Described:
         if is_digest(ref):
-            return await self._cache.manifests.head(target, Digest(ref), exchange.wish)
-        return await self._cache.tags.head(target, Tag(ref), exchange.wish)
+            described = await self._cache.manifests.head(target, Digest(ref), exchange.wish)
+        else:
+            described = await self._cache.tags.head(target, Tag(ref), exchange.wish)
+        self._confirm(target, described)
+        return described
+
+    def _confirm(self, target: Target, answer: Manifest | Described) -> None:
+        """Have confirmed what a manifest lists, now that upstream has been asked about it.
+
+        Whenever a tag is checked this happens again, so a sweep that ended early is made up for.
+        """
+        if answer.outcome is not Outcome.HIT and answer.warning is None:
+            self._cache.sweeps.begin(target, answer.descriptor.digest)
 
     async def _blob(self, exchange: Exchange, target: Target, digest: Digest) -> StreamResponse:
         if exchange.is_head or replies.is_unmodified(exchange, digest):

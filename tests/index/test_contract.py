@@ -122,6 +122,26 @@ async def test_usage_counts_blocks(files: Reopening) -> None:
     assert await index.blob(digest(2)) == BlobRecord(digest(2), 4097, "application/x", 2.0)
 
 
+async def test_what_is_public_is_known_after_a_restart_and_after_a_use(
+    files: Reopening, clock: Clock
+) -> None:
+    index = await files.open()
+    for number, is_public in ((1, True), (2, False)):
+        await index.set_blob(BlobRecord(digest(number), 5, "x/y", 1.0, is_public))
+    for _ in range(2):
+        index.touch(digest(1))
+        await index.settle()
+        for number, is_public in ((1, True), (2, False)):
+            record = index.held(digest(number))
+            assert record is not None
+            assert record.is_public is is_public
+        index = await files.open()
+        await index.ready()
+    await index.drop_blobs([digest(1)])
+    await index.set_blob(BlobRecord(digest(1), 5, "x/y", 1.0))
+    assert await index.blob(digest(1)) == BlobRecord(digest(1), 5, "x/y", 1.0)
+
+
 async def test_recency_counts_every_use_and_outlives_a_restart(
     files: Reopening, clock: Clock
 ) -> None:

@@ -7,6 +7,7 @@ installed aiohttp.
 """
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from ssl import SSLContext
 from typing import Any, Final
@@ -97,4 +98,5 @@ class Connector(TCPConnector):
 
     def __init__(self, context: SSLContext, resolver: AbstractResolver) -> None:
         super().__init__(limit=0, ssl=context, resolver=resolver)
-        self._factory = partial[ResponseHandler](_OneAnswer, loop=self._loop)
+        make: Callable[..., ResponseHandler] = _OneAnswer
+        self._factory = partial(make, loop=self._loop)

@@ -124,6 +124,7 @@ class CacheCounters:
         "prefetched_used_bytes",
         "prepared_answers",
         "repaired",
+        "stalled_clients",
         "storage_errors",
         "unlogged_requests",
         "verified",
@@ -144,6 +145,7 @@ class CacheCounters:
         self.prefetched_used_blobs = 0
         self.prefetched_used_bytes = 0
         self.storage_errors = 0
+        self.stalled_clients = 0
         self.unlogged_requests = 0
 
     def storage_trouble(self) -> None:
@@ -215,6 +217,7 @@ class _View(Collector):
             ("prefetched_used_blobs", "Those asked for later.", cache.prefetched_used_blobs),
             ("prefetched_used_bytes", "Bytes of those.", cache.prefetched_used_bytes),
             ("prepared_answers", "Requests answered at once from RAM.", cache.prepared_answers),
+            ("stalled_clients", "Clients cut off for not reading.", cache.stalled_clients),
             ("unlogged_requests", "Access-log lines dropped under load.", cache.unlogged_requests),
         ):
             yield CounterMetricFamily(f"millpond_{name}", help_text, value)

@@ -184,12 +184,13 @@ class Upstream(Section):
 
 
 class Timeouts(Section):
-    """How long an upstream may take, in seconds."""
+    """How long an upstream may take, and a client that reads nothing, in seconds."""
 
     connect: Wait = 5.0
     answer: Wait = 20.0
     check: Wait = 3.0
     idle: Wait = 30.0
+    send: Wait = 60.0
 
 
 class Patience(Section):

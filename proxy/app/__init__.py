@@ -40,6 +40,7 @@ from proxy.verify import Verifier
 from proxy.web import lag
 from proxy.web.admin import Admin
 from proxy.web.certificate import Certificate
+from proxy.web.clients import Clients
 from proxy.web.control import Control, Token
 from proxy.web.prepared import Prepared
 from proxy.web.registry import Registry
@@ -113,10 +114,13 @@ async def running(
             background.start("scrub", verifier.scrub(every, rate))
         if settings.admin.socket:
             own = stack.enter_context(listening.admin(kept.directory))
-            server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer)
+            users = Clients(metrics.cache)
+            server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer, users)
             await _serve(stack, server, own, grace=settings.shutdown_grace)
         if listener is not None:
-            server = RegistryServer(registry.handle, admin.handle, prepared.answer)
+            clients = Clients(metrics.cache, settings.timeouts.send)
+            background.start("stalled clients", clients.watch())
+            server = RegistryServer(registry.handle, admin.handle, prepared.answer, clients)
             if certificate is not None:
                 background.start("certificate", certificate.watch())
             context = certificate.context if certificate is not None else None

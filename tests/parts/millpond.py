@@ -1,6 +1,7 @@
 """The real process: `python -m proxy serve` with a configuration file of its own."""
 
 import json
+import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from urllib.request import urlopen
 import yaml
 
 from tests.parts.process import Daemon, free_port, hermetic, workdir
+
+_ANY = ssl._create_unverified_context()  # its certificates are made by the tests
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +35,7 @@ class Millpond:
     def __init__(self, root: Path, upstream: str, port: int, extra: Mapping[str, Any]) -> None:
         self.port = port
         self.address = f"127.0.0.1:{port}"
-        self.url = f"http://{self.address}"
+        self.url = f"{'https' if 'tls' in extra else 'http'}://{self.address}"
         self.storage = root / "storage"
         settings = {
             "listen": self.address,
@@ -48,6 +51,11 @@ class Millpond:
         env = hermetic(root, PYTHONPATH=str(REPOSITORY_ROOT), PYTHONUNBUFFERED="1")
         self._daemon = Daemon(argv, env, root / "millpond.log")
         self._daemon.cwd = REPOSITORY_ROOT
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._daemon.pid
 
     def start(self) -> None:
         """Start the process; return when it says that it is ready."""
@@ -82,7 +90,7 @@ class Millpond:
 
     def _is_ready(self) -> bool:
         try:
-            with urlopen(f"{self.url}/-/readyz", timeout=5) as answer:
+            with urlopen(f"{self.url}/-/readyz", timeout=5, context=_ANY) as answer:
                 return bool(answer.status == 200)
         except OSError:  # refused, or 503: HTTPError is an OSError
             return False

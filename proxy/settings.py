@@ -272,6 +272,11 @@ class Settings(Section):
         """The port to listen on; 0 lets the system choose."""
         return int(self.listen.rpartition(":")[2])
 
+    @property
+    def most_downloads(self) -> int:
+        """The largest ``max_downloads`` of all upstreams."""
+        return max(upstream.max_downloads for upstream in self.upstreams.values())
+
     def freshness_of(self, upstream: str) -> Freshness:
         """Return the freshness that holds for an upstream, overrides applied."""
         override = self.upstreams[upstream].freshness.model_dump(exclude_none=True)

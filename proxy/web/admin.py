@@ -115,6 +115,7 @@ class Admin:
                 "content_mismatches": cache.mismatches,
                 "storage_errors": cache.storage_errors,
                 "stalled_clients": cache.stalled_clients,
+                "refused_connections": cache.refused_connections,
                 "prefetched_blobs": cache.prefetched_blobs,
                 "prefetched_bytes": cache.prefetched_bytes,
                 "prefetched_used_blobs": cache.prefetched_used_blobs,

@@ -14,6 +14,9 @@ from proxy.web.paced import Outbox
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two looks at the connections, at most."""
 
+IDLE_SECONDS: Final = 0.25
+"""How long a connection must be idle to be closed in favour of others."""
+
 _SLICE: Final = 256
 _TCP_INFO: Final = struct.Struct("=24xI92xQ16xI")
 """Linux's ``struct tcp_info``: tcpi_unacked, tcpi_bytes_acked, tcpi_notsent_bytes (since 4.6)."""
@@ -36,6 +39,12 @@ class Client(Protocol):
 
     def cut_off(self, reason: str) -> None:
         """Close it at once."""
+
+    def idle_since(self) -> float | None:
+        """Return since when it has waited for a request; None when it does something."""
+
+    def close_idle(self) -> None:
+        """Close it, as it is idle."""
 
 
 class Clients:
@@ -60,6 +69,24 @@ class Clients:
     def remove(self, client: Client) -> None:
         """Note that a connection was closed."""
         self._open.pop(client, None)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def refused(self) -> None:
+        """Count a connection that there was no room for."""
+        self._counters.refused_connections += 1
+
+    def close_idle(self, count: int) -> None:
+        """Close up to ``count`` idle connections, the one that was idle longest first."""
+        limit = asyncio.get_running_loop().time() - IDLE_SECONDS
+        idle = [
+            (since, place, client)
+            for place, client in enumerate(self._open)
+            if (since := client.idle_since()) is not None and since <= limit
+        ]
+        for _, _, client in sorted(idle)[:count]:
+            client.close_idle()
 
     async def watch(self) -> None:
         """Cut off clients that have stopped reading, until cancelled."""

@@ -122,6 +122,21 @@ class Connection(RequestHandler):
             log.info("client cut off", client=self._client, reason=reason)
             self._wire.abort()
 
+    def idle_since(self) -> float | None:
+        """Return since when the client has had all its answers; None when it is served."""
+        if self._linger is not None:
+            return self._linger.began
+        if self._wire is None or not self._is_idle() or self._wire.get_write_buffer_size():
+            return None
+        return self._next_keepalive_close_time - KEEPALIVE_SECONDS
+
+    def close_idle(self) -> None:
+        """Close the connection, as the client waits for nothing."""
+        if self._linger is not None and self._wire is not None:
+            self._wire.abort()
+        else:
+            self.force_close()
+
     def linger(self) -> None:
         """Close once the client has received what was sent; nothing more is read as a request."""
         transport = self.transport

@@ -3,7 +3,7 @@
 import json
 import ssl
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,14 @@ def merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
 class Millpond:
     """The proxy on a loopback port and a storage directory it keeps over restarts."""
 
-    def __init__(self, root: Path, upstream: str, port: int, extra: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        upstream: str,
+        port: int,
+        extra: Mapping[str, Any],
+        under: Sequence[str] = (),
+    ) -> None:
         self.port = port
         self.address = f"127.0.0.1:{port}"
         self.url = f"{'https' if 'tls' in extra else 'http'}://{self.address}"
@@ -47,7 +54,7 @@ class Millpond:
         }
         self.config = root / "millpond.yaml"
         self.config.write_text(yaml.safe_dump(merged(settings, extra)))
-        argv = [sys.executable, "-m", "proxy", "serve", "-c", str(self.config)]
+        argv = [*under, sys.executable, "-m", "proxy", "serve", "-c", str(self.config)]
         env = hermetic(root, PYTHONPATH=str(REPOSITORY_ROOT), PYTHONUNBUFFERED="1")
         self._daemon = Daemon(argv, env, root / "millpond.log")
         self._daemon.cwd = REPOSITORY_ROOT
@@ -98,11 +105,17 @@ class Millpond:
 
 @contextmanager
 def running(
-    upstream: str, port: int = 0, extra: Mapping[str, Any] | None = None
+    upstream: str,
+    port: int = 0,
+    extra: Mapping[str, Any] | None = None,
+    under: Sequence[str] = (),
 ) -> Iterator[Millpond]:
-    """Give a running Millpond with an empty cache before `upstream`, a base URL."""
+    """Give a running Millpond with an empty cache before `upstream`, a base URL.
+
+    `under` is a command that starts it, such as `prlimit`.
+    """
     with workdir("proxy") as root:
-        millpond = Millpond(root, upstream, port or free_port(), extra or {})
+        millpond = Millpond(root, upstream, port or free_port(), extra or {}, under)
         millpond.start()
         try:
             yield millpond

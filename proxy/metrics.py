@@ -125,7 +125,9 @@ class CacheCounters:
         "prefetched_used_blobs",
         "prefetched_used_bytes",
         "prepared_answers",
+        "refused_connections",
         "repaired",
+        "stalled_clients",
         "storage_errors",
         "unlogged_requests",
         "verified",
@@ -146,6 +148,8 @@ class CacheCounters:
         self.prefetched_used_blobs = 0
         self.prefetched_used_bytes = 0
         self.storage_errors = 0
+        self.stalled_clients = 0
+        self.refused_connections = 0
         self.unlogged_requests = 0
 
     def storage_trouble(self) -> None:
@@ -232,6 +236,12 @@ class _View(Collector):
             ("prefetched_used_blobs", "Those asked for later.", cache.prefetched_used_blobs),
             ("prefetched_used_bytes", "Bytes of those.", cache.prefetched_used_bytes),
             ("prepared_answers", "Requests answered at once from RAM.", cache.prepared_answers),
+            (
+                "refused_connections",
+                "Connections answered with 503 because there was no room.",
+                cache.refused_connections,
+            ),
+            ("stalled_clients", "Clients cut off for not reading.", cache.stalled_clients),
             ("unlogged_requests", "Access-log lines dropped under load.", cache.unlogged_requests),
         ):
             yield CounterMetricFamily(f"millpond_{name}", help_text, value)

@@ -201,12 +201,13 @@ class Upstream(Section):
 
 
 class Timeouts(Section):
-    """How long an upstream may take, in seconds."""
+    """How long an upstream may take, and a client that reads nothing, in seconds."""
 
     connect: Wait = 5.0
     answer: Wait = 20.0
     check: Wait = 3.0
     idle: Wait = 30.0
+    send: Wait = 60.0
 
 
 class Patience(Section):
@@ -287,6 +288,11 @@ class Settings(Section):
     def port(self) -> int:
         """The port to listen on; 0 lets the system choose."""
         return int(self.listen.rpartition(":")[2])
+
+    @property
+    def most_downloads(self) -> int:
+        """The largest ``max_downloads`` of all upstreams."""
+        return max(upstream.max_downloads for upstream in self.upstreams.values())
 
     def freshness_of(self, upstream: str) -> Freshness:
         """Return the freshness that holds for an upstream, overrides applied."""

@@ -5,14 +5,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from socket import socket
-from ssl import SSLContext
 from typing import Final
 
 import structlog
-from aiohttp.web import ServerRunner, SockSite
+from aiohttp.web import ServerRunner
 
 from proxy.app import listening, storage
+from proxy.app.descriptors import raise_limit, shared_out
 from proxy.app.upstreams import Upstreams
 from proxy.cache import Cache
 from proxy.cache.ahead import Ahead, Bounds
@@ -39,13 +38,16 @@ from proxy.settings import Settings
 from proxy.supervisor import Supervisor
 from proxy.verify import Verifier
 from proxy.web import lag
+from proxy.web.acceptor import Acceptor
 from proxy.web.admin import Admin
 from proxy.web.certificate import Certificate
+from proxy.web.clients import Clients
 from proxy.web.control import Control, Token
 from proxy.web.prepared import Prepared
 from proxy.web.registry import Registry
 from proxy.web.server import RegistryServer
 
+ADMIN_CLIENTS: Final = 16
 SETTLED_SECONDS: Final = 600.0
 DAY_SECONDS: Final = 86400.0
 
@@ -78,6 +80,7 @@ async def running(
         metrics = Metrics(list(settings.upstreams))
         certificate = Certificate(settings.tls) if settings.tls and is_public else None
         listener = stack.enter_context(listening.public(settings)) if is_public else None
+        shares = shared_out(raise_limit(), settings.most_downloads)
         router = Router(settings)
         kept = await storage.opened(stack, settings, router, metrics, clock)
         stack.push_async_callback(kept.layout.keep)
@@ -87,7 +90,7 @@ async def running(
 
         flights = Flights(settings.storage.finish_from)
         stack.push_async_callback(flights.close)
-        sources = Sources(Upstreams(stack, settings, metrics, clock).build())
+        sources = Sources(Upstreams(stack, settings, metrics, clock, shares.downloads).build())
         cache = _cache(stack, settings, kept, flights, sources)
         verifier = Verifier(kept.holdings, cache.fetch, clock, kept.pins.roots)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
@@ -112,16 +115,22 @@ async def running(
         if is_public and settings.storage.scrub_every < float("inf"):
             every, rate = settings.storage.scrub_every, settings.storage.scrub_rate
             background.start("scrub", lambda: verifier.scrub(every, rate))
+        grace = settings.shutdown_grace
         if settings.admin.socket:
             own = stack.enter_context(listening.admin(kept.directory))
-            server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer)
-            await _serve(stack, server, own, grace=settings.shutdown_grace)
+            users = Clients(metrics.cache)
+            server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer, users)
+            door = Acceptor(own, server, users, limit=ADMIN_CLIENTS)
+            await _serve(stack, server, door, grace)
         if listener is not None:
-            server = RegistryServer(registry.handle, admin.handle, prepared.answer)
+            clients = Clients(metrics.cache, settings.timeouts.send)
+            background.start("stalled clients", clients.watch)
+            server = RegistryServer(registry.handle, admin.handle, prepared.answer, clients)
             if certificate is not None:
                 background.start("certificate", certificate.watch)
             context = certificate.context if certificate is not None else None
-            await _serve(stack, server, listener, context, grace=settings.shutdown_grace)
+            door = Acceptor(listener, server, clients, limit=shares.clients, context=context)
+            await _serve(stack, server, door, grace)
         address = None if listener is None else listening.address(listener)
         yield App(address, admin, kept.index)
         admin.is_stopping = True
@@ -161,17 +170,13 @@ def _cache(
 
 
 async def _serve(
-    stack: AsyncExitStack,
-    server: RegistryServer,
-    listener: socket,
-    context: SSLContext | None = None,
-    *,
-    grace: float,
+    stack: AsyncExitStack, server: RegistryServer, door: Acceptor, grace: float
 ) -> None:
     runner = ServerRunner(server, shutdown_timeout=grace)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await SockSite(runner, listener, ssl_context=context, backlog=listening.BACKLOG).start()
+    door.start()
+    stack.push_async_callback(door.close)
 
 
 async def _agree(kept: storage.Storage, *, offline: bool) -> None:

@@ -29,12 +29,19 @@ class Upstreams:
     """Builds the configured upstreams, whose connections ``stack`` closes."""
 
     def __init__(
-        self, stack: AsyncExitStack, settings: Settings, metrics: Metrics, clock: Clock
+        self,
+        stack: AsyncExitStack,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Clock,
+        downloads: int,
     ) -> None:
+        """Prepare; ``downloads`` bounds ``max_downloads`` where descriptors are few."""
         self._stack = stack
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
+        self._downloads = downloads
 
     def build(self) -> dict[str, Source]:
         """Return every upstream with its rule. Raises ``ConfigError``."""
@@ -68,7 +75,8 @@ class Upstreams:
             patience=Patience(name, limits, time.monotonic),
             answer=self._settings.timeouts.answer,
         )
-        budget, downloads = Budget(self._clock), configured.max_downloads
+        budget = Budget(self._clock)
+        downloads = min(configured.max_downloads, self._downloads)
         parallel = self._settings.parallel
         pieces = Pieces(parallel.connections, int(parallel.start_from))
         terms = Terms(patience.resumes, pieces)

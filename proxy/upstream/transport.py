@@ -5,6 +5,7 @@ with signatures in their query never reach a message.
 """
 
 import asyncio
+import errno
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,13 @@ from aiohttp import (
 )
 from yarl import URL
 
-from proxy.errors import ConfigError, UpstreamFailure, UpstreamTimeout, UpstreamUnavailable
+from proxy.errors import (
+    ConfigError,
+    Overloaded,
+    UpstreamFailure,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from proxy.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.auth import TokenAnswer
@@ -164,6 +171,8 @@ class Transport:
                 f"{self.name}: certificate not trusted: {error.certificate_error}"
             ) from error
         except ClientConnectorError as error:
+            if error.os_error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of upstream's
+                raise Overloaded("file descriptors are short; try again") from error
             raise UpstreamUnavailable(
                 f"{self.name} cannot be reached: {error.os_error.strerror or error.os_error}"
             ) from error

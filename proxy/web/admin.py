@@ -15,6 +15,7 @@ from proxy.flights import Flights
 from proxy.metrics import Gauge, Metrics, registry
 from proxy.upstream.budget import Budget
 from proxy.web.control import Control
+from proxy.web.paced import PacedResponse
 
 JSON: Final = "application/json"
 
@@ -62,7 +63,7 @@ class Admin:
                 return _json(self.stats())
             return self._answer(request)
         except RegistryError as error:
-            return Response(
+            return PacedResponse(
                 status=error.status, body=error.body(), headers=error.headers(), content_type=JSON
             )
 
@@ -70,7 +71,7 @@ class Admin:
         _require_read(request)
         match request.path:
             case "/metrics":
-                return Response(
+                return PacedResponse(
                     body=generate_latest(self._prometheus),
                     headers={"Content-Type": CONTENT_TYPE_LATEST},
                 )
@@ -117,6 +118,8 @@ class Admin:
                 "verified_blobs": cache.verified,
                 "content_mismatches": cache.mismatches,
                 "storage_errors": cache.storage_errors,
+                "stalled_clients": cache.stalled_clients,
+                "refused_connections": cache.refused_connections,
                 "prefetched_blobs": cache.prefetched_blobs,
                 "prefetched_bytes": cache.prefetched_bytes,
                 "prefetched_used_blobs": cache.prefetched_used_blobs,
@@ -214,4 +217,4 @@ def _rate_limit(budget: Budget) -> dict[str, object] | None:
 
 
 def _json(document: dict[str, Any], status: int = 200) -> Response:
-    return Response(status=status, body=json.dumps(document).encode(), content_type=JSON)
+    return PacedResponse(status=status, body=json.dumps(document).encode(), content_type=JSON)

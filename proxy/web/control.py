@@ -24,6 +24,7 @@ from proxy.quantities import parse_size
 from proxy.records import disk_bytes
 from proxy.threads import in_thread
 from proxy.verify import Verifier
+from proxy.web.paced import PacedResponse
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -284,4 +285,4 @@ def _line(document: Document) -> bytes:
 
 
 def _json(document: Document) -> Response:
-    return Response(body=json.dumps(document).encode(), content_type=JSON)
+    return PacedResponse(body=json.dumps(document).encode(), content_type=JSON)

@@ -27,6 +27,9 @@ from proxy.web.replies import manifest_headers
 
 MAX_KNOWN: Final = 4096
 MAX_BYTES: Final = 2048
+MAX_BODY: Final = 128 * 1024
+"""Longer bodies are sent at the client's pace, which cannot be done at once."""
+
 _SPECIAL: Final = ("If-None-Match", "Range", "If-Range")
 _SECRET: Final = ("Authorization", "Proxy-Authorization", "Cookie")
 _MARK: Final = f"Cache-Status: {HIT_STATUS}"
@@ -63,7 +66,7 @@ class Prepared:
             return None
         started = time.perf_counter()
         found = self._at_hand.get(request.target, request.route)
-        if found is None:
+        if found is None or len(found.body) > MAX_BODY:
             return None
         block = request.block(found)
         if block is None:

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp.web import BaseRequest, RequestHandler, Server, StreamResponse
 
+from proxy.web.clients import Clients
 from proxy.web.connection import KEEPALIVE_SECONDS, Answers, Connection
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
@@ -12,7 +13,9 @@ Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 class RegistryServer(Server):
     """Makes connections for ``ServerRunner``."""
 
-    def __init__(self, registry: Handler, admin: Handler, answers: Answers) -> None:
+    def __init__(
+        self, registry: Handler, admin: Handler, answers: Answers, clients: Clients
+    ) -> None:
         async def dispatch(request: BaseRequest) -> StreamResponse:
             path = request.rel_url.raw_path
             if path.startswith("/-/") or path == "/metrics":
@@ -26,7 +29,10 @@ class RegistryServer(Server):
             keepalive_timeout=KEEPALIVE_SECONDS,
         )
         self._answers = answers
+        self._clients = clients
 
     def __call__(self) -> RequestHandler:
         """Return the protocol of one new connection."""
-        return Connection(self, loop=self._loop, answers=self._answers, **self._kwargs)
+        return Connection(
+            self, loop=self._loop, answers=self._answers, clients=self._clients, **self._kwargs
+        )

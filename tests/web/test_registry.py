@@ -252,15 +252,34 @@ async def test_a_bug_is_a_500_that_tells_nothing(
 async def test_keep_alive_serves_on_after_every_kind_of_answer(proxy: Proxy) -> None:
     host, port = proxy.app.address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    for path in (BLOB, MANIFEST, "/v2/app/manifests/none", BLOB, "/v2/", BLOB):
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = next(
-            int(line.split(":")[1])
-            for line in head.splitlines()
-            if line.lower().startswith("content-length")
-        )
-        await reader.readexactly(length)
+    absent = "/v2/library/app/manifests/none"
+    requests: list[tuple[str, str, str, int, bytes | None]] = [
+        ("GET", BLOB, "", 200, DATA),
+        ("GET", MANIFEST, "", 200, IMAGE.manifest),
+        ("HEAD", MANIFEST, "", 200, b""),
+        ("GET", absent, "", 404, None),
+        ("HEAD", absent, "", 404, b""),
+        ("GET", BLOB, "Range: bytes=5-9\r\n", 206, DATA[5:10]),
+        ("GET", BLOB, "Range: bytes=9999-\r\n", 416, None),
+        ("GET", BLOB, f'If-None-Match: "{LAYER}"\r\n', 304, b""),
+        ("POST", "/v2/library/app/blobs/uploads/", "Content-Length: 0\r\n", 405, None),
+        ("GET", "/v2/", "", 200, b"{}"),
+        ("GET", "/nowhere", "", 404, None),
+        ("GET", BLOB, "", 200, DATA),
+    ]
+    for method, path, lines, status, body in requests * 2:
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n".encode())
+        async with asyncio.timeout(20):
+            first, *headers = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+            assert int(first.split()[1]) == status, (method, path, lines)
+            fields = dict(line.lower().split(": ", 1) for line in headers if line)
+            has_body = method != "HEAD" and status != 304
+            got = await reader.readexactly(int(fields["content-length"]) if has_body else 0)
+        assert fields.get("connection") != "close"
+        if body is None:
+            assert code(got)
+        else:
+            assert got == body, (method, path, lines)
     writer.close()
     await writer.wait_closed()
 

@@ -214,16 +214,16 @@ class Blobs:
                     size = body.size
                     if size is None:
                         size = self._sizes.get((target, digest))
-                    reservation = await holdings.evictor.reserve(size or 0)
-                    resources.callback(reservation.release)
-                    spool = await holdings.store.spool(digest, size)
+                    room = await holdings.evictor.arrival(target.upstream, size)
+                    flight.on_closed(room.release)  # a removed spool takes room while it is read
+                    spool = await holdings.store.spool(digest, None)
                     resources.callback(spool.discard)
                     flight.open(spool, size)
-                    await flight.pump(body.pour, reservation.grow)
+                    await flight.pump(body.pour, room.grow)
                 await self._index.link(target, [digest])
                 arrived = Descriptor("", digest, flight.written)
                 is_public = self._sources[target.upstream].upstream.is_anonymous
-                await holdings.adopt(reservation, spool, arrived, is_public=is_public)
+                await holdings.adopt(room, spool, arrived, is_public=is_public)
             except ContentMismatch as error:
                 self._mismatch(error)
                 raise
@@ -235,9 +235,9 @@ class Blobs:
     async def _cannot_fit(self, target: Target, digest: Digest) -> bool:
         """Tell whether a download would only find out that there is no room."""
         announced = self._sizes.get((target, digest), 0)
-        return announced > self._holdings.evictor.limit or bool(
-            await self._unfit.get(f"{target} {digest}")
-        )
+        if not self._holdings.evictor.admits(target.upstream, announced):
+            return True
+        return bool(await self._unfit.get(f"{target} {digest}"))
 
     async def _through(self, target: Target, digest: Digest) -> Through:
         """Return a body that is proven on its way and not kept."""

@@ -64,13 +64,13 @@ class Blobs:
         if asked is Wish.FRESH:
             await self._absences.forget(target, digest)
         while True:
-            linked = await self._holdings.linked(target, digest)
+            linked = await self._linked(target, digest)
             if linked and (file := await self._holdings.open(digest)) is not None:
                 return self._local(target, digest, file)
             self._refuse_asking(target, digest, asked)
             if not linked and await self._holdings.holds(digest):
                 try:
-                    await self._link(target, digest)
+                    await self.confirm(target, digest)
                 except TooManyRequests:  # of questions, which is no limit of downloads
                     return await self._through(target, digest)
                 continue
@@ -103,7 +103,7 @@ class Blobs:
         reader = self._flights.join(target, digest, lambda flight: self._download(target, flight))
         own = reader.flight.target == target
         try:
-            if not linked and not own:
+            if not linked and not own and not self._will_be_public(target, digest):
                 await self.confirm(target, digest)
             await reader.flight.opened()
         except StorageError as error:
@@ -112,6 +112,8 @@ class Blobs:
             return await self._through(target, digest)
         except BaseException as error:
             reader.close()
+            if isinstance(error, TooManyRequests) and reader.flight.failure is not error:
+                return await self._through(target, digest)  # see ``get``
             final = own and not reader.flight.is_ahead
             if final or reader.flight.failure is not error:
                 raise
@@ -141,7 +143,7 @@ class Blobs:
 
     async def head(self, target: Target, digest: Digest, asked: Wish) -> Sized:
         """Return a blob's size, asking upstream for no body. Raises ``RegistryError``."""
-        linked = await self._holdings.linked(target, digest)
+        linked = await self._linked(target, digest)
         held = await self._size(digest)
         if linked and held is not None:
             return Sized(held, Outcome.HIT)
@@ -177,15 +179,22 @@ class Blobs:
         file.close()
         return file.size
 
-    async def _link(self, target: Target, digest: Digest) -> None:
-        """Link held content to a repository that may serve it. Raises ``RegistryError``.
+    async def _linked(self, target: Target, digest: Digest) -> bool:
+        """Return True if a repository may serve a blob without a question.
 
-        Whatever a manifest of the repository lists may be served from there if it is public.
+        That includes whatever is public, if a manifest of the repository lists it.
         """
+        if await self._holdings.linked(target, digest):
+            return True
         if (target, digest) in self._sizes and self._holdings.public([digest]):
             await self._index.link(target, [digest])
-        else:
-            await self.confirm(target, digest)
+            return True
+        return False
+
+    def _will_be_public(self, target: Target, digest: Digest) -> bool:
+        """Return True if a blob that arrives from a repository's upstream may be served there."""
+        is_anonymous = self._sources[target.upstream].upstream.is_anonymous
+        return is_anonymous and (target, digest) in self._sizes
 
     async def confirm(self, target: Target, digest: Digest) -> int | None:
         """Have upstream say that the repository holds the blob; return its size in bytes.

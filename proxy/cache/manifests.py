@@ -263,7 +263,8 @@ class Manifests:
 
     async def _whole(self, target: Target, kept: _Kept, depth: int = 0) -> bool:
         for blob in kept.children.blobs:
-            if not await self._is_here(target, blob.digest):
+            is_public = bool(self._holdings.public([blob.digest]))
+            if not is_public and not await self._is_here(target, blob.digest):
                 return False
         if not kept.children.manifests:
             return True

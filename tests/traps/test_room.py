@@ -118,9 +118,7 @@ async def test_t50_what_one_upstream_sends_takes_no_room_from_another(
     assert (await pull).status == 200
 
 
-async def test_t50_free_room_may_be_filled_by_any_body(
-    proxy: Proxy, evil: FakeUpstream
-) -> None:
+async def test_t50_free_room_may_be_filled_by_any_body(proxy: Proxy, evil: FakeUpstream) -> None:
     evil.fault(chunked(), kind="blob")
     path, data = long_body(evil, 0)
     for status in ("Millpond; fwd=miss; stored", "Millpond; hit"):

@@ -217,6 +217,7 @@ class Blobs:
     async def _download(self, target: Target, flight: Flight, need: Need = Need.KEPT) -> None:
         """Fly one flight: open, reserve, spool, prove, keep."""
         digest, holdings = flight.digest, self._holdings
+        is_public = self._sources[target.upstream].upstream.is_anonymous
         async with AsyncExitStack() as resources:
             try:
                 async with self._body(target, digest, need) as body:
@@ -231,7 +232,6 @@ class Blobs:
                     await flight.pump(body.pour, room.grow)
                 await self._index.link(target, [digest])
                 arrived = Descriptor("", digest, flight.written)
-                is_public = self._sources[target.upstream].upstream.is_anonymous
                 await holdings.adopt(room, spool, arrived, is_public=is_public)
             except ContentMismatch as error:
                 self._mismatch(error)

@@ -4,7 +4,13 @@ The package is named ``proxy``; the distribution and the command are ``millpond`
 ``proxy/README.md`` tells a request's story and maps the rooms.
 """
 
-from importlib.metadata import version
-from typing import Final
+VERSION: str
 
-VERSION: Final = version("millpond")
+
+def __getattr__(name: str) -> str:
+    """Return ``VERSION``, which is read when it is first needed: that takes 20 ms."""
+    if name == "VERSION":
+        from importlib.metadata import version  # noqa: PLC0415 - see above
+
+        return version("millpond")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

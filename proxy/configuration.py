@@ -30,6 +30,9 @@ SYSTEM_FILE: Final = Path("/etc/millpond/config.yaml")
 _KUBERNETES = re.compile(rf"{PREFIX}(SERVICE|PORT)(_.*)?")  # a Service named millpond sets these
 _REFERENCE = re.compile(r"(?<!\$)\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
+_FIELD = re.compile(r'field "(\w+)"')
+_FLAGS: Final = {("listen",): "--listen", ("storage", "path"): "--storage"}
+
 KeyPath = tuple[str | int, ...]
 
 
@@ -54,8 +57,8 @@ def load(file: Path | None, flags: dict[str, Any] | None = None) -> Settings:
     except ValidationError as error:
         raise ConfigError(
             "\n".join(
-                f"{_source(fault['loc'], document, environment, flags)}: {_worded(fault)}"
-                for fault in error.errors(include_url=False)
+                f"{_source(path, document, environment, flags)}: {text}"
+                for path, text in map(_located, error.errors(include_url=False))
             )
         ) from None
 
@@ -130,7 +133,10 @@ class _Document:
 def _default_file() -> Path | None:
     if named := os.environ.get(FILE_VARIABLE):
         return Path(named)
-    return SYSTEM_FILE if SYSTEM_FILE.exists() else None
+    try:
+        return SYSTEM_FILE if SYSTEM_FILE.exists() else None
+    except OSError as error:
+        raise ConfigError(f"{SYSTEM_FILE}: cannot be read: {error.strerror}") from None
 
 
 def _environment() -> dict[str, Any]:
@@ -145,7 +151,11 @@ def _environment() -> dict[str, Any]:
     try:
         return EnvSettingsSource(_Environment)()
     except SettingsError as error:
-        raise ConfigError(f"environment: {error}") from None
+        named = _FIELD.search(str(error))
+        variables = _variables((named[1],)) if named is not None else []
+        raise ConfigError(
+            f"{', '.join(variables) or 'environment'}: not JSON; lists and mappings are JSON here"
+        ) from None
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -164,23 +174,50 @@ def _pairs(node: yaml.Node | None) -> "Iterator[tuple[yaml.Node, yaml.Node]]":
         yield from node.value
 
 
+def _located(fault: "ErrorDetails") -> tuple[KeyPath, str]:
+    """Return the key that a fault is about, and what is wrong.
+
+    A fault of several keys together begins with the name of the one to be changed.
+    """
+    path, text = fault["loc"], _worded(fault)
+    key, colon, rest = text.partition(": ")
+    if not path and colon and key in Settings.model_fields:
+        return (key,), rest
+    return path, text
+
+
 def _source(
     path: KeyPath, document: _Document, environment: dict[str, Any], flags: dict[str, Any]
 ) -> str:
-    """Name the place that a faulty key came from: the strongest source that has it."""
-    where = "settings"
+    """Name the place that a faulty key came from: the strongest source that has it.
+
+    A key that is missing comes from where the keys beside it are.
+    """
     if _holds(flags, path):
-        where = "flag"
-    elif _holds(environment, path):
-        return PREFIX + NESTED.join(str(key) for key in path).upper() + f": {_dotted(path)}"
-    elif document.file is not None:
-        where = f"{document.file}:{document.line(path)}"
+        return _FLAGS.get(path, f"flag: {_dotted(path)}")  # type: ignore[arg-type]
+    above = path[:-1]
+    is_missing_there = _holds(environment, above) and not _holds(document.data, above)
+    if _holds(environment, path) or is_missing_there:
+        variables = _variables(above if is_missing_there else path)
+        return f"{', '.join(variables)}: {_dotted(path)}"
+    where = "settings" if document.file is None else f"{document.file}:{document.line(path)}"
     return f"{where}: {_dotted(path)}" if path else where
+
+
+def _variables(path: KeyPath) -> list[str]:
+    """Return the environment variables that set a key: its own, one above it, or those below."""
+    names = [PREFIX + NESTED.join(map(str, path[:end])).upper() for end in range(len(path), 0, -1)]
+    for name in names:
+        if found := [variable for variable in os.environ if variable.upper() == name]:
+            return found
+    below = names[0] + NESTED if names else PREFIX
+    return sorted(variable for variable in os.environ if variable.upper().startswith(below))
 
 
 def _holds(data: Any, path: KeyPath) -> bool:
     for key in path:
-        if not isinstance(data, dict) or key not in data:
+        is_item = isinstance(data, list) and isinstance(key, int) and key < len(data)
+        if not is_item and (not isinstance(data, dict) or key not in data):
             return False
         data = data[key]
     return bool(path)

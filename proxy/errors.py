@@ -4,9 +4,25 @@ Raised by any room, rendered in one place (``web.registry``). Knows nothing of H
 Codes: OCI distribution-spec, "Error Codes"; those that the spec lacks are distribution's.
 """
 
+import errno
 import json
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_DISK_ERRNOS: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EIO", "ENXIO", "ENODEV", "ENODATA", "EREMOTEIO", "ENOLINK", "ENOMEDIUM", "EMEDIUMTYPE"),
+        *("EBADMSG", "EUCLEAN", "EILSEQ", "EBADE", "ESTALE"),  # bad checksums, lost handles
+        *("ENOENT", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "ELOOP", "ENAMETOOLONG"),
+        *("EROFS", "ENOSPC", "EDQUOT", "EFBIG", "EOVERFLOW"),
+    )
+    if hasattr(errno, name)
+)
+"""Errors that a disk or a file system reports about a file (Linux: errno(3), blk_types.h).
+
+Neither sockets nor a process that runs out of descriptors or memory are among the causes.
+"""
 
 
 class RegistryError(Exception):
@@ -18,6 +34,18 @@ class RegistryError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "UNKNOWN"
+
+    was_forwarded: bool = False
+    """Upstream was asked before this error was known."""
+
+    upstream_status: int | None = None
+    """The HTTP status that upstream answered with; None when it gave none."""
+
+    host: str | None = None
+    """The host that failed: the registry, its token server, or one that it redirected to."""
+
+    is_remembered: bool = False
+    """Upstream said so earlier, and was not asked again."""
 
     def __init__(
         self, message: str, *, detail: object = None, retry_after: float | None = None
@@ -164,6 +192,15 @@ class ManifestTooLarge(RegistryError):
     status, code = 502, "MANIFEST_INVALID"
 
 
+class Overloaded(RegistryError):
+    """No descriptors or memory are left for the request now; the client should try again."""
+
+    status, code = 503, "UNAVAILABLE"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
 class RangeInvalid(RegistryError):
     """The range starts behind the end of the blob, whose ``size`` is in bytes."""
 
@@ -182,6 +219,7 @@ class UpstreamFailure(RegistryError):
     """Upstream could not or would not answer now. Never to be told as absence."""
 
     status, code = 502, "UNAVAILABLE"
+    was_forwarded = True
 
     def __init__(
         self, message: str, *, retry_after: float | None = None, is_answer: bool = False
@@ -221,6 +259,18 @@ class ContentMismatch(UpstreamFailure):
 
 class StorageError(Exception):
     """The disk refused. Ours to survive: the caller passes through or fetches again."""
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Return True if an error says that a file or the disk below it is bad.
+
+    False for errors of sockets, and for a process that runs out of descriptors or memory: content
+    must not be given up for those. A ``StorageError`` is judged by the ``OSError`` that caused it;
+    one without such a cause is about the content itself.
+    """
+    if isinstance(error, StorageError):
+        return error.__cause__ is None or is_disk_error(error.__cause__)
+    return isinstance(error, OSError) and error.errno in _DISK_ERRNOS
 
 
 class ConfigError(Exception):

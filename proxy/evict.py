@@ -83,6 +83,7 @@ class Evictor:
         self._unknown = 0
         self._ceiling: int | None = None
         self._left_below = 0
+        self._gone_early = 0
         self._scanned = asyncio.Event()
         self._pressed = asyncio.Event()
         self._evicting = asyncio.Lock()
@@ -98,7 +99,7 @@ class Evictor:
         """Disk bytes held, promised, set aside, not yet unlinked, or not known yet."""
         left = self._unknown
         if not self._scanned.is_set():
-            left = max(0, self._left_below - self._index.loaded_bytes)
+            left = max(0, self._left_below + self._gone_early - self._index.loaded_bytes)
         known = self._index.usage().disk_bytes + self._store.quarantine.bytes
         return known + self._promised + self._condemned + left
 
@@ -212,6 +213,20 @@ class Evictor:
     def _press(self, more: int = 0) -> None:
         if self._proven + more > self.limit * self.quota.high_mark:
             self._pressed.set()
+
+    def condemn(self, size: int) -> None:
+        """Count ``size`` disk bytes of content that leaves the index, until ``unlinked``.
+
+        Before the scan a row proves no file: after a power cut, rows without a file and files
+        without a row come together. So what leaves then takes nothing off the bound.
+        """
+        self._condemned += size
+        if not self._scanned.is_set():
+            self._gone_early += size
+
+    def unlinked(self, size: int) -> None:
+        """Count condemned bytes no more: their file is gone, or lies in quarantine."""
+        self._condemned -= size
 
     async def cover(self) -> None:
         """Return once the ceiling that is noted covers all that is promised."""
@@ -343,9 +358,11 @@ class Evictor:
         digests = list(records)
         children = {digest: self._index.children(digest) for digest in digests}
         self._store.condemn(digests)
-        await self._index.drop_blobs(digests)
-        remaining = await self._store.delete(digests)
-        self._condemned -= taken
+        try:
+            await self._index.drop_blobs(digests)
+        finally:  # whatever happens, or the digests could not be stored again
+            remaining = await self._store.delete(digests)
+            self._condemned -= taken
         for digest in remaining:
             taken -= disk_bytes(records[digest].size)
             await self._index.set_blob(records[digest], children[digest])

@@ -71,9 +71,11 @@ class Layout:
 
     async def recall(self) -> None:
         """Learn tags from ``index.json`` that the index has lost, and what others put there."""
+        if self._recalled.is_set():
+            return
         await self._index.ready()
         entries = _entries(await _content(self._shelf))
-        learnt = 0
+        learnt, self._foreign = 0, []
         for count, entry in enumerate(entries):
             if count % _SLICE == 0:
                 await asyncio.sleep(0)

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from proxy.readiness import Readiness
+
 
 class Outcome(Enum):
     """How a request was answered."""
@@ -155,6 +157,19 @@ class CacheCounters:
         self.unlogged_requests += 1
 
 
+class TaskCounters:
+    """One background task: how often it failed, and whether it runs.
+
+    A task that has ended as it should counts as running.
+    """
+
+    __slots__ = ("failures", "is_running")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.is_running = True
+
+
 class Metrics:
     """All counters of one running proxy."""
 
@@ -162,6 +177,8 @@ class Metrics:
         self.upstreams: Final = {name: UpstreamCounters() for name in upstreams}
         self.unrouted: Final = UpstreamCounters()
         self.cache: Final = CacheCounters()
+        self.tasks: Final[dict[str, TaskCounters]] = {}
+        self.readiness: Final = Readiness()
         self.loop_lag = 0.0
 
     def of(self, upstream: str | None) -> UpstreamCounters:
@@ -219,6 +236,7 @@ class _View(Collector):
         ):
             yield CounterMetricFamily(f"millpond_{name}", help_text, value)
         yield from self._readings()
+        yield from self._per_task()
         lag = self._metrics.loop_lag
         text = "Longest that work waited for its turn in the last seconds."
         yield GaugeMetricFamily("millpond_loop_lag_seconds", text, lag)
@@ -235,6 +253,20 @@ class _View(Collector):
             )
             family.add_metric([] if gauge.upstream is None else [gauge.upstream], gauge.value)
         yield from families.values()
+
+    def _per_task(self) -> Iterator[Metric]:
+        failures = CounterMetricFamily(
+            "millpond_background_failures", "Failures of a background task.", labels=["task"]
+        )
+        up = GaugeMetricFamily(
+            "millpond_background_up",
+            "0 while a background task waits for its restart after a failure, else 1.",
+            labels=["task"],
+        )
+        for name, task in self._metrics.tasks.items():
+            failures.add_metric([name], task.failures)
+            up.add_metric([name], task.is_running)
+        yield from (failures, up)
 
     def _per_upstream(self) -> Iterator[Metric]:
         outcomes = CounterMetricFamily(

@@ -1,7 +1,7 @@
 """What eviction spares: pinned images, and those that are said to be in use.
 
-An image is spared with its whole tree, as far as it is held. Pins come from the configuration,
-where they may be patterns, or are added while running and kept in the index.
+An image is spared with its whole tree, as far as it is held. Pins come from the configuration, or
+are added while running and kept in the index. Either may be patterns.
 """
 
 import asyncio
@@ -17,8 +17,9 @@ import structlog
 from proxy.errors import Conflict, PinUnknown, RegistryError, StorageError
 from proxy.in_use import Feeds
 from proxy.index import Index
-from proxy.names import Digest, Image
+from proxy.names import Digest, Image, Tag, Target
 from proxy.records import disk_bytes
+from proxy.selection import Selector
 from proxy.threads import to_its_end
 
 STALE_SECONDS: Final = 5.0
@@ -28,7 +29,6 @@ _REST: Final = 20.0
 """Times as long as the last look took, but no longer than that."""
 
 _NOTE: Final = "pins"
-_IS_PATTERN = re.compile(r"[*?\[]")
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +44,23 @@ class Pin:
     refused: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """A configured pattern, in whose ``text`` ``*`` has always stood for slashes as well.
+
+    A pin that keeps more than it must does no harm; one that no longer keeps an image does.
+    """
+
+    text: str
+    selector: Selector
+    anywhere: re.Pattern[str]
+
+    def matches(self, target: Target, tag: Tag, digest: Digest) -> bool:
+        return self.anywhere.match(f"{target}:{tag}") is not None or self.selector.matches(
+            target, tag, digest
+        )
+
+
 class Pins:
     """The spared content. ``limit`` tells how many bytes may be pinned; ``parse`` reads a name."""
 
@@ -52,7 +69,7 @@ class Pins:
         index: Index,
         configured: Iterable[str],
         *,
-        parse: Callable[[str], Image],
+        parse: Callable[[str], Image | Selector],
         limit: Callable[[], int],
         feeds: Feeds,
     ) -> None:
@@ -62,13 +79,14 @@ class Pins:
         self.limit = limit
         self._feeds = feeds
         self._exact: list[Image] = []
-        self._patterns: dict[str, re.Pattern[str]] = {}
+        self._patterns: list[_Pattern] = []
         for text in configured:
-            if _IS_PATTERN.search(text):
-                self._patterns[text] = re.compile(translate(text))
+            parsed = parse(text)
+            if isinstance(parsed, Selector):
+                self._patterns.append(_Pattern(text, parsed, re.compile(translate(text))))
             else:
-                self._exact.append(parse(text))
-        self._added: list[Image] = []
+                self._exact.append(parsed)
+        self._added: list[Image | Selector] = []
         self._spared: set[Digest] = set()
         self._pins: list[Pin] = []
         self._seen: tuple[int, int, float] | None = None
@@ -103,7 +121,7 @@ class Pins:
         await to_its_end(self._add(image))
         return next(pin for pin in self.all() if pin.name == str(image))
 
-    async def _add(self, image: Image) -> None:
+    async def _add(self, image: Image | Selector) -> None:
         """Never left half done: what is noted and what is known must not differ."""
         async with self._noting:
             if image not in self._added and image not in self._exact:
@@ -112,20 +130,35 @@ class Pins:
                 self._added.append(image)
                 self._seen = None
 
-    async def remove(self, name: str) -> None:
-        """End a pin that was added. Raises ``RegistryError``, ``StorageError``."""
-        image = self._parse(name)
-        if image in self._exact:
-            raise Conflict(f"{image} is pinned by the configuration")
-        await to_its_end(self._remove(image))
+    async def remove(self, name: str) -> list[str]:
+        """End a pin that was added, or all that a pattern matches; return their names.
 
-    async def _remove(self, image: Image) -> None:
+        Raises ``RegistryError``, ``StorageError``.
+        """
+        pin = self._parse(name)
+        if pin in self._exact or any(str(pin) == str(one.selector) for one in self._patterns):
+            raise Conflict(f"{pin} is pinned by the configuration")
+        return await to_its_end(self._remove(pin))
+
+    async def _remove(self, pin: Image | Selector) -> list[str]:
         async with self._noting:
-            if image not in self._added:
-                raise PinUnknown(f"{image} is not pinned")
-            await self._index.set_note(_NOTE, [n for n in self.added() if n != str(image)])
-            self._added.remove(image)
+            ended = [one for one in self._added if one == pin or _is_meant(one, pin)]
+            if not ended:
+                raise PinUnknown(f"{pin} is not pinned")
+            kept = [one for one in self._added if one not in ended]
+            await self._index.set_note(_NOTE, [str(one) for one in kept])
+            self._added = kept
             self._seen = None
+            return [str(one) for one in ended]
+
+    def pinning(self, target: Target, tag: Tag, digest: Digest) -> list[str]:
+        """Return the pins that name an image: its tag, its digest, or a pattern that matches it."""
+        by_name, by_digest = Image(target, tag, None), Image(target, None, digest)
+        meant = {by_name, by_digest, Image(None, None, digest)}
+        found = [str(pin) for pin in (*self._exact, *self._added) if pin in meant]
+        found += [one.text for one in self._patterns if one.matches(target, tag, digest)]
+        selectors = [pin for pin in self._added if isinstance(pin, Selector)]
+        return found + [str(pin) for pin in selectors if pin.matches(target, tag, digest)]
 
     def spared(self) -> set[Digest]:
         """Return all that must stay: as of now, or of lately where looking takes long."""
@@ -144,6 +177,15 @@ class Pins:
     def pinned(self) -> set[Digest]:
         """Return what is pinned now; what is in use is not among it unless it is pinned too."""
         return self._collect()
+
+    def roots(self) -> list[Digest]:
+        """Return the manifest of every pinned image, as far as it is known; held or not."""
+        images = [pin for pin in (*self._exact, *self._added) if isinstance(pin, Image)]
+        found = [root for image in images for root in self._roots(image)]
+        found += [image.digest for image in images if image.digest is not None]
+        for matched in self._matched().values():
+            found += matched
+        return list(dict.fromkeys(found))
 
     def all(self) -> list[Pin]:
         """Return every pin with what it keeps now."""
@@ -171,8 +213,12 @@ class Pins:
         configured: list[tuple[str, list[Digest]]] = [
             (str(image), self._roots(image)) for image in self._exact
         ]
-        configured += self._matched()
-        added = [(str(image), self._roots(image)) for image in self._added]
+        matched = self._matched()
+        configured += [(one.text, matched[one.text]) for one in self._patterns]
+        added = [
+            (str(pin), matched[str(pin)] if isinstance(pin, Selector) else self._roots(pin))
+            for pin in self._added
+        ]
         for number, (name, roots) in enumerate(configured + added):
             is_configured = number < len(configured)
             kept, images, refused = 0, 0, None
@@ -195,16 +241,18 @@ class Pins:
             log.warning("a pin is not honoured in full", pin=name, reason=refused[name])
         self._refused = set(refused)
 
-    def _matched(self) -> list[tuple[str, list[Digest]]]:
+    def _matched(self) -> dict[str, list[Digest]]:
         """Return what each pattern matches, by one look at all tags."""
-        found: dict[str, list[Digest]] = {text: [] for text in self._patterns}
-        if self._patterns:
+        patterns: dict[str, _Pattern | Selector] = {one.text: one for one in self._patterns}
+        patterns |= {str(pin): pin for pin in self._added if isinstance(pin, Selector)}
+        found: dict[str, list[Digest]] = {text: [] for text in patterns}
+        if patterns:
             for target, tag, record in self._index.tagged():
-                name = f"{target}:{tag}"
-                for text, pattern in self._patterns.items():
-                    if pattern.match(name):
-                        found[text].append(record.descriptor.digest)
-        return list(found.items())
+                digest = record.descriptor.digest
+                for text, pattern in patterns.items():
+                    if pattern.matches(target, tag, digest):
+                        found[text].append(digest)
+        return found
 
     def _roots(self, image: Image) -> list[Digest]:
         if image.digest is not None:
@@ -229,8 +277,13 @@ class Pins:
         records = (self._index.held(digest) for digest in tree)
         return sum(disk_bytes(record.size) for record in records if record is not None)
 
-    def _refuse_too_much(self, image: Image) -> None:
-        """Raise ``Conflict`` when what an image needs does not fit beside the other pins."""
+    def _refuse_too_much(self, image: Image | Selector) -> None:
+        """Raise ``Conflict`` when what an image needs does not fit beside the other pins.
+
+        A pattern may match more later: what does not fit then is reported with the pins.
+        """
+        if isinstance(image, Selector):
+            return
         spared = self._collect()
         needed = 0
         for root in self._roots(image):
@@ -245,3 +298,12 @@ class Pins:
         pinned, limit = self.bytes, self.limit()
         if pinned + needed > limit:
             raise Conflict(f"{image} needs {needed} bytes; {pinned} are pinned, and {limit} may be")
+
+
+def _is_meant(pin: Image | Selector, by: Image | Selector) -> bool:
+    """Return True if a pattern means a pinned image."""
+    if not isinstance(by, Selector) or isinstance(pin, Selector) or pin.target is None:
+        return False
+    if pin.tag is not None and by.digest is None:
+        return by.matches(pin.target, pin.tag, Digest(""))
+    return pin.digest is not None and by.is_of_repositories and by.has(pin.target)

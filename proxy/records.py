@@ -50,6 +50,32 @@ class ReferrersRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedPage:
+    """One page of tags as upstream gave it.
+
+    ``query`` asked for it, ``further`` asks for the next one and is empty at the end. ``is_whole``:
+    these are all tags of the repository.
+    """
+
+    tags: list[str]
+    query: dict[str, str]
+    further: dict[str, str]
+    is_whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TagList:
+    """The tags that upstream listed last, in order; ``seen_at`` in Unix seconds.
+
+    ``is_complete`` is False when only some pages of the list were read, or not all were kept.
+    """
+
+    tags: tuple[str, ...]
+    is_complete: bool
+    seen_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class BlobRecord:
     """A held blob or manifest: ``size`` in bytes, ``used_at`` in Unix seconds.
 

@@ -10,7 +10,7 @@ import structlog
 
 from proxy import manifests
 from proxy.cache.holdings import Holdings
-from proxy.errors import StorageError
+from proxy.errors import StorageError, is_disk_error
 from proxy.names import Digest, Proof
 from proxy.records import BlobRecord, Child, disk_bytes
 from proxy.store import BlobFile
@@ -34,13 +34,13 @@ async def reconcile(holdings: Holdings) -> None:
     started = time.perf_counter()
     index, evictor = holdings.index, holdings.evictor
     await index.ready()
-    sizes = [disk_bytes(size) async for _, size, _ in _orphans(holdings)]
-    evictor.found(sum(sizes))
+    unknown = {digest: disk_bytes(size) async for digest, size, _ in _orphans(holdings)}
+    evictor.found(sum(unknown.values()))
     adopted, dropped = 0, await _drop_ghosts(holdings)
-    if sizes:
+    if unknown:
         async for digest, size, modified in _orphans(holdings):
             adopted += await _adopt(holdings, BlobRecord(digest, size, None, modified))
-            evictor.settled(disk_bytes(size))
+            evictor.settled(unknown.pop(digest, 0))  # 0: a download that has just been stored
         evictor.found(0)
     for digest in index.incomplete():
         await _complete(holdings, digest)
@@ -132,6 +132,9 @@ async def _adopt(holdings: Holdings, record: BlobRecord) -> bool:
         proven = (await in_thread(lambda: proof(file, record.digest))).holds
         body = file.read() if proven and record.size <= manifests.MAX_SIZE else b""
     except (OSError, StorageError) as error:
+        if not is_disk_error(error):
+            log.warning("content could not be adopted", digest=record.digest, error=str(error))
+            return False
         proven, problem = False, f"it cannot be read: {error}"
     finally:
         file.close()

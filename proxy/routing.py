@@ -11,6 +11,7 @@ from yarl import URL
 
 from proxy.errors import NameUnknown
 from proxy.names import Image, Repo, Target, parse_digest, parse_repo, parse_tag
+from proxy.selection import ANY, Selector, is_pattern, selector, split_tag
 
 if TYPE_CHECKING:
     from proxy.settings import Settings
@@ -75,6 +76,57 @@ class Router:
         if at:
             return Image(target, None, parse_digest(digest))
         return Image(target, parse_tag(tag if colon else "latest"), None)
+
+    def selector(self, text: str) -> Selector:
+        """Return which images people mean by ``text``: by names as ``image`` has them, or patterns.
+
+        Without a tag or digest all tags are meant. A pattern that begins with a wildcard may begin
+        anywhere in a name. An upstream need not be configured: what came from one that was removed
+        is still held. Raises ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``.
+        """
+        text = text.removeprefix("docker-pullable://").removeprefix("docker://")
+        if text.startswith(("sha256:", "sha512:")):
+            return selector(ANY, digest=parse_digest(text))
+        name, at, digest = text.partition("@")
+        repositories, tags = split_tag(name)
+        if is_pattern(repositories):
+            repositories = self._completed(repositories)
+        else:
+            repositories = str(self._held_under(repositories))
+        if at:
+            return selector(repositories, digest=parse_digest(digest))
+        if tags is not None and not is_pattern(tags):
+            tags = parse_tag(tags)
+        return selector(repositories, tags)
+
+    def pin(self, text: str) -> Image | Selector:
+        """Return what is pinned by ``text``: one image, or whatever a pattern matches.
+
+        Raises ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``, ``NameUnknown``.
+        """
+        return self.selector(text) if is_pattern(text) else self.image(text)
+
+    def _held_under(self, name: str) -> Target:
+        """Return where a name leads, or led before its upstream was removed."""
+        try:
+            return self._pulled(name)
+        except NameUnknown:
+            first, _, rest = name.partition("/")
+            return Target(first.lower(), parse_repo(rest))
+
+    def _completed(self, pattern: str) -> str:
+        """Return a pattern over whole names, as ``docker.io/library/nginx*`` for ``nginx*``."""
+        first, slash, rest = pattern.partition("/")
+        if is_pattern(first[:1]):
+            return f"{ANY}/{pattern}"
+        known = self._table.get(first.lower()) if slash else None
+        if known is None and slash and (_is_host(first) or ":" in first):
+            return pattern
+        if known is None:
+            known, rest = self._default, pattern
+        if known.library_prefix and "/" not in rest and rest != ANY:
+            rest = f"library/{rest}"
+        return f"{known.name}/{rest}"
 
     def _pulled(self, name: str) -> Target:
         """Return where a name leads that a client would write in front of a tag."""

@@ -43,10 +43,27 @@ BUILT_IN: Final[dict[str, dict[str, Any]]] = {
 
 
 def default_storage_path() -> Path:
-    """Return ``/var/lib/millpond`` for root, ``$XDG_CACHE_HOME/millpond`` for anybody else."""
+    """Return ``/var/lib/millpond`` for root, ``$XDG_CACHE_HOME/millpond`` for anybody else.
+
+    A relative ``XDG_CACHE_HOME`` is ignored, as the XDG Base Directory Specification demands. A
+    user without a home directory gets a path that cannot be used, which names the mistake.
+    """
     if os.geteuid() == 0:
         return Path("/var/lib/millpond")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millpond"
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if cache_home.is_absolute():
+        return cache_home / "millpond"
+    return Path(os.path.expanduser("~")) / ".cache" / "millpond"  # noqa: PTH111 - it never raises
+
+
+def _usable_directory(path: Path) -> Path:
+    """Return an absolute path. Raises ``ValueError`` for one that depends on where we run."""
+    expanded = Path(os.path.expanduser(path))  # noqa: PTH111 - it never raises
+    if not expanded.is_absolute():
+        raise ValueError("not an absolute path; write /srv/millpond")
+    if "\0" in str(expanded):
+        raise ValueError("not a path: it has a zero byte in it")
+    return expanded
 
 
 class Section(BaseModel):
@@ -74,7 +91,7 @@ class UpstreamTLS(Section):
 class Storage(Section):
     """Where content lives and how much of it."""
 
-    path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+    path: Annotated[Path, AfterValidator(_usable_directory)] = Field(
         default_factory=default_storage_path
     )
     max_size: Disk = Amount(50 * 1024**3)

@@ -6,17 +6,26 @@ Goes through the digests in order and notes how far it has come, so that it may 
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+)
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import structlog
 
+from proxy import missing
 from proxy.cache.holdings import Holdings
-from proxy.errors import Conflict, RegistryError, StorageError
+from proxy.documents import as_list
+from proxy.errors import Conflict, RegistryError, StorageError, is_disk_error
 from proxy.images import broken_by
 from proxy.names import Digest, Proof, Target
-from proxy.records import BlobRecord
+from proxy.records import BlobRecord, disk_bytes
 from proxy.store import BlobFile
 from proxy.threads import in_thread, to_its_end
 
@@ -38,8 +47,19 @@ log = structlog.get_logger(__name__)
 class Verifier:
     """One verification at a time."""
 
-    def __init__(self, holdings: Holdings, fetch: Fetch, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        holdings: Holdings,
+        fetch: Fetch,
+        clock: Callable[[], float],
+        pinned: Callable[[], Iterable[Digest]] = tuple,
+    ) -> None:
+        """``pinned`` returns the manifests of pinned images, held or not."""
         self._holdings = holdings
+        self._pinned = pinned
+        self._lost = missing.Lost(None)
+        self._tried: set[Digest] = set()
+        self._counted: set[Digest] = set()
         self._index = holdings.index
         self._fetch = fetch
         self._clock = clock
@@ -58,6 +78,7 @@ class Verifier:
         self._is_running = True
         try:
             await self._index.ready()
+            self._tried.clear()
             await self._recall(restart=restart)
             async with aclosing(self._round(_Pace(rate), repair=repair)) as events:
                 async for event in events:
@@ -91,6 +112,8 @@ class Verifier:
             yield {"event": "start", **sizes, "resumed": bool(self._after)}
             async for event in self._walk(pace, repair=repair):
                 yield event
+            async for event in self._complete(repair=repair):
+                yield event
             is_done = True
         finally:
             await to_its_end(self._note(done=is_done))
@@ -109,7 +132,7 @@ class Verifier:
                 problem, size = hashing.result()
                 self._count(digest, size)
                 if problem is not None:
-                    self._bad += 1
+                    self._count_bad(digest)
                     yield await self._set_right(digest, problem, repair=repair)
                 if (now := time.monotonic()) - reported >= REPORT_SECONDS:
                     reported = now
@@ -119,12 +142,33 @@ class Verifier:
                     await self._note(done=False)
             await asyncio.sleep(0)
 
+    def _count_bad(self, digest: Digest) -> None:
+        """Count a piece once a round, also when the round is interrupted and goes on later."""
+        if digest not in self._counted:
+            self._bad += 1
+            self._counted.add(digest)
+
+    async def _complete(self, *, repair: bool) -> AsyncGenerator[Event]:
+        """Report what images lack, and fetch it if ``repair``; what comes may lack more."""
+        while True:
+            found = await missing.find(self._holdings, self._lost, self._pinned())
+            pieces = [piece for piece in found if piece.digest not in self._tried]
+            if not pieces:
+                return
+            for piece in pieces:
+                self._tried.add(piece.digest)
+                self._count_bad(piece.digest)
+                holders = await missing.holders(self._index, piece.digest) if repair else None
+                outcome = await self._repair(piece.digest, piece.media_type, holders)
+                known = {"digest": piece.digest, "reason": piece.reason, "images": piece.images}
+                yield {"event": "bad", "quarantined": None} | known | outcome
+
     def _count(self, digest: Digest, size: int | None) -> None:
         """Note that content has been looked at, and hashed unless it could not be read."""
         self._after, self._reading = digest, 0
         if size is not None:
             self._blobs += 1
-            self._bytes += size
+            self._bytes += disk_bytes(size)  # as the sum at the start counts
             self._holdings.counters.verified += 1
             self._holdings.counters.verified_bytes += size
 
@@ -136,12 +180,18 @@ class Verifier:
         try:
             file = self._holdings.store.open(digest)
         except StorageError as error:
+            if not is_disk_error(error):
+                log.warning("content could not be verified", digest=digest, error=str(error))
+                return None, None
             return {"reason": str(error)}, None
         if file is None:
             return {"reason": "its file is missing"}, None
         try:
             found = await self._hash(file, record, pace)
         except OSError as error:
+            if not is_disk_error(error):
+                log.warning("content could not be verified", digest=digest, error=str(error))
+                return None, None
             return {"reason": f"it cannot be read: {error.strerror}"}, None
         finally:
             file.close()
@@ -173,45 +223,58 @@ class Verifier:
         record = self._index.held(digest)
         media_type = None if record is None else record.media_type
         holders = await self._index.holders(digest)
-        note = problem | {"images": images, "repositories": [str(holder) for holder in holders]}
+        note = problem | {"media_type": media_type, "images": images}
+        note["repositories"] = [str(holder) for holder in holders]
+        self._lost.add(digest, media_type)
+        self._tried.add(digest)
         kept = await self._holdings.set_aside(digest, note)
-        repaired = None
-        if repair:
-            repaired = await self._refetch(digest, media_type, holders)
-            self._repaired += repaired
-            self._holdings.counters.repaired += repaired
-        return {
-            "event": "bad",
-            "digest": digest,
-            "reason": problem["reason"],
-            "quarantined": kept,
-            "repaired": repaired,
-            "images": images,
-        }
+        outcome = await self._repair(digest, media_type, holders if repair else None)
+        known = {"digest": digest, "reason": problem["reason"], "images": images}
+        return {"event": "bad", "quarantined": kept} | known | outcome
 
-    async def _refetch(self, digest: Digest, media_type: str | None, holders: list[Target]) -> bool:
+    async def _repair(
+        self, digest: Digest, media_type: str | None, holders: list[Target] | None
+    ) -> Event:
+        """Fetch content from one of its repositories, the last first; None: do not try.
+
+        Returns the fields of an event: ``repaired``, None if it was not tried, and the last
+        ``failure``, None if there was none.
+        """
+        if holders is None:
+            return {"repaired": None, "failure": None}
+        failure = "no repository is known to hold it"
         for target in reversed(holders):
             try:
                 if await self._fetch(target, digest, media_type):
-                    return True
+                    self._lost.discard(digest)
+                    self._repaired += 1
+                    self._holdings.counters.repaired += 1
+                    return {"repaired": True, "failure": None}
+                failure = "it could not be kept"
             except RegistryError as error:
-                log.info("not repaired", target=str(target), digest=digest, reason=error.message)
-        return False
+                failure = error.message
+            log.info("not repaired", target=str(target), digest=digest, reason=failure)
+        return {"repaired": False, "failure": failure}
 
     def _so_far(self) -> dict[str, int]:
         return {"blobs": self._blobs, "bytes": self._bytes + self._reading}
 
     async def _recall(self, *, restart: bool) -> None:
         noted = await self._index.note(_NOTE)
-        left = noted if isinstance(noted, dict) and not restart else {}
+        known = noted if isinstance(noted, dict) else {}
+        left = {} if restart else known
+        self._lost = missing.Lost(known.get("lost"))
+        self._counted = {Digest(str(digest)) for digest in as_list(left.get("counted"))}
         self._after, self._reading = str(left.get("after", "")), 0
         self._blobs, self._bytes = int(left.get("blobs", 0)), int(left.get("bytes", 0))
         self._bad, self._repaired = int(left.get("bad", 0)), int(left.get("repaired", 0))
 
     async def _note(self, *, done: bool) -> None:
-        counted = {"blobs": self._blobs, "bytes": self._bytes}
+        counted: Event = {"blobs": self._blobs, "bytes": self._bytes}
         counted |= {"bad": self._bad, "repaired": self._repaired}
-        await self._keep({"done_at": self._clock()} if done else {"after": self._after} | counted)
+        counted["counted"] = sorted(self._counted)[: missing.MAX_LOST]
+        left = {"done_at": self._clock()} if done else {"after": self._after} | counted
+        await self._keep(left | {"lost": self._lost.to_json()})
 
     async def _keep(self, note: Event) -> None:
         try:

@@ -11,7 +11,20 @@ import uvloop
 
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
+from tests.limits import (
+    pytest_configure,
+    pytest_runtest_teardown,
+    pytest_timeout_cancel_timer,
+    pytest_timeout_set_timer,
+)
 from tests.running import Proxy, Start, started
+
+__all__ = (
+    "pytest_configure",
+    "pytest_runtest_teardown",
+    "pytest_timeout_cancel_timer",
+    "pytest_timeout_set_timer",
+)
 
 
 def pytest_asyncio_loop_factories(

@@ -84,7 +84,7 @@ class Held:
     def pins(self, *configured: str, limit: int = LIMIT, feeds: Feeds | None = None) -> Pins:
         """Return pins of this cache; they are what its eviction spares."""
         told = self.feeds() if feeds is None else feeds
-        return Pins(self.index, configured, parse=ROUTER.image, limit=lambda: limit, feeds=told)
+        return Pins(self.index, configured, parse=ROUTER.pin, limit=lambda: limit, feeds=told)
 
 
 def named(name: str) -> tuple[Target, Tag]:

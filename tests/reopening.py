@@ -1,6 +1,5 @@
 """A whole cache without a network, to be closed or abandoned and opened again."""
 
-import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -96,9 +95,7 @@ async def closed(cache: Cache) -> None:
 
 async def abandoned(cache: Cache) -> None:
     """End as a killed process does: nothing more is written, the kernel closes the files."""
-    for task in cache.index._background:
-        task.cancel()
-    await asyncio.gather(*cache.index._background, return_exceptions=True)
+    await cache.index._supervisor.close()
     cache.index._tables.close()
     cache.index._worker.close()
     for download in cache.downloads:

@@ -134,7 +134,7 @@ def test_the_faulty_source_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MILLPOND_STORAGE__MAX_SIZE", "lots")
     [variable, flag] = sorted(refused(tmp_path, "", listen="x"))
     assert variable.startswith("MILLPOND_STORAGE__MAX_SIZE: storage.max_size: not a size")
-    assert flag.startswith("flag: listen: not an address")
+    assert flag.startswith("--listen: not an address")
 
 
 def test_an_unknown_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

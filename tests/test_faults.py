@@ -168,6 +168,7 @@ async def trial(
         yield trial
 
 
+@pytest.mark.timeout(300)
 async def test_no_failing_call_fails_a_pull(trial: Trial, disk: FailingDisk) -> None:
     revealed: dict[Site, tuple[Failure, ...]] = dict.fromkeys(disk.seen, ())
     todo, never, problems = sorted(disk.seen), [], []
@@ -222,6 +223,7 @@ def test_no_failing_call_spoils_a_directory(disk: FailingDisk, tmp_path: Path) -
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.timeout(300)
 async def test_no_failing_call_keeps_a_cache_from_starting_for_good(
     disk: FailingDisk, upstream: FakeUpstream, clock: Clock, tmp_path: Path
 ) -> None:

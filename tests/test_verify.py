@@ -74,7 +74,9 @@ async def run(
     return [event async for event in verifier.run(repair=repair, rate=rate, restart=restart)]
 
 
-async def test_what_is_right_is_only_counted(cache: Held, verifier: Verifier, asked: Asked) -> None:
+async def test_t70_what_is_right_is_only_counted(
+    cache: Held, verifier: Verifier, asked: Asked
+) -> None:
     files, size = len(IMAGE.blobs) + 1, sum(map(len, IMAGE.blobs.values())) + len(IMAGE.manifest)
     start, done = await run(verifier, repair=True)
     assert start == {
@@ -83,7 +85,13 @@ async def test_what_is_right_is_only_counted(cache: Held, verifier: Verifier, as
         "bytes": cache.index.usage().disk_bytes,
         "resumed": False,
     }
-    assert done == {"event": "done", "blobs": files, "bytes": size, "bad": 0, "repaired": 0}
+    assert done == {
+        "event": "done",
+        "blobs": files,
+        "bytes": start["bytes"],
+        "bad": 0,
+        "repaired": 0,
+    }
     assert (cache.counters.verified, cache.counters.verified_bytes) == (files, size)
     assert not asked
     assert await cache.on_disk() == {IMAGE.digest, *IMAGE.blobs}
@@ -103,6 +111,7 @@ async def test_what_is_bad_is_set_aside_with_a_note(
         "reason": "its bytes are not its name",
         "quarantined": str(place),
         "repaired": None,
+        "failure": None,
         "images": [NAME],
     }
     assert (done["bad"], done["repaired"]) == (1, 0)
@@ -114,6 +123,7 @@ async def test_what_is_bad_is_set_aside_with_a_note(
         "size": len(DATA),
         "size_found": len(found),
         "digest_found": content.digest(found),
+        "media_type": None,
         "images": [NAME],
         "repositories": ["docker.io/library/app"],
     }
@@ -121,8 +131,9 @@ async def test_what_is_bad_is_set_aside_with_a_note(
     assert cache.index.held(Digest(LAYER)) is None
     assert cache.counters.corrupted == 1
     assert not asked, "without being told to"
-    [_, again] = await run(verifier)
-    assert (again["bad"], again["blobs"]) == (0, len(IMAGE.blobs))
+    [_, missing, again] = await run(verifier)
+    assert (missing["digest"], missing["images"]) == (LAYER, [NAME]), "its image is still broken"
+    assert (again["bad"], again["blobs"]) == (1, len(IMAGE.blobs))
 
 
 async def test_what_is_missing_is_told_and_forgotten(cache: Held, verifier: Verifier) -> None:
@@ -269,9 +280,9 @@ async def test_the_rate_is_kept(verifier: Verifier, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(verify.asyncio, "sleep", sleeps)
     size = sum(map(len, IMAGE.blobs.values())) + len(IMAGE.manifest)
     started, rate = now, 50_000
-    [_, *progress, done] = await run(verifier, rate=rate)
+    [first, *progress, done] = await run(verifier, rate=rate)
     took = now - started
-    assert done["bytes"] == size
+    assert done["bytes"] == first["bytes"]
     assert took == pytest.approx(size / rate)
     assert [event["event"] for event in progress] == ["progress"] * len(progress)
     started = now
@@ -425,6 +436,88 @@ async def test_whoever_reads_a_blob_while_it_is_set_aside_reads_on(
     assert content.digest(answer.body) == big
 
 
+async def test_t61_what_was_set_aside_is_repaired_although_the_quarantine_was_emptied(
+    pulling: Proxy, upstream: FakeUpstream
+) -> None:
+    path(pulling, LAYER).write_bytes(altered(DATA))
+    assert (await verified(pulling, "repair=false"))[-1]["bad"] == 1
+    for file in (pulling.storage / "quarantine").iterdir():
+        file.unlink()
+    [_, bad, done] = await verified(pulling)
+    assert (bad["digest"], bad["repaired"], bad["images"]) == (LAYER, True, [NAME])
+    assert (done["bad"], done["repaired"]) == (1, 1)
+    assert path(pulling, LAYER).read_bytes() == DATA
+
+
+async def test_t61_what_a_client_found_unreadable_is_repaired(
+    pulling: Proxy, upstream: FakeUpstream
+) -> None:
+    """Set aside by somebody else than a verification, with a note that names no type."""
+    holdings = pulling.app.admin._control._verifier._holdings
+    await holdings.set_aside(Digest(IMAGE.digest), {"reason": "it cannot be read"})
+    [_, bad, _] = await verified(pulling)
+    assert (bad["digest"], bad["repaired"]) == (IMAGE.digest, True)
+    assert path(pulling, IMAGE.digest).read_bytes() == IMAGE.manifest
+    assert [event["event"] for event in await verified(pulling)] == ["start", "done"]
+
+
+async def test_t61_a_pinned_image_is_completed_and_others_are_not(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    other = content.image(7)
+    upstream.add("library/app", IMAGE)
+    upstream.add("library/other", other)
+    proxy = await start(pins=["app"])
+    for name in ("app", "other"):
+        assert (await proxy.get(f"/v2/{name}/manifests/latest")).status == 200
+    await proxy.settled()
+    [_, *bad, done] = await verified(proxy)
+    assert {event["digest"] for event in bad} == set(IMAGE.blobs)
+    assert {event["reason"] for event in bad} == {"a pinned image lacks it"}
+    assert (done["bad"], done["repaired"]) == (len(IMAGE.blobs),) * 2
+    assert proxy.held() == {IMAGE.digest, *IMAGE.blobs, other.digest}
+
+
+async def test_t61_of_a_pinned_index_the_images_are_completed_that_are_held(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    index = content.index(content.image(1), content.image(2), content.image(3))
+    upstream.add("library/app", index)
+    proxy = await start(pins=["app"])
+    held, unwanted, *_ = index.children
+    for ref in ("latest", held.digest):
+        assert (await proxy.get(f"/v2/app/manifests/{ref}")).status == 200
+    await proxy.settled()
+    assert (await verified(proxy))[-1]["repaired"] == len(held.blobs)
+    assert proxy.held() == {index.digest, held.digest, *held.blobs}
+    assert unwanted.digest not in proxy.held()
+
+
+async def test_t61_a_lost_piece_that_no_image_needs_any_more_is_forgotten(
+    cache: Held, verifier: Verifier, asked: Asked
+) -> None:
+    cache.path(LAYER).write_bytes(altered(DATA))
+    assert (await run(verifier))[-1]["bad"] == 1
+    target, tag = named(NAME)
+    await cache.index.drop_tag(target, tag)
+    assert (await run(verifier, repair=True))[-1]["bad"] == 0
+    assert not asked
+
+
+async def test_t61_an_interrupted_round_counts_each_piece_once(
+    tmp_path: Path, cache: Held, asked: Asked
+) -> None:
+    cache.path(LAYER).write_bytes(altered(DATA))
+    verifier = Verifier(cache.holdings, asked, cache.clock)
+    async with aclosing(verifier.run(repair=False, rate=0, restart=False)) as events:
+        async for event in events:
+            if event["event"] == "bad":
+                break
+    again = Verifier(cache.holdings, asked, cache.clock)  # as after a restart
+    *_, done = await run(again, repair=True)
+    assert (done["bad"], done["repaired"]) == (1, 1)
+
+
 async def test_the_scrub_begins_after_its_interval_repairs_and_comes_again(
     start: Start, upstream: FakeUpstream, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,4 +573,4 @@ async def test_progress_comes_while_one_large_blob_is_read(
     events = [event async for event in run]
     read = {(event["blobs"], event["bytes"]) for event in events if event["event"] == "progress"}
     assert len(read) > len({blobs for blobs, _ in read}), "several within one blob"
-    assert events[-1]["bytes"] == sum(map(len, (IMAGE.manifest, *IMAGE.blobs.values())))
+    assert events[-1]["bytes"] == events[0]["bytes"]

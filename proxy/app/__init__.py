@@ -13,8 +13,7 @@ import structlog
 from aiohttp.web import ServerRunner, SockSite
 
 from proxy.app import listening, storage
-from proxy.app.background import Background
-from proxy.app.upstreams import Sources
+from proxy.app.upstreams import Upstreams
 from proxy.cache import Cache
 from proxy.cache.ahead import Ahead, Bounds
 from proxy.cache.at_hand import AtHand
@@ -25,7 +24,7 @@ from proxy.cache.listings import Listings
 from proxy.cache.manifests import Manifests
 from proxy.cache.referrers import ReferrersCache
 from proxy.cache.small import SmallBlobs
-from proxy.cache.sources import Source
+from proxy.cache.sources import Source, Sources
 from proxy.cache.sweeps import Sweeps
 from proxy.cache.tags import Tags
 from proxy.errors import StorageError
@@ -37,6 +36,7 @@ from proxy.records import Clock
 from proxy.repair import presume, prune, reconcile
 from proxy.routing import Router
 from proxy.settings import Settings
+from proxy.supervisor import Supervisor
 from proxy.verify import Verifier
 from proxy.web import lag
 from proxy.web.admin import Admin
@@ -79,17 +79,17 @@ async def running(
         certificate = Certificate(settings.tls) if settings.tls and is_public else None
         listener = stack.enter_context(listening.public(settings)) if is_public else None
         router = Router(settings)
-        kept = await storage.opened(stack, settings, router, metrics.cache, clock)
+        kept = await storage.opened(stack, settings, router, metrics, clock)
         stack.push_async_callback(kept.layout.keep)
-        background = Background()
+        background = Supervisor(metrics.tasks, metrics.readiness)
         stack.push_async_callback(background.close)
         request_log = make_request_log(metrics.cache)
 
         flights = Flights(settings.storage.finish_from)
         stack.push_async_callback(flights.close)
-        sources = Sources(stack, settings, metrics, clock).build()
+        sources = Sources(Upstreams(stack, settings, metrics, clock).build())
         cache = _cache(stack, settings, kept, flights, sources)
-        verifier = Verifier(kept.holdings, cache.fetch, clock)
+        verifier = Verifier(kept.holdings, cache.fetch, clock, kept.pins.roots)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
         prepared = Prepared(at_hand, metrics=metrics, request_log=request_log)
         registry = Registry(
@@ -103,15 +103,15 @@ async def running(
             budgets={name: source.upstream.budget for name, source in sources.items()},
             control=Control(kept.holdings, kept.pins, kept.feeds, verifier, token),
         )
-        background.start("request log", request_log.write_for_ever())
-        background.start("loop lag", lag.watch(metrics))
-        background.start("reconcile", _agree(kept, offline=settings.offline))
-        background.start("eviction", kept.evictor.watch(clock))
-        background.start("names", kept.layout.publish_for_ever())
-        background.start("feeds", kept.feeds.watch())
+        background.start("request log", request_log.write_for_ever)
+        background.start("loop lag", lambda: lag.watch(metrics))
+        background.start_essential("reconcile", lambda: _agree(kept, offline=settings.offline))
+        background.start_essential("eviction", lambda: kept.evictor.watch(clock))
+        background.start("names", kept.layout.publish_for_ever)
+        background.start("feeds", kept.feeds.watch)
         if is_public and settings.storage.scrub_every < float("inf"):
             every, rate = settings.storage.scrub_every, settings.storage.scrub_rate
-            background.start("scrub", verifier.scrub(every, rate))
+            background.start("scrub", lambda: verifier.scrub(every, rate))
         if settings.admin.socket:
             own = stack.enter_context(listening.admin(kept.directory))
             server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer)
@@ -119,7 +119,7 @@ async def running(
         if listener is not None:
             server = RegistryServer(registry.handle, admin.handle, prepared.answer)
             if certificate is not None:
-                background.start("certificate", certificate.watch())
+                background.start("certificate", certificate.watch)
             context = certificate.context if certificate is not None else None
             await _serve(stack, server, listener, context, grace=settings.shutdown_grace)
         address = None if listener is None else listening.address(listener)
@@ -136,7 +136,8 @@ def _cache(
 ) -> Cache:
     holdings, index, clock = kept.holdings, kept.index, kept.holdings.clock
     ram_bytes = int(settings.memory.manifests)
-    manifests = Manifests(holdings, sources, clock=clock, ram_bytes=ram_bytes)
+    lists = kept.lists
+    manifests = Manifests(holdings, sources, lists=lists, clock=clock, ram_bytes=ram_bytes)
     stack.push_async_callback(manifests.close)
     tags = Tags(manifests, index, sources, clock=clock, patience=settings.timeouts.check)
     stack.push_async_callback(tags.close)
@@ -153,7 +154,7 @@ def _cache(
     small = SmallBlobs(
         blobs, holdings, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
     )
-    listings = Listings(index, sources, has_catalog=settings.catalog)
+    listings = Listings(index, lists, sources, clock=clock, has_catalog=settings.catalog)
     referrers = ReferrersCache(manifests, holdings, sources, clock=clock)
     stack.push_async_callback(referrers.close)
     return Cache(manifests, tags, blobs, small, listings, referrers, ahead, sweeps)

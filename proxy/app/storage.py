@@ -8,9 +8,10 @@ from proxy.cache.holdings import Holdings
 from proxy.errors import ConfigError, RegistryError
 from proxy.evict import Evictor, Quota
 from proxy.in_use import Feeds
+from proxy.index.listings import TagLists
 from proxy.index.local import LocalIndex
 from proxy.layout import Layout, pins_named
-from proxy.metrics import CacheCounters
+from proxy.metrics import Metrics
 from proxy.pins import Pins
 from proxy.records import Clock
 from proxy.routing import Router
@@ -18,6 +19,7 @@ from proxy.settings import Settings
 from proxy.settings import Storage as StorageSettings
 from proxy.store.directory import Directory, IndexFile
 from proxy.store.disk import DiskStore
+from proxy.supervisor import Supervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Storage:
 
     directory: Directory
     index: LocalIndex
+    lists: TagLists
     evictor: Evictor
     pins: Pins
     feeds: Feeds
@@ -37,7 +40,7 @@ async def opened(
     stack: AsyncExitStack,
     settings: Settings,
     router: Router,
-    counters: CacheCounters,
+    metrics: Metrics,
     clock: Clock,
 ) -> Storage:
     """Take the directory and open everything in it; ``stack`` closes it. Raises ``ConfigError``."""
@@ -46,13 +49,18 @@ async def opened(
     stack.callback(directory.close)
     store = DiskStore(directory)
     rows = configured.path / "index"
-    index = LocalIndex(rows, clock=clock, on_trouble=counters.storage_trouble)
+    counters, supervisor = metrics.cache, Supervisor(metrics.tasks, metrics.readiness)
+    index = LocalIndex(
+        rows, clock=clock, on_trouble=counters.storage_trouble, supervisor=supervisor
+    )
     await stack.enter_async_context(index)
+    lists = TagLists(rows / "listings", clock=clock, on_trouble=counters.storage_trouble)
+    await stack.enter_async_context(lists)
     quota = _quota(configured, directory)
     feeds = Feeds(index, router.image, clock, configured.in_use_file)
     pinned = int(quota.max_size * quota.low_mark)
     try:
-        pins = Pins(index, settings.pins, parse=router.image, limit=lambda: pinned, feeds=feeds)
+        pins = Pins(index, settings.pins, parse=router.pin, limit=lambda: pinned, feeds=feeds)
     except RegistryError as error:
         raise ConfigError(f"pins: {error.message}") from None
     await feeds.load()
@@ -62,7 +70,7 @@ async def opened(
     evictor = Evictor(index, store, quota, counters=counters, spared=pins.spared)
     holdings = Holdings(store, index, evictor, counters, clock)
     layout = Layout(holdings, shelf, pins.added)
-    return Storage(directory, index, evictor, pins, feeds, holdings, layout)
+    return Storage(directory, index, lists, evictor, pins, feeds, holdings, layout)
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

@@ -25,7 +25,7 @@ from proxy.upstream.spans import Pieces
 from proxy.upstream.transport import Transport, Trust, client_context
 
 
-class Sources:
+class Upstreams:
     """Builds the configured upstreams, whose connections ``stack`` closes."""
 
     def __init__(

@@ -23,7 +23,9 @@ class Absences:
         """Raise ``unknown`` for what is known to be absent."""
         message = await self._known.get(f"{target} {ref}")
         if message is not None:
-            raise self._unknown(message)
+            error = self._unknown(message)
+            error.is_remembered = True
+            raise error
 
     async def forget(self, target: Target, ref: str) -> None:
         """Believe it no longer: somebody wants to know afresh."""

@@ -3,11 +3,23 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from proxy.errors import RegistryError
 from proxy.flights import Reader
 from proxy.metrics import Outcome
 from proxy.records import Descriptor
 from proxy.store import BlobFile
+
+
+class Forward(NamedTuple):
+    """What came of asking upstream about an answer that is held, for ``Cache-Status``.
+
+    ``status`` is upstream's; ``error`` is why the held copy was sent instead of upstream's answer.
+    """
+
+    status: int | None
+    error: RegistryError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +27,8 @@ class Manifest:
     """A manifest as upstream sent it, verified.
 
     ``warning`` is for a ``Warning: 299`` header; ``fresh`` is for how many seconds a tag is
-    answered without asking, None where that does not apply.
+    answered without asking, None where that does not apply; ``forward`` is set where upstream was
+    asked although the answer was held.
     """
 
     descriptor: Descriptor
@@ -23,6 +36,7 @@ class Manifest:
     outcome: Outcome
     warning: str | None = None
     fresh: float | None = None
+    forward: Forward | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +47,7 @@ class Described:
     outcome: Outcome
     warning: str | None = None
     fresh: float | None = None
+    forward: Forward | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +66,7 @@ class Listed:
     further: dict[str, str]
     outcome: Outcome
     warning: str | None = None
+    forward: Forward | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +77,7 @@ class Referrers:
     is_filtered: bool
     outcome: Outcome
     warning: str | None = None
+    forward: Forward | None = None
 
 
 @dataclass(frozen=True, slots=True)

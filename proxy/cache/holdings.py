@@ -98,10 +98,22 @@ class Holdings:
         await to_its_end(self._forget(digest))
 
     async def _forget(self, digest: Digest) -> None:
-        """Never left half done, or the digest could not be stored again."""
-        self.store.condemn([digest])
+        """Never left half done, or the digest could not be stored again.
+
+        A file that cannot be deleted takes its room until the next start counts it anew.
+        """
+        size = self._condemned(digest)
         await self.index.drop_blobs([digest])
-        await self.store.delete([digest])
+        if not await self.store.delete([digest]):
+            self.evictor.unlinked(size)
+
+    def _condemned(self, digest: Digest) -> int:
+        """Hold content no longer; return its disk bytes, which count until they are unlinked."""
+        record = self.index.held(digest)
+        size = 0 if record is None else disk_bytes(record.size)
+        self.evictor.condemn(size)
+        self.store.condemn([digest])
+        return size
 
     async def set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
         """Forget content that has gone bad, and keep it for people to look at.
@@ -114,15 +126,13 @@ class Holdings:
 
     async def _set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
         text = json.dumps({"digest": digest, "found_at": self.clock(), **note}, indent=2) + "\n"
-        record = self.index.held(digest)
-        size = 0 if record is None else disk_bytes(record.size)
         kept: str | None = None
-        self.store.condemn([digest])
+        size = self._condemned(digest)
         try:
             await self.index.drop_blobs([digest])
             with ExitStack() as resources:
                 try:
-                    reservation = await self.evictor.reserve(size + len(text.encode()))
+                    reservation = await self.evictor.reserve(len(text.encode()))
                     resources.callback(reservation.release)
                 except NoRoom:
                     text = ""
@@ -130,7 +140,8 @@ class Holdings:
         except StorageError as error:
             log.warning("not kept in quarantine", digest=digest, reason=str(error))
         finally:  # whatever happens, or the digest could not be stored again
-            await self.store.delete([digest])
+            if not await self.store.delete([digest]):
+                self.evictor.unlinked(size)
         log.error("content has gone bad", digest=digest, kept_as=kept, reason=note.get("reason"))
         return kept
 

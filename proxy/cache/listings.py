@@ -1,50 +1,75 @@
 """Answers for lists: a repository's tags, and the repositories that are known here."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
-from proxy.cache.answers import Listed
+from proxy import policy
+from proxy.cache.answers import Forward, Listed
 from proxy.cache.sources import Source
-from proxy.errors import Denied, NameUnknown, NotHeld, UpstreamFailure
+from proxy.errors import Absent, Denied, NameUnknown, NotHeld, UpstreamFailure
 from proxy.index import Index
+from proxy.index.listings import TagLists
 from proxy.metrics import Outcome
 from proxy.names import Target
-from proxy.policy import Wish
+from proxy.policy import Action, Wish
+from proxy.records import Clock, ListedPage
 from proxy.upstream.registry import TagPage
 
-INCOMPLETE_WARNING: Final = (
-    "incomplete: upstream failed, these are the tags that have been asked for here"
-)
+_FAILED: Final = "upstream failed"
+_OFFLINE: Final = "this is offline"
+_NOT_ASKED: Final = "upstream was not asked"
 
 
 class Listings:
     """Lists tags and repositories. ``has_catalog`` False refuses the latter."""
 
-    def __init__(self, index: Index, sources: Mapping[str, Source], *, has_catalog: bool) -> None:
+    def __init__(
+        self,
+        index: Index,
+        lists: TagLists,
+        sources: Mapping[str, Source],
+        *,
+        clock: Clock,
+        has_catalog: bool,
+    ) -> None:
         self._index = index
+        self._lists = lists
         self._sources = sources
+        self._clock = clock
         self._has_catalog = has_catalog
 
     async def tags(self, target: Target, query: dict[str, str], asked: Wish) -> Listed:
         """Return one page of tags; ``query`` holds ``n`` and ``last``, or what the last page said.
 
-        Upstream's own, or those known here when it is away. Raises ``RegistryError``.
+        Upstream's own. When it fails or is not to be asked: those that it listed last and those
+        that were asked for here, with a ``Warning``. Raises ``RegistryError``.
         """
         source = self._sources[target.upstream]
-        if asked is Wish.HELD:
-            try:
-                return await self._known(target, query, Outcome.HIT)
-            except NameUnknown:
-                raise NotHeld(f"no tags of {target} are known") from None
         if source.rule.offline:
-            return await self._known(target, query, Outcome.HIT)
+            held = await self._held(target, query, _OFFLINE)
+            if held is None:
+                raise NameUnknown(f"no tags of {target} are known, and this is offline")
+            return held
+        if asked is Wish.HELD:
+            held = await self._held(target, query, _NOT_ASKED)
+            if held is None:
+                raise NotHeld(f"no tags of {target} are known")
+            return held
         try:
             page = await source.upstream.tags(target.repo, query)
+        except Absent:
+            await self._lists.forget(target)
+            raise
         except UpstreamFailure as error:
-            try:
-                return await self._known(target, query, Outcome.STALE)
-            except NameUnknown:
-                raise error from None
+            held = await self._held(target, query, _FAILED, error)
+            if held is None:
+                raise
+            return replace(
+                held, outcome=Outcome.STALE, forward=Forward(error.upstream_status, error)
+            )
+        is_whole = _is_whole(page, query)
+        await self._lists.add(target, ListedPage(page.tags, query, page.further, is_whole))
         return _paged(page, query)
 
     async def repositories(self, query: dict[str, str]) -> Listed:
@@ -57,12 +82,43 @@ class Listings:
         names = sorted(str(target) for target in await self._index.repositories())
         return _behind(names, query, Outcome.HIT)
 
-    async def _known(self, target: Target, query: dict[str, str], outcome: Outcome) -> Listed:
+    async def _held(
+        self,
+        target: Target,
+        query: dict[str, str],
+        reason: str,
+        error: UpstreamFailure | None = None,
+    ) -> Listed | None:
+        """Return a page of the tags that are known here; None when none are.
+
+        What upstream listed last may be as old as any stale answer for its ``error``.
+        """
+        kept = await self._lists.get(target)
+        if kept is not None and error is not None:
+            rule, now = self._sources[target.upstream].rule, self._clock()
+            if policy.on_failure(kept.seen_at, rule, now, error) is not Action.SERVE:
+                kept = None
         known = await self._index.tags(target)
-        if not known:
-            raise NameUnknown(f"no tags of {target} are known, and this is offline")
-        warning = INCOMPLETE_WARNING if outcome is Outcome.STALE else None
-        return _behind(list(known), query, outcome, warning)
+        if kept is None and not known:
+            return None
+        names = sorted({*known, *(() if kept is None else kept.tags)})
+        warning = f"incomplete: {reason}, these are the tags that are known here"
+        if kept is not None and kept.is_complete:
+            warning = f"stale: {reason}, these are the tags that were last seen"
+        return _behind(names, query, Outcome.HIT, warning)
+
+
+def _is_whole(page: TagPage, query: dict[str, str]) -> bool:
+    """Return True if a page holds all tags of its repository.
+
+    A full page without ``Link`` may come from an upstream that counts but gives no links.
+    """
+    if page.further:
+        return False
+    if "last" in query and query["last"] in page.tags:
+        return True  # upstream ignores where the page should begin
+    is_first = "last" not in query and "next_page" not in query
+    return is_first and ("n" not in query or len(page.tags) != int(query["n"]))
 
 
 def _paged(page: TagPage, query: dict[str, str]) -> Listed:

@@ -13,6 +13,7 @@ from proxy.cache.holdings import Holdings
 from proxy.cache.sources import Source
 from proxy.errors import Absent, ContentMismatch, ManifestUnknown, NotHeld, TooManyRequests
 from proxy.facts import Facts
+from proxy.index.listings import TagLists
 from proxy.manifests import Children
 from proxy.metrics import Outcome
 from proxy.names import Digest, Tag, Target, is_digest, matches, sha256
@@ -50,12 +51,14 @@ class Manifests:
         holdings: Holdings,
         sources: Mapping[str, Source],
         *,
+        lists: TagLists,
         clock: Clock,
         ram_bytes: int,
     ) -> None:
         self._holdings = holdings
         self._index = holdings.index
         self._sources = sources
+        self._lists = lists
         self._clock = clock
         self._ram: LRUCache[Digest, _Kept] = LRUCache(
             ram_bytes, getsizeof=lambda kept: len(kept.body)
@@ -146,7 +149,7 @@ class Manifests:
                 target.repo, ref
             )
         except Absent as error:
-            await self._absences.learn(target, ref, error)
+            await self._absent(target, ref, error)
             raise
         if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
             return (await self._fetch_once(target, ref)).descriptor
@@ -154,6 +157,12 @@ class Manifests:
         await self._index.link(target, confirmed or self._holdings.public([descriptor.digest]))
         await self._described.learn(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
         return descriptor
+
+    async def _absent(self, target: Target, ref: str, error: Absent) -> None:
+        """Remember that upstream has no such manifest; a tag leaves the kept list of tags too."""
+        await self._absences.learn(target, ref, error)
+        if not is_digest(ref):
+            await self._lists.forget_tag(target, Tag(ref))
 
     async def fetch_tag(self, target: Target, tag: Tag) -> Manifest:
         """Return upstream's manifest for a tag and record the tag. Raises ``RegistryError``."""
@@ -167,6 +176,13 @@ class Manifests:
             if await self.is_whole(target, digest) and (kept := await self._kept(target, digest)):
                 return replace(kept.hit, outcome=Outcome.STALE, warning=warning)
         return None
+
+    async def held(self, target: Target, digest: Digest, warning: str) -> Manifest | None:
+        """Return a held manifest of this repository as a stale answer, whole or not."""
+        kept = await self._kept(target, digest)
+        if kept is None or not await self._index.linked(target, digest):
+            return None
+        return replace(kept.hit, outcome=Outcome.STALE, warning=warning)
 
     async def is_whole(self, target: Target, digest: Digest) -> bool:
         """Tell whether a client could pull this here and now in full.
@@ -192,7 +208,7 @@ class Manifests:
         try:
             fetched = await upstream.manifest(target.repo, ref)
         except Absent as error:
-            await self._absences.learn(target, ref, error)
+            await self._absent(target, ref, error)
             raise
         body = fetched.body
         digest = Digest(ref) if is_digest(ref) else fetched.digest or sha256(body)

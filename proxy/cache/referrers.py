@@ -5,10 +5,11 @@ and says so itself. Never an empty list for a failure: that would hide a signatu
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from proxy import policy
-from proxy.cache.answers import Referrers
+from proxy.cache.answers import Forward, Referrers
 from proxy.cache.holdings import Holdings
 from proxy.cache.manifests import Manifests
 from proxy.cache.sources import Source
@@ -69,7 +70,8 @@ class ReferrersCache:
                 raise
             if policy.on_failure(checked_at, rule, now, error) is not Action.SERVE:
                 raise
-            return _filtered(record, artifact_type, Outcome.STALE, FAILED_WARNING)
+            stale = _filtered(record, artifact_type, Outcome.STALE, FAILED_WARNING)
+            return replace(stale, forward=Forward(error.upstream_status, error))
         return _filtered(fetched, artifact_type, Outcome.MISS)
 
     async def _fetch(self, target: Target, subject: Digest, tag: Tag) -> ReferrersRecord:

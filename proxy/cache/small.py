@@ -9,7 +9,7 @@ from cachetools import LRUCache
 from proxy.cache.answers import Blob, Local, Small
 from proxy.cache.blobs import Blobs
 from proxy.cache.holdings import Holdings
-from proxy.errors import StorageError
+from proxy.errors import Overloaded, StorageError, is_disk_error
 from proxy.names import Digest, Target, matches
 from proxy.policy import Wish
 from proxy.store import BlobFile
@@ -52,6 +52,8 @@ class SmallBlobs:
         try:
             body = await in_thread(file.read)
         except StorageError as error:
+            if not is_disk_error(error):
+                raise Overloaded(f"{digest} cannot be read now: {error}") from error
             self._holdings.trouble(error)
             body = b""
         finally:

@@ -8,7 +8,7 @@ from typing import Final, assert_never
 import structlog
 
 from proxy import policy
-from proxy.cache.answers import Described, Manifest
+from proxy.cache.answers import Described, Forward, Manifest
 from proxy.cache.manifests import Manifests
 from proxy.cache.sources import Source
 from proxy.errors import Absent, ManifestUnknown, NotHeld, RegistryError, UpstreamTimeout
@@ -20,6 +20,7 @@ from proxy.policy import Action, Rule, Wish
 from proxy.records import Clock, TagRecord
 
 FAILED_WARNING: Final = "stale: upstream failed, this is the last good copy"
+PARTIAL_WARNING: Final = "stale: upstream failed, and not all of this image is held here"
 SCARCE_WARNING: Final = "stale: there is a newer image, and pulls are nearly used up"
 DELETED_WARNING: Final = "kept: upstream no longer has this tag"
 
@@ -33,6 +34,7 @@ class _Pointed:
     record: TagRecord
     outcome: Outcome
     fresh: float
+    forward: Forward | None = None
 
 
 class Tags:
@@ -79,8 +81,8 @@ class Tags:
         except RegistryError as error:
             return await self._stand_in(target, tag, found.record, error)
         if manifest.outcome is Outcome.HIT:
-            return replace(manifest, outcome=found.outcome, fresh=found.fresh)
-        return manifest
+            manifest = replace(manifest, outcome=found.outcome, fresh=found.fresh)
+        return replace(manifest, forward=found.forward)
 
     async def head(self, target: Target, tag: Tag, asked: Wish) -> Described:
         """Return what a tag points to, asking upstream for no body. Raises ``RegistryError``."""
@@ -89,12 +91,12 @@ class Tags:
             learnt = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
             return Described(learnt.descriptor, Outcome.MISS)
         if isinstance(found, Manifest):
-            return Described(found.descriptor, found.outcome, found.warning)
+            return Described(found.descriptor, found.outcome, found.warning, forward=found.forward)
         descriptor = found.record.descriptor
         self._index.touch(descriptor.digest)
         if self._rule(target, tag).offline or asked is Wish.HELD:
             descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
-        return Described(descriptor, found.outcome, fresh=found.fresh)
+        return Described(descriptor, found.outcome, fresh=found.fresh, forward=found.forward)
 
     def seconds_fresh(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
         """Return for how long a record is answered without asking; None when it is not."""
@@ -131,8 +133,8 @@ class Tags:
                 except RegistryError as error:
                     return await self._stand_in(target, tag, record, error)
                 if (spared := await self._spared(target, tag, record, checked)) is not None:
-                    return spared
-                return _Pointed(checked, Outcome.REVALIDATED, rule.tag_ttl)
+                    return replace(spared, forward=Forward(200))
+                return _Pointed(checked, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
             case _:
                 assert_never(action)
 
@@ -154,19 +156,25 @@ class Tags:
             try:
                 descriptor = await self._manifests.ask(target, tag)
             except Absent as error:
+                if (newer := await self._newer(target, tag, record)) is not None:
+                    return newer
                 rule = self._rule(target, tag)
                 if policy.on_failure(record.checked_at, rule, self._clock(), error) is Action.MISS:
                     await self._index.drop_tag(target, tag)
                 raise
             checked = TagRecord(descriptor, self._clock())
-            current = await self._index.tag(target, tag)
-            if current is not None and current != record:
-                return current  # somebody has learnt something newer meanwhile
+            if (newer := await self._newer(target, tag, record)) is not None:
+                return newer
             if await self._spared(target, tag, record, checked) is None:
                 await self._index.set_tag(target, tag, checked)
             return checked
 
         return await self._checks.do((target, tag), ask)
+
+    async def _newer(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord | None:
+        """Return the tag's record if another request replaced ``record`` during a check."""
+        current = await self._index.tag(target, tag)
+        return current if current is not None and current != record else None
 
     async def _learn(self, target: Target, tag: Tag) -> TagRecord:
         """Record a tag that is not known yet from a HEAD: some clients never GET it."""
@@ -212,19 +220,36 @@ class Tags:
     async def _stand_in(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
     ) -> Manifest:
-        """Return the last good copy whose every part is held, or raise ``error``."""
+        """Return a held copy instead of upstream's answer, or raise ``error``.
+
+        In this order:
+
+        1. The image that the tag names, held in full: nobody needs upstream.
+        2. The same image, its manifest held and some layers not. Nodes that have the layers need
+           only this answer, and an older image would set them back. Others get the missing layers
+           from upstream, through this cache or by themselves. Offline nothing reaches this method:
+           Podman and CRI-O choose a mirror by the manifest and ask nowhere else for its layers.
+        3. An older image of the tag, held in full, when the manifest itself is not held.
+        """
         rule = self._rule(target, tag)
         if policy.on_failure(record.checked_at, rule, self._clock(), error) is not Action.SERVE:
+            if isinstance(error, Absent) and await self._newer(target, tag, record) is None:
+                await self._index.drop_tag(target, tag)
             raise error
-        history = await self._index.history(target, tag)
-        earlier = [sighting.digest for sighting in reversed(history)]
-        warning = DELETED_WARNING if isinstance(error, Absent) else FAILED_WARNING
-        copy = await self._manifests.last_good(
-            target, [record.descriptor.digest, *earlier], warning
-        )
+        is_deleted = isinstance(error, Absent)
+        warning = DELETED_WARNING if is_deleted else FAILED_WARNING
+        partial = DELETED_WARNING if is_deleted else PARTIAL_WARNING
+        current = record.descriptor.digest
+        copy = await self._manifests.last_good(target, [current], warning)
+        if copy is None:
+            copy = await self._manifests.held(target, current, partial)
+        if copy is None:
+            history = await self._index.history(target, tag)
+            earlier = [sighting.digest for sighting in reversed(history)]
+            copy = await self._manifests.last_good(target, earlier, warning)
         if copy is None:
             raise error
-        return copy
+        return replace(copy, forward=Forward(error.upstream_status, error))
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         source = self._sources[target.upstream]

@@ -1,48 +1,25 @@
 """Asks a running Millpond, over its admin socket or over TCP. Knows nothing of terminals."""
 
-import json
 import os
-from collections.abc import AsyncIterator, Mapping
+import ssl
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import BaseConnector, ClientError, ClientResponse, ClientSession, ClientTimeout
-from aiohttp.client_exceptions import ClientConnectorError
+from aiohttp.client_exceptions import (
+    ClientConnectorCertificateError,
+    ClientConnectorError,
+    ClientConnectorSSLError,
+)
 from yarl import URL
 
+from proxy.cli.replies import Document, Query, Refused, Unanswered, parsed
 from proxy.documents import as_list, read_object
 
 CONNECT_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 10.0
 ERROR_BYTES: Final = 64 * 1024
-
-Query = Mapping[str, str]
-
-
-class Unanswered(Exception):
-    """There is no answer, or none that can be understood; the message is one line.
-
-    ``errno`` says why no connection came about, None if one did.
-    """
-
-    def __init__(self, message: str, errno: int | None = None) -> None:
-        super().__init__(message)
-        self.errno = errno
-
-
-class Refused(Exception):
-    """The server's answer is an error: its HTTP status, and its message as one line."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class Document(dict[str, Any]):
-    """A JSON object from the server, which must have what it is asked for."""
-
-    def __missing__(self, key: str) -> Any:
-        raise Unanswered(f"the server's answer lacks {key!r}; is it another version of Millpond?")
 
 
 class Client:
@@ -121,6 +98,10 @@ class Client:
 
     def _unanswered(self, error: Exception) -> Unanswered:
         match error:
+            case ClientConnectorCertificateError(certificate_error=ssl.SSLError() as problem):
+                return Unanswered(f"{self._where}: {_untrusted(problem)}")
+            case ClientConnectorSSLError(os_error=ssl.SSLError() as problem):
+                return Unanswered(f"{self._where}: TLS fails: {_named(problem)}")
             case ClientConnectorError():
                 number = error.os_error.errno
                 reason = os.strerror(number) if number and number > 0 else str(error.os_error)
@@ -142,12 +123,15 @@ async def connected(
         yield Client(session, base, where)
 
 
-def parsed(text: bytes) -> Document:
-    """Return a JSON object of the server's. Raises ``Unanswered`` for anything else."""
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise Unanswered("the server's answer is not understood; is it a Millpond?")
-    return Document(document)
+def _untrusted(problem: ssl.SSLError) -> str:
+    """Return why a server's certificate is refused, and what helps."""
+    reason = problem.verify_message if isinstance(problem, ssl.SSLCertVerificationError) else ""
+    return (
+        f"its certificate is not trusted: {reason or _named(problem)}; if a private authority "
+        "signed it, name that one's certificate with --ca-file FILE"
+    )
+
+
+def _named(problem: ssl.SSLError) -> str:
+    """Return OpenSSL's reason in words, as ``wrong version number``."""
+    return (problem.reason or str(problem)).replace("_", " ").lower()

@@ -1,20 +1,24 @@
 """``millpond ls``: what is known here, and how much of it is held."""
 
 from collections import Counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.client import Client, Document, parsed
+from proxy.cli.door import Door, run
 from proxy.cli.options import (
+    CaFileOption,
     ConfigOption,
     JsonOption,
     ServerOption,
     StorageOption,
     TokenFileOption,
 )
-from proxy.cli.reach import Door, run
+from proxy.cli.replies import Document, parsed
 from proxy.cli.words import age, complain, count, is_terminal, show_size, table, terminal_width
+
+if TYPE_CHECKING:
+    from proxy.cli.client import Client
 
 PATH = "/-/images"
 HEADS = ("NAME", "STATE", "SIZE", "LAST USED", "KEPT")
@@ -30,6 +34,7 @@ def ls(
     storage: StorageOption = None,
     server: ServerOption = None,
     token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
 ) -> None:
     """List the images that are known here.
 
@@ -39,7 +44,7 @@ def ls(
     """
     query = {"match": pattern} if pattern is not None else {}
 
-    async def work(client: Client) -> int:
+    async def work(client: "Client") -> int:
         if as_json:
             async for line in client.lines("GET", PATH, query):
                 typer.echo(line)
@@ -54,7 +59,7 @@ def ls(
             typer.echo(_totals(images, cache))
         return 0
 
-    run(Door(config, storage, server, token_file), work)
+    run(Door(config, storage, server, token_file, ca_file), work)
 
 
 def _show(images: list[Document]) -> None:

@@ -1,15 +1,11 @@
 """The flags that several commands share, and what their texts mean."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from proxy.cli.words import refuse
-from proxy.quantities import parse_seconds, parse_size
-
-Value = TypeVar("Value")
 
 ConfigOption = Annotated[
     Path | None,
@@ -33,16 +29,27 @@ TokenFileOption = Annotated[
     Path | None,
     typer.Option("--token-file", metavar="FILE", help="Holds the admin token of --server."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print what the server says, as JSON.")]
+CaFileOption = Annotated[
+    Path | None,
+    typer.Option("--ca-file", metavar="FILE", help="Trust this authority's certificate too."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def bytes_of(flag: str, text: str) -> int:
     """Return the bytes that ``text`` names, as ``10GiB``; else refuse, naming the flag."""
-    return _parsed(flag, text, parse_size)
+    from proxy.quantities import parse_size  # noqa: PLC0415 - pydantic, which no help needs
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        refuse(f"{flag}: {error}")
 
 
 def rate_of(flag: str, text: str) -> int:
     """Return the bytes a second of ``50MB/s``; 0 is no limit; else refuse."""
+    from proxy.quantities import parse_size  # noqa: PLC0415 - pydantic, which no help needs
+
     try:
         return parse_size(text)
     except ValueError:
@@ -51,11 +58,9 @@ def rate_of(flag: str, text: str) -> int:
 
 def seconds_of(flag: str, text: str) -> float:
     """Return the seconds that ``text`` names, as ``1h``; else refuse, naming the flag."""
-    return _parsed(flag, text, parse_seconds)
+    from proxy.quantities import parse_seconds  # noqa: PLC0415 - pydantic, which no help needs
 
-
-def _parsed(flag: str, text: str, parse: Callable[[str], Value]) -> Value:
     try:
-        return parse(text)
+        return parse_seconds(text)
     except ValueError as error:
         refuse(f"{flag}: {error}")

@@ -1,19 +1,20 @@
 """``millpond pin``, ``unpin`` and ``pins``: what is kept whatever happens."""
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.client import Client, Document, Refused
+from proxy.cli.door import Door, run
 from proxy.cli.options import (
+    CaFileOption,
     ConfigOption,
     JsonOption,
     ServerOption,
     StorageOption,
     TokenFileOption,
 )
-from proxy.cli.reach import Door, run
+from proxy.cli.replies import Document, Refused
 from proxy.cli.words import (
     complain,
     count,
@@ -23,6 +24,9 @@ from proxy.cli.words import (
     table,
     terminal_width,
 )
+
+if TYPE_CHECKING:
+    from proxy.cli.client import Client
 
 PATH = "/-/pins"
 HEADS = ("PIN", "SOURCE", "IMAGES", "SIZE")
@@ -39,6 +43,7 @@ def pin(
     storage: StorageOption = None,
     server: ServerOption = None,
     token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Keep images, whatever room is needed.
 
@@ -46,7 +51,7 @@ def pin(
     is refused: exit status 1.
     """
 
-    async def add(client: Client, name: str) -> str:
+    async def add(client: "Client", name: str) -> str:
         done = await client.ask("PUT", PATH, {"pin": name})
         if done["refused"]:
             return f"{done['pin']}: pinned, but not honoured: {done['refused']}"
@@ -54,7 +59,7 @@ def pin(
             return f"{done['pin']}: pinned; nothing of it is held yet"
         return f"{done['pin']}: pinned, {_extent(done)}"
 
-    run(Door(config, storage, server, token_file), _each(names, add))
+    run(Door(config, storage, server, token_file, ca_file), _each(names, add))
 
 
 def unpin(
@@ -63,14 +68,15 @@ def unpin(
     storage: StorageOption = None,
     server: ServerOption = None,
     token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Let go of pinned images again; they stay until room is needed."""
 
-    async def remove(client: Client, name: str) -> str:
+    async def remove(client: "Client", name: str) -> str:
         done = await client.ask("DELETE", PATH, {"pin": name})
         return f"{done['pin']}: no longer pinned"
 
-    run(Door(config, storage, server, token_file), _each(names, remove))
+    run(Door(config, storage, server, token_file, ca_file), _each(names, remove))
 
 
 def list_pins(
@@ -79,10 +85,11 @@ def list_pins(
     storage: StorageOption = None,
     server: ServerOption = None,
     token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
 ) -> None:
     """List the pins, those of the configuration too, and what they keep."""
 
-    async def work(client: Client) -> int:
+    async def work(client: "Client") -> int:
         if as_json:
             typer.echo(await client.read("GET", PATH))
             return 0
@@ -93,15 +100,15 @@ def list_pins(
             typer.echo(f"all pins: {show_size(answer['bytes'])} of {limit}")
         return 0
 
-    run(Door(config, storage, server, token_file), work)
+    run(Door(config, storage, server, token_file, ca_file), work)
 
 
 def _each(
-    names: list[str], act: Callable[[Client, str], Awaitable[str]]
-) -> Callable[[Client], Awaitable[int]]:
+    names: list[str], act: Callable[["Client", str], Awaitable[str]]
+) -> Callable[["Client"], Awaitable[int]]:
     """Return work that does one thing to every name and says what came of it."""
 
-    async def work(client: Client) -> int:
+    async def work(client: "Client") -> int:
         status = 0
         for name in names:
             try:

@@ -8,21 +8,23 @@ import asyncio
 import errno
 import os
 import signal
+import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import typer
 import uvloop
-from aiohttp import UnixConnector
+from aiohttp import TCPConnector, UnixConnector
 from yarl import URL
 
 from proxy import configuration, logs
 from proxy.app import running
-from proxy.cli.client import Client, Refused, Unanswered, connected
+from proxy.cli.client import Client, connected
+from proxy.cli.door import Door, Work
+from proxy.cli.replies import Refused, Unanswered
 from proxy.cli.words import refuse
 from proxy.errors import ConfigError, StorageInUse
 from proxy.logs import RequestLog
@@ -33,18 +35,6 @@ SOCKET: Final = "admin.sock"
 SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path without its final zero, unix(7)
 ATTEMPTS: Final = 10
 PAUSE: Final = 0.3
-
-Work = Callable[[Client], Awaitable[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Door:
-    """What the flags say about the server: a cache's settings, or an address and a token."""
-
-    config: Path | None
-    storage: Path | None
-    server: str | None
-    token_file: Path | None
 
 
 def run(door: Door, work: Work) -> NoReturn:
@@ -88,12 +78,15 @@ async def _reached(door: Door) -> AsyncIterator[Client]:
     if door.server is not None:
         if door.config is not None or door.storage is not None:
             raise ConfigError("--server: another place than --config and --storage name")
-        token = _token(door.token_file)
-        async with connected(None, _address(door.server), door.server, token) as client:
+        token, url = _token(door.token_file), _address(door.server)
+        connector = TCPConnector(ssl=_trust(door.ca_file)) if door.ca_file is not None else None
+        async with connected(connector, url, door.server, token) as client:
             yield client
         return
     if door.token_file is not None:
         raise ConfigError("--token-file: goes with --server only; the socket needs no token")
+    if door.ca_file is not None:
+        raise ConfigError("--ca-file: goes with --server only; the socket has no certificate")
     flags: dict[str, Any] = {"admin": {"socket": True}}
     if door.storage is not None:
         flags["storage"] = {"path": str(door.storage)}
@@ -111,6 +104,18 @@ def _address(server: str) -> URL:
     if url.user or url.password:
         raise ConfigError("--server: takes no credentials; put the token into --token-file FILE")
     return url
+
+
+def _trust(ca_file: Path) -> ssl.SSLContext:
+    """Trust the authorities in a file besides the system's."""
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(ca_file)
+    except ssl.SSLError:
+        raise ConfigError(f"--ca-file: {ca_file} holds no PEM certificate") from None
+    except OSError as error:
+        raise ConfigError(f"--ca-file: {ca_file} cannot be read: {error.strerror}") from None
+    return context
 
 
 def _token(file: Path | None) -> str | None:

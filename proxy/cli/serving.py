@@ -1,19 +1,19 @@
-"""``millpond serve`` and ``millpond check``: run the proxy, and look at its settings."""
+"""Runs the proxy as this process until a signal ends it."""
 
 import asyncio
 import signal
 import socket
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
 import structlog
 import typer
 import uvloop
 
 from proxy import VERSION, configuration, logs
-from proxy.app import running
-from proxy.cli.options import ConfigOption, StorageOption
-from proxy.cli.words import refuse
-from proxy.errors import ConfigError
+from proxy.app import App, running
+from proxy.app.validation import validate
+from proxy.cli.words import show_size
 from proxy.logs import RequestLog
 from proxy.metrics import CacheCounters
 from proxy.settings import Settings
@@ -21,39 +21,12 @@ from proxy.settings import Settings
 log = structlog.get_logger(__name__)
 
 
-def serve(
-    config: ConfigOption = None,
-    listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where to listen.")
-    ] = None,
-    storage: StorageOption = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Serve what is held; ask no upstream.")
-    ] = False,
-) -> None:
-    """Run the proxy until SIGTERM or SIGINT."""
-    flags: dict[str, Any] = {}
-    if listen is not None:
-        flags["listen"] = listen
-    if storage is not None:
-        flags["storage"] = {"path": str(storage)}
-    if offline:
-        flags["offline"] = True
-    try:
-        settings = configuration.load(config, flags)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings))
-    except ConfigError as error:
-        refuse(str(error))
-
-
-def check(config: ConfigOption = None) -> None:
-    """Validate the settings and name what is wrong with them."""
-    try:
-        settings = configuration.load(config)
-    except ConfigError as error:
-        refuse(str(error))
-    typer.echo(f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}")
+def run(config: Path | None, flags: dict[str, Any]) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ``ConfigError``."""
+    settings = configuration.load(config, flags)
+    validate(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:
@@ -69,27 +42,35 @@ async def _serve(settings: Settings) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
     async with running(settings, make_request_log) as app:
-        assert app.address is not None
-        typer.echo(_banner(settings, app.address))
+        typer.echo(_banner(settings, app))
         log.info("listening", address=app.address, storage=str(settings.storage.path))
         await stop.wait()
         log.info("stopping", grace_seconds=settings.shutdown_grace)
     log.info("stopped")
 
 
-def _banner(settings: Settings, address: str) -> str:
+def _banner(settings: Settings, app: App) -> str:
+    assert app.address is not None
     scheme = "https" if settings.tls else "http"
-    host, _, port = address.rpartition(":")
-    reachable = f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]") else address  # noqa: S104
+    host, _, port = app.address.rpartition(":")
+    reachable = f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]") else app.address  # noqa: S104
     default = settings.default_upstream
-    size = settings.storage.max_size
     lines = [
-        f"Millpond {VERSION} listens on {scheme}://{address}, mirroring {default}"
+        f"Millpond {VERSION} listens on {scheme}://{app.address}, mirroring {default}"
         + (", offline" if settings.offline else ""),
-        f"cache: {settings.storage.path}, up to {size}",
+        f"cache: {settings.storage.path}, up to {_limit(settings, app)}",
         "to pull through it, put this into Docker's /etc/docker/daemon.json and reload Docker:",
         "  {",
         f'    "registry-mirrors": ["{scheme}://{reachable}"]',
         "  }",
     ]
     return "\n".join(lines)
+
+
+def _limit(settings: Settings, app: App) -> str:
+    """Return the most that the cache may take now, and why it is less than configured if it is."""
+    configured, limit = settings.storage.max_size, int(app.admin.stats()["cache"]["limit_bytes"])
+    shown = show_size(limit)
+    if configured.share or limit >= configured.bytes:
+        return shown
+    return f"{shown}: the file system has no room for the {configured} of storage.max_size"

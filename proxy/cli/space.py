@@ -5,12 +5,13 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.client import Client, Document, parsed
+from proxy.cli.door import Door, run
 from proxy.cli.options import (
+    CaFileOption,
     ConfigOption,
     ServerOption,
     StorageOption,
@@ -18,8 +19,11 @@ from proxy.cli.options import (
     bytes_of,
     seconds_of,
 )
-from proxy.cli.reach import Door, run
+from proxy.cli.replies import Document, parsed
 from proxy.cli.words import age, complain, count, is_terminal, moment, printable, refuse, show_size
+
+if TYPE_CHECKING:
+    from proxy.cli.client import Client
 
 EVICT = "/-/evict"
 ABBREVIATED = len("sha256:") + 12
@@ -35,20 +39,21 @@ def evict(
     storage: StorageOption = None,
     server: ServerOption = None,
     token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Make room now, from what has not been used for longest."""
     wanted = bytes_of("SIZE", size)
     if wanted == 0:
         refuse("SIZE: must be more than 0")
 
-    async def work(client: Client) -> int:
+    async def work(client: "Client") -> int:
         if dry_run:
             await _foretell(client, wanted)
         else:
             await _evict(client, wanted)
         return 0
 
-    run(Door(config, storage, server, token_file), work)
+    run(Door(config, storage, server, token_file, ca_file), work)
 
 
 def in_use(
@@ -66,6 +71,7 @@ def in_use(
     storage: StorageOption = None,
     server: ServerOption = None,
     token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Say which images are running, so that eviction spares them.
 
@@ -75,7 +81,7 @@ def in_use(
     query = {"source": source or socket.gethostname(), "ttl": str(_whole_seconds(ttl))}
     references = _text(file)
 
-    async def work(client: Client) -> int:
+    async def work(client: "Client") -> int:
         answer = await client.ask("PUT", "/-/in-use", query, references)
         for fault in answer["not_understood"]:
             complain(f"{'standard input' if file == '-' else file}: {fault}")
@@ -83,10 +89,10 @@ def in_use(
         typer.echo(printable(f"{answer['source']}: {images} in use until {until}"))
         return 0
 
-    run(Door(config, storage, server, token_file), work)
+    run(Door(config, storage, server, token_file, ca_file), work)
 
 
-async def _foretell(client: Client, wanted: int) -> None:
+async def _foretell(client: "Client", wanted: int) -> None:
     """List what would go for ``wanted`` bytes, as it comes: nobody knows how long it gets."""
     total, coldest = None, None
     width = shutil.get_terminal_size().columns if is_terminal() else FULL_LINE
@@ -107,7 +113,7 @@ async def _foretell(client: Client, wanted: int) -> None:
     _mention_shortfall(total, wanted)
 
 
-async def _evict(client: Client, wanted: int) -> None:
+async def _evict(client: "Client", wanted: int) -> None:
     total = await client.ask("POST", EVICT, {"bytes": str(wanted)})
     coldest = None
     async for line in client.lines("GET", EVICT, {"bytes": "1"}):

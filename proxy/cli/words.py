@@ -3,19 +3,21 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import typer
 
-from proxy.quantities import show_size
-
 GAP: Final = "  "
 UNKNOWN: Final = "-"
+PROGRESS_SECONDS: Final = 60.0
+"""A log or a script gets the progress of long work this often."""
+
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"))
 
 __all__ = [
+    "EventLines",
     "age",
     "complain",
     "count",
@@ -49,6 +51,29 @@ def is_terminal() -> bool:
 def terminal_width() -> int | None:
     """Return the columns of the terminal, None if standard output is none."""
     return shutil.get_terminal_size().columns if is_terminal() else None
+
+
+def show_size(size: int) -> str:
+    """Return bytes as people read them: ``10.0GiB``."""
+    from proxy import quantities  # noqa: PLC0415 - pydantic, which no help needs
+
+    return quantities.show_size(size)
+
+
+class EventLines:
+    """Prints a server's events as they are, but of those that tell progress only one a minute."""
+
+    def __init__(self) -> None:
+        self._printed_at = time.monotonic()
+
+    def show(self, line: bytes, event: Mapping[str, Any]) -> None:
+        """Print the line of an event, unless it tells progress and the last one is recent."""
+        now = time.monotonic()
+        if event.get("event") == "progress":
+            if now - self._printed_at < PROGRESS_SECONDS:
+                return
+            self._printed_at = now
+        typer.echo(line)
 
 
 def age(then: float | None) -> str:

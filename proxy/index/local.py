@@ -31,6 +31,7 @@ from proxy.records import (
     Usage,
     disk_bytes,
 )
+from proxy.supervisor import Supervisor
 
 FLUSH_SECONDS: Final = 5.0
 _SLICE: Final = 250
@@ -47,11 +48,18 @@ class LocalIndex:
     """An async context manager; loads its mirror and writes last uses in the background."""
 
     def __init__(
-        self, directory: Path, *, clock: Callable[[], float], on_trouble: Callable[[], None]
+        self,
+        directory: Path,
+        *,
+        clock: Callable[[], float],
+        on_trouble: Callable[[], None],
+        supervisor: Supervisor | None = None,
     ) -> None:
+        """``supervisor`` runs the index's own tasks, and is closed with the index."""
         self._directory = directory
         self._clock = clock
         self._worker = Worker(on_trouble)
+        self._supervisor = Supervisor() if supervisor is None else supervisor
         self._disk = self._worker.survive
         self._tags: dict[Target, dict[Tag, TagRecord]] = {}
         self._ledger = Ledger()
@@ -67,10 +75,8 @@ class LocalIndex:
         """Open the tables and begin to load them."""
         self._tables = await self._worker.run(self._open)
         self._links = Links(self._tables, self._worker, self._ledger)
-        self._background = [
-            asyncio.create_task(self._load(), name="index load"),
-            asyncio.create_task(self._flush_for_ever(), name="index flush"),
-        ]
+        self._supervisor.start_essential("index load", self._load)
+        self._supervisor.start("index flush", self._flush_for_ever)
         return self
 
     async def __aexit__(
@@ -80,9 +86,7 @@ class LocalIndex:
         traceback: TracebackType | None,
     ) -> None:
         """Write what is pending and close the tables."""
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._supervisor.close()
         await self._flush()
         await self._disk(self._tables.close, None)
         self._worker.close()
@@ -336,7 +340,13 @@ class LocalIndex:
         return found
 
     async def _load(self) -> None:
-        """Mirror the tables; what has been used or learnt meanwhile stays as it is."""
+        """Mirror the tables. After a failure it goes on with what is missing."""
+        if not self._loaded.is_set():
+            await self._load_rows()
+        await self._links.load()
+
+    async def _load_rows(self) -> None:
+        """Mirror tags and blobs; what has been used or learnt meanwhile stays as it is."""
         started = time.perf_counter()
         async for tagged in self._worker.batches(self._tables.all_tags):
             for tag in tagged:
@@ -357,7 +367,6 @@ class LocalIndex:
         self.revision += 1
         took = round(time.perf_counter() - started, 3)
         log.debug("index loaded", blobs=self._ledger.files, seconds=took)
-        await self._links.load()
 
     def _mirror(self, held: Held) -> None:
         digest = held.record.digest

@@ -51,6 +51,9 @@ class Quarantine(Protocol):
         Raises ``StorageError``.
         """
 
+    def notes(self) -> list[str]:
+        """Return the notes that lie beside the content."""
+
     def empty(self) -> None:
         """Delete everything."""
 

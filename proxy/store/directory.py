@@ -63,8 +63,7 @@ class Directory:
         except OSError as error:
             self.close()
             raise ConfigError(
-                f"storage.path: {error.filename or root} cannot be used: {_reason(error)}; "
-                "choose a directory that this user may write, with --storage DIR"
+                f"storage.path: {error.filename or root} cannot be used: {_reason(error)}"
             ) from None
         except ConfigError:
             self.close()
@@ -186,5 +185,11 @@ def remove(name: str, directory: int) -> None:
 
 def _reason(error: OSError) -> str:
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
-        return "it must be a directory, not a link: the cache never leaves its directory"
-    return error.strerror or str(error)
+        return (
+            "it must be a directory, not a link: the cache never leaves its directory; "
+            "choose another one with --storage DIR"
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; make room on it, or choose another with --storage DIR"
+    advice = "choose a directory that this user may write, with --storage DIR"
+    return f"{error.strerror or error}; {advice}"

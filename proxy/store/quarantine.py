@@ -14,6 +14,8 @@ from proxy.store.directory import Directory, remove
 LIMIT: Final = 100
 """So many are kept; the oldest goes first."""
 
+MAX_NOTE: Final = 1024 * 1024
+
 log = structlog.get_logger(__name__)
 
 
@@ -43,6 +45,16 @@ class DiskQuarantine:
             self._take(digest, note)
             self._measure()
         return str(self._directory.root / "quarantine" / digest.partition(":")[2])
+
+    def notes(self) -> list[str]:
+        """Return the notes that lie beside the content. Survives every error."""
+        with self._one_at_a_time:
+            try:
+                names = os.listdir(self._directory.quarantine)
+            except OSError as error:
+                log.warning("quarantine cannot be listed", error=str(error))
+                return []
+            return [self._read(name) for name in names if name.endswith(".json")]
 
     def empty(self) -> None:
         """Delete everything: room is needed for what can be served. Survives every error."""
@@ -80,6 +92,16 @@ class DiskQuarantine:
                     file.write(note)
         except OSError as error:
             log.warning("a note cannot be written", digest=digest, error=str(error))
+
+    def _read(self, name: str) -> str:
+        """Return a note, empty if it cannot be read."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with os.fdopen(os.open(name, flags, dir_fd=self._directory.quarantine), "rb") as file:
+                return file.read(MAX_NOTE).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            log.warning("a note in quarantine cannot be read", file=name, error=str(error))
+            return ""
 
     def _make_place(self) -> None:
         names = [name for name in os.listdir(self._directory.quarantine) if "." not in name]

@@ -32,6 +32,15 @@ DEFAULT_LIFE: Final = 60.0
 
 LONGEST_LIFE: Final = 7 * 86400.0
 MAX_SCOPES: Final = 10_000
+MAX_TOKENS: Final = 2000
+"""Kept at once, so that long ones from a hostile token server take no more than 32 MB."""
+
+MAX_TOKEN: Final = 16 * 1024
+MAX_SCOPE: Final = 1024
+MAX_REALM: Final = 2048
+MAX_HOST: Final = 253
+"""Characters (RFC 1035 §2.3.4)."""
+
 _USED_LIFE: Final = 0.9
 _SUFFIXES: Final = PublicSuffixList()
 
@@ -62,7 +71,7 @@ class Authorizer:
         self._fetch = fetch
         self._challenge: Challenge | None = None
         self._scopes: LRUCache[str, str] = LRUCache(MAX_SCOPES)
-        self._tokens: Facts[str] = Facts()
+        self._tokens: Facts[str] = Facts(MAX_TOKENS)
         self._asking: Once[str] = Once("token")
 
     async def header(self, scope: str) -> str | None:
@@ -82,7 +91,9 @@ class Authorizer:
         if challenge is None:
             raise Denied(f"{self._url.host} refuses access and asks for no credentials we know")
         asked = challenge.parameters.get("scope", "")
-        if asked.startswith("repository:"):  # a registry under a path knows its names otherwise
+        if (
+            asked.startswith("repository:") and len(asked) <= MAX_SCOPE
+        ):  # a registry under a path knows its names otherwise
             self._scopes[scope] = asked
         answer = await self._answer(challenge, self._scopes.get(scope, scope))
         self._challenge = challenge
@@ -140,8 +151,9 @@ class Authorizer:
         return token
 
     def _realm(self, challenge: Challenge) -> URL:
+        text = challenge.parameters.get("realm", "")
         try:
-            realm = URL(challenge.parameters.get("realm", ""))
+            realm = URL(text if len(text) <= MAX_REALM else "")
         except ValueError:
             realm = URL()
         secure = realm.scheme == "https" or (realm.scheme == "http" == self._url.scheme)
@@ -154,10 +166,7 @@ class Authorizer:
         host, own = realm.host or "", self._url.host or ""
         if host == own or host in self._auth_hosts:
             return True
-        if is_address(host) or is_address(own):
-            return False
-        domain = _SUFFIXES.privatesuffix(own)
-        return domain is not None and domain == _SUFFIXES.privatesuffix(host)
+        return shares_domain(host, own)
 
     def _no_token(
         self, answer: TokenAnswer, realm: URL, *, anonymous: bool
@@ -175,6 +184,17 @@ class Authorizer:
                 return UpstreamUnavailable(said)
 
 
+def shares_domain(host: str, own: str) -> bool:
+    """Return True if both names belong to one registrable domain.
+
+    Addresses belong to none, nor does a name of one label: two such hosts share nothing.
+    """
+    if is_address(host) or is_address(own) or max(len(host), len(own)) > MAX_HOST:
+        return False
+    domain = _SUFFIXES.privatesuffix(own)
+    return domain is not None and domain == _SUFFIXES.privatesuffix(host)
+
+
 def _read_token(body: bytes, realm: URL) -> tuple[str, float]:
     """Return the token and its life in seconds."""
     document = read_object(body)
@@ -184,6 +204,8 @@ def _read_token(body: bytes, realm: URL) -> tuple[str, float]:
     life = float(str(expires_in)) if known else DEFAULT_LIFE
     if not isinstance(token, str) or not token.isprintable() or not token.isascii():
         raise UpstreamUnavailable(f"{realm.host} answers with something that is no token")
+    if len(token) > MAX_TOKEN:
+        raise UpstreamUnavailable(f"{realm.host} answers with a token of over {MAX_TOKEN} bytes")
     return token, life if life > 0 else DEFAULT_LIFE
 
 

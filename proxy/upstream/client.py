@@ -23,8 +23,9 @@ from proxy.errors import (
 )
 from proxy.names import Repo
 from proxy.upstream.auth import Authorizer
+from proxy.upstream.headers import retry_after
 from proxy.upstream.patience import Patience
-from proxy.upstream.transport import Transport, retry_after
+from proxy.upstream.transport import Transport
 
 _NO_HEAD: Final = (405, 501)
 Result = TypeVar("Result")
@@ -133,6 +134,7 @@ class Client:
             try:
                 result = await attempt()
             except RegistryError as error:
+                error.was_forwarded = True
                 failures += 1
                 wait = self.patience.wait_before(failures, error)
                 if question.is_spare or wait is None or wait > self.answer_seconds / 2:
@@ -196,6 +198,11 @@ class Client:
 
     async def _failure(self, response: ClientResponse, absent: type[Absent]) -> RegistryError:
         """Return the error that an answer other than 200 means."""
+        error = await self._meaning(response, absent)
+        error.upstream_status, error.host = response.status, response.url.host
+        return error
+
+    async def _meaning(self, response: ClientResponse, absent: type[Absent]) -> RegistryError:
         body = await self.transport.drain(response)
         said = f"{self.name} answers {response.status}{_reason(body)}"
         match response.status:
@@ -206,11 +213,13 @@ class Client:
             case 404:
                 return absent(said)
             case 429:
-                return TooManyRequests(said, retry_after=retry_after(response))
+                return TooManyRequests(said, retry_after=retry_after(response.headers))
             case status if 400 <= status < 500 and status not in (401, 403, 408):
                 return UpstreamRejected(said)
             case _:  # 401 and 403 from elsewhere mean a signed address that has expired
-                return UpstreamUnavailable(said, retry_after=retry_after(response), is_answer=True)
+                return UpstreamUnavailable(
+                    said, retry_after=retry_after(response.headers), is_answer=True
+                )
 
 
 def _reason(body: bytes) -> str:

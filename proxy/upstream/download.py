@@ -6,7 +6,6 @@ first connection goes on alone.
 """
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from proxy.errors import (
     UpstreamUnavailable,
 )
 from proxy.upstream.client import Client, Question
+from proxy.upstream.headers import content_range
 from proxy.upstream.places import Loan, Places
 from proxy.upstream.spans import Pieces, Span, Spans
 from proxy.upstream.transport import READ_BUFFER
@@ -35,8 +35,6 @@ FAST: Final = 100_000_000
 
 _WINDOW: Final = 0.25
 """Seconds for which the first connection is waited for before it gets help."""
-
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
 
 Sink = Callable[[int, bytes], Awaitable[None]]
 """Takes some bytes of a body and the offset at which they belong; returns when they are safe."""
@@ -142,9 +140,9 @@ class Connection:
             raise _BrokenForGoodError from error
         self._position, self._end = 0, float("inf")
         if self._response.status == 206:
-            match = _CONTENT_RANGE.fullmatch(self._response.headers.get("Content-Range", ""))
-            self._position = -1 if match is None else int(match[1])
-            self._end = 0 if match is None else int(match[2]) + 1
+            sent = content_range(self._response.headers.get("Content-Range", ""))
+            self._position = -1 if sent is None else sent.start
+            self._end = 0 if sent is None else sent.stop
         if not 0 <= self._position <= span.position:
             gone = UpstreamUnavailable(
                 f"{self._client.name}: another range came than was asked for"
@@ -162,16 +160,16 @@ class Connection:
         self._response = await self._client.ask(
             replace(asked_for(self._question, span, None), is_spare=True)
         )
-        match = _CONTENT_RANGE.fullmatch(self._response.headers.get("Content-Range", ""))
+        sent = content_range(self._response.headers.get("Content-Range", ""))
         if (
             self._response.status != 206
-            or match is None
-            or int(match[1]) != span.position
-            or match[3] not in ("*", str(size))
+            or sent is None
+            or sent.start != span.position
+            or sent.size not in (None, size)
         ):
             self.close()
             raise UpstreamRejected(f"{self._client.name}: gives no ranges")
-        self._position, self._end = span.position, int(match[2]) + 1
+        self._position, self._end = sent.start, sent.stop
 
     async def _skip(self, count: int) -> None:
         while count > 0:

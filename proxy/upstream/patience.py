@@ -82,16 +82,20 @@ class Patience:
         now = self._now()
         cooling = self._cool_until.get(kind, 0.0) - now
         if cooling > 0:
-            raise TooManyRequests(
-                f"{self._name} limits our rate and is not asked again yet", retry_after=cooling
+            raise _not_asked(
+                TooManyRequests(
+                    f"{self._name} limits our rate and is not asked again yet", retry_after=cooling
+                )
             )
         circuits = [self._upstream, self._objects.get(item)]
         for circuit in circuits:
             if circuit is not None and circuit.until > now:
-                raise UpstreamUnavailable(
-                    f"{self._name} failed {circuit.failures} times in a row "
-                    "and is not asked again yet",
-                    retry_after=circuit.until - now,
+                raise _not_asked(
+                    UpstreamUnavailable(
+                        f"{self._name} failed {circuit.failures} times in a row "
+                        "and is not asked again yet",
+                        retry_after=circuit.until - now,
+                    )
                 )
         for circuit in circuits:
             if circuit is not None:
@@ -130,3 +134,9 @@ class Patience:
         if error.retry_after is not None:
             return error.retry_after
         return _FIRST_WAIT * (1 << (attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+
+
+def _not_asked(error: RegistryError) -> RegistryError:
+    """Return an error that was found without asking upstream."""
+    error.was_forwarded = False
+    return error

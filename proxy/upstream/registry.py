@@ -30,6 +30,7 @@ from proxy.records import Descriptor
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 from proxy.upstream.download import Download, Sink, Terms
+from proxy.upstream.headers import next_link
 from proxy.upstream.places import Places
 
 MAX_PAGES: Final = 100
@@ -163,7 +164,9 @@ class Upstream:
         try:
             await stack.enter_async_context(self.places.one(self._client.answer_seconds / 4))
         except TimeoutError:
-            raise UpstreamTimeout(f"{self._client.name}: too many downloads at once") from None
+            error = UpstreamTimeout(f"{self._client.name}: too many downloads at once")
+            error.was_forwarded = False
+            raise error from None
 
     async def tags(self, repo: Repo, query: dict[str, str]) -> TagPage:
         """Return one page of tags; ``query`` may hold ``n`` and ``last``."""
@@ -211,10 +214,10 @@ class Upstream:
         Raises ``UpstreamUnavailable`` for a ``Link`` that cannot be followed.
         """
         with self._client.transport.translated():
-            link = response.links.get("next")
+            link = next_link(response.headers.getall("Link", []))
             if link is None:
                 return {}
-            query = URL(str(link["url"])).query
+            query = response.url.join(URL(link)).query
         page = {name: value for name, value in query.items() if name in PAGE_KEYS}
         if not page.keys() & {"last", "next_page"}:
             raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")

@@ -8,8 +8,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
-from time import time
 from typing import Final, NamedTuple
 
 from aiohttp import (
@@ -20,19 +18,19 @@ from aiohttp import (
     ClientSession,
     ClientTimeout,
     DummyCookieJar,
-    TCPConnector,
 )
 from yarl import URL
 
-from proxy.errors import ConfigError, UpstreamTimeout, UpstreamUnavailable
+from proxy.errors import ConfigError, UpstreamFailure, UpstreamTimeout, UpstreamUnavailable
 from proxy.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.auth import TokenAnswer
+from proxy.upstream.connector import Connector, TooManyInterimError
 from proxy.upstream.guard import Guard, GuardedResolver
+from proxy.upstream.headers import retry_after
 from proxy.upstream.proxies import Proxies
 
 MAX_REDIRECTS: Final = 5
-MAX_RETRY_AFTER: Final = 24 * 3600.0
 MAX_ERROR_BODY: Final = 64 * 1024
 READ_BUFFER: Final = 1024 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -63,9 +61,7 @@ class Transport:
         self._proxies = Proxies()
         trust.guard.permit_dialling(self._proxies.hosts)
         self._session = ClientSession(
-            connector=TCPConnector(
-                limit=0, ssl=trust.context, resolver=GuardedResolver(trust.guard)
-            ),
+            connector=Connector(trust.context, GuardedResolver(trust.guard)),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
@@ -107,7 +103,7 @@ class Transport:
         headers = {} if authorization is None else {"Authorization": authorization}
         response = await self._request("GET", url, headers)
         body = await self._small(response)
-        return TokenAnswer(response.status, body, retry_after(response))
+        return TokenAnswer(response.status, body, retry_after(response.headers))
 
     async def drain(self, response: ClientResponse) -> bytes:
         """Read a small body to its end, so that the connection can serve again; return it."""
@@ -119,7 +115,7 @@ class Transport:
         via = self._proxies.to(url)
         if url.scheme == "http":  # inside a tunnel, aiohttp sends them to the proxy only
             headers = {**headers, **via.get("proxy_headers", {})}
-        with self.translated():
+        with self._asking(url.host):
             return await self._session.request(
                 method, url, headers=headers, allow_redirects=False, **via
             )
@@ -127,7 +123,7 @@ class Transport:
     async def _small(self, response: ClientResponse) -> bytes:
         """Return a body of up to 64 KiB; a larger one is cut and its connection closed."""
         body = bytearray()
-        with self.translated():
+        with self._asking(response.url.host):
             async for chunk in response.content.iter_any():
                 body += chunk
                 if len(body) > MAX_ERROR_BODY:
@@ -137,7 +133,7 @@ class Transport:
 
     async def chunks(self, response: ClientResponse) -> AsyncIterator[bytes]:
         """Yield a body as it arrives. Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``."""
-        with self.translated():
+        with self._asking(response.url.host):
             async for chunk in response.content.iter_any():
                 self.counters.bytes_from_upstream += len(chunk)
                 yield chunk
@@ -147,7 +143,7 @@ class Transport:
 
         No more than ``READ_BUFFER`` may be asked for: aiohttp would buffer as much.
         """
-        with self.translated():
+        with self._asking(response.url.host):
             chunk = await response.content.read(most)
         self.counters.bytes_from_upstream += len(chunk)
         return chunk
@@ -159,6 +155,10 @@ class Transport:
             yield
         except TimeoutError as error:
             raise UpstreamTimeout(f"{self.name} does not answer in time") from error
+        except TooManyInterimError as error:
+            raise UpstreamUnavailable(
+                f"{self.name} sends interim responses but no answer"
+            ) from error
         except ClientConnectorCertificateError as error:
             raise UpstreamUnavailable(
                 f"{self.name}: certificate not trusted: {error.certificate_error}"
@@ -169,6 +169,16 @@ class Transport:
             ) from error
         except (ClientError, OSError, asyncio.IncompleteReadError, ValueError) as error:
             raise UpstreamUnavailable(f"{self.name}: {type(error).__name__}") from error
+
+    @contextmanager
+    def _asking(self, host: str | None) -> Iterator[None]:
+        """Translate errors as ``translated`` does, and note in them which host failed."""
+        try:
+            with self.translated():
+                yield
+        except UpstreamFailure as error:
+            error.host = host
+            raise
 
     def _next(self, response: ClientResponse) -> URL:
         with self.translated():
@@ -194,15 +204,3 @@ def client_context(name: str, tls: UpstreamTLS) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def retry_after(response: ClientResponse) -> float | None:
-    """Return ``Retry-After`` in seconds (RFC 9110 §10.2.3), bounded."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return min(float(value), MAX_RETRY_AFTER)
-    try:
-        wait = parsedate_to_datetime(value).timestamp() - time()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return min(max(wait, 0.0), MAX_RETRY_AFTER)

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from proxy import VERSION
 from proxy.cache.holdings import Holdings
-from proxy.errors import NotFound, RegistryError, Unsupported
+from proxy.errors import Denied, NotFound, RegistryError, Unauthorized, Unsupported
 from proxy.flights import Flights
 from proxy.metrics import Gauge, Metrics, registry
 from proxy.upstream.budget import Budget
@@ -57,6 +57,9 @@ class Admin:
             if self._control.has(request.path):
                 await require(request)
                 return await self._control.answer(request)
+            if request.path == "/-/stats" and await _is_allowed(request, require):
+                _require_read(request)
+                return _json(self.stats())
             return self._answer(request)
         except RegistryError as error:
             return Response(
@@ -64,8 +67,7 @@ class Admin:
             )
 
     def _answer(self, request: BaseRequest) -> Response:
-        if request.method not in ("GET", "HEAD"):
-            raise Unsupported(f"{request.method}: nothing here can be changed")
+        _require_read(request)
         match request.path:
             case "/metrics":
                 return Response(
@@ -73,11 +75,13 @@ class Admin:
                     headers={"Content-Type": CONTENT_TYPE_LATEST},
                 )
             case "/-/stats":
-                return _json(self.stats())
+                return _json(_public(self.stats()))
             case "/-/healthz":
                 return _json({"status": "ok"})
             case "/-/readyz" if self.is_stopping:
                 return _json({"status": "stopping"}, status=503)
+            case "/-/readyz" if reasons := self._metrics.readiness.reasons:
+                return _json({"status": "not ready", "reasons": dict(reasons)}, status=503)
             case "/-/readyz":
                 return _json({"status": "ready"})
             case _:
@@ -88,7 +92,7 @@ class Admin:
     def stats(self) -> dict[str, Any]:
         """Return the numbers of ``/-/stats``: totals since the start, and what is held now.
 
-        Seconds and bytes throughout.
+        Seconds and bytes throughout. Includes names, which only the trusted may see.
         """
         usage, cache = self._index.usage(), self._metrics.cache
         return {
@@ -154,6 +158,44 @@ class Admin:
                 gauges.append(Gauge("upstream_rate_limit", limit, budget.limit, name))
                 gauges.append(Gauge("upstream_rate_limit_remaining", left, budget.remaining, name))
         return gauges
+
+
+def _require_read(request: BaseRequest) -> None:
+    if request.method not in ("GET", "HEAD"):
+        raise Unsupported(f"{request.method}: nothing here can be changed")
+
+
+async def _is_allowed(
+    request: BaseRequest, require: Callable[[BaseRequest], Awaitable[None]]
+) -> bool:
+    """Return True if the request may see names; others get the page without them."""
+    try:
+        await require(request)
+    except (Denied, Unauthorized):
+        return False
+    return True
+
+
+def _public(stats: dict[str, Any]) -> dict[str, Any]:
+    """Return the statistics without names of content and without our address at a registry.
+
+    A digest is left out too: for public images it leads to the name.
+    """
+    downloads = [
+        {name: download[name] for name in ("upstream", "bytes", "size")}
+        for download in stats["downloads"]
+    ]
+    upstreams = {
+        name: numbers | {"rate_limit": _without_source(numbers["rate_limit"])}
+        for name, numbers in stats["upstreams"].items()
+    }
+    return stats | {"downloads": downloads, "upstreams": upstreams}
+
+
+def _without_source(limit: dict[str, object] | None) -> dict[str, object] | None:
+    if limit is None:
+        return None
+    return {name: value for name, value in limit.items() if name != "source"}
 
 
 async def _trust(_: BaseRequest) -> None:

@@ -1,4 +1,4 @@
-"""One connection: it hangs up on TLS where there is none, and gives at once what is at hand.
+"""One connection: it refuses TLS where there is none, and gives at once what is at hand.
 
 Bytes that came between two requests, ended where a request ends, and made exactly one, make the
 same request each time they come like that: so what was read out of them once is not read again.
@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
 
 from proxy.errors import RequestInvalid
+from proxy.web.linger import Linger
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,7 +23,14 @@ Answers = Callable[[bytes, str | None], tuple[bytes, bytes] | None]
 """Returns headers and body for the bytes of a request and its client; None: not at hand."""
 
 KEEPALIVE_SECONDS: Final = 75.0
-_TLS_HANDSHAKE: Final = 0x16
+_TLS_HANDSHAKE: Final = b"\x16"
+_NO_TLS_TEXT: Final = b"This port serves http, not https.\n"
+_NO_TLS: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nServer: millpond\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_NO_TLS_TEXT), _NO_TLS_TEXT)
+)
+"""Answer to a TLS hello. Clients fall back to http only when they read an answer in HTTP."""
+
 _END: Final = b"\r\n\r\n"
 _ONE_WRITE: Final = 16 * 1024
 
@@ -32,7 +40,7 @@ log = structlog.get_logger(__name__)
 class Connection(RequestHandler):
     """A connection of one client. ``head``: the bytes of the request in progress, if known."""
 
-    __slots__ = ("_answers", "_between", "_client", "head")
+    __slots__ = ("_answers", "_between", "_client", "_linger", "head")
 
     def __init__(
         self, server: Server, *, loop: "asyncio.AbstractEventLoop", answers: Answers, **more: Any
@@ -42,6 +50,7 @@ class Connection(RequestHandler):
         self._between = True  # all that came has been read as whole requests
         self._client: str | None = None
         self.head: bytes | None = None
+        self._linger: Linger | None = None
 
     def data_received(self, data: bytes) -> None:
         """Answer at once, or let aiohttp read on."""
@@ -51,9 +60,12 @@ class Connection(RequestHandler):
             if answer is not None:
                 self._give(*answer)
                 return
-            if self._request_count == 0 and data[:1] == bytes([_TLS_HANDSHAKE]):
-                self.force_close()
-                return
+        if self._linger is not None:
+            self._linger.received(data)
+            return
+        if self._between and self._request_count == 0 and data[:1] == _TLS_HANDSHAKE:
+            self._refuse_tls()
+            return
         waiting = len(self._messages)
         super().data_received(data)
         came = len(self._messages) - waiting
@@ -71,6 +83,22 @@ class Connection(RequestHandler):
         peer = self.peername
         self._client = str(peer[0]) if isinstance(peer, (list, tuple)) else peer
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End all that concerns the client."""
+        if self._linger is not None:
+            self._linger.end()
+        super().connection_lost(exc)
+
+    def linger(self) -> None:
+        """Close once the client has received what was sent; nothing more is read as a request."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or self._linger is not None:
+            return
+        self._force_close = True  # aiohttp ends its handler, and closes nothing
+        if self._waiter is not None:
+            self._waiter.cancel()
+        self._linger = Linger(transport, self._loop)
+
     def handle_error(
         self,
         request: BaseRequest,
@@ -84,9 +112,15 @@ class Connection(RequestHandler):
         log.debug("not a request", client=request.remote, reason=type(exc).__name__)
         error = RequestInvalid("this is not an HTTP request that can be understood")
         headers = {"Content-Type": "application/json", "Server": "millpond"}
-        response = Response(status=error.status, body=error.body(), headers=headers)
+        response = _LastAnswer(self, status=error.status, body=error.body(), headers=headers)
         response.force_close()
         return response
+
+    def _refuse_tls(self) -> None:
+        assert self.transport is not None
+        log.debug("TLS on a port without it", client=self._client)
+        self.transport.write(_NO_TLS)
+        self.linger()
 
     def _is_idle(self) -> bool:
         """Tell whether aiohttp waits for a request, and the client has taken what it was sent."""
@@ -109,3 +143,15 @@ class Connection(RequestHandler):
             self.transport.write(body)
         self._request_count += 1
         self._next_keepalive_close_time = self._loop.time() + KEEPALIVE_SECONDS
+
+
+class _LastAnswer(Response):
+    """An answer while the client may still be sending; the connection closes after it."""
+
+    def __init__(self, connection: Connection, **more: Any) -> None:
+        super().__init__(**more)
+        self._connection = connection
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        await super().write_eof(data)
+        self._connection.linger()

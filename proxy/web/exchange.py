@@ -2,11 +2,12 @@
 
 import math
 import time
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
 
+from proxy.cache.answers import Forward
 from proxy.errors import RegistryError
 from proxy.logs import RequestLog
 from proxy.metrics import Metrics, Outcome
@@ -15,16 +16,7 @@ from proxy.policy import Wish, wish
 
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
-_CACHE_STATUS: Final = {
-    Outcome.HIT: ("hit",),
-    Outcome.REVALIDATED: ("fwd=stale", "detail=confirmed"),
-    Outcome.STALE: ("hit", "detail=stale"),
-    Outcome.JOIN: ("fwd=miss", "collapsed"),
-    Outcome.MISS: ("fwd=miss", "stored"),
-    Outcome.THROUGH: ("fwd=bypass",),
-    Outcome.ERROR: (),
-    Outcome.LEFT: (),
-}
+HIT_STATUS: Final = "Millpond; hit"
 
 
 class Exchange:
@@ -32,6 +24,8 @@ class Exchange:
 
     __slots__ = (
         "code",
+        "failure",
+        "forward",
         "fresh",
         "left",
         "ns",
@@ -41,6 +35,7 @@ class Exchange:
         "sent",
         "started",
         "status",
+        "stores",
         "target",
     )
 
@@ -54,6 +49,10 @@ class Exchange:
         self.status = 200
         self.code: str | None = None
         self.fresh: float | None = None
+        self.forward: Forward | None = None
+        self.failure: RegistryError | None = None
+        self.stores = True
+        """What upstream gave for this request is kept, if its outcome is a miss."""
         self.sent = 0
         self.left = False
 
@@ -69,7 +68,7 @@ class Exchange:
 
     def headers(self, more: dict[str, str]) -> CIMultiDict[str]:
         """Return the headers that every answer has, and ``more``."""
-        status = self.outcome and cache_status(self.outcome, self.fresh, self.code)
+        status = None if self.outcome is None else self._cache_status(self.outcome)
         headers = common_headers(self.ns if self.target is not None else None, status)
         headers.update(more)
         return headers
@@ -77,6 +76,12 @@ class Exchange:
     def fail(self, error: RegistryError) -> None:
         """Note that the request ends in an error."""
         self.outcome, self.status, self.code = Outcome.ERROR, error.status, error.code
+        self.failure = error
+
+    def answered(self, outcome: Outcome, forward: Forward | None = None) -> None:
+        """Note how the request is answered."""
+        self.outcome, self.forward = outcome, forward
+        self.failure = None if forward is None else forward.error
 
     def leave(self) -> None:
         """Note that the client has left, perhaps before anything was known."""
@@ -115,6 +120,74 @@ class Exchange:
             "agent": _cut(request.headers.get("User-Agent")),
         }
 
+    def _cache_status(self, outcome: Outcome) -> str | None:
+        """Return what the cache did, as ``Cache-Status`` (RFC 9211 §2)."""
+        parts = ["Millpond", *self._handling(outcome)]
+        if self.fresh is not None and math.isfinite(self.fresh):
+            parts.append(f"ttl={int(self.fresh)}")
+        match outcome:
+            case Outcome.REVALIDATED:
+                parts.append("detail=confirmed")
+            case Outcome.STALE:
+                parts.append(f"detail={self.failure.code if self.failure else 'stale'}")
+            case Outcome.ERROR:
+                parts.append(f"detail={self.code}")
+        return "; ".join(parts)
+
+    def _handling(self, outcome: Outcome) -> list[str]:
+        """Return where the answer came from: the cache, or upstream and for which reason."""
+        match outcome:
+            case Outcome.HIT:
+                return ["hit"]
+            case Outcome.MISS:
+                return [self._reason("uri-miss"), *(["stored"] if self.stores else [])]
+            case Outcome.JOIN:
+                return ["fwd=uri-miss", "collapsed"]
+            case Outcome.THROUGH if self.route is not None and self.route.kind is Kind.TAGS:
+                return ["fwd=bypass"]
+            case Outcome.THROUGH:
+                return ["fwd=uri-miss", "stored=?0"]
+            case Outcome.REVALIDATED if self.forward is None:  # held, but not yet under this name
+                return ["fwd=uri-miss", "fwd-status=200"]
+            case Outcome.REVALIDATED | Outcome.STALE:
+                return self._checked()
+            case Outcome.ERROR:
+                return self._failed()
+            case Outcome.LEFT:
+                return []
+            case _:
+                assert_never(outcome)
+
+    def _checked(self) -> list[str]:
+        """Return what came of asking upstream about a held answer that was then sent."""
+        forward = self.forward
+        if forward is None or (forward.error is not None and not forward.error.was_forwarded):
+            return ["hit"]
+        return [self._reason("stale"), *_upstream_status(forward.status)]
+
+    def _failed(self) -> list[str]:
+        """Return whether an error is upstream's, one that it gave earlier, or ours."""
+        error = self.failure
+        if error is not None and error.is_remembered:
+            return ["hit"]
+        if error is None or not error.was_forwarded:
+            return []
+        return [self._reason("uri-miss"), *_upstream_status(error.upstream_status)]
+
+    def _reason(self, otherwise: str) -> str:
+        """Return why the request went to upstream.
+
+        A held answer that is asked about although it may be fresh is the client's wish.
+        """
+        held = self.forward is not None
+        if held and self.wish is Wish.FRESH:
+            return "fwd=request"
+        return "fwd=stale" if held else f"fwd={otherwise}"
+
+
+def _upstream_status(status: int | None) -> list[str]:
+    return [] if status is None else [f"fwd-status={status}"]
+
 
 def common_headers(ns: str | None, status: str | None) -> CIMultiDict[str]:
     """Return the headers of every answer: with the name that was asked, and ``Cache-Status``."""
@@ -124,16 +197,6 @@ def common_headers(ns: str | None, status: str | None) -> CIMultiDict[str]:
     if status is not None:
         headers["Cache-Status"] = status
     return headers
-
-
-def cache_status(outcome: Outcome, fresh: float | None, code: str | None = None) -> str:
-    """Return what the cache did, for anyone with curl (RFC 9211)."""
-    parts = ["Millpond", *_CACHE_STATUS[outcome]]
-    if fresh is not None and math.isfinite(fresh):
-        parts.append(f"ttl={int(fresh)}")
-    if outcome is Outcome.ERROR:
-        parts.append(f"detail={code}")
-    return "; ".join(parts)
 
 
 def _cut(text: str | None) -> str | None:

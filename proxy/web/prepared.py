@@ -22,14 +22,14 @@ from proxy.names import Kind, Route, Target
 from proxy.policy import Wish
 from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
-from proxy.web.exchange import Exchange, cache_status, common_headers
+from proxy.web.exchange import HIT_STATUS, Exchange, common_headers
 from proxy.web.replies import manifest_headers
 
 MAX_KNOWN: Final = 4096
 MAX_BYTES: Final = 2048
 _SPECIAL: Final = ("If-None-Match", "Range", "If-Range")
 _SECRET: Final = ("Authorization", "Proxy-Authorization", "Cookie")
-_MARK: Final = f"Cache-Status: {cache_status(Outcome.HIT, None)}"
+_MARK: Final = f"Cache-Status: {HIT_STATUS}"
 
 
 class Prepared:
@@ -120,7 +120,7 @@ class _Request:
     def _made(self, found: Found) -> _Block | None:
         about = found.descriptor
         is_blob = self.route.kind is Kind.BLOB
-        headers = common_headers(self._ns, cache_status(Outcome.HIT, None))
+        headers = common_headers(self._ns, HIT_STATUS)
         headers.update(blob_headers(about.digest) if is_blob else manifest_headers(about))
         headers["Content-Length"] = str(len(found.body))
         if not all(value.isprintable() for value in headers.values()):

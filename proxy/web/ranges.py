@@ -1,13 +1,15 @@
-"""Reads ``Range`` (RFC 9110 §14.1.2 and §14.2). Pure."""
+"""Reads ``Range`` (RFC 9110 §14.1.2 and §14.2) in one pass over bounded input. Pure."""
 
-import re
 from typing import Final, NamedTuple
 
 from proxy.errors import RangeInvalid
 
 MAX_SPANS: Final = 256
-_RANGES = re.compile(r"bytes\s*=\s*(.+)", re.IGNORECASE | re.ASCII)
-_SPEC = re.compile(r"\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.ASCII)
+MAX_CHARACTERS: Final = 8192
+"""Of the header. A longer one is treated like no header."""
+
+_MAX_DIGITS: Final = 18
+_SPACE: Final = " \t"
 
 
 class Span(NamedTuple):
@@ -23,17 +25,16 @@ def requested(header: str | None, size: int) -> list[Span]:
     Empty means the whole: no header, another unit, one that makes no sense, or so many or so much
     overlapping that the whole is less work. Raises ``RangeInvalid`` when all lie behind the end.
     """
-    match = _RANGES.fullmatch(header or "")
-    if match is None:
-        return []
-    specs = [_SPEC.fullmatch(spec) for spec in match[1].split(",") if spec.strip()]
-    if not specs or len(specs) > MAX_SPANS:
+    specs = _specs(header or "")
+    if not 0 < len(specs) <= MAX_SPANS:
         return []
     spans = []
     for spec in specs:
-        if spec is None or spec.groups() == ("", ""):
+        first, dash, last = spec.partition("-")
+        first, last = first.rstrip(_SPACE), last.lstrip(_SPACE)
+        if not dash or not (first or last) or not (_is_offset(first) and _is_offset(last)):
             return []
-        span = _span(spec[1], spec[2], size)
+        span = _span(first, last, size)
         if span.start < span.stop:
             spans.append(span)
     if not spans:
@@ -41,6 +42,20 @@ def requested(header: str | None, size: int) -> list[Span]:
     if len(spans) > 1 and sum(stop - start for start, stop in spans) > size:
         return []
     return spans
+
+
+def _specs(header: str) -> list[str]:
+    """Return the ranges as they are written, without the space around them and empty ones."""
+    if len(header) > MAX_CHARACTERS:
+        return []
+    unit, _, ranges = header.partition("=")
+    if unit.rstrip(_SPACE).lower() != "bytes":
+        return []
+    return [spec for part in ranges.split(",") if (spec := part.strip(_SPACE))]
+
+
+def _is_offset(text: str) -> bool:
+    return not text or (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS)
 
 
 def _span(first: str, last: str, size: int) -> Span:

@@ -23,7 +23,8 @@ def base(exchange: Exchange) -> Response:
 
 def manifest(exchange: Exchange, found: Manifest) -> Response:
     """Return a manifest (distribution-spec "Pulling manifests")."""
-    exchange.outcome, exchange.fresh = found.outcome, found.fresh
+    exchange.answered(found.outcome, found.forward)
+    exchange.fresh = found.fresh
     if is_unmodified(exchange, found.descriptor.digest):
         return unmodified(exchange, found.descriptor.digest)
     exchange.sent = len(found.body)
@@ -33,7 +34,8 @@ def manifest(exchange: Exchange, found: Manifest) -> Response:
 
 def described(exchange: Exchange, found: Described) -> Response:
     """Return the headers of a manifest."""
-    exchange.outcome, exchange.fresh = found.outcome, found.fresh
+    exchange.answered(found.outcome, found.forward)
+    exchange.fresh, exchange.stores = found.fresh, False
     if is_unmodified(exchange, found.descriptor.digest):
         return unmodified(exchange, found.descriptor.digest)
     headers = manifest_headers(found.descriptor, found.warning)
@@ -43,7 +45,8 @@ def described(exchange: Exchange, found: Described) -> Response:
 
 def sized(exchange: Exchange, digest: Digest, found: Sized) -> Response:
     """Return the headers of a blob."""
-    exchange.outcome = found.outcome
+    exchange.answered(found.outcome)
+    exchange.stores = False
     if is_unmodified(exchange, digest):
         return unmodified(exchange, digest)
     headers = blob_headers(digest)
@@ -54,7 +57,7 @@ def sized(exchange: Exchange, digest: Digest, found: Sized) -> Response:
 
 def listed(exchange: Exchange, found: Listed, document: dict[str, object], path: str) -> Response:
     """Return one page of a list, with a ``Link`` to the next that leads back here."""
-    exchange.outcome = found.outcome
+    exchange.answered(found.outcome, found.forward)
     headers = {"Content-Type": JSON, **_warning(found.warning)}
     if found.further:
         query = found.further | ({} if exchange.ns is None else {"ns": exchange.ns})
@@ -64,7 +67,7 @@ def listed(exchange: Exchange, found: Listed, document: dict[str, object], path:
 
 def referrers(exchange: Exchange, found: Referrers) -> Response:
     """Return what refers to a manifest (distribution-spec "Listing Referrers")."""
-    exchange.outcome = found.outcome
+    exchange.answered(found.outcome, found.forward)
     document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(found.entries)}
     headers = {"Content-Type": OCI_INDEX, **_warning(found.warning)}
     if found.is_filtered:

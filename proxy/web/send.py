@@ -8,12 +8,13 @@ body that looks complete.
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from aiohttp.web import BaseRequest, StreamResponse
 
-from proxy.errors import StorageError
+from proxy.errors import StorageError, is_disk_error
 from proxy.web.warm import warm
 
 CHUNK: Final = 128 * 1024
@@ -21,9 +22,7 @@ CHUNK: Final = 128 * 1024
 
 SENDFILE_BYTES: Final = 1024 * 1024
 _HEADER_POLL: Final = 0.002
-_GONE: Final = frozenset(
-    {errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN}
-)
+_NO_SENDFILE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 Readable = Callable[[int], Awaitable[int]]
 """Tells up to where bytes may be read from an offset; waits for more; the offset at the end."""
@@ -68,11 +67,9 @@ class Sending:
                 break
             known = end if stop is None else min(end, stop)
             end = min(known, offset + CHUNK)
-            try:
+            with _reading():
                 await warm(fd, offset, end, known)
                 chunk = os.pread(fd, end - offset, offset)
-            except OSError as error:
-                raise StorageError(f"sending a blob: {error}") from error
             if not chunk:
                 raise StorageError("the file shrank while it was sent")
             await self.write(chunk)
@@ -97,6 +94,7 @@ class Sending:
         except OSError:  # too many are open
             await self._by_write(fd, start, stop, readable)
             return
+        before = self.sent
         try:
             offset = start
             while stop is None or offset < stop:
@@ -105,10 +103,8 @@ class Sending:
                     break
                 end = end if stop is None else min(end, stop)
                 offset = await self._stretch(socket, fd, offset, end)
-        except OSError as error:
-            if error.errno in _GONE:
-                raise ClientLeftError from error
-            raise StorageError(f"sending a blob: {error}") from error
+        except _SendfileUnsupportedError:
+            await self._by_write(fd, start + self.sent - before, stop, readable)
         finally:
             os.close(socket)
 
@@ -118,13 +114,16 @@ class Sending:
         while offset < end:
             if offset >= warm_until:
                 warm_until = min(end, offset + SENDFILE_BYTES)
-                await warm(fd, offset, warm_until, end)
+                with _reading():
+                    await warm(fd, offset, warm_until, end)
             try:
                 sent = os.sendfile(socket, fd, offset, warm_until - offset)
             except BlockingIOError:
                 await _writable(socket)
                 warm_until = offset  # who is slow may find it forgotten
                 continue
+            except OSError as error:
+                raise _failed_sendfile(error) from error
             if sent == 0:
                 raise StorageError("the file shrank while it was sent")
             offset += sent
@@ -153,6 +152,34 @@ class Sending:
             await self._response.write_eof()
         except ConnectionError as error:
             raise ClientLeftError from error
+
+
+class _SendfileUnsupportedError(Exception):
+    """The file system has no ``sendfile``."""
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Raise ``StorageError`` for an error of the disk; other errors do not count against a file."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_error(error):
+            raise StorageError(f"sending a blob: {error}") from error
+        raise
+
+
+def _failed_sendfile(error: OSError) -> Exception:
+    """Return what a failed ``sendfile`` means, which may be due to the file or to the socket.
+
+    Any error that disks do not report is due to the socket: the list of what networks report is
+    open (ETIMEDOUT, EHOSTUNREACH, ENOBUFS, ...), and a healthy blob must not be given up for one.
+    """
+    if is_disk_error(error):
+        return StorageError(f"sending a blob: {error}")
+    if error.errno in _NO_SENDFILE:
+        return _SendfileUnsupportedError()
+    return ClientLeftError()
 
 
 async def _writable(socket: int) -> None:

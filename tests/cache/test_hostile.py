@@ -414,7 +414,7 @@ async def test_c02_what_is_known_of_a_rate_limit_ends_with_its_window(
     clock.advance(5 * 3600)
     upstream.clear()
     assert (await proxy.get(LATEST)).headers["Cache-Status"] == (
-        "Millpond; fwd=stale; detail=confirmed; ttl=300"
+        "Millpond; fwd=stale; fwd-status=200; ttl=300; detail=confirmed"
     )
 
 

@@ -109,7 +109,7 @@ async def test_a_manifest_that_has_left_the_index_is_fetched_anew(
     for _ in range(2):
         assert (await proxy.get(manifest)).body == IMAGE.manifest
     await proxy.app.index.drop_blobs([Digest(IMAGE.digest)])
-    assert (await proxy.get(manifest)).headers["Cache-Status"] == "Millpond; fwd=miss; stored"
+    assert (await proxy.get(manifest)).headers["Cache-Status"] == "Millpond; fwd=uri-miss; stored"
     assert (await proxy.get(manifest)).headers["Cache-Status"] == "Millpond; hit"
 
 

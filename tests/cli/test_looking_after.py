@@ -115,6 +115,61 @@ async def test_verify_finds_and_repairs(command: Command, pulled: Proxy) -> None
     assert [image["state"] for image in lines(await command("ls", "--json"))] == ["partial"] * 2
 
 
+@pytest.mark.parametrize("part", ["layer", "configuration", "manifest"])
+async def test_t61_verify_and_then_verify_repair_heals_a_pinned_image(
+    command: Command, pulled: Proxy, part: str
+) -> None:
+    """The order that README.md names."""
+    assert (await command("pin", "app:1.0")).returncode == 0
+    [layer] = SMALL.layers
+    digest = {"layer": layer, "configuration": SMALL.config, "manifest": SMALL.digest}[part]
+    file = pulled.storage / "blobs" / digest.replace(":", "/")
+    right = file.read_bytes()
+    file.write_bytes(b"x" * len(right))
+    first = await command("verify", "--restart")
+    assert (first.returncode, lines(first)[-1]["bad"]) == (1, 1)
+    assert (await command("verify")).returncode == 1, "it is still broken"
+    done = await command("verify", "--repair")
+    assert (done.returncode, done.stderr) == (0, "")
+    [bad] = [event for event in lines(done) if event["event"] == "bad"]
+    assert (bad["digest"], bad["repaired"], bad["images"]) == (digest, True, [APP])
+    assert file.read_bytes() == right
+    assert lines(await command("ls", "--json", APP))[0]["state"] == "whole"
+    last = lines(await command("verify", "--repair"))
+    assert (last[-1]["bad"], last[-1]["repaired"]) == (0, 0)
+
+
+async def test_t61_content_of_a_removed_upstream_is_reported_and_the_rest_repaired(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    lab = content.image(3, layers=(70_000,))
+    upstream.add("team/app", lab, tags=["2"])
+    proxy = await start(upstreams={"lab": {"url": upstream.url}})
+    for path in ("lab/team/app/manifests/2", f"lab/team/app/blobs/{lab.layers[0]}"):
+        assert (await proxy.get(f"/v2/{path}")).status == 200
+    await proxy.settled()
+    await proxy.close()
+    again = await start()
+    for path in ("app/manifests/1.0", f"app/blobs/{SMALL.layers[0]}", f"app/blobs/{SMALL.config}"):
+        assert (await again.get(f"/v2/{path}")).status == 200
+    await again.settled()
+    bad = {lab.digest, lab.layers[0], SMALL.layers[0]}
+    for digest in bad:
+        file = again.storage / "blobs" / digest.replace(":", "/")
+        file.write_bytes(b"x" * file.stat().st_size)
+    done = await beside("verify", "--repair", "--storage", str(again.storage))
+    assert done.returncode == 1, done
+    events = {e["digest"]: e for e in lines(done) if e["event"] == "bad"}
+    assert events.keys() == bad
+    assert events[SMALL.layers[0]]["repaired"] is True
+    for digest in (lab.digest, lab.layers[0]):
+        assert events[digest]["repaired"] is False
+        assert events[digest]["failure"] == "upstream lab is not configured"
+    assert (lines(done)[-1]["bad"], lines(done)[-1]["repaired"]) == (3, 1)
+    assert "upstream lab is not configured" in again.log.getvalue()
+    assert "Traceback" not in again.log.getvalue()
+
+
 async def test_over_tcp_with_the_token(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("s3cret\n")

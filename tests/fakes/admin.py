@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -50,10 +51,11 @@ class FakeAdmin:
             await runner.cleanup()
 
     @asynccontextmanager
-    async def over_tcp(self) -> AsyncIterator["FakeAdmin"]:
+    async def over_tcp(self, tls: ssl.SSLContext | None = None) -> AsyncIterator["FakeAdmin"]:
         runner = await self._runner()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        scheme = "http" if tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
         try:
             yield self
         finally:

@@ -35,7 +35,8 @@ class Disk:
     def __init__(self, place: Path, size: int) -> None:
         """Make it and mount it at `place`; `size` is in bytes."""
         self.place = place
-        self._image = place.with_suffix(".img")
+        self._images = (place.with_suffix(f".{number}.img") for number in itertools.count())
+        self._image = next(self._images)
         with self._image.open("wb") as image:
             image.truncate(size)
         _run("mkfs.ext4", "-q", "-F", "-b", "4096", str(self._image))
@@ -51,8 +52,17 @@ class Disk:
             os.close(fd)
 
     def restore(self) -> None:
-        """Power again, as after a reboot; nobody may have a file on it open."""
+        """Power again, as after a reboot; nobody may have a file on it open.
+
+        A copy of the image is mounted, never the image itself. Every process that makes a mount
+        namespace (Podman, containerd, `unshare`) copies our mount into it, and the kernel keeps
+        the file system that was shut down for as long as that namespace lives. `mount` would find
+        its loop device and give us the same one again, where every read fails with EIO.
+        """
         self.close()
+        dead, self._image = self._image, next(self._images)
+        _run("cp", "--sparse=always", str(dead), str(self._image))
+        dead.unlink()
         self._mount()
 
     def close(self) -> None:

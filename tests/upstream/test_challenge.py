@@ -2,7 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.upstream.challenge import Challenge, parse_challenges
+from proxy.upstream.challenge import (
+    MAX_CHALLENGES,
+    MAX_CHARACTERS,
+    MAX_LINES,
+    MAX_PARAMETERS,
+    Challenge,
+    parse_challenges,
+)
 
 HUB = (
     'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",'
@@ -35,6 +42,10 @@ HUB = (
         ('Basic realm="x", Bearer realm="y"', [("basic", {"realm": "x"}), ("bearer", {"realm": "y"})]),
         ('Bearer realm="https://nvcr.io/proxy_auth",scope=""', [("bearer", {"realm": "https://nvcr.io/proxy_auth", "scope": ""})]),
         ("Basic", [("basic", {})]),
+        ("Negotiate YII/abc+==, Basic realm=x", [("negotiate", {}), ("basic", {"realm": "x"})]),
+        ('Bearer realm="https://x/t, Basic realm=y', [("bearer", {})]),
+        ('Bearer realm="a"service="s"', [("bearer", {"realm": "a", "service": "s"})]),
+        ('"Basic realm=x", Bearer realm=y', [("bearer", {"realm": "y"})]),
         ("", []),
         ('"="', []),
     ],
@@ -45,6 +56,16 @@ def test_challenges(line: str, expected: list[tuple[str, dict[str, str]]]) -> No
 
 def test_several_header_lines() -> None:
     assert [c.scheme for c in parse_challenges(['Basic realm="x"', HUB])] == ["basic", "bearer"]
+
+
+def test_t46_no_more_is_read_than_the_bounds_allow() -> None:
+    assert len(parse_challenges(["Basic"] * 1000)) == MAX_LINES
+    assert len(parse_challenges(["Basic, " * 1000])) == MAX_CHALLENGES
+    parameters = ", ".join(f"p{n}=x" for n in range(1000))
+    [challenge] = parse_challenges([f"Basic {parameters}"])
+    assert list(challenge.parameters) == [f"p{n}" for n in range(MAX_PARAMETERS)]
+    long = f'Basic realm="{"x" * MAX_CHARACTERS}"'
+    assert [c.scheme for c in parse_challenges([HUB, long, HUB])] == ["bearer"]
 
 
 @given(st.lists(st.text(max_size=200), max_size=3))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import RangeInvalid
-from proxy.web.ranges import MAX_SPANS, Span, requested
+from proxy.web.ranges import MAX_CHARACTERS, MAX_SPANS, Span, requested
 
 sizes = st.integers(1, 5000)
 offsets = st.integers(0, 6000)
@@ -78,3 +78,10 @@ def test_what_makes_no_sense_means_the_whole(header: str | None) -> None:
 def test_too_many_mean_the_whole() -> None:
     header = "bytes=" + ",".join("0-0" for _ in range(MAX_SPANS + 1))
     assert requested(header, 10_000) == []
+
+
+def test_t46_a_header_beyond_the_bound_asks_for_the_whole() -> None:
+    assert requested("bytes=0-0" + " " * (MAX_CHARACTERS - 9), 10) == [Span(0, 1)]
+    assert requested("bytes=0-0" + " " * (MAX_CHARACTERS - 8), 10) == []
+    assert requested("bytes=" + "0-0," * MAX_SPANS, 1000) == [Span(0, 1)] * MAX_SPANS
+    assert requested("bytes=" + "0-0," * (MAX_SPANS + 1), 1000) == []

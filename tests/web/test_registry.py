@@ -313,25 +313,74 @@ async def test_if_none_match_of_a_cold_blob_downloads_nothing(
     assert (await proxy.get(path, If_None_Match=f'"{none}"')).status == 404
 
 
-async def test_every_answer_explains_itself(
-    proxy: Proxy, upstream: FakeUpstream, clock: Clock
+async def test_t65_every_answer_says_what_the_cache_did(
+    start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
-    async def status(path: str) -> str:
-        return (await proxy.get(path)).headers["Cache-Status"]
+    proxy = await start(patience={"retries": 0, "failures": 2, "pause": "1h", "cool_down": 0})
 
-    assert await status(MANIFEST) == "Millpond; fwd=miss; stored"
+    async def status(path: str, method: str = "GET", **headers: str) -> str:
+        return (await proxy.ask(method, path, **headers)).headers["Cache-Status"]
+
+    by_digest = f"/v2/library/app/manifests/{IMAGE.digest}"
+    assert await status(MANIFEST, "HEAD") == "Millpond; fwd=uri-miss", "nothing is stored"
+    assert await status(BLOB, "HEAD") == "Millpond; fwd=uri-miss"
+    assert await status(BLOB, If_None_Match=f'"{LAYER}"') == "Millpond; fwd=uri-miss"
+    assert await status(MANIFEST) == "Millpond; fwd=uri-miss; stored"
     clock.advance(100)
     assert await status(MANIFEST) == "Millpond; hit; ttl=200"
-    assert await status(f"/v2/library/app/manifests/{IMAGE.digest}") == "Millpond; hit"
-    assert await status(BLOB) == "Millpond; fwd=miss; stored"
+    assert await status(by_digest) == "Millpond; hit"
+    assert await status(BLOB) == "Millpond; fwd=uri-miss; stored"
     await proxy.settled()
     assert await status(BLOB) == "Millpond; hit"
-    clock.advance(300)
-    assert await status(MANIFEST) == "Millpond; hit; detail=stale; ttl=-100"
+    confirmed = "fwd-status=200; ttl=300; detail=confirmed"
+    assert await status(MANIFEST, Cache_Control="no-cache") == f"Millpond; fwd=request; {confirmed}"
+    clock.advance(400)
+    upstream.add("org/copy", IMAGE)
+    assert await status(MANIFEST) == "Millpond; hit; ttl=-100; detail=stale"
     clock.advance(1e6)
-    assert await status(MANIFEST) == "Millpond; fwd=stale; detail=confirmed; ttl=300"
-    assert await status("/v2/app/manifests/none") == "Millpond; detail=MANIFEST_UNKNOWN"
+    assert await status(MANIFEST) == f"Millpond; fwd=stale; {confirmed}"
+    copied = f"/v2/org/copy/manifests/{IMAGE.digest}"
+    assert await status(copied) == "Millpond; fwd=uri-miss; fwd-status=200; detail=confirmed"
+    none = "/v2/app/manifests/none"
+    absent = "fwd-status=404; detail=MANIFEST_UNKNOWN"
+    assert await status(none) == f"Millpond; fwd=uri-miss; {absent}"
+    assert await status(none) == "Millpond; hit; detail=MANIFEST_UNKNOWN", "upstream is not asked"
     assert await status("/v2/app/tags/list") == "Millpond; fwd=bypass"
+    assert await status("/v2/UPPER/manifests/x") == "Millpond; detail=NAME_INVALID"
+    held = await status("/v2/app/manifests/x", Cache_Control="only-if-cached")
+    assert held == "Millpond; detail=UNAVAILABLE"
+    upstream.add("library/app", content.image(9), tags=["latest"])
+    clock.advance(1e6)
+    assert await status(MANIFEST) == "Millpond; fwd=stale; stored"
+    clock.advance(1e6)
+    upstream.fail(429)
+    assert "fwd=stale; fwd-status=429; detail=TOOMANYREQUESTS" in await status(MANIFEST)
+    upstream.heal()
+    await upstream.stop()
+    assert await status(MANIFEST) == "Millpond; fwd=stale; detail=UNAVAILABLE"
+    assert await status(none.replace("none", "a")) == "Millpond; fwd=uri-miss; detail=UNAVAILABLE"
+    left_alone = await status(none.replace("none", "b"))
+    assert left_alone == "Millpond; detail=UNAVAILABLE", "the circuit is open"
+    assert await status(MANIFEST) == "Millpond; hit; detail=UNAVAILABLE"
+
+
+async def test_t65_joined_and_passed_on_answers_say_so(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    proxy = await start(storage={"max_size": 4096})
+    gate = upstream.hold(kind="manifest")
+    asked = [asyncio.create_task(proxy.get(MANIFEST)) for _ in range(2)]
+    await upstream.until(lambda: upstream.count("GET") == 1)
+    await asyncio.sleep(0.05)
+    gate.set()
+    answers = [(await task).headers["Cache-Status"] for task in asked]
+    assert sorted(answers) == [
+        "Millpond; fwd=uri-miss; collapsed",
+        "Millpond; fwd=uri-miss; stored",
+    ]
+    large = upstream.add_blob("library/app", content.blob(100_000))
+    answer = await proxy.get(f"/v2/library/app/blobs/{large}")
+    assert answer.headers["Cache-Status"] == "Millpond; fwd=uri-miss; stored=?0"
 
 
 async def test_the_catalog_is_off_unless_switched_on(start: Start) -> None:

@@ -14,31 +14,6 @@ BIG = content.image(3, layers=(20_000_000,))
 [LAYER] = BIG.layers
 
 
-async def test_a_tls_hello_on_the_plain_port_is_closed_quietly(proxy: Proxy) -> None:
-    host, port = proxy.app.address.split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
-    async with asyncio.timeout(5):
-        assert await reader.read() == b""
-    writer.close()
-    await writer.wait_closed()
-    before = proxy.log.getvalue()
-    assert "rror" not in before
-    assert (await proxy.get("/v2/")).status == 200
-
-
-async def test_what_is_no_http_is_refused_and_survived(proxy: Proxy) -> None:
-    host, port = proxy.app.address.split(":")
-    for garbage in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"G" * 100_000):
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(garbage)
-        writer.write_eof()
-        async with asyncio.timeout(5):
-            await reader.read()
-        writer.close()
-    assert (await proxy.get("/v2/")).status == 200
-
-
 async def test_https_and_a_renewed_certificate(
     start: Start, upstream: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,108 @@
+"""Checks what settings demand of the machine, for ``serve`` and ``check``; changes nothing.
+
+``configuration`` has checked the settings themselves by then; this looks at the files that they
+name, at the pins, and at whether the cache can hold anything.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from proxy.errors import ConfigError, RegistryError
+from proxy.quantities import show_size
+from proxy.routing import Router
+from proxy.settings import Settings
+from proxy.upstream.transport import client_context
+from proxy.web.certificate import Certificate
+
+LEAST_SIZE: Final = 1024 * 1024
+"""Bytes. A smaller cache holds next to no image: somebody has forgotten the unit."""
+
+
+def validate(settings: Settings) -> None:
+    """Return if the proxy can run with these settings. Raises ``ConfigError``, a line per fault."""
+    faults = [fault for check in _CHECKS for fault in check(settings)]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _size(settings: Settings) -> Iterator[str]:
+    size = settings.storage.max_size
+    if not size.share and size.bytes < LEAST_SIZE:
+        yield (
+            f"storage.max_size: {size} holds no image; write at least {show_size(LEAST_SIZE)}, "
+            "for example 50GiB"
+        )
+
+
+def _pins(settings: Settings) -> Iterator[str]:
+    router = Router(settings)
+    for pin in settings.pins:
+        try:
+            router.pin(pin)
+        except RegistryError as error:
+            yield f"pins: {error.message}"
+
+
+def _certificate(settings: Settings) -> Iterator[str]:
+    tls = settings.tls
+    if tls is not None:
+        yield from _refusal(lambda: Certificate(tls))
+
+
+def _upstream_files(settings: Settings) -> Iterator[str]:
+    for name, upstream in settings.upstreams.items():
+        tls = upstream.tls
+        yield from _refusal(lambda name=name, tls=tls: client_context(name, tls))  # type: ignore[misc]
+        if upstream.password_file is not None:
+            yield from _unreadable(f"upstreams.{name}.password_file", upstream.password_file)
+
+
+def _token_file(settings: Settings) -> Iterator[str]:
+    if settings.admin.token_file is not None:
+        yield from _unreadable("admin.token_file", settings.admin.token_file)
+
+
+def _directory(settings: Settings) -> Iterator[str]:
+    """Complain when a part of the cache's path is there and no directory."""
+    path = settings.storage.path
+    for part in (path, *path.parents):
+        try:
+            if part.is_dir():
+                return
+            if part.exists():
+                yield f"storage.path: {part} is not a directory"
+                return
+        except OSError as error:
+            yield f"storage.path: {part} cannot be used: {error.strerror}"
+            return
+
+
+def _refusal(build: Callable[[], object]) -> Iterator[str]:
+    """Yield the reason for which ``build`` refuses."""
+    try:
+        build()
+    except ConfigError as error:
+        yield str(error)
+
+
+def _unreadable(key: str, file: Path) -> Iterator[str]:
+    """Yield why a file that holds a secret cannot be used; the secret itself is never shown."""
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        yield f"{key}: {file} cannot be read: {reason}"
+        return
+    if not text.strip():
+        yield f"{key}: {file} is empty"
+
+
+_CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
+    _size,
+    _pins,
+    _certificate,
+    _upstream_files,
+    _token_file,
+    _directory,
+)

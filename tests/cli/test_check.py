@@ -1,0 +1,128 @@
+"""``check`` refuses what ``serve`` refuses, in the same words, and changes nothing."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from tests.cli.command import ROOT, refused, run
+from tests.cli.test_serving import serving
+from tests.fakes.tls import certificate
+
+FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "a pin that is no name": ('pins: ["Not a name"]', ("pins", "not a repository name")),
+    "a pin of another registry": ("pins: [example.com/a]", ("pins", "not a configured upstream")),
+    "a size without a unit": ("storage: {path: TMP/c, max_size: 1}", ("storage.max_size", "50GiB")),
+    "an empty path": ('storage: {path: ""}', ("storage.path", "not an absolute path")),
+    "a relative path": ("storage: {path: cache}", ("storage.path", "not an absolute path")),
+    "a path below a file": ("storage: {path: TMP/file/c}", ("TMP/file", "not a directory")),
+    "marks": ("storage: {low_mark: 0.9, high_mark: 0.5}", ("low_mark is above high_mark",)),
+    "no certificate": ("tls: {cert_file: TMP/no, key_file: TMP/no}", ("tls", "TMP/no")),
+    "a certificate that is none": ("tls: {cert_file: TMP/file, key_file: TMP/file}", ("tls", "PEM")),
+    "no authority": ("upstreams: {ghcr.io: {tls: {ca_file: TMP/no}}}", ("upstreams.ghcr.io.tls",)),
+    "no password": ("upstreams: {ghcr.io: {username: a, password_file: TMP/no}}", ("upstreams.ghcr.io.password_file", "TMP/no cannot be read: No such file")),
+    "an empty password": ("upstreams: {ghcr.io: {username: a, password_file: TMP/empty}}", ("password_file", "is empty")),
+    "no token": ("admin: {token_file: TMP/no}", ("admin.token_file", "TMP/no cannot be read")),
+    "a token that is binary": ("admin: {token_file: TMP/binary}", ("admin.token_file", "not UTF-8")),
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_text("listen: 127.0.0.1:0\n")
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    return tmp_path
+
+
+def written(place: Path, text: str) -> str:
+    file = place / "config.yaml"
+    text = text.replace("TMP", str(place))
+    if "path:" not in text:
+        text += f"\nstorage: {{path: {place}/cache}}" if "storage:" not in text else ""
+    file.write_text(f"listen: 127.0.0.1:0\n{text}\n")
+    return str(file)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_t69_check_refuses_what_serve_refuses(place: Path, fault: str) -> None:
+    text, words = FAULTS[fault]
+    config = written(place, text)
+    before = sorted(place.rglob("*"))
+    said = [word.replace("TMP", str(place)) for word in words]
+    checked = run("check", "--config", config)
+    refused(checked, *said)
+    assert sorted(place.rglob("*")) == before
+    served = run("serve", "--config", config)
+    refused(served, *said)
+    assert served.stderr == checked.stderr
+
+
+def test_check_names_every_fault(place: Path) -> None:
+    config = written(place, "pins: [A]\nadmin: {token_file: TMP/no}")
+    done = run("check", "--config", config)
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [
+        "pins",
+        "admin.token_file",
+    ]
+    told = json.loads(run("check", "--json", "--config", config).stdout)
+    assert (told["ok"], len(told["problems"])) == (False, 2)
+
+
+def test_check_accepts_certificates_secrets_and_pins_that_are_right(place: Path) -> None:
+    made = certificate(place)
+    (place / "secret").write_text("s3cret\n")
+    config = written(
+        place,
+        f"tls: {{cert_file: {made.authority}, key_file: TMP/key.pem}}\n"
+        f"admin: {{token_file: TMP/secret}}\npins: [app, 'ghcr.io/org/*']\n"
+        f"upstreams: {{docker.io: {{username: a, password_file: TMP/secret, tls: {{ca_file: {made.authority}}}}}}}",
+    )
+    before = sorted(place.rglob("*"))
+    done = run("check", "--json", "--config", config)
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"ok": True, "problems": []}), done
+    assert sorted(place.rglob("*")) == before
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", ["", ".", "cache"])
+def test_t69_serve_fills_no_directory_by_mistake(path: str) -> None:
+    before = sorted(ROOT.iterdir())
+    refused(
+        run("serve", "--listen", "127.0.0.1:0", "--storage", path), "--storage", "absolute path"
+    )
+    refused(run("check", MILLPOND_STORAGE__PATH=path), "MILLPOND_STORAGE__PATH", "absolute path")
+    assert sorted(ROOT.iterdir()) == before
+
+
+def test_a_home_that_is_nowhere_is_one_line() -> None:
+    refused(run("check", MILLPOND_STORAGE__PATH="~nobody-of-that-name/c"), "absolute path")
+
+
+def test_t69_the_banner_tells_what_the_file_system_allows(tmp_path: Path) -> None:
+    with serving("--storage", str(tmp_path / "c")) as (process, line):
+        assert process.stdout is not None
+        banner = line + process.stdout.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert address is not None
+        with urlopen(address[0] + "/-/stats") as answer:
+            limit: int = json.load(answer)["cache"]["limit_bytes"]
+    assert f"up to {limit / 1024**3:.1f}GiB" in banner
+
+
+def test_t69_a_limit_beyond_the_file_system_is_not_promised(tmp_path: Path) -> None:
+    free = os.statvfs(tmp_path)
+    size = free.f_blocks * free.f_frsize
+    config = written(tmp_path, f"storage: {{path: TMP/c, max_size: {size * 2}}}")
+    with serving("--config", config) as (process, _):
+        assert process.stdout is not None
+        banner = process.stdout.readline()
+    assert "the file system has no room for the" in banner
+    shown = re.search(r"up to ([\d.]+)([A-Z])iB:", banner)
+    assert shown is not None, banner
+    units: dict[str, Any] = {"M": 1024**2, "G": 1024**3, "T": 1024**4}
+    assert float(shown[1]) * units[shown[2]] <= size

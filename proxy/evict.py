@@ -3,7 +3,8 @@
 Bytes are counted in 4 KiB blocks, the spool and the quarantine included, so that the limit holds
 at all times. A victim leaves the index first and the disk after; who has it open goes on reading.
 A manifest is always colder than what it lists, so an image goes manifest first, and what a warmer
-image shares with it stays.
+image shares with it stays. A body that arrives takes room for the bytes that have come and a small
+lead, whatever size was announced; ``unproven`` bounds what may be evicted for it.
 """
 
 import asyncio
@@ -20,8 +21,10 @@ from proxy.index import Index
 from proxy.metrics import CacheCounters
 from proxy.names import Digest
 from proxy.records import BlobRecord, Clock, disk_bytes
+from proxy.reservations import Arrival, NoRoom, Reservation
 from proxy.store import BlobStore
 from proxy.threads import in_thread, to_its_end
+from proxy.unproven import Unproven
 
 WATCH_SECONDS: Final = 5.0
 COUNT_SECONDS: Final = 3.0
@@ -31,14 +34,11 @@ _BATCH: Final = 256
 """Victims at once: a few milliseconds of the loop's time."""
 
 _STEPS: Final = 64
+_LONGEST_LEAD: Final = 16 * 1024 * 1024
 _FREE_IS_OLD: Final = 1.0
 _CEILING: Final = "ceiling"
 
 log = structlog.get_logger(__name__)
-
-
-class NoRoom(StorageError):
-    """Nothing can be evicted that would make this fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class Quota:
     """How much may be held: ``max_size`` in bytes, of which the marks are shares, 0 to 1.
 
     ``min_free`` bytes of the file system are left to others. ``max_age`` is for how many seconds
-    content may go unused.
+    content may go unused. ``unproven_share`` (0 to 1) of what is held may be evicted for the
+    unproven downloads of one upstream.
     """
 
     max_size: int
@@ -54,27 +55,7 @@ class Quota:
     low_mark: float = 1.0
     min_free: int = 0
     max_age: float = float("inf")
-
-
-class Reservation:
-    """Disk bytes promised to one download; released once the index counts them, or never."""
-
-    def __init__(self, evictor: "Evictor") -> None:
-        self._evictor = evictor
-        self._bytes = 0
-
-    async def grow(self, size: int) -> None:
-        """Make the promise cover ``size`` bytes. Raises ``NoRoom``."""
-        more = disk_bytes(size) - self._bytes
-        if more > 0:
-            await self._evictor.take(more)
-            self._bytes += more
-            await self._evictor.cover()
-
-    def release(self) -> None:
-        """Give the promise back; twice does no harm."""
-        self._evictor.give_back(self._bytes)
-        self._bytes = 0
+    unproven_share: float = 1.0
 
 
 class Evictor:
@@ -111,6 +92,7 @@ class Evictor:
         self._asked_at = 0.0
         self._used_then = 0
         self.quota: Final = quota
+        self.unproven = Unproven(quota.unproven_share)
 
     @property
     def used(self) -> int:
@@ -139,14 +121,53 @@ class Evictor:
         await reservation.grow(size)
         return reservation
 
+    @property
+    def longest_lead(self) -> int:
+        """Bytes that an arriving body may have promised beyond those that have come."""
+        return min(_LONGEST_LEAD, self.quota.max_size // _STEPS)
+
+    async def arrival(self, upstream: str, announced: int | None) -> Arrival:
+        """Return room for a body of which nothing has come yet. Raises ``NoRoom``."""
+        if not self.admits(upstream, announced or 0):
+            raise NoRoom(f"{announced} bytes of {upstream} do not fit, or would evict too much")
+        arrival = Arrival(self, upstream, announced)
+        try:
+            await arrival.grow(0)
+        except BaseException:
+            arrival.release()
+            raise
+        return arrival
+
+    def admits(self, upstream: str, size: int) -> bool:
+        """Return False if a body of ``size`` bytes (0: unknown) would only find no room.
+
+        Before index and store have been read nothing is known to be in the way.
+        """
+        if size > self.limit:
+            return False
+        if size == 0 or not (self._scanned.is_set() and self._index.is_ready):
+            return True
+        held, free = self._index.usage().disk_bytes, max(0, self.limit - self.used)
+        return self.unproven.admits(upstream, size, held=held, free=free)
+
+    @property
+    def _proven(self) -> int:
+        """Disk bytes in use for anything but unproven downloads."""
+        return self.used - self.unproven.bytes
+
     async def enforce(self, now: float) -> None:
-        """Evict what exceeds the marks, which may have been lowered, or is too old."""
+        """Evict what exceeds the marks, which may have been lowered, or is too old.
+
+        Unproven bytes do not count: else a body without end would push out everything, a little
+        at each look.
+        """
         await self._index.ready()
         await self._scanned.wait()
         async with self._evicting:
             await self._expire(now - self.quota.max_age)
-            if self.used > self.limit * self.quota.high_mark:
-                await self._evict_down_to(self.limit * self.quota.low_mark)
+            if self._proven > self.limit * self.quota.high_mark:
+                low = self.limit * self.quota.low_mark
+                await self._evict_down_to(low + self.unproven.bytes)
 
     async def watch(self, clock: Clock) -> None:
         """Evict in the background for ever, so that downloads need not wait for it."""
@@ -159,22 +180,39 @@ class Evictor:
             self._pressed.clear()
             await self.enforce(clock())
 
-    async def take(self, more: int) -> None:
-        """Promise ``more`` disk bytes, evicting as needed. Raises ``NoRoom``."""
+    async def take(self, more: int, upstream: str | None = None) -> None:
+        """Promise ``more`` disk bytes, evicting as needed. Raises ``NoRoom``.
+
+        ``upstream`` names whose unproven bytes they are. Those count from here on, while this
+        waits for room, or several that wait would each evict a full share.
+        """
         limit = self.limit
         if self._promised + more > limit:
             raise NoRoom(f"{more} bytes do not fit into a cache of {limit}")
-        if self._ceiling is None:
-            await self._recall_ceiling()
-        if self.used + more > self.limit:
-            await self._make_room(more)
+        if upstream is not None:
+            self.unproven.occupy(upstream, more)
+        try:
+            if self._ceiling is None:
+                await self._recall_ceiling()
+            if self.used + more > self.limit:
+                await self._make_room(more, upstream)
+        except BaseException:
+            if upstream is not None:
+                self.unproven.occupy(upstream, -more)
+            raise
         self._promised += more
-        if self.used > self.limit * self.quota.high_mark:
-            self._pressed.set()
+        self._press()
 
-    def give_back(self, promised: int) -> None:
+    def give_back(self, promised: int, upstream: str | None = None) -> None:
         """Take back a promise."""
         self._promised -= promised
+        if upstream is not None:
+            self.unproven.occupy(upstream, -promised)
+            self._press(promised)  # the index may count the bytes in a moment
+
+    def _press(self, more: int = 0) -> None:
+        if self._proven + more > self.limit * self.quota.high_mark:
+            self._pressed.set()
 
     def condemn(self, size: int) -> None:
         """Count ``size`` disk bytes of content that leaves the index, until ``unlinked``.
@@ -239,7 +277,7 @@ class Evictor:
                 ceiling = 0
             self._ceiling = self._left_below = ceiling
 
-    async def _make_room(self, more: int) -> None:
+    async def _make_room(self, more: int, upstream: str | None) -> None:
         await self._index.ready()
         try:
             async with asyncio.timeout(COUNT_SECONDS):
@@ -250,6 +288,9 @@ class Evictor:
             async with self._evicting:
                 if self.used + more <= self.limit:
                     return
+                held = self._index.usage().disk_bytes
+                if upstream is not None and not self.unproven.may_evict(upstream, held):
+                    raise NoRoom(f"unproven content of {upstream} may evict no more")
                 await self._evict_down_to(self.limit - more)  # the rest goes behind its back
                 if self.used + more > self.limit:
                     raise NoRoom(f"{more} bytes do not fit: nothing is left to evict")

@@ -16,6 +16,7 @@ import structlog
 
 from proxy.errors import RegistryError, StorageError, UpstreamUnavailable
 from proxy.names import Digest, Proof, Target
+from proxy.records import BLOCK
 from proxy.store import Spool
 from proxy.threads import in_thread
 
@@ -56,6 +57,10 @@ class Flight:
         self._spool: Spool | None = None
         self._ends: dict[int, int] = {}  # by start, of stretches that have a gap before them
         self._starts: dict[int, int] = {}  # the same by end
+        self._received = 0
+        self._highest = 0
+        self._writers = 0
+        self._on_closed: Callable[[], None] = lambda: None
         self._readers = 1  # the pump's own hold on the spool
         self._more = asyncio.Event()
 
@@ -84,16 +89,26 @@ class Flight:
         self._spool, self.size = spool, size
         self._wake()
 
+    def on_closed(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called when the last reader has left, and the spool takes no more room."""
+        self._on_closed = call
+
     async def pump(self, pour: Pour, room_for: Callable[[int], Awaitable[None]]) -> None:
         """Spool a body and prove it.
 
-        ``room_for`` is awaited with the size in bytes that the spool is about to have. Raises
+        ``room_for`` is awaited with the bytes for which the spool is about to need room. Raises
         ``ContentMismatch``, ``StorageError``, or what the body raises.
         """
 
         async def take(offset: int, chunk: bytes) -> None:
-            await room_for(offset + len(chunk))
-            await self._write(offset, chunk)
+            self._received += len(chunk)
+            self._highest = max(self._highest, offset + len(chunk))
+            self._writers += 1
+            try:
+                await room_for(self._needed)
+                await self._write(offset, chunk)
+            finally:
+                self._writers -= 1
 
         proof = Proof(self.digest)
         try:
@@ -110,6 +125,16 @@ class Flight:
         proof.check(self.target)
         self.landed = True
         self._wake()
+
+    @property
+    def _needed(self) -> int:
+        """Bytes of disk, at most, that the spool takes with what is being written.
+
+        Pieces come from several offsets, with holes between them that take no room. Each stretch
+        may begin and end inside a block; that of the first byte is a whole file and does not.
+        """
+        stretches = len(self._ends) + self._writers - 1
+        return min(self._highest, self._received + stretches * 2 * BLOCK)
 
     async def _write(self, offset: int, chunk: bytes) -> None:
         """Put bytes into the spool, and let those be read that have no gap before them."""
@@ -174,8 +199,10 @@ class Flight:
     def release(self) -> None:
         """End a reader's hold; the last one closes the spool."""
         self._readers -= 1
-        if self._readers == 0 and self._spool is not None:
-            self._spool.close()
+        if self._readers == 0:
+            if self._spool is not None:
+                self._spool.close()
+            self._on_closed()
 
     async def opened(self) -> None:
         """Return once upstream has answered. Raises what failed before that."""

@@ -99,6 +99,7 @@ class Storage(Section):
     low_mark: Fraction = 0.90
     min_free: Disk = Amount(0, 0.02)
     max_age: Seconds = math.inf
+    unproven_share: Fraction = 0.1
     file_mode: Literal["0600", "0640"] = "0600"
     finish_from: Annotated[float, Field(ge=0, le=1)] = 0.0
     in_use_file: Path | None = None

@@ -80,8 +80,14 @@ async def until(condition: Callable[[], bool]) -> None:
 
 Start = Callable[..., Awaitable[Proxy]]
 
-QUIET_STORAGE = {"high_mark": 1.0, "low_mark": 1.0, "min_free": 0, "scrub_every": "forever"}
-"""Evicts only what must go, so that a test can say what stays."""
+QUIET_STORAGE = {
+    "high_mark": 1.0,
+    "low_mark": 1.0,
+    "min_free": 0,
+    "unproven_share": 1.0,
+    "scrub_every": "forever",
+}
+"""Evicts only what must go, and all that must, so that a test can say what stays."""
 
 
 @asynccontextmanager

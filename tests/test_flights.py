@@ -319,3 +319,50 @@ async def test_t47_a_download_is_joined_by_its_own_upstream_only(field: Field) -
     with pytest.raises(UpstreamUnavailable, match="another upstream"):
         await everything(foreign)
     assert await everything(own) == DATA
+
+
+async def test_t50_room_is_wanted_for_bytes_that_have_come_not_for_where_they_belong(
+    tmp_path: Path,
+) -> None:
+    far = blob(20 * 1024 * 1024)
+    piece, ends = 64 * 1024, (len(far) // 2, len(far))
+    directory = Directory(tmp_path / "cache")
+    store, flights, digest = DiskStore(directory), Flights(), sha256(far)
+    come, wanted, taken = 0, list[int](), list[int]()
+
+    async def pour(sink: Sink) -> None:
+        nonlocal come
+        for offset in range(0, ends[0], piece):
+            for start in (offset, ends[0] + offset):
+                chunk = far[start : start + piece]
+                come += len(chunk)
+                await sink(start, chunk)
+                taken.append(os.fstat(flight.fd).st_blocks * 512)
+
+    async def room_for(size: int) -> None:
+        wanted.append(size)
+        assert size <= come + 4 * 4096
+
+    async def run(flight: Flight) -> None:
+        flight.open(await store.spool(digest, None), len(far))
+        await flight.pump(pour, room_for)
+
+    reader = flights.join(TARGET, digest, run)
+    flight = reader.flight
+    assert await everything(reader) == far
+    assert all(used <= most for used, most in zip(taken, wanted, strict=True))
+    await flights.close()
+    directory.close()
+
+
+async def test_the_last_reader_of_a_failed_download_ends_what_it_takes(field: Field) -> None:
+    ended: list[bool] = []
+    field.gate.clear()
+    readers = [field.join(breaks_at=1_000_000) for _ in range(2)]
+    readers[0].flight.on_closed(lambda: ended.append(True))
+    field.gate.set()
+    await until(lambda: readers[0].flight.failure is not None)
+    readers[0].close()
+    assert not ended
+    readers[1].close()
+    assert ended == [True]

@@ -87,4 +87,5 @@ def _quota(configured: StorageSettings, directory: Directory) -> Quota:
         configured.low_mark,
         configured.min_free.of(total),
         configured.max_age,
+        configured.unproven_share,
     )

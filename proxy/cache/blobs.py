@@ -64,13 +64,13 @@ class Blobs:
         if asked is Wish.FRESH:
             await self._absences.forget(target, digest)
         while True:
-            linked = await self._holdings.linked(target, digest)
+            linked = await self._linked(target, digest)
             if linked and (file := await self._holdings.open(digest)) is not None:
                 return self._local(target, digest, file)
             self._refuse_asking(target, digest, asked)
             if not linked and await self._holdings.holds(digest):
                 try:
-                    await self._link(target, digest)
+                    await self.confirm(target, digest)
                 except TooManyRequests:  # of questions, which is no limit of downloads
                     return await self._through(target, digest)
                 continue
@@ -103,7 +103,7 @@ class Blobs:
         reader = self._flights.join(target, digest, lambda flight: self._download(target, flight))
         own = reader.flight.target == target
         try:
-            if not linked and not own:
+            if not linked and not own and not self._will_be_public(target, digest):
                 await self.confirm(target, digest)
             await reader.flight.opened()
         except StorageError as error:
@@ -112,6 +112,8 @@ class Blobs:
             return await self._through(target, digest)
         except BaseException as error:
             reader.close()
+            if isinstance(error, TooManyRequests) and reader.flight.failure is not error:
+                return await self._through(target, digest)  # see ``get``
             final = own and not reader.flight.is_ahead
             if final or reader.flight.failure is not error:
                 raise
@@ -141,7 +143,7 @@ class Blobs:
 
     async def head(self, target: Target, digest: Digest, asked: Wish) -> Sized:
         """Return a blob's size, asking upstream for no body. Raises ``RegistryError``."""
-        linked = await self._holdings.linked(target, digest)
+        linked = await self._linked(target, digest)
         held = await self._size(digest)
         if linked and held is not None:
             return Sized(held, Outcome.HIT)
@@ -177,15 +179,22 @@ class Blobs:
         file.close()
         return file.size
 
-    async def _link(self, target: Target, digest: Digest) -> None:
-        """Link held content to a repository that may serve it. Raises ``RegistryError``.
+    async def _linked(self, target: Target, digest: Digest) -> bool:
+        """Return True if a repository may serve a blob without a question.
 
-        Whatever a manifest of the repository lists may be served from there if it is public.
+        That includes whatever is public, if a manifest of the repository lists it.
         """
+        if await self._holdings.linked(target, digest):
+            return True
         if (target, digest) in self._sizes and self._holdings.public([digest]):
             await self._index.link(target, [digest])
-        else:
-            await self.confirm(target, digest)
+            return True
+        return False
+
+    def _will_be_public(self, target: Target, digest: Digest) -> bool:
+        """Return True if a blob that arrives from a repository's upstream may be served there."""
+        is_anonymous = self._sources[target.upstream].upstream.is_anonymous
+        return is_anonymous and (target, digest) in self._sizes
 
     async def confirm(self, target: Target, digest: Digest) -> int | None:
         """Have upstream say that the repository holds the blob; return its size in bytes.
@@ -208,22 +217,22 @@ class Blobs:
     async def _download(self, target: Target, flight: Flight, need: Need = Need.KEPT) -> None:
         """Fly one flight: open, reserve, spool, prove, keep."""
         digest, holdings = flight.digest, self._holdings
+        is_public = self._sources[target.upstream].upstream.is_anonymous
         async with AsyncExitStack() as resources:
             try:
                 async with self._body(target, digest, need) as body:
                     size = body.size
                     if size is None:
                         size = self._sizes.get((target, digest))
-                    reservation = await holdings.evictor.reserve(size or 0)
-                    resources.callback(reservation.release)
-                    spool = await holdings.store.spool(digest, size)
+                    room = await holdings.evictor.arrival(target.upstream, size)
+                    flight.on_closed(room.release)  # a removed spool takes room while it is read
+                    spool = await holdings.store.spool(digest, None)
                     resources.callback(spool.discard)
                     flight.open(spool, size)
-                    await flight.pump(body.pour, reservation.grow)
+                    await flight.pump(body.pour, room.grow)
                 await self._index.link(target, [digest])
                 arrived = Descriptor("", digest, flight.written)
-                is_public = self._sources[target.upstream].upstream.is_anonymous
-                await holdings.adopt(reservation, spool, arrived, is_public=is_public)
+                await holdings.adopt(room, spool, arrived, is_public=is_public)
             except ContentMismatch as error:
                 self._mismatch(error)
                 raise
@@ -235,9 +244,9 @@ class Blobs:
     async def _cannot_fit(self, target: Target, digest: Digest) -> bool:
         """Tell whether a download would only find out that there is no room."""
         announced = self._sizes.get((target, digest), 0)
-        return announced > self._holdings.evictor.limit or bool(
-            await self._unfit.get(f"{target} {digest}")
-        )
+        if not self._holdings.evictor.admits(target.upstream, announced):
+            return True
+        return bool(await self._unfit.get(f"{target} {digest}"))
 
     async def _through(self, target: Target, digest: Digest) -> Through:
         """Return a body that is proven on its way and not kept."""

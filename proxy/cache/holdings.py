@@ -13,11 +13,12 @@ from weakref import WeakValueDictionary
 import structlog
 
 from proxy.errors import StorageError
-from proxy.evict import Evictor, NoRoom, Reservation
+from proxy.evict import Evictor
 from proxy.index import Index
 from proxy.metrics import CacheCounters
 from proxy.names import Digest, Target
 from proxy.records import BlobRecord, Child, Clock, Descriptor, disk_bytes
+from proxy.reservations import Arrival, NoRoom, Reservation
 from proxy.store import BlobFile, BlobStore, Spool
 from proxy.threads import in_thread, to_its_end
 
@@ -146,7 +147,7 @@ class Holdings:
 
     async def adopt(
         self,
-        reservation: Reservation,
+        reservation: Reservation | Arrival,
         spool: Spool,
         descriptor: Descriptor,
         children: Iterable[Child] = (),

@@ -204,8 +204,9 @@ class Manifests:
     async def _fetch(self, target: Target, ref: str) -> Manifest:
         await self._absences.refuse(target, ref)
         await self._refuse_overspending(target, ref)
+        upstream = self._sources[target.upstream].upstream
         try:
-            fetched = await self._sources[target.upstream].upstream.manifest(target.repo, ref)
+            fetched = await upstream.manifest(target.repo, ref)
         except Absent as error:
             await self._absent(target, ref, error)
             raise
@@ -219,8 +220,8 @@ class Manifests:
         kept = self._remember(target, descriptor, body, stored=False)
         listed = [child.digest for child in (*kept.children.manifests, *kept.children.blobs)]
         await self._index.link(target, [digest, *self._holdings.public(listed)])
-        is_public = self._sources[target.upstream].upstream.is_anonymous
-        await self._holdings.keep(descriptor, body, manifests.listed(body), is_public=is_public)
+        listing, is_public = manifests.listed(body), upstream.is_anonymous
+        await self._holdings.keep(descriptor, body, listing, is_public=is_public)
         if await self._holdings.holds(digest):
             self._put(kept._replace(stored=True))
         if (subject := manifests.subject(descriptor, body)) is not None:
@@ -279,7 +280,8 @@ class Manifests:
 
     async def _whole(self, target: Target, kept: _Kept, depth: int = 0) -> bool:
         for blob in kept.children.blobs:
-            if not await self._is_here(target, blob.digest):
+            is_public = bool(self._holdings.public([blob.digest]))
+            if not is_public and not await self._is_here(target, blob.digest):
                 return False
         if not kept.children.manifests:
             return True

@@ -26,7 +26,7 @@ from proxy.manifests import INDEX_TYPES
 from proxy.names import Digest, Target
 from proxy.once import Once
 
-AT_ONCE: Final = 8
+AT_ONCE: Final = 16
 """Questions at the same time, of all sweeps together."""
 
 MAX_SWEEPS: Final = 64

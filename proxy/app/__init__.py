@@ -41,6 +41,7 @@ from proxy.web import lag
 from proxy.web.admin import Admin
 from proxy.web.certificate import Certificate
 from proxy.web.control import Control, Token
+from proxy.web.endings import Endings
 from proxy.web.prepared import Prepared
 from proxy.web.registry import Registry
 from proxy.web.server import RegistryServer
@@ -91,15 +92,15 @@ async def running(
         verifier = Verifier(kept.holdings, cache.fetch, clock)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
         prepared = Prepared(at_hand, metrics=metrics, request_log=request_log)
-        registry = Registry(
-            router, cache, metrics=metrics, request_log=request_log, learn=prepared.learn
-        )
+        failures = {name: source.upstream.failures for name, source in sources.items()}
+        at_end = Endings(prepared.learn, failures)
+        registry = Registry(router, cache, metrics=metrics, request_log=request_log, learn=at_end)
         token = Token(settings.admin.token_file)
         admin = Admin(
             metrics,
             kept.holdings,
             flights=flights,
-            budgets={name: source.upstream.budget for name, source in sources.items()},
+            upstreams={name: source.upstream for name, source in sources.items()},
             control=Control(kept.holdings, kept.pins, kept.feeds, verifier, token),
         )
         background.start("request log", request_log.write_for_ever())

@@ -30,6 +30,7 @@ from proxy.records import Descriptor
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 from proxy.upstream.download import Download, Sink, Terms
+from proxy.upstream.failures import FailureLog
 from proxy.upstream.places import Places
 
 MAX_PAGES: Final = 100
@@ -90,6 +91,8 @@ class Upstream:
         self.budget = budget
         self._terms = terms
         self.places = Places(downloads)
+        self.patience = client.patience
+        self.failures = FailureLog(client.name, client.host)
 
     def __repr__(self) -> str:
         return f"<Upstream {self._client.name}>"

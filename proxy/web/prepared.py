@@ -71,7 +71,9 @@ class Prepared:
         body = b"" if request.is_head else found.body
         self._metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
-        self._request_log.add(block.fields, time.perf_counter() - started, client)
+        seconds = time.perf_counter() - started
+        request.timing.observe(seconds, seconds)
+        self._request_log.add(block.fields, seconds, client)
         return block.headers(found.fresh, self._date.line()), body
 
 
@@ -97,7 +99,17 @@ class _Block:
 class _Request:
     """What some bytes ask for, and the block that answered them last."""
 
-    __slots__ = ("_block", "_fields", "_ns", "counters", "is_head", "is_pull", "route", "target")
+    __slots__ = (
+        "_block",
+        "_fields",
+        "_ns",
+        "counters",
+        "is_head",
+        "is_pull",
+        "route",
+        "target",
+        "timing",
+    )
 
     def __init__(
         self, exchange: Exchange, route: Route, target: Target, counters: UpstreamCounters
@@ -105,6 +117,7 @@ class _Request:
         self.route = route
         self.target = target
         self.counters = counters
+        self.timing = counters.timings[Outcome.HIT]
         self.is_head = exchange.is_head
         self.is_pull = route.kind is Kind.MANIFEST and not self.is_head
         self._ns = exchange.ns

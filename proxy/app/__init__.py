@@ -42,6 +42,7 @@ from proxy.web.admin import Admin
 from proxy.web.certificate import Certificate
 from proxy.web.control import Control, Token
 from proxy.web.endings import Endings
+from proxy.web.forwarded import TrustedProxies
 from proxy.web.prepared import Prepared
 from proxy.web.registry import Registry
 from proxy.web.server import RegistryServer
@@ -91,7 +92,8 @@ async def running(
         cache = _cache(stack, settings, kept, flights, sources)
         verifier = Verifier(kept.holdings, cache.fetch, clock)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
-        prepared = Prepared(at_hand, metrics=metrics, request_log=request_log)
+        trusted = TrustedProxies(settings.trusted_proxies)
+        prepared = Prepared(at_hand, metrics=metrics, request_log=request_log, trusted=trusted)
         failures = {name: source.upstream.failures for name, source in sources.items()}
         at_end = Endings(prepared.learn, failures)
         registry = Registry(router, cache, metrics=metrics, request_log=request_log, learn=at_end)
@@ -114,10 +116,10 @@ async def running(
             background.start("scrub", verifier.scrub(every, rate))
         if settings.admin.socket:
             own = stack.enter_context(listening.admin(kept.directory))
-            server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer)
+            server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer, trusted)
             await _serve(stack, server, own, grace=settings.shutdown_grace)
         if listener is not None:
-            server = RegistryServer(registry.handle, admin.handle, prepared.answer)
+            server = RegistryServer(registry.handle, admin.handle, prepared.answer, trusted)
             if certificate is not None:
                 background.start("certificate", certificate.watch())
             context = certificate.context if certificate is not None else None

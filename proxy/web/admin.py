@@ -16,6 +16,7 @@ from proxy.metrics import Gauge, Metrics, registry
 from proxy.upstream.budget import Budget
 from proxy.upstream.patience import Patience
 from proxy.upstream.registry import Upstream
+from proxy.web import welcome
 from proxy.web.control import Control
 
 JSON: Final = "application/json"
@@ -71,6 +72,8 @@ class Admin:
     def _answer(self, request: BaseRequest) -> Response:
         _require_read(request)
         match request.path:
+            case "/":
+                return welcome.page(request)
             case "/metrics":
                 return Response(
                     body=generate_latest(self._prometheus),

@@ -23,6 +23,7 @@ from proxy.policy import Wish
 from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
 from proxy.web.exchange import HIT_STATUS, Exchange, common_headers
+from proxy.web.forwarded import TrustedProxies
 from proxy.web.replies import manifest_headers
 
 MAX_KNOWN: Final = 4096
@@ -35,7 +36,15 @@ _MARK: Final = f"Cache-Status: {HIT_STATUS}"
 class Prepared:
     """Knows requests by their bytes: ``MAX_KNOWN`` of up to ``MAX_BYTES``, the oldest go first."""
 
-    def __init__(self, at_hand: AtHand, *, metrics: Metrics, request_log: RequestLog) -> None:
+    def __init__(
+        self,
+        at_hand: AtHand,
+        *,
+        metrics: Metrics,
+        request_log: RequestLog,
+        trusted: TrustedProxies,
+    ) -> None:
+        self._trusted = trusted
         self._at_hand = at_hand
         self._metrics = metrics
         self._request_log = request_log
@@ -54,7 +63,8 @@ class Prepared:
         if len(self._known) >= MAX_KNOWN:
             del self._known[next(iter(self._known))]
         counters = self._metrics.of(target.upstream)
-        self._known[connection.head] = _Request(exchange, route, target, counters)
+        request = self._known[connection.head] = _Request(exchange, route, target, counters)
+        request.named_client = self._trusted.named(exchange.request.headers)
 
     def answer(self, head: bytes, client: str | None) -> tuple[bytes, bytes] | None:
         """Return headers and body for a request's bytes; None when they do not lie ready."""
@@ -73,6 +83,8 @@ class Prepared:
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
         seconds = time.perf_counter() - started
         request.timing.observe(seconds, seconds)
+        if request.named_client is not None and self._trusted.trusts(client):
+            client = request.named_client
         self._request_log.add(block.fields, seconds, client)
         return block.headers(found.fresh, self._date.line()), body
 
@@ -106,6 +118,7 @@ class _Request:
         "counters",
         "is_head",
         "is_pull",
+        "named_client",
         "route",
         "target",
         "timing",
@@ -118,6 +131,8 @@ class _Request:
         self.target = target
         self.counters = counters
         self.timing = counters.timings[Outcome.HIT]
+        self.named_client: str | None = None
+        """The client that the headers name, believed from trusted proxies only."""
         self.is_head = exchange.is_head
         self.is_pull = route.kind is Kind.MANIFEST and not self.is_head
         self._ns = exchange.ns

@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 from aiohttp.web import BaseRequest, RequestHandler, Server, StreamResponse
 
 from proxy.web.connection import KEEPALIVE_SECONDS, Answers, Connection
+from proxy.web.forwarded import TrustedProxies
+from proxy.web.request import Requests
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
@@ -12,15 +14,18 @@ Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 class RegistryServer(Server):
     """Makes connections for ``ServerRunner``."""
 
-    def __init__(self, registry: Handler, admin: Handler, answers: Answers) -> None:
+    def __init__(
+        self, registry: Handler, admin: Handler, answers: Answers, trusted: TrustedProxies
+    ) -> None:
         async def dispatch(request: BaseRequest) -> StreamResponse:
             path = request.rel_url.raw_path
-            if path.startswith("/-/") or path == "/metrics":
+            if path.startswith("/-/") or path in ("/", "/metrics"):
                 return await admin(request)
             return await registry(request)
 
         super().__init__(
             dispatch,
+            request_factory=Requests(trusted),
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=KEEPALIVE_SECONDS,

@@ -140,7 +140,6 @@ async def test_t32_writes_are_refused_and_never_reach_upstream(
         ("/v2/app/manifests/x?ns=example.com", 404, "NAME_UNKNOWN"),
         ("/v2/library/app/tags/list?n=x", 400, "PAGINATION_NUMBER_INVALID"),
         ("/v1/repositories/app/images", 404, "UNSUPPORTED"),
-        ("/", 404, "UNSUPPORTED"),
         ("/-/none", 404, "UNSUPPORTED"),
     ],
 )

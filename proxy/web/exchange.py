@@ -151,7 +151,7 @@ class Exchange:
             case Outcome.MISS:
                 return [self._reason("uri-miss"), *(["stored"] if self.stores else [])]
             case Outcome.JOIN:
-                return ["fwd=uri-miss", "collapsed"]
+                return [self._reason("uri-miss"), "collapsed"]
             case Outcome.THROUGH if self.route is not None and self.route.kind is Kind.TAGS:
                 return ["fwd=bypass"]
             case Outcome.THROUGH:

@@ -1,5 +1,6 @@
 """Who the client is behind proxies: what headers say counts from trusted proxies only."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -131,3 +132,24 @@ async def test_t71_the_request_log_names_the_client(
     await proxy.get("/v2/app/manifests/none", **sent)
     await until(lambda: len(clients(proxy)) == 4)
     assert clients(proxy) == [expected] * 4
+
+
+@pytest.mark.parametrize("order", [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")])
+async def test_t71_the_same_bytes_from_somebody_else_are_not_believed(
+    start: Start, upstream: FakeUpstream, order: tuple[str, str]
+) -> None:
+    proxy = await start(trusted_proxies=["127.0.0.1"])
+    upstream.add("library/app", IMAGE)
+    await proxy.get(LATEST)
+    host, port = proxy.app.address.split(":")
+    request = f"GET {LATEST} HTTP/1.1\r\nHost: x\r\n{XFF}: 203.0.113.5\r\n\r\n".encode()
+    for number, peer in enumerate(order * 2):
+        reader, writer = await asyncio.open_connection(host, int(port), local_addr=(peer, 0))
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        writer.transport.abort()
+        await until(lambda seen=number + 2: len(clients(proxy)) == seen)  # type: ignore[misc]
+    named = {"127.0.0.1": "203.0.113.5", "127.0.0.2": "127.0.0.2"}
+    assert clients(proxy)[1:] == [named[peer] for peer in order * 2]
+    assert b"millpond_prepared_answers_total 3.0" in (await proxy.get("/metrics")).body

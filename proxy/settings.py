@@ -7,6 +7,7 @@ YAML, overridden by ``MILLPOND_…`` environment variables, overridden by flags.
 import math
 import os
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -264,6 +265,7 @@ class Settings(Section):
 
     listen: str = "127.0.0.1:5000"
     tls: ServerTLS | None = None
+    trusted_proxies: tuple[str, ...] = ()
     shutdown_grace: Seconds = 30.0
     storage: Storage = Field(default_factory=Storage)
     default_upstream: str = "docker.io"
@@ -306,6 +308,18 @@ class Settings(Section):
         match = _LISTEN.fullmatch(value)
         if match is None or int(match[2]) > 65535:
             raise ValueError("not an address; write 127.0.0.1:5000 or [::1]:5000")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            try:
+                ip_network(network)
+            except ValueError:
+                raise ValueError(
+                    f"{network!r} is no address or network; write 10.0.0.5 or 10.0.0.0/8"
+                ) from None
         return value
 
     @field_validator("upstreams", mode="before")

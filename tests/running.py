@@ -108,7 +108,7 @@ async def started(
     render = logs.configure("debug", "json", log)
 
     def make_request_log(counters: Any) -> RequestLog:
-        return RequestLog(render, log, enabled=True, on_drop=counters.unlogged)
+        return RequestLog(render, log, level="debug", on_drop=counters.unlogged)
 
     settings = Settings.model_validate(document)
     async with AsyncExitStack() as stack:

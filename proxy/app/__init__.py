@@ -43,6 +43,8 @@ from proxy.web.admin import Admin
 from proxy.web.certificate import Certificate
 from proxy.web.clients import Clients
 from proxy.web.control import Control, Token
+from proxy.web.endings import Endings
+from proxy.web.forwarded import TrustedProxies
 from proxy.web.prepared import Prepared
 from proxy.web.registry import Registry
 from proxy.web.server import RegistryServer
@@ -94,16 +96,17 @@ async def running(
         cache = _cache(stack, settings, kept, flights, sources)
         verifier = Verifier(kept.holdings, cache.fetch, clock, kept.pins.roots)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
-        prepared = Prepared(at_hand, metrics=metrics, request_log=request_log)
-        registry = Registry(
-            router, cache, metrics=metrics, request_log=request_log, learn=prepared.learn
-        )
+        trusted = TrustedProxies(settings.trusted_proxies)
+        prepared = Prepared(at_hand, metrics=metrics, request_log=request_log, trusted=trusted)
+        failures = {name: source.upstream.failures for name, source in sources.items()}
+        at_end = Endings(prepared.learn, failures)
+        registry = Registry(router, cache, metrics=metrics, request_log=request_log, learn=at_end)
         token = Token(settings.admin.token_file)
         admin = Admin(
             metrics,
             kept.holdings,
             flights=flights,
-            budgets={name: source.upstream.budget for name, source in sources.items()},
+            upstreams={name: source.upstream for name, source in sources.items()},
             control=Control(kept.holdings, kept.pins, kept.feeds, verifier, token),
         )
         background.start("request log", request_log.write_for_ever)
@@ -119,13 +122,21 @@ async def running(
         if settings.admin.socket:
             own = stack.enter_context(listening.admin(kept.directory))
             users = Clients(metrics.cache)
-            server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer, users)
+            server = RegistryServer(
+                registry.handle,
+                admin.handle_trusted,
+                prepared.answer,
+                clients=users,
+                trusted=trusted,
+            )
             door = Acceptor(own, server, users, limit=ADMIN_CLIENTS)
             await _serve(stack, server, door, grace)
         if listener is not None:
             clients = Clients(metrics.cache, settings.timeouts.send)
             background.start("stalled clients", clients.watch)
-            server = RegistryServer(registry.handle, admin.handle, prepared.answer, clients)
+            server = RegistryServer(
+                registry.handle, admin.handle, prepared.answer, clients=clients, trusted=trusted
+            )
             if certificate is not None:
                 background.start("certificate", certificate.watch)
             context = certificate.context if certificate is not None else None

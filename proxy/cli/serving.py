@@ -34,8 +34,8 @@ async def _serve(settings: Settings) -> None:
     render = logs.configure(settings.log.level, settings.log.format, stream)
 
     def make_request_log(counters: CacheCounters) -> RequestLog:
-        enabled = settings.log.level in ("debug", "info")
-        return RequestLog(render, stream, enabled=enabled, on_drop=counters.unlogged)
+        level = settings.log.level
+        return RequestLog(render, stream, level=level, on_drop=counters.unlogged)
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

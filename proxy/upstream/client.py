@@ -84,6 +84,11 @@ class Client:
         self._authorizer = authorizer
         self.answer_seconds = answer
 
+    @property
+    def host(self) -> str:
+        """The registry's host."""
+        return self._url.host or ""
+
     async def ask(self, question: Question) -> ClientResponse:
         """Return a good answer; its caller reads or closes it.
 

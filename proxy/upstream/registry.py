@@ -30,6 +30,7 @@ from proxy.records import Descriptor
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 from proxy.upstream.download import Download, Sink, Terms
+from proxy.upstream.failures import FailureLog
 from proxy.upstream.headers import next_link
 from proxy.upstream.places import Places
 
@@ -95,6 +96,8 @@ class Upstream:
         self._terms = terms
         self.is_anonymous: Final = is_anonymous
         self.places = Places(downloads)
+        self.patience = client.patience
+        self.failures = FailureLog(client.name, client.host)
 
     def __repr__(self) -> str:
         return f"<Upstream {self._client.name}>"

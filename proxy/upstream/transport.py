@@ -9,6 +9,7 @@ import errno
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Final, NamedTuple
 
 from aiohttp import (
@@ -122,10 +123,17 @@ class Transport:
         via = self._proxies.to(url)
         if url.scheme == "http":  # inside a tunnel, aiohttp sends them to the proxy only
             headers = {**headers, **via.get("proxy_headers", {})}
-        with self._asking(url.host):
-            return await self._session.request(
-                method, url, headers=headers, allow_redirects=False, **via
-            )
+        began = perf_counter()
+        status: int | None = None
+        try:
+            with self._asking(url.host):
+                response = await self._session.request(
+                    method, url, headers=headers, allow_redirects=False, **via
+                )
+            status = response.status
+            return response
+        finally:
+            self.counters.upstream_answered(status, perf_counter() - began)
 
     async def _small(self, response: ClientResponse) -> bytes:
         """Return a body of up to 64 KiB; a larger one is cut and its connection closed."""

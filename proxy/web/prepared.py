@@ -23,6 +23,7 @@ from proxy.policy import Wish
 from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
 from proxy.web.exchange import HIT_STATUS, Exchange, common_headers
+from proxy.web.forwarded import TrustedProxies
 from proxy.web.replies import manifest_headers
 
 MAX_KNOWN: Final = 4096
@@ -38,7 +39,15 @@ _MARK: Final = f"Cache-Status: {HIT_STATUS}"
 class Prepared:
     """Knows requests by their bytes: ``MAX_KNOWN`` of up to ``MAX_BYTES``, the oldest go first."""
 
-    def __init__(self, at_hand: AtHand, *, metrics: Metrics, request_log: RequestLog) -> None:
+    def __init__(
+        self,
+        at_hand: AtHand,
+        *,
+        metrics: Metrics,
+        request_log: RequestLog,
+        trusted: TrustedProxies,
+    ) -> None:
+        self._trusted = trusted
         self._at_hand = at_hand
         self._metrics = metrics
         self._request_log = request_log
@@ -57,7 +66,8 @@ class Prepared:
         if len(self._known) >= MAX_KNOWN:
             del self._known[next(iter(self._known))]
         counters = self._metrics.of(target.upstream)
-        self._known[connection.head] = _Request(exchange, route, target, counters)
+        request = self._known[connection.head] = _Request(exchange, route, target, counters)
+        request.named_client = self._trusted.named(exchange.request.headers)
 
     def answer(self, head: bytes, client: str | None) -> tuple[bytes, bytes] | None:
         """Return headers and body for a request's bytes; None when they do not lie ready."""
@@ -74,7 +84,11 @@ class Prepared:
         body = b"" if request.is_head else found.body
         self._metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
-        self._request_log.add(block.fields, time.perf_counter() - started, client)
+        seconds = time.perf_counter() - started
+        request.timing.observe(seconds, seconds)
+        if request.named_client is not None and self._trusted.trusts(client):
+            client = request.named_client
+        self._request_log.add(block.fields, seconds, client)
         return block.headers(found.fresh, self._date.line()), body
 
 
@@ -100,7 +114,18 @@ class _Block:
 class _Request:
     """What some bytes ask for, and the block that answered them last."""
 
-    __slots__ = ("_block", "_fields", "_ns", "counters", "is_head", "is_pull", "route", "target")
+    __slots__ = (
+        "_block",
+        "_fields",
+        "_ns",
+        "counters",
+        "is_head",
+        "is_pull",
+        "named_client",
+        "route",
+        "target",
+        "timing",
+    )
 
     def __init__(
         self, exchange: Exchange, route: Route, target: Target, counters: UpstreamCounters
@@ -108,6 +133,9 @@ class _Request:
         self.route = route
         self.target = target
         self.counters = counters
+        self.timing = counters.timings[Outcome.HIT]
+        self.named_client: str | None = None
+        """The client that the headers name, believed from trusted proxies only."""
         self.is_head = exchange.is_head
         self.is_pull = route.kind is Kind.MANIFEST and not self.is_head
         self._ns = exchange.ns

@@ -6,6 +6,8 @@ from aiohttp.web import BaseRequest, RequestHandler, Server, StreamResponse
 
 from proxy.web.clients import Clients
 from proxy.web.connection import KEEPALIVE_SECONDS, Answers, Connection
+from proxy.web.forwarded import TrustedProxies
+from proxy.web.request import Requests
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
@@ -14,16 +16,23 @@ class RegistryServer(Server):
     """Makes connections for ``ServerRunner``."""
 
     def __init__(
-        self, registry: Handler, admin: Handler, answers: Answers, clients: Clients
+        self,
+        registry: Handler,
+        admin: Handler,
+        answers: Answers,
+        *,
+        clients: Clients,
+        trusted: TrustedProxies,
     ) -> None:
         async def dispatch(request: BaseRequest) -> StreamResponse:
             path = request.rel_url.raw_path
-            if path.startswith("/-/") or path == "/metrics":
+            if path.startswith("/-/") or path in ("/", "/metrics"):
                 return await admin(request)
             return await registry(request)
 
         super().__init__(
             dispatch,
+            request_factory=Requests(trusted),
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=KEEPALIVE_SECONDS,

@@ -4,6 +4,7 @@ Upstream's API, else its fallback tag (distribution-spec "Referrers Tag Schema")
 and says so itself. Never an empty list for a failure: that would hide a signature.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Final
 
@@ -19,6 +20,9 @@ from proxy.names import Digest, Tag, Target, parse_digest
 from proxy.once import Once
 from proxy.policy import Action, Wish
 from proxy.records import Clock, ReferrersRecord
+
+MAX_KEPT: Final = 1024 * 1024
+"""Bytes. A longer list is passed on, but neither kept nor linked."""
 
 FAILED_WARNING: Final = "stale: upstream failed, these are the referrers last seen"
 
@@ -84,6 +88,8 @@ class ReferrersCache:
                     raise UpstreamUnavailable(f"{target}:{tag} is no list of referrers")
                 entries = referrers_of(manifest.body)
         record = ReferrersRecord(tuple(entries), self._clock())
+        if len(json.dumps(entries)) > MAX_KEPT:
+            return record
         await self._index.set_referrers(target, subject, record)
         await self._index.link(target, [parse_digest(str(entry["digest"])) for entry in entries])
         return await self._index.referrers(target, subject)

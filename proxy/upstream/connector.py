@@ -9,7 +9,7 @@ installed aiohttp.
 import asyncio
 from functools import partial
 from ssl import SSLContext
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import ClientConnectionError, StreamReader, TCPConnector
 from aiohttp.abc import AbstractResolver
@@ -97,5 +97,5 @@ class Connector(TCPConnector):
 
     def __init__(self, context: SSLContext, resolver: AbstractResolver) -> None:
         super().__init__(limit=0, ssl=context, resolver=resolver)
-        factory: partial[ResponseHandler] = partial(_OneAnswer, loop=self._loop)
-        self._factory = factory
+        factory = partial(_OneAnswer, loop=self._loop)
+        self._factory = cast("partial[ResponseHandler]", factory)

@@ -4,6 +4,7 @@ Absence and failure never share an error class: a failure told as absence makes 
 that an image or a signature does not exist.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from aiohttp import ClientResponse
 from yarl import URL
 
 from proxy import manifests
-from proxy.documents import as_list, read_object
+from proxy.documents import as_list
 from proxy.errors import (
     BlobUnknown,
     DigestInvalid,
@@ -31,13 +32,12 @@ from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 from proxy.upstream.download import Download, Sink, Terms
 from proxy.upstream.headers import next_link
+from proxy.upstream.lists import MAX_REFERRERS, MAX_TAGS, Bounds
 from proxy.upstream.places import Places
 
-MAX_PAGES: Final = 100
 PAGE_KEYS: Final = ("n", "last", "next_page", "orderby", "artifactType")
 """What pages are called: the specification's names, Quay's and Azure's."""
 
-MAX_TAGS_BODY: Final = 16 * 1024 * 1024
 _MANIFEST: Final = {"Accept": manifests.ACCEPT}
 _INDEX: Final = {"Accept": manifests.OCI_INDEX}
 _ANY: Final = {"Accept": "*/*"}
@@ -164,43 +164,58 @@ class Upstream:
 
     async def tags(self, repo: Repo, query: dict[str, str]) -> TagPage:
         """Return one page of tags; ``query`` may hold ``n`` and ``last``."""
+        bounds = Bounds(self._client.name, "tags")
         response, body = await self._client.read(
-            Question("GET", repo, "tags", "list", NameUnknown, _ANY, query), MAX_TAGS_BODY
+            Question("GET", repo, "tags", "list", NameUnknown, _ANY, query), bounds.bytes_left
         )
         further = self._next_page(response)
-        document = read_object(body or b"")
+        document = bounds.page(body)
         if not isinstance(document.get("tags", False), list | None):  # some say null for none
             raise UpstreamUnavailable(f"{self._client.name}: the tags list cannot be read")
         tags = [tag for tag in as_list(document["tags"]) if isinstance(tag, str)]
+        bounds.count(len(tags), MAX_TAGS)
         return TagPage(tags, further)
 
     async def referrers(self, repo: Repo, subject: Digest) -> list[dict[str, object]] | None:
-        """Return descriptors of what refers to ``subject``; None when the API is not there."""
+        """Return descriptors of what refers to ``subject``; None when the API is not there.
+
+        All pages together may take as long as one answer.
+        """
+        try:
+            async with asyncio.timeout(self._client.answer_seconds):
+                return await self._referrers(repo, subject)
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"{self._client.name}: the list of referrers does not end in time"
+            ) from None
+
+    async def _referrers(self, repo: Repo, subject: Digest) -> list[dict[str, object]] | None:
         entries: list[dict[str, object]] = []
         query: dict[str, str] = {}
-        for page in range(MAX_PAGES):
+        bounds = Bounds(self._client.name, "referrers")
+        is_first = True
+        while is_first or query:
+            question = Question("GET", repo, "referrers", subject, NameUnknown, _INDEX, query)
             try:
-                response, body = await self._client.read(
-                    Question("GET", repo, "referrers", subject, NameUnknown, _INDEX, query),
-                    manifests.MAX_SIZE,
-                )
+                response, body = await self._client.read(question, bounds.bytes_left)
             except (NameUnknown, UpstreamRejected):
-                if page == 0:
+                if is_first:
                     return None
                 raise UpstreamUnavailable(
                     f"{self._client.name}: the list of referrers breaks off"
                 ) from None
-            if page == 0 and _media_type(response) != manifests.OCI_INDEX:
+            if is_first and _media_type(response) != manifests.OCI_INDEX:
                 return None
-            if body is None or not manifests.is_index(body):
+            document = bounds.page(body)
+            if not isinstance(document.get("manifests"), list):
                 raise UpstreamUnavailable(
                     f"{self._client.name}: the list of referrers cannot be read"
                 )
-            entries += manifests.referrers_of(body)
+            entries += manifests.referrers_in(document)
+            bounds.count(len(entries), MAX_REFERRERS)
             query = self._next_page(response)
-            if not query:
-                return entries
-        raise UpstreamUnavailable(f"{self._client.name}: the list of referrers has no end")
+            is_first = False
+        return entries
 
     def _next_page(self, response: ClientResponse) -> dict[str, str]:
         """Return the query of the page that ``Link`` leads to, empty when there is none.

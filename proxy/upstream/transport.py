@@ -33,6 +33,7 @@ from proxy.upstream.proxies import Proxies
 MAX_REDIRECTS: Final = 5
 MAX_ERROR_BODY: Final = 64 * 1024
 READ_BUFFER: Final = 1024 * 1024
+SMALL_BUFFER: Final = 64 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
@@ -69,7 +70,6 @@ class Transport:
             timeout=ClientTimeout(
                 total=None, sock_connect=timeouts.connect, sock_read=timeouts.idle
             ),
-            read_bufsize=READ_BUFFER,
         )
 
     async def close(self) -> None:
@@ -77,9 +77,17 @@ class Transport:
         await self._session.close()
 
     async def send(
-        self, method: str, url: URL, headers: dict[str, str], authorization: str | None
+        self,
+        method: str,
+        url: URL,
+        headers: dict[str, str],
+        authorization: str | None,
+        *,
+        buffer: int = SMALL_BUFFER,
     ) -> ClientResponse:
         """Return the answer behind all redirects; its caller reads or closes it.
+
+        aiohttp reads ``buffer`` bytes ahead, about twice over.
 
         Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``.
         """
@@ -89,7 +97,7 @@ class Transport:
             sent = dict(headers)
             if authorization is not None and url.origin() == origin:
                 sent["Authorization"] = authorization
-            response = await self._request(method, url, sent)
+            response = await self._request(method, url, sent, buffer)
             if response.status not in _REDIRECTS:
                 return response
             await self.drain(response)
@@ -101,7 +109,7 @@ class Transport:
         self._guard.check(url.host or "")
         self.counters.token_requests += 1
         headers = {} if authorization is None else {"Authorization": authorization}
-        response = await self._request("GET", url, headers)
+        response = await self._request("GET", url, headers, SMALL_BUFFER)
         body = await self._small(response)
         return TokenAnswer(response.status, body, retry_after(response.headers))
 
@@ -111,13 +119,15 @@ class Transport:
         self.counters.bytes_from_upstream += len(body)
         return body
 
-    async def _request(self, method: str, url: URL, headers: dict[str, str]) -> ClientResponse:
+    async def _request(
+        self, method: str, url: URL, headers: dict[str, str], buffer: int
+    ) -> ClientResponse:
         via = self._proxies.to(url)
         if url.scheme == "http":  # inside a tunnel, aiohttp sends them to the proxy only
             headers = {**headers, **via.get("proxy_headers", {})}
         with self.translated():
             return await self._session.request(
-                method, url, headers=headers, allow_redirects=False, **via
+                method, url, headers=headers, allow_redirects=False, read_bufsize=buffer, **via
             )
 
     async def _small(self, response: ClientResponse) -> bytes:
@@ -129,7 +139,7 @@ class Transport:
                 if len(body) > MAX_ERROR_BODY:
                     response.close()
                     break
-        return bytes(body)
+        return bytes(body[:MAX_ERROR_BODY])
 
     async def chunks(self, response: ClientResponse) -> AsyncIterator[bytes]:
         """Yield a body as it arrives. Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``."""

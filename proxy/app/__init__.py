@@ -36,6 +36,7 @@ from proxy.records import Clock
 from proxy.repair import prune, reconcile
 from proxy.routing import Router
 from proxy.settings import Settings
+from proxy.upstream.guard import SYSTEM_NETWORK, Network
 from proxy.verify import Verifier
 from proxy.web import lag
 from proxy.web.admin import Admin
@@ -67,11 +68,12 @@ async def running(
     clock: Clock = time.time,
     *,
     is_public: bool = True,
+    network: Network = SYSTEM_NETWORK,
 ) -> AsyncIterator[App]:
     """Run the proxy while the context is open; leaving it stops gracefully.
 
     Needs no network. ``is_public`` False listens on the admin socket only. Raises ``ConfigError``
-    when a setting cannot be put into practice.
+    when a setting cannot be put into practice. ``network`` resolves the names of upstreams.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics(list(settings.upstreams))
@@ -86,7 +88,7 @@ async def running(
 
         flights = Flights(settings.storage.finish_from)
         stack.push_async_callback(flights.close)
-        sources = Sources(stack, settings, metrics, clock).build()
+        sources = Sources(stack, settings, metrics, clock, network).build()
         cache = _cache(stack, settings, kept, flights, sources)
         verifier = Verifier(kept.holdings, cache.fetch, clock)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)

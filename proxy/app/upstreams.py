@@ -17,7 +17,7 @@ from proxy.upstream.auth import Authorizer
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client
 from proxy.upstream.download import Terms
-from proxy.upstream.guard import Guard
+from proxy.upstream.guard import Guard, Network
 from proxy.upstream.patience import Limits, Patience
 from proxy.upstream.providers import Anonymous, Credentials, PasswordFile, Provider, Static
 from proxy.upstream.registry import Upstream
@@ -29,12 +29,18 @@ class Sources:
     """Builds the configured upstreams, whose connections ``stack`` closes."""
 
     def __init__(
-        self, stack: AsyncExitStack, settings: Settings, metrics: Metrics, clock: Clock
+        self,
+        stack: AsyncExitStack,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Clock,
+        network: Network,
     ) -> None:
         self._stack = stack
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
+        self._network = network
 
     def build(self) -> dict[str, Source]:
         """Return every upstream with its rule. Raises ``ConfigError``."""
@@ -49,9 +55,10 @@ class Sources:
     def _upstream(self, name: str, context: ssl.SSLContext) -> Upstream:
         configured, patience = self._settings.upstreams[name], self._settings.patience
         url = URL(configured.url)
+        guard = Guard(url, configured.auth_hosts, private=configured.private, network=self._network)
         transport = Transport(
             name,
-            trust=Trust(context, Guard(url.host or "", configured.auth_hosts)),
+            trust=Trust(context, guard),
             timeouts=self._settings.timeouts,
             counters=self._metrics.of(name),
             user_agent=f"millpond/{VERSION}",

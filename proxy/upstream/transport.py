@@ -60,7 +60,7 @@ class Transport:
         self.counters = counters
         self._guard = trust.guard
         self._proxies = Proxies()
-        trust.guard.permit_dialling(self._proxies.hosts)
+        trust.guard.permit_dialling(self._proxies.addresses)
         self._session = ClientSession(
             connector=Connector(trust.context, GuardedResolver(trust.guard)),
             cookie_jar=DummyCookieJar(),
@@ -106,7 +106,7 @@ class Transport:
 
     async def fetch_token(self, url: URL, authorization: str | None) -> TokenAnswer:
         """Return what a token server says. Raises ``UpstreamFailure``."""
-        self._guard.check(url.host or "")
+        self._guard.check(url)
         self.counters.token_requests += 1
         headers = {} if authorization is None else {"Authorization": authorization}
         response = await self._request("GET", url, headers, SMALL_BUFFER)
@@ -186,7 +186,7 @@ class Transport:
         downgraded = response.url.scheme == "https" and target.scheme != "https"
         if target.scheme not in ("http", "https") or not target.host or downgraded:
             raise UpstreamUnavailable(f"{self.name} redirects to an address that is not followed")
-        self._guard.check(target.host)
+        self._guard.check(target)
         return target.with_fragment(None)
 
 

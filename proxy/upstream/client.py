@@ -34,6 +34,10 @@ LARGE: Final = 512 * 1024
 MAX_LARGE: Final = 4
 """Their number for each upstream, so that a hostile one cannot fill the memory with them."""
 
+MAX_MESSAGE: Final = 4096
+MAX_SHOWN: Final = 200
+"""Characters of an upstream's error message."""
+
 _NO_HEAD: Final = (405, 501)
 Result = TypeVar("Result")
 
@@ -150,6 +154,8 @@ class Client:
             try:
                 result = await attempt()
             except RegistryError as error:
+                error.message = self.transport.redactor.clean_message(error.message)
+                error.args = (error.message,)
                 failures += 1
                 wait = self.patience.wait_before(failures, error)
                 if question.is_spare or wait is None or wait > self.answer_seconds / 2:
@@ -214,7 +220,7 @@ class Client:
     async def _failure(self, response: ClientResponse, absent: type[Absent]) -> RegistryError:
         """Return the error that an answer other than 200 means."""
         body = await self.transport.drain(response)
-        said = f"{self.name} answers {response.status}{_reason(body)}"
+        said = f"{self.name} answers {response.status}{self._reason(body)}"
         match response.status:
             case 401 if self.is_own(response):
                 return await self._authorizer.refused()
@@ -231,10 +237,15 @@ class Client:
                     said, retry_after=retry_after(response.headers), is_answer=True
                 )
 
+    def _reason(self, body: bytes) -> str:
+        """Return the message of an error document, shortened, or nothing.
 
-def _reason(body: bytes) -> str:
-    """Return the message of an error document, shortened, or nothing."""
-    errors = as_list(read_object(body).get("errors"))
-    message = errors[0].get("message", "") if errors and isinstance(errors[0], dict) else ""
-    printable = "".join(c for c in str(message)[:200] if c.isprintable())
-    return f": {printable}" if printable else ""
+        One of absurd length is left out, because a secret that is cut cannot be found.
+        """
+        errors = as_list(read_object(body).get("errors"))
+        message = errors[0].get("message", "") if errors and isinstance(errors[0], dict) else ""
+        if not isinstance(message, str) or len(message) > MAX_MESSAGE:
+            return ""
+        printable = "".join(c for c in message if c.isprintable())
+        shown = self.transport.redactor.clean(printable)[:MAX_SHOWN]
+        return f": {shown}" if shown else ""

@@ -104,12 +104,15 @@ class Upstream:
             Question("HEAD", repo, "manifests", ref, ManifestUnknown, _MANIFEST)
         )
         response.close()
-        self.budget.note(response.headers)
-        digest, media_type = _digest(response), _media_type(response)
+        self._note(response)
+        digest, media_type = self._digest(response), self._media_type(response)
         size = response.content_length
         if response.status >= 400 or digest is None or not size or not media_type:
             return None
         return Descriptor(media_type, digest, size)
+
+    def _note(self, response: ClientResponse) -> None:
+        self.budget.note(response.headers, self._said(response, "docker-ratelimit-source"))
 
     async def manifest(self, repo: Repo, ref: str) -> FetchedManifest:
         """Return a manifest. Raises ``ManifestTooLarge`` above 8 MiB."""
@@ -117,16 +120,16 @@ class Upstream:
             Question("GET", repo, "manifests", ref, ManifestUnknown, _MANIFEST),
             manifests.MAX_SIZE,
         )
-        self.budget.note(response.headers)
+        self._note(response)
         self._client.transport.counters.pulls_spent += 1
         if body is None:
             raise ManifestTooLarge(
                 f"{self._client.name}: the manifest is larger than {manifests.MAX_SIZE} bytes"
             )
         return FetchedManifest(
-            manifests.own_type(body) or _media_type(response) or manifests.implied_type(body),
+            manifests.own_type(body) or self._media_type(response) or manifests.implied_type(body),
             body,
-            _digest(response),
+            self._digest(response),
         )
 
     async def blob_size(self, repo: Repo, digest: Digest) -> int | None:
@@ -204,7 +207,7 @@ class Upstream:
                 raise UpstreamUnavailable(
                     f"{self._client.name}: the list of referrers breaks off"
                 ) from None
-            if is_first and _media_type(response) != manifests.OCI_INDEX:
+            if is_first and self._media_type(response) != manifests.OCI_INDEX:
                 return None
             document = bounds.page(body)
             if not isinstance(document.get("manifests"), list):
@@ -226,20 +229,26 @@ class Upstream:
             link = next_link(response.headers.getall("Link", []))
             if link is None:
                 return {}
+            if not link.isascii():  # RFC 8288 §3; others would be slow to encode
+                raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")
             query = response.url.join(URL(link)).query
         page = {name: value for name, value in query.items() if name in PAGE_KEYS}
-        if not page.keys() & {"last", "next_page"}:
+        told = self._client.transport.redactor.is_told_by(" ".join(page.values()))
+        if told or not page.keys() & {"last", "next_page"}:
             raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")
         return page
 
+    def _digest(self, response: ClientResponse) -> Digest | None:
+        try:
+            return parse_digest(self._said(response, "Docker-Content-Digest"))
+        except DigestInvalid:
+            return None
 
-def _digest(response: ClientResponse) -> Digest | None:
-    try:
-        return parse_digest(response.headers.get("Docker-Content-Digest", ""))
-    except DigestInvalid:
-        return None
+    def _media_type(self, response: ClientResponse) -> str:
+        text = self._said(response, "Content-Type").partition(";")[0].strip()
+        return text if manifests.is_media_type(text) else ""
 
-
-def _media_type(response: ClientResponse) -> str:
-    text = response.headers.get("Content-Type", "").partition(";")[0].strip()
-    return text if manifests.is_media_type(text) else ""
+    def _said(self, response: ClientResponse, name: str) -> str:
+        """Return a header that clients will see; empty if it is missing or tells a secret."""
+        value = response.headers.get(name, "")
+        return "" if self._client.transport.redactor.is_told_by(value) else value

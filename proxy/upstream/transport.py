@@ -29,6 +29,7 @@ from proxy.upstream.connector import Connector, TooManyInterimError
 from proxy.upstream.guard import Guard, GuardedResolver
 from proxy.upstream.headers import retry_after
 from proxy.upstream.proxies import Proxies
+from proxy.upstream.redaction import Redactor
 
 MAX_REDIRECTS: Final = 5
 MAX_ERROR_BODY: Final = 64 * 1024
@@ -60,6 +61,7 @@ class Transport:
         self.counters = counters
         self._guard = trust.guard
         self._proxies = Proxies()
+        self.redactor = Redactor()
         trust.guard.permit_dialling(self._proxies.addresses)
         self._session = ClientSession(
             connector=Connector(trust.context, GuardedResolver(trust.guard)),
@@ -123,8 +125,12 @@ class Transport:
         self, method: str, url: URL, headers: dict[str, str], buffer: int
     ) -> ClientResponse:
         via = self._proxies.to(url)
+        proxy_headers = via.get("proxy_headers", {})
+        for value in (headers.get("Authorization"), *proxy_headers.values()):
+            if value is not None:
+                self.redactor.note(value)
         if url.scheme == "http":  # inside a tunnel, aiohttp sends them to the proxy only
-            headers = {**headers, **via.get("proxy_headers", {})}
+            headers = {**headers, **proxy_headers}
         with self.translated():
             return await self._session.request(
                 method, url, headers=headers, allow_redirects=False, read_bufsize=buffer, **via
@@ -171,7 +177,8 @@ class Transport:
             ) from error
         except ClientConnectorCertificateError as error:
             raise UpstreamUnavailable(
-                f"{self.name}: certificate not trusted: {error.certificate_error}"
+                f"{self.name}: certificate not trusted: "
+                f"{self.redactor.clean(str(error.certificate_error))}"
             ) from error
         except ClientConnectorError as error:
             raise UpstreamUnavailable(

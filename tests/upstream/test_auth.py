@@ -1,12 +1,14 @@
 """The token dance through a real socket."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
+from proxy.upstream.auth import MAX_TOKEN
 from tests.fakes import content
-from tests.fakes.faults import header, status
+from tests.fakes.faults import body, header, status
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Start
 
@@ -205,3 +207,17 @@ async def test_t30_a_challenge_from_where_we_were_redirected_to_is_not_answered(
     upstream.heal()
     assert (await proxy.get(f"/v2/app/blobs/{IMAGE.layers[0]}")).status == 200
     assert len(upstream.token_requests) == asked, "the token is still good"
+
+
+@pytest.mark.parametrize(("length", "status"), [(8000, 200), (MAX_TOKEN + 1, 502)])
+async def test_t49_a_token_is_no_longer_than_its_bound(
+    start: Start, upstream: FakeUpstream, length: int, status: int
+) -> None:
+    upstream.add("library/app", IMAGE)
+    upstream.auth.scheme = "bearer"
+    upstream.fault(body(json.dumps({"token": "x" * length}).encode()), kind="token")
+    proxy = await start()
+    answer = await proxy.get("/v2/app/manifests/latest")
+    sent = upstream.requests[-1].headers.get("Authorization")
+    assert sent == ("Bearer " + "x" * length if status == 200 else None)
+    assert (b"token of over" in answer.body) == (status == 502)

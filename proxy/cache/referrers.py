@@ -20,6 +20,7 @@ from proxy.names import Digest, Tag, Target, parse_digest
 from proxy.once import Once
 from proxy.policy import Action, Wish
 from proxy.records import Clock, ReferrersRecord
+from proxy.upstream.lists import MAX_REFERRERS
 
 MAX_KEPT: Final = 1024 * 1024
 """Bytes. A longer list is passed on, but neither kept nor linked."""
@@ -87,6 +88,10 @@ class ReferrersCache:
                 if not is_index(manifest.body):
                     raise UpstreamUnavailable(f"{target}:{tag} is no list of referrers")
                 entries = referrers_of(manifest.body)
+                if len(entries) > MAX_REFERRERS:
+                    raise UpstreamUnavailable(
+                        f"{target}:{tag}: the list has more than {MAX_REFERRERS} entries"
+                    )
         record = ReferrersRecord(tuple(entries), self._clock())
         if len(json.dumps(entries)) > MAX_KEPT:
             return record

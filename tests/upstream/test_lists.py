@@ -111,6 +111,14 @@ async def test_t49_many_referrers_are_passed_on_whole_and_not_kept(
     assert upstream.count(kind="referrers") == 2
 
 
+async def test_t49_entries_of_the_fallback_tag(start: Start, upstream: FakeUpstream) -> None:
+    upstream.behaviour.referrers = False
+    many = index(*(entry(number) for number in range(MAX_REFERRERS + 1)))
+    tag = IMAGE.digest.replace(":", "-")
+    upstream.add_manifest("library/app", many, content.OCI_INDEX, tags=[tag])
+    refused(await (await start()).get(REFERRERS), f"more than {MAX_REFERRERS} entries")
+
+
 @pytest.mark.parametrize("path", [REFERRERS, TAGS])
 @pytest.mark.parametrize(
     ("piece", "count"),

@@ -193,3 +193,24 @@ async def test_t51_a_flood_is_noticed_before_all_that_arrived_is_parsed(
         assert (await proxy.get(PATH)).status == status
     assert 1 <= parsed < 1000
     assert queued <= 1
+
+
+async def test_t51_a_change_of_protocol_ends_the_connection(start: Start) -> None:
+    ended = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal ended
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
+        )
+        with contextlib.suppress(ConnectionError):
+            await flood(writer, ABSENT)
+        ended += 1
+
+    async with registry(serve) as url:
+        proxy = await start(upstreams={"evil": {"url": url}})
+        answer = await proxy.get(PATH)
+        assert answer.status == 502
+        assert b"interim responses" in answer.body
+        await until(lambda: ended == 1)

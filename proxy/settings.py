@@ -168,6 +168,7 @@ class Upstream(Section):
     password: SecretStr | None = None
     password_file: Path | None = None
     auth_hosts: tuple[str, ...] = ()
+    private: bool = False
     max_downloads: Annotated[int, Field(ge=1)] = 64
     tls: UpstreamTLS = UpstreamTLS()
     freshness: FreshnessOverride = FreshnessOverride()

@@ -36,6 +36,7 @@ from proxy.repair import presume, prune, reconcile
 from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.supervisor import Supervisor
+from proxy.upstream.guard import SYSTEM_NETWORK, Network
 from proxy.verify import Verifier
 from proxy.web import lag
 from proxy.web.acceptor import Acceptor
@@ -72,11 +73,12 @@ async def running(
     clock: Clock = time.time,
     *,
     is_public: bool = True,
+    network: Network = SYSTEM_NETWORK,
 ) -> AsyncIterator[App]:
     """Run the proxy while the context is open; leaving it stops gracefully.
 
     Needs no network. ``is_public`` False listens on the admin socket only. Raises ``ConfigError``
-    when a setting cannot be put into practice.
+    when a setting cannot be put into practice. ``network`` resolves the names of upstreams.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics(list(settings.upstreams))
@@ -92,7 +94,9 @@ async def running(
 
         flights = Flights(settings.storage.finish_from)
         stack.push_async_callback(flights.close)
-        sources = Sources(Upstreams(stack, settings, metrics, clock, shares.downloads).build())
+        sources = Sources(
+            Upstreams(stack, settings, metrics, clock, shares.downloads, network).build()
+        )
         cache = _cache(stack, settings, kept, flights, sources)
         verifier = Verifier(kept.holdings, cache.fetch, clock, kept.pins.roots)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)

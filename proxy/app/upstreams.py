@@ -17,7 +17,7 @@ from proxy.upstream.auth import Authorizer
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client
 from proxy.upstream.download import Terms
-from proxy.upstream.guard import Guard
+from proxy.upstream.guard import Guard, Network
 from proxy.upstream.patience import Limits, Patience
 from proxy.upstream.providers import Anonymous, Credentials, PasswordFile, Provider, Static
 from proxy.upstream.registry import Upstream
@@ -35,6 +35,7 @@ class Upstreams:
         metrics: Metrics,
         clock: Clock,
         downloads: int,
+        network: Network,
     ) -> None:
         """Prepare; ``downloads`` bounds ``max_downloads`` where descriptors are few."""
         self._stack = stack
@@ -42,6 +43,7 @@ class Upstreams:
         self._metrics = metrics
         self._clock = clock
         self._downloads = downloads
+        self._network = network
 
     def build(self) -> dict[str, Source]:
         """Return every upstream with its rule. Raises ``ConfigError``."""
@@ -56,9 +58,10 @@ class Upstreams:
     def _upstream(self, name: str, context: ssl.SSLContext) -> Upstream:
         configured, patience = self._settings.upstreams[name], self._settings.patience
         url = URL(configured.url)
+        guard = Guard(url, configured.auth_hosts, private=configured.private, network=self._network)
         transport = Transport(
             name,
-            trust=Trust(context, Guard(url.host or "", configured.auth_hosts)),
+            trust=Trust(context, guard),
             timeouts=self._settings.timeouts,
             counters=self._metrics.of(name),
             user_agent=f"millpond/{VERSION}",

@@ -7,13 +7,17 @@ installed aiohttp.
 """
 
 import asyncio
+from functools import partial
 from ssl import SSLContext
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import ClientConnectionError, StreamReader, TCPConnector
 from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_INTERIM: Final = 32
 """Interim responses before one answer. Registries send none; proxies send a few."""

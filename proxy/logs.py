@@ -70,6 +70,11 @@ def configure(level: str, form: Literal["auto", "console", "json"], stream: Text
     return Renderer(final, is_json=not console)
 
 
+def set_level(level: str) -> None:
+    """Log events of ``level`` and above from now on."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+
+
 def _tracebacks() -> structlog.processors.ExceptionRenderer:
     """Render tracebacks without the frames' variables: those may be secrets."""
     return structlog.processors.ExceptionRenderer(
@@ -114,7 +119,7 @@ class RequestLog:
     ) -> None:
         self._render = render
         self._stream = stream
-        self._enabled = enabled
+        self.enabled = enabled
         self._on_drop = on_drop
         self._pending: deque[_Answered] = deque()
         self._writing = threading.Lock()
@@ -124,7 +129,7 @@ class RequestLog:
 
         The same mapping may come with many requests, and must not change between.
         """
-        if not self._enabled:
+        if not self.enabled:
             return
         if len(self._pending) >= MAX_PENDING:
             self._on_drop()

@@ -33,6 +33,10 @@ _IS_PATTERN = re.compile(r"[*?\[]")
 log = structlog.get_logger(__name__)
 
 
+Configured = tuple[list[Image], dict[str, re.Pattern[str]]]
+"""Configured pins: names, and patterns by their text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pin:
     """One pin and what it keeps: ``bytes`` on disk; ``refused`` says why it keeps less."""
@@ -61,19 +65,29 @@ class Pins:
         self._parse = parse
         self.limit = limit
         self._feeds = feeds
-        self._exact: list[Image] = []
-        self._patterns: dict[str, re.Pattern[str]] = {}
-        for text in configured:
-            if _IS_PATTERN.search(text):
-                self._patterns[text] = re.compile(translate(text))
-            else:
-                self._exact.append(parse(text))
+        self._exact, self._patterns = self.parsed(configured, parse)
         self._added: list[Image] = []
         self._spared: set[Digest] = set()
         self._pins: list[Pin] = []
         self._seen: tuple[int, int, float] | None = None
         self._noting = asyncio.Lock()
         self._refused: set[str] = set()
+
+    @staticmethod
+    def parsed(configured: Iterable[str], parse: Callable[[str], Image]) -> Configured:
+        """Return configured pins for ``use``. Raises ``RegistryError`` for one that is no name."""
+        exact, patterns = [], {}
+        for text in configured:
+            if _IS_PATTERN.search(text):
+                patterns[text] = re.compile(translate(text))
+            else:
+                exact.append(parse(text))
+        return exact, patterns
+
+    def use(self, configured: Configured) -> None:
+        """Keep these instead of the former configured pins."""
+        self._exact, self._patterns = configured
+        self._seen = None
 
     async def load(self, named_elsewhere: Callable[[], Awaitable[list[str]]]) -> None:
         """Recall the pins that were added in former times; ``named_elsewhere`` if none is noted."""

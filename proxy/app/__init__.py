@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from socket import socket
@@ -13,6 +13,7 @@ import structlog
 from aiohttp.web import ServerRunner, SockSite
 
 from proxy.app import listening, storage
+from proxy.app.reload import Parts, Reloader
 from proxy.app.upstreams import Upstreams
 from proxy.cache import Cache
 from proxy.cache.ahead import Ahead, Bounds
@@ -53,11 +54,17 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A running proxy: where it listens (None: nowhere), its numbers, and its durable facts."""
+    """A running proxy: where it listens (None: nowhere), its numbers, and its durable facts.
+
+    ``reload`` puts other settings in force and returns those in force then; raises ``ConfigError``
+    and changes nothing. ``responses`` counts the responses in progress.
+    """
 
     address: str | None
     admin: Admin
     index: Index
+    reload: Callable[[Settings], Awaitable[Settings]]
+    responses: Callable[[], int]
 
 
 @asynccontextmanager
@@ -86,7 +93,9 @@ async def running(
 
         flights = Flights(settings.storage.finish_from)
         stack.push_async_callback(flights.close)
-        sources = Sources(Upstreams(stack, settings, metrics, clock).build())
+        upstreams = Upstreams(metrics, clock)
+        stack.push_async_callback(upstreams.close)
+        sources = Sources(upstreams.commit(await upstreams.prepare(settings)))
         cache = _cache(stack, settings, kept, flights, sources)
         verifier = Verifier(kept.holdings, cache.fetch, clock, kept.pins.roots)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
@@ -99,31 +108,36 @@ async def running(
             metrics,
             kept.holdings,
             flights=flights,
-            budgets={name: source.upstream.budget for name, source in sources.items()},
+            budgets=upstreams.budgets,
             control=Control(kept.holdings, kept.pins, kept.feeds, verifier, token),
         )
         background.start("request log", request_log.write_for_ever)
         background.start("loop lag", lambda: lag.watch(metrics))
-        background.start_essential("reconcile", lambda: _agree(kept))
-        background.start_essential("eviction", lambda: kept.evictor.watch(clock))
-        background.start("names", kept.layout.publish_for_ever)
-        background.start("feeds", kept.feeds.watch)
-        if is_public and settings.storage.scrub_every < float("inf"):
-            every, rate = settings.storage.scrub_every, settings.storage.scrub_rate
-            background.start("scrub", lambda: verifier.scrub(every, rate))
+        _look_after(background, kept)
+        background.start("upstreams", upstreams.close_retired)
+        servers: list[RegistryServer] = []
+        if is_public:
+            _scrub(background, verifier, settings)
         if settings.admin.socket:
             own = stack.enter_context(listening.admin(kept.directory))
             server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer)
+            servers.append(server)
             await _serve(stack, server, own, grace=settings.shutdown_grace)
         if listener is not None:
             server = RegistryServer(registry.handle, admin.handle, prepared.answer)
+            servers.append(server)
             if certificate is not None:
                 background.start("certificate", certificate.watch)
             context = certificate.context if certificate is not None else None
             await _serve(stack, server, listener, context, grace=settings.shutdown_grace)
         address = None if listener is None else listening.address(listener)
-        yield App(address, admin, kept.index)
+        parts = Parts(router, upstreams, sources, kept.pins, prepared, certificate, token)
+        reload = Reloader(settings, parts).apply
+        yield App(address, admin, kept.index, reload, lambda: sum(s.responses for s in servers))
         admin.is_stopping = True
+        verifier.stop()
+        if is_public:
+            await asyncio.sleep(settings.shutdown_delay)
 
 
 def _cache(
@@ -168,6 +182,21 @@ async def _serve(
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await SockSite(runner, listener, ssl_context=context, backlog=listening.BACKLOG).start()
+
+
+def _look_after(background: Supervisor, kept: storage.Storage) -> None:
+    """Start what keeps the cache's directory in order."""
+    clock = kept.holdings.clock
+    background.start_essential("reconcile", lambda: _agree(kept))
+    background.start_essential("eviction", lambda: kept.evictor.watch(clock))
+    background.start("names", kept.layout.publish_for_ever)
+    background.start("feeds", kept.feeds.watch)
+
+
+def _scrub(background: Supervisor, verifier: Verifier, settings: Settings) -> None:
+    every, rate = settings.storage.scrub_every, settings.storage.scrub_rate
+    if every < float("inf"):
+        background.start("scrub", lambda: verifier.scrub(every, rate))
 
 
 async def _agree(kept: storage.Storage) -> None:

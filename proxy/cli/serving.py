@@ -1,8 +1,11 @@
 """``millpond serve`` and ``millpond check``: run the proxy, and look at its settings."""
 
 import asyncio
+import os
 import signal
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import structlog
@@ -10,7 +13,7 @@ import typer
 import uvloop
 
 from proxy import VERSION, configuration, logs
-from proxy.app import running
+from proxy.app import App, running
 from proxy.cli.options import ConfigOption, StorageOption
 from proxy.cli.words import refuse
 from proxy.errors import ConfigError
@@ -31,7 +34,10 @@ def serve(
         bool, typer.Option("--offline", help="Serve what is held; ask no upstream.")
     ] = False,
 ) -> None:
-    """Run the proxy until SIGTERM or SIGINT."""
+    """Run the proxy until SIGTERM or SIGINT; SIGHUP reloads the settings.
+
+    A second SIGTERM or SIGINT ends it at once.
+    """
     flags: dict[str, Any] = {}
     if listen is not None:
         flags["listen"] = listen
@@ -39,10 +45,11 @@ def serve(
         flags["storage"] = {"path": str(storage)}
     if offline:
         flags["offline"] = True
+    load = partial(configuration.load, config, flags)
     try:
-        settings = configuration.load(config, flags)
+        settings = load()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings))
+            runner.run(_serve(settings, load))
     except ConfigError as error:
         refuse(str(error))
 
@@ -56,25 +63,79 @@ def check(config: ConfigOption = None) -> None:
     typer.echo(f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}")
 
 
-async def _serve(settings: Settings) -> None:
+class _Signals:
+    """The signals that came: SIGHUP for a reload, SIGTERM or SIGINT for the end."""
+
+    def __init__(self) -> None:
+        self._received: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._is_ending = False
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, number)
+        loop.add_signal_handler(signal.SIGHUP, self._received.put_nowait, signal.SIGHUP)
+
+    async def next(self) -> signal.Signals:
+        """Return the next signal."""
+        return await self._received.get()
+
+    def _end(self, number: signal.Signals) -> None:
+        """Pass the first one on; at the second, end without waiting for anything.
+
+        Nothing is lost by that but what a kill would lose: running responses and downloads.
+        """
+        if self._is_ending:
+            log.warning("ends at once", signal=signal.Signals(number).name)
+            os._exit(128 + number)
+        self._is_ending = True
+        self._received.put_nowait(number)
+
+
+async def _serve(settings: Settings, load: Callable[[], Settings]) -> None:
+    """Run until SIGTERM or SIGINT; ``load`` reads the settings again."""
     stream = logs.standard_error()
     render = logs.configure(settings.log.level, settings.log.format, stream)
+    request_logs: list[RequestLog] = []
 
     def make_request_log(counters: CacheCounters) -> RequestLog:
-        enabled = settings.log.level in ("debug", "info")
-        return RequestLog(render, stream, enabled=enabled, on_drop=counters.unlogged)
+        enabled = _logs_requests(settings)
+        request_log = RequestLog(render, stream, enabled=enabled, on_drop=counters.unlogged)
+        request_logs.append(request_log)
+        return request_log
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, stop.set)
+    signals = _Signals()
     async with running(settings, make_request_log) as app:
         assert app.address is not None
         typer.echo(_banner(settings, app.address))
         log.info("listening", address=app.address, storage=str(settings.storage.path))
-        await stop.wait()
-        log.info("stopping", grace_seconds=settings.shutdown_grace)
+        while await signals.next() == signal.SIGHUP:
+            now = await _reloaded(app, load)
+            if now is not None:
+                logs.set_level(now.log.level)
+                for request_log in request_logs:
+                    request_log.enabled = _logs_requests(now)
+        log.info(
+            "stopping",
+            responses=app.responses(),
+            downloads=len(app.admin.stats()["downloads"]),
+            delay_seconds=settings.shutdown_delay,
+            grace_seconds=settings.shutdown_grace,
+        )
     log.info("stopped")
+
+
+async def _reloaded(app: App, load: Callable[[], Settings]) -> Settings | None:
+    """Return the settings in force after a reload; None if it failed and nothing has changed."""
+    try:
+        return await app.reload(await asyncio.to_thread(load))
+    except ConfigError as error:
+        log.error("settings not reloaded, nothing has changed", error=str(error))
+    except Exception:
+        log.exception("settings not reloaded")
+    return None
+
+
+def _logs_requests(settings: Settings) -> bool:
+    return settings.log.level in ("debug", "info")
 
 
 def _banner(settings: Settings, address: str) -> str:

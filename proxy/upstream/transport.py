@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Final, NamedTuple
+from weakref import WeakSet
 
 from aiohttp import (
     ClientConnectorCertificateError,
@@ -60,6 +61,7 @@ class Transport:
         self.name = name
         self.counters = counters
         self._guard = trust.guard
+        self._responses: WeakSet[ClientResponse] = WeakSet()
         self._proxies = Proxies()
         trust.guard.permit_dialling(self._proxies.hosts)
         self._session = ClientSession(
@@ -120,9 +122,16 @@ class Transport:
         if url.scheme == "http":  # inside a tunnel, aiohttp sends them to the proxy only
             headers = {**headers, **via.get("proxy_headers", {})}
         with self.translated():
-            return await self._session.request(
+            response = await self._session.request(
                 method, url, headers=headers, allow_redirects=False, **via
             )
+        self._responses.add(response)
+        return response
+
+    @property
+    def is_idle(self) -> bool:
+        """No response is being read."""
+        return all(response.closed for response in self._responses)
 
     async def _small(self, response: ClientResponse) -> bytes:
         """Return a body of up to 64 KiB; a larger one is cut and its connection closed."""

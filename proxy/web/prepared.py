@@ -56,6 +56,10 @@ class Prepared:
         counters = self._metrics.of(target.upstream)
         self._known[connection.head] = _Request(exchange, route, target, counters)
 
+    def forget(self) -> None:
+        """Forget every request: names may lead elsewhere now."""
+        self._known.clear()
+
     def answer(self, head: bytes, client: str | None) -> tuple[bytes, bytes] | None:
         """Return headers and body for a request's bytes; None when they do not lie ready."""
         request = self._known.get(head)

@@ -27,6 +27,14 @@ class RegistryServer(Server):
         )
         self._answers = answers
 
+    @property
+    def responses(self) -> int:
+        """How many requests are being answered now."""
+        return sum(
+            isinstance(connection, Connection) and connection.is_answering
+            for connection in self.connections
+        )
+
     def __call__(self) -> RequestHandler:
         """Return the protocol of one new connection."""
         return Connection(self, loop=self._loop, answers=self._answers, **self._kwargs)

@@ -98,8 +98,8 @@ class Verifier:
             self._is_running = False
 
     async def scrub(self, every: float, rate: int) -> None:
-        """Verify and repair in the background for ever, beginning a round each ``every`` s."""
-        while True:
+        """Verify and repair in the background until ``stop``, beginning a round each ``every`` s."""
+        while not self._is_stopping:
             noted = await self._index.note(_NOTE)
             done_at = noted.get("done_at") if isinstance(noted, dict) else None
             if done_at is None and noted is None:

@@ -98,7 +98,7 @@ class Verifier:
             self._is_running = False
 
     async def scrub(self, every: float, rate: int) -> None:
-        """Verify and repair in the background until ``stop``, beginning a round each ``every`` s."""
+        """Verify and repair in the background until ``stop``, a round each ``every`` seconds."""
         while not self._is_stopping:
             noted = await self._index.note(_NOTE)
             done_at = noted.get("done_at") if isinstance(noted, dict) else None

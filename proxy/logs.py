@@ -73,6 +73,11 @@ def configure(level: str, form: Literal["auto", "console", "json"], stream: Text
     return Renderer(final, is_json=not console)
 
 
+def set_level(level: str) -> None:
+    """Log events of ``level`` and above from now on."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+
+
 def _tracebacks() -> structlog.processors.ExceptionRenderer:
     """Render tracebacks without the frames' variables: those may be secrets."""
     return structlog.processors.ExceptionRenderer(
@@ -118,11 +123,15 @@ class RequestLog:
         """``level``: what is logged. Requests are ``info``, those that end in 5xx ``warning``."""
         self._render = render
         self._stream = stream
-        self._takes_all = level in ("debug", "info")
-        self._takes_failed = level != "error"
+        self.set_level(level)
         self._on_drop = on_drop
         self._pending: deque[_Answered] = deque()
         self._writing = threading.Lock()
+
+    def set_level(self, level: Level) -> None:
+        """Log requests from this level on."""
+        self._takes_all = level in ("debug", "info")
+        self._takes_failed = level != "error"
 
     def add(self, fields: Mapping[str, Any], seconds: float, client: str | None) -> None:
         """Take one answered request; fields that are None are left out of its line.

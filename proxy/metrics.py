@@ -203,6 +203,10 @@ class Metrics:
         self.readiness: Final = Readiness()
         self.loop_lag = 0.0
 
+    def add(self, upstream: str) -> UpstreamCounters:
+        """Return an upstream's counters, which begin at 0 for a new one."""
+        return self.upstreams.setdefault(upstream, UpstreamCounters())
+
     def of(self, upstream: str | None) -> UpstreamCounters:
         """Return an upstream's counters; None stands for requests that reached no upstream."""
         return self.unrouted if upstream is None else self.upstreams[upstream]

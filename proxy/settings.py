@@ -267,6 +267,7 @@ class Settings(Section):
     listen: str = "127.0.0.1:5000"
     tls: ServerTLS | None = None
     trusted_proxies: tuple[str, ...] = ()
+    shutdown_delay: Seconds = 0.0
     shutdown_grace: Seconds = 30.0
     storage: Storage = Field(default_factory=Storage)
     default_upstream: str = "docker.io"

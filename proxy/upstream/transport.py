@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Final, NamedTuple
+from weakref import WeakSet
 
 from aiohttp import (
     ClientConnectorCertificateError,
@@ -68,6 +69,7 @@ class Transport:
         self.name = name
         self.counters = counters
         self._guard = trust.guard
+        self._responses: WeakSet[ClientResponse] = WeakSet()
         self._proxies = Proxies()
         self.redactor = Redactor()
         trust.guard.permit_dialling(self._proxies.addresses)
@@ -147,9 +149,15 @@ class Transport:
                     method, url, headers=headers, allow_redirects=False, read_bufsize=buffer, **via
                 )
             status = response.status
+            self._responses.add(response)
             return response
         finally:
             self.counters.upstream_answered(status, perf_counter() - began)
+
+    @property
+    def is_idle(self) -> bool:
+        """No response is being read."""
+        return all(response.closed for response in self._responses)
 
     async def _small(self, response: ClientResponse) -> bytes:
         """Return a body of up to 64 KiB; a larger one is cut and its connection closed."""

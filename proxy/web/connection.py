@@ -170,6 +170,11 @@ class Connection(RequestHandler):
         self.transport.write(_NO_TLS)
         self.linger()
 
+    @property
+    def is_answering(self) -> bool:
+        """A request is being answered."""
+        return self._current_request is not None
+
     def _is_idle(self) -> bool:
         """Tell whether aiohttp waits for a request, and the client has taken what it was sent."""
         waiter = self._waiter

@@ -42,6 +42,10 @@ class Token:
     def __init__(self, file: Path | None) -> None:
         self._file = file
 
+    def use(self, file: Path | None) -> None:
+        """Expect the token in this file from now on."""
+        self._file = file
+
     async def require(self, request: BaseRequest) -> None:
         """Raise ``Denied`` or ``Unauthorized`` unless the request carries the token."""
         file = self._file

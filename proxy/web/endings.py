@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from proxy.metrics import Outcome
 from proxy.names import Kind
-from proxy.upstream.failures import FailureLog
+from proxy.upstream.registry import Upstream
 from proxy.web.exchange import Exchange
 
 _INSTEAD = {
@@ -18,16 +18,17 @@ class Endings:
     """Called with every exchange at its end."""
 
     def __init__(
-        self, learn: Callable[[Exchange], None], failures: Mapping[str, FailureLog]
+        self, learn: Callable[[Exchange], None], upstreams: Mapping[str, Upstream]
     ) -> None:
-        """``learn`` is called with each exchange; ``failures`` is each upstream's log."""
+        """``learn`` is called with each exchange; failures go to the logs of ``upstreams``."""
         self._learn = learn
-        self._failures = failures
+        self._upstreams = upstreams
 
     def __call__(self, exchange: Exchange) -> None:
         """Report a failure of upstream, and let the exchange be learnt."""
         if exchange.failure is not None and exchange.target is not None:
-            self._failures[exchange.target.upstream].report(exchange.failure, _served(exchange))
+            upstream = self._upstreams[exchange.target.upstream]
+            upstream.failures.report(exchange.failure, _served(exchange))
         self._learn(exchange)
 
 

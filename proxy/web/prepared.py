@@ -69,6 +69,10 @@ class Prepared:
         request = self._known[connection.head] = _Request(exchange, route, target, counters)
         request.named_client = self._trusted.named(exchange.request.headers)
 
+    def forget(self) -> None:
+        """Forget every request: names may lead elsewhere now."""
+        self._known.clear()
+
     def answer(self, head: bytes, client: str | None) -> tuple[bytes, bytes] | None:
         """Return headers and body for a request's bytes; None when they do not lie ready."""
         request = self._known.get(head)

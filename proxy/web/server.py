@@ -40,6 +40,14 @@ class RegistryServer(Server):
         self._answers = answers
         self._clients = clients
 
+    @property
+    def responses(self) -> int:
+        """How many requests are being answered now."""
+        return sum(
+            isinstance(connection, Connection) and connection.is_answering
+            for connection in self.connections
+        )
+
     def __call__(self) -> RequestHandler:
         """Return the protocol of one new connection."""
         return Connection(

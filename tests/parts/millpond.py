@@ -1,6 +1,7 @@
 """The real process: `python -m proxy serve` with a configuration file of its own."""
 
 import json
+import os
 import ssl
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,8 +53,9 @@ class Millpond:
             "freshness": {"tag_ttl": "5m"},
             "log": {"format": "json"},
         }
+        self._settings = merged(settings, extra)
         self.config = root / "millpond.yaml"
-        self.config.write_text(yaml.safe_dump(merged(settings, extra)))
+        self.configure({})
         argv = [*under, sys.executable, "-m", "proxy", "serve", "-c", str(self.config)]
         env = hermetic(root, PYTHONPATH=str(REPOSITORY_ROOT), PYTHONUNBUFFERED="1")
         self._daemon = Daemon(argv, env, root / "millpond.log")
@@ -75,6 +77,29 @@ class Millpond:
         assert status == 0, f"exit status {status} on SIGTERM:\n{self._daemon.tail()}"
         assert "Traceback" not in log, log
         return log
+
+    def configure(self, extra: Mapping[str, Any]) -> None:
+        """Write its configuration anew, with `extra` laid over that of the start."""
+        self.config.write_text(yaml.safe_dump(merged(self._settings, extra)))
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self._daemon.pid, number)
+
+    def is_alive(self) -> bool:
+        """Tell whether the process runs."""
+        return self._daemon.is_alive()
+
+    def status(self) -> int:
+        """Return its exit status once it has ended by itself."""
+        assert not self._daemon.is_alive()
+        return self._daemon.stop()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the events of its log that have this name."""
+        lines = self._daemon.log.read_text().splitlines()
+        events = (json.loads(line) for line in lines if line.startswith("{"))
+        return [event for event in events if event.get("event") == name]
 
     def kill(self) -> None:
         """End it by SIGKILL."""

@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 3
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .PHONY: run test check format parts attack bench bench-check soak clean
@@ -8,8 +9,8 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 run: $(VENV)/.installed ## start the proxy on 127.0.0.1:5000, mirroring Docker Hub
 	@exec $(BIN)/millpond serve $(ARGS)
 
-test: check parts ## every check and every test, real clients included
-	$(BIN)/python -m pytest $(ARGS)
+test: check parts ## every check and every test, real clients included, by WORKERS=3 processes
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 check: $(VENV)/.installed-test ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -56,15 +56,16 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--at-least", type=float, default=0.95, help="share to be caught, 0 to 1")
     parser.add_argument("--state", type=Path, default=ROOT / ".breakages_cache")
+    parser.add_argument("--only", nargs="*", default=[], help="modules, such as proxy/policy.py")
     parser.add_argument("--list", action="store_true", help="only print what would be broken")
     options = parser.parse_args()
-    sites = chosen(ROOT, options.count, options.seed)
+    sites = chosen(ROOT, options.count, options.seed, options.only)
     if options.list:
         for site in sites:
             print(site.key)
         return 0
     options.state.mkdir(exist_ok=True)
-    covering = read(_mapped(options.state / "covering.json"))
+    covering = read(_mapped(options.state / "covering", options.workers))
     results = options.state / f"seed-{options.seed}.jsonl"
     verdicts = _remembered(results, sites)
     todo = [site for site in sites if site.key not in {v.site.key for v in verdicts}]
@@ -80,16 +81,19 @@ def main() -> int:
     return _report(verdicts, options.at_least)
 
 
-def _mapped(file: Path) -> Path:
-    """Return the file that tells which tests execute which lines; made if it is older than they."""
+def _mapped(directory: Path, workers: int) -> Path:
+    """Return where it is written which tests execute which lines; found out if `proxy/` is newer."""
     newest = max(path.stat().st_mtime for path in (ROOT / "proxy").rglob("*.py"))
-    if not file.exists() or file.stat().st_mtime < newest:
+    known = list(directory.glob("*.json"))
+    if not known or min(file.stat().st_mtime for file in known) < newest:
         print("Finding out which tests execute which lines ...", flush=True)
-        words = ["-q", "-p", "tests.breakages.covering", "-p", "no:cacheprovider", "-n0"]
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        words = ["-q", "-p", "tests.breakages.covering", "-p", "no:cacheprovider", f"-n{workers}"]
         left_out = [f"--ignore={place}" for place in LEFT_OUT]
         argv = [sys.executable, "-m", "pytest", *words, *left_out]
-        subprocess.run(argv, cwd=ROOT, env=os.environ | {"COVERING": str(file)}, check=False)
-    return file
+        subprocess.run(argv, cwd=ROOT, env=os.environ | {"COVERING": str(directory)}, check=False)
+    return directory
 
 
 def _remembered(results: Path, sites: Sequence[Site]) -> list[Verdict]:

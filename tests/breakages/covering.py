@@ -1,7 +1,7 @@
 """Which tests execute which lines of `proxy/`, and how long each test takes.
 
-`python -m pytest -p tests.breakages.covering` writes that into the file that the environment
-variable `COVERING` names. It needs the package `coverage`. Only what runs in pytest's own process is
+`python -m pytest -p tests.breakages.covering` writes that into the directory that the environment
+variable `COVERING` names, a file a worker. It needs the package `coverage`. Only what runs in pytest's own process is
 seen, threads included.
 """
 
@@ -39,17 +39,18 @@ class Covering:
         return sorted(counted, key=lambda test: -counted[test])
 
 
-def read(file: Path) -> Covering:
-    """Return what a run has written."""
-    found = json.loads(file.read_text())
-    names = found["tests"]
-    lines = {
-        path: {
-            int(line): [names[number] for number in numbers] for line, numbers in by_line.items()
-        }
-        for path, by_line in found["lines"].items()
-    }
-    return Covering(lines, found["seconds"])
+def read(directory: Path) -> Covering:
+    """Return what a run has written, all its workers together."""
+    lines: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    seconds: dict[str, float] = {}
+    for file in sorted(directory.glob("*.json")):
+        found = json.loads(file.read_text())
+        names = found["tests"]
+        seconds |= found["seconds"]
+        for path, by_line in found["lines"].items():
+            for line, numbers in by_line.items():
+                lines[path][int(line)] += [names[number] for number in numbers]
+    return Covering(lines, seconds)
 
 
 class Recorder:
@@ -89,4 +90,8 @@ class Recorder:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Recorder(Path(os.environ["COVERING"])))
+    """Record, unless the workers do."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker or not config.getoption("numprocesses", None):
+        file = Path(os.environ["COVERING"]) / f"{worker or 'only'}.json"
+        config.pluginmanager.register(Recorder(file))

@@ -7,7 +7,7 @@ assertions, `__repr__`, and what is there for the type checker.
 import ast
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -59,11 +59,15 @@ class Site:
         return source[: self.start] + self.instead.encode() + source[self.stop :]
 
 
-def chosen(root: Path, count: int, seed: int) -> list[Site]:
-    """Return `count` breakages, spread evenly over the modules and over the kinds in each."""
+def chosen(root: Path, count: int, seed: int, only: Sequence[str] = ()) -> list[Site]:
+    """Return `count` breakages, spread evenly over the modules and over the kinds in each.
+
+    `only` names the modules; all if there is none.
+    """
     rng = random.Random(seed)
     pools = []
-    for file in sorted((root / "proxy").rglob("*.py")):
+    files = [root / path for path in sorted(only)] or sorted((root / "proxy").rglob("*.py"))
+    for file in files:
         kinds = defaultdict(list)
         for site in found(file.relative_to(root).as_posix(), file.read_bytes()):
             kinds[site.kind].append(site)
@@ -74,7 +78,9 @@ def chosen(root: Path, count: int, seed: int) -> list[Site]:
         rng.shuffle(pools)
         for pool in pools[: count - len(picked)]:
             sites = rng.choice(pool)
-            picked.append(sites.pop())
+            site = sites.pop()
+            if _compiles(site, (root / site.path).read_bytes()):
+                picked.append(site)
             if not sites:
                 pool.remove(sites)
         pools = [pool for pool in pools if pool]
@@ -82,8 +88,8 @@ def chosen(root: Path, count: int, seed: int) -> list[Site]:
 
 
 def found(path: str, source: bytes) -> list[Site]:
-    """Return every breakage of one module that still compiles."""
-    return [site for site in _Finder(path, source).all() if _compiles(site, source)]
+    """Return every breakage of one module; a few do not compile."""
+    return list(_Finder(path, source).all())
 
 
 def _compiles(site: Site, source: bytes) -> bool:
@@ -151,7 +157,7 @@ class _Finder:
             case bool() as value:
                 yield self._site("constant", node, str(not value))
             case int() as value:
-                yield self._site("constant", node, str(value + 1))
+                yield self._site("constant", node, str(value + 1 if value < 10 else value * 1000))
             case float() as value:
                 yield self._site("constant", node, str(value * 1000 + 1))
 
@@ -163,7 +169,7 @@ class _Finder:
                 yield self._site("dropped call", node, "pass")
             case ast.Raise():
                 yield self._site("dropped raise", node, "pass")
-            case ast.Return(value=ast.expr() as value) if not _is_none(value):
+            case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
                 yield self._site("returns nothing", node, "return None")
             case ast.AugAssign() | ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
                 yield self._site("dropped assignment", node, "pass")
@@ -226,7 +232,3 @@ def _root(node: ast.expr) -> str:
     while isinstance(node, ast.Attribute):
         node = node.value
     return node.id if isinstance(node, ast.Name) else ""
-
-
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None

@@ -14,6 +14,7 @@ from tests.fakes.upstream import FakeUpstream
 from tests.limits import (
     pytest_configure,
     pytest_runtest_teardown,
+    pytest_sessionfinish,
     pytest_timeout_cancel_timer,
     pytest_timeout_set_timer,
 )
@@ -22,6 +23,7 @@ from tests.running import Proxy, Start, started
 __all__ = (
     "pytest_configure",
     "pytest_runtest_teardown",
+    "pytest_sessionfinish",
     "pytest_timeout_cancel_timer",
     "pytest_timeout_set_timer",
 )

@@ -306,6 +306,7 @@ async def endless_token(arena: Arena) -> None:
     arena.check(got.status in (502, 504), f"{got.status} for a token without end")
 
 
+_HASTY: Final = {"timeouts": {"answer": "3s", "idle": "5s"}}
 _LOGIN: Final = {"upstreams": {EVIL: {"username": "a", "password": SECRET}}}
 _NAMED: Final = {"upstreams": {"named.test": {"url": "http://localhost:EVIL_PORT"}}}
 
@@ -320,7 +321,7 @@ SCENARIOS: Final = (
     Scenario("endless tags", endless_tags, "pages of 7 MB without end"),
     Scenario("endless body", endless_body, "a body without end, into a full cache", FULL),
     Scenario("false size", false_size, "a body claims all of the cache", FULL),
-    Scenario("endless hints", endless_hints, "1xx answers without end"),
+    Scenario("endless hints", endless_hints, "1xx answers without end", _HASTY),
     Scenario("endless error", endless_error, "the body of a 503 has no end"),
     Scenario("endless token", endless_token, "a token answer has no end"),
     Scenario("echo", echoed_authorization, "our Authorization in all answers", _LOGIN),

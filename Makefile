@@ -1,15 +1,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 3
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: run test check format parts bench bench-check soak clean
+.PHONY: run test check format parts attack bench bench-check soak clean
 
 run: $(VENV)/.installed ## start the proxy on 127.0.0.1:5000, mirroring Docker Hub
 	@exec $(BIN)/millpond serve $(ARGS)
 
-test: check parts ## every check and every test, real clients included
-	$(BIN)/python -m pytest $(ARGS)
+test: check parts ## every check and every test, real clients included, by WORKERS=3 processes
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 check: $(VENV)/.installed-test ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -23,6 +24,9 @@ format: $(VENV)/.installed-test
 
 parts: ## the real registries and clients that the tests drive (Debian packages)
 	@tests/parts/install
+
+attack: $(VENV)/.installed-test ## hostile registries and clients against the real program; ONLY="'endless body' ranges"
+	@exec $(BIN)/python -m tests.attack $(ONLY)
 
 bench: $(VENV)/.installed-test ## beside the rivals; ONLY="case case", ROUNDS=5, ARGS=--write-baseline
 	@exec $(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)

@@ -14,6 +14,7 @@ from tests.fakes.upstream import FakeUpstream
 from tests.limits import (
     pytest_configure,
     pytest_runtest_teardown,
+    pytest_sessionfinish,
     pytest_timeout_cancel_timer,
     pytest_timeout_set_timer,
 )
@@ -22,15 +23,28 @@ from tests.running import Proxy, Start, started
 __all__ = (
     "pytest_configure",
     "pytest_runtest_teardown",
+    "pytest_sessionfinish",
     "pytest_timeout_cancel_timer",
     "pytest_timeout_set_timer",
 )
+
+PROGRAMS = frozenset({"attack", "clients", "crash"})
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that drive whole programs together: one worker runs them, one at a time.
+
+    They share daemons, or measure a program's memory and stalls.
+    """
+    for item in items:
+        if item.path.parent.name in PROGRAMS:
+            item.add_marker(pytest.mark.xdist_group("programs"))
 
 
 @pytest.fixture

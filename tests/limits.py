@@ -65,6 +65,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     return (yield)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Limit what is left to do after the last test: a loop that was not closed may never end."""
+    faulthandler.dump_traceback_later(GRACE, exit=True, file=session.config.stash[_TERMINAL])
+
+
 def stacks() -> str:
     """Return where each task of the running loop and each other thread waits."""
     out = io.StringIO()

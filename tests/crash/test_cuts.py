@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.harness import Plan, run
-from tests.crash.test_kills import assert_not_idle
+from tests.crash.test_kills import SEED, assert_not_idle
 from tests.parts.mounts import Disk
 from tests.parts.process import command, wait_until, workdir
 
@@ -59,7 +59,7 @@ def test_what_was_synced_is_read_after_a_cut_whoever_else_has_the_disk_mounted()
         disk.close()
 
 
-@pytest.mark.timeout(2 * SECONDS + 120)
+@pytest.mark.timeout(2 * SECONDS + 240)
 async def test_a_fixed_course_of_power_cuts() -> None:
-    report = await run(Plan(seed=20, kills=CUTS, seconds=SECONDS, cuts_power=True))
+    report = await run(Plan(seed=SEED, kills=CUTS, seconds=SECONDS, cuts_power=True))
     assert_not_idle(report)

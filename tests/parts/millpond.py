@@ -70,6 +70,15 @@ class Millpond:
         """Start the process; return when it says that it is ready."""
         self._daemon.start(self._is_ready)
 
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._daemon.pid
+
+    def run_under(self, *words: str) -> None:
+        """From the next start on, have another program start it, which must become it (exec)."""
+        self._daemon.argv = [*words, *self._daemon.argv]
+
     def stop(self, within: float = 10) -> str:
         """End it by SIGTERM; fail unless it ends well within seconds. Return its log."""
         status = self._daemon.stop(within)

@@ -1,0 +1,16 @@
+"""Nothing that a hostile registry, a hostile client or a bad day does hurts anybody else.
+
+The scenarios and their limits are in this directory; `make attack` prints what they measure.
+"""
+
+import pytest
+
+from tests.attack.arena import run
+from tests.attack.every import ALL
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ALL)
+async def test_an_attack_hurts_nobody_else(name: str) -> None:
+    row = await run(ALL[name])
+    assert not row.faults, row

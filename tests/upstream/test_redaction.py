@@ -108,9 +108,11 @@ async def test_t51_a_short_password_in_an_error_is_redacted(
     upstream.auth.scheme = "basic"
     upstream.auth.users = {"alice": "qzx"}
     proxy = await start(hub={"username": "alice", "password": "qzx"})
-    upstream.fault(echo(400, "the password qzx is good"))
-    answer = await proxy.get(PATHS[0])
-    assert b"the password [redacted] is good" in answer.body
+    for said in ("the password qzx is good", "the password q\u200bz\u200bx is good"):
+        upstream.heal()
+        upstream.fault(echo(400, said))
+        answer = await proxy.get(PATHS[0])
+        assert b"the password [redacted] is good" in answer.body
     assert "qzx" not in proxy.log.getvalue()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.upstream.auth import MAX_TOKEN
+from proxy.upstream.auth import MAX_REALM, MAX_SCOPE, MAX_TOKEN, read_realm
 from tests.fakes import content
 from tests.fakes.faults import body, header, status
 from tests.fakes.upstream import FakeUpstream
@@ -221,3 +221,28 @@ async def test_t49_a_token_is_no_longer_than_its_bound(
     sent = upstream.requests[-1].headers.get("Authorization")
     assert sent == ("Bearer " + "x" * length if status == 200 else None)
     assert (b"token of over" in answer.body) == (status == 502)
+
+
+@pytest.mark.parametrize(("excess", "is_used"), [(0, True), (1, False)])
+async def test_a_scope_of_absurd_length_is_not_used(
+    start: Start, upstream: FakeUpstream, excess: int, is_used: bool
+) -> None:
+    upstream.add("library/app", IMAGE)
+    upstream.auth.scheme = "bearer"
+    scope = PULL + " " + "x" * (MAX_SCOPE - len(PULL) - 1 + excess)
+    challenge = f'Bearer realm="{upstream.token_url}/token",scope="{scope}"'
+    upstream.fault(header("WWW-Authenticate", challenge), challenges=True, times=1)
+    proxy = await start()
+    assert (await proxy.get("/v2/app/manifests/latest")).status == 200
+    assert upstream.token_requests[0].query["scope"] == (scope if is_used else PULL)
+
+
+def test_a_realm_is_a_short_address_in_ascii() -> None:
+    assert read_realm("https://auth.example.com/token").host == "auth.example.com"
+    for text in (
+        "https://ä.example.com/",
+        "https://example.com/" + "x" * MAX_REALM,
+        "http://[",
+        "",
+    ):
+        assert not read_realm(text).host

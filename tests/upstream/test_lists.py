@@ -201,3 +201,15 @@ async def test_t49_a_body_without_end_beside_an_error_is_cut(
     records = upstream.token_requests if kind == "token" else upstream.requests
     [sent] = [record.sent for record in records if record.status == status]
     assert sent < 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("query", "status"), [("last=b", 200), ("last=\u00e4", 502), ("page=2", 502)]
+)
+async def test_a_link_that_cannot_be_followed(
+    start: Start, upstream: FakeUpstream, query: str, status: int
+) -> None:
+    upstream.fault(header("Link", f'</v2/library/app/tags/list?{query}>; rel="next"'), kind="tags")
+    answer = await (await start()).get(TAGS)
+    assert answer.status == status
+    assert status == 200 or b"cannot be followed" in answer.body

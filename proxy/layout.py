@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from io import BytesIO
 from typing import Any, Final, Protocol
 
@@ -68,19 +69,30 @@ class Layout:
         self._foreign: list[object] = []
         self._published: tuple[int, list[str]] | None = None
         self._recalled = asyncio.Event()
+        self._is_unreadable = False
 
     async def recall(self) -> None:
-        """Learn tags from ``index.json`` that the index has lost, and what others put there."""
+        """Learn tags from ``index.json`` that the index has lost, and what others put there.
+
+        While the file cannot be read it is not written either: it would lose what it says.
+        """
         if self._recalled.is_set():
             return
         await self._index.ready()
-        entries = _entries(await _content(self._shelf))
-        learnt, self._foreign = 0, []
+        try:
+            entries = _entries(await in_thread(self._shelf.read))
+        except FileNotFoundError:
+            entries = iter(())
+        except OSError as error:
+            self._is_unreadable = True
+            self._holdings.trouble(StorageError(f"reading index.json: {error}"))
+            return
+        learnt, foreign = 0, list[object]()
         for count, entry in enumerate(entries):
             if count % _SLICE == 0:
                 await asyncio.sleep(0)
             if OURS not in _annotations(entry):
-                self._foreign.append(entry)
+                foreign.append(entry)
             elif (known := _tagged(entry)) is not None:
                 target, tag, descriptor = known
                 if self._index.pointed(target, tag) is None:
@@ -88,11 +100,17 @@ class Layout:
                     learnt += 1
         if learnt:
             log.warning("tags found in index.json that the index had lost", tags=learnt)
+        self._foreign = foreign
         self._recalled.set()
 
     async def publish_for_ever(self) -> None:
         """Write ``index.json`` whenever what it tells has changed, but never all the time."""
-        await self._recalled.wait()
+        while not self._recalled.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PUBLISH_SECONDS):
+                    await self._recalled.wait()
+            if self._is_unreadable:
+                await self.recall()
         while True:
             started = time.monotonic()
             await self.keep()

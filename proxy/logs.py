@@ -20,7 +20,10 @@ import structlog
 FLUSH_SECONDS: Final = 0.2
 MAX_PENDING: Final = 50_000
 BATCH: Final = 1000
+Level = Literal["debug", "info", "warning", "error"]
+
 _REQUEST: Final = {"event": "request", "level": "info"}
+_FAILED_REQUEST: Final = {"event": "request", "level": "warning"}
 
 
 class Renderer:
@@ -70,6 +73,11 @@ def configure(level: str, form: Literal["auto", "console", "json"], stream: Text
     return Renderer(final, is_json=not console)
 
 
+def set_level(level: str) -> None:
+    """Log events of ``level`` and above from now on."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+
+
 def _tracebacks() -> structlog.processors.ExceptionRenderer:
     """Render tracebacks without the frames' variables: those may be secrets."""
     return structlog.processors.ExceptionRenderer(
@@ -109,22 +117,28 @@ class RequestLog:
         render: Renderer,
         stream: TextIO,
         *,
-        enabled: bool,
+        level: Level,
         on_drop: Callable[[], None],
     ) -> None:
+        """``level``: what is logged. Requests are ``info``, those that end in 5xx ``warning``."""
         self._render = render
         self._stream = stream
-        self._enabled = enabled
+        self.set_level(level)
         self._on_drop = on_drop
         self._pending: deque[_Answered] = deque()
         self._writing = threading.Lock()
+
+    def set_level(self, level: Level) -> None:
+        """Log requests from this level on."""
+        self._takes_all = level in ("debug", "info")
+        self._takes_failed = level != "error"
 
     def add(self, fields: Mapping[str, Any], seconds: float, client: str | None) -> None:
         """Take one answered request; fields that are None are left out of its line.
 
         The same mapping may come with many requests, and must not change between.
         """
-        if not self._enabled:
+        if not self._takes_all and not (self._takes_failed and _is_failed(fields)):
             return
         if len(self._pending) >= MAX_PENDING:
             self._on_drop()
@@ -163,7 +177,8 @@ class RequestLog:
     def _line(self, answered: _Answered) -> str:
         own = {"seconds": round(answered.seconds, 6), "client": answered.client}
         stamp = _stamp(answered.at)
-        return self._render(_REQUEST | {"timestamp": stamp} | _known(answered.fields) | _known(own))
+        about = _about(answered.fields)
+        return self._render(about | {"timestamp": stamp} | _known(answered.fields) | _known(own))
 
 
 class _Joined:
@@ -183,7 +198,7 @@ class _Joined:
             self._second, self._stamp = second, _stamp(second).removesuffix("Z")
         shared = self._shared.get(id(fields))
         if shared is None:  # the mapping is kept with its text, so that its id stays its own
-            text = self._render(_REQUEST | _known(fields))[:-1]
+            text = self._render(_about(fields) | _known(fields))[:-1]
             shared = self._shared[id(fields)] = fields, text
         end = self._clients.get(client)
         if end is None:
@@ -191,6 +206,16 @@ class _Joined:
             end = self._clients[client] = own if client is None else f", {own}"
         stamp = f"{self._stamp}.{int((at - second) * 1e6):06d}Z"
         return f'{shared[1]}, "timestamp": "{stamp}", "seconds": {seconds:.6f}{end}'
+
+
+def _is_failed(fields: Mapping[str, Any]) -> bool:
+    """Return True for a request that ends in 5xx."""
+    status = fields.get("status")
+    return status is not None and int(status) >= 500
+
+
+def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return _FAILED_REQUEST if _is_failed(fields) else _REQUEST
 
 
 def _stamp(at: float) -> str:

@@ -139,7 +139,12 @@ def is_index(body: bytes) -> bool:
 
 def referrers_of(body: bytes) -> list[dict[str, object]]:
     """Return the descriptors in an index of referrers; what is none is left out."""
-    entries = as_list(read_object(body).get("manifests"))
+    return referrers_in(read_object(body))
+
+
+def referrers_in(document: dict[str, object]) -> list[dict[str, object]]:
+    """Return the descriptors in a parsed index of referrers; other values are left out."""
+    entries = as_list(document.get("manifests"))
     return [entry for entry in entries if isinstance(entry, dict) and _descriptor(entry)]
 
 

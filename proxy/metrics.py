@@ -10,9 +10,15 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
+from proxy.histograms import Histogram, Timing
 from proxy.readiness import Readiness
 
 
@@ -37,10 +43,14 @@ class Outcome(Enum):
     """The client left before there was an answer."""
 
 
+_STATUSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
+
+
 class UpstreamCounters:
     """Running totals of one upstream since the start; bytes are bodies without headers."""
 
     __slots__ = (
+        "answers",
         "bytes_delivered",
         "bytes_from_upstream",
         "bytes_to_clients",
@@ -48,6 +58,7 @@ class UpstreamCounters:
         "manifest_pulls",
         "outcomes",
         "pulls_spent",
+        "timings",
         "token_requests",
         "upstream_requests",
     )
@@ -62,6 +73,13 @@ class UpstreamCounters:
         self.token_requests = 0
         self.manifest_pulls = 0
         self.pulls_spent = 0
+        self.timings: Final = {outcome: Timing() for outcome in Outcome}
+        self.answers: Final = {status: Histogram() for status in _STATUSES}
+
+    def upstream_answered(self, status: int | None, seconds: float) -> None:
+        """Count one HTTP request to upstream; ``status`` None: it gave no answer."""
+        name = "none" if status is None else f"{status // 100}xx"
+        self.answers.get(name, self.answers["none"]).observe(seconds)
 
     def answered(self, outcome: Outcome, sent: int, *, manifest: bool) -> None:
         """Count one request; ``sent`` is in bytes, ``manifest`` says that a whole one was sent."""
@@ -125,7 +143,9 @@ class CacheCounters:
         "prefetched_used_blobs",
         "prefetched_used_bytes",
         "prepared_answers",
+        "refused_connections",
         "repaired",
+        "stalled_clients",
         "storage_errors",
         "unlogged_requests",
         "verified",
@@ -146,6 +166,8 @@ class CacheCounters:
         self.prefetched_used_blobs = 0
         self.prefetched_used_bytes = 0
         self.storage_errors = 0
+        self.stalled_clients = 0
+        self.refused_connections = 0
         self.unlogged_requests = 0
 
     def storage_trouble(self) -> None:
@@ -180,6 +202,10 @@ class Metrics:
         self.tasks: Final[dict[str, TaskCounters]] = {}
         self.readiness: Final = Readiness()
         self.loop_lag = 0.0
+
+    def add(self, upstream: str) -> UpstreamCounters:
+        """Return an upstream's counters, which begin at 0 for a new one."""
+        return self.upstreams.setdefault(upstream, UpstreamCounters())
 
     def of(self, upstream: str | None) -> UpstreamCounters:
         """Return an upstream's counters; None stands for requests that reached no upstream."""
@@ -232,6 +258,12 @@ class _View(Collector):
             ("prefetched_used_blobs", "Those asked for later.", cache.prefetched_used_blobs),
             ("prefetched_used_bytes", "Bytes of those.", cache.prefetched_used_bytes),
             ("prepared_answers", "Requests answered at once from RAM.", cache.prepared_answers),
+            (
+                "refused_connections",
+                "Connections answered with 503 because there was no room.",
+                cache.refused_connections,
+            ),
+            ("stalled_clients", "Clients cut off for not reading.", cache.stalled_clients),
             ("unlogged_requests", "Access-log lines dropped under load.", cache.unlogged_requests),
         ):
             yield CounterMetricFamily(f"millpond_{name}", help_text, value)
@@ -305,6 +337,38 @@ class _View(Collector):
             for attribute, family in plain.items():
                 family.add_metric([name], getattr(counters, attribute))
         yield from (outcomes, errors, *plain.values())
+        yield from self._histograms()
+
+    def _histograms(self) -> Iterator[Metric]:
+        """Yield durations by upstream; what has not happened yet is left out."""
+        by_outcome = ["upstream", "outcome"]
+        first = HistogramMetricFamily(
+            "millpond_time_to_first_byte_seconds",
+            "From a request to the first byte of its answer.",
+            labels=by_outcome,
+        )
+        whole = HistogramMetricFamily(
+            "millpond_request_duration_seconds",
+            "From a request to the last byte of its answer.",
+            labels=by_outcome,
+        )
+        answers = HistogramMetricFamily(
+            "millpond_upstream_response_seconds",
+            "From a request to a registry, token server or CDN to the headers of its answer.",
+            labels=["upstream", "status"],
+        )
+        for name, counters in (*self._metrics.upstreams.items(), ("", self._metrics.unrouted)):
+            for outcome, timing in counters.timings.items():
+                _add(first, [name, outcome.value], timing.first_byte)
+                _add(whole, [name, outcome.value], timing.whole)
+            for status, histogram in counters.answers.items():
+                _add(answers, [name, status], histogram)
+        yield from (first, whole, answers)
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
+    if not histogram.is_empty:
+        family.add_metric(labels, histogram.buckets(), histogram.total)
 
 
 def registry(

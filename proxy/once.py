@@ -8,7 +8,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+import structlog
+
 Value = TypeVar("Value")
+log = structlog.get_logger(__name__)
 
 
 class Once(Generic[Value]):
@@ -20,12 +23,15 @@ class Once(Generic[Value]):
 
     async def do(self, key: object, work: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
         """Return what the one running ``work`` for ``key`` returns; raises what it raises."""
-        return await asyncio.shield(self.start(key, work))
+        return await asyncio.shield(self._task(key, work))
 
-    def start(
+    def start(self, key: object, work: Callable[[], Coroutine[Any, Any, Value]]) -> None:
+        """Begin ``work`` unless it runs for ``key``. What it raises is logged."""
+        self._task(key, work).add_done_callback(self._log_failure)
+
+    def _task(
         self, key: object, work: Callable[[], Coroutine[Any, Any, Value]]
     ) -> "asyncio.Task[Value]":
-        """Return the running task for ``key``, begun here if there was none."""
         task = self._running.get(key)
         if task is None:
             task = asyncio.create_task(work(), name=f"{self._name} {key}")
@@ -46,6 +52,10 @@ class Once(Generic[Value]):
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _log_failure(self, task: "asyncio.Task[Value]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background work failed", work=task.get_name(), exc_info=error)
 
     def _ended(self, key: object, task: "asyncio.Task[Value]") -> None:
         del self._running[key]

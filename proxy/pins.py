@@ -61,6 +61,10 @@ class _Pattern:
         )
 
 
+Configured = tuple[list[Image], list[_Pattern]]
+"""Configured pins: names and patterns."""
+
+
 class Pins:
     """The spared content. ``limit`` tells how many bytes may be pinned; ``parse`` reads a name."""
 
@@ -78,20 +82,31 @@ class Pins:
         self._parse = parse
         self.limit = limit
         self._feeds = feeds
-        self._exact: list[Image] = []
-        self._patterns: list[_Pattern] = []
-        for text in configured:
-            parsed = parse(text)
-            if isinstance(parsed, Selector):
-                self._patterns.append(_Pattern(text, parsed, re.compile(translate(text))))
-            else:
-                self._exact.append(parsed)
+        self._exact, self._patterns = self.parsed(configured, parse)
         self._added: list[Image | Selector] = []
         self._spared: set[Digest] = set()
         self._pins: list[Pin] = []
         self._seen: tuple[int, int, float] | None = None
         self._noting = asyncio.Lock()
         self._refused: set[str] = set()
+
+    @staticmethod
+    def parsed(configured: Iterable[str], parse: Callable[[str], Image | Selector]) -> Configured:
+        """Return configured pins for ``use``. Raises ``RegistryError`` for one that is no name."""
+        exact: list[Image] = []
+        patterns: list[_Pattern] = []
+        for text in configured:
+            parsed = parse(text)
+            if isinstance(parsed, Selector):
+                patterns.append(_Pattern(text, parsed, re.compile(translate(text))))
+            else:
+                exact.append(parsed)
+        return exact, patterns
+
+    def use(self, configured: Configured) -> None:
+        """Keep these instead of the former configured pins."""
+        self._exact, self._patterns = configured
+        self._seen = None
 
     async def load(self, named_elsewhere: Callable[[], Awaitable[list[str]]]) -> None:
         """Recall the pins that were added in former times; ``named_elsewhere`` if none is noted."""

@@ -25,21 +25,30 @@ class _Known(NamedTuple):
 
 
 class Router:
-    """Resolves names by one look-up table, built once from the settings."""
+    """Resolves names by one look-up table, built from the settings.
+
+    ``revision`` grows with each change of the settings.
+    """
 
     def __init__(self, settings: "Settings") -> None:
-        self._table: dict[str, _Known] = {}
-        self._hostnames: dict[str, _Known] = {}
+        self.revision = 0
+        self.use(settings)
+
+    def use(self, settings: "Settings") -> None:
+        """Resolve names by these settings from now on."""
+        table: dict[str, _Known] = {}
+        hostnames: dict[str, _Known] = {}
         for name, upstream in settings.upstreams.items():
             known = _Known(name, upstream.library_prefix)
             for alias in (name, *upstream.aliases):
-                self._table[alias] = known
+                table[alias] = known
             for host in (name, *upstream.aliases, *upstream.hostnames):
-                self._hostnames[host] = known
+                hostnames[host] = known
         for name, upstream in settings.upstreams.items():
-            known = self._table[name]
-            self._table.setdefault(_authority(URL(upstream.url)), known)
-        self._default = self._table[settings.default_upstream]
+            table.setdefault(_authority(URL(upstream.url)), table[name])
+        self._table, self._hostnames = table, hostnames
+        self._default = table[settings.default_upstream]
+        self.revision += 1
 
     def resolve(self, repo: Repo, host: str, ns: str | None) -> Target:
         """Return the upstream and repository that a request means.

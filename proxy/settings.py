@@ -7,6 +7,7 @@ YAML, overridden by ``MILLPOND_…`` environment variables, overridden by flags.
 import math
 import os
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -167,6 +168,7 @@ class Upstream(Section):
     password: SecretStr | None = None
     password_file: Path | None = None
     auth_hosts: tuple[str, ...] = ()
+    private: bool = False
     max_downloads: Annotated[int, Field(ge=1)] = 64
     tls: UpstreamTLS = UpstreamTLS()
     freshness: FreshnessOverride = FreshnessOverride()
@@ -202,12 +204,13 @@ class Upstream(Section):
 
 
 class Timeouts(Section):
-    """How long an upstream may take, in seconds."""
+    """How long an upstream may take, and a client that reads nothing, in seconds."""
 
     connect: Wait = 5.0
     answer: Wait = 20.0
     check: Wait = 3.0
     idle: Wait = 30.0
+    send: Wait = 60.0
 
 
 class Patience(Section):
@@ -263,6 +266,8 @@ class Settings(Section):
 
     listen: str = "127.0.0.1:5000"
     tls: ServerTLS | None = None
+    trusted_proxies: tuple[str, ...] = ()
+    shutdown_delay: Seconds = 0.0
     shutdown_grace: Seconds = 30.0
     storage: Storage = Field(default_factory=Storage)
     default_upstream: str = "docker.io"
@@ -289,6 +294,11 @@ class Settings(Section):
         """The port to listen on; 0 lets the system choose."""
         return int(self.listen.rpartition(":")[2])
 
+    @property
+    def most_downloads(self) -> int:
+        """The largest ``max_downloads`` of all upstreams."""
+        return max(upstream.max_downloads for upstream in self.upstreams.values())
+
     def freshness_of(self, upstream: str) -> Freshness:
         """Return the freshness that holds for an upstream, overrides applied."""
         override = self.upstreams[upstream].freshness.model_dump(exclude_none=True)
@@ -300,6 +310,18 @@ class Settings(Section):
         match = _LISTEN.fullmatch(value)
         if match is None or int(match[2]) > 65535:
             raise ValueError("not an address; write 127.0.0.1:5000 or [::1]:5000")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            try:
+                ip_network(network)
+            except ValueError:
+                raise ValueError(
+                    f"{network!r} is no address or network; write 10.0.0.5 or 10.0.0.0/8"
+                ) from None
         return value
 
     @field_validator("upstreams", mode="before")

@@ -44,6 +44,10 @@ Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
 
 
+class _StoppedError(Exception):
+    """The verification is to end."""
+
+
 class Verifier:
     """One verification at a time."""
 
@@ -63,15 +67,20 @@ class Verifier:
         self._index = holdings.index
         self._fetch = fetch
         self._clock = clock
-        self._is_running = False
+        self._is_running = self._is_stopping = False
         self._after = ""
         self._blobs = self._bytes = self._reading = self._bad = self._repaired = 0
+
+    def stop(self) -> None:
+        """End what runs, soon and for good: its events end without ``done``."""
+        self._is_stopping = True
 
     async def run(self, *, repair: bool, rate: int, restart: bool) -> AsyncGenerator[Event]:
         """Verify all that is held, at ``rate`` bytes a second (0: as fast as it goes).
 
         Yields what happens: start, progress, bad, done. Goes on where the last run was broken off
-        unless ``restart``. Raises ``Conflict`` when another one runs.
+        unless ``restart``. Without ``done`` at its end it was stopped. Raises ``Conflict`` when
+        another one runs.
         """
         if self._is_running:
             raise Conflict("a verification is running; wait for its end, or interrupt it")
@@ -83,12 +92,14 @@ class Verifier:
             async with aclosing(self._round(_Pace(rate), repair=repair)) as events:
                 async for event in events:
                     yield event
+        except _StoppedError:
+            log.info("verification stopped; the next one goes on from there")
         finally:
             self._is_running = False
 
     async def scrub(self, every: float, rate: int) -> None:
-        """Verify and repair in the background for ever, beginning a round each ``every`` s."""
-        while True:
+        """Verify and repair in the background until ``stop``, a round each ``every`` seconds."""
+        while not self._is_stopping:
             noted = await self._index.note(_NOTE)
             done_at = noted.get("done_at") if isinstance(noted, dict) else None
             if done_at is None and noted is None:
@@ -126,14 +137,17 @@ class Verifier:
             for digest in self._index.shelf(number):
                 if (len(digest), digest) <= (len(self._after), self._after) and number == first:
                     continue
+                self._check_stop()
                 async with _working(self._problem(digest, pace)) as hashing:
                     while not (await asyncio.wait([hashing], timeout=REPORT_SECONDS))[0]:
+                        self._check_stop()
                         yield {"event": "progress", **self._so_far()}
                 problem, size = hashing.result()
                 self._count(digest, size)
                 if problem is not None:
                     self._count_bad(digest)
-                    yield await self._set_right(digest, problem, repair=repair)
+                    righting = self._set_right(digest, problem, repair=repair)
+                    yield await self._unless_stopped(righting)
                 if (now := time.monotonic()) - reported >= REPORT_SECONDS:
                     reported = now
                     yield {"event": "progress", **self._so_far()}
@@ -159,7 +173,8 @@ class Verifier:
                 self._tried.add(piece.digest)
                 self._count_bad(piece.digest)
                 holders = await missing.holders(self._index, piece.digest) if repair else None
-                outcome = await self._repair(piece.digest, piece.media_type, holders)
+                repairing = self._repair(piece.digest, piece.media_type, holders)
+                outcome = await self._unless_stopped(repairing)
                 known = {"digest": piece.digest, "reason": piece.reason, "images": piece.images}
                 yield {"event": "bad", "quarantined": None} | known | outcome
 
@@ -255,6 +270,17 @@ class Verifier:
                 failure = error.message
             log.info("not repaired", target=str(target), digest=digest, reason=failure)
         return {"repaired": False, "failure": failure}
+
+    def _check_stop(self) -> None:
+        if self._is_stopping:
+            raise _StoppedError
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Return what ``work`` returns; a stop breaks it off, for a download may take long."""
+        async with _working(work) as task:
+            while not (await asyncio.wait([task], timeout=REPORT_SECONDS))[0]:
+                self._check_stop()
+            return task.result()
 
     def _so_far(self) -> dict[str, int]:
         return {"blobs": self._blobs, "bytes": self._bytes + self._reading}

@@ -17,6 +17,7 @@ from proxy.logs import RequestLog
 from proxy.names import Repo, Tag, Target
 from proxy.records import Sighting
 from proxy.settings import Settings
+from proxy.upstream.guard import SYSTEM_NETWORK
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
 
@@ -94,6 +95,7 @@ QUIET_STORAGE = {
 async def started(
     upstream: FakeUpstream, storage: Path, clock: Clock, changes: dict[str, Any]
 ) -> AsyncIterator[Proxy]:
+    network = changes.pop("network", SYSTEM_NETWORK)
     hub = {"url": upstream.url} | changes.pop("hub", {})
     document: dict[str, Any] = {
         "listen": "127.0.0.1:0",
@@ -108,11 +110,13 @@ async def started(
     render = logs.configure("debug", "json", log)
 
     def make_request_log(counters: Any) -> RequestLog:
-        return RequestLog(render, log, enabled=True, on_drop=counters.unlogged)
+        return RequestLog(render, log, level="debug", on_drop=counters.unlogged)
 
     settings = Settings.model_validate(document)
     async with AsyncExitStack() as stack:
-        app = await stack.enter_async_context(running(settings, make_request_log, clock))
+        app = await stack.enter_async_context(
+            running(settings, make_request_log, clock, network=network)
+        )
         session = ClientSession(f"http://{app.address}", auto_decompress=False)
         client = await stack.enter_async_context(session)
         yield Proxy(app, client, storage, log, stack.aclose)

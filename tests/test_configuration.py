@@ -102,6 +102,8 @@ def test_sizes_and_durations(tmp_path: Path) -> None:
     [
         ("listen: nowhere", ["config.yaml:1: listen: not an address; write 127.0.0.1:5000 or [::1]:5000"]),
         ("\n\nlisten: 1.1.1.1:99999", ["config.yaml:3: listen: not an address; write 127.0.0.1:5000 or [::1]:5000"]),
+        ("trusted_proxies: [10.0.0.0/8, proxy.example]", ["config.yaml:1: trusted_proxies: 'proxy.example' is no address or network; write 10.0.0.5 or 10.0.0.0/8"]),
+        ("trusted_proxies: [10.0.0.5/8]", ["config.yaml:1: trusted_proxies: '10.0.0.5/8' is no address or network; write 10.0.0.5 or 10.0.0.0/8"]),
         ("storage:\n  max_sise: 1GiB", ["config.yaml:2: storage.max_sise: no such setting; did you mean max_size?"]),
         ("storage:\n  max_size: lots", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
         ("storage:\n  max_size: 1,5TiB", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),

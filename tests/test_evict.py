@@ -195,6 +195,17 @@ async def test_what_is_spared_stays_and_the_rest_goes(cache: Held) -> None:
     assert await cache.on_disk() == set(held[:4])
 
 
+async def test_quarantine_counts_into_the_limit(cache: Held, tmp_path: Path) -> None:
+    for number in range(25):
+        digest = await cache.blocks(number)
+        await cache.holdings.set_aside(digest, {"reason": "it has gone bad"})
+        places = [tmp_path / "quarantine", tmp_path / "blobs/sha256"]
+        files = [path for place in places for path in place.iterdir()]
+        taken = sum(disk_bytes(path.stat().st_size) for path in files)
+        assert cache.evictor.used == taken <= LIMIT
+    assert list((tmp_path / "quarantine").iterdir()), "what fits is kept"
+
+
 async def test_quarantine_goes_before_content(cache: Held, tmp_path: Path) -> None:
     held = [await cache.blocks(number) for number in range(9)]
     kept = await cache.holdings.set_aside(held[0], {"reason": "a test"})

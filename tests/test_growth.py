@@ -14,13 +14,12 @@ from typing import Any, cast
 
 import pytest
 from multidict import CIMultiDict
-from yarl import URL
 
 from proxy import manifests
 from proxy.errors import RegistryError
 from proxy.names import Digest, parse_digest, parse_path, parse_repo, parse_tag
 from proxy.policy import wish
-from proxy.upstream.auth import shares_domain
+from proxy.upstream.auth import read_realm, shares_domain
 from proxy.upstream.budget import Budget
 from proxy.upstream.challenge import parse_challenges
 from proxy.upstream.headers import content_range, next_link, retry_after
@@ -52,11 +51,12 @@ READERS: dict[str, Callable[[str], object]] = {
     "Retry-After": lambda value: retry_after({"Retry-After": value}),
     "Content-Range": lambda value: content_range(f"bytes {value}"),
     "RateLimit-Remaining": lambda value: Budget(time.time).note(
-        CIMultiDict({"ratelimit-limit": f"100{value}", "ratelimit-remaining": value})
+        CIMultiDict({"ratelimit-limit": f"100{value}", "ratelimit-remaining": value}), value
     ),
     "Content-Type": manifests.is_media_type,
     "Docker-Content-Digest": lambda value: parse_digest(f"sha256{value}"),
-    "realm": lambda value: shares_domain(URL(f"https://{value}/").host or "", "example.com"),
+    "realm": lambda value: shares_domain(read_realm(f"https://{value}").host or "", "example.com"),
+    "host": lambda value: shares_domain(value, "example.com"),
     "repository": parse_repo,
     "tag": parse_tag,
     "path": lambda value: parse_path(f"/v2/{value}/manifests/{value}"),
@@ -71,29 +71,38 @@ PIECES = [
     "a ", "a,", 'a"', "a=", "a= ", 'a="', '"\\', "a-", "a.", "a/", "a__", "<a>,", "<a>; ", ", <",
     "; rel", "0-0,", "0 ,", " -", "ä", "ä.",
 ]  # fmt: skip
-STARTS = ["", "0,", '"', "x="]
-ENDS = ["", "!", '"', "="]
+STARTS = ["", "0,", '"']
+ENDS = ["!", '"']
 
 
 def _seconds(read: Callable[[str], object], value: str) -> float:
-    """The least of several runs: what else the machine does only adds to it."""
+    """The least time of this thread in several runs: what else runs only adds to it."""
     best = float("inf")
-    for _ in range(5):
-        begun = time.perf_counter()
+    for _ in range(7):
+        begun = time.thread_time()
         with contextlib.suppress(RegistryError, ValueError):
             read(value)
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.thread_time() - begun)
         if not BLURRED / 4 < best < 10 * FAST:
             break
     return best
+
+
+def _grows_too_fast(read: Callable[[str], object], long: str, short: str) -> bool:
+    """Whether it still does when it is measured again."""
+    for _ in range(4):
+        seconds = _seconds(read, long)
+        if seconds < max(BLURRED, GROWTH * _seconds(read, short)):
+            return False
+    return True
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_t46_reading_takes_time_that_grows_with_the_length(name: str) -> None:
     read = READERS[name]
     for start, piece, end in itertools.product(STARTS, PIECES, ENDS):
-        long = _seconds(read, start + piece * (LONG // len(piece)) + end)
-        assert long < FAST, (start, piece, end, long)
-        if long > BLURRED:
-            short = _seconds(read, start + piece * (SHORT // len(piece)) + end)
-            assert long < GROWTH * short, (start, piece, end, short, long)
+        long = start + piece * (LONG // len(piece)) + end
+        short = start + piece * (SHORT // len(piece)) + end
+        seconds = _seconds(read, long)
+        assert seconds < FAST, (start, piece, end)
+        assert seconds < BLURRED or not _grows_too_fast(read, long, short), (start, piece, end)

@@ -42,8 +42,11 @@ class Writes:
         self._shelf = cache.shelf
         self.count = 0
         self.fails = False
+        self.is_unreadable = False
 
     def read(self) -> bytes:
+        if self.is_unreadable:
+            raise OSError(5, "Input/output error")
         return self._shelf.read()
 
     def write(self, written: bytes) -> None:
@@ -300,6 +303,63 @@ async def test_it_is_written_when_something_has_changed_and_only_then(
     count = shelf.count
     await asyncio.sleep(0.02)
     assert shelf.count == count
+    publishing.cancel()
+
+
+async def test_nothing_is_written_before_the_last_one_was_read(cache: Held) -> None:
+    """As at a stop right after the start: what the file says would be lost."""
+    await cache.image("app:1", IMAGE)
+    await published(cache)
+    before = (cache.root / "index.json").read_bytes()
+    target, tag = named("app:1")
+    await cache.index.drop_tag(target, tag)
+    shelf = Writes(cache)
+    names = Layout(cache.holdings, shelf, list)
+    await names.keep()
+    assert (shelf.count, (cache.root / "index.json").read_bytes()) == (0, before)
+    await names.recall()
+    assert cache.index.pointed(target, tag) is not None
+    await names.keep()
+    assert set(entries(cache.root)) == {"docker.io/library/app:1"}
+
+
+async def test_a_proxy_that_is_stopped_before_it_has_read_the_names_keeps_them(
+    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.add("library/app", IMAGE)
+    proxy = await start()
+    await pulled(proxy, "app", IMAGE)
+    await proxy.close()
+    before = (proxy.storage / "index.json").read_bytes()
+    assert b"docker.io/library/app:latest" in before
+    shutil.rmtree(proxy.storage / "index")
+
+    async def waits(_: Layout) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Layout, "recall", waits)
+    again = await start()
+    assert (await again.get("/-/healthz")).status == 200
+    await again.close()
+    assert (proxy.storage / "index.json").read_bytes() == before
+
+
+async def test_an_index_that_the_disk_refuses_is_not_overwritten(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "PUBLISH_SECONDS", 0.01)
+    (cache.root / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [FOREIGN]}))
+    await cache.image("app:1", IMAGE)
+    shelf = Writes(cache)
+    shelf.is_unreadable = True
+    names = Layout(cache.holdings, shelf, list)
+    await names.recall()
+    publishing = asyncio.create_task(names.publish_for_ever())
+    await until(lambda: cache.counters.storage_errors > 3)
+    assert shelf.count == 0
+    shelf.is_unreadable = False
+    await until(lambda: shelf.count == 1)
+    assert FOREIGN in document(cache.root)["manifests"]
     publishing.cancel()
 
 

@@ -19,7 +19,7 @@ class Broken(io.StringIO):
 def log_to(stream: io.StringIO, form: Any = "json", drops: list[int] | None = None) -> RequestLog:
     render = logs.configure("info", form, stream)
     lost: list[int] = [] if drops is None else drops
-    return RequestLog(render, stream, enabled=True, on_drop=lambda: lost.append(1))
+    return RequestLog(render, stream, level="info", on_drop=lambda: lost.append(1))
 
 
 def test_a_line_has_what_is_known() -> None:
@@ -88,3 +88,23 @@ def test_what_cannot_be_said_fails_nobody() -> None:
     log_to(Broken())
     structlog.get_logger("proxy").error("the disk is full")
     structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize(
+    ("level", "logged"),
+    [("debug", [200, 404, 500, 502]), ("info", [200, 404, 500, 502]), ("warning", [500, 502]),
+     ("error", [])],
+)  # fmt: skip
+def test_t66_requests_that_end_in_5xx_are_warnings(
+    form: Any, level: logs.Level, logged: list[int]
+) -> None:
+    stream = io.StringIO()
+    render = logs.configure(level, form, stream)
+    log = RequestLog(render, stream, level=level, on_drop=lambda: None)
+    for status in (200, 404, 500, 502):
+        log.add({"status": status}, 0.0, None)
+    log.flush()
+    lines = stream.getvalue().splitlines()
+    assert [next(s for s in (200, 404, 500, 502) if str(s) in line) for line in lines] == logged
+    assert all(("warning" in line) == ("status" in line and "50" in line) for line in lines)

@@ -1,6 +1,7 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from proxy.once import Once
 
@@ -69,3 +70,19 @@ async def test_close_ends_what_runs() -> None:
     assert not once.is_running("k")
     with pytest.raises(asyncio.CancelledError):
         await waiter
+
+
+async def test_t60_what_fails_while_nobody_waits_is_logged() -> None:
+    once: Once[None] = Once("refresh")
+
+    async def work() -> None:
+        raise LookupError("out of the blue")
+
+    with capture_logs() as logged:
+        once.start("k", work)
+        once.start("k", work)
+        while once.is_running("k"):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert {entry["work"] for entry in logged} == {"refresh k"}
+    assert isinstance(logged[0]["exc_info"], LookupError)

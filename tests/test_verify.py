@@ -545,6 +545,36 @@ async def test_the_scrub_begins_after_its_interval_repairs_and_comes_again(
     assert '"stage": "done"' in proxy.log.getvalue()
 
 
+async def test_t67_a_stop_ends_the_scrub_for_good(cache: Held, verifier: Verifier) -> None:
+    await cache.index.set_note("verify", {"done_at": 0.0})
+    scrub = asyncio.create_task(verifier.scrub(1.0, 1))
+    await until(lambda: verifier._is_running)
+    verifier.stop()
+    await asyncio.wait_for(scrub, 10)
+    noted = await cache.index.note("verify")
+    assert "done_at" not in noted, "the next process goes on"
+
+
+async def test_t67_a_stop_breaks_off_a_repair_that_takes_long(cache: Held, clock: Clock) -> None:
+    fetching = asyncio.Event()
+
+    async def fetch(*_: object) -> bool:
+        fetching.set()
+        await asyncio.Event().wait()
+        return True
+
+    verifier = Verifier(cache.holdings, fetch, clock)
+    cache.path(LAYER).write_bytes(altered(DATA))
+    running = asyncio.create_task(run(verifier, repair=True))
+    await fetching.wait()
+    verifier.stop()
+    events = await asyncio.wait_for(running, 10)
+    assert "done" not in {event["event"] for event in events}
+    again = Verifier(cache.holdings, Asked(), clock)  # as after a restart
+    *_, done = await run(again, repair=True)
+    assert (done["bad"], done["repaired"]) == (1, 1)
+
+
 async def test_the_scrub_waits_while_somebody_verifies(
     cache: Held, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,31 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from socket import socket
-from ssl import SSLContext
 from typing import Final
 
 import structlog
-from aiohttp.web import ServerRunner, SockSite
 
-from proxy.app import listening, storage
+from proxy.app import cache as caching
+from proxy.app import listening, reload, serving, storage
+from proxy.app.descriptors import raise_limit, shared_out
 from proxy.app.upstreams import Upstreams
-from proxy.cache import Cache
-from proxy.cache.ahead import Ahead, Bounds
 from proxy.cache.at_hand import AtHand
-from proxy.cache.blobs import Blobs
-from proxy.cache.expected import Expected
 from proxy.cache.holdings import Holdings
-from proxy.cache.listings import Listings
-from proxy.cache.manifests import Manifests
-from proxy.cache.referrers import ReferrersCache
-from proxy.cache.small import SmallBlobs
-from proxy.cache.sources import Source, Sources
-from proxy.cache.sweeps import Sweeps
-from proxy.cache.tags import Tags
+from proxy.cache.sources import Sources
 from proxy.errors import StorageError
 from proxy.flights import Flights
 from proxy.index import Index
@@ -37,14 +26,16 @@ from proxy.repair import presume, prune, reconcile
 from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.supervisor import Supervisor
+from proxy.upstream.guard import SYSTEM_NETWORK, Network
 from proxy.verify import Verifier
 from proxy.web import lag
 from proxy.web.admin import Admin
 from proxy.web.certificate import Certificate
 from proxy.web.control import Control, Token
+from proxy.web.endings import Endings
+from proxy.web.forwarded import TrustedProxies
 from proxy.web.prepared import Prepared
 from proxy.web.registry import Registry
-from proxy.web.server import RegistryServer
 
 SETTLED_SECONDS: Final = 600.0
 DAY_SECONDS: Final = 86400.0
@@ -54,11 +45,17 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A running proxy: where it listens (None: nowhere), its numbers, and its durable facts."""
+    """A running proxy: where it listens (None: nowhere), its numbers, and its durable facts.
+
+    ``reload`` puts other settings in force and returns those in force then; raises ``ConfigError``
+    and changes nothing. ``responses`` counts the responses in progress.
+    """
 
     address: str | None
     admin: Admin
     index: Index
+    reload: Callable[[Settings], Awaitable[Settings]]
+    responses: Callable[[], int]
 
 
 @asynccontextmanager
@@ -68,16 +65,18 @@ async def running(
     clock: Clock = time.time,
     *,
     is_public: bool = True,
+    network: Network = SYSTEM_NETWORK,
 ) -> AsyncIterator[App]:
     """Run the proxy while the context is open; leaving it stops gracefully.
 
     Needs no network. ``is_public`` False listens on the admin socket only. Raises ``ConfigError``
-    when a setting cannot be put into practice.
+    when a setting cannot be put into practice. ``network`` resolves the names of upstreams.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics(list(settings.upstreams))
         certificate = Certificate(settings.tls) if settings.tls and is_public else None
         listener = stack.enter_context(listening.public(settings)) if is_public else None
+        shares = shared_out(raise_limit(), settings.most_downloads)
         router = Router(settings)
         kept = await storage.opened(stack, settings, router, metrics, clock)
         stack.push_async_callback(kept.layout.keep)
@@ -87,91 +86,66 @@ async def running(
 
         flights = Flights(settings.storage.finish_from)
         stack.push_async_callback(flights.close)
-        sources = Sources(Upstreams(stack, settings, metrics, clock).build())
-        cache = _cache(stack, settings, kept, flights, sources)
+        upstreams = Upstreams(metrics, clock, shares.downloads, network)
+        stack.push_async_callback(upstreams.close)
+        sources = Sources(upstreams.commit(await upstreams.prepare(settings)))
+        cache = caching.built(stack, settings, kept, flights, sources)
         verifier = Verifier(kept.holdings, cache.fetch, clock, kept.pins.roots)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
-        prepared = Prepared(at_hand, metrics=metrics, request_log=request_log)
-        registry = Registry(
-            router, cache, metrics=metrics, request_log=request_log, learn=prepared.learn
-        )
+        trusted = TrustedProxies(settings.trusted_proxies)
+        prepared = Prepared(at_hand, metrics=metrics, request_log=request_log, trusted=trusted)
+        at_end = Endings(prepared.learn, upstreams.known)
+        registry = Registry(router, cache, metrics=metrics, request_log=request_log, learn=at_end)
         token = Token(settings.admin.token_file)
         admin = Admin(
             metrics,
             kept.holdings,
             flights=flights,
-            budgets={name: source.upstream.budget for name, source in sources.items()},
+            upstreams=upstreams.known,
             control=Control(kept.holdings, kept.pins, kept.feeds, verifier, token),
         )
         background.start("request log", request_log.write_for_ever)
         background.start("loop lag", lambda: lag.watch(metrics))
-        background.start_essential("reconcile", lambda: _agree(kept, offline=settings.offline))
-        background.start_essential("eviction", lambda: kept.evictor.watch(clock))
-        background.start("names", kept.layout.publish_for_ever)
-        background.start("feeds", kept.feeds.watch)
-        if is_public and settings.storage.scrub_every < float("inf"):
-            every, rate = settings.storage.scrub_every, settings.storage.scrub_rate
-            background.start("scrub", lambda: verifier.scrub(every, rate))
+        _look_after(background, kept, offline=settings.offline)
+        background.start("upstreams", upstreams.close_retired)
+        parts = serving.Parts(registry, admin, prepared.answer, trusted, metrics.cache)
+        servers = serving.Servers(stack, parts, settings.shutdown_grace)
         if settings.admin.socket:
-            own = stack.enter_context(listening.admin(kept.directory))
-            server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer)
-            await _serve(stack, server, own, grace=settings.shutdown_grace)
+            await servers.serve_operator(stack.enter_context(listening.admin(kept.directory)))
         if listener is not None:
-            server = RegistryServer(registry.handle, admin.handle, prepared.answer)
-            if certificate is not None:
-                background.start("certificate", certificate.watch)
-            context = certificate.context if certificate is not None else None
-            await _serve(stack, server, listener, context, grace=settings.shutdown_grace)
+            clients = await servers.serve_clients(
+                listener,
+                certificate.context if certificate is not None else None,
+                limit=shares.clients,
+                send_timeout=settings.timeouts.send,
+            )
+            background.start("stalled clients", clients.watch)
+            _scrub(background, verifier, settings)
+        if certificate is not None:
+            background.start("certificate", certificate.watch)
         address = None if listener is None else listening.address(listener)
-        yield App(address, admin, kept.index)
+        applied = reload.Parts(router, upstreams, sources, kept.pins, prepared, certificate, token)
+        reloader = reload.Reloader(settings, applied)
+        yield App(address, admin, kept.index, reloader.apply, lambda: servers.responses)
         admin.is_stopping = True
+        verifier.stop()
+        if is_public:
+            await asyncio.sleep(settings.shutdown_delay)
 
 
-def _cache(
-    stack: AsyncExitStack,
-    settings: Settings,
-    kept: storage.Storage,
-    flights: Flights,
-    sources: Mapping[str, Source],
-) -> Cache:
-    holdings, index, clock = kept.holdings, kept.index, kept.holdings.clock
-    ram_bytes = int(settings.memory.manifests)
-    lists = kept.lists
-    manifests = Manifests(holdings, sources, lists=lists, clock=clock, ram_bytes=ram_bytes)
-    stack.push_async_callback(manifests.close)
-    tags = Tags(manifests, index, sources, clock=clock, patience=settings.timeouts.check)
-    stack.push_async_callback(tags.close)
-    expected = Expected(holdings.counters)
-    sizes = manifests.sizes
-    blobs = Blobs(holdings, sources, flights=flights, sizes=sizes, expected=expected)
-    stack.push_async_callback(blobs.close)
-    sweeps = Sweeps(holdings, sources, manifests=manifests, blobs=blobs)
-    stack.push_async_callback(sweeps.close)
-    bounds = Bounds(**settings.prefetch.model_dump())
-    ahead = Ahead(blobs, sources, flights=flights, expected=expected, bounds=bounds)
-    stack.push_async_callback(ahead.close)
-    memory = settings.memory
-    small = SmallBlobs(
-        blobs, holdings, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
-    )
-    listings = Listings(index, lists, sources, clock=clock, has_catalog=settings.catalog)
-    referrers = ReferrersCache(manifests, holdings, sources, clock=clock)
-    stack.push_async_callback(referrers.close)
-    return Cache(manifests, tags, blobs, small, listings, referrers, ahead, sweeps)
+def _look_after(background: Supervisor, kept: storage.Storage, *, offline: bool) -> None:
+    """Start what keeps the cache's directory in order."""
+    clock = kept.holdings.clock
+    background.start_essential("reconcile", lambda: _agree(kept, offline=offline))
+    background.start_essential("eviction", lambda: kept.evictor.watch(clock))
+    background.start("names", kept.layout.publish_for_ever)
+    background.start("feeds", kept.feeds.watch)
 
 
-async def _serve(
-    stack: AsyncExitStack,
-    server: RegistryServer,
-    listener: socket,
-    context: SSLContext | None = None,
-    *,
-    grace: float,
-) -> None:
-    runner = ServerRunner(server, shutdown_timeout=grace)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    await SockSite(runner, listener, ssl_context=context, backlog=listening.BACKLOG).start()
+def _scrub(background: Supervisor, verifier: Verifier, settings: Settings) -> None:
+    every, rate = settings.storage.scrub_every, settings.storage.scrub_rate
+    if every < float("inf"):
+        background.start("scrub", lambda: verifier.scrub(every, rate))
 
 
 async def _agree(kept: storage.Storage, *, offline: bool) -> None:

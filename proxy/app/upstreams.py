@@ -1,9 +1,14 @@
-"""Builds the configured upstreams."""
+"""Builds the configured upstreams, and builds them again when their settings change."""
 
+import asyncio
 import ssl
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
+import structlog
 from yarl import URL
 
 from proxy import VERSION
@@ -11,74 +16,185 @@ from proxy.cache.sources import Source
 from proxy.metrics import Metrics
 from proxy.policy import Rule
 from proxy.records import Clock
-from proxy.settings import Settings, UpstreamTLS
+from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.upstream.auth import Authorizer
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client
 from proxy.upstream.download import Terms
-from proxy.upstream.guard import Guard
+from proxy.upstream.guard import Guard, Network
 from proxy.upstream.patience import Limits, Patience
 from proxy.upstream.providers import Anonymous, Credentials, PasswordFile, Provider, Static
 from proxy.upstream.registry import Upstream
 from proxy.upstream.spans import Pieces
 from proxy.upstream.transport import Transport, Trust, client_context
 
+LOOK_SECONDS: Final = 5.0
+IDLE_SECONDS: Final = 60.0
+"""A replaced upstream is closed when it has had no open response for so long. Downloads pause
+between two responses when they resume, at most ``answer`` and ``MAX_RESUME_PAUSE`` seconds."""
+
+_ROUTING: Final = {"aliases": (), "hostnames": (), "library_prefix": False}
+"""Settings of an upstream that change where names lead, and nothing of its connections."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Built:
+    """One upstream with its connections. ``key`` is equal for equal settings and files."""
+
+    key: object
+    upstream: Upstream
+    transport: Transport
+    authorizer: Authorizer
+    version: int
+    busy_at: float = 0.0
+
+    async def close(self) -> None:
+        await self.authorizer.close()
+        await self.transport.close()
+
+
+class Plan:
+    """Upstreams that are built, and not in use before ``Upstreams.commit``."""
+
+    def __init__(self, built: dict[str, _Built], sources: dict[str, Source]) -> None:
+        self.built = built
+        self.sources = sources
+
 
 class Upstreams:
-    """Builds the configured upstreams, whose connections ``stack`` closes."""
+    """Owns the connections to all upstreams, until ``close``."""
 
-    def __init__(
-        self, stack: AsyncExitStack, settings: Settings, metrics: Metrics, clock: Clock
-    ) -> None:
-        self._stack = stack
-        self._settings = settings
+    def __init__(self, metrics: Metrics, clock: Clock, downloads: int, network: Network) -> None:
+        """Build nothing yet; ``downloads`` bounds ``max_downloads`` where descriptors are few."""
         self._metrics = metrics
         self._clock = clock
+        self._downloads = downloads
+        self._network = network
+        self._version = 0
+        self._built: dict[str, _Built] = {}
+        self._retired: list[_Built] = []
+        self.known: Final[dict[str, Upstream]] = {}
+        """Every upstream that was ever in use; of a name's upstreams the last one."""
 
-    def build(self) -> dict[str, Source]:
-        """Return every upstream with its rule. Raises ``ConfigError``."""
-        usual = UpstreamTLS()
-        shared = client_context("", usual)  # reading the system's authorities takes tens of ms
-        sources = {}
-        for name, upstream in self._settings.upstreams.items():
-            context = shared if upstream.tls == usual else client_context(name, upstream.tls)
-            sources[name] = Source(self._upstream(name, context), self._rule(name))
-        return sources
+    async def prepare(self, settings: Settings) -> Plan:
+        """Build what differs from what is in use, and keep the rest. Raises ``ConfigError``."""
+        shared: ssl.SSLContext | None = None
+        built: dict[str, _Built] = {}
+        try:
+            for name, configured in settings.upstreams.items():
+                known = self._built.get(name)
+                key = _key(settings, configured)
+                if known is not None and known.key == key:
+                    built[name] = known
+                    continue
+                if configured.tls != UpstreamTLS():
+                    context = client_context(name, configured.tls)
+                else:  # reading the system's authorities takes tens of milliseconds
+                    context = shared = shared or client_context("", UpstreamTLS())
+                built[name] = self._build(name, settings, context)
+        except BaseException:
+            await self.discard(Plan(built, {}))
+            raise
+        sources = {
+            name: Source(entry.upstream, _rule(settings, name), entry.version)
+            for name, entry in built.items()
+        }
+        return Plan(built, sources)
 
-    def _upstream(self, name: str, context: ssl.SSLContext) -> Upstream:
-        configured, patience = self._settings.upstreams[name], self._settings.patience
+    async def discard(self, plan: Plan) -> None:
+        """Close what was built and will not be used."""
+        for name, entry in plan.built.items():
+            if self._built.get(name) is not entry:
+                await entry.close()
+
+    def commit(self, plan: Plan) -> Mapping[str, Source]:
+        """Use these from now on; return them. Others finish what they do, and are then closed."""
+        now = time.monotonic()
+        for name, entry in self._built.items():
+            if plan.built.get(name) is not entry:
+                entry.busy_at = now
+                self._retired.append(entry)
+        self._built = plan.built
+        self.known.update({name: entry.upstream for name, entry in plan.built.items()})
+        return plan.sources
+
+    async def close_retired(self) -> None:
+        """Close replaced upstreams as they become idle, for as long as the proxy runs."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            for entry in list(self._retired):
+                if not entry.transport.is_idle:
+                    entry.busy_at = now
+                elif now - entry.busy_at >= IDLE_SECONDS:
+                    self._retired.remove(entry)
+                    await entry.close()
+                    log.debug("replaced upstream closed", upstream=entry.transport.name)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for entry in (*self._built.values(), *self._retired):
+            await entry.close()
+
+    def _build(self, name: str, settings: Settings, context: ssl.SSLContext) -> _Built:
+        configured, patience = settings.upstreams[name], settings.patience
         url = URL(configured.url)
+        guard = Guard(url, configured.auth_hosts, private=configured.private, network=self._network)
         transport = Transport(
             name,
-            trust=Trust(context, Guard(url.host or "", configured.auth_hosts)),
-            timeouts=self._settings.timeouts,
-            counters=self._metrics.of(name),
+            trust=Trust(context, guard),
+            timeouts=settings.timeouts,
+            counters=self._metrics.add(name),
             user_agent=f"millpond/{VERSION}",
         )
-        self._stack.push_async_callback(transport.close)
         provider, hosts = _provider(configured), configured.auth_hosts
         authorizer = Authorizer(url, provider, hosts, transport.fetch_token)
-        self._stack.push_async_callback(authorizer.close)
         limits = Limits(patience.retries, patience.failures, patience.pause, patience.cool_down)
         client = Client(
             url,
             transport,
             authorizer=authorizer,
             patience=Patience(name, limits, time.monotonic),
-            answer=self._settings.timeouts.answer,
+            answer=settings.timeouts.answer,
         )
-        budget, downloads = Budget(self._clock), configured.max_downloads
-        parallel = self._settings.parallel
+        downloads = min(configured.max_downloads, self._downloads)
+        parallel = settings.parallel
         pieces = Pieces(parallel.connections, int(parallel.start_from))
         terms = Terms(patience.resumes, pieces)
         is_anonymous = configured.username is None and configured.tls.cert_file is None
-        return Upstream(client, budget, terms=terms, downloads=downloads, is_anonymous=is_anonymous)
+        upstream = Upstream(
+            client, Budget(self._clock), terms=terms, downloads=downloads, is_anonymous=is_anonymous
+        )
+        self._version += 1
+        key = _key(settings, configured)
+        return _Built(key, upstream, transport, authorizer, self._version)
 
-    def _rule(self, name: str) -> Rule:
-        fresh = self._settings.freshness_of(name).model_dump()
-        keep_deleted = fresh.pop("deleted_tags")
-        return Rule(keep_deleted=keep_deleted, offline=self._settings.offline, **fresh)
+
+def _key(settings: Settings, configured: UpstreamSettings) -> object:
+    """Return what an upstream's connections depend on: settings, and the state of its files."""
+    own = configured.model_copy(update=_ROUTING | {"freshness": FreshnessOverride()})
+    tls = configured.tls
+    files = [_stamp(file) for file in (tls.ca_file, tls.cert_file, tls.key_file)]
+    files.append(_stamp(configured.password_file))
+    return own, settings.timeouts, settings.patience, settings.parallel, files
+
+
+def _stamp(file: Path | None) -> tuple[int, ...] | None:
+    """Return what changes when a file does; None if there is none."""
+    try:
+        status = None if file is None else file.stat()
+    except OSError:
+        return None
+    return None if status is None else (status.st_mtime_ns, status.st_ino, status.st_size)
+
+
+def _rule(settings: Settings, name: str) -> Rule:
+    fresh = settings.freshness_of(name).model_dump()
+    keep_deleted = fresh.pop("deleted_tags")
+    return Rule(keep_deleted=keep_deleted, offline=settings.offline, **fresh)
 
 
 def _provider(configured: UpstreamSettings) -> Provider:

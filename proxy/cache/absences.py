@@ -21,7 +21,7 @@ class Absences:
 
     async def refuse(self, target: Target, ref: str) -> None:
         """Raise ``unknown`` for what is known to be absent."""
-        message = await self._known.get(f"{target} {ref}")
+        message = await self._known.get(self._key(target, ref))
         if message is not None:
             error = self._unknown(message)
             error.is_remembered = True
@@ -29,9 +29,13 @@ class Absences:
 
     async def forget(self, target: Target, ref: str) -> None:
         """Believe it no longer: somebody wants to know afresh."""
-        await self._known.forget(f"{target} {ref}")
+        await self._known.forget(self._key(target, ref))
 
     async def learn(self, target: Target, ref: str, error: Absent) -> None:
         """Believe what upstream said, for ``negative_ttl``."""
         ttl = self._sources[target.upstream].rule.negative_ttl
-        await self._known.learn(f"{target} {ref}", error.message, ttl)
+        await self._known.learn(self._key(target, ref), error.message, ttl)
+
+    def _key(self, target: Target, ref: str) -> str:
+        """Return a key that holds for the present configuration of the upstream only."""
+        return f"{self._sources[target.upstream].version} {target} {ref}"

@@ -56,10 +56,10 @@ class Ahead:
 
     def begin(self, target: Target, manifest: bytes) -> None:
         """Begin to fetch what a manifest lists that a client has just got."""
-        rule, upstream = (
-            self._sources[target.upstream].rule,
-            self._sources[target.upstream].upstream,
-        )
+        source = self._sources.get(target.upstream)
+        if source is None:  # removed from the configuration since the manifest was asked for
+            return
+        rule, upstream = source.rule, source.upstream
         spared = rule.offline or policy.is_scarce(rule, upstream.budget.share)
         if spared or not self._bounds.blobs or len(self._images) >= MAX_IMAGES:
             return

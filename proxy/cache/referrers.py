@@ -4,6 +4,7 @@ Upstream's API, else its fallback tag (distribution-spec "Referrers Tag Schema")
 and says so itself. Never an empty list for a failure: that would hide a signature.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -20,6 +21,10 @@ from proxy.names import Digest, Tag, Target, parse_digest
 from proxy.once import Once
 from proxy.policy import Action, Wish
 from proxy.records import Clock, ReferrersRecord
+from proxy.upstream.lists import MAX_REFERRERS
+
+MAX_KEPT: Final = 1024 * 1024
+"""Bytes. A longer list is passed on, but neither kept nor linked."""
 
 FAILED_WARNING: Final = "stale: upstream failed, these are the referrers last seen"
 
@@ -86,7 +91,13 @@ class ReferrersCache:
                 if not is_index(manifest.body):
                     raise UpstreamUnavailable(f"{target}:{tag} is no list of referrers")
                 entries = referrers_of(manifest.body)
+                if len(entries) > MAX_REFERRERS:
+                    raise UpstreamUnavailable(
+                        f"{target}:{tag}: the list has more than {MAX_REFERRERS} entries"
+                    )
         record = ReferrersRecord(tuple(entries), self._clock())
+        if len(json.dumps(entries)) > MAX_KEPT:
+            return record
         await self._index.set_referrers(target, subject, record)
         listed = [parse_digest(str(entry["digest"])) for entry in entries]
         await self._index.link(target, self._holdings.public(listed))

@@ -11,7 +11,14 @@ from proxy import policy
 from proxy.cache.answers import Described, Forward, Manifest
 from proxy.cache.manifests import Manifests
 from proxy.cache.sources import Source
-from proxy.errors import Absent, ManifestUnknown, NotHeld, RegistryError, UpstreamTimeout
+from proxy.errors import (
+    Absent,
+    ManifestUnknown,
+    NotHeld,
+    RegistryError,
+    UpstreamFailure,
+    UpstreamTimeout,
+)
 from proxy.index import Index
 from proxy.metrics import Outcome
 from proxy.names import Tag, Target
@@ -194,6 +201,9 @@ class Tags:
             checked = await self._check(target, tag, record)
             if await self._spared(target, tag, record, checked) is None:
                 await self._manifests.get(target, checked.descriptor.digest, Wish.ANY)
+        except UpstreamFailure as error:
+            failures = self._sources[target.upstream].upstream.failures
+            failures.report(error, "the copy that is held")
         except RegistryError as error:
             log.info("refresh failed", target=str(target), tag=tag, error=error.message)
 

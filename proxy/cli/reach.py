@@ -195,7 +195,7 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> None:
     render = logs.configure("critical", settings.log.format, stream)  # answers say it
 
     def make_request_log(counters: CacheCounters) -> RequestLog:
-        return RequestLog(render, stream, enabled=False, on_drop=counters.unlogged)
+        return RequestLog(render, stream, level="error", on_drop=counters.unlogged)
 
     await stack.enter_async_context(running(settings, make_request_log, is_public=False))
 

@@ -1,8 +1,10 @@
 """Runs the proxy as this process until a signal ends it."""
 
 import asyncio
+import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from proxy import VERSION, configuration, logs
 from proxy.app import App, running
 from proxy.app.validation import validate
 from proxy.cli.words import show_size
+from proxy.errors import ConfigError
 from proxy.logs import RequestLog
 from proxy.metrics import CacheCounters
 from proxy.settings import Settings
@@ -22,31 +25,89 @@ log = structlog.get_logger(__name__)
 
 
 def run(config: Path | None, flags: dict[str, Any]) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ``ConfigError``."""
-    settings = configuration.load(config, flags)
-    validate(settings)
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads the settings. Raises ``ConfigError``.
+
+    A second SIGTERM or SIGINT ends it at once.
+    """
+
+    def load() -> Settings:
+        settings = configuration.load(config, flags)
+        validate(settings)
+        return settings
+
+    settings = load()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings))
+        runner.run(_serve(settings, load))
 
 
-async def _serve(settings: Settings) -> None:
+class _Signals:
+    """The signals that came: SIGHUP for a reload, SIGTERM or SIGINT for the end."""
+
+    def __init__(self) -> None:
+        self._received: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._is_ending = False
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, number)
+        loop.add_signal_handler(signal.SIGHUP, self._received.put_nowait, signal.SIGHUP)
+
+    async def next(self) -> signal.Signals:
+        """Return the next signal."""
+        return await self._received.get()
+
+    def _end(self, number: signal.Signals) -> None:
+        """Pass the first one on; at the second, end without waiting for anything.
+
+        Nothing is lost by that but what a kill would lose: running responses and downloads.
+        """
+        if self._is_ending:
+            log.warning("ends at once", signal=signal.Signals(number).name)
+            os._exit(128 + number)
+        self._is_ending = True
+        self._received.put_nowait(number)
+
+
+async def _serve(settings: Settings, load: Callable[[], Settings]) -> None:
+    """Run until SIGTERM or SIGINT; ``load`` reads the settings again."""
     stream = logs.standard_error()
     render = logs.configure(settings.log.level, settings.log.format, stream)
+    request_logs: list[RequestLog] = []
 
     def make_request_log(counters: CacheCounters) -> RequestLog:
-        enabled = settings.log.level in ("debug", "info")
-        return RequestLog(render, stream, enabled=enabled, on_drop=counters.unlogged)
+        level = settings.log.level
+        request_log = RequestLog(render, stream, level=level, on_drop=counters.unlogged)
+        request_logs.append(request_log)
+        return request_log
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, stop.set)
+    signals = _Signals()
     async with running(settings, make_request_log) as app:
         typer.echo(_banner(settings, app))
         log.info("listening", address=app.address, storage=str(settings.storage.path))
-        await stop.wait()
-        log.info("stopping", grace_seconds=settings.shutdown_grace)
+        while await signals.next() == signal.SIGHUP:
+            now = await _reloaded(app, load)
+            if now is not None:
+                logs.set_level(now.log.level)
+                for request_log in request_logs:
+                    request_log.set_level(now.log.level)
+        log.info(
+            "stopping",
+            responses=app.responses(),
+            downloads=len(app.admin.stats()["downloads"]),
+            delay_seconds=settings.shutdown_delay,
+            grace_seconds=settings.shutdown_grace,
+        )
     log.info("stopped")
+
+
+async def _reloaded(app: App, load: Callable[[], Settings]) -> Settings | None:
+    """Return the settings in force after a reload; None if it failed and nothing has changed."""
+    try:
+        return await app.reload(await asyncio.to_thread(load))
+    except ConfigError as error:
+        log.error("settings not reloaded, nothing has changed", error=str(error))
+    except Exception:
+        log.exception("settings not reloaded")
+    return None
 
 
 def _banner(settings: Settings, app: App) -> str:

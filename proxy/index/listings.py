@@ -5,13 +5,13 @@ in bytes, number and age; the lists that were seen longest ago go first.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from proxy.errors import StorageError, TagInvalid
+from proxy.errors import TagInvalid
 from proxy.index.table import UNREADABLE, Table
 from proxy.index.worker import Worker
 from proxy.names import Repo, Tag, Target, parse_tag
@@ -19,6 +19,9 @@ from proxy.records import Clock, ListedPage, TagList
 
 MAX_LIST_BYTES: Final = 1024 * 1024
 """Of one list as JSON; what does not fit is left out, and the list is incomplete."""
+
+MAX_NAMES: Final = 100_000
+"""Of one page. A hostile registry may send millions, and sorting them would hold up all else."""
 
 MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_LISTS: Final = 5000
@@ -50,8 +53,8 @@ class TagLists:
         """When each list was seen last, and its bytes; None until the table has been read."""
 
     async def __aenter__(self) -> Self:
-        """Open the table; a disk that fails only means that no list is kept."""
-        self._table = await self._worker.run(self._open)
+        """Open the table; if that fails, no list is kept."""
+        self._table = await self._worker.survive(lambda: Table(self._directory), None)
         return self
 
     async def __aexit__(
@@ -82,13 +85,6 @@ class TagLists:
         """Take one tag out of a list: upstream no longer has it."""
         if self._sizes is None or target in self._sizes:
             await self._worker.survive(lambda: self._forget_tag(target, tag), None)
-
-    def _open(self) -> Table | None:
-        try:
-            return Table(self._directory)
-        except StorageError:
-            self._worker.on_trouble()
-            return None
 
     def _row(self, target: Target) -> _Row | None:
         if self._table is None:
@@ -161,9 +157,9 @@ def with_page(row: _Row | None, page: ListedPage, now: float) -> _Row:
     walk, or begins one, extends it; at its end the walk replaces the list. Every other page only
     adds tags. Until a list has been read to its end, tags that upstream has dropped stay in it.
     """
-    fresh = _tags(page.tags)
+    fresh, is_cut = _tags(page.tags)
     if page.is_whole:
-        return _Row(_bounded(fresh, now, is_complete=True), [], {})
+        return _Row(_bounded(fresh, now, is_complete=not is_cut), [], {})
     before = row or _Row(TagList((), is_complete=False, seen_at=now), [], {})
     position = _position(page.query)
     walked: list[str] | None = None
@@ -172,12 +168,12 @@ def with_page(row: _Row | None, page: ListedPage, now: float) -> _Row:
     elif position == before.further:
         walked = [*before.walked, *fresh]
     further = _position(page.further)
-    if walked is not None and position and not further:
+    if walked is not None and position and not further and not is_cut:
         return _Row(_bounded(walked, now, is_complete=True), [], {})
     kept = _bounded([*before.kept.tags, *fresh], now, is_complete=before.kept.is_complete)
     if walked is None:
         return _Row(kept, before.walked, before.further)
-    if sum(map(len, walked)) > MAX_LIST_BYTES:
+    if is_cut or sum(map(len, walked)) > MAX_LIST_BYTES:
         return _Row(kept, [], {})
     return _Row(kept, walked if further else [], further)
 
@@ -187,13 +183,13 @@ def _position(query: dict[str, str]) -> dict[str, str]:
     return {name: query[name] for name in ("last", "next_page") if name in query}
 
 
-def _tags(names: Iterable[str]) -> list[str]:
-    """Return the names that are legal tags."""
+def _tags(names: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the names that are legal tags, and whether there are more than are looked at."""
     tags: list[str] = []
-    for name in names:
+    for name in names[:MAX_NAMES]:
         with suppress(TagInvalid):
             tags.append(parse_tag(name))
-    return tags
+    return tags, len(names) > MAX_NAMES
 
 
 def _bounded(tags: Iterable[str], now: float, *, is_complete: bool) -> TagList:

@@ -106,7 +106,7 @@ class DiskQuarantine:
     def _make_place(self) -> None:
         names = [name for name in os.listdir(self._directory.quarantine) if "." not in name]
         if len(names) >= LIMIT:
-            oldest = min(names, key=lambda name: self._status(name).st_mtime)
+            oldest = min(names, key=lambda name: self._status(name).st_ctime_ns)  # of the rename
             remove(oldest, self._directory.quarantine)
             remove(f"{oldest}.json", self._directory.quarantine)
 

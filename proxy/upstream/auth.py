@@ -151,11 +151,7 @@ class Authorizer:
         return token
 
     def _realm(self, challenge: Challenge) -> URL:
-        text = challenge.parameters.get("realm", "")
-        try:
-            realm = URL(text if len(text) <= MAX_REALM else "")
-        except ValueError:
-            realm = URL()
+        realm = read_realm(challenge.parameters.get("realm", ""))
         secure = realm.scheme == "https" or (realm.scheme == "http" == self._url.scheme)
         if not realm.host or realm.user or not secure:
             raise UpstreamUnavailable(f"{self._url.host} names no usable token server")
@@ -182,6 +178,17 @@ class Authorizer:
                 return TooManyRequests(said, retry_after=answer.retry_after)
             case _:
                 return UpstreamUnavailable(said)
+
+
+def read_realm(text: str) -> URL:
+    """Return a realm's address, empty if it is none.
+
+    One with other letters than ASCII is none (RFC 9110 §4.1), and would be slow to encode.
+    """
+    try:
+        return URL(text if text.isascii() and len(text) <= MAX_REALM else "")
+    except ValueError:
+        return URL()
 
 
 def shares_domain(host: str, own: str) -> bool:

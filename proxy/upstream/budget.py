@@ -51,8 +51,8 @@ class Budget:
             return 0.0
         return max(0.0, self._empty_since + self.window - self._clock())
 
-    def note(self, headers: Mapping[str, str]) -> None:
-        """Learn from the headers of an answer."""
+    def note(self, headers: Mapping[str, str], source: str) -> None:
+        """Learn from the headers of an answer; ``source`` is whom the limit is for."""
         limit = _VALUE.fullmatch(headers.get("ratelimit-limit", ""))
         remaining = _VALUE.fullmatch(headers.get("ratelimit-remaining", ""))
         if limit is None or remaining is None:
@@ -62,7 +62,7 @@ class Budget:
         self._noted_at = self._clock()
         self.limit, self.remaining = int(limit[1]), int(remaining[1])
         self.window = float(remaining[2] or limit[2] or DEFAULT_WINDOW)
-        self.source = headers.get("docker-ratelimit-source", "")[:64] or None
+        self.source = source[:64] or None
         if self.remaining > 0:
             self._empty_since = None
         elif self._empty_since is None:

@@ -5,6 +5,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeVar
 
@@ -25,7 +26,17 @@ from proxy.names import Repo
 from proxy.upstream.auth import Authorizer
 from proxy.upstream.headers import retry_after
 from proxy.upstream.patience import Patience
-from proxy.upstream.transport import Transport
+from proxy.upstream.transport import READ_BUFFER, SMALL_BUFFER, Transport
+
+LARGE: Final = 512 * 1024
+"""Bytes. Of answers that are read whole, longer ones are rare, and a few are read at a time."""
+
+MAX_LARGE: Final = 4
+"""Their number for each upstream, so that a hostile one cannot fill the memory with them."""
+
+MAX_MESSAGE: Final = 4096
+MAX_SHOWN: Final = 200
+"""Characters of an upstream's error message."""
 
 _NO_HEAD: Final = (405, 501)
 Result = TypeVar("Result")
@@ -51,6 +62,11 @@ class Question:
     def limit(self) -> str:
         """What a rate limit of this request would hold for."""
         return f"{self.method} {self.kind}{' to spare' if self.is_spare else ''}"
+
+    @property
+    def buffer(self) -> int:
+        """How many bytes of the answer aiohttp may read ahead, about twice over."""
+        return READ_BUFFER if self.kind == "blobs" else SMALL_BUFFER
 
     @property
     def item(self) -> str:
@@ -83,6 +99,12 @@ class Client:
         self._url = url
         self._authorizer = authorizer
         self.answer_seconds = answer
+        self._large = asyncio.Semaphore(MAX_LARGE)
+
+    @property
+    def host(self) -> str:
+        """The registry's host."""
+        return self._url.host or ""
 
     async def ask(self, question: Question) -> ClientResponse:
         """Return a good answer; its caller reads or closes it.
@@ -102,13 +124,16 @@ class Client:
         async def read_once() -> Answer:
             response = await self._once(question)
             body = bytearray()
-            try:
+            async with AsyncExitStack() as stack:
+                stack.callback(response.close)
+                is_large = False
                 async for chunk in self.transport.chunks(response):
                     body += chunk
                     if len(body) > limit:
                         return Answer(response, None)
-            finally:
-                response.close()
+                    if len(body) > LARGE and not is_large:
+                        is_large = True
+                        await stack.enter_async_context(self._large)
             return Answer(response, bytes(body))
 
         return await self._patiently(question, read_once)
@@ -135,6 +160,8 @@ class Client:
                 result = await attempt()
             except RegistryError as error:
                 error.was_forwarded = True
+                error.message = self.transport.redactor.clean_message(error.message)
+                error.args = (error.message,)
                 failures += 1
                 wait = self.patience.wait_before(failures, error)
                 if question.is_spare or wait is None or wait > self.answer_seconds / 2:
@@ -163,10 +190,10 @@ class Client:
 
     async def _authorized(self, question: Question, url: URL) -> ClientResponse:
         """Send, and answer a challenge once. A refused token is renewed from a fresh challenge."""
-        method, headers = question.method, question.headers
+        method, headers, buffer = question.method, question.headers, question.buffer
         scope = f"repository:{question.repo}:pull"
         sent = await self._authorizer.header(scope)
-        response = await self.transport.send(method, url, headers, sent)
+        response = await self.transport.send(method, url, headers, sent, buffer=buffer)
         stale = response.status == 401 or (
             response.status == 403 and (sent or "").startswith("Bearer ")  # ghcr's way
         )
@@ -176,7 +203,7 @@ class Client:
             if any("insufficient_scope" in refusal for refusal in refusals):
                 return response
             await self.transport.drain(response)
-            response = await self.transport.send(method, url, headers, None)
+            response = await self.transport.send(method, url, headers, None, buffer=buffer)
         if response.status != 401 or not self.is_own(response):
             return response
         challenges = response.headers.getall("WWW-Authenticate", [])
@@ -184,7 +211,7 @@ class Client:
         if not challenges:
             challenges = await self._ping()
         answer = await self._authorizer.learn(challenges, scope)
-        return await self.transport.send(method, url, headers, answer)
+        return await self.transport.send(method, url, headers, answer, buffer=buffer)
 
     def is_own(self, response: ClientResponse) -> bool:
         """Tell the registry's answers from those of hosts that it redirected us to."""
@@ -204,7 +231,7 @@ class Client:
 
     async def _meaning(self, response: ClientResponse, absent: type[Absent]) -> RegistryError:
         body = await self.transport.drain(response)
-        said = f"{self.name} answers {response.status}{_reason(body)}"
+        said = f"{self.name} answers {response.status}{self._reason(body)}"
         match response.status:
             case 401 if self.is_own(response):
                 return await self._authorizer.refused()
@@ -221,10 +248,15 @@ class Client:
                     said, retry_after=retry_after(response.headers), is_answer=True
                 )
 
+    def _reason(self, body: bytes) -> str:
+        """Return the message of an error document, shortened, or nothing.
 
-def _reason(body: bytes) -> str:
-    """Return the message of an error document, shortened, or nothing."""
-    errors = as_list(read_object(body).get("errors"))
-    message = errors[0].get("message", "") if errors and isinstance(errors[0], dict) else ""
-    printable = "".join(c for c in str(message)[:200] if c.isprintable())
-    return f": {printable}" if printable else ""
+        One of absurd length is left out, because a secret that is cut cannot be found.
+        """
+        errors = as_list(read_object(body).get("errors"))
+        message = errors[0].get("message", "") if errors and isinstance(errors[0], dict) else ""
+        if not isinstance(message, str) or len(message) > MAX_MESSAGE:
+            return ""
+        printable = "".join(c for c in message if c.isprintable())
+        shown = self.transport.redactor.clean(printable)[:MAX_SHOWN]
+        return f": {shown}" if shown else ""

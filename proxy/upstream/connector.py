@@ -7,15 +7,17 @@ installed aiohttp.
 """
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from ssl import SSLContext
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import ClientConnectionError, StreamReader, TCPConnector
 from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_INTERIM: Final = 32
 """Interim responses before one answer. Registries send none; proxies send a few."""
@@ -65,11 +67,14 @@ class _OneAnswer(ResponseHandler):
             super().data_received(data[begin:] if begin else data)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Queue an answer; count interim responses instead, which nobody reads."""
+        """Queue an answer; count interim responses instead, which nobody reads.
+
+        101 ends the connection at once: it changes the protocol, which no request asked for.
+        """
         code = data[0].code
-        if 100 <= code < 200 and code != 101:
+        if 100 <= code < 200:
             self._interim += 1
-            if self._interim == MAX_INTERIM + 1:
+            if self._interim == MAX_INTERIM + 1 or code == 101:
                 self.set_exception(TooManyInterimError("interim responses without an answer"))
                 self._end()
         elif self._is_answered:

@@ -8,8 +8,10 @@ one request at a time then probes it.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
+import structlog
 from cachetools import LRUCache
 
 from proxy.errors import RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
@@ -19,6 +21,8 @@ MAX_COOL_DOWN: Final = 900.0
 MAX_OBJECTS: Final = 10_000
 _PASSING: Final = (UpstreamUnavailable, UpstreamTimeout)
 _FIRST_WAIT: Final = 0.2
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,17 @@ class Limits:
     cool_down: float
 
 
+class Circuit(Enum):
+    """The state of an upstream's circuit. The value is its number in the metrics."""
+
+    CLOSED = 0
+    """Requests go upstream."""
+    PROBING = 1
+    """The next request tries whether upstream works again."""
+    OPEN = 2
+    """Upstream is left alone."""
+
+
 class _Circuit:
     """A row of failures, and until when it keeps everybody but one probe away."""
 
@@ -38,6 +53,7 @@ class _Circuit:
         self._limits = limits
         self.failures = 0
         self.until = 0.0
+        self.opened_at: float | None = None
         self._pause = limits.pause
 
     def admit(self, now: float) -> None:
@@ -49,6 +65,8 @@ class _Circuit:
         """Lengthen the row."""
         self.failures += 1
         if self.failures >= self._limits.failures:
+            if self.opened_at is None:
+                self.opened_at = now
             self.until = now + self._pause
             self._pause = min(self._pause * 2, MAX_PAUSE)
 
@@ -68,11 +86,29 @@ class Patience:
         self._cool_until: dict[str, float] = {}
         self._upstream = _Circuit(limits)
         self._objects: LRUCache[str, _Circuit] = LRUCache(MAX_OBJECTS)
+        self._answered_at: float | None = None
 
     @property
     def is_open(self) -> bool:
         """The circuit is open: upstream is left alone."""
         return self._now() < self._upstream.until
+
+    @property
+    def is_up(self) -> bool:
+        """Upstream has not failed since it answered last; True before the first request."""
+        return self._upstream.failures == 0
+
+    @property
+    def circuit(self) -> Circuit:
+        """Whether requests go upstream."""
+        if self.is_open:
+            return Circuit.OPEN
+        return Circuit.CLOSED if self._upstream.opened_at is None else Circuit.PROBING
+
+    @property
+    def seconds_since_answer(self) -> float | None:
+        """How long ago upstream answered last; None if it never did."""
+        return None if self._answered_at is None else self._now() - self._answered_at
 
     def admit(self, kind: str, item: str) -> None:
         """Let a request of ``kind`` for ``item`` go upstream, or raise why it must not.
@@ -103,6 +139,10 @@ class Patience:
 
     def answered(self, item: str) -> None:
         """Note that upstream works: it answered, whatever it said."""
+        self._answered_at = self._now()
+        if (opened_at := self._upstream.opened_at) is not None:
+            away = round(self._answered_at - opened_at, 1)
+            log.warning("upstream back again", upstream=self._name, away_seconds=away)
         self._upstream = _Circuit(self._limits)
         self._objects.pop(item, None)
 
@@ -121,7 +161,20 @@ class Patience:
         circuit.failed(self._now())
         unreachable = isinstance(error, UpstreamUnavailable) and not error.is_answer
         if circuit.failures == 1 or unreachable:
-            self._upstream.failed(self._now())
+            self._upstream_failed(error)
+
+    def _upstream_failed(self, error: RegistryError) -> None:
+        was_open = self._upstream.opened_at is not None
+        self._upstream.failed(self._now())
+        if was_open or self._upstream.opened_at is None:
+            return
+        log.warning(
+            "upstream left alone",
+            upstream=self._name,
+            failures=self._upstream.failures,
+            pause_seconds=self._limits.pause,
+            cause=error.message,
+        )
 
     def wait_before(self, attempt: int, error: RegistryError) -> float | None:
         """Return the seconds to wait before trying again after ``attempt`` failures; None: do not.

@@ -29,9 +29,9 @@ class Proxies:
         }
 
     @property
-    def hosts(self) -> list[str]:
-        """The proxies' own hosts, which may be private."""
-        return [proxy.host for proxy in self._proxies.values() if proxy.host]
+    def addresses(self) -> list[URL]:
+        """The proxies' own addresses, which may be private."""
+        return list(self._proxies.values())
 
     def to(self, url: URL) -> ProxyArguments:
         """Return the arguments that send a request for ``url`` the right way."""

@@ -4,6 +4,7 @@ Absence and failure never share an error class: a failure told as absence makes 
 that an image or a signature does not exist.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from aiohttp import ClientResponse
 from yarl import URL
 
 from proxy import manifests
-from proxy.documents import as_list, read_object
+from proxy.documents import as_list
 from proxy.errors import (
     BlobUnknown,
     DigestInvalid,
@@ -30,14 +31,14 @@ from proxy.records import Descriptor
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 from proxy.upstream.download import Download, Sink, Terms
+from proxy.upstream.failures import FailureLog
 from proxy.upstream.headers import next_link
+from proxy.upstream.lists import MAX_REFERRERS, MAX_TAGS, Bounds
 from proxy.upstream.places import Places
 
-MAX_PAGES: Final = 100
 PAGE_KEYS: Final = ("n", "last", "next_page", "orderby", "artifactType")
 """What pages are called: the specification's names, Quay's and Azure's."""
 
-MAX_TAGS_BODY: Final = 16 * 1024 * 1024
 _MANIFEST: Final = {"Accept": manifests.ACCEPT}
 _INDEX: Final = {"Accept": manifests.OCI_INDEX}
 _ANY: Final = {"Accept": "*/*"}
@@ -95,6 +96,8 @@ class Upstream:
         self._terms = terms
         self.is_anonymous: Final = is_anonymous
         self.places = Places(downloads)
+        self.patience = client.patience
+        self.failures = FailureLog(client.name, client.host)
 
     def __repr__(self) -> str:
         return f"<Upstream {self._client.name}>"
@@ -108,12 +111,15 @@ class Upstream:
             Question("HEAD", repo, "manifests", ref, ManifestUnknown, _MANIFEST)
         )
         response.close()
-        self.budget.note(response.headers)
-        digest, media_type = _digest(response), _media_type(response)
+        self._note(response)
+        digest, media_type = self._digest(response), self._media_type(response)
         size = response.content_length
         if response.status >= 400 or digest is None or not size or not media_type:
             return None
         return Descriptor(media_type, digest, size)
+
+    def _note(self, response: ClientResponse) -> None:
+        self.budget.note(response.headers, self._said(response, "docker-ratelimit-source"))
 
     async def manifest(self, repo: Repo, ref: str) -> FetchedManifest:
         """Return a manifest. Raises ``ManifestTooLarge`` above 8 MiB."""
@@ -121,16 +127,16 @@ class Upstream:
             Question("GET", repo, "manifests", ref, ManifestUnknown, _MANIFEST),
             manifests.MAX_SIZE,
         )
-        self.budget.note(response.headers)
+        self._note(response)
         self._client.transport.counters.pulls_spent += 1
         if body is None:
             raise ManifestTooLarge(
                 f"{self._client.name}: the manifest is larger than {manifests.MAX_SIZE} bytes"
             )
         return FetchedManifest(
-            manifests.own_type(body) or _media_type(response) or manifests.implied_type(body),
+            manifests.own_type(body) or self._media_type(response) or manifests.implied_type(body),
             body,
-            _digest(response),
+            self._digest(response),
         )
 
     async def blob_size(self, repo: Repo, digest: Digest) -> int | None:
@@ -170,43 +176,58 @@ class Upstream:
 
     async def tags(self, repo: Repo, query: dict[str, str]) -> TagPage:
         """Return one page of tags; ``query`` may hold ``n`` and ``last``."""
+        bounds = Bounds(self._client.name, "tags")
         response, body = await self._client.read(
-            Question("GET", repo, "tags", "list", NameUnknown, _ANY, query), MAX_TAGS_BODY
+            Question("GET", repo, "tags", "list", NameUnknown, _ANY, query), bounds.bytes_left
         )
         further = self._next_page(response)
-        document = read_object(body or b"")
+        document = bounds.page(body)
         if not isinstance(document.get("tags", False), list | None):  # some say null for none
             raise UpstreamUnavailable(f"{self._client.name}: the tags list cannot be read")
         tags = [tag for tag in as_list(document["tags"]) if isinstance(tag, str)]
+        bounds.count(len(tags), MAX_TAGS)
         return TagPage(tags, further)
 
     async def referrers(self, repo: Repo, subject: Digest) -> list[dict[str, object]] | None:
-        """Return descriptors of what refers to ``subject``; None when the API is not there."""
+        """Return descriptors of what refers to ``subject``; None when the API is not there.
+
+        All pages together may take as long as one answer.
+        """
+        try:
+            async with asyncio.timeout(self._client.answer_seconds):
+                return await self._referrers(repo, subject)
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"{self._client.name}: the list of referrers does not end in time"
+            ) from None
+
+    async def _referrers(self, repo: Repo, subject: Digest) -> list[dict[str, object]] | None:
         entries: list[dict[str, object]] = []
         query: dict[str, str] = {}
-        for page in range(MAX_PAGES):
+        bounds = Bounds(self._client.name, "referrers")
+        is_first = True
+        while is_first or query:
+            question = Question("GET", repo, "referrers", subject, NameUnknown, _INDEX, query)
             try:
-                response, body = await self._client.read(
-                    Question("GET", repo, "referrers", subject, NameUnknown, _INDEX, query),
-                    manifests.MAX_SIZE,
-                )
+                response, body = await self._client.read(question, bounds.bytes_left)
             except (NameUnknown, UpstreamRejected):
-                if page == 0:
+                if is_first:
                     return None
                 raise UpstreamUnavailable(
                     f"{self._client.name}: the list of referrers breaks off"
                 ) from None
-            if page == 0 and _media_type(response) != manifests.OCI_INDEX:
+            if is_first and self._media_type(response) != manifests.OCI_INDEX:
                 return None
-            if body is None or not manifests.is_index(body):
+            document = bounds.page(body)
+            if not isinstance(document.get("manifests"), list):
                 raise UpstreamUnavailable(
                     f"{self._client.name}: the list of referrers cannot be read"
                 )
-            entries += manifests.referrers_of(body)
+            entries += manifests.referrers_in(document)
+            bounds.count(len(entries), MAX_REFERRERS)
             query = self._next_page(response)
-            if not query:
-                return entries
-        raise UpstreamUnavailable(f"{self._client.name}: the list of referrers has no end")
+            is_first = False
+        return entries
 
     def _next_page(self, response: ClientResponse) -> dict[str, str]:
         """Return the query of the page that ``Link`` leads to, empty when there is none.
@@ -217,20 +238,26 @@ class Upstream:
             link = next_link(response.headers.getall("Link", []))
             if link is None:
                 return {}
+            if not link.isascii():  # RFC 8288 §3; others would be slow to encode
+                raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")
             query = response.url.join(URL(link)).query
         page = {name: value for name, value in query.items() if name in PAGE_KEYS}
-        if not page.keys() & {"last", "next_page"}:
+        told = self._client.transport.redactor.is_told_by(" ".join(page.values()))
+        if told or not page.keys() & {"last", "next_page"}:
             raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")
         return page
 
+    def _digest(self, response: ClientResponse) -> Digest | None:
+        try:
+            return parse_digest(self._said(response, "Docker-Content-Digest"))
+        except DigestInvalid:
+            return None
 
-def _digest(response: ClientResponse) -> Digest | None:
-    try:
-        return parse_digest(response.headers.get("Docker-Content-Digest", ""))
-    except DigestInvalid:
-        return None
+    def _media_type(self, response: ClientResponse) -> str:
+        text = self._said(response, "Content-Type").partition(";")[0].strip()
+        return text if manifests.is_media_type(text) else ""
 
-
-def _media_type(response: ClientResponse) -> str:
-    text = response.headers.get("Content-Type", "").partition(";")[0].strip()
-    return text if manifests.is_media_type(text) else ""
+    def _said(self, response: ClientResponse, name: str) -> str:
+        """Return a header that clients will see; empty if it is missing or tells a secret."""
+        value = response.headers.get(name, "")
+        return "" if self._client.transport.redactor.is_told_by(value) else value

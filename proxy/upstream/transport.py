@@ -5,10 +5,13 @@ with signatures in their query never reach a message.
 """
 
 import asyncio
+import errno
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Final, NamedTuple
+from weakref import WeakSet
 
 from aiohttp import (
     ClientConnectorCertificateError,
@@ -21,7 +24,13 @@ from aiohttp import (
 )
 from yarl import URL
 
-from proxy.errors import ConfigError, UpstreamFailure, UpstreamTimeout, UpstreamUnavailable
+from proxy.errors import (
+    ConfigError,
+    Overloaded,
+    UpstreamFailure,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from proxy.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.auth import TokenAnswer
@@ -29,10 +38,12 @@ from proxy.upstream.connector import Connector, TooManyInterimError
 from proxy.upstream.guard import Guard, GuardedResolver
 from proxy.upstream.headers import retry_after
 from proxy.upstream.proxies import Proxies
+from proxy.upstream.redaction import Redactor
 
 MAX_REDIRECTS: Final = 5
 MAX_ERROR_BODY: Final = 64 * 1024
 READ_BUFFER: Final = 1024 * 1024
+SMALL_BUFFER: Final = 64 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
@@ -58,8 +69,10 @@ class Transport:
         self.name = name
         self.counters = counters
         self._guard = trust.guard
+        self._responses: WeakSet[ClientResponse] = WeakSet()
         self._proxies = Proxies()
-        trust.guard.permit_dialling(self._proxies.hosts)
+        self.redactor = Redactor()
+        trust.guard.permit_dialling(self._proxies.addresses)
         self._session = ClientSession(
             connector=Connector(trust.context, GuardedResolver(trust.guard)),
             cookie_jar=DummyCookieJar(),
@@ -69,7 +82,6 @@ class Transport:
             timeout=ClientTimeout(
                 total=None, sock_connect=timeouts.connect, sock_read=timeouts.idle
             ),
-            read_bufsize=READ_BUFFER,
         )
 
     async def close(self) -> None:
@@ -77,9 +89,17 @@ class Transport:
         await self._session.close()
 
     async def send(
-        self, method: str, url: URL, headers: dict[str, str], authorization: str | None
+        self,
+        method: str,
+        url: URL,
+        headers: dict[str, str],
+        authorization: str | None,
+        *,
+        buffer: int = SMALL_BUFFER,
     ) -> ClientResponse:
         """Return the answer behind all redirects; its caller reads or closes it.
+
+        aiohttp reads ``buffer`` bytes ahead, about twice over.
 
         Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``.
         """
@@ -89,7 +109,7 @@ class Transport:
             sent = dict(headers)
             if authorization is not None and url.origin() == origin:
                 sent["Authorization"] = authorization
-            response = await self._request(method, url, sent)
+            response = await self._request(method, url, sent, buffer)
             if response.status not in _REDIRECTS:
                 return response
             await self.drain(response)
@@ -98,10 +118,10 @@ class Transport:
 
     async def fetch_token(self, url: URL, authorization: str | None) -> TokenAnswer:
         """Return what a token server says. Raises ``UpstreamFailure``."""
-        self._guard.check(url.host or "")
+        self._guard.check(url)
         self.counters.token_requests += 1
         headers = {} if authorization is None else {"Authorization": authorization}
-        response = await self._request("GET", url, headers)
+        response = await self._request("GET", url, headers, SMALL_BUFFER)
         body = await self._small(response)
         return TokenAnswer(response.status, body, retry_after(response.headers))
 
@@ -111,14 +131,33 @@ class Transport:
         self.counters.bytes_from_upstream += len(body)
         return body
 
-    async def _request(self, method: str, url: URL, headers: dict[str, str]) -> ClientResponse:
+    async def _request(
+        self, method: str, url: URL, headers: dict[str, str], buffer: int
+    ) -> ClientResponse:
         via = self._proxies.to(url)
+        proxy_headers = via.get("proxy_headers", {})
+        for value in (headers.get("Authorization"), *proxy_headers.values()):
+            if value is not None:
+                self.redactor.note(value)
         if url.scheme == "http":  # inside a tunnel, aiohttp sends them to the proxy only
-            headers = {**headers, **via.get("proxy_headers", {})}
-        with self._asking(url.host):
-            return await self._session.request(
-                method, url, headers=headers, allow_redirects=False, **via
-            )
+            headers = {**headers, **proxy_headers}
+        began = perf_counter()
+        status: int | None = None
+        try:
+            with self._asking(url.host):
+                response = await self._session.request(
+                    method, url, headers=headers, allow_redirects=False, read_bufsize=buffer, **via
+                )
+            status = response.status
+            self._responses.add(response)
+            return response
+        finally:
+            self.counters.upstream_answered(status, perf_counter() - began)
+
+    @property
+    def is_idle(self) -> bool:
+        """No response is being read."""
+        return all(response.closed for response in self._responses)
 
     async def _small(self, response: ClientResponse) -> bytes:
         """Return a body of up to 64 KiB; a larger one is cut and its connection closed."""
@@ -129,7 +168,7 @@ class Transport:
                 if len(body) > MAX_ERROR_BODY:
                     response.close()
                     break
-        return bytes(body)
+        return bytes(body[:MAX_ERROR_BODY])
 
     async def chunks(self, response: ClientResponse) -> AsyncIterator[bytes]:
         """Yield a body as it arrives. Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``."""
@@ -161,9 +200,12 @@ class Transport:
             ) from error
         except ClientConnectorCertificateError as error:
             raise UpstreamUnavailable(
-                f"{self.name}: certificate not trusted: {error.certificate_error}"
+                f"{self.name}: certificate not trusted: "
+                f"{self.redactor.clean(str(error.certificate_error))}"
             ) from error
         except ClientConnectorError as error:
+            if error.os_error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of upstream's
+                raise Overloaded("file descriptors are short; try again") from error
             raise UpstreamUnavailable(
                 f"{self.name} cannot be reached: {error.os_error.strerror or error.os_error}"
             ) from error
@@ -186,7 +228,7 @@ class Transport:
         downgraded = response.url.scheme == "https" and target.scheme != "https"
         if target.scheme not in ("http", "https") or not target.host or downgraded:
             raise UpstreamUnavailable(f"{self.name} redirects to an address that is not followed")
-        self._guard.check(target.host)
+        self._guard.check(target)
         return target.with_fragment(None)
 
 

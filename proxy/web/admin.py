@@ -14,7 +14,11 @@ from proxy.errors import Denied, NotFound, RegistryError, Unauthorized, Unsuppor
 from proxy.flights import Flights
 from proxy.metrics import Gauge, Metrics, registry
 from proxy.upstream.budget import Budget
+from proxy.upstream.patience import Patience
+from proxy.upstream.registry import Upstream
+from proxy.web import welcome
 from proxy.web.control import Control
+from proxy.web.paced import PacedResponse
 
 JSON: Final = "application/json"
 
@@ -28,12 +32,12 @@ class Admin:
         holdings: Holdings,
         *,
         flights: Flights,
-        budgets: Mapping[str, Budget],
+        upstreams: Mapping[str, Upstream],
         control: Control,
     ) -> None:
         self._control = control
         self._metrics = metrics
-        self._budgets = budgets
+        self._upstreams = upstreams
         self._index = holdings.index
         self._evictor = holdings.evictor
         self._store = holdings.store
@@ -62,15 +66,17 @@ class Admin:
                 return _json(self.stats())
             return self._answer(request)
         except RegistryError as error:
-            return Response(
+            return PacedResponse(
                 status=error.status, body=error.body(), headers=error.headers(), content_type=JSON
             )
 
     def _answer(self, request: BaseRequest) -> Response:
         _require_read(request)
         match request.path:
+            case "/":
+                return welcome.page(request)
             case "/metrics":
-                return Response(
+                return PacedResponse(
                     body=generate_latest(self._prometheus),
                     headers={"Content-Type": CONTENT_TYPE_LATEST},
                 )
@@ -100,8 +106,8 @@ class Admin:
             "uptime_seconds": round(time.monotonic() - self._started, 3),
             "total": self._metrics.total().snapshot(),
             "upstreams": {
-                name: counters.snapshot() | {"rate_limit": _rate_limit(self._budgets[name])}
-                for name, counters in self._metrics.upstreams.items()
+                name: self._metrics.of(name).snapshot() | _state(upstream)
+                for name, upstream in self._upstreams.items()
             },
             "cache": {
                 "bytes": self._evictor.used,
@@ -117,6 +123,8 @@ class Admin:
                 "verified_blobs": cache.verified,
                 "content_mismatches": cache.mismatches,
                 "storage_errors": cache.storage_errors,
+                "stalled_clients": cache.stalled_clients,
+                "refused_connections": cache.refused_connections,
                 "prefetched_blobs": cache.prefetched_blobs,
                 "prefetched_bytes": cache.prefetched_bytes,
                 "prefetched_used_blobs": cache.prefetched_used_blobs,
@@ -152,7 +160,9 @@ class Admin:
             Gauge("cache_files", "Blobs and manifests held.", self._index.usage().files),
             Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
         ]
-        for name, budget in self._budgets.items():
+        for name, upstream in self._upstreams.items():
+            gauges += _health(name, upstream.patience)
+            budget = upstream.budget
             if budget.share is not None and budget.limit and budget.remaining is not None:
                 limit, left = "Pulls that upstream allows.", "Pulls that are left of those."
                 gauges.append(Gauge("upstream_rate_limit", limit, budget.limit, name))
@@ -202,6 +212,39 @@ async def _trust(_: BaseRequest) -> None:
     """Ask for nothing: who reaches the socket may read the cache's directory."""
 
 
+def _health(name: str, patience: Patience) -> list[Gauge]:
+    """Return what is known of an upstream's state."""
+    gauges = [
+        Gauge("upstream_up", "0 if it failed since its last answer.", patience.is_up, name),
+        Gauge(
+            "upstream_circuit_state",
+            "0 closed, 1 the next request probes, 2 open: the upstream is left alone.",
+            patience.circuit.value,
+            name,
+        ),
+    ]
+    if (last := _last_success(patience)) is not None:
+        text = "When it answered last, Unix seconds."
+        gauges.append(Gauge("upstream_last_success_timestamp_seconds", text, last, name))
+    return gauges
+
+
+def _state(upstream: Upstream) -> dict[str, object]:
+    patience = upstream.patience
+    return {
+        "up": patience.is_up,
+        "circuit": patience.circuit.name.lower(),
+        "last_success": _last_success(patience),
+        "rate_limit": _rate_limit(upstream.budget),
+    }
+
+
+def _last_success(patience: Patience) -> float | None:
+    """Return when an upstream answered last, Unix seconds."""
+    since = patience.seconds_since_answer
+    return None if since is None else round(time.time() - since, 3)
+
+
 def _rate_limit(budget: Budget) -> dict[str, object] | None:
     if budget.share is None:
         return None
@@ -214,4 +257,4 @@ def _rate_limit(budget: Budget) -> dict[str, object] | None:
 
 
 def _json(document: dict[str, Any], status: int = 200) -> Response:
-    return Response(status=status, body=json.dumps(document).encode(), content_type=JSON)
+    return PacedResponse(status=status, body=json.dumps(document).encode(), content_type=JSON)

@@ -46,6 +46,7 @@ async def send_blob(exchange: Exchange, digest: Digest, blob: Blob) -> StreamRes
     sending = Sending(exchange.request, response)
     try:
         await sending.begin()
+        exchange.begin_body()
         await _send(sending, blob, parts)
         await sending.finish()
     except ClientLeftError:

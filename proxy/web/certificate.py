@@ -19,37 +19,43 @@ class Certificate:
 
     def __init__(self, tls: ServerTLS) -> None:
         """Load the files. Raises ``ConfigError``."""
-        self._tls = tls
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.use(tls)
+
+    def use(self, tls: ServerTLS) -> None:
+        """Serve these files to new connections. Raises ``ConfigError`` and changes nothing."""
         try:
-            self._seen = self._stamp()
-            self.context.load_cert_chain(tls.cert_file, tls.key_file, _no_password)
+            seen = _stamp(tls)
+            self._load(tls)
         except OSError as error:
             raise ConfigError(
                 f"tls: {tls.cert_file} with {tls.key_file} cannot be used: {error}; "
                 "expected a PEM certificate chain and its unencrypted key"
             ) from None
+        self._tls, self._seen = tls, seen
 
     async def watch(self) -> None:
         """Load the files again whenever they have changed; a broken pair is left alone."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
-                if (stamp := self._stamp()) != self._seen:
-                    self._reload()
+                if (stamp := _stamp(self._tls)) != self._seen:
+                    self._load(self._tls)
                     self._seen = stamp
+                    log.info("certificate renewed", file=str(self._tls.cert_file))
             except OSError as error:
                 log.error("certificate not renewed, serving the former", error=str(error))
 
-    def _reload(self) -> None:
+    def _load(self, tls: ServerTLS) -> None:
+        """Try the files before they replace those in use: a pair that does not fit breaks both."""
         trial = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        trial.load_cert_chain(self._tls.cert_file, self._tls.key_file, _no_password)
-        self.context.load_cert_chain(self._tls.cert_file, self._tls.key_file, _no_password)
-        log.info("certificate renewed", file=str(self._tls.cert_file))
+        for context in (trial, self.context):
+            context.load_cert_chain(tls.cert_file, tls.key_file, _no_password)
 
-    def _stamp(self) -> tuple[tuple[int, int], ...]:
-        files = (self._tls.cert_file.stat(), self._tls.key_file.stat())
-        return tuple((file.st_mtime_ns, file.st_ino) for file in files)
+
+def _stamp(tls: ServerTLS) -> tuple[tuple[int, int], ...]:
+    files = (tls.cert_file.stat(), tls.key_file.stat())
+    return tuple((file.st_mtime_ns, file.st_ino) for file in files)
 
 
 def _no_password() -> str:

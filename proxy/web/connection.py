@@ -14,10 +14,13 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
 
 from proxy.errors import RequestInvalid
+from proxy.web.clients import Clients
 from proxy.web.linger import Linger
+from proxy.web.paced import PIECE, Outbox
 
 if TYPE_CHECKING:
     import asyncio
+    import socket
 
 Answers = Callable[[bytes, str | None], tuple[bytes, bytes] | None]
 """Returns headers and body for the bytes of a request and its client; None: not at hand."""
@@ -40,13 +43,21 @@ log = structlog.get_logger(__name__)
 class Connection(RequestHandler):
     """A connection of one client. ``head``: the bytes of the request in progress, if known."""
 
-    __slots__ = ("_answers", "_between", "_client", "_linger", "head")
+    __slots__ = ("_answers", "_between", "_client", "_clients", "_linger", "_wire", "head")
 
     def __init__(
-        self, server: Server, *, loop: "asyncio.AbstractEventLoop", answers: Answers, **more: Any
+        self,
+        server: Server,
+        *,
+        loop: "asyncio.AbstractEventLoop",
+        answers: Answers,
+        clients: Clients,
+        **more: Any,
     ) -> None:
         super().__init__(server, loop=loop, **more)
         self._answers = answers
+        self._clients = clients
+        self._wire: asyncio.Transport | None = None  # kept while it closes, as aiohttp does not
         self._between = True  # all that came has been read as whole requests
         self._client: str | None = None
         self.head: bytes | None = None
@@ -82,12 +93,49 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         peer = self.peername
         self._client = str(peer[0]) if isinstance(peer, (list, tuple)) else peer
+        self._wire = self.transport
+        if self.ssl_context is not None:
+            assert self.transport is not None
+            self.transport.set_write_buffer_limits(high=PIECE)  # uvloop's own is 512 KiB
+        self._clients.add(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End all that concerns the client."""
         if self._linger is not None:
             self._linger.end()
+        self._wire = None
+        self._clients.remove(self)
         super().connection_lost(exc)
+
+    @property
+    def outbox(self) -> Outbox:
+        """Where long bodies are counted while they are sent."""
+        return self._clients.outbox
+
+    def socket(self) -> "socket.socket | None":
+        """Return the socket; None when it is closed."""
+        return None if self._wire is None else self._wire.get_extra_info("socket")
+
+    def cut_off(self, reason: str) -> None:
+        """Close the connection at once, without what is still to be sent."""
+        if self._wire is not None:
+            log.info("client cut off", client=self._client, reason=reason)
+            self._wire.abort()
+
+    def idle_since(self) -> float | None:
+        """Return since when the client has had all its answers; None when it is served."""
+        if self._linger is not None:
+            return self._linger.began
+        if self._wire is None or not self._is_idle() or self._wire.get_write_buffer_size():
+            return None
+        return self._next_keepalive_close_time - KEEPALIVE_SECONDS
+
+    def close_idle(self) -> None:
+        """Close the connection, as the client waits for nothing."""
+        if self._linger is not None and self._wire is not None:
+            self._wire.abort()
+        else:
+            self.force_close()
 
     def linger(self) -> None:
         """Close once the client has received what was sent; nothing more is read as a request."""
@@ -121,6 +169,11 @@ class Connection(RequestHandler):
         log.debug("TLS on a port without it", client=self._client)
         self.transport.write(_NO_TLS)
         self.linger()
+
+    @property
+    def is_answering(self) -> bool:
+        """A request is being answered."""
+        return self._current_request is not None
 
     def _is_idle(self) -> bool:
         """Tell whether aiohttp waits for a request, and the client has taken what it was sent."""

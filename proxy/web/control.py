@@ -24,6 +24,7 @@ from proxy.quantities import parse_size
 from proxy.records import disk_bytes
 from proxy.threads import in_thread
 from proxy.verify import Verifier
+from proxy.web.paced import PacedResponse
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -39,6 +40,10 @@ class Token:
     """The secret that proves trust over TCP; None as file: nobody is trusted there."""
 
     def __init__(self, file: Path | None) -> None:
+        self._file = file
+
+    def use(self, file: Path | None) -> None:
+        """Expect the token in this file from now on."""
         self._file = file
 
     async def require(self, request: BaseRequest) -> None:
@@ -284,4 +289,4 @@ def _line(document: Document) -> bytes:
 
 
 def _json(document: Document) -> Response:
-    return Response(body=json.dumps(document).encode(), content_type=JSON)
+    return PacedResponse(body=json.dumps(document).encode(), content_type=JSON)

@@ -25,6 +25,7 @@ class Exchange:
     __slots__ = (
         "code",
         "failure",
+        "first_byte",
         "forward",
         "fresh",
         "left",
@@ -54,6 +55,8 @@ class Exchange:
         self.stores = True
         """What upstream gave for this request is kept, if its outcome is a miss."""
         self.sent = 0
+        self.first_byte: float | None = None
+        """Seconds from the start to the first byte of the answer; None: all of it went at once."""
         self.left = False
 
     @property
@@ -83,6 +86,10 @@ class Exchange:
         self.outcome, self.forward = outcome, forward
         self.failure = None if forward is None else forward.error
 
+    def begin_body(self) -> None:
+        """Note that the first byte of the answer is sent, and the rest follows."""
+        self.first_byte = time.perf_counter() - self.started
+
     def leave(self) -> None:
         """Note that the client has left, perhaps before anything was known."""
         self.left = True
@@ -91,6 +98,7 @@ class Exchange:
 
     def account(self, metrics: Metrics, request_log: RequestLog) -> None:
         """Count and log; to be called once, at the end."""
+        taken = time.perf_counter() - self.started
         if self.outcome is not None:
             counters = metrics.of(self.target.upstream if self.target else None)
             is_manifest = self.route is not None and self.route.kind is Kind.MANIFEST
@@ -98,7 +106,8 @@ class Exchange:
             counters.answered(self.outcome, self.sent, manifest=whole)
             if self.code is not None:
                 counters.errors[self.code] += 1
-        taken = time.perf_counter() - self.started
+            first_byte = taken if self.first_byte is None else self.first_byte
+            counters.timings[self.outcome].observe(first_byte, taken)
         request_log.add(self.fields(), taken, self.request.remote)
 
     def fields(self) -> dict[str, Any]:
@@ -142,7 +151,7 @@ class Exchange:
             case Outcome.MISS:
                 return [self._reason("uri-miss"), *(["stored"] if self.stores else [])]
             case Outcome.JOIN:
-                return ["fwd=uri-miss", "collapsed"]
+                return [self._reason("uri-miss"), "collapsed"]
             case Outcome.THROUGH if self.route is not None and self.route.kind is Kind.TAGS:
                 return ["fwd=bypass"]
             case Outcome.THROUGH:

@@ -19,12 +19,13 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 class Linger:
     """The end of one connection, from its last answer on."""
 
-    __slots__ = ("_left", "_timer", "_transport")
+    __slots__ = ("_left", "_timer", "_transport", "began")
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         """Begin, after the answer was written to ``transport``."""
         self._transport = transport
         self._left = MAX_BYTES
+        self.began = loop.time()
         self._timer = loop.call_later(SECONDS, transport.abort)
         if transport.can_write_eof():
             transport.write_eof()

@@ -23,10 +23,14 @@ from proxy.policy import Wish
 from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
 from proxy.web.exchange import HIT_STATUS, Exchange, common_headers
+from proxy.web.forwarded import TrustedProxies
 from proxy.web.replies import manifest_headers
 
 MAX_KNOWN: Final = 4096
 MAX_BYTES: Final = 2048
+MAX_BODY: Final = 128 * 1024
+"""Longer bodies are sent at the client's pace, which cannot be done at once."""
+
 _SPECIAL: Final = ("If-None-Match", "Range", "If-Range")
 _SECRET: Final = ("Authorization", "Proxy-Authorization", "Cookie")
 _MARK: Final = f"Cache-Status: {HIT_STATUS}"
@@ -35,7 +39,15 @@ _MARK: Final = f"Cache-Status: {HIT_STATUS}"
 class Prepared:
     """Knows requests by their bytes: ``MAX_KNOWN`` of up to ``MAX_BYTES``, the oldest go first."""
 
-    def __init__(self, at_hand: AtHand, *, metrics: Metrics, request_log: RequestLog) -> None:
+    def __init__(
+        self,
+        at_hand: AtHand,
+        *,
+        metrics: Metrics,
+        request_log: RequestLog,
+        trusted: TrustedProxies,
+    ) -> None:
+        self._trusted = trusted
         self._at_hand = at_hand
         self._metrics = metrics
         self._request_log = request_log
@@ -54,7 +66,12 @@ class Prepared:
         if len(self._known) >= MAX_KNOWN:
             del self._known[next(iter(self._known))]
         counters = self._metrics.of(target.upstream)
-        self._known[connection.head] = _Request(exchange, route, target, counters)
+        request = self._known[connection.head] = _Request(exchange, route, target, counters)
+        request.named_client = self._trusted.named(exchange.request.headers)
+
+    def forget(self) -> None:
+        """Forget every request: names may lead elsewhere now."""
+        self._known.clear()
 
     def answer(self, head: bytes, client: str | None) -> tuple[bytes, bytes] | None:
         """Return headers and body for a request's bytes; None when they do not lie ready."""
@@ -63,7 +80,7 @@ class Prepared:
             return None
         started = time.perf_counter()
         found = self._at_hand.get(request.target, request.route)
-        if found is None:
+        if found is None or len(found.body) > MAX_BODY:
             return None
         block = request.block(found)
         if block is None:
@@ -71,7 +88,11 @@ class Prepared:
         body = b"" if request.is_head else found.body
         self._metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
-        self._request_log.add(block.fields, time.perf_counter() - started, client)
+        seconds = time.perf_counter() - started
+        request.timing.observe(seconds, seconds)
+        if request.named_client is not None and self._trusted.trusts(client):
+            client = request.named_client
+        self._request_log.add(block.fields, seconds, client)
         return block.headers(found.fresh, self._date.line()), body
 
 
@@ -97,7 +118,18 @@ class _Block:
 class _Request:
     """What some bytes ask for, and the block that answered them last."""
 
-    __slots__ = ("_block", "_fields", "_ns", "counters", "is_head", "is_pull", "route", "target")
+    __slots__ = (
+        "_block",
+        "_fields",
+        "_ns",
+        "counters",
+        "is_head",
+        "is_pull",
+        "named_client",
+        "route",
+        "target",
+        "timing",
+    )
 
     def __init__(
         self, exchange: Exchange, route: Route, target: Target, counters: UpstreamCounters
@@ -105,6 +137,9 @@ class _Request:
         self.route = route
         self.target = target
         self.counters = counters
+        self.timing = counters.timings[Outcome.HIT]
+        self.named_client: str | None = None
+        """The client that the headers name, believed from trusted proxies only."""
         self.is_head = exchange.is_head
         self.is_pull = route.kind is Kind.MANIFEST and not self.is_head
         self._ns = exchange.ns

@@ -39,7 +39,7 @@ class Registry:
         request_log: RequestLog,
         learn: Callable[[Exchange], None],
     ) -> None:
-        """``learn`` is called with every exchange at its end."""
+        """``learn`` gets every exchange at its end, unless names have come to lead elsewhere."""
         self._router = router
         self._cache = cache
         self._metrics = metrics
@@ -48,7 +48,7 @@ class Registry:
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer one request. Raises nothing but cancellation."""
-        exchange = Exchange(request)
+        exchange, revision = Exchange(request), self._router.revision
         try:
             return await self._answer(exchange)
         except RegistryError as error:
@@ -61,7 +61,8 @@ class Registry:
             return replies.failed(exchange, RegistryError("internal error"))
         finally:
             exchange.account(self._metrics, self._request_log)
-            self._learn(exchange)
+            if revision == self._router.revision:
+                self._learn(exchange)
 
     async def _answer(self, exchange: Exchange) -> StreamResponse:
         request = exchange.request

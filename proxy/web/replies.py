@@ -12,6 +12,7 @@ from proxy.names import Digest
 from proxy.records import Descriptor
 from proxy.web.blob import blob_headers
 from proxy.web.exchange import Exchange
+from proxy.web.paced import PacedResponse
 
 JSON = "application/json"
 
@@ -29,7 +30,7 @@ def manifest(exchange: Exchange, found: Manifest) -> Response:
         return unmodified(exchange, found.descriptor.digest)
     exchange.sent = len(found.body)
     headers = manifest_headers(found.descriptor, found.warning)
-    return Response(body=found.body, headers=exchange.headers(headers))
+    return PacedResponse(body=found.body, headers=exchange.headers(headers))
 
 
 def described(exchange: Exchange, found: Described) -> Response:
@@ -100,7 +101,7 @@ def unmodified(exchange: Exchange, digest: Digest) -> Response:
 
 def _body(exchange: Exchange, body: bytes, headers: dict[str, str], status: int = 200) -> Response:
     exchange.sent = 0 if exchange.is_head else len(body)
-    return Response(status=status, body=body, headers=exchange.headers(headers))
+    return PacedResponse(status=status, body=body, headers=exchange.headers(headers))
 
 
 def manifest_headers(descriptor: Descriptor, warning: str | None = None) -> dict[str, str]:

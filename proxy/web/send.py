@@ -139,12 +139,15 @@ class Sending:
             raise ClientLeftError from error
 
     async def write(self, chunk: bytes | memoryview) -> None:
-        """Send some bytes. Raises ``ClientLeftError``."""
-        try:
-            await self._response.write(chunk)
-        except ConnectionError as error:
-            raise ClientLeftError from error
-        self.sent += len(chunk)
+        """Send some bytes, at the client's pace. Raises ``ClientLeftError``."""
+        rest = memoryview(chunk)
+        while rest:
+            piece, rest = rest[:CHUNK], rest[CHUNK:]
+            try:
+                await self._response.write(piece)
+            except ConnectionError as error:
+                raise ClientLeftError from error
+            self.sent += len(piece)
 
     async def finish(self) -> None:
         """End the body. Raises ``ClientLeftError``."""

@@ -49,6 +49,7 @@ async def test_a_manifest_that_is_got_brings_its_blobs(
     await until(lambda: proxy.held() == {IMAGE.digest, *BLOBS})
     assert upstream.count("GET", "blob") == len(BLOBS)
     await until(lambda: counted(proxy) == (5, TOTAL, 0, 0))
+    await proxy.settled()  # proven is not yet stored
     for digest in BLOBS:
         assert (await proxy.get(path(digest))).body == IMAGE.blobs[digest]
     assert upstream.count("GET", "blob") == len(BLOBS)

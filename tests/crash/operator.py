@@ -33,6 +33,8 @@ class Operator:
         """Answers that no operator should ever get."""
         self._victim = victim
         self._crowd = crowd
+        self._changing = asyncio.Lock()
+        """Held from before a change of the pins is asked for until its answer is noted."""
         self._pinnable = [ware for ware in world.wares if _may_be_pinned(ware)][:6]
 
     async def pin_for_ever(self, rng: random.Random) -> None:
@@ -57,7 +59,14 @@ class Operator:
                 await self._meddle(rng)
 
     async def settle(self) -> str | None:
-        """After a start: compare the pins with what was acknowledged; return what is wrong."""
+        """After a start: compare the pins with what was acknowledged; return what is wrong.
+
+        No pin is changed meanwhile: one acknowledged after the list was made would look lost.
+        """
+        async with self._changing:
+            return await self._compared()
+
+    async def _compared(self) -> str | None:
         async with self._victim.operator() as client, client.get("/-/pins") as answer:
             document: dict[str, Any] = await answer.json()
         there = {pin["pin"] for pin in document["pins"]}
@@ -86,14 +95,15 @@ class Operator:
                 await self._ask("PUT", "/-/in-use?source=node&ttl=1", body=body)
 
     async def _pin(self, ware: Ware) -> None:
-        self.pinned[ware.pin] = None
-        status = await self._ask("PUT", f"/-/pins?pin={ware.pin}")
-        if status == 409:  # too much is pinned already
-            self.pinned[ware.pin] = False
-        if status != 200:
-            return
-        self.pinned[ware.pin] = True
-        self._acknowledge()
+        async with self._changing:
+            self.pinned[ware.pin] = None
+            status = await self._ask("PUT", f"/-/pins?pin={ware.pin}")
+            if status == 409:  # too much is pinned already
+                self.pinned[ware.pin] = False
+            if status != 200:
+                return
+            self.pinned[ware.pin] = True
+            self._acknowledge()
         await self._fill(ware)
 
     async def _fill(self, ware: Ware) -> None:
@@ -112,10 +122,11 @@ class Operator:
 
     async def _unpin(self, ware: Ware) -> None:
         self.kept.pop(ware.pin, None)
-        self.pinned[ware.pin] = None
-        if await self._ask("DELETE", f"/-/pins?pin={ware.pin}") == 200:
-            self.pinned[ware.pin] = False
-            self._acknowledge()
+        async with self._changing:
+            self.pinned[ware.pin] = None
+            if await self._ask("DELETE", f"/-/pins?pin={ware.pin}") == 200:
+                self.pinned[ware.pin] = False
+                self._acknowledge()
 
     async def _lies_there(self, ware: Ware) -> bool:
         """Tell whether all of it came to lie on the disk before the process died."""

@@ -11,7 +11,7 @@ answers, and the rules added by `fault` spoil that, each in turn.
 import asyncio
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
@@ -45,11 +45,16 @@ class FakeUpstream:
         clock: Callable[[], float] = time.time,
         *,
         ssl_context: ssl.SSLContext | None = None,
+        names: Mapping[Server, str] | None = None,
+        registry_host: str = "127.0.0.1",
         token_host: str = "127.0.0.1",
         cdn_host: str = "127.0.0.1",
         base_path: str = "",
     ) -> None:
-        """Prepare; `base_path` is what comes before `/v2/` in all paths of the registry."""
+        """Prepare; `base_path` is what comes before `/v2/` in all paths of the registry.
+
+        Each server listens on its host. `names` are what its URLs say instead of that.
+        """
         self.auth = Auth()
         self.behaviour = Behaviour()
         self.rules: list[faults.Rule] = []
@@ -61,10 +66,11 @@ class FakeUpstream:
         self._log = Log()
         self._ports: dict[Server, int] = {"registry": 0, "token": 0, "cdn": 0}
         self._hosts: dict[Server, str] = {
-            "registry": "127.0.0.1",
+            "registry": registry_host,
             "token": token_host,
             "cdn": cdn_host,
         }
+        self.names = {**self._hosts, **(names or {})}
         self._runners: list[web.AppRunner] = []
 
     def __repr__(self) -> str:
@@ -241,9 +247,7 @@ class FakeUpstream:
     @property
     def _addresses(self) -> Addresses:
         scheme = "http" if self._ssl_context is None else "https"
-        where = {
-            name: f"{scheme}://{self._hosts[name]}:{self._ports[name]}" for name in self._ports
-        }
+        where = {name: f"{scheme}://{self.names[name]}:{self._ports[name]}" for name in self._ports}
         return Addresses(where["registry"], where["token"], where["cdn"])
 
     def _repository(self, name: str) -> Repository:

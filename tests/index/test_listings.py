@@ -102,6 +102,23 @@ async def test_one_list_is_bounded_and_then_incomplete(
         assert (kept.tags, kept.is_complete) == (tuple(fits), False)
 
 
+async def test_a_page_with_too_many_names_makes_an_incomplete_list(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listings, "MAX_NAMES", 3)
+    async with opened() as lists:
+        for tags, is_complete in (("abc", True), ("abcd", False)):
+            await lists.add(APP, whole(*tags))
+            kept = await lists.get(APP)
+            assert kept is not None
+            assert (kept.tags, kept.is_complete) == (tuple("abc"), is_complete)
+        await lists.add(APP, ListedPage([*"abcd"], {}, {"last": "d"}, is_whole=False))
+        await lists.add(APP, ListedPage([*"e"], {"last": "d"}, {}, is_whole=False))
+        kept = await lists.get(APP)
+        assert kept is not None
+        assert not kept.is_complete
+
+
 async def test_a_walk_without_end_is_bounded(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listings, "MAX_LIST_BYTES", 1000)
     async with opened() as lists:

@@ -1,8 +1,10 @@
 """The real process: `python -m proxy serve` with a configuration file of its own."""
 
 import json
+import os
+import ssl
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from urllib.request import urlopen
 import yaml
 
 from tests.parts.process import Daemon, free_port, hermetic, workdir
+
+_ANY = ssl._create_unverified_context()  # its certificates are made by the tests
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,10 +33,17 @@ def merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
 class Millpond:
     """The proxy on a loopback port and a storage directory it keeps over restarts."""
 
-    def __init__(self, root: Path, upstream: str, port: int, extra: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        upstream: str,
+        port: int,
+        extra: Mapping[str, Any],
+        under: Sequence[str] = (),
+    ) -> None:
         self.port = port
         self.address = f"127.0.0.1:{port}"
-        self.url = f"http://{self.address}"
+        self.url = f"{'https' if 'tls' in extra else 'http'}://{self.address}"
         self.storage = root / "storage"
         settings = {
             "listen": self.address,
@@ -42,12 +53,18 @@ class Millpond:
             "freshness": {"tag_ttl": "5m"},
             "log": {"format": "json"},
         }
+        self._settings = merged(settings, extra)
         self.config = root / "millpond.yaml"
-        self.config.write_text(yaml.safe_dump(merged(settings, extra)))
-        argv = [sys.executable, "-m", "proxy", "serve", "-c", str(self.config)]
+        self.configure({})
+        argv = [*under, sys.executable, "-m", "proxy", "serve", "-c", str(self.config)]
         env = hermetic(root, PYTHONPATH=str(REPOSITORY_ROOT), PYTHONUNBUFFERED="1")
         self._daemon = Daemon(argv, env, root / "millpond.log")
         self._daemon.cwd = REPOSITORY_ROOT
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._daemon.pid
 
     def start(self) -> None:
         """Start the process; return when it says that it is ready."""
@@ -60,6 +77,29 @@ class Millpond:
         assert status == 0, f"exit status {status} on SIGTERM:\n{self._daemon.tail()}"
         assert "Traceback" not in log, log
         return log
+
+    def configure(self, extra: Mapping[str, Any]) -> None:
+        """Write its configuration anew, with `extra` laid over that of the start."""
+        self.config.write_text(yaml.safe_dump(merged(self._settings, extra)))
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self._daemon.pid, number)
+
+    def is_alive(self) -> bool:
+        """Tell whether the process runs."""
+        return self._daemon.is_alive()
+
+    def status(self) -> int:
+        """Return its exit status once it has ended by itself."""
+        assert not self._daemon.is_alive()
+        return self._daemon.stop()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the events of its log that have this name."""
+        lines = self._daemon.log.read_text().splitlines()
+        events = (json.loads(line) for line in lines if line.startswith("{"))
+        return [event for event in events if event.get("event") == name]
 
     def kill(self) -> None:
         """End it by SIGKILL."""
@@ -82,7 +122,7 @@ class Millpond:
 
     def _is_ready(self) -> bool:
         try:
-            with urlopen(f"{self.url}/-/readyz", timeout=5) as answer:
+            with urlopen(f"{self.url}/-/readyz", timeout=5, context=_ANY) as answer:
                 return bool(answer.status == 200)
         except OSError:  # refused, or 503: HTTPError is an OSError
             return False
@@ -90,11 +130,17 @@ class Millpond:
 
 @contextmanager
 def running(
-    upstream: str, port: int = 0, extra: Mapping[str, Any] | None = None
+    upstream: str,
+    port: int = 0,
+    extra: Mapping[str, Any] | None = None,
+    under: Sequence[str] = (),
 ) -> Iterator[Millpond]:
-    """Give a running Millpond with an empty cache before `upstream`, a base URL."""
+    """Give a running Millpond with an empty cache before `upstream`, a base URL.
+
+    `under` is a command that starts it, such as `prlimit`.
+    """
     with workdir("proxy") as root:
-        millpond = Millpond(root, upstream, port or free_port(), extra or {})
+        millpond = Millpond(root, upstream, port or free_port(), extra or {}, under)
         millpond.start()
         try:
             yield millpond

@@ -1,3 +1,4 @@
+import asyncio
 import errno
 import json
 import os
@@ -109,3 +110,21 @@ async def test_t04_a_full_disk_shows_before_a_byte_is_promised(
     with pytest.raises(StorageError, match="No space left"):
         await store.spool(DIGEST, 10)
     assert not list((tmp_path / "cache/spool").iterdir())
+
+
+async def test_the_quarantine_keeps_a_hundred_and_the_oldest_goes_first(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    """Old is what was set aside first, whenever it was fetched."""
+    place = tmp_path / "cache/quarantine"
+    found = [await put(store, str(number).encode()) for number in range(103)]
+    for age, digest in enumerate(found):
+        name = digest.removeprefix("sha256:")
+        os.utime(tmp_path / "cache/blobs/sha256" / name, (1e9 - age, 1e9 - age))
+        where = Path(store.quarantine.take(digest, f"note {age}"))
+        assert where.exists(), "what was just set aside"
+        await asyncio.sleep(0.01)  # the file system's clock has steps of some milliseconds
+        assert len(list(place.glob("*.json"))) <= 100
+    names = {digest.removeprefix("sha256:") for digest in found[3:]}
+    assert {path.name for path in place.iterdir()} == names | {f"{name}.json" for name in names}
+    assert store.quarantine.bytes == 2 * 100 * 4096

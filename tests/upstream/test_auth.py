@@ -1,10 +1,14 @@
 """The token dance through a real socket."""
 
 import asyncio
+import json
 from pathlib import Path
 
+import pytest
+
+from proxy.upstream.auth import MAX_TOKEN
 from tests.fakes import content
-from tests.fakes.faults import header, status
+from tests.fakes.faults import body, header, status
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Start
 
@@ -181,8 +185,9 @@ async def test_token_servers_that_fail(start: Start, upstream: FakeUpstream) -> 
     assert (await proxy.get("/v2/app/manifests/latest")).status == 200
 
 
+@pytest.mark.parametrize("challenge", ['Bearer realm="{token}/token"', 'Basic realm="data"'])
 async def test_t30_a_challenge_from_where_we_were_redirected_to_is_not_answered(
-    start: Start, upstream: FakeUpstream
+    start: Start, upstream: FakeUpstream, challenge: str
 ) -> None:
     upstream.auth.scheme = "bearer"
     upstream.auth.users = {"alice": "secret"}
@@ -190,11 +195,29 @@ async def test_t30_a_challenge_from_where_we_were_redirected_to_is_not_answered(
     upstream.add("library/app", IMAGE)
     proxy = await start(hub={"username": "alice", "password": "secret"})
     assert (await proxy.get("/v2/app/manifests/latest")).status == 200
-    upstream.fault(
-        status(401),
-        header("WWW-Authenticate", f'Bearer realm="{upstream.token_url}/evil"'),
-        kind="data",
-    )
+    said = header("WWW-Authenticate", challenge.format(token=upstream.token_url))
+    rule = upstream.fault(status(401), said, kind="data")
     asked = len(upstream.token_requests)
     assert (await proxy.get(f"/v2/app/blobs/{IMAGE.layers[0]}")).status == 502
+    assert rule.used == 1
     assert len(upstream.token_requests) == asked
+    sent = [request.headers.get("Authorization", "") for request in upstream.requests]
+    assert not any(value.startswith("Basic ") for value in sent)
+    assert all("Authorization" not in request.headers for request in upstream.cdn_requests)
+    upstream.heal()
+    assert (await proxy.get(f"/v2/app/blobs/{IMAGE.layers[0]}")).status == 200
+    assert len(upstream.token_requests) == asked, "the token is still good"
+
+
+@pytest.mark.parametrize(("length", "status"), [(8000, 200), (MAX_TOKEN + 1, 502)])
+async def test_t49_a_token_is_no_longer_than_its_bound(
+    start: Start, upstream: FakeUpstream, length: int, status: int
+) -> None:
+    upstream.add("library/app", IMAGE)
+    upstream.auth.scheme = "bearer"
+    upstream.fault(body(json.dumps({"token": "x" * length}).encode()), kind="token")
+    proxy = await start()
+    answer = await proxy.get("/v2/app/manifests/latest")
+    sent = upstream.requests[-1].headers.get("Authorization")
+    assert sent == ("Bearer " + "x" * length if status == 200 else None)
+    assert (b"token of over" in answer.body) == (status == 502)

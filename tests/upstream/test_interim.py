@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from proxy.upstream.connector import MAX_INTERIM
+from proxy.upstream.connector import MAX_INTERIM, _OneAnswer
 from tests.running import Start, until
 
 PATH = "/v2/evil/app/manifests/latest"
@@ -145,3 +146,71 @@ async def test_t51_answers_that_nobody_asked_for_end_the_connection(start: Start
             await until(lambda: ended == 1)
             assert (await proxy.get(PATH)).status == 404
             await until(lambda: ended == 2)
+
+
+async def test_t51_a_byte_that_nobody_asked_for_ends_an_idle_connection(start: Start) -> None:
+    """The rest would be taken for the answer to the next request."""
+    answered, ended = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(ABSENT)
+        await answered.wait()
+        writer.write(ABSENT[:10])
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        ended.set()
+
+    async with registry(serve) as url:
+        proxy = await start(upstreams={"evil": {"url": url}})
+        assert (await proxy.get(PATH)).status == 404
+        answered.set()
+        async with asyncio.timeout(10):
+            await ended.wait()
+
+
+@pytest.mark.parametrize(("responses", "status"), [(CONTINUE, 502), (ABSENT, 404)])
+async def test_t51_a_flood_is_noticed_before_all_that_arrived_is_parsed(
+    start: Start, monkeypatch: pytest.MonkeyPatch, responses: bytes, status: int
+) -> None:
+    parsed = queued = 0
+    feed = _OneAnswer.feed_data
+
+    def counted(self: _OneAnswer, *arguments: Any) -> None:
+        nonlocal parsed, queued
+        feed(self, *arguments)
+        parsed += 1
+        queued = max(queued, len(self))
+
+    monkeypatch.setattr(_OneAnswer, "feed_data", counted)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await flood(writer, responses)
+
+    async with registry(serve) as url:
+        proxy = await start(upstreams={"evil": {"url": url}})
+        assert (await proxy.get(PATH)).status == status
+    assert 1 <= parsed < 1000
+    assert queued <= 1
+
+
+async def test_t51_a_change_of_protocol_ends_the_connection(start: Start) -> None:
+    ended = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal ended
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
+        )
+        with contextlib.suppress(ConnectionError):
+            await flood(writer, ABSENT)
+        ended += 1
+
+    async with registry(serve) as url:
+        proxy = await start(upstreams={"evil": {"url": url}})
+        answer = await proxy.get(PATH)
+        assert answer.status == 502
+        assert b"interim responses" in answer.body
+        await until(lambda: ended == 1)

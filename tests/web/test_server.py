@@ -43,6 +43,56 @@ async def test_https_and_a_renewed_certificate(
     assert await pulled(second.authority)
 
 
+SPANS = (
+    (0, 1),
+    (1, 131_073),
+    (131_073, 300_000),
+    (5_000_001, 12_345_678),
+    (19_999_999, 20_000_000),
+)
+
+
+@pytest.mark.parametrize("secure", [True, False], ids=["tls", "plain"])
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+async def test_several_ranges_byte_for_byte(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, *, secure: bool, warm: bool
+) -> None:
+    """Of one byte, of more than one write, at odd places; from a file and from a download."""
+    upstream.add("library/app", BIG)
+    made = certificate(folder(tmp_path, "one"))
+    key = made.authority.with_name("key.pem")
+    tls = {"tls": {"cert_file": str(made.authority), "key_file": str(key)}} if secure else {}
+    proxy = await start(**tls)
+    connector = TCPConnector(ssl=ssl.create_default_context(cafile=made.authority))
+    url = f"{'https' if secure else 'http'}://{proxy.app.address}/v2/app/blobs/{LAYER}"
+    wanted = ",".join(f"{first}-{stop - 1}" for first, stop in SPANS)
+    data = BIG.blobs[LAYER]
+    async with ClientSession(connector=connector) as client:
+        if warm:
+            async with client.get(url) as response:
+                assert await response.read() == data
+            await proxy.settled()
+        for _ in range(2):
+            async with client.get(url, headers={"Range": f"bytes={wanted}"}) as response:
+                assert response.status == 206
+                boundary = response.headers["Content-Type"].partition("boundary=")[2]
+                body = await response.read()
+            expected = b"".join(
+                (
+                    f"\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\n"
+                    f"Content-Range: bytes {first}-{stop - 1}/{len(data)}\r\n\r\n"
+                ).encode()
+                + data[first:stop]
+                for first, stop in SPANS
+            )
+            assert body == expected + f"\r\n--{boundary}--\r\n".encode()
+            assert response.headers["Content-Length"] == str(len(body))
+        for first, stop in SPANS:
+            span = {"Range": f"bytes={first}-{stop - 1}"}
+            async with client.get(url, headers=span) as response:
+                assert (response.status, await response.read()) == (206, data[first:stop])
+
+
 def folder(tmp_path: Path, name: str) -> Path:
     (tmp_path / name).mkdir()
     return tmp_path / name

@@ -1,0 +1,52 @@
+"""Bounds of the lists that an upstream sends: bytes, values, pages and seconds.
+
+A registry that adds pages without end, or packs millions of small values into one, must not fill
+the memory or stall the loop: parsing holds the interpreter from beginning to end, so a page is
+measured before it is parsed.
+"""
+
+from typing import Final
+
+from proxy.documents import read_object
+from proxy.errors import UpstreamUnavailable
+
+MAX_BYTES: Final = 8 * 1024 * 1024
+"""Of one page of tags, and of all pages of a list of referrers together."""
+
+MAX_PAGES: Final = 100
+MAX_TAGS: Final = 200_000
+MAX_REFERRERS: Final = 10_000
+_MAX_CONTAINERS: Final = 100_000
+"""Arrays and objects of a page. Google's lists of tags have two for each manifest."""
+
+_MAX_VALUES: Final = 500_000
+
+
+class Bounds:
+    """What one list from ``name`` has left of the bytes and pages that it may take."""
+
+    def __init__(self, name: str, what: str) -> None:
+        self._said = f"{name}: the list of {what}"
+        self._pages = MAX_PAGES
+        self.bytes_left = MAX_BYTES
+
+    def page(self, body: bytes | None) -> dict[str, object]:
+        """Return one page, of which the body is None if it was larger than ``bytes_left``.
+
+        Raises ``UpstreamUnavailable`` when the list exceeds a bound.
+        """
+        if body is None:
+            raise UpstreamUnavailable(f"{self._said} is larger than {MAX_BYTES} bytes")
+        if self._pages == 0:
+            raise UpstreamUnavailable(f"{self._said} has more than {MAX_PAGES} pages")
+        self._pages -= 1
+        self.bytes_left -= len(body)
+        containers = body.count(b"[") + body.count(b"{")
+        if containers > _MAX_CONTAINERS or body.count(b",") > _MAX_VALUES:
+            raise UpstreamUnavailable(f"{self._said} has too many values on one page")
+        return read_object(body)
+
+    def count(self, entries: int, most: int) -> None:
+        """Raise ``UpstreamUnavailable`` when there are more than ``most`` entries."""
+        if entries > most:
+            raise UpstreamUnavailable(f"{self._said} has more than {most} entries")

@@ -1,0 +1,167 @@
+"""Accepts connections, no more than there are file descriptors for.
+
+uvloop's own server closes what it cannot accept without an answer, and when ``accept`` fails in
+an unexpected way it closes the listening socket in silence. So connections are accepted here.
+
+There are three cases:
+
+- there is room: the connection is served;
+- there is none: connections wait in the kernel's queue, for a moment. Meanwhile idle connections
+  are closed, the one that was idle longest first, and those that wait take their place;
+- that does not help within ``PATIENCE``: those that wait are answered with 503, a few at a time,
+  so that clients try again later or go elsewhere.
+
+An ``accept`` that fails because descriptors or memory are short is the second case, too.
+"""
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from proxy.web.clients import Clients
+from proxy.web.refusal import Refusal
+
+PATIENCE: Final = 1.0
+"""Seconds that a connection waits for room before it is refused."""
+
+REFUSALS: Final = 16
+"""Connections that are refused at a time."""
+
+_EVERY: Final = 0.05
+_BATCH: Final = 64
+_HANDSHAKE_SECONDS: Final = 15.0
+_SAY_EVERY: Final = 60.0
+_SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+Factory = Callable[[], asyncio.Protocol]
+
+log = structlog.get_logger(__name__)
+
+
+class Acceptor:
+    """Serves one listening socket, up to ``limit`` connections at a time."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        factory: Factory,
+        clients: Clients,
+        *,
+        limit: int,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        """Prepare; ``factory`` makes the protocol of a connection, ``context`` is for HTTPS."""
+        self._listener = listener
+        self._factory = factory
+        self._clients = clients
+        self._limit = limit
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._opening: set[asyncio.Task[None]] = set()  # TLS handshakes, above all
+        self._refusing = 0
+        self._short_since: float | None = None
+        self._said_at = -_SAY_EVERY
+        self._tick: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Accept connections until ``close``."""
+        self._listener.setblocking(False)  # noqa: FBT003 - the standard library's own
+        self._loop.add_reader(self._listener, self._accept_some)
+
+    async def close(self) -> None:
+        """Stop to listen; connections that were accepted are left to their server."""
+        if self._tick is not None:
+            self._tick.cancel()
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        for task in self._opening:
+            task.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
+
+    @property
+    def _room(self) -> int:
+        return self._limit - len(self._clients) - len(self._opening)
+
+    def _accept_some(self) -> None:
+        for _ in range(_BATCH):
+            if self._room <= 0:
+                self._wait("too many clients")
+                return
+            accepted = self._accepted()
+            if accepted is None:
+                return
+            self._open(accepted, self._factory)
+
+    def _accepted(self) -> socket.socket | None:
+        """Return the next connection; None when there is none, or no descriptor for it."""
+        try:
+            accepted, _ = self._listener.accept()
+        except BlockingIOError:
+            self._short_since = None
+            return None
+        except OSError as error:  # any other is the error of a connection that has ended already
+            if error.errno in _SHORT:
+                self._wait(error.strerror or str(error))
+            return None
+        accepted.setblocking(False)  # noqa: FBT003 - the standard library's own
+        return accepted
+
+    def _open(self, accepted: socket.socket, factory: Factory) -> None:
+        task = self._loop.create_task(self._opened(accepted, factory), name="open a connection")
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _opened(self, accepted: socket.socket, factory: Factory) -> None:
+        seconds = None if self._context is None else _HANDSHAKE_SECONDS
+        try:
+            await self._loop.connect_accepted_socket(
+                factory, accepted, ssl=self._context, ssl_handshake_timeout=seconds
+            )
+        except OSError as error:  # TLS errors and timeouts are among them
+            log.debug("a connection could not be opened", error=str(error))
+            accepted.close()
+
+    def _wait(self, reason: str) -> None:
+        """Leave connections in the kernel's queue until there is room."""
+        now = self._loop.time()
+        if self._short_since is None:
+            self._short_since = now
+        if now - self._said_at >= _SAY_EVERY:
+            self._said_at = now
+            log.warning("connections wait for room", reason=reason, limit=self._limit)
+        self._loop.remove_reader(self._listener)
+        if self._tick is None:
+            self._tick = self._loop.call_later(_EVERY, self._look_again)
+
+    def _look_again(self) -> None:
+        self._tick = None
+        self._clients.close_idle(max(1, self._limit // 2))
+        if self._room > 0:
+            self._loop.add_reader(self._listener, self._accept_some)
+            return
+        if self._short_since is not None and self._loop.time() - self._short_since >= PATIENCE:
+            self._refuse_some()
+        self._tick = self._tick or self._loop.call_later(_EVERY, self._look_again)
+
+    def _refuse_some(self) -> None:
+        while self._refusing < REFUSALS:
+            accepted = self._accepted()
+            if accepted is None:
+                return
+            self._refusing += 1
+            self._open(accepted, self._refusal)
+
+    def _refusal(self) -> asyncio.Protocol:
+        return Refusal(self._refused, self._refusal_ended)
+
+    def _refused(self) -> None:
+        self._clients.refused()
+        log.debug("refused a connection", limit=self._limit)
+
+    def _refusal_ended(self) -> None:
+        self._refusing -= 1

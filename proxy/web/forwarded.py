@@ -1,0 +1,131 @@
+"""Which client a proxy in front of Millpond speaks for (RFC 7239, and ``X-Forwarded-For``).
+
+Anybody can send these headers, so they count only on connections from a trusted proxy. Each proxy
+appends the address that it was asked from, so the list is read from its right end: the first
+address that is not a trusted proxy's is the client. What stands further left is the client's own
+claim and is not read.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final
+
+from multidict import CIMultiDictProxy
+
+MAX_LENGTH: Final = 4096
+"""Characters of one kind of header, all its lines together; longer ones are ignored."""
+
+MAX_HOPS: Final = 32
+_MAX_ADDRESS: Final = 64
+_TRUST_CACHE: Final = 4096
+
+
+class TrustedProxies:
+    """The addresses and networks of proxies whose word counts."""
+
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks = [ip_network(network) for network in networks]
+        self.trusts = lru_cache(_TRUST_CACHE)(self._trusts)
+
+    def client(self, peer: str | None, headers: CIMultiDictProxy[str]) -> str | None:
+        """Return the address of the client: the peer's, or the one that a trusted peer names."""
+        if not self.trusts(peer):
+            return peer
+        return self.named(headers) or peer
+
+    def named(self, headers: CIMultiDictProxy[str]) -> str | None:
+        """Return the client that a trusted peer's headers name; None if they name none.
+
+        Most proxies write one of the two headers and pass the other one on as the client sent it.
+        So when both are there and disagree, neither is believed.
+        """
+        if not self._networks:
+            return None
+        found = {
+            self._client(hops(headers.getall(name)))
+            for name, hops in (("X-Forwarded-For", _plain_hops), ("Forwarded", _hops))
+            if name in headers
+        }
+        return found.pop() if len(found) == 1 else None
+
+    def _client(self, hops: Sequence[str]) -> str | None:
+        """Return the rightmost address that is no trusted proxy's, else the leftmost."""
+        client: str | None = None
+        for hop in reversed(hops[-MAX_HOPS:]):
+            address = _address(hop)
+            if address is None:
+                return client
+            client = str(address)
+            if not self.trusts(client):
+                return client
+        return client
+
+    def _trusts(self, peer: str | None) -> bool:
+        if not self._networks or not peer:
+            return False
+        address = _address(peer)
+        return address is not None and any(address in network for network in self._networks)
+
+
+def _plain_hops(lines: Sequence[str]) -> list[str]:
+    """Return the addresses of ``X-Forwarded-For``, as written."""
+    text = ",".join(lines)
+    return [] if len(text) > MAX_LENGTH else text.split(",")
+
+
+def _hops(lines: Sequence[str]) -> list[str]:
+    """Return the ``for`` of each element of ``Forwarded``, as written; empty where it has none."""
+    text = ",".join(lines)
+    if len(text) > MAX_LENGTH:
+        return []
+    hops = []
+    for element in _split(text, ","):
+        pairs = (pair.partition("=") for pair in _split(element, ";"))
+        named = [value.strip() for name, _, value in pairs if name.strip().lower() == "for"]
+        hops.append(_unquoted(named[0]) if len(named) == 1 else "")
+    return hops
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Return the parts of a list whose values may be quoted strings (RFC 9110 §5.6.4)."""
+    parts: list[str] = []
+    start, is_quoted, is_escaped = 0, False, False
+    for position, character in enumerate(text):
+        if is_escaped:
+            is_escaped = False
+        elif is_quoted and character == "\\":
+            is_escaped = True
+        elif character == '"':
+            is_quoted = not is_quoted
+        elif character == separator and not is_quoted:
+            parts.append(text[start:position])
+            start = position + 1
+    parts.append(text[start:])
+    return parts
+
+
+def _unquoted(value: str) -> str:
+    if len(value) >= 2 and value[0] == value[-1] == '"':
+        return value[1:-1]
+    return value
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """Return an address written with or without a port; None for anything else."""
+    text = text.strip(" \t")
+    if len(text) > _MAX_ADDRESS or "%" in text:
+        return None
+    if text.startswith("["):
+        host, closed, port = text[1:].partition("]")
+        if not closed or (port and not port.startswith(":")):
+            return None
+        text = host
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address

@@ -18,8 +18,8 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 import structlog
 
@@ -35,6 +35,7 @@ REFUSALS: Final = 16
 _EVERY: Final = 0.05
 _BATCH: Final = 64
 _HANDSHAKE_SECONDS: Final = 15.0
+_HASTY_HANDSHAKE_SECONDS: Final = 3.0
 _SAY_EVERY: Final = 60.0
 _SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -62,7 +63,7 @@ class Acceptor:
         self._limit = limit
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[None]] = set()  # TLS handshakes, above all
+        self._opening: set[asyncio.Task[Any]] = set()  # TLS handshakes, above all
         self._refusing = 0
         self._short_since: float | None = None
         self._said_at = -_SAY_EVERY
@@ -95,7 +96,7 @@ class Acceptor:
             accepted = self._accepted()
             if accepted is None:
                 return
-            self._open(accepted, self._factory)
+            self._open(self._serve(accepted, self._factory))
 
     def _accepted(self) -> socket.socket | None:
         """Return the next connection; None when there is none, or no descriptor for it."""
@@ -111,20 +112,30 @@ class Acceptor:
         accepted.setblocking(False)  # noqa: FBT003 - the standard library's own
         return accepted
 
-    def _open(self, accepted: socket.socket, factory: Factory) -> None:
-        task = self._loop.create_task(self._opened(accepted, factory), name="open a connection")
+    def _open(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(work, name="open a connection")
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
-    async def _opened(self, accepted: socket.socket, factory: Factory) -> None:
-        seconds = None if self._context is None else _HANDSHAKE_SECONDS
+    async def _serve(self, accepted: socket.socket, factory: Factory) -> bool:
+        """Begin to serve a connection; return False if its TLS handshake failed."""
+        seconds = _HANDSHAKE_SECONDS if self._short_since is None else _HASTY_HANDSHAKE_SECONDS
         try:
             await self._loop.connect_accepted_socket(
-                factory, accepted, ssl=self._context, ssl_handshake_timeout=seconds
+                factory,
+                accepted,
+                ssl=self._context,
+                ssl_handshake_timeout=None if self._context is None else seconds,
             )
         except OSError as error:  # TLS errors and timeouts are among them
             log.debug("a connection could not be opened", error=str(error))
             accepted.close()
+            return False
+        return True
+
+    async def _refuse(self, accepted: socket.socket) -> None:
+        if not await self._serve(accepted, self._refusal):
+            self._refusing -= 1  # its protocol was never told of the connection
 
     def _wait(self, reason: str) -> None:
         """Leave connections in the kernel's queue until there is room."""
@@ -154,7 +165,7 @@ class Acceptor:
             if accepted is None:
                 return
             self._refusing += 1
-            self._open(accepted, self._refusal)
+            self._open(self._refuse(accepted))
 
     def _refusal(self) -> asyncio.Protocol:
         return Refusal(self._refused, self._refusal_ended)

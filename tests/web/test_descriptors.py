@@ -3,6 +3,7 @@
 import asyncio
 import resource
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession, TCPConnector
 
 from proxy.app.descriptors import shared_out
+from proxy.metrics import CacheCounters
 from proxy.web import acceptor
+from proxy.web.clients import Clients
 from tests.fakes import content
+from tests.fakes.tls import certificate
 from tests.fakes.upstream import FakeUpstream
 from tests.parts import millpond
 from tests.parts.millpond import Millpond
@@ -118,6 +122,44 @@ async def test_t55_silent_connections_keep_nobody_out(upstream: FakeUpstream) ->
             one.close()
         assert body == IMAGES[0].manifest
         assert await crowd.pull("/v2/library/app/manifests/latest", keep=False) == body
+
+
+async def test_t55_silent_connections_on_the_tls_port_keep_nobody_out(tmp_path: Path) -> None:
+    """They never finish their handshake: neither the places nor those to refuse are lost."""
+    made = certificate(tmp_path)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(made.authority, made.authority.with_name("key.pem"))
+    trusting = ssl.create_default_context(cafile=made.authority)
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    counters = CacheCounters()
+    clients = Clients(counters)
+
+    class Greeting(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            transport.write(b"hello")  # type: ignore[attr-defined]
+            transport.close()
+
+    door = acceptor.Acceptor(listener, Greeting, clients, limit=4, context=server)
+    door.start()
+    silent = [socket.create_connection(address) for _ in range(40)]
+    try:
+        async with asyncio.timeout(60):
+            reader, writer = await asyncio.open_connection(*address, ssl=trusting)
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            said = await reader.read()
+            writer.transport.abort()
+    finally:
+        for one in silent:
+            one.close()
+    assert said == b"hello" or said.startswith(b"HTTP/1.1 503 ")
+    async with asyncio.timeout(60):
+        while said != b"hello":
+            reader, writer = await asyncio.open_connection(*address, ssl=trusting)
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            said = await reader.read()
+            writer.transport.abort()
+    await door.close()
 
 
 async def test_t55_a_failing_accept_is_survived(upstream: FakeUpstream) -> None:

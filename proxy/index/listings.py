@@ -23,7 +23,7 @@ MAX_LIST_BYTES: Final = 1024 * 1024
 MAX_NAMES: Final = 100_000
 """Of one page. A hostile registry may send millions, and sorting them would hold up all else."""
 
-MAX_BYTES: Final = 32 * 1024 * 1024
+MAX_BYTES: Final = 16 * 1024 * 1024
 MAX_LISTS: Final = 5000
 EXPIRE_SECONDS: Final = 30 * 86400.0
 _QUOTES: Final = 4
@@ -50,11 +50,13 @@ class TagLists:
         self._worker = Worker(on_trouble)
         self._table: Table | None = None
         self._sizes: dict[Target, tuple[float, int]] | None = None
-        """When each list was seen last, and its bytes; None until the table has been read."""
+        """When each list was seen last, and its bytes; None while the table cannot be read."""
 
     async def __aenter__(self) -> Self:
-        """Open the table; if that fails, no list is kept."""
+        """Open the table and see how large its lists are; if it fails, no list is kept."""
         self._table = await self._worker.survive(lambda: Table(self._directory), None)
+        if self._table is not None:
+            await self._worker.survive(self._read_sizes, None)
         return self
 
     async def __aexit__(
@@ -139,6 +141,9 @@ class TagLists:
         self._table.delete([list(target) for target in targets])
         for target in targets:
             sizes.pop(target, None)
+
+    def _read_sizes(self) -> None:
+        self._known_sizes()
 
     def _known_sizes(self) -> dict[Target, tuple[float, int]]:
         if self._sizes is None:

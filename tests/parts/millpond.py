@@ -61,11 +61,6 @@ class Millpond:
         self._daemon = Daemon(argv, env, root / "millpond.log")
         self._daemon.cwd = REPOSITORY_ROOT
 
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-        return self._daemon.pid
-
     def start(self) -> None:
         """Start the process; return when it says that it is ready."""
         self._daemon.start(self._is_ready)

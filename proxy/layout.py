@@ -88,6 +88,10 @@ class Layout:
             log.warning("tags found in index.json that the index had lost", tags=learnt)
         self._recalled.set()
 
+    async def recalled(self) -> None:
+        """Return once ``recall`` has ended: what is forgotten from now on stays forgotten."""
+        await self._recalled.wait()
+
     async def publish_for_ever(self) -> None:
         """Write ``index.json`` whenever what it tells has changed, but never all the time."""
         await self._recalled.wait()

@@ -27,11 +27,13 @@ from proxy.cache.referrers import ReferrersCache
 from proxy.cache.small import SmallBlobs
 from proxy.cache.sources import Source
 from proxy.cache.tags import Tags
+from proxy.drop import Dropper
 from proxy.errors import StorageError
 from proxy.flights import Flights
 from proxy.index import Index
 from proxy.logs import RequestLog
 from proxy.metrics import CacheCounters, Metrics
+from proxy.pull import Puller
 from proxy.records import Clock
 from proxy.repair import prune, reconcile
 from proxy.routing import Router
@@ -41,6 +43,7 @@ from proxy.web import lag
 from proxy.web.admin import Admin
 from proxy.web.certificate import Certificate
 from proxy.web.control import Control, Token
+from proxy.web.images import Services
 from proxy.web.prepared import Prepared
 from proxy.web.registry import Registry
 from proxy.web.server import RegistryServer
@@ -94,13 +97,21 @@ async def running(
         registry = Registry(
             router, cache, metrics=metrics, request_log=request_log, learn=prepared.learn
         )
+        services = Services(
+            verifier=verifier,
+            dropper=Dropper(kept.holdings, kept.pins, kept.layout, cache.manifests.forget),
+            puller=Puller(cache, sources, flights),
+            cache=cache,
+            image=router.image,
+            selector=router.selector,
+        )
         token = Token(settings.admin.token_file)
         admin = Admin(
             metrics,
             kept.holdings,
             flights=flights,
             budgets={name: source.upstream.budget for name, source in sources.items()},
-            control=Control(kept.holdings, kept.pins, kept.feeds, verifier, token),
+            control=Control(kept.holdings, kept.pins, kept.feeds, services, token),
         )
         background.start("request log", request_log.write_for_ever())
         background.start("loop lag", lag.watch(metrics))

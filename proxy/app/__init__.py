@@ -91,20 +91,12 @@ async def running(
         stack.push_async_callback(flights.close)
         sources = Sources(stack, settings, metrics, clock).build()
         cache = _cache(stack, settings, kept, flights, sources)
-        verifier = Verifier(kept.holdings, cache.fetch, clock)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
         prepared = Prepared(at_hand, metrics=metrics, request_log=request_log)
         registry = Registry(
             router, cache, metrics=metrics, request_log=request_log, learn=prepared.learn
         )
-        services = Services(
-            verifier=verifier,
-            dropper=Dropper(kept.holdings, kept.pins, kept.layout, cache.manifests.forget),
-            puller=Puller(cache, sources, flights),
-            cache=cache,
-            image=router.image,
-            selector=router.selector,
-        )
+        services = _services(kept, cache, router, Puller(cache, sources, flights))
         token = Token(settings.admin.token_file)
         admin = Admin(
             metrics,
@@ -121,7 +113,7 @@ async def running(
         background.start("feeds", kept.feeds.watch())
         if is_public and settings.storage.scrub_every < float("inf"):
             every, rate = settings.storage.scrub_every, settings.storage.scrub_rate
-            background.start("scrub", verifier.scrub(every, rate))
+            background.start("scrub", services.verifier.scrub(every, rate))
         if settings.admin.socket:
             own = stack.enter_context(listening.admin(kept.directory))
             server = RegistryServer(registry.handle, admin.handle_trusted, prepared.answer)
@@ -165,6 +157,18 @@ def _cache(
     referrers = ReferrersCache(manifests, index, sources, clock=clock)
     stack.push_async_callback(referrers.close)
     return Cache(manifests, tags, blobs, small, listings, referrers, ahead)
+
+
+def _services(kept: storage.Storage, cache: Cache, router: Router, puller: Puller) -> Services:
+    holdings = kept.holdings
+    return Services(
+        verifier=Verifier(holdings, cache.fetch, holdings.clock),
+        dropper=Dropper(holdings, kept.pins, kept.layout, cache.manifests.forget),
+        puller=puller,
+        cache=cache,
+        image=router.image,
+        selector=router.selector,
+    )
 
 
 async def _serve(

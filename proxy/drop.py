@@ -16,7 +16,7 @@ from proxy.images import tree
 from proxy.layout import Layout
 from proxy.names import Digest, Tag, Target
 from proxy.pins import Pins
-from proxy.records import disk_bytes
+from proxy.records import Descriptor, disk_bytes
 from proxy.selection import Selector
 from proxy.threads import to_its_end
 
@@ -58,6 +58,7 @@ class Dropper:
         self._pins = pins
         self._layout = layout
         self._forget = forget
+        self._dropping = asyncio.Lock()
 
     async def foretell(self, selector: Selector) -> AsyncGenerator[Event]:
         """Yield what ``drop`` would: an event for each image, and the sums."""
@@ -72,9 +73,10 @@ class Dropper:
         Pinned images stay, which their events say. Raises ``NotKept`` while the names that a former
         process left in ``index.json`` cannot be read.
         """
-        plan = await self._planned(selector)
-        sizes = self._sizes(plan.content)
-        await to_its_end(self._carry_out(plan, selector))
+        async with self._dropping:  # else two would leave to each other what both point to
+            plan = await self._planned(selector)
+            sizes = self._sizes(plan.content)
+            await to_its_end(self._carry_out(plan, selector))
         for event in self._events(plan, sizes, selector):
             yield event
 
@@ -153,7 +155,14 @@ class Dropper:
                 staying.add(digest)
         staying = {below for digest in staying for below in tree(self._index, digest)}
         plan.content = [d for d in candidates if d not in staying and self._index.held(d)]
+        plan.content += self._wrappers(plan.content)
         self._choose_links_of_tags(plan, others, listed)
+
+    def _wrappers(self, content: list[Digest]) -> list[Digest]:
+        """Return what the layout holds only so that its readers find these."""
+        records = [record for d in content if (record := self._index.held(d)) is not None]
+        held = (Descriptor(one.media_type or "", one.digest, one.size) for one in records)
+        return [digest for one in held if (digest := self._layout.wrapper(one)) is not None]
 
     async def _listed_besides(self, candidates: Container[Digest]) -> set[Digest]:
         """Return the candidates that held manifests list which are no candidates themselves."""

@@ -68,6 +68,7 @@ class Layout:
         self._foreign: list[object] = []
         self._published: tuple[int, list[str]] | None = None
         self._recalled = asyncio.Event()
+        self._keeping = asyncio.Lock()
 
     async def recall(self) -> None:
         """Learn tags from ``index.json`` that the index has lost, and what others put there."""
@@ -102,9 +103,10 @@ class Layout:
 
     async def keep(self) -> None:
         """Write ``index.json`` if what it tells has changed, and the last one has been read."""
-        told = self._index.revision, self._pins()
-        if self._recalled.is_set() and told != self._published and await self.publish():
-            self._published = told
+        async with self._keeping:  # two that write at once take each other's temporary file
+            told = self._index.revision, self._pins()
+            if self._recalled.is_set() and told != self._published and await self.publish():
+                self._published = told
 
     async def publish(self) -> bool:
         """Write ``index.json``; tell whether the disk took it."""
@@ -170,10 +172,16 @@ class Layout:
             annotations[TRUE] = json.dumps(_json(descriptor))
         return json.dumps(_json(shown) | {"annotations": annotations}).encode() + _NEXT
 
+    def wrapper(self, manifest: Descriptor) -> Digest | None:
+        """Return the index that is held around a Docker manifest, None where there is none."""
+        if manifest.media_type != manifests.DOCKER_MANIFEST:
+            return None
+        digest = sha256(_wrapping(manifest))
+        return digest if self._index.held(digest) is not None else None
+
     async def _wrapped(self, descriptor: Descriptor) -> Descriptor:
         """Hold an index that lists one manifest, without a platform: any reader takes it."""
-        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [_json(descriptor)]}
-        body = json.dumps(document).encode()
+        body = _wrapping(descriptor)
         wrapper = Descriptor(OCI_INDEX, sha256(body), len(body))
         if self._index.held(wrapper.digest) is None:
             await self._holdings.keep(wrapper, body)
@@ -233,6 +241,12 @@ def _tagged(entry: object) -> tuple[Target, Tag, Descriptor] | None:
 def _annotations(document: object) -> dict[str, object]:
     found = document.get("annotations") if isinstance(document, dict) else None
     return found if isinstance(found, dict) else {}
+
+
+def _wrapping(descriptor: Descriptor) -> bytes:
+    """Return an index of one manifest."""
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [_json(descriptor)]}
+    return json.dumps(document).encode()
 
 
 def _json(descriptor: Descriptor) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Dropping images through the running proxy: what goes, what stays, and what does not come back."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,7 +10,7 @@ from aiohttp import ClientSession, UnixConnector
 
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
-from tests.running import Proxy, Start
+from tests.running import Proxy, Start, until
 from tests.web.test_control import Operator
 
 BLOCK = 4096
@@ -188,3 +189,28 @@ async def test_dropping_nothing(operator: Operator, proxy: Proxy) -> None:
     done = {"event": "done", "images": 0, "refused": 0, "blobs": 0, "bytes": 0}
     for name in ("none", "none:1", "removed.example/*", f"none@{ONE.digest}", ONE.digest):
         assert await drop(operator, name) == [done]
+
+
+async def test_what_the_layout_holds_for_its_readers_goes_too(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    docker = content.image("docker", docker=True)
+    upstream.add("library/docker", docker)
+    await pull(proxy, "docker", "latest", docker)
+    await until(lambda: len(proxy.held()) == len(tree(docker)) + 1)
+    await drop(operator, "docker")
+    assert not proxy.held()
+    assert proxy.stats["cache"]["bytes"] == 0
+
+
+async def test_many_drops_at_once_leave_nothing(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    tags = [f"v{number}" for number in range(20)]
+    upstream.add("library/app", ONE, tags=tags)
+    for tag in tags:
+        await pull(proxy, "app", tag, ONE)
+    await asyncio.gather(*(drop(operator, f"app:{tag}") for tag in tags))
+    assert not proxy.held()
+    assert APP not in (proxy.storage / "index.json").read_text()
+    assert proxy.stats["cache"]["storage_errors"] == 0

@@ -40,13 +40,17 @@ class _Image:
 
 @dataclass(slots=True)
 class _Plan:
-    """What goes: tags, links and content. ``trees`` has the content below each root."""
+    """What goes: tags, links and content. ``trees`` has the content below each root.
+
+    ``wrappers`` are held only so that readers of the layout find Docker's manifests.
+    """
 
     images: list[_Image] = field(default_factory=list)
     refused: list[Event] = field(default_factory=list)
     links: dict[Target, set[Digest]] = field(default_factory=dict)
     trees: dict[Digest, list[Digest]] = field(default_factory=dict)
     content: list[Digest] = field(default_factory=list)
+    wrappers: list[Digest] = field(default_factory=list)
 
 
 class Dropper:
@@ -63,7 +67,7 @@ class Dropper:
     async def foretell(self, selector: Selector) -> AsyncGenerator[Event]:
         """Yield what ``drop`` would: an event for each image, and the sums."""
         plan = await self._planned(selector)
-        sizes = self._sizes(plan.content)
+        sizes = self._sizes([*plan.content, *plan.wrappers])
         for event in self._events(plan, sizes, selector):
             yield event
 
@@ -75,7 +79,7 @@ class Dropper:
         """
         async with self._dropping:  # else two would leave to each other what both point to
             plan = await self._planned(selector)
-            sizes = self._sizes(plan.content)
+            sizes = self._sizes([*plan.content, *plan.wrappers])
             await to_its_end(self._carry_out(plan, selector))
         for event in self._events(plan, sizes, selector):
             yield event
@@ -155,7 +159,7 @@ class Dropper:
                 staying.add(digest)
         staying = {below for digest in staying for below in tree(self._index, digest)}
         plan.content = [d for d in candidates if d not in staying and self._index.held(d)]
-        plan.content += self._wrappers(plan.content)
+        plan.wrappers = self._wrappers(plan.content)
         self._choose_links_of_tags(plan, others, listed)
 
     def _wrappers(self, content: list[Digest]) -> list[Digest]:
@@ -213,6 +217,7 @@ class Dropper:
         for target, digests in plan.links.items():
             await self._forget(target, digests)
         await self._layout.keep()
+        await self._discard(plan.wrappers)  # behind the last one that may have written them
 
     async def _discard(self, digests: list[Digest]) -> None:
         for start in range(0, len(digests), _BATCH):

@@ -172,12 +172,12 @@ class Layout:
             annotations[TRUE] = json.dumps(_json(descriptor))
         return json.dumps(_json(shown) | {"annotations": annotations}).encode() + _NEXT
 
-    def wrapper(self, manifest: Descriptor) -> Digest | None:
-        """Return the index that is held around a Docker manifest, None where there is none."""
+    @staticmethod
+    def wrapper(manifest: Descriptor) -> Digest | None:
+        """Return the index that is laid around a Docker manifest, None for other manifests."""
         if manifest.media_type != manifests.DOCKER_MANIFEST:
             return None
-        digest = sha256(_wrapping(manifest))
-        return digest if self._index.held(digest) is not None else None
+        return sha256(_wrapping(manifest))
 
     async def _wrapped(self, descriptor: Descriptor) -> Descriptor:
         """Hold an index that lists one manifest, without a platform: any reader takes it."""

@@ -46,20 +46,17 @@ def drop(
     A name without a tag means all tags of the repository. What other images share stays. Pinned
     images stay: unpin them first. Exit status 1: some of it is pinned or not here.
     """
+    show = _print_lines if as_json else _show_dry if dry_run else _show
 
     async def work(client: "Client") -> int:
         status = 0
         for name in names:
             query = {"match": name, "dry_run": str(dry_run).lower()}
-            events = []
-            async for line in client.lines("DELETE", PATH, query):
-                events.append(parsed(line))
-                if as_json:
-                    typer.echo(line)
+            lines = [line async for line in client.lines("DELETE", PATH, query)]
+            events = [parsed(line) for line in lines]
             if not events or events[-1].get("event") != "done":
                 raise Unanswered("the server stopped before the end; try again")
-            if not as_json:
-                _show(events, is_dry=dry_run)
+            show(lines, events)
             done = events[-1]
             if not done["images"] and not done["blobs"] and not done["refused"]:
                 complain(f"{name}: nothing here has that name{_hint(name)}")
@@ -70,7 +67,20 @@ def drop(
     run(Door(config, storage, server, token_file, ca_file), work)
 
 
-def _show(events: list[Document], *, is_dry: bool) -> None:
+def _print_lines(lines: list[bytes], _: list[Document]) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
+def _show_dry(_: list[bytes], events: list[Document]) -> None:
+    _show_images(events, "would drop")
+
+
+def _show(_: list[bytes], events: list[Document]) -> None:
+    _show_images(events, "dropped")
+
+
+def _show_images(events: list[Document], verb: str) -> None:
     *images, done = events
     rows = [(event["name"], show_size(event["bytes"])) for event in images if event["dropped"]]
     if rows:
@@ -81,7 +91,7 @@ def _show(events: list[Document], *, is_dry: bool) -> None:
             complain(f"{event['name']}: stays: {event['reason']}")
     if done["images"] or done["blobs"]:
         extent = f"{count(done['images'], 'image')}, {show_size(done['bytes'])}"
-        typer.echo(f"{'would drop' if is_dry else 'dropped'}: {extent}")
+        typer.echo(f"{verb}: {extent}")
 
 
 def _hint(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-import socket
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -96,7 +96,7 @@ def in_use(
     The newest list of a source replaces its last one. For example, every some minutes:
     docker ps --format '{{.Image}}' | millpond in-use -
     """
-    query = {"source": source or socket.gethostname(), "ttl": str(_whole_seconds(ttl))}
+    query = {"source": source or os.uname().nodename, "ttl": str(_whole_seconds(ttl))}
     references = _text(file)
 
     async def work(client: "Client") -> int:

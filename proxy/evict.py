@@ -246,6 +246,13 @@ class Evictor:
         async with self._evicting:
             return await self._evict_down_to(self.used - wanted)
 
+    async def discard(self, digests: list[Digest]) -> tuple[int, int]:
+        """Delete content now, however warm; return how many blobs and disk bytes went."""
+        await self._index.ready()
+        async with self._evicting:
+            records = [r for digest in digests if (r := self._index.held(digest)) is not None]
+            return await to_its_end(self._evict(records)) if records else (0, 0)
+
     async def coldest(self) -> Iterator[BlobRecord]:
         """Return what would go next, in order; to be used before the next await."""
         await self._index.settle()

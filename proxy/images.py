@@ -57,6 +57,18 @@ def images(index: Index) -> Iterator[HeldImage]:
             yield HeldImage(target, tag, record, weigh(index, digest), used_at)
 
 
+def tree(index: Index, root: Digest) -> list[Digest]:
+    """Return a manifest and all that it lists, held or not, each manifest before its content."""
+    found = {root: None}
+    todo = [root]
+    while todo:
+        for child in index.children(todo.pop()):
+            if child.digest not in found:
+                found[child.digest] = None
+                todo.append(child.digest)
+    return list(found)
+
+
 def weigh(index: Index, root: Digest) -> Weight:
     """Return what is held of a manifest and all that it lists; what is shared weighs once."""
     return _weigh(index, root, set())

@@ -70,6 +70,7 @@ class Layout:
         self._published: tuple[int, list[str]] | None = None
         self._recalled = asyncio.Event()
         self._is_unreadable = False
+        self._keeping = asyncio.Lock()
 
     async def recall(self) -> None:
         """Learn tags from ``index.json`` that the index has lost, and what others put there.
@@ -103,6 +104,10 @@ class Layout:
         self._foreign = foreign
         self._recalled.set()
 
+    async def recalled(self) -> None:
+        """Return once ``recall`` has ended: what is forgotten from now on stays forgotten."""
+        await self._recalled.wait()
+
     async def publish_for_ever(self) -> None:
         """Write ``index.json`` whenever what it tells has changed, but never all the time."""
         while not self._recalled.is_set():
@@ -118,9 +123,10 @@ class Layout:
 
     async def keep(self) -> None:
         """Write ``index.json`` if what it tells has changed, and the last one has been read."""
-        told = self._index.revision, self._pins()
-        if self._recalled.is_set() and told != self._published and await self.publish():
-            self._published = told
+        async with self._keeping:  # two that write at once take each other's temporary file
+            told = self._index.revision, self._pins()
+            if self._recalled.is_set() and told != self._published and await self.publish():
+                self._published = told
 
     async def publish(self) -> bool:
         """Write ``index.json``; tell whether the disk took it."""
@@ -190,10 +196,16 @@ class Layout:
             annotations[TRUE] = json.dumps(_json(descriptor))
         return json.dumps(_json(shown) | {"annotations": annotations}).encode() + _NEXT
 
+    @staticmethod
+    def wrapper(manifest: Descriptor) -> Digest | None:
+        """Return the index that is laid around a Docker manifest, None for other manifests."""
+        if manifest.media_type != manifests.DOCKER_MANIFEST:
+            return None
+        return sha256(_wrapping(manifest))
+
     async def _wrapped(self, descriptor: Descriptor) -> Descriptor:
         """Hold an index that lists one manifest, without a platform: any reader takes it."""
-        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [_json(descriptor)]}
-        body = json.dumps(document).encode()
+        body = _wrapping(descriptor)
         wrapper = Descriptor(OCI_INDEX, sha256(body), len(body))
         if self._index.held(wrapper.digest) is None:
             await self._holdings.keep(wrapper, body)
@@ -253,6 +265,12 @@ def _tagged(entry: object) -> tuple[Target, Tag, Descriptor] | None:
 def _annotations(document: object) -> dict[str, object]:
     found = document.get("annotations") if isinstance(document, dict) else None
     return found if isinstance(found, dict) else {}
+
+
+def _wrapping(descriptor: Descriptor) -> bytes:
+    """Return an index of one manifest."""
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [_json(descriptor)]}
+    return json.dumps(document).encode()
 
 
 def _json(descriptor: Descriptor) -> dict[str, object]:

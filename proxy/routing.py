@@ -128,7 +128,8 @@ class Router:
         first, slash, rest = pattern.partition("/")
         if is_pattern(first[:1]):
             return f"{ANY}/{pattern}"
-        known = self._table.get(first.lower()) if slash else None
+        host = first.lower() if slash else ""
+        known = self._table.get(host) or self._hostnames.get(host)
         if known is None and slash and (_is_host(first) or ":" in first):
             return pattern
         if known is None:

@@ -26,7 +26,7 @@ from proxy.records import BLOCK
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
-from tests.held import LIMIT, Held, begun, nothing_elsewhere, opened
+from tests.held import LIMIT, Held, begun, named, nothing_elsewhere, opened
 from tests.running import Start
 
 ONE, TWO, THREE = (content.image(seed) for seed in (1, 2, 3))
@@ -145,6 +145,30 @@ async def test_a_pattern_pins_what_it_matches(
     [pin] = pins.all()
     assert (pin.name, pin.is_configured, pin.images) == (pattern, True, len(matched))
     assert pin.bytes == pins.bytes == WEIGHT * len(matched)
+
+
+async def test_a_pattern_that_is_added_pins_what_comes_later_and_survives_a_restart(
+    tmp_path: Path, clock: Clock
+) -> None:
+    async with opened(tmp_path, clock) as cache:
+        await cache.image("app:1", ONE)
+        pins = await loaded(cache)
+        pin = await pins.add("docker.io/app:*")
+        assert (pin.name, pin.images) == ("docker.io/library/app:*", 1)
+    async with opened(tmp_path, clock) as cache:
+        pins = await loaded(cache)
+        assert pins.added() == ["docker.io/library/app:*"]
+        await cache.image("app:2", TWO)
+        await cache.image("team/app:3", THREE)
+        assert pins.pinned() == tree(ONE, TWO), "an asterisk matches no slash"
+        assert pins.pinning(*named("app:2"), Digest(TWO.digest)) == ["docker.io/library/app:*"]
+        assert pins.pinning(*named("team/app:3"), Digest(THREE.digest)) == []
+        await pins.add("app:2")
+        await pins.add("team/app:3")
+        assert await pins.remove("app:*") == ["docker.io/library/app:*", "docker.io/library/app:2"]
+        assert pins.added() == ["docker.io/team/app:3"]
+        with pytest.raises(PinUnknown):
+            await pins.remove("app:*")
 
 
 async def test_pins_come_back_after_a_restart(tmp_path: Path, clock: Clock) -> None:

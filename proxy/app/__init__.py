@@ -13,14 +13,17 @@ from proxy.app import cache as caching
 from proxy.app import listening, reload, serving, storage
 from proxy.app.descriptors import raise_limit, shared_out
 from proxy.app.upstreams import Upstreams
+from proxy.cache import Cache
 from proxy.cache.at_hand import AtHand
 from proxy.cache.holdings import Holdings
 from proxy.cache.sources import Sources
+from proxy.drop import Dropper
 from proxy.errors import StorageError
 from proxy.flights import Flights
 from proxy.index import Index
 from proxy.logs import RequestLog
 from proxy.metrics import CacheCounters, Metrics
+from proxy.pull import Puller
 from proxy.records import Clock
 from proxy.repair import presume, prune, reconcile
 from proxy.routing import Router
@@ -34,6 +37,7 @@ from proxy.web.certificate import Certificate
 from proxy.web.control import Control, Token
 from proxy.web.endings import Endings
 from proxy.web.forwarded import TrustedProxies
+from proxy.web.images import Services
 from proxy.web.prepared import Prepared
 from proxy.web.registry import Registry
 
@@ -90,19 +94,19 @@ async def running(
         stack.push_async_callback(upstreams.close)
         sources = Sources(upstreams.commit(await upstreams.prepare(settings)))
         cache = caching.built(stack, settings, kept, flights, sources)
-        verifier = Verifier(kept.holdings, cache.fetch, clock, kept.pins.roots)
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
         trusted = TrustedProxies(settings.trusted_proxies)
         prepared = Prepared(at_hand, metrics=metrics, request_log=request_log, trusted=trusted)
         at_end = Endings(prepared.learn, upstreams.known)
         registry = Registry(router, cache, metrics=metrics, request_log=request_log, learn=at_end)
+        services = _services(kept, cache, router, Puller(cache, sources, flights))
         token = Token(settings.admin.token_file)
         admin = Admin(
             metrics,
             kept.holdings,
             flights=flights,
             upstreams=upstreams.known,
-            control=Control(kept.holdings, kept.pins, kept.feeds, verifier, token),
+            control=Control(kept.holdings, kept.pins, kept.feeds, services, token),
         )
         background.start("request log", request_log.write_for_ever)
         background.start("loop lag", lambda: lag.watch(metrics))
@@ -120,7 +124,7 @@ async def running(
                 send_timeout=settings.timeouts.send,
             )
             background.start("stalled clients", clients.watch)
-            _scrub(background, verifier, settings)
+            _scrub(background, services.verifier, settings)
         if certificate is not None:
             background.start("certificate", certificate.watch)
         address = None if listener is None else listening.address(listener)
@@ -128,7 +132,7 @@ async def running(
         reloader = reload.Reloader(settings, applied)
         yield App(address, admin, kept.index, reloader.apply, lambda: servers.responses)
         admin.is_stopping = True
-        verifier.stop()
+        services.verifier.stop()
         if is_public:
             await asyncio.sleep(settings.shutdown_delay)
 
@@ -140,6 +144,18 @@ def _look_after(background: Supervisor, kept: storage.Storage, *, offline: bool)
     background.start_essential("eviction", lambda: kept.evictor.watch(clock))
     background.start("names", kept.layout.publish_for_ever)
     background.start("feeds", kept.feeds.watch)
+
+
+def _services(kept: storage.Storage, cache: Cache, router: Router, puller: Puller) -> Services:
+    holdings = kept.holdings
+    return Services(
+        verifier=Verifier(holdings, cache.fetch, holdings.clock, kept.pins.roots),
+        dropper=Dropper(holdings, kept.pins, kept.layout, cache.manifests.forget),
+        puller=puller,
+        cache=cache,
+        image=router.image,
+        selector=router.selector,
+    )
 
 
 def _scrub(background: Supervisor, verifier: Verifier, settings: Settings) -> None:

@@ -4,6 +4,7 @@
 name, at the pins, and at whether the cache can hold anything.
 """
 
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -63,6 +64,19 @@ def _token_file(settings: Settings) -> Iterator[str]:
         yield from _unreadable("admin.token_file", settings.admin.token_file)
 
 
+def _address(settings: Settings) -> Iterator[str]:
+    """Complain about an address that is not this machine's. Its port may be in use by now."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        with socket.socket(family) as trial:
+            trial.bind((settings.host, 0))
+    except OSError as error:
+        yield (
+            f"listen: {settings.listen} cannot be listened on: {error.strerror or error}; "
+            "choose another address with --listen HOST:PORT"
+        )
+
+
 def _directory(settings: Settings) -> Iterator[str]:
     """Complain when a part of the cache's path is there and no directory."""
     path = settings.storage.path
@@ -105,4 +119,5 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _upstream_files,
     _token_file,
     _directory,
+    _address,
 )

@@ -156,6 +156,10 @@ class Blobs:
             return Sized(held, Outcome.REVALIDATED)
         return Sized(announced, Outcome.MISS)
 
+    async def holds(self, digest: Digest) -> bool:
+        """Return True if a blob is on the disk."""
+        return await self._holdings.holds(digest)
+
     async def fetch(self, target: Target, digest: Digest) -> bool:
         """Have a blob here that is not; tell whether it is now. Raises ``RegistryError``."""
         blob = await self.get(target, digest, Wish.FRESH)

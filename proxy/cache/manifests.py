@@ -129,6 +129,13 @@ class Manifests:
             await self._holdings.keep(kept.descriptor, kept.body, manifests.listed(kept.body))
         return await self.holds(digest)
 
+    async def forget(self, target: Target, digests: Iterable[Digest]) -> None:
+        """Drop from memory what is no longer held, and what upstream said of it."""
+        for digest in digests:
+            await self._described.forget(f"{target} {digest}")
+            if not await self.holds(digest):
+                self._ram.pop(digest, None)
+
     async def doubt_absence(self, target: Target, ref: str) -> None:
         """Ask upstream again for what it said does not exist."""
         await self._absences.forget(target, ref)

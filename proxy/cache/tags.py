@@ -21,7 +21,7 @@ from proxy.errors import (
 )
 from proxy.index import Index
 from proxy.metrics import Outcome
-from proxy.names import Tag, Target
+from proxy.names import Digest, Tag, Target
 from proxy.once import Once
 from proxy.policy import Action, Rule, Wish
 from proxy.records import Clock, TagRecord
@@ -42,6 +42,15 @@ class _Pointed:
     outcome: Outcome
     fresh: float
     forward: Forward | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """Where a tag pointed (None: unknown) and points now, and whether that is recorded."""
+
+    before: Digest | None
+    now: Digest
+    is_recorded: bool
 
 
 class Tags:
@@ -104,6 +113,23 @@ class Tags:
         if self._rule(target, tag).offline or asked is Wish.HELD:
             descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
         return Described(descriptor, found.outcome, fresh=found.fresh, forward=found.forward)
+
+    async def refresh(self, target: Target, tag: Tag) -> "Refreshed":
+        """Ask upstream now where a tag points, whatever is known. Raises ``RegistryError``.
+
+        The new target is not recorded while the rate limit leaves no pull for it.
+        """
+        await self._manifests.doubt_absence(target, tag)
+        before = await self._index.tag(target, tag)
+        if before is None:
+            now = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
+        else:
+            now = await self._check(target, tag, before)
+        recorded = await self._index.tag(target, tag)
+        digest = now.descriptor.digest
+        is_recorded = recorded is not None and recorded.descriptor.digest == digest
+        former = None if before is None else before.descriptor.digest
+        return Refreshed(former, digest, is_recorded)
 
     def seconds_fresh(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
         """Return for how long a record is answered without asking; None when it is not."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from proxy.cli import images, pins, server, space, verifying
+from proxy.cli import dropping, images, pins, pulling, server, space, verifying
 from proxy.cli.words import complain
 
 USAGE_ERROR: Final[type[BaseException]] = typer.BadParameter.__mro__[1]
@@ -76,6 +76,9 @@ _CACHE = "The cache (also while the server does not run)"
 cli.command(rich_help_panel=_SERVER)(server.serve)
 cli.command(rich_help_panel=_SERVER)(server.check)
 cli.command(rich_help_panel=_CACHE)(images.ls)
+cli.command(rich_help_panel=_CACHE)(pulling.pull)
+cli.command(rich_help_panel=_CACHE)(pulling.refresh)
+cli.command(rich_help_panel=_CACHE)(dropping.drop)
 cli.command(rich_help_panel=_CACHE)(pins.pin)
 cli.command(rich_help_panel=_CACHE)(pins.unpin)
 cli.command(rich_help_panel=_CACHE, name="pins")(pins.list_pins)

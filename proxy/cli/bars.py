@@ -15,6 +15,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from proxy.cli.pulling import summary
 from proxy.cli.replies import Document
 from proxy.cli.words import count, printable, show_size
 
@@ -49,6 +50,38 @@ class VerifyBar:
                 self._say(_told(event))
             case "done":
                 self._say(_summary(event))
+
+    def _say(self, line: str) -> None:
+        self._progress.console.print(Text(printable(line)), soft_wrap=True)
+
+
+class PullBar:
+    """Shows the events of one pull on a terminal: a bar, and then a line."""
+
+    def __init__(self) -> None:
+        console = Console(highlight=False)
+        self._progress = Progress(
+            *_columns("pulling", console.width), console=console, transient=True
+        )
+        self._task = self._progress.add_task("pulling", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: Document) -> None:
+        """Show one event; kinds that are not known are passed over."""
+        match event["event"]:
+            case "progress":
+                known = event["total"] or None
+                self._progress.update(self._task, completed=event["bytes"], total=known)
+            case "missing":
+                self._say(f"{event['digest']}: could not be had: {event['reason']}")
+            case "done":
+                self._say(summary(event))
 
     def _say(self, line: str) -> None:
         self._progress.console.print(Text(printable(line)), soft_wrap=True)

@@ -27,7 +27,9 @@ HEADS = ("NAME", "STATE", "SIZE", "LAST USED", "KEPT")
 def ls(
     pattern: Annotated[
         str | None,
-        typer.Argument(metavar="PATTERN", help="Only these, as 'docker.io/library/*'."),
+        typer.Argument(
+            metavar="PATTERN", help="Only these, as nginx, nginx:1.* or 'ghcr.io/org/*'."
+        ),
     ] = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,

@@ -1,5 +1,6 @@
 """``millpond pin``, ``unpin`` and ``pins``: what is kept whatever happens."""
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from proxy.cli.options import (
     StorageOption,
     TokenFileOption,
 )
+from proxy.cli.pulling import own_platform, pulled
 from proxy.cli.replies import Document, Refused
 from proxy.cli.words import (
     complain,
@@ -33,12 +35,16 @@ HEADS = ("PIN", "SOURCE", "IMAGES", "SIZE")
 
 NamesArgument = Annotated[
     list[str],
-    typer.Argument(metavar="NAME...", help="Images as 'ghcr.io/org/app:1.0', or by digest."),
+    typer.Argument(metavar="NAME...", help="As nginx:1.27, by digest, or 'ghcr.io/org/*'."),
 ]
 
 
 def pin(
     names: NamesArgument,
+    fetch: Annotated[
+        bool, typer.Option("--pull", help="Fetch what is not here, for this machine's platform.")
+    ] = False,
+    as_json: JsonOption = False,
     config: ConfigOption = None,
     storage: StorageOption = None,
     server: ServerOption = None,
@@ -47,23 +53,26 @@ def pin(
 ) -> None:
     """Keep images, whatever room is needed.
 
-    All that an image consists of is kept, also after a restart. What would not fit into the cache
-    is refused: exit status 1.
+    All that an image consists of is kept, also after a restart. A pattern keeps whatever it
+    matches, now and later. What would not fit into the cache is refused: exit status 1.
     """
 
-    async def add(client: "Client", name: str) -> str:
+    async def add(client: "Client", name: str) -> int:
         done = await client.ask("PUT", PATH, {"pin": name})
-        if done["refused"]:
-            return f"{done['pin']}: pinned, but not honoured: {done['refused']}"
-        if not done["images"]:
-            return f"{done['pin']}: pinned; nothing of it is held yet"
-        return f"{done['pin']}: pinned, {_extent(done)}"
+        if as_json:
+            typer.echo(json.dumps(done))
+        else:
+            typer.echo(printable(_pinned(done, is_pulling=fetch)))
+        if fetch and not done["images"]:
+            return await pulled(client, done["pin"], [own_platform()], as_json=as_json)
+        return 0
 
     run(Door(config, storage, server, token_file, ca_file), _each(names, add))
 
 
 def unpin(
     names: NamesArgument,
+    as_json: JsonOption = False,
     config: ConfigOption = None,
     storage: StorageOption = None,
     server: ServerOption = None,
@@ -72,9 +81,14 @@ def unpin(
 ) -> None:
     """Let go of pinned images again; they stay until room is needed."""
 
-    async def remove(client: "Client", name: str) -> str:
+    async def remove(client: "Client", name: str) -> int:
         done = await client.ask("DELETE", PATH, {"pin": name})
-        return f"{done['pin']}: no longer pinned"
+        if as_json:
+            typer.echo(json.dumps(done))
+            return 0
+        for removed in done.get("removed", [done["pin"]]):
+            typer.echo(printable(f"{removed}: no longer pinned"))
+        return 0
 
     run(Door(config, storage, server, token_file, ca_file), _each(names, remove))
 
@@ -104,15 +118,15 @@ def list_pins(
 
 
 def _each(
-    names: list[str], act: Callable[["Client", str], Awaitable[str]]
+    names: list[str], act: Callable[["Client", str], Awaitable[int]]
 ) -> Callable[["Client"], Awaitable[int]]:
-    """Return work that does one thing to every name and says what came of it."""
+    """Act on every name, whatever comes of the others, and return the worst exit status."""
 
     async def work(client: "Client") -> int:
         status = 0
         for name in names:
             try:
-                typer.echo(printable(await act(client, name)))
+                status = max(status, await act(client, name))
             except Refused as error:
                 if error.status not in (400, 404, 409):
                     raise
@@ -121,6 +135,20 @@ def _each(
         return status
 
     return work
+
+
+def _pinned(done: Document, *, is_pulling: bool) -> str:
+    if done["refused"]:
+        return f"{done['pin']}: pinned, but not honoured: {done['refused']}"
+    if done["images"]:
+        return f"{done['pin']}: pinned, {_extent(done)}"
+    text = f"{done['pin']}: pinned; nothing of it is held yet"
+    is_one_image = not set("*?[") & set(done["pin"]) and "/" in done["pin"]
+    return (
+        f"{text}; to fetch it: millpond pull {done['pin']}"
+        if is_one_image and not is_pulling
+        else text
+    )
 
 
 def _show(pins: list[Document]) -> None:

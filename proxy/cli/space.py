@@ -1,8 +1,8 @@
 """``millpond evict`` and ``millpond in-use``: what goes when room is needed, and what does not."""
 
+import json
 import math
-import shutil
-import socket
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ from proxy.cli.door import Door, run
 from proxy.cli.options import (
     CaFileOption,
     ConfigOption,
+    JsonOption,
     ServerOption,
     StorageOption,
     TokenFileOption,
@@ -20,21 +21,32 @@ from proxy.cli.options import (
     seconds_of,
 )
 from proxy.cli.replies import Document, parsed
-from proxy.cli.words import age, complain, count, is_terminal, moment, printable, refuse, show_size
+from proxy.cli.words import (
+    UNKNOWN,
+    age,
+    complain,
+    count,
+    moment,
+    printable,
+    refuse,
+    show_size,
+    table,
+    terminal_width,
+)
 
 if TYPE_CHECKING:
     from proxy.cli.client import Client
 
 EVICT = "/-/evict"
-ABBREVIATED = len("sha256:") + 12
-FULL_LINE = 104
+HEADS = ("IMAGE", "BECOMES", "LOSES", "BLOBS", "LAST USED")
 
 
 def evict(
     size: Annotated[str, typer.Argument(metavar="SIZE", help="How much should go, as 10GiB.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would go, coldest first.")
+        bool, typer.Option("--dry-run", help="Only list the images that would lose content.")
     ] = False,
+    as_json: JsonOption = False,
     config: ConfigOption = None,
     storage: StorageOption = None,
     server: ServerOption = None,
@@ -47,8 +59,13 @@ def evict(
         refuse("SIZE: must be more than 0")
 
     async def work(client: "Client") -> int:
-        if dry_run:
+        if dry_run and as_json:
+            async for line in client.lines("GET", EVICT, {"bytes": str(wanted)}):
+                typer.echo(line)
+        elif dry_run:
             await _foretell(client, wanted)
+        elif as_json:
+            typer.echo(await client.read("POST", EVICT, {"bytes": str(wanted)}))
         else:
             await _evict(client, wanted)
         return 0
@@ -67,6 +84,7 @@ def in_use(
     ttl: Annotated[
         str, typer.Option("--ttl", metavar="DURATION", help="For how long it counts.")
     ] = "1h",
+    as_json: JsonOption = False,
     config: ConfigOption = None,
     storage: StorageOption = None,
     server: ServerOption = None,
@@ -78,13 +96,16 @@ def in_use(
     The newest list of a source replaces its last one. For example, every some minutes:
     docker ps --format '{{.Image}}' | millpond in-use -
     """
-    query = {"source": source or socket.gethostname(), "ttl": str(_whole_seconds(ttl))}
+    query = {"source": source or os.uname().nodename, "ttl": str(_whole_seconds(ttl))}
     references = _text(file)
 
     async def work(client: "Client") -> int:
         answer = await client.ask("PUT", "/-/in-use", query, references)
         for fault in answer["not_understood"]:
             complain(f"{'standard input' if file == '-' else file}: {fault}")
+        if as_json:
+            typer.echo(json.dumps(answer))
+            return 0
         images, until = count(answer["images"], "image"), moment(answer["expires_at"])
         typer.echo(printable(f"{answer['source']}: {images} in use until {until}"))
         return 0
@@ -93,24 +114,29 @@ def in_use(
 
 
 async def _foretell(client: "Client", wanted: int) -> None:
-    """List what would go for ``wanted`` bytes, as it comes: nobody knows how long it gets."""
-    total, coldest = None, None
-    width = shutil.get_terminal_size().columns if is_terminal() else FULL_LINE
+    """List the images that would lose content for ``wanted`` bytes."""
+    total, coldest, rows = Document(), None, []
     async for line in client.lines("GET", EVICT, {"bytes": str(wanted)}):
         entry = parsed(line)
-        if "digest" not in entry:
+        if "digest" in entry:
+            coldest = coldest or age(entry["last_used"])
+        elif "image" in entry:
+            rows.append(_row(entry))
+        else:
             total = entry
-            continue
-        if coldest is None:
-            coldest = age(entry["last_used"])
-            typer.echo(f"{'SIZE':<10}  {'LAST USED':<9}  {'KIND':<8}  DIGEST")
-        digest = entry["digest"] if width >= FULL_LINE else entry["digest"][:ABBREVIATED]
-        size, kind = show_size(entry["disk_bytes"]), _kind(entry["media_type"])
-        typer.echo(f"{size:<10}  {age(entry['last_used']):<9}  {kind:<8}  {digest}")
-    total = total if total is not None else Document()
+    if rows:
+        for text in table(HEADS, rows, terminal_width()):
+            typer.echo(printable(text))
     since = f"; the coldest was last used {coldest} ago" if coldest is not None else ""
-    typer.echo(f"would go: {_extent(total)}{since}")
+    typer.echo(f"would be evicted: {_extent(total)}{since}")
     _mention_shortfall(total, wanted)
+
+
+def _row(image: Document) -> tuple[str, ...]:
+    """Return the cells of an image that loses content; content of no image has no name."""
+    name = image["image"] if image["image"] is not None else "(content of no tag)"
+    state = image["state"] if image["state"] is not None else UNKNOWN
+    return (name, state, show_size(image["bytes"]), f"{image['blobs']:,}", age(image["last_used"]))
 
 
 async def _evict(client: "Client", wanted: int) -> None:
@@ -120,7 +146,7 @@ async def _evict(client: "Client", wanted: int) -> None:
         entry = parsed(line)
         coldest = coldest or entry.get("last_used")
     since = f"; the coldest that is left was last used {age(coldest)} ago" if coldest else ""
-    typer.echo(f"went: {_extent(total)}{since}")
+    typer.echo(f"evicted: {_extent(total)}{since}")
     _mention_shortfall(total, wanted)
 
 
@@ -131,13 +157,6 @@ def _mention_shortfall(total: Document, wanted: int) -> None:
 
 def _extent(total: Document) -> str:
     return f"{count(total['blobs'], 'blob')}, {show_size(total['bytes'])}"
-
-
-def _kind(media_type: str | None) -> str:
-    if media_type is None:
-        return "blob"
-    is_index = "index" in media_type or "manifest.list" in media_type
-    return "index" if is_index else "manifest" if "manifest" in media_type else "blob"
 
 
 def _whole_seconds(ttl: str) -> int:

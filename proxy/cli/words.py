@@ -17,6 +17,7 @@ PROGRESS_SECONDS: Final = 60.0
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"))
 
 __all__ = [
+    "UNKNOWN",
     "EventLines",
     "age",
     "complain",

@@ -5,7 +5,7 @@ read is unknown, what cannot be written is forgotten at the next start. Either c
 requests, not correctness: the bytes are the truth.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from proxy.names import Digest, Tag, Target
@@ -49,6 +49,9 @@ class Index(Protocol):
     async def drop_tag(self, target: Target, tag: Tag) -> None:
         """Forget where the tag points; its history stays."""
 
+    async def forget_tag(self, target: Target, tag: Tag) -> None:
+        """Forget where a tag points and has pointed."""
+
     async def tags(self, target: Target) -> list[Tag]:
         """Return the known tags of a repository, sorted."""
 
@@ -78,6 +81,15 @@ class Index(Protocol):
 
     async def holders(self, digest: Digest) -> list[Target]:
         """Return the repositories that are known to hold this."""
+
+    async def linked_to(self, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
+        """Return what each repository that is ``wanted`` is known to hold. Looks at all of them."""
+
+    async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
+        """Forget that a repository holds these."""
+
+    async def forget_referrers(self, wanted: Callable[[Target], bool]) -> None:
+        """Forget what refers to the manifests of each repository that is ``wanted``."""
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content."""

@@ -56,6 +56,23 @@ class Links:
             await self._worker.survive(lambda: self._tables.set_holders(rows), None)
         return list(rows)
 
+    async def remove(self, target: Target, digests: Iterable[Digest]) -> None:
+        """Forget that a repository holds these."""
+        holders = await self._load(digests)
+        rows = {
+            digest: [holder for holder in known if holder != target]
+            for digest, known in holders.items()
+            if target in known
+        }
+        for digest, targets in rows.items():
+            self._keep(digest, targets)
+        kept = {digest: targets for digest, targets in rows.items() if targets}
+        gone = [digest for digest, targets in rows.items() if not targets]
+        if kept:
+            await self._worker.survive(lambda: self._tables.set_holders(kept), None)
+        if gone:
+            await self._worker.survive(lambda: self._tables.forget_holders(gone), None)
+
     def known(self, digest: Digest) -> Collection[Target] | None:
         """Return the holders if RAM has them."""
         number = self._ledger.label(digest)

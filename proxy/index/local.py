@@ -17,6 +17,7 @@ from typing import Any, Final, Self, TypeVar
 import structlog
 
 from proxy.errors import StorageError
+from proxy.index.forgetting import Forgetting
 from proxy.index.ledger import Ledger
 from proxy.index.links import Links
 from proxy.index.tables import Held, Tables
@@ -75,6 +76,9 @@ class LocalIndex:
         """Open the tables and begin to load them."""
         self._tables = await self._worker.run(self._open)
         self._links = Links(self._tables, self._worker, self._ledger)
+        self._forgetting = Forgetting(
+            self._tables, self._links, self._worker, self._ledger, self._forget_tag
+        )
         self._supervisor.start_essential("index load", self._load)
         self._supervisor.start("index flush", self._flush_for_ever)
         return self
@@ -296,27 +300,24 @@ class LocalIndex:
         holds what only when it has not been asked for lately. Returns how many rows went.
         """
         await self.ready()
-        pruned = await self._links.prune(self._ledger.is_known)
-        async for subjects in self._worker.batches(self._tables.subjects):
-            unknown = [
-                row
-                for row in subjects
-                if row.checked_at < before and not self._ledger.is_known(row.subject)
-            ]
-            await self._disk(lambda rows=unknown: self._tables.forget_subjects(rows), None)  # type: ignore[misc]
-            pruned += len(unknown)
-        async for tagged in self._worker.batches(self._tables.all_tags):
-            old = [
-                (row.target, row.tag)
-                for row in tagged
-                if row.seen_at < before
-                and not (row.record and self._ledger.is_known(row.record.descriptor.digest))
-            ]
-            for target, tag in old:
-                self._forget_tag(target, tag)
-            await self._disk(lambda rows=old: self._tables.forget_tags(rows), None)  # type: ignore[misc]
-            pruned += len(old)
-        return pruned
+        return await self._forgetting.prune(before)
+
+    async def forget_tag(self, target: Target, tag: Tag) -> None:
+        """Forget where a tag points and has pointed."""
+        await self.ready()
+        await self._forgetting.tag(target, tag)
+
+    async def linked_to(self, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
+        """Return what each repository that is ``wanted`` is known to hold."""
+        return await self._forgetting.linked(wanted)
+
+    async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
+        """Forget that a repository holds these."""
+        await self._forgetting.unlink(target, digests)
+
+    async def forget_referrers(self, wanted: Callable[[Target], bool]) -> None:
+        """Forget what refers to the manifests of each repository that is ``wanted``."""
+        await self._forgetting.referrers(wanted)
 
     def _open(self) -> Tables:
         try:

@@ -239,10 +239,15 @@ def client_context(name: str, tls: UpstreamTLS) -> ssl.SSLContext:
         if tls.ca_file is not None:
             context.load_verify_locations(tls.ca_file)
         if tls.cert_file is not None:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
+            context.load_cert_chain(tls.cert_file, tls.key_file, _no_password)
     except OSError as error:
         raise ConfigError(f"upstreams.{name}.tls: a file cannot be used: {error}") from None
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _no_password() -> str:
+    """Answer for a key that is encrypted, where OpenSSL would ask on the terminal."""
+    raise OSError("the key is encrypted")

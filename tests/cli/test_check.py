@@ -27,6 +27,7 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "no password": ("upstreams: {ghcr.io: {username: a, password_file: TMP/no}}", ("upstreams.ghcr.io.password_file", "TMP/no cannot be read: No such file")),
     "an empty password": ("upstreams: {ghcr.io: {username: a, password_file: TMP/empty}}", ("password_file", "is empty")),
     "no token": ("admin: {token_file: TMP/no}", ("admin.token_file", "TMP/no cannot be read")),
+    "an address elsewhere": ("listen: 192.0.2.1:5000", ("listen: 192.0.2.1:5000", "cannot be listened on")),
     "a token that is binary": ("admin: {token_file: TMP/binary}", ("admin.token_file", "not UTF-8")),
 }  # fmt: skip
 
@@ -44,7 +45,8 @@ def written(place: Path, text: str) -> str:
     text = text.replace("TMP", str(place))
     if "path:" not in text:
         text += f"\nstorage: {{path: {place}/cache}}" if "storage:" not in text else ""
-    file.write_text(f"listen: 127.0.0.1:0\n{text}\n")
+    text = text if "listen:" in text else f"listen: 127.0.0.1:0\n{text}"
+    file.write_text(f"{text}\n")
     return str(file)
 
 

@@ -93,9 +93,8 @@ async def test_what_is_in_use_is_marked_and_not_evicted(command: Command) -> Non
     refused(done, "standard input: line 2", "???", status=0)
     assert [image["in_use"] for image in lines(await command("ls", "--json"))] == [True, False]
     done = await command("evict", "1GiB", "--dry-run")
-    assert LARGE.digest in done.stdout
-    assert SMALL.digest not in done.stdout
-    assert (await command("evict", "1GiB")).stdout.startswith("went: 1 blob, ")
+    assert [line.split()[:2] for line in done.stdout.splitlines()[1:-1]] == [[BIG, "absent"]]
+    assert (await command("evict", "1GiB")).stdout.startswith("evicted: 1 blob, ")
     assert lines(await command("ls", "--json"))[0]["state"] == "whole"
 
 
@@ -207,3 +206,85 @@ async def test_a_cache_whose_path_fits_no_socket_address(start: Start, tmp_path:
     assert len(os.fsencode(deep / "admin.sock")) > 107
     done = await beside("pin", "app", "--storage", str(deep))
     assert done.returncode == 0, done
+
+
+async def test_t68_an_image_is_dropped_and_pulled_again(
+    command: Command, pulled: Proxy, upstream: FakeUpstream
+) -> None:
+    [layer] = SMALL.layers
+    done = await command("drop", "app:1.0", "--dry-run")
+    assert done.stdout.splitlines()[-1].startswith("would drop: 1 image, "), done
+    assert layer in pulled.held()
+    done = await command("drop", "app:1.0", "big")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        *("NAME", APP, "dropped:"),
+        *("NAME", BIG, "dropped:"),
+    ]
+    assert not pulled.held()
+    assert lines(await command("ls", "--json")) == []
+    done = await command("drop", "app:1.0", "ghcr.io/*")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "millpond: app:1.0: nothing here has that name",
+        "millpond: ghcr.io/*: nothing here has that name; ** matches across slashes",
+    ]
+    done = await command("pull", "app:1.0", "big")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert done.stdout.splitlines()[0].startswith(f"{APP}: whole, 195"), done
+    assert {image["state"] for image in lines(await command("ls", "--json"))} == {"whole"}
+    assert [image["name"] for image in lines(await command("ls", "app", "--json"))] == [APP]
+
+
+async def test_t68_a_pinned_image_is_dropped_only_after_unpin(
+    command: Command, pulled: Proxy
+) -> None:
+    assert (await command("pin", "docker.io/app:*")).returncode == 0
+    [entry] = json.loads((await command("pins", "--json")).stdout)["pins"]
+    assert (entry["pin"], entry["images"]) == ("docker.io/library/app:*", 1)
+    done = await command("drop", "app", "--json")
+    assert done.returncode == 1
+    assert [event.get("dropped") for event in lines(done)] == [False, None]
+    done = await command("drop", "app")
+    refused(done, f"{APP}: stays: pinned as docker.io/library/app:*", status=1)
+    [removed] = lines(await command("unpin", "app:*", "--json"))
+    assert removed["removed"] == ["docker.io/library/app:*"]
+    assert (await command("drop", "app")).returncode == 0
+
+
+async def test_t68_what_is_pinned_and_absent_is_offered(
+    command: Command, upstream: FakeUpstream
+) -> None:
+    other = content.image(3)
+    upstream.add("library/other", other, tags=["1"])
+    name = "docker.io/library/other:1"
+    done = await command("pin", "other:1")
+    assert done.stdout.endswith(f"to fetch it: millpond pull {name}\n")
+    done = await command("pin", "other:1", "--pull")
+    assert done.returncode == 0, done
+    assert f"{name}: whole, " in done.stdout
+    [image] = lines(await command("ls", "other", "--json"))
+    assert (image["state"], image["pinned"]) == ("whole", True)
+
+
+async def test_t68_refresh_and_pull_say_what_failed(
+    command: Command, upstream: FakeUpstream
+) -> None:
+    done = await command("refresh", "app:1.0")
+    assert done.stdout == f"{APP}: unchanged, {SMALL.digest}\n"
+    upstream.add("library/app", LARGE, tags=["1.0"])
+    done = await command("refresh", "app:1.0", "none:1", f"app@{SMALL.digest}")
+    assert done.stdout == f"{APP}: {SMALL.digest} → {LARGE.digest}\n"
+    absent, wrong = done.stderr.splitlines()
+    assert absent.startswith("millpond: none:1: ")
+    assert "a digest never changes" in wrong
+    assert done.returncode == 2
+    [told] = lines(await command("refresh", "app:1.0", "--json"))
+    assert (told["before"], told["changed"]) == (LARGE.digest, False)
+    done = await command("pull", "none:1")
+    assert done.returncode == 1
+    assert "docker.io/library/none:1: could not be had: " in done.stderr
+    assert done.stdout == "docker.io/library/none:1: not pulled\n"
+    assert json.loads((await command("pull", "none:1", "--json")).stdout.splitlines()[-1])[
+        "missing"
+    ]

@@ -300,3 +300,40 @@ async def test_pruning_forgets_what_nobody_holds_nor_has_seen_lately(files: Reop
         assert await index.referrers(NGINX, digest(8)) == ReferrersRecord((), None)
         assert await index.linked(NGINX, digest(1))
         assert await index.linked(NGINX, digest(2))
+
+
+async def test_t68_a_tag_that_is_forgotten_leaves_no_history(files: Reopening) -> None:
+    index = await files.open()
+    await index.set_tag(NGINX, LATEST, record(1, 10.0))
+    await index.set_tag(OTHER, LATEST, record(2, 10.0))
+    await index.forget_tag(NGINX, LATEST)
+    for _ in range(2):
+        assert await index.tag(NGINX, LATEST) is None
+        assert await index.history(NGINX, LATEST) == ()
+        assert await index.repositories() == [OTHER]
+        index = await files.open()
+        await index.ready()
+
+
+async def test_t68_a_repository_is_unlinked_from_what_it_holds(files: Reopening) -> None:
+    index = await files.open()
+    await index.link(NGINX, [digest(1), digest(2)])
+    await index.link(OTHER, [digest(2), digest(3)])
+    assert await index.linked_to(lambda target: target == NGINX) == {NGINX: {digest(1), digest(2)}}
+    await index.unlink(NGINX, [digest(1), digest(2), digest(3)])
+    for _ in range(2):
+        assert await index.linked_to(lambda _: True) == {OTHER: {digest(2), digest(3)}}
+        assert [await index.linked(NGINX, digest(n)) for n in (1, 2, 3)] == [False] * 3
+        assert await index.holders(digest(2)) == [OTHER]
+        index = await files.open()
+        await index.ready()
+
+
+async def test_t68_the_referrers_of_a_repository_are_forgotten(files: Reopening) -> None:
+    index = await files.open()
+    entry = {"digest": digest(5), "mediaType": "application/x", "size": 1}
+    for target in (NGINX, OTHER):
+        await index.set_referrers(target, digest(1), ReferrersRecord((entry,), 10.0))
+    await index.forget_referrers(lambda target: target == NGINX)
+    assert (await index.referrers(NGINX, digest(1))).entries == ()
+    assert (await index.referrers(OTHER, digest(1))).entries == (entry,)

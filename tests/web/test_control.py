@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, UnixConnector
 
-from proxy.web import control
+from proxy.web import documents
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -22,7 +22,9 @@ IMAGE = content.image(1)
 OTHER = content.image(2)
 APP, TOOL = "docker.io/library/app:latest", "docker.io/library/tool:latest"
 PAGES = {
-    "/-/images": {"GET"},
+    "/-/images": {"GET", "DELETE"},
+    "/-/refresh": {"POST"},
+    "/-/pull": {"POST"},
     "/-/pins": {"GET", "PUT", "DELETE"},
     "/-/in-use": {"GET", "PUT"},
     "/-/evict": {"GET", "POST"},
@@ -201,6 +203,11 @@ async def test_there_is_no_such_page(operator: Operator) -> None:
         ("GET", "evict", {}, "?bytes="),
         ("GET", "evict", {"bytes": "many"}, "bytes: 'many' is not a size"),
         ("POST", "evict", {}, "?bytes="),
+        ("DELETE", "images", {}, "?match="),
+        ("DELETE", "images", {"match": "A"}, "not a repository name"),
+        ("DELETE", "images", {"match": "app", "dry_run": "1"}, "dry_run is true or false"),
+        ("POST", "refresh", {"image": f"app@{IMAGE.digest}"}, "a digest never changes"),
+        ("POST", "pull", {"image": IMAGE.digest}, "name the repository too"),
         ("POST", "evict", {"bytes": "-1"}, "not a size"),
         ("POST", "verify", {"rate": "fast"}, "rate: 'fast' is not a size"),
         ("POST", "verify", {"repair": "yes"}, "repair is true or false"),
@@ -265,7 +272,7 @@ async def test_images(operator: Operator, proxy: Proxy, clock: Clock) -> None:
 async def test_more_images_than_one_write_takes(
     operator: Operator, proxy: Proxy, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "_FLUSH_LINES", 3)
+    monkeypatch.setattr(documents, "FLUSH_LINES", 3)
     names = [f"v{number}" for number in range(20)]
     upstream.add("library/app", IMAGE, names)
     for name in names:
@@ -302,7 +309,10 @@ async def test_pins(start: Start, upstream: FakeUpstream) -> None:
         )
         assert (await operator.ask("DELETE", "pins", pin="app")).status == 409
         assert (await operator.ask("DELETE", "pins", pin="y")).status == 404
-        assert await operator.told("DELETE", "pins", pin="x:1") == {"pin": "x:1"}
+        assert await operator.told("DELETE", "pins", pin="x:1") == {
+            "pin": "x:1",
+            "removed": ["docker.io/library/x:1"],
+        }
         assert (await operator.ask("DELETE", "pins", pin="x:1")).status == 404
         assert await operator.told("GET", "pins") == told
         assert (await operator.ask("PUT", "pins", pin="example.com/x")).status == 404
@@ -343,7 +353,14 @@ async def test_what_would_be_evicted_is_told_coldest_first_and_then_goes(
     clock.advance(10)
     await pull(proxy, "tool", OTHER)
     await operator.told("PUT", "pins", pin="tool")
-    *lines, total = await operator.lines("GET", "evict", bytes=str(3 * BLOCK))
+    *lines, image, total = await operator.lines("GET", "evict", bytes=str(3 * BLOCK))
+    assert image == {
+        "image": APP,
+        "state": "absent",
+        "blobs": 3,
+        "bytes": 3 * BLOCK,
+        "last_used": clock() - 10,
+    }
     assert total == {"blobs": 3, "bytes": 3 * BLOCK}
     assert lines[0] == {
         "digest": IMAGE.digest,
@@ -398,7 +415,7 @@ async def test_one_verification_at_a_time_and_one_whose_client_has_left_ends(
 async def test_a_client_that_leaves_a_long_list_does_no_harm(
     operator: Operator, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "_FLUSH_LINES", 1)
+    monkeypatch.setattr(documents, "FLUSH_LINES", 1)
     await pull(proxy, "app", IMAGE)
     for page in ("images", "evict?bytes=1GB"):
         response = await operator.session.get(f"http://millpond/-/{page}")

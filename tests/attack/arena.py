@@ -31,7 +31,7 @@ MOST_MEMORY: Final = 64 * 1024**2
 """Bytes that the process may grow by, at its peak."""
 LONGEST_STALL: Final = 0.25
 """Seconds that `/-/healthz` may take, without what the machine is to blame for."""
-HONEST_WITHIN: Final = 15.0
+HONEST_WITHIN: Final = 30.0
 """Seconds in which an honest client must have its image after the attack."""
 
 EVIL: Final = "evil.test"
@@ -108,7 +108,7 @@ class Scenario:
     settings: Mapping[str, Any] = field(default_factory=dict)
     open_files: int | None = None
     """Hard limit of the process for open files; None leaves the system's."""
-    within: float = 20.0
+    within: float = 30.0
     """Seconds after which the attack counts as a hang."""
     restarts: bool = False
     """The attack restarts the program, so that its memory and stalls are not comparable."""

@@ -142,8 +142,12 @@ async def run(scenario: Scenario) -> Row:
                     await scenario.attack(arena)
             except TimeoutError:
                 faults.append(f"hangs: no end after {scenario.within:g} s")
+            except OSError as error:
+                faults.append(f"cannot be reached: {error}")
         seconds = time.monotonic() - begun
-        growth = 0 if scenario.restarts else max(0, probe.peak_memory(pid) - before)
+        growth = 0
+        if not scenario.restarts and arena.millpond.is_alive:
+            growth = max(0, probe.peak_memory(pid) - before)
         await _pull_honestly(arena, "after the attack")
         _judge(arena, growth, figures)
         raw, stall = figures.get("raw", 0.0), figures.get("longest", 0.0)
@@ -151,6 +155,7 @@ async def run(scenario: Scenario) -> Row:
 
 
 def _judge(arena: Arena, growth: int, figures: Mapping[str, float]) -> None:
+    arena.check(arena.millpond.is_alive, f"has ended: {arena.millpond.log()[-2000:]}")
     arena.check(growth <= MOST_MEMORY, f"grows by {growth >> 20} MB")
     stall = figures.get("longest", 0.0)
     arena.check(stall <= LONGEST_STALL, f"stalls for {stall:.2f} s")

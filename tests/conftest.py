@@ -17,6 +17,7 @@ from tests.limits import (
     pytest_sessionfinish,
     pytest_timeout_cancel_timer,
     pytest_timeout_set_timer,
+    pytest_unconfigure,
 )
 from tests.running import Proxy, Start, started
 
@@ -26,6 +27,7 @@ __all__ = (
     "pytest_sessionfinish",
     "pytest_timeout_cancel_timer",
     "pytest_timeout_set_timer",
+    "pytest_unconfigure",
 )
 
 PROGRAMS = frozenset({"attack", "clients", "crash"})

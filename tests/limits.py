@@ -71,6 +71,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     faulthandler.dump_traceback_later(GRACE, exit=True, file=session.config.stash[_TERMINAL])
 
 
+def pytest_unconfigure() -> None:
+    """Limit nothing any more: a worker that is done waits here for the others."""
+    faulthandler.cancel_dump_traceback_later()
+
+
 def stacks() -> str:
     """Return where each task of the running loop and each other thread waits."""
     out = io.StringIO()

@@ -366,7 +366,7 @@ async def _never(*_: object) -> bool:
     return False
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.pins._REST", 0.0)  # what is pinned is looked at each time
     run_state_machine_as_test(

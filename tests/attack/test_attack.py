@@ -9,7 +9,7 @@ from tests.attack.arena import run
 from tests.attack.every import ALL
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", ALL)
 async def test_an_attack_hurts_nobody_else(name: str) -> None:
     row = await run(ALL[name])

@@ -70,6 +70,11 @@ class Millpond:
         """The id of the process."""
         return self._daemon.pid
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._daemon.is_alive()
+
     def run_under(self, *words: str) -> None:
         """From the next start on, have another program start it, which must become it (exec)."""
         self._daemon.argv = [*words, *self._daemon.argv]

@@ -178,9 +178,11 @@ class Connection(RequestHandler):
     def _is_idle(self) -> bool:
         """Tell whether aiohttp waits for a request, and the client has taken what it was sent."""
         waiter = self._waiter
+        # Bytes may come before aiohttp's handler runs for the first time, and sets its waiter.
+        is_waiting = self._request_count == 0 if waiter is None else not waiter.done()
         return (
-            waiter is not None
-            and not waiter.done()
+            is_waiting
+            and self._linger is None
             and not self.writing_paused
             and self.transport is not None
             and not self.transport.is_closing()

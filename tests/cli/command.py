@@ -24,7 +24,7 @@ def run(*arguments: str, **environment: str) -> Done:
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=90,
         check=False,
     )
 
@@ -39,7 +39,7 @@ def refused(done: Done, *words: str, status: int = 2) -> None:
 async def beside(*arguments: str, given: str = "", **environment: str) -> Done:
     """Run the command while this loop serves it."""
     async with begun(*arguments, **environment) as process:
-        out, err = await asyncio.wait_for(process.communicate(given.encode()), 20)
+        out, err = await asyncio.wait_for(process.communicate(given.encode()), 90)
     assert process.returncode is not None
     return Done(arguments, process.returncode, out.decode(), err.decode())
 
@@ -70,7 +70,7 @@ class Terminal:
     written: str = ""
 
     async def shows(self, words: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while words not in self.written:
                 await asyncio.sleep(0.01)
 
@@ -111,7 +111,7 @@ async def on_terminal(*arguments: str, width: int = 100) -> AsyncIterator[Termin
     loop.add_reader(ours, read)
     try:
         yield terminal
-        await asyncio.wait_for(process.wait(), 10)
+        await asyncio.wait_for(process.wait(), 60)
         await asyncio.sleep(0.05)
     finally:
         loop.remove_reader(ours)

@@ -47,7 +47,7 @@ def test_serve_says_where_it_is_and_stops_cleanly(tmp_path: Path) -> None:
         with urlopen(address[0] + "/v2/") as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=10)
+        _, log = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "Traceback" not in log
 
@@ -56,7 +56,7 @@ def test_serve_says_where_it_is_and_stops_cleanly(tmp_path: Path) -> None:
 def test_signals_end_it_with_status_0(tmp_path: Path, number: signal.Signals) -> None:
     with serving("--storage", str(tmp_path)) as (process, _):
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_taken_port(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ async def running(
             metrics,
             kept.holdings,
             flights=flights,
-            budgets=upstreams.budgets,
+            upstreams=upstreams.current,
             control=Control(kept.holdings, kept.pins, kept.feeds, verifier, token),
         )
         background.start("request log", request_log.write_for_ever)

@@ -48,7 +48,6 @@ class _Built:
     upstream: Upstream
     transport: Transport
     authorizer: Authorizer
-    budget: Budget
     version: int
     busy_at: float = 0.0
 
@@ -74,8 +73,8 @@ class Upstreams:
         self._version = 0
         self._built: dict[str, _Built] = {}
         self._retired: list[_Built] = []
-        self.budgets: Final[dict[str, Budget]] = {}
-        """The rate limit of every upstream that was ever in use."""
+        self.current: Final[dict[str, Upstream]] = {}
+        """The upstreams in use; the same mapping for as long as the proxy runs."""
 
     async def prepare(self, settings: Settings) -> Plan:
         """Build what differs from what is in use, and keep the rest. Raises ``ConfigError``."""
@@ -116,7 +115,8 @@ class Upstreams:
                 entry.busy_at = now
                 self._retired.append(entry)
         self._built = plan.built
-        self.budgets.update({name: entry.budget for name, entry in plan.built.items()})
+        self.current.clear()
+        self.current.update({name: entry.upstream for name, entry in plan.built.items()})
         return plan.sources
 
     async def close_retired(self) -> None:
@@ -164,7 +164,7 @@ class Upstreams:
         upstream = Upstream(client, budget, terms=terms, downloads=downloads)
         self._version += 1
         key = _key(settings, configured)
-        return _Built(key, upstream, transport, authorizer, budget, self._version)
+        return _Built(key, upstream, transport, authorizer, self._version)
 
 
 def _key(settings: Settings, configured: UpstreamSettings) -> object:

@@ -14,6 +14,7 @@ from proxy.errors import NotFound, RegistryError, Unsupported
 from proxy.flights import Flights
 from proxy.metrics import Gauge, Metrics, registry
 from proxy.upstream.budget import Budget
+from proxy.upstream.registry import Upstream
 from proxy.web.control import Control
 
 JSON: Final = "application/json"
@@ -28,12 +29,12 @@ class Admin:
         holdings: Holdings,
         *,
         flights: Flights,
-        budgets: Mapping[str, Budget],
+        upstreams: Mapping[str, Upstream],
         control: Control,
     ) -> None:
         self._control = control
         self._metrics = metrics
-        self._budgets = budgets
+        self._upstreams = upstreams
         self._index = holdings.index
         self._evictor = holdings.evictor
         self._store = holdings.store
@@ -98,8 +99,9 @@ class Admin:
             "uptime_seconds": round(time.monotonic() - self._started, 3),
             "total": self._metrics.total().snapshot(),
             "upstreams": {
-                name: counters.snapshot() | {"rate_limit": _rate_limit(self._budgets[name])}
-                for name, counters in self._metrics.upstreams.items()
+                name: self._metrics.of(name).snapshot()
+                | {"rate_limit": _rate_limit(upstream.budget)}
+                for name, upstream in self._upstreams.items()
             },
             "cache": {
                 "bytes": self._evictor.used,
@@ -150,7 +152,8 @@ class Admin:
             Gauge("cache_files", "Blobs and manifests held.", self._index.usage().files),
             Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
         ]
-        for name, budget in self._budgets.items():
+        for name, upstream in self._upstreams.items():
+            budget = upstream.budget
             if budget.share is not None and budget.limit and budget.remaining is not None:
                 limit, left = "Pulls that upstream allows.", "Pulls that are left of those."
                 gauges.append(Gauge("upstream_rate_limit", limit, budget.limit, name))

@@ -4,6 +4,7 @@ A piece is lost when it was set aside or deleted because it had gone bad. Other 
 held are no loss: nobody has asked for them, or they were evicted.
 """
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -80,6 +81,7 @@ async def find(holdings: Holdings, lost: Lost, pinned: Iterable[Digest]) -> list
     lost.merge(await in_thread(holdings.store.quarantine.notes))
     pieces = {}
     for digest, media_type in list(lost.types().items()):
+        await asyncio.sleep(0)  # each of these looks at all manifests and tags
         images = [] if index.held(digest) is not None else broken_by(index, digest)
         if not images:
             lost.discard(digest)
@@ -87,8 +89,9 @@ async def find(holdings: Holdings, lost: Lost, pinned: Iterable[Digest]) -> list
         kind = media_type if media_type is not None else _kind(index, digest)
         pieces[digest] = Piece(digest, kind, "it was set aside and is missing", images)
     for root in pinned:
-        for digest, kind in _lacking(index, root):
+        for digest, kind in list(_lacking(index, root)):
             if digest not in pieces:
+                await asyncio.sleep(0)
                 images = broken_by(index, digest)
                 pieces[digest] = Piece(digest, kind, "a pinned image lacks it", images)
     return list(pieces.values())

@@ -97,7 +97,7 @@ async def running(
         at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
         trusted = TrustedProxies(settings.trusted_proxies)
         prepared = Prepared(at_hand, metrics=metrics, request_log=request_log, trusted=trusted)
-        at_end = Endings(prepared.learn, upstreams.known)
+        at_end = Endings(prepared.learn, upstreams.current)
         registry = Registry(router, cache, metrics=metrics, request_log=request_log, learn=at_end)
         services = _services(kept, cache, router, Puller(cache, sources, flights))
         token = Token(settings.admin.token_file)
@@ -105,7 +105,7 @@ async def running(
             metrics,
             kept.holdings,
             flights=flights,
-            upstreams=upstreams.known,
+            upstreams=upstreams.current,
             control=Control(kept.holdings, kept.pins, kept.feeds, services, token),
         )
         background.start("request log", request_log.write_for_ever)

@@ -76,8 +76,8 @@ class Upstreams:
         self._version = 0
         self._built: dict[str, _Built] = {}
         self._retired: list[_Built] = []
-        self.known: Final[dict[str, Upstream]] = {}
-        """Every upstream that was ever in use; of a name's upstreams the last one."""
+        self.current: Final[dict[str, Upstream]] = {}
+        """The upstreams in use; the same mapping for as long as the proxy runs."""
 
     async def prepare(self, settings: Settings) -> Plan:
         """Build what differs from what is in use, and keep the rest. Raises ``ConfigError``."""
@@ -118,7 +118,8 @@ class Upstreams:
                 entry.busy_at = now
                 self._retired.append(entry)
         self._built = plan.built
-        self.known.update({name: entry.upstream for name, entry in plan.built.items()})
+        self.current.clear()
+        self.current.update({name: entry.upstream for name, entry in plan.built.items()})
         return plan.sources
 
     async def close_retired(self) -> None:

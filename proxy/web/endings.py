@@ -26,9 +26,10 @@ class Endings:
 
     def __call__(self, exchange: Exchange) -> None:
         """Report a failure of upstream, and let the exchange be learnt."""
-        if exchange.failure is not None and exchange.target is not None:
-            upstream = self._upstreams[exchange.target.upstream]
-            upstream.failures.report(exchange.failure, _served(exchange))
+        failure, target = exchange.failure, exchange.target
+        upstream = None if target is None else self._upstreams.get(target.upstream)
+        if failure is not None and upstream is not None:  # a reload may have removed it
+            upstream.failures.report(failure, _served(exchange))
         self._learn(exchange)
 
 

@@ -71,7 +71,7 @@ async def refuse_reload(millpond: Millpond) -> str:
 
 
 async def ended(millpond: Millpond, within: float = 30) -> int:
-    await until(lambda: not millpond.is_alive(), "the end", within)
+    await until(lambda: not millpond.is_alive, "the end", within)
     return millpond.status()
 
 
@@ -335,7 +335,7 @@ async def test_t67_a_second_signal_ends_it_at_once(
             [stopping] = millpond.events("stopping")
             assert (stopping["responses"], stopping["downloads"]) == (1, 1)
             assert stopping["grace_seconds"] == 600
-            assert millpond.is_alive()
+            assert millpond.is_alive
             millpond.signal(second)
             assert await ended(millpond, within=10) == 128 + second
         release.set()

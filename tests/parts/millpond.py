@@ -95,10 +95,6 @@ class Millpond:
         """Send it a signal."""
         os.kill(self._daemon.pid, number)
 
-    def is_alive(self) -> bool:
-        """Tell whether the process runs."""
-        return self._daemon.is_alive()
-
     def status(self) -> int:
         """Return its exit status once it has ended by itself."""
         assert not self._daemon.is_alive()

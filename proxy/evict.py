@@ -110,6 +110,8 @@ class Evictor:
         self._asked_at = 0.0
         self._used_then = 0
         self.quota: Final = quota
+        self.failure: str | None = None
+        """Why it is not known what lies in the store; None while nothing has failed."""
 
     @property
     def used(self) -> int:
@@ -209,28 +211,43 @@ class Evictor:
     def found(self, orphans: int) -> None:
         """Learn how many disk bytes lie in the store that the index does not know."""
         self._unknown = orphans
+        self.failure = None
         self._scanned.set()
+
+    def not_found(self, problem: str) -> None:
+        """Learn that it cannot be said now what lies in the store; ``found`` follows later."""
+        self.failure = problem
 
     def settled(self, orphan: int) -> None:
         """Learn that so many of those are known now, or gone."""
-        self._unknown -= orphan
+        self._unknown = max(0, self._unknown - orphan)
 
     async def _recall_ceiling(self) -> None:
         """Learn up to where a former process may have filled the disk."""
-        ceiling = await self._index.note(_CEILING)
+        try:
+            ceiling = await self._index.note(_CEILING)
+        except StorageError:
+            ceiling = None
         if self._ceiling is None:
             if not isinstance(ceiling, int):
-                await self._scanned.wait()
+                await self._count()
                 ceiling = 0
             self._ceiling = self._left_below = ceiling
 
-    async def _make_room(self, more: int) -> None:
-        await self._index.ready()
+    async def _count(self) -> None:
+        """Wait until it is known what lies here, but not for long. Raises ``NoRoom``."""
+        problem = self._index.failure or self.failure
+        if problem is not None:
+            raise NoRoom(f"it is not known what lies here: {problem}")
         try:
             async with asyncio.timeout(COUNT_SECONDS):
+                await self._index.ready()
                 await self._scanned.wait()
         except TimeoutError:
             raise NoRoom("what a former process left is still being counted") from None
+
+    async def _make_room(self, more: int) -> None:
+        await self._count()
         while self.used + more > self.limit:
             async with self._evicting:
                 if self.used + more <= self.limit:
@@ -300,7 +317,10 @@ class Evictor:
         taken = sum(disk_bytes(record.size) for record in victims)
         self._condemned += taken
         digests = list(records)
-        children = {digest: self._index.children(digest) for digest in digests}
+        children = {
+            digest: None if self._index.is_incomplete(digest) else self._index.children(digest)
+            for digest in digests
+        }
         self._store.condemn(digests)
         await self._index.drop_blobs(digests)
         remaining = await self._store.delete(digests)

@@ -16,7 +16,7 @@ import structlog
 
 from proxy import manifests
 from proxy.cache.holdings import Holdings
-from proxy.documents import as_list, read_object
+from proxy.documents import as_list, read_large_object, read_object
 from proxy.errors import RegistryError, StorageError
 from proxy.manifests import OCI_INDEX
 from proxy.names import Digest, Image, Tag, Target, parse_digest, parse_repo, parse_tag, sha256
@@ -179,7 +179,8 @@ class Layout:
 async def pins_named(shelf: Shelf) -> list[str]:
     """Return the pins that ``index.json`` names."""
     content = await _content(shelf)
-    document = read_object(content.partition(_BEGIN.encode())[0] + b"}") or read_object(content)
+    document = read_object(content.partition(_BEGIN.encode())[0] + b"}")
+    document = document or read_large_object(content)
     return str(_annotations(document).get(PINS, "")).split()
 
 
@@ -200,7 +201,7 @@ def _entries(content: bytes) -> Iterator[object]:
     head, begin, lines = content.partition(_BEGIN.encode())
     if begin and lines.endswith(_END) and read_object(head + b"}"):
         return _lines(BytesIO(lines))
-    return iter(as_list(read_object(content).get("manifests")))
+    return iter(as_list(read_large_object(content).get("manifests")))
 
 
 def _lines(lines: BytesIO) -> Iterator[object]:

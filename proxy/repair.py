@@ -13,7 +13,7 @@ from proxy.errors import StorageError
 from proxy.names import Digest, Proof
 from proxy.records import BlobRecord, Child, disk_bytes
 from proxy.store import BlobFile
-from proxy.threads import in_thread
+from proxy.threads import Pool, by_size, in_thread
 
 CHUNK: Final = 4 * 1024 * 1024
 FORGET_SECONDS: Final = 90 * 86400.0
@@ -107,7 +107,7 @@ async def _adopt(holdings: Holdings, record: BlobRecord) -> bool:
     if file is None:
         return False
     try:
-        proven = (await in_thread(lambda: proof(file, record.digest))).holds
+        proven = (await in_thread(lambda: proof(file, record.digest), Pool.UPKEEP)).holds
         body = file.read() if proven and record.size <= manifests.MAX_SIZE else b""
     except (OSError, StorageError) as error:
         proven, problem = False, f"it cannot be read: {error}"
@@ -118,7 +118,7 @@ async def _adopt(holdings: Holdings, record: BlobRecord) -> bool:
     if not proven:
         await holdings.set_aside(record.digest, {"reason": problem})
         return False
-    media_type, children = _understood(body)
+    media_type, children = await by_size(len(body), lambda: _understood(body))
     known = BlobRecord(record.digest, record.size, media_type, record.used_at)
     await holdings.index.set_blob(known, children)
     return True
@@ -137,12 +137,18 @@ async def _relink(holdings: Holdings) -> None:
 async def _complete(holdings: Holdings, digest: Digest) -> None:
     """Find out what a manifest lists that an older layout has left."""
     record, body = holdings.index.held(digest), await holdings.read(digest)
-    if record is not None and body is not None:
-        await holdings.index.set_blob(record, manifests.listed(body))
+    if record is None or body is None:
+        return
+    content = await by_size(len(body), lambda: manifests.read(body))
+    if content.listed is not None:
+        await holdings.index.set_blob(record, content.listed)
 
 
-def _understood(body: bytes) -> tuple[str | None, tuple[Child, ...]]:
+def _understood(body: bytes) -> tuple[str | None, tuple[Child, ...] | None]:
     """Return a manifest's media type and children; (None, ()) for any other content."""
-    if body.lstrip()[:1] != b"{" or not manifests.is_manifest(body):
+    if body[:1] not in b"{ \t\r\n":
         return None, ()
-    return manifests.own_type(body) or manifests.implied_type(body), manifests.listed(body)
+    content = manifests.read(body)
+    if not content.is_manifest or (content.own_type is None and content.children is None):
+        return None, ()
+    return content.own_type or content.implied_type, content.listed

@@ -68,7 +68,7 @@ class Verifier:
     async def scrub(self, every: float, rate: int) -> None:
         """Verify and repair in the background for ever, beginning a round each ``every`` s."""
         while True:
-            noted = await self._index.note(_NOTE)
+            noted = await self._noted()
             done_at = noted.get("done_at") if isinstance(noted, dict) else None
             if done_at is None and noted is None:
                 done_at = self._clock()  # what is new needs no proof yet
@@ -201,8 +201,15 @@ class Verifier:
     def _so_far(self) -> dict[str, int]:
         return {"blobs": self._blobs, "bytes": self._bytes + self._reading}
 
+    async def _noted(self) -> Any:
+        """Return how far former runs have come; what cannot be read is begun anew."""
+        try:
+            return await self._index.note(_NOTE)
+        except StorageError:
+            return {}
+
     async def _recall(self, *, restart: bool) -> None:
-        noted = await self._index.note(_NOTE)
+        noted = await self._noted()
         left = noted if isinstance(noted, dict) and not restart else {}
         self._after, self._reading = str(left.get("after", "")), 0
         self._blobs, self._bytes = int(left.get("blobs", 0)), int(left.get("bytes", 0))

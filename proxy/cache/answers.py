@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from proxy.flights import Reader
+from proxy.manifests import Children
 from proxy.metrics import Outcome
 from proxy.records import Descriptor
 from proxy.store import BlobFile
@@ -14,13 +15,15 @@ from proxy.store import BlobFile
 class Manifest:
     """A manifest as upstream sent it, verified.
 
-    ``warning`` is for a ``Warning: 299`` header; ``fresh`` is for how many seconds a tag is
-    answered without asking, None where that does not apply.
+    ``children`` is what it lists, None when that is not known. ``warning`` is for a
+    ``Warning: 299`` header; ``fresh`` is for how many seconds a tag is answered without asking,
+    None where that does not apply.
     """
 
     descriptor: Descriptor
     body: bytes
     outcome: Outcome
+    children: Children | None
     warning: str | None = None
     fresh: float | None = None
 

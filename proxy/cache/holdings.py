@@ -122,7 +122,7 @@ class Holdings:
         reservation: Reservation,
         spool: Spool,
         descriptor: Descriptor,
-        children: Iterable[Child] = (),
+        children: Iterable[Child] | None = (),
     ) -> None:
         """Make a verified spool held content, with what it lists. Raises ``StorageError``."""
         await self.store.put(descriptor.digest, spool)
@@ -132,9 +132,9 @@ class Holdings:
         await self.index.set_blob(record, children)
 
     async def keep(
-        self, descriptor: Descriptor, body: bytes, children: Iterable[Child] = ()
+        self, descriptor: Descriptor, body: bytes, children: Iterable[Child] | None = ()
     ) -> None:
-        """Hold a verified manifest and what it lists, if there is room."""
+        """Hold a verified manifest and what it lists (None: not known), if there is room."""
         try:
             with ExitStack() as resources:
                 reservation = await self.evictor.reserve(len(body))

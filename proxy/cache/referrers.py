@@ -13,12 +13,13 @@ from proxy.cache.manifests import Manifests
 from proxy.cache.sources import Source
 from proxy.errors import Absent, NotHeld, RegistryError, UpstreamUnavailable
 from proxy.index import Index
-from proxy.manifests import is_index, referrers_of
+from proxy.manifests import read_referrers
 from proxy.metrics import Outcome
 from proxy.names import Digest, Tag, Target, parse_digest
 from proxy.once import Once
 from proxy.policy import Action, Wish
 from proxy.records import Clock, ReferrersRecord
+from proxy.threads import by_size
 
 FAILED_WARNING: Final = "stale: upstream failed, these are the referrers last seen"
 
@@ -80,9 +81,10 @@ class ReferrersCache:
             except Absent:
                 entries = []
             else:
-                if not is_index(manifest.body):
+                body = manifest.body
+                entries = await by_size(len(body), lambda: read_referrers(body))
+                if entries is None:
                     raise UpstreamUnavailable(f"{target}:{tag} is no list of referrers")
-                entries = referrers_of(manifest.body)
         record = ReferrersRecord(tuple(entries), self._clock())
         await self._index.set_referrers(target, subject, record)
         await self._index.link(target, [parse_digest(str(entry["digest"])) for entry in entries])

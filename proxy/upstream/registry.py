@@ -27,6 +27,7 @@ from proxy.errors import (
 )
 from proxy.names import Digest, Repo, parse_digest
 from proxy.records import Descriptor
+from proxy.threads import by_size
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 from proxy.upstream.download import Download, Sink, Terms
@@ -47,6 +48,7 @@ class FetchedManifest(NamedTuple):
 
     media_type: str
     body: bytes
+    content: manifests.ManifestContent
     digest: Digest | None
 
 
@@ -122,11 +124,9 @@ class Upstream:
             raise ManifestTooLarge(
                 f"{self._client.name}: the manifest is larger than {manifests.MAX_SIZE} bytes"
             )
-        return FetchedManifest(
-            manifests.own_type(body) or _media_type(response) or manifests.implied_type(body),
-            body,
-            _digest(response),
-        )
+        content = await by_size(len(body), lambda: manifests.read(body))
+        media_type = content.own_type or _media_type(response) or content.implied_type
+        return FetchedManifest(media_type, body, content, _digest(response))
 
     async def blob_size(self, repo: Repo, digest: Digest) -> int | None:
         """Return a blob's size in bytes, None when upstream does not announce it."""
@@ -167,7 +167,8 @@ class Upstream:
             Question("GET", repo, "tags", "list", NameUnknown, _ANY, query), MAX_TAGS_BODY
         )
         further = self._next_page(response)
-        document = read_object(body or b"")
+        text = body or b""
+        document = await by_size(len(text), lambda: read_object(text))
         if not isinstance(document.get("tags", False), list | None):  # some say null for none
             raise UpstreamUnavailable(f"{self._client.name}: the tags list cannot be read")
         tags = [tag for tag in as_list(document["tags"]) if isinstance(tag, str)]
@@ -191,11 +192,13 @@ class Upstream:
                 ) from None
             if page == 0 and _media_type(response) != manifests.OCI_INDEX:
                 return None
-            if body is None or not manifests.is_index(body):
+            text = body or b""
+            listed = await by_size(len(text), lambda text=text: manifests.read_referrers(text))  # type: ignore[misc]
+            if listed is None:
                 raise UpstreamUnavailable(
                     f"{self._client.name}: the list of referrers cannot be read"
                 )
-            entries += manifests.referrers_of(body)
+            entries += listed
             query = self._next_page(response)
             if not query:
                 return entries

@@ -94,7 +94,7 @@ class Registry:
         else:
             manifest = await self._cache.tags.get(target, Tag(ref), exchange.wish)
         if manifest.outcome is Outcome.MISS:
-            self._cache.ahead.begin(target, manifest.body)
+            self._cache.ahead.begin(target, manifest.children)
         return manifest
 
     async def _head(self, exchange: Exchange, target: Target, ref: str) -> Described:

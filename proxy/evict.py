@@ -21,11 +21,14 @@ from proxy.metrics import CacheCounters
 from proxy.names import Digest
 from proxy.records import BlobRecord, Clock, disk_bytes
 from proxy.store import BlobStore
-from proxy.threads import in_thread, to_its_end
+from proxy.threads import Pool, in_thread, to_its_end
 
 WATCH_SECONDS: Final = 5.0
 COUNT_SECONDS: Final = 3.0
 """For so long a download waits until it is known what lies here, before it passes through."""
+
+INDEX_IS_FREE: Final = 8 * 1024 * 1024
+"""Bytes that the index's files and journals take when hardly anything is held: not counted."""
 
 _BATCH: Final = 256
 """Victims at once: a few milliseconds of the loop's time."""
@@ -115,11 +118,12 @@ class Evictor:
 
     @property
     def used(self) -> int:
-        """Disk bytes held, promised, set aside, not yet unlinked, or not known yet."""
+        """Disk bytes held, promised, set aside, not unlinked or not known yet, and the index."""
         left = self._unknown
         if not self._scanned.is_set():
             left = max(0, self._left_below - self._index.loaded_bytes)
         known = self._index.usage().disk_bytes + self._store.quarantine.bytes
+        known += max(0, self._index.file_bytes - INDEX_IS_FREE)
         return known + self._promised + self._condemned + left
 
     @property
@@ -259,7 +263,7 @@ class Evictor:
     async def _evict_down_to(self, target: float) -> tuple[int, int]:
         """Evict until no more than ``target`` disk bytes are used, or nothing more can go."""
         if self.used > target and self._store.quarantine.bytes:
-            await in_thread(self._store.quarantine.empty)
+            await in_thread(self._store.quarantine.empty, Pool.WRITE)
         blobs = freed = 0
         while (excess := self.used - target) > 0:
             await self._index.settle()

@@ -139,6 +139,15 @@ def read_referrers(body: bytes) -> list[dict[str, object]] | None:
     return [found for entry in entries if (found := _referrer(entry))]
 
 
+def read_descriptor(value: object) -> Descriptor | None:
+    """Return a descriptor (image-spec ``descriptor.md``); None for one that is not understood."""
+    child = _child(value)
+    media_type = value.get("mediaType") if isinstance(value, dict) else None
+    if child is None or not isinstance(media_type, str) or not is_media_type(media_type):
+        return None
+    return Descriptor(media_type, child.digest, child.size)
+
+
 def is_media_type(text: str) -> bool:
     """Tell whether ``text`` may stand in a header (RFC 6838 §4.2)."""
     return _MEDIA_TYPE.fullmatch(text) is not None

@@ -33,6 +33,10 @@ _IS_PATTERN = re.compile(r"[*?\[]")
 log = structlog.get_logger(__name__)
 
 
+async def _nowhere() -> list[str]:
+    return []
+
+
 @dataclass(frozen=True, slots=True)
 class Pin:
     """One pin and what it keeps: ``bytes`` on disk; ``refused`` says why it keeps less."""
@@ -69,6 +73,10 @@ class Pins:
             else:
                 self._exact.append(parse(text))
         self._added: list[Image] = []
+        self._unreadable: list[str] = []
+        """Names that were noted and mean nothing now: kept, for they may mean something again."""
+        self._is_loaded = False
+        self._named_elsewhere: Callable[[], Awaitable[list[str]]] = _nowhere
         self._spared: set[Digest] = set()
         self._pins: list[Pin] = []
         self._seen: tuple[int, int, float] | None = None
@@ -76,14 +84,27 @@ class Pins:
         self._refused: set[str] = set()
 
     async def load(self, named_elsewhere: Callable[[], Awaitable[list[str]]]) -> None:
-        """Recall the pins that were added in former times; ``named_elsewhere`` if none is noted."""
+        """Recall the pins that were added in former times; ``named_elsewhere`` if none is noted.
+
+        When the disk fails, they are recalled before the next one is added or removed.
+        """
+        self._named_elsewhere = named_elsewhere
+        try:
+            await self._load()
+        except StorageError as error:
+            log.error("pins cannot be read yet", error=str(error))
+
+    async def _load(self) -> None:
         noted = await self._index.note(_NOTE)
         is_noted = isinstance(noted, list)
-        for name in noted if is_noted else await named_elsewhere():
+        for name in noted if is_noted else await self._named_elsewhere():
             try:
                 self._added.append(self._parse(str(name)))
             except RegistryError:
+                self._unreadable.append(str(name))
                 log.warning("a pin cannot be read any more", pin=name)
+        self._is_loaded = True
+        self._seen = None
         if is_noted:
             return
         if self._added:
@@ -95,7 +116,7 @@ class Pins:
 
     def added(self) -> list[str]:
         """Return the names of the pins that were added while running."""
-        return [str(image) for image in self._added]
+        return [*map(str, self._added), *self._unreadable]
 
     async def add(self, name: str) -> Pin:
         """Pin an image for good. Raises ``RegistryError``, ``StorageError``."""
@@ -106,6 +127,7 @@ class Pins:
     async def _add(self, image: Image) -> None:
         """Never left half done: what is noted and what is known must not differ."""
         async with self._noting:
+            await self._recall()
             if image not in self._added and image not in self._exact:
                 self._refuse_too_much(image)
                 await self._index.set_note(_NOTE, [*self.added(), str(image)])
@@ -114,13 +136,27 @@ class Pins:
 
     async def remove(self, name: str) -> None:
         """End a pin that was added. Raises ``RegistryError``, ``StorageError``."""
+        if name in self._unreadable:
+            await to_its_end(self._remove_unreadable(name))
+            return
         image = self._parse(name)
         if image in self._exact:
             raise Conflict(f"{image} is pinned by the configuration")
         await to_its_end(self._remove(image))
 
+    async def _recall(self) -> None:
+        """Read the pins if that has failed: what is noted next replaces them."""
+        if not self._is_loaded:
+            await self._load()
+
+    async def _remove_unreadable(self, name: str) -> None:
+        async with self._noting:
+            await self._index.set_note(_NOTE, [n for n in self.added() if n != name])
+            self._unreadable = [n for n in self._unreadable if n != name]
+
     async def _remove(self, image: Image) -> None:
         async with self._noting:
+            await self._recall()
             if image not in self._added:
                 raise PinUnknown(f"{image} is not pinned")
             await self._index.set_note(_NOTE, [n for n in self.added() if n != str(image)])

@@ -18,7 +18,7 @@ from proxy.images import broken_by
 from proxy.names import Digest, Proof, Target
 from proxy.records import BlobRecord
 from proxy.store import BlobFile
-from proxy.threads import in_thread, to_its_end
+from proxy.threads import Pool, in_thread, to_its_end
 
 CHUNK: Final = 1024 * 1024
 REPORT_SECONDS: Final = 0.5
@@ -162,7 +162,7 @@ class Verifier:
                 os.posix_fadvise(file.fd, offset, len(chunk), os.POSIX_FADV_DONTNEED)
             return len(chunk)
 
-        while size := await in_thread(step):
+        while size := await in_thread(step, Pool.UPKEEP):
             offset += size
             self._reading = offset
             await pace.wait(size)

@@ -182,10 +182,11 @@ async def test_what_the_index_has_lost_is_taken_from_elsewhere_and_noted(
     async with opened(tmp_path, clock) as cache:
         pins = cache.pins()
         await pins.load(elsewhere)
-        assert pins.added() == ["docker.io/library/app:1"]
+        assert pins.added() == ["docker.io/library/app:1", "example.com/gone:1"]
         again = await loaded(cache)
-        assert again.added() == ["docker.io/library/app:1"]
+        assert again.added() == ["docker.io/library/app:1", "example.com/gone:1"]
         await again.remove("app:1")
+        await again.remove("example.com/gone:1")
         last = cache.pins()
         await last.load(elsewhere)
         assert last.added() == [], "no pin is no lost pin"

@@ -3,6 +3,7 @@
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Final
 
 from proxy.cache.holdings import Holdings
 from proxy.errors import ConfigError, RegistryError
@@ -18,6 +19,10 @@ from proxy.settings import Settings
 from proxy.settings import Storage as StorageSettings
 from proxy.store.directory import Directory, IndexFile
 from proxy.store.disk import DiskStore
+
+INDEX_LEAST: Final = 16 * 1024 * 1024
+INDEX_SHARE: Final = 0.05
+"""The index may grow to this share of ``max_size``, and to as many bytes at the least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +51,14 @@ async def opened(
     stack.callback(directory.close)
     store = DiskStore(directory)
     rows = configured.path / "index"
-    index = LocalIndex(rows, clock=clock, on_trouble=counters.storage_trouble)
-    await stack.enter_async_context(index)
     quota = _quota(configured, directory)
+    index = LocalIndex(
+        rows,
+        clock=clock,
+        on_trouble=counters.storage_trouble,
+        max_bytes=max(INDEX_LEAST, INDEX_SHARE * quota.max_size),
+    )
+    await stack.enter_async_context(index)
     feeds = Feeds(index, router.image, clock, configured.in_use_file)
     pinned = int(quota.max_size * quota.low_mark)
     try:
@@ -61,6 +71,7 @@ async def opened(
     await pins.load(lambda: pins_named(shelf))
     evictor = Evictor(index, store, quota, counters=counters, spared=pins.spared)
     holdings = Holdings(store, index, evictor, counters, clock)
+    stack.push_async_callback(holdings.close)
     layout = Layout(holdings, shelf, pins.added)
     return Storage(directory, index, evictor, pins, feeds, holdings, layout)
 

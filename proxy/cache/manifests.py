@@ -258,7 +258,7 @@ class Manifests:
 
         What has left the index leaves RAM with it; what the disk had no room for stays in RAM only.
         """
-        held = await self._index.blob(digest)
+        held = await self._holdings.find(digest)
         kept = self._ram.get(digest)
         if kept is not None and (held is not None or not kept.stored):
             self._index.touch(digest)

@@ -12,6 +12,7 @@ from proxy.cache.answers import Referrers
 from proxy.cache.manifests import Manifests
 from proxy.cache.sources import Source
 from proxy.errors import Absent, NotHeld, RegistryError, UpstreamUnavailable
+from proxy.facts import Facts
 from proxy.index import Index
 from proxy.manifests import read_referrers
 from proxy.metrics import Outcome
@@ -20,6 +21,9 @@ from proxy.once import Once
 from proxy.policy import Action, Wish
 from proxy.records import Clock, ReferrersRecord
 from proxy.threads import by_size
+
+EMPTY_SECONDS: Final = 3600.0
+"""How long an empty list may stand in for upstream when that fails."""
 
 FAILED_WARNING: Final = "stale: upstream failed, these are the referrers last seen"
 
@@ -40,6 +44,8 @@ class ReferrersCache:
         self._sources = sources
         self._clock = clock
         self._fetches: Once[ReferrersRecord] = Once("referrers")
+        self._empty: Facts[ReferrersRecord] = Facts()
+        """Empty lists about what is not here: anybody may ask for any digest, so none has a row."""
 
     async def close(self) -> None:
         """Cancel what runs."""
@@ -54,7 +60,7 @@ class ReferrersCache:
         """
         tag = fallback_tag(subject)
         rule = self._sources[target.upstream].rule.of(tag, None)
-        record = await self._index.referrers(target, subject)
+        record = await self._known(target, subject)
         checked_at, now = record.checked_at, self._clock()
         if rule.offline or policy.decide(checked_at, rule, now, asked) is Action.SERVE:
             return _filtered(record, artifact_type, Outcome.HIT)
@@ -72,6 +78,14 @@ class ReferrersCache:
             return _filtered(record, artifact_type, Outcome.STALE, FAILED_WARNING)
         return _filtered(fetched, artifact_type, Outcome.MISS)
 
+    async def _known(self, target: Target, subject: Digest) -> ReferrersRecord:
+        """Return what was last seen to refer to a manifest."""
+        record = await self._index.referrers(target, subject)
+        empty = await self._empty.get(f"{target} {subject}")
+        if record.checked_at is None and empty is not None:
+            return ReferrersRecord(record.entries, empty.checked_at)
+        return record
+
     async def _fetch(self, target: Target, subject: Digest, tag: Tag) -> ReferrersRecord:
         upstream = self._sources[target.upstream].upstream
         entries = await upstream.referrers(target.repo, subject)
@@ -86,6 +100,10 @@ class ReferrersCache:
                 if entries is None:
                     raise UpstreamUnavailable(f"{target}:{tag} is no list of referrers")
         record = ReferrersRecord(tuple(entries), self._clock())
+        known = await self._index.referrers(target, subject)
+        if not entries and known.checked_at is None and self._index.held(subject) is None:
+            await self._empty.learn(f"{target} {subject}", record, EMPTY_SECONDS)
+            return ReferrersRecord(known.entries, record.checked_at)
         await self._index.set_referrers(target, subject, record)
         await self._index.link(target, [parse_digest(str(entry["digest"])) for entry in entries])
         return await self._index.referrers(target, subject)

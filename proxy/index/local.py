@@ -61,9 +61,8 @@ class LocalIndex:
         on_trouble: Callable[[], None],
         max_bytes: float = float("inf"),
     ) -> None:
-        """``max_bytes`` is how large the files may grow before the oldest rows go."""
-        self._directory = directory
-        self._max_bytes = max_bytes
+        """Let the files grow to ``max_bytes``, then forget the oldest rows."""
+        self._directory, self._max_bytes = directory, max_bytes
         self._clock = clock
         self._worker = Worker(on_trouble)
         self._disk = self._worker.survive
@@ -161,7 +160,7 @@ class LocalIndex:
         await self._tags.set(target, tag, record)
 
     async def drop_tag(self, target: Target, tag: Tag) -> None:
-        """Forget where the tag points; its history stays."""
+        """Forget where it points; its history stays."""
         await self._tags.drop(target, tag)
 
     async def tags(self, target: Target) -> list[Tag]:

@@ -6,10 +6,11 @@ or a header of an answer. A row that raises is deleted and counted by ``index.ta
 
 import math
 import sys
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from proxy.errors import RegistryError
-from proxy.manifests import MAX_CONTENT
+from proxy.manifests import MAX_CONTENT, is_media_type
 from proxy.names import Digest, Repo, Tag, Target, parse_digest, parse_repo, parse_tag
 from proxy.records import BlobRecord, Child, Descriptor, ReferrersRecord, Sighting, TagRecord
 
@@ -68,6 +69,7 @@ def digest(value: object) -> Digest:
         raise ValueError(error.message) from None
 
 
+@lru_cache(maxsize=4096)  # most rows are about few repositories
 def target(name: object, repo: object) -> Target:
     """Return an upstream and a repository. Raises ``ValueError``."""
     try:
@@ -83,7 +85,7 @@ def pointed(row: Any) -> Pointed:
     if now is None:
         return Pointed(None, sightings)
     media_type, about, size, checked_at = now
-    descriptor = Descriptor(sys.intern(_text(media_type)), digest(about), _size(size))
+    descriptor = Descriptor(_type(media_type), digest(about), _size(size))
     return Pointed(TagRecord(descriptor, _time(checked_at)), sightings)
 
 
@@ -135,7 +137,7 @@ def held(key: Any, row: Any) -> Held:
     record = BlobRecord(
         digest(key),
         _size(size),
-        None if media_type is None else sys.intern(_text(media_type)),
+        None if media_type is None else _type(media_type),
         _time(used_at),
     )
     try:
@@ -158,6 +160,12 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.50} is no text")
     return value
+
+
+def _type(value: object) -> str:
+    if not is_media_type(media_type := _text(value)):
+        raise ValueError(f"{value!r:.50} is no media type")
+    return sys.intern(media_type)
 
 
 def _size(value: object) -> int:

@@ -35,6 +35,10 @@ UNREADABLE: Final = (
 _RAW: Final = 1
 """diskcache's mode of a value that is in the row itself, as it is."""
 
+_PAGE: Final = 4096
+_JOURNAL: Final = 1024 * 1024
+"""Bytes. A journal grows to about as many before it is written into the file."""
+
 _MAX_ROW: Final = 64 * 1024 * 1024
 _METADATA: Final = "('count', 'size', 'hits', 'misses')"
 _FILE: Final = "cache.db"
@@ -204,6 +208,8 @@ class Table:
             statistics=False,
             sqlite_synchronous=self._synchronous,
             sqlite_trusted_schema=0,
+            sqlite_wal_autocheckpoint=_JOURNAL // _PAGE,
+            sqlite_journal_size_limit=_JOURNAL,
         )
 
     def _forget_settings(self) -> None:

@@ -1,9 +1,10 @@
 """The index's tables; the format of their rows is in ``rows``. Everything here blocks."""
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,9 @@ from proxy.records import ReferrersRecord, Sighting, TagRecord
 HISTORY_LIMIT: Final = 50
 HOLDERS_LIMIT: Final = 10_000
 REFERRERS_LIMIT: Final = 10_000
+REFERRERS_BYTES: Final = 4 * 1024 * 1024
+"""As large as a manifest that all clients read: a list of referrers is one."""
+
 
 log = structlog.get_logger(__name__)
 
@@ -109,14 +113,14 @@ class Tables:
     def set_referrers(self, target: Target, subject: Digest, record: ReferrersRecord) -> None:
         """Write what upstream says refers to a manifest; the first are kept."""
         _, _, held = self._referrers_row(target, subject)
-        told = list(record.entries[:REFERRERS_LIMIT])
+        told = _latest(record.entries[::-1])[::-1]
         self._referrers.set([([*target, subject], [record.checked_at, told, held])])
 
     def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
         """Add one that is held to what refers to a manifest."""
         checked_at, told, held = self._referrers_row(target, subject)
         others = [other for other in held if other["digest"] != entry["digest"]]
-        row = [checked_at, told, [*others, entry][-REFERRERS_LIMIT:]]
+        row = [checked_at, told, _latest([*others, entry])]
         self._referrers.set([([*target, subject], row)])
 
     def subjects(self) -> Iterator[list[Referred]]:
@@ -180,6 +184,18 @@ class Tables:
         self, target: Target, tag: Tag, record: TagRecord | None, history: list[Sighting]
     ) -> None:
         self._tags.set([([*target, tag], rows.tag_row(record, history))])
+
+
+def _latest(entries: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """Return the last entries that are neither too many nor too large together."""
+    found: list[dict[str, object]] = []
+    size = 0
+    for entry in reversed(entries[-REFERRERS_LIMIT:]):
+        size += len(json.dumps(entry))
+        if size > REFERRERS_BYTES:
+            break
+        found.append(entry)
+    return found[::-1]
 
 
 def opened(directory: Path, on_trouble: Callable[[], None]) -> tuple[Tables, Path | None]:

@@ -108,7 +108,9 @@ class Upstream:
         self.budget.note(response.headers)
         digest, media_type = _digest(response), _media_type(response)
         size = response.content_length
-        if response.status >= 400 or digest is None or not size or not media_type:
+        if response.status >= 400 or digest is None or not media_type or not size:
+            return None
+        if size > manifests.MAX_SIZE:  # its GET says what is wrong with it
             return None
         return Descriptor(media_type, digest, size)
 

@@ -188,12 +188,12 @@ class Table:
     def _open(self) -> Cache:
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._directory, self._directory / _FILE)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             directory = self._directory.parent
             raise ConfigError(
                 f"storage.path: {directory} cannot be opened: {error.strerror}"
             ) from None
-            make_private(self._directory, self._directory / _FILE)
         except OSError as error:
             raise StorageError(f"making {self._directory}: {error}") from error
         self._forget_settings()

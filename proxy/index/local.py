@@ -36,9 +36,7 @@ from proxy.records import (
 )
 
 FLUSH_SECONDS: Final = 5.0
-_SLICE: Final = 250
-"""Rows that the loop works on before it turns: a few milliseconds."""
-
+_SLICE: Final = 250  # rows that the loop works on before it turns: a few milliseconds
 FIRST_RETRY: Final = 0.5
 RETRY_SECONDS: Final = 30.0
 """After a failure the rows are read again: so much later at first, and at most."""

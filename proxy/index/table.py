@@ -11,7 +11,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -106,7 +106,11 @@ class Table:
     @property
     def file_bytes(self) -> int:
         """Bytes of the file and its journal."""
-        return sum(path.stat().st_size for path in self._directory.glob("cache.db*"))
+        found = 0
+        for path in self._directory.glob("cache.db*"):
+            with suppress(FileNotFoundError):  # a journal may be removed at any time
+                found += path.stat().st_size
+        return found
 
     def get(
         self, key: object, otherwise: Any = None, parse: Callable[[Any], Any] = lambda row: row
@@ -266,11 +270,13 @@ def make_private(directory: Path, file: Path | None = None) -> None:
         os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     modes = {path: 0o600 for path in directory.iterdir() if path.is_file()}
     for path, mode in {directory: 0o700, **modes}.items():
-        if path.stat().st_mode & 0o777 != mode:
-            try:
+        try:
+            if path.stat().st_mode & 0o777 != mode:
                 path.chmod(mode)
-            except PermissionError as error:
-                log.warning("others may read the index", path=str(path), error=str(error))
+        except PermissionError as error:
+            log.warning("others may read the index", path=str(path), error=str(error))
+        except FileNotFoundError:
+            continue  # a journal, which SQLite removes when its last connection is closed
 
 
 def _from_json(data: bytes) -> Any:

@@ -148,7 +148,7 @@ class NotHeld(RegistryError):
 
 
 class NotKept(RegistryError):
-    """The disk does not take what must survive: ask again when it does."""
+    """The disk does not take what must survive, or does not give it: ask again when it does."""
 
     status, code = 503, "UNAVAILABLE"
 

@@ -23,12 +23,15 @@ from proxy.names import Digest
 from proxy.records import BlobRecord, Clock, disk_bytes
 from proxy.reservations import Arrival, NoRoom, Reservation
 from proxy.store import BlobStore
-from proxy.threads import in_thread, to_its_end
+from proxy.threads import Pool, in_thread, to_its_end
 from proxy.unproven import Unproven
 
 WATCH_SECONDS: Final = 5.0
 COUNT_SECONDS: Final = 3.0
 """For so long a download waits until it is known what lies here, before it passes through."""
+
+INDEX_IS_FREE: Final = 8 * 1024 * 1024
+"""Bytes that the index's files and journals take when hardly anything is held: not counted."""
 
 _BATCH: Final = 256
 """Victims at once: a few milliseconds of the loop's time."""
@@ -93,14 +96,17 @@ class Evictor:
         self._used_then = 0
         self.quota: Final = quota
         self.unproven = Unproven(quota.unproven_share)
+        self.failure: str | None = None
+        """Why it is not known what lies in the store; None while nothing has failed."""
 
     @property
     def used(self) -> int:
-        """Disk bytes held, promised, set aside, not yet unlinked, or not known yet."""
+        """Disk bytes held, promised, set aside, not unlinked or not known yet, and the index."""
         left = self._unknown
         if not self._scanned.is_set():
             left = max(0, self._left_below + self._gone_early - self._index.loaded_bytes)
         known = self._index.usage().disk_bytes + self._store.quarantine.bytes
+        known += max(0, self._index.file_bytes - INDEX_IS_FREE)
         return known + self._promised + self._condemned + left
 
     @property
@@ -269,28 +275,43 @@ class Evictor:
     def found(self, orphans: int) -> None:
         """Learn how many disk bytes lie in the store that the index does not know."""
         self._unknown = orphans
+        self.failure = None
         self._scanned.set()
+
+    def not_found(self, problem: str) -> None:
+        """Learn that it cannot be said now what lies in the store; ``found`` follows later."""
+        self.failure = problem
 
     def settled(self, orphan: int) -> None:
         """Learn that so many of those are known now, or gone."""
-        self._unknown -= orphan
+        self._unknown = max(0, self._unknown - orphan)
 
     async def _recall_ceiling(self) -> None:
         """Learn up to where a former process may have filled the disk."""
-        ceiling = await self._index.note(_CEILING)
+        try:
+            ceiling = await self._index.note(_CEILING)
+        except StorageError:
+            ceiling = None
         if self._ceiling is None:
             if not isinstance(ceiling, int):
-                await self._scanned.wait()
+                await self._count()
                 ceiling = 0
             self._ceiling = self._left_below = ceiling
 
-    async def _make_room(self, more: int, upstream: str | None) -> None:
-        await self._index.ready()
+    async def _count(self) -> None:
+        """Wait until it is known what lies here, but not for long. Raises ``NoRoom``."""
+        problem = self._index.failure or self.failure
+        if problem is not None:
+            raise NoRoom(f"it is not known what lies here: {problem}")
         try:
             async with asyncio.timeout(COUNT_SECONDS):
+                await self._index.ready()
                 await self._scanned.wait()
         except TimeoutError:
             raise NoRoom("what a former process left is still being counted") from None
+
+    async def _make_room(self, more: int, upstream: str | None) -> None:
+        await self._count()
         while self.used + more > self.limit:
             async with self._evicting:
                 if self.used + more <= self.limit:
@@ -305,7 +326,7 @@ class Evictor:
     async def _evict_down_to(self, target: float) -> tuple[int, int]:
         """Evict until no more than ``target`` disk bytes are used, or nothing more can go."""
         if self.used > target and self._store.quarantine.bytes:
-            await in_thread(self._store.quarantine.empty)
+            await in_thread(self._store.quarantine.empty, Pool.WRITE)
         blobs = freed = 0
         while (excess := self.used - target) > 0:
             await self._index.settle()
@@ -363,7 +384,10 @@ class Evictor:
         taken = sum(disk_bytes(record.size) for record in victims)
         self._condemned += taken
         digests = list(records)
-        children = {digest: self._index.children(digest) for digest in digests}
+        children = {
+            digest: None if self._index.is_incomplete(digest) else self._index.children(digest)
+            for digest in digests
+        }
         self._store.condemn(digests)
         try:
             await self._index.drop_blobs(digests)

@@ -18,7 +18,7 @@ from proxy.errors import RegistryError, StorageError, UpstreamUnavailable
 from proxy.names import Digest, Proof, Target
 from proxy.records import BLOCK
 from proxy.store import Spool
-from proxy.threads import in_thread
+from proxy.threads import Pool, in_thread
 
 _INLINE: Final = 32 * 1024
 """Bytes up to which hashing and writing on the loop is cheaper than a thread."""
@@ -143,7 +143,7 @@ class Flight:
         if len(chunk) <= _INLINE:
             write()
         else:
-            await in_thread(write)
+            await in_thread(write, Pool.WRITE)
         before = self.written
         self._cover(offset, offset + len(chunk))
         if self.written > before:
@@ -170,7 +170,7 @@ class Flight:
             if stretch <= _INLINE:
                 hash_it()
             else:
-                await in_thread(hash_it)
+                await in_thread(hash_it, Pool.COMPUTE)
             position += stretch
 
     def _hash(self, proof: Proof, offset: int, count: int) -> None:

@@ -78,6 +78,8 @@ def _weigh(index: Index, root: Digest, weighed: set[Digest]) -> Weight:
     record = index.held(root)
     if record is None:
         return Weight(0, 1, State.ABSENT)
+    if index.is_incomplete(root):
+        return Weight(disk_bytes(record.size) if root not in weighed else 0, 1, State.PARTIAL)
     held, missing = disk_bytes(record.size) if root not in weighed else 0, 0
     weighed.add(root)
     below = [child.digest for child in index.children(root)]

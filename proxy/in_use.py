@@ -104,7 +104,11 @@ class Feeds:
 
     async def load(self) -> None:
         """Recall what was in use when a former process ended, and read the file."""
-        noted = await self._index.note(_NOTE)
+        try:
+            noted = await self._index.note(_NOTE)
+        except StorageError:
+            log.warning("what was in use cannot be read")
+            noted = None
         for entry in as_list(noted):
             try:
                 self._recall(entry)

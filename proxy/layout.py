@@ -11,18 +11,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from io import BytesIO
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
 
 from proxy import manifests
 from proxy.cache.holdings import Holdings
-from proxy.documents import as_list, read_object
+from proxy.documents import as_list, read_large_object, read_object
 from proxy.errors import RegistryError, StorageError
 from proxy.manifests import OCI_INDEX
-from proxy.names import Digest, Image, Tag, Target, parse_digest, parse_repo, parse_tag, sha256
+from proxy.names import Digest, Image, Tag, Target, parse_repo, parse_tag, sha256
 from proxy.records import Descriptor, TagRecord
-from proxy.threads import in_thread
+from proxy.threads import Pool, in_thread
 
 NAME: Final = "org.opencontainers.image.ref.name"
 OURS: Final = "dev.millpond.image"
@@ -142,7 +142,7 @@ class Layout:
             del content[-len(_NEXT) :]
         content += _END
         try:
-            await in_thread(lambda: self._shelf.write(content))
+            await in_thread(lambda: self._shelf.write(content), Pool.SYNC)
         except OSError as error:
             self._holdings.trouble(StorageError(f"writing index.json: {error}"))
             return False
@@ -215,7 +215,8 @@ class Layout:
 async def pins_named(shelf: Shelf) -> list[str]:
     """Return the pins that ``index.json`` names."""
     content = await _content(shelf)
-    document = read_object(content.partition(_BEGIN.encode())[0] + b"}") or read_object(content)
+    document = read_object(content.partition(_BEGIN.encode())[0] + b"}")
+    document = document or read_large_object(content)
     return str(_annotations(document).get(PINS, "")).split()
 
 
@@ -236,7 +237,7 @@ def _entries(content: bytes) -> Iterator[object]:
     head, begin, lines = content.partition(_BEGIN.encode())
     if begin and lines.endswith(_END) and read_object(head + b"}"):
         return _lines(BytesIO(lines))
-    return iter(as_list(read_object(content).get("manifests")))
+    return iter(as_list(read_large_object(content).get("manifests")))
 
 
 def _lines(lines: BytesIO) -> Iterator[object]:
@@ -254,11 +255,12 @@ def _tagged(entry: object) -> tuple[Target, Tag, Descriptor] | None:
     if not colon or "@" in name:
         return None
     try:
-        about: Any = json.loads(str(annotations[TRUE])) if TRUE in annotations else entry
-        digest = parse_digest(str(about["digest"]))
-        descriptor = Descriptor(str(about["mediaType"]), digest, int(about["size"]))
+        about = json.loads(str(annotations[TRUE])) if TRUE in annotations else entry
+        descriptor = manifests.read_descriptor(about)
+        if descriptor is None:
+            return None
         return Target(upstream, parse_repo(repo)), parse_tag(tag), descriptor
-    except (RegistryError, LookupError, ValueError, TypeError):
+    except (RegistryError, ValueError, RecursionError):
         return None
 
 

@@ -33,6 +33,10 @@ _NOTE: Final = "pins"
 log = structlog.get_logger(__name__)
 
 
+async def _nowhere() -> list[str]:
+    return []
+
+
 @dataclass(frozen=True, slots=True)
 class Pin:
     """One pin and what it keeps: ``bytes`` on disk; ``refused`` says why it keeps less."""
@@ -84,6 +88,10 @@ class Pins:
         self._feeds = feeds
         self._exact, self._patterns = self.parsed(configured, parse)
         self._added: list[Image | Selector] = []
+        self._unreadable: list[str] = []
+        """Names that were noted and mean nothing now: kept, for they may mean something again."""
+        self._is_loaded = False
+        self._named_elsewhere: Callable[[], Awaitable[list[str]]] = _nowhere
         self._spared: set[Digest] = set()
         self._pins: list[Pin] = []
         self._seen: tuple[int, int, float] | None = None
@@ -109,14 +117,27 @@ class Pins:
         self._seen = None
 
     async def load(self, named_elsewhere: Callable[[], Awaitable[list[str]]]) -> None:
-        """Recall the pins that were added in former times; ``named_elsewhere`` if none is noted."""
+        """Recall the pins that were added in former times; ``named_elsewhere`` if none is noted.
+
+        When the disk fails, they are recalled before the next one is added or removed.
+        """
+        self._named_elsewhere = named_elsewhere
+        try:
+            await self._load()
+        except StorageError as error:
+            log.error("pins cannot be read yet", error=str(error))
+
+    async def _load(self) -> None:
         noted = await self._index.note(_NOTE)
         is_noted = isinstance(noted, list)
-        for name in noted if is_noted else await named_elsewhere():
+        for name in noted if is_noted else await self._named_elsewhere():
             try:
                 self._added.append(self._parse(str(name)))
             except RegistryError:
+                self._unreadable.append(str(name))
                 log.warning("a pin cannot be read any more", pin=name)
+        self._is_loaded = True
+        self._seen = None
         if is_noted:
             return
         if self._added:
@@ -128,7 +149,7 @@ class Pins:
 
     def added(self) -> list[str]:
         """Return the names of the pins that were added while running."""
-        return [str(image) for image in self._added]
+        return [*map(str, self._added), *self._unreadable]
 
     async def add(self, name: str) -> Pin:
         """Pin an image for good. Raises ``RegistryError``, ``StorageError``."""
@@ -139,6 +160,7 @@ class Pins:
     async def _add(self, image: Image | Selector) -> None:
         """Never left half done: what is noted and what is known must not differ."""
         async with self._noting:
+            await self._recall()
             if image not in self._added and image not in self._exact:
                 self._refuse_too_much(image)
                 await self._index.set_note(_NOTE, [*self.added(), str(image)])
@@ -150,18 +172,32 @@ class Pins:
 
         Raises ``RegistryError``, ``StorageError``.
         """
+        if name in self._unreadable:
+            return await to_its_end(self._remove_unreadable(name))
         pin = self._parse(name)
         if pin in self._exact or any(str(pin) == str(one.selector) for one in self._patterns):
             raise Conflict(f"{pin} is pinned by the configuration")
         return await to_its_end(self._remove(pin))
 
+    async def _recall(self) -> None:
+        """Read the pins if that has failed: what is noted next replaces them."""
+        if not self._is_loaded:
+            await self._load()
+
+    async def _remove_unreadable(self, name: str) -> list[str]:
+        async with self._noting:
+            await self._index.set_note(_NOTE, [n for n in self.added() if n != name])
+            self._unreadable = [n for n in self._unreadable if n != name]
+        return [name]
+
     async def _remove(self, pin: Image | Selector) -> list[str]:
         async with self._noting:
+            await self._recall()
             ended = [one for one in self._added if one == pin or _is_meant(one, pin)]
             if not ended:
                 raise PinUnknown(f"{pin} is not pinned")
             kept = [one for one in self._added if one not in ended]
-            await self._index.set_note(_NOTE, [str(one) for one in kept])
+            await self._index.set_note(_NOTE, [*map(str, kept), *self._unreadable])
             self._added = kept
             self._seen = None
             return [str(one) for one in ended]

@@ -5,11 +5,11 @@ of upstream runs low, what is left of it is reserved for clients (``freshness.re
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from proxy import manifests, policy
+from proxy import policy
 from proxy.cache import Cache
 from proxy.cache.answers import Manifest
 from proxy.cache.sources import Source
@@ -19,7 +19,8 @@ from proxy.flights import Flights
 from proxy.metrics import Outcome
 from proxy.names import Digest, Image, Target
 from proxy.policy import Wish
-from proxy.records import Descriptor
+from proxy.records import Child
+from proxy.threads import by_size
 
 AT_ONCE: Final = 4
 """Blobs that are fetched at the same time, of all images: clients must still get places."""
@@ -36,13 +37,14 @@ class Platforms:
 
     wanted: tuple[str, ...]
 
-    def choose(self, index: bytes) -> list[Descriptor]:
-        """Return the manifests of an index that are wanted. Raises ``ManifestUnknown`` for none.
+    def choose(self, index: bytes, listed: Iterable[Child]) -> list[Child]:
+        """Return those of an index's manifests that are wanted.
+
+        Raises ``ManifestUnknown`` if there are none.
 
         A manifest without a platform is wanted. Attestations, whose platform is ``unknown``, belong
         to all platforms only.
         """
-        listed = manifests.children(index).manifests
         if not self.wanted:
             return list(listed)
         platforms = {
@@ -157,8 +159,10 @@ class Puller:
             holds = self._cache.manifests.holds
             if not await holds(digest) and not await self._cache.manifests.restore(target, digest):
                 raise ManifestUnknown("there is no room for it")
-            listed = manifests.children(manifest.body)
-            chosen = pull.platforms.choose(manifest.body) if listed.manifests else []
+            listed = manifest.children
+            if listed is None:
+                raise ManifestUnknown("what it lists is not understood")
+            chosen = await self._chosen(pull, manifest.body, listed.manifests)
         except RegistryError as error:
             _miss(pull, digest, error.message)
             return
@@ -174,6 +178,12 @@ class Puller:
                 _miss(pull, child.digest, error.message)
             else:
                 await self._take(pull, below, group, depth + 1)
+
+    async def _chosen(self, pull: _Pull, body: bytes, listed: tuple[Child, ...]) -> list[Child]:
+        """Return the manifests to fetch of an index. Raises ``ManifestUnknown``."""
+        if not listed:
+            return []
+        return await by_size(len(body), lambda: pull.platforms.choose(body, listed))
 
     async def _blob(self, pull: _Pull, digest: Digest) -> None:
         async with self._places:

@@ -1,7 +1,6 @@
 """Makes index and store agree again after a crash, in the background of a running proxy."""
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator
 from typing import Final
@@ -10,13 +9,11 @@ import structlog
 
 from proxy import manifests
 from proxy.cache.holdings import Holdings
-from proxy.errors import StorageError, is_disk_error
-from proxy.names import Digest, Proof
-from proxy.records import BlobRecord, Child, disk_bytes
-from proxy.store import BlobFile
-from proxy.threads import in_thread
+from proxy.errors import StorageError
+from proxy.names import Digest
+from proxy.records import disk_bytes
+from proxy.threads import by_size
 
-CHUNK: Final = 4 * 1024 * 1024
 FORGET_SECONDS: Final = 90 * 86400.0
 """After so long without a confirmation what is known of images is forgotten that are not held."""
 
@@ -34,16 +31,18 @@ async def reconcile(holdings: Holdings) -> None:
     started = time.perf_counter()
     index, evictor = holdings.index, holdings.evictor
     await index.ready()
-    unknown = {digest: disk_bytes(size) async for digest, size, _ in _orphans(holdings)}
-    evictor.found(sum(unknown.values()))
+    orphans = {digest: disk_bytes(size) async for digest, size in _orphans(holdings)}
+    holdings.orphans = orphans
+    evictor.found(sum(orphans.values()))
     adopted, dropped = 0, await _drop_ghosts(holdings)
-    if unknown:
-        async for digest, size, modified in _orphans(holdings):
-            adopted += await _adopt(holdings, BlobRecord(digest, size, None, modified))
-            evictor.settled(unknown.pop(digest, 0))  # 0: a download that has just been stored
-        evictor.found(0)
+    if orphans:
+        async for digest, _ in _orphans(holdings):
+            adopted += await holdings.adopt_orphan(digest) is not None
+        # A file that could not be opened goes on counting: it takes its room all the same.
+        evictor.found(sum(size for digest, size in orphans.items() if index.held(digest) is None))
     for digest in index.incomplete():
         await _complete(holdings, digest)
+    holdings.is_settled = True
     took = round(time.perf_counter() - started, 3)
     log.info("reconciled", adopted=adopted, dropped=dropped, seconds=took)
 
@@ -73,25 +72,19 @@ async def presume(holdings: Holdings) -> None:
 
 async def prune(holdings: Holdings) -> None:
     """Forget rows that nothing held needs and nobody has asked about for long."""
-    pruned = await holdings.index.prune(holdings.clock() - FORGET_SECONDS)
-    log.info("index pruned", rows=pruned)
+    try:
+        pruned = await holdings.index.prune(holdings.clock() - FORGET_SECONDS)
+    except StorageError as error:
+        log.warning("the index cannot be pruned", error=str(error))
+    else:
+        log.info("index pruned", rows=pruned)
 
 
-def proof(file: BlobFile, digest: Digest) -> Proof:
-    """Return what hashing a whole file proves; blocks. Raises ``OSError``."""
-    found = Proof(digest)
-    offset = 0
-    while chunk := os.pread(file.fd, CHUNK, offset):
-        found.take(chunk)
-        offset += len(chunk)
-    return found
-
-
-async def _orphans(holdings: Holdings) -> AsyncIterator[tuple[Digest, int, float]]:
+async def _orphans(holdings: Holdings) -> AsyncIterator[tuple[Digest, int]]:
     async for batch in holdings.store.scan():
-        for digest, size, modified in batch:
+        for digest, size, _ in batch:
             if not holdings.index.seen(digest):
-                yield digest, size, modified
+                yield digest, size
 
 
 async def _drop_ghosts(holdings: Holdings) -> int:
@@ -118,46 +111,11 @@ def _is_there(holdings: Holdings, digest: Digest) -> bool:
     return file is not None
 
 
-async def _adopt(holdings: Holdings, record: BlobRecord) -> bool:
-    """Take one blob into the index, or set it aside; tell whether it was taken."""
-    problem, body = "its bytes are not its name", b""
-    try:
-        file = holdings.store.open(record.digest)
-    except StorageError as error:
-        holdings.trouble(error)
-        return False
-    if file is None:
-        return False
-    try:
-        proven = (await in_thread(lambda: proof(file, record.digest))).holds
-        body = file.read() if proven and record.size <= manifests.MAX_SIZE else b""
-    except (OSError, StorageError) as error:
-        if not is_disk_error(error):
-            log.warning("content could not be adopted", digest=record.digest, error=str(error))
-            return False
-        proven, problem = False, f"it cannot be read: {error}"
-    finally:
-        file.close()
-    if await holdings.index.blob(record.digest) is not None:
-        return False
-    if not proven:
-        await holdings.set_aside(record.digest, {"reason": problem})
-        return False
-    media_type, children = _understood(body)
-    known = BlobRecord(record.digest, record.size, media_type, record.used_at)
-    await holdings.index.set_blob(known, children)
-    return True
-
-
 async def _complete(holdings: Holdings, digest: Digest) -> None:
     """Find out what a manifest lists that an older layout has left."""
     record, body = holdings.index.held(digest), await holdings.read(digest)
-    if record is not None and body is not None:
-        await holdings.index.set_blob(record, manifests.listed(body))
-
-
-def _understood(body: bytes) -> tuple[str | None, tuple[Child, ...]]:
-    """Return a manifest's media type and children; (None, ()) for any other content."""
-    if body.lstrip()[:1] != b"{" or not manifests.is_manifest(body):
-        return None, ()
-    return manifests.own_type(body) or manifests.implied_type(body), manifests.listed(body)
+    if record is None or body is None:
+        return
+    content = await by_size(len(body), lambda: manifests.read(body))
+    if content.listed is not None:
+        await holdings.index.set_blob(record, content.listed)

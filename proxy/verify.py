@@ -27,7 +27,7 @@ from proxy.images import broken_by
 from proxy.names import Digest, Proof, Target
 from proxy.records import BlobRecord, disk_bytes
 from proxy.store import BlobFile
-from proxy.threads import in_thread, to_its_end
+from proxy.threads import Pool, in_thread, to_its_end
 
 CHUNK: Final = 1024 * 1024
 REPORT_SECONDS: Final = 0.5
@@ -100,7 +100,7 @@ class Verifier:
     async def scrub(self, every: float, rate: int) -> None:
         """Verify and repair in the background until ``stop``, a round each ``every`` seconds."""
         while not self._is_stopping:
-            noted = await self._index.note(_NOTE)
+            noted = await self._noted()
             done_at = noted.get("done_at") if isinstance(noted, dict) else None
             if done_at is None and noted is None:
                 done_at = self._clock()  # what is new needs no proof yet
@@ -227,7 +227,7 @@ class Verifier:
                 os.posix_fadvise(file.fd, offset, len(chunk), os.POSIX_FADV_DONTNEED)
             return len(chunk)
 
-        while size := await in_thread(step):
+        while size := await in_thread(step, Pool.UPKEEP):
             offset += size
             self._reading = offset
             await pace.wait(size)
@@ -285,8 +285,15 @@ class Verifier:
     def _so_far(self) -> dict[str, int]:
         return {"blobs": self._blobs, "bytes": self._bytes + self._reading}
 
+    async def _noted(self) -> Any:
+        """Return how far former runs have come; what cannot be read is begun anew."""
+        try:
+            return await self._index.note(_NOTE)
+        except StorageError:
+            return {}
+
     async def _recall(self, *, restart: bool) -> None:
-        noted = await self._index.note(_NOTE)
+        noted = await self._noted()
         known = noted if isinstance(noted, dict) else {}
         left = {} if restart else known
         self._lost = missing.Lost(known.get("lost"))

@@ -9,7 +9,7 @@ from proxy.cache.holdings import Holdings
 from proxy.evict import Evictor, Quota
 from proxy.in_use import Feeds
 from proxy.index.local import LocalIndex
-from proxy.manifests import listed
+from proxy.manifests import read
 from proxy.metrics import CacheCounters
 from proxy.names import Digest, Tag, Target, sha256
 from proxy.pins import Pins
@@ -46,7 +46,7 @@ class Held:
     async def hold(self, data: bytes, media_type: str = "") -> Digest:
         """Hold a blob, or a manifest with what it lists."""
         digest = sha256(data)
-        listing = listed(data) if media_type else ()
+        listing = read(data).listed if media_type else ()
         await self.holdings.keep(Descriptor(media_type, digest, len(data)), data, listing)
         self.clock.advance(1)
         return digest

@@ -20,7 +20,7 @@ class Content:
         self.body = body
         self.media_type = media_type
         self.digest = sha256(body)
-        self.children = manifests.listed(body) if media_type else ()
+        self.children = manifests.read(body).listed or () if media_type else ()
         self.descriptor = Descriptor(media_type, self.digest, len(body))
 
     def __repr__(self) -> str:

@@ -206,10 +206,11 @@ async def test_what_the_index_has_lost_is_taken_from_elsewhere_and_noted(
     async with opened(tmp_path, clock) as cache:
         pins = cache.pins()
         await pins.load(elsewhere)
-        assert pins.added() == ["docker.io/library/app:1"]
+        assert pins.added() == ["docker.io/library/app:1", "example.com/gone:1"]
         again = await loaded(cache)
-        assert again.added() == ["docker.io/library/app:1"]
+        assert again.added() == ["docker.io/library/app:1", "example.com/gone:1"]
         await again.remove("app:1")
+        await again.remove("example.com/gone:1")
         last = cache.pins()
         await last.load(elsewhere)
         assert last.added() == [], "no pin is no lost pin"
@@ -372,3 +373,39 @@ async def test_what_has_come_is_spared_once_looking_again_costs_little(
 async def test_a_pin_that_cannot_be_read_keeps_the_proxy_from_starting(start: Start) -> None:
     with pytest.raises(ConfigError, match=r"pins: .*example\.com"):
         await start(pins=["example.com/app:1"])
+
+
+async def test_t63_a_pin_that_cannot_be_read_is_not_lost_at_the_next_add(cache: Held) -> None:
+    noted = ["docker.io/library/app:1", "gone.example/app:1"]
+    await cache.index.set_note("pins", noted)
+    pins = await loaded(cache)
+    assert pins.added() == noted
+    await pins.add("app:2")
+    await pins.remove("app:1")
+    left = ["docker.io/library/app:2", "gone.example/app:1"]
+    assert await cache.index.note("pins") == left
+    assert (await loaded(cache)).added() == left
+    await pins.remove("gone.example/app:1")
+    assert await cache.index.note("pins") == ["docker.io/library/app:2"]
+
+
+async def test_t63_pins_that_the_disk_did_not_give_are_not_lost_at_the_next_add(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cache.index.set_note("pins", ["docker.io/library/app:1"])
+    note, failures = cache.index.note, [StorageError("broken")] * 2
+
+    async def failing(name: str) -> object:
+        if failures:
+            raise failures.pop()
+        return await note(name)
+
+    monkeypatch.setattr(cache.index, "note", failing)
+    pins = await loaded(cache)
+    assert pins.added() == []
+    with pytest.raises(StorageError):
+        await pins.add("app:2")
+    await pins.add("app:2")
+    both = ["docker.io/library/app:1", "docker.io/library/app:2"]
+    assert pins.added() == both
+    assert await note("pins") == both

@@ -5,14 +5,16 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diskcache import Cache, JSONDisk
 
-from proxy import layout, repair
-from proxy.names import Digest, Proof, sha256
+from proxy import layout
+from proxy.cache import holdings
+from proxy.names import Digest, sha256
 from proxy.records import BLOCK, ReferrersRecord, TagRecord
 from proxy.repair import FORGET_SECONDS, prune, reconcile
 from tests.fakes import content
@@ -178,14 +180,15 @@ async def test_what_is_downloaded_anew_while_its_bad_file_is_hashed_is_held(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = lay(cache, b"wrong", sha256(b"right"))
-    in_thread = repair.in_thread
+    proven = holdings._proven
 
-    async def slow(work: Callable[[], Proof]) -> Proof:
-        found = await in_thread(work)
-        await cache.hold(b"right")
+    def slow(*args: Any) -> Any:
+        found = proven(*args)
+        asyncio.run_coroutine_threadsafe(cache.hold(b"right"), loop).result()
         return found
 
-    monkeypatch.setattr(repair, "in_thread", slow)
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(holdings, "_proven", slow)
     await reconcile(cache.holdings)
     assert cache.index.held(digest) is not None
     assert cache.path(digest).read_bytes() == b"right"
@@ -200,7 +203,7 @@ async def test_what_nobody_needs_is_forgotten_after_a_long_time(cache: Held) -> 
     await cache.image("app:gone", lost, but=(lost.digest, *lost.blobs))
     for thing in (IMAGE, lost):
         await cache.index.set_referrers(
-            hub, Digest(thing.digest), ReferrersRecord(({"digest": "x"},), cache.clock())
+            hub, Digest(thing.digest), ReferrersRecord(({"digest": sha256(b"x")},), cache.clock())
         )
     cache.clock.advance(FORGET_SECONDS - 100)
     await prune(cache.holdings)

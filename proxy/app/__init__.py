@@ -43,6 +43,9 @@ from proxy.web.registry import Registry
 
 SETTLED_SECONDS: Final = 600.0
 DAY_SECONDS: Final = 86400.0
+RETRY_FIRST: Final = 1.0
+RETRY_SECONDS: Final = 30.0
+"""After a failure the store is looked through again: so much later at first, and at most."""
 
 log = structlog.get_logger(__name__)
 
@@ -178,7 +181,13 @@ async def _agree(kept: storage.Storage, *, offline: bool) -> None:
 
 
 async def _reconcile(holdings: Holdings) -> None:
-    try:
-        await reconcile(holdings)
-    except StorageError as error:
-        log.warning("reconciling store and index failed", error=str(error))
+    """Reconcile, again and again until the disk lets it be done."""
+    pause = RETRY_FIRST
+    while True:
+        try:
+            return await reconcile(holdings)
+        except StorageError as error:
+            holdings.evictor.not_found(str(error))
+            log.warning("store and index do not agree yet", error=str(error), again_in=pause)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, RETRY_SECONDS)

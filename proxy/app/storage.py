@@ -3,6 +3,7 @@
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Final
 
 from proxy.cache.holdings import Holdings
 from proxy.errors import ConfigError, RegistryError
@@ -20,6 +21,10 @@ from proxy.settings import Storage as StorageSettings
 from proxy.store.directory import Directory, IndexFile
 from proxy.store.disk import DiskStore
 from proxy.supervisor import Supervisor
+
+INDEX_LEAST: Final = 16 * 1024 * 1024
+INDEX_SHARE: Final = 0.05
+"""The index may grow to this share of ``max_size``, and to as many bytes at the least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +55,17 @@ async def opened(
     store = DiskStore(directory)
     rows = configured.path / "index"
     counters, supervisor = metrics.cache, Supervisor(metrics.tasks, metrics.readiness)
+    quota = _quota(configured, directory)
     index = LocalIndex(
-        rows, clock=clock, on_trouble=counters.storage_trouble, supervisor=supervisor
+        rows,
+        clock=clock,
+        on_trouble=counters.storage_trouble,
+        supervisor=supervisor,
+        max_bytes=max(INDEX_LEAST, INDEX_SHARE * quota.max_size),
     )
     await stack.enter_async_context(index)
     lists = TagLists(rows / "listings", clock=clock, on_trouble=counters.storage_trouble)
     await stack.enter_async_context(lists)
-    quota = _quota(configured, directory)
     feeds = Feeds(index, router.image, clock, configured.in_use_file)
     pinned = int(quota.max_size * quota.low_mark)
     try:
@@ -69,6 +78,7 @@ async def opened(
     await pins.load(lambda: pins_named(shelf))
     evictor = Evictor(index, store, quota, counters=counters, spared=pins.spared)
     holdings = Holdings(store, index, evictor, counters, clock)
+    stack.push_async_callback(holdings.close)
     layout = Layout(holdings, shelf, pins.added)
     return Storage(directory, index, lists, evictor, pins, feeds, holdings, layout)
 

@@ -10,14 +10,15 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from proxy import manifests, policy
+from proxy import policy
 from proxy.cache.blobs import Blobs
 from proxy.cache.expected import Expectation, Expected
 from proxy.cache.sources import Source
 from proxy.errors import RegistryError, StorageError
 from proxy.flights import Flights
+from proxy.manifests import Children
 from proxy.names import Digest, Target
-from proxy.records import Descriptor
+from proxy.records import Child
 
 MAX_IMAGES: Final = 32
 """Images at a time; the blobs of more are not fetched ahead."""
@@ -54,7 +55,7 @@ class Ahead:
         self._at_once = asyncio.Semaphore(bounds.at_once)
         self._images: set[asyncio.Task[None]] = set()
 
-    def begin(self, target: Target, manifest: bytes) -> None:
+    def begin(self, target: Target, children: Children | None) -> None:
         """Begin to fetch what a manifest lists that a client has just got."""
         source = self._sources.get(target.upstream)
         if source is None:  # removed from the configuration since the manifest was asked for
@@ -63,7 +64,7 @@ class Ahead:
         spared = rule.offline or policy.is_scarce(rule, upstream.budget.share)
         if spared or not self._bounds.blobs or len(self._images) >= MAX_IMAGES:
             return
-        blobs = self._within_bounds(manifests.children(manifest).blobs)
+        blobs = self._within_bounds(() if children is None else children.blobs)
         if not blobs:
             return
         task = asyncio.create_task(self._fetch_all(target, blobs), name=f"ahead {target}")
@@ -76,7 +77,7 @@ class Ahead:
             task.cancel()
         await asyncio.gather(*self._images, return_exceptions=True)
 
-    def _within_bounds(self, listed: tuple[Descriptor, ...]) -> list[Digest]:
+    def _within_bounds(self, listed: tuple[Child, ...]) -> list[Digest]:
         """Return the first blobs that are neither too many nor too large together."""
         blobs: dict[Digest, None] = {}
         left = self._bounds.max_bytes

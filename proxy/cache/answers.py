@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from proxy.errors import RegistryError
 from proxy.flights import Reader
+from proxy.manifests import Children
 from proxy.metrics import Outcome
 from proxy.records import Descriptor
 from proxy.store import BlobFile
@@ -26,14 +27,16 @@ class Forward(NamedTuple):
 class Manifest:
     """A manifest as upstream sent it, verified.
 
-    ``warning`` is for a ``Warning: 299`` header; ``fresh`` is for how many seconds a tag is
-    answered without asking, None where that does not apply; ``forward`` is set where upstream was
+    ``children`` is what it lists, None when that is not known. ``warning`` is for a
+    ``Warning: 299`` header; ``fresh`` is for how many seconds a tag is answered without asking,
+    None where that does not apply; ``forward`` is set where upstream was
     asked although the answer was held.
     """
 
     descriptor: Descriptor
     body: bytes
     outcome: Outcome
+    children: Children | None
     warning: str | None = None
     fresh: float | None = None
     forward: Forward | None = None

@@ -6,21 +6,27 @@ or "not kept", and a count.
 
 import asyncio
 import json
+import os
 from collections.abc import Iterable
 from contextlib import ExitStack
+from typing import Final
 from weakref import WeakValueDictionary
 
 import structlog
 
-from proxy.errors import StorageError
+from proxy import manifests
+from proxy.errors import StorageError, is_disk_error
 from proxy.evict import Evictor
 from proxy.index import Index
 from proxy.metrics import CacheCounters
-from proxy.names import Digest, Target
+from proxy.names import Digest, Proof, Target
+from proxy.once import Once
 from proxy.records import BlobRecord, Child, Clock, Descriptor, disk_bytes
 from proxy.reservations import Arrival, NoRoom, Reservation
 from proxy.store import BlobFile, BlobStore, Spool
-from proxy.threads import in_thread, to_its_end
+from proxy.threads import Pool, in_thread, to_its_end
+
+CHUNK: Final = 4 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
 
@@ -44,10 +50,40 @@ class Holdings:
         self.presumed: set[tuple[Target, Digest]] = set()
         """Links that only names in a restored ``index.json`` speak for; empty unless offline."""
         self._arriving: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
+        self.is_settled = False
+        """Index and store agree: what has no row is not here."""
+        self.orphans: dict[Digest, int] = {}
+        """Disk bytes of files without a row, which ``evictor`` counts until they are adopted."""
+        self._landing: set[Digest] = set()
+        self._adoptions: Once[BlobRecord | None] = Once("adopt")
+
+    async def close(self) -> None:
+        """Cancel what runs."""
+        await self._adoptions.close()
 
     async def holds(self, digest: Digest) -> bool:
         """Tell whether content is held, without opening it."""
-        return await self.index.blob(digest) is not None
+        return await self.find(digest) is not None
+
+    async def find(self, digest: Digest) -> BlobRecord | None:
+        """Return the record of held content.
+
+        After the index has been lost, content that is here is not fetched again: until all of it
+        is known, a file that is asked for is proven and known at once.
+        """
+        record = await self.index.blob(digest)
+        if record is not None or self.is_settled or digest in self._landing:
+            return record
+        return await self.adopt_orphan(digest)
+
+    async def adopt_orphan(self, digest: Digest) -> BlobRecord | None:
+        """Return the record of a blob that had none, or None: it is not here, or set aside.
+
+        One proof however many ask.
+        """
+        if not self._is_here(digest):
+            return None
+        return await self._adoptions.do(digest, lambda: self._adopt_orphan(digest))
 
     async def linked(self, target: Target, digest: Digest) -> bool:
         """Return True if content may be served under a repository's name without a question."""
@@ -62,7 +98,7 @@ class Holdings:
 
     async def open(self, digest: Digest) -> BlobFile | None:
         """Return held content, opened, and count the use; None when it is not (rightly) held."""
-        record = await self.index.blob(digest)
+        record = await self.find(digest)
         if record is None:
             return None
         try:
@@ -84,7 +120,7 @@ class Holdings:
         if file is None:
             return None
         try:
-            return file.read()
+            return await in_thread(file.read)
         except StorageError as error:
             self.trouble(error)
             return None
@@ -136,7 +172,7 @@ class Holdings:
                     resources.callback(reservation.release)
                 except NoRoom:
                     text = ""
-                kept = await in_thread(lambda: self.store.quarantine.take(digest, text))
+                kept = await in_thread(lambda: self.store.quarantine.take(digest, text), Pool.SYNC)
         except StorageError as error:
             log.warning("not kept in quarantine", digest=digest, reason=str(error))
         finally:  # whatever happens, or the digest could not be stored again
@@ -150,7 +186,7 @@ class Holdings:
         reservation: Reservation | Arrival,
         spool: Spool,
         descriptor: Descriptor,
-        children: Iterable[Child] = (),
+        children: Iterable[Child] | None = (),
         *,
         is_public: bool = False,
     ) -> None:
@@ -161,19 +197,25 @@ class Holdings:
         find the file there, and add only what they know of it.
         """
         digest, media_type = descriptor.digest, descriptor.media_type or None
-        async with self._arriving.setdefault(digest, asyncio.Lock()):
-            known = await self.index.blob(digest)
-            if known is None or not self._has_file(known):
-                await self.store.put(digest, spool)
-            else:
-                if media_type is None and known.is_public >= is_public:
-                    self.index.touch(digest)
-                    return
-                media_type, is_public = media_type or known.media_type, is_public or known.is_public
-                children = tuple(children) or self.index.children(digest)
-            record = BlobRecord(digest, descriptor.size, media_type, self.clock(), is_public)
-            reservation.release()  # the index counts it from here on, with no await between
-            await self.index.set_blob(record, children)
+        self._landing.add(digest)  # it has a file before it has a row, and is no orphan
+        try:
+            async with self._arriving.setdefault(digest, asyncio.Lock()):
+                known = await self.index.blob(digest)
+                if known is None or not self._has_file(known):
+                    await self.store.put(digest, spool)
+                else:
+                    if media_type is None and known.is_public >= is_public:
+                        self.index.touch(digest)
+                        return
+                    media_type = media_type or known.media_type
+                    is_public = is_public or known.is_public
+                    if not children and not self.index.is_incomplete(digest):
+                        children = self.index.children(digest)
+                record = BlobRecord(digest, descriptor.size, media_type, self.clock(), is_public)
+                reservation.release()  # the index counts it from here on, with no await between
+                await self.index.set_blob(record, children)
+        finally:
+            self._landing.discard(digest)
 
     def _has_file(self, record: BlobRecord) -> bool:
         """Return True if the file of a held blob is there, and as long as it should be."""
@@ -191,11 +233,11 @@ class Holdings:
         self,
         descriptor: Descriptor,
         body: bytes,
-        children: Iterable[Child] = (),
+        children: Iterable[Child] | None = (),
         *,
         is_public: bool = False,
     ) -> None:
-        """Hold a verified manifest and what it lists, if there is room."""
+        """Hold a verified manifest and what it lists (None: not known), if there is room."""
         try:
             with ExitStack() as resources:
                 reservation = await self.evictor.reserve(len(body))
@@ -203,10 +245,55 @@ class Holdings:
                 spool = await self.store.spool(descriptor.digest, len(body))
                 resources.callback(spool.close)
                 resources.callback(spool.discard)
-                await in_thread(lambda: spool.write(body, 0))
+                await in_thread(lambda: spool.write(body, 0), Pool.WRITE)
                 await self.adopt(reservation, spool, descriptor, children, is_public=is_public)
         except StorageError as error:
             self.trouble(error)
+
+    def _is_here(self, digest: Digest) -> bool:
+        """Return whether a blob has a file that can be opened."""
+        try:
+            file = self.store.open(digest)
+        except StorageError as error:
+            self.trouble(error)
+            return False
+        if file is not None:
+            file.close()
+        return file is not None
+
+    async def _adopt_orphan(self, digest: Digest) -> BlobRecord | None:
+        try:
+            file = self.store.open(digest)
+        except StorageError as error:
+            self.trouble(error)
+            return None
+        if file is None:
+            return None
+        try:
+            record = await self._adopted(digest, file)
+        finally:
+            file.close()
+        if record is not None or not self._is_here(digest):
+            self.evictor.settled(self.orphans.pop(digest, 0))  # 0: it has not been counted
+        return record
+
+    async def _adopted(self, digest: Digest, file: BlobFile) -> BlobRecord | None:
+        problem = "its bytes are not its name"
+        try:
+            proven = await in_thread(lambda: _proven(file, digest), Pool.UPKEEP)
+        except (OSError, StorageError) as error:
+            if not is_disk_error(error):
+                log.warning("content could not be adopted", digest=digest, error=str(error))
+                return None
+            proven, problem = None, f"it cannot be read: {error}"
+        if (record := await self.index.blob(digest)) is not None:  # downloaded anew meanwhile
+            return record
+        if proven is None:
+            await self.set_aside(digest, {"reason": problem})
+            return None
+        record, children = proven
+        await self.index.set_blob(record, children)
+        return record
 
     def trouble(self, error: StorageError) -> None:
         """Count a failure of the disk that is survived; a cache that is full has not failed."""
@@ -215,3 +302,31 @@ class Holdings:
             return
         self.counters.storage_errors += 1
         log.warning("storage trouble, carried on without", error=str(error))
+
+
+def _proven(file: BlobFile, digest: Digest) -> tuple[BlobRecord, tuple[Child, ...] | None] | None:
+    """Return what a file is, if it is its name, with what it lists; None if it is not.
+
+    Blocks. Raises ``OSError``, ``StorageError``.
+    """
+    found, offset = Proof(digest), 0
+    while chunk := os.pread(file.fd, CHUNK, offset):
+        found.take(chunk)
+        offset += len(chunk)
+    if not found.holds:
+        return None
+    media_type: str | None = None
+    children: tuple[Child, ...] | None = ()
+    if file.size <= manifests.MAX_SIZE:
+        media_type, children = _understood(file.read())
+    return BlobRecord(digest, file.size, media_type, os.fstat(file.fd).st_mtime), children
+
+
+def _understood(body: bytes) -> tuple[str | None, tuple[Child, ...] | None]:
+    """Return a manifest's media type and children; (None, ()) for any other content."""
+    if body[:1] not in b"{ \t\r\n":
+        return None, ()
+    content = manifests.read(body)
+    if not content.is_manifest or (content.own_type is None and content.children is None):
+        return None, ()
+    return content.own_type or content.implied_type, content.listed

@@ -1,7 +1,9 @@
 """Answers for manifests by digest, and the one way in which manifests come here."""
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import count
 from typing import Final, NamedTuple
 
 from cachetools import LRUCache
@@ -14,24 +16,35 @@ from proxy.cache.sources import Source
 from proxy.errors import Absent, ContentMismatch, ManifestUnknown, NotHeld, TooManyRequests
 from proxy.facts import Facts
 from proxy.index.listings import TagLists
-from proxy.manifests import Children
+from proxy.manifests import Children, ManifestContent
 from proxy.metrics import Outcome
 from proxy.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.once import Once
 from proxy.policy import Wish
-from proxy.records import Clock, Descriptor, TagRecord
+from proxy.records import Child, Clock, Descriptor, TagRecord
+from proxy.threads import by_size
 from proxy.upstream.budget import SHORTEST_REFILL
 
 DESCRIBED_SECONDS: Final = 3600.0
 _MAX_DEPTH: Final = 4
-_SIZES: Final = 200_000
+_MAX_LOOKS: Final = 20_000
+"""How many pieces are looked for before an image counts as not whole: a tenth of a second."""
+
+_TURN: Final = 250
+"""Pieces that are looked for before the loop turns."""
+
+_EACH: Final = 2048
+_EACH_CHILD: Final = 300
+_EACH_SIZE: Final = 600
+"""Bytes that the objects for a manifest, one that it lists, and a size take in RAM."""
+
+_SHARE_OF_SIZES: Final = 8
 
 
 class _Kept(NamedTuple):
     """A manifest in RAM. ``stored``: it lay on the disk as well, and goes when that goes."""
 
     hit: Manifest
-    children: Children
     stored: bool
 
     @property
@@ -41,6 +54,20 @@ class _Kept(NamedTuple):
     @property
     def body(self) -> bytes:
         return self.hit.body
+
+    @property
+    def children(self) -> Children | None:
+        return self.hit.children
+
+    @property
+    def listed(self) -> tuple[Child, ...] | None:
+        return None if self.children is None else self.children.listed
+
+    @property
+    def ram_bytes(self) -> int:
+        """What this takes in RAM: its body, and objects for itself and for what it lists."""
+        below = 0 if self.children is None else sum(map(len, self.children))
+        return len(self.body) + _EACH + _EACH_CHILD * below
 
 
 class Manifests:
@@ -60,14 +87,17 @@ class Manifests:
         self._sources = sources
         self._lists = lists
         self._clock = clock
+        hints = ram_bytes // _SHARE_OF_SIZES
         self._ram: LRUCache[Digest, _Kept] = LRUCache(
-            ram_bytes, getsizeof=lambda kept: len(kept.body)
+            ram_bytes - hints, getsizeof=lambda kept: kept.ram_bytes
         )
         self._absences = Absences(sources, ManifestUnknown)
         self._described: Facts[Descriptor] = Facts()
         self._fetches: Once[Manifest] = Once("fetch manifest")
         self._questions: Once[Descriptor] = Once("ask for manifest")
-        self.sizes: Final[LRUCache[tuple[Target, Digest], int]] = LRUCache(_SIZES)
+        self.sizes: Final[LRUCache[tuple[Target, Digest], int]] = LRUCache(
+            max(1, hints // _EACH_SIZE)
+        )
         """Bytes of blobs, as their repository's manifests seen so far say: a hint, no fact."""
 
     async def close(self) -> None:
@@ -126,7 +156,7 @@ class Manifests:
         if kept is None:
             await self.get(target, digest, Wish.FRESH)
         else:
-            await self._holdings.keep(kept.descriptor, kept.body, manifests.listed(kept.body))
+            await self._holdings.keep(kept.descriptor, kept.body, kept.listed)
         return await self.holds(digest)
 
     async def forget(self, target: Target, digests: Iterable[Digest]) -> None:
@@ -217,44 +247,47 @@ class Manifests:
         except Absent as error:
             await self._absent(target, ref, error)
             raise
-        body = fetched.body
-        digest = Digest(ref) if is_digest(ref) else fetched.digest or sha256(body)
-        descriptor = Descriptor(fetched.media_type, digest, len(body))
-        if fetched.digest is None and not is_digest(ref) and not manifests.is_manifest(body):
+        body, content = fetched.body, fetched.content
+        claimed = Digest(ref) if is_digest(ref) else fetched.digest
+        if claimed is None and not content.is_manifest:
             raise ContentMismatch(f"{target}: what came for {ref} is no manifest")
-        if not matches(digest, body):
-            return self._signed(target, descriptor, body)
-        kept = self._remember(target, descriptor, body, stored=False)
-        listed = [child.digest for child in (*kept.children.manifests, *kept.children.blobs)]
+        digest = await by_size(len(body), lambda: sha256(body)) if claimed is None else claimed
+        descriptor = Descriptor(fetched.media_type, digest, len(body))
+        if not await by_size(len(body), lambda: matches(digest, body)):
+            return await self._signed(target, descriptor, body)
+        hit = Manifest(descriptor, body, Outcome.HIT, content.children)
+        kept = self._remember(target, hit, stored=False)
+        listed = [child.digest for child in content.listed or ()]
         await self._index.link(target, [digest, *self._holdings.public(listed)])
-        listing, is_public = manifests.listed(body), upstream.is_anonymous
-        await self._holdings.keep(descriptor, body, listing, is_public=is_public)
+        is_public = upstream.is_anonymous
+        await self._holdings.keep(descriptor, body, content.listed, is_public=is_public)
         if await self._holdings.holds(digest):
             self._put(kept._replace(stored=True))
-        if (subject := manifests.subject(descriptor, body)) is not None:
-            await self._index.add_referrer(target, subject.digest, subject.entry)
+        if content.subject is not None:
+            entry = content.subject.entry(descriptor)
+            await self._index.add_referrer(target, content.subject.digest, entry)
         if not is_digest(ref):
             await self._index.set_tag(target, Tag(ref), TagRecord(descriptor, self._clock()))
-        return Manifest(descriptor, body, Outcome.MISS)
+        return replace(hit, outcome=Outcome.MISS)
 
-    def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
+    async def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
         """Return a signed schema 1 manifest, whose digest is that of the payload it signs.
 
         Its bytes are not its digest, so it is proven and passed on, and not kept. Raises
         ``ContentMismatch`` for everything else that is not its digest.
         """
-        payload = manifests.signed_payload(body)
+        payload = await by_size(len(body), lambda: manifests.signed_payload(body))
         if payload is None or not matches(descriptor.digest, payload):
             self._holdings.counters.mismatches += 1
             raise ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
-        return Manifest(descriptor, body, Outcome.THROUGH)
+        return Manifest(descriptor, body, Outcome.THROUGH, None)
 
     async def _kept(self, target: Target, digest: Digest) -> _Kept | None:
         """Return a held manifest, proven anew when it comes from the disk.
 
         What has left the index leaves RAM with it; what the disk had no room for stays in RAM only.
         """
-        held = await self._index.blob(digest)
+        held = await self._holdings.find(digest)
         kept = self._ram.get(digest)
         if kept is not None and (held is not None or not kept.stored):
             self._index.touch(digest)
@@ -263,44 +296,61 @@ class Manifests:
         if held is None or held.size > manifests.MAX_SIZE:
             return None
         body = await self._holdings.read(digest)
-        if body is None or (held.media_type is None and not manifests.is_manifest(body)):
+        if body is None:
             return None
-        if not matches(digest, body):
+        found = await by_size(len(body), lambda: _proven(digest, body))
+        if found is None:
             await self._holdings.drop(digest, reason="its bytes have changed")
             return None
-        media_type = manifests.own_type(body) or held.media_type or manifests.implied_type(body)
-        return self._remember(target, Descriptor(media_type, digest, len(body)), body, stored=True)
+        if held.media_type is None and not found.is_manifest:
+            return None
+        media_type = found.own_type or held.media_type or found.implied_type
+        descriptor = Descriptor(media_type, digest, len(body))
+        hit = Manifest(descriptor, body, Outcome.HIT, found.children)
+        return self._remember(target, hit, stored=True)
 
-    def _remember(
-        self, target: Target, descriptor: Descriptor, body: bytes, *, stored: bool
-    ) -> _Kept:
-        hit = Manifest(descriptor, body, Outcome.HIT)
-        kept = _Kept(hit, manifests.children(body), stored)
+    def _remember(self, target: Target, hit: Manifest, *, stored: bool) -> _Kept:
+        kept = _Kept(hit, stored)
         self._put(kept)
-        for blob in kept.children.blobs:
+        for blob in () if hit.children is None else hit.children.blobs:
             self.sizes[target, blob.digest] = blob.size
         return kept
 
     def _put(self, kept: _Kept) -> None:
-        if len(kept.body) <= self._ram.maxsize:
+        if kept.ram_bytes <= self._ram.maxsize:
             self._ram[kept.descriptor.digest] = kept
 
-    async def _whole(self, target: Target, kept: _Kept, depth: int = 0) -> bool:
-        for blob in kept.children.blobs:
-            is_public = bool(self._holdings.public([blob.digest]))
-            if not is_public and not await self._is_here(target, blob.digest):
-                return False
-        if not kept.children.manifests:
-            return True
-        for child in kept.children.manifests:
-            if depth < _MAX_DEPTH and await self._is_here(target, child.digest):
-                below = await self._kept(target, child.digest)
-                if below is not None and await self._whole(target, below, depth + 1):
-                    return True
-        return False
+    async def _whole(self, target: Target, kept: _Kept) -> bool:
+        """Tell whether all is here that a client needs; of an index, any one of its images.
 
-    async def _is_here(self, target: Target, digest: Digest) -> bool:
+        An image is not whole when it is not known what it lists, or when it lists too much.
+        """
+        return await self._is_whole(target, kept, count(), depth=0)
+
+    async def _is_whole(
+        self, target: Target, kept: _Kept, looks: Iterator[int], *, depth: int
+    ) -> bool:
+        if kept.children is None:
+            return False
+        for blob in kept.children.blobs:
+            if not await self._is_here(target, blob.digest, looks):
+                return False
+        for child in kept.children.manifests:
+            if depth < _MAX_DEPTH and await self._is_here(target, child.digest, looks):
+                below = await self._kept(target, child.digest)
+                if below is not None and await self._is_whole(
+                    target, below, looks, depth=depth + 1
+                ):
+                    return True
+        return not kept.children.manifests
+
+    async def _is_here(self, target: Target, digest: Digest, looks: Iterator[int]) -> bool:
         """Tell whether content is held and may be served under this name."""
+        look = next(looks)
+        if look >= _MAX_LOOKS:
+            return False
+        if look % _TURN == _TURN - 1:
+            await asyncio.sleep(0)
         return await self._holdings.holds(digest) and await self._holdings.linked(target, digest)
 
     def _refuse_asking(self, target: Target, ref: str, asked: Wish) -> None:
@@ -319,3 +369,8 @@ class Manifests:
                 f"{target.upstream}: the rate limit of {budget.limit} pulls is used up",
                 retry_after=max(SHORTEST_REFILL, budget.refill),
             )
+
+
+def _proven(digest: Digest, body: bytes) -> ManifestContent | None:
+    """Return what a manifest says; None when its bytes are not its digest."""
+    return manifests.read(body) if matches(digest, body) else None

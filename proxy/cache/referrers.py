@@ -15,16 +15,21 @@ from proxy.cache.holdings import Holdings
 from proxy.cache.manifests import Manifests
 from proxy.cache.sources import Source
 from proxy.errors import Absent, NotHeld, RegistryError, UpstreamUnavailable
-from proxy.manifests import is_index, referrers_of
+from proxy.facts import Facts
+from proxy.manifests import read_referrers
 from proxy.metrics import Outcome
 from proxy.names import Digest, Tag, Target, parse_digest
 from proxy.once import Once
 from proxy.policy import Action, Wish
 from proxy.records import Clock, ReferrersRecord
+from proxy.threads import by_size
 from proxy.upstream.lists import MAX_REFERRERS
 
 MAX_KEPT: Final = 1024 * 1024
 """Bytes. A longer list is passed on, but neither kept nor linked."""
+
+EMPTY_SECONDS: Final = 3600.0
+"""How long an empty list may stand in for upstream when that fails."""
 
 FAILED_WARNING: Final = "stale: upstream failed, these are the referrers last seen"
 
@@ -46,6 +51,8 @@ class ReferrersCache:
         self._sources = sources
         self._clock = clock
         self._fetches: Once[ReferrersRecord] = Once("referrers")
+        self._empty: Facts[ReferrersRecord] = Facts()
+        """Empty lists about what is not here: anybody may ask for any digest, so none has a row."""
 
     async def close(self) -> None:
         """Cancel what runs."""
@@ -60,7 +67,7 @@ class ReferrersCache:
         """
         tag = fallback_tag(subject)
         rule = self._sources[target.upstream].rule.of(tag, None)
-        record = await self._index.referrers(target, subject)
+        record = await self._known(target, subject)
         checked_at, now = record.checked_at, self._clock()
         if rule.offline or policy.decide(checked_at, rule, now, asked) is Action.SERVE:
             return _filtered(record, artifact_type, Outcome.HIT)
@@ -79,6 +86,14 @@ class ReferrersCache:
             return replace(stale, forward=Forward(error.upstream_status, error))
         return _filtered(fetched, artifact_type, Outcome.MISS)
 
+    async def _known(self, target: Target, subject: Digest) -> ReferrersRecord:
+        """Return what was last seen to refer to a manifest."""
+        record = await self._index.referrers(target, subject)
+        empty = await self._empty.get(f"{target} {subject}")
+        if record.checked_at is None and empty is not None:
+            return ReferrersRecord(record.entries, empty.checked_at)
+        return record
+
     async def _fetch(self, target: Target, subject: Digest, tag: Tag) -> ReferrersRecord:
         upstream = self._sources[target.upstream].upstream
         entries = await upstream.referrers(target.repo, subject)
@@ -88,9 +103,10 @@ class ReferrersCache:
             except Absent:
                 entries = []
             else:
-                if not is_index(manifest.body):
+                body = manifest.body
+                entries = await by_size(len(body), lambda: read_referrers(body))
+                if entries is None:
                     raise UpstreamUnavailable(f"{target}:{tag} is no list of referrers")
-                entries = referrers_of(manifest.body)
                 if len(entries) > MAX_REFERRERS:
                     raise UpstreamUnavailable(
                         f"{target}:{tag}: the list has more than {MAX_REFERRERS} entries"
@@ -98,6 +114,10 @@ class ReferrersCache:
         record = ReferrersRecord(tuple(entries), self._clock())
         if len(json.dumps(entries)) > MAX_KEPT:
             return record
+        known = await self._index.referrers(target, subject)
+        if not entries and known.checked_at is None and self._index.held(subject) is None:
+            await self._empty.learn(f"{target} {subject}", record, EMPTY_SECONDS)
+            return ReferrersRecord(known.entries, record.checked_at)
         await self._index.set_referrers(target, subject, record)
         listed = [parse_digest(str(entry["digest"])) for entry in entries]
         await self._index.link(target, self._holdings.public(listed))

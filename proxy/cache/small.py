@@ -4,6 +4,8 @@ They come here from the disk, hashed again on the way, when they are first sent.
 still held is not known here: who asks for it must know.
 """
 
+from typing import Final
+
 from cachetools import LRUCache
 
 from proxy.cache.answers import Blob, Local, Small
@@ -15,6 +17,9 @@ from proxy.policy import Wish
 from proxy.store import BlobFile
 from proxy.threads import in_thread
 
+_EACH: Final = 500
+"""Bytes that the objects around one body take."""
+
 
 class SmallBlobs:
     """Blobs, of which those of up to ``largest`` bytes stay in RAM, ``ram_bytes`` in all."""
@@ -23,7 +28,9 @@ class SmallBlobs:
         self._blobs = blobs
         self._holdings = holdings
         self._largest = min(ram_bytes, largest)
-        self._ram: LRUCache[Digest, Small] = LRUCache(ram_bytes, lambda small: len(small.body))
+        self._ram: LRUCache[Digest, Small] = LRUCache(
+            ram_bytes, lambda small: len(small.body) + _EACH
+        )
 
     def in_ram(self, digest: Digest) -> Small | None:
         """Return what lies in RAM; whether it may be served is for others to ask."""
@@ -61,5 +68,7 @@ class SmallBlobs:
         if not matches(digest, body):
             await self._holdings.drop(digest, reason="its bytes have changed")
             return None
-        small = self._ram[digest] = Small(body)
+        small = Small(body)
+        if len(body) + _EACH <= self._ram.maxsize:
+            self._ram[digest] = small
         return small

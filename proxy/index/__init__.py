@@ -15,6 +15,9 @@ from proxy.records import BlobRecord, Child, ReferrersRecord, Sighting, TagRecor
 class Index(Protocol):
     """Durable facts. Answers for what is warm come without waiting."""
 
+    failure: str | None
+    """Why not everything held is known although it should be; None while nothing has failed."""
+
     loaded_bytes: int
     """Disk bytes of what was held before this start and is known by now."""
 
@@ -31,8 +34,19 @@ class Index(Protocol):
     def damaged(self) -> list[str]:
         """Return what was found damaged and is begun anew: ``tags``, ``blobs`` and so on."""
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the index's own files, as of a few seconds ago."""
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows that could not be read and are deleted."""
+
     async def note(self, name: str) -> Any:
-        """Return what was noted under a name, as JSON values; None for nothing."""
+        """Return what was noted under a name, as JSON values; None for nothing.
+
+        Raises ``StorageError``.
+        """
 
     async def set_note(self, name: str, value: object) -> None:
         """Note a JSON value; it survives a power cut. Raises ``StorageError``."""
@@ -94,8 +108,8 @@ class Index(Protocol):
     async def blob(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content."""
 
-    async def set_blob(self, record: BlobRecord, children: Iterable[Child] = ()) -> None:
-        """Remember held content as just used, and what it lists."""
+    async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
+        """Remember held content as just used, and what it lists; None when that is not known."""
 
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
         """Forget that content is held here; which repositories hold it upstream stays true."""
@@ -127,6 +141,9 @@ class Index(Protocol):
     def incomplete(self) -> list[Digest]:
         """Return held manifests of which it is not known what they list."""
 
+    def is_incomplete(self, digest: Digest) -> bool:
+        """Return whether this is a held manifest of which it is not known what it lists."""
+
     def touch(self, digest: Digest) -> None:
         """Count a use of content, and with a manifest of what it lists; written in bulk later."""
 
@@ -149,5 +166,6 @@ class Index(Protocol):
         """Forget rows about content that is neither held nor listed by what is held.
 
         Tags and referrers only when they were last confirmed before ``before``, Unix seconds; who
-        holds what only when it has not been asked for lately. Returns how many rows went.
+        holds what only when it has not been asked for lately. Returns how many rows went. Raises
+        ``StorageError``.
         """

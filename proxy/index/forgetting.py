@@ -1,38 +1,30 @@
-"""What the index forgets for good: rows that nothing needs, and what somebody wants forgotten."""
+"""What the index forgets because somebody wants it forgotten: tags, and who holds what."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
-from proxy.index.ledger import Ledger
 from proxy.index.links import Links
 from proxy.index.tables import Tables
+from proxy.index.tags import Tags
 from proxy.index.worker import Worker
 from proxy.names import Digest, Tag, Target
 
 
 class Forgetting:
-    """Deletes rows. ``forget_tag`` deletes where a tag points from the mirror in RAM."""
+    """Deletes rows of chosen repositories."""
 
-    def __init__(
-        self,
-        tables: Tables,
-        links: Links,
-        worker: Worker,
-        ledger: Ledger,
-        forget_tag: Callable[[Target, Tag], bool],
-    ) -> None:
+    def __init__(self, tables: Tables, worker: Worker, links: Links, tags: Tags) -> None:
         self._tables = tables
-        self._links = links
         self._worker = worker
-        self._ledger = ledger
-        self._forget_tag = forget_tag
+        self._links = links
+        self._tags = tags
 
     async def tag(self, target: Target, tag: Tag) -> None:
         """Forget where a tag points and has pointed."""
-        self._forget_tag(target, tag)
-        await self._worker.survive(lambda: self._tables.forget_tags([(target, tag)]), None)
+        await self._tags.forget([(target, tag)])
 
     async def linked(self, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
-        """Return what each of some repositories is known to hold."""
+        """Return what each of some repositories is known to hold. Raises ``StorageError``."""
         found: dict[Target, set[Digest]] = {}
         async for rows in self._worker.batches(self._tables.all_holders):
             for digest, holders in rows:
@@ -45,43 +37,7 @@ class Forgetting:
         await self._links.remove(target, digests)
 
     async def referrers(self, wanted: Callable[[Target], bool]) -> None:
-        """Forget what refers to the manifests of some repositories."""
+        """Forget what refers to the manifests of some repositories. Raises ``StorageError``."""
         async for subjects in self._worker.batches(self._tables.subjects):
             rows = [row for row in subjects if wanted(row.target)]
-            await self._worker.survive(
-                lambda rows=rows: self._tables.forget_subjects(rows),  # type: ignore[misc]
-                None,
-            )
-
-    async def prune(self, before: float) -> int:
-        """Forget rows about content that is neither held nor listed; return how many went.
-
-        Tags and referrers go only when they were last confirmed before ``before``, Unix seconds.
-        """
-        pruned = await self._links.prune(self._ledger.is_known)
-        async for subjects in self._worker.batches(self._tables.subjects):
-            unknown = [
-                row
-                for row in subjects
-                if row.checked_at < before and not self._ledger.is_known(row.subject)
-            ]
-            await self._worker.survive(
-                lambda rows=unknown: self._tables.forget_subjects(rows),  # type: ignore[misc]
-                None,
-            )
-            pruned += len(unknown)
-        async for tagged in self._worker.batches(self._tables.all_tags):
-            old = [
-                (row.target, row.tag)
-                for row in tagged
-                if row.seen_at < before
-                and not (row.record and self._ledger.is_known(row.record.descriptor.digest))
-            ]
-            for target, tag in old:
-                self._forget_tag(target, tag)
-            await self._worker.survive(
-                lambda rows=old: self._tables.forget_tags(rows),  # type: ignore[misc]
-                None,
-            )
-            pruned += len(old)
-        return pruned
+            await self._worker.survive(partial(self._tables.forget_subjects, rows), None)

@@ -26,6 +26,7 @@ many, each look of the garbage collector would be a pause of a tenth of a second
 
 _IS_UNSEEN: Final = bytes(state & _HELD and not state & _SEEN for state in range(256))
 _WITHOUT_SEEN: Final = bytes(state & ~_SEEN for state in range(256))
+_SIZES_END: Final = 1 << 64
 _SORT_CHUNK: Final = 5_000
 _AFTER: Final = 1e-6
 """Seconds by which content counts as used later than the manifest that lists it."""
@@ -240,6 +241,9 @@ class Ledger:
             self._append(slot, before=_END)
 
     def _hold(self, record: BlobRecord, children: Iterable[Child]) -> int:
+        children = tuple(children)
+        if not all(0 <= size < _SIZES_END for size in (record.size, *(c.size for c in children))):
+            raise ValueError(f"{record.digest}: a size is out of bounds")  # before anything changes
         self.pop(record.digest)
         slot = self._slot(record.digest)
         self._sizes[slot] = record.size

@@ -5,10 +5,10 @@ work runs in one worker thread, in order.
 """
 
 import asyncio
-import gc
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,10 @@ from proxy.errors import StorageError
 from proxy.index.forgetting import Forgetting
 from proxy.index.ledger import Ledger
 from proxy.index.links import Links
-from proxy.index.tables import Held, Tables
+from proxy.index.pruning import Known, Pruner
+from proxy.index.rows import Held
+from proxy.index.tables import opened
+from proxy.index.tags import Tags
 from proxy.index.worker import Worker
 from proxy.names import Digest, Tag, Target
 from proxy.records import (
@@ -35,11 +38,10 @@ from proxy.records import (
 from proxy.supervisor import Supervisor
 
 FLUSH_SECONDS: Final = 5.0
-_SLICE: Final = 250
-"""Rows that the loop works on before it turns: a few milliseconds."""
+_SLICE: Final = 250  # rows that the loop works on before it turns: a few milliseconds
 
-_MANY: Final = 1000
-"""Tags that are worth a look at what the garbage collector does with them."""
+WAIT_SECONDS: Final = 10.0
+"""For so long a request waits until all rows are read; then what is known by then must do."""
 
 Item = TypeVar("Item")
 log = structlog.get_logger(__name__)
@@ -55,14 +57,15 @@ class LocalIndex:
         clock: Callable[[], float],
         on_trouble: Callable[[], None],
         supervisor: Supervisor | None = None,
+        max_bytes: float = float("inf"),
     ) -> None:
         """``supervisor`` runs the index's own tasks, and is closed with the index."""
-        self._directory = directory
+        """Let the files grow to ``max_bytes``, then forget the oldest rows."""
+        self._directory, self._max_bytes = directory, max_bytes
         self._clock = clock
         self._worker = Worker(on_trouble)
         self._supervisor = Supervisor() if supervisor is None else supervisor
         self._disk = self._worker.survive
-        self._tags: dict[Target, dict[Tag, TagRecord]] = {}
         self._ledger = Ledger()
         self._touched: dict[Digest, float] = {}
         self._unwritten: dict[Digest, None] = {}
@@ -71,15 +74,20 @@ class LocalIndex:
         self._loaded = asyncio.Event()
         self.loaded_bytes = 0
         self.revision = 0
+        self.failure: str | None = None
 
     async def __aenter__(self) -> Self:
         """Open the tables and begin to load them."""
-        self._tables = await self._worker.run(self._open)
-        self._links = Links(self._tables, self._worker, self._ledger)
-        self._forgetting = Forgetting(
-            self._tables, self._links, self._worker, self._ledger, self._forget_tag
+        self._tables, self._instead = await self._worker.run(
+            lambda: opened(self._directory, self._worker.on_trouble)
         )
-        self._supervisor.start_essential("index load", self._load)
+        self._links = Links(self._tables, self._worker, self._ledger)
+        self._tags = Tags(self._tables, self._worker, self._revise)
+        about = Known(self._ledger, self._links, self._tags)
+        self._pruner = Pruner(self._tables, self._worker, about, max_bytes=self._max_bytes)
+        await self._pruner.measure()
+        self._forgetting = Forgetting(self._tables, self._worker, self._links, self._tags)
+        self._supervisor.start_essential("index load", self._load_or_report)
         self._supervisor.start("index flush", self._flush_for_ever)
         return self
 
@@ -93,6 +101,8 @@ class LocalIndex:
         await self._supervisor.close()
         await self._flush()
         await self._disk(self._tables.close, None)
+        if self._instead is not None:
+            shutil.rmtree(self._instead, ignore_errors=True)
         self._worker.close()
 
     async def ready(self) -> None:
@@ -108,9 +118,23 @@ class LocalIndex:
         """Return the tables that were found damaged."""
         return self._tables.damaged()
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the files, as of a few seconds ago."""
+        return self._pruner.file_bytes
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows that could not be read and are deleted."""
+        return self._tables.dropped
+
     async def note(self, name: str) -> Any:
-        """Return what was noted under a name; None for nothing."""
-        return await self._disk(lambda: self._tables.note(name), None)
+        """Return what was noted under a name; None for nothing. Raises ``StorageError``."""
+        try:
+            return await self._worker.run(lambda: self._tables.note(name))
+        except Exception as error:
+            self._worker.on_trouble()
+            raise StorageError(f"reading {name} from the index: {error}") from error
 
     async def set_note(self, name: str, value: object) -> None:
         """Note a JSON value for good. Raises ``StorageError``."""
@@ -122,45 +146,33 @@ class LocalIndex:
 
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         """Return what the tag pointed to when upstream was last asked."""
-        record = self._tags.get(target, {}).get(tag)
-        if record is None and not self._loaded.is_set():
-            record = await self._disk(lambda: self._tables.tag(target, tag), None)
-        return record
+        return await self._tags.get(target, tag)
 
     def pointed(self, target: Target, tag: Tag) -> TagRecord | None:
         """Return where a tag points as far as it is known by now."""
-        return self._tags.get(target, {}).get(tag)
+        return self._tags.pointed(target, tag)
 
     async def set_tag(self, target: Target, tag: Tag, record: TagRecord) -> None:
         """Remember the tag, and the sighting in its history."""
-        known = self._tags.setdefault(target, {})
-        before = known.get(tag)
-        known[tag] = record
-        if before is None or before.descriptor != record.descriptor:
-            self.revision += 1
-        await self._disk(lambda: self._tables.set_tag(target, tag, record), None)
+        await self._tags.set(target, tag, record)
 
     async def drop_tag(self, target: Target, tag: Tag) -> None:
-        """Forget where the tag points; its history stays."""
-        await self.ready()
-        if self._forget_tag(target, tag):
-            await self._disk(lambda: self._tables.drop_tag(target, tag), None)
+        """Forget where it points; its history stays."""
+        await self._tags.drop(target, tag)
 
     async def tags(self, target: Target) -> list[Tag]:
         """Return the known tags of a repository, sorted."""
-        await self.ready()
-        return sorted(self._tags.get(target, {}))
+        await self._wait()
+        return self._tags.of(target)
 
     async def repositories(self) -> list[Target]:
         """Return the repositories with known tags."""
-        await self.ready()
-        return list(self._tags)
+        await self._wait()
+        return self._tags.repositories()
 
     def tagged(self) -> Iterator[tuple[Target, Tag, TagRecord]]:
         """Iterate over all tags that are known by now, sorted; may change meanwhile."""
-        for target in sorted(self._tags):
-            for tag, record in sorted(self._tags.get(target, {}).items()):
-                yield target, tag, record
+        return self._tags.all()
 
     async def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
         """Return what is known to refer to a manifest; empty when nothing is."""
@@ -177,8 +189,7 @@ class LocalIndex:
 
     async def history(self, target: Target, tag: Tag) -> tuple[Sighting, ...]:
         """Return the digests the tag has pointed to, latest last; at most 50."""
-        empty: tuple[Sighting, ...] = ()
-        return await self._disk(lambda: self._tables.history(target, tag), empty)
+        return await self._tags.history(target, tag)
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         """Remember that a repository holds these."""
@@ -199,17 +210,21 @@ class LocalIndex:
     async def blob(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content."""
         record = self._ledger.get(digest)
-        if record is None and not self._loaded.is_set() and digest not in self._dropped:
-            held = await self._disk(lambda: self._tables.blob(digest), None)
-            record = None if held is None else held.record
-        return record
+        if record is not None or self._loaded.is_set() or digest in self._dropped:
+            return record
+        held = await self._disk(lambda: self._tables.blob(digest), None)
+        if digest in self._dropped:  # while the row was being read
+            return None
+        return self._ledger.get(digest) or (None if held is None else held.record)
 
-    async def set_blob(self, record: BlobRecord, children: Iterable[Child] = ()) -> None:
-        """Remember held content as just used, and what it lists."""
-        known = tuple(children)
-        self._ledger.put(record, known)
+    async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
+        """Remember held content as just used, and what it lists; None when that is not known."""
+        known = None if children is None else tuple(children)
+        self._ledger.put(record, known or ())
         self._dropped.discard(record.digest)
         self._incomplete.pop(record.digest, None)
+        if known is None:
+            self._incomplete[record.digest] = None
         if known:
             self.revision += 1
             self._touched[record.digest] = record.used_at
@@ -259,6 +274,10 @@ class LocalIndex:
         """Return held manifests of which it is not known what they list."""
         return list(self._incomplete)
 
+    def is_incomplete(self, digest: Digest) -> bool:
+        """Return whether this is a held manifest of which it is not known what it lists."""
+        return digest in self._incomplete
+
     def touch(self, digest: Digest) -> None:
         """Count a use of content, and with a manifest of what it lists; written in bulk later."""
         if digest in self._ledger or not self._loaded.is_set():
@@ -297,10 +316,11 @@ class LocalIndex:
         """Forget rows about content that is neither held nor listed by what is held.
 
         Tags and referrers only when they were last confirmed before ``before``, Unix seconds; who
-        holds what only when it has not been asked for lately. Returns how many rows went.
+        holds what only when it has not been asked for lately. Returns how many rows went. Raises
+        ``StorageError``.
         """
         await self.ready()
-        return await self._forgetting.prune(before)
+        return await self._pruner.prune(before)
 
     async def forget_tag(self, target: Target, tag: Tag) -> None:
         """Forget where a tag points and has pointed."""
@@ -319,43 +339,36 @@ class LocalIndex:
         """Forget what refers to the manifests of each repository that is ``wanted``."""
         await self._forgetting.referrers(wanted)
 
-    def _open(self) -> Tables:
-        try:
-            return Tables(self._directory)
-        except StorageError as error:
-            self._worker.on_trouble()
-            elsewhere = Path(tempfile.mkdtemp(prefix="millpond-index-"))
-            log.error(
-                "the index cannot be opened; what is learnt now is lost at the next start",
-                error=str(error),
-                instead=str(elsewhere),
-            )
-            return Tables(elsewhere)
+    def _revise(self) -> None:
+        self.revision += 1
 
-    def _forget_tag(self, target: Target, tag: Tag) -> bool:
-        known = self._tags.get(target, {})
-        found = known.pop(tag, None) is not None
-        if not known:
-            self._tags.pop(target, None)
-        self.revision += found
-        return found
+    async def _wait(self) -> None:
+        """Wait until all rows are read, but not for ever."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self.ready()
+
+    async def _load_or_report(self) -> None:
+        """Load; the supervisor tries again after a failure. Until then nothing is evicted."""
+        try:
+            await self._load()
+        except Exception as error:
+            if not isinstance(error, StorageError):  # which is counted already
+                self._worker.on_trouble()
+            self.failure = f"the index cannot be read: {error}"
+            raise
 
     async def _load(self) -> None:
         """Mirror the tables. After a failure it goes on with what is missing."""
         if not self._loaded.is_set():
             await self._load_rows()
-        await self._links.load()
+        with suppress(StorageError):  # who holds what is read when it is asked for
+            await self._links.load()
 
     async def _load_rows(self) -> None:
         """Mirror tags and blobs; what has been used or learnt meanwhile stays as it is."""
         started = time.perf_counter()
-        async for tagged in self._worker.batches(self._tables.all_tags):
-            for tag in tagged:
-                if tag.record is not None:
-                    self._tags.setdefault(tag.target, {}).setdefault(tag.tag, tag.record)
-            await asyncio.sleep(0)
-            if len(tagged) >= _MANY:
-                gc.freeze()  # or the collector looks through all of it, many times: long pauses
+        await self._tags.load()
         async for rows in self._worker.batches(self._tables.all_blobs):
             for held in _sliced(rows):
                 for row in held:
@@ -366,6 +379,7 @@ class LocalIndex:
         self._loaded.set()
         self._dropped.clear()
         self.revision += 1
+        self.failure = None
         took = round(time.perf_counter() - started, 3)
         log.debug("index loaded", blobs=self._ledger.files, seconds=took)
 
@@ -382,6 +396,8 @@ class LocalIndex:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             await self._flush()
+            if self.is_ready:  # else it is not known what is held
+                await self._pruner.keep_small(self._clock())
 
     async def _flush(self) -> None:
         """Write the last uses since the last time, in a few transactions."""

@@ -1,41 +1,30 @@
-"""The index's tables and the format of their rows. Everything here blocks."""
+"""The index's tables; the format of their rows is in ``rows``. Everything here blocks."""
 
-import sys
-from collections.abc import Iterable, Iterator
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from proxy.index.table import Table
-from proxy.names import Digest, Repo, Tag, Target
-from proxy.records import BlobRecord, Child, Descriptor, ReferrersRecord, Sighting, TagRecord
+import structlog
+
+from proxy.errors import ConfigError, StorageError
+from proxy.index import rows
+from proxy.index.rows import Held, Referred, Tagged
+from proxy.index.table import Table, make_private
+from proxy.names import Digest, Tag, Target
+from proxy.records import ReferrersRecord, Sighting, TagRecord
 
 HISTORY_LIMIT: Final = 50
 HOLDERS_LIMIT: Final = 10_000
 REFERRERS_LIMIT: Final = 10_000
+REFERRERS_BYTES: Final = 4 * 1024 * 1024
+"""As large as a manifest that all clients read: a list of referrers is one."""
 
 
-class Held(NamedTuple):
-    """A row of held content; ``children`` None: a row of an older layout, which had none."""
-
-    record: BlobRecord
-    children: tuple[Child, ...] | None
-
-
-class Tagged(NamedTuple):
-    """A row of where a tag points, if it still does, and when it was last seen."""
-
-    target: Target
-    tag: Tag
-    record: TagRecord | None
-    seen_at: float
-
-
-class Referred(NamedTuple):
-    """A row of what refers to a manifest, without the referrers."""
-
-    target: Target
-    subject: Digest
-    checked_at: float
+log = structlog.get_logger(__name__)
 
 
 class Tables:
@@ -43,16 +32,33 @@ class Tables:
 
     def __init__(self, directory: Path) -> None:
         """Open the files. Raises ``ConfigError``, ``StorageError``."""
+        _prepare(directory)
         self._tags = Table(directory / "tags")
         self._links = Table(directory / "links")
         self._blobs = Table(directory / "blobs")
         self._referrers = Table(directory / "referrers")
         self._notes = Table(directory / "notes", is_durable=True)
 
+        self._all = (self._tags, self._links, self._blobs, self._referrers, self._notes)
+
     def close(self) -> None:
         """Close the files."""
-        for table in (self._tags, self._links, self._blobs, self._referrers, self._notes):
+        for table in self._all:
             table.close()
+
+    @property
+    def dropped(self) -> int:
+        """Rows that could not be read and are deleted."""
+        return sum(table.dropped for table in self._all)
+
+    def file_bytes(self) -> int:
+        """Return the bytes of all files."""
+        return sum(table.file_bytes for table in self._all)
+
+    def shrink(self) -> None:
+        """Give the room of deleted rows back to the file system."""
+        for table in self._all:
+            table.shrink()
 
     def damaged(self) -> list[str]:
         """Return what was damaged and is begun anew."""
@@ -70,12 +76,11 @@ class Tables:
 
     def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         """Return where a tag points."""
-        record, _ = self._tag_row(target, tag)
-        return record
+        return self._tag_row(target, tag).record
 
     def history(self, target: Target, tag: Tag) -> tuple[Sighting, ...]:
         """Return a tag's sightings, latest last."""
-        return tuple(self._tag_row(target, tag)[1])
+        return tuple(self._tag_row(target, tag).history)
 
     def set_tag(self, target: Target, tag: Tag, record: TagRecord) -> None:
         """Write where a tag points, and lengthen its history."""
@@ -89,8 +94,9 @@ class Tables:
 
     def drop_tag(self, target: Target, tag: Tag) -> None:
         """Forget where a tag points, and keep its history."""
-        _, history = self._tag_row(target, tag)
-        self._write_tag(target, tag, None, history)
+        row = self._tag_row(target, tag)
+        if row.record is not None:
+            self._write_tag(target, tag, None, row.history)
 
     def forget_tags(self, tags: Iterable[tuple[Target, Tag]]) -> None:
         """Forget tags and their history."""
@@ -98,30 +104,28 @@ class Tables:
 
     def all_tags(self) -> Iterator[list[Tagged]]:
         """Yield batches of all tags, those that point nowhere any more included."""
-        return self._tags.batches(_tagged)
+        return self._tags.batches(rows.tagged)
 
     def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
         """Return what is known to refer to a manifest: told by upstream, and held here."""
-        checked_at, told, held = self._referrers_row(target, subject)
-        known = {entry["digest"] for entry in told}
-        return ReferrersRecord((*told, *(e for e in held if e["digest"] not in known)), checked_at)
+        return self._referrers_row(target, subject).record
 
     def set_referrers(self, target: Target, subject: Digest, record: ReferrersRecord) -> None:
         """Write what upstream says refers to a manifest; the first are kept."""
         _, _, held = self._referrers_row(target, subject)
-        told = list(record.entries[:REFERRERS_LIMIT])
+        told = _latest(record.entries[::-1])[::-1]
         self._referrers.set([([*target, subject], [record.checked_at, told, held])])
 
     def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
         """Add one that is held to what refers to a manifest."""
         checked_at, told, held = self._referrers_row(target, subject)
         others = [other for other in held if other["digest"] != entry["digest"]]
-        row = [checked_at, told, [*others, entry][-REFERRERS_LIMIT:]]
+        row = [checked_at, told, _latest([*others, entry])]
         self._referrers.set([([*target, subject], row)])
 
     def subjects(self) -> Iterator[list[Referred]]:
         """Yield batches of what something is known to refer to."""
-        return self._referrers.batches(_referred)
+        return self._referrers.batches(rows.referred)
 
     def forget_subjects(self, subjects: Iterable[Referred]) -> None:
         """Forget what refers to these."""
@@ -129,10 +133,7 @@ class Tables:
 
     def holders(self, digests: Iterable[Digest]) -> dict[Digest, list[Target]]:
         """Return the repositories known to hold each digest."""
-        return {
-            digest: [Target(upstream, Repo(repo)) for upstream, repo in self._links.get(digest, ())]
-            for digest in digests
-        }
+        return {digest: self._links.get(digest, [], rows.holders) for digest in digests}
 
     def set_holders(self, holders: dict[Digest, list[Target]]) -> None:
         """Write who holds what; the newest holders are kept."""
@@ -143,13 +144,11 @@ class Tables:
 
     def all_holders(self) -> Iterator[list[tuple[Digest, list[Target]]]]:
         """Yield batches of who is known to hold each digest."""
-        return self._links.batches(
-            lambda key, row: (Digest(key), [Target(name, Repo(repo)) for name, repo in row])
-        )
+        return self._links.batches(lambda key, row: (rows.digest(key), rows.holders(row)))
 
     def linked(self) -> Iterator[list[Digest]]:
         """Yield batches of all digests that are known to be held by some repository."""
-        return self._links.batches(lambda key, _: Digest(key))
+        return self._links.batches(lambda key, _: rows.digest(key))
 
     def forget_holders(self, digests: Iterable[Digest]) -> None:
         """Forget who holds these."""
@@ -157,76 +156,80 @@ class Tables:
 
     def blob(self, digest: Digest) -> Held | None:
         """Return the row of held content."""
-        row = self._blobs.get(digest)
-        return None if row is None else _held(digest, row)
+        found: Held | None = self._blobs.get(digest, None, lambda row: rows.held(digest, row))
+        return found
 
     def all_blobs(self) -> Iterator[list[Held]]:
         """Yield batches of all held content, in no order."""
-        return self._blobs.batches(_held)
+        return self._blobs.batches(rows.held)
 
-    def set_blobs(self, rows: Iterable[Held]) -> None:
+    def set_blobs(self, held: Iterable[Held]) -> None:
         """Write rows in one transaction."""
-        self._blobs.set((held.record.digest, _blob_row(held)) for held in rows)
+        self._blobs.set((one.record.digest, rows.held_row(one)) for one in held)
 
     def drop_blobs(self, digests: Iterable[Digest]) -> None:
         """Forget that content is held."""
         self._blobs.delete(digests)
 
-    def _referrers_row(
-        self, target: Target, subject: Digest
-    ) -> tuple[float | None, list[dict[str, object]], list[dict[str, object]]]:
-        checked_at, told, held = self._referrers.get([*target, subject], (None, [], []))
-        return checked_at, told, held
+    def _referrers_row(self, target: Target, subject: Digest) -> rows.Referrers:
+        nothing = rows.Referrers(None, [], [])
+        found: rows.Referrers = self._referrers.get([*target, subject], nothing, rows.referrers)
+        return found
 
-    def _tag_row(self, target: Target, tag: Tag) -> tuple[TagRecord | None, list[Sighting]]:
-        row = self._tags.get([*target, tag])
-        if row is None:
-            return None, []
-        now, history = row
-        record = None if now is None else _tag_record(now)
-        return record, [Sighting(Digest(digest), first, last) for digest, first, last in history]
+    def _tag_row(self, target: Target, tag: Tag) -> rows.Pointed:
+        found: rows.Pointed = self._tags.get([*target, tag], rows.Pointed(None, []), rows.pointed)
+        return found
 
     def _write_tag(
         self, target: Target, tag: Tag, record: TagRecord | None, history: list[Sighting]
     ) -> None:
-        now = None
-        if record is not None:
-            about = record.descriptor
-            now = [about.media_type, about.digest, about.size, record.checked_at]
-        seen = [[entry.digest, entry.first_seen, entry.last_seen] for entry in history]
-        self._tags.set([([*target, tag], [now, seen])])
+        self._tags.set([([*target, tag], rows.tag_row(record, history))])
 
 
-def _tag_record(row: list[Any]) -> TagRecord:
-    media_type, digest, size, checked_at = row
-    return TagRecord(Descriptor(sys.intern(media_type), Digest(digest), size), checked_at)
+def _latest(entries: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """Return the last entries that are neither too many nor too large together."""
+    found: list[dict[str, object]] = []
+    size = 0
+    for entry in reversed(entries[-REFERRERS_LIMIT:]):
+        size += len(json.dumps(entry))
+        if size > REFERRERS_BYTES:
+            break
+        found.append(entry)
+    return found[::-1]
 
 
-def _tagged(key: list[str], row: list[Any]) -> Tagged:
-    upstream, repo, tag = key
-    now, history = row
-    seen_at = history[-1][2] if history else 0.0
-    record = None if now is None else _tag_record(now)
-    return Tagged(Target(upstream, Repo(repo)), Tag(tag), record, seen_at)
+def opened(directory: Path, on_trouble: Callable[[], None]) -> tuple[Tables, Path | None]:
+    """Return the tables, and None when they lie in ``directory``.
+
+    When the disk fails they lie in a temporary directory, which is returned: it is to be removed.
+    Raises ``ConfigError``, ``StorageError``.
+    """
+    try:
+        return Tables(directory), None
+    except StorageError as error:
+        on_trouble()
+        instead = Path(tempfile.mkdtemp(prefix="millpond-index-"))
+        log.error(
+            "the index cannot be opened; what is learnt now is lost at the next start",
+            error=str(error),
+            instead=str(instead),
+        )
+    try:
+        return Tables(instead), instead
+    except (StorageError, ConfigError):
+        shutil.rmtree(instead, ignore_errors=True)
+        raise
 
 
-def _referred(key: list[str], row: list[Any]) -> Referred:
-    upstream, repo, digest = key
-    return Referred(Target(upstream, Repo(repo)), Digest(digest), row[0] or 0.0)
-
-
-def _held(digest: str, row: list[Any]) -> Held:
-    size, media_type, used_at, *rest = row
-    children = None
-    if rest:
-        children = tuple(Child(Digest(child), size) for child, size in rest[0])
-    is_public = len(rest) > 1 and rest[1] is True  # older rows end before it
-    return Held(BlobRecord(Digest(digest), size, media_type, used_at, is_public), children)
-
-
-def _blob_row(held: Held) -> list[object]:
-    record, children = held
-    row: list[object] = [record.size, record.media_type, record.used_at]
-    if children is not None:
-        row += [[list(child) for child in children], record.is_public]
-    return row
+def _prepare(directory: Path) -> None:
+    """Make the directory of all tables, for this user alone."""
+    if os.path.expandvars(directory) != str(directory):
+        raise ConfigError(f"storage.path: {directory}: the path may not hold $NAME of a variable")
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(directory)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        reason = error.strerror
+        raise ConfigError(f"storage.path: {directory} cannot be opened: {reason}") from None
+    except OSError as error:
+        raise StorageError(f"making {directory}: {error}") from error

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import structlog
 
+from proxy.errors import StorageError
+
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 log = structlog.get_logger(__name__)
@@ -37,12 +39,14 @@ class Worker:
             return otherwise
 
     async def batches(self, begin: Callable[[], Iterator[list[Item]]]) -> AsyncIterator[list[Item]]:
-        """Yield what an iterator yields in the thread, with others' work in between."""
-        nothing: Iterator[list[Item]] = iter(())
-        batches = await self.survive(begin, nothing)
+        """Yield what an iterator yields in the thread, with others' work in between.
 
-        def step() -> list[Item] | None:
-            return next(batches, None)
-
-        while (batch := await self.survive(step, None)) is not None:
-            yield batch
+        Raises ``StorageError`` when it fails: rows that are missing are not rows that are gone.
+        """
+        try:
+            batches = await self.run(begin)
+            while (batch := await self.run(lambda: next(batches, None))) is not None:
+                yield batch
+        except Exception as error:
+            self.on_trouble()
+            raise StorageError(f"reading the index: {error}") from error

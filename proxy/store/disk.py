@@ -19,7 +19,7 @@ from proxy.names import Digest, parse_digest
 from proxy.store import Quarantine, Spool
 from proxy.store.directory import ALGORITHMS, Directory, remove
 from proxy.store.quarantine import DiskQuarantine
-from proxy.threads import in_thread
+from proxy.threads import Pool, in_thread
 
 _SCAN_BATCH: Final = 1000
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -126,7 +126,9 @@ class DiskStore:
         made: list[DiskSpool] = []
         try:
             await _in_thread(
-                "making a spool file", lambda: made.append(DiskSpool(self._directory, name, size))
+                "making a spool file",
+                lambda: made.append(DiskSpool(self._directory, name, size)),
+                Pool.WRITE,
             )
         except asyncio.CancelledError:
             for spool in made:
@@ -140,7 +142,7 @@ class DiskStore:
         assert isinstance(spool, DiskSpool)
         while (deletion := self._condemned.get(digest)) is not None:
             await deletion.wait()
-        await _in_thread(f"storing {digest}", lambda: self._put(digest, spool))
+        await _in_thread(f"storing {digest}", lambda: self._put(digest, spool), Pool.SYNC)
 
     def condemn(self, digests: list[Digest]) -> None:
         """Hold these no longer, from this moment; ``delete`` must follow."""
@@ -151,7 +153,7 @@ class DiskStore:
         """Unlink blobs, open ones go on being readable; return those that could not be."""
         self.condemn(digests)
         try:
-            return await in_thread(lambda: self._unlink(digests))
+            return await in_thread(lambda: self._unlink(digests), Pool.WRITE)
         finally:
             for digest in digests:
                 if (deletion := self._condemned.pop(digest, None)) is not None:
@@ -161,7 +163,7 @@ class DiskStore:
         """Yield batches of (digest, size in bytes, modification time). Raises ``StorageError``."""
         entries = self._entries()
         while batch := await _in_thread(
-            "listing blobs", lambda: list(itertools.islice(entries, _SCAN_BATCH))
+            "listing blobs", lambda: list(itertools.islice(entries, _SCAN_BATCH)), Pool.UPKEEP
         ):
             yield batch
 
@@ -222,8 +224,8 @@ def _opened(fd: int) -> DiskBlob:
         raise
 
 
-async def _in_thread(what: str, work: Callable[[], Result]) -> Result:
+async def _in_thread(what: str, work: Callable[[], Result], pool: Pool) -> Result:
     try:
-        return await in_thread(work)
+        return await in_thread(work, pool)
     except OSError as error:
         raise StorageError(f"{what}: {error}") from error

@@ -85,6 +85,7 @@ class DiskQuarantine:
             except OSError as again:
                 raise StorageError(f"{digest} cannot be moved nor deleted: {again}") from again
             raise StorageError(f"{digest} could only be deleted: {error}") from error
+        self._sync(here, there)
         try:
             remove(f"{name}.json", here)
             if note:
@@ -102,6 +103,14 @@ class DiskQuarantine:
         except (OSError, UnicodeDecodeError) as error:
             log.warning("a note in quarantine cannot be read", file=name, error=str(error))
             return ""
+
+    def _sync(self, *directories: int) -> None:
+        """Make a rename durable; without it a power cut may bring the blob back to its place."""
+        for directory in directories:
+            try:
+                os.fsync(directory)
+            except OSError as error:
+                log.warning("quarantine cannot be synced", error=str(error))
 
     def _make_place(self) -> None:
         names = [name for name in os.listdir(self._directory.quarantine) if "." not in name]

@@ -7,7 +7,7 @@ measured before it is parsed.
 
 from typing import Final
 
-from proxy.documents import read_object
+from proxy.documents import read_large_object
 from proxy.errors import UpstreamUnavailable
 
 MAX_BYTES: Final = 8 * 1024 * 1024
@@ -44,7 +44,7 @@ class Bounds:
         containers = body.count(b"[") + body.count(b"{")
         if containers > _MAX_CONTAINERS or body.count(b",") > _MAX_VALUES:
             raise UpstreamUnavailable(f"{self._said} has too many values on one page")
-        return read_object(body)
+        return read_large_object(body)
 
     def count(self, entries: int, most: int) -> None:
         """Raise ``UpstreamUnavailable`` when there are more than ``most`` entries."""

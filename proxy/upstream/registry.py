@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from typing import Final, NamedTuple
 
 from aiohttp import ClientResponse
@@ -28,6 +29,7 @@ from proxy.errors import (
 )
 from proxy.names import Digest, Repo, parse_digest
 from proxy.records import Descriptor
+from proxy.threads import by_size
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, Question
 from proxy.upstream.download import Download, Sink, Terms
@@ -49,6 +51,7 @@ class FetchedManifest(NamedTuple):
 
     media_type: str
     body: bytes
+    content: manifests.ManifestContent
     digest: Digest | None
 
 
@@ -114,7 +117,9 @@ class Upstream:
         self._note(response)
         digest, media_type = self._digest(response), self._media_type(response)
         size = response.content_length
-        if response.status >= 400 or digest is None or not size or not media_type:
+        if response.status >= 400 or digest is None or not media_type or not size:
+            return None
+        if size > manifests.MAX_SIZE:  # its GET says what is wrong with it
             return None
         return Descriptor(media_type, digest, size)
 
@@ -133,11 +138,9 @@ class Upstream:
             raise ManifestTooLarge(
                 f"{self._client.name}: the manifest is larger than {manifests.MAX_SIZE} bytes"
             )
-        return FetchedManifest(
-            manifests.own_type(body) or self._media_type(response) or manifests.implied_type(body),
-            body,
-            self._digest(response),
-        )
+        content = await by_size(len(body), lambda: manifests.read(body))
+        media_type = content.own_type or self._media_type(response) or content.implied_type
+        return FetchedManifest(media_type, body, content, self._digest(response))
 
     async def blob_size(self, repo: Repo, digest: Digest) -> int | None:
         """Return a blob's size in bytes, None when upstream does not announce it."""
@@ -181,7 +184,7 @@ class Upstream:
             Question("GET", repo, "tags", "list", NameUnknown, _ANY, query), bounds.bytes_left
         )
         further = self._next_page(response)
-        document = bounds.page(body)
+        document = await by_size(len(body or b""), lambda: bounds.page(body))
         if not isinstance(document.get("tags", False), list | None):  # some say null for none
             raise UpstreamUnavailable(f"{self._client.name}: the tags list cannot be read")
         tags = [tag for tag in as_list(document["tags"]) if isinstance(tag, str)]
@@ -218,12 +221,13 @@ class Upstream:
                 ) from None
             if is_first and self._media_type(response) != manifests.OCI_INDEX:
                 return None
-            document = bounds.page(body)
-            if not isinstance(document.get("manifests"), list):
+            document = await by_size(len(body or b""), partial(bounds.page, body))
+            listed = manifests.referrers_in(document)
+            if listed is None:
                 raise UpstreamUnavailable(
                     f"{self._client.name}: the list of referrers cannot be read"
                 )
-            entries += manifests.referrers_in(document)
+            entries += listed
             bounds.count(len(entries), MAX_REFERRERS)
             query = self._next_page(response)
             is_first = False

@@ -86,14 +86,21 @@ class Admin:
                 return _json({"status": "ok"})
             case "/-/readyz" if self.is_stopping:
                 return _json({"status": "stopping"}, status=503)
-            case "/-/readyz" if reasons := self._metrics.readiness.reasons:
-                return _json({"status": "not ready", "reasons": dict(reasons)}, status=503)
+            case "/-/readyz" if reasons := self._failures():
+                return _json({"status": "not ready", "reasons": reasons}, status=503)
             case "/-/readyz":
                 return _json({"status": "ready"})
             case _:
                 raise NotFound(
                     "no such page; there are /-/stats, /-/healthz, /-/readyz and /metrics"
                 )
+
+    def _failures(self) -> dict[str, str]:
+        """Return why the proxy is not ready, by what has failed and is tried again."""
+        found = {"index": self._index.failure, "storage": self._evictor.failure}
+        return {name: reason for name, reason in found.items() if reason} | dict(
+            self._metrics.readiness.reasons
+        )
 
     def stats(self) -> dict[str, Any]:
         """Return the numbers of ``/-/stats``: totals since the start, and what is held now.
@@ -125,6 +132,8 @@ class Admin:
                 "storage_errors": cache.storage_errors,
                 "stalled_clients": cache.stalled_clients,
                 "refused_connections": cache.refused_connections,
+                "index_bytes": self._index.file_bytes,
+                "index_dropped_rows": self._index.dropped_rows,
                 "prefetched_blobs": cache.prefetched_blobs,
                 "prefetched_bytes": cache.prefetched_bytes,
                 "prefetched_used_blobs": cache.prefetched_used_blobs,
@@ -158,6 +167,12 @@ class Admin:
                 0.0 if (oldest := self._evictor.oldest_use()) is None else time.time() - oldest,
             ),
             Gauge("cache_files", "Blobs and manifests held.", self._index.usage().files),
+            Gauge("index_bytes", "Bytes of the index's own files.", self._index.file_bytes),
+            Gauge(
+                "index_dropped_rows",
+                "Rows of the index that could not be read and are deleted.",
+                self._index.dropped_rows,
+            ),
             Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
         ]
         for name, upstream in self._upstreams.items():

@@ -3,6 +3,7 @@
 Only for who is trusted: names tell, and most of it changes something. Streams are NDJSON.
 """
 
+import asyncio
 import hmac
 import math
 from pathlib import Path
@@ -51,6 +52,10 @@ class Token:
             raise Unauthorized("this needs the admin token: Authorization: Bearer …")
 
 
+WAIT_SECONDS: Final = 10.0
+"""For so long a command waits until all that is held is known."""
+
+
 class Control:
     """Answers for the trusted. Every page raises ``RegistryError`` for what is wrong."""
 
@@ -82,7 +87,12 @@ class Control:
         if page is None:
             problem = f"{request.method} {request.path}: there is no such thing to do"
             raise Unsupported(problem, allowed=pages)
-        await self._index.ready()
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._index.ready()
+        except TimeoutError:
+            reason = self._index.failure or "the index is still being read"
+            raise NotKept(f"{reason}; try again later") from None
         return await page(request)
 
     async def _get_pins(self, _: BaseRequest) -> StreamResponse:

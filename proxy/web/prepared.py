@@ -20,6 +20,7 @@ from proxy.logs import RequestLog
 from proxy.metrics import Metrics, Outcome, UpstreamCounters
 from proxy.names import Kind, Route, Target
 from proxy.policy import Wish
+from proxy.records import Descriptor
 from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
 from proxy.web.exchange import HIT_STATUS, Exchange, common_headers
@@ -99,13 +100,13 @@ class Prepared:
 class _Block:
     """The headers of one answer, and what the log says of it."""
 
-    __slots__ = ("_after", "_before", "body", "fields")
+    __slots__ = ("_after", "_before", "about", "fields")
 
-    def __init__(self, headers: str, body: bytes, fields: Mapping[str, Any]) -> None:
+    def __init__(self, headers: str, about: Descriptor, fields: Mapping[str, Any]) -> None:
         before, mark, after = headers.partition(_MARK)
         self._before = (before + mark).encode()
         self._after = after.encode()
-        self.body = body
+        self.about = about  # not the body, which would outlive the RAM that is set for it
         self.fields = fields
 
     def headers(self, fresh: float | None, date: bytes) -> bytes:
@@ -148,7 +149,7 @@ class _Request:
 
     def block(self, found: Found) -> _Block | None:
         """Return the headers of what was found; None when they could not be sent."""
-        if self._block is None or self._block.body is not found.body:
+        if self._block is None or self._block.about != found.descriptor:
             self._block = self._made(found)
         return self._block
 
@@ -163,7 +164,7 @@ class _Request:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         sent = 0 if self.is_head else len(found.body)
         fields = self._fields | {"outcome": Outcome.HIT.value, "bytes": sent}
-        return _Block(f"HTTP/1.1 200 OK\r\n{lines}", found.body, fields)
+        return _Block(f"HTTP/1.1 200 OK\r\n{lines}", about, fields)
 
 
 class _Date:

@@ -95,7 +95,7 @@ class Registry:
         else:
             manifest = await self._cache.tags.get(target, Tag(ref), exchange.wish)
         if manifest.outcome is Outcome.MISS:
-            self._cache.ahead.begin(target, manifest.body)
+            self._cache.ahead.begin(target, manifest.children)
         self._confirm(target, manifest)
         return manifest
 

@@ -8,7 +8,7 @@ import errno
 import os
 from typing import Final
 
-from proxy.threads import in_thread
+from proxy.threads import Pool, in_thread
 
 STEP: Final = 128 * 1024
 """Bytes between two probes. The kernel reads ahead, and forgets, in stretches of about that."""
@@ -26,7 +26,7 @@ async def warm(fd: int, start: int, stop: int, end: int) -> None:
     Up to ``end`` will be wanted next. Raises ``OSError``.
     """
     if not is_warm(fd, start, stop):
-        await in_thread(lambda: _read(fd, start, stop, end))
+        await in_thread(lambda: _read(fd, start, stop, end), Pool.STREAM)
 
 
 def is_warm(fd: int, start: int, stop: int) -> bool:

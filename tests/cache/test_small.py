@@ -61,7 +61,7 @@ async def test_what_is_small_is_kept_within_bounds(rams: list[SmallBlobs], start
         kept = ram.in_ram(Digest(BY_SIZE[size]))
         assert (kept is not None) == (size <= 4096)
     assert ram.in_ram(Digest(BY_SIZE[4096])) is None
-    assert sum(len(small.body) for small in ram._ram.values()) == ram._ram.currsize
+    assert sum(len(small.body) + 500 for small in ram._ram.values()) == ram._ram.currsize
 
 
 async def test_it_needs_the_disk_no_more(start: Start) -> None:

@@ -412,4 +412,4 @@ class Evictor:
             self._counters.storage_trouble()
             log.warning("free space unknown", error=str(error))
             self._free_by_now = None
-        self._used_then = self.used
+        self._used_then = self.used - self.unproven.leads  # those are free there, too

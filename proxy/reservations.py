@@ -71,6 +71,7 @@ class Arrival:
         self._upstream = upstream
         self._announced = announced
         self._covered = -1
+        self._lead = 0
         self._promise = Reservation(room, upstream)
         self._growing = asyncio.Lock()
         self._claim = disk_bytes(announced or 0)
@@ -87,6 +88,11 @@ class Arrival:
         async with self._growing:  # pieces of one body come over several connections
             if size > self._covered:
                 self._covered = await self._cover(size)
+                self._leads(self._covered - size)
+
+    def _leads(self, lead: int) -> None:
+        self._room.unproven.leads += lead - self._lead
+        self._lead = lead
 
     async def _cover(self, size: int) -> int:
         ahead = size + min(max(size, SHORTEST_LEAD), self._room.longest_lead)
@@ -104,5 +110,6 @@ class Arrival:
     def release(self) -> None:
         """Give the room back; twice does no harm."""
         self._promise.release()
+        self._leads(0)
         self._room.unproven.announce(self._upstream, -self._claim)
         self._claim = 0

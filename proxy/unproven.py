@@ -20,6 +20,8 @@ class Unproven:
         self._share = share
         self._occupied: Counter[str] = Counter()
         self._announced: Counter[str] = Counter()
+        self.leads = 0
+        """Bytes promised to them that have not come: the disk still has them free."""
 
     @property
     def bytes(self) -> int:

@@ -160,7 +160,8 @@ class Manifests:
         return await self.holds(digest)
 
     async def forget(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Drop from memory what is no longer held, and what upstream said of it."""
+        """Drop from memory what is no longer held, and what upstream said of its repository."""
+        await self._lists.forget(target)
         for digest in digests:
             await self._described.forget(f"{target} {digest}")
             self.sizes.pop((target, digest), None)

@@ -81,7 +81,7 @@ class Reloader:
 def _applicable(running: Settings, wanted: Settings) -> Settings:
     """Return ``wanted``, with the settings in force where a change needs a restart."""
     is_https = running.tls is not None and wanted.tls is not None
-    check = running.timeouts.check
+    fixed = {"check": running.timeouts.check, "send": running.timeouts.send}
     return running.model_copy(
         update={
             "tls": wanted.tls if is_https else running.tls,
@@ -91,7 +91,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "offline": wanted.offline,
             "pins": wanted.pins,
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
-            "timeouts": wanted.timeouts.model_copy(update={"check": check}),
+            "timeouts": wanted.timeouts.model_copy(update=fixed),
             "patience": wanted.patience,
             "parallel": wanted.parallel,
             "log": running.log.model_copy(update={"level": wanted.log.level}),

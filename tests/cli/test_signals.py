@@ -201,14 +201,14 @@ async def test_t67_what_needs_a_restart_is_named_and_the_rest_is_in_force(
             listen="127.0.0.1:1",
             storage={"max_size": "1GiB", "path": "/none"},
             memory={"blobs": "1MiB"},
+            timeouts={"check": "1s", "send": "1s"},
             offline=True,
             pins=["app", "team/*"],
         )
         assert changed == ["offline", "pins"]
         [event] = millpond.events("changed settings need a restart")
-        assert {"listen", "memory.blobs", "storage.max_size", "storage.path"} == set(
-            event["settings"]
-        )
+        cache = {"memory.blobs", "storage.max_size", "storage.path"}
+        assert cache | {"listen", "timeouts.check", "timeouts.send"} == set(event["settings"])
         upstream.add("library/app", IMAGE)
         assert await status(client, "/v2/app/manifests/latest") == 404, "offline"
         async with admin(millpond) as operator, operator.get("/-/pins") as answer:

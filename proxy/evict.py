@@ -282,6 +282,8 @@ class Evictor:
 
     async def _count(self) -> None:
         """Wait until it is known what lies here, but not for long. Raises ``NoRoom``."""
+        if self._scanned.is_set() and self._index.is_ready:
+            return  # a later look that fails takes nothing of that back
         problem = self._index.failure or self.failure
         if problem is not None:
             raise NoRoom(f"it is not known what lies here: {problem}")

@@ -620,3 +620,10 @@ async def test_a_file_system_without_an_answer_is_not_asked_each_time(
         for _ in range(100):
             assert cache.evictor.limit == LIMIT
         assert cache.counters.storage_errors == before + 1
+
+
+async def test_a_later_look_that_fails_does_not_stop_eviction(cache: Held) -> None:
+    held = [await cache.blocks(number) for number in range(10)]
+    cache.evictor.not_found("the directory cannot be listed")
+    (await cache.evictor.reserve(10 * BLOCK)).release()
+    assert await cache.on_disk() == set(held[1:])

@@ -26,7 +26,7 @@ _SLICE: Final = 250
 
 Event = dict[str, Any]
 Forget = Callable[[Target, Iterable[Digest]], Awaitable[None]]
-"""Has the memory of manifests forget what a repository no longer holds."""
+"""Has the memory of manifests forget what a repository no longer holds, and its list of tags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +214,8 @@ class Dropper:
         manifests = [digest for digest in plan.content if self._is_manifest(digest)]
         await self._discard(manifests)
         await self._discard([d for d in plan.content if not self._index.is_listed(d)])
-        for target, digests in plan.links.items():
-            await self._forget(target, digests)
+        for target in {image.target for image in plan.images} | plan.links.keys():
+            await self._forget(target, plan.links.get(target, set()))
         await self._layout.keep()
         await self._discard(plan.wrappers)  # behind the last one that may have written them
 

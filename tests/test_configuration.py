@@ -134,7 +134,7 @@ def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
 
 def test_the_faulty_source_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLPOND_STORAGE__MAX_SIZE", "lots")
-    [variable, flag] = sorted(refused(tmp_path, "", listen="x"))
+    [flag, variable] = sorted(refused(tmp_path, "", listen="x"))
     assert variable.startswith("MILLPOND_STORAGE__MAX_SIZE: storage.max_size: not a size")
     assert flag.startswith("--listen: not an address")
 

@@ -214,3 +214,15 @@ async def test_many_drops_at_once_leave_nothing(
     assert not proxy.held()
     assert APP not in (proxy.storage / "index.json").read_text()
     assert proxy.stats["cache"]["storage_errors"] == 0
+
+
+async def test_t68_a_dropped_tag_leaves_the_kept_list_of_tags(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    await pull(proxy, "app", "1", ONE)
+    await pull(proxy, "app", "2", TWO)
+    assert "1" in json.loads((await proxy.get("/v2/app/tags/list")).body)["tags"]
+    await drop(operator, "app:1")
+    await upstream.stop()
+    answer = await proxy.get("/v2/app/tags/list")
+    assert (answer.status, json.loads(answer.body)["tags"]) == (200, ["2"])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, UnixConnector
 
+from proxy import manifests
 from proxy.pull import Platforms
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
@@ -172,6 +173,9 @@ async def test_offline_nothing_is_asked(start: Start, upstream: FakeUpstream) ->
 def test_attestations_belong_to_all_platforms_only() -> None:
     attestation = content.image("attestation", platform="unknown/unknown")
     index = content.index(*INDEX.children, attestation)
-    chosen = Platforms(("linux/amd64",)).choose(index.manifest)
+    children = manifests.read(index.manifest).children
+    assert children is not None
+    listed = children.manifests
+    chosen = Platforms(("linux/amd64",)).choose(index.manifest, listed)
     assert [one.digest for one in chosen] == [INDEX.children[0].digest]
-    assert len(Platforms(()).choose(index.manifest)) == 4
+    assert len(Platforms(()).choose(index.manifest, listed)) == 4

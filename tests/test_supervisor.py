@@ -29,6 +29,7 @@ OWNERS = {
     "once.py": "hands the result to its callers",
     "flights.py": "keeps the failure in the flight",
     "verify.py": "waits for the task itself",
+    "pull.py": "waits for the task itself",
     "cache/ahead.py": "bounded work for one pull, which works without it",
 }
 """Modules that may start tasks, and what becomes of a failure there."""

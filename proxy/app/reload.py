@@ -61,7 +61,7 @@ class Reloader:
         parts = self._parts
         trial = Router(settings)
         try:
-            pins = parts.pins.parsed(settings.pins, trial.image)
+            pins = parts.pins.parsed(settings.pins, trial.pin)
         except RegistryError as error:
             raise ConfigError(f"pins: {error.message}") from None
         plan = await parts.upstreams.prepare(settings)

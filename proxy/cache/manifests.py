@@ -160,9 +160,11 @@ class Manifests:
         return await self.holds(digest)
 
     async def forget(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Drop from memory what is no longer held, and what upstream said of it."""
+        """Drop from memory what is no longer held, and what upstream said of its repository."""
+        await self._lists.forget(target)
         for digest in digests:
             await self._described.forget(f"{target} {digest}")
+            self.sizes.pop((target, digest), None)
             if not await self.holds(digest):
                 self._ram.pop(digest, None)
 
@@ -333,7 +335,8 @@ class Manifests:
         if kept.children is None:
             return False
         for blob in kept.children.blobs:
-            if not await self._is_here(target, blob.digest, looks):
+            is_public = bool(self._holdings.public([blob.digest]))
+            if not is_public and not await self._is_here(target, blob.digest, looks):
                 return False
         for child in kept.children.manifests:
             if depth < _MAX_DEPTH and await self._is_here(target, child.digest, looks):

@@ -9,10 +9,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import structlog
 
@@ -24,6 +22,7 @@ from proxy.index.pruning import Known, Pruner
 from proxy.index.rows import Held
 from proxy.index.tables import opened
 from proxy.index.tags import Tags
+from proxy.index.uses import Uses, sliced
 from proxy.index.worker import Worker
 from proxy.names import Digest, Tag, Target
 from proxy.records import (
@@ -38,12 +37,10 @@ from proxy.records import (
 from proxy.supervisor import Supervisor
 
 FLUSH_SECONDS: Final = 5.0
-_SLICE: Final = 250  # rows that the loop works on before it turns: a few milliseconds
 
 WAIT_SECONDS: Final = 10.0
 """For so long a request waits until all rows are read; then what is known by then must do."""
 
-Item = TypeVar("Item")
 log = structlog.get_logger(__name__)
 
 
@@ -67,8 +64,7 @@ class LocalIndex:
         self._supervisor = Supervisor() if supervisor is None else supervisor
         self._disk = self._worker.survive
         self._ledger = Ledger()
-        self._touched: dict[Digest, float] = {}
-        self._unwritten: dict[Digest, None] = {}
+        self._uses = Uses(self._ledger, clock)
         self._incomplete: dict[Digest, None] = {}
         self._dropped: set[Digest] = set()
         self._loaded = asyncio.Event()
@@ -91,12 +87,7 @@ class LocalIndex:
         self._supervisor.start("index flush", self._flush_for_ever)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Write what is pending and close the tables."""
         await self._supervisor.close()
         await self._flush()
@@ -227,7 +218,7 @@ class LocalIndex:
             self._incomplete[record.digest] = None
         if known:
             self.revision += 1
-            self._touched[record.digest] = record.used_at
+            self._uses.note(record.digest, record.used_at)
         await self._disk(lambda: self._tables.set_blobs([Held(record, known)]), None)
 
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
@@ -235,7 +226,7 @@ class LocalIndex:
         dropped = list(digests)
         for digest in dropped:
             self._ledger.pop(digest)
-            self._touched.pop(digest, None)
+            self._uses.forget(digest)
             self._incomplete.pop(digest, None)
             if not self._loaded.is_set():
                 self._dropped.add(digest)
@@ -281,17 +272,11 @@ class LocalIndex:
     def touch(self, digest: Digest) -> None:
         """Count a use of content, and with a manifest of what it lists; written in bulk later."""
         if digest in self._ledger or not self._loaded.is_set():
-            self._touched.pop(digest, None)
-            self._touched[digest] = self._clock()
+            self._uses.note(digest)
 
     async def settle(self) -> None:
         """Return once every use until now is in the order of ``coldest``."""
-        while self._touched:
-            for digest in list(islice(self._touched, _SLICE)):
-                if self._ledger.use(digest, self._touched.pop(digest)):
-                    self._unwritten[digest] = None
-            if self._touched:
-                await asyncio.sleep(0)
+        await self._uses.settle()
 
     def coldest(self) -> Iterator[BlobRecord]:
         """Iterate over held content, least recently used first, a manifest before its content.
@@ -370,7 +355,7 @@ class LocalIndex:
         started = time.perf_counter()
         await self._tags.load()
         async for rows in self._worker.batches(self._tables.all_blobs):
-            for held in _sliced(rows):
+            for held in sliced(rows):
                 for row in held:
                     self._mirror(row)
                 await asyncio.sleep(0)
@@ -402,8 +387,7 @@ class LocalIndex:
     async def _flush(self) -> None:
         """Write the last uses since the last time, in a few transactions."""
         await self.settle()
-        used, self._unwritten = self._unwritten, {}
-        for digests in _sliced(list(used)):
+        for digests in sliced(self._uses.unwritten()):
             rows = [row for digest in digests if (row := self._row(digest)) is not None]
             await self._disk(lambda rows=rows: self._tables.set_blobs(rows), None)  # type: ignore[misc]
 
@@ -413,8 +397,3 @@ class LocalIndex:
             return None
         is_known = digest not in self._incomplete
         return Held(record, self._ledger.children(digest) if is_known else None)
-
-
-def _sliced(items: list[Item]) -> Iterator[list[Item]]:
-    for start in range(0, len(items), _SLICE):
-        yield items[start : start + _SLICE]

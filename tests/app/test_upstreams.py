@@ -14,6 +14,7 @@ from proxy.errors import ConfigError, RegistryError
 from proxy.metrics import Metrics
 from proxy.names import Repo
 from proxy.settings import Settings
+from proxy.upstream.guard import SYSTEM_NETWORK
 from proxy.upstream.registry import Need
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -31,7 +32,7 @@ def settings(url: str, **hub: Any) -> Settings:
 
 @pytest.fixture
 async def built(clock: Clock) -> AsyncIterator[Upstreams]:
-    made = Upstreams(Metrics([]), clock)
+    made = Upstreams(Metrics([]), clock, 64, SYSTEM_NETWORK)
     yield made
     await made.close()
 

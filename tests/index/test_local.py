@@ -131,7 +131,7 @@ async def test_t59_rows_that_could_not_be_read_are_read_again(
         return batches(table, parse)
 
     monkeypatch.setattr(Table, "batches", failing)
-    monkeypatch.setattr("proxy.index.local.FIRST_RETRY", 0.01)
+    monkeypatch.setattr("proxy.supervisor.FIRST_PAUSE", 0.01)
     index = LocalIndex(tmp_path / "index", clock=clock, on_trouble=lambda: troubles.append(1))
     async with index:
         async with asyncio.timeout(10):

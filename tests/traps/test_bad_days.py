@@ -106,7 +106,7 @@ async def test_t59_a_scan_that_always_fails_stops_no_pull_and_readiness_tells(
         await pull(proxy, image, f"v{seed}")
     answer = await proxy.get("/-/readyz")
     assert answer.status == 503
-    assert "Input/output error" in json.loads(answer.body)["reasons"]["index"]
+    assert "Input/output error" in json.loads(answer.body)["reasons"]["storage"]
     assert (await proxy.get("/-/healthz")).status == 200
     scan.failures = 0
     await becomes_ready(proxy)

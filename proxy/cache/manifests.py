@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from typing import Final, NamedTuple
@@ -21,8 +22,8 @@ from proxy.metrics import Outcome
 from proxy.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.once import Once
 from proxy.policy import Wish
-from proxy.records import Child, Clock, Descriptor, TagRecord
-from proxy.threads import by_size
+from proxy.records import BlobRecord, Child, Clock, Descriptor, TagRecord
+from proxy.threads import LARGE, by_size
 from proxy.upstream.budget import SHORTEST_REFILL
 
 DESCRIBED_SECONDS: Final = 3600.0
@@ -39,6 +40,9 @@ _EACH_SIZE: Final = 600
 """Bytes that the objects for a manifest, one that it lists, and a size take in RAM."""
 
 _SHARE_OF_SIZES: Final = 8
+
+_MAX_LARGE: Final = 4
+"""Large manifests that are read from the disk and proven at a time."""
 
 
 class _Kept(NamedTuple):
@@ -95,6 +99,8 @@ class Manifests:
         self._described: Facts[Descriptor] = Facts()
         self._fetches: Once[Manifest] = Once("fetch manifest")
         self._questions: Once[Descriptor] = Once("ask for manifest")
+        self._loads: Once[Manifest | None] = Once("read manifest")
+        self._large = asyncio.Semaphore(_MAX_LARGE)
         self.sizes: Final[LRUCache[tuple[Target, Digest], int]] = LRUCache(
             max(1, hints // _EACH_SIZE)
         )
@@ -104,6 +110,7 @@ class Manifests:
         """Cancel what runs."""
         await self._questions.close()
         await self._fetches.close()
+        await self._loads.close()
 
     async def get(self, target: Target, digest: Digest, asked: Wish) -> Manifest:
         """Return a manifest by digest. Raises ``RegistryError``."""
@@ -297,19 +304,27 @@ class Manifests:
         self._ram.pop(digest, None)
         if held is None or held.size > manifests.MAX_SIZE:
             return None
-        body = await self._holdings.read(digest)
-        if body is None:
-            return None
-        found = await by_size(len(body), lambda: _proven(digest, body))
+        hit = await self._loads.do(digest, lambda: self._load(held))
+        return None if hit is None else self._remember(target, hit, stored=True)
+
+    async def _load(self, held: BlobRecord) -> Manifest | None:
+        """Return a manifest from the disk, proven; a few large ones at a time.
+
+        The disk gives them faster than they are proven, and those that wait would fill the memory.
+        """
+        async with self._large if held.size > LARGE else nullcontext():
+            body = await self._holdings.read(held.digest)
+            if body is None:
+                return None
+            found = await by_size(len(body), lambda: _proven(held.digest, body))
         if found is None:
-            await self._holdings.drop(digest, reason="its bytes have changed")
+            await self._holdings.drop(held.digest, reason="its bytes have changed")
             return None
         if held.media_type is None and not found.is_manifest:
             return None
         media_type = found.own_type or held.media_type or found.implied_type
-        descriptor = Descriptor(media_type, digest, len(body))
-        hit = Manifest(descriptor, body, Outcome.HIT, found.children)
-        return self._remember(target, hit, stored=True)
+        descriptor = Descriptor(media_type, held.digest, len(body))
+        return Manifest(descriptor, body, Outcome.HIT, found.children)
 
     def _remember(self, target: Target, hit: Manifest, *, stored: bool) -> _Kept:
         kept = _Kept(hit, stored)

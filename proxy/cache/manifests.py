@@ -350,11 +350,15 @@ class Manifests:
         if kept.children is None:
             return False
         for blob in kept.children.blobs:
+            if not await _may_look(looks):
+                return False
             is_public = bool(self._holdings.public([blob.digest]))
-            if not is_public and not await self._is_here(target, blob.digest, looks):
+            if not is_public and not await self._is_here(target, blob.digest):
                 return False
         for child in kept.children.manifests:
-            if depth < _MAX_DEPTH and await self._is_here(target, child.digest, looks):
+            if depth == _MAX_DEPTH or not await _may_look(looks):
+                return False
+            if await self._is_here(target, child.digest):
                 below = await self._kept(target, child.digest)
                 if below is not None and await self._is_whole(
                     target, below, looks, depth=depth + 1
@@ -362,13 +366,8 @@ class Manifests:
                     return True
         return not kept.children.manifests
 
-    async def _is_here(self, target: Target, digest: Digest, looks: Iterator[int]) -> bool:
+    async def _is_here(self, target: Target, digest: Digest) -> bool:
         """Tell whether content is held and may be served under this name."""
-        look = next(looks)
-        if look >= _MAX_LOOKS:
-            return False
-        if look % _TURN == _TURN - 1:
-            await asyncio.sleep(0)
         return await self._holdings.holds(digest) and await self._holdings.linked(target, digest)
 
     def _refuse_asking(self, target: Target, ref: str, asked: Wish) -> None:
@@ -387,6 +386,14 @@ class Manifests:
                 f"{target.upstream}: the rate limit of {budget.limit} pulls is used up",
                 retry_after=max(SHORTEST_REFILL, budget.refill),
             )
+
+
+async def _may_look(looks: Iterator[int]) -> bool:
+    """Return False after too many looks; now and then, let the loop turn first."""
+    look = next(looks)
+    if look % _TURN == _TURN - 1:
+        await asyncio.sleep(0)
+    return look < _MAX_LOOKS
 
 
 def _proven(digest: Digest, body: bytes) -> ManifestContent | None:

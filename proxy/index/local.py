@@ -56,8 +56,10 @@ class LocalIndex:
         supervisor: Supervisor | None = None,
         max_bytes: float = float("inf"),
     ) -> None:
-        """``supervisor`` runs the index's own tasks, and is closed with the index."""
-        """Let the files grow to ``max_bytes``, then forget the oldest rows."""
+        """Let the files grow to ``max_bytes``, then forget the oldest rows.
+
+        ``supervisor`` runs the index's own tasks, and is closed with the index.
+        """
         self._directory, self._max_bytes = directory, max_bytes
         self._clock = clock
         self._worker = Worker(on_trouble)

@@ -89,12 +89,17 @@ class Puller:
         self._sources = sources
         self._flights = flights
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """End what runs, soon and for good: its events end without ``done``."""
+        self._is_stopping = True
 
     async def run(self, image: Image, platforms: Platforms) -> AsyncGenerator[Event]:
         """Pull an image; yield how far it is, what could not be had, and the sums.
 
         Raises ``RequestInvalid`` for a digest without a repository. Whoever stops reading ends it;
-        downloads that have begun go on.
+        downloads that have begun go on. Without ``done`` at its end it was stopped.
         """
         if image.target is None:
             raise RequestInvalid(f"{image}: name the repository too, as nginx@{image.digest}")
@@ -103,6 +108,8 @@ class Puller:
         work = asyncio.create_task(self._fetch(image, pull), name=f"pull {image}")
         try:
             while not (await asyncio.wait([work], timeout=REPORT_SECONDS))[0]:
+                if self._is_stopping:
+                    return
                 yield {"event": "progress", **self._so_far(pull)}
             work.result()
         finally:

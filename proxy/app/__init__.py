@@ -136,6 +136,7 @@ async def running(
         yield App(address, admin, kept.index, reloader.apply, lambda: servers.responses)
         admin.is_stopping = True
         services.verifier.stop()
+        services.puller.stop()
         if is_public:
             await asyncio.sleep(settings.shutdown_delay)
 

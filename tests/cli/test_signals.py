@@ -390,3 +390,18 @@ async def test_t67_a_running_verification_ends_and_goes_on_later(upstream: FakeU
                 said = [json.loads(line) async for line in verifying.content]
             assert "done" not in {event["event"] for event in said}
             assert await ended(millpond) == 0
+
+
+async def test_t67_a_running_pull_ends_and_goes_on_later(upstream: FakeUpstream) -> None:
+    upstream.add("library/app", IMAGE)
+    async with served(upstream.url, shutdown_grace="10m") as (millpond, _):
+        release = upstream.stall(1_000_000, kind="blob", reference=LAYER)
+        async with admin(millpond) as operator, operator.post("/-/pull?image=app") as pulling:
+            first = json.loads(await pulling.content.readline())
+            assert first["event"] == "start"
+            millpond.signal(signal.SIGTERM)
+            async with asyncio.timeout(60):
+                said = [json.loads(line) async for line in pulling.content]
+            assert {event["event"] for event in said} <= {"progress"}
+            assert await ended(millpond) == 0
+        release.set()

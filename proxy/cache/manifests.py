@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
-from typing import Final, NamedTuple
+from typing import Final
 
 from cachetools import LRUCache
 
@@ -13,16 +13,17 @@ from proxy import manifests
 from proxy.cache.absences import Absences
 from proxy.cache.answers import Described, Manifest
 from proxy.cache.holdings import Holdings
+from proxy.cache.kept import KeptManifest
 from proxy.cache.sources import Source
 from proxy.errors import Absent, ContentMismatch, ManifestUnknown, NotHeld, TooManyRequests
 from proxy.facts import Facts
 from proxy.index.listings import TagLists
-from proxy.manifests import Children, ManifestContent
+from proxy.manifests import ManifestContent
 from proxy.metrics import Outcome
 from proxy.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.once import Once
 from proxy.policy import Wish
-from proxy.records import BlobRecord, Child, Clock, Descriptor, TagRecord
+from proxy.records import BlobRecord, Clock, Descriptor, TagRecord
 from proxy.threads import LARGE, by_size
 from proxy.upstream.budget import SHORTEST_REFILL
 
@@ -34,44 +35,13 @@ _MAX_LOOKS: Final = 20_000
 _TURN: Final = 250
 """Pieces that are looked for before the loop turns."""
 
-_EACH: Final = 2048
-_EACH_CHILD: Final = 300
 _EACH_SIZE: Final = 600
-"""Bytes that the objects for a manifest, one that it lists, and a size take in RAM."""
+"""Bytes that the objects for a size take in RAM."""
 
 _SHARE_OF_SIZES: Final = 8
 
 _MAX_LARGE: Final = 4
 """Large manifests that are read from the disk and proven at a time."""
-
-
-class _Kept(NamedTuple):
-    """A manifest in RAM. ``stored``: it lay on the disk as well, and goes when that goes."""
-
-    hit: Manifest
-    stored: bool
-
-    @property
-    def descriptor(self) -> Descriptor:
-        return self.hit.descriptor
-
-    @property
-    def body(self) -> bytes:
-        return self.hit.body
-
-    @property
-    def children(self) -> Children | None:
-        return self.hit.children
-
-    @property
-    def listed(self) -> tuple[Child, ...] | None:
-        return None if self.children is None else self.children.listed
-
-    @property
-    def ram_bytes(self) -> int:
-        """What this takes in RAM: its body, and objects for itself and for what it lists."""
-        below = 0 if self.children is None else sum(map(len, self.children))
-        return len(self.body) + _EACH + _EACH_CHILD * below
 
 
 class Manifests:
@@ -92,7 +62,7 @@ class Manifests:
         self._lists = lists
         self._clock = clock
         hints = ram_bytes // _SHARE_OF_SIZES
-        self._ram: LRUCache[Digest, _Kept] = LRUCache(
+        self._ram: LRUCache[Digest, KeptManifest] = LRUCache(
             ram_bytes - hints, getsizeof=lambda kept: kept.ram_bytes
         )
         self._absences = Absences(sources, ManifestUnknown)
@@ -291,7 +261,7 @@ class Manifests:
             raise ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
         return Manifest(descriptor, body, Outcome.THROUGH, None)
 
-    async def _kept(self, target: Target, digest: Digest) -> _Kept | None:
+    async def _kept(self, target: Target, digest: Digest) -> KeptManifest | None:
         """Return a held manifest, proven anew when it comes from the disk.
 
         What has left the index leaves RAM with it; what the disk had no room for stays in RAM only.
@@ -326,18 +296,18 @@ class Manifests:
         descriptor = Descriptor(media_type, held.digest, len(body))
         return Manifest(descriptor, body, Outcome.HIT, found.children)
 
-    def _remember(self, target: Target, hit: Manifest, *, stored: bool) -> _Kept:
-        kept = _Kept(hit, stored)
+    def _remember(self, target: Target, hit: Manifest, *, stored: bool) -> KeptManifest:
+        kept = KeptManifest(hit, stored)
         self._put(kept)
         for blob in () if hit.children is None else hit.children.blobs:
             self.sizes[target, blob.digest] = blob.size
         return kept
 
-    def _put(self, kept: _Kept) -> None:
+    def _put(self, kept: KeptManifest) -> None:
         if kept.ram_bytes <= self._ram.maxsize:
             self._ram[kept.descriptor.digest] = kept
 
-    async def _whole(self, target: Target, kept: _Kept) -> bool:
+    async def _whole(self, target: Target, kept: KeptManifest) -> bool:
         """Tell whether all is here that a client needs; of an index, any one of its images.
 
         An image is not whole when it is not known what it lists, or when it lists too much.
@@ -345,7 +315,7 @@ class Manifests:
         return await self._is_whole(target, kept, count(), depth=0)
 
     async def _is_whole(
-        self, target: Target, kept: _Kept, looks: Iterator[int], *, depth: int
+        self, target: Target, kept: KeptManifest, looks: Iterator[int], *, depth: int
     ) -> bool:
         if kept.children is None:
             return False

@@ -10,10 +10,10 @@ import ctypes
 from contextlib import suppress
 from typing import Final
 
-MAPPED: Final = 1024 * 1024
-"""Bytes. Buffers of that size and more are mapped, always."""
+MAPPED: Final = 1280 * 1024
+"""Bytes. Buffers of that size and more are always mapped; blobs pass in pieces of up to 1 MiB."""
 
-TRIMMED: Final = 4 * MAPPED
+TRIMMED: Final = 4 * 1024 * 1024
 """Bytes. So many may be free at an end of an arena."""
 
 _M_TRIM_THRESHOLD: Final = -1

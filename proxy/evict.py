@@ -8,18 +8,18 @@ lead, whatever size was announced; ``unproven`` bounds what may be evicted for i
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 import structlog
 
 from proxy.errors import StorageError
+from proxy.free_space import FreeSpace
 from proxy.index import Index
 from proxy.metrics import CacheCounters
 from proxy.names import Digest
+from proxy.quota import Quota
 from proxy.records import BlobRecord, Clock, disk_bytes
 from proxy.reservations import Arrival, NoRoom, Reservation
 from proxy.store import BlobStore
@@ -38,27 +38,9 @@ _BATCH: Final = 256
 
 _STEPS: Final = 64
 _LONGEST_LEAD: Final = 16 * 1024 * 1024
-_FREE_IS_OLD: Final = 1.0
 _CEILING: Final = "ceiling"
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """How much may be held: ``max_size`` in bytes, of which the marks are shares, 0 to 1.
-
-    ``min_free`` bytes of the file system are left to others. ``max_age`` is for how many seconds
-    content may go unused. ``unproven_share`` (0 to 1) of what is held may be evicted for the
-    unproven downloads of one upstream.
-    """
-
-    max_size: int
-    high_mark: float = 1.0
-    low_mark: float = 1.0
-    min_free: int = 0
-    max_age: float = float("inf")
-    unproven_share: float = 1.0
 
 
 class Evictor:
@@ -91,9 +73,7 @@ class Evictor:
         self._pressed = asyncio.Event()
         self._evicting = asyncio.Lock()
         self._noting = asyncio.Lock()
-        self._free_by_now: int | None = None
-        self._asked_at = 0.0
-        self._used_then = 0
+        self._free_space = FreeSpace(store, counters.storage_trouble)
         self.quota: Final = quota
         self.unproven = Unproven(quota.unproven_share)
         self.failure: str | None = None
@@ -114,12 +94,11 @@ class Evictor:
         """Most disk bytes that may be used now: ``max_size``, or less where others need room."""
         if not self.quota.min_free:
             return self.quota.max_size
-        if self._free_by_now is None or time.monotonic() - self._asked_at > _FREE_IS_OLD:
-            self._ask_free()
-        if self._free_by_now is None:
+        # What is promised but has not come takes no disk space yet: it is still free there.
+        total = self._free_space.total(lambda: self.used - self.unproven.leads)
+        if total is None:
             return self.quota.max_size
-        room = self._used_then + self._free_by_now - self.quota.min_free
-        return max(0, min(self.quota.max_size, room))
+        return max(0, min(self.quota.max_size, total - self.quota.min_free))
 
     async def reserve(self, size: int) -> Reservation:
         """Return a promise of room for ``size`` bytes. Raises ``NoRoom``."""
@@ -149,6 +128,7 @@ class Evictor:
 
         Before index and store have been read nothing is known to be in the way.
         """
+        self._free_space.expect(size)
         if size > self.limit:
             return False
         if size == 0 or not (self._scanned.is_set() and self._index.is_ready):
@@ -192,6 +172,7 @@ class Evictor:
         ``upstream`` names whose unproven bytes they are. Those count from here on, while this
         waits for room, or several that wait would each evict a full share.
         """
+        self._free_space.expect(more)
         limit = self.limit
         if self._promised + more > limit:
             raise NoRoom(f"{more} bytes do not fit into a cache of {limit}")
@@ -275,6 +256,7 @@ class Evictor:
     def found(self, orphans: int) -> None:
         """Learn how many disk bytes lie in the store that the index does not know."""
         self._unknown = orphans
+        self._free_space.expire()  # the ceiling that counted until now was only a bound
         self.failure = None
         self._scanned.set()
 
@@ -300,6 +282,8 @@ class Evictor:
 
     async def _count(self) -> None:
         """Wait until it is known what lies here, but not for long. Raises ``NoRoom``."""
+        if self._scanned.is_set() and self._index.is_ready:
+            return  # a later look that fails takes nothing of that back
         problem = self._index.failure or self.failure
         if problem is not None:
             raise NoRoom(f"it is not known what lies here: {problem}")
@@ -402,14 +386,3 @@ class Evictor:
         self._counters.evictions += gone
         self._counters.evicted_bytes += taken
         return gone, taken
-
-    def _ask_free(self) -> None:
-        """Look how much the file system has left; what is promised and unwritten counts there."""
-        self._asked_at = time.monotonic()
-        try:
-            self._free_by_now = self._store.free()
-        except StorageError as error:
-            self._counters.storage_trouble()
-            log.warning("free space unknown", error=str(error))
-            self._free_by_now = None
-        self._used_then = self.used - self.unproven.leads  # those are free there, too

@@ -295,7 +295,7 @@ class Flights:
         flight = self._live[target.upstream, digest] = Flight(target, digest)
         task = asyncio.create_task(self._fly(flight, run), name=f"flight {digest[:19]}")
         self._tasks[flight] = task
-        task.add_done_callback(lambda _: self._tasks.pop(flight))
+        task.add_done_callback(lambda _: self._ended(flight))
         return Reader(flight, self._left, first=True)
 
     async def ended(self, target: Target, digest: Digest) -> None:
@@ -335,7 +335,7 @@ class Flights:
 
     async def _fly(self, flight: Flight, run: Run) -> None:
         """Run a flight; nobody waits for this task, so its failure lives on in the flight."""
-        failure: Exception = UpstreamUnavailable("the download was cancelled")
+        failure: Exception = _cancelled()
         try:
             await run(flight)
         except (RegistryError, StorageError) as error:
@@ -344,9 +344,18 @@ class Flights:
             log.exception("a download failed in an unforeseen way", digest=flight.digest)
             failure = RegistryError("internal error")
         finally:
-            self._retire(flight)
-            flight.fail(failure)
-            flight.release()
+            self._end(flight, failure)
+
+    def _end(self, flight: Flight, failure: Exception) -> None:
+        self._retire(flight)
+        flight.fail(failure)
+        flight.release()
+
+    def _ended(self, flight: Flight) -> None:
+        """End a flight whose task was cancelled before its first step: no line of it has run."""
+        del self._tasks[flight]
+        if flight.failure is None and not flight.landed:
+            self._end(flight, _cancelled())
 
     def _retire(self, flight: Flight) -> None:
         """Let the next request for this digest begin anew.
@@ -355,3 +364,7 @@ class Flights:
         """
         if self.live(flight.target, flight.digest) is flight:
             del self._live[flight.target.upstream, flight.digest]
+
+
+def _cancelled() -> UpstreamUnavailable:
+    return UpstreamUnavailable("the download was cancelled")

@@ -31,7 +31,8 @@ async def reconcile(holdings: Holdings) -> None:
     started = time.perf_counter()
     index, evictor = holdings.index, holdings.evictor
     await index.ready()
-    orphans = {digest: disk_bytes(size) async for digest, size in _orphans(holdings)}
+    found = {digest: disk_bytes(size) async for digest, size in _orphans(holdings)}
+    orphans = {digest: size for digest, size in found.items() if index.held(digest) is None}
     holdings.orphans = orphans
     evictor.found(sum(orphans.values()))
     adopted, dropped = 0, await _drop_ghosts(holdings)

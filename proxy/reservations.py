@@ -71,6 +71,7 @@ class Arrival:
         self._upstream = upstream
         self._announced = announced
         self._covered = -1
+        self._come = 0
         self._lead = 0
         self._promise = Reservation(room, upstream)
         self._growing = asyncio.Lock()
@@ -83,14 +84,14 @@ class Arrival:
         The lead saves asking at every chunk. It grows with what has come, so that a small body
         takes little, and ends where the body is said to end.
         """
-        if size <= self._covered:
-            return
-        async with self._growing:  # pieces of one body come over several connections
-            if size > self._covered:
-                self._covered = await self._cover(size)
-                self._leads(self._covered - size)
+        if size > self._covered:
+            async with self._growing:  # pieces of one body come over several connections
+                if size > self._covered:
+                    self._covered = await self._cover(size)
+        self._come = max(size, self._come)
+        self._set_lead(self._covered - self._come)
 
-    def _leads(self, lead: int) -> None:
+    def _set_lead(self, lead: int) -> None:
         self._room.unproven.leads += lead - self._lead
         self._lead = lead
 
@@ -110,6 +111,6 @@ class Arrival:
     def release(self) -> None:
         """Give the room back; twice does no harm."""
         self._promise.release()
-        self._leads(0)
+        self._set_lead(0)
         self._room.unproven.announce(self._upstream, -self._claim)
         self._claim = 0

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from proxy.cache.holdings import Holdings
-from proxy.evict import Evictor, Quota
+from proxy.evict import Evictor
 from proxy.in_use import Feeds
 from proxy.index.local import LocalIndex
 from proxy.manifests import read
 from proxy.metrics import CacheCounters
 from proxy.names import Digest, Tag, Target, sha256
 from proxy.pins import Pins
+from proxy.quota import Quota
 from proxy.records import BLOCK, Descriptor, TagRecord
 from proxy.routing import Router
 from proxy.settings import Settings

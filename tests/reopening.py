@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Self
 
 from proxy.cache.holdings import Holdings
-from proxy.evict import Evictor, Quota, Reservation
+from proxy.evict import Evictor, Reservation
 from proxy.in_use import Feeds
 from proxy.index.local import LocalIndex
 from proxy.metrics import CacheCounters
 from proxy.names import Image, parse_digest
 from proxy.pins import Pins
+from proxy.quota import Quota
 from proxy.records import BLOCK
 from proxy.repair import reconcile
 from proxy.store import Spool

@@ -34,7 +34,7 @@ LIMIT = 1 << 20
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> FailingDisk:
-    monkeypatch.setattr("proxy.evict._FREE_IS_OLD", -1.0)  # asked each time
+    monkeypatch.setattr("proxy.free_space.FRESH_SECONDS", -1.0)  # asked each time
     monkeypatch.setattr("proxy.layout.PUBLISH_SECONDS", 3600.0)  # once, at the start
     return FailingDisk(monkeypatch)
 

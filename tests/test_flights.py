@@ -366,3 +366,15 @@ async def test_the_last_reader_of_a_failed_download_ends_what_it_takes(field: Fi
     assert not ended
     readers[1].close()
     assert ended == [True]
+
+
+async def test_a_download_that_is_cancelled_before_it_begins_tells_its_readers(
+    field: Field,
+) -> None:
+    reader = field.join()
+    await field.flights.close()
+    async with asyncio.timeout(30):
+        with pytest.raises(UpstreamUnavailable):
+            await reader.flight.opened()
+    reader.close()
+    assert not field.flights.all()

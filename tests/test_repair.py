@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from diskcache import Cache, JSONDisk
 from proxy import layout
 from proxy.cache import holdings
 from proxy.names import Digest, sha256
-from proxy.records import BLOCK, ReferrersRecord, TagRecord
+from proxy.records import BLOCK, Descriptor, ReferrersRecord, TagRecord
 from proxy.repair import FORGET_SECONDS, prune, reconcile
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -333,3 +334,115 @@ async def test_a_lost_index_leaves_an_image_whole_for_the_name_it_had(
             await asyncio.sleep(0.01)
     for digest, data in IMAGE.blobs.items():
         assert (await proxy.get(f"/v2/library/app/blobs/{digest}")).body == data
+
+
+async def test_a_file_that_could_not_be_adopted_is_counted_once_when_it_comes_anew(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"some bytes"
+    lay(cache, data)
+
+    def fails(fd: int, size: int, offset: int) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", fails)
+        await reconcile(cache.holdings)
+    assert cache.evictor.used == BLOCK
+    await cache.hold(data)
+    assert cache.evictor.used == BLOCK, "the new file replaces the old one"
+    await cache.evictor.evict(BLOCK)
+    assert cache.evictor.used == 0
+
+
+async def test_content_that_arrives_while_a_bad_file_is_proven_is_not_set_aside(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"the right bytes"
+    digest = lay(cache, b"something else", sha256(data))
+    proving, landed = threading.Event(), asyncio.Event()
+    proven, put = holdings._proven, cache.store.put
+
+    def slowly(file: Any, digest: Digest) -> Any:
+        assert proving.wait(60)
+        return proven(file, digest)
+
+    async def put_then_wait(digest: Digest, spool: Any) -> None:
+        await put(digest, spool)
+        proving.set()
+        await landed.wait()
+
+    monkeypatch.setattr(holdings, "_proven", slowly)
+    monkeypatch.setattr(cache.store, "put", put_then_wait)
+    adopting = asyncio.create_task(cache.holdings.adopt_orphan(digest))
+    await asyncio.sleep(0)
+    holding = asyncio.create_task(cache.hold(data))
+    await asyncio.to_thread(proving.wait, 60)
+    await asyncio.wait([adopting], timeout=0.5)
+    landed.set()
+    await holding
+    record = await adopting
+    assert record is not None
+    assert record.size == len(data)
+    assert set_aside(cache) == set()
+    assert await cache.on_disk() == {digest}
+    assert cache.evictor.used == BLOCK
+
+
+async def test_an_orphan_is_counted_once_while_it_is_adopted(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = lay(cache, b"an orphan")
+    counted = []
+    set_blob = cache.index.set_blob
+
+    async def watched(*row: Any) -> None:
+        setting = asyncio.create_task(set_blob(*row))
+        await asyncio.sleep(0)
+        counted.append(cache.evictor.used)
+        await setting
+
+    monkeypatch.setattr(cache.index, "set_blob", watched)
+    await reconcile(cache.holdings)
+    assert cache.index.held(digest) is not None
+    assert counted == [BLOCK]
+
+
+async def test_a_second_copy_counts_until_its_readers_have_left(cache: Held) -> None:
+    data = b"{}".ljust(BLOCK)
+    digest = await cache.hold(data)
+    room = await cache.evictor.arrival("docker.io", len(data))
+    await room.grow(len(data))
+    spool = await cache.store.spool(digest, None)
+    spool.write(data, 0)
+    descriptor = Descriptor(content.OCI_MANIFEST, digest, len(data))
+    await cache.holdings.adopt(room, spool, descriptor)
+    assert cache.evictor.used == 2 * BLOCK, "the file is there already, so the spool is no blob"
+    spool.discard()
+    spool.close()
+    room.release()
+    assert cache.evictor.used == BLOCK
+
+
+async def test_what_arrives_during_the_scan_is_no_orphan(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"on its way"
+    lay(cache, data)
+    scan, found = cache.store.scan, cache.evictor.found
+    counted = []
+
+    async def then_hold() -> AsyncIterator[Any]:
+        async for batch in scan():
+            yield batch
+        monkeypatch.setattr(cache.store, "scan", scan)
+        await cache.hold(data)
+
+    def watched(orphans: int) -> None:
+        found(orphans)
+        counted.append(cache.evictor.used)
+
+    monkeypatch.setattr(cache.store, "scan", then_hold)
+    monkeypatch.setattr(cache.evictor, "found", watched)
+    await reconcile(cache.holdings)
+    assert set(counted) == {BLOCK}

@@ -7,13 +7,14 @@ from typing import Final
 
 from proxy.cache.holdings import Holdings
 from proxy.errors import ConfigError, RegistryError
-from proxy.evict import Evictor, Quota
+from proxy.evict import Evictor
 from proxy.in_use import Feeds
 from proxy.index.listings import TagLists
 from proxy.index.local import LocalIndex
 from proxy.layout import Layout, pins_named
 from proxy.metrics import Metrics
 from proxy.pins import Pins
+from proxy.quota import Quota
 from proxy.records import Clock
 from proxy.routing import Router
 from proxy.settings import Settings

@@ -197,25 +197,37 @@ class Holdings:
         find the file there, and add only what they know of it.
         """
         digest, media_type = descriptor.digest, descriptor.media_type or None
-        self._landing.add(digest)  # it has a file before it has a row, and is no orphan
-        try:
-            async with self._arriving.setdefault(digest, asyncio.Lock()):
-                known = await self.index.blob(digest)
-                if known is None or not self._has_file(known):
-                    await self.store.put(digest, spool)
-                else:
-                    if media_type is None and known.is_public >= is_public:
-                        self.index.touch(digest)
-                        return
-                    media_type = media_type or known.media_type
-                    is_public = is_public or known.is_public
-                    if not children and not self.index.is_incomplete(digest):
-                        children = self.index.children(digest)
-                record = BlobRecord(digest, descriptor.size, media_type, self.clock(), is_public)
+        async with self._arriving.setdefault(digest, asyncio.Lock()):
+            known = await self.index.blob(digest)
+            if known is None or not self._has_file(known):
+                await self._land(digest, spool)
                 reservation.release()  # the index counts it from here on, with no await between
-                await self.index.set_blob(record, children)
+            else:
+                if media_type is None and known.is_public >= is_public:
+                    self.index.touch(digest)
+                    return
+                media_type = media_type or known.media_type
+                is_public = is_public or known.is_public
+                if not children and not self.index.is_incomplete(digest):
+                    children = self.index.children(digest)
+            record = BlobRecord(digest, descriptor.size, media_type, self.clock(), is_public)
+            await self.index.set_blob(record, children)
+
+    async def _land(self, digest: Digest, spool: Spool) -> None:
+        """Make a spool the blob ``digest``. It has a file before it has a row, and is no orphan.
+
+        It replaces the file of an orphan, which must not count any more.
+        """
+        self._landing.add(digest)
+        try:
+            await self.store.put(digest, spool)
         finally:
             self._landing.discard(digest)
+        self._settle_orphan(digest)
+
+    def _settle_orphan(self, digest: Digest) -> None:
+        """Count the file of an orphan no more; twice does no harm."""
+        self.evictor.settled(self.orphans.pop(digest, 0))
 
     def _has_file(self, record: BlobRecord) -> bool:
         """Return True if the file of a held blob is there, and as long as it should be."""
@@ -274,7 +286,7 @@ class Holdings:
         finally:
             file.close()
         if record is not None or not self._is_here(digest):
-            self.evictor.settled(self.orphans.pop(digest, 0))  # 0: it has not been counted
+            self._settle_orphan(digest)
         return record
 
     async def _adopted(self, digest: Digest, file: BlobFile) -> BlobRecord | None:
@@ -286,14 +298,18 @@ class Holdings:
                 log.warning("content could not be adopted", digest=digest, error=str(error))
                 return None
             proven, problem = None, f"it cannot be read: {error}"
-        if (record := await self.index.blob(digest)) is not None:  # downloaded anew meanwhile
+        # A download may replace the file meanwhile. Its row follows the file, so without the lock
+        # the good file would be set aside in place of the bad one.
+        async with self._arriving.setdefault(digest, asyncio.Lock()):
+            if (record := await self.index.blob(digest)) is not None:  # downloaded anew meanwhile
+                return record
+            if proven is None:
+                await self.set_aside(digest, {"reason": problem})
+                return None
+            record, children = proven
+            self._settle_orphan(digest)  # the index counts it from here on, with no await between
+            await self.index.set_blob(record, children)
             return record
-        if proven is None:
-            await self.set_aside(digest, {"reason": problem})
-            return None
-        record, children = proven
-        await self.index.set_blob(record, children)
-        return record
 
     def trouble(self, error: StorageError) -> None:
         """Count a failure of the disk that is survived; a cache that is full has not failed."""

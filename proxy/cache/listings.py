@@ -1,5 +1,7 @@
 """Answers for lists: a repository's tags, and the repositories that are known here."""
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -15,6 +17,12 @@ from proxy.names import Target
 from proxy.policy import Action, Wish
 from proxy.records import Clock, ListedPage
 from proxy.upstream.registry import TagPage
+
+AT_A_TIME: Final = 16
+"""Pages that are read from one upstream, parsed and written down at a time.
+
+A page takes several times its bytes, and comes faster than it is parsed and written.
+"""
 
 _FAILED: Final = "upstream failed"
 _OFFLINE: Final = "this is offline"
@@ -38,6 +46,7 @@ class Listings:
         self._sources = sources
         self._clock = clock
         self._has_catalog = has_catalog
+        self._places = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(AT_A_TIME))
 
     async def tags(self, target: Target, query: dict[str, str], asked: Wish) -> Listed:
         """Return one page of tags; ``query`` holds ``n`` and ``last``, or what the last page said.
@@ -57,7 +66,8 @@ class Listings:
                 raise NotHeld(f"no tags of {target} are known")
             return held
         try:
-            page = await source.upstream.tags(target.repo, query)
+            async with self._places[target.upstream]:
+                page = await self._ask(target, query)
         except Absent:
             await self._lists.forget(target)
             raise
@@ -68,9 +78,14 @@ class Listings:
             return replace(
                 held, outcome=Outcome.STALE, forward=Forward(error.upstream_status, error)
             )
+        return _paged(page, query)
+
+    async def _ask(self, target: Target, query: dict[str, str]) -> TagPage:
+        """Return upstream's page, which is kept. Raises ``RegistryError``."""
+        page = await self._sources[target.upstream].upstream.tags(target.repo, query)
         is_whole = _is_whole(page, query)
         await self._lists.add(target, ListedPage(page.tags, query, page.further, is_whole))
-        return _paged(page, query)
+        return page
 
     async def repositories(self, query: dict[str, str]) -> Listed:
         """Return up to ``n`` names behind ``last``, each with its upstream in front.

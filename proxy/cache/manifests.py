@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
-from typing import Final, NamedTuple
+from typing import Final
 
 from cachetools import LRUCache
 
@@ -12,17 +13,18 @@ from proxy import manifests
 from proxy.cache.absences import Absences
 from proxy.cache.answers import Described, Manifest
 from proxy.cache.holdings import Holdings
+from proxy.cache.kept import KeptManifest
 from proxy.cache.sources import Source
 from proxy.errors import Absent, ContentMismatch, ManifestUnknown, NotHeld, TooManyRequests
 from proxy.facts import Facts
 from proxy.index.listings import TagLists
-from proxy.manifests import Children, ManifestContent
+from proxy.manifests import ManifestContent
 from proxy.metrics import Outcome
 from proxy.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.once import Once
 from proxy.policy import Wish
-from proxy.records import Child, Clock, Descriptor, TagRecord
-from proxy.threads import by_size
+from proxy.records import BlobRecord, Clock, Descriptor, TagRecord
+from proxy.threads import LARGE, by_size
 from proxy.upstream.budget import SHORTEST_REFILL
 
 DESCRIBED_SECONDS: Final = 3600.0
@@ -33,41 +35,13 @@ _MAX_LOOKS: Final = 20_000
 _TURN: Final = 250
 """Pieces that are looked for before the loop turns."""
 
-_EACH: Final = 2048
-_EACH_CHILD: Final = 300
 _EACH_SIZE: Final = 600
-"""Bytes that the objects for a manifest, one that it lists, and a size take in RAM."""
+"""Bytes that the objects for a size take in RAM."""
 
 _SHARE_OF_SIZES: Final = 8
 
-
-class _Kept(NamedTuple):
-    """A manifest in RAM. ``stored``: it lay on the disk as well, and goes when that goes."""
-
-    hit: Manifest
-    stored: bool
-
-    @property
-    def descriptor(self) -> Descriptor:
-        return self.hit.descriptor
-
-    @property
-    def body(self) -> bytes:
-        return self.hit.body
-
-    @property
-    def children(self) -> Children | None:
-        return self.hit.children
-
-    @property
-    def listed(self) -> tuple[Child, ...] | None:
-        return None if self.children is None else self.children.listed
-
-    @property
-    def ram_bytes(self) -> int:
-        """What this takes in RAM: its body, and objects for itself and for what it lists."""
-        below = 0 if self.children is None else sum(map(len, self.children))
-        return len(self.body) + _EACH + _EACH_CHILD * below
+_MAX_LARGE: Final = 4
+"""Large manifests that are read from the disk and proven at a time."""
 
 
 class Manifests:
@@ -88,13 +62,15 @@ class Manifests:
         self._lists = lists
         self._clock = clock
         hints = ram_bytes // _SHARE_OF_SIZES
-        self._ram: LRUCache[Digest, _Kept] = LRUCache(
+        self._ram: LRUCache[Digest, KeptManifest] = LRUCache(
             ram_bytes - hints, getsizeof=lambda kept: kept.ram_bytes
         )
         self._absences = Absences(sources, ManifestUnknown)
         self._described: Facts[Descriptor] = Facts()
         self._fetches: Once[Manifest] = Once("fetch manifest")
         self._questions: Once[Descriptor] = Once("ask for manifest")
+        self._loads: Once[Manifest | None] = Once("read manifest")
+        self._large = asyncio.Semaphore(_MAX_LARGE)
         self.sizes: Final[LRUCache[tuple[Target, Digest], int]] = LRUCache(
             max(1, hints // _EACH_SIZE)
         )
@@ -104,6 +80,7 @@ class Manifests:
         """Cancel what runs."""
         await self._questions.close()
         await self._fetches.close()
+        await self._loads.close()
 
     async def get(self, target: Target, digest: Digest, asked: Wish) -> Manifest:
         """Return a manifest by digest. Raises ``RegistryError``."""
@@ -284,7 +261,7 @@ class Manifests:
             raise ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
         return Manifest(descriptor, body, Outcome.THROUGH, None)
 
-    async def _kept(self, target: Target, digest: Digest) -> _Kept | None:
+    async def _kept(self, target: Target, digest: Digest) -> KeptManifest | None:
         """Return a held manifest, proven anew when it comes from the disk.
 
         What has left the index leaves RAM with it; what the disk had no room for stays in RAM only.
@@ -297,32 +274,40 @@ class Manifests:
         self._ram.pop(digest, None)
         if held is None or held.size > manifests.MAX_SIZE:
             return None
-        body = await self._holdings.read(digest)
-        if body is None:
-            return None
-        found = await by_size(len(body), lambda: _proven(digest, body))
+        hit = await self._loads.do(digest, lambda: self._load(held))
+        return None if hit is None else self._remember(target, hit, stored=True)
+
+    async def _load(self, held: BlobRecord) -> Manifest | None:
+        """Return a manifest from the disk, proven; a few large ones at a time.
+
+        The disk gives them faster than they are proven, and those that wait would fill the memory.
+        """
+        async with self._large if held.size > LARGE else nullcontext():
+            body = await self._holdings.read(held.digest)
+            if body is None:
+                return None
+            found = await by_size(len(body), lambda: _proven(held.digest, body))
         if found is None:
-            await self._holdings.drop(digest, reason="its bytes have changed")
+            await self._holdings.drop(held.digest, reason="its bytes have changed")
             return None
         if held.media_type is None and not found.is_manifest:
             return None
         media_type = found.own_type or held.media_type or found.implied_type
-        descriptor = Descriptor(media_type, digest, len(body))
-        hit = Manifest(descriptor, body, Outcome.HIT, found.children)
-        return self._remember(target, hit, stored=True)
+        descriptor = Descriptor(media_type, held.digest, len(body))
+        return Manifest(descriptor, body, Outcome.HIT, found.children)
 
-    def _remember(self, target: Target, hit: Manifest, *, stored: bool) -> _Kept:
-        kept = _Kept(hit, stored)
+    def _remember(self, target: Target, hit: Manifest, *, stored: bool) -> KeptManifest:
+        kept = KeptManifest(hit, stored)
         self._put(kept)
         for blob in () if hit.children is None else hit.children.blobs:
             self.sizes[target, blob.digest] = blob.size
         return kept
 
-    def _put(self, kept: _Kept) -> None:
+    def _put(self, kept: KeptManifest) -> None:
         if kept.ram_bytes <= self._ram.maxsize:
             self._ram[kept.descriptor.digest] = kept
 
-    async def _whole(self, target: Target, kept: _Kept) -> bool:
+    async def _whole(self, target: Target, kept: KeptManifest) -> bool:
         """Tell whether all is here that a client needs; of an index, any one of its images.
 
         An image is not whole when it is not known what it lists, or when it lists too much.
@@ -330,16 +315,20 @@ class Manifests:
         return await self._is_whole(target, kept, count(), depth=0)
 
     async def _is_whole(
-        self, target: Target, kept: _Kept, looks: Iterator[int], *, depth: int
+        self, target: Target, kept: KeptManifest, looks: Iterator[int], *, depth: int
     ) -> bool:
         if kept.children is None:
             return False
         for blob in kept.children.blobs:
+            if not await _may_look(looks):
+                return False
             is_public = bool(self._holdings.public([blob.digest]))
-            if not is_public and not await self._is_here(target, blob.digest, looks):
+            if not is_public and not await self._is_here(target, blob.digest):
                 return False
         for child in kept.children.manifests:
-            if depth < _MAX_DEPTH and await self._is_here(target, child.digest, looks):
+            if depth == _MAX_DEPTH or not await _may_look(looks):
+                return False
+            if await self._is_here(target, child.digest):
                 below = await self._kept(target, child.digest)
                 if below is not None and await self._is_whole(
                     target, below, looks, depth=depth + 1
@@ -347,13 +336,8 @@ class Manifests:
                     return True
         return not kept.children.manifests
 
-    async def _is_here(self, target: Target, digest: Digest, looks: Iterator[int]) -> bool:
+    async def _is_here(self, target: Target, digest: Digest) -> bool:
         """Tell whether content is held and may be served under this name."""
-        look = next(looks)
-        if look >= _MAX_LOOKS:
-            return False
-        if look % _TURN == _TURN - 1:
-            await asyncio.sleep(0)
         return await self._holdings.holds(digest) and await self._holdings.linked(target, digest)
 
     def _refuse_asking(self, target: Target, ref: str, asked: Wish) -> None:
@@ -372,6 +356,14 @@ class Manifests:
                 f"{target.upstream}: the rate limit of {budget.limit} pulls is used up",
                 retry_after=max(SHORTEST_REFILL, budget.refill),
             )
+
+
+async def _may_look(looks: Iterator[int]) -> bool:
+    """Return False after too many looks; now and then, let the loop turn first."""
+    look = next(looks)
+    if look % _TURN == _TURN - 1:
+        await asyncio.sleep(0)
+    return look < _MAX_LOOKS
 
 
 def _proven(digest: Digest, body: bytes) -> ManifestContent | None:

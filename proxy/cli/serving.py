@@ -13,6 +13,7 @@ import typer
 import uvloop
 
 from proxy import VERSION, configuration, logs
+from proxy.allocator import return_large_buffers
 from proxy.app import App, running
 from proxy.app.validation import validate
 from proxy.cli.words import show_size
@@ -36,6 +37,7 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
         return settings
 
     settings = load()
+    return_large_buffers()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, load))
 

@@ -256,8 +256,9 @@ class Ledger:
         for entry in children:
             child = self._slot(entry.digest)
             if child != slot:
-                if not self._states[child]:
-                    self._sizes[child] = entry.size
+                if not self._states[child]:  # until it is held, each size is only a claim
+                    known = self._sizes[child] if self._listings[child] else entry.size
+                    self._sizes[child] = min(known, entry.size)
                 self._listings[child] += 1
                 listed.append(child)
         if listed:

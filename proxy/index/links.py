@@ -82,6 +82,15 @@ class Links:
         """Return the repositories that are known to hold this."""
         return (await self._load([digest]))[digest]
 
+    async def let_go(self, is_known: Callable[[Digest], bool]) -> None:
+        """Forget in RAM who holds what is not known, so that ``prune`` takes those rows too."""
+        digests = list(self._ram)
+        for start in range(0, len(digests), _SLICE):
+            for digest in digests[start : start + _SLICE]:
+                if not is_known(digest):
+                    self._ram.pop(digest, None)
+            await asyncio.sleep(0)
+
     async def prune(self, is_known: Callable[[Digest], bool]) -> int:
         """Forget who holds what is not known any more, nor in RAM; return how many rows went."""
         pruned = 0

@@ -37,7 +37,6 @@ from proxy.records import (
 from proxy.supervisor import Supervisor
 
 FLUSH_SECONDS: Final = 5.0
-
 WAIT_SECONDS: Final = 10.0
 """For so long a request waits until all rows are read; then what is known by then must do."""
 

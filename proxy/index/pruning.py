@@ -102,6 +102,8 @@ class Pruner:
         for age in _AGES:
             if await self._is_small():
                 return pruned
+            if not age:  # whoever asks for made-up digests makes all their rows recent ones
+                await self._links.let_go(self._ledger.is_known)
             pruned += await self.prune(now - age)
         while not await self._is_small() and (oldest := await self._oldest_tags()):
             await self._tags.forget(oldest)

@@ -8,7 +8,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from cachetools import LRUCache
@@ -21,6 +21,13 @@ MIN_TELLING: Final = 8
 """Characters. A shorter password occurs in text by chance."""
 
 
+class _Form(NamedTuple):
+    """One way in which a value can be echoed. ``lowered`` is what is compared."""
+
+    text: str
+    lowered: str
+
+
 class Redactor:
     """The credentials that were sent to one upstream and its token servers.
 
@@ -28,7 +35,7 @@ class Redactor:
     """
 
     def __init__(self) -> None:
-        self._known: LRUCache[str, tuple[str, ...]] = LRUCache(MAX_KNOWN)
+        self._known: LRUCache[str, tuple[_Form, ...]] = LRUCache(MAX_KNOWN)
 
     def note(self, authorization: str) -> None:
         """Remember an ``Authorization`` or ``Proxy-Authorization`` value that is being sent."""
@@ -49,23 +56,36 @@ class Redactor:
     def is_told_by(self, text: str) -> bool:
         """Return True if foreign text that cannot be altered holds a longer form of them."""
         lowered = text.lower()
-        return any(form.lower() in lowered for form in self._forms(MIN_TELLING))
+        return any(form.lowered in lowered for form in self._forms(MIN_TELLING, len(lowered)))
 
     def _without(self, text: str, length: int) -> str:
-        for form in self._forms(length):
-            text = re.sub(re.escape(form), REDACTED, text, flags=re.IGNORECASE)
+        """Return ``text`` without the forms of at least ``length`` characters.
+
+        A pattern is made only for a form that occurs: to make one takes milliseconds when the form
+        is a token, and every error of an upstream comes through here.
+        """
+        lowered = text.lower()
+        for form in self._forms(length, len(lowered)):
+            if form.lowered in lowered:
+                text = re.sub(re.escape(form.text), REDACTED, text, flags=re.IGNORECASE)
+                lowered = text.lower()
         return text
 
-    def _forms(self, length: int) -> Iterable[str]:
-        """Return all forms of at least ``length`` characters, the longest first.
+    def _forms(self, shortest: int, longest: int) -> Iterable[_Form]:
+        """Return all forms of ``shortest`` to ``longest`` characters, the longest first.
 
         Shorter ones are parts of longer ones, and what they leave over could still tell.
         """
-        known = {form for forms in self._known.values() for form in forms if len(form) >= length}
-        return sorted(known, key=len, reverse=True)
+        known = {
+            form
+            for forms in self._known.values()
+            for form in forms
+            if len(form.text) >= shortest and len(form.lowered) <= longest
+        }
+        return sorted(known, key=lambda form: len(form.text), reverse=True)
 
 
-def _forms(authorization: str) -> tuple[str, ...]:
+def _forms(authorization: str) -> tuple[_Form, ...]:
     """Return how a value can be echoed: whole, without its scheme, decoded, the password alone."""
     scheme, _, credential = authorization.partition(" ")
     forms = [authorization, credential, credential.rstrip("=")]
@@ -73,7 +93,7 @@ def _forms(authorization: str) -> tuple[str, ...]:
         pair = _decoded(credential)
         password = pair.partition(":")[2]
         forms += [pair, password, quote(pair), quote(password, safe="")]
-    return tuple({form for form in forms if form})
+    return tuple({_Form(form, form.lower()) for form in forms if form})
 
 
 def _decoded(credential: str) -> str:

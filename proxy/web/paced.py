@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
+from proxy.web.turns import Turns
+
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
@@ -42,6 +44,8 @@ class Outbox:
         self._bodies: dict[bytes, tuple[bytes, int]] = {}  # the first copy of each, and its uses
         self._receivers: dict[Receiver, bytes] = {}  # the one that began first comes first
         self.bytes = 0
+        self.turns: Final = Turns()
+        """To be taken for each piece."""
 
     @contextmanager
     def sending(self, body: bytes, receiver: Receiver) -> Iterator[bytes]:
@@ -99,5 +103,6 @@ class PacedResponse(Response):
             del body
             pieces = memoryview(shared)
             for start in range(0, len(shared), PIECE):
+                await receiver.outbox.turns.take()
                 await self.write(pieces[start : start + PIECE])
         await StreamResponse.write_eof(self)

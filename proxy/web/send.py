@@ -74,6 +74,7 @@ class Sending:
                 raise StorageError("the file shrank while it was sent")
             await self.write(chunk)
             offset += len(chunk)
+            await asyncio.sleep(0)  # a write waits only when the kernel takes no more
 
     async def _by_sendfile(
         self,

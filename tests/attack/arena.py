@@ -112,6 +112,11 @@ class Scenario:
     """Seconds after which the attack counts as a hang."""
     restarts: bool = False
     """The attack restarts the program, so that its memory and stalls are not comparable."""
+    evil_is_proxy: bool = False
+    """The hostile registry is the HTTP proxy that leads to all names, so that it has a public one.
+
+    Loopback is reached directly.
+    """
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,9 @@ async def _prepared(scenario: Scenario) -> AsyncIterator[Arena]:
         if scenario.open_files is not None:
             limit = f"--nofile={scenario.open_files}:{scenario.open_files}"
             millpond.run_under(command("prlimit"), limit)
+        if scenario.evil_is_proxy:
+            names = (f"{name}={evil.url}" for name in ("HTTP_PROXY", "http_proxy"))
+            millpond.run_under(command("env"), *names)
         await asyncio.to_thread(millpond.start)
         stack.callback(millpond.kill)
         session = ClientSession(

@@ -111,20 +111,27 @@ async def junk_for_a_digest(arena: Arena) -> None:
 
 
 async def unproven_links(arena: Arena) -> None:
-    """A public index lists what a private repository holds."""
+    """A public index lists what a private repository holds.
+
+    Everything needs credentials: what comes without them is public, under whatever name.
+    """
+    arena.good.auth.users = {"a": SECRET}
+    arena.good.auth.scheme = "basic"
     private = image("private", (50_000,))
     arena.good.add("team/private", private)
     paths = [f"manifests/{private.digest}", *(f"blobs/{digest}" for digest in private.blobs)]
     for path in paths:
-        await arena.ask(f"/v2/team/private/{path}")
+        got = await arena.ask(f"/v2/team/private/{path}")
+        arena.check(got.status == 200, f"{got.status} for private content: nothing is proven")
     listing = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [private.descriptor]}
     index = json.dumps(listing).encode()
     layers = [{"mediaType": JSON, "digest": d, "size": len(b)} for d, b in private.blobs.items()]
     child = json.dumps(manifest(layers=layers)).encode()
     arena.good.add_manifest("team/public", index, OCI_INDEX, ["all"])
     arena.good.add_manifest("team/public", child, OCI_MANIFEST, ["one"])
-    for tag in ("all", "one"):
-        await arena.ask(f"/v2/team/public/manifests/{tag}")
+    for tag, body in (("all", index), ("one", child)):
+        got = await arena.ask(f"/v2/team/public/manifests/{tag}")
+        arena.check(got.body == body, f"{got.status} for a public manifest: nothing is proven")
     for path in paths:
         got = await arena.ask(f"/v2/team/public/{path}")
         arena.check(got.status == 404, f"{got.status} for private content under a public name")
@@ -258,22 +265,25 @@ async def echoed_authorization(arena: Arena) -> None:
     arena.check(sent, "the registry never got credentials: nothing is proven")
 
 
-async def rebinding(arena: Arena) -> None:
-    """A registry with a name that leads to a private address sends us to another one."""
+async def private_redirects(arena: Arena) -> None:
+    """A registry with a public name sends us to private addresses: by number and by name."""
     async with FakeUpstream() as inner:
         digest = inner.add_blob("team/app", b"private bytes")
+        for host in ("127.0.0.1", "localhost"):
+            place = f"{inner.url}/v2/team/app/blobs/{digest}".replace("127.0.0.1", host)
 
-        async def answer(asked: Asked, wire: Wire) -> None:
-            if "/blobs/" in asked.path:
-                await wire.reply(307, Location=f"{inner.url}/v2/team/app/blobs/{digest}")
-            else:
-                await wire.reply(404)
+            async def answer(asked: Asked, wire: Wire, place: str = place) -> None:
+                if "/blobs/" in asked.path:
+                    await wire.reply(307, Location=place)
+                else:
+                    await wire.reply(404)
 
-        arena.evil.answer = answer
-        got = await arena.ask(f"/v2/named.test/team/app/blobs/{digest}")
-        arena.check(arena.evil.asked, "the registry was never asked: nothing is proven")
-        arena.check(not inner.requests, "a redirect to a private address was followed")
-        arena.check(b"private bytes" not in got.body, "private bytes were relayed")
+            arena.evil.answer = answer
+            arena.evil.asked.clear()
+            got = await arena.ask(f"/v2/named.test/team/app/blobs/{digest}")
+            arena.check(arena.evil.asked, "the registry was never asked: nothing is proven")
+            arena.check(not inner.requests, f"a redirect to {host} was followed")
+            arena.check(b"private bytes" not in got.body, "private bytes were relayed")
 
 
 async def endless_error(arena: Arena) -> None:
@@ -308,7 +318,8 @@ async def endless_token(arena: Arena) -> None:
 
 _HASTY: Final = {"timeouts": {"answer": "3s", "idle": "5s"}}
 _LOGIN: Final = {"upstreams": {EVIL: {"username": "a", "password": SECRET}}}
-_NAMED: Final = {"upstreams": {"named.test": {"url": "http://localhost:EVIL_PORT"}}}
+_NAMED: Final = {"upstreams": {"named.test": {"url": "http://registry.invalid"}}}
+_PRIVATE: Final = {"upstreams": {"docker.io": {"username": "a", "password": SECRET}}}
 
 SCENARIOS: Final = (
     Scenario("descriptor sizes", sizes, "sizes of 2^64, -1, 1.5, …", restarts=True),
@@ -316,7 +327,7 @@ SCENARIOS: Final = (
     Scenario("many descriptors", descriptors, "an index of 49,000 entries, six times"),
     Scenario("challenge", challenge, "100 lines of 8 KB in WWW-Authenticate"),
     Scenario("junk for a digest", junk_for_a_digest, "another registry's junk for our digest"),
-    Scenario("unproven links", unproven_links, "a public index lists private content"),
+    Scenario("unproven links", unproven_links, "an index lists private content", _PRIVATE),
     Scenario("endless referrers", endless_referrers, "pages of 7 MB without end"),
     Scenario("endless tags", endless_tags, "pages of 7 MB without end"),
     Scenario("endless body", endless_body, "a body without end, into a full cache", FULL),
@@ -325,5 +336,5 @@ SCENARIOS: Final = (
     Scenario("endless error", endless_error, "the body of a 503 has no end"),
     Scenario("endless token", endless_token, "a token answer has no end"),
     Scenario("echo", echoed_authorization, "our Authorization in all answers", _LOGIN),
-    Scenario("rebinding", rebinding, "a name that leads to a private address", _NAMED),
+    Scenario("redirects", private_redirects, "to private addresses", _NAMED, evil_is_proxy=True),
 )

@@ -147,7 +147,7 @@ def test_a_first_start_without_a_byte_left_is_refused_and_leaves_nothing_in_the_
     cramped.proxy.stop()
     shutil.rmtree(cramped.storage)
     cramped.others.take_all()
-    with pytest.raises(AssertionError, match="cannot be used: No space left on device"):
+    with pytest.raises(AssertionError, match="cannot be used: the disk is full"):
         cramped.proxy.start()
     cramped.others.leave(30 * MB)
     cramped.proxy.start()

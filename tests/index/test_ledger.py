@@ -177,6 +177,15 @@ def test_the_size_that_counts_is_that_of_what_is_held(ledger: Ledger) -> None:
     assert ledger.is_known(digest("a"))
 
 
+@pytest.mark.parametrize("first", ["honest", "evil"])
+def test_of_several_claims_about_a_size_the_smallest_counts(ledger: Ledger, first: str) -> None:
+    """Anybody may claim any size. An absurd one must not make another's image too large to pin."""
+    claims = {"honest": 1000, "evil": 1 << 60}
+    for name in (first, *(claims.keys() - {first})):
+        ledger.put(record(name), [Child(digest("layer"), claims[name])])
+    assert ledger.children(digest("honest")) == (Child(digest("layer"), 1000),)
+
+
 def test_a_slot_is_used_again_and_remembers_nothing(ledger: Ledger) -> None:
     ledger.put(record("a", at=9.0, size=5 * BLOCK, media_type="x/y"), listing("bc"))
     slots = len(ledger._keys)

@@ -127,6 +127,31 @@ async def test_t54_the_index_stays_inside_its_limit_and_the_oldest_rows_go(
         assert await index.tag(NGINX, Tag("last")) == last, "the newest tags stay"
 
 
+async def test_t54_made_up_links_go_before_tags_of_what_is_held(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upstream that says yes to every digest must not cost others their tags."""
+    monkeypatch.setattr("proxy.index.local.FLUSH_SECONDS", 0.02)
+    limit = 500_000
+    kept, evil = sha256(b"kept"), Target("evil", Repo("any/thing"))
+    index = LocalIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None, max_bytes=limit)
+    async with index:
+        await index.ready()
+        await index.set_blob(BlobRecord(kept, 5, "a/b", clock()))
+        await index.link(NGINX, [kept])
+        last = TagRecord(Descriptor("a/b", kept, 5), clock())
+        await index.set_tag(NGINX, Tag("last"), last)
+        await index.link(evil, [sha256(b"%d" % count) for count in range(3000)])
+        async with asyncio.timeout(60):
+            while index.file_bytes <= limit:
+                await asyncio.sleep(0.01)
+            while index.file_bytes > limit:
+                await asyncio.sleep(0.01)
+        assert await index.tag(NGINX, Tag("last")) == last
+        assert await index.linked(NGINX, kept)
+        assert not await index.linked(evil, sha256(b"1")), "what the disk forgot, RAM forgets"
+
+
 async def test_t54_the_index_counts_into_the_limit(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

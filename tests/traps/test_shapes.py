@@ -210,3 +210,36 @@ async def test_t45_an_image_that_lists_too_much_is_never_whole(
     await until(lambda: proxy.app.index.is_ready)
     assert (await proxy.get(f"{MANIFESTS}/few")).body == few
     assert (await proxy.get(f"{MANIFESTS}/more")).status == 404
+
+
+async def test_t45_an_index_of_long_images_does_not_stop_the_others(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    """Each of its images lacks one layer, and lists the same public one thousands of times."""
+    layer = b"a layer"
+    upstream.add_blob(REPO, layer)
+    entry = {"mediaType": "application/x", "digest": content.digest(layer), "size": len(layer)}
+    children = []
+    for number in range(30):
+        lacks = entry | {"digest": content.digest(b"%d" % number)}
+        body = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": content.OCI_MANIFEST,
+                "layers": [entry] * 4000 + [lacks],
+            }
+        ).encode()
+        upstream.add_manifest(REPO, body, content.OCI_MANIFEST, [f"child{number}"])
+        children.append(
+            {"mediaType": content.OCI_MANIFEST, "digest": content.digest(body), "size": len(body)}
+        )
+    index = {"schemaVersion": 2, "mediaType": content.OCI_INDEX, "manifests": children}
+    upstream.add_manifest(REPO, json.dumps(index).encode(), content.OCI_INDEX, ["latest"])
+    proxy = await start()
+    assert (await proxy.get(f"/v2/{REPO}/blobs/{entry['digest']}")).body == layer
+    for child in children:
+        assert (await proxy.get(f"{MANIFESTS}/{child['digest']}")).status == 200
+    assert (await proxy.get(f"{MANIFESTS}/latest")).status == 200
+    async with stalls() as found:
+        assert (await proxy.get(f"{MANIFESTS}/latest", Cache_Control="no-cache")).status == 200
+    assert found.longest < STALL

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import secrets
+import time
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -186,3 +188,14 @@ def test_short_passwords_are_kept_out_of_foreign_words_only() -> None:
     assert redactor.is_told_by("application/abcdefgh")
     redactor.note("Basic no base64")
     assert redactor.clean("no base64") == "[redacted]"
+
+
+def test_many_long_tokens_cost_an_error_next_to_nothing() -> None:
+    """A pattern for each token took half a second of the loop for every 404."""
+    redactor = Redactor()
+    for _ in range(128):  # as many as are known, as long as those of Docker Hub
+        redactor.note(f"Bearer {secrets.token_urlsafe(1800)}")
+    began = time.process_time()
+    for _ in range(20):
+        assert redactor.clean_message("docker.io answers 404") == "docker.io answers 404"
+    assert time.process_time() - began < 0.5

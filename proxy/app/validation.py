@@ -4,6 +4,7 @@
 name, at the pins, and at whether the cache can hold anything.
 """
 
+import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,6 +26,20 @@ def validate(settings: Settings) -> None:
     faults = [fault for check in _CHECKS for fault in check(settings)]
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def validate_writable(settings: Settings) -> None:
+    """Return if this user may write where the cache is to be. Raises ``ConfigError``.
+
+    A reload does not ask: a disk that is read-only by now must not keep new credentials away.
+    """
+    path = settings.storage.path
+    nearest = next(part for part in (path, *path.parents) if part.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=True):
+        raise ConfigError(
+            f"storage.path: {nearest} cannot be written by this user; "
+            "choose a directory that this user may write, with --storage DIR"
+        )
 
 
 def _size(settings: Settings) -> Iterator[str]:

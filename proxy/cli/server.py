@@ -42,13 +42,14 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     Certificates, keys, passwords, tokens and pins are read; nothing is listened on or written.
     """
     from proxy import configuration  # noqa: PLC0415 - pydantic, which no help needs
-    from proxy.app.validation import validate  # noqa: PLC0415 - it imports all of the proxy
+    from proxy.app.validation import validate, validate_writable  # noqa: PLC0415 - it imports all of the proxy
 
     problems: list[str] = []
     text = ""
     try:
         settings = configuration.load(config)
         validate(settings)
+        validate_writable(settings)
         text = f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}"
     except ConfigError as error:
         problems = str(error).splitlines()

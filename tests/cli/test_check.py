@@ -4,11 +4,15 @@ import json
 import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
 
+from proxy.app.validation import validate_writable
+from proxy.errors import ConfigError
+from proxy.settings import Settings
 from tests.cli.command import ROOT, refused, run
 from tests.cli.test_serving import serving
 from tests.fakes.tls import certificate
@@ -62,6 +66,22 @@ def test_t69_check_refuses_what_serve_refuses(place: Path, fault: str) -> None:
     served = run("serve", "--config", config)
     refused(served, *said)
     assert served.stderr == checked.stderr
+
+
+@pytest.mark.parametrize("path", ["cache", "cache/below/it"])
+def test_t69_check_refuses_a_place_that_this_user_may_not_write(path: str) -> None:
+    with TemporaryDirectory() as parent:
+        place = Path(parent)
+        place.chmod(0o755)
+        (place / "cache").mkdir(mode=0o755)
+        settings = Settings.model_validate({"storage": {"path": str(place / path)}})
+        validate_writable(settings)
+        os.seteuid(65534)  # the tests run as root, who may write anywhere
+        try:
+            with pytest.raises(ConfigError, match="cache cannot be written by this user"):
+                validate_writable(settings)
+        finally:
+            os.seteuid(0)
 
 
 def test_check_names_every_fault(place: Path) -> None:

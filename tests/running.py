@@ -74,7 +74,7 @@ class Proxy:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):  # of a machine that other tests keep busy
         while not condition():
             await asyncio.sleep(0.002)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from proxy.errors import CredentialsRejected
 from proxy.upstream.auth import MAX_REALM, MAX_SCOPE, MAX_TOKEN, read_realm
+from proxy.upstream.providers import PasswordFile
 from tests.fakes import content
 from tests.fakes.faults import body, header, status
 from tests.fakes.upstream import FakeUpstream
@@ -246,3 +248,14 @@ def test_a_realm_is_a_short_address_in_ascii() -> None:
         "",
     ):
         assert not read_realm(text).host
+
+
+@pytest.mark.parametrize("text", [None, b"\xff\xfe"])
+async def test_a_password_file_that_cannot_be_read_is_the_operators_fault(
+    tmp_path: Path, text: bytes | None
+) -> None:
+    file = tmp_path / "password"
+    if text is not None:
+        file.write_bytes(text)
+    with pytest.raises(CredentialsRejected, match="cannot be read"):
+        await PasswordFile("me", file).credentials()

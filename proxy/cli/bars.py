@@ -20,15 +20,13 @@ from proxy.cli.replies import Document
 from proxy.cli.words import count, printable, show_size
 
 
-class VerifyBar:
-    """Shows events on a terminal: a bar, and above it a line for each bad blob."""
+class _Bar:
+    """A progress bar on a terminal, above which lines are printed."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str) -> None:
         console = Console(highlight=False)
-        self._progress = Progress(
-            *_columns("verifying", console.width), console=console, transient=True
-        )
-        self._task = self._progress.add_task("verifying", total=None)
+        self._progress = Progress(*_columns(label, console.width), console=console, transient=True)
+        self._task = self._progress.add_task(label, total=None)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -36,6 +34,16 @@ class VerifyBar:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def _say(self, line: str) -> None:
+        self._progress.console.print(Text(printable(line)), soft_wrap=True)
+
+
+class VerifyBar(_Bar):
+    """Shows events on a terminal: a bar, and above it a line for each bad blob."""
+
+    def __init__(self) -> None:
+        super().__init__("verifying")
 
     def show(self, event: Document) -> None:
         """Show one event; kinds that are not known are passed over."""
@@ -51,26 +59,12 @@ class VerifyBar:
             case "done":
                 self._say(_summary(event))
 
-    def _say(self, line: str) -> None:
-        self._progress.console.print(Text(printable(line)), soft_wrap=True)
 
-
-class PullBar:
+class PullBar(_Bar):
     """Shows the events of one pull on a terminal: a bar, and then a line."""
 
     def __init__(self) -> None:
-        console = Console(highlight=False)
-        self._progress = Progress(
-            *_columns("pulling", console.width), console=console, transient=True
-        )
-        self._task = self._progress.add_task("pulling", total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        super().__init__("pulling")
 
     def show(self, event: Document) -> None:
         """Show one event; kinds that are not known are passed over."""
@@ -82,9 +76,6 @@ class PullBar:
                 self._say(f"{event['digest']}: could not be had: {event['reason']}")
             case "done":
                 self._say(summary(event))
-
-    def _say(self, line: str) -> None:
-        self._progress.console.print(Text(printable(line)), soft_wrap=True)
 
 
 def _columns(what: str, width: int) -> list[ProgressColumn]:

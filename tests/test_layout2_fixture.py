@@ -208,7 +208,10 @@ async def test_what_a_tag_pointed_to_before_is_known(opened: Open, facts: Facts)
     assert longest == 3
 
 
-async def test_pins_and_what_is_in_use_are_known_and_kept(opened: Open, facts: Facts) -> None:
+async def test_pins_and_what_is_in_use_are_known_and_kept(
+    opened: Open, facts: Facts, tmp_path: Path
+) -> None:
+    (tmp_path / "cache" / "index.json").unlink()  # it names the pins too
     proxy = await opened()
     notes, spared = facts.said["notes"], facts.spared()
     [pins] = await operate(proxy, "GET", "/-/pins")

@@ -329,7 +329,7 @@ async def test_the_directory_stays_in_order(opened: Open, facts: Facts, tmp_path
     after = json.loads((tmp_path / "cache" / "index.json").read_bytes())
     assert after["annotations"][PINS].split() == facts.said["notes"]["pins"]
     names = [
-        [(entry["annotations"][NAME], entry["digest"]) for entry in document["manifests"]]
+        sorted((entry["annotations"][NAME], entry["digest"]) for entry in document["manifests"])
         for document in (before, after)
     ]
     assert names[1] == names[0]

@@ -9,7 +9,6 @@
 
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType
@@ -201,4 +200,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

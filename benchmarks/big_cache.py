@@ -19,11 +19,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from proxy.core.names import Digest, Repo, Target
+from proxy.core.records import BlobRecord, Child
 from proxy.index.table import Table
 from proxy.index.tables import Held, Tables
-from proxy.names import Digest, Repo, Target
-from proxy.records import BlobRecord, Child
-from proxy.store.directory import Directory
+from proxy.storage.directory import Directory
 
 SIZE = 4096
 """Bytes of every blob, a block."""

@@ -5,20 +5,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from proxy.cache.holdings import Holdings
-from proxy.evict import Evictor
-from proxy.in_use import Feeds
+from proxy.content.content import Content
+from proxy.content.eviction import Evictor
+from proxy.content.in_use import Feeds
+from proxy.content.pins import Pins
+from proxy.content.quota import Quota
+from proxy.core.manifests import read
+from proxy.core.names import Digest, Tag, Target, sha256
+from proxy.core.records import BLOCK, Descriptor, TagRecord
+from proxy.core.routing import Router
 from proxy.index.local import LocalIndex
-from proxy.manifests import read
-from proxy.metrics import CacheCounters
-from proxy.names import Digest, Tag, Target, sha256
-from proxy.pins import Pins
-from proxy.quota import Quota
-from proxy.records import BLOCK, Descriptor, TagRecord
-from proxy.routing import Router
+from proxy.runtime.metrics import CacheCounters
 from proxy.settings import Settings
-from proxy.store.directory import Directory, IndexFile
-from proxy.store.disk import DiskStore
+from proxy.storage.directory import Directory, IndexFile
+from proxy.storage.disk import DiskStore
 from tests.fakes import content
 from tests.fakes.clock import Clock
 
@@ -42,13 +42,13 @@ class Held:
         self.evictor = Evictor(
             index, self.store, quota, counters=self.counters, spared=lambda: self.spared
         )
-        self.holdings = Holdings(self.store, index, self.evictor, self.counters, clock)
+        self.content = Content(self.store, index, self.evictor, self.counters, clock)
 
     async def hold(self, data: bytes, media_type: str = "") -> Digest:
         """Hold a blob, or a manifest with what it lists."""
         digest = sha256(data)
         listing = read(data).listed if media_type else ()
-        await self.holdings.keep(Descriptor(media_type, digest, len(data)), data, listing)
+        await self.content.keep(Descriptor(media_type, digest, len(data)), data, listing)
         self.clock.advance(1)
         return digest
 

@@ -2,9 +2,9 @@
 
 import json
 
-from proxy import manifests
-from proxy.names import Digest, sha256
-from proxy.records import BLOCK, Descriptor, disk_bytes
+from proxy.core import manifests
+from proxy.core.names import Digest, sha256
+from proxy.core.records import BLOCK, Descriptor, disk_bytes
 
 AFTER = 1e-6
 """Seconds by which what a manifest lists counts as used after it."""

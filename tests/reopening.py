@@ -4,22 +4,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from proxy.cache.holdings import Holdings
-from proxy.evict import Evictor, Reservation
-from proxy.in_use import Feeds
+from proxy.content.content import Content
+from proxy.content.eviction import Evictor, Reservation
+from proxy.content.in_use import Feeds
+from proxy.content.pins import Pins
+from proxy.content.quota import Quota
+from proxy.core.names import Image, parse_digest
+from proxy.core.records import BLOCK
 from proxy.index.local import LocalIndex
-from proxy.metrics import CacheCounters
-from proxy.names import Image, parse_digest
-from proxy.pins import Pins
-from proxy.quota import Quota
-from proxy.records import BLOCK
-from proxy.repair import reconcile
-from proxy.store import Spool
-from proxy.store.directory import Directory
-from proxy.store.disk import DiskStore
+from proxy.runtime.metrics import CacheCounters
+from proxy.services.reconcile import reconcile
+from proxy.storage import Spool
+from proxy.storage.directory import Directory
+from proxy.storage.disk import DiskStore
 from tests.fakes.clock import Clock
 from tests.held import nothing_elsewhere
-from tests.model import Content
+from tests.model import Content as Sample
 
 LIMIT = 24 * BLOCK
 
@@ -33,7 +33,7 @@ class Cache:
     store: DiskStore
     pins: Pins
     evictor: Evictor
-    holdings: Holdings
+    content: Content
     downloads: list["Download"] = field(default_factory=list)
 
 
@@ -41,14 +41,14 @@ class Cache:
 class Download:
     """A spool that grows under a reservation of `promised` bytes."""
 
-    content: Content
+    content: Sample
     reservation: Reservation
     spool: Spool
     promised: int
     written: int = 0
 
     @classmethod
-    async def begun(cls, cache: Cache, content: Content, size: int) -> Self:
+    async def begun(cls, cache: Cache, content: Sample, size: int) -> Self:
         reservation = await cache.evictor.reserve(size)
         spool = await cache.store.spool(content.digest, size)
         return cls(content, reservation, spool, size)
@@ -80,10 +80,10 @@ async def opened(root: Path, clock: Clock) -> Cache:
     await pins.load(nothing_elsewhere)
     counters = CacheCounters()
     evictor = Evictor(index, store, Quota(LIMIT), counters=counters, spared=pins.spared)
-    holdings = Holdings(store, index, evictor, counters, clock)
-    await reconcile(holdings)
+    content = Content(store, index, evictor, counters, clock)
+    await reconcile(content)
     await index.settle()
-    return Cache(directory, index, store, pins, evictor, holdings)
+    return Cache(directory, index, store, pins, evictor, content)
 
 
 async def closed(cache: Cache) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 from aiohttp import ClientSession
 from multidict import CIMultiDictProxy
 
-from proxy import logs
 from proxy.app import App, running
-from proxy.logs import RequestLog
-from proxy.names import Repo, Tag, Target
-from proxy.records import Sighting
+from proxy.core.names import Repo, Tag, Target
+from proxy.core.records import TagHistoryEntry
+from proxy.runtime import logs
+from proxy.runtime.logs import RequestLog
 from proxy.settings import Settings
 from proxy.upstream.guard import SYSTEM_NETWORK
 from tests.fakes.clock import Clock
@@ -61,7 +61,7 @@ class Proxy:
         """Return once no download is in progress."""
         await until(lambda: not self.stats["downloads"])
 
-    async def history(self, upstream: str, repo: str, tag: str) -> tuple[Sighting, ...]:
+    async def history(self, upstream: str, repo: str, tag: str) -> tuple[TagHistoryEntry, ...]:
         return await self.app.index.history(Target(upstream, Repo(repo)), Tag(tag))
 
     def held(self) -> set[str]:

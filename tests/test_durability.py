@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from proxy.index.local import LocalIndex
-from proxy.repair import reconcile
+from proxy.services.reconcile import reconcile
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -109,7 +109,7 @@ async def test_t63_a_rename_into_quarantine_is_durable(
         digest = await cache.hold(b"content")
         home, there = cache.path(digest).parent, tmp_path / "quarantine"
         calls.clear()
-        assert await cache.holdings.set_aside(digest, {"reason": "a test"}) is not None
+        assert await cache.content.set_aside(digest, {"reason": "a test"}) is not None
         renamed = place(calls, lambda call: call.to == there / digest.removeprefix("sha256:"))
         synced = {call.inode for call in calls[renamed:] if call.name == "fsync"}
         assert {home.stat().st_ino, there.stat().st_ino} <= synced
@@ -155,7 +155,7 @@ async def test_a_file_that_cannot_be_looked_at_is_not_taken_for_gone(
 ) -> None:
     async with opened(tmp_path, clock) as cache:
         digest = await cache.hold(b"content")
-        await reconcile(cache.holdings)
+        await reconcile(cache.content)
         name = digest.removeprefix("sha256:")
         scandir, open_file = os.scandir, os.open
 
@@ -177,10 +177,10 @@ async def test_a_file_that_cannot_be_looked_at_is_not_taken_for_gone(
         monkeypatch.setattr(os, "scandir", lambda path: Listing(scandir(path)))
         monkeypatch.setattr(os, "open", broken)
         errors = cache.counters.storage_errors
-        await reconcile(cache.holdings)
+        await reconcile(cache.content)
         monkeypatch.setattr(os, "open", open_file)
         assert cache.index.held(digest) is not None
         assert cache.counters.storage_errors > errors
-        file = await cache.holdings.open(digest)
+        file = await cache.content.open(digest)
         assert file is not None, "the disk has recovered"
         file.close()

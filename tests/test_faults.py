@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientPayloadError
 
-from proxy.errors import ConfigError, StorageError
-from proxy.store.directory import Directory
+from proxy.core.errors import ConfigError, StorageError
+from proxy.storage.directory import Directory
 from tests.failing import READ_ONLY, WRITES, FailingDisk, Failure, Fault, Site, faults_of
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -34,8 +34,8 @@ LIMIT = 1 << 20
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> FailingDisk:
-    monkeypatch.setattr("proxy.free_space.FRESH_SECONDS", -1.0)  # asked each time
-    monkeypatch.setattr("proxy.layout.PUBLISH_SECONDS", 3600.0)  # once, at the start
+    monkeypatch.setattr("proxy.content.free_space.FRESH_SECONDS", -1.0)  # asked each time
+    monkeypatch.setattr("proxy.services.oci_index.PUBLISH_SECONDS", 3600.0)  # once, at the start
     return FailingDisk(monkeypatch)
 
 

@@ -15,10 +15,10 @@ from typing import Any, cast
 import pytest
 from multidict import CIMultiDict
 
-from proxy import manifests
-from proxy.errors import RegistryError
-from proxy.names import Digest, parse_digest, parse_path, parse_repo, parse_tag
-from proxy.policy import wish
+from proxy.core import manifests
+from proxy.core.errors import RegistryError
+from proxy.core.names import Digest, parse_digest, parse_path, parse_repo, parse_tag
+from proxy.core.policy import wish
 from proxy.upstream.auth import read_realm, shares_domain
 from proxy.upstream.budget import Budget
 from proxy.upstream.challenge import parse_challenges

@@ -26,11 +26,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from proxy.errors import Conflict, PinUnknown
-from proxy.evict import NoRoom
-from proxy.names import Digest
-from proxy.records import BLOCK, disk_bytes
-from proxy.verify import Verifier
+from proxy.content.eviction import NoRoom
+from proxy.core.errors import Conflict, PinUnknown
+from proxy.core.names import Digest
+from proxy.core.records import BLOCK, disk_bytes
+from proxy.services.verify import Verifier
 from tests.fakes.clock import Clock
 from tests.model import ALL, BY_DIGEST, EPSILON, IMAGES, INDEXES, Content, Model, size_of
 from tests.reopening import LIMIT, Cache, Download, abandoned, closed, opened
@@ -160,7 +160,7 @@ class Machine(RuleBasedStateMachine):
     @rule(place=places)
     def drop(self, place: int) -> None:
         digest = self._at(place)
-        self.run(self.now.holdings.drop(digest, reason="a test"))
+        self.run(self.now.content.drop(digest, reason="a test"))
         self.model.drop(digest)
 
     @rule()
@@ -310,7 +310,7 @@ class Machine(RuleBasedStateMachine):
         download = await Download.begun(self.now, content, len(content.body))
         await download.finish()
         promise, spool = download.reservation, download.spool
-        await self.now.holdings.adopt(promise, spool, content.descriptor, content.children)
+        await self.now.content.adopt(promise, spool, content.descriptor, content.children)
         spool.close()
         await self.now.index.settle()
         self._stamp(content.digest, self.clock())
@@ -331,12 +331,12 @@ class Machine(RuleBasedStateMachine):
         await self.now.index.settle()
 
     async def _read(self, digest: Digest) -> bytes | None:
-        body = await self.now.holdings.read(digest)
+        body = await self.now.content.read(digest)
         await self.now.index.settle()
         return body
 
     async def _verify(self) -> None:
-        verifier = Verifier(self.now.holdings, _never, self.clock)
+        verifier = Verifier(self.now.content, _never, self.clock)
         async for _ in verifier.run(repair=False, rate=0, restart=True):
             pass
 
@@ -368,7 +368,7 @@ async def _never(*_: object) -> bool:
 
 @pytest.mark.timeout(600)
 def test_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.pins._REST", 0.0)  # what is pinned is looked at each time
+    monkeypatch.setattr("proxy.content.pins._REST", 0.0)  # what is pinned is looked at each time
     run_state_machine_as_test(
         Machine,
         settings=settings(

@@ -13,33 +13,33 @@ from proxy.app import cache as caching
 from proxy.app import listening, reload, serving, storage
 from proxy.app.descriptors import raise_limit, shared_out
 from proxy.app.upstreams import Upstreams
-from proxy.cache import Cache
-from proxy.cache.at_hand import AtHand
-from proxy.cache.holdings import Holdings
-from proxy.cache.sources import Sources
-from proxy.drop import Dropper
-from proxy.errors import StorageError
-from proxy.flights import Flights
+from proxy.content.content import Content
+from proxy.content.downloads import Downloads
+from proxy.core.errors import StorageError
+from proxy.core.records import Clock
+from proxy.core.routing import Router
 from proxy.index import Index
-from proxy.logs import RequestLog
-from proxy.metrics import CacheCounters, Metrics
-from proxy.pull import Puller
-from proxy.records import Clock
-from proxy.repair import presume, prune, reconcile
-from proxy.routing import Router
+from proxy.repository import Cache
+from proxy.repository.memory_lookup import MemoryLookup
+from proxy.repository.origins import Origins
+from proxy.runtime.logs import RequestLog
+from proxy.runtime.metrics import CacheCounters, Metrics
+from proxy.runtime.supervisor import Supervisor
+from proxy.services.drop import Dropper
+from proxy.services.pull import Puller
+from proxy.services.reconcile import presume, prune, reconcile
+from proxy.services.verify import Verifier
 from proxy.settings import Settings
-from proxy.supervisor import Supervisor
 from proxy.upstream.guard import SYSTEM_NETWORK, Network
-from proxy.verify import Verifier
-from proxy.web import lag
-from proxy.web.admin import Admin
+from proxy.web import loop_monitor
+from proxy.web.admin.actions import Control, Token
+from proxy.web.admin.images import Services
+from proxy.web.admin.pages import Admin
 from proxy.web.certificate import Certificate
-from proxy.web.control import Control, Token
 from proxy.web.endings import Endings
 from proxy.web.forwarded import TrustedProxies
-from proxy.web.images import Services
-from proxy.web.prepared import Prepared
 from proxy.web.registry import Registry
+from proxy.web.response_cache import ResponseCache
 
 SETTLED_SECONDS: Final = 600.0
 DAY_SECONDS: Final = 86400.0
@@ -91,28 +91,28 @@ async def running(
         stack.push_async_callback(background.close)
         request_log = make_request_log(metrics.cache)
 
-        flights = Flights(settings.storage.finish_from)
+        flights = Downloads(settings.storage.finish_from)
         stack.push_async_callback(flights.close)
         upstreams = Upstreams(metrics, clock, shares.downloads, network)
         stack.push_async_callback(upstreams.close)
-        sources = Sources(upstreams.commit(await upstreams.prepare(settings)))
+        sources = Origins(upstreams.commit(await upstreams.prepare(settings)))
         cache = caching.built(stack, settings, kept, flights, sources)
-        at_hand = AtHand(kept.index, cache.manifests, cache.tags, cache.small)
+        at_hand = MemoryLookup(kept.index, cache.manifests, cache.tags, cache.small)
         trusted = TrustedProxies(settings.trusted_proxies)
-        prepared = Prepared(at_hand, metrics=metrics, request_log=request_log, trusted=trusted)
+        prepared = ResponseCache(at_hand, metrics=metrics, request_log=request_log, trusted=trusted)
         at_end = Endings(prepared.learn, upstreams.current)
         registry = Registry(router, cache, metrics=metrics, request_log=request_log, learn=at_end)
         services = _services(kept, cache, router, Puller(cache, sources, flights))
         token = Token(settings.admin.token_file)
         admin = Admin(
             metrics,
-            kept.holdings,
+            kept.content,
             flights=flights,
             upstreams=upstreams.current,
-            control=Control(kept.holdings, kept.pins, kept.feeds, services, token),
+            control=Control(kept.content, kept.pins, kept.feeds, services, token),
         )
         background.start("request log", request_log.write_for_ever)
-        background.start("loop lag", lambda: lag.watch(metrics))
+        background.start("loop lag", lambda: loop_monitor.watch(metrics))
         _look_after(background, kept, offline=settings.offline)
         background.start("upstreams", upstreams.close_retired)
         parts = serving.Parts(registry, admin, prepared.answer, trusted, metrics.cache)
@@ -143,7 +143,7 @@ async def running(
 
 def _look_after(background: Supervisor, kept: storage.Storage, *, offline: bool) -> None:
     """Start what keeps the cache's directory in order."""
-    clock = kept.holdings.clock
+    clock = kept.content.clock
     background.start_essential("reconcile", lambda: _agree(kept, offline=offline))
     background.start_essential("eviction", lambda: kept.evictor.watch(clock))
     background.start("names", kept.layout.publish_for_ever)
@@ -151,10 +151,10 @@ def _look_after(background: Supervisor, kept: storage.Storage, *, offline: bool)
 
 
 def _services(kept: storage.Storage, cache: Cache, router: Router, puller: Puller) -> Services:
-    holdings = kept.holdings
+    content = kept.content
     return Services(
-        verifier=Verifier(holdings, cache.fetch, holdings.clock, kept.pins.roots),
-        dropper=Dropper(holdings, kept.pins, kept.layout, cache.manifests.forget),
+        verifier=Verifier(content, cache.fetch, content.clock, kept.pins.roots),
+        dropper=Dropper(content, kept.pins, kept.layout, cache.manifests.forget),
         puller=puller,
         cache=cache,
         image=router.image,
@@ -171,24 +171,24 @@ def _scrub(background: Supervisor, verifier: Verifier, settings: Settings) -> No
 async def _agree(kept: storage.Storage, *, offline: bool) -> None:
     """Bring everything that lies here into agreement, now and every day."""
     await kept.layout.recall()
-    await _reconcile(kept.holdings)
+    await _reconcile(kept.content)
     if offline:
-        await presume(kept.holdings)
+        await presume(kept.content)
     await asyncio.sleep(SETTLED_SECONDS)
     while True:
-        await prune(kept.holdings)
+        await prune(kept.content)
         await asyncio.sleep(DAY_SECONDS)
-        await _reconcile(kept.holdings)
+        await _reconcile(kept.content)
 
 
-async def _reconcile(holdings: Holdings) -> None:
+async def _reconcile(content: Content) -> None:
     """Reconcile, again and again until the disk lets it be done."""
     pause = RETRY_FIRST
     while True:
         try:
-            return await reconcile(holdings)
+            return await reconcile(content)
         except StorageError as error:
-            holdings.evictor.not_found(str(error))
+            content.evictor.not_found(str(error))
             log.warning("store and index do not agree yet", error=str(error), again_in=pause)
         await asyncio.sleep(pause)
         pause = min(2 * pause, RETRY_SECONDS)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from proxy.errors import ConfigError
+from proxy.core.errors import ConfigError
 from proxy.settings import Settings
-from proxy.store.directory import Directory, remove
+from proxy.storage.directory import Directory, remove
 
 BACKLOG: Final = 1024
 ADMIN_SOCKET: Final = "admin.sock"

@@ -7,14 +7,14 @@ from typing import Any
 import structlog
 
 from proxy.app.upstreams import Upstreams
-from proxy.cache.sources import Sources
-from proxy.errors import ConfigError, RegistryError
-from proxy.pins import Pins
-from proxy.routing import Router
+from proxy.content.pins import Pins
+from proxy.core.errors import ConfigError, RegistryError
+from proxy.core.routing import Router
+from proxy.repository.origins import Origins
 from proxy.settings import Settings
+from proxy.web.admin.actions import Token
 from proxy.web.certificate import Certificate
-from proxy.web.control import Token
-from proxy.web.prepared import Prepared
+from proxy.web.response_cache import ResponseCache
 
 log = structlog.get_logger(__name__)
 
@@ -25,9 +25,9 @@ class Parts:
 
     router: Router
     upstreams: Upstreams
-    sources: Sources
+    sources: Origins
     pins: Pins
-    prepared: Prepared
+    prepared: ResponseCache
     certificate: Certificate | None
     token: Token
 

@@ -8,9 +8,9 @@ from typing import Final
 
 from aiohttp.web import ServerRunner
 
-from proxy.metrics import CacheCounters
+from proxy.runtime.metrics import CacheCounters
 from proxy.web.acceptor import Acceptor
-from proxy.web.admin import Admin
+from proxy.web.admin.pages import Admin
 from proxy.web.clients import Clients
 from proxy.web.connection import Answers
 from proxy.web.forwarded import TrustedProxies

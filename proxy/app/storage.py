@@ -5,23 +5,23 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from proxy.cache.holdings import Holdings
-from proxy.errors import ConfigError, RegistryError
-from proxy.evict import Evictor
-from proxy.in_use import Feeds
+from proxy.content.content import Content
+from proxy.content.eviction import Evictor
+from proxy.content.in_use import Feeds
+from proxy.content.pins import Pins
+from proxy.content.quota import Quota
+from proxy.core.errors import ConfigError, RegistryError
+from proxy.core.records import Clock
+from proxy.core.routing import Router
 from proxy.index.listings import TagLists
 from proxy.index.local import LocalIndex
-from proxy.layout import Layout, pins_named
-from proxy.metrics import Metrics
-from proxy.pins import Pins
-from proxy.quota import Quota
-from proxy.records import Clock
-from proxy.routing import Router
+from proxy.runtime.metrics import Metrics
+from proxy.runtime.supervisor import Supervisor
+from proxy.services.oci_index import Layout, pins_named
 from proxy.settings import Settings
 from proxy.settings import Storage as StorageSettings
-from proxy.store.directory import Directory, IndexFile
-from proxy.store.disk import DiskStore
-from proxy.supervisor import Supervisor
+from proxy.storage.directory import Directory, IndexFile
+from proxy.storage.disk import DiskStore
 
 INDEX_LEAST: Final = 16 * 1024 * 1024
 INDEX_SHARE: Final = 0.05
@@ -38,7 +38,7 @@ class Storage:
     evictor: Evictor
     pins: Pins
     feeds: Feeds
-    holdings: Holdings
+    content: Content
     layout: Layout
 
 
@@ -78,10 +78,10 @@ async def opened(
     shelf = IndexFile(directory)
     await pins.load(lambda: pins_named(shelf))
     evictor = Evictor(index, store, quota, counters=counters, spared=pins.spared)
-    holdings = Holdings(store, index, evictor, counters, clock)
-    stack.push_async_callback(holdings.close)
-    layout = Layout(holdings, shelf, pins.added)
-    return Storage(directory, index, lists, evictor, pins, feeds, holdings, layout)
+    content = Content(store, index, evictor, counters, clock)
+    stack.push_async_callback(content.close)
+    layout = Layout(content, shelf, pins.added)
+    return Storage(directory, index, lists, evictor, pins, feeds, content, layout)
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

@@ -12,21 +12,21 @@ import structlog
 from yarl import URL
 
 from proxy import VERSION
-from proxy.cache.sources import Source
-from proxy.metrics import Metrics
-from proxy.policy import Rule
-from proxy.records import Clock
+from proxy.core.policy import Rule
+from proxy.core.records import Clock
+from proxy.repository.origins import Origin
+from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.upstream.auth import Authorizer
 from proxy.upstream.budget import Budget
+from proxy.upstream.circuit_breaker import Limits, Patience
 from proxy.upstream.client import Client
-from proxy.upstream.download import Terms
+from proxy.upstream.download import DownloadPolicy
 from proxy.upstream.guard import Guard, Network
-from proxy.upstream.patience import Limits, Patience
 from proxy.upstream.providers import Anonymous, Credentials, PasswordFile, Provider, Static
+from proxy.upstream.ranges import Pieces
 from proxy.upstream.registry import Upstream
-from proxy.upstream.spans import Pieces
 from proxy.upstream.transport import Transport, Trust, client_context
 
 LOOK_SECONDS: Final = 5.0
@@ -59,7 +59,7 @@ class _Built:
 class Plan:
     """Upstreams that are built, and not in use before ``Upstreams.commit``."""
 
-    def __init__(self, built: dict[str, _Built], sources: dict[str, Source]) -> None:
+    def __init__(self, built: dict[str, _Built], sources: dict[str, Origin]) -> None:
         self.built = built
         self.sources = sources
 
@@ -99,7 +99,7 @@ class Upstreams:
             await self.discard(Plan(built, {}))
             raise
         sources = {
-            name: Source(entry.upstream, _rule(settings, name), entry.version)
+            name: Origin(entry.upstream, _rule(settings, name), entry.version)
             for name, entry in built.items()
         }
         return Plan(built, sources)
@@ -110,7 +110,7 @@ class Upstreams:
             if self._built.get(name) is not entry:
                 await entry.close()
 
-    def commit(self, plan: Plan) -> Mapping[str, Source]:
+    def commit(self, plan: Plan) -> Mapping[str, Origin]:
         """Use these from now on; return them. Others finish what they do, and are then closed."""
         now = time.monotonic()
         for name, entry in self._built.items():
@@ -164,7 +164,7 @@ class Upstreams:
         downloads = min(configured.max_downloads, self._downloads)
         parallel = settings.parallel
         pieces = Pieces(parallel.connections, int(parallel.start_from))
-        terms = Terms(patience.resumes, pieces)
+        terms = DownloadPolicy(patience.resumes, pieces)
         is_anonymous = configured.username is None and configured.tls.cert_file is None
         upstream = Upstream(
             client, Budget(self._clock), terms=terms, downloads=downloads, is_anonymous=is_anonymous

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from proxy.errors import ConfigError, RegistryError
-from proxy.quantities import show_size
-from proxy.routing import Router
+from proxy.core.errors import ConfigError, RegistryError
+from proxy.core.routing import Router
 from proxy.settings import Settings
+from proxy.settings.units import show_size
 from proxy.upstream.transport import client_context
 from proxy.web.certificate import Certificate
 

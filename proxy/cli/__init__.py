@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from proxy.cli import dropping, images, pins, pulling, server, space, verifying
-from proxy.cli.words import complain
+from proxy.cli.formatting import complain
 
 USAGE_ERROR: Final[type[BaseException]] = typer.BadParameter.__mro__[1]
 """Typer's class of all wrong usage, which it exports only as the base of this one."""

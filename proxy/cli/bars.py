@@ -15,9 +15,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from proxy.cli.formatting import count, printable, show_size
 from proxy.cli.pulling import summary
 from proxy.cli.replies import Document
-from proxy.cli.words import count, printable, show_size
 
 
 class _Bar:

@@ -15,7 +15,7 @@ from aiohttp.client_exceptions import (
 from yarl import URL
 
 from proxy.cli.replies import Document, Query, Refused, Unanswered, parsed
-from proxy.documents import as_list, read_object
+from proxy.core.tolerant_json import as_list, read_object
 
 CONNECT_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 10.0

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.door import Door, run
+from proxy.cli.formatting import complain, count, printable, show_size, table, terminal_width
 from proxy.cli.options import (
     CaFileOption,
     ConfigOption,
@@ -14,7 +14,7 @@ from proxy.cli.options import (
     TokenFileOption,
 )
 from proxy.cli.replies import Document, Unanswered, parsed
-from proxy.cli.words import complain, count, printable, show_size, table, terminal_width
+from proxy.cli.server_options import ServerOptions, run
 
 if TYPE_CHECKING:
     from proxy.cli.client import Client
@@ -64,7 +64,7 @@ def drop(
             status = 1 if done["refused"] else status
         return status
 
-    run(Door(config, storage, server, token_file, ca_file), work)
+    run(ServerOptions(config, storage, server, token_file, ca_file), work)
 
 
 def _print_lines(lines: list[bytes], _: list[Document]) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.door import Door, run
+from proxy.cli.formatting import age, complain, count, is_terminal, show_size, table, terminal_width
 from proxy.cli.options import (
     CaFileOption,
     ConfigOption,
@@ -15,7 +15,7 @@ from proxy.cli.options import (
     TokenFileOption,
 )
 from proxy.cli.replies import Document, parsed
-from proxy.cli.words import age, complain, count, is_terminal, show_size, table, terminal_width
+from proxy.cli.server_options import ServerOptions, run
 
 if TYPE_CHECKING:
     from proxy.cli.client import Client
@@ -61,7 +61,7 @@ def ls(
             typer.echo(_totals(images, cache))
         return 0
 
-    run(Door(config, storage, server, token_file, ca_file), work)
+    run(ServerOptions(config, storage, server, token_file, ca_file), work)
 
 
 def _show(images: list[Document]) -> None:

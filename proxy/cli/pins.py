@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.door import Door, run
+from proxy.cli.formatting import (
+    complain,
+    count,
+    is_terminal,
+    printable,
+    show_size,
+    table,
+    terminal_width,
+)
 from proxy.cli.options import (
     CaFileOption,
     ConfigOption,
@@ -17,15 +25,7 @@ from proxy.cli.options import (
 )
 from proxy.cli.pulling import own_platform, pulled
 from proxy.cli.replies import Document, Refused
-from proxy.cli.words import (
-    complain,
-    count,
-    is_terminal,
-    printable,
-    show_size,
-    table,
-    terminal_width,
-)
+from proxy.cli.server_options import ServerOptions, run
 
 if TYPE_CHECKING:
     from proxy.cli.client import Client
@@ -67,7 +67,7 @@ def pin(
             return await pulled(client, done["pin"], [own_platform()], as_json=as_json)
         return 0
 
-    run(Door(config, storage, server, token_file, ca_file), _each(names, add))
+    run(ServerOptions(config, storage, server, token_file, ca_file), _each(names, add))
 
 
 def unpin(
@@ -90,7 +90,7 @@ def unpin(
             typer.echo(printable(f"{removed}: no longer pinned"))
         return 0
 
-    run(Door(config, storage, server, token_file, ca_file), _each(names, remove))
+    run(ServerOptions(config, storage, server, token_file, ca_file), _each(names, remove))
 
 
 def list_pins(
@@ -114,7 +114,7 @@ def list_pins(
             typer.echo(f"all pins: {show_size(answer['bytes'])} of {limit}")
         return 0
 
-    run(Door(config, storage, server, token_file, ca_file), work)
+    run(ServerOptions(config, storage, server, token_file, ca_file), work)
 
 
 def _each(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from proxy.cli.door import Door, run
+from proxy.cli.formatting import EventLines, complain, is_terminal, printable, refuse, show_size
 from proxy.cli.options import (
     CaFileOption,
     ConfigOption,
@@ -17,7 +17,7 @@ from proxy.cli.options import (
     TokenFileOption,
 )
 from proxy.cli.replies import Document, Refused, Unanswered, parsed
-from proxy.cli.words import EventLines, complain, is_terminal, printable, refuse, show_size
+from proxy.cli.server_options import ServerOptions, run
 
 if TYPE_CHECKING:
     from proxy.cli.client import Client
@@ -73,7 +73,7 @@ def pull(
             status = max(status, await pulled(client, name, wanted, as_json=as_json))
         return status
 
-    run(Door(config, storage, server, token_file, ca_file), work)
+    run(ServerOptions(config, storage, server, token_file, ca_file), work)
 
 
 def refresh(
@@ -107,7 +107,7 @@ def refresh(
                 typer.echo(printable(_refreshed(answer)))
         return status
 
-    run(Door(config, storage, server, token_file, ca_file), work)
+    run(ServerOptions(config, storage, server, token_file, ca_file), work)
 
 
 def own_platform() -> str:

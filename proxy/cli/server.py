@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from proxy.cli.formatting import refuse
 from proxy.cli.options import ConfigOption, JsonOption, StorageOption
-from proxy.cli.words import refuse
-from proxy.errors import ConfigError
+from proxy.core.errors import ConfigError
 
 
 def serve(
@@ -41,13 +41,13 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     Certificates, keys, passwords, tokens and pins are read; nothing is listened on or written.
     """
-    from proxy import configuration  # noqa: PLC0415 - pydantic, which no help needs
     from proxy.app.validation import validate, validate_writable  # noqa: PLC0415 - it imports all of the proxy
+    from proxy.settings import loading  # noqa: PLC0415 - pydantic, which no help needs
 
     problems: list[str] = []
     text = ""
     try:
-        settings = configuration.load(config)
+        settings = loading.load(config)
         validate(settings)
         validate_writable(settings)
         text = f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}"

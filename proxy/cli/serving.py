@@ -12,15 +12,16 @@ import structlog
 import typer
 import uvloop
 
-from proxy import VERSION, configuration, logs
-from proxy.allocator import return_large_buffers
+from proxy import VERSION
 from proxy.app import App, running
 from proxy.app.validation import validate
-from proxy.cli.words import show_size
-from proxy.errors import ConfigError
-from proxy.logs import RequestLog
-from proxy.metrics import CacheCounters
-from proxy.settings import Settings
+from proxy.cli.formatting import show_size
+from proxy.core.errors import ConfigError
+from proxy.runtime import logs
+from proxy.runtime.allocator import return_large_buffers
+from proxy.runtime.logs import RequestLog
+from proxy.runtime.metrics import CacheCounters
+from proxy.settings import Settings, loading
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +33,7 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     """
 
     def load() -> Settings:
-        settings = configuration.load(config, flags)
+        settings = loading.load(config, flags)
         validate(settings)
         return settings
 

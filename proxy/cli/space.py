@@ -9,19 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.door import Door, run
-from proxy.cli.options import (
-    CaFileOption,
-    ConfigOption,
-    JsonOption,
-    ServerOption,
-    StorageOption,
-    TokenFileOption,
-    bytes_of,
-    seconds_of,
-)
-from proxy.cli.replies import Document, parsed
-from proxy.cli.words import (
+from proxy.cli.formatting import (
     UNKNOWN,
     age,
     complain,
@@ -33,6 +21,18 @@ from proxy.cli.words import (
     table,
     terminal_width,
 )
+from proxy.cli.options import (
+    CaFileOption,
+    ConfigOption,
+    JsonOption,
+    ServerOption,
+    StorageOption,
+    TokenFileOption,
+    bytes_of,
+    seconds_of,
+)
+from proxy.cli.replies import Document, parsed
+from proxy.cli.server_options import ServerOptions, run
 
 if TYPE_CHECKING:
     from proxy.cli.client import Client
@@ -70,7 +70,7 @@ def evict(
             await _evict(client, wanted)
         return 0
 
-    run(Door(config, storage, server, token_file, ca_file), work)
+    run(ServerOptions(config, storage, server, token_file, ca_file), work)
 
 
 def in_use(
@@ -110,7 +110,7 @@ def in_use(
         typer.echo(printable(f"{answer['source']}: {images} in use until {until}"))
         return 0
 
-    run(Door(config, storage, server, token_file, ca_file), work)
+    run(ServerOptions(config, storage, server, token_file, ca_file), work)
 
 
 async def _foretell(client: "Client", wanted: int) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.door import Door, run
+from proxy.cli.formatting import EventLines, complain, is_terminal
 from proxy.cli.options import (
     CaFileOption,
     ConfigOption,
@@ -16,7 +16,7 @@ from proxy.cli.options import (
     rate_of,
 )
 from proxy.cli.replies import Document, Unanswered, parsed
-from proxy.cli.words import EventLines, complain, is_terminal
+from proxy.cli.server_options import ServerOptions, run
 
 if TYPE_CHECKING:
     from proxy.cli.client import Client
@@ -67,7 +67,7 @@ def verify(
             complain("interrupted; the next verify goes on from here")
             raise
 
-    run(Door(config, storage, server, token_file, ca_file), work)
+    run(ServerOptions(config, storage, server, token_file, ca_file), work)
 
 
 async def _verified(

@@ -8,8 +8,8 @@ requests, not correctness: the bytes are the truth.
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from proxy.names import Digest, Tag, Target
-from proxy.records import BlobRecord, Child, ReferrersRecord, Sighting, TagRecord, Usage
+from proxy.core.names import Digest, Tag, Target
+from proxy.core.records import BlobRecord, Child, ReferrersRecord, TagHistoryEntry, TagRecord, Usage
 
 
 class Index(Protocol):
@@ -84,7 +84,7 @@ class Index(Protocol):
     async def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
         """Remember that a held manifest says that it refers to ``subject``."""
 
-    async def history(self, target: Target, tag: Tag) -> tuple[Sighting, ...]:
+    async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
         """Return the digests the tag has pointed to, latest last; bounded."""
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from proxy.core.names import Digest, Tag, Target
 from proxy.index.links import Links
 from proxy.index.tables import Tables
 from proxy.index.tags import Tags
 from proxy.index.worker import Worker
-from proxy.names import Digest, Tag, Target
 
 
 class Forgetting:

@@ -12,8 +12,8 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from proxy.names import Digest
-from proxy.records import BlobRecord, Child, disk_bytes
+from proxy.core.names import Digest
+from proxy.core.records import BlobRecord, Child, disk_bytes
 
 _END: Final = 0
 _HELD: Final = 1

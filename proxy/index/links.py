@@ -10,10 +10,10 @@ from typing import Final
 
 from cachetools import LRUCache
 
+from proxy.core.names import Digest, Target
 from proxy.index.ledger import Ledger
 from proxy.index.tables import Tables
 from proxy.index.worker import Worker
-from proxy.names import Digest, Target
 
 _IN_RAM: Final = 100_000
 _FEW: Final = 4

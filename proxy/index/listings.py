@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from proxy.errors import TagInvalid
+from proxy.core.errors import TagInvalid
+from proxy.core.names import Repo, Tag, Target, parse_tag
+from proxy.core.records import Clock, ListedPage, TagList
 from proxy.index.table import UNREADABLE, Table
 from proxy.index.worker import Worker
-from proxy.names import Repo, Tag, Target, parse_tag
-from proxy.records import Clock, ListedPage, TagList
 
 MAX_LIST_BYTES: Final = 1024 * 1024
 """Of one list as JSON; what does not fit is left out, and the list is incomplete."""

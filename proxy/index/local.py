@@ -14,7 +14,17 @@ from typing import Any, Final, Self
 
 import structlog
 
-from proxy.errors import StorageError
+from proxy.core.errors import StorageError
+from proxy.core.names import Digest, Tag, Target
+from proxy.core.records import (
+    BlobRecord,
+    Child,
+    ReferrersRecord,
+    TagHistoryEntry,
+    TagRecord,
+    Usage,
+    disk_bytes,
+)
 from proxy.index.forgetting import Forgetting
 from proxy.index.ledger import Ledger
 from proxy.index.links import Links
@@ -24,17 +34,7 @@ from proxy.index.tables import opened
 from proxy.index.tags import Tags
 from proxy.index.uses import Uses, sliced
 from proxy.index.worker import Worker
-from proxy.names import Digest, Tag, Target
-from proxy.records import (
-    BlobRecord,
-    Child,
-    ReferrersRecord,
-    Sighting,
-    TagRecord,
-    Usage,
-    disk_bytes,
-)
-from proxy.supervisor import Supervisor
+from proxy.runtime.supervisor import Supervisor
 
 FLUSH_SECONDS: Final = 5.0
 WAIT_SECONDS: Final = 10.0
@@ -176,7 +176,7 @@ class LocalIndex:
         """Remember that a held manifest says that it refers to ``subject``."""
         await self._disk(lambda: self._tables.add_referrer(target, subject, entry), None)
 
-    async def history(self, target: Target, tag: Tag) -> tuple[Sighting, ...]:
+    async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
         """Return the digests the tag has pointed to, latest last; at most 50."""
         return await self._tags.history(target, tag)
 

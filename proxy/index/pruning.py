@@ -9,13 +9,13 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from proxy.errors import StorageError
+from proxy.core.errors import StorageError
+from proxy.core.names import Tag, Target
 from proxy.index.ledger import Ledger
 from proxy.index.links import Links
 from proxy.index.tables import Tables
 from proxy.index.tags import Tags
 from proxy.index.worker import Worker
-from proxy.names import Tag, Target
 
 _AGES: Final = (30 * 86400.0, 7 * 86400.0, 86400.0, 3600.0, 0.0)
 """Seconds without a confirmation, after which a row goes when the index is too large."""

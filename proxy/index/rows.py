@@ -9,10 +9,17 @@ import sys
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from proxy.errors import RegistryError
-from proxy.manifests import MAX_CONTENT, is_media_type
-from proxy.names import Digest, Repo, Tag, Target, parse_digest, parse_repo, parse_tag
-from proxy.records import BlobRecord, Child, Descriptor, ReferrersRecord, Sighting, TagRecord
+from proxy.core.errors import RegistryError
+from proxy.core.manifests import MAX_CONTENT, is_media_type
+from proxy.core.names import Digest, Repo, Tag, Target, parse_digest, parse_repo, parse_tag
+from proxy.core.records import (
+    BlobRecord,
+    Child,
+    Descriptor,
+    ReferrersRecord,
+    TagHistoryEntry,
+    TagRecord,
+)
 
 
 class Held(NamedTuple):
@@ -26,7 +33,7 @@ class Pointed(NamedTuple):
     """A row of a tag without its name: where it points, if it still does, and its history."""
 
     record: TagRecord | None
-    history: list[Sighting]
+    history: list[TagHistoryEntry]
 
 
 class Tagged(NamedTuple):
@@ -81,7 +88,9 @@ def target(name: object, repo: object) -> Target:
 def pointed(row: Any) -> Pointed:
     """Return where a tag points."""
     now, history = row
-    sightings = [Sighting(digest(seen), _time(first), _time(last)) for seen, first, last in history]
+    sightings = [
+        TagHistoryEntry(digest(seen), _time(first), _time(last)) for seen, first, last in history
+    ]
     if now is None:
         return Pointed(None, sightings)
     media_type, about, size, checked_at = now
@@ -100,7 +109,7 @@ def tagged(key: Any, row: Any) -> Tagged:
         raise ValueError(error.message) from None
 
 
-def tag_row(record: TagRecord | None, history: list[Sighting]) -> list[object]:
+def tag_row(record: TagRecord | None, history: list[TagHistoryEntry]) -> list[object]:
     """Return the row of where a tag points, and pointed."""
     now = None
     if record is not None:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import structlog
 from diskcache import Cache, JSONDisk, Timeout
 
-from proxy.errors import ConfigError, StorageError
+from proxy.core.errors import ConfigError, StorageError
 
 UNREADABLE: Final = (
     ValueError,

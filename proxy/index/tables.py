@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import structlog
 
-from proxy.errors import ConfigError, StorageError
+from proxy.core.errors import ConfigError, StorageError
+from proxy.core.names import Digest, Tag, Target
+from proxy.core.records import ReferrersRecord, TagHistoryEntry, TagRecord
 from proxy.index import rows
 from proxy.index.rows import Held, Referred, Tagged
 from proxy.index.table import Table, make_private
-from proxy.names import Digest, Tag, Target
-from proxy.records import ReferrersRecord, Sighting, TagRecord
 
 HISTORY_LIMIT: Final = 50
 HOLDERS_LIMIT: Final = 10_000
@@ -78,7 +78,7 @@ class Tables:
         """Return where a tag points."""
         return self._tag_row(target, tag).record
 
-    def history(self, target: Target, tag: Tag) -> tuple[Sighting, ...]:
+    def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
         """Return a tag's sightings, latest last."""
         return tuple(self._tag_row(target, tag).history)
 
@@ -87,9 +87,9 @@ class Tables:
         _, history = self._tag_row(target, tag)
         digest, seen = record.descriptor.digest, record.checked_at
         if history and history[-1].digest == digest:
-            history[-1] = Sighting(digest, history[-1].first_seen, seen)
+            history[-1] = TagHistoryEntry(digest, history[-1].first_seen, seen)
         else:
-            history.append(Sighting(digest, seen, seen))
+            history.append(TagHistoryEntry(digest, seen, seen))
         self._write_tag(target, tag, record, history[-HISTORY_LIMIT:])
 
     def drop_tag(self, target: Target, tag: Tag) -> None:
@@ -181,7 +181,7 @@ class Tables:
         return found
 
     def _write_tag(
-        self, target: Target, tag: Tag, record: TagRecord | None, history: list[Sighting]
+        self, target: Target, tag: Tag, record: TagRecord | None, history: list[TagHistoryEntry]
     ) -> None:
         self._tags.set([([*target, tag], rows.tag_row(record, history))])
 

@@ -8,10 +8,10 @@ import gc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from proxy.core.names import Tag, Target
+from proxy.core.records import TagHistoryEntry, TagRecord
 from proxy.index.tables import Tables
 from proxy.index.worker import Worker
-from proxy.names import Tag, Target
-from proxy.records import Sighting, TagRecord
 
 _MANY: Final = 1000
 """Tags that are worth a look at what the garbage collector does with them."""
@@ -80,9 +80,9 @@ class Tags:
             self._forget(target, tag)
         await self._worker.survive(lambda: self._tables.forget_tags(forgotten), None)
 
-    async def history(self, target: Target, tag: Tag) -> tuple[Sighting, ...]:
+    async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
         """Return the digests the tag has pointed to, latest last; at most 50."""
-        empty: tuple[Sighting, ...] = ()
+        empty: tuple[TagHistoryEntry, ...] = ()
         return await self._worker.survive(lambda: self._tables.history(target, tag), empty)
 
     def of(self, target: Target) -> list[Tag]:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final, TypeVar
 
+from proxy.core.names import Digest
+from proxy.core.records import Clock
 from proxy.index.ledger import Ledger
-from proxy.names import Digest
-from proxy.records import Clock
 
 _SLICE: Final = 250  # rows that the loop works on before it turns: a few milliseconds
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import structlog
 
-from proxy.errors import StorageError
+from proxy.core.errors import StorageError
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")

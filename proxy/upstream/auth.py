@@ -13,16 +13,16 @@ from cachetools import LRUCache
 from publicsuffixlist import PublicSuffixList
 from yarl import URL
 
-from proxy.documents import read_object
-from proxy.errors import (
+from proxy.core.errors import (
     CredentialsRejected,
     Denied,
     TooManyRequests,
     UpstreamFailure,
     UpstreamUnavailable,
 )
-from proxy.facts import Facts
-from proxy.once import Once
+from proxy.core.tolerant_json import read_object
+from proxy.runtime.singleflight import SingleFlight
+from proxy.runtime.ttl_cache import TTLCache
 from proxy.upstream.addresses import is_address
 from proxy.upstream.challenge import Challenge, parse_challenges
 from proxy.upstream.providers import Credentials, Provider
@@ -71,8 +71,8 @@ class Authorizer:
         self._fetch = fetch
         self._challenge: Challenge | None = None
         self._scopes: LRUCache[str, str] = LRUCache(MAX_SCOPES)
-        self._tokens: Facts[str] = Facts(MAX_TOKENS)
-        self._asking: Once[str] = Once("token")
+        self._tokens: TTLCache[str] = TTLCache(MAX_TOKENS)
+        self._asking: SingleFlight[str] = SingleFlight("token")
 
     async def header(self, scope: str) -> str | None:
         """Return the ``Authorization`` to send now; None before the first challenge."""

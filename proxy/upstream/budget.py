@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from proxy.records import Clock
+from proxy.core.records import Clock
 
 _VALUE = re.compile(r"\s*(\d{1,9})\s*(?:;\s*w=(\d{1,9}))?.*")
 DEFAULT_WINDOW: Final = 3600.0

@@ -12,20 +12,20 @@ from typing import Final, NamedTuple, TypeVar
 from aiohttp import ClientResponse
 from yarl import URL
 
-from proxy.documents import as_list, read_object
-from proxy.errors import (
-    Absent,
+from proxy.core.errors import (
     Denied,
+    NotFound,
     RegistryError,
     TooManyRequests,
     UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from proxy.names import Repo
+from proxy.core.names import Repo
+from proxy.core.tolerant_json import as_list, read_object
 from proxy.upstream.auth import Authorizer
+from proxy.upstream.circuit_breaker import Patience
 from proxy.upstream.headers import retry_after
-from proxy.upstream.patience import Patience
 from proxy.upstream.transport import READ_BUFFER, SMALL_BUFFER, Transport
 
 LARGE: Final = 512 * 1024
@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class UpstreamRequest:
     """One request: ``kind`` is the end-point (manifests, blobs, tags, referrers).
 
     A *spare* one can be done without: it is asked once, and its failure says nothing of upstream.
@@ -53,7 +53,7 @@ class Question:
     repo: Repo
     kind: str
     ref: str
-    absent: type[Absent]
+    absent: type[NotFound]
     headers: dict[str, str] = field(default_factory=dict)
     query: dict[str, str] = field(default_factory=dict)
     is_spare: bool = False
@@ -106,7 +106,7 @@ class Client:
         """The registry's host."""
         return self._url.host or ""
 
-    async def ask(self, question: Question) -> ClientResponse:
+    async def ask(self, question: UpstreamRequest) -> ClientResponse:
         """Return a good answer; its caller reads or closes it.
 
         Good is 200, 206, and to a HEAD also 405 and 501: no such method.
@@ -115,7 +115,7 @@ class Client:
         """
         return await self._patiently(question, lambda: self._once(question))
 
-    async def read(self, question: Question, limit: int) -> Answer:
+    async def read(self, question: UpstreamRequest, limit: int) -> Answer:
         """Return a good answer with its whole body, None when that is larger than ``limit`` bytes.
 
         Raises as ``ask`` does.
@@ -139,7 +139,7 @@ class Client:
         return await self._patiently(question, read_once)
 
     async def _patiently(
-        self, question: Question, attempt: Callable[[], Awaitable[Result]]
+        self, question: UpstreamRequest, attempt: Callable[[], Awaitable[Result]]
     ) -> Result:
         """Try until there is a result, within the time that a client waits."""
         try:
@@ -151,7 +151,7 @@ class Client:
             raise error from None
 
     async def _until_answered(
-        self, question: Question, attempt: Callable[[], Awaitable[Result]]
+        self, question: UpstreamRequest, attempt: Callable[[], Awaitable[Result]]
     ) -> Result:
         failures = 0
         self.patience.admit(question.limit, question.item)
@@ -172,11 +172,11 @@ class Client:
                 self.patience.answered(question.item)
                 return result
 
-    def _failed(self, question: Question, error: RegistryError) -> None:
+    def _failed(self, question: UpstreamRequest, error: RegistryError) -> None:
         if not question.is_spare or isinstance(error, TooManyRequests):
             self.patience.failed(question.limit, question.item, error)
 
-    async def _once(self, question: Question) -> ClientResponse:
+    async def _once(self, question: UpstreamRequest) -> ClientResponse:
         url = self._url / "v2" / question.repo / question.kind
         url = url.joinpath(question.ref, encoded=True).with_query(question.query)
         response = await self._authorized(question, url)
@@ -188,7 +188,7 @@ class Client:
             raise UpstreamRejected(f"{self.name} encodes what was asked for as it is")
         return response
 
-    async def _authorized(self, question: Question, url: URL) -> ClientResponse:
+    async def _authorized(self, question: UpstreamRequest, url: URL) -> ClientResponse:
         """Send, and answer a challenge once. A refused token is renewed from a fresh challenge."""
         method, headers, buffer = question.method, question.headers, question.buffer
         scope = f"repository:{question.repo}:pull"
@@ -223,13 +223,13 @@ class Client:
         await self.transport.drain(response)
         return response.headers.getall("WWW-Authenticate", [])
 
-    async def _failure(self, response: ClientResponse, absent: type[Absent]) -> RegistryError:
+    async def _failure(self, response: ClientResponse, absent: type[NotFound]) -> RegistryError:
         """Return the error that an answer other than 200 means."""
         error = await self._meaning(response, absent)
         error.upstream_status, error.host = response.status, response.url.host
         return error
 
-    async def _meaning(self, response: ClientResponse, absent: type[Absent]) -> RegistryError:
+    async def _meaning(self, response: ClientResponse, absent: type[NotFound]) -> RegistryError:
         body = await self.transport.drain(response)
         said = f"{self.name} answers {response.status}{self._reason(body)}"
         match response.status:

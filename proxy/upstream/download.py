@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 from aiohttp import ClientResponse
 
-from proxy.errors import (
+from proxy.core.errors import (
     RegistryError,
     TooManyRequests,
     UpstreamFailure,
@@ -22,10 +22,10 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from proxy.upstream.client import Client, Question
+from proxy.upstream.client import Client, UpstreamRequest
 from proxy.upstream.headers import content_range
-from proxy.upstream.places import Loan, Places
-from proxy.upstream.spans import Pieces, Span, Spans
+from proxy.upstream.ranges import Pieces, Span, Spans
+from proxy.upstream.slots import PreemptibleSlot, Slots
 from proxy.upstream.transport import READ_BUFFER
 
 RESUME_PAUSE: Final = 0.5
@@ -47,7 +47,7 @@ class _BrokenForGoodError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class DownloadPolicy:
     """How a body is fetched: attempts without progress, and in which pieces."""
 
     resumes: int
@@ -60,7 +60,9 @@ class Connection:
     ``waited`` is for how many seconds in all it has been waited for their bytes.
     """
 
-    def __init__(self, client: Client, question: Question, response: ClientResponse | None) -> None:
+    def __init__(
+        self, client: Client, question: UpstreamRequest, response: ClientResponse | None
+    ) -> None:
         self._client = client
         self._question = question
         self._response = response
@@ -188,33 +190,33 @@ class Connection:
             self._response = None
 
 
-def asked_for(question: Question, span: Span, size: float | None) -> Question:
+def asked_for(question: UpstreamRequest, span: Span, size: float | None) -> UpstreamRequest:
     """Return the question for a span of a body; the end is left open when it is the body's own."""
     end = "" if span.stop in (size, float("inf")) else int(span.stop) - 1
     headers = {**question.headers, "Range": f"bytes={span.position}-{end}"}
     return replace(question, headers=headers, is_spare=False)
 
 
-class _Companion:
+class RangeWorker:
     """One more connection, as long as it is of use and nobody else wants its place."""
 
-    def __init__(self, connection: Connection, span: Span, loan: Loan) -> None:
+    def __init__(self, connection: Connection, span: Span, loan: PreemptibleSlot) -> None:
         self.connection = connection
         self.span: Span | None = span
         self.loan = loan
 
 
-class Download:
+class Transfer:
     """One blob's body: ``size`` bytes if upstream announces it. Close it when done."""
 
     def __init__(
         self,
         client: Client,
-        question: Question,
+        question: UpstreamRequest,
         response: ClientResponse,
         *,
-        terms: Terms,
-        places: Places,
+        terms: DownloadPolicy,
+        places: Slots,
     ) -> None:
         self._client = client
         self._question = question
@@ -223,7 +225,7 @@ class Download:
         self._first = Connection(client, question, response)
         self.size = response.content_length
         self._spans = Spans(float("inf") if self.size is None else self.size, terms.pieces)
-        self._helpers: dict[asyncio.Task[None], _Companion] = {}
+        self._helpers: dict[asyncio.Task[None], RangeWorker] = {}
         self._wanted = 2 if self._may_be_cut(response) else 1
         self._proven = False
         self._failure: RegistryError | None = None
@@ -332,13 +334,13 @@ class Download:
             if span is None:
                 loan.give_back()
                 return
-            helper = _Companion(Connection(self._client, self._question, None), span, loan)
+            helper = RangeWorker(Connection(self._client, self._question, None), span, loan)
             task = group.create_task(self._help(helper, group, sink), name="download helper")
             tasks.append(task)
             self._helpers[task] = helper
             task.add_done_callback(self._dismiss)
 
-    async def _help(self, helper: _Companion, group: asyncio.TaskGroup, sink: Sink) -> None:
+    async def _help(self, helper: RangeWorker, group: asyncio.TaskGroup, sink: Sink) -> None:
         """Fetch span after span; whatever upstream has against it leaves the rest to the others."""
         assert self.size is not None
         try:
@@ -351,7 +353,7 @@ class Download:
             self._wanted = self._hands - 1
             log.info("fewer connections", ref=self._question.ref, reason=error.message)
 
-    async def _fetch(self, helper: _Companion, group: asyncio.TaskGroup, sink: Sink) -> None:
+    async def _fetch(self, helper: RangeWorker, group: asyncio.TaskGroup, sink: Sink) -> None:
         """Fetch one span; a body that breaks off is asked for again from its last good byte."""
         span, connection = helper.span, helper.connection
         assert span is not None

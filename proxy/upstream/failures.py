@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import structlog
 from cachetools import LRUCache
 
-from proxy.errors import RegistryError, UpstreamFailure
+from proxy.core.errors import RegistryError, UpstreamFailure
 
 QUIET_SECONDS: Final = 60.0
 MAX_CAUSES: Final = 100

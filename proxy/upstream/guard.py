@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from proxy.errors import UpstreamUnavailable
+from proxy.core.errors import UpstreamUnavailable
 from proxy.upstream.addresses import is_local_name, is_private
 
 

@@ -7,8 +7,8 @@ measured before it is parsed.
 
 from typing import Final
 
-from proxy.documents import read_large_object
-from proxy.errors import UpstreamUnavailable
+from proxy.core.errors import UpstreamUnavailable
+from proxy.core.tolerant_json import read_large_object
 
 MAX_BYTES: Final = 8 * 1024 * 1024
 """Of one page of tags, and of all pages of a list of referrers together."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from proxy.errors import CredentialsRejected
+from proxy.core.errors import CredentialsRejected
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,8 @@ from typing import Final, NamedTuple
 from aiohttp import ClientResponse
 from yarl import URL
 
-from proxy import manifests
-from proxy.documents import as_list
-from proxy.errors import (
+from proxy.core import manifests
+from proxy.core.errors import (
     BlobUnknown,
     DigestInvalid,
     ManifestTooLarge,
@@ -27,16 +26,17 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from proxy.names import Digest, Repo, parse_digest
-from proxy.records import Descriptor
-from proxy.threads import by_size
+from proxy.core.names import Digest, Repo, parse_digest
+from proxy.core.records import Descriptor
+from proxy.core.tolerant_json import as_list
+from proxy.runtime.executors import by_size
 from proxy.upstream.budget import Budget
-from proxy.upstream.client import Client, Question
-from proxy.upstream.download import Download, Sink, Terms
+from proxy.upstream.client import Client, UpstreamRequest
+from proxy.upstream.download import DownloadPolicy, Sink, Transfer
 from proxy.upstream.failures import FailureLog
 from proxy.upstream.headers import next_link
 from proxy.upstream.lists import MAX_REFERRERS, MAX_TAGS, Bounds
-from proxy.upstream.places import Places
+from proxy.upstream.slots import Slots
 
 PAGE_KEYS: Final = ("n", "last", "next_page", "orderby", "artifactType")
 """What pages are called: the specification's names, Quay's and Azure's."""
@@ -66,14 +66,14 @@ class Body(NamedTuple):
     pour: Callable[[Sink], Awaitable[None]]
 
 
-class Need(Enum):
+class Priority(Enum):
     """Who wants a body."""
 
-    KEPT = "kept"
+    DOWNLOAD = "kept"
     """Clients wait, and the cache takes it as fast as it comes."""
-    THROUGH = "through"
+    PASS_THROUGH = "through"  # noqa: S105 - not a password
     """A client that may be slow, so it waits for no others and no others wait for it."""
-    AHEAD = "ahead"
+    PREFETCH = "ahead"
     """Nobody as yet: asked for once, and a refusal is no failure of the registry."""
 
 
@@ -85,20 +85,26 @@ class TagPage(NamedTuple):
 
 
 class Upstream:
-    """One configured registry. Its methods raise ``UpstreamFailure``, ``Denied`` or ``Absent``.
+    """One configured registry. Its methods raise ``UpstreamFailure``, ``Denied`` or ``NotFound``.
 
     ``downloads`` bodies at the most are open at once; manifests do not wait for them.
     ``is_anonymous``: no request carries credentials, so everything that comes is public.
     """
 
     def __init__(
-        self, client: Client, budget: Budget, *, terms: Terms, downloads: int, is_anonymous: bool
+        self,
+        client: Client,
+        budget: Budget,
+        *,
+        terms: DownloadPolicy,
+        downloads: int,
+        is_anonymous: bool,
     ) -> None:
         self._client = client
         self.budget = budget
         self._terms = terms
         self.is_anonymous: Final = is_anonymous
-        self.places = Places(downloads)
+        self.places = Slots(downloads)
         self.patience = client.patience
         self.failures = FailureLog(client.name, client.host)
 
@@ -111,7 +117,7 @@ class Upstream:
         Docker Hub does not count a HEAD as a pull.
         """
         response = await self._client.ask(
-            Question("HEAD", repo, "manifests", ref, ManifestUnknown, _MANIFEST)
+            UpstreamRequest("HEAD", repo, "manifests", ref, ManifestUnknown, _MANIFEST)
         )
         response.close()
         self._note(response)
@@ -129,7 +135,7 @@ class Upstream:
     async def manifest(self, repo: Repo, ref: str) -> FetchedManifest:
         """Return a manifest. Raises ``ManifestTooLarge`` above 8 MiB."""
         response, body = await self._client.read(
-            Question("GET", repo, "manifests", ref, ManifestUnknown, _MANIFEST),
+            UpstreamRequest("GET", repo, "manifests", ref, ManifestUnknown, _MANIFEST),
             manifests.MAX_SIZE,
         )
         self._note(response)
@@ -145,26 +151,26 @@ class Upstream:
     async def blob_size(self, repo: Repo, digest: Digest) -> int | None:
         """Return a blob's size in bytes, None when upstream does not announce it."""
         response = await self._client.ask(
-            Question("HEAD", repo, "blobs", digest, BlobUnknown, _ANY)
+            UpstreamRequest("HEAD", repo, "blobs", digest, BlobUnknown, _ANY)
         )
         response.close()
         if response.status < 400:
             return response.content_length
-        async with self.blob(repo, digest, Need.THROUGH) as body:
+        async with self.blob(repo, digest, Priority.PASS_THROUGH) as body:
             return body.size
 
     @asynccontextmanager
-    async def blob(self, repo: Repo, digest: Digest, need: Need) -> AsyncIterator[Body]:
+    async def blob(self, repo: Repo, digest: Digest, need: Priority) -> AsyncIterator[Body]:
         """Open a blob's body, unverified; it is resumed where it breaks off."""
         async with AsyncExitStack() as stack:
-            if need is Need.AHEAD and not self.places.has_some_to_spare:
+            if need is Priority.PREFETCH and not self.places.has_some_to_spare:
                 raise UpstreamUnavailable(f"{self._client.name}: all places are wanted by others")
-            if need is not Need.THROUGH:
+            if need is not Priority.PASS_THROUGH:
                 await self._place(stack)
-            question = Question("GET", repo, "blobs", digest, BlobUnknown, _ANY)
-            response = await self._client.ask(replace(question, is_spare=need is Need.AHEAD))
+            question = UpstreamRequest("GET", repo, "blobs", digest, BlobUnknown, _ANY)
+            response = await self._client.ask(replace(question, is_spare=need is Priority.PREFETCH))
             terms, places = self._terms, self.places
-            download = Download(self._client, question, response, terms=terms, places=places)
+            download = Transfer(self._client, question, response, terms=terms, places=places)
             stack.callback(download.close)
             yield Body(download.size, download.chunks(), download.pour)
 
@@ -181,7 +187,8 @@ class Upstream:
         """Return one page of tags; ``query`` may hold ``n`` and ``last``."""
         bounds = Bounds(self._client.name, "tags")
         response, body = await self._client.read(
-            Question("GET", repo, "tags", "list", NameUnknown, _ANY, query), bounds.bytes_left
+            UpstreamRequest("GET", repo, "tags", "list", NameUnknown, _ANY, query),
+            bounds.bytes_left,
         )
         further = self._next_page(response)
         document = await by_size(len(body or b""), lambda: bounds.page(body))
@@ -210,7 +217,9 @@ class Upstream:
         bounds = Bounds(self._client.name, "referrers")
         is_first = True
         while is_first or query:
-            question = Question("GET", repo, "referrers", subject, NameUnknown, _INDEX, query)
+            question = UpstreamRequest(
+                "GET", repo, "referrers", subject, NameUnknown, _INDEX, query
+            )
             try:
                 response, body = await self._client.read(question, bounds.bytes_left)
             except (NameUnknown, UpstreamRejected):

@@ -24,14 +24,14 @@ from aiohttp import (
 )
 from yarl import URL
 
-from proxy.errors import (
+from proxy.core.errors import (
     ConfigError,
     Overloaded,
     UpstreamFailure,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from proxy.metrics import UpstreamCounters
+from proxy.runtime.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.auth import TokenAnswer
 from proxy.upstream.connector import Connector, TooManyInterimError

@@ -12,12 +12,12 @@ import structlog
 from aiohttp import HttpVersion11
 from aiohttp.web import StreamResponse
 
-from proxy.cache.answers import Blob, Live, Local, Small, Through
-from proxy.errors import RegistryError, StorageError, UpstreamUnavailable
-from proxy.names import Digest
+from proxy.core.errors import RegistryError, StorageError, UpstreamUnavailable
+from proxy.core.names import Digest
+from proxy.repository.results import Blob, Live, Local, Small, Through
 from proxy.web.exchange import Exchange
 from proxy.web.ranges import Span, requested
-from proxy.web.send import ClientLeftError, Readable, Sending
+from proxy.web.sendfile import ClientLeftError, Readable, Sending
 
 OCTETS: Final = "application/octet-stream"
 

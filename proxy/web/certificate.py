@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 
-from proxy.errors import ConfigError
+from proxy.core.errors import ConfigError
 from proxy.settings import ServerTLS
 
 POLL_SECONDS: Final = 5.0

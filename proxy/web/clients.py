@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from proxy.metrics import CacheCounters
+from proxy.runtime.metrics import CacheCounters
 from proxy.web.paced import Outbox
 
 LONGEST_PAUSE: Final = 5.0

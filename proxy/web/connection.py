@@ -13,7 +13,7 @@ from aiohttp import EMPTY_PAYLOAD
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
 
-from proxy.errors import RequestInvalid
+from proxy.core.errors import RequestInvalid
 from proxy.web.clients import Clients
 from proxy.web.linger import Linger
 from proxy.web.paced import PIECE, Outbox

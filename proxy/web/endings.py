@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from proxy.metrics import Outcome
-from proxy.names import Kind
+from proxy.core.names import Kind
+from proxy.runtime.metrics import Outcome
 from proxy.upstream.registry import Upstream
 from proxy.web.exchange import Exchange
 

@@ -7,12 +7,12 @@ from typing import Any, Final, assert_never
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
 
-from proxy.cache.answers import Forward
-from proxy.errors import RegistryError
-from proxy.logs import RequestLog
-from proxy.metrics import Metrics, Outcome
-from proxy.names import Kind, Route, Target
-from proxy.policy import Wish, wish
+from proxy.core.errors import RegistryError
+from proxy.core.names import Kind, Route, Target
+from proxy.core.policy import CacheDirective, wish
+from proxy.repository.results import Forward
+from proxy.runtime.logs import RequestLog
+from proxy.runtime.metrics import Metrics, Outcome
 
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
@@ -60,7 +60,7 @@ class Exchange:
         self.left = False
 
     @property
-    def wish(self) -> Wish:
+    def wish(self) -> CacheDirective:
         """What the client wants of freshness."""
         return wish(self.request.headers.get("Cache-Control"))
 
@@ -189,7 +189,7 @@ class Exchange:
         A held answer that is asked about although it may be fresh is the client's wish.
         """
         held = self.forward is not None
-        if held and self.wish is Wish.FRESH:
+        if held and self.wish is CacheDirective.REVALIDATE:
             return "fwd=request"
         return "fwd=stale" if held else f"fwd={otherwise}"
 

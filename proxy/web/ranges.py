@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from proxy.errors import RangeInvalid
+from proxy.core.errors import RangeInvalid
 
 MAX_SPANS: Final = 256
 MAX_CHARACTERS: Final = 8192

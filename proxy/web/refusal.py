@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, cast
 
-from proxy.errors import Overloaded
+from proxy.core.errors import Overloaded
 from proxy.web.linger import Linger
 
 SECONDS: Final = 2.0

@@ -10,13 +10,13 @@ from typing import Final, assert_never
 import structlog
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
-from proxy.cache import Cache
-from proxy.cache.answers import Described, Manifest
-from proxy.errors import PaginationInvalid, RegistryError, Unsupported
-from proxy.logs import RequestLog
-from proxy.metrics import Metrics, Outcome
-from proxy.names import Digest, Kind, Tag, Target, is_digest, parse_path
-from proxy.routing import Router
+from proxy.core.errors import PaginationInvalid, RegistryError, Unsupported
+from proxy.core.names import Digest, Kind, Tag, Target, is_digest, parse_path
+from proxy.core.routing import Router
+from proxy.repository import Cache
+from proxy.repository.results import Described, Manifest
+from proxy.runtime.logs import RequestLog
+from proxy.runtime.metrics import Metrics, Outcome
 from proxy.upstream.registry import PAGE_KEYS
 from proxy.web import replies
 from proxy.web.blob import send_blob

@@ -5,11 +5,11 @@ from urllib.parse import urlencode
 
 from aiohttp.web import Response
 
-from proxy.cache.answers import Described, Listed, Manifest, Referrers, Sized
-from proxy.errors import RegistryError
-from proxy.manifests import OCI_INDEX
-from proxy.names import Digest
-from proxy.records import Descriptor
+from proxy.core.errors import RegistryError
+from proxy.core.manifests import OCI_INDEX
+from proxy.core.names import Digest
+from proxy.core.records import Descriptor
+from proxy.repository.results import Described, Listed, Manifest, Referrers, Sized
 from proxy.web.blob import blob_headers
 from proxy.web.exchange import Exchange
 from proxy.web.paced import PacedResponse

@@ -9,13 +9,13 @@ import pytest
 
 from proxy.app import upstreams
 from proxy.app.upstreams import Upstreams
-from proxy.cache.sources import NotConfigured, Sources
-from proxy.errors import ConfigError, RegistryError
-from proxy.metrics import Metrics
-from proxy.names import Repo
+from proxy.core.errors import ConfigError, RegistryError
+from proxy.core.names import Repo
+from proxy.repository.origins import NotConfigured, Origins
+from proxy.runtime.metrics import Metrics
 from proxy.settings import Settings
 from proxy.upstream.guard import SYSTEM_NETWORK
-from proxy.upstream.registry import Need
+from proxy.upstream.registry import Priority
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -77,7 +77,7 @@ async def test_t67_a_replaced_upstream_finishes_its_download_and_is_closed_then(
     old = built.commit(await built.prepare(settings(upstream.url)))["docker.io"].upstream
     transport = built._built["docker.io"].transport
     watching = asyncio.create_task(built.close_retired())
-    async with old.blob(REPO, digest, Need.KEPT) as body:  # type: ignore[arg-type]
+    async with old.blob(REPO, digest, Priority.DOWNLOAD) as body:  # type: ignore[arg-type]
         chunks = aiter(body.chunks)
         got = [await anext(chunks)]
         built.commit(await built.prepare(settings(upstream.url, max_downloads=3)))
@@ -118,8 +118,8 @@ async def test_a_plan_that_fails_leaves_nothing_open(
 
 async def test_t61_an_upstream_that_is_not_configured_is_an_error_of_ours() -> None:
     with pytest.raises(RegistryError, match="upstream lab is not configured"):
-        Sources({})["lab"]
+        Origins({})["lab"]
     with pytest.raises(NotConfigured):
-        Sources({})["lab"]
-    assert "lab" not in Sources({})
-    assert Sources({}).get("lab") is None
+        Origins({})["lab"]
+    assert "lab" not in Origins({})
+    assert Origins({}).get("lab") is None

@@ -56,7 +56,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--at-least", type=float, default=0.95, help="share to be caught, 0 to 1")
     parser.add_argument("--state", type=Path, default=ROOT / ".breakages_cache")
-    parser.add_argument("--only", nargs="*", default=[], help="modules, such as proxy/policy.py")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="modules, such as proxy/core/policy.py"
+    )
     parser.add_argument("--list", action="store_true", help="only print what would be broken")
     options = parser.parse_args()
     sites = chosen(ROOT, options.count, options.seed, options.only)

@@ -11,7 +11,7 @@ from urllib.request import urlopen
 import pytest
 
 from proxy.app.validation import validate_writable
-from proxy.errors import ConfigError
+from proxy.core.errors import ConfigError
 from proxy.settings import Settings
 from tests.cli.command import ROOT, refused, run
 from tests.cli.test_serving import serving

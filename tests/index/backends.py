@@ -5,10 +5,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Final
 
+from proxy.core.names import Digest, Repo, Tag, Target, sha256
+from proxy.core.records import Descriptor, TagRecord
 from proxy.index import Index
 from proxy.index.local import LocalIndex
-from proxy.names import Digest, Repo, Tag, Target, sha256
-from proxy.records import Descriptor, TagRecord
 from tests.fakes.clock import Clock
 
 Backend = Callable[[Path, Clock, Callable[[], None]], AbstractAsyncContextManager[Index]]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from proxy.core.names import Tag
+from proxy.core.records import BlobRecord, Child, ReferrersRecord, Usage
 from proxy.index.tables import HISTORY_LIMIT
-from proxy.names import Tag
-from proxy.records import BlobRecord, Child, ReferrersRecord, Usage
 from tests.fakes.clock import Clock
 from tests.index.backends import BACKENDS, LATEST, NGINX, OTHER, Reopening, digest, record
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from proxy.core.names import Digest, Tag
+from proxy.core.records import BlobRecord, Child, ReferrersRecord
 from proxy.index.table import Table
-from proxy.names import Digest, Tag
-from proxy.records import BlobRecord, Child, ReferrersRecord
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream

@@ -2,9 +2,9 @@ from collections.abc import Iterable
 
 import pytest
 
+from proxy.core.names import Digest, sha256
+from proxy.core.records import BLOCK, BlobRecord, Child
 from proxy.index.ledger import Ledger
-from proxy.names import Digest, sha256
-from proxy.records import BLOCK, BlobRecord, Child
 
 
 def digest(name: str) -> Digest:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from proxy.errors import StorageError
+from proxy.core.errors import StorageError
+from proxy.core.names import Repo, Tag, Target
+from proxy.core.records import ListedPage
 from proxy.index import listings
 from proxy.index.listings import TagLists
 from proxy.index.table import Table
-from proxy.names import Repo, Tag, Target
-from proxy.records import ListedPage
 from tests.fakes.clock import Clock
 
 APP = Target("docker.io", Repo("library/app"))

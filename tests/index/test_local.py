@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from proxy.errors import ConfigError, StorageError
+from proxy.core.errors import ConfigError, StorageError
+from proxy.core.names import Tag
+from proxy.core.records import BlobRecord, Usage
 from proxy.index.local import LocalIndex
 from proxy.index.table import Table
-from proxy.names import Tag
-from proxy.records import BlobRecord, Usage
 from tests.fakes.clock import Clock
 from tests.index.backends import LATEST, NGINX, Reopening, digest, local, record
 
@@ -131,7 +131,7 @@ async def test_t59_rows_that_could_not_be_read_are_read_again(
         return batches(table, parse)
 
     monkeypatch.setattr(Table, "batches", failing)
-    monkeypatch.setattr("proxy.supervisor.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("proxy.runtime.supervisor.FIRST_PAUSE", 0.01)
     index = LocalIndex(tmp_path / "index", clock=clock, on_trouble=lambda: troubles.append(1))
     async with index:
         async with asyncio.timeout(10):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.names import Repo, Tag, Target
-from proxy.records import BlobRecord
+from proxy.core.names import Repo, Tag, Target
+from proxy.core.records import BlobRecord
 from tests.fakes.clock import Clock
 from tests.index.backends import BACKENDS, LATEST, NGINX, Reopening, digest, record
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from proxy.core.names import Repo, Tag, Target, sha256
+from proxy.core.records import BlobRecord, Child, Descriptor, ReferrersRecord, TagRecord
 from proxy.index.local import LocalIndex
 from proxy.index.table import Table
-from proxy.names import Repo, Tag, Target, sha256
-from proxy.records import BlobRecord, Child, Descriptor, ReferrersRecord, TagRecord
 from tests.fakes.clock import Clock
 
 ROWS = 20_000

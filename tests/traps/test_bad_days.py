@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from proxy.errors import ConfigError
+from proxy.core.errors import ConfigError
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start, until
@@ -256,7 +256,7 @@ async def test_t63_manifests_take_no_more_memory_than_is_set_for_them(
 ) -> None:
     proxy = await start(memory={"manifests": "1MiB", "blobs": 1})
     kept: Callable[[str], tracemalloc.Filter] = lambda path: tracemalloc.Filter(True, path)  # noqa: E731
-    places = ["*/json/*", "*/proxy/manifests.py", "*/proxy/cache/*", "*/cachetools/*"]
+    places = ["*/json/*", "*/proxy/core/manifests.py", "*/proxy/repository/*", "*/cachetools/*"]
     tracemalloc.start()
     try:
         for seed in range(40):

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from proxy import layout
-from proxy.names import Digest, Repo, Target
+from proxy.core.names import Digest, Repo, Target
+from proxy.services import oci_index
 from tests.fakes import content
 from tests.fakes.faults import body, digest_header, header, stall, status
 from tests.fakes.upstream import FakeUpstream
@@ -296,7 +296,7 @@ async def test_t48_public_content_needs_no_question(
 async def test_t48_a_lost_index_makes_no_claim_true(
     start: Start, upstream: FakeUpstream, evil: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "PUBLISH_SECONDS", 0.01)
+    monkeypatch.setattr(oci_index, "PUBLISH_SECONDS", 0.01)
     proxy = await started(start, evil)
     await pull(proxy, "org/secret")
     attackers = [Attacker(evil, "app", EVIL), Attacker(upstream, "org/public", PUBLIC)]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from proxy.core.names import Digest, Repo, Tag, Target, sha256
+from proxy.core.records import BlobRecord, Descriptor, ReferrersRecord, TagRecord
 from proxy.index.local import LocalIndex
-from proxy.names import Digest, Repo, Tag, Target, sha256
-from proxy.records import BlobRecord, Descriptor, ReferrersRecord, TagRecord
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -158,6 +158,6 @@ async def test_t54_the_index_counts_into_the_limit(
     async with opened(tmp_path, clock) as cache:
         used: Any = cache.evictor.used
         assert used == 0, "what an empty index takes is free"
-        monkeypatch.setattr("proxy.evict.INDEX_IS_FREE", 0)
+        monkeypatch.setattr("proxy.content.eviction.INDEX_IS_FREE", 0)
         assert cache.evictor.used == cache.index.file_bytes
         assert cache.index.file_bytes == index_bytes(tmp_path) > LIMIT // 10

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.errors import CredentialsRejected
+from proxy.core.errors import CredentialsRejected
 from proxy.upstream.auth import MAX_REALM, MAX_SCOPE, MAX_TOKEN, read_realm
 from proxy.upstream.providers import PasswordFile
 from tests.fakes import content

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy import logs
-from proxy.errors import (
+from proxy.core.errors import (
     ContentMismatch,
     Denied,
     RegistryError,
@@ -18,6 +17,7 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from proxy.runtime import logs
 from proxy.upstream import failures
 from proxy.upstream.failures import FailureLog
 from tests.fakes import content

@@ -9,7 +9,7 @@ import pytest
 from aiohttp.abc import ResolveResult
 from yarl import URL
 
-from proxy.errors import UpstreamUnavailable
+from proxy.core.errors import UpstreamUnavailable
 from proxy.upstream.guard import SYSTEM_NETWORK, Guard, GuardedResolver
 from tests.fakes import content
 from tests.fakes.faults import redirect

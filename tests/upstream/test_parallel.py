@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError
 
-from proxy.errors import StorageError
-from proxy.store.disk import DiskSpool
+from proxy.core.errors import StorageError
+from proxy.storage.disk import DiskSpool
 from tests.fakes import content, faults
 from tests.fakes.records import Record
 from tests.fakes.upstream import FakeUpstream

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession, TCPConnector
 
 from proxy.app.descriptors import shared_out
-from proxy.metrics import CacheCounters
+from proxy.runtime.metrics import CacheCounters
 from proxy.web import acceptor
 from proxy.web.clients import Clients
 from tests.fakes import content

@@ -47,7 +47,7 @@ YEAR = 365 * 86400.0
 
 
 @dataclass(frozen=True)
-class Told:
+class FeedUpdate:
     """What a client is told; `code` None: the content. `ends` False: it breaks off, if it begins."""
 
     status: int
@@ -55,15 +55,15 @@ class Told:
     ends: bool = True
 
 
-WHOLE = Told(200)
-BROKEN = Told(200, ends=False)
-BAD = Told(502, "UNAVAILABLE")
-LATE = Told(504, "UNAVAILABLE")
-LIMITED = Told(429, "TOOMANYREQUESTS")
-DENIED = Told(403, "DENIED")
-ABSENT = Told(404, "MANIFEST_UNKNOWN")
-NO_BLOB = Told(404, "BLOB_UNKNOWN")
-TOO_LARGE = Told(502, "MANIFEST_INVALID")
+WHOLE = FeedUpdate(200)
+BROKEN = FeedUpdate(200, ends=False)
+BAD = FeedUpdate(502, "UNAVAILABLE")
+LATE = FeedUpdate(504, "UNAVAILABLE")
+LIMITED = FeedUpdate(429, "TOOMANYREQUESTS")
+DENIED = FeedUpdate(403, "DENIED")
+ABSENT = FeedUpdate(404, "MANIFEST_UNKNOWN")
+NO_BLOB = FeedUpdate(404, "BLOB_UNKNOWN")
+TOO_LARGE = FeedUpdate(502, "MANIFEST_INVALID")
 
 Spoil = Callable[[FakeUpstream, Kind], object]
 
@@ -79,14 +79,14 @@ class Fault:
 
     name: str
     spoil: Spoil
-    manifest: Told
-    blob: Told
+    manifest: FeedUpdate
+    blob: FeedUpdate
     early: bool = False
     blind: bool = False
     lies: bool = False
-    by_digest: Told | None = None
+    by_digest: FeedUpdate | None = None
 
-    def told(self, what: str, method: str) -> Told:
+    def told(self, what: str, method: str) -> FeedUpdate:
         told = self.blob if what == "blob" else self.manifest
         if what == "digest" and self.by_digest is not None:
             told = self.by_digest
@@ -98,11 +98,11 @@ def effect(*effects: Any) -> Spoil:
     return lambda upstream, kind: upstream.fault(*effects, kind=kind)
 
 
-def early(name: str, told: Told, spoil: Spoil) -> Fault:
+def early(name: str, told: FeedUpdate, spoil: Spoil) -> Fault:
     return Fault(name, spoil, told, told, early=True)
 
 
-def status(code: int, told: Told, retry_after: str | int | None = None) -> Fault:
+def status(code: int, told: FeedUpdate, retry_after: str | int | None = None) -> Fault:
     def spoil(upstream: FakeUpstream, kind: Kind) -> None:
         upstream.fail(code, retry_after, kind=kind)
 
@@ -110,7 +110,7 @@ def status(code: int, told: Told, retry_after: str | int | None = None) -> Fault
     return early(f"{code}{after}", told, spoil)
 
 
-def no_token(code: int, told: Told) -> Fault:
+def no_token(code: int, told: FeedUpdate) -> Fault:
     def spoil(upstream: FakeUpstream, _: Kind) -> None:
         upstream.auth.scheme = "bearer"
         upstream.fail(code, kind="token")
@@ -215,7 +215,7 @@ def healed(upstream: FakeUpstream) -> None:
     upstream.behaviour.signature_ttl = 300.0
 
 
-async def ask(proxy: Proxy, method: str, path: str) -> tuple[Told, Answer | None]:
+async def ask(proxy: Proxy, method: str, path: str) -> tuple[FeedUpdate, Answer | None]:
     """Ask, and check what holds for every answer."""
     try:
         answer = await proxy.ask(method, path)
@@ -228,9 +228,9 @@ async def ask(proxy: Proxy, method: str, path: str) -> tuple[Told, Answer | None
         return WHOLE, answer
     if method == "HEAD":
         assert answer.body == b""
-        return Told(answer.status), answer
+        return FeedUpdate(answer.status), answer
     [error] = json.loads(answer.body)["errors"]
-    return Told(answer.status, error["code"]), answer
+    return FeedUpdate(answer.status, error["code"]), answer
 
 
 async def assert_whole(proxy: Proxy, path: str) -> None:
@@ -273,7 +273,7 @@ async def test_c15_cold(
         expected = fault.told(what, method)
         told, answer = await ask(proxy, method, PATHS[what])
         if method == "HEAD":
-            assert told == Told(expected.status)
+            assert told == FeedUpdate(expected.status)
         elif expected == BROKEN:
             assert told in {BROKEN, BAD}
         else:
@@ -452,7 +452,7 @@ async def _cold_and_held(start: Start, upstream: FakeUpstream, clock: Clock, url
     before = working()
     for path in (*old, f"/v2/{REPO}/tags/list", f"/v2/{REPO}/referrers/{OLD.digest}"):
         assert (await ask(away, "GET", path))[0] == BAD
-        assert (await ask(away, "HEAD", path))[0] == Told(502)
+        assert (await ask(away, "HEAD", path))[0] == FeedUpdate(502)
     await at_rest(away, before)
     assert not away.held()
     await away.close()

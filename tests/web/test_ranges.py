@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import RangeInvalid
+from proxy.core.errors import RangeInvalid
 from proxy.web.ranges import MAX_CHARACTERS, MAX_SPANS, Span, requested
 
 sizes = st.integers(1, 5000)

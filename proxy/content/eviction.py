@@ -1,0 +1,388 @@
+"""Keeps the cache inside its limit: reserve before writing, forget the coldest to make room.
+
+Bytes are counted in 4 KiB blocks, the spool and the quarantine included, so that the limit holds
+at all times. A victim leaves the index first and the disk after; who has it open goes on reading.
+A manifest is always colder than what it lists, so an image goes manifest first, and what a warmer
+image shares with it stays. A body that arrives takes room for the bytes that have come and a small
+lead, whatever size was announced; ``unproven`` bounds what may be evicted for it.
+"""
+
+import asyncio
+from collections.abc import Callable, Container, Iterator
+from itertools import islice
+from typing import Final
+
+import structlog
+
+from proxy.content.free_space import FreeSpace
+from proxy.content.quota import Quota
+from proxy.content.reservations import Arrival, NoRoom, Reservation
+from proxy.content.unproven import Unproven
+from proxy.core.errors import StorageError
+from proxy.core.names import Digest
+from proxy.core.records import BlobRecord, Clock, disk_bytes
+from proxy.index import Index
+from proxy.runtime.executors import Pool, in_thread, to_its_end
+from proxy.runtime.metrics import CacheCounters
+from proxy.storage import BlobStore
+
+WATCH_SECONDS: Final = 5.0
+COUNT_SECONDS: Final = 3.0
+"""For so long a download waits until it is known what lies here, before it passes through."""
+
+INDEX_IS_FREE: Final = 8 * 1024 * 1024
+"""Bytes that the index's files and journals take when hardly anything is held: not counted."""
+
+_BATCH: Final = 256
+"""Victims at once: a few milliseconds of the loop's time."""
+
+_STEPS: Final = 64
+_LONGEST_LEAD: Final = 16 * 1024 * 1024
+_CEILING: Final = "ceiling"
+
+log = structlog.get_logger(__name__)
+
+
+class Evictor:
+    """Accounts for every byte between the limit and what is held.
+
+    ``spared`` tells what must stay. What a former process left is known only once index and store
+    have been read; until then it is bounded by a ceiling that is noted before it is passed.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        store: BlobStore,
+        quota: Quota,
+        *,
+        counters: CacheCounters,
+        spared: Callable[[], Container[Digest]],
+    ) -> None:
+        self._index = index
+        self._store = store
+        self._counters = counters
+        self._spared = spared
+        self._promised = 0
+        self._condemned = 0
+        self._unknown = 0
+        self._ceiling: int | None = None
+        self._left_below = 0
+        self._gone_early = 0
+        self._scanned = asyncio.Event()
+        self._pressed = asyncio.Event()
+        self._evicting = asyncio.Lock()
+        self._noting = asyncio.Lock()
+        self._free_space = FreeSpace(store, counters.storage_trouble)
+        self.quota: Final = quota
+        self.unproven = Unproven(quota.unproven_share)
+        self.failure: str | None = None
+        """Why it is not known what lies in the store; None while nothing has failed."""
+
+    @property
+    def used(self) -> int:
+        """Disk bytes held, promised, set aside, not unlinked or not known yet, and the index."""
+        left = self._unknown
+        if not self._scanned.is_set():
+            left = max(0, self._left_below + self._gone_early - self._index.loaded_bytes)
+        known = self._index.usage().disk_bytes + self._store.quarantine.bytes
+        known += max(0, self._index.file_bytes - INDEX_IS_FREE)
+        return known + self._promised + self._condemned + left
+
+    @property
+    def limit(self) -> int:
+        """Most disk bytes that may be used now: ``max_size``, or less where others need room."""
+        if not self.quota.min_free:
+            return self.quota.max_size
+        # What is promised but has not come takes no disk space yet: it is still free there.
+        total = self._free_space.total(lambda: self.used - self.unproven.leads)
+        if total is None:
+            return self.quota.max_size
+        return max(0, min(self.quota.max_size, total - self.quota.min_free))
+
+    async def reserve(self, size: int) -> Reservation:
+        """Return a promise of room for ``size`` bytes. Raises ``NoRoom``."""
+        reservation = Reservation(self)
+        await reservation.grow(size)
+        return reservation
+
+    @property
+    def longest_lead(self) -> int:
+        """Bytes that an arriving body may have promised beyond those that have come."""
+        return min(_LONGEST_LEAD, self.quota.max_size // _STEPS)
+
+    async def arrival(self, upstream: str, announced: int | None) -> Arrival:
+        """Return room for a body of which nothing has come yet. Raises ``NoRoom``."""
+        if not self.admits(upstream, announced or 0):
+            raise NoRoom(f"{announced} bytes of {upstream} do not fit, or would evict too much")
+        arrival = Arrival(self, upstream, announced)
+        try:
+            await arrival.grow(0)
+        except BaseException:
+            arrival.release()
+            raise
+        return arrival
+
+    def admits(self, upstream: str, size: int) -> bool:
+        """Return False if a body of ``size`` bytes (0: unknown) would only find no room.
+
+        Before index and store have been read nothing is known to be in the way.
+        """
+        self._free_space.expect(size)
+        if size > self.limit:
+            return False
+        if size == 0 or not (self._scanned.is_set() and self._index.is_ready):
+            return True
+        held, free = self._index.usage().disk_bytes, max(0, self.limit - self.used)
+        return self.unproven.admits(upstream, size, held=held, free=free)
+
+    @property
+    def _proven(self) -> int:
+        """Disk bytes in use for anything but unproven downloads."""
+        return self.used - self.unproven.bytes
+
+    async def enforce(self, now: float) -> None:
+        """Evict what exceeds the marks, which may have been lowered, or is too old.
+
+        Unproven bytes do not count: else a body without end would push out everything, a little
+        at each look.
+        """
+        await self._index.ready()
+        await self._scanned.wait()
+        async with self._evicting:
+            await self._expire(now - self.quota.max_age)
+            if self._proven > self.limit * self.quota.high_mark:
+                low = self.limit * self.quota.low_mark
+                await self._evict_down_to(low + self.unproven.bytes)
+
+    async def watch(self, clock: Clock) -> None:
+        """Evict in the background for ever, so that downloads need not wait for it."""
+        while True:
+            try:
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await self._pressed.wait()
+            except TimeoutError:
+                pass
+            self._pressed.clear()
+            await self.enforce(clock())
+
+    async def take(self, more: int, upstream: str | None = None) -> None:
+        """Promise ``more`` disk bytes, evicting as needed. Raises ``NoRoom``.
+
+        ``upstream`` names whose unproven bytes they are. Those count from here on, while this
+        waits for room, or several that wait would each evict a full share.
+        """
+        self._free_space.expect(more)
+        limit = self.limit
+        if self._promised + more > limit:
+            raise NoRoom(f"{more} bytes do not fit into a cache of {limit}")
+        if upstream is not None:
+            self.unproven.occupy(upstream, more)
+        try:
+            if self._ceiling is None:
+                await self._recall_ceiling()
+            if self.used + more > self.limit:
+                await self._make_room(more, upstream)
+        except BaseException:
+            if upstream is not None:
+                self.unproven.occupy(upstream, -more)
+            raise
+        self._promised += more
+        self._press()
+
+    def give_back(self, promised: int, upstream: str | None = None) -> None:
+        """Take back a promise."""
+        self._promised -= promised
+        if upstream is not None:
+            self.unproven.occupy(upstream, -promised)
+            self._press(promised)  # the index may count the bytes in a moment
+
+    def _press(self, more: int = 0) -> None:
+        if self._proven + more > self.limit * self.quota.high_mark:
+            self._pressed.set()
+
+    def condemn(self, size: int) -> None:
+        """Count ``size`` disk bytes of content that leaves the index, until ``unlinked``.
+
+        Before the scan a row proves no file: after a power cut, rows without a file and files
+        without a row come together. So what leaves then takes nothing off the bound.
+        """
+        self._condemned += size
+        if not self._scanned.is_set():
+            self._gone_early += size
+
+    def unlinked(self, size: int) -> None:
+        """Count condemned bytes no more: their file is gone, or lies in quarantine."""
+        self._condemned -= size
+
+    async def cover(self) -> None:
+        """Return once the ceiling that is noted covers all that is promised."""
+        async with self._noting:
+            if self._ceiling is None or self.used <= self._ceiling:
+                return
+            ceiling = self.used + self.quota.max_size // _STEPS
+            try:
+                await self._index.set_note(_CEILING, ceiling)
+            except StorageError as error:
+                log.warning("the ceiling cannot be noted", error=str(error))
+            self._ceiling = ceiling
+
+    async def evict(self, wanted: int) -> tuple[int, int]:
+        """Evict the coldest worth ``wanted`` disk bytes; return how many blobs and bytes went."""
+        await self._index.ready()
+        async with self._evicting:
+            return await self._evict_down_to(self.used - wanted)
+
+    async def discard(self, digests: list[Digest]) -> tuple[int, int]:
+        """Delete content now, however warm; return how many blobs and disk bytes went."""
+        await self._index.ready()
+        async with self._evicting:
+            records = [r for digest in digests if (r := self._index.held(digest)) is not None]
+            return await to_its_end(self._evict(records)) if records else (0, 0)
+
+    async def coldest(self) -> Iterator[BlobRecord]:
+        """Return what would go next, in order; to be used before the next await."""
+        await self._index.settle()
+        spared = self._spared()
+        return (record for record in self._index.coldest() if record.digest not in spared)
+
+    def oldest_use(self) -> float | None:
+        """Return when the coldest content was last used, Unix seconds; None when it is spared."""
+        spared = self._spared()
+        found = (r for r in islice(self._index.coldest(), _BATCH) if r.digest not in spared)
+        coldest = next(found, None)
+        return None if coldest is None else coldest.used_at
+
+    def found(self, orphans: int) -> None:
+        """Learn how many disk bytes lie in the store that the index does not know."""
+        self._unknown = orphans
+        self._free_space.expire()  # the ceiling that counted until now was only a bound
+        self.failure = None
+        self._scanned.set()
+
+    def not_found(self, problem: str) -> None:
+        """Learn that it cannot be said now what lies in the store; ``found`` follows later."""
+        self.failure = problem
+
+    def settled(self, orphan: int) -> None:
+        """Learn that so many of those are known now, or gone."""
+        self._unknown = max(0, self._unknown - orphan)
+
+    async def _recall_ceiling(self) -> None:
+        """Learn up to where a former process may have filled the disk."""
+        try:
+            ceiling = await self._index.note(_CEILING)
+        except StorageError:
+            ceiling = None
+        if self._ceiling is None:
+            if not isinstance(ceiling, int):
+                await self._count()
+                ceiling = 0
+            self._ceiling = self._left_below = ceiling
+
+    async def _count(self) -> None:
+        """Wait until it is known what lies here, but not for long. Raises ``NoRoom``."""
+        if self._scanned.is_set() and self._index.is_ready:
+            return  # a later look that fails takes nothing of that back
+        problem = self._index.failure or self.failure
+        if problem is not None:
+            raise NoRoom(f"it is not known what lies here: {problem}")
+        try:
+            async with asyncio.timeout(COUNT_SECONDS):
+                await self._index.ready()
+                await self._scanned.wait()
+        except TimeoutError:
+            raise NoRoom("what a former process left is still being counted") from None
+
+    async def _make_room(self, more: int, upstream: str | None) -> None:
+        await self._count()
+        while self.used + more > self.limit:
+            async with self._evicting:
+                if self.used + more <= self.limit:
+                    return
+                held = self._index.usage().disk_bytes
+                if upstream is not None and not self.unproven.may_evict(upstream, held):
+                    raise NoRoom(f"unproven content of {upstream} may evict no more")
+                await self._evict_down_to(self.limit - more)  # the rest goes behind its back
+                if self.used + more > self.limit:
+                    raise NoRoom(f"{more} bytes do not fit: nothing is left to evict")
+
+    async def _evict_down_to(self, target: float) -> tuple[int, int]:
+        """Evict until no more than ``target`` disk bytes are used, or nothing more can go."""
+        if self.used > target and self._store.quarantine.bytes:
+            await in_thread(self._store.quarantine.empty, Pool.WRITE)
+        blobs = freed = 0
+        while (excess := self.used - target) > 0:
+            await self._index.settle()
+            victims = self._victims(excess)
+            gone, size = await to_its_end(self._evict(victims)) if victims else (0, 0)
+            if not gone:
+                break
+            blobs, freed = blobs + gone, freed + size
+        if blobs:
+            log.info("evicted", blobs=blobs, bytes=freed)
+        return blobs, freed
+
+    async def _expire(self, oldest: float) -> None:
+        """Evict what was last used before ``oldest``, Unix seconds."""
+        while True:
+            await self._index.settle()
+            spared = self._spared()
+            coldest = list(islice(self._index.coldest(), _BATCH))
+            old = [record for record in coldest if record.used_at < oldest]
+            victims = [record for record in old if record.digest not in spared]
+            for record in old:
+                if record.digest in spared:
+                    self._index.defer(record.digest)
+            if not victims:
+                return
+            await to_its_end(self._evict(victims))
+
+    def _victims(self, excess: float) -> list[BlobRecord]:
+        """Return the coldest blobs worth ``excess`` disk bytes, or some of them.
+
+        What is spared is put behind the others, so that no eviction looks at it twice.
+        """
+        spared = self._spared()
+        victims: list[BlobRecord] = []
+        passed: list[Digest] = []
+        freed = 0
+        for record in self._index.coldest():
+            if freed >= excess or len(victims) >= _BATCH:
+                break
+            if record.digest in spared:
+                passed.append(record.digest)
+                continue
+            victims.append(record)
+            freed += disk_bytes(record.size)
+        for digest in passed:
+            self._index.defer(digest)
+        return victims
+
+    async def _evict(self, victims: list[BlobRecord]) -> tuple[int, int]:
+        """Forget and delete; return how many blobs and bytes went. Never left half done.
+
+        What cannot be deleted is held again: it takes its room all the same.
+        """
+        records = {record.digest: record for record in victims}
+        taken = sum(disk_bytes(record.size) for record in victims)
+        self._condemned += taken
+        digests = list(records)
+        children = {
+            digest: None if self._index.is_incomplete(digest) else self._index.children(digest)
+            for digest in digests
+        }
+        self._store.condemn(digests)
+        try:
+            await self._index.drop_blobs(digests)
+        finally:  # whatever happens, or the digests could not be stored again
+            remaining = await self._store.delete(digests)
+            self._condemned -= taken
+        for digest in remaining:
+            taken -= disk_bytes(records[digest].size)
+            await self._index.set_blob(records[digest], children[digest])
+        gone = len(victims) - len(remaining)
+        self._counters.storage_errors += len(remaining)
+        self._counters.evictions += gone
+        self._counters.evicted_bytes += taken
+        return gone, taken

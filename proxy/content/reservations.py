@@ -1,0 +1,116 @@
+"""Promises of room: for content that is proven, and for bodies that arrive.
+
+The room itself, and what goes to make some, is the business of ``evict``.
+"""
+
+import asyncio
+from typing import Final, Protocol
+
+from proxy.content.unproven import Unproven
+from proxy.core.errors import StorageError
+from proxy.core.records import disk_bytes
+
+SHORTEST_LEAD: Final = 1024 * 1024
+"""Bytes that a body has promised from the beginning, where the cache is large enough."""
+
+
+class NoRoom(StorageError):
+    """Nothing can be evicted that would make this fit."""
+
+
+class Room(Protocol):
+    """Accounts for promises in disk bytes."""
+
+    unproven: Unproven
+
+    @property
+    def longest_lead(self) -> int:
+        """Bytes that an arriving body may have promised beyond those that have come."""
+
+    async def take(self, more: int, upstream: str | None = None) -> None:
+        """Promise ``more`` disk bytes. Raises ``NoRoom``."""
+
+    async def cover(self) -> None:
+        """Return once a restart would know of all that is promised."""
+
+    def give_back(self, promised: int, upstream: str | None = None) -> None:
+        """Take back a promise."""
+
+
+class Reservation:
+    """Disk bytes promised to proven content; released once the index counts them, or never."""
+
+    def __init__(self, room: Room, upstream: str | None = None) -> None:
+        """``upstream`` is whose unproven word the bytes are; None for proven content."""
+        self._room = room
+        self._upstream = upstream
+        self._bytes = 0
+
+    async def grow(self, size: int) -> None:
+        """Make the promise cover ``size`` bytes. Raises ``NoRoom``."""
+        more = disk_bytes(size) - self._bytes
+        if more > 0:
+            await self._room.take(more, self._upstream)
+            self._bytes += more
+            await self._room.cover()
+
+    def release(self) -> None:
+        """Give the promise back; twice does no harm."""
+        self._room.give_back(self._bytes, self._upstream)
+        self._bytes = 0
+
+
+class Arrival:
+    """Room for a body that arrives, ``announced`` bytes long as its upstream says (None: unknown).
+
+    Released when its file has been closed, or once the index counts it.
+    """
+
+    def __init__(self, room: Room, upstream: str, announced: int | None) -> None:
+        self._room = room
+        self._upstream = upstream
+        self._announced = announced
+        self._covered = -1
+        self._come = 0
+        self._lead = 0
+        self._promise = Reservation(room, upstream)
+        self._growing = asyncio.Lock()
+        self._claim = disk_bytes(announced or 0)
+        room.unproven.announce(upstream, self._claim)
+
+    async def grow(self, size: int) -> None:
+        """Have room for ``size`` bytes that come now, and for a few more. Raises ``NoRoom``.
+
+        The lead saves asking at every chunk. It grows with what has come, so that a small body
+        takes little, and ends where the body is said to end.
+        """
+        if size > self._covered:
+            async with self._growing:  # pieces of one body come over several connections
+                if size > self._covered:
+                    self._covered = await self._cover(size)
+        self._come = max(size, self._come)
+        self._set_lead(self._covered - self._come)
+
+    def _set_lead(self, lead: int) -> None:
+        self._room.unproven.leads += lead - self._lead
+        self._lead = lead
+
+    async def _cover(self, size: int) -> int:
+        ahead = size + min(max(size, SHORTEST_LEAD), self._room.longest_lead)
+        if self._announced is not None:
+            ahead = max(size, min(ahead, self._announced))
+        try:
+            await self._promise.grow(ahead)
+        except NoRoom:
+            if ahead == size:
+                raise
+            await self._promise.grow(size)
+            return size
+        return ahead
+
+    def release(self) -> None:
+        """Give the room back; twice does no harm."""
+        self._promise.release()
+        self._set_lead(0)
+        self._room.unproven.announce(self._upstream, -self._claim)
+        self._claim = 0

@@ -1,0 +1,1 @@
+"""Pure values and grammar: no I/O, no clock, no event loop."""

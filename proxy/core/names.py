@@ -1,0 +1,177 @@
+"""The names of things: digests, repositories, tags, and the ``/v2/`` path parsed once.
+
+Grammar: distribution-spec "Pulling manifests", image-spec ``descriptor.md`` "Digests".
+Knows nothing of upstreams or HTTP.
+"""
+
+import hashlib
+import re
+from enum import Enum, auto
+from typing import Final, NamedTuple, NewType
+
+from proxy.core.errors import ContentMismatch, DigestInvalid, NameInvalid, PathNotFound, TagInvalid
+
+Digest = NewType("Digest", str)
+Repo = NewType("Repo", str)
+Tag = NewType("Tag", str)
+
+MAX_REPO_LENGTH: Final = 255
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPO = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_DIGEST = re.compile(r"([a-z0-9]+(?:[+._-][a-z0-9]+)*):([a-zA-Z0-9=_-]+)")
+_HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
+_HEX = re.compile(r"[a-f0-9]+")
+
+
+class Kind(Enum):
+    """What a ``/v2/`` path asks for."""
+
+    BASE = auto()
+    MANIFEST = auto()
+    BLOB = auto()
+    TAGS = auto()
+    REFERRERS = auto()
+    CATALOG = auto()
+
+
+class Route(NamedTuple):
+    """One parsed path: ``ref`` is a tag, a digest, or empty."""
+
+    kind: Kind
+    repo: Repo
+    ref: str
+
+
+class Target(NamedTuple):
+    """A repository of a configured upstream: where a name leads."""
+
+    upstream: str
+    repo: Repo
+
+    def __str__(self) -> str:
+        return f"{self.upstream}/{self.repo}"
+
+
+class Image(NamedTuple):
+    """An image as people name it: a repository with a tag or a digest, or a digest alone."""
+
+    target: Target | None
+    tag: Tag | None
+    digest: Digest | None
+
+    def __str__(self) -> str:
+        if self.target is None:
+            return str(self.digest)
+        return f"{self.target}@{self.digest}" if self.digest else f"{self.target}:{self.tag}"
+
+
+def parse_digest(text: str) -> Digest:
+    """Return ``text`` as a digest that can be verified here (sha256 or sha512).
+
+    Raises ``DigestInvalid``.
+    """
+    match = _DIGEST.fullmatch(text)
+    if match is None:
+        raise DigestInvalid(f"{_shown(text)} is not a digest; expected algorithm:hex")
+    algorithm, encoded = match.groups()
+    length = _HEX_LENGTH.get(algorithm)
+    if length is None:
+        raise DigestInvalid(
+            f"digest algorithm {algorithm!r} is not supported: sha256 and sha512 are"
+        )
+    if len(encoded) != length or _HEX.fullmatch(encoded) is None:
+        raise DigestInvalid(f"a {algorithm} digest has {length} lower-case hexadecimal digits")
+    return Digest(text)
+
+
+def parse_repo(text: str) -> Repo:
+    """Return ``text`` as a repository name. Raises ``NameInvalid``."""
+    if len(text) > MAX_REPO_LENGTH:
+        raise NameInvalid(f"repository name is longer than {MAX_REPO_LENGTH} characters")
+    if _REPO.fullmatch(text) is None:
+        raise NameInvalid(f"{_shown(text)} is not a repository name")
+    return Repo(text)
+
+
+def parse_tag(text: str) -> Tag:
+    """Return ``text`` as a tag. Raises ``TagInvalid``."""
+    if _TAG.fullmatch(text) is None:
+        raise TagInvalid(f"{_shown(text)} is not a tag")
+    return Tag(text)
+
+
+def is_digest(ref: str) -> bool:
+    """Tell a digest from a tag: a tag cannot hold a colon."""
+    return ":" in ref
+
+
+def matches(digest: Digest, data: bytes) -> bool:
+    """Tell whether ``data`` is what ``digest`` names."""
+    algorithm, _, encoded = digest.partition(":")
+    return hashlib.new(algorithm, data).hexdigest() == encoded
+
+
+class DigestVerifier:
+    """Hashes content as it comes, to prove that it is what a digest names."""
+
+    def __init__(self, digest: Digest) -> None:
+        algorithm, _, self._expected = digest.partition(":")
+        self._digest = digest
+        self._state = hashlib.new(algorithm)
+
+    def take(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        self._state.update(chunk)
+
+    @property
+    def holds(self) -> bool:
+        """All that was taken is what the digest names."""
+        return self._state.hexdigest() == self._expected
+
+    @property
+    def found(self) -> Digest:
+        """The digest of all that was taken."""
+        return Digest(f"{self._state.name}:{self._state.hexdigest()}")
+
+    def check(self, where: object) -> None:
+        """Raise ``ContentMismatch`` unless it holds."""
+        if not self.holds:
+            raise ContentMismatch(f"{where}: what came is not {self._digest}")
+
+
+def sha256(data: bytes) -> Digest:
+    """Return the sha256 digest of ``data``."""
+    return Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
+
+
+def parse_path(path: str) -> Route:
+    """Return what a decoded ``/v2/`` path asks for (distribution-spec "Endpoints").
+
+    Raises ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``, or ``PathNotFound`` when no
+    end-point has this shape.
+    """
+    if path in ("/v2/", "/v2"):
+        return Route(Kind.BASE, Repo(""), "")
+    if path == "/v2/_catalog":
+        return Route(Kind.CATALOG, Repo(""), "")
+    head, _, ref = path.removeprefix("/v2/").rpartition("/")
+    name, _, verb = head.rpartition("/")
+    if not path.startswith("/v2/") or not name:
+        raise PathNotFound(f"no such end-point: {_shown(path)}")
+    match verb:
+        case "manifests":
+            parsed: str = parse_digest(ref) if is_digest(ref) else parse_tag(ref)
+            return Route(Kind.MANIFEST, parse_repo(name), parsed)
+        case "blobs":
+            return Route(Kind.BLOB, parse_repo(name), parse_digest(ref))
+        case "referrers":
+            return Route(Kind.REFERRERS, parse_repo(name), parse_digest(ref))
+        case "tags" if ref == "list":
+            return Route(Kind.TAGS, parse_repo(name), "")
+        case _:
+            raise PathNotFound(f"no such end-point: {_shown(path)}")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -1,0 +1,107 @@
+"""Which images a name or a pattern means.
+
+In a pattern ``*`` stands for anything within one component of a name, a component ``**`` for any
+number of components, ``?`` for one character and ``[abc]`` for one of these. A tag is matched by
+itself, behind the colon. The upstream's name comes first. Knows nothing of what is configured:
+``routing`` completes short names.
+"""
+
+import re
+from dataclasses import dataclass, field
+from fnmatch import translate
+from typing import Final
+
+from proxy.core.errors import NameInvalid
+from proxy.core.names import Digest, Tag, Target
+
+ANY: Final = "**"
+MAX_LENGTH: Final = 1024
+_WILDCARDS: Final = frozenset("*?[")
+
+Component = re.Pattern[str] | None
+"""Matches one component of a name; None any number of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Images of repositories: all of them, or those of some tags, or those of one digest.
+
+    ``text`` is how it is stored and shown. ``tags`` and ``digest`` None mean all.
+    """
+
+    text: str
+    repositories: tuple[Component, ...] = field(compare=False)
+    tags: re.Pattern[str] | None = field(default=None, compare=False)
+    digest: Digest | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def is_of_repositories(self) -> bool:
+        """Whole repositories are meant, with whatever they hold."""
+        return self.tags is None and self.digest is None
+
+    def has(self, target: Target) -> bool:
+        """Return True if images of a repository may be meant."""
+        return _covers(self.repositories, str(target).split("/"))
+
+    def matches(self, target: Target, tag: Tag, digest: Digest) -> bool:
+        """Return True if the image is meant to which a tag points, by its digest."""
+        if self.digest is not None and self.digest != digest:
+            return False
+        if self.tags is not None and self.tags.match(tag) is None:
+            return False
+        return self.has(target)
+
+
+def is_pattern(text: str) -> bool:
+    """Return True if a name has wildcards."""
+    return not _WILDCARDS.isdisjoint(text)
+
+
+def split_tag(text: str) -> tuple[str, str | None]:
+    """Return a name without its tag, and the tag, None if it has none."""
+    path, slash, last = text.rpartition("/")
+    last, colon, tag = last.partition(":")
+    return path + slash + last, tag if colon else None
+
+
+def selector(repositories: str, tags: str | None = None, digest: Digest | None = None) -> Selector:
+    """Return what selects by patterns over whole repository names and tags, or by digest.
+
+    Raises ``NameInvalid`` for what is empty or too long to be a name.
+    """
+    text = repositories if tags is None else f"{repositories}:{tags}"
+    if digest is not None:
+        text = str(digest) if repositories == ANY else f"{repositories}@{digest}"
+    components = repositories.split("/")
+    if not all(components) or tags == "" or len(text) > MAX_LENGTH:
+        raise NameInvalid(
+            f"{text[:80]!r} is no name; write nginx:1.27, ghcr.io/org/app or ghcr.io/org/*"
+        )
+    compiled = tuple(None if part == ANY else _compiled(part) for part in components)
+    return Selector(text, compiled, None if tags is None else _compiled(tags), digest)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(translate(pattern))
+
+
+def _covers(patterns: tuple[Component, ...], components: list[str]) -> bool:
+    """Return True if the patterns match all components, in their order.
+
+    ``ends`` are the places up to which the patterns so far may match, so the time that this takes
+    grows with the product of both lengths and no faster.
+    """
+    ends = {0}
+    for pattern in patterns:
+        if not ends:
+            return False
+        if pattern is None:
+            ends = set(range(min(ends), len(components) + 1))
+        else:
+            ends = {
+                end + 1 for end in ends if end < len(components) and pattern.match(components[end])
+            }
+    return len(components) in ends

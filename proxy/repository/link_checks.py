@@ -1,0 +1,121 @@
+"""Confirms in the background that a repository holds what its manifests list.
+
+A manifest is written by whoever may push to its repository, and may list the digest of private
+content of another repository. Held content is therefore served under a name only if it was fetched
+under that name, or is public, or upstream has confirmed by HEAD that the repository holds it.
+
+Many images share layers, so a manifest may list forty blobs that are held and need that question.
+A sweep asks all of them at once, beside the pull. A client that is faster asks by itself, and both
+wait for the same answer. A client that already has a layer never asks for it: then only the sweep
+completes the image for a later outage.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+
+from proxy.content.content import Content
+from proxy.core import policy
+from proxy.core.errors import NotFound, RegistryError, TooManyRequests
+from proxy.core.manifests import INDEX_TYPES
+from proxy.core.names import Digest, Target
+from proxy.repository.blobs import Blobs
+from proxy.repository.manifests import Manifests
+from proxy.repository.origins import Origin
+from proxy.runtime.singleflight import SingleFlight
+
+AT_ONCE: Final = 16
+"""Questions at the same time, of all sweeps together."""
+
+MAX_SWEEPS: Final = 64
+"""More are left out: clients then ask by themselves, and the next check of the tag sweeps again."""
+
+_MAX_DEPTH: Final = 4
+
+log = structlog.get_logger(__name__)
+
+
+class LinkChecks:
+    """Owns its tasks from ``begin`` until they end or ``close`` cancels them."""
+
+    def __init__(
+        self,
+        content: Content,
+        sources: Mapping[str, Origin],
+        *,
+        manifests: Manifests,
+        blobs: Blobs,
+    ) -> None:
+        self._content = content
+        self._index = content.index
+        self._sources = sources
+        self._manifests = manifests
+        self._blobs = blobs
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._running: SingleFlight[None] = SingleFlight("sweep")
+
+    async def close(self) -> None:
+        """Cancel what runs, and wait until it has ended."""
+        await self._running.close()
+
+    def begin(self, target: Target, root: Digest) -> None:
+        """Confirm what a manifest lists, in the background, as far as it is held.
+
+        Does nothing for a manifest that is not held itself, or whose repository is not known to
+        hold it.
+        """
+        if self._sources[target.upstream].rule.offline or self._index.held(root) is None:
+            return
+        if len(self._running) < MAX_SWEEPS:
+            self._running.start((target, root), lambda: self._sweep(target, root))
+
+    async def _sweep(self, target: Target, root: Digest) -> None:
+        """Go down from an index to its manifests and from there to blobs, a level at a time."""
+        level = [root]
+        try:
+            for _ in range(_MAX_DEPTH):
+                level = [one for one in level if await self._index.linked(target, one)]
+                for parent in level:
+                    await self._confirm_children(target, parent)
+                level = [child.digest for one in level for child in self._index.children(one)]
+        except RegistryError as error:
+            log.info("sweep ended early", target=str(target), digest=root, reason=error.message)
+
+    async def _confirm_children(self, target: Target, parent: Digest) -> None:
+        record = self._index.held(parent)
+        if record is None:
+            return
+        listed = [child.digest for child in self._index.children(parent)]
+        await self._index.link(target, self._content.public(listed))
+        unconfirmed = [
+            digest
+            for digest in listed
+            if self._index.held(digest) is not None and not await self._index.linked(target, digest)
+        ]
+        lists_manifests = record.media_type in INDEX_TYPES
+        try:
+            async with asyncio.TaskGroup() as group:
+                for digest in unconfirmed:
+                    asking = self._ask(target, digest, lists_manifests=lists_manifests)
+                    group.create_task(asking, name=f"confirm {digest[:19]}")
+        except BaseExceptionGroup as troubles:
+            raise troubles.exceptions[0] from None
+
+    async def _ask(self, target: Target, digest: Digest, *, lists_manifests: bool) -> None:
+        """Ask one question. Raises what makes all further ones pointless.
+
+        What upstream does not have stays without a link, and the other questions go on.
+        """
+        async with self._at_once:
+            source = self._sources[target.upstream]
+            if policy.is_scarce(source.rule, source.upstream.budget.share):
+                raise TooManyRequests(f"{target.upstream}: pulls are nearly used up")
+            try:
+                if lists_manifests:
+                    await self._manifests.ask(target, digest)
+                else:
+                    await self._blobs.confirm(target, digest)
+            except NotFound as error:
+                log.info("not confirmed", target=str(target), digest=digest, reason=error.message)

@@ -1,0 +1,48 @@
+"""Where content comes from: the configured upstreams, each with the rule that holds for it."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from proxy.core.errors import NameUnknown
+from proxy.core.policy import Rule
+from proxy.upstream.registry import Upstream
+
+
+class Origin(NamedTuple):
+    """One upstream, and how old its answers may be.
+
+    ``version`` differs between two configurations of an upstream: what one said of absence does
+    not hold for the other.
+    """
+
+    upstream: Upstream
+    rule: Rule
+    version: int = 0
+
+
+class NotConfigured(NameUnknown, KeyError):
+    """An upstream that is not in the configuration, or no longer."""
+
+
+class Origins(Mapping[str, Origin]):
+    """The configured upstreams by name. ``replace`` changes them for all who hold this."""
+
+    def __init__(self, sources: Mapping[str, Origin]) -> None:
+        self._sources = dict(sources)
+
+    def __getitem__(self, name: str) -> Origin:
+        """Return an upstream. Raises ``NotConfigured``, which is a ``RegistryError``."""
+        source = self._sources.get(name)
+        if source is None:
+            raise NotConfigured(f"upstream {name} is not configured")
+        return source
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def replace(self, sources: Mapping[str, Origin]) -> None:
+        """Hold these upstreams instead."""
+        self._sources = dict(sources)

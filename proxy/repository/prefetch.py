@@ -1,0 +1,134 @@
+"""Fetches what a manifest lists before the client that got the manifest asks for it.
+
+Only for image manifests that were no hit and that a client asked for by GET. Who lists no further
+than a manifest asks for none of its layers; what is under way is then given up.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import structlog
+
+from proxy.content.downloads import Downloads
+from proxy.core import policy
+from proxy.core.errors import RegistryError, StorageError
+from proxy.core.manifests import Children
+from proxy.core.names import Digest, Target
+from proxy.core.records import Child
+from proxy.repository.blobs import Blobs
+from proxy.repository.origins import Origin
+from proxy.repository.prefetch_tracker import Expectation, PrefetchTracker
+
+MAX_IMAGES: Final = 32
+"""Images at a time; the blobs of more are not fetched ahead."""
+
+log = structlog.get_logger(__name__)
+
+
+class Bounds(NamedTuple):
+    """How much of one image is fetched ahead, how many blobs at a time of all, in which seconds."""
+
+    blobs: int
+    max_bytes: int
+    at_once: int
+    give_up: float
+
+
+class Prefetcher:
+    """Owns its tasks from ``begin`` until they end or ``close`` cancels them."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        sources: Mapping[str, Origin],
+        *,
+        flights: Downloads,
+        expected: PrefetchTracker,
+        bounds: Bounds,
+    ) -> None:
+        self._blobs = blobs
+        self._sources = sources
+        self._flights = flights
+        self._expected = expected
+        self._bounds = bounds
+        self._at_once = asyncio.Semaphore(bounds.at_once)
+        self._images: set[asyncio.Task[None]] = set()
+
+    def begin(self, target: Target, children: Children | None) -> None:
+        """Begin to fetch what a manifest lists that a client has just got."""
+        source = self._sources.get(target.upstream)
+        if source is None:  # removed from the configuration since the manifest was asked for
+            return
+        rule, upstream = source.rule, source.upstream
+        spared = rule.offline or policy.is_scarce(rule, upstream.budget.share)
+        if spared or not self._bounds.blobs or len(self._images) >= MAX_IMAGES:
+            return
+        blobs = self._within_bounds(() if children is None else children.blobs)
+        if not blobs:
+            return
+        task = asyncio.create_task(self._fetch_all(target, blobs), name=f"ahead {target}")
+        self._images.add(task)
+        task.add_done_callback(self._images.discard)
+
+    async def close(self) -> None:
+        """Cancel what runs, and wait until it has ended."""
+        for task in self._images:
+            task.cancel()
+        await asyncio.gather(*self._images, return_exceptions=True)
+
+    def _within_bounds(self, listed: tuple[Child, ...]) -> list[Digest]:
+        """Return the first blobs that are neither too many nor too large together."""
+        blobs: dict[Digest, None] = {}
+        left = self._bounds.max_bytes
+        for blob in listed:
+            if blob.digest in blobs or blob.size > left:
+                continue
+            if len(blobs) == self._bounds.blobs:
+                break
+            left -= blob.size
+            blobs[blob.digest] = None
+        return list(blobs)
+
+    async def _fetch_all(self, target: Target, blobs: list[Digest]) -> None:
+        """Fetch blobs for as long as there is hope that they are wanted.
+
+        The first is the configuration, which is also read by those who only look at images.
+        """
+        expectation = self._expected.begin(target, blobs, blobs[1:] or blobs)
+        work = [
+            asyncio.create_task(self._fetch(target, digest, expectation), name=f"ahead {digest}")
+            for digest in blobs
+        ]
+        try:
+            try:
+                async with asyncio.timeout(self._bounds.give_up):
+                    await expectation.is_met.wait()
+            except TimeoutError:
+                return
+            await asyncio.wait(work)
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            self._expected.end(expectation)
+
+    async def _fetch(self, target: Target, digest: Digest, expectation: Expectation) -> None:
+        """Fetch one blob, unless it is here, on its way, or in the way of others."""
+        async with self._at_once:
+            if not self._sources[target.upstream].upstream.places.has_some_to_spare:
+                return
+            reader = await self._blobs.ahead(target, digest)
+            if reader is None:
+                return
+            flight = reader.flight
+            try:
+                await flight.proven()
+                self._expected.fetched(expectation, digest, flight.written)
+            except (RegistryError, StorageError) as error:
+                log.info("not fetched ahead", digest=digest, reason=str(error))
+            except asyncio.CancelledError:
+                self._expected.given_up(flight.written)
+                raise
+            finally:
+                self._flights.abandon(reader)

@@ -1,0 +1,74 @@
+"""Small held blobs in RAM: configurations and small layers are asked for far more than they weigh.
+
+They come here from the disk, hashed again on the way, when they are first sent. Whether one is
+still held is not known here: who asks for it must know.
+"""
+
+from typing import Final
+
+from cachetools import LRUCache
+
+from proxy.content.content import Content
+from proxy.core.errors import Overloaded, StorageError, is_disk_error
+from proxy.core.names import Digest, Target, matches
+from proxy.core.policy import CacheDirective
+from proxy.repository.blobs import Blobs
+from proxy.repository.results import Blob, Local, Small
+from proxy.runtime.executors import in_thread
+from proxy.storage import BlobFile
+
+_EACH: Final = 500
+"""Bytes that the objects around one body take."""
+
+
+class SmallBlobs:
+    """Blobs, of which those of up to ``largest`` bytes stay in RAM, ``ram_bytes`` in all."""
+
+    def __init__(self, blobs: Blobs, content: Content, *, ram_bytes: int, largest: int) -> None:
+        self._blobs = blobs
+        self._content = content
+        self._largest = min(ram_bytes, largest)
+        self._ram: LRUCache[Digest, Small] = LRUCache(
+            ram_bytes, lambda small: len(small.body) + _EACH
+        )
+
+    def in_ram(self, digest: Digest) -> Small | None:
+        """Return what lies in RAM; whether it may be served is for others to ask."""
+        return self._ram.get(digest)
+
+    async def get(self, target: Target, digest: Digest, asked: CacheDirective) -> Blob:
+        """Return a blob to be sent and then closed. Raises ``RegistryError``."""
+        small = self._ram.get(digest)
+        if small is not None:
+            if await self._content.holds(digest):
+                if await self._content.linked(target, digest):
+                    self._content.index.touch(digest)
+                    return small
+            else:
+                self._ram.pop(digest, None)
+        while True:
+            blob = await self._blobs.get(target, digest, asked)
+            if not isinstance(blob, Local) or blob.file.size > self._largest:
+                return blob
+            kept = await self._keep(digest, blob.file)
+            if kept is not None:
+                return kept
+
+    async def _keep(self, digest: Digest, file: BlobFile) -> Small | None:
+        """Take a blob into RAM and close its file; None when it has gone bad, and is dropped."""
+        try:
+            body = await in_thread(file.read)
+        except StorageError as error:
+            if not is_disk_error(error):
+                raise Overloaded(f"{digest} cannot be read now: {error}") from error
+            self._content.trouble(error)
+            body = b""
+        finally:
+            file.close()
+        if not matches(digest, body):
+            await self._content.drop(digest, reason="its bytes have changed")
+            return None
+        small = Small(body)
+        if len(body) + _EACH <= self._ram.maxsize:
+            self._ram[digest] = small
+        return small

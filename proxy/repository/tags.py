@@ -1,0 +1,294 @@
+"""Answers for tags: decide, check, or stand in with the last good copy."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, assert_never
+
+import structlog
+
+from proxy.core import policy
+from proxy.core.errors import (
+    ManifestUnknown,
+    NotFound,
+    NotHeld,
+    RegistryError,
+    UpstreamFailure,
+    UpstreamTimeout,
+)
+from proxy.core.names import Digest, Tag, Target
+from proxy.core.policy import Action, CacheDirective, Rule
+from proxy.core.records import Clock, TagRecord
+from proxy.index import Index
+from proxy.repository.manifests import Manifests
+from proxy.repository.origins import Origin
+from proxy.repository.results import Described, Forward, Manifest
+from proxy.runtime.metrics import Outcome
+from proxy.runtime.singleflight import SingleFlight
+
+FAILED_WARNING: Final = "stale: upstream failed, this is the last good copy"
+PARTIAL_WARNING: Final = "stale: upstream failed, and not all of this image is held here"
+SCARCE_WARNING: Final = "stale: there is a newer image, and pulls are nearly used up"
+DELETED_WARNING: Final = "kept: upstream no longer has this tag"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pointed:
+    """Where a tag points, how we know, and for how many seconds that stays fresh."""
+
+    record: TagRecord
+    outcome: Outcome
+    fresh: float
+    forward: Forward | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """Where a tag pointed (None: unknown) and points now, and whether that is recorded."""
+
+    before: Digest | None
+    now: Digest
+    is_recorded: bool
+
+
+class Tags:
+    """The cache of where tags point."""
+
+    def __init__(
+        self,
+        manifests: Manifests,
+        index: Index,
+        sources: Mapping[str, Origin],
+        *,
+        clock: Clock,
+        patience: float,
+    ) -> None:
+        """``patience`` is how many seconds a check may take while a good copy is held."""
+        self._manifests = manifests
+        self._index = index
+        self._sources = sources
+        self._clock = clock
+        self._patience = patience
+        self._checks: SingleFlight[TagRecord] = SingleFlight("check tag")
+        self._lessons: SingleFlight[TagRecord] = SingleFlight("learn tag")
+        self._refreshes: SingleFlight[None] = SingleFlight("refresh tag")
+
+    async def close(self) -> None:
+        """Cancel what runs."""
+        await self._refreshes.close()
+        await self._lessons.close()
+        await self._checks.close()
+
+    async def get(self, target: Target, tag: Tag, asked: CacheDirective) -> Manifest:
+        """Return the manifest that a tag points to. Raises ``RegistryError``."""
+        found = await self._resolve(target, tag, asked)
+        if found is None:
+            return await self._manifests.fetch_tag(target, tag)
+        if isinstance(found, Manifest):
+            return found
+        try:
+            manifest = await self._manifests.get(target, found.record.descriptor.digest, asked)
+        except ManifestUnknown:
+            if self._rule(target, tag).offline:
+                raise
+            return await self._fetch_or_stand_in(target, tag, found.record)
+        except RegistryError as error:
+            return await self._stand_in(target, tag, found.record, error)
+        if manifest.outcome is Outcome.HIT:
+            manifest = replace(manifest, outcome=found.outcome, fresh=found.fresh)
+        return replace(manifest, forward=found.forward)
+
+    async def head(self, target: Target, tag: Tag, asked: CacheDirective) -> Described:
+        """Return what a tag points to, asking upstream for no body. Raises ``RegistryError``."""
+        found = await self._resolve(target, tag, asked)
+        if found is None:
+            learnt = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
+            return Described(learnt.descriptor, Outcome.MISS)
+        if isinstance(found, Manifest):
+            return Described(found.descriptor, found.outcome, found.warning, forward=found.forward)
+        descriptor = found.record.descriptor
+        self._index.touch(descriptor.digest)
+        if self._rule(target, tag).offline or asked is CacheDirective.ONLY_IF_CACHED:
+            descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
+        return Described(descriptor, found.outcome, fresh=found.fresh, forward=found.forward)
+
+    async def refresh(self, target: Target, tag: Tag) -> "Refreshed":
+        """Ask upstream now where a tag points, whatever is known. Raises ``RegistryError``.
+
+        The new target is not recorded while the rate limit leaves no pull for it.
+        """
+        await self._manifests.doubt_absence(target, tag)
+        before = await self._index.tag(target, tag)
+        if before is None:
+            now = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
+        else:
+            now = await self._check(target, tag, before)
+        recorded = await self._index.tag(target, tag)
+        digest = now.descriptor.digest
+        is_recorded = recorded is not None and recorded.descriptor.digest == digest
+        former = None if before is None else before.descriptor.digest
+        return Refreshed(former, digest, is_recorded)
+
+    def seconds_fresh(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
+        """Return for how long a record is answered without asking; None when it is not."""
+        rule = self._rule(target, tag)
+        now = self._clock()
+        if rule.offline or policy.decide(record.checked_at, rule, now) is not Action.SERVE:
+            return None
+        return policy.seconds_fresh(record.checked_at, rule, now)
+
+    async def _resolve(
+        self, target: Target, tag: Tag, asked: CacheDirective
+    ) -> _Pointed | Manifest | None:
+        """Return where the tag points, a stand-in when upstream fails, or None when unknown."""
+        if asked is CacheDirective.REVALIDATE:
+            await self._manifests.doubt_absence(target, tag)
+        record = await self._index.tag(target, tag)
+        rule = self._rule(target, tag)
+        checked_at = None if record is None else record.checked_at
+        action = policy.decide(checked_at, rule, self._clock(), asked)
+        if record is None or action is Action.MISS:
+            if rule.offline:
+                raise ManifestUnknown(f"{target}:{tag} is not held, and this is offline")
+            if asked is CacheDirective.ONLY_IF_CACHED:
+                raise NotHeld(f"{target}:{tag} is not held")
+            return None
+        fresh = policy.seconds_fresh(record.checked_at, rule, self._clock())
+        match action:
+            case Action.SERVE:
+                return _Pointed(record, Outcome.HIT, fresh)
+            case Action.SERVE_THEN_CHECK:
+                self._refreshes.start((target, tag), lambda: self._refresh(target, tag))
+                return _Pointed(record, Outcome.STALE, fresh)
+            case Action.CHECK:
+                try:
+                    checked = await self._check_in_time(target, tag, record)
+                except RegistryError as error:
+                    return await self._stand_in(target, tag, record, error)
+                if (spared := await self._spared(target, tag, record, checked)) is not None:
+                    return replace(spared, forward=Forward(200))
+                return _Pointed(checked, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
+            case _:
+                assert_never(action)
+
+    async def _check_in_time(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
+        """Check, but let no client wait for long when a good copy is held; the check goes on."""
+        late, rule = UpstreamTimeout("late"), self._rule(target, tag)
+        may = policy.on_failure(record.checked_at, rule, self._clock(), late) is Action.SERVE
+        held = may and await self._manifests.is_whole(target, record.descriptor.digest)
+        try:
+            async with asyncio.timeout(self._patience if held else None):
+                return await self._check(target, tag, record)
+        except TimeoutError:
+            raise UpstreamTimeout(f"{target.upstream} does not confirm {tag} in time") from None
+
+    async def _check(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
+        """Ask upstream where a known tag points; one question however many ask."""
+
+        async def ask() -> TagRecord:
+            try:
+                descriptor = await self._manifests.ask(target, tag)
+            except NotFound as error:
+                if (newer := await self._newer(target, tag, record)) is not None:
+                    return newer
+                rule = self._rule(target, tag)
+                if policy.on_failure(record.checked_at, rule, self._clock(), error) is Action.MISS:
+                    await self._index.drop_tag(target, tag)
+                raise
+            checked = TagRecord(descriptor, self._clock())
+            if (newer := await self._newer(target, tag, record)) is not None:
+                return newer
+            if await self._spared(target, tag, record, checked) is None:
+                await self._index.set_tag(target, tag, checked)
+            return checked
+
+        return await self._checks.do((target, tag), ask)
+
+    async def _newer(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord | None:
+        """Return the tag's record if another request replaced ``record`` during a check."""
+        current = await self._index.tag(target, tag)
+        return current if current is not None and current != record else None
+
+    async def _learn(self, target: Target, tag: Tag) -> TagRecord:
+        """Record a tag that is not known yet from a HEAD: some clients never GET it."""
+        record = TagRecord(await self._manifests.ask(target, tag), self._clock())
+        current = await self._index.tag(target, tag)
+        if current is not None:
+            return current  # a GET has been faster, and may know better
+        await self._index.set_tag(target, tag, record)
+        return record
+
+    async def _refresh(self, target: Target, tag: Tag) -> None:
+        """Check a tag behind the client's back, and fetch what is new."""
+        record = await self._index.tag(target, tag)
+        if record is None:
+            return
+        try:
+            checked = await self._check(target, tag, record)
+            if await self._spared(target, tag, record, checked) is None:
+                await self._manifests.get(target, checked.descriptor.digest, CacheDirective.ANY)
+        except UpstreamFailure as error:
+            failures = self._sources[target.upstream].upstream.failures
+            failures.report(error, "the copy that is held")
+        except RegistryError as error:
+            log.info("refresh failed", target=str(target), tag=tag, error=error.message)
+
+    async def _spared(
+        self, target: Target, tag: Tag, record: TagRecord, checked: TagRecord
+    ) -> Manifest | None:
+        """Return the copy that is held instead of a new one, when pulls are scarce.
+
+        What is left of a rate limit is then kept for what is not held at all.
+        """
+        rule, share = self._rule(target, tag), self._sources[target.upstream].upstream.budget.share
+        if not policy.is_scarce(rule, share):
+            return None
+        if await self._manifests.is_whole(target, checked.descriptor.digest):
+            return None
+        return await self._manifests.last_good(target, [record.descriptor.digest], SCARCE_WARNING)
+
+    async def _fetch_or_stand_in(self, target: Target, tag: Tag, record: TagRecord) -> Manifest:
+        try:
+            return await self._manifests.fetch_tag(target, tag)
+        except RegistryError as error:
+            return await self._stand_in(target, tag, record, error)
+
+    async def _stand_in(
+        self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
+    ) -> Manifest:
+        """Return a held copy instead of upstream's answer, or raise ``error``.
+
+        In this order:
+
+        1. The image that the tag names, held in full: nobody needs upstream.
+        2. The same image, its manifest held and some layers not. Nodes that have the layers need
+           only this answer, and an older image would set them back. Others get the missing layers
+           from upstream, through this cache or by themselves. Offline nothing reaches this method:
+           Podman and CRI-O choose a mirror by the manifest and ask nowhere else for its layers.
+        3. An older image of the tag, held in full, when the manifest itself is not held.
+        """
+        rule = self._rule(target, tag)
+        if policy.on_failure(record.checked_at, rule, self._clock(), error) is not Action.SERVE:
+            if isinstance(error, NotFound) and await self._newer(target, tag, record) is None:
+                await self._index.drop_tag(target, tag)
+            raise error
+        is_deleted = isinstance(error, NotFound)
+        warning = DELETED_WARNING if is_deleted else FAILED_WARNING
+        partial = DELETED_WARNING if is_deleted else PARTIAL_WARNING
+        current = record.descriptor.digest
+        copy = await self._manifests.last_good(target, [current], warning)
+        if copy is None:
+            copy = await self._manifests.held(target, current, partial)
+        if copy is None:
+            history = await self._index.history(target, tag)
+            earlier = [sighting.digest for sighting in reversed(history)]
+            copy = await self._manifests.last_good(target, earlier, warning)
+        if copy is None:
+            raise error
+        return replace(copy, forward=Forward(error.upstream_status, error))
+
+    def _rule(self, target: Target, tag: Tag) -> Rule:
+        source = self._sources[target.upstream]
+        return source.rule.of(tag, source.upstream.budget.share)

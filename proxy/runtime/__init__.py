@@ -1,0 +1,1 @@
+"""What every asyncio program needs, knowing nothing of registries."""

@@ -1,0 +1,1 @@
+"""Work on the cache that no pull waits for."""

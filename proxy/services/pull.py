@@ -1,0 +1,245 @@
+"""Pulls whole images into the cache, without a client that takes them.
+
+An index, the images in it that are wanted, and their configurations and layers. When the rate limit
+of upstream runs low, what is left of it is reserved for clients (``freshness.reserve``).
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from proxy.content.downloads import Downloads
+from proxy.core import policy
+from proxy.core.errors import ManifestUnknown, RegistryError, RequestInvalid, TooManyRequests
+from proxy.core.names import Digest, Image, Target
+from proxy.core.policy import CacheDirective
+from proxy.core.records import Child
+from proxy.core.tolerant_json import as_list, read_object
+from proxy.repository import Cache
+from proxy.repository.origins import Origin
+from proxy.repository.results import Manifest
+from proxy.runtime.executors import by_size
+from proxy.runtime.metrics import Outcome
+
+AT_ONCE: Final = 4
+"""Blobs that are fetched at the same time, of all images: clients must still get places."""
+
+REPORT_SECONDS: Final = 0.5
+_MAX_DEPTH: Final = 4
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Platforms:
+    """The platforms that are wanted of an index, as ``linux/arm64/v8``; none: all there are."""
+
+    wanted: tuple[str, ...]
+
+    def choose(self, index: bytes, listed: Iterable[Child]) -> list[Child]:
+        """Return those of an index's manifests that are wanted.
+
+        Raises ``ManifestUnknown`` if there are none.
+
+        A manifest without a platform is wanted. Attestations, whose platform is ``unknown``, belong
+        to all platforms only.
+        """
+        if not self.wanted:
+            return list(listed)
+        platforms = {
+            str(entry.get("digest")): entry.get("platform")
+            for entry in as_list(read_object(index).get("manifests"))
+            if isinstance(entry, dict)
+        }
+        chosen = [one for one in listed if self._has(platforms.get(one.digest))]
+        if not chosen:
+            names = sorted({_platform(entry) for entry in platforms.values()} - {"unknown/unknown"})
+            raise ManifestUnknown(
+                f"there is no image for {', '.join(self.wanted)}; there is {', '.join(names)}"
+            )
+        return chosen
+
+    def _has(self, platform: object) -> bool:
+        if not isinstance(platform, dict):
+            return True
+        name = _platform(platform)
+        return any(name == one or name.startswith(f"{one}/") for one in map(_usual, self.wanted))
+
+
+@dataclass(slots=True)
+class _Pull:
+    """One pull and how far it is: sizes of the blobs that are wanted, and those that have ended."""
+
+    target: Target
+    platforms: Platforms
+    sizes: dict[Digest, int] = field(default_factory=dict)
+    ended: set[Digest] = field(default_factory=set)
+    held: set[Digest] = field(default_factory=set)
+    missing: list[Event] = field(default_factory=list)
+    root: Digest | None = None
+    warning: str | None = None
+
+
+class Puller:
+    """Pulls images. Its downloads are those that clients join."""
+
+    def __init__(self, cache: Cache, sources: Mapping[str, Origin], flights: Downloads) -> None:
+        self._cache = cache
+        self._sources = sources
+        self._flights = flights
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """End what runs, soon and for good: its events end without ``done``."""
+        self._is_stopping = True
+
+    async def run(self, image: Image, platforms: Platforms) -> AsyncGenerator[Event]:
+        """Pull an image; yield how far it is, what could not be had, and the sums.
+
+        Raises ``RequestInvalid`` for a digest without a repository. Whoever stops reading ends it;
+        downloads that have begun go on. Without ``done`` at its end it was stopped.
+        """
+        if image.target is None:
+            raise RequestInvalid(f"{image}: name the repository too, as nginx@{image.digest}")
+        pull = _Pull(image.target, platforms)
+        yield {"event": "start", "image": str(image)}
+        work = asyncio.create_task(self._fetch(image, pull), name=f"pull {image}")
+        try:
+            while not (await asyncio.wait([work], timeout=REPORT_SECONDS))[0]:
+                if self._is_stopping:
+                    return
+                yield {"event": "progress", **self._so_far(pull)}
+            work.result()
+        finally:
+            work.cancel()
+            await asyncio.wait([work])
+        await self._mention_evicted(pull)
+        for missing in pull.missing:
+            yield missing
+        yield {
+            "event": "done",
+            "image": str(image),
+            "digest": pull.root,
+            **self._so_far(pull),
+            "fetched_bytes": self._fetched(pull),
+            "missing": len(pull.missing),
+            "warning": pull.warning,
+        }
+
+    async def _fetch(self, image: Image, pull: _Pull) -> None:
+        try:
+            root = await self._root(image, pull.target)
+        except RegistryError as error:
+            _miss(pull, str(image), error.message)
+            return
+        pull.root, pull.warning = root.descriptor.digest, root.warning
+        async with asyncio.TaskGroup() as group:
+            await self._take(pull, root, group)
+
+    async def _root(self, image: Image, target: Target) -> Manifest:
+        if image.digest is not None:
+            return await self._manifest(target, image.digest)
+        assert image.tag is not None
+        if not self._is_scarce(target):
+            return await self._cache.tags.get(target, image.tag, CacheDirective.REVALIDATE)
+        refreshed = await self._cache.tags.refresh(target, image.tag)  # by HEAD, which is free
+        return await self._manifest(target, refreshed.now)
+
+    async def _manifest(self, target: Target, digest: Digest) -> Manifest:
+        """Return a manifest. Raises ``TooManyRequests`` where fetching it would cost too much."""
+        if self._is_scarce(target) and not await self._cache.manifests.holds(digest):
+            raise TooManyRequests(
+                f"{target.upstream}: what is left of its rate limit is reserved for clients"
+            )
+        return await self._cache.manifests.get(target, digest, CacheDirective.ANY)
+
+    async def _take(
+        self, pull: _Pull, manifest: Manifest, group: asyncio.TaskGroup, depth: int = 0
+    ) -> None:
+        """Have a manifest on disk, and begin to fetch what it lists."""
+        target, digest = pull.target, manifest.descriptor.digest
+        try:
+            if manifest.outcome is Outcome.THROUGH:
+                raise ManifestUnknown("its format is not kept")
+            holds = self._cache.manifests.holds
+            if not await holds(digest) and not await self._cache.manifests.restore(target, digest):
+                raise ManifestUnknown("there is no room for it")
+            listed = manifest.children
+            if listed is None:
+                raise ManifestUnknown("what it lists is not understood")
+            chosen = await self._chosen(pull, manifest.body, listed.manifests)
+        except RegistryError as error:
+            _miss(pull, digest, error.message)
+            return
+        pull.held.add(digest)
+        for blob in listed.blobs:
+            if blob.digest not in pull.sizes:
+                pull.sizes[blob.digest] = blob.size
+                group.create_task(self._blob(pull, blob.digest), name="pull a blob")
+        for child in chosen if depth < _MAX_DEPTH else []:
+            try:
+                below = await self._manifest(target, child.digest)
+            except RegistryError as error:
+                _miss(pull, child.digest, error.message)
+            else:
+                await self._take(pull, below, group, depth + 1)
+
+    async def _chosen(self, pull: _Pull, body: bytes, listed: tuple[Child, ...]) -> list[Child]:
+        """Return the manifests to fetch of an index. Raises ``ManifestUnknown``."""
+        if not listed:
+            return []
+        return await by_size(len(body), lambda: pull.platforms.choose(body, listed))
+
+    async def _blob(self, pull: _Pull, digest: Digest) -> None:
+        async with self._places:
+            try:
+                if await self._cache.blobs.holds(digest):
+                    pull.held.add(digest)
+                if not await self._cache.blobs.fetch(pull.target, digest):
+                    _miss(pull, digest, "there is no room for it")
+            except RegistryError as error:
+                _miss(pull, digest, error.message)
+            pull.ended.add(digest)
+
+    async def _mention_evicted(self, pull: _Pull) -> None:
+        """Find out what has been evicted again, because the whole does not fit."""
+        known = {event["digest"] for event in pull.missing}
+        for digest in pull.ended - known:
+            if not await self._cache.blobs.holds(digest):
+                _miss(pull, digest, "it was evicted again: there is no room for all of it")
+
+    def _is_scarce(self, target: Target) -> bool:
+        source = self._sources[target.upstream]
+        return policy.is_scarce(source.rule, source.upstream.budget.share)
+
+    def _so_far(self, pull: _Pull) -> Event:
+        """Return the bytes of blobs that are here, and of all that are known to be wanted."""
+        done = sum(pull.sizes[digest] for digest in pull.ended)
+        for digest in pull.sizes.keys() - pull.ended:
+            flight = self._flights.live(pull.target, digest)
+            done += 0 if flight is None else flight.written
+        return {"bytes": done, "total": sum(pull.sizes.values())}
+
+    def _fetched(self, pull: _Pull) -> int:
+        missing = {event["digest"] for event in pull.missing}
+        fetched = pull.ended - pull.held - missing
+        return sum(pull.sizes[digest] for digest in fetched)
+
+
+def _miss(pull: _Pull, digest: str, reason: str) -> None:
+    pull.missing.append({"event": "missing", "digest": digest, "reason": reason})
+
+
+def _platform(entry: object) -> str:
+    """Return a platform's name, without what goes without saying."""
+    if not isinstance(entry, dict):
+        return "any"
+    parts = [str(entry.get(key) or "") for key in ("os", "architecture", "variant")]
+    return _usual("/".join(filter(None, parts)))
+
+
+def _usual(platform: str) -> str:
+    """Return a platform as containerd normalises it: arm64 is v8 anyway."""
+    return platform.removesuffix("/v8") if platform.endswith("/arm64/v8") else platform

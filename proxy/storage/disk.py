@@ -1,0 +1,231 @@
+"""The store on a local disk: one file for each blob in a ``Directory``.
+
+A blob is written to the spool, verified by the caller, fsynced, renamed, and its directory
+fsynced: what has a blob's name is that blob, also after a power cut.
+"""
+
+import asyncio
+import errno
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import structlog
+
+from proxy.core.errors import DigestInvalid, StorageError
+from proxy.core.names import Digest, parse_digest
+from proxy.runtime.executors import Pool, in_thread
+from proxy.storage import Quarantine, Spool
+from proxy.storage.directory import ALGORITHMS, Directory, remove
+from proxy.storage.quarantine import DiskQuarantine
+
+_SCAN_BATCH: Final = 1000
+_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+Result = TypeVar("Result")
+log = structlog.get_logger(__name__)
+
+
+class DiskBlob:
+    """An open blob file."""
+
+    __slots__ = ("fd", "size")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+
+    def read(self) -> bytes:
+        """Return all bytes. Raises ``StorageError``."""
+        try:
+            return os.pread(self.fd, self.size, 0)
+        except OSError as error:
+            raise StorageError(f"reading a blob: {error}") from error
+
+    def close(self) -> None:
+        """Close the file; twice does no harm."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class DiskSpool:
+    """A file in ``spool/``."""
+
+    __slots__ = ("_directory", "fd", "name")
+
+    def __init__(self, directory: Directory, name: str, size: int | None) -> None:
+        self._directory = directory
+        self.name: str | None = name
+        self.fd = directory.create(name, directory.spool)
+        if size:
+            try:
+                os.posix_fallocate(self.fd, 0, size)
+            except OSError:
+                self.discard()
+                self.close()
+                raise
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Write at ``offset``; blocks. Raises ``StorageError``."""
+        remaining = memoryview(data)
+        try:
+            while remaining:
+                written = os.pwrite(self.fd, remaining, offset)
+                remaining, offset = remaining[written:], offset + written
+        except OSError as error:
+            raise StorageError(f"writing to the spool: {error}") from error
+
+    def discard(self) -> None:
+        """Remove the file; readers that have it open are not disturbed.
+
+        Called before ``close``. What cannot be removed is emptied, and swept at the next start.
+        """
+        if self.name is not None:
+            name, self.name = self.name, None
+            try:
+                remove(name, self._directory.spool)
+            except OSError as error:
+                log.warning("a spool file cannot be removed", file=name, error=str(error))
+                with suppress(OSError):
+                    os.ftruncate(self.fd, 0)  # what nobody counts must not take room
+
+    def close(self) -> None:
+        """Close the file; twice does no harm."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class DiskStore:
+    """The blobs of a directory that this process has taken."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self.quarantine: Quarantine = DiskQuarantine(directory)
+        self._serial = itertools.count()
+        self._condemned: dict[Digest, asyncio.Event] = {}
+
+    def open(self, digest: Digest) -> DiskBlob | None:
+        """Return the blob, opened, or None when it is not held. Raises ``StorageError``."""
+        if digest in self._condemned:
+            return None
+        try:
+            name, directory = self._place(digest)
+            return _opened(os.open(name, _OPEN, dir_fd=directory))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise StorageError(f"opening {digest}: {error}") from error
+
+    async def spool(self, digest: Digest, size: int | None) -> DiskSpool:
+        """Return a new spool with ``size`` bytes reserved on the disk. Raises ``StorageError``."""
+        name = f"{next(self._serial)}-{digest.partition(':')[2][:16]}"
+        made: list[DiskSpool] = []
+        try:
+            await _in_thread(
+                "making a spool file",
+                lambda: made.append(DiskSpool(self._directory, name, size)),
+                Pool.WRITE,
+            )
+        except asyncio.CancelledError:
+            for spool in made:
+                spool.discard()
+                spool.close()
+            raise
+        return made[0]
+
+    async def put(self, digest: Digest, spool: Spool) -> None:
+        """Sync the spool, give it the blob's name, sync the directory. Raises ``StorageError``."""
+        assert isinstance(spool, DiskSpool)
+        while (deletion := self._condemned.get(digest)) is not None:
+            await deletion.wait()
+        await _in_thread(f"storing {digest}", lambda: self._put(digest, spool), Pool.SYNC)
+
+    def condemn(self, digests: list[Digest]) -> None:
+        """Hold these no longer, from this moment; ``delete`` must follow."""
+        for digest in digests:
+            self._condemned.setdefault(digest, asyncio.Event())
+
+    async def delete(self, digests: list[Digest]) -> list[Digest]:
+        """Unlink blobs, open ones go on being readable; return those that could not be."""
+        self.condemn(digests)
+        try:
+            return await in_thread(lambda: self._unlink(digests), Pool.WRITE)
+        finally:
+            for digest in digests:
+                if (deletion := self._condemned.pop(digest, None)) is not None:
+                    deletion.set()
+
+    async def scan(self) -> AsyncIterator[list[tuple[Digest, int, float]]]:
+        """Yield batches of (digest, size in bytes, modification time). Raises ``StorageError``."""
+        entries = self._entries()
+        while batch := await _in_thread(
+            "listing blobs", lambda: list(itertools.islice(entries, _SCAN_BATCH)), Pool.UPKEEP
+        ):
+            yield batch
+
+    def free(self) -> int:
+        """Return the bytes that this user may still write. Raises ``StorageError``."""
+        try:
+            status = os.statvfs(self._directory.fd)
+        except OSError as error:
+            raise StorageError(f"asking the file system: {error}") from error
+        return status.f_bavail * status.f_frsize
+
+    def _put(self, digest: Digest, spool: DiskSpool) -> None:
+        if spool.name is None:
+            raise StorageError(f"storing {digest}: the spool has been discarded")
+        name, directory = self._place(digest)
+        os.fsync(spool.fd)
+        os.rename(spool.name, name, src_dir_fd=self._directory.spool, dst_dir_fd=directory)
+        spool.name = None
+        try:
+            os.fsync(directory)
+        except OSError:
+            remove(name, directory)
+            raise
+
+    def _unlink(self, digests: list[Digest]) -> list[Digest]:
+        failed = []
+        for digest in digests:
+            try:
+                remove(*self._place(digest))
+            except OSError as error:
+                log.warning("a blob cannot be deleted", digest=digest, error=str(error))
+                failed.append(digest)
+        return failed
+
+    def _place(self, digest: Digest) -> tuple[str, int]:
+        """Return a blob's file name, and the descriptor of its directory."""
+        algorithm, _, encoded = digest.partition(":")
+        return encoded, self._directory.blobs[algorithm]
+
+    def _entries(self) -> Iterator[tuple[Digest, int, float]]:
+        for algorithm in ALGORITHMS:
+            with os.scandir(self._directory.blobs[algorithm]) as entries:
+                for entry in entries:
+                    try:
+                        digest = parse_digest(f"{algorithm}:{entry.name}")
+                        status = entry.stat(follow_symlinks=False)
+                    except (DigestInvalid, FileNotFoundError):
+                        continue
+                    if entry.is_file(follow_symlinks=False):
+                        yield digest, status.st_size, status.st_mtime
+
+
+def _opened(fd: int) -> DiskBlob:
+    try:
+        return DiskBlob(fd, os.fstat(fd).st_size)
+    except OSError:
+        os.close(fd)
+        raise
+
+
+async def _in_thread(what: str, work: Callable[[], Result], pool: Pool) -> Result:
+    try:
+        return await in_thread(work, pool)
+    except OSError as error:
+        raise StorageError(f"{what}: {error}") from error

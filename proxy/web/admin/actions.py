@@ -1,0 +1,204 @@
+"""What looks after the cache under ``/-/``: images, pins, what is in use, eviction, verification.
+
+Only for who is trusted: names tell, and most of it changes something. Streams are NDJSON.
+"""
+
+import asyncio
+import hmac
+import math
+from pathlib import Path
+from typing import Final
+
+from aiohttp.web import BaseRequest, StreamResponse
+
+from proxy.content.content import Content
+from proxy.content.in_use import MAX_FILE, Feeds
+from proxy.content.pins import Pin, Pins
+from proxy.core.errors import (
+    Denied,
+    RequestInvalid,
+    StorageError,
+    StorageUnavailable,
+    Unauthorized,
+    Unsupported,
+)
+from proxy.runtime.executors import in_thread
+from proxy.settings.units import parse_size
+from proxy.web.admin.documents import Document, Page, asked, is_true, reply, stream
+from proxy.web.admin.evictions import would_evict
+from proxy.web.admin.images import ImagePages, Services
+
+_DEFAULT_LIFE: Final = 3600.0
+_LONGEST_LIFE: Final = 7 * 86400.0
+
+
+class Token:
+    """The secret that proves trust over TCP; None as file: nobody is trusted there."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+
+    def use(self, file: Path | None) -> None:
+        """Expect the token in this file from now on."""
+        self._file = file
+
+    async def require(self, request: BaseRequest) -> None:
+        """Raise ``Denied`` or ``Unauthorized`` unless the request carries the token."""
+        file = self._file
+        if file is None:
+            raise Denied(
+                "this needs the admin socket in the cache's directory, or a token: "
+                "set admin.token_file"
+            )
+        try:
+            token = (await in_thread(file.read_bytes)).strip()
+        except OSError as error:
+            raise Denied(f"the file of admin.token_file cannot be read: {error.strerror}") from None
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if not token or not hmac.compare_digest(given, b"Bearer " + token):
+            raise Unauthorized("this needs the admin token: Authorization: Bearer …")
+
+
+WAIT_SECONDS: Final = 10.0
+"""For so long a command waits until all that is held is known."""
+
+
+class Control:
+    """Answers for the trusted. Every page raises ``RegistryError`` for what is wrong."""
+
+    def __init__(
+        self, content: Content, pins: Pins, feeds: Feeds, services: Services, token: Token
+    ) -> None:
+        self._index = content.index
+        self._evictor = content.evictor
+        self.pins = pins
+        self._feeds = feeds
+        self._verifier = services.verifier
+        self.token = token
+        self._pages: dict[str, dict[str, Page]] = {
+            "/-/pins": {"GET": self._get_pins, "PUT": self._put_pin, "DELETE": self._delete_pin},
+            "/-/in-use": {"GET": self._get_in_use, "PUT": self._put_in_use},
+            "/-/evict": {"GET": self._get_evict, "POST": self._post_evict},
+            "/-/verify": {"POST": self._post_verify},
+            **ImagePages(content, pins, feeds, services).pages,
+        }
+
+    def has(self, path: str) -> bool:
+        """Tell whether a page is one of these."""
+        return path in self._pages
+
+    async def answer(self, request: BaseRequest) -> StreamResponse:
+        """Answer a request whose sender is trusted. Raises ``RegistryError``."""
+        pages = self._pages[request.path]
+        page = pages.get(request.method)
+        if page is None:
+            problem = f"{request.method} {request.path}: there is no such thing to do"
+            raise Unsupported(problem, allowed=pages)
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._index.ready()
+        except TimeoutError:
+            reason = self._index.failure or "the index is still being read"
+            raise StorageUnavailable(f"{reason}; try again later") from None
+        return await page(request)
+
+    async def _get_pins(self, _: BaseRequest) -> StreamResponse:
+        pins = self.pins.all()
+        total = sum(pin.bytes for pin in pins)
+        limit = self.pins.limit()
+        return reply({"pins": [_pin(pin) for pin in pins], "bytes": total, "limit_bytes": limit})
+
+    async def _put_pin(self, request: BaseRequest) -> StreamResponse:
+        try:
+            return reply(_pin(await self.pins.add(asked(request, "pin"))))
+        except StorageError as error:
+            raise StorageUnavailable(f"the pin cannot be kept: {error}") from error
+
+    async def _delete_pin(self, request: BaseRequest) -> StreamResponse:
+        name = asked(request, "pin")
+        try:
+            removed = await self.pins.remove(name)
+        except StorageError as error:
+            raise StorageUnavailable(f"the pin cannot be removed: {error}") from error
+        return reply({"pin": name, "removed": removed})
+
+    async def _get_in_use(self, _: BaseRequest) -> StreamResponse:
+        feeds = [
+            {"source": feed.source, "images": feed.named, "expires_at": feed.expires_at}
+            for feed in self._feeds.all()
+        ]
+        images = sorted({str(image) for image in self._feeds.images()})
+        return reply({"feeds": feeds, "images": images})
+
+    async def _put_in_use(self, request: BaseRequest) -> StreamResponse:
+        text = await _body(request)
+        source = request.query.get("source", "default")
+        life = _number(request.query.get("ttl"), _DEFAULT_LIFE, _LONGEST_LIFE)
+        told = await self._feeds.tell(source, text, life)
+        return reply(
+            {
+                "source": source,
+                "images": told.feed.named,
+                "expires_at": told.feed.expires_at,
+                "not_understood": told.not_understood,
+            }
+        )
+
+    async def _get_evict(self, request: BaseRequest) -> StreamResponse:
+        wanted = _size(request)
+        return await stream(request, would_evict(self._index, self._evictor, wanted))
+
+    async def _post_evict(self, request: BaseRequest) -> StreamResponse:
+        blobs, freed = await self._evictor.evict(_size(request))
+        return reply({"blobs": blobs, "bytes": freed})
+
+    async def _post_verify(self, request: BaseRequest) -> StreamResponse:
+        events = self._verifier.run(
+            repair=is_true(request, "repair"),
+            rate=_bytes(request.query.get("rate", "0"), "rate"),
+            restart=is_true(request, "restart"),
+        )
+        return await stream(request, events)
+
+
+async def _body(request: BaseRequest) -> str:
+    content = await request.content.read(MAX_FILE + 1)
+    while len(content) <= MAX_FILE and (more := await request.content.read(MAX_FILE)):
+        content += more
+    if len(content) > MAX_FILE:
+        raise RequestInvalid(f"at most {MAX_FILE} bytes")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise RequestInvalid("not UTF-8 text") from None
+
+
+def _size(request: BaseRequest) -> int:
+    return _bytes(asked(request, "bytes"), "bytes")
+
+
+def _bytes(text: str, name: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise RequestInvalid(f"{name}: {error}") from None
+
+
+def _number(text: str | None, otherwise: float, most: float) -> float:
+    try:
+        number = otherwise if text is None else float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise RequestInvalid("ttl is a number of seconds")
+    return min(max(1.0, number), most)
+
+
+def _pin(pin: Pin) -> Document:
+    return {
+        "pin": pin.name,
+        "source": "configured" if pin.is_configured else "added",
+        "images": pin.images,
+        "bytes": pin.bytes,
+        "refused": pin.refused,
+    }

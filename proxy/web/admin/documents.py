@@ -1,0 +1,71 @@
+"""Answers under ``/-/``: JSON documents, streams of them a line each, and what queries say."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import Any, Final
+
+from aiohttp.web import BaseRequest, Response, StreamResponse
+
+from proxy.core.errors import RequestInvalid
+from proxy.web.paced import PacedResponse
+
+JSON: Final = "application/json"
+NDJSON: Final = "application/x-ndjson"
+FLUSH_LINES: Final = 100
+
+Document = dict[str, Any]
+Page = Callable[[BaseRequest], Awaitable[StreamResponse]]
+
+
+async def stream(request: BaseRequest, documents: AsyncGenerator[Document]) -> StreamResponse:
+    """Send documents, a line each; what fails before the first is raised."""
+    async with aclosing(documents) as lines:
+        first = await anext(lines, None)
+        response = StreamResponse(headers={"Content-Type": NDJSON})
+        with suppress(ConnectionError):  # whoever leaves ends it
+            await response.prepare(request)
+            if first is not None:
+                await response.write(_line(first))
+            await _send(response, lines)
+            await response.write_eof()
+    return response
+
+
+async def _send(response: StreamResponse, documents: AsyncGenerator[Document]) -> None:
+    """Send lines: events at once, others some at a time."""
+    pending, count = b"", 0
+    async for document in documents:
+        pending += _line(document)
+        count += 1
+        if "event" in document or count % FLUSH_LINES == 0:
+            await response.write(pending)
+            await asyncio.sleep(0)  # a write waits only for a client that is slow
+            pending = b""
+    await response.write(pending)
+
+
+def asked(request: BaseRequest, name: str) -> str:
+    """Return a parameter that must be there. Raises ``RequestInvalid``."""
+    value = request.query.get(name)
+    if not value:
+        raise RequestInvalid(f"say which: ?{name}=…")
+    return value
+
+
+def is_true(request: BaseRequest, name: str) -> bool:
+    """Return a parameter that is ``true`` or ``false``, which it is without it."""
+    value = request.query.get(name, "false")
+    if value not in ("true", "false"):
+        raise RequestInvalid(f"{name} is true or false")
+    return value == "true"
+
+
+def _line(document: Document) -> bytes:
+    return json.dumps(document).encode() + b"\n"
+
+
+def reply(document: Document) -> Response:
+    """Return a response that is one document."""
+    return PacedResponse(body=json.dumps(document).encode(), content_type=JSON)

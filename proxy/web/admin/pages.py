@@ -1,0 +1,275 @@
+"""Everything of our own: ``/-/stats``, ``/-/healthz``, ``/-/readyz``, ``/metrics``, ``control``."""
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from aiohttp.web import BaseRequest, Response, StreamResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from proxy import VERSION
+from proxy.content.content import Content
+from proxy.content.downloads import Downloads
+from proxy.core.errors import Denied, PathNotFound, RegistryError, Unauthorized, Unsupported
+from proxy.runtime.metrics import Gauge, Metrics, registry
+from proxy.upstream.budget import Budget
+from proxy.upstream.circuit_breaker import Patience
+from proxy.upstream.registry import Upstream
+from proxy.web.admin import welcome
+from proxy.web.admin.actions import Control
+from proxy.web.paced import PacedResponse
+
+JSON: Final = "application/json"
+
+
+class Admin:
+    """Shows what the proxy does to everybody, and lets the trusted look after it."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        content: Content,
+        *,
+        flights: Downloads,
+        upstreams: Mapping[str, Upstream],
+        control: Control,
+    ) -> None:
+        self._control = control
+        self._metrics = metrics
+        self._upstreams = upstreams
+        self._index = content.index
+        self._evictor = content.evictor
+        self._store = content.store
+        self._flights = flights
+        self._started = time.monotonic()
+        self._prometheus = registry(metrics, self._gauges, VERSION)
+        self.is_stopping = False
+
+    async def handle(self, request: BaseRequest) -> StreamResponse:
+        """Answer one request that came over TCP."""
+        return await self._handle(request, self._control.token.require)
+
+    async def handle_trusted(self, request: BaseRequest) -> StreamResponse:
+        """Answer one request that came through the admin socket."""
+        return await self._handle(request, _trust)
+
+    async def _handle(
+        self, request: BaseRequest, require: Callable[[BaseRequest], Awaitable[None]]
+    ) -> StreamResponse:
+        try:
+            if self._control.has(request.path):
+                await require(request)
+                return await self._control.answer(request)
+            if request.path == "/-/stats" and await _is_allowed(request, require):
+                _require_read(request)
+                return _json(self.stats())
+            return self._answer(request)
+        except RegistryError as error:
+            return PacedResponse(
+                status=error.status, body=error.body(), headers=error.headers(), content_type=JSON
+            )
+
+    def _answer(self, request: BaseRequest) -> Response:
+        _require_read(request)
+        match request.path:
+            case "/":
+                return welcome.page(request)
+            case "/metrics":
+                return PacedResponse(
+                    body=generate_latest(self._prometheus),
+                    headers={"Content-Type": CONTENT_TYPE_LATEST},
+                )
+            case "/-/stats":
+                return _json(_public(self.stats()))
+            case "/-/healthz":
+                return _json({"status": "ok"})
+            case "/-/readyz" if self.is_stopping:
+                return _json({"status": "stopping"}, status=503)
+            case "/-/readyz" if reasons := self._failures():
+                return _json({"status": "not ready", "reasons": reasons}, status=503)
+            case "/-/readyz":
+                return _json({"status": "ready"})
+            case _:
+                raise PathNotFound(
+                    "no such page; there are /-/stats, /-/healthz, /-/readyz and /metrics"
+                )
+
+    def _failures(self) -> dict[str, str]:
+        """Return why the proxy is not ready, by what has failed and is tried again."""
+        found = {"index": self._index.failure, "storage": self._evictor.failure}
+        return {name: reason for name, reason in found.items() if reason} | dict(
+            self._metrics.readiness.reasons
+        )
+
+    def stats(self) -> dict[str, Any]:
+        """Return the numbers of ``/-/stats``: totals since the start, and what is held now.
+
+        Seconds and bytes throughout. Includes names, which only the trusted may see.
+        """
+        usage, cache = self._index.usage(), self._metrics.cache
+        return {
+            "version": VERSION,
+            "uptime_seconds": round(time.monotonic() - self._started, 3),
+            "total": self._metrics.total().snapshot(),
+            "upstreams": {
+                name: self._metrics.of(name).snapshot() | _state(upstream)
+                for name, upstream in self._upstreams.items()
+            },
+            "cache": {
+                "bytes": self._evictor.used,
+                "limit_bytes": self._evictor.limit,
+                "pinned_bytes": self._control.pins.bytes,
+                "quarantined_bytes": self._store.quarantine.bytes,
+                "files": usage.files,
+                "evictions": cache.evictions,
+                "evicted_bytes": cache.evicted_bytes,
+                "oldest_use": self._evictor.oldest_use(),
+                "corrupted": cache.corrupted,
+                "repaired": cache.repaired,
+                "verified_blobs": cache.verified,
+                "content_mismatches": cache.mismatches,
+                "storage_errors": cache.storage_errors,
+                "stalled_clients": cache.stalled_clients,
+                "refused_connections": cache.refused_connections,
+                "index_bytes": self._index.file_bytes,
+                "index_dropped_rows": self._index.dropped_rows,
+                "prefetched_blobs": cache.prefetched_blobs,
+                "prefetched_bytes": cache.prefetched_bytes,
+                "prefetched_used_blobs": cache.prefetched_used_blobs,
+                "prefetched_used_bytes": cache.prefetched_used_bytes,
+            },
+            "downloads": [
+                {
+                    "digest": flight.digest,
+                    "upstream": flight.target.upstream,
+                    "repository": flight.target.repo,
+                    "bytes": flight.written,
+                    "size": flight.size,
+                }
+                for flight in self._flights.all()
+            ],
+        }
+
+    def _gauges(self) -> list[Gauge]:
+        gauges = [
+            Gauge("cache_bytes", "Disk bytes in use or promised.", self._evictor.used),
+            Gauge("cache_limit_bytes", "Most disk bytes that may be used.", self._evictor.limit),
+            Gauge("cache_pinned_bytes", "Disk bytes that are pinned.", self._control.pins.bytes),
+            Gauge(
+                "cache_quarantined_bytes",
+                "Disk bytes of content that has gone bad.",
+                self._store.quarantine.bytes,
+            ),
+            Gauge(
+                "cache_oldest_use_seconds",
+                "How long the coldest content that may be evicted has not been used.",
+                0.0 if (oldest := self._evictor.oldest_use()) is None else time.time() - oldest,
+            ),
+            Gauge("cache_files", "Blobs and manifests held.", self._index.usage().files),
+            Gauge("index_bytes", "Bytes of the index's own files.", self._index.file_bytes),
+            Gauge(
+                "index_dropped_rows",
+                "Rows of the index that could not be read and are deleted.",
+                self._index.dropped_rows,
+            ),
+            Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
+        ]
+        for name, upstream in self._upstreams.items():
+            gauges += _health(name, upstream.patience)
+            budget = upstream.budget
+            if budget.share is not None and budget.limit and budget.remaining is not None:
+                limit, left = "Pulls that upstream allows.", "Pulls that are left of those."
+                gauges.append(Gauge("upstream_rate_limit", limit, budget.limit, name))
+                gauges.append(Gauge("upstream_rate_limit_remaining", left, budget.remaining, name))
+        return gauges
+
+
+def _require_read(request: BaseRequest) -> None:
+    if request.method not in ("GET", "HEAD"):
+        raise Unsupported(f"{request.method}: nothing here can be changed")
+
+
+async def _is_allowed(
+    request: BaseRequest, require: Callable[[BaseRequest], Awaitable[None]]
+) -> bool:
+    """Return True if the request may see names; others get the page without them."""
+    try:
+        await require(request)
+    except (Denied, Unauthorized):
+        return False
+    return True
+
+
+def _public(stats: dict[str, Any]) -> dict[str, Any]:
+    """Return the statistics without names of content and without our address at a registry.
+
+    A digest is left out too: for public images it leads to the name.
+    """
+    downloads = [
+        {name: download[name] for name in ("upstream", "bytes", "size")}
+        for download in stats["downloads"]
+    ]
+    upstreams = {
+        name: numbers | {"rate_limit": _without_source(numbers["rate_limit"])}
+        for name, numbers in stats["upstreams"].items()
+    }
+    return stats | {"downloads": downloads, "upstreams": upstreams}
+
+
+def _without_source(limit: dict[str, object] | None) -> dict[str, object] | None:
+    if limit is None:
+        return None
+    return {name: value for name, value in limit.items() if name != "source"}
+
+
+async def _trust(_: BaseRequest) -> None:
+    """Ask for nothing: who reaches the socket may read the cache's directory."""
+
+
+def _health(name: str, patience: Patience) -> list[Gauge]:
+    """Return what is known of an upstream's state."""
+    gauges = [
+        Gauge("upstream_up", "0 if it failed since its last answer.", patience.is_up, name),
+        Gauge(
+            "upstream_circuit_state",
+            "0 closed, 1 the next request probes, 2 open: the upstream is left alone.",
+            patience.circuit.value,
+            name,
+        ),
+    ]
+    if (last := _last_success(patience)) is not None:
+        text = "When it answered last, Unix seconds."
+        gauges.append(Gauge("upstream_last_success_timestamp_seconds", text, last, name))
+    return gauges
+
+
+def _state(upstream: Upstream) -> dict[str, object]:
+    patience = upstream.patience
+    return {
+        "up": patience.is_up,
+        "circuit": patience.circuit.name.lower(),
+        "last_success": _last_success(patience),
+        "rate_limit": _rate_limit(upstream.budget),
+    }
+
+
+def _last_success(patience: Patience) -> float | None:
+    """Return when an upstream answered last, Unix seconds."""
+    since = patience.seconds_since_answer
+    return None if since is None else round(time.time() - since, 3)
+
+
+def _rate_limit(budget: Budget) -> dict[str, object] | None:
+    if budget.share is None:
+        return None
+    return {
+        "limit": budget.limit,
+        "remaining": budget.remaining,
+        "window_seconds": budget.window,
+        "source": budget.source,
+    }
+
+
+def _json(document: dict[str, Any], status: int = 200) -> Response:
+    return PacedResponse(status=status, body=json.dumps(document).encode(), content_type=JSON)

@@ -1,0 +1,201 @@
+"""Moves bytes to sockets: zero-copy where there is no TLS, from files complete or still growing.
+
+uvloop has no ``loop.sendfile`` and refuses watchers on a transport's own descriptor; a duplicate
+may be watched. What has begun and cannot be finished ends with a closed connection, never with a
+body that looks complete.
+"""
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from aiohttp.web import BaseRequest, StreamResponse
+
+from proxy.core.errors import StorageError, is_disk_error
+from proxy.web.readahead import warm
+
+CHUNK: Final = 128 * 1024
+"""Bytes of one write, and of what may wait to be taken: under TLS that costs four times as much."""
+
+SENDFILE_BYTES: Final = 1024 * 1024
+_HEADER_POLL: Final = 0.002
+_NO_SENDFILE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+Readable = Callable[[int], Awaitable[int]]
+"""Tells up to where bytes may be read from an offset; waits for more; the offset at the end."""
+
+
+class ClientLeftError(Exception):
+    """The client closed the connection before it had everything."""
+
+
+class Sending:
+    """One response on its way; ``sent`` counts body bytes."""
+
+    def __init__(self, request: BaseRequest, response: StreamResponse) -> None:
+        self._request = request
+        self._response = response
+        self.sent = 0
+
+    async def file(self, fd: int, start: int, stop: int | None, readable: Readable) -> None:
+        """Send bytes ``start`` to ``stop`` (None: the end) of a file that may still grow.
+
+        Raises ``ClientLeftError``, ``StorageError``, or what ``readable`` raises.
+        """
+        transport = self._request.transport
+        if transport is None:
+            raise ClientLeftError
+        if transport.get_extra_info("sslcontext") is None and self._response.content_length:
+            await self._by_sendfile(transport, fd, start, stop, readable)
+        else:
+            transport.set_write_buffer_limits(high=CHUNK)
+            await self._by_write(fd, start, stop, readable)
+
+    async def chunks(self, chunks: AsyncIterator[bytes]) -> None:
+        """Send a body as it comes. Raises ``ClientLeftError``, or what ``chunks`` raises."""
+        async for chunk in chunks:
+            await self.write(chunk)
+
+    async def _by_write(self, fd: int, start: int, stop: int | None, readable: Readable) -> None:
+        offset = start
+        while stop is None or offset < stop:
+            end = await readable(offset)
+            if end <= offset:
+                break
+            known = end if stop is None else min(end, stop)
+            end = min(known, offset + CHUNK)
+            with _reading():
+                await warm(fd, offset, end, known)
+                chunk = os.pread(fd, end - offset, offset)
+            if not chunk:
+                raise StorageError("the file shrank while it was sent")
+            await self.write(chunk)
+            offset += len(chunk)
+            await asyncio.sleep(0)  # a write waits only when the kernel takes no more
+
+    async def _by_sendfile(
+        self,
+        transport: asyncio.Transport,
+        fd: int,
+        start: int,
+        stop: int | None,
+        readable: Readable,
+    ) -> None:
+        while transport.get_write_buffer_size():  # the header block must leave first
+            await asyncio.sleep(_HEADER_POLL)
+            if transport.is_closing():
+                raise ClientLeftError
+        if transport.is_closing():
+            raise ClientLeftError
+        try:
+            socket = os.dup(transport.get_extra_info("socket").fileno())  # the loop's is not ours
+        except OSError:  # too many are open
+            await self._by_write(fd, start, stop, readable)
+            return
+        before = self.sent
+        try:
+            offset = start
+            while stop is None or offset < stop:
+                end = await readable(offset)
+                if end <= offset:
+                    break
+                end = end if stop is None else min(end, stop)
+                offset = await self._stretch(socket, fd, offset, end)
+        except _SendfileUnsupportedError:
+            await self._by_write(fd, start + self.sent - before, stop, readable)
+        finally:
+            os.close(socket)
+
+    async def _stretch(self, socket: int, fd: int, offset: int, end: int) -> int:
+        """Send what is there, letting the loop turn between calls; return the new offset."""
+        warm_until = offset
+        while offset < end:
+            if offset >= warm_until:
+                warm_until = min(end, offset + SENDFILE_BYTES)
+                with _reading():
+                    await warm(fd, offset, warm_until, end)
+            try:
+                sent = os.sendfile(socket, fd, offset, warm_until - offset)
+            except BlockingIOError:
+                await _writable(socket)
+                warm_until = offset  # who is slow may find it forgotten
+                continue
+            except OSError as error:
+                raise _failed_sendfile(error) from error
+            if sent == 0:
+                raise StorageError("the file shrank while it was sent")
+            offset += sent
+            self.sent += sent
+            await asyncio.sleep(0)
+        return offset
+
+    async def begin(self) -> None:
+        """Send the headers. Raises ``ClientLeftError``."""
+        try:
+            await self._response.prepare(self._request)
+        except ConnectionError as error:
+            raise ClientLeftError from error
+
+    async def write(self, chunk: bytes | memoryview) -> None:
+        """Send some bytes, at the client's pace. Raises ``ClientLeftError``."""
+        rest = memoryview(chunk)
+        while rest:
+            piece, rest = rest[:CHUNK], rest[CHUNK:]
+            try:
+                await self._response.write(piece)
+            except ConnectionError as error:
+                raise ClientLeftError from error
+            self.sent += len(piece)
+
+    async def finish(self) -> None:
+        """End the body. Raises ``ClientLeftError``."""
+        try:
+            await self._response.write_eof()
+        except ConnectionError as error:
+            raise ClientLeftError from error
+
+
+class _SendfileUnsupportedError(Exception):
+    """The file system has no ``sendfile``."""
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Raise ``StorageError`` for an error of the disk; other errors do not count against a file."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_error(error):
+            raise StorageError(f"sending a blob: {error}") from error
+        raise
+
+
+def _failed_sendfile(error: OSError) -> Exception:
+    """Return what a failed ``sendfile`` means, which may be due to the file or to the socket.
+
+    Any error that disks do not report is due to the socket: the list of what networks report is
+    open (ETIMEDOUT, EHOSTUNREACH, ENOBUFS, ...), and a healthy blob must not be given up for one.
+    """
+    if is_disk_error(error):
+        return StorageError(f"sending a blob: {error}")
+    if error.errno in _NO_SENDFILE:
+        return _SendfileUnsupportedError()
+    return ClientLeftError()
+
+
+async def _writable(socket: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(socket, _set, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(socket)
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -1,0 +1,60 @@
+import time
+
+import pytest
+
+from proxy.cli.formatting import age, count, printable, table
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.5, "0s"),
+        (-90, "0s"),
+        (59.5, "59s"),
+        (61, "1m"),
+        (3599, "59m"),
+        (3700, "1h"),
+        (86399, "23h"),
+        (90000, "1d"),
+    ],
+)
+def test_an_age_is_its_largest_unit(seconds: float, told: str) -> None:
+    assert age(time.time() - seconds) == told
+
+
+def test_what_is_not_known_has_no_age() -> None:
+    assert age(None) == "-"
+
+
+def test_counts() -> None:
+    assert [count(n, "blob") for n in (0, 1, 12345)] == ["0 blobs", "1 blob", "12,345 blobs"]
+
+
+def test_control_characters_are_replaced() -> None:
+    assert printable("a\tb\x1b[2J\r\u202e é") == "a\ufffdb\ufffd[2J\ufffd\ufffd é"
+
+
+def test_a_table_is_as_wide_as_it_gets() -> None:
+    assert list(table(("A", "B"), [("long name", "1"), ("x", "")])) == [
+        "A          B",
+        "long name  1",
+        "x",
+    ]
+
+
+def test_a_name_that_leaves_no_room_has_a_line_to_itself() -> None:
+    assert list(table(("A", "B"), [("long name", "1"), ("x", "2")], width=9)) == [
+        "A       B",
+        "long name",
+        "        1",
+        "x       2",
+    ]
+
+
+def test_a_terminal_too_narrow_for_anything() -> None:
+    assert list(table(("A", "B", "C"), [("long", "much", ""), ("x", "1", "2")], width=4)) == [
+        "long",
+        "  much",
+        "x",
+        "  1, 2",
+    ]

@@ -1,0 +1,111 @@
+"""Request lines: complete, the same however they are put together, and never waited for."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+import structlog
+
+from proxy.runtime import logs
+from proxy.runtime.logs import RequestLog
+
+
+class Broken(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError("no space")
+
+
+def log_to(stream: io.StringIO, form: Any = "json", drops: list[int] | None = None) -> RequestLog:
+    render = logs.configure("info", form, stream)
+    lost: list[int] = [] if drops is None else drops
+    return RequestLog(render, stream, level="info", on_drop=lambda: lost.append(1))
+
+
+def test_a_line_has_what_is_known() -> None:
+    stream = io.StringIO()
+    log = log_to(stream)
+    shared = {"method": "GET", "error": None, "agent": 'quo"ted \x01', "bytes": 3}
+    log.add(shared, 0.0000123, "::1")
+    log.add(shared, 1.5, None)
+    log.add({"method": "HEAD"}, 0.0, "10.0.0.1")
+    log.flush()
+    first, second, third = map(json.loads, stream.getvalue().splitlines())
+    stamps = [line.pop("timestamp") for line in (first, second, third)]
+    assert all(len(stamp) == len("2024-01-01T00:00:00.000000Z") for stamp in stamps)
+    assert stamps == sorted(stamps)
+    usual = {"event": "request", "level": "info"}
+    known = usual | {"method": "GET", "agent": 'quo"ted \x01', "bytes": 3}
+    assert first == known | {"seconds": 0.000012, "client": "::1"}
+    assert second == known | {"seconds": 1.5}
+    assert third == usual | {"method": "HEAD", "seconds": 0.0, "client": "10.0.0.1"}
+
+
+def test_a_line_for_people() -> None:
+    stream = io.StringIO()
+    log = log_to(stream, "console")
+    log.add({"method": "GET", "error": None}, 0.25, "::1")
+    log.flush()
+    [line] = stream.getvalue().splitlines()
+    assert "method=GET" in line
+    assert "seconds=0.25" in line
+    assert "client=::1" in line
+    assert "error" not in line
+
+
+def test_many_lines_are_written_some_at_a_time() -> None:
+    stream = io.StringIO()
+    log = log_to(stream)
+    for number in range(logs.BATCH + 1):
+        log.add({"number": number}, 0.0, None)
+    log.flush()
+    assert len(stream.getvalue().splitlines()) == logs.BATCH
+    log.flush()
+    numbers = [json.loads(line)["number"] for line in stream.getvalue().splitlines()]
+    assert numbers == list(range(logs.BATCH + 1))
+
+
+def test_a_flood_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MAX_PENDING", 2)
+    drops: list[int] = []
+    log = log_to(io.StringIO(), drops=drops)
+    for _ in range(5):
+        log.add({}, 0.0, None)
+    assert len(drops) == 3
+
+
+def test_what_cannot_be_written_is_counted() -> None:
+    drops: list[int] = []
+    log = log_to(Broken(), drops=drops)
+    log.add({}, 0.0, None)
+    log._flush_or_drop()
+    assert drops == [1]
+    log._flush_or_drop()
+    assert drops == [1]
+
+
+def test_what_cannot_be_said_fails_nobody() -> None:
+    log_to(Broken())
+    structlog.get_logger("proxy").error("the disk is full")
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize(
+    ("level", "logged"),
+    [("debug", [200, 404, 500, 502]), ("info", [200, 404, 500, 502]), ("warning", [500, 502]),
+     ("error", [])],
+)  # fmt: skip
+def test_t66_requests_that_end_in_5xx_are_warnings(
+    form: Any, level: logs.Level, logged: list[int]
+) -> None:
+    stream = io.StringIO()
+    render = logs.configure(level, form, stream)
+    log = RequestLog(render, stream, level=level, on_drop=lambda: None)
+    for status in (200, 404, 500, 502):
+        log.add({"status": status}, 0.0, None)
+    log.flush()
+    lines = stream.getvalue().splitlines()
+    assert [next(s for s in (200, 404, 500, 502) if str(s) in line) for line in lines] == logged
+    shown = [(status, line) for status, line in zip(logged, lines, strict=True)]
+    assert all(("warning" in line) == (status >= 500) for status, line in shown)

@@ -1,0 +1,228 @@
+"""Dropping images through the running proxy: what goes, what stays, and what does not come back."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, UnixConnector
+
+from tests.fakes import content
+from tests.fakes.upstream import FakeUpstream
+from tests.running import Proxy, Start, until
+from tests.web.admin.test_actions import Operator
+
+BLOCK = 4096
+ONE, TWO = content.image("one"), content.image("two")
+INDEX = content.multi_platform("index")
+APP = "docker.io/library/app"
+
+
+@pytest.fixture
+async def proxy(start: Start, upstream: FakeUpstream) -> Proxy:
+    upstream.add("library/app", ONE, tags=["1", "one"])
+    upstream.add("library/app", TWO, tags=["2"])
+    upstream.add("library/app", INDEX, tags=["index"])
+    upstream.add("library/copy", ONE, tags=["1"])
+    return await start()
+
+
+@pytest.fixture
+async def operator(proxy: Proxy) -> AsyncIterator[Operator]:
+    async with ClientSession(connector=UnixConnector(str(proxy.storage / "admin.sock"))) as session:
+        yield Operator(session)
+
+
+async def pull(proxy: Proxy, name: str, ref: str, image: content.Image) -> None:
+    assert (await proxy.get(f"/v2/{name}/manifests/{ref}")).status == 200
+    for digest in image.blobs:
+        assert (await proxy.get(f"/v2/{name}/blobs/{digest}")).status == 200
+    await proxy.settled()
+
+
+async def drop(operator: Operator, name: str, **query: str) -> list[dict[str, Any]]:
+    return await operator.lines("DELETE", "images", match=name, **query)
+
+
+def tree(*images: content.Content) -> set[str]:
+    return {digest for image in images for digest in (*image.manifests, *image.blobs)}
+
+
+async def names(operator: Operator) -> list[str]:
+    return [line["name"] for line in await operator.lines("GET", "images")]
+
+
+async def test_t68_a_dropped_tag_frees_its_disk_and_nothing_else(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    await pull(proxy, "app", "1", ONE)
+    await pull(proxy, "app", "2", TWO)
+    before = proxy.stats["cache"]["bytes"]
+    foretold = await drop(operator, "app:1", dry_run="true")
+    assert proxy.held() == tree(ONE, TWO), "a dry run drops nothing"
+    told = await drop(operator, "app:1")
+    assert told == foretold
+    known = {"event": "image", "name": f"{APP}:1", "digest": ONE.digest}
+    size = len(tree(ONE)) * BLOCK
+    assert told == [
+        known | {"dropped": True, "reason": None, "bytes": size},
+        {"event": "done", "images": 1, "refused": 0, "blobs": len(tree(ONE)), "bytes": size},
+    ]
+    assert proxy.held() == tree(TWO)
+    assert proxy.stats["cache"]["bytes"] == before - size
+    assert await names(operator) == [f"{APP}:2"]
+    asked = len(upstream.requests)
+    await pull(proxy, "app", "1", ONE)
+    assert len(upstream.requests) >= asked + 1 + len(ONE.blobs), "a later pull fetches it anew"
+    assert proxy.held() == tree(ONE, TWO)
+
+
+async def test_t68_what_another_tag_or_repository_needs_stays(
+    operator: Operator, proxy: Proxy
+) -> None:
+    await pull(proxy, "app", "1", ONE)
+    await pull(proxy, "app", "one", ONE)
+    await pull(proxy, "copy", "1", ONE)
+    for name in ("app:1", "app:one"):
+        [image, done] = await drop(operator, name)
+        assert (image["dropped"], done["blobs"]) == (True, 0)
+        assert proxy.held() == tree(ONE)
+    assert await names(operator) == ["docker.io/library/copy:1"]
+    [_, done] = await drop(operator, "copy")
+    assert done["blobs"] == len(tree(ONE))
+    assert not proxy.held()
+
+
+async def test_t68_layers_that_another_image_lists_stay(
+    operator: Operator, start: Start, upstream: FakeUpstream, proxy: Proxy
+) -> None:
+    shared = json.loads(TWO.manifest)
+    shared["layers"].append(json.loads(ONE.manifest)["layers"][0])
+    body = content.encode(shared)
+    blobs = {**TWO.blobs, ONE.layers[0]: ONE.blobs[ONE.layers[0]]}
+    both = content.Image(manifest=body, media_type=TWO.media_type, blobs=blobs)
+    upstream.add("library/both", both)
+    await pull(proxy, "both", "latest", both)
+    await pull(proxy, "app", "1", ONE)
+    [_, done] = await drop(operator, "app:1")
+    assert done["blobs"] == len(tree(ONE)) - 1
+    assert proxy.held() == tree(both)
+
+
+async def test_t68_an_index_goes_with_its_images(operator: Operator, proxy: Proxy) -> None:
+    assert (await proxy.get("/v2/app/manifests/index")).status == 200
+    child = INDEX.children[0]
+    assert isinstance(child, content.Image)
+    await pull(proxy, "app", child.digest, child)
+    [refused, done] = await drop(operator, f"app@{child.digest}")
+    assert (refused["dropped"], refused["reason"]) == (False, "part of another image")
+    assert (done["images"], done["refused"]) == (0, 1)
+    await drop(operator, "app:index")
+    assert not proxy.held()
+
+
+@pytest.mark.parametrize("pin", ["app:1", "app:*", f"app@{ONE.digest}", ONE.digest])
+async def test_t68_a_pinned_image_stays(operator: Operator, proxy: Proxy, pin: str) -> None:
+    await pull(proxy, "app", "1", ONE)
+    await pull(proxy, "app", "2", TWO)
+    await operator.told("PUT", "pins", pin=pin)
+    told = await drop(operator, "app")
+    refused = [event for event in told if event["event"] == "image" and not event["dropped"]]
+    assert f"{APP}:1" in [event["name"] for event in refused]
+    assert all(event["reason"].startswith("pinned as ") for event in refused)
+    assert tree(ONE) <= proxy.held()
+    upstream_requests = proxy.numbers["upstream_requests"]
+    await pull(proxy, "app", ONE.digest, ONE)
+    assert proxy.numbers["upstream_requests"] == upstream_requests, "it is served from here"
+    await operator.told("DELETE", "pins", pin=pin)
+    await drop(operator, "app")
+    assert not proxy.held()
+
+
+async def test_t68_nothing_of_a_dropped_repository_is_served_by_digest(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    await pull(proxy, "app", "1", ONE)
+    await pull(proxy, "copy", "1", ONE)
+    assert (await proxy.head(f"/v2/app/manifests/{TWO.digest}")).status == 200
+    [image, done] = await drop(operator, "app")
+    assert (image["name"], done["blobs"]) == (f"{APP}:1", 0)
+    assert proxy.held() == tree(ONE), "the other repository has it"
+    await upstream.stop()
+    for path in (f"manifests/{ONE.digest}", "manifests/1", *(f"blobs/{d}" for d in ONE.blobs)):
+        assert (await proxy.get(f"/v2/app/{path}")).status >= 500, path
+    assert (await proxy.head(f"/v2/app/manifests/{TWO.digest}")).status >= 500
+    assert (await proxy.get(f"/v2/copy/manifests/{ONE.digest}")).status == 200
+
+
+async def test_a_repository_of_which_no_tag_is_known_is_dropped(
+    operator: Operator, proxy: Proxy
+) -> None:
+    await pull(proxy, "app", ONE.digest, ONE)
+    [done] = await drop(operator, "app")
+    assert (done["images"], done["blobs"]) == (0, len(tree(ONE)))
+    assert not proxy.held()
+
+
+async def test_t68_a_dropped_tag_does_not_come_back(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream, start: Start
+) -> None:
+    await pull(proxy, "app", "1", ONE)
+    repository = "library/app"
+    upstream.add(repository, TWO, tags=["1"])
+    assert (await proxy.get("/v2/app/manifests/1", Cache_Control="no-cache")).status == 200
+    await pull(proxy, "app", "1", TWO)
+    assert len(await proxy.history("docker.io", repository, "1")) == 2
+    await drop(operator, "app:1")
+    assert not proxy.held(), "what it pointed to before goes too"
+    assert APP not in (proxy.storage / "index.json").read_text()
+    await upstream.stop()
+    assert (await proxy.get("/v2/app/manifests/1")).status >= 500
+    await proxy.close()
+    proxy = await start()
+    assert (await proxy.get("/v2/app/manifests/1")).status >= 500
+    assert await proxy.history("docker.io", repository, "1") == ()
+
+
+async def test_dropping_nothing(operator: Operator, proxy: Proxy) -> None:
+    done = {"event": "done", "images": 0, "refused": 0, "blobs": 0, "bytes": 0}
+    for name in ("none", "none:1", "removed.example/*", f"none@{ONE.digest}", ONE.digest):
+        assert await drop(operator, name) == [done]
+
+
+async def test_what_the_layout_holds_for_its_readers_goes_too(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    docker = content.image("docker", docker=True)
+    upstream.add("library/docker", docker)
+    await pull(proxy, "docker", "latest", docker)
+    await until(lambda: len(proxy.held()) == len(tree(docker)) + 1)
+    await drop(operator, "docker")
+    assert not proxy.held()
+    assert proxy.stats["cache"]["bytes"] == 0
+
+
+async def test_many_drops_at_once_leave_nothing(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    tags = [f"v{number}" for number in range(20)]
+    upstream.add("library/app", ONE, tags=tags)
+    for tag in tags:
+        await pull(proxy, "app", tag, ONE)
+    await asyncio.gather(*(drop(operator, f"app:{tag}") for tag in tags))
+    assert not proxy.held()
+    assert APP not in (proxy.storage / "index.json").read_text()
+    assert proxy.stats["cache"]["storage_errors"] == 0
+
+
+async def test_t68_a_dropped_tag_leaves_the_kept_list_of_tags(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    await pull(proxy, "app", "1", ONE)
+    await pull(proxy, "app", "2", TWO)
+    assert "1" in json.loads((await proxy.get("/v2/app/tags/list")).body)["tags"]
+    await drop(operator, "app:1")
+    await upstream.stop()
+    answer = await proxy.get("/v2/app/tags/list")
+    assert (answer.status, json.loads(answer.body)["tags"]) == (200, ["2"])

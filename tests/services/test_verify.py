@@ -1,0 +1,606 @@
+"""Proving held content anew: what is found, what becomes of it, and what clients get meanwhile."""
+
+import asyncio
+import errno
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, UnixConnector
+
+from proxy.core.errors import Conflict, UpstreamUnavailable
+from proxy.core.names import Digest, Target
+from proxy.services import verify
+from proxy.services.verify import Verifier
+from tests.fakes import content
+from tests.fakes.clock import Clock
+from tests.fakes.upstream import FakeUpstream
+from tests.held import Held, named, opened
+from tests.running import Proxy, Start, until
+
+IMAGE = content.image(1, layers=(5000, 300_000))
+LAYER = IMAGE.layers[1]
+DATA = IMAGE.blobs[LAYER]
+PATH = f"/v2/app/blobs/{LAYER}"
+LATEST = "/v2/app/manifests/latest"
+NAME = "docker.io/library/app:latest"
+
+
+def altered(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+DAMAGES = {
+    "altered": altered,
+    "short": lambda data: data[:-1],
+    "long": lambda data: data + b"x",
+    "empty": lambda _: b"",
+}
+
+
+class Asked(list[tuple[Target, str, str | None]]):
+    """What was to be fetched again, by a fetch that says it has done so."""
+
+    async def __call__(self, target: Target, digest: Digest, media_type: str | None) -> bool:
+        self.append((target, digest, media_type))
+        return True
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked()
+
+
+@pytest.fixture
+async def cache(tmp_path: Path, clock: Clock) -> AsyncIterator[Held]:
+    async with opened(tmp_path, clock, max_size=10**9) as held:
+        await held.image("app", IMAGE)
+        yield held
+
+
+@pytest.fixture
+def verifier(cache: Held, asked: Asked, clock: Clock) -> Verifier:
+    return Verifier(cache.content, asked, clock)
+
+
+async def run(
+    verifier: Verifier, *, repair: bool = False, rate: int = 0, restart: bool = False
+) -> list[dict[str, Any]]:
+    return [event async for event in verifier.run(repair=repair, rate=rate, restart=restart)]
+
+
+async def test_t70_what_is_right_is_only_counted(
+    cache: Held, verifier: Verifier, asked: Asked
+) -> None:
+    files, size = len(IMAGE.blobs) + 1, sum(map(len, IMAGE.blobs.values())) + len(IMAGE.manifest)
+    start, done = await run(verifier, repair=True)
+    assert start == {
+        "event": "start",
+        "blobs": files,
+        "bytes": cache.index.usage().disk_bytes,
+        "resumed": False,
+    }
+    assert done == {
+        "event": "done",
+        "blobs": files,
+        "bytes": start["bytes"],
+        "bad": 0,
+        "repaired": 0,
+    }
+    assert (cache.counters.verified, cache.counters.verified_bytes) == (files, size)
+    assert not asked
+    assert await cache.on_disk() == {IMAGE.digest, *IMAGE.blobs}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_what_is_bad_is_set_aside_with_a_note(
+    cache: Held, verifier: Verifier, asked: Asked, damage: str
+) -> None:
+    found = DAMAGES[damage](DATA)
+    cache.path(LAYER).write_bytes(found)
+    _, bad, done = await run(verifier)
+    place = cache.root / "quarantine" / LAYER.removeprefix("sha256:")
+    assert bad == {
+        "event": "bad",
+        "digest": LAYER,
+        "reason": "its bytes are not its name",
+        "quarantined": str(place),
+        "repaired": None,
+        "failure": None,
+        "images": [NAME],
+    }
+    assert (done["bad"], done["repaired"]) == (1, 0)
+    assert place.read_bytes() == found
+    assert json.loads(place.with_suffix(".json").read_text()) == {
+        "digest": LAYER,
+        "found_at": cache.clock(),
+        "reason": "its bytes are not its name",
+        "size": len(DATA),
+        "size_found": len(found),
+        "digest_found": content.digest(found),
+        "media_type": None,
+        "images": [NAME],
+        "repositories": ["docker.io/library/app"],
+    }
+    assert LAYER not in await cache.on_disk()
+    assert cache.index.held(Digest(LAYER)) is None
+    assert cache.counters.corrupted == 1
+    assert not asked, "without being told to"
+    [_, missing, again] = await run(verifier)
+    assert (missing["digest"], missing["images"]) == (LAYER, [NAME]), "its image is still broken"
+    assert (again["bad"], again["blobs"]) == (1, len(IMAGE.blobs))
+
+
+async def test_what_is_missing_is_told_and_forgotten(cache: Held, verifier: Verifier) -> None:
+    cache.path(LAYER).unlink()
+    _, bad, _ = await run(verifier)
+    assert (bad["digest"], bad["reason"]) == (LAYER, "its file is missing")
+    assert bad["quarantined"] is None
+    assert cache.index.held(Digest(LAYER)) is None
+    assert not list((cache.root / "quarantine").iterdir())
+
+
+async def test_what_cannot_be_read_is_set_aside(
+    cache: Held, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pread, inode = os.pread, cache.path(LAYER).stat().st_ino
+
+    def fails(fd: int, size: int, offset: int) -> bytes:
+        if os.fstat(fd).st_ino == inode:
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", fails)
+    _, bad, done = await run(verifier)
+    assert bad["reason"] == "it cannot be read: Input/output error"
+    assert bad["quarantined"] is not None
+    assert done["bad"] == 1
+
+
+async def test_what_leads_out_of_the_store_is_set_aside(
+    cache: Held, verifier: Verifier, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(DATA)
+    cache.path(LAYER).unlink()
+    cache.path(LAYER).symlink_to(secret)
+    _, bad, _ = await run(verifier)
+    assert "opening" in bad["reason"]
+    assert not cache.path(LAYER).is_symlink()
+    assert secret.read_bytes() == DATA
+
+
+async def test_repairs_go_to_the_newest_holder_first_and_then_to_the_others(
+    cache: Held, clock: Clock
+) -> None:
+    other, _ = named("ghcr.io/team/app:1")
+    hub, _ = named(NAME)
+    await cache.index.link(other, [Digest(LAYER)])
+    cache.path(LAYER).write_bytes(b"")
+    cache.path(IMAGE.digest).write_bytes(b"{}")
+    tried: list[tuple[str, str, str | None]] = []
+
+    async def fetch(target: Target, digest: Digest, media_type: str | None) -> bool:
+        tried.append((str(target), digest, media_type))
+        if target == other:
+            raise UpstreamUnavailable("away")
+        return True
+
+    *_, done = await run(Verifier(cache.content, fetch, clock), repair=True)
+    assert sorted(tried) == sorted(
+        [
+            (str(other), LAYER, None),
+            (str(hub), LAYER, None),
+            (str(hub), IMAGE.digest, IMAGE.media_type),
+        ]
+    )
+    assert tried.index((str(other), LAYER, None)) < tried.index((str(hub), LAYER, None))
+    assert (done["bad"], done["repaired"]) == (2, 2)
+    assert cache.counters.repaired == 2
+
+
+async def test_one_at_a_time(verifier: Verifier) -> None:
+    async with aclosing(verifier.run(repair=False, rate=0, restart=False)) as first:
+        await anext(first)
+        with pytest.raises(Conflict, match="a verification is running"):
+            await run(verifier)
+    assert len(await run(verifier)) == 2, "the one that was broken off is over"
+
+
+async def test_goes_on_where_it_was_interrupted_unless_it_is_to_begin_anew(
+    tmp_path: Path, cache: Held, verifier: Verifier, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        await cache.blocks(number, 1)
+    cache.path(IMAGE.config).write_bytes(b"")
+    monkeypatch.setattr(verify, "REPORT_SECONDS", -1.0)
+    order = sorted(await cache.on_disk())
+    async with aclosing(verifier.run(repair=False, rate=0, restart=False)) as events:
+        async for event in events:
+            if event["event"] == "progress" and event["blobs"] == 20:
+                break
+    again = Verifier(cache.content, asked, cache.clock)  # as after a restart
+    async with aclosing(again.run(repair=False, rate=0, restart=False)) as events:
+        start = await anext(events)
+        assert (start["event"], start["resumed"]) == ("start", True)
+        following = [event async for event in events]
+    assert following[0]["blobs"] in (20, 21)
+    assert following[-1]["event"] == "done"
+    assert following[-1]["blobs"] == len(order)
+    assert following[-1]["bad"] == 1, "over both parts"
+    [start, *_] = await run(verifier)
+    assert not start["resumed"], "it was done"
+    async with aclosing(verifier.run(repair=False, rate=0, restart=False)) as events:
+        async for event in events:
+            if event["event"] == "progress" and event["blobs"] == 20:
+                break
+    [start, *_, done] = await run(verifier, restart=True)
+    assert not start["resumed"]
+    assert done["blobs"] == len(order) - 1
+
+
+async def test_a_cancelled_one_goes_on_where_it_was(cache: Held, verifier: Verifier) -> None:
+    for number in range(10):
+        await cache.blocks(number, 1)
+
+    async def consume() -> None:
+        async for event in verifier.run(repair=False, rate=10_000, restart=False):
+            assert event["event"] != "done"
+
+    running = asyncio.create_task(consume())
+    await until(lambda: cache.counters.verified >= 2)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    before = cache.counters.verified
+    [start, *_, done] = await run(verifier)
+    assert start["resumed"]
+    assert done["blobs"] == 10 + len(IMAGE.blobs) + 1
+    assert cache.counters.verified - before <= done["blobs"] - before
+
+
+async def test_the_rate_is_kept(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own that sleeping moves: so many bytes take so many seconds."""
+    now = 100.0
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def sleeps(seconds: float) -> None:
+        nonlocal now
+        slept.append(seconds)
+        now += seconds
+        await sleep(0)
+
+    monkeypatch.setattr(verify.time, "monotonic", lambda: now)
+    monkeypatch.setattr(verify.asyncio, "sleep", sleeps)
+    size = sum(map(len, IMAGE.blobs.values())) + len(IMAGE.manifest)
+    started, rate = now, 50_000
+    [first, *progress, done] = await run(verifier, rate=rate)
+    took = now - started
+    assert done["bytes"] == first["bytes"]
+    assert took == pytest.approx(size / rate)
+    assert [event["event"] for event in progress] == ["progress"] * len(progress)
+    started = now
+    await run(verifier, rate=0)
+    assert now == started
+
+
+async def test_what_comes_and_goes_meanwhile_is_no_trouble(
+    cache: Held, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "REPORT_SECONDS", -1.0)
+    async with aclosing(verifier.run(repair=False, rate=0, restart=False)) as events:
+        await anext(events)
+        await anext(events)
+        await cache.blocks(7)
+        await cache.evictor.evict(10**9)
+        following = [event async for event in events]
+    assert following[-1]["bad"] == 0
+    assert not await cache.on_disk()
+
+
+# What becomes of clients
+
+
+def path(proxy: Proxy, digest: str) -> Path:
+    return proxy.storage / "blobs/sha256" / digest.removeprefix("sha256:")
+
+
+async def verified(proxy: Proxy, query: str = "repair=true") -> list[dict[str, Any]]:
+    """Ask over the admin socket."""
+    socket = str(proxy.storage / "admin.sock")
+    async with (
+        ClientSession(connector=UnixConnector(socket)) as session,
+        session.post(f"http://millpond/-/verify?{query}") as response,
+    ):
+        assert response.status == 200, await response.text()
+        return [json.loads(line) async for line in response.content]
+
+
+async def pulled(proxy: Proxy) -> None:
+    for part in (LATEST, *(f"/v2/app/blobs/{digest}" for digest in IMAGE.blobs)):
+        assert (await proxy.get(part)).status == 200
+    await proxy.settled()
+
+
+@pytest.fixture
+async def pulling(start: Start, upstream: FakeUpstream) -> Proxy:
+    upstream.add("library/app", IMAGE)
+    proxy = await start(memory={"manifests": 1})
+    await pulled(proxy)
+    upstream.clear()
+    return proxy
+
+
+@pytest.mark.parametrize("damage", ["short", "long", "empty"])
+async def test_t03_a_held_blob_of_another_size_is_never_served_but_fetched_again(
+    pulling: Proxy, upstream: FakeUpstream, damage: str
+) -> None:
+    path(pulling, LAYER).write_bytes(DAMAGES[damage](DATA))
+    assert (await pulling.head(PATH)).headers["Content-Length"] == str(len(DATA))
+    answer = await pulling.get(PATH)
+    assert (answer.status, answer.body) == (200, DATA)
+    await pulling.settled()
+    assert upstream.bodies(LAYER) == 1
+    assert path(pulling, LAYER).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_t03_a_held_manifest_that_has_changed_is_never_served_but_fetched_again(
+    pulling: Proxy, upstream: FakeUpstream, damage: str
+) -> None:
+    path(pulling, IMAGE.digest).write_bytes(DAMAGES[damage](IMAGE.manifest))
+    answer = await pulling.get(LATEST)
+    assert (answer.status, answer.body) == (200, IMAGE.manifest)
+    assert upstream.count("GET", "manifest") == 1
+
+
+async def test_t03_a_blob_altered_to_the_same_size_is_sent_until_it_is_verified_and_never_after(
+    pulling: Proxy, upstream: FakeUpstream
+) -> None:
+    """No pull hashes what is held: clients do. Verification is what finds it."""
+    path(pulling, LAYER).write_bytes(altered(DATA))
+    assert (await pulling.get(PATH)).body == altered(DATA)
+    await verified(pulling, "repair=false")
+    assert LAYER not in pulling.held()
+    assert (await pulling.get(PATH)).body == DATA
+    assert upstream.bodies(LAYER) == 1
+
+
+@pytest.mark.parametrize("digest", [LAYER, IMAGE.digest], ids=["blob", "manifest"])
+async def test_what_went_bad_is_fetched_again_from_upstream(
+    pulling: Proxy, upstream: FakeUpstream, digest: str
+) -> None:
+    right = path(pulling, digest).read_bytes()
+    path(pulling, digest).write_bytes(altered(right))
+    _, bad, done = await verified(pulling)
+    assert (bad["digest"], bad["repaired"], bad["images"]) == (digest, True, [NAME])
+    assert (done["bad"], done["repaired"]) == (1, 1)
+    assert Path(bad["quarantined"]).read_bytes() == altered(right)
+    assert path(pulling, digest).read_bytes() == right
+    assert [request.reference for request in upstream.requests] == [digest]
+    assert (pulling.stats["cache"]["corrupted"], pulling.stats["cache"]["repaired"]) == (1, 1)
+    upstream.clear()
+    await pulled(pulling)
+    assert not upstream.requests
+
+
+async def test_a_manifest_in_ram_is_repaired_on_the_disk_too(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", IMAGE)
+    proxy = await start()
+    await pulled(proxy)
+    path(proxy, IMAGE.digest).write_bytes(altered(IMAGE.manifest))
+    _, bad, _ = await verified(proxy)
+    assert bad["repaired"] is True
+    assert path(proxy, IMAGE.digest).read_bytes() == IMAGE.manifest
+
+
+async def test_while_upstream_is_away_nothing_is_repaired_and_clients_are_told(
+    pulling: Proxy, upstream: FakeUpstream
+) -> None:
+    path(pulling, LAYER).write_bytes(altered(DATA))
+    await upstream.stop()
+    _, bad, done = await verified(pulling)
+    assert (bad["repaired"], done["bad"], done["repaired"]) == (False, 1, 0)
+    assert (await pulling.get(PATH)).status == 502
+    await upstream.start()
+    assert (await pulling.get(PATH)).body == DATA
+
+
+async def test_whoever_reads_a_blob_while_it_is_set_aside_reads_on(
+    pulling: Proxy, upstream: FakeUpstream
+) -> None:
+    big = upstream.add_blob("library/app", content.blob(30_000_000))
+    assert (await pulling.get(f"/v2/app/blobs/{big}")).status == 200
+    await pulling.settled()
+    file = path(pulling, big)
+    with file.open("r+b") as opened_file:
+        opened_file.seek(-1, os.SEEK_END)
+        last = opened_file.read(1)
+        opened_file.seek(-1, os.SEEK_END)
+        opened_file.write(bytes([last[0] ^ 1]))
+    async with pulling.client.get(f"/v2/app/blobs/{big}") as response:
+        await response.content.readexactly(1000)
+        [_, bad, *_] = [e for e in await verified(pulling) if e["event"] != "progress"]
+        assert (bad["digest"], bad["repaired"]) == (big, True)
+        rest = await response.content.read()
+    assert len(rest) == 30_000_000 - 1000, "the bad one, to its end: its digest tells the client"
+    answer = await pulling.get(f"/v2/app/blobs/{big}")
+    assert content.digest(answer.body) == big
+
+
+async def test_t61_what_was_set_aside_is_repaired_although_the_quarantine_was_emptied(
+    pulling: Proxy, upstream: FakeUpstream
+) -> None:
+    path(pulling, LAYER).write_bytes(altered(DATA))
+    assert (await verified(pulling, "repair=false"))[-1]["bad"] == 1
+    for file in (pulling.storage / "quarantine").iterdir():
+        file.unlink()
+    [_, bad, done] = await verified(pulling)
+    assert (bad["digest"], bad["repaired"], bad["images"]) == (LAYER, True, [NAME])
+    assert (done["bad"], done["repaired"]) == (1, 1)
+    assert path(pulling, LAYER).read_bytes() == DATA
+
+
+async def test_t61_what_a_client_found_unreadable_is_repaired(
+    pulling: Proxy, upstream: FakeUpstream
+) -> None:
+    """Set aside by somebody else than a verification, with a note that names no type."""
+    held = pulling.app.admin._control._verifier._content
+    await held.set_aside(Digest(IMAGE.digest), {"reason": "it cannot be read"})
+    [_, bad, _] = await verified(pulling)
+    assert (bad["digest"], bad["repaired"]) == (IMAGE.digest, True)
+    assert path(pulling, IMAGE.digest).read_bytes() == IMAGE.manifest
+    assert [event["event"] for event in await verified(pulling)] == ["start", "done"]
+
+
+async def test_t61_a_pinned_image_is_completed_and_others_are_not(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    other = content.image(7)
+    upstream.add("library/app", IMAGE)
+    upstream.add("library/other", other)
+    proxy = await start(pins=["app"])
+    for name in ("app", "other"):
+        assert (await proxy.get(f"/v2/{name}/manifests/latest")).status == 200
+    await proxy.settled()
+    [_, *bad, done] = await verified(proxy)
+    assert {event["digest"] for event in bad} == set(IMAGE.blobs)
+    assert {event["reason"] for event in bad} == {"a pinned image lacks it"}
+    assert (done["bad"], done["repaired"]) == (len(IMAGE.blobs),) * 2
+    assert proxy.held() == {IMAGE.digest, *IMAGE.blobs, other.digest}
+
+
+async def test_t61_of_a_pinned_index_the_images_are_completed_that_are_held(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    index = content.index(content.image(1), content.image(2), content.image(3))
+    upstream.add("library/app", index)
+    proxy = await start(pins=["app"])
+    held, unwanted, *_ = index.children
+    for ref in ("latest", held.digest):
+        assert (await proxy.get(f"/v2/app/manifests/{ref}")).status == 200
+    await proxy.settled()
+    assert (await verified(proxy))[-1]["repaired"] == len(held.blobs)
+    assert proxy.held() == {index.digest, held.digest, *held.blobs}
+    assert unwanted.digest not in proxy.held()
+
+
+async def test_t61_a_lost_piece_that_no_image_needs_any_more_is_forgotten(
+    cache: Held, verifier: Verifier, asked: Asked
+) -> None:
+    cache.path(LAYER).write_bytes(altered(DATA))
+    assert (await run(verifier))[-1]["bad"] == 1
+    target, tag = named(NAME)
+    await cache.index.drop_tag(target, tag)
+    assert (await run(verifier, repair=True))[-1]["bad"] == 0
+    assert not asked
+
+
+async def test_t61_an_interrupted_round_counts_each_piece_once(
+    tmp_path: Path, cache: Held, asked: Asked
+) -> None:
+    cache.path(LAYER).write_bytes(altered(DATA))
+    verifier = Verifier(cache.content, asked, cache.clock)
+    async with aclosing(verifier.run(repair=False, rate=0, restart=False)) as events:
+        async for event in events:
+            if event["event"] == "bad":
+                break
+    again = Verifier(cache.content, asked, cache.clock)  # as after a restart
+    *_, done = await run(again, repair=True)
+    assert (done["bad"], done["repaired"]) == (1, 1)
+
+
+async def test_the_scrub_begins_after_its_interval_repairs_and_comes_again(
+    start: Start, upstream: FakeUpstream, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = asyncio.sleep
+    waits: list[float] = []
+
+    async def sleeps(seconds: float) -> None:
+        if seconds > 3600:
+            waits.append(seconds)
+            clock.advance(seconds)
+            seconds = 0.01
+        await sleep(seconds)
+
+    upstream.add("library/app", IMAGE)
+    proxy = await start()
+    await pulled(proxy)
+    path(proxy, LAYER).write_bytes(altered(DATA))
+    await proxy.close()
+    monkeypatch.setattr(verify.asyncio, "sleep", sleeps)
+    proxy = await start(storage={"scrub_every": "30d", "scrub_rate": 0})
+    await until(lambda: proxy.stats["cache"]["repaired"] == 1)
+    await until(lambda: len(waits) >= 3)
+    assert set(waits) == {30 * 86400.0}
+    assert path(proxy, LAYER).read_bytes() == DATA
+    assert '"stage": "done"' in proxy.log.getvalue()
+
+
+async def test_t67_a_stop_ends_the_scrub_for_good(cache: Held, verifier: Verifier) -> None:
+    await cache.index.set_note("verify", {"done_at": 0.0})
+    scrub = asyncio.create_task(verifier.scrub(1.0, 1))
+    await until(lambda: verifier._is_running)
+    verifier.stop()
+    await asyncio.wait_for(scrub, 10)
+    noted = await cache.index.note("verify")
+    assert "done_at" not in noted, "the next process goes on"
+
+
+async def test_t67_a_stop_breaks_off_a_repair_that_takes_long(cache: Held, clock: Clock) -> None:
+    fetching = asyncio.Event()
+
+    async def fetch(*_: object) -> bool:
+        fetching.set()
+        await asyncio.Event().wait()
+        return True
+
+    verifier = Verifier(cache.content, fetch, clock)
+    cache.path(LAYER).write_bytes(altered(DATA))
+    running = asyncio.create_task(run(verifier, repair=True))
+    await fetching.wait()
+    verifier.stop()
+    events = await asyncio.wait_for(running, 10)
+    assert "done" not in {event["event"] for event in events}
+    again = Verifier(cache.content, Asked(), clock)  # as after a restart
+    *_, done = await run(again, repair=True)
+    assert (done["bad"], done["repaired"]) == (1, 1)
+
+
+async def test_the_scrub_waits_while_somebody_verifies(
+    cache: Held, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = asyncio.sleep
+    waits: list[float] = []
+
+    async def sleeps(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(verify.asyncio, "sleep", sleeps)
+    await cache.index.set_note("verify", {"done_at": 0.0})
+    async with aclosing(verifier.run(repair=False, rate=0, restart=False)) as events:
+        await anext(events)
+        scrub = asyncio.create_task(verifier.scrub(1.0, 0))
+        await until(lambda: waits.count(60) >= 2)
+        scrub.cancel()
+
+
+async def test_progress_comes_while_one_large_blob_is_read(
+    cache: Held, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "REPORT_SECONDS", 0.01)
+    monkeypatch.setattr(verify, "CHUNK", 10_000)
+    run = verifier.run(repair=False, rate=1_000_000, restart=True)
+    events = [event async for event in run]
+    read = {(event["blobs"], event["bytes"]) for event in events if event["event"] == "progress"}
+    assert len(read) > len({blobs for blobs, _ in read}), "several within one blob"
+    assert events[-1]["bytes"] == events[0]["bytes"]

@@ -1,0 +1,156 @@
+"""What the documents say of the settings: config/*.yaml and the table in docs/configuration.md."""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from proxy.settings import Settings, Upstream, loading
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT = ROOT / "config" / "default.yaml"
+EXAMPLES = sorted((ROOT / "config").glob("example-*.yaml"))
+NAME = "<name>"
+
+# `#key: value` is a setting that has no default; `# text` is prose.
+COMMENTED_OUT = re.compile(r"^( *)#(?=[a-z_ ]+: |[a-z_]+:$)(?! )", re.MULTILINE)
+ROW = re.compile(r"^\| `([a-z_.<>]+)` \| [^|]* \| (?:`([^`]*)`)? \| (.*) \|$", re.MULTILINE)
+
+KeyPath = tuple[str, ...]
+
+
+@pytest.fixture(autouse=True)
+def _as_root_without_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in [name for name in os.environ if name.upper().startswith("MILLPOND_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+def settings_of(model: type[BaseModel], above: KeyPath = ()) -> Iterator[KeyPath]:
+    for name, field in model.model_fields.items():
+        here = (*above, name)
+        kinds = [field.annotation, *get_args(field.annotation)]
+        below = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if Upstream in below:
+            yield from settings_of(Upstream, (*here, NAME))
+        elif below:
+            yield from settings_of(below[0], here)
+        else:
+            yield here
+
+
+ALL = set(settings_of(Settings))
+
+
+def keys_of(data: dict[str, Any], above: KeyPath = ()) -> Iterator[KeyPath]:
+    for key, value in data.items():
+        here = (*above, NAME if above == ("upstreams",) else key)
+        if isinstance(value, dict) and here not in ALL:
+            yield from keys_of(value, here)
+        else:
+            yield here
+
+
+def nested(path: KeyPath, value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+def at(settings: Settings, path: KeyPath) -> Any:
+    value: Any = settings
+    for key in path:
+        value = value[key] if isinstance(value, dict) else getattr(value, key)
+    return value
+
+
+def at_default(path: KeyPath) -> Any:
+    """Return a setting's default, None for what has none."""
+    if path[:1] == ("tls",) or path[-1] == "url":
+        return None
+    settings = Settings.model_validate({"upstreams": {"x": {"url": "https://x.example"}}})
+    return at(settings, tuple("x" if key == NAME else key for key in path))
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = dict(below)
+    for key, value in above.items():
+        known = both.get(key)
+        deeper = isinstance(known, dict) and isinstance(value, dict)
+        both[key] = merged(known, value) if deeper else value
+    return both
+
+
+def documented() -> dict[KeyPath, tuple[str | None, str]]:
+    """The default and the meaning of each setting."""
+    rows = ROW.findall((ROOT / "docs" / "configuration.md").read_text())
+    return {tuple(key.split(".")): (default or None, meaning) for key, default, meaning in rows}
+
+
+def test_the_settings_are_found_in_the_models() -> None:
+    assert ("listen",) in ALL
+    assert ("tls", "key_file") in ALL
+    assert ("upstreams", NAME, "tls", "verify") in ALL
+    assert ("upstreams", NAME, "freshness", "tag_ttl") in ALL
+    assert len(ALL) > 30
+
+
+def test_the_default_file_equals_the_built_in_defaults() -> None:
+    assert loading.load(DEFAULT).model_dump() == Settings().model_dump()
+
+
+def test_the_default_file_writes_every_default_out() -> None:
+    written = set(keys_of(yaml.safe_load(DEFAULT.read_text())))
+    optional = {path for path in ALL if at_default(path) is None}
+    assert ALL - written - optional == set()
+
+
+def test_the_default_file_has_every_setting_in_its_place() -> None:
+    text = COMMENTED_OUT.sub(r"\1", DEFAULT.read_text())
+    written = set(keys_of(yaml.safe_load(text.replace("freshness: {}", "freshness:"))))
+    assert ALL - written == set(), "missing from config/default.yaml"
+    assert written - ALL == set(), "no such settings"
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_load(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in re.findall(r"\$\{(\w+)\}", example.read_text()):
+        monkeypatch.setenv(variable, "secret")
+    assert loading.load(example) != Settings()
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 3
+
+
+def test_the_table_has_every_setting() -> None:
+    rows = set(documented())
+    assert ALL - rows == set(), "missing from the table in docs/configuration.md: make docs"
+    assert rows - ALL == set(), "no such settings"
+
+
+def test_the_table_explains_every_setting() -> None:
+    assert not [".".join(path) for path, (_, meaning) in documented().items() if not meaning]
+
+
+@pytest.mark.parametrize("path", sorted(ALL), ids=".".join)
+def test_the_table_states_the_default(path: KeyPath) -> None:
+    text, _ = documented()[path]
+    expected = at_default(path)
+    if text is None:
+        assert expected is None
+        return
+    base = {"upstreams": {"x": {"url": "https://x.example"}}}
+    real = tuple("x" if key == NAME else key for key in path)
+    laid = merged(base, nested(real, yaml.safe_load(text)))
+    assert at(Settings.model_validate(laid), real) == expected
+
+
+def test_forever_is_what_the_file_says() -> None:
+    assert loading.load(DEFAULT).freshness.stale_if_error == math.inf

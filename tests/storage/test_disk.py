@@ -1,0 +1,130 @@
+import asyncio
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy.core.errors import StorageError
+from proxy.core.names import Digest, sha256
+from proxy.storage.directory import Directory
+from proxy.storage.disk import DiskStore
+
+DATA = b"content"
+DIGEST = sha256(DATA)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Directory]:
+    directory = Directory(tmp_path / "cache")
+    yield directory
+    directory.close()
+
+
+@pytest.fixture
+def store(directory: Directory) -> DiskStore:
+    return DiskStore(directory)
+
+
+async def put(store: DiskStore, data: bytes) -> Digest:
+    digest = sha256(data)
+    spool = await store.spool(digest, len(data))
+    spool.write(data, 0)
+    await store.put(digest, spool)
+    spool.close()
+    return digest
+
+
+async def everything(store: DiskStore) -> dict[Digest, int]:
+    return {digest: size async for batch in store.scan() for digest, size, _ in batch}
+
+
+async def test_a_discarded_spool_leaves_no_file(store: DiskStore, tmp_path: Path) -> None:
+    spool = await store.spool(DIGEST, None)
+    spool.discard()
+    spool.close()
+    assert not list((tmp_path / "cache/spool").iterdir())
+
+
+async def test_a_spool_that_cannot_be_unlinked_takes_no_room(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    spool = await store.spool(DIGEST, 100_000)
+    monkeypatch.setattr(os, "unlink", failing)
+    spool.discard()
+    spool.close()
+    [left] = (tmp_path / "cache/spool").iterdir()
+    assert left.stat().st_blocks == 0
+
+
+async def test_the_directory_is_an_oci_image_layout(store: DiskStore, tmp_path: Path) -> None:
+    digest = await put(store, DATA)
+    root = tmp_path / "cache"
+    assert json.loads((root / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+    assert json.loads((root / "index.json").read_text())["manifests"] == []
+    assert (root / "blobs/sha256" / digest.removeprefix("sha256:")).read_bytes() == DATA
+
+
+async def test_nobody_else_may_look_in(store: DiskStore, tmp_path: Path) -> None:
+    digest = await put(store, DATA)
+    root = tmp_path / "cache"
+    assert root.stat().st_mode & 0o777 == 0o700
+    blob = root / "blobs/sha256" / digest.removeprefix("sha256:")
+    assert blob.stat().st_mode & 0o777 == 0o600
+
+
+async def test_t05_leftovers_of_a_killed_process_are_swept(
+    store: DiskStore, directory: Directory, tmp_path: Path
+) -> None:
+    digest = await put(store, DATA)
+    (tmp_path / "cache/spool/0-dead").write_bytes(b"half")
+    directory.close()
+    again = Directory(tmp_path / "cache")
+    assert not list((tmp_path / "cache/spool").iterdir())
+    assert await everything(DiskStore(again)) == {digest: len(DATA)}
+    again.close()
+
+
+async def test_a_symlink_is_not_followed_out_of_the_store(store: DiskStore, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    link = tmp_path / "cache/blobs/sha256" / DIGEST.removeprefix("sha256:")
+    link.symlink_to(secret)
+    with pytest.raises(StorageError):
+        store.open(DIGEST)
+    assert await everything(store) == {}
+
+
+async def test_t04_a_full_disk_shows_before_a_byte_is_promised(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match="No space left"):
+        await store.spool(DIGEST, 10)
+    assert not list((tmp_path / "cache/spool").iterdir())
+
+
+async def test_the_quarantine_keeps_a_hundred_and_the_oldest_goes_first(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    """Old is what was set aside first, whenever it was fetched."""
+    place = tmp_path / "cache/quarantine"
+    found = [await put(store, str(number).encode()) for number in range(103)]
+    for age, digest in enumerate(found):
+        name = digest.removeprefix("sha256:")
+        os.utime(tmp_path / "cache/blobs/sha256" / name, (1e9 - age, 1e9 - age))
+        where = Path(store.quarantine.take(digest, f"note {age}"))
+        assert where.exists(), "what was just set aside"
+        await asyncio.sleep(0.01)  # the file system's clock has steps of some milliseconds
+        assert len(list(place.glob("*.json"))) <= 100
+    names = {digest.removeprefix("sha256:") for digest in found[3:]}
+    assert {path.name for path in place.iterdir()} == names | {f"{name}.json" for name in names}
+    assert store.quarantine.bytes == 2 * 100 * 4096

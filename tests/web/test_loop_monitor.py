@@ -1,0 +1,25 @@
+"""The gauge of how long work waits for its turn."""
+
+import asyncio
+import re
+import time
+
+import pytest
+
+from proxy.runtime.metrics import Metrics
+from proxy.web import loop_monitor
+from tests.running import Proxy, until
+
+
+async def test_a_blocked_loop_shows(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics([])
+    monkeypatch.setattr(loop_monitor, "EVERY", 0.01)
+    monkeypatch.setattr(loop_monitor, "LOOKS", 3)
+    watching = asyncio.create_task(loop_monitor.watch(metrics))
+    await asyncio.sleep(0.005)
+    time.sleep(0.5)  # noqa: ASYNC251 - this is the fault that is looked for
+    await until(lambda: metrics.loop_lag >= 0.4)
+    await until(lambda: metrics.loop_lag < 0.4)
+    watching.cancel()
+    page = (await proxy.get("/metrics")).body.decode()
+    assert re.search(r"^millpond_loop_lag_seconds \S+$", page, re.MULTILINE)

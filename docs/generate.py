@@ -1,6 +1,6 @@
 """Writes the generated parts of the documents: ``python -m docs.generate``, or ``make docs``.
 
-- ``docs/configuration.md``: the table of all settings, from ``proxy/settings.py``. A setting's
+- ``docs/configuration.md``: the table of all settings, from ``proxy/settings/``. A setting's
   meaning is its ``description`` there; without one, the text that the table has already.
 - ``README.md`` and ``docs/performance.md``: measured figures, from ``benchmarks/results.md``.
 
@@ -17,8 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args, get_origin, get_ty
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from proxy import quantities
-from proxy.settings import Settings, Upstream
+from proxy.settings import Settings, Upstream, units
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
@@ -59,7 +58,7 @@ class Result(NamedTuple):
 
 
 def settings() -> list[Row]:
-    """Return every setting in the order of ``proxy/settings.py``."""
+    """Return every setting in the order of ``proxy/settings/``."""
     return list(_rows(Settings, ""))
 
 
@@ -96,13 +95,13 @@ def _default(key: str, field: FieldInfo, show: Callable[[Any], str]) -> str:
 def _kind(hint: Any) -> tuple[str, Callable[[Any], str]]:
     """Return the name of a type, and how its defaults are written."""
     kinds: tuple[tuple[object, str, Callable[[Any], str]], ...] = (
-        (quantities.Seconds, "duration", _duration),
-        (quantities.Wait, "duration", _duration),
-        (quantities.KeptFor, "policy", _policy),
-        (quantities.Fraction, "share", str),
-        (quantities.Disk, "size or share", _amount),
-        (quantities.Rate, "rate", lambda value: f"{value // 10**6}MB/s"),
-        (quantities.Bytes, "size", _size),
+        (units.Seconds, "duration", _duration),
+        (units.Wait, "duration", _duration),
+        (units.KeptFor, "policy", _policy),
+        (units.Fraction, "share", str),
+        (units.Disk, "size or share", _amount),
+        (units.Rate, "rate", lambda value: f"{value // 10**6}MB/s"),
+        (units.Bytes, "size", _size),
         (tuple[str, ...], "list", lambda value: f"[{', '.join(value)}]"),
         (bool, "boolean", lambda value: str(value).lower()),
     )
@@ -131,7 +130,7 @@ def _size(size: int) -> str:
     return next((f"{size // unit}{name}" for unit, name in _BINARY if size % unit == 0), str(size))
 
 
-def _amount(amount: quantities.Amount) -> str:
+def _amount(amount: units.Amount) -> str:
     return f"{amount.share:.0%}" if amount.share else _size(amount.bytes)
 
 

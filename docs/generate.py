@@ -73,7 +73,8 @@ def _rows(model: type[BaseModel], above: str) -> Iterator[Row]:
             yield from _rows(kinds[0], f"{key}.")
         else:
             kind, show = _kind(_without_none(hint))
-            yield Row(key, kind, _default(key, field, show), field.description)
+            meaning = None if field.description is None else " ".join(field.description.split())
+            yield Row(key, kind, _default(key, field, show), meaning)
 
 
 def _is_model(kind: object) -> bool:
@@ -130,7 +131,7 @@ def _size(size: int) -> str:
     return next((f"{size // unit}{name}" for unit, name in _BINARY if size % unit == 0), str(size))
 
 
-def _amount(amount: units.Amount) -> str:
+def _amount(amount: Any) -> str:
     return f"{amount.share:.0%}" if amount.share else _size(amount.bytes)
 
 

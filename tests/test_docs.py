@@ -4,7 +4,7 @@ import ast
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -218,16 +218,37 @@ def test_every_operator_path_is_explained() -> None:
     assert explained == {f"{way} {path}" for path, ways in TRUSTED.items() for way in ways}
 
 
-async def test_every_documented_path_has_the_documented_methods(proxy: Proxy) -> None:
+@pytest.fixture
+async def operator(proxy: Proxy) -> AsyncIterator[ClientSession]:
     socket = UnixConnector(str(proxy.storage / "admin.sock"))
-    async with ClientSession("http://millpond", connector=socket) as operator:
-        for path, methods in (PUBLIC | TRUSTED).items():
-            async with operator.request("PATCH", path) as answer:
-                assert answer.status == 405, path
-                allowed = {method.strip() for method in answer.headers["Allow"].split(",")}
-                assert allowed == methods, path
-        async with operator.get("/-/nothing") as answer:
-            assert answer.status == 404
+    async with ClientSession("http://millpond", connector=socket) as session:
+        yield session
+
+
+@pytest.mark.parametrize("path", PUBLIC | TRUSTED)
+async def test_every_path_has_the_documented_methods(operator: ClientSession, path: str) -> None:
+    async with operator.request("PATCH", path) as answer:
+        assert answer.status == 405
+        allowed = {method.strip() for method in answer.headers["Allow"].split(",")}
+        assert allowed == (PUBLIC | TRUSTED)[path]
+
+
+async def test_there_are_no_other_paths(operator: ClientSession) -> None:
+    async with operator.get("/-/nothing") as answer:
+        assert answer.status == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [(method, path) for path in TRUSTED for method in sorted(TRUSTED[path])]
+)
+async def test_required_parameters_are_documented(
+    operator: ClientSession, method: str, path: str
+) -> None:
+    required = re.findall(r"^- `(\w+)`: ", section(API, f"### {method} {path}"), re.MULTILINE)
+    async with operator.request(method, path) as answer:
+        body = await answer.text()
+        assert (answer.status == 400) == bool(required), body
+        assert all(name in body for name in required)
 
 
 @pytest.mark.parametrize("path", PUBLIC)

@@ -118,7 +118,7 @@ async def test_verify_finds_and_repairs(command: Command, pulled: Proxy) -> None
 async def test_t61_verify_and_then_verify_repair_heals_a_pinned_image(
     command: Command, pulled: Proxy, part: str
 ) -> None:
-    """The order that README.md names."""
+    """The order that docs/operating.md names."""
     assert (await command("pin", "app:1.0")).returncode == 0
     [layer] = SMALL.layers
     digest = {"layer": layer, "configuration": SMALL.config, "manifest": SMALL.digest}[part]

@@ -1,4 +1,4 @@
-"""What the documents say of the settings: config/*.yaml and the table in README.md."""
+"""What the documents say of the settings: config/*.yaml and the table in docs/configuration.md."""
 
 import math
 import os
@@ -20,7 +20,7 @@ NAME = "<name>"
 
 # `#key: value` is a setting that has no default; `# text` is prose.
 COMMENTED_OUT = re.compile(r"^( *)#(?=[a-z_ ]+: |[a-z_]+:$)(?! )", re.MULTILINE)
-ROW = re.compile(r"^\| `([a-z_.<>]+)` \| (?:`([^`]*)`)? ?\|", re.MULTILINE)
+ROW = re.compile(r"^\| `([a-z_.<>]+)` \| [^|]* \| (?:`([^`]*)`)? \| (.*) \|$", re.MULTILINE)
 
 KeyPath = tuple[str, ...]
 
@@ -87,9 +87,10 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def readme_rows() -> dict[KeyPath, str | None]:
-    rows = ROW.findall((ROOT / "README.md").read_text())
-    return {tuple(key.split(".")): default or None for key, default in rows}
+def documented() -> dict[KeyPath, tuple[str | None, str]]:
+    """The default and the meaning of each setting."""
+    rows = ROW.findall((ROOT / "docs" / "configuration.md").read_text())
+    return {tuple(key.split(".")): (default or None, meaning) for key, default, meaning in rows}
 
 
 def test_the_settings_are_found_in_the_models() -> None:
@@ -128,15 +129,19 @@ def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 3
 
 
-def test_the_readme_has_every_setting() -> None:
-    rows = set(readme_rows())
-    assert ALL - rows == set(), "missing from the table in README.md"
+def test_the_table_has_every_setting() -> None:
+    rows = set(documented())
+    assert ALL - rows == set(), "missing from the table in docs/configuration.md: make docs"
     assert rows - ALL == set(), "no such settings"
 
 
+def test_the_table_explains_every_setting() -> None:
+    assert not [".".join(path) for path, (_, meaning) in documented().items() if not meaning]
+
+
 @pytest.mark.parametrize("path", sorted(ALL), ids=".".join)
-def test_the_readme_tells_the_default(path: KeyPath) -> None:
-    text = readme_rows()[path]
+def test_the_table_states_the_default(path: KeyPath) -> None:
+    text, _ = documented()[path]
     expected = at_default(path)
     if text is None:
         assert expected is None

@@ -2,7 +2,7 @@
 
 aiohttp 3.14 skips interim responses (RFC 9110 §15.2) without a bound and queues every response
 that it parses, also those that nobody asked for. Both let a registry fill memory and stall the
-loop, so the protocol below counts them. ``tests/upstream/test_interim.py`` holds it against the
+loop, so the protocol below counts them. ``tests/upstream/test_connector.py`` holds it against the
 installed aiohttp.
 """
 

@@ -2,13 +2,10 @@
 
 import asyncio
 import json
-from pathlib import Path
 
 import pytest
 
-from proxy.core.errors import CredentialsRejected
 from proxy.upstream.auth import MAX_REALM, MAX_SCOPE, MAX_TOKEN, read_realm
-from proxy.upstream.providers import PasswordFile
 from tests.fakes import content
 from tests.fakes.faults import body, header, status
 from tests.fakes.upstream import FakeUpstream
@@ -105,22 +102,6 @@ async def test_rejected_credentials_are_the_operators_to_mend(
     assert b"rejected" in answer.body
     assert "credentials rejected" in proxy.log.getvalue()
     assert "stale-pw" not in proxy.log.getvalue() + answer.body.decode()
-
-
-async def test_basic_from_a_file_that_is_renewed(
-    start: Start, upstream: FakeUpstream, tmp_path: Path
-) -> None:
-    upstream.auth.scheme = "basic"
-    upstream.auth.anonymous = False
-    upstream.auth.users = {"alice": "old"}
-    upstream.add("library/app", IMAGE, tags=["a", "b"])
-    file = tmp_path / "password"
-    file.write_text("old\n")
-    proxy = await start(hub={"username": "alice", "password_file": str(file)})
-    assert (await proxy.get("/v2/app/manifests/a")).status == 200
-    upstream.auth.users = {"alice": "new"}
-    file.write_text("new\n")
-    assert (await proxy.get("/v2/app/manifests/b")).status == 200
 
 
 async def test_basic_without_credentials_is_denied(start: Start, upstream: FakeUpstream) -> None:
@@ -248,14 +229,3 @@ def test_a_realm_is_a_short_address_in_ascii() -> None:
         "",
     ):
         assert not read_realm(text).host
-
-
-@pytest.mark.parametrize("text", [None, b"\xff\xfe"])
-async def test_a_password_file_that_cannot_be_read_is_the_operators_fault(
-    tmp_path: Path, text: bytes | None
-) -> None:
-    file = tmp_path / "password"
-    if text is not None:
-        file.write_bytes(text)
-    with pytest.raises(CredentialsRejected, match="cannot be read"):
-        await PasswordFile("me", file).credentials()

@@ -128,7 +128,7 @@ async def test_t66_left_alone_and_back_again_are_said_once_each(
         if proxy.numbers["upstream_requests"] >= 5:
             break  # it was probed again and again
         assert time.monotonic() < deadline
-    [alone] = events(proxy, "upstream left alone")
+    [alone] = events(proxy, "circuit opened")
     assert (alone["level"], alone["upstream"], alone["failures"]) == ("warning", "docker.io", 2)
     assert "cannot be reached" in alone["cause"]
     assert (await metrics(proxy))[sample("millpond_upstream_up", upstream="docker.io")] == 0
@@ -139,10 +139,10 @@ async def test_t66_left_alone_and_back_again_are_said_once_each(
     deadline = time.monotonic() + 20
     while (await proxy.get(LATEST)).status != 200:
         assert time.monotonic() < deadline
-    [back] = events(proxy, "upstream back again")
+    [back] = events(proxy, "circuit closed")
     assert back["upstream"] == "docker.io"
-    assert back["away_seconds"] > 0
-    assert len(events(proxy, "upstream left alone")) == 1
+    assert back["open_seconds"] > 0
+    assert len(events(proxy, "circuit opened")) == 1
     assert (await metrics(proxy))[sample("millpond_upstream_up", upstream="docker.io")] == 1
     assert (await metrics(proxy))[state] == 0
 

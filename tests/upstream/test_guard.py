@@ -1,9 +1,6 @@
 """Where an upstream may send us."""
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp.abc import ResolveResult
@@ -11,10 +8,6 @@ from yarl import URL
 
 from proxy.core.errors import UpstreamUnavailable
 from proxy.upstream.guard import SYSTEM_NETWORK, Guard, GuardedResolver
-from tests.fakes import content
-from tests.fakes.faults import redirect
-from tests.fakes.upstream import FakeUpstream
-from tests.running import Start
 
 PRIVATE = [
     "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
@@ -87,7 +80,7 @@ def test_hosts_that_the_operator_listed_may_be_private() -> None:
 
 def test_our_own_http_proxy_may_be_private() -> None:
     proxied = guard()
-    proxied.permit_dialling([URL("http://proxy.internal:3128")])
+    proxied.permit_proxies([URL("http://proxy.internal:3128")])
     assert proxied.permitted("proxy.internal", 3128, [result("10.0.0.5")])
     assert not proxied.permitted("proxy.internal", 80, [result("10.0.0.5")])
 
@@ -98,51 +91,3 @@ async def test_by_dns_too() -> None:
         await resolver.resolve("localhost", 80)
     allowed = GuardedResolver(guard(OWN, "localhost"))
     assert await allowed.resolve("localhost", 80)
-
-
-async def test_redirects_that_are_not_followed(start: Start, upstream: FakeUpstream) -> None:
-    image = upstream.add("library/app", content.image(1))
-    proxy = await start()
-    path = f"/v2/app/blobs/{image.layers[0]}"
-    for location in ("ftp://127.0.0.1/x", "file:///etc/passwd", "http://", "\\\\x", None):
-        rule = upstream.fault(redirect(location), kind="blob")
-        answer = await proxy.get(path)
-        assert answer.status == 502, location
-        assert b"signature" not in answer.body
-        assert rule.used
-        upstream.heal()
-    assert (await proxy.get(path)).status == 200
-
-
-@asynccontextmanager
-async def http_proxy(seen: list[str]) -> AsyncIterator[int]:
-    """Answer every request as a forward proxy whose upstream knows no manifest."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.append((await reader.readuntil(b"\r\n\r\n")).decode())
-        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-
-
-async def test_http_proxies_of_the_environment_are_used(
-    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upstream.add("library/app", content.image(1))
-    seen: list[str] = []
-    async with http_proxy(seen) as port:
-        monkeypatch.setenv("HTTP_PROXY", f"http://me:pw@127.0.0.1:{port}")
-        monkeypatch.setenv("http_proxy", f"http://me:pw@127.0.0.1:{port}")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        proxy = await start(upstreams={"far": {"url": "http://registry.invalid"}})
-        assert (await proxy.get("/v2/far/app/manifests/latest")).status == 404
-        [head] = seen
-        assert head.startswith("GET http://registry.invalid/v2/app/manifests/latest HTTP/1.1")
-        assert "Proxy-Authorization: Basic bWU6cHc=" in head
-        assert (await proxy.get("/v2/app/manifests/latest")).status == 200, "NO_PROXY"
-    assert "pw@" not in proxy.log.getvalue()

@@ -82,7 +82,7 @@ class Authorizer:
 
         - The response is no refusal, or comes from a host that the registry redirected to. A
           challenge from there is never answered: it could ask for our credential.
-        - We sent no authorization yet: the challenge is answered, and the request sent again.
+        - We sent no authorization: the challenge is answered, and the request sent again.
         - The registry refuses a token, because it has expired or was revoked. The token is
           dropped and the request is sent without one, because a fresh 401 says what is wanted
           now. GHCR refuses an expired token with 403, others send 401.
@@ -91,11 +91,11 @@ class Authorizer:
         A 401 after an answered challenge is returned: ``refusal`` is its error. Raises
         ``Denied`` or ``UpstreamFailure``, ``CredentialsRejected`` among them.
         """
-        transport = self._transport
-        sent = await self._current(scope)
+        transport, known = self._transport, self._challenge
+        sent = None if known is None else await self._authorization(known, scope)
         response = await transport.send(request, sent)
-        if sent is not None and transport.is_own(response) and _is_refusal(response, sent):
-            await self._drop_token(scope)
+        if known and sent and transport.is_own(response) and _is_refusal(response, sent):
+            await self._tokens.forget(_token_key(known, self._scopes.pop(scope, scope)))
             if any("insufficient_scope" in line for line in _challenge_lines(response)):
                 return response
             await transport.drain(response)
@@ -115,12 +115,6 @@ class Authorizer:
             return CredentialsRejected(f"{self._host} rejects the configured credentials")
         return Denied(f"{self._host} denies the configured credentials access to this")
 
-    async def _current(self, scope: str) -> str | None:
-        """Return the ``Authorization`` to send now; None before the first challenge."""
-        if self._challenge is None:
-            return None
-        return await self._authorization(self._challenge, self._scopes.get(scope, scope))
-
     async def _base_challenge(self) -> list[str]:
         """Return the challenge of ``/v2/``: some registries send it only there."""
         response = await self._transport.send(HTTPRequest("GET", self._transport.url / "v2" / ""))
@@ -137,29 +131,29 @@ class Authorizer:
         wanted = challenge.parameters.get("scope", "")
         if wanted.startswith("repository:") and len(wanted) <= MAX_SCOPE:
             self._scopes[scope] = wanted
-        answer = await self._authorization(challenge, self._scopes.get(scope, scope))
+        answer = await self._authorization(challenge, scope)
         self._challenge = challenge
         return answer
 
     async def _authorization(self, challenge: Challenge, scope: str) -> str:
+        """Return our credential, or a token for the scope by the name that the registry uses."""
         if challenge.scheme == "basic":
             credential = await self._credentials.get()
             if credential is None:
                 raise Denied(f"{self._host} wants credentials, and none are configured")
             return credential.basic
+        scope = self._scopes.get(scope, scope)
         key = _token_key(challenge, scope)
         token = await self._tokens.get(key)
         if token is None:
             token = await self._fetches.do(key, lambda: self._fetch_token(challenge, scope))
         return f"Bearer {token}"
 
-    async def _drop_token(self, scope: str) -> None:
-        if self._challenge is not None:
-            scope = self._scopes.pop(scope, scope)
-            await self._tokens.forget(_token_key(self._challenge, scope))
-
     async def _fetch_token(self, challenge: Challenge, scope: str) -> str:
-        realm = self._realm(challenge)
+        realm = read_realm(challenge.parameters.get("realm", ""))
+        secure = ("https",) if self._transport.url.scheme == "https" else ("https", "http")
+        if not realm.host or realm.user or realm.scheme not in secure:
+            raise UpstreamUnavailable(f"{self._host} names no usable token server")
         credential = await self._credentials.get()
         if credential is not None and not self._is_trusted(realm.host or ""):
             raise CredentialsRejected(
@@ -177,15 +171,6 @@ class Authorizer:
         token, life = _read_token(body, realm)
         await self._tokens.learn(_token_key(challenge, scope), token, life * _USED_LIFE)
         return token
-
-    def _realm(self, challenge: Challenge) -> URL:
-        realm = read_realm(challenge.parameters.get("realm", ""))
-        is_secure = realm.scheme == "https" or (
-            realm.scheme == "http" == self._transport.url.scheme
-        )
-        if not realm.host or realm.user or not is_secure:
-            raise UpstreamUnavailable(f"{self._host} names no usable token server")
-        return realm
 
     def _is_trusted(self, host: str) -> bool:
         """Return True if a token server may see our credential.

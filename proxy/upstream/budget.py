@@ -34,20 +34,16 @@ class Budget:
 
     @property
     def share(self) -> float | None:
-        """The remaining share of the limit, 0 to 1; None without a limit."""
-        if self.limit is None or self.remaining is None or self._is_over:
+        """The remaining share of the limit, 0 to 1; None without a limit or a recent report."""
+        is_over = self._clock() >= self._noted_at + self.window
+        if self.limit is None or self.remaining is None or is_over:
             return None
         return min(1.0, self.remaining / self.limit) if self.limit else 0.0
 
     @property
     def is_empty(self) -> bool:
         """No pulls remain, and the limit cannot have been refilled yet."""
-        return self.remaining == 0 and self.refill > 0 and not self._is_over
-
-    @property
-    def _is_over(self) -> bool:
-        """A whole window has passed since the last report, so the limit is full again."""
-        return self._clock() >= self._noted_at + self.window
+        return self.remaining == 0 and self.refill > 0 and self.share is not None
 
     @property
     def refill(self) -> float:

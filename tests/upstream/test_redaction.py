@@ -190,6 +190,20 @@ def test_short_passwords_are_kept_out_of_foreign_words_only() -> None:
     assert redactor.redact("no base64") == "[redacted]"
 
 
+@pytest.mark.parametrize("text", ["the İstanbul password", "the i\u0307stanbul password"])
+def test_t51_letters_that_change_their_length_in_lower_case(text: str) -> None:
+    redactor = Redactor()
+    redactor.remember("Basic " + base64.b64encode("me:İstanbul".encode()).decode())
+    assert "stanbul" not in redactor.redact("the İstanbul password")
+    assert redactor.is_leaked_by(text)
+
+
+def test_t51_the_longest_form_is_replaced_first() -> None:
+    redactor = Redactor()
+    redactor.remember("Basic " + base64.b64encode(b"alice:alice").decode())
+    assert redactor.redact("you are alice:alice") == "you are [redacted]"
+
+
 def test_many_long_tokens_cost_an_error_next_to_nothing() -> None:
     """A pattern for each token took half a second of the loop for every 404."""
     redactor = Redactor()

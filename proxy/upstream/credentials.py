@@ -54,4 +54,4 @@ class PasswordFile:
             text = await asyncio.to_thread(self.file.read_text)
         except (OSError, UnicodeDecodeError) as error:
             raise CredentialsRejected(f"password_file {self.file} cannot be read") from error
-        return Credential(self.username, text.rstrip("\r\n"))
+        return Credential(self.username, text.rstrip("\n"))

@@ -28,6 +28,7 @@ def test_without_headers_there_is_no_limit(budget: Budget) -> None:
         ("100;w=21600", "76;w=21600", 21600, 0.76),
         ("100;w=60", "76", 60, 0.76),
         ("100", "76 ; w=30", 30, 0.76),
+        ("100;w=60", "76;w=30", 30, 0.76),
         ("100", "76", DEFAULT_WINDOW, 0.76),
         ("100", "150", DEFAULT_WINDOW, 1.0),
         ("0", "0", DEFAULT_WINDOW, 0.0),

@@ -1,5 +1,7 @@
 """Cool-down, circuits and retry delays as pure state. ``test_client`` uses them through sockets."""
 
+import random
+
 import pytest
 
 from proxy.core.errors import (
@@ -11,7 +13,7 @@ from proxy.core.errors import (
     UpstreamUnavailable,
 )
 from proxy.settings import Patience
-from proxy.upstream.circuit_breaker import MAX_COOL_DOWN, CircuitBreaker, CircuitState
+from proxy.upstream.circuit_breaker import MAX_COOL_DOWN, MAX_PAUSE, CircuitBreaker, CircuitState
 from tests.fakes.clock import Clock
 
 SETTINGS = Patience.model_validate({"retries": 2, "failures": 3, "pause": "5s", "cool_down": "30s"})
@@ -50,6 +52,41 @@ def test_a_rate_limit_without_an_end_has_ours(breaker: CircuitBreaker, clock: Cl
     assert refusal(breaker)
     clock.advance(1)
     assert refusal(breaker) is None
+
+
+@pytest.mark.parametrize(("said", "wait"), [(0, 1), (0.5, 1), (1, 1), (2, 2)])
+def test_a_rate_limit_lasts_a_second_at_least(
+    breaker: CircuitBreaker, clock: Clock, said: float, wait: float
+) -> None:
+    error = TooManyRequests("slow down", retry_after=said)
+    breaker.record_failure(PULL, ITEM, error)
+    assert error.retry_after == wait
+    clock.advance(wait - 0.1)
+    assert refusal(breaker)
+    clock.advance(0.1)
+    assert refusal(breaker) is None
+
+
+def test_the_pause_grows_up_to_its_bound(breaker: CircuitBreaker, clock: Clock) -> None:
+    pauses = []
+    for _ in range(8):
+        breaker.record_failure(PULL, ITEM, DOWN)
+        if error := refusal(breaker):
+            pauses.append(error.retry_after)
+            clock.advance(error.retry_after or 0)
+            assert breaker.state is CircuitState.PROBING
+    assert pauses == [5, 10, 20, 40, MAX_PAUSE, MAX_PAUSE]
+    breaker.record_answer(ITEM)
+    assert breaker.state is CircuitState.CLOSED
+    assert breaker.is_up
+
+
+def test_the_age_of_the_last_answer(breaker: CircuitBreaker, clock: Clock) -> None:
+    breaker.record_failure(PULL, ITEM, DOWN)
+    assert (breaker.seconds_since_answer, breaker.is_up) == (None, False)
+    breaker.record_failure(PULL, ITEM, BlobUnknown("an answer"))
+    clock.advance(7)
+    assert (breaker.seconds_since_answer, breaker.is_up) == (7, True)
 
 
 def test_an_endless_rate_limit_is_probed(breaker: CircuitBreaker, clock: Clock) -> None:
@@ -93,13 +130,13 @@ def test_any_answer_ends_a_row_of_failures(
     assert refusal(breaker) is None
 
 
-def test_only_passing_failures_are_tried_again(breaker: CircuitBreaker) -> None:
-    waits = [breaker.retry_delay(attempt, DOWN) for attempt in (1, 2, 3)]
-    assert waits[0] is not None
-    assert waits[1] is not None
-    assert 0.1 <= waits[0] <= 0.3
-    assert 0.2 <= waits[1] <= 0.6
-    assert waits[2] is None
+def test_only_passing_failures_are_tried_again(
+    breaker: CircuitBreaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for share in (0, 1):
+        monkeypatch.setattr(random, "uniform", lambda low, high, at=share: (low, high)[at])
+        waits = [breaker.retry_delay(failures, DOWN) for failures in (1, 2, 3)]
+        assert waits == [pytest.approx((0.1, 0.3)[share]), pytest.approx((0.2, 0.6)[share]), None]
     assert breaker.retry_delay(1, UpstreamUnavailable("x", retry_after=3)) == 3
     assert breaker.retry_delay(1, BlobUnknown("x")) is None
     assert breaker.retry_delay(1, UpstreamTimeout("x"))

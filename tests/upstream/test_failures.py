@@ -1,12 +1,15 @@
 """Why an upstream fails: said in the log once a minute and cause, and shown in the metrics."""
 
+import errno
 import io
 import itertools
 import json
 import time
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from aiohttp import ClientConnectorError
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.core.errors import (
@@ -243,6 +246,28 @@ class TestFailureLog:
         clock.advance(60)
         reports.report(UpstreamTimeout("slow"), "nothing")
         assert self.lines(log)[-1]["suppressed"] == 1000 - failures.MAX_LINES
+        reports.report(answer(503), "nothing")
+        assert self.lines(log)[-1]["suppressed"] == 0
+        for number in range(1000):
+            error = UpstreamUnavailable("away again")
+            error.host = f"cdn{number}"
+            reports.report(error, "nothing")
+        assert len(self.lines(log)) == 2 * failures.MAX_LINES
+
+    def test_another_reason_is_another_cause(self, log: io.StringIO, clock: Clock) -> None:
+        reports = FailureLog("lab", "lab.example", clock)
+        key = SimpleNamespace(host="lab.example", port=443, ssl=True, is_ssl=True)
+        refused, unreachable = OSError(errno.ECONNREFUSED, "no"), OSError(errno.EHOSTUNREACH, "no")
+        reasons = (
+            *(None, ValueError("x"), TypeError("x"), refused, unreachable),
+            *(ClientConnectorError(cast("Any", key), reason) for reason in (refused, unreachable)),
+        )
+        for _ in range(2):
+            for reason in reasons:
+                error = UpstreamUnavailable("lab cannot be reached")
+                error.__cause__ = reason
+                reports.report(error, "nothing")
+        assert len(self.lines(log)) == len(reasons)
 
     @pytest.mark.parametrize("error", [Denied("no"), RegistryError("bug")])
     def test_only_failures_are_logged(

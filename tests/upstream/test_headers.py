@@ -8,7 +8,9 @@ from proxy.upstream.headers import (
     MAX_CHALLENGE,
     MAX_CHALLENGE_LINES,
     MAX_CHALLENGES,
+    MAX_DATE,
     MAX_LINK,
+    MAX_LINK_LINES,
     MAX_PARAMETERS,
     Challenge,
     content_range,
@@ -48,6 +50,7 @@ HUB = (
         ('Basic realm="x", Bearer realm="y"', [("basic", {"realm": "x"}), ("bearer", {"realm": "y"})]),
         ('Bearer realm="https://nvcr.io/proxy_auth",scope=""', [("bearer", {"realm": "https://nvcr.io/proxy_auth", "scope": ""})]),
         ("Basic", [("basic", {})]),
+        ('Bearer realm="a",REALM="b"', [("bearer", {"realm": "a"})]),
         ("Negotiate YII/abc+==, Basic realm=x", [("negotiate", {}), ("basic", {"realm": "x"})]),
         ('Bearer realm="https://x/t, Basic realm=y', [("bearer", {})]),
         ('Bearer realm="a"service="s"', [("bearer", {"realm": "a", "service": "s"})]),
@@ -70,6 +73,10 @@ def test_t46_no_more_is_read_than_the_bounds_allow() -> None:
     parameters = ", ".join(f"p{n}=x" for n in range(1000))
     [challenge] = parse_challenges([f"Basic {parameters}"])
     assert list(challenge.parameters) == [f"p{n}" for n in range(MAX_PARAMETERS)]
+    assert parse_challenges([""] * (MAX_CHALLENGE_LINES - 1) + ["Basic"])
+    assert not parse_challenges([""] * MAX_CHALLENGE_LINES + ["Basic"])
+    assert parse_challenges(["," * (MAX_CHALLENGE - 5), "Basic"])
+    assert not parse_challenges(["," * (MAX_CHALLENGE - 4), "Basic"])
     long = f'Basic realm="{"x" * MAX_CHALLENGE}"'
     assert [c.scheme for c in parse_challenges([HUB, long, HUB])] == ["bearer"]
 
@@ -105,6 +112,10 @@ def test_what_is_quoted_comes_back(scheme: str, parameters: dict[str, str]) -> N
         (["</a"], None),
         (["nothing"], None),
         ([], None),
+        ([""] * (MAX_LINK_LINES - 1) + ["</a>; rel=next"], "/a"),
+        ([""] * MAX_LINK_LINES + ["</a>; rel=next"], None),
+        (["," * (MAX_LINK - 14), "</a>; rel=next"], "/a"),
+        (["," * (MAX_LINK - 13), "</a>; rel=next"], None),
         (["<" + "a" * MAX_LINK + ">; rel=next"], None),
     ],
 )  # fmt: skip
@@ -134,6 +145,8 @@ def test_content_range(value: str, expected: tuple[int, int, int | None] | None)
         ("9" * 8000, 86400.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
         ("Fri, 01 Jan 2999 00:00:00 GMT", 86400.0),
+        (f"{'Thu, 01 Jan 1970 00:00:00 +0000 (':x<{MAX_DATE - 1}})", 0.0),
+        (f"{'Thu, 01 Jan 1970 00:00:00 +0000 (':x<{MAX_DATE}})", None),
         ("soon", None),
         ("-1", None),
         ("", None),

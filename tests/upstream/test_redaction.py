@@ -198,6 +198,13 @@ def test_t51_letters_that_change_their_length_in_lower_case(text: str) -> None:
     assert redactor.is_leaked_by(text)
 
 
+@pytest.mark.parametrize("form", [quote(PAIR), quote(USER["password"], safe=""), ENCODED.lower()])
+def test_t51_every_form_is_replaced_as_a_whole(form: str) -> None:
+    redactor = Redactor()
+    redactor.remember(f"Basic {ENCODED}")
+    assert redactor.redact(f"({form})") == "([redacted])"
+
+
 def test_t51_the_longest_form_is_replaced_first() -> None:
     redactor = Redactor()
     redactor.remember("Basic " + base64.b64encode(b"alice:alice").decode())

@@ -25,7 +25,7 @@ from tests.fakes.records import Record
 from tests.fakes.replies import Reply
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start
-from tests.upstream import parts
+from tests.upstream import wiring
 
 BIG = content.image(3, layers=(3_000_000,))
 [LAYER] = BIG.layers
@@ -89,8 +89,8 @@ APP = UpstreamRequest("GET", Repo("library/app"), "manifests", "latest", Manifes
 @pytest.fixture
 async def client(upstream: FakeUpstream) -> AsyncIterator[Client]:
     upstream.add("library/app", BIG)
-    transport = parts.transport(upstream.url, idle="5s")
-    yield parts.client(transport, retries=2, failures=2, pause="60s")
+    transport = wiring.transport(upstream.url, idle="5s")
+    yield wiring.client(transport, retries=2, failures=2, pause="60s")
     await transport.close()
 
 
@@ -218,8 +218,8 @@ async def test_an_optional_request_is_sent_once_and_counts_nothing(
 
 async def test_an_answer_that_takes_too_long_counts_as_a_failure(upstream: FakeUpstream) -> None:
     upstream.hold()
-    transport = parts.transport(upstream.url)
-    client = parts.client(transport, answer=0.2, failures=1, pause="60s")
+    transport = wiring.transport(upstream.url)
+    client = wiring.client(transport, answer=0.2, failures=1, pause="60s")
     assert isinstance(await sent(client, APP), UpstreamTimeout)
     assert client.circuit_breaker.state is CircuitState.OPEN
     refused = await sent(client, APP)

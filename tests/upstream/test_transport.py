@@ -32,7 +32,7 @@ from tests.fakes import content
 from tests.fakes.faults import body, redirect, status
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Start
-from tests.upstream import parts
+from tests.upstream import wiring
 
 KEY = ConnectionKey(
     host="cdn.example.com",
@@ -47,7 +47,7 @@ KEY = ConnectionKey(
 
 @pytest.fixture
 async def transport(upstream: FakeUpstream) -> AsyncIterator[Transport]:
-    made = parts.transport(upstream.url)
+    made = wiring.transport(upstream.url)
     yield made
     await made.close()
 

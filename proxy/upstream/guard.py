@@ -57,7 +57,7 @@ def is_private(host: str) -> bool:
         return False
     if isinstance(address, _IPv4):
         return not _is_public(address)
-    if address in _LOCAL_NAT64 or address.is_loopback or address.is_unspecified:
+    if address in _LOCAL_NAT64:
         return True
     return not all(map(_is_public, _embedded(address) or (address,)))
 

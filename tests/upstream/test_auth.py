@@ -62,6 +62,22 @@ async def test_c14_a_refused_token_is_renewed_once_from_a_fresh_challenge(
     assert len(upstream.token_requests) == 2
 
 
+@pytest.mark.parametrize("code", [401, 403])
+async def test_a_token_of_too_little_scope_is_not_renewed(
+    start: Start, upstream: FakeUpstream, code: int
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.add("library/app", IMAGE, tags=["a", "b"])
+    proxy = await start()
+    assert (await proxy.get("/v2/app/manifests/a")).status == 200
+    upstream.clear()
+    challenge = f'Bearer realm="{upstream.token_url}/token",error="insufficient_scope"'
+    upstream.fault(status(code, headers={"WWW-Authenticate": challenge}))
+    assert (await proxy.get("/v2/app/manifests/b")).status == 403
+    assert upstream.count("GET") == 1
+    assert not upstream.token_requests
+
+
 async def test_credentials_go_to_the_token_server_and_private_images_come(
     start: Start, upstream: FakeUpstream
 ) -> None:

@@ -7,7 +7,7 @@ from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from proxy.core.errors import UpstreamUnavailable
-from proxy.upstream.guard import SYSTEM_NETWORK, Guard, GuardedResolver
+from proxy.upstream.guard import SYSTEM_NETWORK, Guard, GuardedResolver, is_address, is_private
 
 PRIVATE = [
     "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
@@ -15,6 +15,7 @@ PRIVATE = [
     "2001:db8::1", "::ffff:127.0.0.1", "::ffff:0:10.1.2.3", "::10.1.2.3", "::127.0.0.1",
     "64:ff9b::10.1.2.3", "64:ff9b::169.254.169.254", "64:ff9b:1::808:808", "2002:a01:203::1",
     "2001:0:808:808:0:0:f5fe:fdfc", "2001:0:a01:203:0:0:f7f7:f7f7",
+    "fe80::5efe:8.8.8.8", "fd00::200:5efe:8.8.8.8",
     "2606:2800:21f::5efe:10.1.2.3", "2606:2800:21f:0:200:5efe:10.1.2.3",
 ]  # fmt: skip
 PUBLIC = [
@@ -45,6 +46,22 @@ def test_t31_a_public_upstream_cannot_send_us_to_a_private_address(address: str)
     assert guard().permitted("evil.example.com", 443, resolved) == [resolved[1]]
 
 
+@pytest.mark.parametrize(
+    ("host", "is_one", "is_inside"),
+    [
+        ("10.0.0.1%eth0", False, True),
+        ("fe80::1%", False, True),
+        ("8.8.8.8", True, False),
+        ("::1", True, True),
+        ("localhost", False, False),
+        ("10.0.0", False, False),
+        ("", False, False),
+    ],
+)
+def test_addresses_and_names(host: str, is_one: bool, is_inside: bool) -> None:
+    assert (is_address(host), is_private(host)) == (is_one, is_inside)
+
+
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_addresses_are_permitted(address: str) -> None:
     guard().check(at(address))
@@ -53,11 +70,16 @@ def test_public_addresses_are_permitted(address: str) -> None:
 
 @pytest.mark.parametrize(
     "own",
-    ["http://10.0.0.5:5000", "http://[fd00::5]", "http://localhost:5000", "https://a.localhost"],
+    ["http://10.0.0.5:5000", "http://[fd00::5]", "http://localhost:5000", "https://A.Localhost."],
 )
 def test_t52_an_address_in_the_url_makes_an_upstream_private(own: str) -> None:
     guard(own).check(at("10.0.0.6"))
     assert guard(own).permitted("storage.internal", 443, [result("10.0.0.6")])
+
+
+def test_a_name_that_ends_like_a_local_one_is_none() -> None:
+    with pytest.raises(UpstreamUnavailable):
+        guard("https://notlocalhost").check(at("10.0.0.6"))
 
 
 def test_t52_the_setting_makes_an_upstream_private_and_dns_does_not() -> None:

@@ -1,4 +1,4 @@
-"""Builds the configured upstreams, and replaces those whose settings change."""
+"""Builds the configured upstreams, and builds them again when their settings change."""
 
 import asyncio
 import ssl
@@ -30,11 +30,11 @@ from proxy.upstream.transport import Transport, client_context
 
 LOOK_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 60.0
-"""A replaced upstream is closed after this time without an open response. A download that resumes
-has none for at most ``answer`` and ``MAX_RESUME_PAUSE`` seconds."""
+"""A replaced upstream is closed when it has had no open response for so long. Downloads pause
+between two responses when they resume, at most ``answer`` and ``MAX_RESUME_PAUSE`` seconds."""
 
 _ROUTING: Final = {"aliases": (), "hostnames": (), "library_prefix": False}
-"""Settings that decide which names belong to an upstream, and no more."""
+"""Settings of an upstream that change where names lead, and nothing of its connections."""
 
 log = structlog.get_logger(__name__)
 
@@ -55,21 +55,19 @@ class _Built:
         await self.transport.close()
 
 
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """Upstreams that are built but not used before ``Upstreams.commit``."""
+    """Upstreams that are built, and not in use before ``Upstreams.commit``."""
 
-    built: dict[str, _Built]
-    sources: dict[str, Origin]
+    def __init__(self, built: dict[str, _Built], sources: dict[str, Origin]) -> None:
+        self.built = built
+        self.sources = sources
 
 
 class Upstreams:
-    """Owns the connections to all upstreams until ``close``.
-
-    ``downloads`` bounds ``max_downloads`` where file descriptors are few.
-    """
+    """Owns the connections to all upstreams, until ``close``."""
 
     def __init__(self, metrics: Metrics, clock: Clock, downloads: int, network: Network) -> None:
+        """Build nothing yet; ``downloads`` bounds ``max_downloads`` where descriptors are few."""
         self._metrics = metrics
         self._clock = clock
         self._downloads = downloads
@@ -78,10 +76,10 @@ class Upstreams:
         self._built: dict[str, _Built] = {}
         self._retired: list[_Built] = []
         self.current: Final[dict[str, Upstream]] = {}
-        """The upstreams in use. The mapping is changed in place, so others may keep it."""
+        """The upstreams in use; the same mapping for as long as the proxy runs."""
 
     async def prepare(self, settings: Settings) -> Plan:
-        """Build the upstreams that differ from those in use. Raises ``ConfigError``."""
+        """Build what differs from what is in use, and keep the rest. Raises ``ConfigError``."""
         shared: ssl.SSLContext | None = None
         built: dict[str, _Built] = {}
         try:
@@ -93,7 +91,7 @@ class Upstreams:
                     continue
                 if configured.tls != UpstreamTLS():
                     context = client_context(name, configured.tls)
-                else:  # shared, because reading the system's CAs takes tens of milliseconds
+                else:  # reading the system's authorities takes tens of milliseconds
                     context = shared = shared or client_context("", UpstreamTLS())
                 built[name] = self._build(name, settings, context)
         except BaseException:
@@ -106,13 +104,13 @@ class Upstreams:
         return Plan(built, sources)
 
     async def discard(self, plan: Plan) -> None:
-        """Close the upstreams that were built for an abandoned plan."""
+        """Close what was built and will not be used."""
         for name, entry in plan.built.items():
             if self._built.get(name) is not entry:
                 await entry.close()
 
     def commit(self, plan: Plan) -> Mapping[str, Origin]:
-        """Use the planned upstreams. Replaced ones finish their downloads and are then closed."""
+        """Use these from now on; return them. Others finish what they do, and are then closed."""
         now = time.monotonic()
         for name, entry in self._built.items():
             if plan.built.get(name) is not entry:
@@ -124,7 +122,7 @@ class Upstreams:
         return plan.sources
 
     async def close_retired(self) -> None:
-        """Close replaced upstreams when they become idle. Never returns."""
+        """Close replaced upstreams as they become idle, for as long as the proxy runs."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
@@ -169,7 +167,7 @@ class Upstreams:
 
 
 def _key(settings: Settings, configured: UpstreamSettings) -> object:
-    """Return a key that changes with the settings and files that connections depend on."""
+    """Return what an upstream's connections depend on: settings, and the state of its files."""
     own = configured.model_copy(update=_ROUTING | {"freshness": FreshnessOverride()})
     tls = configured.tls
     files = [_stamp(file) for file in (tls.ca_file, tls.cert_file, tls.key_file)]
@@ -178,7 +176,7 @@ def _key(settings: Settings, configured: UpstreamSettings) -> object:
 
 
 def _stamp(file: Path | None) -> tuple[int, ...] | None:
-    """Return a value that changes when the file does; None without a file."""
+    """Return what changes when a file does; None if there is none."""
     try:
         status = None if file is None else file.stat()
     except OSError:

@@ -21,8 +21,7 @@ from proxy.core.names import Digest, parse_digest, parse_path, parse_repo, parse
 from proxy.core.policy import wish
 from proxy.upstream.auth import read_realm, shares_domain
 from proxy.upstream.budget import Budget
-from proxy.upstream.challenge import parse_challenges
-from proxy.upstream.headers import content_range, next_link, retry_after
+from proxy.upstream.headers import content_range, next_link, parse_challenges, retry_after
 from proxy.web import ranges, replies
 
 SHORT, LONG = 2000, 8000

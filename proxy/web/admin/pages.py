@@ -14,7 +14,7 @@ from proxy.content.downloads import Downloads
 from proxy.core.errors import Denied, PathNotFound, RegistryError, Unauthorized, Unsupported
 from proxy.runtime.metrics import Gauge, Metrics, registry
 from proxy.upstream.budget import Budget
-from proxy.upstream.circuit_breaker import Patience
+from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
@@ -176,7 +176,7 @@ class Admin:
             Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
         ]
         for name, upstream in self._upstreams.items():
-            gauges += _health(name, upstream.patience)
+            gauges += _health(name, upstream.circuit_breaker)
             budget = upstream.budget
             if budget.share is not None and budget.limit and budget.remaining is not None:
                 limit, left = "Pulls that upstream allows.", "Pulls that are left of those."
@@ -227,36 +227,36 @@ async def _trust(_: BaseRequest) -> None:
     """Ask for nothing: who reaches the socket may read the cache's directory."""
 
 
-def _health(name: str, patience: Patience) -> list[Gauge]:
+def _health(name: str, breaker: CircuitBreaker) -> list[Gauge]:
     """Return what is known of an upstream's state."""
     gauges = [
-        Gauge("upstream_up", "0 if it failed since its last answer.", patience.is_up, name),
+        Gauge("upstream_up", "0 if it failed since its last answer.", breaker.is_up, name),
         Gauge(
             "upstream_circuit_state",
             "0 closed, 1 the next request probes, 2 open: the upstream is left alone.",
-            patience.circuit.value,
+            breaker.state.value,
             name,
         ),
     ]
-    if (last := _last_success(patience)) is not None:
+    if (last := _last_success(breaker)) is not None:
         text = "When it answered last, Unix seconds."
         gauges.append(Gauge("upstream_last_success_timestamp_seconds", text, last, name))
     return gauges
 
 
 def _state(upstream: Upstream) -> dict[str, object]:
-    patience = upstream.patience
+    breaker = upstream.circuit_breaker
     return {
-        "up": patience.is_up,
-        "circuit": patience.circuit.name.lower(),
-        "last_success": _last_success(patience),
+        "up": breaker.is_up,
+        "circuit": breaker.state.name.lower(),
+        "last_success": _last_success(breaker),
         "rate_limit": _rate_limit(upstream.budget),
     }
 
 
-def _last_success(patience: Patience) -> float | None:
+def _last_success(breaker: CircuitBreaker) -> float | None:
     """Return when an upstream answered last, Unix seconds."""
-    since = patience.seconds_since_answer
+    since = breaker.seconds_since_answer
     return None if since is None else round(time.time() - since, 3)
 
 

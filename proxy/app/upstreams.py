@@ -163,7 +163,7 @@ class Upstreams:
         )
         downloads = min(configured.max_downloads, self._downloads)
         parallel = settings.parallel
-        pieces = Pieces(parallel.connections, int(parallel.start_from))
+        pieces = Pieces(parallel.connections, int(parallel.min_blob_size))
         terms = DownloadPolicy(patience.resumes, pieces)
         is_anonymous = configured.username is None and configured.tls.cert_file is None
         upstream = Upstream(

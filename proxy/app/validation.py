@@ -12,8 +12,8 @@ from typing import Final
 
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
+from proxy.core.units import show_size
 from proxy.settings import Settings
-from proxy.settings.units import show_size
 from proxy.upstream.transport import client_context
 from proxy.web.certificate import Certificate
 

@@ -56,7 +56,7 @@ def terminal_width() -> int | None:
 
 def show_size(size: int) -> str:
     """Return bytes as people read them: ``10.0GiB``."""
-    from proxy.settings import units  # noqa: PLC0415 - pydantic, which no help needs
+    from proxy.core import units  # noqa: PLC0415
 
     return units.show_size(size)
 

@@ -38,7 +38,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def bytes_of(flag: str, text: str) -> int:
     """Return the bytes that ``text`` names, as ``10GiB``; else refuse, naming the flag."""
-    from proxy.settings.units import parse_size  # noqa: PLC0415 - pydantic, which no help needs
+    from proxy.core.units import parse_size  # noqa: PLC0415
 
     try:
         return parse_size(text)
@@ -48,7 +48,7 @@ def bytes_of(flag: str, text: str) -> int:
 
 def rate_of(flag: str, text: str) -> int:
     """Return the bytes a second of ``50MB/s``; 0 is no limit; else refuse."""
-    from proxy.settings.units import parse_size  # noqa: PLC0415 - pydantic, which no help needs
+    from proxy.core.units import parse_size  # noqa: PLC0415
 
     try:
         return parse_size(text)
@@ -58,7 +58,7 @@ def rate_of(flag: str, text: str) -> int:
 
 def seconds_of(flag: str, text: str) -> float:
     """Return the seconds that ``text`` names, as ``1h``; else refuse, naming the flag."""
-    from proxy.settings.units import parse_seconds  # noqa: PLC0415 - pydantic, which no help needs
+    from proxy.core.units import parse_seconds  # noqa: PLC0415
 
     try:
         return parse_seconds(text)

@@ -42,7 +42,7 @@ class Rule:
     """How old an answer of one upstream may be, in seconds; ``inf`` is for ever.
 
     ``keep_deleted``: how long after its last confirmation a tag outlives its deletion upstream.
-    ``reserve``: the share of a rate limit that is kept for what is not held.
+    ``rate_limit_reserve``: the share of a rate limit that is kept for what is not held.
     ``offline``: the upstream is not to be asked anything.
     """
 
@@ -52,7 +52,7 @@ class Rule:
     negative_ttl: float
     signature_ttl: float = 0.0
     keep_deleted: float = 0.0
-    reserve: float = 0.0
+    rate_limit_reserve: float = 0.0
     offline: bool = False
 
     def of(self, tag: "Tag", share: float | None) -> "Rule":
@@ -120,7 +120,7 @@ def on_failure(checked_at: float, rule: Rule, now: float, error: RegistryError) 
 
 def is_scarce(rule: Rule, share: float | None) -> bool:
     """Tell whether what is left of a rate limit is reserved for what is not held."""
-    return share is not None and share <= rule.reserve
+    return share is not None and share <= rule.rate_limit_reserve
 
 
 def seconds_fresh(checked_at: float, rule: Rule, now: float) -> float:

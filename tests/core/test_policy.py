@@ -136,7 +136,7 @@ def test_the_less_is_left_the_longer_things_are_fresh(one: float, other: float) 
 
 
 def test_the_reserve_is_kept_for_what_is_not_held() -> None:
-    rule = Rule(300, 0, 0, 0, reserve=0.1)
+    rule = Rule(300, 0, 0, 0, rate_limit_reserve=0.1)
     assert [is_scarce(rule, share) for share in (None, 1.0, 0.11, 0.1, 0.0)] == [
         False, False, False, True, True,
     ]  # fmt: skip

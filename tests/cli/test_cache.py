@@ -237,7 +237,7 @@ async def test_an_eviction_says_what_went_and_what_is_coldest_now(
     done = await ask(tmp_path, "evict", "4096")
     assert done.stdout == "evicted: 1 blob, 4.0KiB; the coldest that is left was last used 2d ago\n"
     done = await ask(tmp_path, "evict", "1MiB")
-    refused(done, "no more may go", status=0)
+    refused(done, "nothing more can be evicted", status=0)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ async def test_verify_on_a_terminal_is_a_bar(admin: FakeAdmin, tmp_path: Path, w
         admin.release.set()
     assert terminal.process.returncode == 0
     seen = terminal.written
-    assert "going on where the last run was interrupted" in seen
+    assert "continuing where the last run was interrupted" in seen
     assert f"{DIGEST}: its bytes are another's; moved to quarantine/x; fetched again" in seen
     assert "belongs to a:1, b:2" in seen
     assert "verified 4 blobs, 4.0MiB: 1 bad, 1 of them repaired" in seen
@@ -291,7 +291,7 @@ async def test_an_interrupted_verify(
         process.send_signal(number)
         _, err = await asyncio.wait_for(process.communicate(), 10)
     assert process.returncode == status
-    assert err.decode() == "millpond: interrupted; the next verify goes on from here\n"
+    assert err.decode() == "millpond: interrupted; the next verify continues from here\n"
 
 
 async def test_verify_interrupted_on_a_terminal(admin: FakeAdmin, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ async def test_verify_interrupted_on_a_terminal(admin: FakeAdmin, tmp_path: Path
     assert terminal.process.returncode == 130
     erased = "\x1b[2K"
     _, _, after = terminal.written.rpartition(erased)
-    assert after.strip() == "millpond: interrupted; the next verify goes on from here"
+    assert after.strip() == "millpond: interrupted; the next verify continues from here"
 
 
 async def test_an_answer_that_breaks_off_is_no_end(admin: FakeAdmin, tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ async def test_pull_into_a_pipe(admin: FakeAdmin, tmp_path: Path) -> None:
         1,
         "docker.io/library/a:1: incomplete, 1 missing; stale\n",
     )
-    refused(done, f"{DIGEST}: could not be had: no\N{REPLACEMENT CHARACTER}room", status=1)
+    refused(done, f"{DIGEST}: could not be fetched: no\N{REPLACEMENT CHARACTER}room", status=1)
     await ask(tmp_path, "pull", "a:1", "--all-platforms")
     assert [asked.query["platforms"] for asked in admin.asked] == ["linux/arm64,linux/amd64", ""]
     admin.answers["POST /-/pull"] = pulled()[:2]

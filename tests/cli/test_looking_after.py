@@ -283,7 +283,7 @@ async def test_t68_refresh_and_pull_say_what_failed(
     assert (told["before"], told["changed"]) == (LARGE.digest, False)
     done = await command("pull", "none:1")
     assert done.returncode == 1
-    assert "docker.io/library/none:1: could not be had: " in done.stderr
+    assert "docker.io/library/none:1: could not be fetched: " in done.stderr
     assert done.stdout == "docker.io/library/none:1: not pulled\n"
     assert json.loads((await command("pull", "none:1", "--json")).stdout.splitlines()[-1])[
         "missing"

@@ -2,19 +2,16 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from io import StringIO
 from shutil import get_terminal_size
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import typer
 
 GAP: Final = "  "
 UNKNOWN: Final = "-"
-PROGRESS_SECONDS: Final = 60.0
-"""Between two lines about the progress of long work, where no terminal shows a bar."""
-
 _UNLIMITED: Final = 1_000_000
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"))
 
@@ -39,22 +36,6 @@ def print_line(text: str) -> None:
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table that fits the terminal; into a pipe it is as wide as its content."""
     for line in table(heads, rows, get_terminal_size().columns if is_terminal() else _UNLIMITED):
-        typer.echo(line)
-
-
-class EventLines:
-    """Prints the events of long work as the server sends them, but progress once a minute."""
-
-    def __init__(self) -> None:
-        self._printed_at = time.monotonic()
-
-    def show(self, line: bytes, event: Mapping[str, Any]) -> None:
-        """Print the line of an event, unless it is progress and the last one is recent."""
-        now = time.monotonic()
-        if event.get("event") == "progress":
-            if now - self._printed_at < PROGRESS_SECONDS:
-                return
-            self._printed_at = now
         typer.echo(line)
 
 

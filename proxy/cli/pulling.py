@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from proxy.cli.command import JsonOption, Work, for_each, on_server
-from proxy.cli.formatting import EventLines, fail, is_terminal, print_error, print_line
+from proxy.cli.formatting import fail, print_line
+from proxy.cli.progress import Display, follow
 from proxy.core.units import show_size
 
 if TYPE_CHECKING:
@@ -96,42 +97,18 @@ def own_platform() -> str:
 async def pull_image(client: "Client", name: str, platforms: list[str], *, as_json: bool) -> int:
     """Pull one image and show the progress; return the exit status. Raises ``Refused``."""
     query = {"image": name, "platforms": ",".join(platforms)}
-    if as_json:
-        done = await client.follow("POST", PULL, query, EventLines().show)
-    elif is_terminal():
-        done = await _with_bar(client, query)
-    else:
-        done = await client.follow("POST", PULL, query, _show)
+    done = await follow(client, PULL, query, _show, label="pulling", as_json=as_json)
     return 1 if done["missing"] else 0
 
 
-async def _with_bar(client: "Client", query: dict[str, str]) -> "Document":
-    from proxy.cli.bars import Bar  # noqa: PLC0415 - rich's bars, for terminals only
-
-    with Bar("pulling") as bar:
-
-        def show(_: bytes, event: "Document") -> None:
-            match event["event"]:
-                case "progress":
-                    bar.advance(event["bytes"], event["total"] or None)
-                case "missing":
-                    bar.print_line(_missing(event))
-                case "done":
-                    bar.print_line(_summary(event))
-
-        return await client.follow("POST", PULL, query, show)
-
-
-def _show(_: bytes, event: "Document") -> None:
+def _show(display: Display, event: "Document") -> None:
     match event["event"]:
+        case "progress":
+            display.advance(event["bytes"], event["total"] or None)
         case "missing":
-            print_error(_missing(event))
+            display.print_error(f"{event['digest']}: could not be fetched: {event['reason']}")
         case "done":
-            print_line(_summary(event))
-
-
-def _missing(event: "Document") -> str:
-    return f"{event['digest']}: could not be fetched: {event['reason']}"
+            display.print_line(_summary(event))
 
 
 def _summary(done: "Document") -> str:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from proxy.cli.command import JsonOption, Work, on_server
-from proxy.cli.formatting import EventLines, count, fail, is_terminal, print_error
+from proxy.cli.formatting import count, fail, is_terminal, print_error
+from proxy.cli.progress import Display, follow
 from proxy.core.units import parse_size, show_size
 
 if TYPE_CHECKING:
@@ -45,11 +46,9 @@ def verify(
     async def work(client: "Client") -> int:
         import asyncio  # noqa: PLC0415 - the client has imported it; help does without
 
+        is_json = as_json or not is_terminal()
         try:
-            if as_json or not is_terminal():
-                done = await client.follow("POST", PATH, query, EventLines().show)
-            else:
-                done = await _with_bar(client, query)
+            done = await follow(client, PATH, query, _show, label="verifying", as_json=is_json)
         except asyncio.CancelledError:
             print_error("interrupted; the next verify continues from here")
             raise
@@ -65,25 +64,18 @@ def _rate(text: str) -> int:
         fail("--rate: not a rate; write 50MB/s, 20MiB/s, or 0 for no limit")
 
 
-async def _with_bar(client: "Client", query: dict[str, str]) -> "Document":
-    from proxy.cli.bars import Bar  # noqa: PLC0415 - rich's bars, for terminals only
-
-    with Bar("verifying") as bar:
-
-        def show(_: bytes, event: "Document") -> None:
-            match event["event"]:
-                case "start":
-                    bar.advance(0, event["bytes"])
-                    if event["resumed"]:
-                        bar.print_line("continuing where the last run was interrupted")
-                case "progress":
-                    bar.advance(event["bytes"], None)
-                case "bad":
-                    bar.print_line(_bad(event))
-                case "done":
-                    bar.print_line(_summary(event))
-
-        return await client.follow("POST", PATH, query, show)
+def _show(display: Display, event: "Document") -> None:
+    match event["event"]:
+        case "start":
+            display.advance(0, event["bytes"])
+            if event["resumed"]:
+                display.print_line("continuing where the last run was interrupted")
+        case "progress":
+            display.advance(event["bytes"], None)
+        case "bad":
+            display.print_error(_bad(event))
+        case "done":
+            display.print_line(_summary(event))
 
 
 def _bad(bad: "Document") -> str:

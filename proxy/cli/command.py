@@ -89,30 +89,34 @@ def on_server(command: Callable[..., Work]) -> Callable[..., None]:
     return run
 
 
-async def for_each(
+def for_each(
     names: Iterable[str],
-    act: Callable[[str], Awaitable[int]],
-    status_of: Callable[["Refused"], int | None],
-) -> int:
-    """Act on every name and return the highest exit status.
+    act: Callable[["Client", str], Awaitable[int]],
+    status_of: Callable[["Refused"], int | None] = lambda _: None,
+) -> Work:
+    """Return work that acts on every name; its exit status is the highest of all.
 
     A refusal is printed and does not stop the others; ``status_of`` returns its exit status, or
     None for one that ends the command.
     """
-    from proxy.cli.client import Refused  # noqa: PLC0415 - aiohttp, which help does without
 
-    highest = 0
-    for name in names:
-        try:
-            status = await act(name)
-        except Refused as error:
-            refusal = status_of(error)
-            if refusal is None:
-                raise
-            print_error(str(error) if repr(name) in str(error) else f"{name}: {error}")
-            status = refusal
-        highest = max(highest, status)
-    return highest
+    async def work(client: "Client") -> int:
+        from proxy.cli.client import Refused  # noqa: PLC0415 - aiohttp, which help does without
+
+        highest = 0
+        for name in names:
+            try:
+                status = await act(client, name)
+            except Refused as error:
+                refusal = status_of(error)
+                if refusal is None:
+                    raise
+                print_error(str(error) if repr(name) in str(error) else f"{name}: {error}")
+                status = refusal
+            highest = max(highest, status)
+        return highest
+
+    return work
 
 
 def parsed_option(flag: str, text: str, parse: Callable[[str], Value]) -> Value:

@@ -128,11 +128,9 @@ def in_use(
         answer = await client.ask("PUT", "/-/in-use", query, references)
         for fault in answer["not_understood"]:
             print_error(f"{'standard input' if file == '-' else file}: {fault}")
-        if as_json:
-            typer.echo(json.dumps(answer))
-            return 0
         images, until = count(answer["images"], "image"), moment(answer["expires_at"])
-        print_line(f"{answer['source']}: {images} in use until {until}")
+        text = f"{answer['source']}: {images} in use until {until}"
+        print_line(json.dumps(answer) if as_json else text)
         return 0
 
     return work

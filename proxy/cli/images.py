@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.command import DryRunOption, JsonOption, Work, on_server
+from proxy.cli.command import DryRunOption, JsonOption, Work, for_each, on_server
 from proxy.cli.formatting import age, count, is_terminal, print_error, print_line, print_table
 from proxy.core.units import show_size
 
@@ -105,10 +105,7 @@ def drop(
         print_error(f"{name}: nothing here has that name{hint}")
         return 1
 
-    async def work(client: "Client") -> int:
-        return max([await drop_images(client, name) for name in names])
-
-    return work
+    return for_each(names, drop_images)
 
 
 def _show_dropped(events: "list[Document]", verb: str) -> None:

@@ -36,39 +36,29 @@ def pin(
     it matches, now and later. Exit status 1: the images would not fit into the cache.
     """
 
-    async def work(client: "Client") -> int:
-        async def add(name: str) -> int:
-            done = await client.ask("PUT", PATH, {"pin": name})
-            if as_json:
-                typer.echo(json.dumps(done))
-            else:
-                print_line(f"{done['pin']}: pinned{_extent(done, is_pulling=fetch)}")
-            if not fetch or done["images"]:
-                return 0
-            return await pull_image(client, done["pin"], [own_platform()], as_json=as_json)
+    async def add(client: "Client", name: str) -> int:
+        done = await client.ask("PUT", PATH, {"pin": name})
+        text = f"{done['pin']}: pinned{_extent(done, is_pulling=fetch)}"
+        print_line(json.dumps(done) if as_json else text)
+        if not fetch or done["images"]:
+            return 0
+        return await pull_image(client, done["pin"], [own_platform()], as_json=as_json)
 
-        return await for_each(names, add, _status)
-
-    return work
+    return for_each(names, add, _status)
 
 
 @on_server
 def unpin(names: NamesArgument, as_json: JsonOption = False) -> Work:
     """Remove pins; the images stay until the cache needs their space."""
 
-    async def work(client: "Client") -> int:
-        async def remove(name: str) -> int:
-            done = await client.ask("DELETE", PATH, {"pin": name})
-            if as_json:
-                typer.echo(json.dumps(done))
-                return 0
-            for removed in done.get("removed", [done["pin"]]):
-                print_line(f"{removed}: no longer pinned")
-            return 0
+    async def remove(client: "Client", name: str) -> int:
+        done = await client.ask("DELETE", PATH, {"pin": name})
+        pins = [f"{pin}: no longer pinned" for pin in done.get("removed", [done["pin"]])]
+        for line in [json.dumps(done)] if as_json else pins:
+            print_line(line)
+        return 0
 
-        return await for_each(names, remove, _status)
-
-    return work
+    return for_each(names, remove, _status)
 
 
 @on_server

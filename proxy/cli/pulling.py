@@ -57,14 +57,11 @@ def pull(
         fail(f"--platform: {wrong[0]} is no platform; write linux/amd64 or linux/arm/v7")
     wanted = [] if all_platforms else platforms or [own_platform()]
 
-    async def work(client: "Client") -> int:
-        return await for_each(
-            names,
-            lambda name: pull_image(client, name, wanted, as_json=as_json),
-            lambda error: 2 if error.status in (400, 404) else None,
-        )
-
-    return work
+    return for_each(
+        names,
+        lambda client, name: pull_image(client, name, wanted, as_json=as_json),
+        lambda error: 2 if error.status in (400, 404) else None,
+    )
 
 
 @on_server
@@ -74,18 +71,12 @@ def refresh(names: ImagesArgument, as_json: JsonOption = False) -> Work:
     Fetches nothing: the next pull does. Exit status 1: the registry did not answer.
     """
 
-    async def work(client: "Client") -> int:
-        async def refresh_tag(name: str) -> int:
-            answer = await client.ask("POST", REFRESH, {"image": name})
-            if as_json:
-                typer.echo(json.dumps(answer))
-            else:
-                print_line(_refreshed(answer))
-            return 0
+    async def refresh_tag(client: "Client", name: str) -> int:
+        answer = await client.ask("POST", REFRESH, {"image": name})
+        print_line(json.dumps(answer) if as_json else _refreshed(answer))
+        return 0
 
-        return await for_each(names, refresh_tag, _status)
-
-    return work
+    return for_each(names, refresh_tag, _status)
 
 
 def own_platform() -> str:

@@ -157,8 +157,8 @@ def _services(kept: storage.Storage, cache: Cache, router: Router, puller: Pulle
         dropper=Dropper(content, kept.pins, kept.layout, cache.manifests.forget),
         puller=puller,
         cache=cache,
-        image=router.image,
-        selector=router.selector,
+        image=router.parse_image,
+        selector=router.parse_selector,
     )
 
 

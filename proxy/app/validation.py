@@ -55,7 +55,7 @@ def _pins(settings: Settings) -> Iterator[str]:
     router = Router(settings)
     for pin in settings.pins:
         try:
-            router.pin(pin)
+            router.parse_pin(pin)
         except RegistryError as error:
             yield f"pins: {error.message}"
 

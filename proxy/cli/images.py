@@ -40,7 +40,7 @@ def ls(
             return 0
         images = [image async for image in client.objects(PATH, query)]
         if not images:
-            print_error(f"no image matches {pattern}" if pattern else "no images are known here")
+            print_error(f"no image matches {pattern}" if pattern else "the cache has no images")
             return 0
         print_table(("NAME", "STATE", "SIZE", "LAST USED", "KEPT"), [_row(one) for one in images])
         if is_terminal():
@@ -102,7 +102,7 @@ def drop(
         if done["images"] or done["blobs"] or done["refused"]:
             return 1 if done["refused"] else 0
         hint = "; ** matches across slashes" if "*" in name and "**" not in name else ""
-        print_error(f"{name}: nothing here has that name{hint}")
+        print_error(f"{name}: no such image in the cache{hint}")
         return 1
 
     return for_each(names, drop_images)

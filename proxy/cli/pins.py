@@ -101,4 +101,4 @@ def _extent(pin: "Document", *, is_pulling: bool) -> str:
         return f", {count(pin['images'], 'image')}, {show_size(pin['bytes'])}"
     is_one_image = not set("*?[") & set(pin["pin"]) and "/" in pin["pin"]
     hint = f"; to fetch it: millpond pull {pin['pin']}" if is_one_image and not is_pulling else ""
-    return f"; nothing of it is held yet{hint}"
+    return f"; not in the cache yet{hint}"

@@ -108,7 +108,11 @@ def _summary(done: "Document") -> str:
     warning = f"; {done['warning']}" if done["warning"] else ""
     if done["missing"]:
         return f"{done['image']}: incomplete, {done['missing']:,} missing{warning}"
-    fetched = f"{show_size(done['fetched_bytes'])} fetched" if done["fetched_bytes"] else "all held"
+    fetched = (
+        f"{show_size(done['fetched_bytes'])} fetched"
+        if done["fetched_bytes"]
+        else "already in the cache"
+    )
     return f"{done['image']}: whole, {show_size(done['bytes'])}, {fetched}{warning}"
 
 
@@ -124,5 +128,5 @@ def _refreshed(answer: "Document") -> str:
         return f"{answer['image']}: points to {now}"
     if not answer["changed"]:
         return f"{answer['image']}: unchanged, {now}"
-    note = "" if answer["recorded"] else "; not taken: the registry's rate limit is nearly used up"
+    note = "" if answer["recorded"] else "; ignored: the registry's rate limit is nearly used up"
     return f"{answer['image']}: {before} → {now}{note}"

@@ -27,7 +27,7 @@ def verify(
         ),
     ] = "0",
     restart: Annotated[
-        bool, typer.Option("--restart", help="Start anew instead of continuing the last run.")
+        bool, typer.Option("--restart", help="Start again instead of continuing the last run.")
     ] = False,
     as_json: JsonOption = False,
 ) -> Work:

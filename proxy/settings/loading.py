@@ -1,4 +1,4 @@
-"""Reads YAML, environment and flags into ``Settings``, and words the errors in them.
+"""Reads YAML, environment and flags into ``Settings``, and formats the errors in them.
 
 An error names its place (file and line, variable, or flag), the key, what is wrong and what would
 be right. It never repeats a value: that may be a secret.

@@ -99,7 +99,7 @@ async def test_ls_on_a_terminal(admin: FakeAdmin, tmp_path: Path, width: int) ->
 
 async def test_ls_of_nothing_says_so(admin: FakeAdmin, tmp_path: Path) -> None:
     admin.answers["GET /-/images"] = []
-    refused(await ask(tmp_path, "ls"), "no images are known here", status=0)
+    refused(await ask(tmp_path, "ls"), "the cache has no images", status=0)
     refused(await ask(tmp_path, "ls", "a*"), "no image matches a*", status=0)
 
 
@@ -134,7 +134,7 @@ async def test_pin_goes_through_all_names(admin: FakeAdmin, tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (1, "millpond: big: would take 3 bytes of 2\n")
     assert done.stdout.splitlines() == [
         "docker.io/library/nginx:latest: pinned, 1 image, 1.0GiB",
-        f"{unheld}: pinned; nothing of it is held yet; to fetch it: millpond pull {unheld}",
+        f"{unheld}: pinned; not in the cache yet; to fetch it: millpond pull {unheld}",
     ]
     done = await ask(tmp_path, "pin", "?", "big")
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, "millpond: '?' is not a name")

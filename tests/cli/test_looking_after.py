@@ -226,8 +226,8 @@ async def test_t68_an_image_is_dropped_and_pulled_again(
     done = await command("drop", "app:1.0", "ghcr.io/*")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "millpond: app:1.0: nothing here has that name",
-        "millpond: ghcr.io/*: nothing here has that name; ** matches across slashes",
+        "millpond: app:1.0: no such image in the cache",
+        "millpond: ghcr.io/*: no such image in the cache; ** matches across slashes",
     ]
     done = await command("pull", "app:1.0", "big")
     assert (done.returncode, done.stderr) == (0, ""), done

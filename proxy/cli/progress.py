@@ -38,10 +38,9 @@ async def follow(
     query: Mapping[str, str],
     show: Callable[[Display, "Document"], None],
     *,
-    label: str,
     as_json: bool,
 ) -> "Document":
-    """Start long work, show its events, and return the last one; ``label`` is beside the bar.
+    """Start long work, show its events, and return the last one.
 
     Raises ``Refused``, ``Unanswered``.
     """
@@ -49,7 +48,7 @@ async def follow(
         return await client.follow("POST", path, query, EventLines().show)
     if not is_terminal():
         return await client.follow("POST", path, query, lambda _, event: show(Display(), event))
-    with _Bar(label) as bar:
+    with _Bar(path.rpartition("/")[2]) as bar:
         return await client.follow("POST", path, query, lambda _, event: show(bar, event))
 
 

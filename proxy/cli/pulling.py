@@ -88,7 +88,7 @@ def own_platform() -> str:
 async def pull_image(client: "Client", name: str, platforms: list[str], *, as_json: bool) -> int:
     """Pull one image and show the progress; return the exit status. Raises ``Refused``."""
     query = {"image": name, "platforms": ",".join(platforms)}
-    done = await follow(client, PULL, query, _show, label="pulling", as_json=as_json)
+    done = await follow(client, PULL, query, _show, as_json=as_json)
     return 1 if done["missing"] else 0
 
 

@@ -48,7 +48,7 @@ def verify(
 
         is_json = as_json or not is_terminal()
         try:
-            done = await follow(client, PATH, query, _show, label="verifying", as_json=is_json)
+            done = await follow(client, PATH, query, _show, as_json=is_json)
         except asyncio.CancelledError:
             print_error("interrupted; the next verify continues from here")
             raise

@@ -80,8 +80,8 @@ def table(
     if the other columns leave no room for names, each row is a name and an indented list.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
-    others = _drawn(heads[1:], [row[1:] for row in cells])
-    room = width - len(GAP) - max(map(len, others))
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    room = width - sum(len(GAP) + other for other in widths[1:])
     if room < len(heads[0]):
         for name, *rest in cells:
             yield name
@@ -97,8 +97,8 @@ def table(
 
 
 def _drawn(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table of any width."""
-    from rich.console import Console  # noqa: PLC0415 - help without colours needs no console
+    """Return the lines of a table that is as wide as its content."""
+    from rich.console import Console  # noqa: PLC0415 - only for commands that print a table
     from rich.table import Column, Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 

@@ -91,7 +91,7 @@ async def running(
         stack.push_async_callback(background.close)
         request_log = make_request_log(metrics.cache)
 
-        flights = Downloads(settings.storage.finish_from)
+        flights = Downloads(settings.storage.min_complete_ratio)
         stack.push_async_callback(flights.close)
         upstreams = Upstreams(metrics, clock, shares.downloads, network)
         stack.push_async_callback(upstreams.close)
@@ -157,8 +157,8 @@ def _services(kept: storage.Storage, cache: Cache, router: Router, puller: Pulle
         dropper=Dropper(content, kept.pins, kept.layout, cache.manifests.forget),
         puller=puller,
         cache=cache,
-        image=router.image,
-        selector=router.selector,
+        image=router.parse_image,
+        selector=router.parse_selector,
     )
 
 

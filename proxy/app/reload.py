@@ -61,7 +61,7 @@ class Reloader:
         parts = self._parts
         trial = Router(settings)
         try:
-            pins = parts.pins.parsed(settings.pins, trial.pin)
+            pins = parts.pins.parsed(settings.pins, trial.parse_pin)
         except RegistryError as error:
             raise ConfigError(f"pins: {error.message}") from None
         plan = await parts.upstreams.prepare(settings)
@@ -72,7 +72,7 @@ class Reloader:
             await parts.upstreams.discard(plan)
             raise
         parts.sources.replace(parts.upstreams.commit(plan))
-        parts.router.use(settings)
+        parts.router.update(settings)
         parts.pins.use(pins)
         parts.token.use(settings.admin.token_file)
         parts.prepared.forget()

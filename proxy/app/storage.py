@@ -67,10 +67,10 @@ async def opened(
     await stack.enter_async_context(index)
     lists = TagLists(rows / "listings", clock=clock, on_trouble=counters.storage_trouble)
     await stack.enter_async_context(lists)
-    feeds = Feeds(index, router.image, clock, configured.in_use_file)
+    feeds = Feeds(index, router.parse_image, clock, configured.in_use_file)
     pinned = int(quota.max_size * quota.low_mark)
     try:
-        pins = Pins(index, settings.pins, parse=router.pin, limit=lambda: pinned, feeds=feeds)
+        pins = Pins(index, settings.pins, parse=router.parse_pin, limit=lambda: pinned, feeds=feeds)
     except RegistryError as error:
         raise ConfigError(f"pins: {error.message}") from None
     await feeds.load()

@@ -153,7 +153,7 @@ class Upstreams:
         breaker = CircuitBreaker(name, patience, time.monotonic)
         client = Client(transport, authorizer, breaker, settings.timeouts.answer)
         parallel = settings.parallel
-        pieces = Pieces(parallel.connections, int(parallel.start_from))
+        pieces = Pieces(parallel.connections, int(parallel.min_blob_size))
         upstream = Upstream(
             client,
             Budget(self._clock),

@@ -31,8 +31,8 @@ class Bounds(NamedTuple):
 
     blobs: int
     max_bytes: int
-    at_once: int
-    give_up: float
+    concurrency: int
+    idle_timeout: float
 
 
 class Prefetcher:
@@ -52,7 +52,7 @@ class Prefetcher:
         self._flights = flights
         self._expected = expected
         self._bounds = bounds
-        self._at_once = asyncio.Semaphore(bounds.at_once)
+        self._at_once = asyncio.Semaphore(bounds.concurrency)
         self._images: set[asyncio.Task[None]] = set()
 
     def begin(self, target: Target, children: Children | None) -> None:
@@ -102,7 +102,7 @@ class Prefetcher:
         ]
         try:
             try:
-                async with asyncio.timeout(self._bounds.give_up):
+                async with asyncio.timeout(self._bounds.idle_timeout):
                     await expectation.is_met.wait()
             except TimeoutError:
                 return

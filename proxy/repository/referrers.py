@@ -66,7 +66,7 @@ class ReferrersCache:
         Raises ``RegistryError``.
         """
         tag = fallback_tag(subject)
-        rule = self._sources[target.upstream].rule.of(tag, None)
+        rule = self._sources[target.upstream].rule.for_tag(tag, None)
         record = await self._known(target, subject)
         checked_at, now = record.checked_at, self._clock()
         if rule.offline or policy.decide(checked_at, rule, now, asked) is Action.SERVE:

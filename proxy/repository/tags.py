@@ -291,4 +291,4 @@ class Tags:
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         source = self._sources[target.upstream]
-        return source.rule.of(tag, source.upstream.budget.share)
+        return source.rule.for_tag(tag, source.upstream.budget.share)

@@ -1,7 +1,7 @@
 """Pulls whole images into the cache, without a client that takes them.
 
 An index, the images in it that are wanted, and their configurations and layers. When the rate limit
-of upstream runs low, what is left of it is reserved for clients (``freshness.reserve``).
+of upstream runs low, what is left of it is reserved for clients (``freshness.rate_limit_reserve``).
 """
 
 import asyncio

@@ -9,7 +9,7 @@ from multidict import CIMultiDict
 
 from proxy.core.errors import RegistryError
 from proxy.core.names import Kind, Route, Target
-from proxy.core.policy import CacheDirective, wish
+from proxy.core.policy import CacheDirective, cache_directive
 from proxy.repository.results import Forward
 from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
@@ -62,7 +62,7 @@ class Exchange:
     @property
     def wish(self) -> CacheDirective:
         """What the client wants of freshness."""
-        return wish(self.request.headers.get("Cache-Control"))
+        return cache_directive(self.request.headers.get("Cache-Control"))
 
     @property
     def is_head(self) -> bool:

@@ -78,6 +78,20 @@ def at_default(path: KeyPath) -> Any:
     return at(settings, tuple("x" if key == NAME else key for key in path))
 
 
+def description(path: KeyPath) -> str:
+    """Return what the model says about a setting."""
+    model: Any = Settings
+    for key in path:
+        if key != NAME:
+            field = model.model_fields[key]
+            kinds = [field.annotation, *get_args(field.annotation)]
+            below = [
+                kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)
+            ]
+            model = below[0] if below else model
+    return field.description or ""
+
+
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     both = dict(below)
     for key, value in above.items():
@@ -99,6 +113,10 @@ def test_the_settings_are_found_in_the_models() -> None:
     assert ("upstreams", NAME, "tls", "verify") in ALL
     assert ("upstreams", NAME, "freshness", "tag_ttl") in ALL
     assert len(ALL) > 30
+
+
+def test_every_setting_has_a_description() -> None:
+    assert not [".".join(path) for path in ALL if len(description(path).split()) < 4]
 
 
 def test_the_default_file_equals_the_built_in_defaults() -> None:

@@ -22,8 +22,8 @@ from proxy.core.errors import (
     Unauthorized,
     Unsupported,
 )
+from proxy.core.units import parse_size
 from proxy.runtime.executors import in_thread
-from proxy.settings.units import parse_size
 from proxy.web.admin.documents import Document, Page, asked, is_true, reply, stream
 from proxy.web.admin.evictions import would_evict
 from proxy.web.admin.images import ImagePages, Services

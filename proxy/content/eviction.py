@@ -8,7 +8,7 @@ lead, whatever size was announced; ``unproven`` bounds what may be evicted for i
 """
 
 import asyncio
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Awaitable, Callable, Container
 from itertools import islice
 from typing import Final
 
@@ -46,8 +46,8 @@ log = structlog.get_logger(__name__)
 class Evictor:
     """Accounts for every byte between the limit and what is held.
 
-    ``spared`` tells what must stay. What a former process left is known only once index and store
-    have been read; until then it is bounded by a ceiling that is noted before it is passed.
+    ``protected`` returns what must stay. What a former process left is known only once index and
+    store have been read; until then it is bounded by a ceiling that is noted before it is passed.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Evictor:
         quota: Quota,
         *,
         counters: CacheCounters,
-        spared: Callable[[], Container[Digest]],
+        protected: Callable[[], Awaitable[Container[Digest]]],
     ) -> None:
         self._index = index
         self._store = store
         self._counters = counters
-        self._spared = spared
+        self._protected = protected
         self._promised = 0
         self._condemned = 0
         self._unknown = 0
@@ -240,17 +240,24 @@ class Evictor:
             records = [r for digest in digests if (r := self._index.held(digest)) is not None]
             return await to_its_end(self._evict(records)) if records else (0, 0)
 
-    async def coldest(self) -> Iterator[BlobRecord]:
-        """Return what would go next, in order; to be used before the next await."""
+    async def coldest(self, wanted: int) -> list[BlobRecord]:
+        """Return what would be evicted next, in order, until it is worth ``wanted`` disk bytes."""
+        protected = await self._protected()
         await self._index.settle()
-        spared = self._spared()
-        return (record for record in self._index.coldest() if record.digest not in spared)
+        victims: list[BlobRecord] = []
+        for record in self._index.coldest():
+            if wanted <= 0:
+                break
+            if record.digest not in protected:
+                victims.append(record)
+                wanted -= disk_bytes(record.size)
+        return victims
 
-    def oldest_use(self) -> float | None:
-        """Return when the coldest content was last used, Unix seconds; None when it is spared."""
-        spared = self._spared()
-        found = (r for r in islice(self._index.coldest(), _BATCH) if r.digest not in spared)
-        coldest = next(found, None)
+    async def oldest_use(self) -> float | None:
+        """Return when the coldest content was last used, Unix seconds; None if it is protected."""
+        protected = await self._protected()
+        first = islice(self._index.coldest(), _BATCH)
+        coldest = next((record for record in first if record.digest not in protected), None)
         return None if coldest is None else coldest.used_at
 
     def found(self, orphans: int) -> None:
@@ -313,8 +320,7 @@ class Evictor:
             await in_thread(self._store.quarantine.empty, Pool.WRITE)
         blobs = freed = 0
         while (excess := self.used - target) > 0:
-            await self._index.settle()
-            victims = self._victims(excess)
+            victims = await self._victims(excess)
             gone, size = await to_its_end(self._evict(victims)) if victims else (0, 0)
             if not gone:
                 break
@@ -326,31 +332,32 @@ class Evictor:
     async def _expire(self, oldest: float) -> None:
         """Evict what was last used before ``oldest``, Unix seconds."""
         while True:
+            protected = await self._protected()
             await self._index.settle()
-            spared = self._spared()
             coldest = list(islice(self._index.coldest(), _BATCH))
             old = [record for record in coldest if record.used_at < oldest]
-            victims = [record for record in old if record.digest not in spared]
+            victims = [record for record in old if record.digest not in protected]
             for record in old:
-                if record.digest in spared:
+                if record.digest in protected:
                     self._index.defer(record.digest)
             if not victims:
                 return
             await to_its_end(self._evict(victims))
 
-    def _victims(self, excess: float) -> list[BlobRecord]:
+    async def _victims(self, excess: float) -> list[BlobRecord]:
         """Return the coldest blobs worth ``excess`` disk bytes, or some of them.
 
-        What is spared is put behind the others, so that no eviction looks at it twice.
+        Protected content goes behind the others, so that no eviction looks at it twice.
         """
-        spared = self._spared()
+        protected = await self._protected()
+        await self._index.settle()
         victims: list[BlobRecord] = []
         passed: list[Digest] = []
         freed = 0
         for record in self._index.coldest():
             if freed >= excess or len(victims) >= _BATCH:
                 break
-            if record.digest in spared:
+            if record.digest in protected:
                 passed.append(record.digest)
                 continue
             victims.append(record)

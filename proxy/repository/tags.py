@@ -7,6 +7,7 @@ from typing import Final, assert_never
 
 import structlog
 
+from proxy.content.content import Content
 from proxy.core import policy
 from proxy.core.errors import (
     ManifestUnknown,
@@ -19,7 +20,6 @@ from proxy.core.errors import (
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.policy import Action, CacheDirective, Rule
 from proxy.core.records import Clock, TagRecord
-from proxy.index import Index
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.results import Described, Forward, Manifest
@@ -59,7 +59,7 @@ class Tags:
     def __init__(
         self,
         manifests: Manifests,
-        index: Index,
+        content: Content,
         sources: Mapping[str, Origin],
         *,
         clock: Clock,
@@ -67,7 +67,8 @@ class Tags:
     ) -> None:
         """``patience`` is how many seconds a check may take while a good copy is held."""
         self._manifests = manifests
-        self._index = index
+        self._content = content
+        self._records = content.tags
         self._sources = sources
         self._clock = clock
         self._patience = patience
@@ -109,7 +110,7 @@ class Tags:
         if isinstance(found, Manifest):
             return Described(found.descriptor, found.outcome, found.warning, forward=found.forward)
         descriptor = found.record.descriptor
-        self._index.touch(descriptor.digest)
+        self._content.touch(descriptor.digest)
         if self._rule(target, tag).offline or asked is CacheDirective.ONLY_IF_CACHED:
             descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
         return Described(descriptor, found.outcome, fresh=found.fresh, forward=found.forward)
@@ -120,12 +121,12 @@ class Tags:
         The new target is not recorded while the rate limit leaves no pull for it.
         """
         await self._manifests.doubt_absence(target, tag)
-        before = await self._index.tag(target, tag)
+        before = await self._records.get(target, tag)
         if before is None:
             now = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
         else:
             now = await self._check(target, tag, before)
-        recorded = await self._index.tag(target, tag)
+        recorded = await self._records.get(target, tag)
         digest = now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest
         former = None if before is None else before.descriptor.digest
@@ -145,7 +146,7 @@ class Tags:
         """Return where the tag points, a stand-in when upstream fails, or None when unknown."""
         if asked is CacheDirective.REVALIDATE:
             await self._manifests.doubt_absence(target, tag)
-        record = await self._index.tag(target, tag)
+        record = await self._records.get(target, tag)
         rule = self._rule(target, tag)
         checked_at = None if record is None else record.checked_at
         action = policy.decide(checked_at, rule, self._clock(), asked)
@@ -195,34 +196,34 @@ class Tags:
                     return newer
                 rule = self._rule(target, tag)
                 if policy.on_failure(record.checked_at, rule, self._clock(), error) is Action.MISS:
-                    await self._index.drop_tag(target, tag)
+                    await self._records.drop(target, tag)
                 raise
             checked = TagRecord(descriptor, self._clock())
             if (newer := await self._newer(target, tag, record)) is not None:
                 return newer
             if await self._spared(target, tag, record, checked) is None:
-                await self._index.set_tag(target, tag, checked)
+                await self._records.set(target, tag, checked)
             return checked
 
         return await self._checks.do((target, tag), ask)
 
     async def _newer(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord | None:
         """Return the tag's record if another request replaced ``record`` during a check."""
-        current = await self._index.tag(target, tag)
+        current = await self._records.get(target, tag)
         return current if current is not None and current != record else None
 
     async def _learn(self, target: Target, tag: Tag) -> TagRecord:
         """Record a tag that is not known yet from a HEAD: some clients never GET it."""
         record = TagRecord(await self._manifests.ask(target, tag), self._clock())
-        current = await self._index.tag(target, tag)
+        current = await self._records.get(target, tag)
         if current is not None:
             return current  # a GET has been faster, and may know better
-        await self._index.set_tag(target, tag, record)
+        await self._records.set(target, tag, record)
         return record
 
     async def _refresh(self, target: Target, tag: Tag) -> None:
         """Check a tag behind the client's back, and fetch what is new."""
-        record = await self._index.tag(target, tag)
+        record = await self._records.get(target, tag)
         if record is None:
             return
         try:
@@ -272,7 +273,7 @@ class Tags:
         rule = self._rule(target, tag)
         if policy.on_failure(record.checked_at, rule, self._clock(), error) is not Action.SERVE:
             if isinstance(error, NotFound) and await self._newer(target, tag, record) is None:
-                await self._index.drop_tag(target, tag)
+                await self._records.drop(target, tag)
             raise error
         is_deleted = isinstance(error, NotFound)
         warning = DELETED_WARNING if is_deleted else FAILED_WARNING
@@ -282,7 +283,7 @@ class Tags:
         if copy is None:
             copy = await self._manifests.held(target, current, partial)
         if copy is None:
-            history = await self._index.history(target, tag)
+            history = await self._records.history(target, tag)
             earlier = [sighting.digest for sighting in reversed(history)]
             copy = await self._manifests.last_good(target, earlier, warning)
         if copy is None:

@@ -59,27 +59,25 @@ class Shelf(Protocol):
 
 
 class Layout:
-    """Keeps ``index.json`` current while the proxy runs. ``pins`` tells the pins to note there."""
+    """Keeps ``index.json`` current while the proxy runs. ``pins`` returns those to note."""
 
     def __init__(self, content: Content, shelf: Shelf, pins: Callable[[], list[str]]) -> None:
         self._content = content
-        self._index = content.index
         self._shelf = shelf
         self._pins = pins
         self._foreign: list[object] = []
         self._published: tuple[int, list[str]] | None = None
-        self._recalled = asyncio.Event()
+        self._loaded = asyncio.Event()
         self._is_unreadable = False
         self._keeping = asyncio.Lock()
 
-    async def recall(self) -> None:
-        """Learn tags from ``index.json`` that the index has lost, and what others put there.
+    async def load(self) -> None:
+        """Learn tags from ``index.json`` that the index has lost, and the entries of others.
 
-        While the file cannot be read it is not written either: it would lose what it says.
+        While the file cannot be read it is not written either: its entries would be lost.
         """
-        if self._recalled.is_set():
+        if self._loaded.is_set():
             return
-        await self._index.ready()
         try:
             entries = _entries(await in_thread(self._shelf.read))
         except FileNotFoundError:
@@ -94,42 +92,46 @@ class Layout:
                 await asyncio.sleep(0)
             if OURS not in _annotations(entry):
                 foreign.append(entry)
-            elif (known := _tagged(entry)) is not None:
-                target, tag, descriptor = known
-                if self._index.pointed(target, tag) is None:
-                    await self._index.set_tag(target, tag, TagRecord(descriptor, 0.0))
-                    learnt += 1
+            elif (tagged := _tagged(entry)) is not None:
+                learnt += await self._learn(*tagged)
         if learnt:
             log.warning("tags found in index.json that the index had lost", tags=learnt)
         self._foreign = foreign
-        self._recalled.set()
+        self._loaded.set()
 
-    async def recalled(self) -> None:
-        """Return once ``recall`` has ended: what is forgotten from now on stays forgotten."""
-        await self._recalled.wait()
+    async def _learn(self, target: Target, tag: Tag, descriptor: Descriptor) -> bool:
+        """Record a tag as never checked, unless it is known; return whether it was not."""
+        if await self._content.tags.get(target, tag) is not None:
+            return False
+        await self._content.tags.set(target, tag, TagRecord(descriptor, 0.0))
+        return True
 
-    async def publish_for_ever(self) -> None:
-        """Write ``index.json`` whenever what it tells has changed, but never all the time."""
-        while not self._recalled.is_set():
+    async def loaded(self) -> None:
+        """Return once ``load`` has ended: what is forgotten from now on stays forgotten."""
+        await self._loaded.wait()
+
+    async def publish_forever(self) -> None:
+        """Write ``index.json`` whenever its content has changed, with pauses in between."""
+        while not self._loaded.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(PUBLISH_SECONDS):
-                    await self._recalled.wait()
+                    await self._loaded.wait()
             if self._is_unreadable:
-                await self.recall()
+                await self.load()
         while True:
             started = time.monotonic()
             await self.keep()
             await asyncio.sleep(max(PUBLISH_SECONDS, REST * (time.monotonic() - started)))
 
     async def keep(self) -> None:
-        """Write ``index.json`` if what it tells has changed, and the last one has been read."""
+        """Write ``index.json`` if its content has changed, once the last one has been read."""
         async with self._keeping:  # two that write at once take each other's temporary file
-            told = self._index.revision, self._pins()
-            if self._recalled.is_set() and told != self._published and await self.publish():
-                self._published = told
+            inputs = self._content.revision, self._pins()
+            if self._loaded.is_set() and inputs != self._published and await self.publish():
+                self._published = inputs
 
     async def publish(self) -> bool:
-        """Write ``index.json``; tell whether the disk took it."""
+        """Write ``index.json``; return whether the disk took it."""
         head: dict[str, object] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
         if names := self._pins():
             head["annotations"] = {PINS: " ".join(names)}
@@ -149,27 +151,18 @@ class Layout:
         return True
 
     async def _lines(self) -> AsyncIterator[bytes]:
-        """Yield a line for each held image: by every tag, or by its digest if it has none.
+        """Yield a line for each held image: for every tag, or for its digest if it has none.
 
-        A tag whose upstream only claims that it points to held content is no name for it.
+        A tag that is only claimed to point to held content is left out.
         """
-        tagged: set[Digest] = set()
-        for count, (target, tag, record) in enumerate(self._index.tagged()):
-            if count % _SLICE == 0:
-                await asyncio.sleep(0)
-            digest = record.descriptor.digest
-            if self._index.held(digest) is not None and await self._index.linked(target, digest):
-                tagged.add(digest)
-                yield await self._entry(Image(target, tag, None), record.descriptor)
-        for count, digest in enumerate(self._index.manifests()):
-            if count % _SLICE == 0:
-                await asyncio.sleep(0)
-            held = self._index.held(digest)
-            if held is None or digest in tagged or self._index.is_listed(digest):
-                continue
-            descriptor = Descriptor(held.media_type or "", digest, held.size)
-            for holder in (await self._index.holders(digest))[:1]:
-                yield await self._entry(Image(holder, None, digest), descriptor)
+        async for batch in self._content.tags.all():
+            for one in batch:
+                if one.held is not None and one.is_linked:
+                    yield await self._entry(Image(one.target, one.tag, None), one.record.descriptor)
+        async for untagged in self._content.graph.untagged():
+            for target, held in untagged:
+                descriptor = Descriptor(held.media_type or "", held.digest, held.size)
+                yield await self._entry(Image(target, None, held.digest), descriptor)
 
     async def _entry(self, image: Image, descriptor: Descriptor) -> bytes:
         """Return the line of one image; nothing for what the layout cannot tell.
@@ -207,7 +200,7 @@ class Layout:
         """Hold an index that lists one manifest, without a platform: any reader takes it."""
         body = _wrapping(descriptor)
         wrapper = Descriptor(OCI_INDEX, sha256(body), len(body))
-        if self._index.held(wrapper.digest) is None:
+        if await self._content.record(wrapper.digest) is None:
             await self._content.keep(wrapper, body)
         return wrapper
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from proxy.content.downloads import Downloads
 from proxy.core import policy
 from proxy.core.errors import ManifestUnknown, RegistryError, RequestInvalid, TooManyRequests
+from proxy.core.manifests import walk
 from proxy.core.names import Digest, Image, Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Child
@@ -26,7 +27,8 @@ AT_ONCE: Final = 4
 """Blobs that are fetched at the same time, of all images: clients must still get places."""
 
 REPORT_SECONDS: Final = 0.5
-_MAX_DEPTH: Final = 4
+_MAX_DEPTH: Final = 5
+"""Manifests that are fetched on the way down from an image's name."""
 
 Event = dict[str, Any]
 
@@ -136,7 +138,13 @@ class Puller:
             return
         pull.root, pull.warning = root.descriptor.digest, root.warning
         async with asyncio.TaskGroup() as group:
-            await self._take(pull, root, group)
+
+            async def take(digest: Digest) -> list[Digest]:
+                known = root if digest == pull.root else None
+                return await self._take(pull, digest, known, group)
+
+            async for _ in walk([root.descriptor.digest], take, max_depth=_MAX_DEPTH):
+                pass
 
     async def _root(self, image: Image, target: Target) -> Manifest:
         if image.digest is not None:
@@ -156,11 +164,15 @@ class Puller:
         return await self._cache.manifests.get(target, digest, CacheDirective.ANY)
 
     async def _take(
-        self, pull: _Pull, manifest: Manifest, group: asyncio.TaskGroup, depth: int = 0
-    ) -> None:
-        """Have a manifest on disk, and begin to fetch what it lists."""
-        target, digest = pull.target, manifest.descriptor.digest
+        self, pull: _Pull, digest: Digest, known: Manifest | None, group: asyncio.TaskGroup
+    ) -> list[Digest]:
+        """Fetch a manifest (None: not ``known`` yet), and begin to fetch its blobs.
+
+        Returns the manifests that are wanted of those that it lists.
+        """
+        target = pull.target
         try:
+            manifest = known or await self._manifest(target, digest)
             if manifest.outcome is Outcome.THROUGH:
                 raise ManifestUnknown("its format is not kept")
             holds = self._cache.manifests.holds
@@ -172,19 +184,13 @@ class Puller:
             chosen = await self._chosen(pull, manifest.body, listed.manifests)
         except RegistryError as error:
             _miss(pull, digest, error.message)
-            return
+            return []
         pull.held.add(digest)
         for blob in listed.blobs:
             if blob.digest not in pull.sizes:
                 pull.sizes[blob.digest] = blob.size
                 group.create_task(self._blob(pull, blob.digest), name="pull a blob")
-        for child in chosen if depth < _MAX_DEPTH else []:
-            try:
-                below = await self._manifest(target, child.digest)
-            except RegistryError as error:
-                _miss(pull, child.digest, error.message)
-            else:
-                await self._take(pull, below, group, depth + 1)
+        return [child.digest for child in chosen]
 
     async def _chosen(self, pull: _Pull, body: bytes, listed: tuple[Child, ...]) -> list[Child]:
         """Return the manifests to fetch of an index. Raises ``ManifestUnknown``."""

@@ -86,16 +86,16 @@ async def test_what_is_in_use_stays_and_what_is_no_longer_goes(cache: Held) -> N
     feeds = cache.feeds()
     pins = cache.pins(feeds=feeds)
     await feeds.tell("node1", "app:1", 60)
-    assert pins.spared() == tree(ONE)
+    assert await pins.protected() == tree(ONE)
     await feeds.tell("node2", f"app@{TWO.digest}", 30)
-    assert pins.spared() == tree(ONE, TWO)
-    assert pins.pinned() == set(), "what is in use is not pinned"
+    assert await pins.protected() == tree(ONE, TWO)
+    assert await pins.pinned() == set(), "what is in use is not pinned"
     cache.clock.advance(31)
-    assert pins.spared() == tree(ONE), "what node2 said has ended"
+    assert await pins.protected() == tree(ONE), "what node2 said has ended"
     await feeds.tell("node1", "app:2", 60)
-    assert pins.spared() == tree(TWO), "a new list replaces the old one"
+    assert await pins.protected() == tree(TWO), "a new list replaces the old one"
     await feeds.tell("node1", "", 60)
-    assert pins.spared() == set()
+    assert await pins.protected() == set()
 
 
 async def test_t37_c06_what_a_tag_pointed_to_when_a_container_was_started_is_in_use(
@@ -106,9 +106,9 @@ async def test_t37_c06_what_a_tag_pointed_to_when_a_container_was_started_is_in_
     feeds = cache.feeds()
     pins = cache.pins(feeds=feeds)
     told = await feeds.tell("node1", "app:1", 60)
-    assert pins.spared() == tree(ONE, TWO)
+    assert await pins.protected() == tree(ONE, TWO)
     assert told.feed.named == 1
-    cache.spared = pins.spared()
+    cache.protected = set(await pins.protected())
     await cache.evictor.evict(10**9)
     assert await cache.on_disk() == tree(ONE, TWO)
 

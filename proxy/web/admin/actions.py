@@ -69,8 +69,7 @@ class Control:
     def __init__(
         self, content: Content, pins: Pins, feeds: Feeds, services: Services, token: Token
     ) -> None:
-        self._index = content.index
-        self._evictor = content.evictor
+        self._content = content
         self.pins = pins
         self._feeds = feeds
         self._verifier = services.verifier
@@ -96,14 +95,14 @@ class Control:
             raise Unsupported(problem, allowed=pages)
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                await self._index.ready()
+                await self._content.ready()
         except TimeoutError:
-            reason = self._index.failure or "the index is still being read"
+            reason = self._content.failures().get("index", "the index is still being read")
             raise StorageUnavailable(f"{reason}; try again later") from None
         return await page(request)
 
     async def _get_pins(self, _: BaseRequest) -> StreamResponse:
-        pins = self.pins.all()
+        pins = await self.pins.all()
         total = sum(pin.bytes for pin in pins)
         limit = self.pins.limit()
         return reply({"pins": [_pin(pin) for pin in pins], "bytes": total, "limit_bytes": limit})
@@ -146,10 +145,10 @@ class Control:
 
     async def _get_evict(self, request: BaseRequest) -> StreamResponse:
         wanted = _size(request)
-        return await stream(request, would_evict(self._index, self._evictor, wanted))
+        return await stream(request, would_evict(self._content, wanted))
 
     async def _post_evict(self, request: BaseRequest) -> StreamResponse:
-        blobs, freed = await self._evictor.evict(_size(request))
+        blobs, freed = await self._content.evict(_size(request))
         return reply({"blobs": blobs, "bytes": freed})
 
     async def _post_verify(self, request: BaseRequest) -> StreamResponse:

@@ -1,0 +1,91 @@
+"""Where tags point and have pointed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import islice
+from typing import Final, NamedTuple
+
+from proxy.core.names import Digest, Tag, Target
+from proxy.core.records import BlobRecord, TagHistoryEntry, TagRecord
+from proxy.index import Index
+
+_BATCH: Final = 100
+
+
+class TaggedImage(NamedTuple):
+    """A tag. ``held`` is the record of the manifest that it points to, None if that is not held.
+
+    ``is_linked``: its repository is known to hold that manifest. Else the tag is only a claim.
+    """
+
+    target: Target
+    tag: Tag
+    record: TagRecord
+    held: BlobRecord | None
+    is_linked: bool
+
+    @property
+    def digest(self) -> Digest:
+        """The digest that the tag points to."""
+        return self.record.descriptor.digest
+
+    @property
+    def name(self) -> str:
+        """The image's name, as in a pin."""
+        return f"{self.target}:{self.tag}"
+
+
+class TagRecords:
+    """The known tags of all repositories."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    async def get(self, target: Target, tag: Tag) -> TagRecord | None:
+        """Return what a tag pointed to when upstream was last asked."""
+        return await self._index.tag(target, tag)
+
+    async def set(self, target: Target, tag: Tag, record: TagRecord) -> None:
+        """Record where a tag points, and add that to its history."""
+        await self._index.set_tag(target, tag, record)
+
+    async def drop(self, target: Target, tag: Tag) -> None:
+        """Forget where a tag points; its history stays."""
+        await self._index.drop_tag(target, tag)
+
+    async def forget(self, target: Target, tag: Tag) -> None:
+        """Forget a tag with its history."""
+        await self._index.forget_tag(target, tag)
+
+    async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
+        """Return the digests that a tag has pointed to, latest last; a bounded number."""
+        return await self._index.history(target, tag)
+
+    async def of(self, target: Target) -> list[Tag]:
+        """Return the known tags of a repository, sorted."""
+        return await self._index.tags(target)
+
+    async def repositories(self) -> list[Target]:
+        """Return the repositories with known tags."""
+        return await self._index.repositories()
+
+    async def all(self) -> AsyncIterator[list[TaggedImage]]:
+        """Yield all tags, sorted, in batches. Tags that change meanwhile are as of their batch."""
+        await self._index.ready()
+        tagged = self._index.tagged()
+        while batch := list(islice(tagged, _BATCH)):
+            found = [await self._image(target, tag) for target, tag, _ in batch]
+            yield [image for image in found if image is not None]
+            await asyncio.sleep(0)
+
+    async def pointing_to(self, digest: Digest) -> list[TaggedImage]:
+        """Return the tags that point to a manifest, sorted."""
+        return [one async for batch in self.all() for one in batch if one.digest == digest]
+
+    async def _image(self, target: Target, tag: Tag) -> TaggedImage | None:
+        record = await self._index.tag(target, tag)
+        if record is None:
+            return None
+        digest = record.descriptor.digest
+        held, is_linked = await self._index.blob(digest), await self._index.linked(target, digest)
+        return TaggedImage(target, tag, record, held, is_linked)

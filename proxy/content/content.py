@@ -352,7 +352,7 @@ class Content:
         """Count held content, or a download, that could not be read while it was sent."""
         self._counters.storage_trouble()
 
-    def mismatch(self, error: ContentMismatch) -> None:
+    def mismatched(self, error: ContentMismatch) -> None:
         """Count and log a body that is not its digest."""
         self._counters.mismatches += 1
         log.error("content mismatch", error=error.message)

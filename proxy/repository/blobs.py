@@ -239,7 +239,7 @@ class Blobs:
                 arrived = Descriptor("", digest, flight.written)
                 await content.adopt(room, spool, arrived, is_public=is_public)
             except ContentMismatch as error:
-                self._content.mismatch(error)
+                self._content.mismatched(error)
                 raise
             except StorageError as error:
                 content.trouble(error)
@@ -291,7 +291,7 @@ class Blobs:
         try:
             proof.check(target)
         except ContentMismatch as error:
-            self._content.mismatch(error)
+            self._content.mismatched(error)
             raise
         await self._content.link(target, [digest])
         yield held_back

@@ -257,7 +257,7 @@ class Manifests:
         payload = await by_size(len(body), lambda: manifests.signed_payload(body))
         if payload is None or not matches(descriptor.digest, payload):
             error = ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
-            self._content.mismatch(error)
+            self._content.mismatched(error)
             raise error
         return Manifest(descriptor, body, Outcome.THROUGH, None)
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -409,3 +410,45 @@ async def test_t63_pins_that_the_disk_did_not_give_are_not_lost_at_the_next_add(
     both = ["docker.io/library/app:1", "docker.io/library/app:2"]
     assert pins.added() == both
     assert await note("pins") == both
+
+
+class HeldBack:
+    """Holds the first call of a method back until it may go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+        self.calls = 0
+        self._call = getattr(owner, name)
+        monkeypatch.setattr(owner, name, self)
+
+    async def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        found = await self._call(*args)
+        if not self.reached.is_set():
+            self.reached.set()
+            await self.go_on.wait()
+        return found
+
+
+async def test_a_pin_added_while_the_protected_content_is_computed_is_honoured(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins = await loaded(cache, "app:1")
+    slow = HeldBack(monkeypatch, pins._graph, "tree")
+    computing = asyncio.create_task(pins.protected())
+    await slow.reached.wait()
+    await pins.add("app:2")
+    slow.go_on.set()
+    assert await computing == tree(ONE, TWO)
+
+
+async def test_the_protected_content_is_computed_once_for_all_who_ask_meanwhile(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins = await loaded(cache, "app:1")
+    slow = HeldBack(monkeypatch, pins, "_collect")
+    first, second = (asyncio.create_task(pins.protected()) for _ in range(2))
+    await slow.reached.wait()
+    slow.go_on.set()
+    assert await first == await second == tree(ONE)
+    assert slow.calls == 1

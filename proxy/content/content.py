@@ -54,7 +54,7 @@ class Usage:
 
 
 class Content:
-    """The content of this cache, and what is known about it."""
+    """The content of this cache, and the facts about it."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class Content:
         await self._reconciler.reconcile()
 
     async def keep_within_limit(self) -> None:
-        """Evict in the background, for ever, so that downloads need not wait for it."""
+        """Evict ahead of need until cancelled, so that downloads need not wait for it."""
         await self._evictor.watch(self._clock)
 
     async def digests(self, after: str = "") -> AsyncIterator[list[Digest]]:
@@ -283,7 +283,7 @@ class Content:
             yield batch
 
     async def check(self, digest: Digest, pace: Pace) -> Verdict:
-        """Hash held content and tell what is wrong. What nobody uses leaves the page cache."""
+        """Hash held content again. Content that was not used for a day leaves the page cache."""
         record = await self.record(digest)
         if record is None:
             return Verdict(None, None)
@@ -340,7 +340,7 @@ class Content:
         await self._index.ready()
 
     def failures(self) -> dict[str, str]:
-        """Return why it is not known what is held, by the part that failed; empty if it is."""
+        """Return why content is not fully known, by the part that failed; empty if it is."""
         found = {"index": self._index.failure, "storage": self._evictor.failure}
         return {name: reason for name, reason in found.items() if reason is not None}
 

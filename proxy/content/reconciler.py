@@ -85,7 +85,7 @@ class Reconciler:
         self._settle(digest)
 
     def file_size(self, digest: Digest) -> int | None:
-        """Return the bytes of a blob's file, None for no file, ``UNREADABLE`` if nobody can say."""
+        """Return the bytes of a blob's file, None for no file, ``UNREADABLE`` on failure."""
         try:
             file = self._store.open(digest)
         except StorageError as error:

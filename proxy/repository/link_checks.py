@@ -4,9 +4,9 @@ A manifest is written by whoever may push to its repository, and may list the di
 content of another repository. Held content is therefore served under a name only if it was fetched
 under that name, or is public, or upstream has confirmed by HEAD that the repository holds it.
 
-Many images share layers, so a manifest may list forty blobs that are held and need that question.
-A sweep asks all of them at once, beside the pull. A client that is faster asks by itself, and both
-wait for the same answer. A client that already has a layer never asks for it: then only the sweep
+Many images share layers, so a manifest may list forty blobs that are held and need a HEAD. A sweep
+sends all of them at once, beside the pull. A client that is faster causes the HEAD itself, and both
+wait for the same response. A client that already has a layer never requests it: then only the sweep
 completes the image for a later outage.
 """
 
@@ -27,10 +27,10 @@ from proxy.repository.origins import Origin
 from proxy.runtime.singleflight import SingleFlight
 
 AT_ONCE: Final = 16
-"""Questions at the same time, of all sweeps together."""
+"""Concurrent requests of all sweeps together."""
 
 MAX_SWEEPS: Final = 64
-"""More are left out: clients then ask by themselves, and the next check of the tag sweeps again."""
+"""Concurrent sweeps. More are left out; the next check of the tag starts a sweep again."""
 
 _MAX_DEPTH: Final = 4
 
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 
 class LinkChecks:
-    """Owns its tasks from ``begin`` until they end or ``close`` cancels them."""
+    """Runs sweeps in the background, until ``close`` cancels them."""
 
     def __init__(
         self,
@@ -106,9 +106,9 @@ class LinkChecks:
         return listed if lists_manifests else ()
 
     async def _ask(self, target: Target, digest: Digest, *, lists_manifests: bool) -> None:
-        """Ask one question. Raises what makes all further ones pointless.
+        """Send one HEAD. Raises only errors that make all further ones pointless.
 
-        What upstream does not have stays without a link, and the other questions go on.
+        Content that upstream does not have gets no link, and the sweep continues.
         """
         async with self._at_once:
             source = self._sources[target.upstream]

@@ -1,4 +1,4 @@
-"""Finds what images lack: pieces that were lost here, and pieces of pinned images.
+"""Finds missing pieces of images: those that were lost, and those of pinned images.
 
 A piece is lost when it was set aside or deleted because it had gone bad. Other pieces that are not
 held are no loss: no client has asked for them, or they were evicted.
@@ -21,7 +21,7 @@ MAX_LOST: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Content that an image lacks. ``media_type`` is None for a blob, "" for an unknown type."""
+    """Missing content of an image. ``media_type`` is None for a blob, "" for an unknown type."""
 
     digest: Digest
     media_type: str | None
@@ -30,10 +30,10 @@ class Piece:
 
 
 class Lost:
-    """What was set aside and not fetched again: media types by digest, None for a blob."""
+    """Content that was set aside and not fetched again: its media types, None for a blob."""
 
     def __init__(self, noted: object) -> None:
-        """Take what an earlier ``to_json`` returned; rows of another shape are left out."""
+        """Take the result of an earlier ``to_json``; malformed rows are left out."""
         self._types: dict[Digest, str | None] = {}
         for row in as_list(noted):
             match row:

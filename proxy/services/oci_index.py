@@ -1,7 +1,7 @@
-"""Names for what is held, in the ``index.json`` of the OCI image layout that the cache is.
+"""Writes the names of held images to ``index.json``: the cache is an OCI image layout.
 
 So ``skopeo copy oci:DIR:docker.io/library/nginx:latest …`` reads an image without a registry, and
-tags and pins are found again when the index has been lost.
+tags and pins are restored from there if the index was lost.
 """
 
 import asyncio
@@ -32,30 +32,30 @@ TRUE: Final = f"{OURS}.manifest"
 
 PUBLISH_SECONDS: Final = 5.0
 REST: Final = 20.0
-"""After a write, so many times as long as it took."""
+"""The pause after a write is so many times as long as the write took."""
 
 _SLICE: Final = 100
 _BEGIN: Final = ', "manifests": [\n'
 _NEXT: Final = b",\n"
 _END: Final = b"\n]}\n"
-"""Every entry has a line of its own, so that many are read and written in small steps."""
+"""Each entry is a line, so that a long file is read and written in small steps."""
 
 _ALPHANUMERIC: Final = r"[A-Za-z0-9]+"
 _COMPONENT: Final = rf"{_ALPHANUMERIC}(?:(?:[-._:@+]|--){_ALPHANUMERIC})*"
 _READABLE = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
-"""What containers/image takes for a name in a layout (``oci/internal/oci_util.go``)."""
+"""Names in a layout that containers/image accepts (``oci/internal/oci_util.go``)."""
 
 log = structlog.get_logger(__name__)
 
 
 class Shelf(Protocol):
-    """Where ``index.json`` lies; blocks. Raises ``OSError``."""
+    """The file ``index.json``; blocks. Raises ``OSError``."""
 
     def read(self) -> bytes:
         """Return its content."""
 
     def write(self, content: bytes | bytearray) -> None:
-        """Replace its content, for good."""
+        """Replace its content durably."""
 
 
 class Layout:
@@ -107,7 +107,7 @@ class Layout:
         return True
 
     async def loaded(self) -> None:
-        """Return once ``load`` has ended: what is forgotten from now on stays forgotten."""
+        """Return once ``load`` has ended: tags forgotten from now on stay forgotten."""
         await self._loaded.wait()
 
     async def publish_forever(self) -> None:
@@ -165,10 +165,10 @@ class Layout:
                 yield await self._entry(Image(target, None, held.digest), descriptor)
 
     async def _entry(self, image: Image, descriptor: Descriptor) -> bytes:
-        """Return the line of one image; nothing for what the layout cannot tell.
+        """Return the line of one image; empty for a type that the layout cannot name.
 
-        Readers take OCI types only. A Docker list reads as an OCI index under that type; a Docker
-        manifest does not, so an index of our own is laid around it.
+        Readers accept OCI types only. A Docker list can be read as an OCI index under that type; a
+        Docker manifest cannot, so it is wrapped in an index of our own.
         """
         annotations = {OURS: str(image)}
         if _READABLE.fullmatch(str(image)):
@@ -191,13 +191,13 @@ class Layout:
 
     @staticmethod
     def wrapper(manifest: Descriptor) -> Digest | None:
-        """Return the index that is laid around a Docker manifest, None for other manifests."""
+        """Return the index that wraps a Docker manifest, None for other manifests."""
         if manifest.media_type != manifests.DOCKER_MANIFEST:
             return None
         return sha256(_wrapping(manifest))
 
     async def _wrapped(self, descriptor: Descriptor) -> Descriptor:
-        """Hold an index that lists one manifest, without a platform: any reader takes it."""
+        """Store an index of one manifest, without a platform so that any reader takes it."""
         body = _wrapping(descriptor)
         wrapper = Descriptor(OCI_INDEX, sha256(body), len(body))
         if await self._content.record(wrapper.digest) is None:
@@ -206,7 +206,7 @@ class Layout:
 
 
 async def pins_named(shelf: Shelf) -> list[str]:
-    """Return the pins that ``index.json`` names."""
+    """Return the pins in ``index.json``."""
     content = await _content(shelf)
     document = read_object(content.partition(_BEGIN.encode())[0] + b"}")
     document = document or read_large_object(content)
@@ -214,7 +214,7 @@ async def pins_named(shelf: Shelf) -> list[str]:
 
 
 async def _content(shelf: Shelf) -> bytes:
-    """Return what is in ``index.json``; nothing when it cannot be read."""
+    """Return the content of ``index.json``; empty if it cannot be read."""
     try:
         return await in_thread(shelf.read)
     except OSError as error:
@@ -223,9 +223,10 @@ async def _content(shelf: Shelf) -> bytes:
 
 
 def _entries(content: bytes) -> Iterator[object]:
-    """Iterate over what ``index.json`` lists: line by line as far as it is as we write it.
+    """Iterate over the entries of ``index.json``.
 
-    So no step takes long, whatever the number of images. Others may have written it anew.
+    A file that we wrote is read line by line, so that no step takes long. Other programs may have
+    rewritten it.
     """
     head, begin, lines = content.partition(_BEGIN.encode())
     if begin and lines.endswith(_END) and read_object(head + b"}"):
@@ -241,7 +242,7 @@ def _lines(lines: BytesIO) -> Iterator[object]:
 
 
 def _tagged(entry: object) -> tuple[Target, Tag, Descriptor] | None:
-    """Return the tag that an entry of ours tells; None for an image by digest, or for rubbish."""
+    """Return the tag in an entry of ours; None for an image by digest, or a malformed entry."""
     annotations = _annotations(entry)
     name, colon, tag = str(annotations[OURS]).rpartition(":")
     upstream, _, repo = name.partition("/")

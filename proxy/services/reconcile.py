@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 async def look_after(content: Content, layout: Layout, *, offline: bool) -> None:
-    """Reconcile now and every day, for ever. Raises ``StorageError``; may then be called again."""
+    """Reconcile now and every day. Raises ``StorageError``, and may then be called again."""
     await layout.load()
     await content.reconcile()
     if offline:

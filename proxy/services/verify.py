@@ -73,15 +73,15 @@ class Verifier:
         self._blobs = self._bytes = self._reading = self._bad = self._repaired = 0
 
     def stop(self) -> None:
-        """End what runs, soon and for good: its events end without ``done``."""
+        """End the verification soon: its events end without ``done``."""
         self._is_stopping = True
 
     async def run(self, *, repair: bool, rate: int, restart: bool) -> AsyncGenerator[Event]:
-        """Verify all that is held, at ``rate`` bytes a second (0: as fast as it goes).
+        """Verify all content, at ``rate`` bytes a second (0: no limit).
 
-        Yields what happens: start, progress, bad, done. Goes on where the last run was broken off
-        unless ``restart``. Without ``done`` at its end it was stopped. Raises ``Conflict`` when
-        another one runs.
+        Yields events: start, progress, bad, done. Continues where the last run was interrupted,
+        unless ``restart``. Without ``done`` at its end it was stopped. Raises ``Conflict`` if
+        another one is running.
         """
         if self._is_running:
             raise Conflict("a verification is running; wait for its end, or interrupt it")
@@ -98,12 +98,12 @@ class Verifier:
             self._is_running = False
 
     async def scrub(self, every: float, rate: int) -> None:
-        """Verify and repair in the background until ``stop``, a round each ``every`` seconds."""
+        """Verify and repair until ``stop``, one round every ``every`` seconds."""
         while not self._is_stopping:
             noted = await self._noted()
             done_at = noted.get("done_at") if isinstance(noted, dict) else None
             if done_at is None and noted is None:
-                done_at = self._clock()  # what is new needs no proof yet
+                done_at = self._clock()  # a new cache needs no verification yet
                 await self._keep({"done_at": done_at})
             await asyncio.sleep(max(0.0, (done_at or 0.0) + every - self._clock()))
             try:
@@ -116,7 +116,7 @@ class Verifier:
                 await asyncio.sleep(60)
 
     async def _round(self, pace: "_Pace", *, repair: bool) -> AsyncGenerator[Event]:
-        """Go through what is left, and note in any case how far it has come."""
+        """Verify what is left of a round, and note the position in any case."""
         await self._content.ready()
         usage, is_done = self._content.usage(), False
         sizes = {"blobs": usage.files, "bytes": usage.held_bytes}
@@ -155,13 +155,13 @@ class Verifier:
             await asyncio.sleep(0)
 
     def _count_bad(self, digest: Digest) -> None:
-        """Count a piece once a round, also when the round is interrupted and goes on later."""
+        """Count a piece once a round, also if the round is interrupted and resumed."""
         if digest not in self._counted:
             self._bad += 1
             self._counted.add(digest)
 
     async def _complete(self, *, repair: bool) -> AsyncGenerator[Event]:
-        """Report what images lack, and fetch it if ``repair``; what comes may lack more."""
+        """Report missing pieces, and fetch them if ``repair``; a fetched manifest may list more."""
         while True:
             found = await missing.find(self._content, self._lost, await self._pinned())
             pieces = [piece for piece in found if piece.digest not in self._tried]
@@ -233,7 +233,7 @@ class Verifier:
             raise _StoppedError
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Return what ``work`` returns; a stop breaks it off, for a download may take long."""
+        """Return what ``work`` returns; ``stop`` cancels it, because a download may take long."""
         async with _working(work) as task:
             while not (await asyncio.wait([task], timeout=REPORT_SECONDS))[0]:
                 self._check_stop()
@@ -243,7 +243,7 @@ class Verifier:
         return {"blobs": self._blobs, "bytes": self._bytes + self._reading}
 
     async def _noted(self) -> Any:
-        """Return how far former runs have come; what cannot be read is begun anew."""
+        """Return the note of earlier runs; empty if it cannot be read."""
         try:
             return await self._content.note(_NOTE)
         except StorageError:
@@ -270,12 +270,12 @@ class Verifier:
         try:
             await self._content.set_note(_NOTE, note)
         except StorageError as error:
-            log.warning("how far verification has come cannot be noted", error=str(error))
+            log.warning("the position of verification cannot be noted", error=str(error))
 
 
 @asynccontextmanager
 async def _working(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio.Task[Result]]:
-    """Have work done beside; it has ended, or been broken off, when the context is left."""
+    """Run work as a task, which has ended or is cancelled when the context is left."""
     task = asyncio.create_task(work, name="verify")
     try:
         yield task
@@ -292,7 +292,7 @@ class _Pace:
         self._ahead_of = time.monotonic()
 
     async def wait(self, size: int) -> None:
-        """Wait until ``size`` more bytes may have been read."""
+        """Wait until ``size`` more bytes may be read."""
         if self._rate <= 0:
             await asyncio.sleep(0)
             return

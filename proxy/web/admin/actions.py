@@ -1,4 +1,4 @@
-"""What looks after the cache under ``/-/``: images, pins, what is in use, eviction, verification.
+"""The operator's pages under ``/-/``: images, pins, images in use, eviction, verification.
 
 Only for who is trusted: names tell, and most of it changes something. Streams are NDJSON.
 """
@@ -28,8 +28,8 @@ from proxy.web.admin.documents import Document, Page, asked, is_true, reply, str
 from proxy.web.admin.evictions import would_evict
 from proxy.web.admin.images import ImagePages, Services
 
-_DEFAULT_LIFE: Final = 3600.0
-_LONGEST_LIFE: Final = 7 * 86400.0
+_DEFAULT_TTL: Final = 3600.0
+_LONGEST_TTL: Final = 7 * 86400.0
 
 
 class Token:
@@ -60,11 +60,11 @@ class Token:
 
 
 WAIT_SECONDS: Final = 10.0
-"""For so long a command waits until all that is held is known."""
+"""A command waits so long for the index to be read."""
 
 
 class Control:
-    """Answers for the trusted. Every page raises ``RegistryError`` for what is wrong."""
+    """The operator's pages. Each raises ``RegistryError`` for an invalid request."""
 
     def __init__(
         self, content: Content, pins: Pins, feeds: Feeds, services: Services, token: Token
@@ -83,7 +83,7 @@ class Control:
         }
 
     def has(self, path: str) -> bool:
-        """Tell whether a page is one of these."""
+        """Return True if a path is one of these pages."""
         return path in self._pages
 
     async def answer(self, request: BaseRequest) -> StreamResponse:
@@ -132,14 +132,14 @@ class Control:
     async def _put_in_use(self, request: BaseRequest) -> StreamResponse:
         text = await _body(request)
         source = request.query.get("source", "default")
-        life = _number(request.query.get("ttl"), _DEFAULT_LIFE, _LONGEST_LIFE)
-        told = await self._feeds.tell(source, text, life)
+        ttl = _number(request.query.get("ttl"), _DEFAULT_TTL, _LONGEST_TTL)
+        update = await self._feeds.report(source, text, ttl)
         return reply(
             {
                 "source": source,
-                "images": told.feed.named,
-                "expires_at": told.feed.expires_at,
-                "not_understood": told.not_understood,
+                "images": update.feed.named,
+                "expires_at": update.feed.expires_at,
+                "not_understood": update.not_understood,
             }
         )
 

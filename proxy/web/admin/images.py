@@ -1,4 +1,4 @@
-"""What is done with images under ``/-/``: list, drop, refresh and pull them. Streams are NDJSON."""
+"""Images under ``/-/``: list, drop, refresh and pull them. Streams are NDJSON."""
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from proxy.web.admin.documents import Document, Page, asked, is_true, reply, str
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What works on the cache when somebody asks for it, and what reads the names of images."""
+    """The services that commands use, and the parsers of image names and selectors."""
 
     verifier: Verifier
     dropper: Dropper

@@ -256,6 +256,8 @@ class Evictor:
 
     async def oldest_use(self) -> float | None:
         """Return when the coldest content was last used, Unix seconds; None if it is protected."""
+        if not self._index.is_ready:
+            return None
         protected = await self._protected()
         first = islice(self._index.coldest(), _BATCH)
         coldest = next((record for record in first if record.digest not in protected), None)

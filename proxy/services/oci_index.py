@@ -74,10 +74,13 @@ class Layout:
     async def load(self) -> None:
         """Learn tags from ``index.json`` that the index has lost, and the entries of others.
 
-        While the file cannot be read it is not written either: its entries would be lost.
+        While the file cannot be read it is not written either: its entries would be lost. Raises
+        ``StorageError``, and may then be called again.
         """
         if self._loaded.is_set():
             return
+        # A tag that cannot be read looks unknown. Reading all of them raises then.
+        known = {one.name async for batch in self._content.tags.all() for one in batch}
         try:
             entries = _entries(await in_thread(self._shelf.read))
         except FileNotFoundError:
@@ -93,14 +96,16 @@ class Layout:
             if OURS not in _annotations(entry):
                 foreign.append(entry)
             elif (tagged := _tagged(entry)) is not None:
-                learnt += await self._learn(*tagged)
+                target, tag, _ = tagged
+                if f"{target}:{tag}" not in known:
+                    learnt += await self._learn(*tagged)
         if learnt:
             log.warning("tags found in index.json that the index had lost", tags=learnt)
         self._foreign = foreign
         self._loaded.set()
 
     async def _learn(self, target: Target, tag: Tag, descriptor: Descriptor) -> bool:
-        """Record a tag as never checked, unless it is known; return whether it was not."""
+        """Record a tag as never checked, unless it was pulled meanwhile; return if it was not."""
         if await self._content.tags.get(target, tag) is not None:
             return False
         await self._content.tags.set(target, tag, TagRecord(descriptor, 0.0))

@@ -8,7 +8,7 @@ the failure is counted here.
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -29,8 +29,8 @@ from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage import BlobFile, BlobStore, Spool
 
-_SHELVES: range = range(256)
-_COLD_SECONDS = 86400.0
+_SHELVES: Final = range(256)
+_COLD_SECONDS: Final = 86400.0
 
 Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
@@ -75,24 +75,33 @@ class Content:
         self.tags = TagRecords(index)
         self.links = Links(index)
         self.referrers = ReferrerRecords(index)
-
-    async def close(self) -> None:
-        """Cancel what runs."""
-        await self._reconciler.close()
-
-    # Looking up
-
-    async def find(self, digest: Digest) -> BlobRecord | None:
-        """Return the record of held content; a file without a row is proven and adopted first."""
-        return await self._reconciler.find(digest)
+        # Verbs that one part carries out alone, and documents.
+        self.find: Final = self._reconciler.find
+        self.reconcile: Final = self._reconciler.reconcile
+        self.close: Final = self._reconciler.close
+        self.record: Final = index.blob
+        self.touch: Final = index.touch
+        self.note: Final = index.note
+        self.set_note: Final = index.set_note
+        self.ready: Final = index.ready
+        self.drop: Final = self._removal.drop
+        self.set_aside: Final = self._removal.set_aside
+        self.trouble: Final = self._removal.trouble
+        self.linked: Final = self.links.has
+        self.link: Final = self.links.add
+        self.link_public: Final = self.links.add_public
+        self.admits: Final = evictor.admits
+        self.arrival: Final = evictor.arrival
+        self.spool: Final = store.spool
+        self.discard: Final = evictor.discard
+        self.evict: Final = evictor.evict
+        self.would_evict: Final = evictor.coldest
+        self.oldest_use: Final = evictor.oldest_use
+        self.read_failed: Final = counters.storage_trouble
 
     async def holds(self, digest: Digest) -> bool:
         """Return True if content is held, as ``find`` does."""
         return await self.find(digest) is not None
-
-    async def record(self, digest: Digest) -> BlobRecord | None:
-        """Return the record of held content; None also for a file that has no row yet."""
-        return await self._index.blob(digest)
 
     async def records(self, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
         """Return the records of those that are held."""
@@ -103,10 +112,6 @@ class Content:
         """Return True if content is held that its upstream gives to anybody."""
         record = await self.record(digest)
         return record is not None and record.is_public
-
-    async def linked(self, target: Target, digest: Digest) -> bool:
-        """Return True if a repository may serve content without a question to upstream."""
-        return await self.links.has(target, digest)
 
     async def open(self, digest: Digest) -> BlobFile | None:
         """Return held content, opened, and count a use; None if it is not (rightly) held."""
@@ -139,10 +144,6 @@ class Content:
         finally:
             file.close()
 
-    def touch(self, digest: Digest) -> None:
-        """Count a use of content, and with a manifest of all that it lists."""
-        self._index.touch(digest)
-
     def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
         """Return where a tag points if RAM says so, without waiting."""
         return _without_waiting(self.tags.get(target, tag))
@@ -154,20 +155,6 @@ class Content:
             return False
         self.touch(digest)
         return True
-
-    # Storing
-
-    def admits(self, upstream: str, size: int) -> bool:
-        """Return False if a download of ``size`` bytes (0: unknown) would only find no room."""
-        return self._evictor.admits(upstream, size)
-
-    async def arrival(self, upstream: str, announced: int | None) -> Arrival:
-        """Return room for a body of which nothing has arrived yet. Raises ``NoRoom``."""
-        return await self._evictor.arrival(upstream, announced)
-
-    async def spool(self, digest: Digest, size: int | None) -> Spool:
-        """Return a new file for a body that arrives. Raises ``StorageError``."""
-        return await self._store.spool(digest, size)
 
     async def adopt(
         self,
@@ -222,48 +209,12 @@ class Content:
         except StorageError as error:
             self.trouble(error)
 
-    async def link(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Record that a repository holds these, as upstream has confirmed."""
-        await self.links.add(target, digests)
-
-    async def link_public(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Record that a repository holds those that are held here and public."""
-        await self.links.add_public(target, digests)
-
-    # Removing
-
-    async def drop(self, digest: Digest, *, reason: str) -> None:
-        """Delete content whose file is missing or wrong."""
-        await self._removal.drop(digest, reason=reason)
-
-    async def set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
-        """Move bad content to quarantine, with a note; return its path, None if it is deleted."""
-        return await self._removal.set_aside(digest, note)
-
-    async def discard(self, digests: list[Digest]) -> None:
-        """Delete good content now, however recently it was used."""
-        await self._evictor.discard(digests)
-
-    async def evict(self, wanted: int) -> tuple[int, int]:
-        """Evict the coldest worth ``wanted`` disk bytes; return the blobs and bytes evicted."""
-        return await self._evictor.evict(wanted)
-
-    async def would_evict(self, wanted: int) -> list[BlobRecord]:
-        """Return what ``evict`` would delete now, coldest first."""
-        return await self._evictor.coldest(wanted)
-
     async def prune(self, age: float) -> int:
         """Forget rows about content that is not held, if nothing confirmed them for ``age`` s.
 
         Returns the number of rows. Raises ``StorageError``.
         """
         return await self._index.prune(self._clock() - age)
-
-    # Looking after
-
-    async def reconcile(self) -> None:
-        """Make index and store agree. Raises ``StorageError``; may be called again."""
-        await self._reconciler.reconcile()
 
     async def keep_within_limit(self) -> None:
         """Evict ahead of need until cancelled, so that downloads need not wait for it."""
@@ -303,16 +254,6 @@ class Content:
         """Return the notes that were written with ``set_aside``."""
         return await in_thread(self._store.quarantine.notes)
 
-    async def note(self, name: str) -> Any:
-        """Return the JSON value that a service noted, None for nothing. Raises ``StorageError``."""
-        return await self._index.note(name)
-
-    async def set_note(self, name: str, value: object) -> None:
-        """Note a JSON value; it survives a power cut. Raises ``StorageError``."""
-        await self._index.set_note(name, value)
-
-    # Reporting
-
     @property
     def revision(self) -> int:
         """Grows whenever a tag points elsewhere, or other manifests are held or linked."""
@@ -331,26 +272,10 @@ class Content:
             index_dropped_rows=self._index.dropped_rows,
         )
 
-    async def oldest_use(self) -> float | None:
-        """Return the last use of what would be evicted next, Unix seconds; None for nothing."""
-        return await self._evictor.oldest_use()
-
-    async def ready(self) -> None:
-        """Return once everything held is known."""
-        await self._index.ready()
-
     def failures(self) -> dict[str, str]:
         """Return why content is not fully known, by the part that failed; empty if it is."""
         found = {"index": self._index.failure, "storage": self._evictor.failure}
         return {name: reason for name, reason in found.items() if reason is not None}
-
-    def trouble(self, error: StorageError) -> None:
-        """Count a failure of the disk that is survived."""
-        self._removal.trouble(error)
-
-    def read_failed(self) -> None:
-        """Count held content, or a download, that could not be read while it was sent."""
-        self._counters.storage_trouble()
 
     def mismatched(self, error: ContentMismatch) -> None:
         """Count and log a body that is not its digest."""

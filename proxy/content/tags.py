@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, TagHistoryEntry, TagRecord
+from proxy.core.records import BlobRecord, TagRecord
 from proxy.index import Index
 
 _BATCH: Final = 100
@@ -36,38 +36,17 @@ class TaggedImage(NamedTuple):
 
 
 class TagRecords:
-    """The known tags of all repositories."""
+    """The known tags of all repositories. The index documents the verbs that it answers itself."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
-
-    async def get(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return what a tag pointed to when upstream was last asked."""
-        return await self._index.tag(target, tag)
-
-    async def set(self, target: Target, tag: Tag, record: TagRecord) -> None:
-        """Record where a tag points, and add that to its history."""
-        await self._index.set_tag(target, tag, record)
-
-    async def drop(self, target: Target, tag: Tag) -> None:
-        """Forget where a tag points; its history stays."""
-        await self._index.drop_tag(target, tag)
-
-    async def forget(self, target: Target, tag: Tag) -> None:
-        """Forget a tag with its history."""
-        await self._index.forget_tag(target, tag)
-
-    async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
-        """Return the digests that a tag has pointed to, latest last; a bounded number."""
-        return await self._index.history(target, tag)
-
-    async def of(self, target: Target) -> list[Tag]:
-        """Return the known tags of a repository, sorted."""
-        return await self._index.tags(target)
-
-    async def repositories(self) -> list[Target]:
-        """Return the repositories with known tags."""
-        return await self._index.repositories()
+        self.get: Final = index.tag
+        self.set: Final = index.set_tag
+        self.drop: Final = index.drop_tag
+        self.forget: Final = index.forget_tag
+        self.history: Final = index.history
+        self.of: Final = index.tags
+        self.repositories: Final = index.repositories
 
     async def all(self) -> AsyncIterator[list[TaggedImage]]:
         """Yield all tags, sorted, in batches. Tags that change meanwhile are as of their batch."""

@@ -38,11 +38,14 @@ class Held:
         self.index = index
         self.shelf = IndexFile(directory)
         self.counters = CacheCounters()
-        self.spared: set[Digest] = set()
+        self.protected: set[Digest] = set()
         self.evictor = Evictor(
-            index, self.store, quota, counters=self.counters, spared=lambda: self.spared
+            index, self.store, quota, counters=self.counters, protected=self._protected
         )
         self.content = Content(self.store, index, self.evictor, self.counters, clock)
+
+    async def _protected(self) -> set[Digest]:
+        return self.protected
 
     async def hold(self, data: bytes, media_type: str = "") -> Digest:
         """Hold a blob, or a manifest with what it lists."""

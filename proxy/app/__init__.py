@@ -5,9 +5,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
-
-import structlog
 
 from proxy.app import cache as caching
 from proxy.app import listening, reload, serving, storage
@@ -15,10 +12,8 @@ from proxy.app.descriptors import raise_limit, shared_out
 from proxy.app.upstreams import Upstreams
 from proxy.content.content import Content
 from proxy.content.downloads import Downloads
-from proxy.core.errors import StorageError
 from proxy.core.records import Clock
 from proxy.core.routing import Router
-from proxy.index import Index
 from proxy.repository import Cache
 from proxy.repository.memory_lookup import MemoryLookup
 from proxy.repository.origins import Origins
@@ -27,7 +22,7 @@ from proxy.runtime.metrics import CacheCounters, Metrics
 from proxy.runtime.supervisor import Supervisor
 from proxy.services.drop import Dropper
 from proxy.services.pull import Puller
-from proxy.services.reconcile import presume, prune, reconcile
+from proxy.services.reconcile import look_after
 from proxy.services.verify import Verifier
 from proxy.settings import Settings
 from proxy.upstream.guard import SYSTEM_NETWORK, Network
@@ -41,18 +36,10 @@ from proxy.web.forwarded import TrustedProxies
 from proxy.web.registry import Registry
 from proxy.web.response_cache import ResponseCache
 
-SETTLED_SECONDS: Final = 600.0
-DAY_SECONDS: Final = 86400.0
-RETRY_FIRST: Final = 1.0
-RETRY_SECONDS: Final = 30.0
-"""After a failure the store is looked through again: so much later at first, and at most."""
-
-log = structlog.get_logger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A running proxy: where it listens (None: nowhere), its numbers, and its durable facts.
+    """A running proxy: where it listens (None: nowhere), its numbers, and its content.
 
     ``reload`` puts other settings in force and returns those in force then; raises ``ConfigError``
     and changes nothing. ``responses`` counts the responses in progress.
@@ -60,7 +47,7 @@ class App:
 
     address: str | None
     admin: Admin
-    index: Index
+    content: Content
     reload: Callable[[Settings], Awaitable[Settings]]
     responses: Callable[[], int]
 
@@ -97,7 +84,7 @@ async def running(
         stack.push_async_callback(upstreams.close)
         sources = Origins(upstreams.commit(await upstreams.prepare(settings)))
         cache = caching.built(stack, settings, kept, flights, sources)
-        at_hand = MemoryLookup(kept.index, cache.manifests, cache.tags, cache.small)
+        at_hand = MemoryLookup(kept.content, cache.manifests, cache.tags, cache.small)
         trusted = TrustedProxies(settings.trusted_proxies)
         prepared = ResponseCache(at_hand, metrics=metrics, request_log=request_log, trusted=trusted)
         at_end = Endings(prepared.learn, upstreams.current)
@@ -133,7 +120,7 @@ async def running(
         address = None if listener is None else listening.address(listener)
         applied = reload.Parts(router, upstreams, sources, kept.pins, prepared, certificate, token)
         reloader = reload.Reloader(settings, applied)
-        yield App(address, admin, kept.index, reloader.apply, lambda: servers.responses)
+        yield App(address, admin, kept.content, reloader.apply, lambda: servers.responses)
         admin.is_stopping = True
         services.verifier.stop()
         services.puller.stop()
@@ -143,17 +130,17 @@ async def running(
 
 def _look_after(background: Supervisor, kept: storage.Storage, *, offline: bool) -> None:
     """Start what keeps the cache's directory in order."""
-    clock = kept.content.clock
-    background.start_essential("reconcile", lambda: _agree(kept, offline=offline))
-    background.start_essential("eviction", lambda: kept.evictor.watch(clock))
-    background.start("names", kept.layout.publish_for_ever)
+    content, layout = kept.content, kept.layout
+    background.start_essential("reconcile", lambda: look_after(content, layout, offline=offline))
+    background.start_essential("eviction", content.keep_within_limit)
+    background.start("names", layout.publish_forever)
     background.start("feeds", kept.feeds.watch)
 
 
 def _services(kept: storage.Storage, cache: Cache, router: Router, puller: Puller) -> Services:
     content = kept.content
     return Services(
-        verifier=Verifier(content, cache.fetch, content.clock, kept.pins.roots),
+        verifier=Verifier(content, cache.fetch, kept.clock, kept.pins.roots),
         dropper=Dropper(content, kept.pins, kept.layout, cache.manifests.forget),
         puller=puller,
         cache=cache,
@@ -166,29 +153,3 @@ def _scrub(background: Supervisor, verifier: Verifier, settings: Settings) -> No
     every, rate = settings.storage.scrub_every, settings.storage.scrub_rate
     if every < float("inf"):
         background.start("scrub", lambda: verifier.scrub(every, rate))
-
-
-async def _agree(kept: storage.Storage, *, offline: bool) -> None:
-    """Bring everything that lies here into agreement, now and every day."""
-    await kept.layout.recall()
-    await _reconcile(kept.content)
-    if offline:
-        await presume(kept.content)
-    await asyncio.sleep(SETTLED_SECONDS)
-    while True:
-        await prune(kept.content)
-        await asyncio.sleep(DAY_SECONDS)
-        await _reconcile(kept.content)
-
-
-async def _reconcile(content: Content) -> None:
-    """Reconcile, again and again until the disk lets it be done."""
-    pause = RETRY_FIRST
-    while True:
-        try:
-            return await reconcile(content)
-        except StorageError as error:
-            content.evictor.not_found(str(error))
-            log.warning("store and index do not agree yet", error=str(error), again_in=pause)
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, RETRY_SECONDS)

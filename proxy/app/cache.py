@@ -27,14 +27,14 @@ def built(
     sources: Mapping[str, Origin],
 ) -> Cache:
     """Return the cache over what is on the disk; ``stack`` closes it."""
-    content, index, clock = kept.content, kept.index, kept.content.clock
+    content, clock = kept.content, kept.clock
     ram_bytes = int(settings.memory.manifests)
     lists = kept.lists
     manifests = Manifests(content, sources, lists=lists, clock=clock, ram_bytes=ram_bytes)
     stack.push_async_callback(manifests.close)
-    tags = Tags(manifests, index, sources, clock=clock, patience=settings.timeouts.check)
+    tags = Tags(manifests, content, sources, clock=clock, patience=settings.timeouts.check)
     stack.push_async_callback(tags.close)
-    expected = PrefetchTracker(content.counters)
+    expected = PrefetchTracker(kept.counters)
     sizes = manifests.sizes
     blobs = Blobs(content, sources, flights=flights, sizes=sizes, expected=expected)
     stack.push_async_callback(blobs.close)
@@ -47,7 +47,7 @@ def built(
     small = SmallBlobs(
         blobs, content, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
     )
-    listings = Listings(index, lists, sources, clock=clock, has_catalog=settings.catalog)
+    listings = Listings(content, lists, sources, clock=clock, has_catalog=settings.catalog)
     referrers = ReferrersCache(manifests, content, sources, clock=clock)
     stack.push_async_callback(referrers.close)
     return Cache(manifests, tags, blobs, small, listings, referrers, ahead, sweeps)

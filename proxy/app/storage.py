@@ -15,7 +15,7 @@ from proxy.core.records import Clock
 from proxy.core.routing import Router
 from proxy.index.listings import TagLists
 from proxy.index.local import LocalIndex
-from proxy.runtime.metrics import Metrics
+from proxy.runtime.metrics import CacheCounters, Metrics
 from proxy.runtime.supervisor import Supervisor
 from proxy.services.oci_index import Layout, pins_named
 from proxy.settings import Settings
@@ -30,12 +30,12 @@ INDEX_SHARE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The cache's own side of everything."""
+    """What the cache holds, and what the parts of the cache need besides."""
 
     directory: Directory
-    index: LocalIndex
+    clock: Clock
+    counters: CacheCounters
     lists: TagLists
-    evictor: Evictor
     pins: Pins
     feeds: Feeds
     content: Content
@@ -77,11 +77,11 @@ async def opened(
     stack.push_async_callback(feeds.keep)
     shelf = IndexFile(directory)
     await pins.load(lambda: pins_named(shelf))
-    evictor = Evictor(index, store, quota, counters=counters, spared=pins.spared)
+    evictor = Evictor(index, store, quota, counters=counters, protected=pins.protected)
     content = Content(store, index, evictor, counters, clock)
     stack.push_async_callback(content.close)
     layout = Layout(content, shelf, pins.added)
-    return Storage(directory, index, lists, evictor, pins, feeds, content, layout)
+    return Storage(directory, clock, counters, lists, pins, feeds, content, layout)
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from proxy.content.content import Content
 from proxy.core import policy
 from proxy.core.errors import Denied, NameUnknown, NotFound, NotHeld, UpstreamFailure
 from proxy.core.names import Target
 from proxy.core.policy import Action, CacheDirective
 from proxy.core.records import Clock, ListedPage
-from proxy.index import Index
 from proxy.index.listings import TagLists
 from proxy.repository.origins import Origin
 from proxy.repository.results import Forward, Listed
@@ -34,14 +34,14 @@ class Listings:
 
     def __init__(
         self,
-        index: Index,
+        content: Content,
         lists: TagLists,
         sources: Mapping[str, Origin],
         *,
         clock: Clock,
         has_catalog: bool,
     ) -> None:
-        self._index = index
+        self._content = content
         self._lists = lists
         self._sources = sources
         self._clock = clock
@@ -94,7 +94,7 @@ class Listings:
         """
         if not self._has_catalog:
             raise Denied("the catalog is switched off; to list what is held, set catalog: true")
-        names = sorted(str(target) for target in await self._index.repositories())
+        names = sorted(str(target) for target in await self._content.tags.repositories())
         return _behind(names, query, Outcome.HIT)
 
     async def _held(
@@ -113,7 +113,7 @@ class Listings:
             rule, now = self._sources[target.upstream].rule, self._clock()
             if policy.on_failure(kept.seen_at, rule, now, error) is not Action.SERVE:
                 kept = None
-        known = await self._index.tags(target)
+        known = await self._content.tags.of(target)
         if kept is None and not known:
             return None
         names = sorted({*known, *(() if kept is None else kept.tags)})

@@ -57,7 +57,6 @@ class Manifests:
         ram_bytes: int,
     ) -> None:
         self._content = content
-        self._index = content.index
         self._sources = sources
         self._lists = lists
         self._clock = clock
@@ -169,8 +168,8 @@ class Manifests:
             raise
         if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
             return (await self._fetch_once(target, ref)).descriptor
-        confirmed = [descriptor.digest] if is_digest(ref) else []
-        await self._index.link(target, confirmed or self._content.public([descriptor.digest]))
+        link = self._content.link if is_digest(ref) else self._content.link_public
+        await link(target, [descriptor.digest])
         await self._described.learn(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
         return descriptor
 
@@ -196,7 +195,7 @@ class Manifests:
     async def held(self, target: Target, digest: Digest, warning: str) -> Manifest | None:
         """Return a held manifest of this repository as a stale answer, whole or not."""
         kept = await self._kept(target, digest)
-        if kept is None or not await self._index.linked(target, digest):
+        if kept is None or not await self._content.links.is_confirmed(target, digest):
             return None
         return replace(kept.hit, outcome=Outcome.STALE, warning=warning)
 
@@ -236,17 +235,17 @@ class Manifests:
             return await self._signed(target, descriptor, body)
         hit = Manifest(descriptor, body, Outcome.HIT, content.children)
         kept = self._remember(target, hit, stored=False)
-        listed = [child.digest for child in content.listed or ()]
-        await self._index.link(target, [digest, *self._content.public(listed)])
+        await self._content.link(target, [digest])
+        await self._content.link_public(target, [child.digest for child in content.listed or ()])
         is_public = upstream.is_anonymous
         await self._content.keep(descriptor, body, content.listed, is_public=is_public)
         if await self._content.holds(digest):
             self._put(kept._replace(stored=True))
         if content.subject is not None:
             entry = content.subject.entry(descriptor)
-            await self._index.add_referrer(target, content.subject.digest, entry)
+            await self._content.referrers.add(target, content.subject.digest, entry)
         if not is_digest(ref):
-            await self._index.set_tag(target, Tag(ref), TagRecord(descriptor, self._clock()))
+            await self._content.tags.set(target, Tag(ref), TagRecord(descriptor, self._clock()))
         return replace(hit, outcome=Outcome.MISS)
 
     async def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
@@ -257,8 +256,9 @@ class Manifests:
         """
         payload = await by_size(len(body), lambda: manifests.signed_payload(body))
         if payload is None or not matches(descriptor.digest, payload):
-            self._content.counters.mismatches += 1
-            raise ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
+            error = ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
+            self._content.mismatched(error)
+            raise error
         return Manifest(descriptor, body, Outcome.THROUGH, None)
 
     async def _kept(self, target: Target, digest: Digest) -> KeptManifest | None:
@@ -269,7 +269,7 @@ class Manifests:
         held = await self._content.find(digest)
         kept = self._ram.get(digest)
         if kept is not None and (held is not None or not kept.stored):
-            self._index.touch(digest)
+            self._content.touch(digest)
             return kept
         self._ram.pop(digest, None)
         if held is None or held.size > manifests.MAX_SIZE:
@@ -322,7 +322,7 @@ class Manifests:
         for blob in kept.children.blobs:
             if not await _may_look(looks):
                 return False
-            is_public = bool(self._content.public([blob.digest]))
+            is_public = await self._content.is_public(blob.digest)
             if not is_public and not await self._is_here(target, blob.digest):
                 return False
         for child in kept.children.manifests:

@@ -47,7 +47,6 @@ class ReferrersCache:
     ) -> None:
         self._manifests = manifests
         self._content = content
-        self._index = content.index
         self._sources = sources
         self._clock = clock
         self._fetches: SingleFlight[ReferrersRecord] = SingleFlight("referrers")
@@ -88,7 +87,7 @@ class ReferrersCache:
 
     async def _known(self, target: Target, subject: Digest) -> ReferrersRecord:
         """Return what was last seen to refer to a manifest."""
-        record = await self._index.referrers(target, subject)
+        record = await self._content.referrers.get(target, subject)
         empty = await self._empty.get(f"{target} {subject}")
         if record.checked_at is None and empty is not None:
             return ReferrersRecord(record.entries, empty.checked_at)
@@ -114,14 +113,15 @@ class ReferrersCache:
         record = ReferrersRecord(tuple(entries), self._clock())
         if len(json.dumps(entries)) > MAX_KEPT:
             return record
-        known = await self._index.referrers(target, subject)
-        if not entries and known.checked_at is None and self._index.held(subject) is None:
+        known = await self._content.referrers.get(target, subject)
+        is_held = await self._content.record(subject) is not None
+        if not entries and known.checked_at is None and not is_held:
             await self._empty.learn(f"{target} {subject}", record, EMPTY_SECONDS)
             return ReferrersRecord(known.entries, record.checked_at)
-        await self._index.set_referrers(target, subject, record)
+        await self._content.referrers.set(target, subject, record)
         listed = [parse_digest(str(entry["digest"])) for entry in entries]
-        await self._index.link(target, self._content.public(listed))
-        return await self._index.referrers(target, subject)
+        await self._content.link_public(target, listed)
+        return await self._content.referrers.get(target, subject)
 
 
 def fallback_tag(subject: Digest) -> Tag:

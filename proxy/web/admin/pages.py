@@ -38,11 +38,11 @@ class Admin:
         self._control = control
         self._metrics = metrics
         self._upstreams = upstreams
-        self._index = content.index
-        self._evictor = content.evictor
-        self._store = content.store
+        self._content = content
         self._flights = flights
         self._started = time.monotonic()
+        self._oldest_use: float | None = None
+        """What ``/metrics`` shows, as of its last request."""
         self._prometheus = registry(metrics, self._gauges, VERSION)
         self.is_stopping = False
 
@@ -63,25 +63,26 @@ class Admin:
                 return await self._control.answer(request)
             if request.path == "/-/stats" and await _is_allowed(request, require):
                 _require_read(request)
-                return _json(self.stats())
-            return self._answer(request)
+                return _json(await self._full_stats())
+            return await self._answer(request)
         except RegistryError as error:
             return PacedResponse(
                 status=error.status, body=error.body(), headers=error.headers(), content_type=JSON
             )
 
-    def _answer(self, request: BaseRequest) -> Response:
+    async def _answer(self, request: BaseRequest) -> Response:
         _require_read(request)
         match request.path:
             case "/":
                 return welcome.page(request)
             case "/metrics":
+                self._oldest_use = await self._content.oldest_use()
                 return PacedResponse(
                     body=generate_latest(self._prometheus),
                     headers={"Content-Type": CONTENT_TYPE_LATEST},
                 )
             case "/-/stats":
-                return _json(_public(self.stats()))
+                return _json(_public(await self._full_stats()))
             case "/-/healthz":
                 return _json({"status": "ok"})
             case "/-/readyz" if self.is_stopping:
@@ -97,17 +98,19 @@ class Admin:
 
     def _failures(self) -> dict[str, str]:
         """Return why the proxy is not ready, by what has failed and is tried again."""
-        found = {"index": self._index.failure, "storage": self._evictor.failure}
-        return {name: reason for name, reason in found.items() if reason} | dict(
-            self._metrics.readiness.reasons
-        )
+        return self._content.failures() | dict(self._metrics.readiness.reasons)
+
+    async def _full_stats(self) -> dict[str, Any]:
+        stats = self.stats()
+        stats["cache"]["oldest_use"] = await self._content.oldest_use()
+        return stats
 
     def stats(self) -> dict[str, Any]:
-        """Return the numbers of ``/-/stats``: totals since the start, and what is held now.
+        """Return the numbers of ``/-/stats`` but for ``oldest_use``: since the start, and now.
 
         Seconds and bytes throughout. Includes names, which only the trusted may see.
         """
-        usage, cache = self._index.usage(), self._metrics.cache
+        usage, cache = self._content.usage(), self._metrics.cache
         return {
             "version": VERSION,
             "uptime_seconds": round(time.monotonic() - self._started, 3),
@@ -117,14 +120,13 @@ class Admin:
                 for name, upstream in self._upstreams.items()
             },
             "cache": {
-                "bytes": self._evictor.used,
-                "limit_bytes": self._evictor.limit,
+                "bytes": usage.used_bytes,
+                "limit_bytes": usage.limit_bytes,
                 "pinned_bytes": self._control.pins.bytes,
-                "quarantined_bytes": self._store.quarantine.bytes,
+                "quarantined_bytes": usage.quarantined_bytes,
                 "files": usage.files,
                 "evictions": cache.evictions,
                 "evicted_bytes": cache.evicted_bytes,
-                "oldest_use": self._evictor.oldest_use(),
                 "corrupted": cache.corrupted,
                 "repaired": cache.repaired,
                 "verified_blobs": cache.verified,
@@ -132,8 +134,8 @@ class Admin:
                 "storage_errors": cache.storage_errors,
                 "stalled_clients": cache.stalled_clients,
                 "refused_connections": cache.refused_connections,
-                "index_bytes": self._index.file_bytes,
-                "index_dropped_rows": self._index.dropped_rows,
+                "index_bytes": usage.index_bytes,
+                "index_dropped_rows": usage.index_dropped_rows,
                 "prefetched_blobs": cache.prefetched_blobs,
                 "prefetched_bytes": cache.prefetched_bytes,
                 "prefetched_used_blobs": cache.prefetched_used_blobs,
@@ -152,26 +154,27 @@ class Admin:
         }
 
     def _gauges(self) -> list[Gauge]:
+        usage, oldest = self._content.usage(), self._oldest_use
         gauges = [
-            Gauge("cache_bytes", "Disk bytes in use or promised.", self._evictor.used),
-            Gauge("cache_limit_bytes", "Most disk bytes that may be used.", self._evictor.limit),
+            Gauge("cache_bytes", "Disk bytes in use or promised.", usage.used_bytes),
+            Gauge("cache_limit_bytes", "Most disk bytes that may be used.", usage.limit_bytes),
             Gauge("cache_pinned_bytes", "Disk bytes that are pinned.", self._control.pins.bytes),
             Gauge(
                 "cache_quarantined_bytes",
                 "Disk bytes of content that has gone bad.",
-                self._store.quarantine.bytes,
+                usage.quarantined_bytes,
             ),
             Gauge(
                 "cache_oldest_use_seconds",
                 "How long the coldest content that may be evicted has not been used.",
-                0.0 if (oldest := self._evictor.oldest_use()) is None else time.time() - oldest,
+                0.0 if oldest is None else time.time() - oldest,
             ),
-            Gauge("cache_files", "Blobs and manifests held.", self._index.usage().files),
-            Gauge("index_bytes", "Bytes of the index's own files.", self._index.file_bytes),
+            Gauge("cache_files", "Blobs and manifests held.", usage.files),
+            Gauge("index_bytes", "Bytes of the index's own files.", usage.index_bytes),
             Gauge(
                 "index_dropped_rows",
                 "Rows of the index that could not be read and are deleted.",
-                self._index.dropped_rows,
+                usage.index_dropped_rows,
             ),
             Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
         ]

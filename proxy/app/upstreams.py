@@ -99,7 +99,9 @@ class Upstreams:
             await self.discard(Plan(built, {}))
             raise
         sources = {
-            name: Origin(entry.upstream, _rule(settings, name), entry.version)
+            name: Origin(
+                entry.upstream, _rule(settings, name), entry.version, settings.upstreams[name].url
+            )
             for name, entry in built.items()
         }
         return Plan(built, sources)

@@ -103,7 +103,7 @@ class Authorizer:
         """Drop the token for ``scope``: upstream refused it."""
         if self._challenge is not None:
             scope = self._scopes.pop(scope, scope)
-            await self._tokens.forget(_key(self._challenge, scope))
+            await self._tokens.delete(_key(self._challenge, scope))
 
     async def refused(self) -> UpstreamFailure | Denied:
         """Return the error for a 401 that followed our best answer."""
@@ -147,7 +147,7 @@ class Authorizer:
         if answer.status != 200:
             raise self._no_token(answer, realm, anonymous=credentials is None)
         token, life = _read_token(answer.body, realm)
-        await self._tokens.learn(key, token, life * _USED_LIFE)
+        await self._tokens.set(key, token, life * _USED_LIFE)
         return token
 
     def _realm(self, challenge: Challenge) -> URL:

@@ -36,8 +36,7 @@ _UNREADABLE: Final = (
     ValueError,
     TypeError,
     LookupError,
-    AttributeError,
-    OverflowError,
+    ArithmeticError,
     RecursionError,
     zlib.error,
 )
@@ -76,24 +75,25 @@ class ExpiringRows:
         """Foreign rows and damaged files that the thread deleted and the loop has not counted."""
 
     async def __aenter__(self) -> Self:
-        """Open the file. If that fails, no row is kept until the next start."""
-        await self._survive(self._open, None)
+        """Open the file; what fails is tried again when a row is wanted."""
+        await self._run(lambda _: None, None)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close the file."""
-        await self._on_file(lambda cache: cache.close(), None)
+        await in_thread(self._close, Pool.EXPIRING)
 
     async def get(self, key: Key, parse: Callable[[Any], Value]) -> Value | None:
         """Return ``parse`` of the value under ``key``, None if there is none.
 
         ``parse`` raises ``ValueError``, ``TypeError`` or ``LookupError`` for a foreign value.
         """
-        return await self._on_file(lambda cache: self._get(cache, key, parse), None)
+        return await self._run(lambda cache: self._get(cache, key, parse), None)
 
     async def set(self, key: Key, value: object, ttl: float, target: Target | None = None) -> None:
         """Keep a JSON value for ``ttl`` seconds; ``target`` is what ``forget`` finds it by."""
-        await self._on_file(lambda cache: self._set(cache, key, value, (ttl, target)), None)
+        tag = None if target is None else str(target)
+        await self._run(lambda cache: self._set(cache, key, value, expire=ttl, tag=tag), None)
 
     async def update(
         self,
@@ -112,23 +112,17 @@ class ExpiringRows:
         def read_and_write(cache: Cache) -> None:
             value = change(self._get(cache, key, parse))
             if value is not None:
-                self._set(cache, key, value, (ttl, target))
+                self._set(cache, key, value, expire=ttl, tag=str(target))
 
-        await self._on_file(read_and_write, None)
+        await self._run(read_and_write, None)
 
-    async def pop(self, key: Key, parse: Callable[[Any], Value]) -> Value | None:
-        """Return what ``get`` returns, and delete the row."""
-
-        def read_and_delete(cache: Cache) -> Value | None:
-            value = self._get(cache, key, parse)
-            cache.delete(key)
-            return value
-
-        return await self._on_file(read_and_delete, None)
+    async def delete(self, key: Key) -> None:
+        """Delete one row, if there is one."""
+        await self._run(lambda cache: cache.delete(key), None)
 
     async def forget(self, target: Target) -> None:
         """Delete all rows about a repository."""
-        await self._on_file(lambda cache: cache.evict(str(target)), None)
+        await self._run(lambda cache: cache.evict(str(target)), None)
 
     def _get(self, cache: Cache, key: Key, parse: Callable[[Any], Value]) -> Value | None:
         try:
@@ -151,37 +145,19 @@ class ExpiringRows:
             finally:
                 cache.reset("eviction_policy", _LRU, update=False)
 
-    def _set(
-        self, cache: Cache, key: Key, value: object, kept: tuple[float, Target | None]
-    ) -> None:
-        ttl, target = kept
+    def _set(self, cache: Cache, key: Key, value: object, **kept: Any) -> None:
         try:
-            cache.set(key, value, expire=ttl, tag=None if target is None else str(target))
-        except _TooLargeError:
+            cache.set(key, value, **kept)
+        except ValueError:  # it is too large
             cache.delete(key)
         # A write deletes ten rows at most by itself: too few when a large row replaces small ones.
         if cache.volume() > self._max_bytes:
             cache.cull()
 
-    async def _on_file(self, work: Callable[[Cache], Result], otherwise: Result) -> Result:
+    async def _run(self, work: Callable[[Cache], Result], otherwise: Result) -> Result:
         """Return what ``work`` returns in the thread of this file, ``otherwise`` if it fails."""
-        if self._cache is None:
-            return otherwise
-        return await self._survive(lambda: self._mended(work), otherwise)
-
-    def _mended(self, work: Callable[[Cache], Result]) -> Result:
-        """Do the work; if the file turns out to be damaged, begin a new one and do it again."""
         try:
-            return work(self._cache)
-        except sqlite3.OperationalError:
-            raise  # the disk is full, fails, or is read-only
-        except sqlite3.DatabaseError as error:
-            self._begin_anew(error)
-            return work(self._cache)
-
-    async def _survive(self, work: Callable[[], Result], otherwise: Result) -> Result:
-        try:
-            return await in_thread(work, Pool.EXPIRING)
+            return await in_thread(lambda: self._mended(work), Pool.EXPIRING)
         except Exception as error:
             self._on_trouble()
             log.warning("expiring rows: trouble, went on without", error=repr(error))
@@ -191,31 +167,33 @@ class ExpiringRows:
                 self._deleted -= 1
                 self._on_trouble()
 
-    def _open(self) -> None:
+    def _mended(self, work: Callable[[Cache], Result]) -> Result:
+        """Do the work; if the file turns out to be damaged, begin a new one and do it again."""
         try:
-            self._cache = self._opened()
+            return work(self._opened())
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and not _is_foreign(error):
-                raise
-            self._begin_anew(error)
-
-    def _begin_anew(self, error: sqlite3.DatabaseError) -> None:
-        self._deleted += 1
-        log.error("damaged file deleted", path=str(self._directory), error=str(error))
-        if self._cache is not None:
-            self._cache.close()
-            self._cache = None
+            if isinstance(error, sqlite3.OperationalError) and not self._is_foreign(error):
+                raise  # the disk is full, fails, or is read-only
+            self._deleted += 1
+            log.error("damaged file deleted", path=str(self._directory), error=str(error))
+        self._close()
         shutil.rmtree(self._directory, ignore_errors=True)
-        self._cache = self._opened()
+        return work(self._opened())
+
+    def _is_foreign(self, error: sqlite3.OperationalError) -> bool:
+        """Return True if SQLite can open the file, and its tables are not diskcache's."""
+        return self._cache is None and error.sqlite_errorcode == sqlite3.SQLITE_ERROR
 
     def _opened(self) -> Cache:
+        if self._cache is not None:
+            return self._cache
         if os.path.expandvars(self._directory) != str(self._directory):  # diskcache expands it
             raise StorageError(f"{self._directory}: the path may not hold $NAME of a variable")
         _make_private(self._directory)
         with closing(sqlite3.connect(self._directory / _FILE)) as connection, connection:
             # diskcache sets any name it finds there as an attribute of its own.
             connection.execute("DROP TABLE IF EXISTS Settings")
-        return Cache(
+        self._cache = Cache(
             str(self._directory),
             timeout=_LOCK_SECONDS,
             disk=_InRowsOnly,
@@ -227,10 +205,12 @@ class ExpiringRows:
             sqlite_trusted_schema=0,
             sqlite_journal_size_limit=_JOURNAL_BYTES,
         )
+        return self._cache
 
-
-class _TooLargeError(Exception):
-    """A value exceeds ``MAX_VALUE_BYTES``."""
+    def _close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
 
 
 class _InRowsOnly(JSONDisk):  # type: ignore[misc]
@@ -243,7 +223,7 @@ class _InRowsOnly(JSONDisk):  # type: ignore[misc]
     def store(self, value: object, read: object, key: object = None) -> tuple[Any, ...]:
         text = json.dumps(value).encode()
         if len(text) > MAX_VALUE_BYTES:
-            raise _TooLargeError
+            raise ValueError("the value is too large")
         return 0, _RAW, None, zlib.compress(text, self.compress_level)
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: object) -> Any:
@@ -257,11 +237,6 @@ class _InRowsOnly(JSONDisk):  # type: ignore[misc]
 
     def remove(self, file_path: str) -> None:
         """Remove nothing: no row of this program has a file."""
-
-
-def _is_foreign(error: sqlite3.OperationalError) -> bool:
-    """Return True if SQLite can read the file, and its tables are not diskcache's."""
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
 
 
 def _make_private(directory: Path) -> None:

@@ -20,13 +20,12 @@ MAX_SAVED: Final = 2000
 
 
 class _Absence(NamedTuple):
-    """``version`` and ``url`` are the upstream's; ``until`` is Unix seconds."""
+    """``until`` is Unix seconds; ``version`` is that of the upstream's configuration."""
 
     target: Target
     ref: str
     message: str
     until: float
-    url: str
     version: int
 
 
@@ -65,20 +64,22 @@ class NegativeCache:
         to the next ones. While the cache runs none is on the disk, so none can outlive the pull
         that proves it wrong.
         """
-        now = self._clock()
-        absences = [one for one in await self._known.values() if self._outlives(one, now)]
-        absences.sort(key=lambda one: one.until)
-        saved = [
-            [one.url, *one.target, one.ref, one.message, one.until] for one in absences[-MAX_SAVED:]
-        ]
-        await rows.set(self._row, saved, max((one.until - now for one in absences), default=0))
+        now, saved = self._clock(), []
+        for target, ref, message, until, version in await self._known.values():
+            source = self._anonymous(target)
+            if source and source.version == version and until - now >= MIN_SAVED_SECONDS:
+                saved.append((until, source.url, *target, ref, message))
+        if newest := sorted(saved)[-MAX_SAVED:]:
+            await rows.set(self._row, newest, newest[-1][0] - now)
 
     async def load(self, rows: ExpiringRows) -> None:
         """Believe what was saved, as far as the present settings allow."""
         now = self._clock()
-        for url, target, ref, message, until in await rows.pop(self._row, _parse) or ():
-            source = self._sources.get(target.upstream)
-            if source is not None and source.url == url and source.upstream.is_anonymous:
+        saved = await rows.get(self._row, _parse) or ()
+        await rows.delete(self._row)
+        for until, url, target, ref, message in saved:
+            source = self._anonymous(target)
+            if source and source.url == url:
                 # The clock may have been set back meanwhile, or negative_ttl made shorter.
                 ttl = min(until - now, source.rule.negative_ttl)
                 await self._remember(target, ref, message, ttl)
@@ -87,15 +88,14 @@ class NegativeCache:
     def _row(self) -> Key:
         return ("absences", self._unknown.__name__)
 
-    def _outlives(self, absence: _Absence, now: float) -> bool:
-        source = self._sources.get(absence.target.upstream)
-        if source is None or source.version != absence.version:
-            return False
-        return source.upstream.is_anonymous and absence.until - now >= MIN_SAVED_SECONDS
+    def _anonymous(self, target: Target) -> Origin | None:
+        """Return the upstream of a repository if it is configured, without credentials."""
+        source = self._sources.get(target.upstream)
+        return source if source is not None and source.upstream.is_anonymous else None
 
     async def _remember(self, target: Target, ref: str, message: str, ttl: float) -> None:
-        source, until = self._sources[target.upstream], self._clock() + ttl
-        absence = _Absence(target, ref, message, until, source.url, source.version)
+        version = self._sources[target.upstream].version
+        absence = _Absence(target, ref, message, self._clock() + ttl, version)
         await self._known.set(self._key(target, ref), absence, ttl)
 
     def _key(self, target: Target, ref: str) -> str:
@@ -103,9 +103,9 @@ class NegativeCache:
         return f"{self._sources[target.upstream].version} {target} {ref}"
 
 
-def _parse(rows: Any) -> list[tuple[str, Target, str, str, float]]:
+def _parse(rows: Any) -> list[tuple[float, str, Target, str, str]]:
     """Return saved absences. Raises ``TypeError`` or ``ValueError`` for rows that are none."""
     return [
-        (str(url), Target(str(upstream), Repo(str(repo))), str(ref), str(message), float(until))
-        for url, upstream, repo, ref, message, until in rows
+        (float(until), str(url), Target(str(upstream), Repo(str(repo))), str(ref), str(message))
+        for until, url, upstream, repo, ref, message in rows
     ]

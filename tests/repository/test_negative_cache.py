@@ -145,7 +145,7 @@ async def test_the_newest_absences_are_saved(
     assert [request.reference for request in upstream.requests] == ["a"]
 
 
-@pytest.mark.parametrize("row", [5, [5], [["x"]], [["u", "docker.io", "app", "a", "m", "soon"]]])
+@pytest.mark.parametrize("row", [5, [5], [["x"]], [["soon", "u", "docker.io", "app", "a", "m"]]])
 async def test_a_row_that_is_no_absence_is_ignored(
     start: Start, upstream: FakeUpstream, tmp_path: Path, row: object
 ) -> None:

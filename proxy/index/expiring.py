@@ -71,8 +71,8 @@ class ExpiringRows:
         self._on_trouble = on_trouble
         self._max_bytes = max_bytes
         self._cache: Cache | None = None
-        self._deleted = 0
-        """Foreign rows and damaged files that the thread deleted and the loop has not counted."""
+        self._deleted = 0  # foreign rows and damaged files; only the thread changes this
+        self._counted = 0  # of these, what on_trouble knows; only the loop changes this
 
     async def __aenter__(self) -> Self:
         """Open the file; what fails is tried again when a row is wanted."""
@@ -163,8 +163,8 @@ class ExpiringRows:
             log.warning("expiring rows: trouble, went on without", error=repr(error))
             return otherwise
         finally:
-            while self._deleted > 0:
-                self._deleted -= 1
+            while self._counted < self._deleted:
+                self._counted += 1
                 self._on_trouble()
 
     def _mended(self, work: Callable[[Cache], Result]) -> Result:

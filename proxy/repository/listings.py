@@ -54,16 +54,14 @@ class Listings:
         The page is upstream's. If upstream fails or may not be asked, it comes from the last known
         list and the tags pulled here, with a ``Warning``. Raises ``RegistryError``.
         """
-        if self._sources[target.upstream].rule.offline:
-            held = await self._held(target, query, _OFFLINE)
-            if held is None:
+        is_offline = self._sources[target.upstream].rule.offline
+        if is_offline or asked is CacheDirective.ONLY_IF_CACHED:
+            held = await self._held(target, query, _OFFLINE if is_offline else _NOT_ASKED)
+            if held is not None:
+                return held
+            if is_offline:
                 raise NameUnknown(f"no tags of {target} are known, and this is offline")
-            return held
-        if asked is CacheDirective.ONLY_IF_CACHED:
-            held = await self._held(target, query, _NOT_ASKED)
-            if held is None:
-                raise NotHeld(f"no tags of {target} are known")
-            return held
+            raise NotHeld(f"no tags of {target} are known")
         try:
             async with self._pages[target.upstream]:
                 page = await self._fetch(target, query)

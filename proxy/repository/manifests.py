@@ -69,7 +69,7 @@ class Manifests:
         linked = hit is not None and await self._content.linked(target, digest)
         if hit is None or not linked:
             self._refuse_asking(target, digest, asked)
-        elif self.is_offline(target) and not await self._whole(target, hit):
+        elif self.is_offline(target) and not await self._is_whole(target, hit, count()):
             raise ManifestUnknown(f"{target}@{digest} is not held in full, and this is offline")
         if hit is None:
             return await self._fetch_once(target, digest)
@@ -188,7 +188,7 @@ class Manifests:
         if not await self._content.linked(target, digest):
             return False
         hit = await self._held.get(target, digest)
-        return hit is not None and await self._whole(target, hit)
+        return hit is not None and await self._is_whole(target, hit, count())
 
     async def _fetch_once(self, target: Target, ref: str) -> Manifest:
         """Return a manifest from upstream; concurrent callers share one request."""
@@ -249,16 +249,13 @@ class Manifests:
             raise ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
         return Manifest(descriptor, body, Outcome.THROUGH, None)
 
-    async def _whole(self, target: Target, manifest: Manifest) -> bool:
+    async def _is_whole(
+        self, target: Target, manifest: Manifest, lookups: Iterator[int], *, depth: int = 0
+    ) -> bool:
         """Return True if an image is held in full; for an index, any one of its images.
 
         False if it is not known what the manifest lists, or if that is too much to look up.
         """
-        return await self._is_whole(target, manifest, count(), depth=0)
-
-    async def _is_whole(
-        self, target: Target, manifest: Manifest, lookups: Iterator[int], *, depth: int
-    ) -> bool:
         children = manifest.children
         if children is None:
             return False

@@ -17,8 +17,8 @@ class Origin(NamedTuple):
 
     upstream: Upstream
     rule: Rule
-    version: int
-    url: str
+    version: int = 0
+    url: str = ""
 
 
 class NotConfigured(NameUnknown, KeyError):

@@ -119,7 +119,7 @@ class Manifests:
 
     async def forget(self, target: Target, digests: Iterable[Digest]) -> None:
         """Drop what upstream said about a repository, and these manifests unless they are held."""
-        await self._lists.forget(target)
+        await self._lists.forget_all(target)
         for digest in digests:
             await self._described.delete(f"{target} {digest}")
             await self._held.forget(target, digest)

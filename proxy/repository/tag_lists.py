@@ -61,7 +61,11 @@ class TagLists:
         await self._update(target, lambda kept: without(kept, tag))
 
     async def forget(self, target: Target) -> None:
-        """Forget all that expires about a repository that upstream no longer has."""
+        """Forget the list of a repository that upstream no longer has."""
+        await self._rows.delete(_key(target))
+
+    async def forget_all(self, target: Target) -> None:
+        """Forget all that expires about a dropped repository: lists of referrers too."""
         await self._rows.forget(target)
 
     async def _update(self, target: Target, change: Change) -> None:

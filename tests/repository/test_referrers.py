@@ -189,3 +189,14 @@ async def test_what_is_listed_can_be_pulled_without_asking_whether_it_may(
     upstream.clear()
     assert (await proxy.get(f"/v2/library/app/manifests/{SBOM.digest}")).body == SBOM.manifest
     assert [request.method for request in upstream.requests] == ["GET"]
+
+
+async def test_a_repository_without_a_list_of_tags_keeps_its_referrers(
+    proxy: Proxy, upstream: FakeUpstream, clock: Clock
+) -> None:
+    found = entries(await proxy.get(PATH))
+    upstream.fail(404, kind="tags")
+    assert (await proxy.get("/v2/library/app/tags/list")).status == 404
+    upstream.fail(503)
+    clock.advance(31)
+    assert entries(await proxy.get(PATH)) == found

@@ -226,3 +226,15 @@ async def test_t68_a_dropped_tag_leaves_the_kept_list_of_tags(
     await upstream.stop()
     answer = await proxy.get("/v2/app/tags/list")
     assert (answer.status, json.loads(answer.body)["tags"]) == (200, ["2"])
+
+
+async def test_upstreams_list_of_referrers_goes_with_the_repository(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", content.artifact(ONE, "application/vnd.example.sbom.v1"), tags=())
+    await pull(proxy, "app", "1", ONE)
+    path = f"/v2/app/referrers/{ONE.digest}"
+    assert json.loads((await proxy.get(path)).body)["manifests"]
+    await drop(operator, "app")
+    await upstream.stop()
+    assert (await proxy.get(path)).status == 502

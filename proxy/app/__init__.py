@@ -83,7 +83,7 @@ async def running(
         upstreams = Upstreams(metrics, clock, shares.downloads, network)
         stack.push_async_callback(upstreams.close)
         sources = Origins(upstreams.commit(await upstreams.prepare(settings)))
-        cache = caching.built(stack, settings, kept, flights, sources)
+        cache = await caching.built(stack, settings, kept, flights, sources)
         at_hand = MemoryLookup(kept.content, cache.manifests, cache.tags, cache.small)
         trusted = TrustedProxies(settings.trusted_proxies)
         prepared = ResponseCache(at_hand, metrics=metrics, request_log=request_log, trusted=trusted)

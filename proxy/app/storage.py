@@ -1,6 +1,7 @@
 """Opens what lies on the disk: directory, store, index, and who looks after them."""
 
 import os
+import shutil
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -13,8 +14,9 @@ from proxy.content.quota import Quota
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
 from proxy.core.routing import Router
-from proxy.index.listings import TagLists
+from proxy.index.expiring import ExpiringRows
 from proxy.index.local import LocalIndex
+from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.metrics import CacheCounters, Metrics
 from proxy.runtime.supervisor import Supervisor
 from proxy.services.oci_index import Layout, pins_named
@@ -35,7 +37,7 @@ class Storage:
     directory: Directory
     clock: Clock
     counters: CacheCounters
-    lists: TagLists
+    expiring: ExpiringRows
     pins: Pins
     feeds: Feeds
     content: Content
@@ -65,8 +67,10 @@ async def opened(
         max_bytes=max(INDEX_LEAST, INDEX_SHARE * quota.max_size),
     )
     await stack.enter_async_context(index)
-    lists = TagLists(rows / "listings", clock=clock, on_trouble=counters.storage_trouble)
-    await stack.enter_async_context(lists)
+    former = rows / "listings"  # of a version before ``expiring``; what it holds may be lost
+    await in_thread(lambda: shutil.rmtree(former, ignore_errors=True), Pool.UPKEEP)
+    expiring = ExpiringRows(rows / "expiring", on_trouble=counters.storage_trouble)
+    await stack.enter_async_context(expiring)
     feeds = Feeds(index, router.parse_image, clock, configured.in_use_file)
     pinned = int(quota.max_size * quota.low_mark)
     try:
@@ -81,7 +85,7 @@ async def opened(
     content = Content(store, index, evictor, counters, clock)
     stack.push_async_callback(content.close)
     layout = Layout(content, shelf, pins.added)
-    return Storage(directory, clock, counters, lists, pins, feeds, content, layout)
+    return Storage(directory, clock, counters, expiring, pins, feeds, content, layout)
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

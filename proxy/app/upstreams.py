@@ -48,6 +48,7 @@ class _Built:
     transport: Transport
     authorizer: Authorizer
     version: int
+    url: str
     busy_at: float = 0.0
 
     async def close(self) -> None:
@@ -98,7 +99,7 @@ class Upstreams:
             await self.discard(Plan(built, {}))
             raise
         sources = {
-            name: Origin(entry.upstream, _rule(settings, name), entry.version)
+            name: Origin(entry.upstream, _rule(settings, name), entry.version, url=entry.url)
             for name, entry in built.items()
         }
         return Plan(built, sources)
@@ -163,7 +164,7 @@ class Upstreams:
         )
         self._version += 1
         key = _key(settings, configured)
-        return _Built(key, upstream, transport, authorizer, self._version)
+        return _Built(key, upstream, transport, authorizer, self._version, configured.url)
 
 
 def _key(settings: Settings, configured: UpstreamSettings) -> object:

@@ -68,7 +68,7 @@ class Content:
         self._index = index
         self._evictor = evictor
         self._counters = counters
-        self._clock = clock
+        self.clock: Final = clock
         self._removal = Removal(store, index, evictor, counters, clock)
         self._reconciler = Reconciler(store, index, evictor, self._removal)
         self.graph = Graph(index)
@@ -185,7 +185,7 @@ class Content:
                 is_public = is_public or known.is_public
                 if not children and not self._index.is_incomplete(digest):
                     children = self._index.children(digest)
-            record = BlobRecord(digest, descriptor.size, media_type, self._clock(), is_public)
+            record = BlobRecord(digest, descriptor.size, media_type, self.clock(), is_public)
             await self._index.set_blob(record, children)
 
     async def keep(
@@ -214,11 +214,11 @@ class Content:
 
         Returns the number of rows. Raises ``StorageError``.
         """
-        return await self._index.prune(self._clock() - age)
+        return await self._index.prune(self.clock() - age)
 
     async def keep_within_limit(self) -> None:
         """Evict ahead of need until cancelled, so that downloads need not wait for it."""
-        await self._evictor.watch(self._clock)
+        await self._evictor.watch(self.clock)
 
     async def digests(self, after: str = "") -> AsyncIterator[list[Digest]]:
         """Yield all that is held, in a fixed order, in batches; ``after`` starts behind a digest.
@@ -238,7 +238,7 @@ class Content:
         record = await self.record(digest)
         if record is None:
             return Verdict(None, None)
-        is_cold = self._clock() - record.used_at > _COLD_SECONDS
+        is_cold = self.clock() - record.used_at > _COLD_SECONDS
         read = checks.read_uncached if is_cold else checks.read
         verdict = await checks.check(self._store, record, pace, read)
         if verdict.size is not None:

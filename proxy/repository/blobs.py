@@ -53,7 +53,7 @@ class Blobs:
         self._sources = sources
         self._sizes = sizes
         self._expected = expected
-        self._absences = NegativeCache(sources, BlobUnknown)
+        self._absences = NegativeCache(sources, BlobUnknown, content.clock)
         self._unfit: TTLCache[bool] = TTLCache()
         self._questions: SingleFlight[int | None] = SingleFlight("confirm blob")
 
@@ -243,7 +243,7 @@ class Blobs:
                 raise
             except StorageError as error:
                 content.trouble(error)
-                await self._unfit.learn(f"{target} {digest}", True, UNFIT_SECONDS)  # noqa: FBT003 - the fact
+                await self._unfit.set(f"{target} {digest}", True, UNFIT_SECONDS)  # noqa: FBT003 - the fact
                 raise
 
     async def _cannot_fit(self, target: Target, digest: Digest) -> bool:

@@ -38,6 +38,8 @@ class Pool(Enum):
     """Hashing and parsing of what a request waits for."""
     UPKEEP = "upkeep"
     """What no request waits for: listing, verifying and repairing what is held."""
+    EXPIRING = "expiring"
+    """The file of ``index.expiring``, one step after the other."""
 
 
 _CORES: Final = os.cpu_count() or 1
@@ -48,6 +50,7 @@ _THREADS: Final[Mapping[Pool, int]] = {
     Pool.SYNC: 32,
     Pool.COMPUTE: _CORES + 2,
     Pool.UPKEEP: 4,
+    Pool.EXPIRING: 1,
 }
 _EXECUTORS: Final = {
     pool: ThreadPoolExecutor(threads, thread_name_prefix=pool.value)

@@ -1,7 +1,8 @@
 """Pulls whole images into the cache without a client.
 
 That is an index, the selected images in it, and their configurations and layers. When the rate
-limit of upstream runs low, the rest of it is reserved for clients (``freshness.rate_limit_reserve``).
+limit of upstream runs low, the rest of it is reserved for clients
+(``freshness.rate_limit_reserve``).
 """
 
 import asyncio

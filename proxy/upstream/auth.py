@@ -95,7 +95,7 @@ class Authorizer:
         sent = None if known is None else await self._authorization(known, scope)
         response = await transport.send(request, sent)
         if known and sent and transport.is_own(response) and _is_refusal(response, sent):
-            await self._tokens.forget(_token_key(known, self._scopes.pop(scope, scope)))
+            await self._tokens.delete(_token_key(known, self._scopes.pop(scope, scope)))
             if any("insufficient_scope" in line for line in _challenge_lines(response)):
                 return response
             await transport.drain(response)
@@ -169,7 +169,7 @@ class Authorizer:
         if response.status != 200:
             raise self._token_error(response, is_anonymous=credential is None)
         token, life = _read_token(body, realm)
-        await self._tokens.learn(_token_key(challenge, scope), token, life * _USED_LIFE)
+        await self._tokens.set(_token_key(challenge, scope), token, life * _USED_LIFE)
         return token
 
     def _is_trusted(self, host: str) -> bool:

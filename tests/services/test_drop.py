@@ -248,3 +248,15 @@ async def test_an_image_that_is_pinned_while_its_drop_is_planned_stays(
     [refused, _] = await dropping
     assert (refused["dropped"], refused["reason"]) == (False, f"pinned as {APP}:1")
     assert proxy.held() == tree(ONE)
+
+
+async def test_upstreams_list_of_referrers_goes_with_the_repository(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", content.artifact(ONE, "application/vnd.example.sbom.v1"), tags=())
+    await pull(proxy, "app", "1", ONE)
+    path = f"/v2/app/referrers/{ONE.digest}"
+    assert json.loads((await proxy.get(path)).body)["manifests"]
+    await drop(operator, "app")
+    await upstream.stop()
+    assert (await proxy.get(path)).status == 502

@@ -23,7 +23,7 @@ def built(
     stack: AsyncExitStack,
     settings: Settings,
     kept: storage.Storage,
-    flights: Downloads,
+    downloads: Downloads,
     sources: Mapping[str, Origin],
 ) -> Cache:
     """Return the cache over what is on the disk; ``stack`` closes it."""
@@ -36,12 +36,12 @@ def built(
     stack.push_async_callback(tags.close)
     expected = PrefetchTracker(content.counters)
     sizes = manifests.sizes
-    blobs = Blobs(content, sources, flights=flights, sizes=sizes, expected=expected)
+    blobs = Blobs(content, sources, downloads=downloads, sizes=sizes, expected=expected)
     stack.push_async_callback(blobs.close)
     sweeps = LinkChecks(content, sources, manifests=manifests, blobs=blobs)
     stack.push_async_callback(sweeps.close)
     bounds = Bounds(**settings.prefetch.model_dump())
-    ahead = Prefetcher(blobs, sources, flights=flights, expected=expected, bounds=bounds)
+    ahead = Prefetcher(blobs, sources, downloads=downloads, expected=expected, bounds=bounds)
     stack.push_async_callback(ahead.close)
     memory = settings.memory
     small = SmallBlobs(

@@ -19,10 +19,10 @@ from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.upstream.auth import Authorizer
+from proxy.upstream.body import DownloadPolicy
 from proxy.upstream.budget import Budget
 from proxy.upstream.circuit_breaker import Limits, Patience
 from proxy.upstream.client import Client
-from proxy.upstream.download import DownloadPolicy
 from proxy.upstream.guard import Guard, Network
 from proxy.upstream.providers import Anonymous, Credentials, PasswordFile, Provider, Static
 from proxy.upstream.ranges import Pieces
@@ -164,10 +164,14 @@ class Upstreams:
         downloads = min(configured.max_downloads, self._downloads)
         parallel = settings.parallel
         pieces = Pieces(parallel.connections, int(parallel.start_from))
-        terms = DownloadPolicy(patience.resumes, pieces)
+        policy = DownloadPolicy(patience.resumes, pieces)
         is_anonymous = configured.username is None and configured.tls.cert_file is None
         upstream = Upstream(
-            client, Budget(self._clock), terms=terms, downloads=downloads, is_anonymous=is_anonymous
+            client,
+            Budget(self._clock),
+            policy=policy,
+            downloads=downloads,
+            is_anonymous=is_anonymous,
         )
         self._version += 1
         key = _key(settings, configured)

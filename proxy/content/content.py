@@ -6,27 +6,25 @@ or "not kept", and a count.
 
 import asyncio
 import json
-import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import Final
 from weakref import WeakValueDictionary
 
 import structlog
 
 from proxy.content.eviction import Evictor
+from proxy.content.proof import hash_stored
 from proxy.content.reservations import Arrival, NoRoom, Reservation
+from proxy.content.writer import Writer
 from proxy.core import manifests
-from proxy.core.errors import StorageError, is_disk_error
+from proxy.core.errors import ContentMismatch, StorageError, is_disk_error
 from proxy.core.names import Digest, DigestVerifier, Target
 from proxy.core.records import BlobRecord, Child, Clock, Descriptor, disk_bytes
 from proxy.index import Index
 from proxy.runtime.executors import Pool, in_thread, to_its_end
 from proxy.runtime.metrics import CacheCounters
 from proxy.runtime.singleflight import SingleFlight
-from proxy.storage import BlobFile, BlobStore, Spool
-
-CHUNK: Final = 4 * 1024 * 1024
+from proxy.storage import Blob, BlobStore, Spool
 
 log = structlog.get_logger(__name__)
 
@@ -96,7 +94,7 @@ class Content:
         records = ((digest, self.index.held(digest)) for digest in digests)
         return [digest for digest, record in records if record is not None and record.is_public]
 
-    async def open(self, digest: Digest) -> BlobFile | None:
+    async def open(self, digest: Digest) -> Blob | None:
         """Return held content, opened, and count the use; None when it is not (rightly) held."""
         record = await self.find(digest)
         if record is None:
@@ -120,7 +118,7 @@ class Content:
         if file is None:
             return None
         try:
-            return await in_thread(file.read)
+            return await in_thread(lambda: file.read(0, file.size))
         except StorageError as error:
             self.trouble(error)
             return None
@@ -241,6 +239,26 @@ class Content:
         file.close()
         return file.size == record.size
 
+    async def writer(self, target: Target, digest: Digest, size: int | None) -> Writer:
+        """Return a writer with room for a blob of ``size`` bytes (None: not announced).
+
+        Raises ``StorageError``, which is ``NoRoom`` if there is too little.
+        """
+        room = await self.evictor.arrival(target.upstream, size)
+        try:
+            spool = await self.store.spool(digest, None)
+        except BaseException:
+            room.release()
+            raise
+        writer = Writer(self, target, digest, spool, room)
+        writer.size = size
+        return writer
+
+    def mismatched(self, error: ContentMismatch) -> None:
+        """Count and log a body whose bytes are not its digest."""
+        self.counters.mismatches += 1
+        log.error("content mismatch", error=error.message)
+
     async def keep(
         self,
         descriptor: Descriptor,
@@ -289,7 +307,7 @@ class Content:
             self._settle_orphan(digest)
         return record
 
-    async def _adopted(self, digest: Digest, file: BlobFile) -> BlobRecord | None:
+    async def _adopted(self, digest: Digest, file: Blob) -> BlobRecord | None:
         problem = "its bytes are not its name"
         try:
             proven = await in_thread(lambda: _proven(file, digest), Pool.UPKEEP)
@@ -320,22 +338,20 @@ class Content:
         log.warning("storage trouble, carried on without", error=str(error))
 
 
-def _proven(file: BlobFile, digest: Digest) -> tuple[BlobRecord, tuple[Child, ...] | None] | None:
+def _proven(file: Blob, digest: Digest) -> tuple[BlobRecord, tuple[Child, ...] | None] | None:
     """Return what a file is, if it is its name, with what it lists; None if it is not.
 
     Blocks. Raises ``OSError``, ``StorageError``.
     """
-    found, offset = DigestVerifier(digest), 0
-    while chunk := os.pread(file.fd, CHUNK, offset):
-        found.take(chunk)
-        offset += len(chunk)
+    found = DigestVerifier(digest)
+    hash_stored(found, file, 0, file.size)
     if not found.holds:
         return None
     media_type: str | None = None
     children: tuple[Child, ...] | None = ()
     if file.size <= manifests.MAX_SIZE:
-        media_type, children = _understood(file.read())
-    return BlobRecord(digest, file.size, media_type, os.fstat(file.fd).st_mtime), children
+        media_type, children = _understood(file.read(0, file.size))
+    return BlobRecord(digest, file.size, media_type, file.modified_at), children
 
 
 def _understood(body: bytes) -> tuple[str | None, tuple[Child, ...] | None]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from proxy.core.errors import NameUnknown
 from proxy.core.policy import Rule
+from proxy.core.sources import Source
 from proxy.upstream.registry import Upstream
 
 
@@ -12,12 +13,18 @@ class Origin(NamedTuple):
     """One upstream, and how old its answers may be.
 
     ``version`` differs between two configurations of an upstream: what one said of absence does
-    not hold for the other.
+    not hold for the other. ``fallbacks`` are directories that are asked before the registry.
     """
 
     upstream: Upstream
     rule: Rule
     version: int = 0
+    fallbacks: tuple[Source, ...] = ()
+
+    @property
+    def blob_sources(self) -> list[Source]:
+        """Where blobs come from, in order: directories first, no registry if offline."""
+        return [*self.fallbacks] if self.rule.offline else [*self.fallbacks, self.upstream]
 
 
 class NotConfigured(NameUnknown, KeyError):

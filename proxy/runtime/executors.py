@@ -38,6 +38,8 @@ class Pool(Enum):
     """Hashing and parsing of what a request waits for."""
     UPKEEP = "upkeep"
     """What no request waits for: listing, verifying and repairing what is held."""
+    FALLBACK = "fallback"
+    """Other directories to read from: slow or lost media delay only what they are asked for."""
 
 
 _CORES: Final = os.cpu_count() or 1
@@ -48,6 +50,7 @@ _THREADS: Final[Mapping[Pool, int]] = {
     Pool.SYNC: 32,
     Pool.COMPUTE: _CORES + 2,
     Pool.UPKEEP: 4,
+    Pool.FALLBACK: 4,
 }
 _EXECUTORS: Final = {
     pool: ThreadPoolExecutor(threads, thread_name_prefix=pool.value)
@@ -77,6 +80,11 @@ async def to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
         if not task.cancelled():
             task.exception()
         raise
+
+
+def start_in_thread(work: Callable[[], Result], pool: Pool) -> asyncio.Future[Result]:
+    """Start blocking ``work``; its owner waits for the future before it closes a file."""
+    return asyncio.get_running_loop().run_in_executor(_EXECUTORS[pool], work)
 
 
 async def _run(work: Callable[[], Result], pool: Pool) -> Result:

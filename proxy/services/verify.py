@@ -4,7 +4,6 @@ Goes through the digests in order and notes how far it has come, so that it may 
 """
 
 import asyncio
-import os
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -15,11 +14,13 @@ from collections.abc import (
     Iterable,
 )
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
 
 from proxy.content.content import Content
+from proxy.content.proof import hash_stored
 from proxy.core.errors import Conflict, RegistryError, StorageError, is_disk_error
 from proxy.core.names import Digest, DigestVerifier, Target
 from proxy.core.records import BlobRecord, disk_bytes
@@ -27,7 +28,7 @@ from proxy.core.tolerant_json import as_list
 from proxy.runtime.executors import Pool, in_thread, to_its_end
 from proxy.services import missing
 from proxy.services.inventory import broken_by
-from proxy.storage import BlobFile
+from proxy.storage import Blob, page_cache
 
 CHUNK: Final = 1024 * 1024
 REPORT_SECONDS: Final = 0.5
@@ -203,11 +204,12 @@ class Verifier:
             return {"reason": "its file is missing"}, None
         try:
             found = await self._hash(file, record, pace)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             if not is_disk_error(error):
                 log.warning("content could not be verified", digest=digest, error=str(error))
                 return None, None
-            return {"reason": f"it cannot be read: {error.strerror}"}, None
+            cause = error.__cause__ or error
+            return {"reason": f"it cannot be read: {getattr(cause, 'strerror', cause)}"}, None
         finally:
             file.close()
         if found.holds:
@@ -215,23 +217,19 @@ class Verifier:
         differs = {"size": record.size, "size_found": file.size, "digest_found": found.found}
         return {"reason": "its bytes are not its name"} | differs, file.size
 
-    async def _hash(self, file: BlobFile, record: BlobRecord, pace: "_Pace") -> DigestVerifier:
-        """Hash a file; what nobody has used for long is not left in the page cache."""
-        proof, offset = DigestVerifier(record.digest), 0
+    async def _hash(self, file: Blob, record: BlobRecord, pace: "_Pace") -> DigestVerifier:
+        """Hash a blob; one that has not been used for long is not left in the page cache."""
+        verifier, offset = DigestVerifier(record.digest), 0
         is_cold = self._clock() - record.used_at > _COLD_SECONDS
-
-        def step() -> int:
-            chunk = os.pread(file.fd, CHUNK, offset)
-            proof.take(chunk)
-            if is_cold:
-                os.posix_fadvise(file.fd, offset, len(chunk), os.POSIX_FADV_DONTNEED)
-            return len(chunk)
-
-        while size := await in_thread(step, Pool.UPKEEP):
-            offset += size
-            self._reading = offset
-            await pace.wait(size)
-        return proof
+        while offset < file.size:
+            stop = min(offset + CHUNK, file.size)
+            await in_thread(partial(hash_stored, verifier, file, offset, stop), Pool.UPKEEP)
+            if is_cold and file.fd is not None:
+                page_cache.forget(file.fd, offset, stop)
+            self._reading = stop
+            await pace.wait(stop - offset)
+            offset = stop
+        return verifier
 
     async def _set_right(self, digest: Digest, problem: Event, *, repair: bool) -> Event:
         images = broken_by(self._index, digest)

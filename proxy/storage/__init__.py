@@ -10,32 +10,43 @@ from typing import Protocol
 from proxy.core.names import Digest
 
 
-class BlobFile(Protocol):
+class Readable(Protocol):
+    """Bytes that can be read by position; ``fd`` is set only if they are a local file."""
+
+    @property
+    def fd(self) -> int | None:
+        """The descriptor of the file, for ``sendfile``; None if there is none."""
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return bytes ``start`` to ``stop``, fewer at the end. Blocks. Raises ``StorageError``."""
+
+
+class Blob(Readable, Protocol):
     """An open, complete blob. It stays readable after it has been deleted from the store."""
 
-    fd: int
-    size: int
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
 
-    def read(self) -> bytes:
-        """Return all bytes."""
+    @property
+    def modified_at(self) -> float:
+        """When it was stored, Unix seconds."""
 
     def close(self) -> None:
-        """Let go of it; twice does no harm."""
+        """Release it. A second call does nothing."""
 
 
-class Spool(Protocol):
+class Spool(Readable, Protocol):
     """A file that grows while a download runs, private until ``put`` makes it a blob."""
 
-    fd: int
-
-    def write(self, data: bytes, offset: int) -> None:
-        """Write at ``offset``; blocks. Raises ``StorageError``."""
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """Write at ``offset``. Blocks. Raises ``StorageError``."""
 
     def discard(self) -> None:
-        """Remove it; does nothing after ``put``. The descriptor stays open."""
+        """Remove it; does nothing after ``put``. It stays readable until ``close``."""
 
     def close(self) -> None:
-        """Close the descriptor; twice does no harm."""
+        """Close it. A second call does nothing."""
 
 
 class Quarantine(Protocol):
@@ -63,7 +74,7 @@ class BlobStore(Protocol):
 
     quarantine: Quarantine
 
-    def open(self, digest: Digest) -> BlobFile | None:
+    def open(self, digest: Digest) -> Blob | None:
         """Return the blob, opened, or None when it is not held."""
 
     async def spool(self, digest: Digest, size: int | None) -> Spool:

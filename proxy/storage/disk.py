@@ -31,24 +31,28 @@ log = structlog.get_logger(__name__)
 class DiskBlob:
     """An open blob file."""
 
-    __slots__ = ("fd", "size")
+    __slots__ = ("_fd", "modified_at", "size")
 
-    def __init__(self, fd: int, size: int) -> None:
-        self.fd = fd
-        self.size = size
+    def __init__(self, fd: int) -> None:
+        status = os.fstat(fd)
+        self._fd = fd
+        self.size = status.st_size
+        self.modified_at = status.st_mtime
 
-    def read(self) -> bytes:
-        """Return all bytes. Raises ``StorageError``."""
-        try:
-            return os.pread(self.fd, self.size, 0)
-        except OSError as error:
-            raise StorageError(f"reading a blob: {error}") from error
+    @property
+    def fd(self) -> int:
+        """The file's descriptor."""
+        return self._fd
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return bytes ``start`` to ``stop``, fewer at the end. Blocks. Raises ``StorageError``."""
+        return _read(self._fd, start, stop, "reading a blob")
 
     def close(self) -> None:
-        """Close the file; twice does no harm."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Close the file. A second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class DiskSpool:
@@ -68,8 +72,12 @@ class DiskSpool:
                 self.close()
                 raise
 
-    def write(self, data: bytes, offset: int) -> None:
-        """Write at ``offset``; blocks. Raises ``StorageError``."""
+    def read(self, start: int, stop: int) -> bytes:
+        """Return bytes ``start`` to ``stop``, fewer at the end. Blocks. Raises ``StorageError``."""
+        return _read(self.fd, start, stop, "reading the spool")
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """Write at ``offset``. Blocks. Raises ``StorageError``."""
         remaining = memoryview(data)
         try:
             while remaining:
@@ -93,7 +101,7 @@ class DiskSpool:
                     os.ftruncate(self.fd, 0)  # what nobody counts must not take room
 
     def close(self) -> None:
-        """Close the file; twice does no harm."""
+        """Close the file. A second call does nothing."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -216,9 +224,23 @@ class DiskStore:
                         yield digest, status.st_size, status.st_mtime
 
 
+def _read(fd: int, start: int, stop: int, doing: str) -> bytes:
+    """Return bytes of a file; a signal or a slow disk may split one read into several."""
+    try:
+        chunk = os.pread(fd, stop - start, start)
+        if len(chunk) in (0, stop - start):
+            return chunk
+        whole = bytearray(chunk)
+        while chunk := os.pread(fd, stop - start - len(whole), start + len(whole)):
+            whole += chunk
+    except OSError as error:
+        raise StorageError(f"{doing}: {error}") from error
+    return bytes(whole)
+
+
 def _opened(fd: int) -> DiskBlob:
     try:
-        return DiskBlob(fd, os.fstat(fd).st_size)
+        return DiskBlob(fd)
     except OSError:
         os.close(fd)
         raise

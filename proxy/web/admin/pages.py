@@ -31,7 +31,7 @@ class Admin:
         metrics: Metrics,
         content: Content,
         *,
-        flights: Downloads,
+        downloads: Downloads,
         upstreams: Mapping[str, Upstream],
         control: Control,
     ) -> None:
@@ -41,7 +41,7 @@ class Admin:
         self._index = content.index
         self._evictor = content.evictor
         self._store = content.store
-        self._flights = flights
+        self._downloads = downloads
         self._started = time.monotonic()
         self._prometheus = registry(metrics, self._gauges, VERSION)
         self.is_stopping = False
@@ -141,13 +141,13 @@ class Admin:
             },
             "downloads": [
                 {
-                    "digest": flight.digest,
-                    "upstream": flight.target.upstream,
-                    "repository": flight.target.repo,
-                    "bytes": flight.written,
-                    "size": flight.size,
+                    "digest": download.digest,
+                    "upstream": download.target.upstream,
+                    "repository": download.target.repo,
+                    "bytes": download.written,
+                    "size": download.size,
                 }
-                for flight in self._flights.all()
+                for download in self._downloads.all()
             ],
         }
 
@@ -173,7 +173,7 @@ class Admin:
                 "Rows of the index that could not be read and are deleted.",
                 self._index.dropped_rows,
             ),
-            Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
+            Gauge("downloads_in_progress", "Downloads now.", len(self._downloads.all())),
         ]
         for name, upstream in self._upstreams.items():
             gauges += _health(name, upstream.patience)

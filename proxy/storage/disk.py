@@ -22,6 +22,10 @@ from proxy.storage.directory import ALGORITHMS, Directory, remove
 from proxy.storage.quarantine import DiskQuarantine
 
 _SCAN_BATCH: Final = 1000
+_WRITE: Final = 64 * 1024
+"""Bytes of one write call. For longer ones ext4 takes larger pieces of memory (folios), which are
+expensive where a hypervisor lends memory: 2 CPU-seconds per GB were measured, instead of 0.2."""
+
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Result = TypeVar("Result")
@@ -81,7 +85,7 @@ class DiskSpool:
         remaining = memoryview(data)
         try:
             while remaining:
-                written = os.pwrite(self.fd, remaining, offset)
+                written = os.pwrite(self.fd, remaining[:_WRITE], offset)
                 remaining, offset = remaining[written:], offset + written
         except OSError as error:
             raise StorageError(f"writing to the spool: {error}") from error

@@ -104,7 +104,7 @@ class SourcesBody:
             except RegistryError as error:
                 failure = error
                 continue
-            if at and body.size not in (None, self.size):
+            if self.size is not None and body.size not in (None, self.size):
                 await body.aclose()
                 failure = UpstreamUnavailable(f"{fetch.target}: the next source has another size")
                 continue

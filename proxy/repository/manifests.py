@@ -17,6 +17,7 @@ from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
 from proxy.core.records import BlobRecord, Clock, Descriptor, TagRecord
 from proxy.index.listings import TagLists
+from proxy.repository.fallbacks import find_manifest, have
 from proxy.repository.memory_manifest import KeptManifest
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
@@ -86,6 +87,7 @@ class Manifests:
         """Return a manifest by digest. Raises ``RegistryError``."""
         if asked is CacheDirective.REVALIDATE:
             await self.doubt_absence(target, digest)
+        await self.take_in(target, digest, asked)
         kept = await self._kept(target, digest)
         linked = kept is not None and await self._content.linked(target, digest)
         if kept is None or not linked:
@@ -106,6 +108,7 @@ class Manifests:
 
     async def head(self, target: Target, digest: Digest, asked: CacheDirective) -> Described:
         """Return what a digest names, asking upstream for no body. Raises ``RegistryError``."""
+        await self.take_in(target, digest, asked)
         kept = self._ram.get(digest)
         if (kept is not None and not kept.stored) or await self._content.holds(digest):
             manifest = await self.get(target, digest, asked)
@@ -235,19 +238,36 @@ class Manifests:
         if not await by_size(len(body), lambda: matches(digest, body)):
             return await self._signed(target, descriptor, body)
         hit = Manifest(descriptor, body, Outcome.HIT, content.children)
-        kept = self._remember(target, hit, stored=False)
-        listed = [child.digest for child in content.listed or ()]
-        await self._index.link(target, [digest, *self._content.public(listed)])
-        is_public = upstream.is_anonymous
-        await self._content.keep(descriptor, body, content.listed, is_public=is_public)
-        if await self._content.holds(digest):
-            self._put(kept._replace(stored=True))
-        if content.subject is not None:
-            entry = content.subject.entry(descriptor)
-            await self._index.add_referrer(target, content.subject.digest, entry)
+        await self._keep(target, hit, content, is_public=upstream.is_anonymous)
         if not is_digest(ref):
             await self._index.set_tag(target, Tag(ref), TagRecord(descriptor, self._clock()))
         return replace(hit, outcome=Outcome.MISS)
+
+    async def _keep(
+        self, target: Target, hit: Manifest, content: ManifestContent, *, is_public: bool
+    ) -> None:
+        """Hold a proven manifest, and link it to its repository."""
+        kept = self._remember(target, hit, stored=False)
+        digest, listed = hit.descriptor.digest, [child.digest for child in content.listed or ()]
+        await self._index.link(target, [digest, *self._content.public(listed)])
+        await self._content.keep(hit.descriptor, hit.body, content.listed, is_public=is_public)
+        if await self._content.holds(digest):
+            self._put(kept._replace(stored=True))
+        if content.subject is not None:
+            entry = content.subject.entry(hit.descriptor)
+            await self._index.add_referrer(target, content.subject.digest, entry)
+
+    async def take_in(self, target: Target, digest: Digest, asked: CacheDirective) -> None:
+        """Copy a manifest from a fallback directory that lists it for this repository."""
+        fallbacks = self._sources[target.upstream].fallbacks
+        if not fallbacks or asked is CacheDirective.ONLY_IF_CACHED:
+            return
+        is_held = self.in_ram(digest) is not None or await self._content.holds(digest)
+        if is_held and await self._content.linked(target, digest):
+            return
+        found = await find_manifest(fallbacks, target, digest)
+        if found is not None:
+            await self._keep(target, found.manifest, found.content, is_public=False)
 
     async def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
         """Return a signed schema 1 manifest, whose digest is that of the payload it signs.
@@ -329,6 +349,7 @@ class Manifests:
             if depth == _MAX_DEPTH or not await _may_look(looks):
                 return False
             if await self._is_here(target, child.digest):
+                await self.take_in(target, child.digest, CacheDirective.ANY)
                 below = await self._kept(target, child.digest)
                 if below is not None and await self._is_whole(
                     target, below, looks, depth=depth + 1
@@ -337,8 +358,13 @@ class Manifests:
         return not kept.children.manifests
 
     async def _is_here(self, target: Target, digest: Digest) -> bool:
-        """Tell whether content is held and may be served under this name."""
-        return await self._content.holds(digest) and await self._content.linked(target, digest)
+        """Return True if content can be served here and now under this name.
+
+        That is, if it is held and linked, or a fallback directory lists it for the repository.
+        """
+        if await self._content.holds(digest) and await self._content.linked(target, digest):
+            return True
+        return await have(self._sources[target.upstream].fallbacks, target, digest)
 
     def _refuse_asking(self, target: Target, ref: str, asked: CacheDirective) -> None:
         if self.is_offline(target):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from proxy.core.errors import NameUnknown
 from proxy.core.policy import Rule
 from proxy.core.sources import Source
+from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.registry import Upstream
 
 
@@ -19,7 +20,7 @@ class Origin(NamedTuple):
     upstream: Upstream
     rule: Rule
     version: int = 0
-    fallbacks: tuple[Source, ...] = ()
+    fallbacks: tuple[FallbackDirectory, ...] = ()
 
     @property
     def blob_sources(self) -> list[Source]:

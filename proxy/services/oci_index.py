@@ -8,38 +8,30 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from io import BytesIO
 from typing import Final, Protocol
 
 import structlog
 
 from proxy.content.content import Content
 from proxy.core import manifests
-from proxy.core.errors import RegistryError, StorageError
+from proxy.core.errors import StorageError
 from proxy.core.manifests import OCI_INDEX
-from proxy.core.names import Digest, Image, Tag, Target, parse_repo, parse_tag, sha256
+from proxy.core.names import Digest, Image, sha256
+from proxy.core.oci_layout import BEGIN, END, NAME, NEXT, OURS, TRUE, entries, named_image
+from proxy.core.oci_layout import annotations as annotations_of
 from proxy.core.records import Descriptor, TagRecord
-from proxy.core.tolerant_json import as_list, read_large_object, read_object
+from proxy.core.tolerant_json import read_large_object, read_object
 from proxy.runtime.executors import Pool, in_thread
 
-NAME: Final = "org.opencontainers.image.ref.name"
-OURS: Final = "dev.millpond.image"
 PINS: Final = "dev.millpond.pins"
-TRUE: Final = f"{OURS}.manifest"
-"""The descriptor as upstream has it, where readers of the layout want another one."""
 
 PUBLISH_SECONDS: Final = 5.0
 REST: Final = 20.0
 """After a write, so many times as long as it took."""
 
 _SLICE: Final = 100
-_BEGIN: Final = ', "manifests": [\n'
-_NEXT: Final = b",\n"
-_END: Final = b"\n]}\n"
-"""Every entry has a line of its own, so that many are read and written in small steps."""
-
 _ALPHANUMERIC: Final = r"[A-Za-z0-9]+"
 _COMPONENT: Final = rf"{_ALPHANUMERIC}(?:(?:[-._:@+]|--){_ALPHANUMERIC})*"
 _READABLE = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
@@ -81,21 +73,21 @@ class Layout:
             return
         await self._index.ready()
         try:
-            entries = _entries(await in_thread(self._shelf.read))
+            listed = entries(await in_thread(self._shelf.read))
         except FileNotFoundError:
-            entries = iter(())
+            listed = iter(())
         except OSError as error:
             self._is_unreadable = True
             self._content.trouble(StorageError(f"reading index.json: {error}"))
             return
         learnt, foreign = 0, list[object]()
-        for count, entry in enumerate(entries):
+        for count, entry in enumerate(listed):
             if count % _SLICE == 0:
                 await asyncio.sleep(0)
-            if OURS not in _annotations(entry):
+            if OURS not in annotations_of(entry):
                 foreign.append(entry)
-            elif (known := _tagged(entry)) is not None:
-                target, tag, descriptor = known
+            elif (known := named_image(entry)) is not None and known.tag is not None:
+                target, tag, descriptor = known.target, known.tag, known.descriptor
                 if self._index.pointed(target, tag) is None:
                     await self._index.set_tag(target, tag, TagRecord(descriptor, 0.0))
                     learnt += 1
@@ -133,14 +125,14 @@ class Layout:
         head: dict[str, object] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
         if names := self._pins():
             head["annotations"] = {PINS: " ".join(names)}
-        content = bytearray(f"{json.dumps(head)[:-1]}{_BEGIN}".encode())
+        content = bytearray(f"{json.dumps(head)[:-1]}{BEGIN}".encode())
         for entry in self._foreign:
-            content += json.dumps(entry).encode() + _NEXT
+            content += json.dumps(entry).encode() + NEXT
         async for line in self._lines():
             content += line
-        if content.endswith(_NEXT):
-            del content[-len(_NEXT) :]
-        content += _END
+        if content.endswith(NEXT):
+            del content[-len(NEXT) :]
+        content += END
         try:
             await in_thread(lambda: self._shelf.write(content), Pool.SYNC)
         except OSError as error:
@@ -194,7 +186,7 @@ class Layout:
                 return b""
         if shown is not descriptor:
             annotations[TRUE] = json.dumps(_json(descriptor))
-        return json.dumps(_json(shown) | {"annotations": annotations}).encode() + _NEXT
+        return json.dumps(_json(shown) | {"annotations": annotations}).encode() + NEXT
 
     @staticmethod
     def wrapper(manifest: Descriptor) -> Digest | None:
@@ -215,9 +207,9 @@ class Layout:
 async def pins_named(shelf: Shelf) -> list[str]:
     """Return the pins that ``index.json`` names."""
     content = await _content(shelf)
-    document = read_object(content.partition(_BEGIN.encode())[0] + b"}")
+    document = read_object(content.partition(BEGIN.encode())[0] + b"}")
     document = document or read_large_object(content)
-    return str(_annotations(document).get(PINS, "")).split()
+    return str(annotations_of(document).get(PINS, "")).split()
 
 
 async def _content(shelf: Shelf) -> bytes:
@@ -227,46 +219,6 @@ async def _content(shelf: Shelf) -> bytes:
     except OSError as error:
         log.warning("index.json cannot be read", error=str(error))
         return b""
-
-
-def _entries(content: bytes) -> Iterator[object]:
-    """Iterate over what ``index.json`` lists: line by line as far as it is as we write it.
-
-    So no step takes long, whatever the number of images. Others may have written it anew.
-    """
-    head, begin, lines = content.partition(_BEGIN.encode())
-    if begin and lines.endswith(_END) and read_object(head + b"}"):
-        return _lines(BytesIO(lines))
-    return iter(as_list(read_large_object(content).get("manifests")))
-
-
-def _lines(lines: BytesIO) -> Iterator[object]:
-    for line in lines:
-        entry = read_object(line.rstrip(_NEXT))
-        if entry:
-            yield entry
-
-
-def _tagged(entry: object) -> tuple[Target, Tag, Descriptor] | None:
-    """Return the tag that an entry of ours tells; None for an image by digest, or for rubbish."""
-    annotations = _annotations(entry)
-    name, colon, tag = str(annotations[OURS]).rpartition(":")
-    upstream, _, repo = name.partition("/")
-    if not colon or "@" in name:
-        return None
-    try:
-        about = json.loads(str(annotations[TRUE])) if TRUE in annotations else entry
-        descriptor = manifests.read_descriptor(about)
-        if descriptor is None:
-            return None
-        return Target(upstream, parse_repo(repo)), parse_tag(tag), descriptor
-    except (RegistryError, ValueError, RecursionError):
-        return None
-
-
-def _annotations(document: object) -> dict[str, object]:
-    found = document.get("annotations") if isinstance(document, dict) else None
-    return found if isinstance(found, dict) else {}
 
 
 def _wrapping(descriptor: Descriptor) -> bytes:

@@ -274,6 +274,7 @@ class Settings(Section):
     upstreams: dict[str, Upstream] = Field(default_factory=dict)
     freshness: Freshness = Freshness()
     offline: bool = False
+    fallback: tuple[Annotated[Path, AfterValidator(_usable_directory)], ...] = ()
     catalog: bool = False
     pins: tuple[str, ...] = ()
     admin: Admin = Admin()
@@ -341,6 +342,19 @@ class Settings(Section):
             else:
                 merged[name] = entry
         return merged
+
+    @model_validator(mode="after")
+    def _fallback_is_elsewhere(self) -> Self:
+        own = self.storage.path
+        for path in self.fallback:
+            if path == own or own in path.parents or path in own.parents:
+                raise ValueError(
+                    f"fallback: {path} is where this cache itself is ({own}); "
+                    "name another cache's directory"
+                )
+        if len(set(self.fallback)) < len(self.fallback):
+            raise ValueError("fallback: a directory is named twice")
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -229,17 +229,19 @@ class DiskStore:
 
 
 def _read(fd: int, start: int, stop: int, doing: str) -> bytes:
-    """Return bytes of a file; a signal or a slow disk may split one read into several."""
+    """Return bytes of a file, as far as they can be read; raises if none can."""
+    read = bytearray()
     try:
-        chunk = os.pread(fd, stop - start, start)
-        if len(chunk) in (0, stop - start):
-            return chunk
-        whole = bytearray(chunk)
-        while chunk := os.pread(fd, stop - start - len(whole), start + len(whole)):
-            whole += chunk
+        while chunk := os.pread(fd, stop - start - len(read), start + len(read)):
+            if len(chunk) == stop - start:  # nearly every call
+                return chunk
+            read += chunk
+            if len(read) == stop - start:
+                break
     except OSError as error:
-        raise StorageError(f"{doing}: {error}") from error
-    return bytes(whole)
+        if not read:
+            raise StorageError(f"{doing}: {error}") from error
+    return bytes(read)
 
 
 def _opened(fd: int) -> DiskBlob:

@@ -156,3 +156,18 @@ def test_no_error_repeats_a_secret(tmp_path: Path) -> None:
     assert "hunter2" not in "\n".join(refused(tmp_path, text))
     text = "upstreams: {docker.io: {username: me, password: [hunter2]}}"
     assert "hunter2" not in "\n".join(refused(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("paths", "reason"),
+    [
+        ("[mnt/usb]", "not an absolute path"),
+        ("[/srv/cache]", "where this cache itself is"),
+        ("[/srv/cache/blobs]", "where this cache itself is"),
+        ("[/srv]", "where this cache itself is"),
+        ("[/mnt/usb, /mnt/usb]", "named twice"),
+    ],
+)
+def test_a_fallback_that_makes_no_sense_is_refused(tmp_path: Path, paths: str, reason: str) -> None:
+    [line] = refused(tmp_path, f"storage: {{path: /srv/cache}}\nfallback: {paths}")
+    assert reason in line

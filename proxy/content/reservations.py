@@ -1,9 +1,8 @@
-"""Promises of room: for content that is proven, and for bodies that arrive.
+"""Promises of room: for proven content, and for bodies that arrive.
 
-The room itself, and what goes to make some, is the business of ``evict``.
+``eviction`` owns the room itself and makes some when it is short.
 """
 
-import asyncio
 from typing import Final, Protocol
 
 from proxy.content.unproven import Unproven
@@ -11,7 +10,7 @@ from proxy.core.errors import StorageError
 from proxy.core.records import disk_bytes
 
 SHORTEST_LEAD: Final = 1024 * 1024
-"""Bytes that a body has promised from the beginning, where the cache is large enough."""
+"""Bytes promised to a body from the beginning, where the cache is large enough."""
 
 
 class NoRoom(StorageError):
@@ -25,13 +24,13 @@ class Room(Protocol):
 
     @property
     def longest_lead(self) -> int:
-        """Bytes that an arriving body may have promised beyond those that have come."""
+        """Bytes that an arriving body may have promised beyond those that have arrived."""
 
     async def take(self, more: int, upstream: str | None = None) -> None:
         """Promise ``more`` disk bytes. Raises ``NoRoom``."""
 
     async def cover(self) -> None:
-        """Return once a restart would know of all that is promised."""
+        """Return once a restart would know of every promise."""
 
     def give_back(self, promised: int, upstream: str | None = None) -> None:
         """Take back a promise."""
@@ -41,7 +40,7 @@ class Reservation:
     """Disk bytes promised to proven content; released once the index counts them, or never."""
 
     def __init__(self, room: Room, upstream: str | None = None) -> None:
-        """``upstream`` is whose unproven word the bytes are; None for proven content."""
+        """``upstream`` is the registry that sends unproven bytes; None for proven content."""
         self._room = room
         self._upstream = upstream
         self._bytes = 0
@@ -55,13 +54,13 @@ class Reservation:
             await self._room.cover()
 
     def release(self) -> None:
-        """Give the promise back; twice does no harm."""
+        """Give the promise back. A second call does nothing."""
         self._room.give_back(self._bytes, self._upstream)
         self._bytes = 0
 
 
 class Arrival:
-    """Room for a body that arrives, ``announced`` bytes long as its upstream says (None: unknown).
+    """Room for a body that arrives; its upstream announced so many bytes (None: unknown).
 
     Released when its file has been closed, or once the index counts it.
     """
@@ -71,25 +70,22 @@ class Arrival:
         self._upstream = upstream
         self._announced = announced
         self._covered = -1
-        self._come = 0
+        self._received = 0
         self._lead = 0
         self._promise = Reservation(room, upstream)
-        self._growing = asyncio.Lock()
         self._claim = disk_bytes(announced or 0)
         room.unproven.announce(upstream, self._claim)
 
     async def grow(self, size: int) -> None:
-        """Have room for ``size`` bytes that come now, and for a few more. Raises ``NoRoom``.
+        """Reserve room for the first ``size`` bytes, and a lead beyond. Raises ``NoRoom``.
 
-        The lead saves asking at every chunk. It grows with what has come, so that a small body
-        takes little, and ends where the body is said to end.
+        The lead saves a reservation at every chunk. It grows with the bytes received, so that a
+        small body takes little, and stops at the announced size.
         """
         if size > self._covered:
-            async with self._growing:  # pieces of one body come over several connections
-                if size > self._covered:
-                    self._covered = await self._cover(size)
-        self._come = max(size, self._come)
-        self._set_lead(self._covered - self._come)
+            self._covered = await self._cover(size)
+        self._received = max(size, self._received)
+        self._set_lead(self._covered - self._received)
 
     def _set_lead(self, lead: int) -> None:
         self._room.unproven.leads += lead - self._lead
@@ -109,7 +105,7 @@ class Arrival:
         return ahead
 
     def release(self) -> None:
-        """Give the room back; twice does no harm."""
+        """Give the room back. A second call does nothing."""
         self._promise.release()
         self._set_lead(0)
         self._room.unproven.announce(self._upstream, -self._claim)

@@ -1,10 +1,10 @@
-"""How much room downloads take whose bytes are not proven yet, for each upstream. Pure state.
+"""How much room each upstream's unproven downloads take. Pure state.
 
-Until the last byte has come, a body and its announced size are only the word of an upstream. A
-body without end must not push out what others use. So unproven bytes may take all free room, and
-beyond it evict until they make up a share of what is held; then the download is not kept. This
-bounds parallel bodies together, since their bytes are added up, and bodies one after the other,
-since the next one finds the room that the last one has left.
+Until the last byte has arrived, a body and its announced size are only an upstream's claim. A body
+without end must not evict what others use. So unproven bytes may take all free room, and beyond it
+evict content until they make up a share of what is held; then the download is not kept. This bounds
+parallel bodies, because their bytes are added up, and bodies one after the other, because the next
+one finds the room that the last one has left.
 """
 
 from collections import Counter
@@ -21,11 +21,11 @@ class Unproven:
         self._occupied: Counter[str] = Counter()
         self._announced: Counter[str] = Counter()
         self.leads = 0
-        """Bytes promised to them that have not come: the disk still has them free."""
+        """Bytes promised to them that have not arrived: the disk still has them free."""
 
     @property
     def bytes(self) -> int:
-        """What all of them occupy."""
+        """Disk bytes that all of them occupy."""
         return self._occupied.total()
 
     def occupy(self, upstream: str, more: int) -> None:
@@ -37,7 +37,7 @@ class Unproven:
         self._announced[upstream] += size
 
     def may_evict(self, upstream: str, held: int) -> bool:
-        """Return True if others' content may go for what an upstream occupies now.
+        """Return True if content may be evicted for the bytes that an upstream occupies now.
 
         ``held`` is in disk bytes.
         """

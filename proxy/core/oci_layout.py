@@ -19,7 +19,7 @@ TRUE: Final = f"{OURS}.manifest"
 BEGIN: Final = ', "manifests": [\n'
 NEXT: Final = b",\n"
 END: Final = b"\n]}\n"
-"""Every entry has a line of its own, so that many are read and written in small steps."""
+"""Every entry has its own line, so that many are read and written in small steps."""
 
 
 class NamedImage(NamedTuple):

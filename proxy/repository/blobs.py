@@ -177,7 +177,7 @@ class Blobs:
 
         The download may be another's: of another repository, whose absence says nothing about this
         one, or a prefetch, which gives up at the first refusal. When such a one fails before it
-        has opened, this request begins again with a download of its own.
+        has opened, this request begins again with its own download.
         """
         reader = self._downloads.join(self._wanted(target, digest))
         download = reader.download

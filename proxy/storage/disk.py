@@ -1,7 +1,7 @@
 """The store on a local disk: one file for each blob in a ``Directory``.
 
 A blob is written to the spool, verified by the caller, fsynced, renamed, and its directory
-fsynced: what has a blob's name is that blob, also after a power cut.
+fsynced. So a file with a blob's name is that blob, also after a power cut.
 """
 
 import asyncio
@@ -91,9 +91,10 @@ class DiskSpool:
             raise StorageError(f"writing to the spool: {error}") from error
 
     def discard(self) -> None:
-        """Remove the file; readers that have it open are not disturbed.
+        """Remove the file; readers that have it open go on.
 
-        Called before ``close``. What cannot be removed is emptied, and swept at the next start.
+        Called before ``close``. A file that cannot be removed is emptied, and removed at the next
+        start.
         """
         if self.name is not None:
             name, self.name = self.name, None
@@ -102,7 +103,7 @@ class DiskSpool:
             except OSError as error:
                 log.warning("a spool file cannot be removed", file=name, error=str(error))
                 with suppress(OSError):
-                    os.ftruncate(self.fd, 0)  # what nobody counts must not take room
+                    os.ftruncate(self.fd, 0)  # uncounted bytes must not take disk space
 
     def close(self) -> None:
         """Close the file. A second call does nothing."""
@@ -112,7 +113,7 @@ class DiskSpool:
 
 
 class DiskStore:
-    """The blobs of a directory that this process has taken."""
+    """The blobs of a directory that this process has locked."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
@@ -121,7 +122,7 @@ class DiskStore:
         self._condemned: dict[Digest, asyncio.Event] = {}
 
     def open(self, digest: Digest) -> DiskBlob | None:
-        """Return the blob, opened, or None when it is not held. Raises ``StorageError``."""
+        """Return the blob, opened, or None if it is not held. Raises ``StorageError``."""
         if digest in self._condemned:
             return None
         try:
@@ -157,12 +158,12 @@ class DiskStore:
         await _in_thread(f"storing {digest}", lambda: self._put(digest, spool), Pool.SYNC)
 
     def condemn(self, digests: list[Digest]) -> None:
-        """Hold these no longer, from this moment; ``delete`` must follow."""
+        """Stop holding these at once; ``delete`` must follow."""
         for digest in digests:
             self._condemned.setdefault(digest, asyncio.Event())
 
     async def delete(self, digests: list[Digest]) -> list[Digest]:
-        """Unlink blobs, open ones go on being readable; return those that could not be."""
+        """Unlink blobs; return those that could not be. Open ones stay readable."""
         self.condemn(digests)
         try:
             return await in_thread(lambda: self._unlink(digests), Pool.WRITE)

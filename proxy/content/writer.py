@@ -1,12 +1,14 @@
 """Writes one arriving blob: room is reserved first, bytes are hashed on the way to the disk.
 
-A thread takes all that has been collected, hashes what is in order from memory, and writes it; the
-next bytes are collected meanwhile. So a fast body costs one hop to a thread per megabyte, and a
-slow one is readable as soon as it arrives. Bytes that come ahead of a gap (parallel ranges) are
-written at once and hashed from the page cache when the gap has closed.
+A thread takes the bytes that have been collected, hashes those in order from memory, and writes
+them; the next bytes are collected meanwhile, and the thread ends when there are none. So a fast
+body keeps one thread busy, and a slow one is readable as soon as it arrives. Bytes ahead of a gap
+(parallel ranges) are written at once and hashed from the page cache when the gap has closed.
 """
 
 import asyncio
+from collections import deque
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -24,14 +26,17 @@ from proxy.storage import Spool
 if TYPE_CHECKING:
     from proxy.content.content import Content
 
-HOP: Final = 1024 * 1024
-"""Bytes that may wait for the thread; then the source has to wait too."""
+STEP: Final = 1024 * 1024
+"""Bytes that the thread writes before readers get them."""
+
+MAX_WAITING: Final = 2 * STEP
+"""Bytes that may wait to be written; then the source has to wait too."""
 
 _INLINE: Final = 32 * 1024
 """Bytes up to which hashing and writing on the loop is cheaper than a thread."""
 
-_CATCH_UP: Final = 4 * HOP
-"""Bytes that one hop reads back at most, so that what arrives is not held up for long."""
+_CATCH_UP: Final = 4 * STEP
+"""Bytes that are read back at a time, so that arriving bytes are not delayed for long."""
 
 
 class Writer:
@@ -55,10 +60,11 @@ class Writer:
         self._hashed = 0  # changed by the thread only, or while there is none
         self._received = Stretches()
         self._stored = Stretches()
-        self._collected: list[Piece] = []
-        self._collected_bytes = 0
-        self._hop: asyncio.Future[None] | None = None
+        self._collected: deque[Piece] = deque()  # appended here, taken by the thread
+        self._waiting = 0  # bytes, collected or being written
+        self._saving: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
+        self._loop = asyncio.get_running_loop()
 
     @property
     def written(self) -> int:
@@ -89,10 +95,9 @@ class Writer:
         await self._room.grow(self._needed)
         self._raise_failure()
         self._collected.append(Piece(offset, data))
-        self._collected_bytes += len(data)
-        if self._hop is None:
-            self._save_collected()
-        while self._hop is not None and self._collected_bytes >= HOP:
+        self._waiting += len(data)
+        self._start()
+        while self._saving is not None and self._waiting >= MAX_WAITING:
             await self.progress.wait()
         self._raise_failure()
 
@@ -102,7 +107,7 @@ class Writer:
         Raises ``ContentMismatch``, ``UpstreamUnavailable`` for a body that is too short or too
         long, ``StorageError``.
         """
-        await self._hops_ended()
+        await self._all_saved()
         self._raise_failure()
         if self.size not in (None, self.written) or self._received.highest != self.written:
             raise UpstreamUnavailable(f"{self._target} {self._digest}: the body broke off")
@@ -131,7 +136,7 @@ class Writer:
     ) -> None:
         self._collected.clear()
         try:
-            await to_its_end(self._hops_ended())  # a cancelled task does not stop its thread
+            await to_its_end(self._all_saved())  # a cancelled task does not stop its thread
         finally:
             self._spool.discard()
 
@@ -150,42 +155,60 @@ class Writer:
         stretches = max(0, len(self._received) - 1)
         return min(self._received.highest, self._received.count + stretches * 2 * BLOCK)
 
-    def _save_collected(self) -> None:
-        """Hash and write what has been collected: a little here, more in a thread."""
-        pieces, count = self._collected, self._collected_bytes
-        self._collected, self._collected_bytes = [], 0
-        if count <= _INLINE and self._hashed == self.written:
+    def _start(self) -> None:
+        """Save the collected bytes unless a thread does: a little here, more in a thread."""
+        if self._saving is not None or not self._collected:
+            return
+        if self._waiting <= _INLINE and self._hashed == self.written:
+            pieces = self._take()
             try:
-                self._save(pieces, self.written)
+                self._save(pieces)
             except BaseException as error:
                 self._failure = error
-            self._saved(pieces)
+            else:
+                self._saved(pieces)
             return
-        readable = self.written
-        self._hop = start_in_thread(lambda: self._save(pieces, readable), Pool.WRITE)
-        self._hop.add_done_callback(lambda hop: self._hop_ended(hop, pieces))
+        self._saving = start_in_thread(self._drain, Pool.WRITE)
+        self._saving.add_done_callback(self._drained)
 
-    async def _hops_ended(self) -> None:
-        while self._hop is not None:
-            await self.progress.wait()
+    def _drain(self) -> None:
+        """Save until nothing is left. Runs in a thread."""
+        while pieces := self._take():
+            self._save(pieces)
+            self._loop.call_soon_threadsafe(self._saved, pieces)
 
-    def _hop_ended(self, hop: asyncio.Future[None], pieces: list[Piece]) -> None:
-        self._hop = None
-        self._failure = self._failure or hop.exception()
-        self._saved(pieces)
+    def _take(self) -> list[Piece]:
+        """Return the next collected bytes, about ``STEP``; empty if there are none."""
+        pieces: list[Piece] = []
+        count = 0
+        with suppress(IndexError):  # none left, or cleared by the loop's thread meanwhile
+            while count < STEP:
+                pieces.append(self._collected.popleft())
+                count += len(pieces[-1].data)
+        return pieces
 
-    def _saved(self, pieces: list[Piece]) -> None:
-        """Count what has been written, and begin with what was collected meanwhile."""
+    def _drained(self, saving: asyncio.Future[None]) -> None:
+        """Begin again if something was collected when the thread had just ended."""
+        self._saving = None
+        self._failure = self._failure or saving.exception()
         if self._failure is None:
-            for offset, data in pieces:
-                self._stored.add(offset, offset + len(data))
-            if self._collected:
-                self._save_collected()
+            self._start()
         self.progress.beat()
 
-    def _save(self, pieces: list[Piece], readable: int) -> None:
-        """Hash and write; ``readable`` bytes were written without a gap before. Blocks."""
-        self._catch_up(readable)
+    def _saved(self, pieces: list[Piece]) -> None:
+        """Let readers have what has been written."""
+        for offset, data in pieces:
+            self._stored.add(offset, offset + len(data))
+            self._waiting -= len(data)
+        self.progress.beat()
+
+    async def _all_saved(self) -> None:
+        while self._saving is not None:
+            await self.progress.wait()
+
+    def _save(self, pieces: list[Piece]) -> None:
+        """Hash and write. Blocks."""
+        self._catch_up(self.written)
         for offset, data in pieces:
             if offset == self._hashed:
                 self._verifier.take(data)

@@ -11,7 +11,7 @@ import pytest
 from proxy.content.downloads import Downloads, Reader
 from proxy.content.fetching import Fetch
 from proxy.content.reservations import Arrival
-from proxy.content.writer import HOP
+from proxy.content.writer import MAX_WAITING, STEP
 from proxy.core.errors import ContentMismatch, UpstreamUnavailable
 from proxy.core.names import Digest, Repo, Target, sha256
 from proxy.core.sources import Piece, Priority
@@ -283,10 +283,10 @@ async def test_a_fast_body_waits_for_the_disk(
     monkeypatch.setattr(DiskSpool, "write", slow)
     reader = field.join()
     source = field.sources[0]
-    await until(lambda: source.given > HOP)
+    await until(lambda: source.given > STEP)
     for _ in range(50):
         await asyncio.sleep(0.001)
-    assert source.given < 2 * HOP + 65536
+    assert source.given <= MAX_WAITING + 65536
     free.set()
     assert await everything(reader) == DATA
 

@@ -101,13 +101,14 @@ class Blobs:
             await self._content.set_aside(digest, {"reason": "it cannot be read"})
         elif failed.reader.download.failure is None:  # otherwise it has been counted
             self._content.counters.storage_trouble()
+        source = failed.reader if isinstance(failed, Live) else failed
         through = await self._through(target, digest)
         position = 0
         try:
             async for chunk in through.chunks:
                 sent = chunk[: max(0, offset - position)]
                 if sent and sent != await in_thread(
-                    partial(failed.read, position, position + len(sent))
+                    partial(source.read, position, position + len(sent))
                 ):
                     raise ContentMismatch(f"{target}: the new bytes differ from those sent before")
                 position += len(chunk)

@@ -145,19 +145,6 @@ class Live:
         """Length in bytes, None if it is not known yet."""
         return self.reader.size
 
-    @property
-    def fd(self) -> int | None:
-        """The descriptor of its file, None if there is none."""
-        return self.reader.fd
-
-    def read(self, start: int, stop: int) -> bytes:
-        """Return readable bytes. Blocks. Raises ``StorageError``."""
-        return self.reader.read(start, stop)
-
-    async def readable(self, offset: int) -> int:
-        """Return up to where it can be read from ``offset`` on; wait for more."""
-        return await self.reader.readable(offset)
-
     async def aclose(self) -> None:
         """Let go of the download, which goes on."""
         self.reader.close()

@@ -77,7 +77,7 @@ class FallbackDirectory:
         """Return a blob from ``offset`` on. Raises ``BlobUnknown``, ``UpstreamUnavailable``."""
         blob = await self._in_thread(lambda: self._listed_blob(target, digest))
         if blob is None:
-            raise BlobUnknown(f"{target}@{digest} is not in {self.path}")
+            raise BlobUnknown(f"{target}@{digest} is not in a fallback directory")
         return _FileBody(blob, offset, self.path)
 
     async def blob_size(self, target: Target, digest: Digest) -> int:
@@ -110,8 +110,7 @@ class FallbackDirectory:
 
         try:
             return await self._in_thread(read)
-        except UpstreamUnavailable as error:
-            log.warning("a fallback directory cannot be read", error=error.message)
+        except UpstreamUnavailable:
             return None
 
     async def has(self, target: Target, digest: Digest) -> bool:
@@ -135,7 +134,7 @@ class FallbackDirectory:
         try:
             return await in_thread(work, Pool.FALLBACK)
         except (OSError, StorageError) as error:
-            raise UpstreamUnavailable(f"{self.path}: {error}") from error
+            raise _failed(self.path, error) from error
 
     def _listed_blob(self, target: Target, digest: Digest) -> DiskBlob | None:
         """Return a blob of one of the repository's images, opened. Blocks. Raises ``OSError``."""
@@ -211,15 +210,21 @@ class _FileBody:
             try:
                 data = await in_thread(read, Pool.FALLBACK)
             except StorageError as error:
-                raise UpstreamUnavailable(f"{self._path}: {error}") from error
+                raise _failed(self._path, error) from error
             if not data:
-                raise UpstreamUnavailable(f"{self._path}: a file became shorter")
+                raise _failed(self._path, "a file became shorter")
             yield Piece(offset, data)
             offset += len(data)
 
     async def aclose(self) -> None:
         """Close the file. A second call does nothing."""
         self._blob.close()
+
+
+def _failed(path: Path, reason: object) -> UpstreamUnavailable:
+    """Log a failure with the path, which clients must not see; return the error for them."""
+    log.warning("a fallback directory cannot be read", path=str(path), reason=str(reason))
+    return UpstreamUnavailable("a fallback directory cannot be read")
 
 
 def _names(stamp: tuple[int, ...], images: Iterable[NamedImage]) -> _Names:

@@ -158,7 +158,7 @@ class _Body:
     async def _send_span(self, blob: Local | Live, start: int, stop: int | None) -> None:
         before = self._sending.sent
         try:
-            await self._sending.file(blob, start, stop)
+            await self._sending.file(blob.reader if isinstance(blob, Live) else blob, start, stop)
         except StorageError as error:
             log.warning("passing the rest through", error=str(error))
             offset = start + self._sending.sent - before

@@ -98,6 +98,8 @@ async def test_offline_what_the_disk_lacks_is_unknown(start: Start, disk: Path) 
         assert (await proxy.get(f"/v2/app/{path}")).status == 404
     blob_file(disk, APP.layers[1]).unlink()
     assert (await proxy.get("/v2/app/manifests/latest")).status == 404, "not whole"
+    missing = await proxy.get(f"/v2/app/blobs/{APP.layers[1]}")
+    assert (missing.status, str(disk).encode() in missing.body) == (404, False)
 
 
 async def test_t33_the_disk_gives_a_repository_only_what_its_own_images_list(

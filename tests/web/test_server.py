@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, TCPConnector
 
-from proxy.repository.results import Live, Local
+from proxy.content.downloads import Reader
+from proxy.repository.results import Local
 from tests.fakes import content
 from tests.fakes.tls import certificate
 from tests.fakes.upstream import FakeUpstream
@@ -73,7 +74,7 @@ async def test_several_ranges_byte_for_byte(
     """
     if not has_file:
         monkeypatch.setattr(Local, "fd", None)
-        monkeypatch.setattr(Live, "fd", None)
+        monkeypatch.setattr(Reader, "fd", None)
         monkeypatch.setattr(os, "sendfile", None)
     upstream.add("library/app", BIG)
     made = certificate(folder(tmp_path, "one"))

@@ -78,23 +78,23 @@ async def running(
         stack.push_async_callback(background.close)
         request_log = make_request_log(metrics.cache)
 
-        flights = Downloads(settings.storage.min_complete_ratio)
-        stack.push_async_callback(flights.close)
+        downloads = Downloads(kept.content, settings.storage.min_complete_ratio)
+        stack.push_async_callback(downloads.close)
         upstreams = Upstreams(metrics, clock, shares.downloads, network)
         stack.push_async_callback(upstreams.close)
         sources = Origins(upstreams.commit(await upstreams.prepare(settings)))
-        cache = await caching.built(stack, settings, kept, flights, sources)
+        cache = await caching.built(stack, settings, kept, downloads, sources)
         at_hand = MemoryLookup(kept.content, cache.manifests, cache.tags, cache.small)
         trusted = TrustedProxies(settings.trusted_proxies)
         prepared = ResponseCache(at_hand, metrics=metrics, request_log=request_log, trusted=trusted)
         at_end = Endings(prepared.learn, upstreams.current)
         registry = Registry(router, cache, metrics=metrics, request_log=request_log, learn=at_end)
-        services = _services(kept, cache, router, Puller(cache, sources, flights))
+        services = _services(kept, cache, router, Puller(cache, sources, downloads))
         token = Token(settings.admin.token_file)
         admin = Admin(
             metrics,
             kept.content,
-            flights=flights,
+            downloads=downloads,
             upstreams=upstreams.current,
             control=Control(kept.content, kept.pins, kept.feeds, services, token),
         )

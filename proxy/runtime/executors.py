@@ -40,6 +40,8 @@ class Pool(Enum):
     """What no request waits for: listing, verifying and repairing what is held."""
     EXPIRING = "expiring"
     """The file of ``index.expiring``, one step after the other."""
+    FALLBACK = "fallback"
+    """Other directories to read from: slow or lost media delay only what they are asked for."""
 
 
 _CORES: Final = os.cpu_count() or 1
@@ -51,6 +53,7 @@ _THREADS: Final[Mapping[Pool, int]] = {
     Pool.COMPUTE: _CORES + 2,
     Pool.UPKEEP: 4,
     Pool.EXPIRING: 1,
+    Pool.FALLBACK: 4,
 }
 _EXECUTORS: Final = {
     pool: ThreadPoolExecutor(threads, thread_name_prefix=pool.value)
@@ -80,6 +83,11 @@ async def to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
         if not task.cancelled():
             task.exception()
         raise
+
+
+def start_in_thread(work: Callable[[], Result], pool: Pool) -> asyncio.Future[Result]:
+    """Start blocking ``work``; its owner waits for the future before it closes a file."""
+    return asyncio.get_running_loop().run_in_executor(_EXECUTORS[pool], work)
 
 
 async def _run(work: Callable[[], Result], pool: Pool) -> Result:

@@ -227,8 +227,8 @@ async def test_http_proxies_of_the_environment_are_used(
     upstream.add("library/app", content.image(1))
     seen: list[str] = []
     async with http_proxy(seen) as port:
-        monkeypatch.setenv("HTTP_PROXY", f"http://me:pw@127.0.0.1:{port}")
-        monkeypatch.setenv("http_proxy", f"http://me:pw@127.0.0.1:{port}")
+        monkeypatch.setenv("HTTP_PROXY", f"http://me:pw@localhost:{port}")
+        monkeypatch.setenv("http_proxy", f"http://me:pw@localhost:{port}")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         proxy = await start(upstreams={"far": {"url": "http://registry.invalid"}})

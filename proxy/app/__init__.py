@@ -22,6 +22,7 @@ from proxy.index import Index
 from proxy.repository import Cache
 from proxy.repository.memory_lookup import MemoryLookup
 from proxy.repository.origins import Origins
+from proxy.runtime import loop_monitor
 from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import CacheCounters, Metrics
 from proxy.runtime.supervisor import Supervisor
@@ -31,7 +32,6 @@ from proxy.services.reconcile import presume, prune, reconcile
 from proxy.services.verify import Verifier
 from proxy.settings import Settings
 from proxy.upstream.guard import SYSTEM_NETWORK, Network
-from proxy.web import loop_monitor
 from proxy.web.admin.actions import Control, Token
 from proxy.web.admin.images import Services
 from proxy.web.admin.pages import Admin

@@ -107,7 +107,7 @@ class Exchange:
             if self.code is not None:
                 counters.errors[self.code] += 1
             first_byte = taken if self.first_byte is None else self.first_byte
-            counters.timings[self.outcome].observe(first_byte, taken)
+            counters.timed(self.outcome, first_byte, taken)
         request_log.add(self.fields(), taken, self.request.remote)
 
     def fields(self) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class ResponseCache:
         self._metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
         seconds = time.perf_counter() - started
-        request.timing.observe(seconds, seconds)
+        request.counters.timed(Outcome.HIT, seconds, seconds)
         if request.named_client is not None and self._trusted.trusts(client):
             client = request.named_client
         self._request_log.add(block.fields, seconds, client)
@@ -129,7 +129,6 @@ class _Request:
         "named_client",
         "route",
         "target",
-        "timing",
     )
 
     def __init__(
@@ -138,7 +137,7 @@ class _Request:
         self.route = route
         self.target = target
         self.counters = counters
-        self.timing = counters.timings[Outcome.HIT]
+
         self.named_client: str | None = None
         """The client that the headers name, believed from trusted proxies only."""
         self.is_head = exchange.is_head

@@ -107,7 +107,7 @@ class Admin:
 
         Seconds and bytes throughout. Includes names, which only the trusted may see.
         """
-        usage, cache = self._index.usage(), self._metrics.cache
+        usage = self._index.usage()
         return {
             "version": VERSION,
             "uptime_seconds": round(time.monotonic() - self._started, 3),
@@ -122,22 +122,10 @@ class Admin:
                 "pinned_bytes": self._control.pins.bytes,
                 "quarantined_bytes": self._store.quarantine.bytes,
                 "files": usage.files,
-                "evictions": cache.evictions,
-                "evicted_bytes": cache.evicted_bytes,
                 "oldest_use": self._evictor.oldest_use(),
-                "corrupted": cache.corrupted,
-                "repaired": cache.repaired,
-                "verified_blobs": cache.verified,
-                "content_mismatches": cache.mismatches,
-                "storage_errors": cache.storage_errors,
-                "stalled_clients": cache.stalled_clients,
-                "refused_connections": cache.refused_connections,
                 "index_bytes": self._index.file_bytes,
                 "index_dropped_rows": self._index.dropped_rows,
-                "prefetched_blobs": cache.prefetched_blobs,
-                "prefetched_bytes": cache.prefetched_bytes,
-                "prefetched_used_blobs": cache.prefetched_used_blobs,
-                "prefetched_used_bytes": cache.prefetched_used_bytes,
+                **self._metrics.cache.snapshot(),
             },
             "downloads": [
                 {

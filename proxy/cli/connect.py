@@ -27,8 +27,6 @@ from proxy.cli.replies import Refused, Unanswered
 from proxy.cli.server_options import ServerOptions, Work
 from proxy.core.errors import ConfigError, StorageInUse
 from proxy.runtime import logs
-from proxy.runtime.logs import RequestLog
-from proxy.runtime.metrics import CacheCounters
 from proxy.settings import Settings, loading
 
 SOCKET: Final = "admin.sock"
@@ -192,12 +190,8 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> None:
     """Run the proxy without its public listener until ``stack`` closes."""
     _check_cache(settings.storage.path)
     stream = logs.standard_error()
-    render = logs.configure("critical", settings.log.format, stream)  # answers say it
-
-    def make_request_log(counters: CacheCounters) -> RequestLog:
-        return RequestLog(render, stream, level="error", on_drop=counters.unlogged)
-
-    await stack.enter_async_context(running(settings, make_request_log, is_public=False))
+    output = logs.configure("critical", settings.log.format, stream)  # answers say it
+    await stack.enter_async_context(running(settings, output, is_public=False))
 
 
 def _check_cache(storage: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any, Final
 import structlog
 
 from proxy.web.clients import Clients
-from proxy.web.refusal import Refusal
+from proxy.web.closing import Refusal
 
 PATIENCE: Final = 1.0
 """Seconds that a connection waits for room before it is refused."""

@@ -1,7 +1,8 @@
-"""One request and what becomes of it: counted once and logged in one line at its end."""
+"""One request and its outcome, and the journal that counts and logs it when it ends."""
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, Final, assert_never
 
 from aiohttp.web import BaseRequest
@@ -13,14 +14,20 @@ from proxy.core.policy import CacheDirective, wish
 from proxy.repository.results import Forward
 from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
+from proxy.upstream.registry import Upstream
 
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
 HIT_STATUS: Final = "Millpond; hit"
+_SERVED_STALE: Final = {
+    Kind.MANIFEST: "the last good copy",
+    Kind.TAGS: "the last list of tags",
+    Kind.REFERRERS: "the last list of referrers",
+}
 
 
 class Exchange:
-    """What is learnt about a request on its way."""
+    """What is known of a request while it is answered."""
 
     __slots__ = (
         "code",
@@ -53,65 +60,56 @@ class Exchange:
         self.forward: Forward | None = None
         self.failure: RegistryError | None = None
         self.stores = True
-        """What upstream gave for this request is kept, if its outcome is a miss."""
+        """If the outcome is a miss: upstream's response is stored."""
         self.sent = 0
         self.first_byte: float | None = None
-        """Seconds from the start to the first byte of the answer; None: all of it went at once."""
+        """Seconds from the start to the first byte of the body; None: it was sent in one step."""
         self.left = False
 
     @property
     def wish(self) -> CacheDirective:
-        """What the client wants of freshness."""
+        """The request's ``Cache-Control``, as far as it is supported."""
         return wish(self.request.headers.get("Cache-Control"))
 
     @property
     def is_head(self) -> bool:
-        """Only headers are wanted."""
+        """The method is HEAD."""
         return self.request.method == "HEAD"
 
     def headers(self, more: dict[str, str]) -> CIMultiDict[str]:
-        """Return the headers that every answer has, and ``more``."""
+        """Return the headers of every response, and ``more``."""
         status = None if self.outcome is None else self._cache_status(self.outcome)
         headers = common_headers(self.ns if self.target is not None else None, status)
         headers.update(more)
         return headers
 
     def fail(self, error: RegistryError) -> None:
-        """Note that the request ends in an error."""
+        """Record that the request ends in an error."""
         self.outcome, self.status, self.code = Outcome.ERROR, error.status, error.code
         self.failure = error
 
     def answered(self, outcome: Outcome, forward: Forward | None = None) -> None:
-        """Note how the request is answered."""
+        """Record the outcome; ``forward`` if upstream was asked about a stored answer."""
         self.outcome, self.forward = outcome, forward
         self.failure = None if forward is None else forward.error
 
     def begin_body(self) -> None:
-        """Note that the first byte of the answer is sent, and the rest follows."""
-        self.first_byte = time.perf_counter() - self.started
+        """Record that the first byte of the body is sent."""
+        self.first_byte = self.seconds
 
     def leave(self) -> None:
-        """Note that the client has left, perhaps before anything was known."""
+        """Record that the client disconnected."""
         self.left = True
         if self.outcome is None and self.target is not None:
             self.outcome = Outcome.LEFT
 
-    def account(self, metrics: Metrics, request_log: RequestLog) -> None:
-        """Count and log; to be called once, at the end."""
-        taken = time.perf_counter() - self.started
-        if self.outcome is not None:
-            counters = metrics.of(self.target.upstream if self.target else None)
-            is_manifest = self.route is not None and self.route.kind is Kind.MANIFEST
-            whole = is_manifest and self.status == 200 and not self.is_head
-            counters.answered(self.outcome, self.sent, manifest=whole)
-            if self.code is not None:
-                counters.errors[self.code] += 1
-            first_byte = taken if self.first_byte is None else self.first_byte
-            counters.timed(self.outcome, first_byte, taken)
-        request_log.add(self.fields(), taken, self.request.remote)
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.perf_counter() - self.started
 
     def fields(self) -> dict[str, Any]:
-        """Return what the log says of the request, but for its time and its client."""
+        """Return the log fields, without duration and client."""
         route, request = self.route, self.request
         known = route is not None and route.kind is not Kind.BASE
         return {
@@ -130,7 +128,7 @@ class Exchange:
         }
 
     def _cache_status(self, outcome: Outcome) -> str | None:
-        """Return what the cache did, as ``Cache-Status`` (RFC 9211 §2)."""
+        """Return the value of ``Cache-Status`` (RFC 9211 §2)."""
         parts = ["Millpond", *self._handling(outcome)]
         if self.fresh is not None and math.isfinite(self.fresh):
             parts.append(f"ttl={int(self.fresh)}")
@@ -144,7 +142,7 @@ class Exchange:
         return "; ".join(parts)
 
     def _handling(self, outcome: Outcome) -> list[str]:
-        """Return where the answer came from: the cache, or upstream and for which reason."""
+        """Return the parameters for an answer from the cache, or from upstream with the reason."""
         match outcome:
             case Outcome.HIT:
                 return ["hit"]
@@ -156,7 +154,7 @@ class Exchange:
                 return ["fwd=bypass"]
             case Outcome.THROUGH:
                 return ["fwd=uri-miss", "stored=?0"]
-            case Outcome.REVALIDATED if self.forward is None:  # held, but not yet under this name
+            case Outcome.REVALIDATED if self.forward is None:  # stored, but new to this repository
                 return ["fwd=uri-miss", "fwd-status=200"]
             case Outcome.REVALIDATED | Outcome.STALE:
                 return self._checked()
@@ -168,14 +166,14 @@ class Exchange:
                 assert_never(outcome)
 
     def _checked(self) -> list[str]:
-        """Return what came of asking upstream about a held answer that was then sent."""
+        """Return the parameters for a stored answer that upstream was asked about."""
         forward = self.forward
         if forward is None or (forward.error is not None and not forward.error.was_forwarded):
             return ["hit"]
         return [self._reason("stale"), *_upstream_status(forward.status)]
 
     def _failed(self) -> list[str]:
-        """Return whether an error is upstream's, one that it gave earlier, or ours."""
+        """Return the parameters for an error of upstream, a remembered one, or one of ours."""
         error = self.failure
         if error is not None and error.is_remembered:
             return ["hit"]
@@ -184,14 +182,49 @@ class Exchange:
         return [self._reason("uri-miss"), *_upstream_status(error.upstream_status)]
 
     def _reason(self, otherwise: str) -> str:
-        """Return why the request went to upstream.
-
-        A held answer that is asked about although it may be fresh is the client's wish.
-        """
-        held = self.forward is not None
-        if held and self.wish is CacheDirective.REVALIDATE:
+        """Return why upstream was asked: the client demanded it, or the stored answer was stale."""
+        is_stored = self.forward is not None
+        if is_stored and self.wish is CacheDirective.REVALIDATE:
             return "fwd=request"
-        return "fwd=stale" if held else f"fwd={otherwise}"
+        return "fwd=stale" if is_stored else f"fwd={otherwise}"
+
+
+class Journal:
+    """Counts and logs each request once, and reports failures of upstreams to their logs."""
+
+    def __init__(
+        self, metrics: Metrics, request_log: RequestLog, upstreams: Mapping[str, Upstream]
+    ) -> None:
+        self.metrics = metrics
+        self.request_log = request_log
+        self._upstreams = upstreams
+
+    def record(self, exchange: Exchange) -> None:
+        """Record a request that has ended."""
+        target, outcome, seconds = exchange.target, exchange.outcome, exchange.seconds
+        if outcome is not None:
+            counters = self.metrics.of(target.upstream if target else None)
+            is_manifest = exchange.route is not None and exchange.route.kind is Kind.MANIFEST
+            is_pull = is_manifest and exchange.status == 200 and not exchange.is_head
+            counters.answered(outcome, exchange.sent, manifest=is_pull)
+            if exchange.code is not None:
+                counters.errors[exchange.code] += 1
+            first_byte = seconds if exchange.first_byte is None else exchange.first_byte
+            counters.timed(outcome, first_byte, seconds)
+        self.request_log.add(exchange.fields(), seconds, exchange.request.remote)
+        if exchange.failure is not None and target is not None:
+            upstream = self._upstreams.get(target.upstream)
+            if upstream is not None:  # a reload may have removed it
+                upstream.failures.report(exchange.failure, _served(exchange))
+
+
+def _served(exchange: Exchange) -> str:
+    """Return what the client got instead of upstream's answer."""
+    if exchange.outcome is Outcome.STALE and exchange.route is not None:
+        return _SERVED_STALE.get(exchange.route.kind, "a stored copy")
+    if exchange.first_byte is not None:
+        return "a truncated body"
+    return f"an error: {exchange.status} {exchange.code}"
 
 
 def _upstream_status(status: int | None) -> list[str]:
@@ -199,7 +232,7 @@ def _upstream_status(status: int | None) -> list[str]:
 
 
 def common_headers(ns: str | None, status: str | None) -> CIMultiDict[str]:
-    """Return the headers of every answer: with the name that was asked, and ``Cache-Status``."""
+    """Return the headers of every response; ``ns`` is the request's, ``status`` the cache's."""
     headers = CIMultiDict(COMMON_HEADERS)
     if ns is not None:
         headers["OCI-Namespace"] = ns

@@ -9,9 +9,10 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from proxy import VERSION
+from proxy.access import OPERATOR, Action, Principal
 from proxy.content.content import Content
 from proxy.content.downloads import Downloads
-from proxy.core.errors import Denied, PathNotFound, RegistryError, Unauthorized, Unsupported
+from proxy.core.errors import PathNotFound, RegistryError, Unsupported
 from proxy.runtime.metrics import Gauge, Metrics, registry
 from proxy.upstream.budget import Budget
 from proxy.upstream.circuit_breaker import Patience
@@ -36,6 +37,7 @@ class Admin:
         control: Control,
     ) -> None:
         self._control = control
+        self._access = control.access.rules
         self._metrics = metrics
         self._upstreams = upstreams
         self._index = content.index
@@ -48,22 +50,27 @@ class Admin:
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer one request that came over TCP."""
-        return await self._handle(request, self._control.token.require)
+        authorization = request.headers.get("Authorization", "")
+        return await self._handle(
+            request, lambda: self._control.access.identify(request.remote, authorization)
+        )
 
     async def handle_trusted(self, request: BaseRequest) -> StreamResponse:
         """Answer one request that came through the admin socket."""
-        return await self._handle(request, _trust)
+        return await self._handle(request, _operator)
 
     async def _handle(
-        self, request: BaseRequest, require: Callable[[BaseRequest], Awaitable[None]]
+        self, request: BaseRequest, identify: Callable[[], Awaitable[Principal]]
     ) -> StreamResponse:
         try:
             if self._control.has(request.path):
-                await require(request)
+                self._access.allow(await identify(), Action.OPERATE, None).enforce()
                 return await self._control.answer(request)
-            if request.path == "/-/stats" and await _is_allowed(request, require):
+            self._access.allow(Principal(request.remote), Action.OBSERVE, None).enforce()
+            if request.path == "/-/stats":
                 _require_read(request)
-                return _json(self.stats())
+                decision = self._access.allow(await identify(), Action.OPERATE, None)
+                return _json(_public(self.stats()) if decision.refusal else self.stats())
             return self._answer(request)
         except RegistryError as error:
             return PacedResponse(
@@ -80,8 +87,6 @@ class Admin:
                     body=generate_latest(self._prometheus),
                     headers={"Content-Type": CONTENT_TYPE_LATEST},
                 )
-            case "/-/stats":
-                return _json(_public(self.stats()))
             case "/-/healthz":
                 return _json({"status": "ok"})
             case "/-/readyz" if self.is_stopping:
@@ -178,17 +183,6 @@ def _require_read(request: BaseRequest) -> None:
         raise Unsupported(f"{request.method}: nothing here can be changed")
 
 
-async def _is_allowed(
-    request: BaseRequest, require: Callable[[BaseRequest], Awaitable[None]]
-) -> bool:
-    """Return True if the request may see names; others get the page without them."""
-    try:
-        await require(request)
-    except (Denied, Unauthorized):
-        return False
-    return True
-
-
 def _public(stats: dict[str, Any]) -> dict[str, Any]:
     """Return the statistics without names of content and without our address at a registry.
 
@@ -211,8 +205,8 @@ def _without_source(limit: dict[str, object] | None) -> dict[str, object] | None
     return {name: value for name, value in limit.items() if name != "source"}
 
 
-async def _trust(_: BaseRequest) -> None:
-    """Ask for nothing: who reaches the socket may read the cache's directory."""
+async def _operator() -> Principal:
+    return OPERATOR
 
 
 def _health(name: str, patience: Patience) -> list[Gauge]:

@@ -49,6 +49,8 @@ class Reloader:
         log.info("settings reloaded", changed=changed)
         if refused := _differences(wanted, settings):
             log.warning("changed settings need a restart", settings=refused)
+        self._request_log.set_level(wanted.log.level)
+        set_level(wanted.log.level)
         return wanted
 
     async def _apply(self, settings: Settings) -> None:
@@ -71,8 +73,6 @@ class Reloader:
         pins.use(parsed)
         self._handlers.admin_access.use(settings.admin.token_file)
         self._handlers.responses.forget()
-        self._request_log.set_level(settings.log.level)
-        set_level(settings.log.level)
 
 
 def _applicable(running: Settings, wanted: Settings) -> Settings:

@@ -1,12 +1,15 @@
-"""Runs the tasks beside the requests: restarts a task that fails, and reports it.
+"""Owns background tasks: restarts those that fail, and reports them.
 
-A failed task starts again after a pause that doubles with each failure in a row.
+A failed task starts again after a pause that doubles with each failure in a row. Metrics count the
+failures; an essential task that keeps failing makes the proxy unready. ``running_beside`` owns a
+task that lasts only as long as a piece of other work.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -19,21 +22,35 @@ FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
 
 WELL_SECONDS: Final = 60.0
-"""A task that has run for so long without a failure counts as recovered."""
+"""A task that runs this long without a failure counts as recovered."""
 
 UNREADY_SECONDS: Final = 30.0
-"""An essential task that has been failing for so long makes the proxy unready."""
+"""An essential task that has failed repeatedly for this long makes the proxy unready."""
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 """Starts one run of a task; called again for each restart."""
 
+Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def running_beside(
+    work: Coroutine[Any, Any, Result], name: str
+) -> AsyncIterator[asyncio.Task[Result]]:
+    """Run ``work`` as a task; leaving the context cancels it and waits until it has ended."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 class Supervisor:
     """Owns tasks from ``start`` until they end or ``close`` cancels them.
 
-    ``counters`` gets an entry for each task. Several supervisors may share it, and ``readiness``.
+    ``counters`` gets an entry for each task; supervisors may share ``counters`` and ``readiness``.
     """
 
     def __init__(
@@ -95,9 +112,10 @@ class _Supervised:
             await self._wait_after(failure)
 
     async def _failure(self) -> BaseException | None:
-        """Do the work once; return what it raised, None when it has ended as it should.
+        """Do the work once; return the exception that it raised, None if it ended normally.
 
-        A ``CancelledError`` that nobody sent to this task is a failure of something it waited for.
+        There are two cases of ``CancelledError``: this task is cancelled, which ends it, or
+        something that it awaited was cancelled, which is a failure like any other.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -112,7 +130,7 @@ class _Supervised:
         return None
 
     async def _wait_after(self, error: BaseException) -> None:
-        """Report a failure, and return when the task may start again."""
+        """Report a failure, and wait until the task may start again."""
         now = time.monotonic()
         if self._failing_since is None:
             self._failing_since = now
@@ -121,7 +139,7 @@ class _Supervised:
         pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
         log.error("background task failed", task=self.name, restart_in=pause, exc_info=error)
         if self._readiness is not None and now - self._failing_since >= UNREADY_SECONDS:
-            self._readiness.report(self.name, f"fails again and again: {type(error).__name__}")
+            self._readiness.report(self.name, f"fails repeatedly: {type(error).__name__}")
         await asyncio.sleep(pause)
 
     def _recovered(self) -> None:

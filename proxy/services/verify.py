@@ -8,13 +8,12 @@ import os
 import time
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
     Iterable,
 )
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -25,6 +24,7 @@ from proxy.core.names import Digest, DigestVerifier, Target
 from proxy.core.records import BlobRecord, disk_bytes
 from proxy.core.tolerant_json import as_list
 from proxy.runtime.executors import Pool, in_thread, to_its_end
+from proxy.runtime.supervisor import running_beside
 from proxy.services import missing
 from proxy.services.inventory import broken_by
 from proxy.storage import BlobFile
@@ -138,7 +138,7 @@ class Verifier:
                 if (len(digest), digest) <= (len(self._after), self._after) and number == first:
                     continue
                 self._check_stop()
-                async with _working(self._problem(digest, pace)) as hashing:
+                async with running_beside(self._problem(digest, pace), "verify") as hashing:
                     while not (await asyncio.wait([hashing], timeout=REPORT_SECONDS))[0]:
                         self._check_stop()
                         yield {"event": "progress", **self._so_far()}
@@ -277,7 +277,7 @@ class Verifier:
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Return what ``work`` returns; a stop breaks it off, for a download may take long."""
-        async with _working(work) as task:
+        async with running_beside(work, "verify") as task:
             while not (await asyncio.wait([task], timeout=REPORT_SECONDS))[0]:
                 self._check_stop()
             return task.result()
@@ -314,17 +314,6 @@ class Verifier:
             await self._index.set_note(_NOTE, note)
         except StorageError as error:
             log.warning("how far verification has come cannot be noted", error=str(error))
-
-
-@asynccontextmanager
-async def _working(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio.Task[Result]]:
-    """Have work done beside; it has ended, or been broken off, when the context is left."""
-    task = asyncio.create_task(work, name="verify")
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 class _Pace:

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from proxy.access import AccessRules, AllowAll
+from proxy.app import cache as caching
 from proxy.app import storage
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
@@ -12,16 +13,7 @@ from proxy.content.downloads import Downloads
 from proxy.core.records import Clock
 from proxy.core.routing import Router
 from proxy.repository import Cache
-from proxy.repository.blobs import Blobs
-from proxy.repository.link_checks import LinkChecks
-from proxy.repository.listings import Listings
-from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origins
-from proxy.repository.prefetch import Bounds, Prefetcher
-from proxy.repository.prefetch_tracker import PrefetchTracker
-from proxy.repository.referrers import ReferrersCache
-from proxy.repository.small_blobs import SmallBlobs
-from proxy.repository.tags import Tags
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Settings
@@ -68,34 +60,5 @@ async def opened(
     upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network)
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
-    cache = _cache(stack, settings, kept, downloads, origins)
+    cache = caching.built(stack, settings, kept, downloads, origins)
     return Engine(metrics, router, kept, upstreams, origins, downloads, cache, background)
-
-
-def _cache(
-    stack: AsyncExitStack,
-    settings: Settings,
-    kept: Storage,
-    downloads: Downloads,
-    origins: Origins,
-) -> Cache:
-    content, index, clock = kept.content, kept.index, kept.content.clock
-    memory, lists = settings.memory, kept.lists
-    manifests = Manifests(
-        content, origins, lists=lists, clock=clock, ram_bytes=int(memory.manifests)
-    )
-    tags = Tags(manifests, index, origins, clock=clock, patience=settings.timeouts.check)
-    expected = PrefetchTracker(content.counters)
-    sizes = manifests.sizes
-    blobs = Blobs(content, origins, flights=downloads, sizes=sizes, expected=expected)
-    sweeps = LinkChecks(content, origins, manifests=manifests, blobs=blobs)
-    bounds = Bounds(**settings.prefetch.model_dump())
-    ahead = Prefetcher(blobs, origins, flights=downloads, expected=expected, bounds=bounds)
-    small = SmallBlobs(
-        blobs, content, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
-    )
-    listings = Listings(index, lists, origins, clock=clock, has_catalog=settings.catalog)
-    referrers = ReferrersCache(manifests, content, origins, clock=clock)
-    for part in (manifests, tags, blobs, sweeps, ahead, referrers):
-        stack.push_async_callback(part.close)
-    return Cache(manifests, tags, blobs, small, listings, referrers, ahead, sweeps)

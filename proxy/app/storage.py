@@ -1,4 +1,4 @@
-"""Opens everything in the cache's directory: store, index, pins, and the parts that use them."""
+"""Opens what lies on the disk: directory, store, index, and who looks after them."""
 
 import os
 from contextlib import AsyncExitStack
@@ -25,12 +25,12 @@ from proxy.storage.disk import DiskStore
 
 INDEX_LEAST: Final = 16 * 1024 * 1024
 INDEX_SHARE: Final = 0.05
-"""The index may grow to this share of ``max_size``, but always to ``INDEX_LEAST`` bytes."""
+"""The index may grow to this share of ``max_size``, and to as many bytes at the least."""
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Everything in the cache's directory."""
+    """The cache's own side of everything."""
 
     directory: Directory
     index: LocalIndex
@@ -49,7 +49,7 @@ async def opened(
     metrics: Metrics,
     clock: Clock,
 ) -> Storage:
-    """Lock the directory and open everything in it; ``stack`` closes it. Raises ``ConfigError``."""
+    """Take the directory and open everything in it; ``stack`` closes it. Raises ``ConfigError``."""
     configured = settings.storage
     directory = Directory(configured.path, file_mode=int(configured.file_mode, 8))
     stack.callback(directory.close)

@@ -47,7 +47,7 @@ class Certificate:
                 log.error("certificate not renewed, still using the old one", error=str(error))
 
     def _load(self, tls: ServerTLS) -> None:
-        """Load the files into a trial context first: a mismatched pair would spoil the one in use."""
+        """Load the files into a trial context first: a mismatched pair spoils a context."""
         trial = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         for context in (trial, self.context):
             context.load_cert_chain(tls.cert_file, tls.key_file, _no_password)

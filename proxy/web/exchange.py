@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 from aiohttp.web import BaseRequest
@@ -26,45 +27,30 @@ _SERVED_STALE: Final = {
 }
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
     """What is known of a request while it is answered."""
 
-    __slots__ = (
-        "code",
-        "failure",
-        "first_byte",
-        "forward",
-        "fresh",
-        "left",
-        "ns",
-        "outcome",
-        "request",
-        "route",
-        "sent",
-        "started",
-        "status",
-        "stores",
-        "target",
-    )
+    request: BaseRequest
+    started: float = field(default_factory=time.perf_counter)
+    ns: str | None = field(init=False)
+    route: Route | None = None
+    target: Target | None = None
+    outcome: Outcome | None = None
+    status: int = 200
+    code: str | None = None
+    fresh: float | None = None
+    forward: Forward | None = None
+    failure: RegistryError | None = None
+    stores: bool = True
+    """If the outcome is a miss: upstream's response is stored."""
+    sent: int = 0
+    first_byte: float | None = None
+    """Seconds from the start to the first byte of the body; None: it was sent in one step."""
+    left: bool = False
 
-    def __init__(self, request: BaseRequest) -> None:
-        self.request = request
-        self.started = time.perf_counter()
-        self.ns: str | None = request.query.get("ns") or None
-        self.route: Route | None = None
-        self.target: Target | None = None
-        self.outcome: Outcome | None = None
-        self.status = 200
-        self.code: str | None = None
-        self.fresh: float | None = None
-        self.forward: Forward | None = None
-        self.failure: RegistryError | None = None
-        self.stores = True
-        """If the outcome is a miss: upstream's response is stored."""
-        self.sent = 0
-        self.first_byte: float | None = None
-        """Seconds from the start to the first byte of the body; None: it was sent in one step."""
-        self.left = False
+    def __post_init__(self) -> None:
+        self.ns = self.request.query.get("ns") or None
 
     @property
     def wish(self) -> CacheDirective:
@@ -127,66 +113,63 @@ class Exchange:
             "agent": _cut(request.headers.get("User-Agent")),
         }
 
-    def _cache_status(self, outcome: Outcome) -> str | None:
+    def _cache_status(self, outcome: Outcome) -> str:
         """Return the value of ``Cache-Status`` (RFC 9211 §2)."""
-        parts = ["Millpond", *self._handling(outcome)]
+        parts = ["Millpond", self._handling(outcome)]
         if self.fresh is not None and math.isfinite(self.fresh):
             parts.append(f"ttl={int(self.fresh)}")
-        match outcome:
-            case Outcome.REVALIDATED:
-                parts.append("detail=confirmed")
-            case Outcome.STALE:
-                parts.append(f"detail={self.failure.code if self.failure else 'stale'}")
-            case Outcome.ERROR:
-                parts.append(f"detail={self.code}")
-        return "; ".join(parts)
+        if outcome is Outcome.REVALIDATED:
+            parts.append("detail=confirmed")
+        elif outcome is Outcome.STALE:
+            parts.append(f"detail={self.failure.code if self.failure else 'stale'}")
+        elif outcome is Outcome.ERROR:
+            parts.append(f"detail={self.code}")
+        return "; ".join(filter(None, parts))
 
-    def _handling(self, outcome: Outcome) -> list[str]:
+    def _handling(self, outcome: Outcome) -> str:
         """Return the parameters for an answer from the cache, or from upstream with the reason."""
         match outcome:
             case Outcome.HIT:
-                return ["hit"]
+                return "hit"
             case Outcome.MISS:
-                return [self._reason("uri-miss"), *(["stored"] if self.stores else [])]
+                return f"{self._forwarded()}; stored" if self.stores else self._forwarded()
             case Outcome.JOIN:
-                return [self._reason("uri-miss"), "collapsed"]
-            case Outcome.THROUGH if self.route is not None and self.route.kind is Kind.TAGS:
-                return ["fwd=bypass"]
+                return f"{self._forwarded()}; collapsed"
             case Outcome.THROUGH:
-                return ["fwd=uri-miss", "stored=?0"]
-            case Outcome.REVALIDATED if self.forward is None:  # stored, but new to this repository
-                return ["fwd=uri-miss", "fwd-status=200"]
+                is_list = self.route is not None and self.route.kind is Kind.TAGS
+                return "fwd=bypass" if is_list else "fwd=uri-miss; stored=?0"
             case Outcome.REVALIDATED | Outcome.STALE:
-                return self._checked()
+                return self._checked(outcome)
             case Outcome.ERROR:
                 return self._failed()
             case Outcome.LEFT:
-                return []
+                return ""
             case _:
                 assert_never(outcome)
 
-    def _checked(self) -> list[str]:
-        """Return the parameters for a stored answer that upstream was asked about."""
-        forward = self.forward
-        if forward is None or (forward.error is not None and not forward.error.was_forwarded):
-            return ["hit"]
-        return [self._reason("stale"), *_upstream_status(forward.status)]
+    def _checked(self, outcome: Outcome) -> str:
+        """Return the parameters for a stored answer that was sent."""
+        if self.forward is None:  # REVALIDATED: upstream confirmed it for this repository
+            return "hit" if outcome is Outcome.STALE else "fwd=uri-miss; fwd-status=200"
+        error = self.forward.error
+        if error is not None and not error.was_forwarded:
+            return "hit"
+        return self._forwarded(self.forward.status)
 
-    def _failed(self) -> list[str]:
-        """Return the parameters for an error of upstream, a remembered one, or one of ours."""
-        error = self.failure
-        if error is not None and error.is_remembered:
-            return ["hit"]
-        if error is None or not error.was_forwarded:
-            return []
-        return [self._reason("uri-miss"), *_upstream_status(error.upstream_status)]
+    def _failed(self) -> str:
+        """Return the parameters for an error: a remembered one, one of upstream, or one of ours."""
+        if (error := self.failure) is None:
+            return ""
+        if error.is_remembered:
+            return "hit"
+        return self._forwarded(error.upstream_status) if error.was_forwarded else ""
 
-    def _reason(self, otherwise: str) -> str:
-        """Return why upstream was asked: the client demanded it, or the stored answer was stale."""
-        is_stored = self.forward is not None
-        if is_stored and self.wish is CacheDirective.REVALIDATE:
-            return "fwd=request"
-        return "fwd=stale" if is_stored else f"fwd={otherwise}"
+    def _forwarded(self, status: int | None = None) -> str:
+        """Return why upstream was asked, and the status of its response if it gave one."""
+        reason = "uri-miss" if self.forward is None else "stale"
+        if self.forward is not None and self.wish is CacheDirective.REVALIDATE:
+            reason = "request"
+        return f"fwd={reason}" if status is None else f"fwd={reason}; fwd-status={status}"
 
 
 class Journal:
@@ -225,10 +208,6 @@ def _served(exchange: Exchange) -> str:
     if exchange.first_byte is not None:
         return "a truncated body"
     return f"an error: {exchange.status} {exchange.code}"
-
-
-def _upstream_status(status: int | None) -> list[str]:
-    return [] if status is None else [f"fwd-status={status}"]
 
 
 def common_headers(ns: str | None, status: str | None) -> CIMultiDict[str]:

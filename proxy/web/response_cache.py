@@ -11,8 +11,9 @@ credentials: bytes cannot tell who is allowed what.
 
 import math
 import time
+from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp import HttpVersion11
 
@@ -50,7 +51,7 @@ class ResponseCache:
         self._trusted = trusted
         self._seen_once: dict[int, None] = {}
         self._requests: dict[bytes, _Request] = {}
-        self._date = _Date()
+        self._second, self._date = -1, b""
 
     def learn(self, exchange: Exchange) -> None:
         """Remember a request that the general path has answered, from its second time on."""
@@ -64,9 +65,15 @@ class ResponseCache:
         if (number := hash(head)) not in self._seen_once:
             _put(self._seen_once, number, None)
             return
-        counters = self._journal.metrics.of(target.upstream)
-        request = _Request(exchange, route, target, counters)
-        request.named_client = self._trusted.named(exchange.request.headers)
+        request = _Request(
+            target,
+            route,
+            is_head=exchange.is_head,
+            ns=exchange.ns,
+            fields=exchange.fields(),
+            counters=self._journal.metrics.of(target.upstream),
+            named_client=self._trusted.named(exchange.request.headers),
+        )
         _put(self._requests, head, request)
 
     def forget(self) -> None:
@@ -98,92 +105,74 @@ class ResponseCache:
         seconds = time.perf_counter() - started
         request.counters.timed(Outcome.HIT, seconds, seconds)
         self._journal.request_log.add(response.fields, seconds, client)
-        return response.headers(found.fresh, self._date.line()), body
+        return response.headers(found.fresh, self._end()), body
+
+    def _end(self) -> bytes:
+        """Return the current second's ``Date`` (RFC 9110 §6.6.1), and the end of the block."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._date = f"Date: {formatdate(second, usegmt=True)}\r\n\r\n".encode()
+        return self._date
 
 
-class _Response:
-    """The header block of one response, and its log fields."""
+class _Response(NamedTuple):
+    """The header block of one response in two parts, and its log fields.
 
-    __slots__ = ("_after", "_before", "descriptor", "fields")
+    Between the parts goes the freshness, behind them the date. The body is not kept here: it would
+    exceed the RAM set aside for content.
+    """
 
-    def __init__(self, headers: str, descriptor: Descriptor, fields: dict[str, Any]) -> None:
-        before, status, after = headers.partition(_STATUS_LINE)
-        self._before = (before + status).encode()
-        self._after = after.encode()
-        self.descriptor = descriptor  # not the body, which would exceed the RAM set aside for it
-        self.fields = fields
+    descriptor: Descriptor
+    before: bytes
+    after: bytes
+    fields: dict[str, Any]
 
     def headers(self, fresh: float | None, date: bytes) -> bytes:
-        """Return the block with the remaining freshness in seconds, and the date."""
+        """Return the block; ``fresh`` is for how many more seconds a tag is fresh."""
         if fresh is None or not math.isfinite(fresh):
-            return self._before + self._after + date
-        return b"%b; ttl=%d%b%b" % (self._before, fresh, self._after, date)
+            return self.before + self.after + date
+        return b"%b; ttl=%d%b%b" % (self.before, fresh, self.after, date)
 
 
+@dataclass(slots=True)
 class _Request:
     """A remembered request, and its last response."""
 
-    __slots__ = (
-        "_fields",
-        "_ns",
-        "_response",
-        "counters",
-        "is_head",
-        "is_pull",
-        "named_client",
-        "route",
-        "target",
-    )
+    target: Target
+    route: Route
+    is_head: bool
+    ns: str | None
+    fields: dict[str, Any]
+    counters: UpstreamCounters
+    named_client: str | None
+    """The client that the headers name; counts only on connections of trusted proxies."""
+    last: _Response | None = None
 
-    def __init__(
-        self, exchange: Exchange, route: Route, target: Target, counters: UpstreamCounters
-    ) -> None:
-        self.route = route
-        self.target = target
-        self.counters = counters
-        self.named_client: str | None = None
-        """The client that the headers name; counts only on connections of trusted proxies."""
-        self.is_head = exchange.is_head
-        self.is_pull = route.kind is Kind.MANIFEST and not self.is_head
-        self._ns = exchange.ns
-        self._fields = exchange.fields()
-        self._response: _Response | None = None
+    @property
+    def is_pull(self) -> bool:
+        """Counts as a pull in rate limits."""
+        return self.route.kind is Kind.MANIFEST and not self.is_head
 
     def response(self, found: Found) -> _Response | None:
         """Return the response for what was found, None if a header is not printable."""
-        if self._response is None or self._response.descriptor != found.descriptor:
-            self._response = self._make(found)
-        return self._response
+        if self.last is None or self.last.descriptor != found.descriptor:
+            self.last = self._make(found)
+        return self.last
 
     def _make(self, found: Found) -> _Response | None:
         descriptor = found.descriptor
         is_blob = self.route.kind is Kind.BLOB
-        headers = common_headers(self._ns, HIT_STATUS)
+        headers = common_headers(self.ns, HIT_STATUS)
         headers.update(blob_headers(descriptor.digest) if is_blob else manifest_headers(descriptor))
         headers["Content-Length"] = str(len(found.body))
         if not all(value.isprintable() for value in headers.values()):
             return None
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        before, status, after = f"HTTP/1.1 200 OK\r\n{lines}".partition(_STATUS_LINE)
         sent = 0 if self.is_head else len(found.body)
-        fields = self._fields | {"outcome": Outcome.HIT.value, "bytes": sent}
-        return _Response(f"HTTP/1.1 200 OK\r\n{lines}", descriptor, fields)
-
-
-class _Date:
-    """The ``Date`` header of the current second, and the end of the block (RFC 9110 §6.6.1)."""
-
-    __slots__ = ("_line", "_second")
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._line = b""
-
-    def line(self) -> bytes:
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            self._line = f"Date: {formatdate(second, usegmt=True)}\r\n\r\n".encode()
-        return self._line
+        fields = self.fields | {"outcome": Outcome.HIT.value, "bytes": sent}
+        return _Response(descriptor, (before + status).encode(), after.encode(), fields)
 
 
 def _put(table: dict[Any, Any], key: object, value: object) -> None:

@@ -139,7 +139,7 @@ async def test_a_denied_operator_sees_no_names_in_the_statistics(
     assert (Principal("127.0.0.1", is_operator=True), Action.OPERATE, None) in rules.asked
 
 
-@pytest.mark.parametrize("action", set(Action) - {Action.OPERATE})
+@pytest.mark.parametrize("action", [action for action in Action if action is not Action.OPERATE])
 def test_everybody_may_pull(action: Action) -> None:
     AllowAll().allow(Principal(None), action, APP).enforce()
 

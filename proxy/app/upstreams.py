@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from yarl import URL
@@ -56,12 +56,11 @@ class _Built:
         await self.transport.close()
 
 
-class Plan:
+class Plan(NamedTuple):
     """Upstreams that are built, but not in use until ``Upstreams.commit``."""
 
-    def __init__(self, built: dict[str, _Built], sources: dict[str, Origin]) -> None:
-        self.built = built
-        self.sources = sources
+    built: dict[str, _Built]
+    sources: dict[str, Origin]
 
 
 class Upstreams:

@@ -31,8 +31,11 @@ def used(module: Path) -> set[str]:
             defined = {each.name for each in inside if isinstance(each, ast.FunctionDef)}
             defined |= {each.value for each in inside if isinstance(each, ast.Constant)}
             private = {each.attr for each in attributes if each.attr.startswith("_")}
-            stored = {each.attr for each in attributes if isinstance(each.ctx, ast.Store)}
-            own = stored - PRIVATE
+            [init] = [it for it in inside if getattr(it, "name", "") == "__init__"] or [node]
+            stored = [
+                it for it in ast.walk(init) if isinstance(getattr(it, "ctx", None), ast.Store)
+            ]
+            own = {it.attr for it in stored if isinstance(it, ast.Attribute)}
             found |= {name for name in private - defined - own if not name.startswith("__")}
     return found
 

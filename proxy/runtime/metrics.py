@@ -2,7 +2,7 @@
 
 Each metric is declared once: a counter as a field of the class that it belongs to, here, with its
 HELP text; a gauge where its value is read, as a ``Gauge``. ``registry`` exposes all of them, and
-``/-/stats`` shows the counters of ``CacheCounters`` under the same names.
+``/-/stats`` shows those counters of ``CacheCounters`` that are declared ``in_stats``.
 
 The hot path changes plain integers, which Prometheus reads when it scrapes: a labelled Prometheus
 counter costs 20 times as much. Every request for content counts once, under exactly one outcome.
@@ -94,15 +94,16 @@ class _Declaration(NamedTuple):
     family: type[Metric]
     name: str | None
     label: str | None = None
+    in_stats: bool = False
 
 
 def _metric(about: _Declaration, **default: Any) -> Any:
     return field(**default, metadata={"metric": about})
 
 
-def counter(text: str, *, name: str | None = None) -> Any:
+def counter(text: str, *, name: str | None = None, in_stats: bool = True) -> Any:
     """Declare an integer that only grows, exposed as ``millpond_<name>_total``."""
-    return _metric(_Declaration(text, CounterMetricFamily, name), default=0)
+    return _metric(_Declaration(text, CounterMetricFamily, name, in_stats=in_stats), default=0)
 
 
 def gauge(text: str, default: float, *, name: str) -> Any:
@@ -222,16 +223,16 @@ class CacheCounters:
     corrupted: int = counter("Stored blobs that were found corrupted.")
     repaired: int = counter("Corrupted blobs that were fetched again.")
     verified: int = counter("Stored blobs that were hashed again.", name="verified_blobs")
-    verified_bytes: int = counter("Bytes of stored blobs that were hashed again.")
+    verified_bytes: int = counter("Bytes of stored blobs that were hashed again.", in_stats=False)
     storage_errors: int = counter("Disk errors that Millpond recovered from.")
     prefetched_blobs: int = counter("Blobs fetched before a client requested them.")
     prefetched_bytes: int = counter("Bytes of prefetched blobs, abandoned ones included.")
     prefetched_used_blobs: int = counter("Prefetched blobs that a client requested later.")
     prefetched_used_bytes: int = counter("Bytes of prefetched blobs that a client requested later.")
-    prepared_answers: int = counter("Requests answered from the response cache.")
+    prepared_answers: int = counter("Requests answered from the response cache.", in_stats=False)
     refused_connections: int = counter("Connections answered with 503 because of the limit.")
     stalled_clients: int = counter("Clients disconnected because they stopped reading.")
-    unlogged_requests: int = counter("Access-log lines dropped under load.")
+    unlogged_requests: int = counter("Access-log lines dropped under load.", in_stats=False)
 
     def storage_trouble(self) -> None:
         """Count one disk error."""
@@ -242,10 +243,11 @@ class CacheCounters:
         self.unlogged_requests += 1
 
     def snapshot(self) -> dict[str, int]:
-        """Return the totals by the names of their metrics."""
+        """Return the totals of ``/-/stats`` by the names of their metrics."""
         return {
-            each.metadata["metric"].name or each.name: getattr(self, each.name)
+            about.name or each.name: getattr(self, each.name)
             for each in fields(self)
+            if (about := each.metadata["metric"]).in_stats
         }
 
 

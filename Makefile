@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: run test check format parts attack bench bench-check soak clean
+.PHONY: run test check format docs parts attack bench bench-check soak clean
 
 run: $(VENV)/.installed ## start the proxy on 127.0.0.1:5000, mirroring Docker Hub
 	@exec $(BIN)/millpond serve $(ARGS)
@@ -21,6 +21,9 @@ check: $(VENV)/.installed-test ## formatting, lint, types, import contracts
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed ## write the generated parts of the documents
+	$(BIN)/python -m docs.generate
 
 parts: ## the real registries and clients that the tests drive (Debian packages)
 	@tests/parts/install

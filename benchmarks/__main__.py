@@ -91,7 +91,7 @@ def _compare(running: bench.Bench, rows: list[Row], names: Sequence[str]) -> dic
 
 
 def _write(rows: list[Row], about: dict, asked: argparse.Namespace, failed: list[str]) -> None:
-    """Write a complete run where the README shows it from, and a part of one aside."""
+    """Write a complete run where the documents show it from, and a part of one aside."""
     if asked.only or failed:
         report.write_json(PARTIAL, rows, about)
         print(f"all numbers: {PARTIAL}")

@@ -53,7 +53,7 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row], about: dict[str, dict[str, str]], rounds: int) -> str:
-    """Return the table for the README, with where it was measured and what rows say besides."""
+    """Return the table of `results.md`, with where it was measured and what rows say besides."""
     machine, versions = about["machine"], about["versions"]
     lines = [
         f"Medians of {rounds} interleaved rounds, {machine['date'][:10]}, on {machine['cores']} "

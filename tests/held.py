@@ -38,11 +38,14 @@ class Held:
         self.index = index
         self.shelf = IndexFile(directory)
         self.counters = CacheCounters()
-        self.spared: set[Digest] = set()
+        self.protected: set[Digest] = set()
         self.evictor = Evictor(
-            index, self.store, quota, counters=self.counters, spared=lambda: self.spared
+            index, self.store, quota, counters=self.counters, protected=self._protected
         )
         self.content = Content(self.store, index, self.evictor, self.counters, clock)
+
+    async def _protected(self) -> set[Digest]:
+        return self.protected
 
     async def hold(self, data: bytes, media_type: str = "") -> Digest:
         """Hold a blob, or a manifest with what it lists."""
@@ -80,17 +83,17 @@ class Held:
 
     def feeds(self, file: Path | None = None) -> Feeds:
         """Return what is told to be in use, beginning with nothing."""
-        return Feeds(self.index, ROUTER.image, self.clock, file)
+        return Feeds(self.index, ROUTER.parse_image, self.clock, file)
 
     def pins(self, *configured: str, limit: int = LIMIT, feeds: Feeds | None = None) -> Pins:
         """Return pins of this cache; they are what its eviction spares."""
         told = self.feeds() if feeds is None else feeds
-        return Pins(self.index, configured, parse=ROUTER.pin, limit=lambda: limit, feeds=told)
+        return Pins(self.index, configured, parse=ROUTER.parse_pin, limit=lambda: limit, feeds=told)
 
 
 def named(name: str) -> tuple[Target, Tag]:
     """Return what an image's name with a tag means."""
-    image = ROUTER.image(name)
+    image = ROUTER.parse_image(name)
     assert image.target is not None
     assert image.tag is not None
     return image.target, image.tag

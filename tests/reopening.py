@@ -13,7 +13,6 @@ from proxy.core.names import Image, parse_digest
 from proxy.core.records import BLOCK
 from proxy.index.local import LocalIndex
 from proxy.runtime.metrics import CacheCounters
-from proxy.services.reconcile import reconcile
 from proxy.storage import Spool
 from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
@@ -79,9 +78,9 @@ async def opened(root: Path, clock: Clock) -> Cache:
     pins = Pins(index, [], parse=_by_digest, limit=lambda: LIMIT, feeds=feeds)
     await pins.load(nothing_elsewhere)
     counters = CacheCounters()
-    evictor = Evictor(index, store, Quota(LIMIT), counters=counters, spared=pins.spared)
+    evictor = Evictor(index, store, Quota(LIMIT), counters=counters, protected=pins.protected)
     content = Content(store, index, evictor, counters, clock)
-    await reconcile(content)
+    await content.reconcile()
     await index.settle()
     return Cache(directory, index, store, pins, evictor, content)
 

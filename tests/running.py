@@ -63,7 +63,7 @@ class Proxy:
         await until(lambda: not self.stats["downloads"])
 
     async def history(self, upstream: str, repo: str, tag: str) -> tuple[TagHistoryEntry, ...]:
-        return await self.app.index.history(Target(upstream, Repo(repo)), Tag(tag))
+        return await self.app.content.tags.history(Target(upstream, Repo(repo)), Tag(tag))
 
     def held(self) -> set[str]:
         """The digests whose files lie in the store."""

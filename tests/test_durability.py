@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from proxy.index.local import LocalIndex
-from proxy.services.reconcile import reconcile
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -155,7 +154,7 @@ async def test_a_file_that_cannot_be_looked_at_is_not_taken_for_gone(
 ) -> None:
     async with opened(tmp_path, clock) as cache:
         digest = await cache.hold(b"content")
-        await reconcile(cache.content)
+        await cache.content.reconcile()
         name = digest.removeprefix("sha256:")
         scandir, open_file = os.scandir, os.open
 
@@ -177,7 +176,7 @@ async def test_a_file_that_cannot_be_looked_at_is_not_taken_for_gone(
         monkeypatch.setattr(os, "scandir", lambda path: Listing(scandir(path)))
         monkeypatch.setattr(os, "open", broken)
         errors = cache.counters.storage_errors
-        await reconcile(cache.content)
+        await cache.content.reconcile()
         monkeypatch.setattr(os, "open", open_file)
         assert cache.index.held(digest) is not None
         assert cache.counters.storage_errors > errors

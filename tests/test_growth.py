@@ -18,11 +18,10 @@ from multidict import CIMultiDict
 from proxy.core import manifests
 from proxy.core.errors import RegistryError
 from proxy.core.names import Digest, parse_digest, parse_path, parse_repo, parse_tag
-from proxy.core.policy import wish
+from proxy.core.policy import cache_directive
 from proxy.upstream.auth import read_realm, shares_domain
 from proxy.upstream.budget import Budget
-from proxy.upstream.challenge import parse_challenges
-from proxy.upstream.headers import content_range, next_link, retry_after
+from proxy.upstream.headers import content_range, next_link, parse_challenges, retry_after
 from proxy.web import ranges, replies
 
 SHORT, LONG = 2000, 8000
@@ -62,7 +61,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "path": lambda value: parse_path(f"/v2/{value}/manifests/{value}"),
     "Range": lambda value: ranges.requested(f"bytes={value}", 1 << 30),
     "Range, unit": lambda value: ranges.requested(f"bytes{value}", 1 << 30),
-    "Cache-Control": wish,
+    "Cache-Control": cache_directive,
     "If-None-Match": _is_unmodified,
 }
 

@@ -4,34 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
-
-import structlog
 
 from proxy.app import engine as engines
 from proxy.app import listening, reload, serving
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine, Environment
-from proxy.app.storage import Storage
 from proxy.content.content import Content
-from proxy.core.errors import StorageError
-from proxy.index import Index
 from proxy.runtime import loop_monitor
 from proxy.runtime.logs import Output, RequestLog
 from proxy.runtime.supervisor import Supervisor
-from proxy.services.reconcile import presume, prune, reconcile
+from proxy.services.reconcile import look_after
 from proxy.services.verify import Verifier
 from proxy.settings import Settings
 from proxy.web.admin.pages import Admin
 from proxy.web.certificate import Certificate
-
-SETTLED_SECONDS: Final = 600.0
-DAY_SECONDS: Final = 86400.0
-RETRY_FIRST: Final = 1.0
-RETRY_SECONDS: Final = 30.0
-"""First and longest pause before a failed reconciliation is repeated."""
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +30,7 @@ class App:
 
     address: str | None
     admin: Admin
-    index: Index
+    content: Content
     reload: Callable[[Settings], Awaitable[Settings]]
     responses: Callable[[], int]
 
@@ -90,7 +76,7 @@ async def running(
             background.start("certificate", certificate.watch)
         reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
         address = listening.address(listener) if listener else None
-        yield App(address, parts.admin, kept.index, reloader.apply, lambda: servers.responses)
+        yield App(address, parts.admin, kept.content, reloader.apply, lambda: servers.responses)
         parts.admin.is_stopping = True
         parts.services.verifier.stop()
         parts.services.puller.stop()
@@ -101,10 +87,11 @@ async def running(
 def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> None:
     """Start the tasks that maintain the cache's directory and the connections to upstreams."""
     kept = engine.storage
+    content, layout, offline = kept.content, kept.layout, settings.offline
     background.start("loop lag", lambda: loop_monitor.watch(engine.metrics))
-    background.start_essential("reconcile", lambda: _agree(kept, offline=settings.offline))
-    background.start_essential("eviction", lambda: kept.evictor.watch(kept.content.clock))
-    background.start("names", kept.layout.publish_for_ever)
+    background.start_essential("reconcile", lambda: look_after(content, layout, offline=offline))
+    background.start_essential("eviction", content.keep_within_limit)
+    background.start("names", layout.publish_forever)
     background.start("feeds", kept.feeds.watch)
     background.start("upstreams", engine.upstreams.close_retired)
 
@@ -113,29 +100,3 @@ def _scrub(background: Supervisor, verifier: Verifier, settings: Settings) -> No
     every, rate = settings.storage.scrub_every, settings.storage.scrub_rate
     if every < float("inf"):
         background.start("scrub", lambda: verifier.scrub(every, rate))
-
-
-async def _agree(kept: Storage, *, offline: bool) -> None:
-    """Reconcile store and index now and every day, and drop stale rows once a day."""
-    await kept.layout.recall()
-    await _reconcile(kept.content)
-    if offline:
-        await presume(kept.content)
-    await asyncio.sleep(SETTLED_SECONDS)
-    while True:
-        await prune(kept.content)
-        await asyncio.sleep(DAY_SECONDS)
-        await _reconcile(kept.content)
-
-
-async def _reconcile(content: Content) -> None:
-    """Reconcile, again and again until the disk lets it be done."""
-    pause = RETRY_FIRST
-    while True:
-        try:
-            return await reconcile(content)
-        except StorageError as error:
-            content.evictor.not_found(str(error))
-            log.warning("store and index do not agree yet", error=str(error), again_in=pause)
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, RETRY_SECONDS)

@@ -5,21 +5,25 @@ from contextlib import AsyncExitStack
 
 from proxy.app import storage
 from proxy.content.downloads import Downloads
+from proxy.core.errors import ManifestUnknown
 from proxy.repository import Cache
 from proxy.repository.blobs import Blobs
+from proxy.repository.held_manifests import HeldManifests
 from proxy.repository.link_checks import LinkChecks
 from proxy.repository.listings import Listings
 from proxy.repository.manifests import Manifests
+from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
 from proxy.repository.prefetch import Bounds, Prefetcher
 from proxy.repository.prefetch_tracker import PrefetchTracker
 from proxy.repository.referrers import ReferrersCache
 from proxy.repository.small_blobs import SmallBlobs
+from proxy.repository.tag_lists import TagLists
 from proxy.repository.tags import Tags
 from proxy.settings import Settings
 
 
-def built(
+async def built(
     stack: AsyncExitStack,
     settings: Settings,
     kept: storage.Storage,
@@ -27,16 +31,19 @@ def built(
     sources: Mapping[str, Origin],
 ) -> Cache:
     """Return the cache over what is on the disk; ``stack`` closes it."""
-    content, index, clock = kept.content, kept.index, kept.content.clock
-    ram_bytes = int(settings.memory.manifests)
-    lists = kept.lists
-    manifests = Manifests(content, sources, lists=lists, clock=clock, ram_bytes=ram_bytes)
+    content, clock = kept.content, kept.clock
+    lists = TagLists(kept.expiring, clock)
+    absences = NegativeCache(sources, ManifestUnknown, clock)
+    await absences.load(kept.expiring)
+    stack.push_async_callback(absences.save, kept.expiring)
+    held = HeldManifests(content, int(settings.memory.manifests))
+    stack.push_async_callback(held.close)
+    manifests = Manifests(content, sources, held=held, lists=lists, absences=absences)
     stack.push_async_callback(manifests.close)
-    tags = Tags(manifests, index, sources, clock=clock, patience=settings.timeouts.check)
+    tags = Tags(manifests, content, sources, clock=clock, patience=settings.timeouts.check)
     stack.push_async_callback(tags.close)
-    expected = PrefetchTracker(content.counters)
-    sizes = manifests.sizes
-    blobs = Blobs(content, sources, flights=flights, sizes=sizes, expected=expected)
+    expected = PrefetchTracker(kept.counters)
+    blobs = Blobs(content, sources, flights=flights, sizes=held.sizes, expected=expected)
     stack.push_async_callback(blobs.close)
     sweeps = LinkChecks(content, sources, manifests=manifests, blobs=blobs)
     stack.push_async_callback(sweeps.close)
@@ -47,7 +54,7 @@ def built(
     small = SmallBlobs(
         blobs, content, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
     )
-    listings = Listings(index, lists, sources, clock=clock, has_catalog=settings.catalog)
-    referrers = ReferrersCache(manifests, content, sources, clock=clock)
+    listings = Listings(content, lists, sources, clock=clock, has_catalog=settings.catalog)
+    referrers = ReferrersCache(manifests, content, sources, rows=kept.expiring)
     stack.push_async_callback(referrers.close)
     return Cache(manifests, tags, blobs, small, listings, referrers, ahead, sweeps)

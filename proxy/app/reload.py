@@ -58,7 +58,7 @@ class Reloader:
         engine, certificate = self._engine, self._certificate
         router, upstreams, pins = engine.router, engine.upstreams, engine.storage.pins
         try:
-            parsed = pins.parsed(settings.pins, Router(settings).pin)
+            parsed = pins.parsed(settings.pins, Router(settings).parse_pin)
         except RegistryError as error:
             raise ConfigError(f"pins: {error.message}") from None
         plan = await upstreams.prepare(settings)
@@ -69,7 +69,7 @@ class Reloader:
             await upstreams.discard(plan)
             raise
         engine.origins.replace(upstreams.commit(plan))
-        router.use(settings)
+        router.update(settings)
         pins.use(parsed)
         self._handlers.admin_access.use(settings.admin.token_file)
         self._handlers.responses.forget()

@@ -48,17 +48,17 @@ def handlers(
     """Return everything that answers requests to ``engine``."""
     cache, kept, router, upstreams = engine.cache, engine.storage, engine.router, engine.upstreams
     content = kept.content
-    lookup = MemoryLookup(kept.index, cache.manifests, cache.tags, cache.small)
+    lookup = MemoryLookup(kept.content, cache.manifests, cache.tags, cache.small)
     trusted = TrustedProxies(settings.trusted_proxies)
     journal = Journal(engine.metrics, request_log, upstreams.current)
     responses = ResponseCache(lookup, access, journal, trusted)
     services = Services(
-        verifier=Verifier(content, cache.fetch, content.clock, kept.pins.roots),
+        verifier=Verifier(content, cache.fetch, kept.clock, kept.pins.roots),
         dropper=Dropper(content, kept.pins, kept.layout, cache.manifests.forget),
         puller=Puller(cache, engine.origins, engine.downloads),
         cache=cache,
-        image=router.image,
-        selector=router.selector,
+        image=router.parse_image,
+        selector=router.parse_selector,
     )
     admin_access = AdminAccess(access, settings.admin.token_file)
     admin = Admin(

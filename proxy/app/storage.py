@@ -1,6 +1,7 @@
 """Opens what lies on the disk: directory, store, index, and who looks after them."""
 
 import os
+import shutil
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -13,9 +14,10 @@ from proxy.content.quota import Quota
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
 from proxy.core.routing import Router
-from proxy.index.listings import TagLists
+from proxy.index.expiring import ExpiringRows
 from proxy.index.local import LocalIndex
-from proxy.runtime.metrics import Metrics
+from proxy.runtime.executors import Pool, in_thread
+from proxy.runtime.metrics import CacheCounters, Metrics
 from proxy.runtime.supervisor import Supervisor
 from proxy.services.oci_index import Layout, pins_named
 from proxy.settings import Settings
@@ -30,12 +32,12 @@ INDEX_SHARE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The cache's own side of everything."""
+    """What the cache holds, and what the parts of the cache need besides."""
 
     directory: Directory
-    index: LocalIndex
-    lists: TagLists
-    evictor: Evictor
+    clock: Clock
+    counters: CacheCounters
+    expiring: ExpiringRows
     pins: Pins
     feeds: Feeds
     content: Content
@@ -65,23 +67,25 @@ async def opened(
         max_bytes=max(INDEX_LEAST, INDEX_SHARE * quota.max_size),
     )
     await stack.enter_async_context(index)
-    lists = TagLists(rows / "listings", clock=clock, on_trouble=counters.storage_trouble)
-    await stack.enter_async_context(lists)
-    feeds = Feeds(index, router.image, clock, configured.in_use_file)
+    former = rows / "listings"  # of a version before ``expiring``; what it holds may be lost
+    await in_thread(lambda: shutil.rmtree(former, ignore_errors=True), Pool.UPKEEP)
+    expiring = ExpiringRows(rows / "expiring", on_trouble=counters.storage_trouble)
+    await stack.enter_async_context(expiring)
+    feeds = Feeds(index, router.parse_image, clock, configured.in_use_file)
     pinned = int(quota.max_size * quota.low_mark)
     try:
-        pins = Pins(index, settings.pins, parse=router.pin, limit=lambda: pinned, feeds=feeds)
+        pins = Pins(index, settings.pins, parse=router.parse_pin, limit=lambda: pinned, feeds=feeds)
     except RegistryError as error:
         raise ConfigError(f"pins: {error.message}") from None
     await feeds.load()
     stack.push_async_callback(feeds.keep)
     shelf = IndexFile(directory)
     await pins.load(lambda: pins_named(shelf))
-    evictor = Evictor(index, store, quota, counters=counters, spared=pins.spared)
+    evictor = Evictor(index, store, quota, counters=counters, protected=pins.protected)
     content = Content(store, index, evictor, counters, clock)
     stack.push_async_callback(content.close)
     layout = Layout(content, shelf, pins.added)
-    return Storage(directory, index, lists, evictor, pins, feeds, content, layout)
+    return Storage(directory, clock, counters, expiring, pins, feeds, content, layout)
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

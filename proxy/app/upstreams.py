@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 import structlog
 from yarl import URL
 
-from proxy import VERSION
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
 from proxy.repository.origins import Origin
@@ -20,14 +19,14 @@ from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.upstream.auth import Authorizer
 from proxy.upstream.budget import Budget
-from proxy.upstream.circuit_breaker import Limits, Patience
+from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.client import Client
+from proxy.upstream.credentials import Credential, Credentials, PasswordFile, Static
 from proxy.upstream.download import DownloadPolicy
 from proxy.upstream.guard import Guard, Network
-from proxy.upstream.providers import Anonymous, Credentials, PasswordFile, Provider, Static
 from proxy.upstream.ranges import Pieces
 from proxy.upstream.registry import Upstream
-from proxy.upstream.transport import Transport, Trust, client_context
+from proxy.upstream.transport import Transport, client_context
 
 LOOK_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 60.0
@@ -49,6 +48,7 @@ class _Built:
     transport: Transport
     authorizer: Authorizer
     version: int
+    url: str
     busy_at: float = 0.0
 
     async def close(self) -> None:
@@ -98,7 +98,7 @@ class Upstreams:
             await self.discard(Plan(built, {}))
             raise
         sources = {
-            name: Origin(entry.upstream, _rule(settings, name), entry.version)
+            name: Origin(entry.upstream, _rule(settings, name), entry.version, url=entry.url)
             for name, entry in built.items()
         }
         return Plan(built, sources)
@@ -141,36 +141,29 @@ class Upstreams:
 
     def _build(self, name: str, settings: Settings, context: ssl.SSLContext) -> _Built:
         configured, patience = settings.upstreams[name], settings.patience
-        url = URL(configured.url)
-        guard = Guard(url, configured.auth_hosts, private=configured.private, network=self._network)
-        transport = Transport(
-            name,
-            trust=Trust(context, guard),
-            timeouts=settings.timeouts,
-            counters=self._metrics.add(name),
-            user_agent=f"millpond/{VERSION}",
+        guard = Guard(
+            URL(configured.url),
+            configured.auth_hosts,
+            private=configured.private,
+            network=self._network,
         )
-        provider, hosts = _provider(configured), configured.auth_hosts
-        authorizer = Authorizer(url, provider, hosts, transport.fetch_token)
-        limits = Limits(patience.retries, patience.failures, patience.pause, patience.cool_down)
-        client = Client(
-            url,
-            transport,
-            authorizer=authorizer,
-            patience=Patience(name, limits, time.monotonic),
-            answer=settings.timeouts.answer,
-        )
-        downloads = min(configured.max_downloads, self._downloads)
+        counters = self._metrics.add(name)
+        transport = Transport(name, guard, context, settings.timeouts, counters)
+        authorizer = Authorizer(transport, _credentials(configured), configured.auth_hosts)
+        breaker = CircuitBreaker(name, patience, time.monotonic)
+        client = Client(transport, authorizer, breaker, settings.timeouts.answer)
         parallel = settings.parallel
-        pieces = Pieces(parallel.connections, int(parallel.start_from))
-        terms = DownloadPolicy(patience.resumes, pieces)
-        is_anonymous = configured.username is None and configured.tls.cert_file is None
+        pieces = Pieces(parallel.connections, int(parallel.min_blob_size))
         upstream = Upstream(
-            client, Budget(self._clock), terms=terms, downloads=downloads, is_anonymous=is_anonymous
+            client,
+            Budget(self._clock),
+            terms=DownloadPolicy(patience.resumes, pieces),
+            downloads=min(configured.max_downloads, self._downloads),
+            is_anonymous=configured.username is None and configured.tls.cert_file is None,
         )
         self._version += 1
         key = _key(settings, configured)
-        return _Built(key, upstream, transport, authorizer, self._version)
+        return _Built(key, upstream, transport, authorizer, self._version, configured.url)
 
 
 def _key(settings: Settings, configured: UpstreamSettings) -> object:
@@ -197,10 +190,10 @@ def _rule(settings: Settings, name: str) -> Rule:
     return Rule(keep_deleted=keep_deleted, offline=settings.offline, **fresh)
 
 
-def _provider(configured: UpstreamSettings) -> Provider:
+def _credentials(configured: UpstreamSettings) -> Credentials:
     if configured.username is None:
-        return Anonymous()
+        return Static()
     if configured.password_file is not None:
         return PasswordFile(configured.username, configured.password_file)
     assert configured.password is not None
-    return Static(Credentials(configured.username, configured.password.get_secret_value()))
+    return Static(Credential(configured.username, configured.password.get_secret_value()))

@@ -12,8 +12,8 @@ from typing import Final
 
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
+from proxy.core.units import show_size
 from proxy.settings import Settings
-from proxy.settings.units import show_size
 from proxy.upstream.transport import client_context
 from proxy.web.certificate import Certificate
 
@@ -55,7 +55,7 @@ def _pins(settings: Settings) -> Iterator[str]:
     router = Router(settings)
     for pin in settings.pins:
         try:
-            router.pin(pin)
+            router.parse_pin(pin)
         except RegistryError as error:
             yield f"pins: {error.message}"
 

@@ -1,8 +1,8 @@
-"""The ``millpond`` command. Every fault of a user's is one clear line and exit status 2.
+"""The ``millpond`` command. A user's error is one clear line and exit status 2.
 
-A file for each group of commands; ``reach`` finds the server that they talk to, ``client`` asks it.
-What a command needs beyond the parsing of its arguments is imported when it runs: help, versions
-and completions come at once.
+There is a module for each group of commands. ``command`` has their common options, ``connect``
+finds the server that they ask, and ``client`` asks it. Modules that only the work of a command
+needs are imported when it runs: help, version and completion take no longer than Typer.
 """
 
 import signal
@@ -11,11 +11,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from proxy.cli import dropping, images, pins, pulling, server, space, verifying
-from proxy.cli.formatting import complain
+from proxy.cli import eviction, images, pins, pulling, server, verifying
+from proxy.cli.formatting import print_error
 
 USAGE_ERROR: Final[type[BaseException]] = typer.BadParameter.__mro__[1]
-"""Typer's class of all wrong usage, which it exports only as the base of this one."""
+"""Typer's class of usage errors, which it exports only as the base of this one."""
 
 cli = typer.Typer(
     name="millpond",
@@ -32,27 +32,27 @@ def main() -> None:
     try:
         status = cli(prog_name="millpond", standalone_mode=False)
     except USAGE_ERROR as error:
-        sys.exit(_complain_of_usage(error))
+        sys.exit(_print_usage_error(error))
     except typer.Abort:
         sys.exit(128 + signal.SIGINT)
     sys.exit(status)
 
 
-def _complain_of_usage(error: Any) -> int:
-    """Say in one line what is wrong with the arguments; return the exit status.
+def _print_usage_error(error: Any) -> int:
+    """Print in one line what is wrong with the arguments; return the exit status.
 
-    Without any arguments Typer has printed the help already, and there is no message.
+    Without arguments Typer has already printed the help, and the message is empty.
     """
     message = " ".join(error.format_message().split()).rstrip(".")
     if message:
         path = error.ctx.command_path if error.ctx is not None else "millpond"
-        complain(f"{message}; see {path} --help")
+        print_error(f"{message}; see {path} --help")
     return 2
 
 
-def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it so
-    if asked:
-        from proxy import VERSION  # noqa: PLC0415 - reading it takes as long as all the rest
+def _print_version(is_wanted: bool) -> None:  # noqa: FBT001 - Typer's interface
+    if is_wanted:
+        from proxy import VERSION  # noqa: PLC0415 - reading it is as slow as all the rest
 
         typer.echo(f"millpond {VERSION}")
         raise typer.Exit
@@ -67,21 +67,21 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """Act on what stands before the command."""
+    """Handle the options in front of the command."""
 
 
 _SERVER = "The server"
-_CACHE = "The cache (also while the server does not run)"
+_CACHE = "The cache (the server may be running or not)"
 
 cli.command(rich_help_panel=_SERVER)(server.serve)
 cli.command(rich_help_panel=_SERVER)(server.check)
 cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
 cli.command(rich_help_panel=_CACHE)(pulling.refresh)
-cli.command(rich_help_panel=_CACHE)(dropping.drop)
+cli.command(rich_help_panel=_CACHE)(images.drop)
 cli.command(rich_help_panel=_CACHE)(pins.pin)
 cli.command(rich_help_panel=_CACHE)(pins.unpin)
 cli.command(rich_help_panel=_CACHE, name="pins")(pins.list_pins)
-cli.command(rich_help_panel=_CACHE)(space.in_use)
-cli.command(rich_help_panel=_CACHE)(space.evict)
+cli.command(rich_help_panel=_CACHE)(eviction.in_use)
+cli.command(rich_help_panel=_CACHE)(eviction.evict)
 cli.command(rich_help_panel=_CACHE)(verifying.verify)

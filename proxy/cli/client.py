@@ -1,10 +1,11 @@
-"""Asks a running Millpond, over its admin socket or over TCP. Knows nothing of terminals."""
+"""An HTTP client of a running Millpond, over its admin socket or over TCP. Prints nothing."""
 
+import json
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import BaseConnector, ClientError, ClientResponse, ClientSession, ClientTimeout
 from aiohttp.client_exceptions import (
@@ -14,16 +15,43 @@ from aiohttp.client_exceptions import (
 )
 from yarl import URL
 
-from proxy.cli.replies import Document, Query, Refused, Unanswered, parsed
 from proxy.core.tolerant_json import as_list, read_object
 
 CONNECT_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 10.0
 ERROR_BYTES: Final = 64 * 1024
 
+Query = Mapping[str, str]
+
+
+class Unanswered(Exception):
+    """There is no answer, or one that cannot be parsed; the message is one line.
+
+    ``errno`` is the reason why there is no connection, None if there was one.
+    """
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class Refused(Exception):
+    """The server answered with an error: its HTTP status, and its message as one line."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Document(dict[str, Any]):
+    """A JSON object from the server. A missing key raises ``Unanswered``."""
+
+    def __missing__(self, key: str) -> Any:
+        raise Unanswered(f"the server's answer lacks {key!r}; is it another version of Millpond?")
+
 
 class Client:
-    """One server. ``where`` is how people know it; ``base`` is what its paths are laid under."""
+    """A client of one server; ``where`` names the server in errors."""
 
     def __init__(self, session: ClientSession, base: URL, where: str) -> None:
         self._session = session
@@ -31,10 +59,10 @@ class Client:
         self._where = where
 
     async def probe(self) -> None:
-        """Return when the server answers at all. Raises ``Unanswered``."""
-        within = ClientTimeout(total=PROBE_SECONDS)
+        """Return if the server answers. Raises ``Unanswered``."""
+        timeout = ClientTimeout(total=PROBE_SECONDS)
         try:
-            async with self._session.get(self._url("/-/healthz", {}), timeout=within):
+            async with self._session.get(self._url("/-/healthz", {}), timeout=timeout):
                 pass
         except (ClientError, TimeoutError, OSError) as error:
             raise self._unanswered(error) from None
@@ -42,8 +70,8 @@ class Client:
     async def ask(
         self, method: str, path: str, query: Query | None = None, body: bytes | None = None
     ) -> Document:
-        """Return the JSON object that is the answer. Raises ``Refused``, ``Unanswered``."""
-        return parsed(await self.read(method, path, query, body))
+        """Return the answer, a JSON object. Raises ``Refused``, ``Unanswered``."""
+        return _parsed(await self.read(method, path, query, body))
 
     async def read(
         self, method: str, path: str, query: Query | None = None, body: bytes | None = None
@@ -52,16 +80,34 @@ class Client:
         async with self._answer(method, self._url(path, query), body) as response:
             return await response.read()
 
-    async def lines(
-        self, method: str, path: str, query: Query | None = None
-    ) -> AsyncIterator[bytes]:
-        """Yield the lines of the answer as they come, without their ends.
+    async def objects(self, path: str, query: Query) -> AsyncIterator[Document]:
+        """Yield the JSON objects of an answer that has one a line.
 
-        Raises ``Refused``; ``Unanswered``, also when the answer breaks off.
+        Raises ``Refused``; and ``Unanswered``, also if the answer breaks off.
         """
+        async for line in self.lines("GET", path, query):
+            yield _parsed(line)
+
+    async def follow(
+        self, method: str, path: str, query: Query, show: Callable[[bytes, Document], None]
+    ) -> Document:
+        """Pass the line of each event of long work to ``show``; return the last event, ``done``.
+
+        Raises ``Refused``; and ``Unanswered``, also if the events end before ``done``.
+        """
+        event = Document()
+        async for line in self.lines(method, path, query):
+            event = _parsed(line)
+            show(line, event)
+        if event.get("event") != "done":
+            raise Unanswered("the server stopped before the end; the same command continues")
+        return event
+
+    async def lines(self, method: str, path: str, query: Query) -> AsyncIterator[bytes]:
+        """Yield the lines of an answer as they arrive, without their ends."""
         begun: list[bytes] = []
         async with self._answer(method, self._url(path, query), None) as response:
-            async for piece in response.content.iter_any():
+            async for piece in response.content.iter_any():  # a line may exceed aiohttp's limit
                 first, *others = piece.split(b"\n")
                 begun.append(first)
                 for other in others:
@@ -89,49 +135,56 @@ class Client:
         return self._base.with_path(self._base.path.rstrip("/") + path).with_query(query or {})
 
     def _message(self, status: int, text: bytes) -> str:
-        is_unknown = status == 401 and "Authorization" not in self._session.headers
-        hint = "; give the admin token with --token-file FILE" if is_unknown else ""
+        needs_token = status == 401 and "Authorization" not in self._session.headers
+        hint = "; give the admin token with --token-file FILE" if needs_token else ""
         for error in as_list(read_object(text).get("errors")):
             if isinstance(error, dict) and error.get("message"):
                 return " ".join(str(error["message"]).split()) + hint
         return f"the server answers with HTTP status {status}{hint}"
 
     def _unanswered(self, error: Exception) -> Unanswered:
+        number: int | None = None
         match error:
             case ClientConnectorCertificateError(certificate_error=ssl.SSLError() as problem):
-                return Unanswered(f"{self._where}: {_untrusted(problem)}")
+                reason = (
+                    f"its certificate is not trusted: {_ssl_reason(problem)}; if a private "
+                    "authority signed it, name its certificate with --ca-file FILE"
+                )
             case ClientConnectorSSLError(os_error=ssl.SSLError() as problem):
-                return Unanswered(f"{self._where}: TLS fails: {_named(problem)}")
+                reason = f"TLS fails: {_ssl_reason(problem)}"
             case ClientConnectorError():
                 number = error.os_error.errno
                 reason = os.strerror(number) if number and number > 0 else str(error.os_error)
-                return Unanswered(f"{self._where}: {reason}", number)
             case TimeoutError():
-                return Unanswered(f"{self._where}: no answer in time")
+                reason = "no answer in time"
             case _:
-                return Unanswered(f"{self._where}: the answer broke off")
+                reason = "the answer broke off"
+        return Unanswered(f"{self._where}: {reason}", number)
 
 
 @asynccontextmanager
 async def connected(
     connector: BaseConnector | None, base: URL, where: str, token: str | None = None
 ) -> AsyncIterator[Client]:
-    """Open a client of the server at ``base``; ``token`` goes along with every request."""
+    """Open a client of the server at ``base``, which sends ``token`` with every request."""
     headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
-    patience = ClientTimeout(total=None, connect=CONNECT_SECONDS)
-    async with ClientSession(connector=connector, headers=headers, timeout=patience) as session:
+    timeout = ClientTimeout(total=None, connect=CONNECT_SECONDS)
+    async with ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
         yield Client(session, base, where)
 
 
-def _untrusted(problem: ssl.SSLError) -> str:
-    """Return why a server's certificate is refused, and what helps."""
-    reason = problem.verify_message if isinstance(problem, ssl.SSLCertVerificationError) else ""
-    return (
-        f"its certificate is not trusted: {reason or _named(problem)}; if a private authority "
-        "signed it, name that one's certificate with --ca-file FILE"
-    )
+def _parsed(text: bytes) -> Document:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise Unanswered("the server's answer is not understood; is it a Millpond?")
+    return Document(document)
 
 
-def _named(problem: ssl.SSLError) -> str:
-    """Return OpenSSL's reason in words, as ``wrong version number``."""
+def _ssl_reason(problem: ssl.SSLError) -> str:
+    """Return why a certificate is refused, or OpenSSL's reason, as ``wrong version number``."""
+    if isinstance(problem, ssl.SSLCertVerificationError) and problem.verify_message:
+        return problem.verify_message
     return (problem.reason or str(problem)).replace("_", " ").lower()

@@ -1,84 +1,51 @@
-"""How numbers, ages, tables and complaints read."""
+"""How numbers, ages, tables and errors are printed."""
 
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, Final, NoReturn
+from io import StringIO
+from shutil import get_terminal_size
+from typing import Final, NoReturn
 
 import typer
 
 GAP: Final = "  "
 UNKNOWN: Final = "-"
-PROGRESS_SECONDS: Final = 60.0
-"""A log or a script gets the progress of long work this often."""
-
+_UNLIMITED: Final = 1_000_000
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"))
 
-__all__ = [
-    "UNKNOWN",
-    "EventLines",
-    "age",
-    "complain",
-    "count",
-    "is_terminal",
-    "moment",
-    "printable",
-    "refuse",
-    "show_size",
-    "table",
-    "terminal_width",
-]
 
-
-def refuse(text: str) -> NoReturn:
-    """Say what is wrong, and exit with status 2."""
-    complain(text)
+def fail(text: str) -> NoReturn:
+    """Print an error and exit with status 2."""
+    print_error(text)
     raise typer.Exit(2)
 
 
-def complain(text: str) -> None:
-    """Write lines to standard error, as this command's."""
+def print_error(text: str) -> None:
+    """Print lines to standard error, each with the name of the command."""
     for line in text.splitlines():
         typer.echo(f"millpond: {printable(line)}", err=True)
 
 
-def is_terminal() -> bool:
-    """Whether a person reads what goes to standard output."""
-    return sys.stdout.isatty()
+def print_line(text: str) -> None:
+    """Print a line to standard output, without control characters."""
+    typer.echo(printable(text))
 
 
-def terminal_width() -> int | None:
-    """Return the columns of the terminal, None if standard output is none."""
-    return shutil.get_terminal_size().columns if is_terminal() else None
-
-
-def show_size(size: int) -> str:
-    """Return bytes as people read them: ``10.0GiB``."""
-    from proxy.settings import units  # noqa: PLC0415 - pydantic, which no help needs
-
-    return units.show_size(size)
-
-
-class EventLines:
-    """Prints a server's events as they are, but of those that tell progress only one a minute."""
-
-    def __init__(self) -> None:
-        self._printed_at = time.monotonic()
-
-    def show(self, line: bytes, event: Mapping[str, Any]) -> None:
-        """Print the line of an event, unless it tells progress and the last one is recent."""
-        now = time.monotonic()
-        if event.get("event") == "progress":
-            if now - self._printed_at < PROGRESS_SECONDS:
-                return
-            self._printed_at = now
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that fits the terminal; into a pipe it is as wide as its content."""
+    for line in table(heads, rows, get_terminal_size().columns if is_terminal() else _UNLIMITED):
         typer.echo(line)
 
 
+def is_terminal() -> bool:
+    """Return True if standard output is a terminal."""
+    return sys.stdout.isatty()
+
+
 def age(then: float | None) -> str:
-    """Return how long ago that Unix time is, as ``3h``; ``-`` when it is not known."""
+    """Return the time since a Unix time in its largest unit: ``3h``; ``-`` for None."""
     if then is None:
         return UNKNOWN
     seconds = max(0, int(time.time() - then))
@@ -89,7 +56,7 @@ def age(then: float | None) -> str:
 
 
 def moment(then: float) -> str:
-    """Return a Unix time on this host's clock, as ``2026-11-20 19:04``."""
+    """Return a Unix time in this host's time zone, as ``2026-11-20 19:04``."""
     return datetime.fromtimestamp(then).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
@@ -99,32 +66,47 @@ def count(number: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the text without what could steer a terminal."""
+    """Return the text with a replacement for every character that could control a terminal."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None
+    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _UNLIMITED
 ) -> Iterator[str]:
-    """Yield the lines of a table, ``width`` columns wide if that can be.
+    """Yield the lines of a table that is at most ``width`` columns wide, if that is possible.
 
-    A first cell that leaves no room for the others has a line to itself; where nothing fits beside
-    each other, so has every one, and there are no heads. None: wide as it gets.
+    The first cells are names, which are neither cut nor wrapped, so that they can be copied. There
+    are three cases: a name that fits is in its row; a longer one has the line above its row; and
+    if the other columns leave no room for names, each row is a name and an indented list.
     """
-    lines = [heads, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    others = sum(widths[1:]) + len(GAP) * len(widths[1:])
-    if width is not None and len(heads[0]) + others > width:
-        for first, *rest in rows:
-            yield first
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    room = width - sum(len(GAP) + other for other in widths[1:])
+    if room < len(heads[0]):
+        for name, *rest in cells:
+            yield name
             yield GAP + ", ".join(filter(None, rest))
         return
-    if width is not None:
-        widths[0] = min(widths[0], width - others)
-    for first, *rest in lines:
-        cells = [first, *rest]
-        if len(first) > widths[0]:
-            yield first
-            cells[0] = ""
-        padded = (cell.ljust(size) for cell, size in zip(cells, widths, strict=True))
-        yield GAP.join(padded).rstrip()
+    fitting = [["" if len(name) > room else name, *rest] for name, *rest in cells]
+    head, *lines = _drawn(heads, fitting)
+    yield head
+    for (name, *_), line in zip(cells, lines, strict=True):
+        if len(name) > room:
+            yield name
+        yield line
+
+
+def _drawn(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table that is as wide as its content."""
+    from rich.console import Console  # noqa: PLC0415 - only for commands that print a table
+    from rich.table import Column, Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    columns = (Column(head, no_wrap=True) for head in heads)
+    drawing = Table(*columns, box=None, pad_edge=False, padding=(0, len(GAP), 0, 0))
+    for row in rows:
+        drawing.add_row(*map(Text, row))
+    console = Console(file=StringIO(), width=_UNLIMITED, color_system=None)
+    with console.capture() as capture:
+        console.print(drawing)
+    return [line.rstrip() for line in capture.get().splitlines()]

@@ -1,29 +1,21 @@
-"""``millpond ls``: what is known here, and how much of it is held."""
+"""``millpond ls`` and ``millpond drop``: list and remove images."""
 
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.formatting import age, complain, count, is_terminal, show_size, table, terminal_width
-from proxy.cli.options import (
-    CaFileOption,
-    ConfigOption,
-    JsonOption,
-    ServerOption,
-    StorageOption,
-    TokenFileOption,
-)
-from proxy.cli.replies import Document, parsed
-from proxy.cli.server_options import ServerOptions, run
+from proxy.cli.command import DryRunOption, JsonOption, Work, for_each, on_server
+from proxy.cli.formatting import age, count, is_terminal, print_error, print_line, print_table
+from proxy.core.units import show_size
 
 if TYPE_CHECKING:
-    from proxy.cli.client import Client
+    from proxy.cli.client import Client, Document
 
 PATH = "/-/images"
-HEADS = ("NAME", "STATE", "SIZE", "LAST USED", "KEPT")
 
 
+@on_server
 def ls(
     pattern: Annotated[
         str | None,
@@ -32,17 +24,12 @@ def ls(
         ),
     ] = None,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    storage: StorageOption = None,
-    server: ServerOption = None,
-    token_file: TokenFileOption = None,
-    ca_file: CaFileOption = None,
-) -> None:
-    """List the images that are known here.
+) -> Work:
+    """List the images that the cache knows.
 
-    STATE is whole when all of an image can be served from here, partial when pieces are missing,
-    absent when only its name is left. KEPT says why eviction spares it: pinned, or in use.
-    Images share layers, so their sizes add up to more than the cache takes.
+    STATE is whole if the cache has all of an image, partial if parts are missing, and absent if
+    it has only the name. KEPT is the reason why an image is not evicted: pinned, or in use. Images
+    share layers, so the sum of their sizes is more than the size of the cache.
     """
     query = {"match": pattern} if pattern is not None else {}
 
@@ -51,49 +38,83 @@ def ls(
             async for line in client.lines("GET", PATH, query):
                 typer.echo(line)
             return 0
-        images = [parsed(line) async for line in client.lines("GET", PATH, query)]
-        if images:
-            _show(images)
-        else:
-            complain(f"no image matches {pattern}" if pattern else "no images are known here")
-        if images and is_terminal():
-            cache = Document((await client.ask("GET", "/-/stats"))["cache"])
-            typer.echo(_totals(images, cache))
+        images = [image async for image in client.objects(PATH, query)]
+        if not images:
+            print_error(f"no image matches {pattern}" if pattern else "the cache has no images")
+            return 0
+        print_table(("NAME", "STATE", "SIZE", "LAST USED", "KEPT"), [_row(one) for one in images])
+        if is_terminal():
+            cache = (await client.ask("GET", "/-/stats"))["cache"]
+            print_line(
+                f"{count(len(images), 'image')}: {_states(images)}; the cache takes "
+                f"{show_size(cache['bytes'])} of {show_size(cache['limit_bytes'])}"
+            )
         return 0
 
-    run(ServerOptions(config, storage, server, token_file, ca_file), work)
+    return work
 
 
-def _show(images: list[Document]) -> None:
-    rows = [
-        (
-            image["name"],
-            _state(image),
-            show_size(image["held_bytes"]),
-            age(image["last_used"]),
-            ", ".join(_reasons(image)),
-        )
-        for image in images
-    ]
-    for line in table(HEADS, rows, terminal_width()):
-        typer.echo(line)
-
-
-def _state(image: Document) -> str:
-    if image["state"] == "partial":
-        return f"partial: {image['missing']} missing"
-    return str(image["state"])
-
-
-def _reasons(image: Document) -> list[str]:
-    marks = (("pinned", "pinned"), ("in_use", "in use"))
-    return [word for key, word in marks if image[key]]
-
-
-def _totals(images: list[Document], cache: Document) -> str:
-    states = Counter(image["state"] for image in images)
-    told = ", ".join(
-        f"{states[state]:,} {state}" for state in ("whole", "partial", "absent") if states[state]
+def _row(image: "Document") -> tuple[str, ...]:
+    state, missing = image["state"], image["missing"]
+    reasons = ("pinned" if image["pinned"] else "", "in use" if image["in_use"] else "")
+    return (
+        image["name"],
+        f"partial: {missing} missing" if state == "partial" else state,
+        show_size(image["held_bytes"]),
+        age(image["last_used"]),
+        ", ".join(filter(None, reasons)),
     )
-    room = f"{show_size(cache['bytes'])} of {show_size(cache['limit_bytes'])}"
-    return f"{count(len(images), 'image')}: {told}; the cache takes {room}"
+
+
+def _states(images: "list[Document]") -> str:
+    counts = Counter(image["state"] for image in images)
+    states = [state for state in ("whole", "partial", "absent") if counts[state]]
+    return ", ".join(f"{counts[state]:,} {state}" for state in states)
+
+
+@on_server
+def drop(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|PATTERN...",
+            help="A tag as nginx:1.27, a digest as nginx@sha256:…, a repository, or a pattern.",
+        ),
+    ],
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> Work:
+    """Remove images from the cache; the next pull fetches them again.
+
+    A name without a tag means all tags of the repository. Content that other images share stays,
+    and so do pinned images: unpin them first. Exit status 1: an image is pinned or not there.
+    """
+
+    async def drop_images(client: "Client", name: str) -> int:
+        lines: list[tuple[bytes, Document]] = []
+        query = {"match": name, "dry_run": str(dry_run).lower()}
+        done = await client.follow("DELETE", PATH, query, lambda *line: lines.append(line))
+        if as_json:
+            for line, _ in lines:
+                typer.echo(line)
+        else:
+            _show_dropped([event for _, event in lines], "would drop" if dry_run else "dropped")
+        if done["images"] or done["blobs"] or done["refused"]:
+            return 1 if done["refused"] else 0
+        hint = "; ** matches across slashes" if "*" in name and "**" not in name else ""
+        print_error(f"{name}: no such image in the cache{hint}")
+        return 1
+
+    return for_each(names, drop_images)
+
+
+def _show_dropped(events: "list[Document]", verb: str) -> None:
+    *images, done = events
+    rows = [(image["name"], show_size(image["bytes"])) for image in images if image["dropped"]]
+    if rows:
+        print_table(("NAME", "FREES"), rows)
+    for image in images:
+        if not image["dropped"]:
+            print_error(f"{image['name']}: stays: {image['reason']}")
+    if done["images"] or done["blobs"]:
+        print_line(f"{verb}: {count(done['images'], 'image')}, {show_size(done['bytes'])}")

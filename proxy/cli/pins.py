@@ -1,37 +1,19 @@
-"""``millpond pin``, ``unpin`` and ``pins``: what is kept whatever happens."""
+"""``millpond pin``, ``unpin`` and ``pins``: images that are never evicted."""
 
 import json
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.formatting import (
-    complain,
-    count,
-    is_terminal,
-    printable,
-    show_size,
-    table,
-    terminal_width,
-)
-from proxy.cli.options import (
-    CaFileOption,
-    ConfigOption,
-    JsonOption,
-    ServerOption,
-    StorageOption,
-    TokenFileOption,
-)
-from proxy.cli.pulling import own_platform, pulled
-from proxy.cli.replies import Document, Refused
-from proxy.cli.server_options import ServerOptions, run
+from proxy.cli.command import JsonOption, Work, for_each, on_server
+from proxy.cli.formatting import count, is_terminal, print_error, print_line, print_table
+from proxy.cli.pulling import own_platform, pull_image
+from proxy.core.units import show_size
 
 if TYPE_CHECKING:
-    from proxy.cli.client import Client
+    from proxy.cli.client import Client, Document, Refused
 
 PATH = "/-/pins"
-HEADS = ("PIN", "SOURCE", "IMAGES", "SIZE")
 
 NamesArgument = Annotated[
     list[str],
@@ -39,132 +21,84 @@ NamesArgument = Annotated[
 ]
 
 
+@on_server
 def pin(
     names: NamesArgument,
     fetch: Annotated[
-        bool, typer.Option("--pull", help="Fetch what is not here, for this machine's platform.")
+        bool,
+        typer.Option("--pull", help="Fetch missing images, for the platform of this machine."),
     ] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    storage: StorageOption = None,
-    server: ServerOption = None,
-    token_file: TokenFileOption = None,
-    ca_file: CaFileOption = None,
-) -> None:
-    """Keep images, whatever room is needed.
+) -> Work:
+    """Protect images from eviction.
 
-    All that an image consists of is kept, also after a restart. A pattern keeps whatever it
-    matches, now and later. What would not fit into the cache is refused: exit status 1.
+    Everything that an image consists of is kept, also after a restart. A pattern protects whatever
+    it matches, now and later. Exit status 1: the images would not fit into the cache.
     """
 
     async def add(client: "Client", name: str) -> int:
         done = await client.ask("PUT", PATH, {"pin": name})
-        if as_json:
-            typer.echo(json.dumps(done))
-        else:
-            typer.echo(printable(_pinned(done, is_pulling=fetch)))
-        if fetch and not done["images"]:
-            return await pulled(client, done["pin"], [own_platform()], as_json=as_json)
-        return 0
+        text = f"{done['pin']}: pinned{_extent(done, is_pulling=fetch)}"
+        print_line(json.dumps(done) if as_json else text)
+        if not fetch or done["images"]:
+            return 0
+        return await pull_image(client, done["pin"], [own_platform()], as_json=as_json)
 
-    run(ServerOptions(config, storage, server, token_file, ca_file), _each(names, add))
+    return for_each(names, add, _status)
 
 
-def unpin(
-    names: NamesArgument,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    storage: StorageOption = None,
-    server: ServerOption = None,
-    token_file: TokenFileOption = None,
-    ca_file: CaFileOption = None,
-) -> None:
-    """Let go of pinned images again; they stay until room is needed."""
+@on_server
+def unpin(names: NamesArgument, as_json: JsonOption = False) -> Work:
+    """Remove pins; the images stay until the cache needs their space."""
 
     async def remove(client: "Client", name: str) -> int:
         done = await client.ask("DELETE", PATH, {"pin": name})
-        if as_json:
-            typer.echo(json.dumps(done))
-            return 0
-        for removed in done.get("removed", [done["pin"]]):
-            typer.echo(printable(f"{removed}: no longer pinned"))
+        pins = [f"{pin}: no longer pinned" for pin in done.get("removed", [done["pin"]])]
+        for line in [json.dumps(done)] if as_json else pins:
+            print_line(line)
         return 0
 
-    run(ServerOptions(config, storage, server, token_file, ca_file), _each(names, remove))
+    return for_each(names, remove, _status)
 
 
-def list_pins(
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    storage: StorageOption = None,
-    server: ServerOption = None,
-    token_file: TokenFileOption = None,
-    ca_file: CaFileOption = None,
-) -> None:
-    """List the pins, those of the configuration too, and what they keep."""
+@on_server
+def list_pins(as_json: JsonOption = False) -> Work:
+    """List the pins, configured ones included, and the images that they protect."""
 
     async def work(client: "Client") -> int:
         if as_json:
             typer.echo(await client.read("GET", PATH))
             return 0
         answer = await client.ask("GET", PATH)
-        _show([Document(entry) for entry in answer["pins"]])
-        if is_terminal() and answer["pins"]:
+        pins = answer["pins"]
+        if not pins:
+            print_error("nothing is pinned")
+            return 0
+        rows = [
+            (one["pin"], one["source"], f"{one['images']:,}", show_size(one["bytes"]))
+            for one in pins
+        ]
+        print_table(("PIN", "SOURCE", "IMAGES", "SIZE"), rows)
+        for one in pins:
+            if one["refused"]:
+                print_error(f"{one['pin']}: not honoured: {one['refused']}")
+        if is_terminal():
             limit = show_size(answer["limit_bytes"])
-            typer.echo(f"all pins: {show_size(answer['bytes'])} of {limit}")
+            print_line(f"all pins: {show_size(answer['bytes'])} of {limit}")
         return 0
-
-    run(ServerOptions(config, storage, server, token_file, ca_file), work)
-
-
-def _each(
-    names: list[str], act: Callable[["Client", str], Awaitable[int]]
-) -> Callable[["Client"], Awaitable[int]]:
-    """Act on every name, whatever comes of the others, and return the worst exit status."""
-
-    async def work(client: "Client") -> int:
-        status = 0
-        for name in names:
-            try:
-                status = max(status, await act(client, name))
-            except Refused as error:
-                if error.status not in (400, 404, 409):
-                    raise
-                complain(str(error) if name in str(error) else f"{name}: {error}")
-                status = max(status, 1 if error.status == 409 else 2)
-        return status
 
     return work
 
 
-def _pinned(done: Document, *, is_pulling: bool) -> str:
-    if done["refused"]:
-        return f"{done['pin']}: pinned, but not honoured: {done['refused']}"
-    if done["images"]:
-        return f"{done['pin']}: pinned, {_extent(done)}"
-    text = f"{done['pin']}: pinned; nothing of it is held yet"
-    is_one_image = not set("*?[") & set(done["pin"]) and "/" in done["pin"]
-    return (
-        f"{text}; to fetch it: millpond pull {done['pin']}"
-        if is_one_image and not is_pulling
-        else text
-    )
+def _status(error: "Refused") -> int | None:
+    return {400: 2, 404: 2, 409: 1}.get(error.status)
 
 
-def _show(pins: list[Document]) -> None:
-    if not pins:
-        complain("nothing is pinned")
-        return
-    rows = [
-        (entry["pin"], entry["source"], f"{entry['images']:,}", show_size(entry["bytes"]))
-        for entry in pins
-    ]
-    for line in table(HEADS, rows, terminal_width()):
-        typer.echo(line)
-    for entry in pins:
-        if entry["refused"]:
-            complain(f"{entry['pin']}: not honoured: {entry['refused']}")
-
-
-def _extent(entry: Document) -> str:
-    return f"{count(entry['images'], 'image')}, {show_size(entry['bytes'])}"
+def _extent(pin: "Document", *, is_pulling: bool) -> str:
+    if pin["refused"]:
+        return f", but not honoured: {pin['refused']}"
+    if pin["images"]:
+        return f", {count(pin['images'], 'image')}, {show_size(pin['bytes'])}"
+    is_one_image = not set("*?[") & set(pin["pin"]) and "/" in pin["pin"]
+    hint = f"; to fetch it: millpond pull {pin['pin']}" if is_one_image and not is_pulling else ""
+    return f"; not in the cache yet{hint}"

@@ -5,19 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from proxy.cli.formatting import refuse
-from proxy.cli.options import ConfigOption, JsonOption, StorageOption
+from proxy.cli.command import ConfigOption, JsonOption, StorageOption
+from proxy.cli.formatting import fail, print_error
 from proxy.core.errors import ConfigError
 
 
 def serve(
     config: ConfigOption = None,
     listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where to listen.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Address and port to listen on.")
     ] = None,
     storage: StorageOption = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Serve what is held; ask no upstream.")
+        bool, typer.Option("--offline", help="Contact no registry; serve complete images.")
     ] = False,
 ) -> None:
     """Run the proxy until SIGTERM or SIGINT."""
@@ -33,21 +33,21 @@ def serve(
     try:
         serving.run(config, flags)
     except ConfigError as error:
-        refuse(str(error))
+        fail(str(error))
 
 
 def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Validate the settings as serve does, and name what is wrong with them.
+    """Validate the settings as serve does, and report all errors.
 
-    Certificates, keys, passwords, tokens and pins are read; nothing is listened on or written.
+    Reads certificates, keys, passwords, tokens and pins. Does not listen, and writes nothing.
     """
-    from proxy.app.validation import validate, validate_writable  # noqa: PLC0415 - it imports all of the proxy
-    from proxy.settings import loading  # noqa: PLC0415 - pydantic, which no help needs
+    from proxy.app.validation import validate, validate_writable  # noqa: PLC0415 - all of the proxy
+    from proxy.settings import loading  # noqa: PLC0415 - pydantic, which help does without
 
     problems: list[str] = []
     text = ""
     try:
-        settings = loading.load(config)
+        settings = loading.load(config, warn=print_error)
         validate(settings)
         validate_writable(settings)
         text = f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}"
@@ -57,5 +57,5 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps({"ok": not problems, "problems": problems}))
         raise typer.Exit(2 if problems else 0)
     if problems:
-        refuse("\n".join(problems))
+        fail("\n".join(problems))
     typer.echo(text)

@@ -1,4 +1,4 @@
-"""Runs the proxy as this process until a signal ends it."""
+"""Runs the proxy in this process until a signal ends it."""
 
 import asyncio
 import os
@@ -15,34 +15,38 @@ import uvloop
 from proxy import VERSION
 from proxy.app import App, running
 from proxy.app.validation import validate
-from proxy.cli.formatting import show_size
+from proxy.cli.formatting import print_error
 from proxy.core.errors import ConfigError
+from proxy.core.units import show_size
 from proxy.runtime import logs
 from proxy.runtime.allocator import return_large_buffers
 from proxy.settings import Settings, loading
 
 log = structlog.get_logger(__name__)
 
+Load = Callable[[Callable[[str], object]], Settings]
+"""Reads the settings and passes warnings about them to its argument. Raises ``ConfigError``."""
+
 
 def run(config: Path | None, flags: dict[str, Any]) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP reloads the settings. Raises ``ConfigError``.
 
-    A second SIGTERM or SIGINT ends it at once.
+    A second SIGTERM or SIGINT ends the process at once.
     """
 
-    def load() -> Settings:
-        settings = loading.load(config, flags)
+    def load(warn: Callable[[str], object]) -> Settings:
+        settings = loading.load(config, flags, warn)
         validate(settings)
         return settings
 
-    settings = load()
+    settings = load(print_error)
     return_large_buffers()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, load))
 
 
 class _Signals:
-    """The signals that came: SIGHUP for a reload, SIGTERM or SIGINT for the end."""
+    """The signals that the process gets: SIGHUP reloads, SIGTERM and SIGINT end it."""
 
     def __init__(self) -> None:
         self._received: asyncio.Queue[signal.Signals] = asyncio.Queue()
@@ -57,9 +61,9 @@ class _Signals:
         return await self._received.get()
 
     def _end(self, number: signal.Signals) -> None:
-        """Pass the first one on; at the second, end without waiting for anything.
+        """Pass the first signal on; at the second one, end the process at once.
 
-        Nothing is lost by that but what a kill would lose: running responses and downloads.
+        Like a kill, that loses only running responses and downloads.
         """
         if self._is_ending:
             log.warning("ends at once", signal=signal.Signals(number).name)
@@ -68,8 +72,8 @@ class _Signals:
         self._received.put_nowait(number)
 
 
-async def _serve(settings: Settings, load: Callable[[], Settings]) -> None:
-    """Run until SIGTERM or SIGINT; ``load`` reads the settings again."""
+async def _serve(settings: Settings, load: Load) -> None:
+    """Serve until SIGTERM or SIGINT."""
     stream = logs.standard_error()
     output = logs.configure(settings.log.level, settings.log.format, stream)
     signals = _Signals()
@@ -88,14 +92,18 @@ async def _serve(settings: Settings, load: Callable[[], Settings]) -> None:
     log.info("stopped")
 
 
-async def _reload(app: App, load: Callable[[], Settings]) -> None:
+async def _reload(app: App, load: Load) -> None:
     """Apply changed settings; a failure is logged and changes nothing."""
     try:
-        await app.reload(await asyncio.to_thread(load))
+        await app.reload(await asyncio.to_thread(load, _log_old_name))
     except ConfigError as error:
         log.error("settings not reloaded, nothing has changed", error=str(error))
     except Exception:
         log.exception("settings not reloaded")
+
+
+def _log_old_name(warning: str) -> None:
+    log.warning("old name of a setting", warning=warning)
 
 
 def _banner(settings: Settings, app: App) -> str:
@@ -117,7 +125,7 @@ def _banner(settings: Settings, app: App) -> str:
 
 
 def _limit(settings: Settings, app: App) -> str:
-    """Return the most that the cache may take now, and why it is less than configured if it is."""
+    """Return the size limit of the cache, and the reason if it is below the configured one."""
     configured, limit = settings.storage.max_size, int(app.admin.stats()["cache"]["limit_bytes"])
     shown = show_size(limit)
     if configured.share or limit >= configured.bytes:

@@ -1,38 +1,60 @@
-"""What lies here: store, index and evictor as one, each answer checked before it is given.
+"""What the cache holds: the one door to storage, index, quota and quarantine.
 
-The disk may lie, fill up or fail at any time; nothing of that leaves this room but as "not held"
-or "not kept", and a count.
+Modules above use ``Content`` and its groups, never a store, an index or an evictor. The disk may
+lie, fill up or fail at any time: callers then learn that content is not held, or is not kept, and
+the failure is counted here.
 """
 
-import asyncio
-import json
-import os
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import ExitStack
-from typing import Final
-from weakref import WeakValueDictionary
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 import structlog
 
+from proxy.content import checks
+from proxy.content.checks import Pace, Verdict
 from proxy.content.eviction import Evictor
-from proxy.content.reservations import Arrival, NoRoom, Reservation
-from proxy.core import manifests
-from proxy.core.errors import StorageError, is_disk_error
-from proxy.core.names import Digest, DigestVerifier, Target
-from proxy.core.records import BlobRecord, Child, Clock, Descriptor, disk_bytes
+from proxy.content.graph import Graph
+from proxy.content.reconciler import Reconciler
+from proxy.content.relations import Links, ReferrerRecords
+from proxy.content.removal import Removal
+from proxy.content.reservations import Arrival, Reservation
+from proxy.content.tags import TagRecords
+from proxy.core.errors import ContentMismatch, StorageError
+from proxy.core.names import Digest, Tag, Target
+from proxy.core.records import BlobRecord, Child, Clock, Descriptor, TagRecord
 from proxy.index import Index
-from proxy.runtime.executors import Pool, in_thread, to_its_end
+from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.metrics import CacheCounters
-from proxy.runtime.singleflight import SingleFlight
 from proxy.storage import BlobFile, BlobStore, Spool
 
-CHUNK: Final = 4 * 1024 * 1024
+_SHELVES: Final = range(256)
+_COLD_SECONDS: Final = 86400.0
 
+Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full the cache is. All bytes are disk bytes.
+
+    ``used_bytes`` is everything that counts towards ``limit_bytes``: ``held_bytes`` of ``files``
+    blobs and manifests, downloads, quarantine and the index.
+    """
+
+    files: int
+    held_bytes: int
+    used_bytes: int
+    limit_bytes: int
+    quarantined_bytes: int
+    index_bytes: int
+    index_dropped_rows: int
+
+
 class Content:
-    """The content of this cache."""
+    """The content of this cache, and the facts about it."""
 
     def __init__(
         self,
@@ -42,72 +64,67 @@ class Content:
         counters: CacheCounters,
         clock: Clock,
     ) -> None:
-        self.store = store
-        self.index = index
-        self.evictor = evictor
-        self.counters = counters
-        self.clock = clock
-        self.presumed: set[tuple[Target, Digest]] = set()
-        """Links that only names in a restored ``index.json`` speak for; empty unless offline."""
-        self._arriving: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
-        self.is_settled = False
-        """Index and store agree: what has no row is not here."""
-        self.orphans: dict[Digest, int] = {}
-        """Disk bytes of files without a row, which ``evictor`` counts until they are adopted."""
-        self._landing: set[Digest] = set()
-        self._adoptions: SingleFlight[BlobRecord | None] = SingleFlight("adopt")
-
-    async def close(self) -> None:
-        """Cancel what runs."""
-        await self._adoptions.close()
+        self._store = store
+        self._index = index
+        self._evictor = evictor
+        self._counters = counters
+        self.clock: Final = clock
+        self._removal = Removal(store, index, evictor, counters, clock)
+        self._reconciler = Reconciler(store, index, evictor, self._removal)
+        self.graph = Graph(index)
+        self.tags = TagRecords(index)
+        self.links = Links(index)
+        self.referrers = ReferrerRecords(index)
+        # Verbs that one part carries out alone, and documents.
+        self.find: Final = self._reconciler.find
+        self.reconcile: Final = self._reconciler.reconcile
+        self.close: Final = self._reconciler.close
+        self.record: Final = index.blob
+        self.touch: Final = index.touch
+        self.note: Final = index.note
+        self.set_note: Final = index.set_note
+        self.ready: Final = index.ready
+        self.drop: Final = self._removal.drop
+        self.set_aside: Final = self._removal.set_aside
+        self.trouble: Final = self._removal.trouble
+        self.linked: Final = self.links.has
+        self.link: Final = self.links.add
+        self.link_public: Final = self.links.add_public
+        self.admits: Final = evictor.admits
+        self.arrival: Final = evictor.arrival
+        self.spool: Final = store.spool
+        self.discard: Final = evictor.discard
+        self.evict: Final = evictor.evict
+        self.would_evict: Final = evictor.coldest
+        self.oldest_use: Final = evictor.oldest_use
+        self.read_failed: Final = counters.storage_trouble
 
     async def holds(self, digest: Digest) -> bool:
-        """Tell whether content is held, without opening it."""
+        """Return True if content is held, as ``find`` does."""
         return await self.find(digest) is not None
 
-    async def find(self, digest: Digest) -> BlobRecord | None:
-        """Return the record of held content.
+    async def records(self, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
+        """Return the records of those that are held."""
+        found = {digest: await self._index.blob(digest) for digest in digests}
+        return {digest: record for digest, record in found.items() if record is not None}
 
-        After the index has been lost, content that is here is not fetched again: until all of it
-        is known, a file that is asked for is proven and known at once.
-        """
-        record = await self.index.blob(digest)
-        if record is not None or self.is_settled or digest in self._landing:
-            return record
-        return await self.adopt_orphan(digest)
-
-    async def adopt_orphan(self, digest: Digest) -> BlobRecord | None:
-        """Return the record of a blob that had none, or None: it is not here, or set aside.
-
-        One proof however many ask.
-        """
-        if not self._is_here(digest):
-            return None
-        return await self._adoptions.do(digest, lambda: self._adopt_orphan(digest))
-
-    async def linked(self, target: Target, digest: Digest) -> bool:
-        """Return True if content may be served under a repository's name without a question."""
-        if self.presumed and (target, digest) in self.presumed:
-            return True
-        return await self.index.linked(target, digest)
-
-    def public(self, digests: Iterable[Digest]) -> list[Digest]:
-        """Return those that are held and public: a mere claim is enough to link them."""
-        records = ((digest, self.index.held(digest)) for digest in digests)
-        return [digest for digest, record in records if record is not None and record.is_public]
+    async def is_public(self, digest: Digest) -> bool:
+        """Return True if content is held that its upstream gives to anybody."""
+        record = await self.record(digest)
+        return record is not None and record.is_public
 
     async def open(self, digest: Digest) -> BlobFile | None:
-        """Return held content, opened, and count the use; None when it is not (rightly) held."""
+        """Return held content, opened, and count a use; None if it is not (rightly) held."""
         record = await self.find(digest)
         if record is None:
             return None
         try:
-            file = self.store.open(digest)
+            file = self._store.open(digest)
         except StorageError as error:
             self.trouble(error)
             return None
         if file is not None and file.size == record.size:
-            self.index.touch(digest)
+            self.touch(digest)
             return file
         if file is not None:
             file.close()
@@ -115,7 +132,7 @@ class Content:
         return None
 
     async def read(self, digest: Digest) -> bytes | None:
-        """Return small content whole."""
+        """Return small content whole, and count a use."""
         file = await self.open(digest)
         if file is None:
             return None
@@ -127,59 +144,17 @@ class Content:
         finally:
             file.close()
 
-    async def drop(self, digest: Digest, *, reason: str) -> None:
-        """Forget content that is not what it should be."""
-        self.counters.storage_errors += 1
-        log.warning("dropped from the cache", digest=digest, reason=reason)
-        await to_its_end(self._forget(digest))
+    def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
+        """Return where a tag points if RAM says so, without waiting."""
+        return _without_waiting(self.tags.get(target, tag))
 
-    async def _forget(self, digest: Digest) -> None:
-        """Never left half done, or the digest could not be stored again.
-
-        A file that cannot be deleted takes its room until the next start counts it anew.
-        """
-        size = self._condemned(digest)
-        await self.index.drop_blobs([digest])
-        if not await self.store.delete([digest]):
-            self.evictor.unlinked(size)
-
-    def _condemned(self, digest: Digest) -> int:
-        """Hold content no longer; return its disk bytes, which count until they are unlinked."""
-        record = self.index.held(digest)
-        size = 0 if record is None else disk_bytes(record.size)
-        self.evictor.condemn(size)
-        self.store.condemn([digest])
-        return size
-
-    async def set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
-        """Forget content that has gone bad, and keep it for people to look at.
-
-        ``note`` is written beside it if there is room. Returns where it lies, None when it could
-        only be deleted.
-        """
-        self.counters.corrupted += 1
-        return await to_its_end(self._set_aside(digest, note))
-
-    async def _set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
-        text = json.dumps({"digest": digest, "found_at": self.clock(), **note}, indent=2) + "\n"
-        kept: str | None = None
-        size = self._condemned(digest)
-        try:
-            await self.index.drop_blobs([digest])
-            with ExitStack() as resources:
-                try:
-                    reservation = await self.evictor.reserve(len(text.encode()))
-                    resources.callback(reservation.release)
-                except NoRoom:
-                    text = ""
-                kept = await in_thread(lambda: self.store.quarantine.take(digest, text), Pool.SYNC)
-        except StorageError as error:
-            log.warning("not kept in quarantine", digest=digest, reason=str(error))
-        finally:  # whatever happens, or the digest could not be stored again
-            if not await self.store.delete([digest]):
-                self.evictor.unlinked(size)
-        log.error("content has gone bad", digest=digest, kept_as=kept, reason=note.get("reason"))
-        return kept
+    def peek_use(self, target: Target, digest: Digest) -> bool:
+        """Return True if RAM says that a repository may serve held content; count the use then."""
+        held = self._index.held(digest)
+        if held is None or not _without_waiting(self._index.linked(target, digest)):
+            return False
+        self.touch(digest)
+        return True
 
     async def adopt(
         self,
@@ -193,53 +168,25 @@ class Content:
         """Make a verified spool held content, with what it lists. Raises ``StorageError``.
 
         Several spools of one digest may be verified at the same time: from two upstreams, or one
-        as a manifest and one as a blob. One after the other becomes held content; the later ones
-        find the file there, and add only what they know of it.
+        as a manifest and one as a blob. They are stored one after the other. The later ones find
+        the file there, and only add what they know about it.
         """
         digest, media_type = descriptor.digest, descriptor.media_type or None
-        async with self._arriving.setdefault(digest, asyncio.Lock()):
-            known = await self.index.blob(digest)
-            if known is None or not self._has_file(known):
-                await self._land(digest, spool)
+        async with self._reconciler.lock(digest):
+            known = await self._index.blob(digest)
+            if known is None or self._reconciler.file_size(digest) != known.size:
+                await self._reconciler.land(digest, spool)
                 reservation.release()  # the index counts it from here on, with no await between
             else:
                 if media_type is None and known.is_public >= is_public:
-                    self.index.touch(digest)
+                    self.touch(digest)
                     return
                 media_type = media_type or known.media_type
                 is_public = is_public or known.is_public
-                if not children and not self.index.is_incomplete(digest):
-                    children = self.index.children(digest)
+                if not children and not self._index.is_incomplete(digest):
+                    children = self._index.children(digest)
             record = BlobRecord(digest, descriptor.size, media_type, self.clock(), is_public)
-            await self.index.set_blob(record, children)
-
-    async def _land(self, digest: Digest, spool: Spool) -> None:
-        """Make a spool the blob ``digest``. It has a file before it has a row, and is no orphan.
-
-        It replaces the file of an orphan, which must not count any more.
-        """
-        self._landing.add(digest)
-        try:
-            await self.store.put(digest, spool)
-        finally:
-            self._landing.discard(digest)
-        self._settle_orphan(digest)
-
-    def _settle_orphan(self, digest: Digest) -> None:
-        """Count the file of an orphan no more; twice does no harm."""
-        self.evictor.settled(self.orphans.pop(digest, 0))
-
-    def _has_file(self, record: BlobRecord) -> bool:
-        """Return True if the file of a held blob is there, and as long as it should be."""
-        try:
-            file = self.store.open(record.digest)
-        except StorageError as error:
-            self.trouble(error)
-            return False
-        if file is None:
-            return False
-        file.close()
-        return file.size == record.size
+            await self._index.set_blob(record, children)
 
     async def keep(
         self,
@@ -249,12 +196,12 @@ class Content:
         *,
         is_public: bool = False,
     ) -> None:
-        """Hold a verified manifest and what it lists (None: not known), if there is room."""
+        """Store a verified manifest and what it lists (None: not known), if there is room."""
         try:
             with ExitStack() as resources:
-                reservation = await self.evictor.reserve(len(body))
+                reservation = await self._evictor.reserve(len(body))
                 resources.callback(reservation.release)
-                spool = await self.store.spool(descriptor.digest, len(body))
+                spool = await self._store.spool(descriptor.digest, len(body))
                 resources.callback(spool.close)
                 resources.callback(spool.discard)
                 await in_thread(lambda: spool.write(body, 0), Pool.WRITE)
@@ -262,87 +209,89 @@ class Content:
         except StorageError as error:
             self.trouble(error)
 
-    def _is_here(self, digest: Digest) -> bool:
-        """Return whether a blob has a file that can be opened."""
-        try:
-            file = self.store.open(digest)
-        except StorageError as error:
-            self.trouble(error)
-            return False
-        if file is not None:
-            file.close()
-        return file is not None
+    async def prune(self, age: float) -> int:
+        """Forget rows about content that is not held, if nothing confirmed them for ``age`` s.
 
-    async def _adopt_orphan(self, digest: Digest) -> BlobRecord | None:
-        try:
-            file = self.store.open(digest)
-        except StorageError as error:
-            self.trouble(error)
-            return None
-        if file is None:
-            return None
-        try:
-            record = await self._adopted(digest, file)
-        finally:
-            file.close()
-        if record is not None or not self._is_here(digest):
-            self._settle_orphan(digest)
-        return record
+        Returns the number of rows. Raises ``StorageError``.
+        """
+        return await self._index.prune(self.clock() - age)
 
-    async def _adopted(self, digest: Digest, file: BlobFile) -> BlobRecord | None:
-        problem = "its bytes are not its name"
-        try:
-            proven = await in_thread(lambda: _proven(file, digest), Pool.UPKEEP)
-        except (OSError, StorageError) as error:
-            if not is_disk_error(error):
-                log.warning("content could not be adopted", digest=digest, error=str(error))
-                return None
-            proven, problem = None, f"it cannot be read: {error}"
-        # A download may replace the file meanwhile. Its row follows the file, so without the lock
-        # the good file would be set aside in place of the bad one.
-        async with self._arriving.setdefault(digest, asyncio.Lock()):
-            if (record := await self.index.blob(digest)) is not None:  # downloaded anew meanwhile
-                return record
-            if proven is None:
-                await self.set_aside(digest, {"reason": problem})
-                return None
-            record, children = proven
-            self._settle_orphan(digest)  # the index counts it from here on, with no await between
-            await self.index.set_blob(record, children)
-            return record
+    async def keep_within_limit(self) -> None:
+        """Evict ahead of need until cancelled, so that downloads need not wait for it."""
+        await self._evictor.watch(self.clock)
 
-    def trouble(self, error: StorageError) -> None:
-        """Count a failure of the disk that is survived; a cache that is full has not failed."""
-        if isinstance(error, NoRoom):
-            log.info("not kept", reason=str(error))
-            return
-        self.counters.storage_errors += 1
-        log.warning("storage trouble, carried on without", error=str(error))
+    async def digests(self, after: str = "") -> AsyncIterator[list[Digest]]:
+        """Yield all that is held, in a fixed order, in batches; ``after`` starts behind a digest.
+
+        Content that comes or goes meanwhile may be met or not.
+        """
+        await self._index.ready()
+        first = int(after.partition(":")[2][:2] or "0", 16)
+        for number in _SHELVES[first:]:
+            batch = self._index.shelf(number)
+            if number == first:
+                batch = [d for d in batch if (len(d), d) > (len(after), after)]
+            yield batch
+
+    async def check(self, digest: Digest, pace: Pace) -> Verdict:
+        """Hash held content again. Content that was not used for a day leaves the page cache."""
+        record = await self.record(digest)
+        if record is None:
+            return Verdict(None, None)
+        is_cold = self.clock() - record.used_at > _COLD_SECONDS
+        read = checks.read_uncached if is_cold else checks.read
+        verdict = await checks.check(self._store, record, pace, read)
+        if verdict.size is not None:
+            self._counters.verified += 1
+            self._counters.verified_bytes += verdict.size
+        return verdict
+
+    def repaired(self) -> None:
+        """Count bad content that was fetched again."""
+        self._counters.repaired += 1
+
+    async def quarantine_notes(self) -> list[str]:
+        """Return the notes that were written with ``set_aside``."""
+        return await in_thread(self._store.quarantine.notes)
+
+    @property
+    def revision(self) -> int:
+        """Grows whenever a tag points elsewhere, or other manifests are held or linked."""
+        return self._index.revision
+
+    def usage(self) -> Usage:
+        """Return how full the cache is."""
+        held = self._index.usage()
+        return Usage(
+            files=held.files,
+            held_bytes=held.disk_bytes,
+            used_bytes=self._evictor.used,
+            limit_bytes=self._evictor.limit,
+            quarantined_bytes=self._store.quarantine.bytes,
+            index_bytes=self._index.file_bytes,
+            index_dropped_rows=self._index.dropped_rows,
+        )
+
+    def failures(self) -> dict[str, str]:
+        """Return why content is not fully known, by the part that failed; empty if it is."""
+        found = {"index": self._index.failure, "storage": self._evictor.failure}
+        return {name: reason for name, reason in found.items() if reason is not None}
+
+    def mismatched(self, error: ContentMismatch) -> None:
+        """Count and log a body that is not its digest."""
+        self._counters.mismatches += 1
+        log.error("content mismatch", error=error.message)
 
 
-def _proven(file: BlobFile, digest: Digest) -> tuple[BlobRecord, tuple[Child, ...] | None] | None:
-    """Return what a file is, if it is its name, with what it lists; None if it is not.
+def _without_waiting(work: Coroutine[Any, Any, Result]) -> Result | None:
+    """Return what ``work`` returns; None if it would wait, and it is then given up.
 
-    Blocks. Raises ``OSError``, ``StorageError``.
+    Only for questions: work that changes something must not be given up in the middle.
     """
-    found, offset = DigestVerifier(digest), 0
-    while chunk := os.pread(file.fd, CHUNK, offset):
-        found.take(chunk)
-        offset += len(chunk)
-    if not found.holds:
-        return None
-    media_type: str | None = None
-    children: tuple[Child, ...] | None = ()
-    if file.size <= manifests.MAX_SIZE:
-        media_type, children = _understood(file.read())
-    return BlobRecord(digest, file.size, media_type, os.fstat(file.fd).st_mtime), children
-
-
-def _understood(body: bytes) -> tuple[str | None, tuple[Child, ...] | None]:
-    """Return a manifest's media type and children; (None, ()) for any other content."""
-    if body[:1] not in b"{ \t\r\n":
-        return None, ()
-    content = manifests.read(body)
-    if not content.is_manifest or (content.own_type is None and content.children is None):
-        return None, ()
-    return content.own_type or content.implied_type, content.listed
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: Result = done.value
+        return result
+    work.close()
+    return None

@@ -1,14 +1,15 @@
-"""Keeps the cache inside its limit: reserve before writing, forget the coldest to make room.
+"""Keeps the cache inside its limit: reserve room before writing, evict the coldest to make room.
 
-Bytes are counted in 4 KiB blocks, the spool and the quarantine included, so that the limit holds
-at all times. A victim leaves the index first and the disk after; who has it open goes on reading.
-A manifest is always colder than what it lists, so an image goes manifest first, and what a warmer
-image shares with it stays. A body that arrives takes room for the bytes that have come and a small
-lead, whatever size was announced; ``unproven`` bounds what may be evicted for it.
+Bytes are counted in 4 KiB blocks, spool and quarantine included, so that the limit holds at all
+times. A victim is removed from the index first and from the disk second; a response that has it
+open continues. A manifest is always colder than what it lists, so an image is evicted manifest
+first, and layers that a warmer image shares stay. An arriving body takes room for the bytes that
+have arrived and a small lead, whatever size was announced; ``unproven`` bounds what is evicted for
+it.
 """
 
 import asyncio
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Awaitable, Callable, Container
 from itertools import islice
 from typing import Final
 
@@ -28,10 +29,10 @@ from proxy.storage import BlobStore
 
 WATCH_SECONDS: Final = 5.0
 COUNT_SECONDS: Final = 3.0
-"""For so long a download waits until it is known what lies here, before it passes through."""
+"""A download waits so long for the count of held content, and is then passed through."""
 
 INDEX_IS_FREE: Final = 8 * 1024 * 1024
-"""Bytes that the index's files and journals take when hardly anything is held: not counted."""
+"""Bytes of the index's files that are not counted: an index of little content takes as much."""
 
 _BATCH: Final = 256
 """Victims at once: a few milliseconds of the loop's time."""
@@ -44,10 +45,11 @@ log = structlog.get_logger(__name__)
 
 
 class Evictor:
-    """Accounts for every byte between the limit and what is held.
+    """Accounts for every byte up to the limit.
 
-    ``spared`` tells what must stay. What a former process left is known only once index and store
-    have been read; until then it is bounded by a ceiling that is noted before it is passed.
+    ``protected`` returns the content that must stay. What an earlier process left is known only
+    once index and store have been read. Until then it is bounded by a ceiling, which is noted
+    before the cache grows beyond it.
     """
 
     def __init__(
@@ -57,12 +59,12 @@ class Evictor:
         quota: Quota,
         *,
         counters: CacheCounters,
-        spared: Callable[[], Container[Digest]],
+        protected: Callable[[], Awaitable[Container[Digest]]],
     ) -> None:
         self._index = index
         self._store = store
         self._counters = counters
-        self._spared = spared
+        self._protected = protected
         self._promised = 0
         self._condemned = 0
         self._unknown = 0
@@ -77,11 +79,11 @@ class Evictor:
         self.quota: Final = quota
         self.unproven = Unproven(quota.unproven_share)
         self.failure: str | None = None
-        """Why it is not known what lies in the store; None while nothing has failed."""
+        """Why the store could not be read; None if it could."""
 
     @property
     def used(self) -> int:
-        """Disk bytes held, promised, set aside, not unlinked or not known yet, and the index."""
+        """Disk bytes of content, promises, quarantine, condemned files, orphans, and the index."""
         left = self._unknown
         if not self._scanned.is_set():
             left = max(0, self._left_below + self._gone_early - self._index.loaded_bytes)
@@ -91,10 +93,10 @@ class Evictor:
 
     @property
     def limit(self) -> int:
-        """Most disk bytes that may be used now: ``max_size``, or less where others need room."""
+        """Most disk bytes that may be used now: ``max_size``, or less to keep ``min_free`` free."""
         if not self.quota.min_free:
             return self.quota.max_size
-        # What is promised but has not come takes no disk space yet: it is still free there.
+        # Promised bytes that have not arrived take no disk space yet.
         total = self._free_space.total(lambda: self.used - self.unproven.leads)
         if total is None:
             return self.quota.max_size
@@ -108,11 +110,11 @@ class Evictor:
 
     @property
     def longest_lead(self) -> int:
-        """Bytes that an arriving body may have promised beyond those that have come."""
+        """Bytes that an arriving body may have promised beyond those that have arrived."""
         return min(_LONGEST_LEAD, self.quota.max_size // _STEPS)
 
     async def arrival(self, upstream: str, announced: int | None) -> Arrival:
-        """Return room for a body of which nothing has come yet. Raises ``NoRoom``."""
+        """Return room for a body of which nothing has arrived yet. Raises ``NoRoom``."""
         if not self.admits(upstream, announced or 0):
             raise NoRoom(f"{announced} bytes of {upstream} do not fit, or would evict too much")
         arrival = Arrival(self, upstream, announced)
@@ -124,9 +126,9 @@ class Evictor:
         return arrival
 
     def admits(self, upstream: str, size: int) -> bool:
-        """Return False if a body of ``size`` bytes (0: unknown) would only find no room.
+        """Return False if there is certainly no room for a body of ``size`` bytes (0: unknown).
 
-        Before index and store have been read nothing is known to be in the way.
+        Before index and store have been read, nothing is certain.
         """
         self._free_space.expect(size)
         if size > self.limit:
@@ -142,10 +144,9 @@ class Evictor:
         return self.used - self.unproven.bytes
 
     async def enforce(self, now: float) -> None:
-        """Evict what exceeds the marks, which may have been lowered, or is too old.
+        """Evict what is too old, and down to the low mark if the high mark is exceeded.
 
-        Unproven bytes do not count: else a body without end would push out everything, a little
-        at each look.
+        Unproven bytes do not count: an endless body would evict everything, a little each time.
         """
         await self._index.ready()
         await self._scanned.wait()
@@ -156,7 +157,7 @@ class Evictor:
                 await self._evict_down_to(low + self.unproven.bytes)
 
     async def watch(self, clock: Clock) -> None:
-        """Evict in the background for ever, so that downloads need not wait for it."""
+        """Call ``enforce`` whenever it may be needed, until cancelled."""
         while True:
             try:
                 async with asyncio.timeout(WATCH_SECONDS):
@@ -169,8 +170,8 @@ class Evictor:
     async def take(self, more: int, upstream: str | None = None) -> None:
         """Promise ``more`` disk bytes, evicting as needed. Raises ``NoRoom``.
 
-        ``upstream`` names whose unproven bytes they are. Those count from here on, while this
-        waits for room, or several that wait would each evict a full share.
+        ``upstream`` names the upstream whose unproven bytes they are. These count from here on:
+        otherwise several downloads that wait for room would each evict a full share.
         """
         self._free_space.expect(more)
         limit = self.limit
@@ -180,7 +181,7 @@ class Evictor:
             self.unproven.occupy(upstream, more)
         try:
             if self._ceiling is None:
-                await self._recall_ceiling()
+                await self._load_ceiling()
             if self.used + more > self.limit:
                 await self._make_room(more, upstream)
         except BaseException:
@@ -195,7 +196,7 @@ class Evictor:
         self._promised -= promised
         if upstream is not None:
             self.unproven.occupy(upstream, -promised)
-            self._press(promised)  # the index may count the bytes in a moment
+            self._press(promised)  # the index may count these bytes in a moment
 
     def _press(self, more: int = 0) -> None:
         if self._proven + more > self.limit * self.quota.high_mark:
@@ -204,19 +205,19 @@ class Evictor:
     def condemn(self, size: int) -> None:
         """Count ``size`` disk bytes of content that leaves the index, until ``unlinked``.
 
-        Before the scan a row proves no file: after a power cut, rows without a file and files
-        without a row come together. So what leaves then takes nothing off the bound.
+        Before the scan a row proves no file: after a power cut there are rows without a file and
+        files without a row. So content that is removed before then does not lower the bound.
         """
         self._condemned += size
         if not self._scanned.is_set():
             self._gone_early += size
 
     def unlinked(self, size: int) -> None:
-        """Count condemned bytes no more: their file is gone, or lies in quarantine."""
+        """Stop counting condemned bytes: their file is deleted, or in quarantine."""
         self._condemned -= size
 
     async def cover(self) -> None:
-        """Return once the ceiling that is noted covers all that is promised."""
+        """Return once the ceiling on the disk covers everything promised."""
         async with self._noting:
             if self._ceiling is None or self.used <= self._ceiling:
                 return
@@ -228,48 +229,57 @@ class Evictor:
             self._ceiling = ceiling
 
     async def evict(self, wanted: int) -> tuple[int, int]:
-        """Evict the coldest worth ``wanted`` disk bytes; return how many blobs and bytes went."""
+        """Evict the coldest worth ``wanted`` disk bytes; return the blobs and bytes evicted."""
         await self._index.ready()
         async with self._evicting:
             return await self._evict_down_to(self.used - wanted)
 
     async def discard(self, digests: list[Digest]) -> tuple[int, int]:
-        """Delete content now, however warm; return how many blobs and disk bytes went."""
+        """Delete content now, however warm; return the blobs and disk bytes deleted."""
         await self._index.ready()
         async with self._evicting:
             records = [r for digest in digests if (r := self._index.held(digest)) is not None]
             return await to_its_end(self._evict(records)) if records else (0, 0)
 
-    async def coldest(self) -> Iterator[BlobRecord]:
-        """Return what would go next, in order; to be used before the next await."""
+    async def coldest(self, wanted: int) -> list[BlobRecord]:
+        """Return what would be evicted next, in order, until it is worth ``wanted`` disk bytes."""
+        protected = await self._protected()
         await self._index.settle()
-        spared = self._spared()
-        return (record for record in self._index.coldest() if record.digest not in spared)
+        victims: list[BlobRecord] = []
+        for record in self._index.coldest():
+            if wanted <= 0:
+                break
+            if record.digest not in protected:
+                victims.append(record)
+                wanted -= disk_bytes(record.size)
+        return victims
 
-    def oldest_use(self) -> float | None:
-        """Return when the coldest content was last used, Unix seconds; None when it is spared."""
-        spared = self._spared()
-        found = (r for r in islice(self._index.coldest(), _BATCH) if r.digest not in spared)
-        coldest = next(found, None)
+    async def oldest_use(self) -> float | None:
+        """Return when the coldest content was last used, Unix seconds; None if it is protected."""
+        if not self._index.is_ready:
+            return None
+        protected = await self._protected()
+        first = islice(self._index.coldest(), _BATCH)
+        coldest = next((record for record in first if record.digest not in protected), None)
         return None if coldest is None else coldest.used_at
 
     def found(self, orphans: int) -> None:
-        """Learn how many disk bytes lie in the store that the index does not know."""
+        """Take the disk bytes of orphans: files that have no row in the index."""
         self._unknown = orphans
-        self._free_space.expire()  # the ceiling that counted until now was only a bound
+        self._free_space.expire()  # the ceiling that counted until now was an upper bound
         self.failure = None
         self._scanned.set()
 
     def not_found(self, problem: str) -> None:
-        """Learn that it cannot be said now what lies in the store; ``found`` follows later."""
+        """Take the reason why the store cannot be read now; ``found`` follows later."""
         self.failure = problem
 
     def settled(self, orphan: int) -> None:
-        """Learn that so many of those are known now, or gone."""
+        """Take so many bytes off the orphans: they have a row now, or are deleted."""
         self._unknown = max(0, self._unknown - orphan)
 
-    async def _recall_ceiling(self) -> None:
-        """Learn up to where a former process may have filled the disk."""
+    async def _load_ceiling(self) -> None:
+        """Load the bound of what an earlier process may have left on the disk."""
         try:
             ceiling = await self._index.note(_CEILING)
         except StorageError:
@@ -281,18 +291,18 @@ class Evictor:
             self._ceiling = self._left_below = ceiling
 
     async def _count(self) -> None:
-        """Wait until it is known what lies here, but not for long. Raises ``NoRoom``."""
+        """Wait for index and store to be read, but not for long. Raises ``NoRoom``."""
         if self._scanned.is_set() and self._index.is_ready:
-            return  # a later look that fails takes nothing of that back
+            return  # a later scan that fails changes nothing
         problem = self._index.failure or self.failure
         if problem is not None:
-            raise NoRoom(f"it is not known what lies here: {problem}")
+            raise NoRoom(f"it is not known what is held: {problem}")
         try:
             async with asyncio.timeout(COUNT_SECONDS):
                 await self._index.ready()
                 await self._scanned.wait()
         except TimeoutError:
-            raise NoRoom("what a former process left is still being counted") from None
+            raise NoRoom("the content on the disk is still being counted") from None
 
     async def _make_room(self, more: int, upstream: str | None) -> None:
         await self._count()
@@ -303,18 +313,17 @@ class Evictor:
                 held = self._index.usage().disk_bytes
                 if upstream is not None and not self.unproven.may_evict(upstream, held):
                     raise NoRoom(f"unproven content of {upstream} may evict no more")
-                await self._evict_down_to(self.limit - more)  # the rest goes behind its back
+                await self._evict_down_to(self.limit - more)  # ``watch`` goes on to the low mark
                 if self.used + more > self.limit:
                     raise NoRoom(f"{more} bytes do not fit: nothing is left to evict")
 
     async def _evict_down_to(self, target: float) -> tuple[int, int]:
-        """Evict until no more than ``target`` disk bytes are used, or nothing more can go."""
+        """Evict until at most ``target`` disk bytes are used, or nothing is left to evict."""
         if self.used > target and self._store.quarantine.bytes:
             await in_thread(self._store.quarantine.empty, Pool.WRITE)
         blobs = freed = 0
         while (excess := self.used - target) > 0:
-            await self._index.settle()
-            victims = self._victims(excess)
+            victims = await self._victims(excess)
             gone, size = await to_its_end(self._evict(victims)) if victims else (0, 0)
             if not gone:
                 break
@@ -326,31 +335,32 @@ class Evictor:
     async def _expire(self, oldest: float) -> None:
         """Evict what was last used before ``oldest``, Unix seconds."""
         while True:
+            protected = await self._protected()
             await self._index.settle()
-            spared = self._spared()
             coldest = list(islice(self._index.coldest(), _BATCH))
             old = [record for record in coldest if record.used_at < oldest]
-            victims = [record for record in old if record.digest not in spared]
+            victims = [record for record in old if record.digest not in protected]
             for record in old:
-                if record.digest in spared:
+                if record.digest in protected:
                     self._index.defer(record.digest)
             if not victims:
                 return
             await to_its_end(self._evict(victims))
 
-    def _victims(self, excess: float) -> list[BlobRecord]:
+    async def _victims(self, excess: float) -> list[BlobRecord]:
         """Return the coldest blobs worth ``excess`` disk bytes, or some of them.
 
-        What is spared is put behind the others, so that no eviction looks at it twice.
+        Protected content goes behind the others, so that no eviction looks at it twice.
         """
-        spared = self._spared()
+        protected = await self._protected()
+        await self._index.settle()
         victims: list[BlobRecord] = []
         passed: list[Digest] = []
         freed = 0
         for record in self._index.coldest():
             if freed >= excess or len(victims) >= _BATCH:
                 break
-            if record.digest in spared:
+            if record.digest in protected:
                 passed.append(record.digest)
                 continue
             victims.append(record)
@@ -360,9 +370,9 @@ class Evictor:
         return victims
 
     async def _evict(self, victims: list[BlobRecord]) -> tuple[int, int]:
-        """Forget and delete; return how many blobs and bytes went. Never left half done.
+        """Remove from index and disk; return the blobs and bytes deleted. Must run to its end.
 
-        What cannot be deleted is held again: it takes its room all the same.
+        A blob that cannot be deleted is held again, because it still takes its room.
         """
         records = {record.digest: record for record in victims}
         taken = sum(disk_bytes(record.size) for record in victims)
@@ -375,7 +385,7 @@ class Evictor:
         self._store.condemn(digests)
         try:
             await self._index.drop_blobs(digests)
-        finally:  # whatever happens, or the digests could not be stored again
+        finally:  # whatever happens: until then these digests cannot be stored again
             remaining = await self._store.delete(digests)
             self._condemned -= taken
         for digest in remaining:

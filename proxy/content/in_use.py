@@ -1,7 +1,7 @@
-"""Which images run now, as others tell: a file that somebody writes, or calls from nodes.
+"""The images that are in use, as reported in a file or by nodes. Eviction spares them.
 
-What is told with a life ends with it. A file holds for as long as it is there; when it cannot be
-read, what it said last goes on to hold.
+A report over HTTP expires. A file counts as long as it exists; if it cannot be read, its last
+content still counts.
 """
 
 import asyncio
@@ -31,7 +31,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """What one source says is in use, until ``expires_at`` (Unix seconds, None: no end)."""
+    """The images that one source reports, until ``expires_at`` (Unix seconds, None: for good).
+
+    ``images`` has the ``named`` images, and what their tags pointed to before.
+    """
 
     source: str
     images: tuple[Image, ...]
@@ -41,14 +44,14 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class FeedUpdate:
-    """What came of a list: the feed, and the lines that were not understood, with the reason."""
+    """The result of a report: the feed, and the lines that were not understood, with reasons."""
 
     feed: Feed
     not_understood: list[str]
 
 
 class Feeds:
-    """All that is said to be in use."""
+    """The reports of all sources."""
 
     def __init__(
         self, index: Index, parse: Callable[[str], Image], clock: Clock, file: Path | None
@@ -64,25 +67,25 @@ class Feeds:
 
     @property
     def revision(self) -> int:
-        """How often what is in use has changed."""
+        """Grows whenever the images in use change."""
         self._expire()
         return self._revision
 
     def images(self) -> list[Image]:
-        """Return everything that is in use."""
+        """Return all images that are in use."""
         self._expire()
         return [image for feed in self._feeds.values() for image in feed.images]
 
     def all(self) -> list[Feed]:
-        """Return the feeds that have not ended."""
+        """Return the feeds that have not expired."""
         self._expire()
         return list(self._feeds.values())
 
-    async def tell(self, source: str, text: str, life: float | None) -> FeedUpdate:
-        """Take a source's list, an image a line, in place of its last one.
+    async def report(self, source: str, text: str, ttl: float | None) -> FeedUpdate:
+        """Replace a source's list by ``text``, an image a line.
 
-        ``life`` in seconds, None for one without end. Raises ``RequestInvalid`` for more than can
-        be right.
+        It expires after ``ttl`` seconds, None: never. Raises ``RequestInvalid`` if there are too
+        many lines or sources.
         """
         lines = [line.partition("#")[0].strip() for line in text.splitlines()]
         self._expire()
@@ -96,36 +99,36 @@ class Feeds:
             except RegistryError as error:
                 refused.append(f"line {number}: {error.message}")
         images = await self._with_history(named)
-        ends = None if life is None else self._clock() + life
+        ends = None if ttl is None else self._clock() + ttl
         feed = Feed(source, images, len(named), ends)
         self._feeds[source] = feed
         self._revision += 1
         return FeedUpdate(feed, refused)
 
     async def load(self) -> None:
-        """Recall what was in use when a former process ended, and read the file."""
+        """Load the reports that were kept before this start, and read the file."""
         try:
             noted = await self._index.note(_NOTE)
         except StorageError:
-            log.warning("what was in use cannot be read")
+            log.warning("images in use cannot be read")
             noted = None
-        for entry in as_list(noted):
+        for row in as_list(noted):
             try:
-                self._recall(entry)
+                self._restore(row)
             except (RegistryError, ValueError, TypeError):
-                log.warning("what was in use cannot be read any more")
+                log.warning("a report of images in use cannot be read any more")
         await self._read_file()
         self._kept = self.revision
 
     async def watch(self) -> None:
-        """Read the file when it changes, and note what is in use, for ever."""
+        """Read the file whenever it changes, and keep all reports, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             await self._read_file()
             await self.keep()
 
     async def keep(self) -> None:
-        """Note what is in use for the next start, if it has changed."""
+        """Store the reports for the next start, if they have changed."""
         if (revision := self.revision) == self._kept:
             return
         self._kept = revision
@@ -136,9 +139,9 @@ class Feeds:
         try:
             await self._index.set_note(_NOTE, rows)
         except StorageError as error:
-            log.warning("what is in use cannot be noted", error=str(error))
+            log.warning("images in use cannot be stored", error=str(error))
 
-    def _recall(self, row: Any) -> None:
+    def _restore(self, row: Any) -> None:
         source, names, named, ends = row
         if source == FILE and self._file is None:
             return
@@ -153,22 +156,22 @@ class Feeds:
             if modified == self._read_at:
                 return
             text = await in_thread(lambda: _text(self._file))
-            told = await self.tell(FILE, text, None)
+            update = await self.report(FILE, text, None)
         except (OSError, UnicodeDecodeError, RegistryError) as error:
             log.warning("the file of images in use cannot be read", error=str(error))
             return
         self._read_at = modified
-        for line in told.not_understood:
+        for line in update.not_understood:
             log.warning("not an image", file=str(self._file), problem=line)
 
     async def _with_history(self, named: Iterable[Image]) -> tuple[Image, ...]:
-        """Add what each tag pointed to before: what runs may have been started then."""
+        """Add what each tag pointed to before: a container may have been started then."""
         images: dict[Image, None] = {}
         for image in named:
             images[image] = None
             if image.target is not None and image.tag is not None:
-                for sighting in await self._index.history(image.target, image.tag):
-                    images[Image(image.target, None, sighting.digest)] = None
+                for entry in await self._index.history(image.target, image.tag):
+                    images[Image(image.target, None, entry.digest)] = None
         return tuple(images)
 
     def _expire(self) -> None:

@@ -1,20 +1,22 @@
-"""What eviction spares: pinned images, and those that are said to be in use.
+"""The content that eviction must not touch: pinned images, and images that are in use.
 
-An image is spared with its whole tree, as far as it is held. Pins come from the configuration, or
-are added while running and kept in the index. Either may be patterns.
+An image is protected with everything that it lists. Pins come from the configuration, or are added
+at run time and kept in the index. Either may be patterns.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Set
 from dataclasses import dataclass
 from fnmatch import translate
 from typing import Final
 
 import structlog
 
+from proxy.content.graph import Graph
 from proxy.content.in_use import Feeds
+from proxy.content.tags import TagRecords
 from proxy.core.errors import Conflict, PinUnknown, RegistryError, StorageError
 from proxy.core.names import Digest, Image, Tag, Target
 from proxy.core.records import disk_bytes
@@ -23,10 +25,10 @@ from proxy.index import Index
 from proxy.runtime.executors import to_its_end
 
 STALE_SECONDS: Final = 5.0
-"""For so long at most a new image may go unnoticed: it is the warmest anyway."""
+"""A new image is protected after so long at most. Until then it is safe as the warmest content."""
 
 _REST: Final = 20.0
-"""Times as long as the last look took, but no longer than that."""
+"""What is protected is not computed again for so many times as long as that took."""
 
 _NOTE: Final = "pins"
 
@@ -70,7 +72,7 @@ Configured = tuple[list[Image], list[_Pattern]]
 
 
 class Pins:
-    """The spared content. ``limit`` tells how many bytes may be pinned; ``parse`` reads a name."""
+    """The protected content. ``limit`` returns how many disk bytes pins may protect."""
 
     def __init__(
         self,
@@ -81,26 +83,32 @@ class Pins:
         limit: Callable[[], int],
         feeds: Feeds,
     ) -> None:
-        """Take the configured pins. Raises ``RegistryError`` for one that cannot be read."""
+        """Take the configured pins. Raises ``RegistryError`` for one that cannot be parsed."""
         self._index = index
+        self._graph = Graph(index)
+        self._tags = TagRecords(index)
         self._parse = parse
         self.limit = limit
         self._feeds = feeds
         self._exact, self._patterns = self.parsed(configured, parse)
         self._added: list[Image | Selector] = []
         self._unreadable: list[str] = []
-        """Names that were noted and mean nothing now: kept, for they may mean something again."""
+        """Added pins that cannot be parsed now. Other settings may make them valid again."""
         self._is_loaded = False
         self._named_elsewhere: Callable[[], Awaitable[list[str]]] = _nowhere
-        self._spared: set[Digest] = set()
+        self.revision = 0
+        """Grows whenever a pin is added, removed or configured anew."""
+        self._computing = asyncio.Lock()
+        self._protected: set[Digest] = set()
+        self._computed: tuple[tuple[int, int], int, float] | None = None
+        """Revisions of ``_protected``: of pins and feeds, of the index, and its time to live."""
         self._pins: list[Pin] = []
-        self._seen: tuple[int, int, float] | None = None
         self._noting = asyncio.Lock()
         self._refused: set[str] = set()
 
     @staticmethod
     def parsed(configured: Iterable[str], parse: Callable[[str], Image | Selector]) -> Configured:
-        """Return configured pins for ``use``. Raises ``RegistryError`` for one that is no name."""
+        """Return configured pins for ``use``. Raises ``RegistryError`` for a malformed one."""
         exact: list[Image] = []
         patterns: list[_Pattern] = []
         for text in configured:
@@ -112,14 +120,15 @@ class Pins:
         return exact, patterns
 
     def use(self, configured: Configured) -> None:
-        """Keep these instead of the former configured pins."""
+        """Replace the configured pins."""
         self._exact, self._patterns = configured
-        self._seen = None
+        self.revision += 1
 
     async def load(self, named_elsewhere: Callable[[], Awaitable[list[str]]]) -> None:
-        """Recall the pins that were added in former times; ``named_elsewhere`` if none is noted.
+        """Load the pins that were added before this start.
 
-        When the disk fails, they are recalled before the next one is added or removed.
+        Those that ``named_elsewhere`` returns if the index has no note of them. If the disk fails,
+        they are loaded before the next pin is added or removed.
         """
         self._named_elsewhere = named_elsewhere
         try:
@@ -137,7 +146,7 @@ class Pins:
                 self._unreadable.append(str(name))
                 log.warning("a pin cannot be read any more", pin=name)
         self._is_loaded = True
-        self._seen = None
+        self.revision += 1
         if is_noted:
             return
         if self._added:
@@ -155,20 +164,23 @@ class Pins:
         """Pin an image for good. Raises ``RegistryError``, ``StorageError``."""
         image = self._parse(name)
         await to_its_end(self._add(image))
-        return next(pin for pin in self.all() if pin.name == str(image))
+        for pin in await self.all():
+            if pin.name == str(image):
+                return pin
+        raise Conflict(f"{image} was unpinned at the same time")
 
     async def _add(self, image: Image | Selector) -> None:
-        """Never left half done: what is noted and what is known must not differ."""
+        """Must run to its end: the note and what is in memory must not differ."""
         async with self._noting:
-            await self._recall()
+            await self._load_if_needed()
             if image not in self._added and image not in self._exact:
-                self._refuse_too_much(image)
+                await self._refuse_too_much(image)
                 await self._index.set_note(_NOTE, [*self.added(), str(image)])
                 self._added.append(image)
-                self._seen = None
+                self.revision += 1
 
     async def remove(self, name: str) -> list[str]:
-        """End a pin that was added, or all that a pattern matches; return their names.
+        """Remove an added pin, or all that a pattern matches; return their names.
 
         Raises ``RegistryError``, ``StorageError``.
         """
@@ -179,8 +191,8 @@ class Pins:
             raise Conflict(f"{pin} is pinned by the configuration")
         return await to_its_end(self._remove(pin))
 
-    async def _recall(self) -> None:
-        """Read the pins if that has failed: what is noted next replaces them."""
+    async def _load_if_needed(self) -> None:
+        """Load the pins if that has failed before: the next note replaces theirs."""
         if not self._is_loaded:
             await self._load()
 
@@ -192,14 +204,14 @@ class Pins:
 
     async def _remove(self, pin: Image | Selector) -> list[str]:
         async with self._noting:
-            await self._recall()
+            await self._load_if_needed()
             ended = [one for one in self._added if one == pin or _is_meant(one, pin)]
             if not ended:
                 raise PinUnknown(f"{pin} is not pinned")
             kept = [one for one in self._added if one not in ended]
             await self._index.set_note(_NOTE, [*map(str, kept), *self._unreadable])
             self._added = kept
-            self._seen = None
+            self.revision += 1
             return [str(one) for one in ended]
 
     def pinning(self, target: Target, tag: Tag, digest: Digest) -> list[str]:
@@ -211,36 +223,43 @@ class Pins:
         selectors = [pin for pin in self._added if isinstance(pin, Selector)]
         return found + [str(pin) for pin in selectors if pin.matches(target, tag, digest)]
 
-    def spared(self) -> set[Digest]:
-        """Return all that must stay: as of now, or of lately where looking takes long."""
-        if self._is_stale():
-            started = time.monotonic()
-            self._spared = self._collect()
-            for image in self._feeds.images():
-                for root in self._roots(image):
-                    self._spared |= self._tree(root)
-            ended = time.monotonic()
-            rest = min(STALE_SECONDS, _REST * (ended - started))
-            if self._index.is_ready:  # else there is more to come
-                self._seen = self._index.revision, self._feeds.revision, ended + rest
-        return self._spared
+    async def protected(self) -> Set[Digest]:
+        """Return all that must stay, as of now, or of a few seconds ago if computing it is slow.
 
-    def pinned(self) -> set[Digest]:
-        """Return what is pinned now; what is in use is not among it unless it is pinned too."""
-        return self._collect()
+        Pins and feeds are always as of now: a pin that was added is never missing.
+        """
+        async with self._computing:
+            while self._is_stale():
+                of, index, started = self._inputs(), self._index.revision, time.monotonic()
+                protected = await self._collect()
+                for image in self._feeds.images():
+                    protected.update(await self._graph.tree(*await self._roots(image)))
+                if of != self._inputs():
+                    continue  # a pin or a feed changed meanwhile
+                self._protected, ended = protected, time.monotonic()
+                if not self._index.is_ready:  # more content will be known in a moment
+                    break
+                rest = min(STALE_SECONDS, _REST * (ended - started))
+                self._computed = of, index, ended + rest
+                break
+            return self._protected
 
-    def roots(self) -> list[Digest]:
+    async def pinned(self) -> Set[Digest]:
+        """Return what pins protect now; without what is only in use."""
+        return await self._collect()
+
+    async def roots(self) -> list[Digest]:
         """Return the manifest of every pinned image, as far as it is known; held or not."""
         images = [pin for pin in (*self._exact, *self._added) if isinstance(pin, Image)]
-        found = [root for image in images for root in self._roots(image)]
+        found = [root for image in images for root in await self._roots(image)]
         found += [image.digest for image in images if image.digest is not None]
-        for matched in self._matched().values():
+        for matched in (await self._matched()).values():
             found += matched
         return list(dict.fromkeys(found))
 
-    def all(self) -> list[Pin]:
+    async def all(self) -> list[Pin]:
         """Return every pin with what it keeps now."""
-        self._collect()
+        await self._collect()
         return self._pins
 
     @property
@@ -248,42 +267,47 @@ class Pins:
         """Disk bytes that are pinned, as of the last look."""
         return sum(pin.bytes for pin in self._pins)
 
+    def _inputs(self) -> tuple[int, int]:
+        return self.revision, self._feeds.revision
+
     def _is_stale(self) -> bool:
-        if self._seen is None:
+        if self._computed is None:
             return True
-        index, feeds, until = self._seen
-        if feeds != self._feeds.revision:
+        inputs, index, until = self._computed
+        if inputs != self._inputs():
             return True
         return index != self._index.revision and time.monotonic() > until
 
-    def _collect(self) -> set[Digest]:
-        """Honour the pins in their order, as far as the budget goes."""
-        spared: set[Digest] = set()
-        self._pins = []
-        room = self.limit()
-        configured: list[tuple[str, list[Digest]]] = [
-            (str(image), self._roots(image)) for image in self._exact
-        ]
-        matched = self._matched()
-        configured += [(one.text, matched[one.text]) for one in self._patterns]
-        added = [
-            (str(pin), matched[str(pin)] if isinstance(pin, Selector) else self._roots(pin))
-            for pin in self._added
-        ]
-        for number, (name, roots) in enumerate(configured + added):
-            is_configured = number < len(configured)
+    async def _collect(self) -> set[Digest]:
+        """Return what pins protect: honour them in their order, as far as the limit allows."""
+        protected: set[Digest] = set()
+        pins: list[Pin] = []
+        limit = room = self.limit()
+        for name, is_configured, roots in await self._named():
             kept, images, refused = 0, 0, None
             for root in roots:
-                tree = self._tree(root) - spared
-                size = self._held_bytes(tree)
+                tree = set(await self._graph.tree(root)) - protected
+                size = await self._held_bytes(tree)
                 if size > room:
-                    refused = f"{size} bytes more would exceed the {self.limit()} for pins"
+                    refused = f"{size} bytes more would exceed the {limit} for pins"
                     continue
-                spared |= tree
+                protected |= tree
                 room, kept, images = room - size, kept + size, images + 1
-            self._pins.append(Pin(name, is_configured, images, kept, refused))
+            pins.append(Pin(name, is_configured, images, kept, refused))
+        self._pins = pins
         self._log_refused()
-        return spared
+        return protected
+
+    async def _named(self) -> list[tuple[str, bool, list[Digest]]]:
+        """Return each pin's name, whether it is configured, and the manifests that it pins."""
+        exact, patterns, added = list(self._exact), list(self._patterns), list(self._added)
+        matched = await self._matched()
+        found = [(str(image), True, await self._roots(image)) for image in exact]
+        found += [(one.text, True, matched[one.text]) for one in patterns]
+        for pin in added:
+            roots = matched[str(pin)] if isinstance(pin, Selector) else await self._roots(pin)
+            found.append((str(pin), False, roots))
+        return found
 
     def _log_refused(self) -> None:
         """Log each pin that is not honoured once, until it is."""
@@ -292,60 +316,49 @@ class Pins:
             log.warning("a pin is not honoured in full", pin=name, reason=refused[name])
         self._refused = set(refused)
 
-    def _matched(self) -> dict[str, list[Digest]]:
+    async def _matched(self) -> dict[str, list[Digest]]:
         """Return what each pattern matches, by one look at all tags."""
         patterns: dict[str, _Pattern | Selector] = {one.text: one for one in self._patterns}
         patterns |= {str(pin): pin for pin in self._added if isinstance(pin, Selector)}
         found: dict[str, list[Digest]] = {text: [] for text in patterns}
-        if patterns:
-            for target, tag, record in self._index.tagged():
-                digest = record.descriptor.digest
+        if not patterns:
+            return found
+        async for batch in self._tags.all():
+            for one in batch:
                 for text, pattern in patterns.items():
-                    if pattern.matches(target, tag, digest):
-                        found[text].append(digest)
+                    if pattern.matches(one.target, one.tag, one.digest):
+                        found[text].append(one.digest)
         return found
 
-    def _roots(self, image: Image) -> list[Digest]:
+    async def _roots(self, image: Image) -> list[Digest]:
         if image.digest is not None:
-            return [image.digest] if self._index.held(image.digest) else []
+            return [image.digest] if await self._index.blob(image.digest) else []
         assert image.target is not None
         assert image.tag is not None
-        record = self._index.pointed(image.target, image.tag)
+        record = await self._tags.get(image.target, image.tag)
         return [] if record is None else [record.descriptor.digest]
 
-    def _tree(self, root: Digest) -> set[Digest]:
-        """Return a manifest and all that it lists, held or not."""
-        tree = {root}
-        todo = [root]
-        while todo:
-            for child in self._index.children(todo.pop()):
-                if child.digest not in tree:
-                    tree.add(child.digest)
-                    todo.append(child.digest)
-        return tree
-
-    def _held_bytes(self, tree: Iterable[Digest]) -> int:
-        records = (self._index.held(digest) for digest in tree)
+    async def _held_bytes(self, digests: Iterable[Digest]) -> int:
+        records = [await self._index.blob(digest) for digest in digests]
         return sum(disk_bytes(record.size) for record in records if record is not None)
 
-    def _refuse_too_much(self, image: Image | Selector) -> None:
+    async def _refuse_too_much(self, image: Image | Selector) -> None:
         """Raise ``Conflict`` when what an image needs does not fit beside the other pins.
 
-        A pattern may match more later: what does not fit then is reported with the pins.
+        Counts what is held of it, and what its held manifests list besides. A pattern may match
+        more later: what does not fit then is reported with the pins.
         """
         if isinstance(image, Selector):
             return
-        spared = self._collect()
-        needed = 0
-        for root in self._roots(image):
-            for digest in self._tree(root) - spared:
-                record = self._index.held(digest)
-                needed += disk_bytes(record.size) if record is not None else 0
-                needed += sum(
-                    disk_bytes(child.size)
-                    for child in self._index.children(digest)
-                    if child.digest not in spared and self._index.held(child.digest) is None
-                )
+        protected = await self._collect()
+        sizes: dict[Digest, int] = {}
+        for digest in await self._graph.tree(*await self._roots(image)):
+            record = await self._index.blob(digest)
+            if record is not None:
+                sizes[digest] = record.size
+            for child in self._index.children(digest):
+                sizes.setdefault(child.digest, child.size)
+        needed = sum(disk_bytes(size) for digest, size in sizes.items() if digest not in protected)
         pinned, limit = self.bytes, self.limit()
         if pinned + needed > limit:
             raise Conflict(f"{image} needs {needed} bytes; {pinned} are pinned, and {limit} may be")

@@ -1,7 +1,4 @@
-"""Promises of room: for content that is proven, and for bodies that arrive.
-
-The room itself, and what goes to make some, is the business of ``evict``.
-"""
+"""Promises of room: for verified content, and for arriving bodies. ``eviction`` makes the room."""
 
 import asyncio
 from typing import Final, Protocol
@@ -11,11 +8,11 @@ from proxy.core.errors import StorageError
 from proxy.core.records import disk_bytes
 
 SHORTEST_LEAD: Final = 1024 * 1024
-"""Bytes that a body has promised from the beginning, where the cache is large enough."""
+"""Bytes that a body gets promised at its start, if the cache is large enough."""
 
 
 class NoRoom(StorageError):
-    """Nothing can be evicted that would make this fit."""
+    """There is no room, and eviction cannot make enough."""
 
 
 class Room(Protocol):
@@ -25,23 +22,23 @@ class Room(Protocol):
 
     @property
     def longest_lead(self) -> int:
-        """Bytes that an arriving body may have promised beyond those that have come."""
+        """Bytes that an arriving body may have promised beyond those that have arrived."""
 
     async def take(self, more: int, upstream: str | None = None) -> None:
         """Promise ``more`` disk bytes. Raises ``NoRoom``."""
 
     async def cover(self) -> None:
-        """Return once a restart would know of all that is promised."""
+        """Return once a restart would know of everything promised."""
 
     def give_back(self, promised: int, upstream: str | None = None) -> None:
         """Take back a promise."""
 
 
 class Reservation:
-    """Disk bytes promised to proven content; released once the index counts them, or never."""
+    """Disk bytes promised to verified content; released once the index counts them."""
 
     def __init__(self, room: Room, upstream: str | None = None) -> None:
-        """``upstream`` is whose unproven word the bytes are; None for proven content."""
+        """``upstream`` names the source of unproven bytes; None for verified content."""
         self._room = room
         self._upstream = upstream
         self._bytes = 0
@@ -79,13 +76,13 @@ class Arrival:
         room.unproven.announce(upstream, self._claim)
 
     async def grow(self, size: int) -> None:
-        """Have room for ``size`` bytes that come now, and for a few more. Raises ``NoRoom``.
+        """Get room for the first ``size`` bytes, and for a few more. Raises ``NoRoom``.
 
-        The lead saves asking at every chunk. It grows with what has come, so that a small body
-        takes little, and ends where the body is said to end.
+        The lead saves a call for every chunk. It grows with the bytes that have arrived, so that a
+        small body takes little, and ends at the announced size.
         """
         if size > self._covered:
-            async with self._growing:  # pieces of one body come over several connections
+            async with self._growing:  # parallel ranges of one body grow at the same time
                 if size > self._covered:
                     self._covered = await self._cover(size)
         self._come = max(size, self._come)

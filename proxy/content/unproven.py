@@ -1,10 +1,10 @@
-"""How much room downloads take whose bytes are not proven yet, for each upstream. Pure state.
+"""The room that downloads take whose bytes are not verified yet, by upstream. Pure state.
 
-Until the last byte has come, a body and its announced size are only the word of an upstream. A
-body without end must not push out what others use. So unproven bytes may take all free room, and
-beyond it evict until they make up a share of what is held; then the download is not kept. This
-bounds parallel bodies together, since their bytes are added up, and bodies one after the other,
-since the next one finds the room that the last one has left.
+Until the last byte has arrived, a body and its announced size cannot be trusted, and an endless
+body must not evict content that others use. So unproven bytes may take all free room, and beyond
+that evict until they are a certain share of the content; then the download is not kept. This bounds
+parallel bodies, because their bytes are added up, and bodies one after the other, because the next
+one uses the room that the last one left.
 """
 
 from collections import Counter
@@ -21,11 +21,11 @@ class Unproven:
         self._occupied: Counter[str] = Counter()
         self._announced: Counter[str] = Counter()
         self.leads = 0
-        """Bytes promised to them that have not come: the disk still has them free."""
+        """Bytes promised to them that have not arrived: the disk still has them free."""
 
     @property
     def bytes(self) -> int:
-        """What all of them occupy."""
+        """What all upstreams occupy."""
         return self._occupied.total()
 
     def occupy(self, upstream: str, more: int) -> None:

@@ -1,7 +1,7 @@
-"""Every way a request can fail, as one table of classes: OCI error code and HTTP status.
+"""Every way a request can fail: one table of classes with an OCI error code and an HTTP status.
 
-Raised by any room, rendered in one place (``web.registry``). Knows nothing of HTTP servers.
-Codes: OCI distribution-spec, "Error Codes"; those that the spec lacks are distribution's.
+Any module raises them; ``web.registry`` renders them. Codes are those of the OCI distribution-spec,
+"Error Codes", and of distribution where the specification has none.
 """
 
 import errno
@@ -19,16 +19,16 @@ _DISK_ERRNOS: Final = frozenset(
     )
     if hasattr(errno, name)
 )
-"""Errors that a disk or a file system reports about a file (Linux: errno(3), blk_types.h).
+"""Errors of disks and file systems (errno(3), Linux's blk_types.h).
 
-Neither sockets nor a process that runs out of descriptors or memory are among the causes.
+Errors of sockets are not among them, nor a lack of descriptors or memory.
 """
 
 
 class RegistryError(Exception):
-    """A failure with an OCI error code. On its own it means a bug: 500 UNKNOWN.
+    """A failure with an OCI error code. This class itself means a bug: 500 UNKNOWN.
 
-    ``message`` is for people and must never hold a secret; ``detail`` is any JSON value.
+    ``message`` is sent to clients and must not contain a secret; ``detail`` is any JSON value;
     ``retry_after`` is in seconds.
     """
 
@@ -36,16 +36,16 @@ class RegistryError(Exception):
     code: ClassVar[str] = "UNKNOWN"
 
     was_forwarded: bool = False
-    """Upstream was asked before this error was known."""
+    """The request was sent to upstream."""
 
     upstream_status: int | None = None
-    """The HTTP status that upstream answered with; None when it gave none."""
+    """The HTTP status of upstream's answer; None if there was none."""
 
     host: str | None = None
-    """The host that failed: the registry, its token server, or one that it redirected to."""
+    """The host that failed: the registry, its token server, or the target of a redirect."""
 
     is_remembered: bool = False
-    """Upstream said so earlier, and was not asked again."""
+    """The error is from the negative cache; upstream was not asked again."""
 
     def __init__(
         self, message: str, *, detail: object = None, retry_after: float | None = None
@@ -56,7 +56,7 @@ class RegistryError(Exception):
         self.retry_after = retry_after
 
     def body(self) -> bytes:
-        """Return the JSON error document of distribution-spec, "Error Codes"."""
+        """Return the JSON error document (distribution-spec, "Error Codes")."""
         error: dict[str, object] = {"code": self.code, "message": self.message}
         if self.detail is not None:
             error["detail"] = self.detail
@@ -70,7 +70,7 @@ class RegistryError(Exception):
 
 
 class RequestInvalid(RegistryError):
-    """What came is no HTTP."""
+    """The request is not valid HTTP, or a parameter is wrong."""
 
     status, code = 400, "UNSUPPORTED"
 
@@ -88,7 +88,7 @@ class TagInvalid(RegistryError):
 
 
 class DigestInvalid(RegistryError):
-    """The digest breaks the grammar, or names an algorithm that cannot be verified here."""
+    """The digest breaks the grammar, or its algorithm is not supported."""
 
     status, code = 400, "DIGEST_INVALID"
 
@@ -100,13 +100,13 @@ class PaginationInvalid(RegistryError):
 
 
 class NotFound(RegistryError):
-    """What was asked for does not exist, as far as anybody entitled to say so knows."""
+    """The requested object does not exist, according to upstream or to the cache when offline."""
 
     status = 404
 
 
 class PathNotFound(NotFound):
-    """The path belongs to no end-point."""
+    """No endpoint has this path."""
 
     code = "UNSUPPORTED"
 
@@ -136,25 +136,25 @@ class PinUnknown(NotFound):
 
 
 class Conflict(RegistryError):
-    """What is there does not allow it: a budget that is used up, work that is being done."""
+    """The current state forbids the request: a limit is reached, or the same work is running."""
 
     status, code = 409, "DENIED"
 
 
 class NotHeld(RegistryError):
-    """The client wants only what is held (``only-if-cached``), and this is not."""
+    """The client accepts only cached content (``only-if-cached``), and this is not cached."""
 
     status, code = 504, "UNAVAILABLE"
 
 
 class StorageUnavailable(RegistryError):
-    """The disk does not take what must survive, or does not give it: ask again when it does."""
+    """The disk does not accept or return data that must not be lost. The client should retry."""
 
     status, code = 503, "UNAVAILABLE"
 
 
 class Unauthorized(RegistryError):
-    """Our own access control wants to know who this is."""
+    """Our own access control requires authentication."""
 
     status, code = 401, "UNAUTHORIZED"
 
@@ -164,16 +164,16 @@ class Unauthorized(RegistryError):
 
 
 class Denied(RegistryError):
-    """Upstream, or a rule of ours, does not allow it.
+    """Upstream or one of our rules forbids the request.
 
-    Never carries upstream's challenge: a client would send its credentials to the wrong place.
+    It never carries upstream's challenge: clients would send their credentials to the wrong place.
     """
 
     status, code = 403, "DENIED"
 
 
 class Unsupported(RegistryError):
-    """The method writes, and this registry only reads; ``allowed`` is what may be done instead."""
+    """The endpoint does not support the method; ``allowed`` are the ones that it supports."""
 
     status, code = 405, "UNSUPPORTED"
 
@@ -182,18 +182,18 @@ class Unsupported(RegistryError):
         self.allowed = allowed
 
     def headers(self) -> dict[str, str]:
-        """Return ``Allow``, as RFC 9110 §15.5.6 requires."""
+        """Return ``Allow`` (RFC 9110 §15.5.6)."""
         return {"Allow": ", ".join(self.allowed)}
 
 
 class ManifestTooLarge(RegistryError):
-    """Upstream's manifest is larger than any client would read."""
+    """Upstream's manifest is larger than any client accepts."""
 
     status, code = 502, "MANIFEST_INVALID"
 
 
 class Overloaded(RegistryError):
-    """No descriptors or memory are left for the request now; the client should try again."""
+    """No descriptors or memory are free. The client should retry."""
 
     status, code = 503, "UNAVAILABLE"
 
@@ -202,7 +202,7 @@ class Overloaded(RegistryError):
 
 
 class RangeInvalid(RegistryError):
-    """The range starts behind the end of the blob, whose ``size`` is in bytes."""
+    """The range starts after the end of the blob, which has ``size`` bytes."""
 
     status, code = 416, "RANGE_INVALID"
 
@@ -211,12 +211,15 @@ class RangeInvalid(RegistryError):
         self.size = size
 
     def headers(self) -> dict[str, str]:
-        """Return ``Content-Range``, as RFC 9110 §15.5.17 asks."""
+        """Return ``Content-Range`` (RFC 9110 §15.5.17)."""
         return {"Content-Range": f"bytes */{self.size}"}
 
 
 class UpstreamFailure(RegistryError):
-    """Upstream could not or would not answer now. Never to be told as absence."""
+    """Upstream failed to answer. Never reported to clients as absence.
+
+    ``is_answer``: upstream was reached, and this is its answer.
+    """
 
     status, code = 502, "UNAVAILABLE"
     was_forwarded = True
@@ -224,49 +227,48 @@ class UpstreamFailure(RegistryError):
     def __init__(
         self, message: str, *, retry_after: float | None = None, is_answer: bool = False
     ) -> None:
-        """``is_answer``: upstream was reached, and this is what it said."""
         super().__init__(message, retry_after=retry_after)
         self.is_answer = is_answer
 
 
 class TooManyRequests(UpstreamFailure):
-    """Upstream limits our rate and nothing held can stand in."""
+    """Upstream limits our rate, and the cache has no copy to serve instead."""
 
     status, code = 429, "TOOMANYREQUESTS"
 
 
 class CredentialsRejected(UpstreamFailure):
-    """Upstream refused *our* credentials: the operator's to mend, so no 401 to the client."""
+    """Upstream rejects *our* credentials. The operator must fix that, so clients get no 401."""
 
 
 class UpstreamUnavailable(UpstreamFailure):
-    """No connection, a broken answer, or a 5xx. 502 makes every client fall back at once."""
+    """No connection, a broken answer, or a 5xx. With 502 every client falls back at once."""
 
 
 class UpstreamRejected(UpstreamFailure):
-    """Upstream answered that it will not: it works, and asking again would change nothing."""
+    """Upstream works and refuses the request. A retry would get the same answer."""
 
 
 class UpstreamTimeout(UpstreamFailure):
-    """Upstream took too long; said well inside containerd's 30 seconds."""
+    """Upstream took too long. The answer is sent well before containerd's limit of 30 seconds."""
 
     status = 504
 
 
 class ContentMismatch(UpstreamFailure):
-    """The bytes are not what their digest or length says. Never stored."""
+    """The bytes do not match their digest or length. They are never stored."""
 
 
 class StorageError(Exception):
-    """The disk refused. Ours to survive: the caller passes through or fetches again."""
+    """Storage failed. The caller passes content through or fetches it again."""
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Return True if an error says that a file or the disk below it is bad.
+    """Return True if the error means that a file or its disk is damaged.
 
-    False for errors of sockets, and for a process that runs out of descriptors or memory: content
-    must not be given up for those. A ``StorageError`` is judged by the ``OSError`` that caused it;
-    one without such a cause is about the content itself.
+    False for errors of sockets and for a lack of descriptors or memory, which say nothing about
+    the content. A ``StorageError`` is judged by the ``OSError`` that caused it; without a cause it
+    is about the content itself.
     """
     if isinstance(error, StorageError):
         return error.__cause__ is None or is_disk_error(error.__cause__)
@@ -274,8 +276,8 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 class ConfigError(Exception):
-    """A setting is wrong. The message names file, key path, what is wrong and what is right."""
+    """A setting is wrong. The message has the file, the key, the error and a valid example."""
 
 
 class StorageInUse(ConfigError):
-    """Another process has the storage directory."""
+    """Another process uses the storage directory."""

@@ -1,12 +1,15 @@
-"""What a manifest says: its media type and the content it lists. Reads, never rewrites.
+"""What a manifest says: its media type and the content it lists; and the walk over what is listed.
 
 image-spec ``manifest.md`` and ``image-index.md``; Docker's manifest v2 schema 2.
-Parsing is best effort: whatever upstream serves as a manifest is passed on byte for byte.
+Reads, never rewrites. Parsing is best effort: clients get a manifest byte for byte as upstream
+sent it.
 """
 
+import asyncio
 import base64
 import json
 import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -126,6 +129,44 @@ def read(body: bytes) -> ManifestContent:
         children=_children(document) if document else None,
         subject=_subject(document),
     )
+
+
+class Node(NamedTuple):
+    """One step of a walk: content, the manifest that lists it (None for a root), and its depth."""
+
+    digest: Digest
+    parent: Digest | None
+    depth: int
+
+
+Listing = Callable[[Digest], Awaitable[Iterable[Digest]]]
+"""Returns what a manifest lists; nothing for a blob."""
+
+_TURN: Final = 250
+"""Nodes that a walk visits before other tasks run."""
+
+
+async def walk(
+    roots: Iterable[Digest], listing: Listing, *, max_depth: int = 1 << 30
+) -> AsyncIterator[Node]:
+    """Yield the roots and everything below them, each once, a manifest before what it lists.
+
+    ``listing`` is called once for each node of less than ``max_depth``, after the node has been
+    yielded. A manifest that lists itself, directly or not, does no harm.
+    """
+    todo = [Node(root, None, 0) for root in roots][::-1]
+    seen: set[Digest] = set()
+    while todo:
+        node = todo.pop()
+        if node.digest in seen:
+            continue
+        seen.add(node.digest)
+        yield node
+        if len(seen) % _TURN == 0:
+            await asyncio.sleep(0)
+        if node.depth < max_depth:
+            below = [child for child in await listing(node.digest) if child not in seen]
+            todo += [Node(child, node.digest, node.depth + 1) for child in below[::-1]]
 
 
 def read_referrers(body: bytes) -> list[dict[str, object]] | None:

@@ -1,7 +1,6 @@
-"""The names of things: digests, repositories, tags, and the ``/v2/`` path parsed once.
+"""The grammar of digests, repositories, tags and ``/v2/`` paths.
 
-Grammar: distribution-spec "Pulling manifests", image-spec ``descriptor.md`` "Digests".
-Knows nothing of upstreams or HTTP.
+Distribution-spec "Pulling manifests", image-spec ``descriptor.md`` "Digests".
 """
 
 import hashlib
@@ -25,7 +24,7 @@ _HEX = re.compile(r"[a-f0-9]+")
 
 
 class Kind(Enum):
-    """What a ``/v2/`` path asks for."""
+    """The endpoint of a ``/v2/`` path."""
 
     BASE = auto()
     MANIFEST = auto()
@@ -36,7 +35,7 @@ class Kind(Enum):
 
 
 class Route(NamedTuple):
-    """One parsed path: ``ref`` is a tag, a digest, or empty."""
+    """A parsed path: ``ref`` is a tag, a digest, or empty."""
 
     kind: Kind
     repo: Repo
@@ -44,7 +43,7 @@ class Route(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A repository of a configured upstream: where a name leads."""
+    """A repository of a configured upstream."""
 
     upstream: str
     repo: Repo
@@ -54,7 +53,7 @@ class Target(NamedTuple):
 
 
 class Image(NamedTuple):
-    """An image as people name it: a repository with a tag or a digest, or a digest alone."""
+    """A reference to an image: a repository with a tag or a digest, or a digest alone."""
 
     target: Target | None
     tag: Tag | None
@@ -67,10 +66,7 @@ class Image(NamedTuple):
 
 
 def parse_digest(text: str) -> Digest:
-    """Return ``text`` as a digest that can be verified here (sha256 or sha512).
-
-    Raises ``DigestInvalid``.
-    """
+    """Return ``text`` as a digest with sha256 or sha512. Raises ``DigestInvalid``."""
     match = _DIGEST.fullmatch(text)
     if match is None:
         raise DigestInvalid(f"{_shown(text)} is not a digest; expected algorithm:hex")
@@ -102,18 +98,18 @@ def parse_tag(text: str) -> Tag:
 
 
 def is_digest(ref: str) -> bool:
-    """Tell a digest from a tag: a tag cannot hold a colon."""
+    """Return True if a reference is a digest: a tag has no colon."""
     return ":" in ref
 
 
 def matches(digest: Digest, data: bytes) -> bool:
-    """Tell whether ``data`` is what ``digest`` names."""
+    """Return True if ``digest`` is the digest of ``data``."""
     algorithm, _, encoded = digest.partition(":")
     return hashlib.new(algorithm, data).hexdigest() == encoded
 
 
 class DigestVerifier:
-    """Hashes content as it comes, to prove that it is what a digest names."""
+    """Hashes content as it arrives and compares it with a digest."""
 
     def __init__(self, digest: Digest) -> None:
         algorithm, _, self._expected = digest.partition(":")
@@ -121,23 +117,23 @@ class DigestVerifier:
         self._state = hashlib.new(algorithm)
 
     def take(self, chunk: bytes) -> None:
-        """Take the next bytes."""
+        """Hash the next bytes."""
         self._state.update(chunk)
 
     @property
     def holds(self) -> bool:
-        """All that was taken is what the digest names."""
+        """True if the bytes so far match the digest."""
         return self._state.hexdigest() == self._expected
 
     @property
     def found(self) -> Digest:
-        """The digest of all that was taken."""
+        """The digest of the bytes so far."""
         return Digest(f"{self._state.name}:{self._state.hexdigest()}")
 
     def check(self, where: object) -> None:
-        """Raise ``ContentMismatch`` unless it holds."""
+        """Raise ``ContentMismatch`` unless the bytes match; ``where`` names their source."""
         if not self.holds:
-            raise ContentMismatch(f"{where}: what came is not {self._digest}")
+            raise ContentMismatch(f"{where}: the content does not match {self._digest}")
 
 
 def sha256(data: bytes) -> Digest:
@@ -146,10 +142,10 @@ def sha256(data: bytes) -> Digest:
 
 
 def parse_path(path: str) -> Route:
-    """Return what a decoded ``/v2/`` path asks for (distribution-spec "Endpoints").
+    """Return the parsed form of a decoded ``/v2/`` path (distribution-spec "Endpoints").
 
-    Raises ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``, or ``PathNotFound`` when no
-    end-point has this shape.
+    Raises ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``, or ``PathNotFound`` if no
+    endpoint has this path.
     """
     if path in ("/v2/", "/v2"):
         return Route(Kind.BASE, Repo(""), "")
@@ -158,7 +154,7 @@ def parse_path(path: str) -> Route:
     head, _, ref = path.removeprefix("/v2/").rpartition("/")
     name, _, verb = head.rpartition("/")
     if not path.startswith("/v2/") or not name:
-        raise PathNotFound(f"no such end-point: {_shown(path)}")
+        raise PathNotFound(f"no such endpoint: {_shown(path)}")
     match verb:
         case "manifests":
             parsed: str = parse_digest(ref) if is_digest(ref) else parse_tag(ref)
@@ -170,7 +166,7 @@ def parse_path(path: str) -> Route:
         case "tags" if ref == "list":
             return Route(Kind.TAGS, parse_repo(name), "")
         case _:
-            raise PathNotFound(f"no such end-point: {_shown(path)}")
+            raise PathNotFound(f"no such endpoint: {_shown(path)}")
 
 
 def _shown(text: str) -> str:

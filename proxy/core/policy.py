@@ -1,8 +1,7 @@
-"""Pure decisions: may this record be served, must upstream be asked, may the last copy stand in.
+"""Pure decisions about tags: serve the copy, ask upstream, or serve the last copy after a failure.
 
-Functions of (when upstream was last asked, rule, now). They never await, and know neither store nor
-network.
-RFC 5861 (stale-while-revalidate, stale-if-error), RFC 9111 §4.2 and §5.2.1.
+They depend on the time of the last check, the rule and the current time alone. RFC 5861
+(stale-while-revalidate, stale-if-error), RFC 9111 §4.2 and §5.2.1.
 """
 
 import re
@@ -16,12 +15,12 @@ if TYPE_CHECKING:
     from proxy.core.names import Tag
 
 _SIGNATURE = re.compile(r"sha(256|512)-[0-9a-f]{64}(\.(sig|att|sbom))?")
-_WIDEN_BELOW: Final = 0.5
-_WIDEST: Final = 100.0
+_EXTEND_BELOW: Final = 0.5
+_MAX_FACTOR: Final = 100.0
 
 
 class Action(Enum):
-    """What to do with a tag."""
+    """What to do for a request of a tag."""
 
     SERVE = auto()
     SERVE_THEN_CHECK = auto()
@@ -30,7 +29,7 @@ class Action(Enum):
 
 
 class CacheDirective(Enum):
-    """What a request's ``Cache-Control`` asks for."""
+    """The directive in a request's ``Cache-Control``."""
 
     ANY = auto()
     REVALIDATE = auto()
@@ -39,11 +38,11 @@ class CacheDirective(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How old an answer of one upstream may be, in seconds; ``inf`` is for ever.
+    """The freshness of one upstream; durations in seconds, ``inf`` means without limit.
 
-    ``keep_deleted``: how long after its last confirmation a tag outlives its deletion upstream.
-    ``reserve``: the share of a rate limit that is kept for what is not held.
-    ``offline``: the upstream is not to be asked anything.
+    ``keep_deleted``: time after its last confirmation that a tag survives its deletion upstream.
+    ``rate_limit_reserve``: share of the rate limit that is reserved for uncached content.
+    ``offline``: upstream is never asked.
     """
 
     tag_ttl: float
@@ -52,27 +51,27 @@ class Rule:
     negative_ttl: float
     signature_ttl: float = 0.0
     keep_deleted: float = 0.0
-    reserve: float = 0.0
+    rate_limit_reserve: float = 0.0
     offline: bool = False
 
-    def of(self, tag: "Tag", share: float | None) -> "Rule":
-        """Return the rule for one tag while ``share`` of the rate limit is left (None: no limit).
+    def for_tag(self, tag: "Tag", share: float | None) -> "Rule":
+        """Return the rule for one tag; ``share`` of the rate limit is left, None without limit.
 
-        Tags of signatures, attestations and referrers change in place, so they are checked often.
-        As a limit is used up, what is held counts as fresh for longer.
+        Tags of signatures, attestations and referrers change in place, so they expire sooner. As
+        the rate limit is used up, cached tags stay fresh for longer.
         """
         if _SIGNATURE.fullmatch(tag):
             return replace(
                 self, tag_ttl=min(self.tag_ttl, self.signature_ttl), stale_while_revalidate=0.0
             )
-        if share is None or share >= _WIDEN_BELOW:
+        if share is None or share >= _EXTEND_BELOW:
             return self
-        factor = min(_WIDEN_BELOW / share, _WIDEST) if share > 0 else _WIDEST
+        factor = min(_EXTEND_BELOW / share, _MAX_FACTOR) if share > 0 else _MAX_FACTOR
         return replace(self, tag_ttl=self.tag_ttl * factor)
 
 
-def wish(cache_control: str | None) -> CacheDirective:
-    """Return what a request's ``Cache-Control`` asks for (RFC 9111 §5.2.1)."""
+def cache_directive(cache_control: str | None) -> CacheDirective:
+    """Return the directive in a request's ``Cache-Control`` (RFC 9111 §5.2.1)."""
     directives = {part.strip().lower() for part in (cache_control or "").split(",")}
     if "only-if-cached" in directives:
         return CacheDirective.ONLY_IF_CACHED
@@ -82,20 +81,20 @@ def wish(cache_control: str | None) -> CacheDirective:
 
 
 def decide(
-    checked_at: float | None, rule: Rule, now: float, asked: CacheDirective = CacheDirective.ANY
+    checked_at: float | None, rule: Rule, now: float, directive: CacheDirective = CacheDirective.ANY
 ) -> Action:
-    """Return what a request for a tag should do, before anything is asked.
+    """Return what to do for a request of a tag, before upstream is asked.
 
-    ``checked_at`` is when upstream last confirmed it, Unix seconds, None when it is unknown. What
-    was confirmed in the future (the clock was set back) is checked, not trusted. Offline, and when
-    only what is held is wanted, whatever is known is served and nothing is checked.
+    ``checked_at`` is when upstream last confirmed the tag, Unix seconds, None for an unknown tag.
+    A known tag is served without a check when offline or with ``only-if-cached``. One that was
+    confirmed in the future (the clock was set back) is checked.
     """
     if checked_at is None:
         return Action.MISS
-    if rule.offline or asked is CacheDirective.ONLY_IF_CACHED:
+    if rule.offline or directive is CacheDirective.ONLY_IF_CACHED:
         return Action.SERVE
     age = now - checked_at
-    if asked is CacheDirective.REVALIDATE or age < 0:
+    if directive is CacheDirective.REVALIDATE or age < 0:
         return Action.CHECK
     if age < rule.tag_ttl:
         return Action.SERVE
@@ -105,10 +104,10 @@ def decide(
 
 
 def on_failure(checked_at: float, rule: Rule, now: float, error: RegistryError) -> Action:
-    """Return SERVE when the last good copy may stand in for upstream's answer, else MISS.
+    """Return SERVE if the last good copy may replace upstream's answer, else MISS.
 
-    For failures (unreachable, rate-limited, broken) within ``stale_if_error``; for a tag that
-    upstream declares absent within ``keep_deleted``. What upstream denies is passed on.
+    There are three cases: a failure (unreachable, rate-limited, broken) within ``stale_if_error``
+    is replaced; so is the absence of a tag within ``keep_deleted``; a denial never is.
     """
     age = now - checked_at
     if isinstance(error, UpstreamFailure) and age <= rule.tag_ttl + rule.stale_if_error:
@@ -119,10 +118,10 @@ def on_failure(checked_at: float, rule: Rule, now: float, error: RegistryError) 
 
 
 def is_scarce(rule: Rule, share: float | None) -> bool:
-    """Tell whether what is left of a rate limit is reserved for what is not held."""
-    return share is not None and share <= rule.reserve
+    """Return True if the rest of a rate limit is reserved for uncached content."""
+    return share is not None and share <= rule.rate_limit_reserve
 
 
 def seconds_fresh(checked_at: float, rule: Rule, now: float) -> float:
-    """Return for how much longer a tag is answered without asking; negative when it is stale."""
+    """Return the seconds for which a tag is still fresh; negative if it is stale."""
     return checked_at + rule.tag_ttl - now

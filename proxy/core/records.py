@@ -1,4 +1,4 @@
-"""Frozen facts that rooms store or hand to one another."""
+"""Immutable values that modules store or pass to one another."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from proxy.core.names import Digest
 
 Clock = Callable[[], float]
-"""Tells Unix seconds."""
+"""Returns the time in Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What content is, without the content (image-spec ``descriptor.md``). ``size`` in bytes."""
+    """The type, digest and size in bytes of content (image-spec ``descriptor.md``)."""
 
     media_type: str
     digest: "Digest"
@@ -22,7 +22,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class TagRecord:
-    """What a tag pointed to when upstream was last asked (``checked_at``, Unix seconds)."""
+    """Where a tag pointed when upstream last confirmed it (``checked_at``, Unix seconds)."""
 
     descriptor: Descriptor
     checked_at: float
@@ -30,7 +30,7 @@ class TagRecord:
 
 @dataclass(frozen=True, slots=True)
 class TagHistoryEntry:
-    """One digest in a tag's history: when it was first and last seen there, Unix seconds."""
+    """A digest that a tag pointed to, from ``first_seen`` to ``last_seen`` (Unix seconds)."""
 
     digest: "Digest"
     first_seen: float
@@ -39,10 +39,10 @@ class TagHistoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class ReferrersRecord:
-    """What refers to a manifest, as descriptors in JSON values.
+    """The referrers of a manifest, as descriptors in JSON values.
 
-    ``checked_at`` is when upstream was last asked, Unix seconds; None for what only the held
-    manifests themselves have told.
+    ``checked_at`` is when upstream last listed them, Unix seconds; None if it never did, and they
+    are known from cached manifests only.
     """
 
     entries: tuple[dict[str, object], ...]
@@ -51,10 +51,10 @@ class ReferrersRecord:
 
 @dataclass(frozen=True, slots=True)
 class ListedPage:
-    """One page of tags as upstream gave it.
+    """One page of tags from upstream.
 
-    ``query`` asked for it, ``further`` asks for the next one and is empty at the end. ``is_whole``:
-    these are all tags of the repository.
+    ``query`` requested it; ``further`` requests the next one, and is empty on the last page.
+    ``is_whole``: the page has all tags of the repository.
     """
 
     tags: list[str]
@@ -65,9 +65,9 @@ class ListedPage:
 
 @dataclass(frozen=True, slots=True)
 class TagList:
-    """The tags that upstream listed last, in order; ``seen_at`` in Unix seconds.
+    """The tags that upstream last listed, in order; ``seen_at`` in Unix seconds.
 
-    ``is_complete`` is False when only some pages of the list were read, or not all were kept.
+    ``is_complete`` is False if only some pages were read, or not all tags were stored.
     """
 
     tags: tuple[str, ...]
@@ -77,10 +77,10 @@ class TagList:
 
 @dataclass(frozen=True, slots=True)
 class BlobRecord:
-    """A held blob or manifest: ``size`` in bytes, ``used_at`` in Unix seconds.
+    """A cached blob or manifest: ``size`` in bytes, ``used_at`` in Unix seconds.
 
-    ``media_type`` is what upstream called it, and None for what came through a blob end-point.
-    ``is_public``: it came from an upstream that got no credentials for it. False if unknown.
+    ``media_type`` is from upstream, None for content from a blob endpoint. ``is_public``: upstream
+    sent it without credentials; False if unknown.
     """
 
     digest: "Digest"
@@ -91,7 +91,7 @@ class BlobRecord:
 
 
 class Child(NamedTuple):
-    """What a manifest lists: content, and its ``size`` in bytes as the manifest says."""
+    """Content that a manifest lists; ``size`` in bytes is what the manifest says."""
 
     digest: "Digest"
     size: int
@@ -99,16 +99,16 @@ class Child(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the cache holds: ``disk_bytes`` counts 4 KiB blocks, as a file system does."""
+    """The content of the cache; ``disk_bytes`` counts 4 KiB blocks, as file systems do."""
 
     files: int
     disk_bytes: int
 
 
 BLOCK: Final = 4096
-"""Bytes. What the smallest file costs on the file systems that matter."""
+"""Bytes of the smallest file on common file systems."""
 
 
 def disk_bytes(size: int) -> int:
-    """Return what a file of ``size`` bytes takes on disk, in bytes."""
+    """Return the bytes on disk of a file of ``size`` bytes."""
     return -(-size // BLOCK) * BLOCK

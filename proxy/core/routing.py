@@ -1,8 +1,8 @@
-"""Where a name leads: (repository, ``Host``, ``ns``) to a configured upstream and its repository.
+"""Resolves repository, ``Host`` and ``ns`` of a request to a configured upstream and a repository.
 
-``ns`` (distribution-spec "Registry Proxying") beats the ``Host`` header, which beats a first path
-component, which beats the default upstream. Only configured upstreams exist: an address that a
-client chose is refused, never dialled.
+``ns`` (distribution-spec "Registry Proxying") takes precedence over the ``Host`` header, then the
+first path component, then the default upstream. Millpond never connects to an address that a client
+chose: an upstream that is not configured is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,25 +12,25 @@ from yarl import URL
 
 from proxy.core.errors import NameUnknown
 from proxy.core.names import Image, Repo, Target, parse_digest, parse_repo, parse_tag
-from proxy.core.selection import ANY, Selector, is_pattern, selector, split_tag
+from proxy.core.selection import ANY, Selector, is_pattern, make_selector, split_tag
 
 MAX_NS_LENGTH = 255
 
 
 class NamedUpstream(Protocol):
-    """The settings of one upstream that decide which names lead to it."""
+    """The settings of one upstream that routing needs."""
 
     @property
     def url(self) -> str:
-        """Its address; the authority is one of its names."""
+        """Its address; host and port are one of its names."""
 
     @property
     def aliases(self) -> Sequence[str]:
-        """Other names for it, in paths and in ``ns``."""
+        """Its other names, in paths and in ``ns``."""
 
     @property
     def hostnames(self) -> Sequence[str]:
-        """``Host`` headers of requests that mean it."""
+        """``Host`` headers that stand for it."""
 
     @property
     def library_prefix(self) -> bool:
@@ -42,11 +42,11 @@ class Routes(Protocol):
 
     @property
     def upstreams(self) -> Mapping[str, NamedUpstream]:
-        """Every upstream by its name."""
+        """All upstreams by name."""
 
     @property
     def default_upstream(self) -> str:
-        """The upstream for names that name none."""
+        """The upstream for names without one."""
 
 
 class _Known(NamedTuple):
@@ -55,17 +55,17 @@ class _Known(NamedTuple):
 
 
 class Router:
-    """Resolves names by one look-up table, built from the settings.
+    """Resolves names with one table, built from the settings.
 
-    ``revision`` grows with each change of the settings.
+    ``revision`` increases with each change of the settings.
     """
 
     def __init__(self, settings: Routes) -> None:
         self.revision = 0
-        self.use(settings)
+        self.update(settings)
 
-    def use(self, settings: Routes) -> None:
-        """Resolve names by these settings from now on."""
+    def update(self, settings: Routes) -> None:
+        """Replace the settings."""
         table: dict[str, _Known] = {}
         hostnames: dict[str, _Known] = {}
         for name, upstream in settings.upstreams.items():
@@ -81,10 +81,10 @@ class Router:
         self.revision += 1
 
     def resolve(self, repo: Repo, host: str, ns: str | None) -> Target:
-        """Return the upstream and repository that a request means.
+        """Return the upstream and the repository of a request.
 
-        Raises ``NameUnknown`` when ``ns`` or the path names an upstream that is not configured,
-        ``NameInvalid`` when nothing is left of the path behind the upstream's name.
+        Raises ``NameUnknown`` if ``ns`` or the path names an upstream that is not configured,
+        ``NameInvalid`` if the path ends after the upstream's name.
         """
         if ns is not None:
             return self._within(self._named(ns), repo)
@@ -99,62 +99,62 @@ class Router:
             raise _unconfigured(first)
         return _target(self._default, repo)
 
-    def image(self, text: str) -> Image:
-        """Return the image that people mean by ``text``, as Docker's reference grammar has it.
+    def parse_image(self, text: str) -> Image:
+        """Return the image of a reference in Docker's grammar.
 
-        A leading address with a port, or an unnamed host's, is taken for Millpond's own. Raises
-        ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``, or ``NameUnknown``.
+        A leading address with a port that is not configured is assumed to be Millpond's own.
+        Raises ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``, or ``NameUnknown``.
         """
-        text = text.removeprefix("docker-pullable://").removeprefix("docker://")
+        text = _without_scheme(text)
         if text.startswith(("sha256:", "sha512:")):
             return Image(None, None, parse_digest(text))
         name, at, digest = text.partition("@")
         path, slash, last = name.rpartition("/")
         last, colon, tag = last.partition(":")
-        target = self._pulled(path + slash + last)
+        target = self._resolve_name(path + slash + last)
         if at:
             return Image(target, None, parse_digest(digest))
         return Image(target, parse_tag(tag if colon else "latest"), None)
 
-    def selector(self, text: str) -> Selector:
-        """Return which images people mean by ``text``: by names as ``image`` has them, or patterns.
+    def parse_selector(self, text: str) -> Selector:
+        """Return the selector of a reference as for ``parse_image``, or of a pattern.
 
-        Without a tag or digest all tags are meant. A pattern that begins with a wildcard may begin
-        anywhere in a name. An upstream need not be configured: what came from one that was removed
-        is still held. Raises ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``.
+        Without a tag or digest it selects all tags. A pattern that begins with a wildcard may match
+        from anywhere in a name. The upstream need not be configured: the cache may have content of
+        a removed one. Raises ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``.
         """
-        text = text.removeprefix("docker-pullable://").removeprefix("docker://")
+        text = _without_scheme(text)
         if text.startswith(("sha256:", "sha512:")):
-            return selector(ANY, digest=parse_digest(text))
+            return make_selector(ANY, digest=parse_digest(text))
         name, at, digest = text.partition("@")
         repositories, tags = split_tag(name)
         if is_pattern(repositories):
-            repositories = self._completed(repositories)
+            repositories = self._complete_pattern(repositories)
         else:
-            repositories = str(self._held_under(repositories))
+            repositories = str(self._resolve_cached(repositories))
         if at:
-            return selector(repositories, digest=parse_digest(digest))
+            return make_selector(repositories, digest=parse_digest(digest))
         if tags is not None and not is_pattern(tags):
             tags = parse_tag(tags)
-        return selector(repositories, tags)
+        return make_selector(repositories, tags)
 
-    def pin(self, text: str) -> Image | Selector:
-        """Return what is pinned by ``text``: one image, or whatever a pattern matches.
+    def parse_pin(self, text: str) -> Image | Selector:
+        """Return the image that ``text`` pins, or the selector if it is a pattern.
 
         Raises ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``, ``NameUnknown``.
         """
-        return self.selector(text) if is_pattern(text) else self.image(text)
+        return self.parse_selector(text) if is_pattern(text) else self.parse_image(text)
 
-    def _held_under(self, name: str) -> Target:
-        """Return where a name leads, or led before its upstream was removed."""
+    def _resolve_cached(self, name: str) -> Target:
+        """Return the target of a name, also if its upstream has been removed."""
         try:
-            return self._pulled(name)
+            return self._resolve_name(name)
         except NameUnknown:
             first, _, rest = name.partition("/")
             return Target(first.lower(), parse_repo(rest))
 
-    def _completed(self, pattern: str) -> str:
-        """Return a pattern over whole names, as ``docker.io/library/nginx*`` for ``nginx*``."""
+    def _complete_pattern(self, pattern: str) -> str:
+        """Return a pattern for whole names: ``docker.io/library/nginx*`` for ``nginx*``."""
         first, slash, rest = pattern.partition("/")
         if is_pattern(first[:1]):
             return f"{ANY}/{pattern}"
@@ -168,8 +168,8 @@ class Router:
             rest = f"library/{rest}"
         return f"{known.name}/{rest}"
 
-    def _pulled(self, name: str) -> Target:
-        """Return where a name leads that a client would write in front of a tag."""
+    def _resolve_name(self, name: str) -> Target:
+        """Return the target of a name as clients write it, without a tag."""
         first, slash, rest = name.partition("/")
         host = first.lower()
         if not slash or not (_is_host(first) or ":" in first):
@@ -189,11 +189,15 @@ class Router:
         return known
 
     def _within(self, known: _Known, repo: Repo) -> Target:
-        """Take off a leading name of the same upstream, as mirrors with a path prefix send it."""
+        """Remove a leading name of the same upstream, which mirrors with a path prefix send."""
         first, slash, rest = repo.partition("/")
         if slash and self._table.get(first) == known:
             repo = parse_repo(rest)
         return _target(known, repo)
+
+
+def _without_scheme(text: str) -> str:
+    return text.removeprefix("docker-pullable://").removeprefix("docker://")
 
 
 def _target(known: _Known, repo: Repo) -> Target:
@@ -212,7 +216,7 @@ def _without_port(host: str) -> str:
 
 
 def _is_host(component: str) -> bool:
-    """Tell a host from a namespace as Docker's reference grammar does."""
+    """Return True for a host, False for a namespace, as in Docker's reference grammar."""
     return "." in component or component == "localhost"
 
 

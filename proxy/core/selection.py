@@ -1,9 +1,8 @@
-"""Which images a name or a pattern means.
+"""Which images a name or a pattern selects.
 
-In a pattern ``*`` stands for anything within one component of a name, a component ``**`` for any
-number of components, ``?`` for one character and ``[abc]`` for one of these. A tag is matched by
-itself, behind the colon. The upstream's name comes first. Knows nothing of what is configured:
-``routing`` completes short names.
+In a pattern ``*`` matches anything within one component of a name, a component ``**`` any number of
+components, ``?`` one character and ``[abc]`` one of these. The tag, after the colon, is matched
+separately. Names begin with the upstream; ``routing`` completes shorter ones.
 """
 
 import re
@@ -19,14 +18,14 @@ MAX_LENGTH: Final = 1024
 _WILDCARDS: Final = frozenset("*?[")
 
 Component = re.Pattern[str] | None
-"""Matches one component of a name; None any number of them."""
+"""Matches one component of a name; None matches any number of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Images of repositories: all of them, or those of some tags, or those of one digest.
+    """Selects images of repositories: all of them, those with certain tags, or one digest.
 
-    ``text`` is how it is stored and shown. ``tags`` and ``digest`` None mean all.
+    ``text`` is its stored and printed form. ``tags`` and ``digest`` None mean all.
     """
 
     text: str
@@ -39,15 +38,15 @@ class Selector:
 
     @property
     def is_of_repositories(self) -> bool:
-        """Whole repositories are meant, with whatever they hold."""
+        """Whole repositories are selected, with all their content."""
         return self.tags is None and self.digest is None
 
     def has(self, target: Target) -> bool:
-        """Return True if images of a repository may be meant."""
+        """Return True if images of a repository may be selected."""
         return _covers(self.repositories, str(target).split("/"))
 
     def matches(self, target: Target, tag: Tag, digest: Digest) -> bool:
-        """Return True if the image is meant to which a tag points, by its digest."""
+        """Return True if an image with this tag and digest is selected."""
         if self.digest is not None and self.digest != digest:
             return False
         if self.tags is not None and self.tags.match(tag) is None:
@@ -61,16 +60,18 @@ def is_pattern(text: str) -> bool:
 
 
 def split_tag(text: str) -> tuple[str, str | None]:
-    """Return a name without its tag, and the tag, None if it has none."""
+    """Return a name without its tag, and the tag, None without one."""
     path, slash, last = text.rpartition("/")
     last, colon, tag = last.partition(":")
     return path + slash + last, tag if colon else None
 
 
-def selector(repositories: str, tags: str | None = None, digest: Digest | None = None) -> Selector:
-    """Return what selects by patterns over whole repository names and tags, or by digest.
+def make_selector(
+    repositories: str, tags: str | None = None, digest: Digest | None = None
+) -> Selector:
+    """Return a selector of patterns for whole repository names and for tags, or of a digest.
 
-    Raises ``NameInvalid`` for what is empty or too long to be a name.
+    Raises ``NameInvalid`` for a name that is empty or too long.
     """
     text = repositories if tags is None else f"{repositories}:{tags}"
     if digest is not None:
@@ -89,10 +90,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _covers(patterns: tuple[Component, ...], components: list[str]) -> bool:
-    """Return True if the patterns match all components, in their order.
+    """Return True if the patterns match all components, in order.
 
-    ``ends`` are the places up to which the patterns so far may match, so the time that this takes
-    grows with the product of both lengths and no faster.
+    ``ends`` are the positions up to which the patterns so far may match. So the time grows with
+    the product of both lengths; backtracking would take exponential time.
     """
     ends = {0}
     for pattern in patterns:

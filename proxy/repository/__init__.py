@@ -1,10 +1,10 @@
 """The read-through: every pull is a hit, a join, or one fetch.
 
-``content`` is what lies here, ``sources`` is where the rest comes from; ``manifests``, ``tags``,
-``blobs``, ``referrers`` and ``listings`` answer for one kind each, ``answers`` is what they return.
-``small`` keeps small blobs in RAM, ``at_hand`` tells what needs no waiting, and ``ahead`` fetches
-what has not been asked for yet. ``sweeps`` confirms what manifests claim of held content.
-No policy (``policy`` decides), no HTTP. Trouble with the disk degrades to passing through.
+``manifests``, ``tags``, ``blobs``, ``referrers`` and ``listings`` answer for one kind each, from
+``content`` or from the upstreams in ``origins``; ``results`` are what they return. ``small_blobs``
+keeps small blobs in RAM, ``memory_lookup`` finds what needs no waiting, ``prefetch`` fetches blobs
+before clients request them, and ``link_checks`` confirms links of held content. There is no policy
+here (``core.policy`` decides) and no HTTP. If the disk fails, content is passed through.
 """
 
 from typing import NamedTuple

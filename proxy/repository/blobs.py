@@ -49,12 +49,11 @@ class Blobs:
         expected: PrefetchTracker,
     ) -> None:
         self._content = content
-        self._index = content.index
         self._flights = flights
         self._sources = sources
         self._sizes = sizes
         self._expected = expected
-        self._absences = NegativeCache(sources, BlobUnknown)
+        self._absences = NegativeCache(sources, BlobUnknown, content.clock)
         self._unfit: TTLCache[bool] = TTLCache()
         self._questions: SingleFlight[int | None] = SingleFlight("confirm blob")
 
@@ -125,7 +124,7 @@ class Blobs:
 
         def rest(offset: int) -> AsyncIterator[bytes]:
             if flight.failure is None:  # else it has been counted
-                self._content.counters.storage_trouble()
+                self._content.read_failed()
             return self._rest(target, digest, flight.fd, offset)
 
         return Live(reader, rest)
@@ -134,7 +133,7 @@ class Blobs:
         """Return a held blob; if it turns out to be unreadable it is held no longer."""
 
         async def rest(offset: int) -> AsyncIterator[bytes]:
-            self._content.counters.storage_trouble()
+            self._content.read_failed()
             await self._content.set_aside(digest, {"reason": "it cannot be read"})
             async for chunk in self._rest(target, digest, file.fd, offset):
                 yield chunk
@@ -190,8 +189,8 @@ class Blobs:
         """
         if await self._content.linked(target, digest):
             return True
-        if (target, digest) in self._sizes and self._content.public([digest]):
-            await self._index.link(target, [digest])
+        if (target, digest) in self._sizes and await self._content.is_public(digest):
+            await self._content.link(target, [digest])
             return True
         return False
 
@@ -213,7 +212,7 @@ class Blobs:
             except NotFound as error:
                 await self._absences.learn(target, digest, error)
                 raise
-            await self._index.link(target, [digest])
+            await self._content.link(target, [digest])
             return size
 
         return await self._questions.do((target, digest), ask)
@@ -230,27 +229,27 @@ class Blobs:
                     size = body.size
                     if size is None:
                         size = self._sizes.get((target, digest))
-                    room = await content.evictor.arrival(target.upstream, size)
+                    room = await content.arrival(target.upstream, size)
                     flight.on_closed(room.release)  # a removed spool takes room while it is read
-                    spool = await content.store.spool(digest, None)
+                    spool = await content.spool(digest, None)
                     resources.callback(spool.discard)
                     flight.open(spool, size)
                     await flight.pump(body.pour, room.grow)
-                await self._index.link(target, [digest])
+                await self._content.link(target, [digest])
                 arrived = Descriptor("", digest, flight.written)
                 await content.adopt(room, spool, arrived, is_public=is_public)
             except ContentMismatch as error:
-                self._mismatch(error)
+                self._content.mismatched(error)
                 raise
             except StorageError as error:
                 content.trouble(error)
-                await self._unfit.learn(f"{target} {digest}", True, UNFIT_SECONDS)  # noqa: FBT003 - the fact
+                await self._unfit.set(f"{target} {digest}", True, UNFIT_SECONDS)  # noqa: FBT003 - the fact
                 raise
 
     async def _cannot_fit(self, target: Target, digest: Digest) -> bool:
         """Tell whether a download would only find out that there is no room."""
         announced = self._sizes.get((target, digest), 0)
-        if not self._content.evictor.admits(target.upstream, announced):
+        if not self._content.admits(target.upstream, announced):
             return True
         return bool(await self._unfit.get(f"{target} {digest}"))
 
@@ -292,9 +291,9 @@ class Blobs:
         try:
             proof.check(target)
         except ContentMismatch as error:
-            self._mismatch(error)
+            self._content.mismatched(error)
             raise
-        await self._index.link(target, [digest])
+        await self._content.link(target, [digest])
         yield held_back
 
     @asynccontextmanager
@@ -306,10 +305,6 @@ class Blobs:
         except NotFound as error:
             await self._absences.learn(target, digest, error)
             raise
-
-    def _mismatch(self, error: ContentMismatch) -> None:
-        self._content.counters.mismatches += 1
-        log.error("content mismatch", error=error.message)
 
     def _refuse_asking(self, target: Target, digest: Digest, asked: CacheDirective) -> None:
         if self._sources[target.upstream].rule.offline:

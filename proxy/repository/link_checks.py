@@ -4,9 +4,9 @@ A manifest is written by whoever may push to its repository, and may list the di
 content of another repository. Held content is therefore served under a name only if it was fetched
 under that name, or is public, or upstream has confirmed by HEAD that the repository holds it.
 
-Many images share layers, so a manifest may list forty blobs that are held and need that question.
-A sweep asks all of them at once, beside the pull. A client that is faster asks by itself, and both
-wait for the same answer. A client that already has a layer never asks for it: then only the sweep
+Many images share layers, so a manifest may list forty blobs that are held and need a HEAD. A sweep
+sends all of them at once, beside the pull. A client that is faster causes the HEAD itself, and both
+wait for the same response. A client that already has a layer never requests it: then only the sweep
 completes the image for a later outage.
 """
 
@@ -19,7 +19,7 @@ import structlog
 from proxy.content.content import Content
 from proxy.core import policy
 from proxy.core.errors import NotFound, RegistryError, TooManyRequests
-from proxy.core.manifests import INDEX_TYPES
+from proxy.core.manifests import INDEX_TYPES, walk
 from proxy.core.names import Digest, Target
 from proxy.repository.blobs import Blobs
 from proxy.repository.manifests import Manifests
@@ -27,10 +27,10 @@ from proxy.repository.origins import Origin
 from proxy.runtime.singleflight import SingleFlight
 
 AT_ONCE: Final = 16
-"""Questions at the same time, of all sweeps together."""
+"""Concurrent requests of all sweeps together."""
 
 MAX_SWEEPS: Final = 64
-"""More are left out: clients then ask by themselves, and the next check of the tag sweeps again."""
+"""Concurrent sweeps. More are left out; the next check of the tag starts a sweep again."""
 
 _MAX_DEPTH: Final = 4
 
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 
 class LinkChecks:
-    """Owns its tasks from ``begin`` until they end or ``close`` cancels them."""
+    """Runs sweeps in the background, until ``close`` cancels them."""
 
     def __init__(
         self,
@@ -49,7 +49,6 @@ class LinkChecks:
         blobs: Blobs,
     ) -> None:
         self._content = content
-        self._index = content.index
         self._sources = sources
         self._manifests = manifests
         self._blobs = blobs
@@ -66,33 +65,35 @@ class LinkChecks:
         Does nothing for a manifest that is not held itself, or whose repository is not known to
         hold it.
         """
-        if self._sources[target.upstream].rule.offline or self._index.held(root) is None:
-            return
-        if len(self._running) < MAX_SWEEPS:
+        is_offline = self._sources[target.upstream].rule.offline
+        if not is_offline and len(self._running) < MAX_SWEEPS:
             self._running.start((target, root), lambda: self._sweep(target, root))
 
     async def _sweep(self, target: Target, root: Digest) -> None:
-        """Go down from an index to its manifests and from there to blobs, a level at a time."""
-        level = [root]
+        """Go down from an index to its manifests and from there to blobs."""
+
+        async def confirm(parent: Digest) -> tuple[Digest, ...]:
+            if not await self._content.links.is_confirmed(target, parent):
+                return ()
+            return await self._confirm_children(target, parent)
+
         try:
-            for _ in range(_MAX_DEPTH):
-                level = [one for one in level if await self._index.linked(target, one)]
-                for parent in level:
-                    await self._confirm_children(target, parent)
-                level = [child.digest for one in level for child in self._index.children(one)]
+            async for _ in walk([root], confirm, max_depth=_MAX_DEPTH):
+                pass
         except RegistryError as error:
             log.info("sweep ended early", target=str(target), digest=root, reason=error.message)
 
-    async def _confirm_children(self, target: Target, parent: Digest) -> None:
-        record = self._index.held(parent)
-        if record is None:
-            return
-        listed = [child.digest for child in self._index.children(parent)]
-        await self._index.link(target, self._content.public(listed))
+    async def _confirm_children(self, target: Target, parent: Digest) -> tuple[Digest, ...]:
+        """Confirm what a held manifest lists; return the manifests among it."""
+        content = self._content
+        record, listed = await content.record(parent), await content.graph.listed(parent)
+        if record is None or not listed:
+            return ()
+        await content.link_public(target, listed)
         unconfirmed = [
             digest
-            for digest in listed
-            if self._index.held(digest) is not None and not await self._index.linked(target, digest)
+            for digest in await content.records(listed)
+            if not await content.links.is_confirmed(target, digest)
         ]
         lists_manifests = record.media_type in INDEX_TYPES
         try:
@@ -102,11 +103,12 @@ class LinkChecks:
                     group.create_task(asking, name=f"confirm {digest[:19]}")
         except BaseExceptionGroup as troubles:
             raise troubles.exceptions[0] from None
+        return listed if lists_manifests else ()
 
     async def _ask(self, target: Target, digest: Digest, *, lists_manifests: bool) -> None:
-        """Ask one question. Raises what makes all further ones pointless.
+        """Send one HEAD. Raises only errors that make all further ones pointless.
 
-        What upstream does not have stays without a link, and the other questions go on.
+        Content that upstream does not have gets no link, and the sweep continues.
         """
         async with self._at_once:
             source = self._sources[target.upstream]

@@ -1,4 +1,4 @@
-"""Answers for lists: a repository's tags, and the repositories that are known here."""
+"""The read-through for lists: the tags of a repository, and the repositories known here."""
 
 import asyncio
 from collections import defaultdict
@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from proxy.content.content import Content
 from proxy.core import policy
 from proxy.core.errors import Denied, NameUnknown, NotFound, NotHeld, UpstreamFailure
 from proxy.core.names import Target
 from proxy.core.policy import Action, CacheDirective
 from proxy.core.records import Clock, ListedPage
-from proxy.index import Index
-from proxy.index.listings import TagLists
 from proxy.repository.origins import Origin
 from proxy.repository.results import Forward, Listed
+from proxy.repository.tag_lists import TagLists
 from proxy.runtime.metrics import Outcome
 from proxy.upstream.registry import TagPage
 
-AT_A_TIME: Final = 16
-"""Pages that are read from one upstream, parsed and written down at a time.
+MAX_PAGES: Final = 16
+"""Pages read from one upstream at a time.
 
-A page takes several times its bytes, and comes faster than it is parsed and written.
+A page takes several times its size in memory, and arrives faster than it is parsed and written.
 """
 
 _FAILED: Final = "upstream failed"
@@ -34,40 +34,37 @@ class Listings:
 
     def __init__(
         self,
-        index: Index,
+        content: Content,
         lists: TagLists,
         sources: Mapping[str, Origin],
         *,
         clock: Clock,
         has_catalog: bool,
     ) -> None:
-        self._index = index
+        self._content = content
         self._lists = lists
         self._sources = sources
         self._clock = clock
         self._has_catalog = has_catalog
-        self._places = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(AT_A_TIME))
+        self._pages = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(MAX_PAGES))
 
     async def tags(self, target: Target, query: dict[str, str], asked: CacheDirective) -> Listed:
-        """Return one page of tags; ``query`` holds ``n`` and ``last``, or what the last page said.
+        """Return one page of tags; ``query`` holds ``n`` and ``last``, or the last page's query.
 
-        Upstream's own. When it fails or is not to be asked: those that it listed last and those
-        that were asked for here, with a ``Warning``. Raises ``RegistryError``.
+        The page is upstream's. If upstream fails or may not be asked, it comes from the last known
+        list and the tags pulled here, with a ``Warning``. Raises ``RegistryError``.
         """
-        source = self._sources[target.upstream]
-        if source.rule.offline:
-            held = await self._held(target, query, _OFFLINE)
-            if held is None:
+        is_offline = self._sources[target.upstream].rule.offline
+        if is_offline or asked is CacheDirective.ONLY_IF_CACHED:
+            held = await self._held(target, query, _OFFLINE if is_offline else _NOT_ASKED)
+            if held is not None:
+                return held
+            if is_offline:
                 raise NameUnknown(f"no tags of {target} are known, and this is offline")
-            return held
-        if asked is CacheDirective.ONLY_IF_CACHED:
-            held = await self._held(target, query, _NOT_ASKED)
-            if held is None:
-                raise NotHeld(f"no tags of {target} are known")
-            return held
+            raise NotHeld(f"no tags of {target} are known")
         try:
-            async with self._places[target.upstream]:
-                page = await self._ask(target, query)
+            async with self._pages[target.upstream]:
+                page = await self._fetch(target, query)
         except NotFound:
             await self._lists.forget(target)
             raise
@@ -80,22 +77,22 @@ class Listings:
             )
         return _paged(page, query)
 
-    async def _ask(self, target: Target, query: dict[str, str]) -> TagPage:
-        """Return upstream's page, which is kept. Raises ``RegistryError``."""
+    async def repositories(self, query: dict[str, str]) -> Listed:
+        """Return up to ``n`` names after ``last``, each with its upstream in front.
+
+        Raises ``Denied`` unless the catalog is switched on, because names may be confidential.
+        """
+        if not self._has_catalog:
+            raise Denied("the catalog is switched off; to list what is held, set catalog: true")
+        names = sorted(str(target) for target in await self._content.tags.repositories())
+        return _after(names, query, Outcome.HIT)
+
+    async def _fetch(self, target: Target, query: dict[str, str]) -> TagPage:
+        """Return upstream's page, and keep it. Raises ``RegistryError``."""
         page = await self._sources[target.upstream].upstream.tags(target.repo, query)
         is_whole = _is_whole(page, query)
         await self._lists.add(target, ListedPage(page.tags, query, page.further, is_whole))
         return page
-
-    async def repositories(self, query: dict[str, str]) -> Listed:
-        """Return up to ``n`` names behind ``last``, each with its upstream in front.
-
-        Raises ``Denied`` unless the catalog is switched on: names tell.
-        """
-        if not self._has_catalog:
-            raise Denied("the catalog is switched off; to list what is held, set catalog: true")
-        names = sorted(str(target) for target in await self._index.repositories())
-        return _behind(names, query, Outcome.HIT)
 
     async def _held(
         self,
@@ -104,53 +101,53 @@ class Listings:
         reason: str,
         error: UpstreamFailure | None = None,
     ) -> Listed | None:
-        """Return a page of the tags that are known here; None when none are.
+        """Return a page of the tags known here; None if there are none.
 
-        What upstream listed last may be as old as any stale answer for its ``error``.
+        After an ``error`` the last known list may be as old as any stale answer.
         """
         kept = await self._lists.get(target)
         if kept is not None and error is not None:
             rule, now = self._sources[target.upstream].rule, self._clock()
             if policy.on_failure(kept.seen_at, rule, now, error) is not Action.SERVE:
                 kept = None
-        known = await self._index.tags(target)
+        known = await self._content.tags.of(target)
         if kept is None and not known:
             return None
         names = sorted({*known, *(() if kept is None else kept.tags)})
         warning = f"incomplete: {reason}, these are the tags that are known here"
         if kept is not None and kept.is_complete:
             warning = f"stale: {reason}, these are the tags that were last seen"
-        return _behind(names, query, Outcome.HIT, warning)
+        return _after(names, query, Outcome.HIT, warning)
 
 
 def _is_whole(page: TagPage, query: dict[str, str]) -> bool:
     """Return True if a page holds all tags of its repository.
 
-    A full page without ``Link`` may come from an upstream that counts but gives no links.
+    A full page without ``Link`` may come from a registry that follows ``n`` but sends no links.
     """
     if page.further:
         return False
     if "last" in query and query["last"] in page.tags:
-        return True  # upstream ignores where the page should begin
+        return True  # the registry ignores ``last``
     is_first = "last" not in query and "next_page" not in query
     return is_first and ("n" not in query or len(page.tags) != int(query["n"]))
 
 
 def _paged(page: TagPage, query: dict[str, str]) -> Listed:
-    """Return upstream's page as the specification wants it.
+    """Return upstream's page in the order and length that the specification requires.
 
-    An upstream that pages is believed. One that does not (distribution before 3 ignores ``n`` and
-    ``last``, and does not sort) is sorted and paged here.
+    A page with a link to the next one is sent as it is. Other pages are sorted and cut here:
+    distribution before version 3 ignores ``n`` and ``last``, and does not sort.
     """
     if page.further:
         return Listed(page.tags, page.further, Outcome.THROUGH)
     names, last = sorted(page.tags), query.get("last")
     if last in names:
-        return _behind(names, query, Outcome.THROUGH)
+        return _after(names, query, Outcome.THROUGH)
     return _cut(names, query, Outcome.THROUGH)
 
 
-def _behind(
+def _after(
     names: list[str], query: dict[str, str], outcome: Outcome, warning: str | None = None
 ) -> Listed:
     last = query.get("last", "")

@@ -1,23 +1,20 @@
-"""What can be answered at once: held, linked, fresh, and in RAM. Nothing here waits or asks.
+"""Looks up what RAM can answer without waiting: content that is held, linked, and fresh.
 
-What is not at hand is not absent: the other rooms know more.
+Content that is not found here is not absent; ``Manifests``, ``Tags`` and ``Blobs`` know more.
 """
 
-from collections.abc import Coroutine
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
+from proxy.content.content import Content
 from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest
 from proxy.core.records import Descriptor
-from proxy.index import Index
 from proxy.repository.manifests import Manifests
 from proxy.repository.small_blobs import SmallBlobs
 from proxy.repository.tags import Tags
 
-Result = TypeVar("Result")
-
 
 class Found(NamedTuple):
-    """Content at hand. ``fresh``: for how many seconds a tag is answered without asking."""
+    """Content in RAM. ``fresh``: for how many seconds a tag is answered without asking."""
 
     descriptor: Descriptor
     body: bytes
@@ -25,16 +22,18 @@ class Found(NamedTuple):
 
 
 class MemoryLookup:
-    """Looks into the RAM of the other rooms."""
+    """Looks into the RAM of the other modules."""
 
-    def __init__(self, index: Index, manifests: Manifests, tags: Tags, small: SmallBlobs) -> None:
-        self._index = index
+    def __init__(
+        self, content: Content, manifests: Manifests, tags: Tags, small: SmallBlobs
+    ) -> None:
+        self._content = content
         self._manifests = manifests
         self._tags = tags
         self._small = small
 
     def get(self, target: Target, route: Route) -> Found | None:
-        """Return what a route leads to, and count the use; None when it is not at hand."""
+        """Return what a route leads to, and count the use; None if RAM does not have it."""
         match route.kind:
             case Kind.MANIFEST if is_digest(route.ref):
                 return self._manifest(target, Digest(route.ref), None)
@@ -49,12 +48,12 @@ class MemoryLookup:
         manifest = self._manifests.in_ram(digest)
         if manifest is None or self._manifests.is_offline(target):
             return None
-        if not self._is_held(target, digest):
+        if not self._content.peek_use(target, digest):
             return None
         return Found(manifest.descriptor, manifest.body, fresh)
 
     def _tagged(self, target: Target, tag: Tag) -> Found | None:
-        record = at_once(self._index.tag(target, tag))
+        record = self._content.peek_tag(target, tag)
         if record is None:
             return None
         fresh = self._tags.seconds_fresh(target, tag, record)
@@ -64,28 +63,6 @@ class MemoryLookup:
 
     def _blob(self, target: Target, digest: Digest) -> Found | None:
         small = self._small.in_ram(digest)
-        if small is None or not self._is_held(target, digest):
+        if small is None or not self._content.peek_use(target, digest):
             return None
         return Found(Descriptor("", digest, len(small.body)), small.body)
-
-    def _is_held(self, target: Target, digest: Digest) -> bool:
-        """Tell whether content is held under this name, and count its use if it is."""
-        index = self._index
-        if index.held(digest) is None or not at_once(index.linked(target, digest)):
-            return False
-        index.touch(digest)
-        return True
-
-
-def at_once(work: Coroutine[Any, Any, Result]) -> Result | None:
-    """Return what ``work`` returns without waiting; None when it would wait, and it is given up.
-
-    Only for questions: work that changes something must not be given up in its middle.
-    """
-    try:
-        work.send(None)
-    except StopIteration as done:
-        result: Result = done.value
-        return result
-    work.close()
-    return None

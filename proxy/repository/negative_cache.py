@@ -1,41 +1,111 @@
-"""What upstream says does not exist: believed for a while, so that asking again costs nothing.
+"""What upstream says does not exist, believed for ``negative_ttl``.
 
-Only true absence is learnt. A denial, a rate limit or a failure is none.
+Only absence is kept. A denial, a rate limit or a failure is none.
 """
 
 from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 from proxy.core.errors import NotFound
-from proxy.core.names import Target
+from proxy.core.names import Repo, Target
+from proxy.core.records import Clock
+from proxy.index.expiring import ExpiringRows, Key
 from proxy.repository.origins import Origin
 from proxy.runtime.ttl_cache import TTLCache
 
+MIN_SAVED_SECONDS: Final = 60.0
+"""An absence believed for less is not saved: a restart takes about as long."""
+
+MAX_SAVED: Final = 2000
+
+
+class _Absence(NamedTuple):
+    """``until`` is Unix seconds; ``version`` is that of the upstream's configuration."""
+
+    target: Target
+    ref: str
+    message: str
+    until: float
+    version: int
+
 
 class NegativeCache:
-    """The absences of one kind of content; ``unknown`` is the error that tells of one."""
+    """The absences of one kind of content; ``unknown`` is the error for one."""
 
-    def __init__(self, sources: Mapping[str, Origin], unknown: type[NotFound]) -> None:
+    def __init__(
+        self, sources: Mapping[str, Origin], unknown: type[NotFound], clock: Clock
+    ) -> None:
         self._sources = sources
         self._unknown = unknown
-        self._known: TTLCache[str] = TTLCache()
+        self._clock = clock
+        self._known: TTLCache[_Absence] = TTLCache()
 
     async def refuse(self, target: Target, ref: str) -> None:
         """Raise ``unknown`` for what is known to be absent."""
-        message = await self._known.get(self._key(target, ref))
-        if message is not None:
-            error = self._unknown(message)
+        absence = await self._known.get(self._key(target, ref))
+        if absence is not None:
+            error = self._unknown(absence.message)
             error.is_remembered = True
             raise error
 
     async def forget(self, target: Target, ref: str) -> None:
-        """Believe it no longer: somebody wants to know afresh."""
-        await self._known.forget(self._key(target, ref))
+        """Have upstream asked again."""
+        await self._known.delete(self._key(target, ref))
 
     async def learn(self, target: Target, ref: str, error: NotFound) -> None:
-        """Believe what upstream said, for ``negative_ttl``."""
+        """Remember what upstream said."""
         ttl = self._sources[target.upstream].rule.negative_ttl
-        await self._known.learn(self._key(target, ref), error.message, ttl)
+        await self._remember(target, ref, error.message, ttl)
+
+    async def save(self, rows: ExpiringRows) -> None:
+        """Write down the absences that outlive a restart, the newest ones if there are many.
+
+        Only those of anonymous upstreams: what a registry hides from some credentials it may show
+        to the next ones. While the cache runs none is on the disk, so none can outlive the pull
+        that proves it wrong.
+        """
+        now, saved = self._clock(), []
+        for target, ref, message, until, version in await self._known.values():
+            source = self._anonymous(target)
+            if source and source.version == version and until - now >= MIN_SAVED_SECONDS:
+                saved.append((until, source.url, *target, ref, message))
+        if newest := sorted(saved)[-MAX_SAVED:]:
+            await rows.set(self._row, newest, newest[-1][0] - now)
+
+    async def load(self, rows: ExpiringRows) -> None:
+        """Believe what was saved, as far as the present settings allow."""
+        now = self._clock()
+        saved = await rows.get(self._row, _parse) or ()
+        await rows.delete(self._row)
+        for until, url, target, ref, message in saved:
+            source = self._anonymous(target)
+            if source and source.url == url:
+                # The clock may have been set back meanwhile, or negative_ttl made shorter.
+                ttl = min(until - now, source.rule.negative_ttl)
+                await self._remember(target, ref, message, ttl)
+
+    @property
+    def _row(self) -> Key:
+        return ("absences", self._unknown.__name__)
+
+    def _anonymous(self, target: Target) -> Origin | None:
+        """Return the upstream of a repository if it is configured, without credentials."""
+        source = self._sources.get(target.upstream)
+        return source if source is not None and source.upstream.is_anonymous else None
+
+    async def _remember(self, target: Target, ref: str, message: str, ttl: float) -> None:
+        version = self._sources[target.upstream].version
+        absence = _Absence(target, ref, message, self._clock() + ttl, version)
+        await self._known.set(self._key(target, ref), absence, ttl)
 
     def _key(self, target: Target, ref: str) -> str:
-        """Return a key that holds for the present configuration of the upstream only."""
+        """Return a key for the present configuration of the upstream only."""
         return f"{self._sources[target.upstream].version} {target} {ref}"
+
+
+def _parse(rows: Any) -> list[tuple[float, str, Target, str, str]]:
+    """Return saved absences. Raises ``TypeError`` or ``ValueError`` for rows that are none."""
+    return [
+        (float(until), str(url), Target(str(upstream), Repo(str(repo))), str(ref), str(message))
+        for until, url, upstream, repo, ref, message in rows
+    ]

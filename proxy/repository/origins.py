@@ -9,15 +9,16 @@ from proxy.upstream.registry import Upstream
 
 
 class Origin(NamedTuple):
-    """One upstream, and how old its answers may be.
+    """One upstream, its address, and how old its answers may be.
 
-    ``version`` differs between two configurations of an upstream: what one said of absence does
-    not hold for the other.
+    ``version`` differs between two configurations of an upstream: what is absent under one may
+    exist under the other.
     """
 
     upstream: Upstream
     rule: Rule
     version: int = 0
+    url: str = ""
 
 
 class NotConfigured(NameUnknown, KeyError):

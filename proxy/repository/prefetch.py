@@ -33,8 +33,8 @@ class Bounds(NamedTuple):
 
     blobs: int
     max_bytes: int
-    at_once: int
-    give_up: float
+    concurrency: int
+    idle_timeout: float
 
 
 class Prefetcher:
@@ -54,7 +54,7 @@ class Prefetcher:
         self._flights = flights
         self._expected = expected
         self._bounds = bounds
-        self._at_once = asyncio.Semaphore(bounds.at_once)
+        self._at_once = asyncio.Semaphore(bounds.concurrency)
         self._images: SingleFlight[None] = SingleFlight("prefetch")
 
     def begin(self, target: Target, children: Children | None) -> None:
@@ -100,7 +100,7 @@ class Prefetcher:
                     group.create_task(self._fetch(target, digest, expectation)) for digest in blobs
                 ]
                 try:
-                    async with asyncio.timeout(self._bounds.give_up):
+                    async with asyncio.timeout(self._bounds.idle_timeout):
                         await expectation.is_met.wait()
                 except TimeoutError:
                     for task in work:

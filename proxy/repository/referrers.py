@@ -1,21 +1,23 @@
-"""Answers for referrers: what signs, attests or describes a manifest.
+"""The read-through for referrers: the signatures, attestations and SBOMs of a manifest.
 
-Upstream's API, else its fallback tag (distribution-spec "Referrers Tag Schema"), else what is held
-and says so itself. Never an empty list for a failure: that would hide a signature.
+The list comes from upstream's API, or from its fallback tag (distribution-spec "Referrers Tag
+Schema"); held manifests that name their subject are added. A failure is never answered with an
+empty list, because that would hide a signature.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from proxy.content.content import Content
 from proxy.core import policy
 from proxy.core.errors import NotFound, NotHeld, RegistryError, UpstreamUnavailable
-from proxy.core.manifests import read_referrers
+from proxy.core.manifests import read_referrers, referrers_in
 from proxy.core.names import Digest, Tag, Target, parse_digest
 from proxy.core.policy import Action, CacheDirective
-from proxy.core.records import Clock, ReferrersRecord
+from proxy.core.records import ReferrersRecord
+from proxy.index.expiring import ExpiringRows, Key
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.results import Forward, Referrers
@@ -25,17 +27,20 @@ from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
 from proxy.upstream.lists import MAX_REFERRERS
 
-MAX_KEPT: Final = 1024 * 1024
-"""Bytes. A longer list is passed on, but neither kept nor linked."""
+MAX_KEPT_BYTES: Final = 1024 * 1024
+"""A longer list, as JSON, is passed on, but neither kept nor linked."""
+
+EXPIRE_SECONDS: Final = 365 * 86400.0
+"""Long, because a site without upstream has no other list; the size limit of the rows holds too."""
 
 EMPTY_SECONDS: Final = 3600.0
-"""How long an empty list may stand in for upstream when that fails."""
+"""How long an empty list about unknown content may be served when upstream fails."""
 
 FAILED_WARNING: Final = "stale: upstream failed, these are the referrers last seen"
 
 
 class ReferrersCache:
-    """The cache of referrers, each list checked as often as a signature tag."""
+    """The cache of referrers. Each list is checked as often as a signature tag."""
 
     def __init__(
         self,
@@ -43,34 +48,36 @@ class ReferrersCache:
         content: Content,
         sources: Mapping[str, Origin],
         *,
-        clock: Clock,
+        rows: ExpiringRows,
     ) -> None:
         self._manifests = manifests
         self._content = content
-        self._index = content.index
         self._sources = sources
-        self._clock = clock
+        self._rows = rows
+        self._clock = content.clock
         self._fetches: SingleFlight[ReferrersRecord] = SingleFlight("referrers")
         self._empty: TTLCache[ReferrersRecord] = TTLCache()
-        """Empty lists about what is not here: anybody may ask for any digest, so none has a row."""
+        """Empty lists about content that is not held. Any client can ask about any digest, so these
+        stay in memory."""
 
     async def close(self) -> None:
-        """Cancel what runs."""
+        """Cancel running requests."""
         await self._fetches.close()
 
     async def get(
         self, target: Target, subject: Digest, artifact_type: str | None, asked: CacheDirective
     ) -> Referrers:
-        """Return what refers to ``subject``, of one type or (None) of all.
+        """Return the referrers of ``subject``: of one type, or of all types for None.
 
         Raises ``RegistryError``.
         """
         tag = fallback_tag(subject)
-        rule = self._sources[target.upstream].rule.of(tag, None)
-        record = await self._known(target, subject)
-        checked_at, now = record.checked_at, self._clock()
+        rule = self._sources[target.upstream].rule.for_tag(tag, None)
+        listed = await self._listed(target, subject)
+        known = await self._with_held(target, subject, listed)
+        checked_at, now = known.checked_at, self._clock()
         if rule.offline or policy.decide(checked_at, rule, now, asked) is Action.SERVE:
-            return _filtered(record, artifact_type, Outcome.HIT)
+            return _filtered(known, artifact_type, Outcome.HIT)
         if asked is CacheDirective.ONLY_IF_CACHED:
             raise NotHeld(f"the referrers of {target}@{subject} are not held")
         try:
@@ -82,52 +89,77 @@ class ReferrersCache:
                 raise
             if policy.on_failure(checked_at, rule, now, error) is not Action.SERVE:
                 raise
-            stale = _filtered(record, artifact_type, Outcome.STALE, FAILED_WARNING)
+            stale = _filtered(known, artifact_type, Outcome.STALE, FAILED_WARNING)
             return replace(stale, forward=Forward(error.upstream_status, error))
         return _filtered(fetched, artifact_type, Outcome.MISS)
 
-    async def _known(self, target: Target, subject: Digest) -> ReferrersRecord:
-        """Return what was last seen to refer to a manifest."""
-        record = await self._index.referrers(target, subject)
-        empty = await self._empty.get(f"{target} {subject}")
-        if record.checked_at is None and empty is not None:
-            return ReferrersRecord(record.entries, empty.checked_at)
-        return record
+    async def _listed(self, target: Target, subject: Digest) -> ReferrersRecord | None:
+        """Return upstream's last list; None if none is kept."""
+        listed = await self._rows.get(_key(target, subject), _parse)
+        return listed or await self._empty.get(f"{target} {subject}")
+
+    async def _with_held(
+        self, target: Target, subject: Digest, listed: ReferrersRecord | None
+    ) -> ReferrersRecord:
+        """Return upstream's list together with the held manifests that name ``subject``."""
+        held = (await self._content.referrers.get(target, subject)).entries
+        if listed is None:
+            return ReferrersRecord(held, None)
+        known = {entry["digest"] for entry in listed.entries}
+        others = (entry for entry in held if entry["digest"] not in known)
+        return ReferrersRecord((*listed.entries, *others), listed.checked_at)
 
     async def _fetch(self, target: Target, subject: Digest, tag: Tag) -> ReferrersRecord:
-        upstream = self._sources[target.upstream].upstream
-        entries = await upstream.referrers(target.repo, subject)
+        entries = await self._sources[target.upstream].upstream.referrers(target.repo, subject)
         if entries is None:
-            try:
-                manifest = await self._manifests.fetch_tag(target, tag)
-            except NotFound:
-                entries = []
-            else:
-                body = manifest.body
-                entries = await by_size(len(body), lambda: read_referrers(body))
-                if entries is None:
-                    raise UpstreamUnavailable(f"{target}:{tag} is no list of referrers")
-                if len(entries) > MAX_REFERRERS:
-                    raise UpstreamUnavailable(
-                        f"{target}:{tag}: the list has more than {MAX_REFERRERS} entries"
-                    )
-        record = ReferrersRecord(tuple(entries), self._clock())
-        if len(json.dumps(entries)) > MAX_KEPT:
-            return record
-        known = await self._index.referrers(target, subject)
-        if not entries and known.checked_at is None and self._index.held(subject) is None:
-            await self._empty.learn(f"{target} {subject}", record, EMPTY_SECONDS)
-            return ReferrersRecord(known.entries, record.checked_at)
-        await self._index.set_referrers(target, subject, record)
-        listed = [parse_digest(str(entry["digest"])) for entry in entries]
-        await self._index.link(target, self._content.public(listed))
-        return await self._index.referrers(target, subject)
+            entries = await self._tagged(target, tag)
+        listed = ReferrersRecord(tuple(entries), self._clock())
+        if len(json.dumps(entries)) > MAX_KEPT_BYTES:
+            return listed
+        key = _key(target, subject)
+        is_held = await self._content.record(subject) is not None
+        if entries or is_held or await self._rows.get(key, _parse) is not None:
+            row = [listed.checked_at, entries]
+            await self._rows.set(key, row, EXPIRE_SECONDS, target)
+            digests = [parse_digest(str(entry["digest"])) for entry in entries]
+            await self._content.link_public(target, digests)
+        else:
+            await self._empty.set(f"{target} {subject}", listed, EMPTY_SECONDS)
+        return await self._with_held(target, subject, listed)
+
+    async def _tagged(self, target: Target, tag: Tag) -> list[dict[str, object]]:
+        """Return the list under the fallback tag, empty if upstream has no such tag."""
+        try:
+            body = (await self._manifests.fetch_tag(target, tag)).body
+        except NotFound:
+            return []
+        entries = await by_size(len(body), lambda: read_referrers(body))
+        if entries is None:
+            raise UpstreamUnavailable(f"{target}:{tag} is no list of referrers")
+        if len(entries) > MAX_REFERRERS:
+            raise UpstreamUnavailable(
+                f"{target}:{tag}: the list has more than {MAX_REFERRERS} entries"
+            )
+        return entries
 
 
 def fallback_tag(subject: Digest) -> Tag:
     """Return the tag under which registries without the API keep referrers."""
     algorithm, _, encoded = subject.partition(":")
     return Tag(f"{algorithm[:32]}-{encoded[:64]}")
+
+
+def _key(target: Target, subject: Digest) -> Key:
+    return ("referrers", *target, subject)
+
+
+def _parse(row: Any) -> ReferrersRecord:
+    """Return upstream's list. Raises ``TypeError`` or ``ValueError`` for a row that is none."""
+    checked_at, entries = row
+    parsed = referrers_in({"manifests": entries})
+    if parsed is None:
+        raise TypeError("no list of referrers")
+    return ReferrersRecord(tuple(parsed), float(checked_at))
 
 
 def _filtered(

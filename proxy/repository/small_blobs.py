@@ -42,7 +42,7 @@ class SmallBlobs:
         if small is not None:
             if await self._content.holds(digest):
                 if await self._content.linked(target, digest):
-                    self._content.index.touch(digest)
+                    self._content.touch(digest)
                     return small
             else:
                 self._ram.pop(digest, None)

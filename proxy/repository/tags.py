@@ -1,4 +1,4 @@
-"""Answers for tags: decide, check, or stand in with the last good copy."""
+"""Resolves tags: from the last check, by a new check, or from the last good copy."""
 
 import asyncio
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Final, assert_never
 
 import structlog
 
+from proxy.content.content import Content
 from proxy.core import policy
 from proxy.core.errors import (
     ManifestUnknown,
@@ -19,7 +20,6 @@ from proxy.core.errors import (
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.policy import Action, CacheDirective, Rule
 from proxy.core.records import Clock, TagRecord
-from proxy.index import Index
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.results import Described, Forward, Manifest
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Pointed:
-    """Where a tag points, how we know, and for how many seconds that stays fresh."""
+    """Where a tag points, the outcome to report, and for how many seconds that stays fresh."""
 
     record: TagRecord
     outcome: Outcome
@@ -46,7 +46,7 @@ class _Pointed:
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """Where a tag pointed (None: unknown) and points now, and whether that is recorded."""
+    """Where a tag pointed (None: unknown) and points now, and whether that was recorded."""
 
     before: Digest | None
     now: Digest
@@ -54,20 +54,21 @@ class Refreshed:
 
 
 class Tags:
-    """The cache of where tags point."""
+    """The cache of tags."""
 
     def __init__(
         self,
         manifests: Manifests,
-        index: Index,
+        content: Content,
         sources: Mapping[str, Origin],
         *,
         clock: Clock,
         patience: float,
     ) -> None:
-        """``patience`` is how many seconds a check may take while a good copy is held."""
+        """Use a held copy if a check takes longer than ``patience`` seconds."""
         self._manifests = manifests
-        self._index = index
+        self._content = content
+        self._records = content.tags
         self._sources = sources
         self._clock = clock
         self._patience = patience
@@ -93,9 +94,9 @@ class Tags:
         except ManifestUnknown:
             if self._rule(target, tag).offline:
                 raise
-            return await self._fetch_or_stand_in(target, tag, found.record)
+            return await self._fetch_or_serve_stale(target, tag, found.record)
         except RegistryError as error:
-            return await self._stand_in(target, tag, found.record, error)
+            return await self._serve_stale(target, tag, found.record, error)
         if manifest.outcome is Outcome.HIT:
             manifest = replace(manifest, outcome=found.outcome, fresh=found.fresh)
         return replace(manifest, forward=found.forward)
@@ -109,30 +110,30 @@ class Tags:
         if isinstance(found, Manifest):
             return Described(found.descriptor, found.outcome, found.warning, forward=found.forward)
         descriptor = found.record.descriptor
-        self._index.touch(descriptor.digest)
+        self._content.touch(descriptor.digest)
         if self._rule(target, tag).offline or asked is CacheDirective.ONLY_IF_CACHED:
             descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
         return Described(descriptor, found.outcome, fresh=found.fresh, forward=found.forward)
 
     async def refresh(self, target: Target, tag: Tag) -> "Refreshed":
-        """Ask upstream now where a tag points, whatever is known. Raises ``RegistryError``.
+        """Ask upstream now where a tag points. Raises ``RegistryError``.
 
-        The new target is not recorded while the rate limit leaves no pull for it.
+        The answer is not recorded if the rate limit leaves no pull for a new image.
         """
         await self._manifests.doubt_absence(target, tag)
-        before = await self._index.tag(target, tag)
+        before = await self._records.get(target, tag)
         if before is None:
             now = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
         else:
             now = await self._check(target, tag, before)
-        recorded = await self._index.tag(target, tag)
+        recorded = await self._records.get(target, tag)
         digest = now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest
         former = None if before is None else before.descriptor.digest
         return Refreshed(former, digest, is_recorded)
 
     def seconds_fresh(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
-        """Return for how long a record is answered without asking; None when it is not."""
+        """Return for how many seconds a record is served without a check; None if it is not."""
         rule = self._rule(target, tag)
         now = self._clock()
         if rule.offline or policy.decide(record.checked_at, rule, now) is not Action.SERVE:
@@ -142,10 +143,10 @@ class Tags:
     async def _resolve(
         self, target: Target, tag: Tag, asked: CacheDirective
     ) -> _Pointed | Manifest | None:
-        """Return where the tag points, a stand-in when upstream fails, or None when unknown."""
+        """Return where the tag points, a stale manifest if upstream fails, or None if unknown."""
         if asked is CacheDirective.REVALIDATE:
             await self._manifests.doubt_absence(target, tag)
-        record = await self._index.tag(target, tag)
+        record = await self._records.get(target, tag)
         rule = self._rule(target, tag)
         checked_at = None if record is None else record.checked_at
         action = policy.decide(checked_at, rule, self._clock(), asked)
@@ -166,15 +167,15 @@ class Tags:
                 try:
                     checked = await self._check_in_time(target, tag, record)
                 except RegistryError as error:
-                    return await self._stand_in(target, tag, record, error)
-                if (spared := await self._spared(target, tag, record, checked)) is not None:
-                    return replace(spared, forward=Forward(200))
+                    return await self._serve_stale(target, tag, record, error)
+                if (copy := await self._copy_if_scarce(target, tag, record, checked)) is not None:
+                    return replace(copy, forward=Forward(200))
                 return _Pointed(checked, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
             case _:
                 assert_never(action)
 
     async def _check_in_time(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
-        """Check, but let no client wait for long when a good copy is held; the check goes on."""
+        """Check a tag. If a good copy is held, time out early; the check itself continues."""
         late, rule = UpstreamTimeout("late"), self._rule(target, tag)
         may = policy.on_failure(record.checked_at, rule, self._clock(), late) is Action.SERVE
         held = may and await self._manifests.is_whole(target, record.descriptor.digest)
@@ -185,7 +186,7 @@ class Tags:
             raise UpstreamTimeout(f"{target.upstream} does not confirm {tag} in time") from None
 
     async def _check(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
-        """Ask upstream where a known tag points; one question however many ask."""
+        """Ask upstream where a known tag points; concurrent callers share one request."""
 
         async def ask() -> TagRecord:
             try:
@@ -195,39 +196,39 @@ class Tags:
                     return newer
                 rule = self._rule(target, tag)
                 if policy.on_failure(record.checked_at, rule, self._clock(), error) is Action.MISS:
-                    await self._index.drop_tag(target, tag)
+                    await self._records.drop(target, tag)
                 raise
             checked = TagRecord(descriptor, self._clock())
             if (newer := await self._newer(target, tag, record)) is not None:
                 return newer
-            if await self._spared(target, tag, record, checked) is None:
-                await self._index.set_tag(target, tag, checked)
+            if await self._copy_if_scarce(target, tag, record, checked) is None:
+                await self._records.set(target, tag, checked)
             return checked
 
         return await self._checks.do((target, tag), ask)
 
     async def _newer(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord | None:
-        """Return the tag's record if another request replaced ``record`` during a check."""
-        current = await self._index.tag(target, tag)
+        """Return the tag's record if another request replaced ``record`` meanwhile."""
+        current = await self._records.get(target, tag)
         return current if current is not None and current != record else None
 
     async def _learn(self, target: Target, tag: Tag) -> TagRecord:
-        """Record a tag that is not known yet from a HEAD: some clients never GET it."""
+        """Record an unknown tag by HEAD, because some clients never send a GET for it."""
         record = TagRecord(await self._manifests.ask(target, tag), self._clock())
-        current = await self._index.tag(target, tag)
+        current = await self._records.get(target, tag)
         if current is not None:
-            return current  # a GET has been faster, and may know better
-        await self._index.set_tag(target, tag, record)
+            return current  # a GET was faster
+        await self._records.set(target, tag, record)
         return record
 
     async def _refresh(self, target: Target, tag: Tag) -> None:
-        """Check a tag behind the client's back, and fetch what is new."""
-        record = await self._index.tag(target, tag)
+        """Check a tag in the background, and fetch a new image's manifest."""
+        record = await self._records.get(target, tag)
         if record is None:
             return
         try:
             checked = await self._check(target, tag, record)
-            if await self._spared(target, tag, record, checked) is None:
+            if await self._copy_if_scarce(target, tag, record, checked) is None:
                 await self._manifests.get(target, checked.descriptor.digest, CacheDirective.ANY)
         except UpstreamFailure as error:
             failures = self._sources[target.upstream].upstream.failures
@@ -235,12 +236,12 @@ class Tags:
         except RegistryError as error:
             log.info("refresh failed", target=str(target), tag=tag, error=error.message)
 
-    async def _spared(
+    async def _copy_if_scarce(
         self, target: Target, tag: Tag, record: TagRecord, checked: TagRecord
     ) -> Manifest | None:
-        """Return the copy that is held instead of a new one, when pulls are scarce.
+        """Return the held copy instead of a new image if few pulls are left of the rate limit.
 
-        What is left of a rate limit is then kept for what is not held at all.
+        These are reserved for images of which no copy is held.
         """
         rule, share = self._rule(target, tag), self._sources[target.upstream].upstream.budget.share
         if not policy.is_scarce(rule, share):
@@ -249,30 +250,30 @@ class Tags:
             return None
         return await self._manifests.last_good(target, [record.descriptor.digest], SCARCE_WARNING)
 
-    async def _fetch_or_stand_in(self, target: Target, tag: Tag, record: TagRecord) -> Manifest:
+    async def _fetch_or_serve_stale(self, target: Target, tag: Tag, record: TagRecord) -> Manifest:
         try:
             return await self._manifests.fetch_tag(target, tag)
         except RegistryError as error:
-            return await self._stand_in(target, tag, record, error)
+            return await self._serve_stale(target, tag, record, error)
 
-    async def _stand_in(
+    async def _serve_stale(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
     ) -> Manifest:
-        """Return a held copy instead of upstream's answer, or raise ``error``.
+        """Return a held copy because upstream failed, or raise ``error``.
 
         In this order:
 
-        1. The image that the tag names, held in full: nobody needs upstream.
+        1. The image that the tag names, held in full: no upstream is needed.
         2. The same image, its manifest held and some layers not. Nodes that have the layers need
-           only this answer, and an older image would set them back. Others get the missing layers
-           from upstream, through this cache or by themselves. Offline nothing reaches this method:
+           only the manifest, and an older image would be a downgrade. Others get the missing layers
+           from upstream, through this cache or directly. Offline nothing reaches this method:
            Podman and CRI-O choose a mirror by the manifest and ask nowhere else for its layers.
-        3. An older image of the tag, held in full, when the manifest itself is not held.
+        3. An older image of the tag, held in full, if the manifest itself is not held.
         """
         rule = self._rule(target, tag)
         if policy.on_failure(record.checked_at, rule, self._clock(), error) is not Action.SERVE:
             if isinstance(error, NotFound) and await self._newer(target, tag, record) is None:
-                await self._index.drop_tag(target, tag)
+                await self._records.drop(target, tag)
             raise error
         is_deleted = isinstance(error, NotFound)
         warning = DELETED_WARNING if is_deleted else FAILED_WARNING
@@ -282,8 +283,8 @@ class Tags:
         if copy is None:
             copy = await self._manifests.held(target, current, partial)
         if copy is None:
-            history = await self._index.history(target, tag)
-            earlier = [sighting.digest for sighting in reversed(history)]
+            history = await self._records.history(target, tag)
+            earlier = [entry.digest for entry in reversed(history)]
             copy = await self._manifests.last_good(target, earlier, warning)
         if copy is None:
             raise error
@@ -291,4 +292,4 @@ class Tags:
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         source = self._sources[target.upstream]
-        return source.rule.of(tag, source.upstream.budget.share)
+        return source.rule.for_tag(tag, source.upstream.budget.share)

@@ -39,6 +39,8 @@ class Pool(Enum):
     """Hashing and parsing that a request waits for."""
     UPKEEP = "upkeep"
     """Listing, verifying and repairing the store: no request waits for it."""
+    EXPIRING = "expiring"
+    """The file of ``index.expiring``: one thread, so one step after the other."""
 
 
 _CORES: Final = os.cpu_count() or 1
@@ -49,6 +51,7 @@ THREADS: Final[Mapping[Pool, int]] = {
     Pool.SYNC: 32,
     Pool.COMPUTE: _CORES + 2,
     Pool.UPKEEP: 4,
+    Pool.EXPIRING: 1,
 }
 _EXECUTORS: Final = {
     pool: ThreadPoolExecutor(threads, thread_name_prefix=pool.value)

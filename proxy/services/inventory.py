@@ -1,13 +1,16 @@
 """What is held of each image, by the tags that name it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
-from proxy.core.manifests import INDEX_TYPES
-from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import TagRecord, disk_bytes
-from proxy.index import Index
+from proxy.content.content import Content
+from proxy.core.manifests import INDEX_TYPES, walk
+from proxy.core.names import Digest
+from proxy.core.records import disk_bytes
+
+_MAX_DEPTH: Final = 8
+"""Manifests below manifests that are weighed. An image below an index has a depth of 1."""
 
 
 class State(Enum):
@@ -16,9 +19,9 @@ class State(Enum):
     WHOLE = "whole"
     """A client could pull it from here; of an index, at least one of its images."""
     PARTIAL = "partial"
-    """Its manifest is held, and not all that this lists."""
+    """Its manifest is held, but not everything that it lists."""
     ABSENT = "absent"
-    """Not even its manifest is held."""
+    """Its manifest is not held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,84 +33,37 @@ class Weight:
     state: State
 
 
-@dataclass(frozen=True, slots=True)
-class HeldImage:
-    """A tag and what is held of the image that it points to; ``used_at`` in Unix seconds."""
-
-    target: Target
-    tag: Tag
-    record: TagRecord
-    weight: Weight
-    used_at: float | None
-
-    @property
-    def name(self) -> str:
-        """The image's name as a pin would have it."""
-        return f"{self.target}:{self.tag}"
+async def weigh(content: Content, root: Digest) -> Weight:
+    """Return what is held of a manifest and all that it lists; shared content weighs once."""
+    return await _weigh(content, root, set(), 0)
 
 
-def images(index: Index) -> Iterator[HeldImage]:
-    """Iterate over all known tags, sorted by name; may change meanwhile."""
-    for target, tag, _ in index.tagged():
-        record = index.pointed(target, tag)
-        if record is not None:
-            digest = record.descriptor.digest
-            held = index.held(digest)
-            used_at = None if held is None else held.used_at
-            yield HeldImage(target, tag, record, weigh(index, digest), used_at)
-
-
-def tree(index: Index, root: Digest) -> list[Digest]:
-    """Return a manifest and all that it lists, held or not, each manifest before its content."""
-    found = {root: None}
-    todo = [root]
-    while todo:
-        for child in index.children(todo.pop()):
-            if child.digest not in found:
-                found[child.digest] = None
-                todo.append(child.digest)
-    return list(found)
-
-
-def weigh(index: Index, root: Digest) -> Weight:
-    """Return what is held of a manifest and all that it lists; what is shared weighs once."""
-    return _weigh(index, root, set())
-
-
-def _weigh(index: Index, root: Digest, weighed: set[Digest]) -> Weight:
-    record = index.held(root)
+async def _weigh(content: Content, root: Digest, weighed: set[Digest], depth: int) -> Weight:
+    record = await content.record(root)
     if record is None:
         return Weight(0, 1, State.ABSENT)
-    if index.is_incomplete(root):
-        return Weight(disk_bytes(record.size) if root not in weighed else 0, 1, State.PARTIAL)
-    held, missing = disk_bytes(record.size) if root not in weighed else 0, 0
+    held = 0 if root in weighed else disk_bytes(record.size)
     weighed.add(root)
-    below = [child.digest for child in index.children(root)]
+    below = await content.graph.children(root)
+    if below is None or depth == _MAX_DEPTH:  # it is not known what a client needs besides
+        return Weight(held, 1, State.PARTIAL)
+    missing = 0
     if record.media_type in INDEX_TYPES:
-        parts = [_weigh(index, digest, weighed) for digest in below if digest != root]
+        parts = [await _weigh(content, digest, weighed, depth + 1) for digest in below]
         held += sum(part.held_bytes for part in parts)
         if all(part.state is not State.WHOLE for part in parts) and parts:
             missing = min(part.missing for part in parts)
     else:
-        for digest in below:
-            blob = index.held(digest)
-            missing += blob is None
-            held += 0 if blob is None or digest in weighed else disk_bytes(blob.size)
-            weighed.add(digest)
+        blobs = await content.records(below)
+        missing = sum(digest not in blobs for digest in below)
+        held += sum(disk_bytes(blob.size) for d, blob in blobs.items() if d not in weighed)
+        weighed.update(below)
     return Weight(held, missing, State.PARTIAL if missing else State.WHOLE)
 
 
-def broken_by(index: Index, digest: Digest) -> list[str]:
-    """Return the names of the images that cannot be whole without this. Looks at all of them."""
-    above = {digest}
-    todo = [digest]
-    while todo:
-        for parent in index.parents(todo.pop()):
-            if parent not in above:
-                above.add(parent)
-                todo.append(parent)
-    return sorted(
-        f"{target}:{tag}"
-        for target, tag, record in index.tagged()
-        if record.descriptor.digest in above
-    )
+async def broken_by(content: Content, digest: Digest) -> list[str]:
+    """Return the names of the images that cannot be whole without this, sorted."""
+    names: list[str] = []
+    async for node in walk([digest], content.graph.parents):
+        names += [image.name for image in await content.tags.pointing_to(node.digest)]
+    return sorted(names)

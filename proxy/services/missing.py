@@ -1,21 +1,18 @@
-"""Finds what images lack: pieces that were lost here, and pieces of pinned images.
+"""Finds missing pieces of images: those that were lost, and those of pinned images.
 
 A piece is lost when it was set aside or deleted because it had gone bad. Other pieces that are not
-held are no loss: nobody has asked for them, or they were evicted.
+held are no loss: no client has asked for them, or they were evicted.
 """
 
-import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from proxy.content.content import Content
 from proxy.core.errors import DigestInvalid
-from proxy.core.manifests import INDEX_TYPES
+from proxy.core.manifests import INDEX_TYPES, walk
 from proxy.core.names import Digest, Target, parse_digest
 from proxy.core.tolerant_json import as_list, read_object
-from proxy.index import Index
-from proxy.runtime.executors import in_thread
 from proxy.services.inventory import broken_by
 
 MAX_LOST: Final = 1000
@@ -24,7 +21,7 @@ MAX_LOST: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Content that an image lacks. ``media_type`` is None for a blob, "" for an unknown type."""
+    """Missing content of an image. ``media_type`` is None for a blob, "" for an unknown type."""
 
     digest: Digest
     media_type: str | None
@@ -33,10 +30,10 @@ class Piece:
 
 
 class Lost:
-    """What was set aside and not fetched again: media types by digest, None for a blob."""
+    """Content that was set aside and not fetched again: its media types, None for a blob."""
 
     def __init__(self, noted: object) -> None:
-        """Take what an earlier ``to_json`` returned; rows of another shape are left out."""
+        """Take the result of an earlier ``to_json``; malformed rows are left out."""
         self._types: dict[Digest, str | None] = {}
         for row in as_list(noted):
             match row:
@@ -76,62 +73,53 @@ class Lost:
 
 
 async def find(content: Content, lost: Lost, pinned: Iterable[Digest]) -> list[Piece]:
-    """Return what images lack now; forget what was lost and is held, or belongs to no image."""
-    index = content.index
-    lost.merge(await in_thread(content.store.quarantine.notes))
+    """Return what images lack now.
+
+    Forgets what was lost and is held again, or belongs to no image any more.
+    """
+    lost.merge(await content.quarantine_notes())
     pieces = {}
     for digest, media_type in list(lost.types().items()):
-        await asyncio.sleep(0)  # each of these looks at all manifests and tags
-        images = [] if index.held(digest) is not None else broken_by(index, digest)
+        held = await content.record(digest) is not None
+        images = [] if held else await broken_by(content, digest)
         if not images:
             lost.discard(digest)
             continue
-        kind = media_type if media_type is not None else _kind(index, digest)
+        kind = media_type if media_type is not None else await _kind(content, digest)
         pieces[digest] = Piece(digest, kind, "it was set aside and is missing", images)
     for root in pinned:
-        for digest, kind in list(_lacking(index, root)):
+        async for digest, kind in _lacking(content, root):
             if digest not in pieces:
-                await asyncio.sleep(0)
-                images = broken_by(index, digest)
+                images = await broken_by(content, digest)
                 pieces[digest] = Piece(digest, kind, "a pinned image lacks it", images)
     return list(pieces.values())
 
 
-async def holders(index: Index, digest: Digest) -> list[Target]:
+async def holders(content: Content, digest: Digest) -> list[Target]:
     """Return the repositories to fetch a piece from, the likeliest last."""
-    found = dict.fromkeys(
-        target for target, _, record in index.tagged() if record.descriptor.digest == digest
-    )
-    for parent in index.parents(digest):
-        found |= dict.fromkeys(await index.holders(parent))
-    own = dict.fromkeys(await index.holders(digest))
+    found = dict.fromkeys(image.target for image in await content.tags.pointing_to(digest))
+    for parent in await content.graph.parents(digest):
+        found |= dict.fromkeys(await content.links.holders(parent))
+    own = dict.fromkeys(await content.links.holders(digest))
     return [*(target for target in found if target not in own), *own]
 
 
-def _lacking(index: Index, root: Digest) -> Iterator[tuple[Digest, str | None]]:
+async def _lacking(content: Content, root: Digest) -> AsyncIterator[tuple[Digest, str | None]]:
     """Yield the pieces that are not held of the image at ``root``, with their types.
 
     Of an index only the images are completed whose manifest is held: the others were never wanted.
     """
-    todo, seen = [root], {root}
-    if index.held(root) is None:
-        yield root, ""
-    while todo:
-        parent = index.held(digest := todo.pop())
-        is_list = parent is not None and parent.media_type in INDEX_TYPES
-        for child in index.children(digest):
-            if child.digest in seen:
-                continue
-            seen.add(child.digest)
-            if index.held(child.digest) is not None:
-                todo.append(child.digest)
-            elif not is_list:
-                yield child.digest, None
+    lists: dict[Digest, bool] = {}
+    async for digest, parent, _ in walk([root], content.graph.listed):
+        record = await content.record(digest)
+        lists[digest] = record is not None and record.media_type in INDEX_TYPES
+        if record is None and (parent is None or not lists[parent]):
+            yield digest, "" if parent is None else None
 
 
-def _kind(index: Index, digest: Digest) -> str | None:
+async def _kind(content: Content, digest: Digest) -> str | None:
     """Return "" for a manifest and None for a blob, as far as tags and manifests tell."""
-    if any(record.descriptor.digest == digest for _, _, record in index.tagged()):
+    if await content.tags.pointing_to(digest):
         return ""
-    records = (index.held(parent) for parent in index.parents(digest))
-    return "" if any(r is not None and r.media_type in INDEX_TYPES for r in records) else None
+    parents = await content.records(await content.graph.parents(digest))
+    return "" if any(one.media_type in INDEX_TYPES for one in parents.values()) else None

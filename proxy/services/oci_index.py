@@ -1,7 +1,7 @@
-"""Names for what is held, in the ``index.json`` of the OCI image layout that the cache is.
+"""Writes the names of held images to ``index.json``: the cache is an OCI image layout.
 
 So ``skopeo copy oci:DIR:docker.io/library/nginx:latest …`` reads an image without a registry, and
-tags and pins are found again when the index has been lost.
+tags and pins are restored from there if the index was lost.
 """
 
 import asyncio
@@ -32,54 +32,55 @@ TRUE: Final = f"{OURS}.manifest"
 
 PUBLISH_SECONDS: Final = 5.0
 REST: Final = 20.0
-"""After a write, so many times as long as it took."""
+"""The pause after a write is so many times as long as the write took."""
 
 _SLICE: Final = 100
 _BEGIN: Final = ', "manifests": [\n'
 _NEXT: Final = b",\n"
 _END: Final = b"\n]}\n"
-"""Every entry has a line of its own, so that many are read and written in small steps."""
+"""Each entry is a line, so that a long file is read and written in small steps."""
 
 _ALPHANUMERIC: Final = r"[A-Za-z0-9]+"
 _COMPONENT: Final = rf"{_ALPHANUMERIC}(?:(?:[-._:@+]|--){_ALPHANUMERIC})*"
 _READABLE = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
-"""What containers/image takes for a name in a layout (``oci/internal/oci_util.go``)."""
+"""Names in a layout that containers/image accepts (``oci/internal/oci_util.go``)."""
 
 log = structlog.get_logger(__name__)
 
 
 class Shelf(Protocol):
-    """Where ``index.json`` lies; blocks. Raises ``OSError``."""
+    """The file ``index.json``; blocks. Raises ``OSError``."""
 
     def read(self) -> bytes:
         """Return its content."""
 
     def write(self, content: bytes | bytearray) -> None:
-        """Replace its content, for good."""
+        """Replace its content durably."""
 
 
 class Layout:
-    """Keeps ``index.json`` current while the proxy runs. ``pins`` tells the pins to note there."""
+    """Keeps ``index.json`` current while the proxy runs. ``pins`` returns those to note."""
 
     def __init__(self, content: Content, shelf: Shelf, pins: Callable[[], list[str]]) -> None:
         self._content = content
-        self._index = content.index
         self._shelf = shelf
         self._pins = pins
         self._foreign: list[object] = []
         self._published: tuple[int, list[str]] | None = None
-        self._recalled = asyncio.Event()
+        self._loaded = asyncio.Event()
         self._is_unreadable = False
         self._keeping = asyncio.Lock()
 
-    async def recall(self) -> None:
-        """Learn tags from ``index.json`` that the index has lost, and what others put there.
+    async def load(self) -> None:
+        """Learn tags from ``index.json`` that the index has lost, and the entries of others.
 
-        While the file cannot be read it is not written either: it would lose what it says.
+        While the file cannot be read it is not written either: its entries would be lost. Raises
+        ``StorageError``, and may then be called again.
         """
-        if self._recalled.is_set():
+        if self._loaded.is_set():
             return
-        await self._index.ready()
+        # A tag that cannot be read looks unknown. Reading all of them raises then.
+        known = {one.name async for batch in self._content.tags.all() for one in batch}
         try:
             entries = _entries(await in_thread(self._shelf.read))
         except FileNotFoundError:
@@ -94,42 +95,48 @@ class Layout:
                 await asyncio.sleep(0)
             if OURS not in _annotations(entry):
                 foreign.append(entry)
-            elif (known := _tagged(entry)) is not None:
-                target, tag, descriptor = known
-                if self._index.pointed(target, tag) is None:
-                    await self._index.set_tag(target, tag, TagRecord(descriptor, 0.0))
-                    learnt += 1
+            elif (tagged := _tagged(entry)) is not None:
+                target, tag, _ = tagged
+                if f"{target}:{tag}" not in known:
+                    learnt += await self._learn(*tagged)
         if learnt:
             log.warning("tags found in index.json that the index had lost", tags=learnt)
         self._foreign = foreign
-        self._recalled.set()
+        self._loaded.set()
 
-    async def recalled(self) -> None:
-        """Return once ``recall`` has ended: what is forgotten from now on stays forgotten."""
-        await self._recalled.wait()
+    async def _learn(self, target: Target, tag: Tag, descriptor: Descriptor) -> bool:
+        """Record a tag as never checked, unless it was pulled meanwhile; return if it was not."""
+        if await self._content.tags.get(target, tag) is not None:
+            return False
+        await self._content.tags.set(target, tag, TagRecord(descriptor, 0.0))
+        return True
 
-    async def publish_for_ever(self) -> None:
-        """Write ``index.json`` whenever what it tells has changed, but never all the time."""
-        while not self._recalled.is_set():
+    async def loaded(self) -> None:
+        """Return once ``load`` has ended: tags forgotten from now on stay forgotten."""
+        await self._loaded.wait()
+
+    async def publish_forever(self) -> None:
+        """Write ``index.json`` whenever its content has changed, with pauses in between."""
+        while not self._loaded.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(PUBLISH_SECONDS):
-                    await self._recalled.wait()
+                    await self._loaded.wait()
             if self._is_unreadable:
-                await self.recall()
+                await self.load()
         while True:
             started = time.monotonic()
             await self.keep()
             await asyncio.sleep(max(PUBLISH_SECONDS, REST * (time.monotonic() - started)))
 
     async def keep(self) -> None:
-        """Write ``index.json`` if what it tells has changed, and the last one has been read."""
+        """Write ``index.json`` if its content has changed, once the last one has been read."""
         async with self._keeping:  # two that write at once take each other's temporary file
-            told = self._index.revision, self._pins()
-            if self._recalled.is_set() and told != self._published and await self.publish():
-                self._published = told
+            inputs = self._content.revision, self._pins()
+            if self._loaded.is_set() and inputs != self._published and await self.publish():
+                self._published = inputs
 
     async def publish(self) -> bool:
-        """Write ``index.json``; tell whether the disk took it."""
+        """Write ``index.json``; return whether the disk took it."""
         head: dict[str, object] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
         if names := self._pins():
             head["annotations"] = {PINS: " ".join(names)}
@@ -149,33 +156,24 @@ class Layout:
         return True
 
     async def _lines(self) -> AsyncIterator[bytes]:
-        """Yield a line for each held image: by every tag, or by its digest if it has none.
+        """Yield a line for each held image: for every tag, or for its digest if it has none.
 
-        A tag whose upstream only claims that it points to held content is no name for it.
+        A tag that is only claimed to point to held content is left out.
         """
-        tagged: set[Digest] = set()
-        for count, (target, tag, record) in enumerate(self._index.tagged()):
-            if count % _SLICE == 0:
-                await asyncio.sleep(0)
-            digest = record.descriptor.digest
-            if self._index.held(digest) is not None and await self._index.linked(target, digest):
-                tagged.add(digest)
-                yield await self._entry(Image(target, tag, None), record.descriptor)
-        for count, digest in enumerate(self._index.manifests()):
-            if count % _SLICE == 0:
-                await asyncio.sleep(0)
-            held = self._index.held(digest)
-            if held is None or digest in tagged or self._index.is_listed(digest):
-                continue
-            descriptor = Descriptor(held.media_type or "", digest, held.size)
-            for holder in (await self._index.holders(digest))[:1]:
-                yield await self._entry(Image(holder, None, digest), descriptor)
+        async for batch in self._content.tags.all():
+            for one in batch:
+                if one.held is not None and one.is_linked:
+                    yield await self._entry(Image(one.target, one.tag, None), one.record.descriptor)
+        async for untagged in self._content.graph.untagged():
+            for target, held in untagged:
+                descriptor = Descriptor(held.media_type or "", held.digest, held.size)
+                yield await self._entry(Image(target, None, held.digest), descriptor)
 
     async def _entry(self, image: Image, descriptor: Descriptor) -> bytes:
-        """Return the line of one image; nothing for what the layout cannot tell.
+        """Return the line of one image; empty for a type that the layout cannot name.
 
-        Readers take OCI types only. A Docker list reads as an OCI index under that type; a Docker
-        manifest does not, so an index of our own is laid around it.
+        Readers accept OCI types only. A Docker list can be read as an OCI index under that type; a
+        Docker manifest cannot, so it is wrapped in an index of our own.
         """
         annotations = {OURS: str(image)}
         if _READABLE.fullmatch(str(image)):
@@ -198,22 +196,22 @@ class Layout:
 
     @staticmethod
     def wrapper(manifest: Descriptor) -> Digest | None:
-        """Return the index that is laid around a Docker manifest, None for other manifests."""
+        """Return the index that wraps a Docker manifest, None for other manifests."""
         if manifest.media_type != manifests.DOCKER_MANIFEST:
             return None
         return sha256(_wrapping(manifest))
 
     async def _wrapped(self, descriptor: Descriptor) -> Descriptor:
-        """Hold an index that lists one manifest, without a platform: any reader takes it."""
+        """Store an index of one manifest, without a platform so that any reader takes it."""
         body = _wrapping(descriptor)
         wrapper = Descriptor(OCI_INDEX, sha256(body), len(body))
-        if self._index.held(wrapper.digest) is None:
+        if await self._content.record(wrapper.digest) is None:
             await self._content.keep(wrapper, body)
         return wrapper
 
 
 async def pins_named(shelf: Shelf) -> list[str]:
-    """Return the pins that ``index.json`` names."""
+    """Return the pins in ``index.json``."""
     content = await _content(shelf)
     document = read_object(content.partition(_BEGIN.encode())[0] + b"}")
     document = document or read_large_object(content)
@@ -221,7 +219,7 @@ async def pins_named(shelf: Shelf) -> list[str]:
 
 
 async def _content(shelf: Shelf) -> bytes:
-    """Return what is in ``index.json``; nothing when it cannot be read."""
+    """Return the content of ``index.json``; empty if it cannot be read."""
     try:
         return await in_thread(shelf.read)
     except OSError as error:
@@ -230,9 +228,10 @@ async def _content(shelf: Shelf) -> bytes:
 
 
 def _entries(content: bytes) -> Iterator[object]:
-    """Iterate over what ``index.json`` lists: line by line as far as it is as we write it.
+    """Iterate over the entries of ``index.json``.
 
-    So no step takes long, whatever the number of images. Others may have written it anew.
+    A file that we wrote is read line by line, so that no step takes long. Other programs may have
+    rewritten it.
     """
     head, begin, lines = content.partition(_BEGIN.encode())
     if begin and lines.endswith(_END) and read_object(head + b"}"):
@@ -248,7 +247,7 @@ def _lines(lines: BytesIO) -> Iterator[object]:
 
 
 def _tagged(entry: object) -> tuple[Target, Tag, Descriptor] | None:
-    """Return the tag that an entry of ours tells; None for an image by digest, or for rubbish."""
+    """Return the tag in an entry of ours; None for an image by digest, or a malformed entry."""
     annotations = _annotations(entry)
     name, colon, tag = str(annotations[OURS]).rpartition(":")
     upstream, _, repo = name.partition("/")

@@ -1,7 +1,8 @@
-"""Pulls whole images into the cache, without a client that takes them.
+"""Pulls whole images into the cache without a client.
 
-An index, the images in it that are wanted, and their configurations and layers. When the rate limit
-of upstream runs low, what is left of it is reserved for clients (``freshness.reserve``).
+That is an index, the selected images in it, and their configurations and layers. When the rate
+limit of upstream runs low, the rest of it is reserved for clients
+(``freshness.rate_limit_reserve``).
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from typing import Any, Final
 from proxy.content.downloads import Downloads
 from proxy.core import policy
 from proxy.core.errors import ManifestUnknown, RegistryError, RequestInvalid, TooManyRequests
+from proxy.core.manifests import walk
 from proxy.core.names import Digest, Image, Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Child
@@ -24,27 +26,26 @@ from proxy.runtime.metrics import Outcome
 from proxy.runtime.supervisor import running_beside
 
 AT_ONCE: Final = 4
-"""Blobs that are fetched at the same time, of all images: clients must still get places."""
+"""Blobs of all pulls that are fetched at the same time: clients must still get slots."""
 
 REPORT_SECONDS: Final = 0.5
-_MAX_DEPTH: Final = 4
+_MAX_DEPTH: Final = 5
+"""Manifests that are fetched on the way down from an image's name."""
 
 Event = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Platforms:
-    """The platforms that are wanted of an index, as ``linux/arm64/v8``; none: all there are."""
+    """The selected platforms of an index, as ``linux/arm64/v8``; none selects all."""
 
     wanted: tuple[str, ...]
 
     def choose(self, index: bytes, listed: Iterable[Child]) -> list[Child]:
-        """Return those of an index's manifests that are wanted.
+        """Return the selected manifests of an index. Raises ``ManifestUnknown`` if there are none.
 
-        Raises ``ManifestUnknown`` if there are none.
-
-        A manifest without a platform is wanted. Attestations, whose platform is ``unknown``, belong
-        to all platforms only.
+        A manifest without a platform is always selected. Attestations, whose platform is
+        ``unknown``, are selected only with all platforms.
         """
         if not self.wanted:
             return list(listed)
@@ -70,7 +71,7 @@ class Platforms:
 
 @dataclass(slots=True)
 class _Pull:
-    """One pull and how far it is: sizes of the blobs that are wanted, and those that have ended."""
+    """One pull and its progress: ``sizes`` of the selected blobs, and those that have ``ended``."""
 
     target: Target
     platforms: Platforms
@@ -83,7 +84,7 @@ class _Pull:
 
 
 class Puller:
-    """Pulls images. Its downloads are those that clients join."""
+    """Pulls images. Clients join its downloads."""
 
     def __init__(self, cache: Cache, sources: Mapping[str, Origin], flights: Downloads) -> None:
         self._cache = cache
@@ -93,14 +94,15 @@ class Puller:
         self._is_stopping = False
 
     def stop(self) -> None:
-        """End what runs, soon and for good: its events end without ``done``."""
+        """End all pulls soon: their events end without ``done``."""
         self._is_stopping = True
 
     async def run(self, image: Image, platforms: Platforms) -> AsyncGenerator[Event]:
-        """Pull an image; yield how far it is, what could not be had, and the sums.
+        """Pull an image; yield the progress, what could not be pulled, and the sums.
 
-        Raises ``RequestInvalid`` for a digest without a repository. Whoever stops reading ends it;
-        downloads that have begun go on. Without ``done`` at its end it was stopped.
+        The pull ends when the caller stops reading; downloads that have begun continue. Without
+        ``done`` at its end it was stopped. Raises ``RequestInvalid`` for a digest without a
+        repository.
         """
         if image.target is None:
             raise RequestInvalid(f"{image}: name the repository too, as nginx@{image.digest}")
@@ -133,7 +135,13 @@ class Puller:
             return
         pull.root, pull.warning = root.descriptor.digest, root.warning
         async with asyncio.TaskGroup() as group:
-            await self._take(pull, root, group)
+
+            async def take(digest: Digest) -> list[Digest]:
+                known = root if digest == pull.root else None
+                return await self._take(pull, digest, known, group)
+
+            async for _ in walk([root.descriptor.digest], take, max_depth=_MAX_DEPTH):
+                pass
 
     async def _root(self, image: Image, target: Target) -> Manifest:
         if image.digest is not None:
@@ -145,7 +153,7 @@ class Puller:
         return await self._manifest(target, refreshed.now)
 
     async def _manifest(self, target: Target, digest: Digest) -> Manifest:
-        """Return a manifest. Raises ``TooManyRequests`` where fetching it would cost too much."""
+        """Return a manifest. Raises ``TooManyRequests`` if it is not held and pulls are scarce."""
         if self._is_scarce(target) and not await self._cache.manifests.holds(digest):
             raise TooManyRequests(
                 f"{target.upstream}: what is left of its rate limit is reserved for clients"
@@ -153,11 +161,15 @@ class Puller:
         return await self._cache.manifests.get(target, digest, CacheDirective.ANY)
 
     async def _take(
-        self, pull: _Pull, manifest: Manifest, group: asyncio.TaskGroup, depth: int = 0
-    ) -> None:
-        """Have a manifest on disk, and begin to fetch what it lists."""
-        target, digest = pull.target, manifest.descriptor.digest
+        self, pull: _Pull, digest: Digest, known: Manifest | None, group: asyncio.TaskGroup
+    ) -> list[Digest]:
+        """Fetch a manifest (None: not ``known`` yet), and begin to fetch its blobs.
+
+        Returns the manifests that are wanted of those that it lists.
+        """
+        target = pull.target
         try:
+            manifest = known or await self._manifest(target, digest)
             if manifest.outcome is Outcome.THROUGH:
                 raise ManifestUnknown("its format is not kept")
             holds = self._cache.manifests.holds
@@ -169,19 +181,13 @@ class Puller:
             chosen = await self._chosen(pull, manifest.body, listed.manifests)
         except RegistryError as error:
             _miss(pull, digest, error.message)
-            return
+            return []
         pull.held.add(digest)
         for blob in listed.blobs:
             if blob.digest not in pull.sizes:
                 pull.sizes[blob.digest] = blob.size
                 group.create_task(self._blob(pull, blob.digest), name="pull a blob")
-        for child in chosen if depth < _MAX_DEPTH else []:
-            try:
-                below = await self._manifest(target, child.digest)
-            except RegistryError as error:
-                _miss(pull, child.digest, error.message)
-            else:
-                await self._take(pull, below, group, depth + 1)
+        return [child.digest for child in chosen]
 
     async def _chosen(self, pull: _Pull, body: bytes, listed: tuple[Child, ...]) -> list[Child]:
         """Return the manifests to fetch of an index. Raises ``ManifestUnknown``."""
@@ -201,7 +207,7 @@ class Puller:
             pull.ended.add(digest)
 
     async def _mention_evicted(self, pull: _Pull) -> None:
-        """Find out what has been evicted again, because the whole does not fit."""
+        """Report blobs that were evicted again because not all of them fit."""
         known = {event["digest"] for event in pull.missing}
         for digest in pull.ended - known:
             if not await self._cache.blobs.holds(digest):
@@ -212,7 +218,7 @@ class Puller:
         return policy.is_scarce(source.rule, source.upstream.budget.share)
 
     def _so_far(self, pull: _Pull) -> Event:
-        """Return the bytes of blobs that are here, and of all that are known to be wanted."""
+        """Return the bytes of blobs that have arrived, and of all selected blobs so far."""
         done = sum(pull.sizes[digest] for digest in pull.ended)
         for digest in pull.sizes.keys() - pull.ended:
             flight = self._flights.live(pull.target, digest)
@@ -230,7 +236,7 @@ def _miss(pull: _Pull, digest: str, reason: str) -> None:
 
 
 def _platform(entry: object) -> str:
-    """Return a platform's name, without what goes without saying."""
+    """Return a platform's name in its usual form."""
     if not isinstance(entry, dict):
         return "any"
     parts = [str(entry.get(key) or "") for key in ("os", "architecture", "variant")]

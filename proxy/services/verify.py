@@ -1,10 +1,9 @@
-"""Proves held content anew: hashes every file, sets aside what has gone bad, fetches it again.
+"""Verifies held content: hashes every file, sets aside what has gone bad, and fetches it again.
 
-Goes through the digests in order and notes how far it has come, so that it may be interrupted.
+Goes through the digests in order and notes its position, so that it can be interrupted.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -18,30 +17,33 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
+from proxy.content.checks import Verdict
 from proxy.content.content import Content
-from proxy.core.errors import Conflict, RegistryError, StorageError, is_disk_error
-from proxy.core.names import Digest, DigestVerifier, Target
-from proxy.core.records import BlobRecord, disk_bytes
+from proxy.core.errors import Conflict, RegistryError, StorageError
+from proxy.core.names import Digest, Target
+from proxy.core.records import disk_bytes
 from proxy.core.tolerant_json import as_list
-from proxy.runtime.executors import Pool, in_thread, to_its_end
+from proxy.runtime.executors import to_its_end
 from proxy.runtime.supervisor import running_beside
 from proxy.services import missing
 from proxy.services.inventory import broken_by
-from proxy.storage import BlobFile
 
-CHUNK: Final = 1024 * 1024
 REPORT_SECONDS: Final = 0.5
 NOTE_SECONDS: Final = 5.0
-SHELVES: Final = 256
 _NOTE: Final = "verify"
-_COLD_SECONDS: Final = 86400.0
 
 Fetch = Callable[[Target, Digest, str | None], Awaitable[bool]]
-"""Has content fetched anew: from where, what, and its media type, None for a blob."""
+"""Fetches content of a media type (None: a blob) from a repository; returns if it is held now."""
+
+Roots = Callable[[], Awaitable[Iterable[Digest]]]
 
 Event = dict[str, Any]
 Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
+
+
+async def _none() -> Iterable[Digest]:
+    return ()
 
 
 class _StoppedError(Exception):
@@ -56,7 +58,7 @@ class Verifier:
         content: Content,
         fetch: Fetch,
         clock: Callable[[], float],
-        pinned: Callable[[], Iterable[Digest]] = tuple,
+        pinned: Roots = _none,
     ) -> None:
         """``pinned`` returns the manifests of pinned images, held or not."""
         self._content = content
@@ -64,7 +66,6 @@ class Verifier:
         self._lost = missing.Lost(None)
         self._tried: set[Digest] = set()
         self._counted: set[Digest] = set()
-        self._index = content.index
         self._fetch = fetch
         self._clock = clock
         self._is_running = self._is_stopping = False
@@ -72,23 +73,22 @@ class Verifier:
         self._blobs = self._bytes = self._reading = self._bad = self._repaired = 0
 
     def stop(self) -> None:
-        """End what runs, soon and for good: its events end without ``done``."""
+        """End the verification soon: its events end without ``done``."""
         self._is_stopping = True
 
     async def run(self, *, repair: bool, rate: int, restart: bool) -> AsyncGenerator[Event]:
-        """Verify all that is held, at ``rate`` bytes a second (0: as fast as it goes).
+        """Verify all content, at ``rate`` bytes a second (0: no limit).
 
-        Yields what happens: start, progress, bad, done. Goes on where the last run was broken off
-        unless ``restart``. Without ``done`` at its end it was stopped. Raises ``Conflict`` when
-        another one runs.
+        Yields events: start, progress, bad, done. Continues where the last run was interrupted,
+        unless ``restart``. Without ``done`` at its end it was stopped. Raises ``Conflict`` if
+        another one is running.
         """
         if self._is_running:
             raise Conflict("a verification is running; wait for its end, or interrupt it")
         self._is_running = True
         try:
-            await self._index.ready()
             self._tried.clear()
-            await self._recall(restart=restart)
+            await self._load(restart=restart)
             async with aclosing(self._round(_Pace(rate), repair=repair)) as events:
                 async for event in events:
                     yield event
@@ -98,12 +98,12 @@ class Verifier:
             self._is_running = False
 
     async def scrub(self, every: float, rate: int) -> None:
-        """Verify and repair in the background until ``stop``, a round each ``every`` seconds."""
+        """Verify and repair until ``stop``, one round every ``every`` seconds."""
         while not self._is_stopping:
             noted = await self._noted()
             done_at = noted.get("done_at") if isinstance(noted, dict) else None
             if done_at is None and noted is None:
-                done_at = self._clock()  # what is new needs no proof yet
+                done_at = self._clock()  # a new cache needs no verification yet
                 await self._keep({"done_at": done_at})
             await asyncio.sleep(max(0.0, (done_at or 0.0) + every - self._clock()))
             try:
@@ -116,9 +116,10 @@ class Verifier:
                 await asyncio.sleep(60)
 
     async def _round(self, pace: "_Pace", *, repair: bool) -> AsyncGenerator[Event]:
-        """Go through what is left, and note in any case how far it has come."""
-        usage, is_done = self._index.usage(), False
-        sizes = {"blobs": usage.files, "bytes": usage.disk_bytes}
+        """Verify what is left of a round, and note the position in any case."""
+        await self._content.ready()
+        usage, is_done = self._content.usage(), False
+        sizes = {"blobs": usage.files, "bytes": usage.held_bytes}
         try:
             yield {"event": "start", **sizes, "resumed": bool(self._after)}
             async for event in self._walk(pace, repair=repair):
@@ -132,21 +133,18 @@ class Verifier:
 
     async def _walk(self, pace: "_Pace", *, repair: bool) -> AsyncGenerator[Event]:
         reported = noted = time.monotonic()
-        first = int(self._after.partition(":")[2][:2] or "0", 16)
-        for number in range(first, SHELVES):
-            for digest in self._index.shelf(number):
-                if (len(digest), digest) <= (len(self._after), self._after) and number == first:
-                    continue
+        async for batch in self._content.digests(self._after):
+            for digest in batch:
                 self._check_stop()
-                async with running_beside(self._problem(digest, pace), "verify") as hashing:
+                async with running_beside(self._check(digest, pace), "verify") as hashing:
                     while not (await asyncio.wait([hashing], timeout=REPORT_SECONDS))[0]:
                         self._check_stop()
                         yield {"event": "progress", **self._so_far()}
-                problem, size = hashing.result()
-                self._count(digest, size)
-                if problem is not None:
+                verdict = hashing.result()
+                self._count(digest, verdict.size)
+                if verdict.problem is not None:
                     self._count_bad(digest)
-                    righting = self._set_right(digest, problem, repair=repair)
+                    righting = self._set_right(digest, verdict.problem, repair=repair)
                     yield await self._unless_stopped(righting)
                 if (now := time.monotonic()) - reported >= REPORT_SECONDS:
                     reported = now
@@ -157,87 +155,46 @@ class Verifier:
             await asyncio.sleep(0)
 
     def _count_bad(self, digest: Digest) -> None:
-        """Count a piece once a round, also when the round is interrupted and goes on later."""
+        """Count a piece once a round, also if the round is interrupted and resumed."""
         if digest not in self._counted:
             self._bad += 1
             self._counted.add(digest)
 
     async def _complete(self, *, repair: bool) -> AsyncGenerator[Event]:
-        """Report what images lack, and fetch it if ``repair``; what comes may lack more."""
+        """Report missing pieces, and fetch them if ``repair``; a fetched manifest may list more."""
         while True:
-            found = await missing.find(self._content, self._lost, self._pinned())
+            found = await missing.find(self._content, self._lost, await self._pinned())
             pieces = [piece for piece in found if piece.digest not in self._tried]
             if not pieces:
                 return
             for piece in pieces:
                 self._tried.add(piece.digest)
                 self._count_bad(piece.digest)
-                holders = await missing.holders(self._index, piece.digest) if repair else None
+                holders = await missing.holders(self._content, piece.digest) if repair else None
                 repairing = self._repair(piece.digest, piece.media_type, holders)
                 outcome = await self._unless_stopped(repairing)
                 known = {"digest": piece.digest, "reason": piece.reason, "images": piece.images}
                 yield {"event": "bad", "quarantined": None} | known | outcome
 
     def _count(self, digest: Digest, size: int | None) -> None:
-        """Note that content has been looked at, and hashed unless it could not be read."""
+        """Note that content has been checked, and its ``size`` unless it could not be read."""
         self._after, self._reading = digest, 0
         if size is not None:
             self._blobs += 1
             self._bytes += disk_bytes(size)  # as the sum at the start counts
-            self._content.counters.verified += 1
-            self._content.counters.verified_bytes += size
 
-    async def _problem(self, digest: Digest, pace: "_Pace") -> tuple[Event | None, int | None]:
-        """Return what is wrong with held content, None for nothing, and how much was hashed."""
-        record = self._index.held(digest)
-        if record is None:
-            return None, None
-        try:
-            file = self._content.store.open(digest)
-        except StorageError as error:
-            if not is_disk_error(error):
-                log.warning("content could not be verified", digest=digest, error=str(error))
-                return None, None
-            return {"reason": str(error)}, None
-        if file is None:
-            return {"reason": "its file is missing"}, None
-        try:
-            found = await self._hash(file, record, pace)
-        except OSError as error:
-            if not is_disk_error(error):
-                log.warning("content could not be verified", digest=digest, error=str(error))
-                return None, None
-            return {"reason": f"it cannot be read: {error.strerror}"}, None
-        finally:
-            file.close()
-        if found.holds:
-            return None, file.size
-        differs = {"size": record.size, "size_found": file.size, "digest_found": found.found}
-        return {"reason": "its bytes are not its name"} | differs, file.size
-
-    async def _hash(self, file: BlobFile, record: BlobRecord, pace: "_Pace") -> DigestVerifier:
-        """Hash a file; what nobody has used for long is not left in the page cache."""
-        proof, offset = DigestVerifier(record.digest), 0
-        is_cold = self._clock() - record.used_at > _COLD_SECONDS
-
-        def step() -> int:
-            chunk = os.pread(file.fd, CHUNK, offset)
-            proof.take(chunk)
-            if is_cold:
-                os.posix_fadvise(file.fd, offset, len(chunk), os.POSIX_FADV_DONTNEED)
-            return len(chunk)
-
-        while size := await in_thread(step, Pool.UPKEEP):
-            offset += size
-            self._reading = offset
+    async def _check(self, digest: Digest, pace: "_Pace") -> Verdict:
+        async def progress(size: int) -> None:
+            self._reading += size
             await pace.wait(size)
-        return proof
+
+        return await self._content.check(digest, progress)
 
     async def _set_right(self, digest: Digest, problem: Event, *, repair: bool) -> Event:
-        images = broken_by(self._index, digest)
-        record = self._index.held(digest)
+        images = await broken_by(self._content, digest)
+        record = await self._content.record(digest)
         media_type = None if record is None else record.media_type
-        holders = await self._index.holders(digest)
+        holders = await self._content.links.holders(digest)
         note = problem | {"media_type": media_type, "images": images}
         note["repositories"] = [str(holder) for holder in holders]
         self._lost.add(digest, media_type)
@@ -263,7 +220,7 @@ class Verifier:
                 if await self._fetch(target, digest, media_type):
                     self._lost.discard(digest)
                     self._repaired += 1
-                    self._content.counters.repaired += 1
+                    self._content.repaired()
                     return {"repaired": True, "failure": None}
                 failure = "it could not be kept"
             except RegistryError as error:
@@ -276,7 +233,7 @@ class Verifier:
             raise _StoppedError
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Return what ``work`` returns; a stop breaks it off, for a download may take long."""
+        """Return what ``work`` returns; ``stop`` cancels it, because a download may take long."""
         async with running_beside(work, "verify") as task:
             while not (await asyncio.wait([task], timeout=REPORT_SECONDS))[0]:
                 self._check_stop()
@@ -286,13 +243,13 @@ class Verifier:
         return {"blobs": self._blobs, "bytes": self._bytes + self._reading}
 
     async def _noted(self) -> Any:
-        """Return how far former runs have come; what cannot be read is begun anew."""
+        """Return the note of earlier runs; empty if it cannot be read."""
         try:
-            return await self._index.note(_NOTE)
+            return await self._content.note(_NOTE)
         except StorageError:
             return {}
 
-    async def _recall(self, *, restart: bool) -> None:
+    async def _load(self, *, restart: bool) -> None:
         noted = await self._noted()
         known = noted if isinstance(noted, dict) else {}
         left = {} if restart else known
@@ -311,9 +268,9 @@ class Verifier:
 
     async def _keep(self, note: Event) -> None:
         try:
-            await self._index.set_note(_NOTE, note)
+            await self._content.set_note(_NOTE, note)
         except StorageError as error:
-            log.warning("how far verification has come cannot be noted", error=str(error))
+            log.warning("the position of verification cannot be noted", error=str(error))
 
 
 class _Pace:
@@ -324,7 +281,7 @@ class _Pace:
         self._ahead_of = time.monotonic()
 
     async def wait(self, size: int) -> None:
-        """Wait until ``size`` more bytes may have been read."""
+        """Wait until ``size`` more bytes may be read."""
         if self._rate <= 0:
             await asyncio.sleep(0)
             return

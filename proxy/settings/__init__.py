@@ -1,7 +1,7 @@
-"""Every setting: its name, type, default and limits. The one place where they are declared.
+"""Every setting: its name, type, default, limits and description.
 
-YAML, overridden by ``MILLPOND_…`` environment variables, overridden by flags.
-``configuration`` reads those and words the errors; ``config/default.yaml`` documents every key.
+``loading`` reads them from YAML, ``MILLPOND_…`` environment variables and flags. The descriptions
+are the table of ``docs/configuration.md``; ``config/default.yaml`` explains when to change what.
 """
 
 import math
@@ -9,45 +9,33 @@ import os
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ByteSize,
-    ConfigDict,
-    Field,
-    SecretStr,
-    field_validator,
-    model_validator,
-)
-from yarl import URL
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from proxy.settings.units import Amount, Bytes, Disk, Fraction, KeptFor, Rate, Seconds, Wait
+from proxy.core.units import Amount
+from proxy.settings.units import Bytes, Disk, Fraction, KeptFor, Rate, Seconds, Section, Wait
+from proxy.settings.upstreams import FreshnessOverride, Upstream, UpstreamTLS, over_built_in
 
-_UPSTREAM_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(:\d{1,5})?")
+__all__ = [
+    "Freshness",
+    "FreshnessOverride",
+    "ServerTLS",
+    "Settings",
+    "Storage",
+    "Timeouts",
+    "Upstream",
+    "UpstreamTLS",
+]
+
 _LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d{1,5})")
-
-BUILT_IN: Final[dict[str, dict[str, Any]]] = {
-    "docker.io": {
-        "url": "https://registry-1.docker.io",
-        "aliases": ["index.docker.io", "registry-1.docker.io"],
-        "library_prefix": True,
-    },
-    "ghcr.io": {"url": "https://ghcr.io"},
-    "quay.io": {"url": "https://quay.io"},
-    "gcr.io": {"url": "https://gcr.io"},
-    "registry.k8s.io": {"url": "https://registry.k8s.io"},
-    "mcr.microsoft.com": {"url": "https://mcr.microsoft.com"},
-    "public.ecr.aws": {"url": "https://public.ecr.aws"},
-}
 
 
 def default_storage_path() -> Path:
-    """Return ``/var/lib/millpond`` for root, ``$XDG_CACHE_HOME/millpond`` for anybody else.
+    """Return ``/var/lib/millpond`` for root, ``$XDG_CACHE_HOME/millpond`` for other users.
 
-    A relative ``XDG_CACHE_HOME`` is ignored, as the XDG Base Directory Specification demands. A
-    user without a home directory gets a path that cannot be used, which names the mistake.
+    A relative ``XDG_CACHE_HOME`` is ignored (XDG Base Directory Specification). A user without a
+    home directory gets a path that starts with ``~``, which validation refuses.
     """
     if os.geteuid() == 0:
         return Path("/var/lib/millpond")
@@ -57,8 +45,8 @@ def default_storage_path() -> Path:
     return Path(os.path.expanduser("~")) / ".cache" / "millpond"  # noqa: PTH111 - it never raises
 
 
-def _usable_directory(path: Path) -> Path:
-    """Return an absolute path. Raises ``ValueError`` for one that depends on where we run."""
+def _absolute(path: Path) -> Path:
+    """Return ``path`` with ``~`` expanded. Raises ``ValueError`` for a relative path."""
     expanded = Path(os.path.expanduser(path))  # noqa: PTH111 - it never raises
     if not expanded.is_absolute():
         raise ValueError("not an absolute path; write /srv/millpond")
@@ -67,56 +55,60 @@ def _usable_directory(path: Path) -> Path:
     return expanded
 
 
-class Section(BaseModel):
-    """A mapping of settings: complete, unchangeable, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
 class ServerTLS(Section):
-    """What HTTPS is served with. A renewed file is picked up without a restart."""
+    """Certificate and key for HTTPS."""
 
     cert_file: Path
+    """PEM certificate with its chain. With it, Millpond serves HTTPS. A renewed file is loaded
+    without a restart."""
     key_file: Path
-
-
-class UpstreamTLS(Section):
-    """How an upstream's certificate is checked, and what we show it."""
-
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    verify: bool = True
+    """The unencrypted key of that certificate."""
 
 
 class Storage(Section):
-    """Where content lives and how much of it."""
+    """Where the cache is, how large it may grow, and how its content is checked."""
 
-    path: Annotated[Path, AfterValidator(_usable_directory)] = Field(
-        default_factory=default_storage_path
-    )
+    old_names: ClassVar[dict[str, str]] = {"finish_from": "min_complete_ratio"}
+
+    path: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=default_storage_path)
+    """Directory of the cache, an absolute path. Only one Millpond may use it. The default for users
+    other than root is `$XDG_CACHE_HOME/millpond` or `~/.cache/millpond`."""
     max_size: Disk = Amount(50 * 1024**3)
+    """Maximum size of the cache, downloads in progress included: a size, or a share of the file
+    system such as `80%`."""
     high_mark: Fraction = 0.95
+    """Share of `max_size` above which Millpond evicts the least recently used images."""
     low_mark: Fraction = 0.90
+    """Share of `max_size` at which eviction stops."""
     min_free: Disk = Amount(0, 0.02)
+    """Space on the file system that Millpond leaves free: a size, or a share of the file system."""
     max_age: Seconds = math.inf
+    """Evict content that has not been used for this long, even if there is space."""
     unproven_share: Fraction = 0.1
+    """Share of the cached content that unverified downloads from one registry may evict. A download
+    that needs more is passed through and not stored."""
     file_mode: Literal["0600", "0640"] = "0600"
-    finish_from: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """File permissions; `0640` lets the group read."""
+    min_complete_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Finish a download that all clients have abandoned if at least this share of it has arrived.
+    `0` finishes every download."""
     in_use_file: Path | None = None
+    """File with the images that are running now, one per line. They are not evicted."""
     scrub_every: Seconds = 30 * 86400.0
+    """How often Millpond hashes all content again and repairs it; `forever` disables this."""
     scrub_rate: Rate = 20_000_000
+    """Reading speed of that check; `0` means no limit."""
 
     @field_validator("max_size")
     @classmethod
-    def _something(cls, value: Amount) -> Amount:
+    def _check_max_size(cls, value: Amount) -> Amount:
         if value.bytes <= 0 and not 0 < value.share <= 1:
             raise ValueError("too small or too large; write 50GiB, or 80% of the file system")
         return value
 
     @field_validator("min_free")
     @classmethod
-    def _not_all(cls, value: Amount) -> Amount:
+    def _check_min_free(cls, value: Amount) -> Amount:
         if value.bytes < 0 or not 0 <= value.share < 1:
             raise ValueError("not to be kept free; write 0, 5GiB, or 5% of the file system")
         return value
@@ -124,158 +116,154 @@ class Storage(Section):
     @field_validator("file_mode", mode="before")
     @classmethod
     def _octal(cls, value: object) -> object:
-        return f"{value:04o}" if isinstance(value, int) else value
+        return f"{value:04o}" if isinstance(value, int) else value  # YAML reads 0600 as octal
 
     @model_validator(mode="after")
-    def _marks_in_order(self) -> Self:
+    def _check_marks(self) -> Self:
         if self.low_mark > self.high_mark:
             raise ValueError("low_mark is above high_mark")
         return self
 
 
 class Freshness(Section):
-    """How old an answer may be, in seconds (RFC 5861, RFC 9111)."""
+    """How old the answer for a tag may be (RFC 5861, RFC 9111)."""
+
+    old_names: ClassVar[dict[str, str]] = {"reserve": "rate_limit_reserve"}
 
     tag_ttl: Seconds = 300.0
+    """How long Millpond answers a tag without asking the registry. Shorter: new images appear
+    sooner. Longer: fewer requests."""
     stale_while_revalidate: Seconds = 3600.0
+    """How long after that Millpond still answers at once and checks the tag in the background."""
     stale_if_error: Seconds = math.inf
+    """How long after `tag_ttl` Millpond serves the last good copy while the registry fails."""
     negative_ttl: Seconds = 30.0
+    """How long Millpond remembers that something does not exist."""
     signature_ttl: Seconds = 30.0
+    """`tag_ttl` for tags that change in place: signatures, attestations, SBOMs."""
     deleted_tags: KeptFor = 0.0
-    reserve: Annotated[float, Field(ge=0, le=1)] = 0.1
-
-
-class FreshnessOverride(Section):
-    """What one upstream does differently. None: as everywhere."""
-
-    tag_ttl: Seconds | None = None
-    stale_while_revalidate: Seconds | None = None
-    stale_if_error: Seconds | None = None
-    negative_ttl: Seconds | None = None
-    signature_ttl: Seconds | None = None
-    deleted_tags: KeptFor | None = None
-    reserve: Annotated[float, Field(ge=0, le=1)] | None = None
-
-
-class Upstream(Section):
-    """One registry that is pulled from."""
-
-    url: str
-    aliases: tuple[str, ...] = ()
-    hostnames: tuple[str, ...] = ()
-    library_prefix: bool = False
-    username: str | None = None
-    password: SecretStr | None = None
-    password_file: Path | None = None
-    auth_hosts: tuple[str, ...] = ()
-    private: bool = False
-    max_downloads: Annotated[int, Field(ge=1)] = 64
-    tls: UpstreamTLS = UpstreamTLS()
-    freshness: FreshnessOverride = FreshnessOverride()
-
-    @field_validator("url")
-    @classmethod
-    def _plain_address(cls, value: str) -> str:
-        try:
-            url = URL(value)
-        except ValueError:
-            url = URL()
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError("not an address; write https://registry.example.com")
-        if url.user or url.query_string or url.fragment:
-            raise ValueError("takes scheme, host, port and path only; credentials have own keys")
-        return value.rstrip("/")
-
-    @field_validator("aliases", "hostnames", "auth_hosts")
-    @classmethod
-    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            _check_name(name)
-        return value
-
-    @model_validator(mode="after")
-    def _whole_credentials(self) -> Self:
-        if self.password is not None and self.password_file is not None:
-            raise ValueError("password and password_file exclude each other")
-        secret = self.password is not None or self.password_file is not None
-        if secret != (self.username is not None):
-            raise ValueError("credentials are a username with a password or a password_file")
-        return self
+    """What happens to a tag that the registry has deleted: `follow` removes it too, `keep` retains
+    it, `keep 30d` retains it for that long after the registry last confirmed it."""
+    rate_limit_reserve: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the registry's rate limit that is reserved for images that are not in the cache."""
 
 
 class Timeouts(Section):
-    """How long an upstream may take, and a client that reads nothing, in seconds."""
+    """How long a registry may take, and a client that reads nothing."""
 
     connect: Wait = 5.0
+    """Time for a registry to accept a connection."""
     answer: Wait = 20.0
+    """Time for a registry to begin its answer, tokens and redirects included. Keep it below 30
+    seconds, after which containerd stops waiting."""
     check: Wait = 3.0
+    """Time for a registry to confirm a tag that is in the cache. After that Millpond serves the
+    cached copy, and the check continues."""
     idle: Wait = 30.0
+    """Maximum pause between two pieces of a body from a registry."""
     send: Wait = 60.0
+    """Disconnect a client that reads nothing of its answer for this long. A slow client is not
+    disconnected."""
 
 
 class Patience(Section):
-    """How upstreams that fail are treated."""
+    """How Millpond treats a registry that fails."""
 
     retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """Additional attempts before the first byte of an answer, with growing pauses."""
     resumes: Annotated[int, Field(ge=0, le=100)] = 5
+    """Additional attempts after a body breaks off, each from the last byte. The count starts anew
+    when an attempt makes progress."""
     failures: Annotated[int, Field(ge=1)] = 5
+    """Consecutive failures after which Millpond stops asking a registry for a while."""
     pause: Seconds = 5.0
+    """Length of that pause. It doubles each time, up to one minute."""
     cool_down: Seconds = 30.0
+    """Pause after a 429 that names no time."""
 
 
 class Admin(Section):
-    """Who may change something while it runs."""
+    """How the operator reaches Millpond."""
 
     socket: bool = True
+    """Create the admin socket `admin.sock` in the cache directory, for the user of Millpond."""
     token_file: Path | None = None
+    """File with the admin token, which gives the same access over the network."""
 
 
 class Parallel(Section):
-    """Over how many connections one large blob is fetched."""
+    """Downloads of one large blob over several connections."""
+
+    old_names: ClassVar[dict[str, str]] = {"start_from": "min_blob_size"}
 
     connections: Annotated[int, Field(ge=1, le=16)] = 4
-    start_from: Bytes = ByteSize(32 * 1024**2)
+    """Maximum number of connections for one large blob. More than one is used only if the registry
+    supports ranges and one connection is slow. `1` disables it."""
+    min_blob_size: Bytes = 32 * 1024**2
+    """Minimum size of a blob that is fetched over several connections."""
 
 
 class Prefetch(Section):
-    """What is fetched of an image before it is asked for; no blobs: nothing."""
+    """Blobs of an image that are fetched before the client requests them."""
+
+    old_names: ClassVar[dict[str, str]] = {"at_once": "concurrency", "give_up": "idle_timeout"}
 
     blobs: Annotated[int, Field(ge=0)] = 40
-    max_bytes: Bytes = ByteSize(1024**3)
-    at_once: Annotated[int, Field(ge=1)] = 10
-    give_up: Wait = 5.0
+    """When Millpond fetches an image manifest, it also fetches up to this many blobs of the image.
+    `0` disables it."""
+    max_bytes: Bytes = 1024**3
+    """Maximum number of bytes to prefetch for one image."""
+    concurrency: Annotated[int, Field(ge=1)] = 10
+    """Maximum number of concurrent prefetches, for all images together."""
+    idle_timeout: Wait = 5.0
+    """Stop prefetching if the client requests no layer within this time."""
 
 
 class Memory(Section):
-    """How much is kept in RAM."""
+    """What is cached in memory."""
 
-    manifests: Bytes = ByteSize(64 * 1024**2)
-    blobs: Bytes = ByteSize(64 * 1024**2)
-    largest_blob: Bytes = ByteSize(128 * 1024)
+    manifests: Bytes = 64 * 1024**2
+    """Memory for cached manifests."""
+    blobs: Bytes = 64 * 1024**2
+    """Memory for cached small blobs, such as the configurations of images."""
+    largest_blob: Bytes = 128 * 1024
+    """Maximum size of a blob that is kept in memory."""
 
 
 class Log(Section):
-    """What is logged, and how."""
+    """What is logged, and in which format."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is logged."""
     format: Literal["auto", "console", "json"] = "auto"
+    """`auto` means `console` on a terminal and `json` elsewhere."""
 
 
 class Settings(Section):
     """The whole configuration."""
 
     listen: str = "127.0.0.1:5000"
+    """Address and port. `0.0.0.0:5000` serves the network; `[::1]:5000` is IPv6."""
     tls: ServerTLS | None = None
     trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of reverse proxies. Millpond believes `X-Forwarded-For` and
+    `Forwarded` only from these."""
     shutdown_delay: Seconds = 0.0
+    """After SIGTERM, how long `/-/readyz` answers 503 before the port closes. Set it behind a load
+    balancer."""
     shutdown_grace: Seconds = 30.0
+    """After SIGTERM, how long running responses may continue."""
     storage: Storage = Field(default_factory=Storage)
     default_upstream: str = "docker.io"
+    """Registry for names that contain no registry. It must be one of `upstreams`."""
     upstreams: dict[str, Upstream] = Field(default_factory=dict)
     freshness: Freshness = Freshness()
     offline: bool = False
+    """Contact no registry. Serve complete images, and answer 404 for everything else."""
     catalog: bool = False
+    """Let `/v2/_catalog` list the repositories that the cache knows."""
     pins: tuple[str, ...] = ()
+    """Images, or patterns over image names, that are never evicted."""
     admin: Admin = Admin()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
@@ -300,13 +288,13 @@ class Settings(Section):
         return max(upstream.max_downloads for upstream in self.upstreams.values())
 
     def freshness_of(self, upstream: str) -> Freshness:
-        """Return the freshness that holds for an upstream, overrides applied."""
+        """Return the freshness settings of one upstream, its overrides applied."""
         override = self.upstreams[upstream].freshness.model_dump(exclude_none=True)
         return self.freshness.model_copy(update=override)
 
     @field_validator("listen")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
+    def _check_listen(cls, value: str) -> str:
         match = _LISTEN.fullmatch(value)
         if match is None or int(match[2]) > 65535:
             raise ValueError("not an address; write 127.0.0.1:5000 or [::1]:5000")
@@ -314,7 +302,7 @@ class Settings(Section):
 
     @field_validator("trusted_proxies")
     @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for network in value:
             try:
                 ip_network(network)
@@ -326,24 +314,11 @@ class Settings(Section):
 
     @field_validator("upstreams", mode="before")
     @classmethod
-    def _over_built_in(cls, value: object) -> object:
-        """Lay what is configured over the built-in upstreams; ``null`` takes one away."""
-        if not isinstance(value, dict):
-            return value
-        merged: dict[str, object] = {name: dict(entry) for name, entry in BUILT_IN.items()}
-        for name, entry in value.items():
-            _check_name(str(name))
-            known = merged.get(name)
-            if entry is None:
-                merged.pop(name, None)
-            elif isinstance(entry, dict) and isinstance(known, dict):
-                merged[name] = known | entry
-            else:
-                merged[name] = entry
-        return merged
+    def _with_built_in(cls, value: object) -> object:
+        return over_built_in(value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
+    def _check_upstream_names(self) -> Self:
         owner: dict[str, str] = {}
         for name, upstream in self.upstreams.items():
             for claimed in {name, *upstream.aliases, *upstream.hostnames}:
@@ -358,8 +333,3 @@ class Settings(Section):
                 + ", ".join(self.upstreams)
             )
         return self
-
-
-def _check_name(name: str) -> None:
-    if _UPSTREAM_NAME.fullmatch(name) is None:
-        raise ValueError(f"{name!r} is not a host name; write ghcr.io, lab or 10.0.0.5:5000")

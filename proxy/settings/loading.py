@@ -1,12 +1,13 @@
-"""Reads YAML, environment and flags into ``Settings``, and words what is wrong with them.
+"""Reads YAML, environment and flags into ``Settings``, and formats the errors in them.
 
-An error names its source (file and line, variable, or flag), the key path, what is wrong and
-what would be right. A value is never repeated: it may be a secret.
+An error names its place (file and line, variable, or flag), the key, what is wrong and what would
+be right. It never repeats a value: that may be a secret.
 """
 
 import difflib
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,10 +18,9 @@ from pydantic_settings.exceptions import SettingsError
 
 from proxy.core.errors import ConfigError
 from proxy.settings import Settings, Upstream
+from proxy.settings.units import Section
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pydantic_core import ErrorDetails
 
 PREFIX: Final = "MILLPOND_"
@@ -31,44 +31,83 @@ _KUBERNETES = re.compile(rf"{PREFIX}(SERVICE|PORT)(_.*)?")  # a Service named mi
 _REFERENCE = re.compile(r"(?<!\$)\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 _FIELD = re.compile(r'field "(\w+)"')
-_FLAGS: Final = {("listen",): "--listen", ("storage", "path"): "--storage"}
+_FLAGS: Final[dict["KeyPath", str]] = {("listen",): "--listen", ("storage", "path"): "--storage"}
 
 KeyPath = tuple[str | int, ...]
 
 
-class _Environment(BaseSettings, Settings):
-    """The settings once more, as ``MILLPOND_SECTION__KEY`` variables."""
+def load(
+    file: Path | None,
+    flags: dict[str, Any] | None = None,
+    warn: Callable[[str], object] = lambda _: None,
+) -> Settings:
+    """Return the settings of a file, the environment and flags; later ones override earlier ones.
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter=NESTED)
-
-
-def load(file: Path | None, flags: dict[str, Any] | None = None) -> Settings:
-    """Return the settings of a file, the environment and flags, the later over the earlier.
-
-    ``file`` None means ``$MILLPOND_CONFIG``, else ``/etc/millpond/config.yaml`` if it is there.
-    ``flags`` has the shape of the YAML document. Raises ``ConfigError`` with a line per fault.
+    ``file`` None means ``$MILLPOND_CONFIG``, else ``/etc/millpond/config.yaml`` if it exists.
+    ``flags`` has the shape of the YAML document. ``warn`` gets a line for each use of an old name.
+    Raises ``ConfigError`` with a line for each error.
     """
     document = _Document(file or _default_file())
-    environment = _environment()
-    flags = flags or {}
-    merged = _laid_over(_laid_over(document.data, environment), flags)
+    sources = (
+        _Source(document.data, document.place),
+        _Source(_environment(), _variable_place),
+        _Source(flags or {}, lambda path: _FLAGS.get(path, f"flag: {_dotted(path)}")),
+    )
+    merged: dict[str, Any] = {}
+    for source in sources:
+        merged = _overridden(merged, source.data)
     try:
-        return Settings.model_validate(merged)
+        settings = Settings.model_validate(merged)
     except ValidationError as error:
+        faults = map(_located, error.errors(include_url=False))
         raise ConfigError(
-            "\n".join(
-                f"{_source(path, document, environment, flags)}: {text}"
-                for path, text in map(_located, error.errors(include_url=False))
-            )
+            "\n".join(f"{_place(path, *sources)}: {text}" for path, text in faults)
         ) from None
+    for source in sources:
+        for path in source.old_paths:
+            warn(
+                f"{source.place(path)}: renamed to {_dotted(path)}; "
+                "the old name works in this version"
+            )
+    return settings
+
+
+class _Source:
+    """The settings of one source, under their current names.
+
+    ``old_paths`` has the path that is written in the source for each setting with an old name.
+    """
+
+    def __init__(self, data: dict[str, Any], place: Callable[[KeyPath], str]) -> None:
+        self.old_paths: dict[KeyPath, KeyPath] = {}
+        self._place = place
+        self.data = self._renamed(data, ())
+
+    def place(self, path: KeyPath) -> str:
+        """Name the source and the place in it where a setting is written."""
+        return self._place(self.old_paths.get(path, path))
+
+    def _renamed(self, data: dict[str, Any], above: KeyPath) -> dict[str, Any]:
+        model, renamed = _model_at(above), {}
+        for key, value in data.items():
+            path = (*above, key)
+            new = model.old_names.get(key, key)
+            if new != key:
+                if new in data:
+                    raise ConfigError(
+                        f"{self._place(path)}: the old name of {new}, which is set too; remove it"
+                    )
+                self.old_paths[*above, new] = path
+            renamed[new] = self._renamed(value, path) if isinstance(value, dict) else value
+        return renamed
 
 
 class _Document:
-    """One YAML file: its data, and on which line each key stands."""
+    """One YAML file: its data, and the line of each key."""
 
     def __init__(self, file: Path | None) -> None:
-        self.file = file
         self.data: dict[str, Any] = {}
+        self._file = file
         self._root: yaml.Node | None = None
         if file is None:
             return
@@ -90,8 +129,13 @@ class _Document:
             raise ConfigError(f"{file}: expected settings such as 'listen: 127.0.0.1:5000'")
         self.data = self._expanded(data or {}, ())
 
-    def line(self, path: KeyPath) -> int:
-        """Return the line of the deepest part of ``path`` that is written in the file."""
+    def place(self, path: KeyPath) -> str:
+        """Return ``config.yaml:3: storage.path``; ``settings`` stands for a missing file."""
+        where = "settings" if self._file is None else f"{self._file}:{self._line(path)}"
+        return f"{where}: {_dotted(path)}" if path else where
+
+    def _line(self, path: KeyPath) -> int:
+        """Return the line of the deepest part of ``path`` that is in the file."""
         node, line = self._root, 1
         for key in path:
             found = next((pair for pair in _pairs(node) if pair[0].value == str(key)), None)
@@ -105,12 +149,12 @@ class _Document:
         for key, value in _pairs(node):
             if key.value in seen:
                 line = key.start_mark.line + 1
-                raise ConfigError(f"{self.file}:{line}: {key.value}: this key is written twice")
+                raise ConfigError(f"{self._file}:{line}: {key.value}: this key is written twice")
             seen.add(key.value)
             self._refuse_repeated_keys(value)
 
     def _expanded(self, value: Any, path: KeyPath) -> Any:
-        """Replace ``${NAME}`` and ``${NAME:-default}`` in every string; ``$${`` is ``${``."""
+        """Replace ``${NAME}`` and ``${NAME:-default}`` in every string; ``$${`` means ``${``."""
         match value:
             case dict():
                 return {key: self._expanded(entry, (*path, key)) for key, entry in value.items()}
@@ -125,9 +169,13 @@ class _Document:
     def _variable(self, match: re.Match[str], path: KeyPath) -> str:
         value = os.environ.get(match[1], match[2])
         if value is None:
-            where = f"{self.file}:{self.line(path)}: {_dotted(path)}"
-            raise ConfigError(f"{where}: ${{{match[1]}}} is not set in the environment")
+            raise ConfigError(f"{self.place(path)}: ${{{match[1]}}} is not set in the environment")
         return value
+
+
+def _pairs(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    if isinstance(node, yaml.MappingNode):
+        yield from node.value
 
 
 def _default_file() -> Path | None:
@@ -137,6 +185,12 @@ def _default_file() -> Path | None:
         return SYSTEM_FILE if SYSTEM_FILE.exists() else None
     except OSError as error:
         raise ConfigError(f"{SYSTEM_FILE}: cannot be read: {error.strerror}") from None
+
+
+class _Environment(BaseSettings, Settings):
+    """The settings as ``MILLPOND_SECTION__KEY`` variables."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter=NESTED)
 
 
 def _environment() -> dict[str, Any]:
@@ -158,50 +212,8 @@ def _environment() -> dict[str, Any]:
         ) from None
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        known = merged.get(key)
-        if isinstance(known, dict) and isinstance(value, dict):
-            merged[key] = _laid_over(known, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _pairs(node: yaml.Node | None) -> "Iterator[tuple[yaml.Node, yaml.Node]]":
-    if isinstance(node, yaml.MappingNode):
-        yield from node.value
-
-
-def _located(fault: "ErrorDetails") -> tuple[KeyPath, str]:
-    """Return the key that a fault is about, and what is wrong.
-
-    A fault of several keys together begins with the name of the one to be changed.
-    """
-    path, text = fault["loc"], _worded(fault)
-    key, colon, rest = text.partition(": ")
-    if not path and colon and key in Settings.model_fields:
-        return (key,), rest
-    return path, text
-
-
-def _source(
-    path: KeyPath, document: _Document, environment: dict[str, Any], flags: dict[str, Any]
-) -> str:
-    """Name the place that a faulty key came from: the strongest source that has it.
-
-    A key that is missing comes from where the keys beside it are.
-    """
-    if _holds(flags, path):
-        return _FLAGS.get(path, f"flag: {_dotted(path)}")  # type: ignore[arg-type]
-    above = path[:-1]
-    is_missing_there = _holds(environment, above) and not _holds(document.data, above)
-    if _holds(environment, path) or is_missing_there:
-        variables = _variables(above if is_missing_there else path)
-        return f"{', '.join(variables)}: {_dotted(path)}"
-    where = "settings" if document.file is None else f"{document.file}:{document.line(path)}"
-    return f"{where}: {_dotted(path)}" if path else where
+def _variable_place(path: KeyPath) -> str:
+    return f"{', '.join(_variables(path))}: {_dotted(path)}"
 
 
 def _variables(path: KeyPath) -> list[str]:
@@ -214,6 +226,32 @@ def _variables(path: KeyPath) -> list[str]:
     return sorted(variable for variable in os.environ if variable.upper().startswith(below))
 
 
+def _overridden(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        known = merged.get(key)
+        if isinstance(known, dict) and isinstance(value, dict):
+            merged[key] = _overridden(known, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _place(path: KeyPath, document: _Source, environment: _Source, flags: _Source) -> str:
+    """Name the place of a wrong key: in the last source that has it.
+
+    A missing key belongs to the source of the keys beside it.
+    """
+    if _holds(flags.data, path):
+        return flags.place(path)
+    if _holds(environment.data, path):
+        return environment.place(path)
+    above = path[:-1]
+    if _holds(environment.data, above) and not _holds(document.data, above):
+        return f"{', '.join(_variables(above))}: {_dotted(path)}"
+    return document.place(path)
+
+
 def _holds(data: Any, path: KeyPath) -> bool:
     for key in path:
         is_item = isinstance(data, list) and isinstance(key, int) and key < len(data)
@@ -223,14 +261,24 @@ def _holds(data: Any, path: KeyPath) -> bool:
     return bool(path)
 
 
+def _located(fault: "ErrorDetails") -> tuple[KeyPath, str]:
+    """Return the key of an error, and what is wrong.
+
+    An error of several keys together begins with the name of the one to be changed.
+    """
+    path, text = fault["loc"], _worded(fault)
+    key, colon, rest = text.partition(": ")
+    if not path and colon and key in Settings.model_fields:
+        return (key,), rest
+    return path, text
+
+
 def _worded(fault: "ErrorDetails") -> str:
     match fault["type"]:
         case "extra_forbidden":
             return f"no such setting{_nearest(str(fault['loc'][-1]), _model_at(fault['loc'][:-1]))}"
         case "missing":
             return "must be set"
-        case "byte_size" | "byte_size_unit":
-            return "not a size; write bytes, or 500MiB, 50GiB, 2TiB"
         case "model_type" | "dict_type":
             return "expected a mapping of settings"
         case "bool_parsing" | "bool_type":
@@ -246,8 +294,8 @@ def _nearest(key: str, model: type[BaseModel]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
 
 
-def _model_at(path: KeyPath) -> type[BaseModel]:
-    model: type[BaseModel] = Settings
+def _model_at(path: KeyPath) -> type[Section]:
+    model: type[Section] = Settings
     for key in path:
         if model is Settings and key == "upstreams":
             continue
@@ -257,7 +305,7 @@ def _model_at(path: KeyPath) -> type[BaseModel]:
         else:
             kinds = getattr(field.annotation, "__args__", (field.annotation,))
             model = next(
-                (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), model
+                (k for k in kinds if isinstance(k, type) and issubclass(k, Section)), model
             )
     return model
 

@@ -1,14 +1,15 @@
-"""How one registry wants to be asked: challenges, tokens and their life, and whom to trust.
+"""How one registry wants requests authorized: challenges, tokens, and trusted token servers.
 
-Distribution token specification (``docs/content/spec/auth/token.md``), RFC 7617. A token is asked
-for once however many wait, kept until 90 % of its life, and never sent anywhere but upstream.
+Sources: RFC 7617 (Basic), RFC 6750 (Bearer), and the token specification of Distribution,
+https://distribution.github.io/distribution/spec/auth/token/. Who we are is the job of
+``credentials``.
 """
 
-import base64
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 import structlog
+from aiohttp import ClientResponse
 from cachetools import LRUCache
 from publicsuffixlist import PublicSuffixList
 from yarl import URL
@@ -23,17 +24,18 @@ from proxy.core.errors import (
 from proxy.core.tolerant_json import read_object
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
-from proxy.upstream.addresses import is_address
-from proxy.upstream.challenge import Challenge, parse_challenges
-from proxy.upstream.providers import Credentials, Provider
+from proxy.upstream.credentials import Credentials
+from proxy.upstream.guard import is_address
+from proxy.upstream.headers import Challenge, parse_challenges, retry_after
+from proxy.upstream.transport import HTTPRequest, Transport
 
 DEFAULT_LIFE: Final = 60.0
-"""Seconds that a token lives when its server does not say."""
+"""Seconds that a token lives if the server does not say (token specification)."""
 
 LONGEST_LIFE: Final = 7 * 86400.0
 MAX_SCOPES: Final = 10_000
 MAX_TOKENS: Final = 2000
-"""Kept at once, so that long ones from a hostile token server take no more than 32 MB."""
+"""Tokens in memory. At ``MAX_TOKEN`` each, a hostile token server can fill 32 MB."""
 
 MAX_TOKEN: Final = 16 * 1024
 MAX_SCOPE: Final = 1024
@@ -42,148 +44,164 @@ MAX_HOST: Final = 253
 """Characters (RFC 1035 §2.3.4)."""
 
 _USED_LIFE: Final = 0.9
+"""Share of its life for which a token is used, so that none expires on its way."""
+
 _SUFFIXES: Final = PublicSuffixList()
 
 log = structlog.get_logger(__name__)
 
 
-class TokenAnswer(NamedTuple):
-    """What a token server said."""
-
-    status: int
-    body: bytes
-    retry_after: float | None = None
-
-
-FetchToken = Callable[[URL, str | None], Awaitable[TokenAnswer]]
-"""GET a URL with an ``Authorization`` value or without; raises ``UpstreamFailure``."""
-
-
 class Authorizer:
-    """Keeps one registry's challenge and tokens."""
+    """Authorizes requests to one registry. ``auth_hosts`` are further trusted token servers.
+
+    The registry sends a challenge with its first 401. From then on each request carries what the
+    challenge asks for: our credential (Basic), or a token for the scope (Bearer). One request
+    fetches a token for all that wait for it.
+    """
 
     def __init__(
-        self, url: URL, provider: Provider, auth_hosts: Sequence[str], fetch: FetchToken
+        self, transport: Transport, credentials: Credentials, auth_hosts: Sequence[str]
     ) -> None:
-        self._url = url
-        self._provider = provider
-        self._auth_hosts = frozenset(auth_hosts)
-        self._fetch = fetch
+        self._transport = transport
+        self._credentials = credentials
+        self._host = transport.url.host or ""
+        self._trusted = frozenset((*auth_hosts, self._host))
         self._challenge: Challenge | None = None
         self._scopes: LRUCache[str, str] = LRUCache(MAX_SCOPES)
         self._tokens: TTLCache[str] = TTLCache(MAX_TOKENS)
-        self._asking: SingleFlight[str] = SingleFlight("token")
+        self._fetches: SingleFlight[str] = SingleFlight("token")
 
-    async def header(self, scope: str) -> str | None:
-        """Return the ``Authorization`` to send now; None before the first challenge."""
-        if self._challenge is None:
-            return None
-        return await self._answer(self._challenge, self._scopes.get(scope, scope))
+    async def close(self) -> None:
+        """Cancel the running token requests."""
+        await self._fetches.close()
 
-    async def learn(self, challenges: Sequence[str], scope: str) -> str:
-        """Return the ``Authorization`` that a 401's challenge lines ask for.
+    async def send(self, request: HTTPRequest, scope: str) -> ClientResponse:
+        """Return the response to a request, authorized for ``scope``; the caller closes it.
 
-        Raises ``Denied`` when they ask for what we do not have, ``CredentialsRejected`` when they
-        refuse what we have.
+        There are four cases:
+
+        - The response is no refusal, or comes from a host that the registry redirected to. A
+          challenge from there is never answered: it could ask for our credential.
+        - We sent no authorization: the challenge is answered, and the request sent again.
+        - The registry refuses a token, because it has expired or was revoked. The token is
+          dropped and the request is sent without one, because a fresh 401 says what is wanted
+          now. GHCR refuses an expired token with 403, others send 401.
+        - The registry says ``insufficient_scope`` (RFC 6750 §3.1): a new token would not help.
+
+        A 401 after an answered challenge is returned: ``refusal`` is its error. Raises
+        ``Denied`` or ``UpstreamFailure``, ``CredentialsRejected`` among them.
         """
-        known = {challenge.scheme: challenge for challenge in parse_challenges(challenges)}
-        challenge = known.get("bearer") or known.get("basic")
+        transport, known = self._transport, self._challenge
+        sent = None if known is None else await self._authorization(known, scope)
+        response = await transport.send(request, sent)
+        if known and sent and transport.is_own(response) and _is_refusal(response, sent):
+            await self._tokens.delete(_token_key(known, self._scopes.pop(scope, scope)))
+            if any("insufficient_scope" in line for line in _challenge_lines(response)):
+                return response
+            await transport.drain(response)
+            response = await transport.send(request)
+        if response.status != 401 or not transport.is_own(response):
+            return response
+        await transport.drain(response)
+        lines = _challenge_lines(response) or await self._base_challenge()
+        return await transport.send(request, await self._answer(lines, scope))
+
+    async def refusal(self) -> UpstreamFailure | Denied:
+        """Return the error for a 401 that the registry sent to an authorized request."""
+        if await self._credentials.get() is None:
+            return Denied(f"{self._host} denies anonymous access to this")
+        if self._challenge is not None and self._challenge.scheme == "basic":
+            log.error("credentials rejected", upstream=self._host)
+            return CredentialsRejected(f"{self._host} rejects the configured credentials")
+        return Denied(f"{self._host} denies the configured credentials access to this")
+
+    async def _base_challenge(self) -> list[str]:
+        """Return the challenge of ``/v2/``: some registries send it only there."""
+        response = await self._transport.send(HTTPRequest("GET", self._transport.url / "v2" / ""))
+        await self._transport.drain(response)
+        return _challenge_lines(response)
+
+    async def _answer(self, lines: Sequence[str], scope: str) -> str:
+        """Return the ``Authorization`` that a challenge asks for, and keep the challenge."""
+        by_scheme = {challenge.scheme: challenge for challenge in parse_challenges(lines)}
+        challenge = by_scheme.get("bearer") or by_scheme.get("basic")
         if challenge is None:
-            raise Denied(f"{self._url.host} refuses access and asks for no credentials we know")
-        asked = challenge.parameters.get("scope", "")
-        if (
-            asked.startswith("repository:") and len(asked) <= MAX_SCOPE
-        ):  # a registry under a path knows its names otherwise
-            self._scopes[scope] = asked
-        answer = await self._answer(challenge, self._scopes.get(scope, scope))
+            raise Denied(f"{self._host} denies access and asks for no credentials that we know")
+        # A registry behind a path may know the repository under another name than we request.
+        wanted = challenge.parameters.get("scope", "")
+        if wanted.startswith("repository:") and len(wanted) <= MAX_SCOPE:
+            self._scopes[scope] = wanted
+        answer = await self._authorization(challenge, scope)
         self._challenge = challenge
         return answer
 
-    async def forget(self, scope: str) -> None:
-        """Drop the token for ``scope``: upstream refused it."""
-        if self._challenge is not None:
-            scope = self._scopes.pop(scope, scope)
-            await self._tokens.forget(_key(self._challenge, scope))
-
-    async def refused(self) -> UpstreamFailure | Denied:
-        """Return the error for a 401 that followed our best answer."""
-        if await self._provider.credentials() is None:
-            return Denied(f"{self._url.host} does not let the anonymous pull this")
-        if self._challenge is not None and self._challenge.scheme == "basic":
-            log.error("credentials rejected", upstream=self._url.host)
-            return CredentialsRejected(f"{self._url.host} rejects the configured credentials")
-        return Denied(f"{self._url.host} does not let the configured credentials pull this")
-
-    async def close(self) -> None:
-        """End what is being asked."""
-        await self._asking.close()
-
-    async def _answer(self, challenge: Challenge, scope: str) -> str:
+    async def _authorization(self, challenge: Challenge, scope: str) -> str:
+        """Return our credential, or a token for the scope by the name that the registry uses."""
         if challenge.scheme == "basic":
-            credentials = await self._provider.credentials()
-            if credentials is None:
-                raise Denied(f"{self._url.host} wants credentials, and none are configured")
-            return _basic(credentials)
-        key = _key(challenge, scope)
+            credential = await self._credentials.get()
+            if credential is None:
+                raise Denied(f"{self._host} wants credentials, and none are configured")
+            return credential.basic
+        scope = self._scopes.get(scope, scope)
+        key = _token_key(challenge, scope)
         token = await self._tokens.get(key)
         if token is None:
-            token = await self._asking.do(key, lambda: self._ask(challenge, scope, key))
+            token = await self._fetches.do(key, lambda: self._fetch_token(challenge, scope))
         return f"Bearer {token}"
 
-    async def _ask(self, challenge: Challenge, scope: str, key: str) -> str:
-        realm = self._realm(challenge)
-        credentials = await self._provider.credentials()
-        if credentials is not None and not self._trusts(realm):
+    async def _fetch_token(self, challenge: Challenge, scope: str) -> str:
+        realm = read_realm(challenge.parameters.get("realm", ""))
+        secure = ("https",) if self._transport.url.scheme == "https" else ("https", "http")
+        if not realm.host or realm.user or realm.scheme not in secure:
+            raise UpstreamUnavailable(f"{self._host} names no usable token server")
+        credential = await self._credentials.get()
+        if credential is not None and not self._is_trusted(realm.host or ""):
             raise CredentialsRejected(
-                f"{self._url.host} sends us to {realm.host} for a token, which is not trusted with "
+                f"{self._host} sends us to {realm.host} for a token, which is not trusted with "
                 f"its credentials; if it should be, add it to this upstream's auth_hosts"
             )
         query = [("scope", scope)]
         if service := challenge.parameters.get("service"):
             query.insert(0, ("service", service))
-        answer = await self._fetch(
-            realm.extend_query(query), None if credentials is None else _basic(credentials)
+        response, body = await self._transport.fetch_token(
+            realm.extend_query(query), None if credential is None else credential.basic
         )
-        if answer.status != 200:
-            raise self._no_token(answer, realm, anonymous=credentials is None)
-        token, life = _read_token(answer.body, realm)
-        await self._tokens.learn(key, token, life * _USED_LIFE)
+        if response.status != 200:
+            raise self._token_error(response, is_anonymous=credential is None)
+        token, life = _read_token(body, realm)
+        await self._tokens.set(_token_key(challenge, scope), token, life * _USED_LIFE)
         return token
 
-    def _realm(self, challenge: Challenge) -> URL:
-        realm = read_realm(challenge.parameters.get("realm", ""))
-        secure = realm.scheme == "https" or (realm.scheme == "http" == self._url.scheme)
-        if not realm.host or realm.user or not secure:
-            raise UpstreamUnavailable(f"{self._url.host} names no usable token server")
-        return realm
+    def _is_trusted(self, host: str) -> bool:
+        """Return True if a token server may see our credential.
 
-    def _trusts(self, realm: URL) -> bool:
-        """Tell whether our credentials may go there (CVE-2026-33540 is to answer yes always)."""
-        host, own = realm.host or "", self._url.host or ""
-        if host == own or host in self._auth_hosts:
-            return True
-        return shares_domain(host, own)
+        A registry chooses its realm freely, so a compromised one could collect credentials at any
+        host (CVE-2026-33540). Trusted are its own host, other hosts of its registrable domain, as
+        with auth.docker.io for registry-1.docker.io, and those that the operator lists.
+        """
+        return host in self._trusted or shares_domain(host, self._host)
 
-    def _no_token(
-        self, answer: TokenAnswer, realm: URL, *, anonymous: bool
+    def _token_error(
+        self, response: ClientResponse, *, is_anonymous: bool
     ) -> UpstreamFailure | Denied:
-        said = f"{realm.host} answers {answer.status} when asked for a token"
-        match answer.status:
-            case 401 if not anonymous:
-                log.error("credentials rejected", upstream=self._url.host, realm=realm.host)
-                return CredentialsRejected(f"{said}: the configured credentials are rejected")
+        host = response.url.host
+        text = f"{host} answers {response.status} to a token request"
+        match response.status:
+            case 401 if not is_anonymous:
+                log.error("credentials rejected", upstream=self._host, realm=host)
+                return CredentialsRejected(f"{text}: the configured credentials are rejected")
             case 401 | 403:
-                return Denied(said)
+                return Denied(text)
             case 429:
-                return TooManyRequests(said, retry_after=answer.retry_after)
+                return TooManyRequests(text, retry_after=retry_after(response.headers))
             case _:
-                return UpstreamUnavailable(said)
+                return UpstreamUnavailable(text)
 
 
 def read_realm(text: str) -> URL:
-    """Return a realm's address, empty if it is none.
+    """Return the URL in a realm; an empty one if the text is none, or too long.
 
-    One with other letters than ASCII is none (RFC 9110 §4.1), and would be slow to encode.
+    A URL is ASCII (RFC 3986 §2). Other letters are refused, because encoding them is slow.
     """
     try:
         return URL(text if text.isascii() and len(text) <= MAX_REALM else "")
@@ -192,9 +210,9 @@ def read_realm(text: str) -> URL:
 
 
 def shares_domain(host: str, own: str) -> bool:
-    """Return True if both names belong to one registrable domain.
+    """Return True if both names belong to one registrable domain (https://publicsuffix.org).
 
-    Addresses belong to none, nor does a name of one label: two such hosts share nothing.
+    IP addresses and names of one label belong to none.
     """
     if is_address(host) or is_address(own) or max(len(host), len(own)) > MAX_HOST:
         return False
@@ -202,25 +220,28 @@ def shares_domain(host: str, own: str) -> bool:
     return domain is not None and domain == _SUFFIXES.privatesuffix(host)
 
 
+def _is_refusal(response: ClientResponse, sent: str) -> bool:
+    return response.status == 401 or (response.status == 403 and sent.startswith("Bearer "))
+
+
+def _challenge_lines(response: ClientResponse) -> list[str]:
+    return response.headers.getall("WWW-Authenticate", [])
+
+
 def _read_token(body: bytes, realm: URL) -> tuple[str, float]:
     """Return the token and its life in seconds."""
     document = read_object(body)
     token = document.get("token") or document.get("access_token")
-    expires_in = document.get("expires_in")
-    known = isinstance(expires_in, int | float) and 0 < expires_in <= LONGEST_LIFE
-    life = float(str(expires_in)) if known else DEFAULT_LIFE
     if not isinstance(token, str) or not token.isprintable() or not token.isascii():
-        raise UpstreamUnavailable(f"{realm.host} answers with something that is no token")
+        raise UpstreamUnavailable(f"{realm.host} answers a token request without a token")
     if len(token) > MAX_TOKEN:
         raise UpstreamUnavailable(f"{realm.host} answers with a token of over {MAX_TOKEN} bytes")
-    return token, life if life > 0 else DEFAULT_LIFE
+    life = document.get("expires_in")
+    if not isinstance(life, int | float) or not 0 < life <= LONGEST_LIFE:
+        return token, DEFAULT_LIFE
+    return token, float(life)
 
 
-def _basic(credentials: Credentials) -> str:
-    pair = f"{credentials.username}:{credentials.password}"
-    return f"Basic {base64.b64encode(pair.encode()).decode()}"
-
-
-def _key(challenge: Challenge, scope: str) -> str:
+def _token_key(challenge: Challenge, scope: str) -> str:
     parameters = challenge.parameters
     return f"{parameters.get('realm')} {parameters.get('service')} {scope}"

@@ -1,7 +1,8 @@
-"""What an upstream says of its rate limit, from the headers of manifest answers.
+"""The rate limit of one upstream, as the headers of its manifest responses report it.
 
-Docker Hub: ``ratelimit-limit: 100;w=21600``, ``ratelimit-remaining: 76;w=21600`` and
-``docker-ratelimit-source``. Headers may be absent: then there is no limit.
+Docker Hub sends ``ratelimit-limit: 100;w=21600``, ``ratelimit-remaining: 76;w=21600`` and
+``docker-ratelimit-source`` (https://docs.docker.com/docker-hub/usage/pulls/). Without these headers
+there is no limit.
 """
 
 import re
@@ -13,10 +14,14 @@ from proxy.core.records import Clock
 _VALUE = re.compile(r"\s*(\d{1,9})\s*(?:;\s*w=(\d{1,9}))?.*")
 DEFAULT_WINDOW: Final = 3600.0
 SHORTEST_REFILL: Final = 60.0
+"""Seconds that clients are told to wait at least."""
 
 
 class Budget:
-    """What is left of one upstream's limit; None where there is none."""
+    """The pulls that an upstream allows in ``window`` seconds; None where it sets no limit.
+
+    ``source`` is the account or address that the limit is for.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -29,36 +34,32 @@ class Budget:
 
     @property
     def share(self) -> float | None:
-        """What is left as a share of the limit, 0 to 1; None without a limit."""
-        if self.limit is None or self.remaining is None or self._is_over:
+        """The remaining share of the limit, 0 to 1; None without a limit or a recent report."""
+        is_over = self._clock() >= self._noted_at + self.window
+        if self.limit is None or self.remaining is None or is_over:
             return None
         return min(1.0, self.remaining / self.limit) if self.limit else 0.0
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is left, and it cannot have been refilled yet."""
-        return self.remaining == 0 and self.refill > 0 and not self._is_over
-
-    @property
-    def _is_over(self) -> bool:
-        """What was said is so old that everything has been filled again."""
-        return self._clock() >= self._noted_at + self.window
+        """No pulls remain, and the limit cannot have been refilled yet."""
+        return self.remaining == 0 and self.refill > 0 and self.share is not None
 
     @property
     def refill(self) -> float:
-        """Seconds until the limit is certainly filled again; 0 when something is left."""
+        """Seconds until the limit is certainly full again; 0 while pulls remain."""
         if self._empty_since is None:
             return 0.0
         return max(0.0, self._empty_since + self.window - self._clock())
 
     def note(self, headers: Mapping[str, str], source: str) -> None:
-        """Learn from the headers of an answer; ``source`` is whom the limit is for."""
+        """Read the headers of a manifest response."""
         limit = _VALUE.fullmatch(headers.get("ratelimit-limit", ""))
         remaining = _VALUE.fullmatch(headers.get("ratelimit-remaining", ""))
         if limit is None or remaining is None:
-            if self.remaining == 0:  # an answer where none was due: there is no limit any more
+            if self.remaining == 0:  # a response in spite of an empty limit: it was lifted
                 self.limit = self.remaining = self._empty_since = None
-            return  # some answers never carry them; what is known ends with its window
+            return  # some responses lack the headers; the last report holds for its window
         self._noted_at = self._clock()
         self.limit, self.remaining = int(limit[1]), int(remaining[1])
         self.window = float(remaining[2] or limit[2] or DEFAULT_WINDOW)

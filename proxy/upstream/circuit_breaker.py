@@ -1,13 +1,16 @@
-"""When to try again, and when to leave an upstream alone. State and clock, no I/O.
+"""When a request to an upstream is tried again, and when it is not sent at all. No I/O.
 
-A rate limit holds for what was limited (Docker Hub limits manifest GETs, not HEADs), so clients
-that retry at once cost upstream nothing. Repeated failures open a circuit for the whole upstream;
-one request at a time then probes it.
+Three mechanisms, from the narrowest to the widest:
+
+- Retries: a request that failed in passing is repeated after a growing, random delay.
+- Cool-down: after a 429, requests of the same kind wait for as long as upstream said. Docker Hub
+  limits GETs of manifests but not HEADs, so one kind says nothing about another.
+- Circuits (https://martinfowler.com/bliki/CircuitBreaker.html): after failures in a row, requests
+  fail at once, and after a pause one of them probes whether the rest may follow.
 """
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -15,71 +18,65 @@ import structlog
 from cachetools import LRUCache
 
 from proxy.core.errors import RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
+from proxy.settings import Patience
 
 MAX_PAUSE: Final = 60.0
 MAX_COOL_DOWN: Final = 900.0
 MAX_OBJECTS: Final = 10_000
-_PASSING: Final = (UpstreamUnavailable, UpstreamTimeout)
-_FIRST_WAIT: Final = 0.2
+_FIRST_DELAY: Final = 0.2
+_TRANSIENT: Final = (UpstreamUnavailable, UpstreamTimeout)
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How patient to be; durations in seconds."""
-
-    retries: int
-    failures: int
-    pause: float
-    cool_down: float
-
-
-class Circuit(Enum):
-    """The state of an upstream's circuit. The value is its number in the metrics."""
+class CircuitState(Enum):
+    """The value is the number in the metrics."""
 
     CLOSED = 0
-    """Requests go upstream."""
+    """Requests are sent."""
     PROBING = 1
-    """The next request tries whether upstream works again."""
+    """The next request probes whether upstream works again."""
     OPEN = 2
-    """Upstream is left alone."""
+    """No requests are sent."""
 
 
 class _Circuit:
-    """A row of failures, and until when it keeps everybody but one probe away."""
+    """Failures in a row, and until when they block all requests but one probe."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Patience) -> None:
         self._limits = limits
-        self.failures = 0
-        self.until = 0.0
-        self.opened_at: float | None = None
         self._pause = limits.pause
+        self.failures = 0
+        self.blocked_until = 0.0
+        self.opened_at: float | None = None
 
-    def admit(self, now: float) -> None:
-        """Let a request probe whether the row has ended; the others wait for it."""
-        if self.failures >= self._limits.failures:
-            self.until = now + self._pause
+    def begin_probe(self, now: float) -> None:
+        """Block other requests while the one that is now sent probes an open circuit."""
+        if self.opened_at is not None:
+            self.blocked_until = now + self._pause
 
-    def failed(self, now: float) -> None:
-        """Lengthen the row."""
+    def fail(self, now: float) -> None:
         self.failures += 1
         if self.failures >= self._limits.failures:
             if self.opened_at is None:
                 self.opened_at = now
-            self.until = now + self._pause
+            self.blocked_until = now + self._pause
             self._pause = min(self._pause * 2, MAX_PAUSE)
 
 
-class Patience:
-    """What one upstream has done to us lately. ``now`` is a monotonic clock in seconds.
+class CircuitBreaker:
+    """The recent failures of one upstream. ``now`` is a monotonic clock in seconds.
 
-    An object (a repository with a tag or digest) that upstream cannot serve has a circuit of its
-    own: it must not take the whole upstream away from everybody. What cannot be reached, and the
-    first failure of each object, count for the upstream.
+    Besides the circuit of the upstream, each object (a repository with a tag or digest) has one: a
+    broken object must not block the others. A failure counts in three cases:
+
+    - Upstream could not be reached: for the object and for the upstream.
+    - Upstream answered with a failure, the first one in a row for the object: for both, so that
+      failures of many objects open the circuit of the upstream.
+    - A further one of the same object: for the object only.
     """
 
-    def __init__(self, name: str, limits: Limits, now: Callable[[], float]) -> None:
+    def __init__(self, name: str, limits: Patience, now: Callable[[], float]) -> None:
         self._name = name
         self._limits = limits
         self._now = now
@@ -89,107 +86,93 @@ class Patience:
         self._answered_at: float | None = None
 
     @property
-    def is_open(self) -> bool:
-        """The circuit is open: upstream is left alone."""
-        return self._now() < self._upstream.until
-
-    @property
     def is_up(self) -> bool:
-        """Upstream has not failed since it answered last; True before the first request."""
+        """Upstream has not failed since its last answer; True before the first request."""
         return self._upstream.failures == 0
 
     @property
-    def circuit(self) -> Circuit:
-        """Whether requests go upstream."""
-        if self.is_open:
-            return Circuit.OPEN
-        return Circuit.CLOSED if self._upstream.opened_at is None else Circuit.PROBING
+    def state(self) -> CircuitState:
+        """The state of the circuit of the upstream."""
+        if self._now() < self._upstream.blocked_until:
+            return CircuitState.OPEN
+        return CircuitState.PROBING if self._upstream.opened_at is not None else CircuitState.CLOSED
 
     @property
     def seconds_since_answer(self) -> float | None:
-        """How long ago upstream answered last; None if it never did."""
+        """Seconds since the last answer of upstream; None if there was none."""
         return None if self._answered_at is None else self._now() - self._answered_at
 
     def admit(self, kind: str, item: str) -> None:
-        """Let a request of ``kind`` for ``item`` go upstream, or raise why it must not.
+        """Return if a request of this ``kind`` for the object ``item`` may be sent.
 
-        Raises ``TooManyRequests`` or ``UpstreamUnavailable``, with the seconds that are left.
+        Raises ``TooManyRequests`` or ``UpstreamUnavailable`` with the remaining seconds.
         """
         now = self._now()
         cooling = self._cool_until.get(kind, 0.0) - now
         if cooling > 0:
-            raise _not_asked(
-                TooManyRequests(
-                    f"{self._name} limits our rate and is not asked again yet", retry_after=cooling
-                )
-            )
-        circuits = [self._upstream, self._objects.get(item)]
+            text = f"{self._name} limits our rate and is not asked again yet"
+            raise _without_request(TooManyRequests(text, retry_after=cooling))
+        circuits = [circuit for circuit in (self._upstream, self._objects.get(item)) if circuit]
         for circuit in circuits:
-            if circuit is not None and circuit.until > now:
-                raise _not_asked(
-                    UpstreamUnavailable(
-                        f"{self._name} failed {circuit.failures} times in a row "
-                        "and is not asked again yet",
-                        retry_after=circuit.until - now,
-                    )
-                )
+            if (left := circuit.blocked_until - now) > 0:
+                failures = f"failed {circuit.failures} times in a row"
+                text = f"{self._name} {failures} and is not asked again yet"
+                raise _without_request(UpstreamUnavailable(text, retry_after=left))
         for circuit in circuits:
-            if circuit is not None:
-                circuit.admit(now)
+            circuit.begin_probe(now)
 
-    def answered(self, item: str) -> None:
-        """Note that upstream works: it answered, whatever it said."""
+    def record_answer(self, item: str) -> None:
+        """Close the circuits: upstream answered, whatever it said."""
         self._answered_at = self._now()
         if (opened_at := self._upstream.opened_at) is not None:
-            away = round(self._answered_at - opened_at, 1)
-            log.warning("upstream back again", upstream=self._name, away_seconds=away)
+            seconds = round(self._answered_at - opened_at, 1)
+            log.warning("circuit closed", upstream=self._name, open_seconds=seconds)
         self._upstream = _Circuit(self._limits)
         self._objects.pop(item, None)
 
-    def failed(self, kind: str, item: str, error: RegistryError) -> None:
-        """Note a failure; a rate limit without an end gets ours."""
+    def record_failure(self, kind: str, item: str, error: RegistryError) -> None:
+        """Count a failure. A 429 without ``Retry-After`` gets the configured cool-down."""
         if isinstance(error, TooManyRequests):
-            said = error.retry_after
-            wait = self._limits.cool_down if said is None else max(said, 1.0)
-            error.retry_after = wait
-            self._cool_until[kind] = self._now() + min(wait, MAX_COOL_DOWN)
+            wait = error.retry_after
+            error.retry_after = self._limits.cool_down if wait is None else max(wait, 1.0)
+            self._cool_until[kind] = self._now() + min(error.retry_after, MAX_COOL_DOWN)
             return
-        if not isinstance(error, _PASSING):
-            self.answered(item)
+        if not isinstance(error, _TRANSIENT):
+            self.record_answer(item)
             return
         circuit = self._objects.setdefault(item, _Circuit(self._limits))
-        circuit.failed(self._now())
-        unreachable = isinstance(error, UpstreamUnavailable) and not error.is_answer
-        if circuit.failures == 1 or unreachable:
-            self._upstream_failed(error)
+        circuit.fail(self._now())
+        is_unreachable = isinstance(error, UpstreamUnavailable) and not error.is_answer
+        if circuit.failures == 1 or is_unreachable:
+            self._fail_upstream(error)
 
-    def _upstream_failed(self, error: RegistryError) -> None:
+    def _fail_upstream(self, error: RegistryError) -> None:
         was_open = self._upstream.opened_at is not None
-        self._upstream.failed(self._now())
-        if was_open or self._upstream.opened_at is None:
-            return
-        log.warning(
-            "upstream left alone",
-            upstream=self._name,
-            failures=self._upstream.failures,
-            pause_seconds=self._limits.pause,
-            cause=error.message,
-        )
+        self._upstream.fail(self._now())
+        if not was_open and self._upstream.opened_at is not None:
+            log.warning(
+                "circuit opened",
+                upstream=self._name,
+                failures=self._upstream.failures,
+                pause_seconds=self._limits.pause,
+                cause=error.message,
+            )
 
-    def wait_before(self, attempt: int, error: RegistryError) -> float | None:
-        """Return the seconds to wait before trying again after ``attempt`` failures; None: do not.
+    def retry_delay(self, failures: int, error: RegistryError) -> float | None:
+        """Return the seconds until a request is repeated after ``failures`` in a row; None: never.
 
-        What is no passing failure is not tried again, nor what says ``Retry-After`` later than the
-        client would wait: its caller bounds the time.
+        ``Retry-After`` overrides the growing delay. The caller bounds it by the time that a client
+        waits.
         """
-        if attempt > self._limits.retries or not isinstance(error, _PASSING):
+        if failures > self._limits.retries or not isinstance(error, _TRANSIENT):
             return None
         if error.retry_after is not None:
             return error.retry_after
-        return _FIRST_WAIT * (1 << (attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+        jitter = random.uniform(0.5, 1.5)  # noqa: S311 - spreads clients, hides nothing
+        return _FIRST_DELAY * jitter * (1 << (failures - 1))
 
 
-def _not_asked(error: RegistryError) -> RegistryError:
-    """Return an error that was found without asking upstream."""
+def _without_request(error: RegistryError) -> RegistryError:
+    """Mark an error that was found without a request to upstream."""
     error.was_forwarded = False
     return error

@@ -1,6 +1,7 @@
-"""Asks one registry: authorized, patiently, within the time that a client would wait.
+"""Sends requests to one registry until there is a good response or an error.
 
-``registry`` says what to fetch; here it is asked until there is a good answer or an error.
+Bounds each request by the time that a client waits, repeats what failed in passing, and gives every
+other status its error class. ``registry`` knows what to request.
 """
 
 import asyncio
@@ -10,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeVar
 
 from aiohttp import ClientResponse
-from yarl import URL
 
 from proxy.core.errors import (
     Denied,
@@ -24,19 +24,19 @@ from proxy.core.errors import (
 from proxy.core.names import Repo
 from proxy.core.tolerant_json import as_list, read_object
 from proxy.upstream.auth import Authorizer
-from proxy.upstream.circuit_breaker import Patience
+from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.headers import retry_after
-from proxy.upstream.transport import READ_BUFFER, SMALL_BUFFER, Transport
+from proxy.upstream.transport import READ_BUFFER, SMALL_BUFFER, HTTPRequest, Transport
 
 LARGE: Final = 512 * 1024
-"""Bytes. Of answers that are read whole, longer ones are rare, and a few are read at a time."""
+"""Bytes. Bodies that are read whole are rarely longer."""
 
 MAX_LARGE: Final = 4
-"""Their number for each upstream, so that a hostile one cannot fill the memory with them."""
+"""Large bodies read whole at a time, so that a hostile registry cannot fill the memory."""
 
 MAX_MESSAGE: Final = 4096
 MAX_SHOWN: Final = 200
-"""Characters of an upstream's error message."""
+"""Characters of the message of an upstream."""
 
 _NO_HEAD: Final = (405, 501)
 Result = TypeVar("Result")
@@ -44,219 +44,181 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """One request: ``kind`` is the end-point (manifests, blobs, tags, referrers).
+    """One request. ``kind`` is the end-point: manifests, blobs, tags, referrers.
 
-    A *spare* one can be done without: it is asked once, and its failure says nothing of upstream.
+    ``not_found`` is the error for a 404. An ``is_optional`` request is sent once, and its failure
+    does not count against the upstream, unless it is a 429.
     """
 
     method: str
     repo: Repo
     kind: str
     ref: str
-    absent: type[NotFound]
+    not_found: type[NotFound]
     headers: dict[str, str] = field(default_factory=dict)
     query: dict[str, str] = field(default_factory=dict)
-    is_spare: bool = False
+    is_optional: bool = False
 
     @property
-    def limit(self) -> str:
-        """What a rate limit of this request would hold for."""
-        return f"{self.method} {self.kind}{' to spare' if self.is_spare else ''}"
-
-    @property
-    def buffer(self) -> int:
-        """How many bytes of the answer aiohttp may read ahead, about twice over."""
-        return READ_BUFFER if self.kind == "blobs" else SMALL_BUFFER
+    def rate_limit_key(self) -> str:
+        """The kind of requests for which a 429 to this one holds."""
+        return f"{self.method} {self.kind}{' optional' if self.is_optional else ''}"
 
     @property
     def item(self) -> str:
-        """What is asked for."""
+        """The requested object."""
         return f"{self.repo} {self.kind} {self.ref}"
 
 
-class Answer(NamedTuple):
-    """An answer that has been read: its headers are in ``response``."""
+class WholeResponse(NamedTuple):
+    """A response whose body has been read; None if it exceeded the limit."""
 
     response: ClientResponse
     body: bytes | None
 
 
 class Client:
-    """One registry as it wants to be asked."""
+    """Sends requests over ``transport``. ``answer_seconds`` bounds the wait for a response."""
 
     def __init__(
         self,
-        url: URL,
         transport: Transport,
-        *,
         authorizer: Authorizer,
-        patience: Patience,
-        answer: float,
+        circuit_breaker: CircuitBreaker,
+        answer_seconds: float,
     ) -> None:
-        self.name = transport.name
-        self.transport = transport
-        self.patience = patience
-        self._url = url
+        self.name: Final = transport.name
+        self.transport: Final = transport
+        self.circuit_breaker: Final = circuit_breaker
+        self.answer_seconds: Final = answer_seconds
         self._authorizer = authorizer
-        self.answer_seconds = answer
         self._large = asyncio.Semaphore(MAX_LARGE)
 
-    @property
-    def host(self) -> str:
-        """The registry's host."""
-        return self._url.host or ""
+    async def send(self, request: UpstreamRequest) -> ClientResponse:
+        """Return a good response; the caller reads or closes it.
 
-    async def ask(self, question: UpstreamRequest) -> ClientResponse:
-        """Return a good answer; its caller reads or closes it.
+        Good is 200, 206, and for a HEAD also 405 and 501, which say that HEAD is not supported.
 
-        Good is 200, 206, and to a HEAD also 405 and 501: no such method.
-
-        Raises ``UpstreamFailure``, ``Denied``, or the question's ``absent``.
+        Raises ``UpstreamFailure``, ``Denied`` or the request's ``not_found``.
         """
-        return await self._patiently(question, lambda: self._once(question))
+        return await self._retry(request, lambda: self._send_once(request))
 
-    async def read(self, question: UpstreamRequest, limit: int) -> Answer:
-        """Return a good answer with its whole body, None when that is larger than ``limit`` bytes.
+    async def read(self, request: UpstreamRequest, limit: int) -> WholeResponse:
+        """Return a good response with its body of at most ``limit`` bytes. Raises as ``send``."""
 
-        Raises as ``ask`` does.
-        """
-
-        async def read_once() -> Answer:
-            response = await self._once(question)
+        async def read_once() -> WholeResponse:
+            response = await self._send_once(request)
             body = bytearray()
+            is_large = False
             async with AsyncExitStack() as stack:
                 stack.callback(response.close)
-                is_large = False
-                async for chunk in self.transport.chunks(response):
+                while chunk := await self.transport.read(response, SMALL_BUFFER):
                     body += chunk
                     if len(body) > limit:
-                        return Answer(response, None)
+                        return WholeResponse(response, None)
                     if len(body) > LARGE and not is_large:
                         is_large = True
                         await stack.enter_async_context(self._large)
-            return Answer(response, bytes(body))
+            return WholeResponse(response, bytes(body))
 
-        return await self._patiently(question, read_once)
+        return await self._retry(request, read_once)
 
-    async def _patiently(
-        self, question: UpstreamRequest, attempt: Callable[[], Awaitable[Result]]
+    async def _retry(
+        self, request: UpstreamRequest, attempt: Callable[[], Awaitable[Result]]
     ) -> Result:
-        """Try until there is a result, within the time that a client waits."""
+        """Return the result of the first attempt that succeeds within ``answer_seconds``."""
+        self.circuit_breaker.admit(request.rate_limit_key, request.item)
         try:
             async with asyncio.timeout(self.answer_seconds):
-                return await self._until_answered(question, attempt)
+                return await self._attempts(request, attempt)
         except TimeoutError:
             error = UpstreamTimeout(f"{self.name} does not answer in time")
-            self._failed(question, error)
+            self._record_failure(request, error)
             raise error from None
 
-    async def _until_answered(
-        self, question: UpstreamRequest, attempt: Callable[[], Awaitable[Result]]
+    async def _attempts(
+        self, request: UpstreamRequest, attempt: Callable[[], Awaitable[Result]]
     ) -> Result:
+        """Return the result of the first attempt that succeeds; raise the error of the last one.
+
+        A delay of more than half the time limit would leave too little for the attempt after it,
+        so the client gets the error at once, with its ``Retry-After``.
+        """
         failures = 0
-        self.patience.admit(question.limit, question.item)
         while True:
             try:
                 result = await attempt()
             except RegistryError as error:
                 error.was_forwarded = True
-                error.message = self.transport.redactor.clean_message(error.message)
+                error.message = self.transport.redactor.redact_message(error.message)
                 error.args = (error.message,)
                 failures += 1
-                wait = self.patience.wait_before(failures, error)
-                if question.is_spare or wait is None or wait > self.answer_seconds / 2:
-                    self._failed(question, error)
+                delay = self.circuit_breaker.retry_delay(failures, error)
+                if request.is_optional or delay is None or delay > self.answer_seconds / 2:
+                    self._record_failure(request, error)
                     raise
-                await asyncio.sleep(wait)
+                await asyncio.sleep(delay)
             else:
-                self.patience.answered(question.item)
+                self.circuit_breaker.record_answer(request.item)
                 return result
 
-    def _failed(self, question: UpstreamRequest, error: RegistryError) -> None:
-        if not question.is_spare or isinstance(error, TooManyRequests):
-            self.patience.failed(question.limit, question.item, error)
+    def _record_failure(self, request: UpstreamRequest, error: RegistryError) -> None:
+        if not request.is_optional or isinstance(error, TooManyRequests):
+            self.circuit_breaker.record_failure(request.rate_limit_key, request.item, error)
 
-    async def _once(self, question: UpstreamRequest) -> ClientResponse:
-        url = self._url / "v2" / question.repo / question.kind
-        url = url.joinpath(question.ref, encoded=True).with_query(question.query)
-        response = await self._authorized(question, url)
-        good = _NO_HEAD if question.method == "HEAD" else ()
-        if response.status not in (200, 206, *good):
-            raise await self._failure(response, question.absent)
+    async def _send_once(self, request: UpstreamRequest) -> ClientResponse:
+        url = self.transport.url / "v2" / request.repo / request.kind
+        url = url.joinpath(request.ref, encoded=True).with_query(request.query)
+        buffer = READ_BUFFER if request.kind == "blobs" else SMALL_BUFFER
+        response = await self._authorizer.send(
+            HTTPRequest(request.method, url, request.headers, buffer),
+            scope=f"repository:{request.repo}:pull",
+        )
+        good = (200, 206, *_NO_HEAD) if request.method == "HEAD" else (200, 206)
+        if response.status not in good:
+            error = await self._error(response, request.not_found)
+            error.upstream_status, error.host = response.status, response.url.host
+            raise error
         if response.headers.get("Content-Encoding", "identity") != "identity":
             response.close()
-            raise UpstreamRejected(f"{self.name} encodes what was asked for as it is")
+            raise UpstreamRejected(f"{self.name} encodes a response although we accept no encoding")
         return response
 
-    async def _authorized(self, question: UpstreamRequest, url: URL) -> ClientResponse:
-        """Send, and answer a challenge once. A refused token is renewed from a fresh challenge."""
-        method, headers, buffer = question.method, question.headers, question.buffer
-        scope = f"repository:{question.repo}:pull"
-        sent = await self._authorizer.header(scope)
-        response = await self.transport.send(method, url, headers, sent, buffer=buffer)
-        stale = response.status == 401 or (
-            response.status == 403 and (sent or "").startswith("Bearer ")  # ghcr's way
-        )
-        if stale and sent is not None and self.is_own(response):
-            await self._authorizer.forget(scope)
-            refusals = response.headers.getall("WWW-Authenticate", [])
-            if any("insufficient_scope" in refusal for refusal in refusals):
-                return response
-            await self.transport.drain(response)
-            response = await self.transport.send(method, url, headers, None, buffer=buffer)
-        if response.status != 401 or not self.is_own(response):
-            return response
-        challenges = response.headers.getall("WWW-Authenticate", [])
-        await self.transport.drain(response)
-        if not challenges:
-            challenges = await self._ping()
-        answer = await self._authorizer.learn(challenges, scope)
-        return await self.transport.send(method, url, headers, answer, buffer=buffer)
+    async def _error(self, response: ClientResponse, not_found: type[NotFound]) -> RegistryError:
+        """Return the error for a status that is not good.
 
-    def is_own(self, response: ClientResponse) -> bool:
-        """Tell the registry's answers from those of hosts that it redirected us to."""
-        return response.url.origin() == self._url.origin()
-
-    async def _ping(self) -> list[str]:
-        """Return the challenge of the base end-point: some registries send it only there."""
-        response = await self.transport.send("GET", self._url / "v2" / "", {}, None)
-        await self.transport.drain(response)
-        return response.headers.getall("WWW-Authenticate", [])
-
-    async def _failure(self, response: ClientResponse, absent: type[NotFound]) -> RegistryError:
-        """Return the error that an answer other than 200 means."""
-        error = await self._meaning(response, absent)
-        error.upstream_status, error.host = response.status, response.url.host
-        return error
-
-    async def _meaning(self, response: ClientResponse, absent: type[NotFound]) -> RegistryError:
-        body = await self.transport.drain(response)
-        said = f"{self.name} answers {response.status}{self._reason(body)}"
+        Absence and failure never share a class: a failure reported as 404 would make clients
+        believe that an image or a signature does not exist. A 401 or 403 from a host that the
+        registry redirected to is a failure: usually a signed URL that has expired.
+        """
+        reason = self._reason(await self.transport.drain(response))
+        text = f"{self.name} answers {response.status}{reason}"
+        is_own = self.transport.is_own(response)
         match response.status:
-            case 401 if self.is_own(response):
-                return await self._authorizer.refused()
-            case 403 if self.is_own(response):
-                return Denied(said)
+            case 401 if is_own:
+                return await self._authorizer.refusal()
+            case 403 if is_own:
+                return Denied(text)
             case 404:
-                return absent(said)
+                return not_found(text)
             case 429:
-                return TooManyRequests(said, retry_after=retry_after(response.headers))
+                return TooManyRequests(text, retry_after=retry_after(response.headers))
             case status if 400 <= status < 500 and status not in (401, 403, 408):
-                return UpstreamRejected(said)
-            case _:  # 401 and 403 from elsewhere mean a signed address that has expired
-                return UpstreamUnavailable(
-                    said, retry_after=retry_after(response.headers), is_answer=True
-                )
+                return UpstreamRejected(text)
+            case _:
+                wait = retry_after(response.headers)
+                return UpstreamUnavailable(text, retry_after=wait, is_answer=True)
 
     def _reason(self, body: bytes) -> str:
-        """Return the message of an error document, shortened, or nothing.
+        """Return the message of an error document, redacted and shortened, or an empty string.
 
-        One of absurd length is left out, because a secret that is cut cannot be found.
+        A message beyond ``MAX_MESSAGE`` is dropped: cut off, it could end in a part of a secret,
+        which the redactor does not recognize.
         """
         errors = as_list(read_object(body).get("errors"))
         message = errors[0].get("message", "") if errors and isinstance(errors[0], dict) else ""
         if not isinstance(message, str) or len(message) > MAX_MESSAGE:
             return ""
         printable = "".join(c for c in message if c.isprintable())
-        shown = self.transport.redactor.clean(printable)[:MAX_SHOWN]
+        shown = self.transport.redactor.redact(printable)[:MAX_SHOWN]
         return f": {shown}" if shown else ""

@@ -1,9 +1,9 @@
-"""Connections that bound what an upstream may send around its answer.
+"""Connections that bound what an upstream sends besides one response to each request.
 
-aiohttp 3.14 skips interim responses (RFC 9110 §15.2) without a bound and queues every response
-that it parses, also those that nobody asked for. Both let a registry fill memory and stall the
-loop, so the protocol below counts them. ``tests/upstream/test_interim.py`` holds it against the
-installed aiohttp.
+aiohttp 3.14 skips interim responses (RFC 9110 §15.2) without a bound, and queues each response that
+it parses, unrequested ones included. With either, a registry could fill the memory and stall the
+loop, so the protocol below counts them. It overrides internals of aiohttp:
+``tests/upstream/test_connector.py`` shows whether the installed version still has them.
 """
 
 import asyncio
@@ -20,43 +20,46 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_INTERIM: Final = 32
-"""Interim responses before one answer. Registries send none; proxies send a few."""
+"""Interim responses before the final one. Registries send none; proxies send a few."""
 
 _SLICE: Final = 16 * 1024
-"""Bytes of a header block that are parsed at once: about a thousand of the shortest responses."""
+"""Bytes of headers parsed at a time: about a thousand of the shortest responses."""
 
 
 class TooManyInterimError(ClientConnectionError):
-    """More than ``MAX_INTERIM`` interim responses came instead of an answer."""
+    """Upstream sent more than ``MAX_INTERIM`` interim responses, or switched protocols."""
 
 
-class _OneAnswer(ResponseHandler):
-    """Accepts one answer to each request. Whatever exceeds that ends the connection."""
+class _OneResponse(ResponseHandler):
+    """Accepts one final response to each request and ends the connection at anything more."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._interim = 0
-        self._is_answered = False
+        self._has_response = False
 
     def set_response_params(self, **parameters: Any) -> None:
-        """Begin to wait for the next answer; aiohttp calls this before each request."""
+        """Expect the next response; aiohttp calls this before each request."""
         self._interim = 0
-        self._is_answered = False
+        self._has_response = False
         super().set_response_params(**parameters)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived: header blocks in slices, the rest of a body at once.
+        """Parse ``data``: headers in slices, a body in one piece.
 
-        Three cases. Before the answer's headers are complete, the data may be a flood of interim
-        responses, and only counting between slices ends it early. Inside a body there is nothing
-        to count, and slices would cost throughput. After the answer nothing may come at all.
+        There are three cases:
+
+        - The response has not begun: ``data`` may be a flood of interim responses, and only a
+          count between slices ends it early.
+        - Inside a body there is nothing to count, and slices would cost throughput.
+        - After the response no data may arrive: it would be taken for the next response.
         """
         if self._parser is None or self._upgraded:
             super().data_received(data)
             return
         begin = 0
         while begin < len(data) and not self._is_in_body:
-            if self._is_answered:
+            if self._has_response:
                 self._end()
                 return
             super().data_received(data[begin : begin + _SLICE])
@@ -67,20 +70,20 @@ class _OneAnswer(ResponseHandler):
             super().data_received(data[begin:] if begin else data)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Queue an answer; count interim responses instead, which nobody reads.
+        """Queue a final response; count an interim one.
 
-        101 ends the connection at once: it changes the protocol, which no request asked for.
+        101 ends the connection at once: no request of ours asks to switch protocols.
         """
         code = data[0].code
         if 100 <= code < 200:
             self._interim += 1
             if self._interim == MAX_INTERIM + 1 or code == 101:
-                self.set_exception(TooManyInterimError("interim responses without an answer"))
+                self.set_exception(TooManyInterimError("interim responses without a final one"))
                 self._end()
-        elif self._is_answered:
+        elif self._has_response:
             self._end()
         else:
-            self._is_answered = True
+            self._has_response = True
             super().feed_data(data, size)
 
     @property
@@ -99,9 +102,9 @@ class _OneAnswer(ResponseHandler):
 
 
 class Connector(TCPConnector):
-    """Opens such connections, as many as are asked for."""
+    """Opens such connections without a limit on their number."""
 
     def __init__(self, context: SSLContext, resolver: AbstractResolver) -> None:
         super().__init__(limit=0, ssl=context, resolver=resolver)
-        make: Callable[..., ResponseHandler] = _OneAnswer
+        make: Callable[..., ResponseHandler] = _OneResponse
         self._factory = partial(make, loop=self._loop)

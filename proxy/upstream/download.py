@@ -81,7 +81,7 @@ class Connection:
     async def restart(self) -> None:
         """Ask for the whole body again, of which then only what is wanted is kept."""
         self.close()
-        self._response = await self._client.ask(self._question)
+        self._response = await self._client.send(self._question)
         self._position, self._end, self._is_whole = 0, float("inf"), True
 
     async def chunks(self, span: Span, resumes: int) -> AsyncGenerator[bytes, None]:
@@ -134,7 +134,7 @@ class Connection:
             ref = self._question.ref
             log.info("resuming", at=span.position, ref=ref, reason=broken.message)
         try:
-            self._response = await self._client.ask(asked_for(self._question, span, self.size))
+            self._response = await self._client.send(asked_for(self._question, span, self.size))
         except (UpstreamUnavailable, UpstreamTimeout, TooManyRequests) as error:
             await asyncio.sleep(min(error.retry_after or RESUME_PAUSE, MAX_RESUME_PAUSE))
             raise
@@ -159,8 +159,8 @@ class Connection:
         """
         self.close()
         self.size = size
-        self._response = await self._client.ask(
-            replace(asked_for(self._question, span, None), is_spare=True)
+        self._response = await self._client.send(
+            replace(asked_for(self._question, span, None), is_optional=True)
         )
         sent = content_range(self._response.headers.get("Content-Range", ""))
         if (
@@ -194,7 +194,7 @@ def asked_for(question: UpstreamRequest, span: Span, size: float | None) -> Upst
     """Return the question for a span of a body; the end is left open when it is the body's own."""
     end = "" if span.stop in (size, float("inf")) else int(span.stop) - 1
     headers = {**question.headers, "Range": f"bytes={span.position}-{end}"}
-    return replace(question, headers=headers, is_spare=False)
+    return replace(question, headers=headers, is_optional=False)
 
 
 class RangeWorker:
@@ -237,7 +237,7 @@ class Transfer:
         pieces, said = self._terms.pieces, response.headers.get("Accept-Ranges", "").lower()
         if self.size is None or self.size < pieces.start_from or pieces.connections < 2:
             return False
-        return said == "bytes" or (said == "" and not self._client.is_own(response))
+        return said == "bytes" or (said == "" and not self._client.transport.is_own(response))
 
     def chunks(self) -> AsyncIterator[bytes]:
         """Return the bytes in their order, over one connection."""

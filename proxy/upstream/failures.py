@@ -1,13 +1,14 @@
-"""Says in the log why an upstream fails and what clients got instead.
+"""Logs why an upstream fails and what clients got instead.
 
-A failing upstream fails for every request, so each cause is logged once a minute and counted in
-between. Only the host of an address is logged: its query may hold a signature.
+A failing upstream fails every request, so each cause is logged once a minute and counted in
+between. Of a URL only the host is logged: the query may hold a signature.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 import structlog
 from cachetools import LRUCache
@@ -17,47 +18,35 @@ from proxy.core.errors import RegistryError, UpstreamFailure
 QUIET_SECONDS: Final = 60.0
 MAX_CAUSES: Final = 100
 MAX_LINES: Final = 20
-"""Of all causes in ``QUIET_SECONDS``: a hostile registry can redirect to a new host each time."""
-
+"""Lines in ``QUIET_SECONDS``. A hostile registry can redirect to a new host for each request, and
+so make up any number of causes."""
 
 log = structlog.get_logger(__name__)
 
 
-class _Cause(NamedTuple):
-    """What makes two failures the same."""
-
-    kind: str
-    status: int | None
-    host: str | None
-    trouble: str | None
-    number: int | None
-
-
+@dataclass(slots=True)
 class _Logged:
-    """When a cause was logged last, in seconds of the clock, and how often it came since."""
+    """When a cause was logged last, and how many failures were suppressed since."""
 
-    __slots__ = ("at", "suppressed")
-
-    def __init__(self, at: float) -> None:
-        self.at = at
-        self.suppressed = 0
+    at: float
+    suppressed: int = 0
 
 
 class FailureLog:
-    """The failures of one upstream. ``host`` is the registry's own; ``now`` in seconds."""
+    """The failures of one upstream. ``host`` is the host of the registry; ``now`` in seconds."""
 
     def __init__(self, name: str, host: str, now: Callable[[], float] = time.monotonic) -> None:
         self._name = name
         self._host = host
         self._now = now
-        self._logged: LRUCache[_Cause, _Logged] = LRUCache(MAX_CAUSES)
+        self._logged: LRUCache[object, _Logged] = LRUCache(MAX_CAUSES)
         self._lines: deque[float] = deque(maxlen=MAX_LINES)
-        self._unnamed = 0
+        self._suppressed = 0
 
     def report(self, error: RegistryError, served: str) -> None:
-        """Log a failure and what was served instead, unless its cause was logged a moment ago.
+        """Log a failure and what was ``served`` instead, unless its cause was logged recently.
 
-        Errors that are no failures of upstream, or found without asking it, are not logged.
+        Errors that are not failures of the upstream, or that needed no request, are ignored.
         """
         if not isinstance(error, UpstreamFailure) or not error.was_forwarded:
             return
@@ -67,33 +56,26 @@ class FailureLog:
             last.suppressed += 1
             return
         if len(self._lines) == MAX_LINES and now - self._lines[0] < QUIET_SECONDS:
-            self._unnamed += 1
+            self._suppressed += 1
             return
         self._lines.append(now)
         self._logged[cause] = _Logged(now)
-        before = (0 if last is None else last.suppressed) + self._unnamed
-        self._unnamed = 0
         log.warning(
             "upstream failed",
             upstream=self._name,
             host=error.host or self._host,
             cause=error.message,
             served=served,
-            suppressed=before,
+            suppressed=self._suppressed + (0 if last is None else last.suppressed),
         )
+        self._suppressed = 0
 
 
-def _cause(error: RegistryError) -> _Cause:
-    """Return what the error has in common with others that have the same reason.
+def _cause(error: RegistryError) -> object:
+    """Return a key that is equal for failures with the same reason.
 
-    Not its message, which names what was asked for.
+    The message is not part of it, because it names what was requested.
     """
     trouble = error.__cause__
-    below = getattr(trouble, "os_error", trouble)
-    return _Cause(
-        type(error).__name__,
-        error.upstream_status,
-        error.host,
-        None if trouble is None else type(trouble).__name__,
-        getattr(below, "errno", None),
-    )
+    number = getattr(getattr(trouble, "os_error", trouble), "errno", None)
+    return type(error), error.upstream_status, error.host, type(trouble), number

@@ -1,8 +1,7 @@
-"""Bounds of the lists that an upstream sends: bytes, values, pages and seconds.
+"""Bounds for the lists of an upstream: bytes, values and pages.
 
-A registry that adds pages without end, or packs millions of small values into one, must not fill
-the memory or stall the loop: parsing holds the interpreter from beginning to end, so a page is
-measured before it is parsed.
+A hostile registry could add pages without end, or pack millions of small values into one. Parsing
+holds the interpreter until it ends, so each page is measured before it is parsed.
 """
 
 from typing import Final
@@ -17,36 +16,36 @@ MAX_PAGES: Final = 100
 MAX_TAGS: Final = 200_000
 MAX_REFERRERS: Final = 10_000
 _MAX_CONTAINERS: Final = 100_000
-"""Arrays and objects of a page. Google's lists of tags have two for each manifest."""
+"""Arrays and objects of a page. The tag lists of Google's registries have two per manifest."""
 
 _MAX_VALUES: Final = 500_000
 
 
 class Bounds:
-    """What one list from ``name`` has left of the bytes and pages that it may take."""
+    """The bytes and pages that remain for one list. ``name`` and ``what`` go into errors."""
 
     def __init__(self, name: str, what: str) -> None:
-        self._said = f"{name}: the list of {what}"
+        self._list = f"{name}: the list of {what}"
         self._pages = MAX_PAGES
         self.bytes_left = MAX_BYTES
 
     def page(self, body: bytes | None) -> dict[str, object]:
-        """Return one page, of which the body is None if it was larger than ``bytes_left``.
+        """Return a parsed page; ``body`` is None if it exceeded ``bytes_left``.
 
         Raises ``UpstreamUnavailable`` when the list exceeds a bound.
         """
         if body is None:
-            raise UpstreamUnavailable(f"{self._said} is larger than {MAX_BYTES} bytes")
+            raise UpstreamUnavailable(f"{self._list} is larger than {MAX_BYTES} bytes")
         if self._pages == 0:
-            raise UpstreamUnavailable(f"{self._said} has more than {MAX_PAGES} pages")
+            raise UpstreamUnavailable(f"{self._list} has more than {MAX_PAGES} pages")
         self._pages -= 1
         self.bytes_left -= len(body)
         containers = body.count(b"[") + body.count(b"{")
         if containers > _MAX_CONTAINERS or body.count(b",") > _MAX_VALUES:
-            raise UpstreamUnavailable(f"{self._said} has too many values on one page")
+            raise UpstreamUnavailable(f"{self._list} has too many values on one page")
         return read_large_object(body)
 
     def count(self, entries: int, most: int) -> None:
         """Raise ``UpstreamUnavailable`` when there are more than ``most`` entries."""
         if entries > most:
-            raise UpstreamUnavailable(f"{self._said} has more than {most} entries")
+            raise UpstreamUnavailable(f"{self._list} has more than {most} entries")

@@ -105,8 +105,8 @@ class Upstream:
         self._terms = terms
         self.is_anonymous: Final = is_anonymous
         self.places = Slots(downloads)
-        self.patience = client.patience
-        self.failures = FailureLog(client.name, client.host)
+        self.circuit_breaker = client.circuit_breaker
+        self.failures = FailureLog(client.name, client.transport.url.host or "")
 
     def __repr__(self) -> str:
         return f"<Upstream {self._client.name}>"
@@ -116,7 +116,7 @@ class Upstream:
 
         Docker Hub does not count a HEAD as a pull.
         """
-        response = await self._client.ask(
+        response = await self._client.send(
             UpstreamRequest("HEAD", repo, "manifests", ref, ManifestUnknown, _MANIFEST)
         )
         response.close()
@@ -150,7 +150,7 @@ class Upstream:
 
     async def blob_size(self, repo: Repo, digest: Digest) -> int | None:
         """Return a blob's size in bytes, None when upstream does not announce it."""
-        response = await self._client.ask(
+        response = await self._client.send(
             UpstreamRequest("HEAD", repo, "blobs", digest, BlobUnknown, _ANY)
         )
         response.close()
@@ -168,7 +168,9 @@ class Upstream:
             if need is not Priority.PASS_THROUGH:
                 await self._place(stack)
             question = UpstreamRequest("GET", repo, "blobs", digest, BlobUnknown, _ANY)
-            response = await self._client.ask(replace(question, is_spare=need is Priority.PREFETCH))
+            response = await self._client.send(
+                replace(question, is_optional=need is Priority.PREFETCH)
+            )
             terms, places = self._terms, self.places
             download = Transfer(self._client, question, response, terms=terms, places=places)
             stack.callback(download.close)
@@ -247,7 +249,7 @@ class Upstream:
 
         Raises ``UpstreamUnavailable`` for a ``Link`` that cannot be followed.
         """
-        with self._client.transport.translated():
+        with self._client.transport.translate_errors():
             link = next_link(response.headers.getall("Link", []))
             if link is None:
                 return {}
@@ -255,7 +257,7 @@ class Upstream:
                 raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")
             query = response.url.join(URL(link)).query
         page = {name: value for name, value in query.items() if name in PAGE_KEYS}
-        told = self._client.transport.redactor.is_told_by(" ".join(page.values()))
+        told = self._client.transport.redactor.is_leaked_by(" ".join(page.values()))
         if told or not page.keys() & {"last", "next_page"}:
             raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")
         return page
@@ -273,4 +275,4 @@ class Upstream:
     def _said(self, response: ClientResponse, name: str) -> str:
         """Return a header that clients will see; empty if it is missing or tells a secret."""
         value = response.headers.get(name, "")
-        return "" if self._client.transport.redactor.is_told_by(value) else value
+        return "" if self._client.transport.redactor.is_leaked_by(value) else value

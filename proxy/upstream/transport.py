@@ -1,16 +1,22 @@
-"""HTTP to one upstream: sends, follows redirects, counts, and turns library errors into ours.
+"""HTTP to one upstream: connections, proxies, redirects, counters and translated errors.
 
-``Authorization`` goes to the upstream's own origin only (distribution-spec "Redirects"). Addresses
-with signatures in their query never reach a message.
+``Authorization`` goes only to the origin that a request is for, never to where that redirects
+(distribution-spec "Pulling blobs"). Messages never contain the query of a URL, which may hold a
+signature.
 """
 
 import asyncio
 import errno
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Final
+from urllib.request import (  # type: ignore[attr-defined] # typeshed lacks the second
+    getproxies_environment,
+    proxy_bypass_environment,
+)
 from weakref import WeakSet
 
 from aiohttp import (
@@ -21,63 +27,60 @@ from aiohttp import (
     ClientSession,
     ClientTimeout,
     DummyCookieJar,
+    encode_basic_auth,
 )
 from yarl import URL
 
-from proxy.core.errors import (
-    ConfigError,
-    Overloaded,
-    UpstreamFailure,
-    UpstreamTimeout,
-    UpstreamUnavailable,
-)
+from proxy import VERSION
+from proxy.core.errors import ConfigError, Overloaded, UpstreamTimeout, UpstreamUnavailable
 from proxy.runtime.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
-from proxy.upstream.auth import TokenAnswer
 from proxy.upstream.connector import Connector, TooManyInterimError
 from proxy.upstream.guard import Guard, GuardedResolver
-from proxy.upstream.headers import retry_after
-from proxy.upstream.proxies import Proxies
 from proxy.upstream.redaction import Redactor
 
 MAX_REDIRECTS: Final = 5
-MAX_ERROR_BODY: Final = 64 * 1024
+MAX_SMALL_BODY: Final = 64 * 1024
 READ_BUFFER: Final = 1024 * 1024
 SMALL_BUFFER: Final = 64 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 
 
-class Trust(NamedTuple):
-    """Whom one upstream's connections trust: which certificates, and which addresses."""
+@dataclass(frozen=True, slots=True)
+class HTTPRequest:
+    """One HTTP request. aiohttp reads at most about twice ``buffer`` bytes of the body ahead."""
 
-    context: ssl.SSLContext
-    guard: Guard
+    method: str
+    url: URL
+    headers: dict[str, str] = field(default_factory=dict)
+    buffer: int = SMALL_BUFFER
 
 
 class Transport:
-    """One upstream's connections. Close it when done."""
+    """The connections to one upstream, whose base is ``url``. Close it when done."""
 
     def __init__(
         self,
         name: str,
-        *,
-        trust: Trust,
+        guard: Guard,
+        context: ssl.SSLContext,
         timeouts: Timeouts,
         counters: UpstreamCounters,
-        user_agent: str,
     ) -> None:
-        self.name = name
-        self.counters = counters
-        self._guard = trust.guard
+        self.name: Final = name
+        self.url: Final = guard.url
+        self.counters: Final = counters
+        self.redactor: Final = Redactor()
+        self._guard = guard
         self._responses: WeakSet[ClientResponse] = WeakSet()
-        self._proxies = Proxies()
-        self.redactor = Redactor()
-        trust.guard.permit_dialling(self._proxies.addresses)
+        self._proxies = _Proxies()
+        guard.permit_proxies(self._proxies.by_scheme.values())
         self._session = ClientSession(
-            connector=Connector(trust.context, GuardedResolver(trust.guard)),
+            connector=Connector(context, GuardedResolver(guard)),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
-            headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
+            headers={"User-Agent": f"millpond/{VERSION}", "Accept-Encoding": "identity"},
             skip_auto_headers=("Accept",),
             timeout=ClientTimeout(
                 total=None, sock_connect=timeouts.connect, sock_read=timeouts.idle
@@ -88,65 +91,93 @@ class Transport:
         """Close all connections."""
         await self._session.close()
 
-    async def send(
-        self,
-        method: str,
-        url: URL,
-        headers: dict[str, str],
-        authorization: str | None,
-        *,
-        buffer: int = SMALL_BUFFER,
-    ) -> ClientResponse:
-        """Return the answer behind all redirects; its caller reads or closes it.
+    @property
+    def is_idle(self) -> bool:
+        """No response is open."""
+        return all(response.closed for response in self._responses)
 
-        aiohttp reads ``buffer`` bytes ahead, about twice over.
+    def is_own(self, response: ClientResponse) -> bool:
+        """Return True if the registry itself responded, not a host that it redirected to."""
+        return response.url.origin() == self.url.origin()
 
-        Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``.
+    async def send(self, request: HTTPRequest, authorization: str | None = None) -> ClientResponse:
+        """Return the response after all redirects; the caller reads or closes it.
+
+        Raises ``UpstreamUnavailable``, ``UpstreamTimeout`` or ``Overloaded``.
         """
-        origin = url.origin()
         self.counters.upstream_requests += 1
+        url = request.url
         for _ in range(MAX_REDIRECTS + 1):
-            sent = dict(headers)
-            if authorization is not None and url.origin() == origin:
+            # aiohttp could follow redirects, but not ask the guard at each step.
+            sent = dict(request.headers)
+            if authorization is not None and url.origin() == request.url.origin():
                 sent["Authorization"] = authorization
-            response = await self._request(method, url, sent, buffer)
+            response = await self._request(request.method, url, sent, request.buffer)
             if response.status not in _REDIRECTS:
                 return response
             await self.drain(response)
-            url = self._next(response)
+            url = self._redirect_target(response)
         raise UpstreamUnavailable(f"{self.name} redirects more than {MAX_REDIRECTS} times")
 
-    async def fetch_token(self, url: URL, authorization: str | None) -> TokenAnswer:
-        """Return what a token server says. Raises ``UpstreamFailure``."""
+    async def fetch_token(
+        self, url: URL, authorization: str | None
+    ) -> tuple[ClientResponse, bytes]:
+        """Return a token server's response, never redirected, and its body. Raises as ``send``."""
         self._guard.check(url)
         self.counters.token_requests += 1
         headers = {} if authorization is None else {"Authorization": authorization}
         response = await self._request("GET", url, headers, SMALL_BUFFER)
-        body = await self._small(response)
-        return TokenAnswer(response.status, body, retry_after(response.headers))
+        return response, await self._read_small(response)
 
     async def drain(self, response: ClientResponse) -> bytes:
-        """Read a small body to its end, so that the connection can serve again; return it."""
-        body = await self._small(response)
+        """Return a small body, read to its end so that the connection can be used again."""
+        body = await self._read_small(response)
         self.counters.bytes_from_upstream += len(body)
         return body
+
+    async def read(self, response: ClientResponse, most: int) -> bytes:
+        """Return 1 to ``most`` bytes of a body, none at its end. Raises as ``send``.
+
+        ``most`` may not exceed ``READ_BUFFER``, because aiohttp would buffer as much.
+        """
+        with self.translate_errors(response.url.host):
+            chunk = await response.content.read(most)
+        self.counters.bytes_from_upstream += len(chunk)
+        return chunk
+
+    async def _read_small(self, response: ClientResponse) -> bytes:
+        """Return a body, cut at 64 KiB. A longer one costs its connection."""
+        body = bytearray()
+        with self.translate_errors(response.url.host):
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > MAX_SMALL_BODY:
+                    response.close()
+                    break
+        return bytes(body[:MAX_SMALL_BODY])
 
     async def _request(
         self, method: str, url: URL, headers: dict[str, str], buffer: int
     ) -> ClientResponse:
-        via = self._proxies.to(url)
-        proxy_headers = via.get("proxy_headers", {})
+        """Send one request and return the response to it, a redirect included."""
+        proxy, proxy_headers = self._proxies.route(url)
         for value in (headers.get("Authorization"), *proxy_headers.values()):
             if value is not None:
-                self.redactor.note(value)
-        if url.scheme == "http":  # inside a tunnel, aiohttp sends them to the proxy only
+                self.redactor.remember(value)
+        if url.scheme == "http":  # aiohttp sends proxy_headers for a tunnel only
             headers = {**headers, **proxy_headers}
         began = perf_counter()
         status: int | None = None
         try:
-            with self._asking(url.host):
+            with self.translate_errors(url.host):
                 response = await self._session.request(
-                    method, url, headers=headers, allow_redirects=False, read_bufsize=buffer, **via
+                    method,
+                    url,
+                    headers=headers,
+                    allow_redirects=False,
+                    read_bufsize=buffer,
+                    proxy=proxy,
+                    proxy_headers=proxy_headers,
                 )
             status = response.status
             self._responses.add(response)
@@ -154,86 +185,73 @@ class Transport:
         finally:
             self.counters.upstream_answered(status, perf_counter() - began)
 
-    @property
-    def is_idle(self) -> bool:
-        """No response is being read."""
-        return all(response.closed for response in self._responses)
-
-    async def _small(self, response: ClientResponse) -> bytes:
-        """Return a body of up to 64 KiB; a larger one is cut and its connection closed."""
-        body = bytearray()
-        with self._asking(response.url.host):
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > MAX_ERROR_BODY:
-                    response.close()
-                    break
-        return bytes(body[:MAX_ERROR_BODY])
-
-    async def chunks(self, response: ClientResponse) -> AsyncIterator[bytes]:
-        """Yield a body as it arrives. Raises ``UpstreamUnavailable`` or ``UpstreamTimeout``."""
-        with self._asking(response.url.host):
-            async for chunk in response.content.iter_any():
-                self.counters.bytes_from_upstream += len(chunk)
-                yield chunk
-
-    async def read(self, response: ClientResponse, most: int) -> bytes:
-        """Return some bytes of a body, ``most`` at the most, none at its end. Raises as ``chunks``.
-
-        No more than ``READ_BUFFER`` may be asked for: aiohttp would buffer as much.
-        """
-        with self._asking(response.url.host):
-            chunk = await response.content.read(most)
-        self.counters.bytes_from_upstream += len(chunk)
-        return chunk
-
-    @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Turn what aiohttp raises into errors of ours."""
-        try:
-            yield
-        except TimeoutError as error:
-            raise UpstreamTimeout(f"{self.name} does not answer in time") from error
-        except TooManyInterimError as error:
-            raise UpstreamUnavailable(
-                f"{self.name} sends interim responses but no answer"
-            ) from error
-        except ClientConnectorCertificateError as error:
-            raise UpstreamUnavailable(
-                f"{self.name}: certificate not trusted: "
-                f"{self.redactor.clean(str(error.certificate_error))}"
-            ) from error
-        except ClientConnectorError as error:
-            if error.os_error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of upstream's
-                raise Overloaded("file descriptors are short; try again") from error
-            raise UpstreamUnavailable(
-                f"{self.name} cannot be reached: {error.os_error.strerror or error.os_error}"
-            ) from error
-        except (ClientError, OSError, asyncio.IncompleteReadError, ValueError) as error:
-            raise UpstreamUnavailable(f"{self.name}: {type(error).__name__}") from error
-
-    @contextmanager
-    def _asking(self, host: str | None) -> Iterator[None]:
-        """Translate errors as ``translated`` does, and note in them which host failed."""
-        try:
-            with self.translated():
-                yield
-        except UpstreamFailure as error:
-            error.host = host
-            raise
-
-    def _next(self, response: ClientResponse) -> URL:
-        with self.translated():
+    def _redirect_target(self, response: ClientResponse) -> URL:
+        """Return where a redirect leads. Raises ``UpstreamUnavailable`` if we do not go there."""
+        with self.translate_errors():
             target = response.url.join(URL(response.headers.get("Location", ""), encoded=True))
-        downgraded = response.url.scheme == "https" and target.scheme != "https"
-        if target.scheme not in ("http", "https") or not target.host or downgraded:
+        is_downgrade = response.url.scheme == "https" and target.scheme != "https"
+        if target.scheme not in ("http", "https") or not target.host or is_downgrade:
             raise UpstreamUnavailable(f"{self.name} redirects to an address that is not followed")
         self._guard.check(target)
         return target.with_fragment(None)
 
+    @contextmanager
+    def translate_errors(self, host: str | None = None) -> Iterator[None]:
+        """Replace errors of aiohttp by ours, each with the ``host`` that failed."""
+        try:
+            yield
+        except (ClientError, OSError, asyncio.IncompleteReadError, ValueError) as error:
+            translated = self._translate(error)
+            translated.host = host
+            raise translated from error
+
+    def _translate(self, error: Exception) -> UpstreamTimeout | UpstreamUnavailable | Overloaded:
+        match error:
+            case TimeoutError():
+                return UpstreamTimeout(f"{self.name} does not answer in time")
+            case TooManyInterimError():
+                reason = "sends interim responses but no answer"
+                return UpstreamUnavailable(f"{self.name} {reason}")
+            case ClientConnectorCertificateError():
+                reason = self.redactor.redact(str(error.certificate_error))
+                return UpstreamUnavailable(f"{self.name}: certificate not trusted: {reason}")
+            case ClientConnectorError() if error.os_error.errno in _OUT_OF_DESCRIPTORS:
+                return Overloaded("file descriptors are short; try again")
+            case ClientConnectorError():
+                reason = str(error.os_error.strerror or error.os_error)
+                return UpstreamUnavailable(f"{self.name} cannot be reached: {reason}")
+            case _:
+                return UpstreamUnavailable(f"{self.name}: {type(error).__name__}")
+
+
+class _Proxies:
+    """The HTTP proxies of ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY``, read once.
+
+    aiohttp's own ``trust_env`` also reads ``~/.netrc``, whose credentials are not meant for us.
+    """
+
+    def __init__(self) -> None:
+        self._environment = getproxies_environment()
+        self.by_scheme: Final = {
+            scheme: URL(address if "://" in address else f"http://{address}")
+            for scheme, address in self._environment.items()
+            if scheme in ("http", "https")
+        }
+
+    def route(self, url: URL) -> tuple[URL | None, dict[str, str]]:
+        """Return the proxy that leads to ``url``, None for a direct way, and headers for it."""
+        proxy = self.by_scheme.get(url.scheme)
+        authority = f"{url.host}:{url.port}"
+        if proxy is None or proxy_bypass_environment(authority, self._environment):
+            return None, {}
+        if proxy.user is None:
+            return proxy, {}
+        credentials = encode_basic_auth(proxy.user, proxy.password or "")
+        return proxy.with_user(None), {"Proxy-Authorization": credentials}
+
 
 def client_context(name: str, tls: UpstreamTLS) -> ssl.SSLContext:
-    """Return how an upstream's certificate is checked. Raises ``ConfigError``."""
+    """Return the TLS settings for connections to an upstream. Raises ``ConfigError``."""
     try:
         context = ssl.create_default_context()
         if tls.ca_file is not None:
@@ -249,5 +267,5 @@ def client_context(name: str, tls: UpstreamTLS) -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    """Answer for a key that is encrypted, where OpenSSL would ask on the terminal."""
+    """Refuse an encrypted key, for which OpenSSL would ask on the terminal."""
     raise OSError("the key is encrypted")

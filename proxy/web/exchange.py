@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from proxy.core.errors import RegistryError
 from proxy.core.names import Kind, Route, Target
-from proxy.core.policy import CacheDirective, wish
+from proxy.core.policy import CacheDirective, cache_directive
 from proxy.repository.results import Forward
 from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
@@ -55,7 +55,7 @@ class Exchange:
     @property
     def wish(self) -> CacheDirective:
         """The request's ``Cache-Control``, as far as it is supported."""
-        return wish(self.request.headers.get("Cache-Control"))
+        return cache_directive(self.request.headers.get("Cache-Control"))
 
     @property
     def is_head(self) -> bool:

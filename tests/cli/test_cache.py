@@ -99,7 +99,7 @@ async def test_ls_on_a_terminal(admin: FakeAdmin, tmp_path: Path, width: int) ->
 
 async def test_ls_of_nothing_says_so(admin: FakeAdmin, tmp_path: Path) -> None:
     admin.answers["GET /-/images"] = []
-    refused(await ask(tmp_path, "ls"), "no images are known here", status=0)
+    refused(await ask(tmp_path, "ls"), "the cache has no images", status=0)
     refused(await ask(tmp_path, "ls", "a*"), "no image matches a*", status=0)
 
 
@@ -134,7 +134,7 @@ async def test_pin_goes_through_all_names(admin: FakeAdmin, tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (1, "millpond: big: would take 3 bytes of 2\n")
     assert done.stdout.splitlines() == [
         "docker.io/library/nginx:latest: pinned, 1 image, 1.0GiB",
-        f"{unheld}: pinned; nothing of it is held yet; to fetch it: millpond pull {unheld}",
+        f"{unheld}: pinned; not in the cache yet; to fetch it: millpond pull {unheld}",
     ]
     done = await ask(tmp_path, "pin", "?", "big")
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, "millpond: '?' is not a name")
@@ -237,7 +237,7 @@ async def test_an_eviction_says_what_went_and_what_is_coldest_now(
     done = await ask(tmp_path, "evict", "4096")
     assert done.stdout == "evicted: 1 blob, 4.0KiB; the coldest that is left was last used 2d ago\n"
     done = await ask(tmp_path, "evict", "1MiB")
-    refused(done, "no more may go", status=0)
+    refused(done, "nothing more can be evicted", status=0)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ async def test_verify_on_a_terminal_is_a_bar(admin: FakeAdmin, tmp_path: Path, w
         admin.release.set()
     assert terminal.process.returncode == 0
     seen = terminal.written
-    assert "going on where the last run was interrupted" in seen
+    assert "continuing where the last run was interrupted" in seen
     assert f"{DIGEST}: its bytes are another's; moved to quarantine/x; fetched again" in seen
     assert "belongs to a:1, b:2" in seen
     assert "verified 4 blobs, 4.0MiB: 1 bad, 1 of them repaired" in seen
@@ -291,7 +291,7 @@ async def test_an_interrupted_verify(
         process.send_signal(number)
         _, err = await asyncio.wait_for(process.communicate(), 10)
     assert process.returncode == status
-    assert err.decode() == "millpond: interrupted; the next verify goes on from here\n"
+    assert err.decode() == "millpond: interrupted; the next verify continues from here\n"
 
 
 async def test_verify_interrupted_on_a_terminal(admin: FakeAdmin, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ async def test_verify_interrupted_on_a_terminal(admin: FakeAdmin, tmp_path: Path
     assert terminal.process.returncode == 130
     erased = "\x1b[2K"
     _, _, after = terminal.written.rpartition(erased)
-    assert after.strip() == "millpond: interrupted; the next verify goes on from here"
+    assert after.strip() == "millpond: interrupted; the next verify continues from here"
 
 
 async def test_an_answer_that_breaks_off_is_no_end(admin: FakeAdmin, tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ async def test_pull_into_a_pipe(admin: FakeAdmin, tmp_path: Path) -> None:
         1,
         "docker.io/library/a:1: incomplete, 1 missing; stale\n",
     )
-    refused(done, f"{DIGEST}: could not be had: no\N{REPLACEMENT CHARACTER}room", status=1)
+    refused(done, f"{DIGEST}: could not be fetched: no\N{REPLACEMENT CHARACTER}room", status=1)
     await ask(tmp_path, "pull", "a:1", "--all-platforms")
     assert [asked.query["platforms"] for asked in admin.asked] == ["linux/arm64,linux/amd64", ""]
     admin.answers["POST /-/pull"] = pulled()[:2]

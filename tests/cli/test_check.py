@@ -84,6 +84,22 @@ def test_t69_check_refuses_a_place_that_this_user_may_not_write(path: str) -> No
             os.seteuid(0)
 
 
+def test_an_old_name_of_a_setting_is_a_warning(place: Path) -> None:
+    config = written(place, "prefetch: {at_once: 2}")
+    warning = "prefetch.at_once: renamed to prefetch.concurrency; the old name works"
+    checked = run("check", "--config", config)
+    refused(checked, f"{config}:2: {warning}", status=0)
+    assert checked.stdout.startswith("ok: ")
+    variable = "MILLPOND_STORAGE__FINISH_FROM"
+    checked = run("check", "--json", **{variable: "0.5"})
+    refused(checked, f"{variable}: storage.finish_from: renamed to storage.min_co", status=0)
+    assert json.loads(checked.stdout) == {"ok": True, "problems": []}
+    place.joinpath("oci-layout").touch()
+    (place / "cache").mkdir()
+    listed = run("ls", "--config", config)
+    assert warning in listed.stderr.splitlines()[0]
+
+
 def test_check_names_every_fault(place: Path) -> None:
     config = written(place, "pins: [A]\nadmin: {token_file: TMP/no}")
     done = run("check", "--config", config)

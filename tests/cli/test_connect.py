@@ -35,7 +35,7 @@ def locked(*_: object, **__: object) -> Any:
 
 
 async def pins(settings: Settings) -> dict[str, Any]:
-    async with connect._beside(settings) as found:
+    async with connect.on_cache(settings) as found:
         return await found.ask("GET", "/-/pins")
 
 
@@ -105,8 +105,8 @@ async def test_another_users_cache_is_left_alone(
 
 def test_what_cannot_be_reached_is_no_absence(tmp_path: Path) -> None:
     for absent in (errno.ENOENT, errno.ECONNREFUSED):
-        connect._check_reason(tmp_path, absent)
+        connect.check_absent(tmp_path, absent)
     with pytest.raises(ConfigError, match="Permission denied; run this as the user whose"):
-        connect._check_reason(tmp_path, errno.EACCES)
+        connect.check_absent(tmp_path, errno.EACCES)
     with pytest.raises(ConfigError, match="cannot be reached: Input/output error"):
-        connect._check_reason(tmp_path, errno.EIO)
+        connect.check_absent(tmp_path, errno.EIO)

@@ -44,10 +44,10 @@ def test_a_table_is_as_wide_as_it_gets() -> None:
 
 def test_a_name_that_leaves_no_room_has_a_line_to_itself() -> None:
     assert list(table(("A", "B"), [("long name", "1"), ("x", "2")], width=9)) == [
-        "A       B",
+        "A  B",
         "long name",
-        "        1",
-        "x       2",
+        "   1",
+        "x  2",
     ]
 
 

@@ -118,7 +118,7 @@ async def test_verify_finds_and_repairs(command: Command, pulled: Proxy) -> None
 async def test_t61_verify_and_then_verify_repair_heals_a_pinned_image(
     command: Command, pulled: Proxy, part: str
 ) -> None:
-    """The order that README.md names."""
+    """The order that docs/operating.md names."""
     assert (await command("pin", "app:1.0")).returncode == 0
     [layer] = SMALL.layers
     digest = {"layer": layer, "configuration": SMALL.config, "manifest": SMALL.digest}[part]
@@ -226,8 +226,8 @@ async def test_t68_an_image_is_dropped_and_pulled_again(
     done = await command("drop", "app:1.0", "ghcr.io/*")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "millpond: app:1.0: nothing here has that name",
-        "millpond: ghcr.io/*: nothing here has that name; ** matches across slashes",
+        "millpond: app:1.0: no such image in the cache",
+        "millpond: ghcr.io/*: no such image in the cache; ** matches across slashes",
     ]
     done = await command("pull", "app:1.0", "big")
     assert (done.returncode, done.stderr) == (0, ""), done
@@ -283,7 +283,7 @@ async def test_t68_refresh_and_pull_say_what_failed(
     assert (told["before"], told["changed"]) == (LARGE.digest, False)
     done = await command("pull", "none:1")
     assert done.returncode == 1
-    assert "docker.io/library/none:1: could not be had: " in done.stderr
+    assert "docker.io/library/none:1: could not be fetched: " in done.stderr
     assert done.stdout == "docker.io/library/none:1: not pulled\n"
     assert json.loads((await command("pull", "none:1", "--json")).stdout.splitlines()[-1])[
         "missing"

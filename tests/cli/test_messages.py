@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cli import formatting
-from proxy.cli.formatting import EventLines
+from proxy.cli import progress
+from proxy.cli.progress import EventLines
 from proxy.core.errors import ConfigError
 from proxy.storage.directory import Directory
 from tests.cli.command import ROOT, beside, refused, run
@@ -189,7 +189,7 @@ def test_t70_progress_is_told_once_a_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(formatting.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     lines = EventLines()
     lines.show(b"start", {"event": "start"})
     for half in range(4 * 60 * 2):  # four minutes of two events a second

@@ -192,6 +192,18 @@ async def test_t67_an_invalid_file_changes_nothing_and_the_log_says_why(
         assert await reload(millpond) == []
 
 
+async def test_an_old_name_of_a_setting_is_logged_at_each_load(upstream: FakeUpstream) -> None:
+    async with served(upstream.url, storage={"finish_from": 0.5}) as (millpond, _):
+        warning = "storage.finish_from: renamed to storage.min_complete_ratio"
+        assert millpond.log().count(warning) == 1
+        assert await reload(millpond, freshness={"reserve": 0.5}) == [
+            "freshness.rate_limit_reserve"
+        ]
+        freshness, storage = (e["warning"] for e in millpond.events("old name of a setting"))
+        assert "freshness.reserve: renamed to freshness.rate_limit_reserve" in freshness
+        assert warning in storage
+
+
 async def test_t67_what_needs_a_restart_is_named_and_the_rest_is_in_force(
     upstream: FakeUpstream,
 ) -> None:

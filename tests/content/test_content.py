@@ -12,7 +12,6 @@ import pytest
 
 from proxy.core.names import Digest, sha256
 from proxy.core.records import BLOCK, BlobRecord, disk_bytes
-from proxy.services.reconcile import reconcile
 from tests.fakes.clock import Clock
 from tests.held import LIMIT, Held, begun, opened
 from tests.running import until
@@ -142,7 +141,7 @@ async def test_a_row_without_a_file_hides_no_file_without_a_row(
         for ghost in ghosts:
             assert await cache.content.open(ghost) is None
         assert cache.evictor.used >= on_disk(tmp_path) + 10 * BLOCK == 70 * BLOCK
-        await reconcile(cache.content)
+        await cache.content.reconcile()
         assert cache.evictor.used == on_disk(tmp_path) + 10 * BLOCK
         room.release()
 
@@ -182,7 +181,7 @@ async def test_a_download_stored_during_the_adoption_is_not_taken_for_an_orphan(
     monkeypatch.setattr(cache.store, "scan", scan_again)
     monkeypatch.setattr(cache.store, "open", open_and_index)
     monkeypatch.setattr(cache.evictor, "settled", settled_then_weighed)
-    await reconcile(cache.content)
+    await cache.content.reconcile()
     assert landing
     assert not too_low
     assert cache.evictor.used == on_disk(tmp_path) == 74 * BLOCK

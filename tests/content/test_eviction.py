@@ -170,12 +170,12 @@ async def test_a_file_system_that_tells_nothing_leaves_the_limit(
 async def test_what_nobody_has_used_for_long_goes(tmp_path: Path, clock: Clock) -> None:
     async with opened(tmp_path, clock, max_age=1000.0) as cache:
         used, pinned, _, young = [await cache.blocks(number) for number in range(4)]
-        cache.spared = {pinned}
+        cache.protected = {pinned}
         clock.advance(998.5)  # so the first three are older than 1000 s, and the last is not
         cache.index.touch(used)
         await cache.evictor.enforce(clock())
         assert await cache.on_disk() == {used, pinned, young}
-        cache.spared = set()
+        cache.protected = set()
         await cache.evictor.enforce(clock())
         assert await cache.on_disk() == {used, young}, "no longer spared"
         clock.advance(2000)
@@ -185,7 +185,7 @@ async def test_what_nobody_has_used_for_long_goes(tmp_path: Path, clock: Clock) 
 
 async def test_what_is_spared_stays_and_the_rest_goes(cache: Held) -> None:
     held = [await cache.blocks(number) for number in range(10)]
-    cache.spared = set(held[:4])
+    cache.protected = set(held[:4])
     for number in range(10, 16):
         await cache.blocks(number)
     assert set(held[:4]) <= await cache.on_disk()
@@ -263,12 +263,9 @@ async def test_a_disk_that_deletes_nothing_is_full_and_nothing_is_forgotten(
 async def test_what_goes_is_what_was_told(cache: Held) -> None:
     held = [await cache.blocks(number, 1 + number) for number in range(8)]
     cache.index.touch(held[1])
-    cache.spared = {held[2]}
-    wanted, told = 12 * BLOCK, []
-    for record in await cache.evictor.coldest():
-        if sum(disk_bytes(told.size) for told in told) >= wanted:
-            break
-        told.append(record)
+    cache.protected = {held[2]}
+    wanted = 12 * BLOCK
+    told = await cache.evictor.coldest(wanted)
     blobs, freed = await cache.evictor.evict(wanted)
     assert {*held} - await cache.on_disk() == {record.digest for record in told}
     assert (blobs, freed) == (len(told), sum(disk_bytes(record.size) for record in told))

@@ -61,7 +61,7 @@ def tree(*images: content.Content) -> set[str]:
 )
 async def test_names_as_those_who_run_images_print_them(cache: Held, line: str, meant: str) -> None:
     feeds = cache.feeds()
-    told = await feeds.tell("node1", f"  {line}   # a pod\n", 60)
+    told = await feeds.report("node1", f"  {line}   # a pod\n", 60)
     assert told.not_understood == []
     assert [str(image) for image in feeds.images()] == [meant]
 
@@ -69,7 +69,7 @@ async def test_names_as_those_who_run_images_print_them(cache: Held, line: str, 
 async def test_what_is_no_image_is_told_by_its_line_and_the_others_count(cache: Held) -> None:
     feeds = cache.feeds()
     lines = ["# running now", "nginx", "", "Bad Name", "example.com/x:1", "sha256:123", "app:1"]
-    told = await feeds.tell("node1", "\n".join(lines), 60)
+    told = await feeds.report("node1", "\n".join(lines), 60)
     assert [problem.partition(":")[0] for problem in told.not_understood] == [
         "line 4",
         "line 5",
@@ -85,17 +85,17 @@ async def test_what_is_in_use_stays_and_what_is_no_longer_goes(cache: Held) -> N
     await cache.image("app:2", TWO)
     feeds = cache.feeds()
     pins = cache.pins(feeds=feeds)
-    await feeds.tell("node1", "app:1", 60)
-    assert pins.spared() == tree(ONE)
-    await feeds.tell("node2", f"app@{TWO.digest}", 30)
-    assert pins.spared() == tree(ONE, TWO)
-    assert pins.pinned() == set(), "what is in use is not pinned"
+    await feeds.report("node1", "app:1", 60)
+    assert await pins.protected() == tree(ONE)
+    await feeds.report("node2", f"app@{TWO.digest}", 30)
+    assert await pins.protected() == tree(ONE, TWO)
+    assert await pins.pinned() == set(), "what is in use is not pinned"
     cache.clock.advance(31)
-    assert pins.spared() == tree(ONE), "what node2 said has ended"
-    await feeds.tell("node1", "app:2", 60)
-    assert pins.spared() == tree(TWO), "a new list replaces the old one"
-    await feeds.tell("node1", "", 60)
-    assert pins.spared() == set()
+    assert await pins.protected() == tree(ONE), "what node2 said has ended"
+    await feeds.report("node1", "app:2", 60)
+    assert await pins.protected() == tree(TWO), "a new list replaces the old one"
+    await feeds.report("node1", "", 60)
+    assert await pins.protected() == set()
 
 
 async def test_t37_c06_what_a_tag_pointed_to_when_a_container_was_started_is_in_use(
@@ -105,10 +105,10 @@ async def test_t37_c06_what_a_tag_pointed_to_when_a_container_was_started_is_in_
     await cache.image("app:1", TWO)
     feeds = cache.feeds()
     pins = cache.pins(feeds=feeds)
-    told = await feeds.tell("node1", "app:1", 60)
-    assert pins.spared() == tree(ONE, TWO)
+    told = await feeds.report("node1", "app:1", 60)
+    assert await pins.protected() == tree(ONE, TWO)
     assert told.feed.named == 1
-    cache.spared = pins.spared()
+    cache.protected = set(await pins.protected())
     await cache.evictor.evict(10**9)
     assert await cache.on_disk() == tree(ONE, TWO)
 
@@ -120,14 +120,14 @@ async def test_more_than_can_be_right_is_refused(
     monkeypatch.setattr(in_use, "MAX_SOURCES", 2)
     feeds = cache.feeds()
     with pytest.raises(RequestInvalid, match="at most 3 lines, from 2 sources"):
-        await feeds.tell("a", "x\n" * 4, 60)
-    await feeds.tell("a", "x\n" * 3, 60)
-    await feeds.tell("b", "x", 5)
+        await feeds.report("a", "x\n" * 4, 60)
+    await feeds.report("a", "x\n" * 3, 60)
+    await feeds.report("b", "x", 5)
     with pytest.raises(RequestInvalid):
-        await feeds.tell("c", "x", 60)
-    await feeds.tell("a", "y", 60)  # whoever is known may go on
+        await feeds.report("c", "x", 60)
+    await feeds.report("a", "y", 60)  # whoever is known may go on
     cache.clock.advance(10)
-    await feeds.tell("c", "x", 60)  # one of them has ended
+    await feeds.report("c", "x", 60)  # one of them has ended
     assert [feed.source for feed in feeds.all()] == ["a", "c"]
 
 
@@ -136,8 +136,8 @@ async def test_what_is_in_use_is_known_after_a_restart_until_it_ends(
 ) -> None:
     async with opened(tmp_path, clock) as cache:
         feeds = cache.feeds()
-        await feeds.tell("node1", f"app:1\nsha256:{HEX}", 60)
-        await feeds.tell("node2", "app:2", 10)
+        await feeds.report("node1", f"app:1\nsha256:{HEX}", 60)
+        await feeds.report("node2", "app:2", 10)
         await feeds.keep()
     clock.advance(20)
     async with opened(tmp_path, clock) as cache:
@@ -214,7 +214,7 @@ async def test_a_file_that_is_configured_no_longer_holds_nothing(
     async with opened(tmp_path / "cache", clock) as cache:
         feeds = cache.feeds(file)
         await feeds.load()
-        await feeds.tell("node1", "app:2", 60)
+        await feeds.report("node1", "app:2", 60)
         await feeds.keep()
     file.unlink()
     async with opened(tmp_path / "cache", clock) as cache:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -111,8 +112,8 @@ async def test_a_pinned_image_is_spared_with_all_of_it_and_survives_eviction(cac
     await cache.image("app:index", index)
     pins = await loaded(cache, "app:index")
     await pins.add("app:1")
-    assert pins.spared() == tree(ONE, index)
-    cache.spared = pins.spared()
+    assert await pins.protected() == tree(ONE, index)
+    cache.protected = set(await pins.protected())
     await cache.evictor.evict(LIMIT)
     assert await cache.on_disk() == tree(ONE, index)
 
@@ -121,8 +122,8 @@ async def test_of_an_image_that_is_held_in_part_that_part_stays(cache: Held) -> 
     gone = Digest(ONE.layers[0])
     await cache.index.drop_blobs([gone])
     pins = await loaded(cache, "app:1")
-    assert pins.spared() == tree(ONE), "what comes back stays too"
-    [pin] = pins.all()
+    assert await pins.protected() == tree(ONE), "what comes back stays too"
+    [pin] = await pins.all()
     assert (pin.images, pin.bytes) == (1, WEIGHT - BLOCK)
 
 
@@ -141,8 +142,8 @@ async def test_a_pattern_pins_what_it_matches(
     cache: Held, pattern: str, matched: list[content.Image]
 ) -> None:
     pins = await loaded(cache, pattern)
-    assert pins.spared() == tree(*matched)
-    [pin] = pins.all()
+    assert await pins.protected() == tree(*matched)
+    [pin] = await pins.all()
     assert (pin.name, pin.is_configured, pin.images) == (pattern, True, len(matched))
     assert pin.bytes == pins.bytes == WEIGHT * len(matched)
 
@@ -160,7 +161,7 @@ async def test_a_pattern_that_is_added_pins_what_comes_later_and_survives_a_rest
         assert pins.added() == ["docker.io/library/app:*"]
         await cache.image("app:2", TWO)
         await cache.image("team/app:3", THREE)
-        assert pins.pinned() == tree(ONE, TWO), "an asterisk matches no slash"
+        assert await pins.pinned() == tree(ONE, TWO), "an asterisk matches no slash"
         assert pins.pinning(*named("app:2"), Digest(TWO.digest)) == ["docker.io/library/app:*"]
         assert pins.pinning(*named("team/app:3"), Digest(THREE.digest)) == []
         await pins.add("app:2")
@@ -180,8 +181,8 @@ async def test_pins_come_back_after_a_restart(tmp_path: Path, clock: Clock) -> N
         await pins.remove("app:2")
     async with opened(tmp_path, clock) as cache:
         pins = await loaded(cache)
-        assert [pin.name for pin in pins.all()] == ["docker.io/library/app:1"]
-        assert pins.spared() == tree(ONE)
+        assert [pin.name for pin in await pins.all()] == ["docker.io/library/app:1"]
+        assert await pins.protected() == tree(ONE)
 
 
 async def test_all_pins_that_are_added_at_once_come_back(tmp_path: Path, clock: Clock) -> None:
@@ -228,7 +229,7 @@ async def test_a_pin_over_the_budget_is_refused_with_its_size(cache: Held) -> No
     )
     assert pins.added() == ["docker.io/library/app:1"]
     await pins.add("app:1")  # again is fine
-    assert pins.spared() == tree(ONE)
+    assert await pins.protected() == tree(ONE)
 
 
 async def test_what_is_still_missing_counts_before_a_pin_is_taken(cache: Held) -> None:
@@ -252,12 +253,12 @@ async def test_configured_pins_beyond_the_budget_are_told_and_the_first_are_hono
     cache: Held,
 ) -> None:
     pins = await loaded(cache, "app:1", "app:2", "ghcr.io/team/*", limit=WEIGHT + 1)
-    first, second, third = pins.all()
+    first, second, third = await pins.all()
     assert (first.refused, first.images, first.bytes) == (None, 1, WEIGHT)
     for pin in (second, third):
         assert pin.refused == f"{WEIGHT} bytes more would exceed the {WEIGHT + 1} for pins"
         assert (pin.images, pin.bytes) == (0, 0)
-    assert pins.spared() == tree(ONE)
+    assert await pins.protected() == tree(ONE)
 
 
 async def test_a_pin_by_tag_follows_the_tag_and_one_by_digest_does_not(
@@ -266,22 +267,22 @@ async def test_a_pin_by_tag_follows_the_tag_and_one_by_digest_does_not(
     monkeypatch.setattr(module, "STALE_SECONDS", -1.0)
     pins = await loaded(cache)
     await pins.add("app:1")
-    assert pins.spared() == tree(ONE)
+    assert await pins.protected() == tree(ONE)
     await cache.image("app:1", TWO)
-    assert pins.spared() == tree(TWO)
+    assert await pins.protected() == tree(TWO)
     await pins.add(f"app@{ONE.digest}")
     await pins.add(THREE.digest)
-    assert pins.spared() == tree(ONE, TWO, THREE)
+    assert await pins.protected() == tree(ONE, TWO, THREE)
     await cache.image("ghcr.io/team/tool:v3", ONE)
-    assert pins.spared() == tree(ONE, TWO, THREE)
+    assert await pins.protected() == tree(ONE, TWO, THREE)
 
 
 async def test_what_is_unpinned_goes_like_anything_else(cache: Held) -> None:
     pins = await loaded(cache, "app:2")
     await pins.add("app:1")
-    assert pins.spared() == tree(ONE, TWO)
+    assert await pins.protected() == tree(ONE, TWO)
     await pins.remove("docker.io/library/app:1")
-    assert pins.spared() == tree(TWO)
+    assert await pins.protected() == tree(TWO)
     with pytest.raises(PinUnknown):
         await pins.remove("app:1")
     with pytest.raises(Conflict, match="pinned by the configuration"):
@@ -300,9 +301,9 @@ async def test_an_answer_from_the_time_of_the_start_is_not_kept(
         cache = await begun(stack, tmp_path, clock)
         pins = cache.pins("app:1")
         monkeypatch.setattr(module, "_REST", 1e9)
-        assert pins.spared() == set()
+        await pins.protected()
         await cache.index.ready()
-        assert pins.spared() == tree(ONE)
+        assert await pins.protected() == tree(ONE)
 
 
 async def test_a_pin_that_cannot_be_noted_is_not_acknowledged(
@@ -349,7 +350,7 @@ async def test_a_configured_pin_that_is_not_honoured_is_logged_once(cache: Held)
     pins = await loaded(cache, "app:1", "app:2", limit=WEIGHT + 1)
     with capture_logs() as logs:
         for _ in range(3):
-            pins.all()
+            await pins.all()
     [line] = logs
     assert (line["log_level"], line["pin"]) == ("warning", "docker.io/library/app:2")
     assert line["reason"] == f"{WEIGHT} bytes more would exceed the {WEIGHT + 1} for pins"
@@ -360,14 +361,14 @@ async def test_what_has_come_is_spared_once_looking_again_costs_little(
 ) -> None:
     pins = await loaded(cache, "*/new:*")
     monkeypatch.setattr(module, "_REST", 1e9)
-    assert pins.spared() == set()
+    assert await pins.protected() == set()
     await cache.image("new:1", ONE)
-    assert pins.spared() == set(), "after a long look, not at once"
+    assert await pins.protected() == set(), "after a long look, not at once"
     monkeypatch.setattr(module, "_REST", 0.0)
     pins = await loaded(cache, "*/new:*")
-    assert pins.spared() == tree(ONE)
+    assert await pins.protected() == tree(ONE)
     await cache.image("new:2", TWO)
-    assert pins.spared() == tree(ONE, TWO)
+    assert await pins.protected() == tree(ONE, TWO)
 
 
 async def test_a_pin_that_cannot_be_read_keeps_the_proxy_from_starting(start: Start) -> None:
@@ -409,3 +410,45 @@ async def test_t63_pins_that_the_disk_did_not_give_are_not_lost_at_the_next_add(
     both = ["docker.io/library/app:1", "docker.io/library/app:2"]
     assert pins.added() == both
     assert await note("pins") == both
+
+
+class HeldBack:
+    """Holds the first call of a method back until it may go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+        self.calls = 0
+        self._call = getattr(owner, name)
+        monkeypatch.setattr(owner, name, self)
+
+    async def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        found = await self._call(*args)
+        if not self.reached.is_set():
+            self.reached.set()
+            await self.go_on.wait()
+        return found
+
+
+async def test_a_pin_added_while_the_protected_content_is_computed_is_honoured(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins = await loaded(cache, "app:1")
+    slow = HeldBack(monkeypatch, pins._graph, "tree")
+    computing = asyncio.create_task(pins.protected())
+    await slow.reached.wait()
+    await pins.add("app:2")
+    slow.go_on.set()
+    assert await computing == tree(ONE, TWO)
+
+
+async def test_the_protected_content_is_computed_once_for_all_who_ask_meanwhile(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins = await loaded(cache, "app:1")
+    slow = HeldBack(monkeypatch, pins, "_collect")
+    first, second = (asyncio.create_task(pins.protected()) for _ in range(2))
+    await slow.reached.wait()
+    slow.go_on.set()
+    assert await first == await second == tree(ONE)
+    assert slow.calls == 1

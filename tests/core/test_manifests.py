@@ -1,9 +1,12 @@
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from proxy.core import manifests
+from proxy.core.manifests import walk
+from proxy.core.names import Digest
 from proxy.core.records import Descriptor
 from tests.fakes import content
 
@@ -177,3 +180,56 @@ def test_what_a_manifest_says_of_itself_is_of_the_right_type_and_bounded() -> No
     assert entry(artifactType=["x"], config=7, annotations="none") == plain
     assert entry(annotations={"a": "b", "c": 1}) == plain | {"annotations": {"a": "b"}}
     assert entry(annotations={"a": "b" * manifests.MAX_ENTRY}) == plain
+
+
+def listing(graph: dict[str, list[str]]) -> Any:
+    """Return what a graph says is listed, and which nodes were looked up."""
+    asked: list[str] = []
+
+    async def listed(digest: Digest) -> list[Digest]:
+        asked.append(digest)
+        return [Digest(child) for child in graph.get(digest, [])]
+
+    return listed, asked
+
+
+GRAPH = {"index": ["a", "b"], "a": ["config", "layer"], "b": ["layer", "last"]}
+
+
+async def test_a_walk_visits_each_once_in_order_and_manifests_first() -> None:
+    listed, asked = listing(GRAPH)
+    nodes = [node async for node in walk([Digest("index")], listed)]
+    assert [node.digest for node in nodes] == ["index", "a", "config", "layer", "b", "last"]
+    assert [node.parent for node in nodes] == [None, "index", "a", "a", "index", "b"]
+    assert [node.depth for node in nodes] == [0, 1, 2, 2, 1, 2]
+    assert asked == [node.digest for node in nodes]
+
+
+async def test_a_walk_ends_in_a_cycle_and_takes_several_roots() -> None:
+    listed, asked = listing({"a": ["b", "a"], "b": ["a", "c"]})
+    nodes = [node.digest async for node in walk(map(Digest, ["c", "a", "b"]), listed)]
+    assert nodes == asked == ["c", "a", "b"]
+
+
+async def test_a_walk_goes_no_deeper_than_it_may() -> None:
+    listed, asked = listing({"a": ["b"], "b": ["c"], "c": ["d"]})
+    nodes = [node.digest async for node in walk([Digest("a")], listed, max_depth=2)]
+    assert nodes == ["a", "b", "c"]
+    assert asked == ["a", "b"]
+
+
+async def test_a_long_walk_lets_others_run() -> None:
+    listed, _ = listing({"a": [str(number) for number in range(1000)]})
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count())
+    visited = [node async for node in walk([Digest("a")], listed)]
+    counting.cancel()
+    assert len(visited) == 1001
+    assert turns >= 3

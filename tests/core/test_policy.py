@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from proxy.core import errors
 from proxy.core.errors import RegistryError
 from proxy.core.names import Tag
-from proxy.core.policy import Action, CacheDirective, Rule, decide, is_scarce, on_failure, wish
+from proxy.core.policy import (
+    Action,
+    CacheDirective,
+    Rule,
+    cache_directive,
+    decide,
+    is_scarce,
+    on_failure,
+)
 
 RULE = Rule(tag_ttl=300, stale_while_revalidate=3600, stale_if_error=86400, negative_ttl=30)
 NOW = 1_700_000_000.0
@@ -93,10 +101,10 @@ def test_forever_is_forever() -> None:
     ],
 )
 def test_cache_control(header: str | None, expected: CacheDirective) -> None:
-    assert wish(header) is expected
+    assert cache_directive(header) is expected
 
 
-def test_a_wish_beats_age() -> None:
+def test_a_directive_beats_age() -> None:
     assert decide(checked(0), RULE, NOW, CacheDirective.REVALIDATE) is Action.CHECK
     assert decide(checked(1e8), RULE, NOW, CacheDirective.ONLY_IF_CACHED) is Action.SERVE
     assert decide(None, RULE, NOW, CacheDirective.ONLY_IF_CACHED) is Action.MISS
@@ -122,21 +130,21 @@ def test_c12_a_deleted_tag_is_kept_as_long_as_the_policy_says(
 def test_signature_tags_have_a_short_life_of_their_own(suffix: str) -> None:
     rule = Rule(300, 3600, inf, 30, signature_ttl=30)
     tag = Tag("sha256-" + "a" * 64 + suffix)
-    assert decide(checked(29), rule.of(tag, None), NOW) is Action.SERVE
-    assert decide(checked(31), rule.of(tag, None), NOW) is Action.CHECK
-    assert rule.of(Tag("sha256-abc" + suffix), None) == rule
+    assert decide(checked(29), rule.for_tag(tag, None), NOW) is Action.SERVE
+    assert decide(checked(31), rule.for_tag(tag, None), NOW) is Action.CHECK
+    assert rule.for_tag(Tag("sha256-abc" + suffix), None) == rule
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_the_less_is_left_the_longer_things_are_fresh(one: float, other: float) -> None:
     rule = Rule(300, 0, 0, 0)
     less, more = sorted((one, other))
-    assert rule.of(Tag("x"), less).tag_ttl >= rule.of(Tag("x"), more).tag_ttl >= 300
-    assert rule.of(Tag("x"), None) == rule
+    assert rule.for_tag(Tag("x"), less).tag_ttl >= rule.for_tag(Tag("x"), more).tag_ttl >= 300
+    assert rule.for_tag(Tag("x"), None) == rule
 
 
 def test_the_reserve_is_kept_for_what_is_not_held() -> None:
-    rule = Rule(300, 0, 0, 0, reserve=0.1)
+    rule = Rule(300, 0, 0, 0, rate_limit_reserve=0.1)
     assert [is_scarce(rule, share) for share in (None, 1.0, 0.11, 0.1, 0.0)] == [
         False, False, False, True, True,
     ]  # fmt: skip

@@ -27,7 +27,7 @@ KNOWN = {
 
 
 def meant(text: str) -> list[str]:
-    selector = ROUTER.selector(text)
+    selector = ROUTER.parse_selector(text)
     return [name for name, (target, tag) in KNOWN.items() if selector.matches(target, tag, ONE)]
 
 
@@ -92,13 +92,13 @@ def test_t68_names_are_understood_as_people_write_them(text: str, names: list[st
 )
 def test_what_is_no_name_is_refused(text: str, error: type[RegistryError]) -> None:
     with pytest.raises(error):
-        ROUTER.selector(text)
+        ROUTER.parse_selector(text)
 
 
 def test_a_pattern_of_many_wildcards_takes_no_time() -> None:
     target = Target("docker.io", Repo("/".join(["a" * 10] * 20)))
     for pattern in ("docker.io/" + "**/a*a*a*a*b/" * 20 + "x", "*a" * 100 + "b"):
-        selector = ROUTER.selector(pattern)
+        selector = ROUTER.parse_selector(pattern)
         started = time.process_time()
         assert not selector.matches(target, Tag("a" * 100), ONE)
         assert time.process_time() - started < 1

@@ -7,8 +7,7 @@ import socket
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from proxy.upstream.addresses import is_private
-from proxy.upstream.guard import Network
+from proxy.upstream.guard import Network, is_private
 
 PUBLIC = frozenset({"127.0.0.1", "127.0.0.2"})
 PRIVATE = "127.0.0.9"

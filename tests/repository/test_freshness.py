@@ -130,7 +130,7 @@ async def test_c02_a_rate_limit_is_shown(proxy: Proxy, upstream: FakeUpstream) -
 async def test_c02_the_reserve_is_kept_for_what_is_not_held(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
-    proxy = await start(freshness={"reserve": 0.5})
+    proxy = await start(freshness={"rate_limit_reserve": 0.5})
     upstream.behaviour.rate_limit = RateLimit(limit=10, remaining=5)
     await pull(proxy, OLD)
     upstream.add("library/app", NEW, tags=["latest"])

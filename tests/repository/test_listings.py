@@ -1,6 +1,7 @@
 """Lists of tags: paged as asked, and kept for when upstream fails."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -251,3 +252,17 @@ async def test_n_holds_for_an_upstream_that_ignores_it(
     upstream.fault(spoilt(page, "application/json"), header("Link", None), kind="tags")
     for count, expected in enumerate(([], ["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c"])):
         assert tags(await proxy.get(f"{LIST}?n={count}")) == expected
+
+
+async def test_a_disk_that_keeps_no_list_only_costs_the_outage(
+    start: Start, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    (tmp_path / "cache/index").mkdir(parents=True)
+    (tmp_path / "cache/index/expiring").write_text("no directory")
+    proxy = await start()
+    for path in (LIST, f"/v2/app/referrers/{content.digest(b'subject')}"):
+        assert (await proxy.get(path)).status == 200
+    assert (await proxy.get("/v2/app/manifests/none")).status == 404
+    assert proxy.stats["cache"]["storage_errors"] > 0
+    upstream.fail(503)
+    assert (await proxy.get(LIST)).status == 502

@@ -132,7 +132,7 @@ async def test_neither_too_many_blobs_nor_too_many_bytes(
 
 async def test_only_so_many_at_once(start: Start, upstream: FakeUpstream) -> None:
     gate = upstream.hold(kind="blob")
-    proxy = await with_prefetch(start, at_once=2)
+    proxy = await with_prefetch(start, concurrency=2)
     await proxy.get(LATEST)
     await upstream.until(lambda: upstream.count("GET", "blob") == 2)
     await asyncio.sleep(0.05)
@@ -147,7 +147,7 @@ async def test_it_is_given_up_when_no_layer_is_asked_for(
 ) -> None:
     upstream.stall(1000, kind="blob", reference=BLOBS[3])
     async with nothing_left():
-        proxy = await with_prefetch(start, give_up="1500ms")
+        proxy = await with_prefetch(start, idle_timeout="1500ms")
         await proxy.get("/v2/")
         before = working()
         await proxy.get(LATEST)
@@ -164,7 +164,7 @@ async def test_it_is_given_up_when_no_layer_is_asked_for(
 
 async def test_it_goes_on_when_a_layer_is_asked_for(start: Start, upstream: FakeUpstream) -> None:
     release = upstream.stall(1000, kind="blob", reference=BLOBS[3])
-    proxy = await with_prefetch(start, give_up="1500ms")
+    proxy = await with_prefetch(start, idle_timeout="1500ms")
     await proxy.get(LATEST)
     assert (await proxy.get(path(BLOBS[1]))).status == 200
     await asyncio.sleep(1.8)
@@ -178,7 +178,7 @@ async def test_what_a_client_reads_is_not_given_up_with_the_rest(
     start: Start, upstream: FakeUpstream
 ) -> None:
     release = upstream.stall(10, kind="blob")
-    proxy = await with_prefetch(start, give_up="100ms")
+    proxy = await with_prefetch(start, idle_timeout="100ms")
     await proxy.get(LATEST)
     reading = asyncio.create_task(proxy.get(path(IMAGE.config)))
     await until(lambda: len(proxy.stats["downloads"]) == 1)

@@ -1,9 +1,12 @@
 """Referrers: from the API, from the fallback tag, from what is held; never empty for a failure."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
+from proxy.index.expiring import ExpiringRows
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.faults import body
@@ -133,6 +136,52 @@ async def test_offline_from_what_is_held_and_says_so_itself(
     assert not upstream.requests
 
 
+async def test_upstreams_list_survives_a_restart(
+    start: Start, upstream: FakeUpstream, proxy: Proxy, clock: Clock
+) -> None:
+    found = entries(await proxy.get(PATH))
+    await proxy.close()
+    upstream.clear()
+    proxy = await start()
+    assert entries(await proxy.get(PATH)) == found, "still fresh"
+    assert not upstream.requests
+    clock.advance(31)
+    upstream.fail(503)
+    answer = await proxy.get(PATH)
+    assert entries(answer) == found
+    assert "Warning" in answer.headers
+    await proxy.close()
+    assert entries(await (await start(offline=True)).get(PATH)) == found
+
+
+async def test_a_list_that_is_lost_is_asked_for_again(
+    start: Start, upstream: FakeUpstream, proxy: Proxy
+) -> None:
+    assert (await proxy.get(f"/v2/library/app/manifests/{SBOM.digest}")).status == 200
+    found = entries(await proxy.get(PATH))
+    await proxy.close()
+    shutil.rmtree(proxy.storage / "index" / "expiring")
+    upstream.clear()
+    proxy = await start()
+    assert entries(await proxy.get(PATH)) == found
+    assert upstream.count("GET", "referrers") == 1
+    await proxy.close()
+    shutil.rmtree(proxy.storage / "index" / "expiring")
+    offline = await start(offline=True)
+    assert set(entries(await offline.get(PATH))) == {SBOM.digest}, "the held one names its subject"
+
+
+@pytest.mark.parametrize("row", [5, [], [1.0, 5], ["x", []], [None, []]])
+async def test_a_row_that_is_no_list_is_asked_for_again(
+    start: Start, tmp_path: Path, row: object
+) -> None:
+    async with ExpiringRows(tmp_path / "cache/index/expiring", on_trouble=lambda: None) as rows:
+        await rows.set(("referrers", "docker.io", "library/app", IMAGE.digest), row, 3600)
+    proxy = await start()
+    assert set(entries(await proxy.get(PATH))) == {SBOM.digest, SIGNATURE.digest}
+    assert proxy.stats["cache"]["storage_errors"] == 1
+
+
 async def test_what_is_listed_can_be_pulled_without_asking_whether_it_may(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
@@ -140,3 +189,14 @@ async def test_what_is_listed_can_be_pulled_without_asking_whether_it_may(
     upstream.clear()
     assert (await proxy.get(f"/v2/library/app/manifests/{SBOM.digest}")).body == SBOM.manifest
     assert [request.method for request in upstream.requests] == ["GET"]
+
+
+async def test_a_repository_without_a_list_of_tags_keeps_its_referrers(
+    proxy: Proxy, upstream: FakeUpstream, clock: Clock
+) -> None:
+    found = entries(await proxy.get(PATH))
+    upstream.fail(404, kind="tags")
+    assert (await proxy.get("/v2/library/app/tags/list")).status == 404
+    upstream.fail(503)
+    clock.advance(31)
+    assert entries(await proxy.get(PATH)) == found

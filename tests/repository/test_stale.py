@@ -99,7 +99,7 @@ async def test_t64_a_manifest_that_only_another_repository_holds_does_not_stand_
     assert (await proxy.get("/v2/team/secret/manifests/latest")).status == 200
     descriptor = Descriptor(NEW.media_type, Digest(NEW.digest), len(NEW.manifest))
     target = Target("docker.io", Repo("library/app"))
-    await proxy.app.index.set_tag(target, Tag("latest"), TagRecord(descriptor, clock()))
+    await proxy.app.content.tags.set(target, Tag("latest"), TagRecord(descriptor, clock()))
     clock.advance(LONG)
     upstream.fail(503)
     assert (await proxy.get(LATEST)).status == 502
@@ -160,7 +160,7 @@ async def test_a_slow_check_does_not_overwrite_what_a_newer_get_has_learnt(
     await upstream.until(lambda: upstream.count("HEAD") == 1)
     upstream.add("library/app", NEW, tags=["latest"])
     upstream.remove("library/app", OLD.digest)
-    await proxy.app.index.drop_blobs([Digest(OLD.digest)])
+    await proxy.app.content.discard([Digest(OLD.digest)])
     assert (await proxy.get(LATEST)).body == NEW.manifest
     gate.set()
     await idle("check tag")
@@ -179,7 +179,7 @@ async def test_a_slow_check_does_not_drop_a_tag_that_came_back(
     await upstream.until(lambda: upstream.count("HEAD") == 1)
     upstream.add("library/app", NEW, tags=["latest"])
     upstream.remove("library/app", OLD.digest)
-    await proxy.app.index.drop_blobs([Digest(OLD.digest)])
+    await proxy.app.content.discard([Digest(OLD.digest)])
     assert (await proxy.get(LATEST)).body == NEW.manifest
     gate.set()
     await idle("check tag")

@@ -123,7 +123,7 @@ async def test_t60_the_scrub_works_again_after_a_failure(
     await proxy.get("/v2/app/manifests/latest")
     await proxy.settled()
     await proxy.close()
-    flaky(Verifier, "_recall", 1)
+    flaky(Verifier, "_load", 1)
     again = await start(storage={"scrub_every": "0s", "scrub_rate": 0})
     await until(lambda: again.stats["cache"]["verified_blobs"] > 0)
     assert (await failures(again, "scrub"))[0] == 1
@@ -132,7 +132,7 @@ async def test_t60_the_scrub_works_again_after_a_failure(
 async def test_t60_a_reconciliation_that_fails_is_repeated(
     start: Start, upstream: FakeUpstream, flaky: Callable[..., Flaky]
 ) -> None:
-    recalled = flaky(Layout, "recall", 1, 2)
+    recalled = flaky(Layout, "load", 1, 2)
     proxy = await start()
     await until(lambda: recalled.calls == 3)
     assert await failures(proxy, "reconcile") == (2, 1)

@@ -226,3 +226,37 @@ async def test_t68_a_dropped_tag_leaves_the_kept_list_of_tags(
     await upstream.stop()
     answer = await proxy.get("/v2/app/tags/list")
     assert (answer.status, json.loads(answer.body)["tags"]) == (200, ["2"])
+
+
+async def test_an_image_that_is_pinned_while_its_drop_is_planned_stays(
+    proxy: Proxy, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pull(proxy, "app", "1", ONE)
+    graph = proxy.app.content.graph
+    listed_besides, planned, go_on = graph.listed_besides, asyncio.Event(), asyncio.Event()
+
+    async def slow(digests: Any) -> Any:
+        planned.set()
+        await go_on.wait()
+        return await listed_besides(digests)
+
+    monkeypatch.setattr(graph, "listed_besides", slow)
+    dropping = asyncio.create_task(drop(operator, "app:1"))
+    await planned.wait()
+    await operator.ask("PUT", "pins", pin="app:1")
+    go_on.set()
+    [refused, _] = await dropping
+    assert (refused["dropped"], refused["reason"]) == (False, f"pinned as {APP}:1")
+    assert proxy.held() == tree(ONE)
+
+
+async def test_upstreams_list_of_referrers_goes_with_the_repository(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", content.artifact(ONE, "application/vnd.example.sbom.v1"), tags=())
+    await pull(proxy, "app", "1", ONE)
+    path = f"/v2/app/referrers/{ONE.digest}"
+    assert json.loads((await proxy.get(path)).body)["manifests"]
+    await drop(operator, "app")
+    await upstream.stop()
+    assert (await proxy.get(path)).status == 502

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from proxy.content.tags import TaggedImage
 from proxy.core.names import Digest, sha256
 from proxy.core.records import BLOCK, Descriptor, TagRecord
-from proxy.services.inventory import HeldImage, State, broken_by, images
+from proxy.services.inventory import State, Weight, broken_by, weigh
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.held import Held, named, opened
@@ -23,46 +24,50 @@ async def cache(tmp_path: Path, clock: Clock) -> AsyncIterator[Held]:
         yield held
 
 
-def only(cache: Held) -> HeldImage:
-    [image] = images(cache.index)
+async def only(cache: Held) -> TaggedImage:
+    [image] = [one async for batch in cache.content.tags.all() for one in batch]
     return image
+
+
+async def weight_of(cache: Held) -> Weight:
+    return await weigh(cache.content, (await only(cache)).digest)
 
 
 async def test_whole_and_its_weight_and_its_last_use(cache: Held) -> None:
     await cache.image("app:1", IMAGE)
-    image = only(cache)
+    image, weight = await only(cache), await weight_of(cache)
     assert image.name == "docker.io/library/app:1"
-    assert image.weight.state is State.WHOLE
-    assert (image.weight.held_bytes, image.weight.missing) == (5 * BLOCK, 0)
+    assert weight.state is State.WHOLE
+    assert (weight.held_bytes, weight.missing) == (5 * BLOCK, 0)
     assert image.record.descriptor.digest == IMAGE.digest
     cache.clock.advance(100)
     cache.index.touch(Digest(IMAGE.digest))
     used = cache.clock()
     await cache.index.settle()
-    assert only(cache).used_at == used
+    assert (await only(cache)).held.used_at == used
 
 
 async def test_partial_counts_what_is_missing(cache: Held) -> None:
     await cache.image("app:1", IMAGE, but=(IMAGE.layers[1], IMAGE.config))
-    weight = only(cache).weight
+    weight = await weight_of(cache)
     assert (weight.state, weight.missing, weight.held_bytes) == (State.PARTIAL, 2, 2 * BLOCK)
 
 
 async def test_absent_when_not_even_its_manifest_is_held(cache: Held) -> None:
     await cache.image("app:1", IMAGE, but=(IMAGE.digest,))
-    image = only(cache)
-    assert (image.weight.state, image.weight.missing) == (State.ABSENT, 1)
-    assert (image.weight.held_bytes, image.used_at) == (0, None)
+    image, weight = await only(cache), await weight_of(cache)
+    assert (weight.state, weight.missing) == (State.ABSENT, 1)
+    assert (weight.held_bytes, image.held) == (0, None)
 
 
 async def test_an_index_is_whole_by_one_of_its_images(cache: Held) -> None:
     first, second = INDEX.children
     await cache.image("app:1", INDEX, but=tuple(second.blobs))
-    weight = only(cache).weight
+    weight = await weight_of(cache)
     assert (weight.state, weight.missing) == (State.WHOLE, 0)
     assert weight.held_bytes == 7 * BLOCK
     await cache.index.drop_blobs([Digest(next(iter(first.blobs)))])
-    weight = only(cache).weight
+    weight = await weight_of(cache)
     assert (weight.state, weight.missing) == (State.PARTIAL, 1), "the nearest to whole tells"
 
 
@@ -70,17 +75,17 @@ async def test_an_index_none_of_whose_images_is_held(cache: Held) -> None:
     await cache.image(
         "app:1", INDEX, but=tuple({**INDEX.blobs} | {c.digest: 0 for c in INDEX.children})
     )
-    weight = only(cache).weight
+    weight = await weight_of(cache)
     assert (weight.state, weight.missing, weight.held_bytes) == (State.PARTIAL, 1, BLOCK)
 
 
 async def test_an_index_in_an_index(cache: Held) -> None:
     inner, outer = NESTED.children
     await cache.image("app:1", NESTED, but=(outer.digest,))
-    assert only(cache).weight.state is State.WHOLE, "by an image of the inner one"
+    assert (await weight_of(cache)).state is State.WHOLE, "by an image of the inner one"
     lost = [Digest(next(iter(child.blobs))) for child in inner.children]  # type: ignore[union-attr]
     await cache.index.drop_blobs(lost)
-    weight = only(cache).weight
+    weight = await weight_of(cache)
     assert (weight.state, weight.missing) == (State.PARTIAL, 1)
 
 
@@ -89,14 +94,15 @@ async def test_what_the_images_of_an_index_share_weighs_once(cache: Held) -> Non
         manifest=IMAGE.manifest + b"\n", media_type=IMAGE.media_type, blobs=IMAGE.blobs
     )
     await cache.image("app:1", content.index(IMAGE, twin))
-    assert only(cache).weight.held_bytes == cache.index.usage().disk_bytes == 7 * BLOCK
+    assert (await weight_of(cache)).held_bytes == cache.index.usage().disk_bytes == 7 * BLOCK
 
 
 async def test_all_tags_are_told_by_name_also_two_of_one_image(cache: Held) -> None:
     await cache.image("ghcr.io/team/app:b", IMAGE)
     await cache.image("app:2", IMAGE)
     await cache.image("app:1", INDEX)
-    assert [image.name for image in images(cache.index)] == [
+    names = [one.name async for batch in cache.content.tags.all() for one in batch]
+    assert names == [
         "docker.io/library/app:1",
         "docker.io/library/app:2",
         "ghcr.io/team/app:b",
@@ -113,12 +119,16 @@ async def test_what_a_missing_piece_breaks(cache: Held) -> None:
     await cache.index.set_tag(target, tag, TagRecord(descriptor, 0.0))
     layer = Digest(next(iter(child.blobs)))
     broken = ["docker.io/library/app:index", "ghcr.io/team/child:1"]
-    assert broken_by(cache.index, layer) == broken
-    assert broken_by(cache.index, Digest(child.digest)) == broken
-    assert broken_by(cache.index, Digest(INDEX.digest)) == broken[:1]
-    assert broken_by(cache.index, Digest(IMAGE.layers[0])) == ["docker.io/library/app:image"]
-    assert broken_by(cache.index, sha256(b"nobody's")) == []
+    assert await broken_by(cache.content, layer) == broken
+    assert await broken_by(cache.content, Digest(child.digest)) == broken
+    assert await broken_by(cache.content, Digest(INDEX.digest)) == broken[:1]
+    assert await broken_by(cache.content, Digest(IMAGE.layers[0])) == [
+        "docker.io/library/app:image"
+    ]
+    assert await broken_by(cache.content, sha256(b"nobody's")) == []
     await cache.index.drop_blobs([layer])
-    assert broken_by(cache.index, layer) == broken, "also when it is gone already"
+    assert await broken_by(cache.content, layer) == broken, "also when it is gone already"
     await cache.index.drop_blobs([Digest(INDEX.digest)])
-    assert broken_by(cache.index, layer) == broken[1:], "what is not held is broken without that"
+    assert await broken_by(cache.content, layer) == broken[1:], (
+        "what is not held is broken without that"
+    )

@@ -189,7 +189,7 @@ async def test_what_others_have_put_there_stays(cache: Held) -> None:
     cache.shelf.write(json.dumps({"schemaVersion": 2, "manifests": [FOREIGN, 7]}).encode())
     await cache.image("app:1", IMAGE)
     names = Layout(cache.content, cache.shelf, list)
-    await names.recall()
+    await names.load()
     for _ in range(2):
         await names.publish()
         first, second, third = document(cache.root)["manifests"]
@@ -205,7 +205,7 @@ async def test_an_index_that_cannot_be_read_is_written_anew(cache: Held, written
     cache.shelf.write(written)
     await cache.image("app:1", IMAGE)
     names = Layout(cache.content, cache.shelf, list)
-    await names.recall()
+    await names.load()
     assert await pins_named(cache.shelf) == []
     await names.publish()
     assert set(entries(cache.root)) == {"docker.io/library/app:1"}
@@ -214,7 +214,7 @@ async def test_an_index_that_cannot_be_read_is_written_anew(cache: Held, written
 async def test_no_index_at_all(cache: Held) -> None:
     (cache.root / "index.json").unlink()
     names = Layout(cache.content, cache.shelf, list)
-    await names.recall()
+    await names.load()
     assert await pins_named(cache.shelf) == []
 
 
@@ -238,7 +238,7 @@ async def test_entries_that_only_look_like_ours_teach_nothing(cache: Held) -> No
         None,
     ]
     cache.shelf.write(json.dumps({"schemaVersion": 2, "manifests": [*wrong, right]}).encode())
-    await Layout(cache.content, cache.shelf, list).recall()
+    await Layout(cache.content, cache.shelf, list).load()
     assert [(str(target), tag) for target, tag, _ in cache.index.tagged()] == [
         ("docker.io/library/app", "1")
     ]
@@ -258,7 +258,7 @@ async def test_tags_that_the_index_has_lost_are_found_again(tmp_path: Path, cloc
         kept, _ = named("app:1")
         newer = Descriptor(OCI_MANIFEST, sha256(b"newer"), 5)
         await cache.index.set_tag(*named("app:1"), TagRecord(newer, clock()))
-        await Layout(cache.content, cache.shelf, list).recall()
+        await Layout(cache.content, cache.shelf, list).load()
         found = {(str(t), tag): r for t, tag, r in cache.index.tagged()}
         assert found.pop((str(kept), "1")).descriptor == newer, "what has been learnt is better"
         before.pop((str(kept), "1"))
@@ -282,10 +282,10 @@ async def test_it_is_written_when_something_has_changed_and_only_then(
     shelf, pins = Writes(cache), list[str]()
     await cache.image("app:1", IMAGE)
     names = Layout(cache.content, shelf, lambda: list(pins))
-    publishing = asyncio.create_task(names.publish_for_ever())
+    publishing = asyncio.create_task(names.publish_forever())
     await asyncio.sleep(0.02)
     assert shelf.count == 0, "not before what is there has been read"
-    await names.recall()
+    await names.load()
     await until(lambda: shelf.count == 1)
     for _ in range(5):
         cache.index.touch(Digest(IMAGE.digest))
@@ -317,7 +317,7 @@ async def test_nothing_is_written_before_the_last_one_was_read(cache: Held) -> N
     names = Layout(cache.content, shelf, list)
     await names.keep()
     assert (shelf.count, (cache.root / "index.json").read_bytes()) == (0, before)
-    await names.recall()
+    await names.load()
     assert cache.index.pointed(target, tag) is not None
     await names.keep()
     assert set(entries(cache.root)) == {"docker.io/library/app:1"}
@@ -337,7 +337,7 @@ async def test_a_proxy_that_is_stopped_before_it_has_read_the_names_keeps_them(
     async def waits(_: Layout) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Layout, "recall", waits)
+    monkeypatch.setattr(Layout, "load", waits)
     again = await start()
     assert (await again.get("/-/healthz")).status == 200
     await again.close()
@@ -353,8 +353,8 @@ async def test_an_index_that_the_disk_refuses_is_not_overwritten(
     shelf = Writes(cache)
     shelf.is_unreadable = True
     names = Layout(cache.content, shelf, list)
-    await names.recall()
-    publishing = asyncio.create_task(names.publish_for_ever())
+    await names.load()
+    publishing = asyncio.create_task(names.publish_forever())
     await until(lambda: cache.counters.storage_errors > 3)
     assert shelf.count == 0
     shelf.is_unreadable = False
@@ -371,9 +371,9 @@ async def test_a_disk_that_refuses_is_tried_again(
     shelf = Writes(cache)
     shelf.fails = True
     names = Layout(cache.content, shelf, list)
-    await names.recall()
+    await names.load()
     await cache.image("app:1", IMAGE)
-    publishing = asyncio.create_task(names.publish_for_ever())
+    publishing = asyncio.create_task(names.publish_forever())
     await until(lambda: cache.counters.storage_errors > 0)
     shelf.fails = False
     await until(lambda: "docker.io/library/app:1" in entries(cache.root))
@@ -406,7 +406,7 @@ async def test_a_lost_index_costs_neither_tags_nor_pins_nor_content(
     shutil.rmtree(proxy.storage / "index")
     proxy = await start()
     await until(lambda: proxy.stats["cache"]["files"] == files)
-    tags = {f"{target}:{tag}" for target, tag, _ in proxy.app.index.tagged()}
+    tags = {one.name async for batch in proxy.app.content.tags.all() for one in batch}
     assert tags == wanted
     upstream.clear()
     for name, thing in things.items():

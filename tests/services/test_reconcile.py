@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import shutil
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from typing import Any
 import pytest
 from diskcache import Cache, JSONDisk
 
-from proxy.content import content as held_content
+from proxy.content import reconciler
 from proxy.core.names import Digest, sha256
 from proxy.core.records import BLOCK, Descriptor, ReferrersRecord, TagRecord
 from proxy.services import oci_index
-from proxy.services.reconcile import FORGET_SECONDS, prune, reconcile
+from proxy.services.reconcile import FORGET_SECONDS, prune
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -54,11 +53,11 @@ async def test_rows_whose_file_is_gone_are_dropped_and_the_others_stay(
         cache.path(ghost).unlink()
     async with opened(tmp_path, clock) as cache:
         assert cache.index.held(ghost) is not None
-        await reconcile(cache.content)
+        await cache.content.reconcile()
         assert cache.index.held(ghost) is None
         assert cache.index.usage().files == len(IMAGE.blobs)
         cache.path(IMAGE.config).unlink()
-        await reconcile(cache.content)
+        await cache.content.reconcile()
         assert cache.index.held(Digest(IMAGE.config)) is None, "also when it runs for long"
         assert cache.index.usage().files == len(IMAGE.blobs) - 1
     async with opened(tmp_path, clock) as cache:
@@ -69,7 +68,7 @@ async def test_t05_files_without_a_row_are_adopted_with_what_they_list(cache: He
     for data in (*IMAGE.blobs.values(), IMAGE.manifest, INDEX.manifest):
         path = cache.path(lay(cache, data))
         os.utime(path, (1_600_000_000, 1_600_000_000))
-    await reconcile(cache.content)
+    await cache.content.reconcile()
     for digest, size in {key: len(data) for key, data in IMAGE.blobs.items()}.items():
         record = cache.index.held(Digest(digest))
         assert record is not None
@@ -89,7 +88,7 @@ async def test_t05_files_without_a_row_are_adopted_with_what_they_list(cache: He
 )
 async def test_what_is_no_manifest_is_adopted_as_a_blob(cache: Held, data: bytes) -> None:
     digest = lay(cache, data)
-    await reconcile(cache.content)
+    await cache.content.reconcile()
     record = cache.index.held(digest)
     assert record is not None
     assert (record.media_type, record.size) == (None, len(data))
@@ -98,7 +97,7 @@ async def test_what_is_no_manifest_is_adopted_as_a_blob(cache: Held, data: bytes
 async def test_a_manifest_without_a_type_is_adopted_by_its_shape(cache: Held) -> None:
     plain = content.untyped(1)
     digest = lay(cache, plain.manifest)
-    await reconcile(cache.content)
+    await cache.content.reconcile()
     record = cache.index.held(digest)
     assert record is not None
     assert record.media_type == content.OCI_MANIFEST
@@ -110,7 +109,7 @@ async def test_files_that_are_not_their_name_are_set_aside(cache: Held) -> None:
     good = lay(cache, b"good")
     stranger = cache.root / "blobs" / "sha256" / "notes.txt"
     stranger.write_text("by hand")
-    await reconcile(cache.content)
+    await cache.content.reconcile()
     assert await cache.on_disk() == {good}
     names = {digest.removeprefix("sha256:") for digest in (bad, empty)}
     assert set_aside(cache) == names | {f"{name}.json" for name in names}
@@ -132,7 +131,7 @@ async def test_a_file_that_cannot_be_read_stops_nothing(
         return pread(fd, size, offset)
 
     monkeypatch.setattr(os, "pread", fails)
-    await reconcile(cache.content)
+    await cache.content.reconcile()
     assert {digest for digest in digests if cache.index.held(digest)} == {*digests} - {digests[4]}
     assert digests[4].removeprefix("sha256:") in set_aside(cache)
     assert cache.evictor.used == 9 * BLOCK + 2 * BLOCK
@@ -149,7 +148,7 @@ async def test_a_row_whose_file_has_become_a_link_stops_nothing(
         cache.path(IMAGE.layers[1]).unlink()
         orphan = lay(cache, b"orphan")
     async with opened(tmp_path, clock) as cache:
-        await reconcile(cache.content)
+        await cache.content.reconcile()
         assert cache.index.held(orphan) is not None
         assert cache.index.held(Digest(IMAGE.layers[1])) is None
 
@@ -169,7 +168,7 @@ async def test_what_comes_while_it_is_looked_at_stays(
             await cache.evictor.evict(1)
 
     monkeypatch.setattr(cache.index, "set_blob", also)
-    await reconcile(cache.content)
+    await cache.content.reconcile()
     held = {d for d in await cache.on_disk() if cache.index.held(Digest(d))}
     assert held == await cache.on_disk()
     assert len(held) >= len(orphans)
@@ -181,16 +180,15 @@ async def test_what_is_downloaded_anew_while_its_bad_file_is_hashed_is_held(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = lay(cache, b"wrong", sha256(b"right"))
-    proven = held_content._proven
+    prove = reconciler.prove
 
-    def slow(*args: Any) -> Any:
-        found = proven(*args)
-        asyncio.run_coroutine_threadsafe(cache.hold(b"right"), loop).result()
+    async def slow(*args: Any) -> Any:
+        found = await prove(*args)
+        await cache.hold(b"right")
         return found
 
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr(held_content, "_proven", slow)
-    await reconcile(cache.content)
+    monkeypatch.setattr(reconciler, "prove", slow)
+    await cache.content.reconcile()
     assert cache.index.held(digest) is not None
     assert cache.path(digest).read_bytes() == b"right"
     assert not set_aside(cache)
@@ -292,18 +290,21 @@ async def test_an_older_layout_is_migrated_and_serves_without_upstream(
             assert (answer.status, answer.body) == (200, thing.manifest)
             for digest, data in thing.blobs.items():
                 assert (await proxy.get(f"/v2/{name}/blobs/{digest}")).body == data
-        index = proxy.app.index
+        listed = proxy.app.content.graph.children
         async with asyncio.timeout(10):
-            while index.incomplete():
-                await asyncio.sleep(0.002)
-        listed = {child.digest for child in index.children(Digest(INDEX.digest))}
-        assert listed == {child.digest for child in INDEX.children}
-        assert {c.digest for c in index.children(Digest(IMAGE.digest))} == set(IMAGE.blobs)
+            for digest in (INDEX.digest, IMAGE.digest, *INDEX.manifests):
+                while await listed(Digest(digest)) is None:
+                    await asyncio.sleep(0.002)
+        children = await listed(Digest(INDEX.digest))
+        assert set(children or ()) == {child.digest for child in INDEX.children}
+        assert set(await listed(Digest(IMAGE.digest)) or ()) == set(IMAGE.blobs)
         files = len(IMAGE.blobs) + 1 + len(INDEX.blobs) + len(INDEX.manifests)
         assert proxy.stats["cache"]["files"] == files
         await proxy.close()
         proxy = await start()
-    assert not proxy.app.index.incomplete(), "found out once"
+    await proxy.app.content.ready()
+    for digest in (INDEX.digest, IMAGE.digest):
+        assert await proxy.app.content.graph.children(Digest(digest)), "found out once"
 
 
 async def test_a_newer_layout_is_refused_and_left_alone(start: Start, tmp_path: Path) -> None:
@@ -347,7 +348,7 @@ async def test_a_file_that_could_not_be_adopted_is_counted_once_when_it_comes_an
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "pread", fails)
-        await reconcile(cache.content)
+        await cache.content.reconcile()
     assert cache.evictor.used == BLOCK
     await cache.hold(data)
     assert cache.evictor.used == BLOCK, "the new file replaces the old one"
@@ -360,24 +361,24 @@ async def test_content_that_arrives_while_a_bad_file_is_proven_is_not_set_aside(
 ) -> None:
     data = b"the right bytes"
     digest = lay(cache, b"something else", sha256(data))
-    proving, landed = threading.Event(), asyncio.Event()
-    proven, put = held_content._proven, cache.store.put
+    proving, landed = asyncio.Event(), asyncio.Event()
+    prove, put = reconciler.prove, cache.store.put
 
-    def slowly(file: Any, digest: Digest) -> Any:
-        assert proving.wait(60)
-        return proven(file, digest)
+    async def slowly(file: Any, digest: Digest) -> Any:
+        await proving.wait()
+        return await prove(file, digest)
 
     async def put_then_wait(digest: Digest, spool: Any) -> None:
         await put(digest, spool)
         proving.set()
         await landed.wait()
 
-    monkeypatch.setattr(held_content, "_proven", slowly)
+    monkeypatch.setattr(reconciler, "prove", slowly)
     monkeypatch.setattr(cache.store, "put", put_then_wait)
-    adopting = asyncio.create_task(cache.content.adopt_orphan(digest))
+    adopting = asyncio.create_task(cache.content.find(digest))
     await asyncio.sleep(0)
     holding = asyncio.create_task(cache.hold(data))
-    await asyncio.to_thread(proving.wait, 60)
+    await proving.wait()
     await asyncio.wait([adopting], timeout=0.5)
     landed.set()
     await holding
@@ -403,7 +404,7 @@ async def test_an_orphan_is_counted_once_while_it_is_adopted(
         await setting
 
     monkeypatch.setattr(cache.index, "set_blob", watched)
-    await reconcile(cache.content)
+    await cache.content.reconcile()
     assert cache.index.held(digest) is not None
     assert counted == [BLOCK]
 
@@ -444,5 +445,5 @@ async def test_what_arrives_during_the_scan_is_no_orphan(
 
     monkeypatch.setattr(cache.store, "scan", then_hold)
     monkeypatch.setattr(cache.evictor, "found", watched)
-    await reconcile(cache.content)
+    await cache.content.reconcile()
     assert set(counted) == {BLOCK}

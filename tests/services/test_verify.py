@@ -598,7 +598,7 @@ async def test_progress_comes_while_one_large_blob_is_read(
     cache: Held, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify, "REPORT_SECONDS", 0.01)
-    monkeypatch.setattr(verify, "CHUNK", 10_000)
+    monkeypatch.setattr("proxy.content.checks.CHUNK", 10_000)
     run = verifier.run(repair=False, rate=1_000_000, restart=True)
     events = [event async for event in run]
     read = {(event["blobs"], event["bytes"]) for event in events if event["event"] == "progress"}

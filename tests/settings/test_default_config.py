@@ -1,4 +1,4 @@
-"""What the documents say of the settings: config/*.yaml and the table in README.md."""
+"""What the documents say of the settings: config/*.yaml and the table in docs/configuration.md."""
 
 import math
 import os
@@ -20,7 +20,7 @@ NAME = "<name>"
 
 # `#key: value` is a setting that has no default; `# text` is prose.
 COMMENTED_OUT = re.compile(r"^( *)#(?=[a-z_ ]+: |[a-z_]+:$)(?! )", re.MULTILINE)
-ROW = re.compile(r"^\| `([a-z_.<>]+)` \| (?:`([^`]*)`)? ?\|", re.MULTILINE)
+ROW = re.compile(r"^\| `([a-z_.<>]+)` \| [^|]* \| (?:`([^`]*)`)? \| (.*) \|$", re.MULTILINE)
 
 KeyPath = tuple[str, ...]
 
@@ -78,6 +78,20 @@ def at_default(path: KeyPath) -> Any:
     return at(settings, tuple("x" if key == NAME else key for key in path))
 
 
+def description(path: KeyPath) -> str:
+    """Return what the model says about a setting."""
+    model: Any = Settings
+    for key in path:
+        if key != NAME:
+            field = model.model_fields[key]
+            kinds = [field.annotation, *get_args(field.annotation)]
+            below = [
+                kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)
+            ]
+            model = below[0] if below else model
+    return field.description or ""
+
+
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     both = dict(below)
     for key, value in above.items():
@@ -87,9 +101,10 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def readme_rows() -> dict[KeyPath, str | None]:
-    rows = ROW.findall((ROOT / "README.md").read_text())
-    return {tuple(key.split(".")): default or None for key, default in rows}
+def documented() -> dict[KeyPath, tuple[str | None, str]]:
+    """The default and the meaning of each setting."""
+    rows = ROW.findall((ROOT / "docs" / "configuration.md").read_text())
+    return {tuple(key.split(".")): (default or None, meaning) for key, default, meaning in rows}
 
 
 def test_the_settings_are_found_in_the_models() -> None:
@@ -98,6 +113,10 @@ def test_the_settings_are_found_in_the_models() -> None:
     assert ("upstreams", NAME, "tls", "verify") in ALL
     assert ("upstreams", NAME, "freshness", "tag_ttl") in ALL
     assert len(ALL) > 30
+
+
+def test_every_setting_has_a_description() -> None:
+    assert not [".".join(path) for path in ALL if len(description(path).split()) < 4]
 
 
 def test_the_default_file_equals_the_built_in_defaults() -> None:
@@ -128,15 +147,19 @@ def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 3
 
 
-def test_the_readme_has_every_setting() -> None:
-    rows = set(readme_rows())
-    assert ALL - rows == set(), "missing from the table in README.md"
+def test_the_table_has_every_setting() -> None:
+    rows = set(documented())
+    assert ALL - rows == set(), "missing from the table in docs/configuration.md: make docs"
     assert rows - ALL == set(), "no such settings"
 
 
+def test_the_table_explains_every_setting() -> None:
+    assert not [".".join(path) for path, (_, meaning) in documented().items() if not meaning]
+
+
 @pytest.mark.parametrize("path", sorted(ALL), ids=".".join)
-def test_the_readme_tells_the_default(path: KeyPath) -> None:
-    text = readme_rows()[path]
+def test_the_table_states_the_default(path: KeyPath) -> None:
+    text, _ = documented()[path]
     expected = at_default(path)
     if text is None:
         assert expected is None

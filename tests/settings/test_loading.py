@@ -156,3 +156,92 @@ def test_no_error_repeats_a_secret(tmp_path: Path) -> None:
     assert "hunter2" not in "\n".join(refused(tmp_path, text))
     text = "upstreams: {docker.io: {username: me, password: [hunter2]}}"
     assert "hunter2" not in "\n".join(refused(tmp_path, text))
+
+
+# Old names
+
+
+def warned(tmp_path: Path, text: str, **flags: object) -> tuple[Settings, list[str]]:
+    file, warnings = tmp_path / "config.yaml", list[str]()
+    file.write_text(text)
+    settings = loading.load(file, flags, warnings.append)
+    return settings, [line.replace(f"{tmp_path}/", "") for line in warnings]
+
+
+SAYS = "the old name works in this version"
+
+
+def test_old_names_in_a_file_work_and_are_named(tmp_path: Path) -> None:
+    settings, warnings = warned(
+        tmp_path,
+        "storage:\n  finish_from: 0.5\nparallel: {start_from: 1MiB}\n"
+        "prefetch:\n  at_once: 3\n  give_up: 1s\nfreshness: {reserve: 0.2}\n"
+        "upstreams:\n  lab:\n    url: http://x\n    freshness:\n      reserve: 0.3\n",
+    )
+    assert settings.storage.min_complete_ratio == 0.5
+    assert settings.parallel.min_blob_size == 1024**2
+    assert (settings.prefetch.concurrency, settings.prefetch.idle_timeout) == (3, 1)
+    assert settings.freshness_of("docker.io").rate_limit_reserve == 0.2
+    assert settings.freshness_of("lab").rate_limit_reserve == 0.3
+    assert warnings == [
+        f"config.yaml:2: storage.finish_from: renamed to storage.min_complete_ratio; {SAYS}",
+        f"config.yaml:3: parallel.start_from: renamed to parallel.min_blob_size; {SAYS}",
+        f"config.yaml:5: prefetch.at_once: renamed to prefetch.concurrency; {SAYS}",
+        f"config.yaml:6: prefetch.give_up: renamed to prefetch.idle_timeout; {SAYS}",
+        f"config.yaml:7: freshness.reserve: renamed to freshness.rate_limit_reserve; {SAYS}",
+        (
+            "config.yaml:12: upstreams.lab.freshness.reserve: renamed to "
+            f"upstreams.lab.freshness.rate_limit_reserve; {SAYS}"
+        ),
+    ]
+
+
+def test_an_old_name_in_the_environment_overrides_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLPOND_STORAGE__FINISH_FROM", "0.5")
+    monkeypatch.setenv("MILLPOND_PREFETCH", '{"give_up": "1s"}')
+    settings, warnings = warned(tmp_path, "storage: {min_complete_ratio: 0.1}")
+    assert settings.storage.min_complete_ratio == 0.5
+    assert settings.prefetch.idle_timeout == 1
+    assert sorted(warnings) == [
+        f"MILLPOND_PREFETCH: prefetch.give_up: renamed to prefetch.idle_timeout; {SAYS}",
+        (
+            "MILLPOND_STORAGE__FINISH_FROM: storage.finish_from: renamed to "
+            f"storage.min_complete_ratio; {SAYS}"
+        ),
+    ]
+
+
+def test_an_old_name_in_flags(tmp_path: Path) -> None:
+    settings, [warning] = warned(tmp_path, "", storage={"finish_from": 1})
+    assert settings.storage.min_complete_ratio == 1
+    assert warning.startswith("flag: storage.finish_from: renamed to storage.min_complete_ratio;")
+
+
+def test_current_names_give_no_warning(tmp_path: Path) -> None:
+    assert warned(tmp_path, "storage: {min_complete_ratio: 0.5}")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("storage:\n  min_complete_ratio: 0\n  finish_from: 0", "config.yaml:3: storage.finish_from: the old name of min_complete_ratio, which is set too; remove it"),
+        ("prefetch:\n  give_up: soon", "config.yaml:2: prefetch.give_up: not a duration; write 30s, 5m, 12h, 30d or forever"),
+        ("prefetch:\n  reserve: 1", "config.yaml:2: prefetch.reserve: no such setting; known here: blobs, max_bytes, concurrency, idle_timeout"),
+        ("offline: {reserve: 1}", "config.yaml:1: offline: expected true or false"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_an_old_name_is_named_as_it_is_written(
+    tmp_path: Path, text: str, line: str
+) -> None:
+    assert refused(tmp_path, text) == [line]
+
+
+def test_both_names_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLPOND_STORAGE__FINISH_FROM", "0.5")
+    monkeypatch.setenv("MILLPOND_STORAGE__MIN_COMPLETE_RATIO", "0.5")
+    with pytest.raises(
+        ConfigError, match=r"^MILLPOND_STORAGE__FINISH_FROM: storage\.finish_from: "
+    ):
+        loading.load(None)

@@ -128,7 +128,7 @@ async def linked(proxy: Proxy, name: str, digests: Any) -> None:
     target = Target("docker.io", Repo(name))
     async with asyncio.timeout(10):
         for digest in digests:
-            while not await proxy.app.index.linked(target, Digest(digest)):
+            while not await proxy.app.content.links.is_confirmed(target, Digest(digest)):
                 await asyncio.sleep(0.002)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
-from tests.running import Proxy, Start, until
+from tests.running import Proxy, Start
 
 REPO = "library/hostile"
 MANIFESTS = f"/v2/{REPO}/manifests"
@@ -30,8 +30,7 @@ def poisoned(size: str) -> bytes:
 
 async def ready(proxy: Proxy) -> None:
     async with asyncio.timeout(20):
-        while not proxy.app.index.is_ready:
-            await asyncio.sleep(0.01)
+        await proxy.app.content.ready()
 
 
 @pytest.mark.parametrize("size", [str(1 << 64), str((1 << 60) + 1), "-1", "1" * 5000, '"5"'])
@@ -207,7 +206,7 @@ async def test_t45_an_image_that_lists_too_much_is_never_whole(
     await proxy.settled()
     await proxy.close()
     proxy = await start(offline=True)
-    await until(lambda: proxy.app.index.is_ready)
+    await proxy.app.content.ready()
     assert (await proxy.get(f"{MANIFESTS}/few")).body == few
     assert (await proxy.get(f"{MANIFESTS}/more")).status == 404
 

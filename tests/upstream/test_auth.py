@@ -2,13 +2,22 @@
 
 import asyncio
 import json
-from pathlib import Path
 
 import pytest
+from yarl import URL
 
-from proxy.core.errors import CredentialsRejected
-from proxy.upstream.auth import MAX_REALM, MAX_SCOPE, MAX_TOKEN, read_realm
-from proxy.upstream.providers import PasswordFile
+from proxy.core.errors import UpstreamUnavailable
+from proxy.upstream.auth import (
+    DEFAULT_LIFE,
+    LONGEST_LIFE,
+    MAX_HOST,
+    MAX_REALM,
+    MAX_SCOPE,
+    MAX_TOKEN,
+    _read_token,
+    read_realm,
+    shares_domain,
+)
 from tests.fakes import content
 from tests.fakes.faults import body, header, status
 from tests.fakes.upstream import FakeUpstream
@@ -65,6 +74,22 @@ async def test_c14_a_refused_token_is_renewed_once_from_a_fresh_challenge(
     assert len(upstream.token_requests) == 2
 
 
+@pytest.mark.parametrize("code", [401, 403])
+async def test_a_token_of_too_little_scope_is_not_renewed(
+    start: Start, upstream: FakeUpstream, code: int
+) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.add("library/app", IMAGE, tags=["a", "b"])
+    proxy = await start()
+    assert (await proxy.get("/v2/app/manifests/a")).status == 200
+    upstream.clear()
+    challenge = f'Bearer realm="{upstream.token_url}/token",error="insufficient_scope"'
+    upstream.fault(status(code, headers={"WWW-Authenticate": challenge}))
+    assert (await proxy.get("/v2/app/manifests/b")).status == 403
+    assert upstream.count("GET") == 1
+    assert not upstream.token_requests
+
+
 async def test_credentials_go_to_the_token_server_and_private_images_come(
     start: Start, upstream: FakeUpstream
 ) -> None:
@@ -105,22 +130,6 @@ async def test_rejected_credentials_are_the_operators_to_mend(
     assert b"rejected" in answer.body
     assert "credentials rejected" in proxy.log.getvalue()
     assert "stale-pw" not in proxy.log.getvalue() + answer.body.decode()
-
-
-async def test_basic_from_a_file_that_is_renewed(
-    start: Start, upstream: FakeUpstream, tmp_path: Path
-) -> None:
-    upstream.auth.scheme = "basic"
-    upstream.auth.anonymous = False
-    upstream.auth.users = {"alice": "old"}
-    upstream.add("library/app", IMAGE, tags=["a", "b"])
-    file = tmp_path / "password"
-    file.write_text("old\n")
-    proxy = await start(hub={"username": "alice", "password_file": str(file)})
-    assert (await proxy.get("/v2/app/manifests/a")).status == 200
-    upstream.auth.users = {"alice": "new"}
-    file.write_text("new\n")
-    assert (await proxy.get("/v2/app/manifests/b")).status == 200
 
 
 async def test_basic_without_credentials_is_denied(start: Start, upstream: FakeUpstream) -> None:
@@ -239,6 +248,109 @@ async def test_a_scope_of_absurd_length_is_not_used(
     assert upstream.token_requests[0].query["scope"] == (scope if is_used else PULL)
 
 
+async def test_a_token_is_preferred_to_a_password(start: Start, upstream: FakeUpstream) -> None:
+    """The password then goes to the token server only."""
+    upstream.auth.scheme = "bearer"
+    upstream.auth.users = {"alice": "secret"}
+    upstream.add("library/app", IMAGE)
+    both = f'Bearer realm="{upstream.token_url}/token", Basic realm="registry"'
+    upstream.fault(header("WWW-Authenticate", both), challenges=True)
+    proxy = await start(hub={"username": "alice", "password": "secret"})
+    assert (await proxy.get("/v2/app/manifests/latest")).status == 200
+    sent = [request.headers.get("Authorization", "none") for request in upstream.requests]
+    assert [value.partition(" ")[0] for value in sent] == ["none", "Bearer"]
+
+
+async def test_only_the_scope_of_a_repository_is_taken_from_a_challenge(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", IMAGE)
+    upstream.auth.scheme = "bearer"
+    challenge = f'Bearer realm="{upstream.token_url}/token",service="s",scope="registry:catalog:*"'
+    upstream.fault(header("WWW-Authenticate", challenge), challenges=True, times=1)
+    proxy = await start()
+    assert (await proxy.get("/v2/app/manifests/latest")).status == 200
+    assert list(upstream.token_requests[0].query.items()) == [("service", "s"), ("scope", PULL)]
+
+
+@pytest.mark.parametrize(
+    "realm", ["", "ftp://127.0.0.1/token", "/token", "http://me@127.0.0.1:1/token"]
+)
+async def test_a_realm_that_cannot_be_used(
+    start: Start, upstream: FakeUpstream, realm: str
+) -> None:
+    upstream.add("library/app", IMAGE)
+    upstream.auth.scheme = "bearer"
+    upstream.fault(header("WWW-Authenticate", f'Bearer realm="{realm}"'), challenges=True)
+    answer = await (await start()).get("/v2/app/manifests/latest")
+    assert answer.status == 502
+    assert b"no usable token server" in answer.body
+
+
+async def test_basic_is_not_forgotten_when_access_is_denied(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    """A 403 says nothing against a password, as it may against a token: there is no second try."""
+    upstream.auth.scheme = "basic"
+    upstream.auth.users = {"alice": "secret"}
+    upstream.auth.anonymous = False
+    upstream.add("library/app", IMAGE, tags=["a", "b"])
+    proxy = await start(hub={"username": "alice", "password": "secret"})
+    assert (await proxy.get("/v2/app/manifests/a")).status == 200
+    upstream.clear()
+    upstream.fail(403)
+    assert (await proxy.get("/v2/app/manifests/b")).status == 403
+    assert upstream.count("GET") == 1
+
+
+REALM = URL("https://auth.example.com/token")
+
+
+@pytest.mark.parametrize(
+    ("fields", "life"),
+    [
+        ({"token": "t"}, DEFAULT_LIFE),
+        ({"access_token": "t"}, DEFAULT_LIFE),
+        ({"token": "t", "access_token": "other"}, DEFAULT_LIFE),
+        ({"token": "t", "expires_in": 300}, 300),
+        ({"token": "t", "expires_in": 0.5}, 0.5),
+        ({"token": "t", "expires_in": LONGEST_LIFE}, LONGEST_LIFE),
+        ({"token": "t", "expires_in": LONGEST_LIFE + 1}, DEFAULT_LIFE),
+        ({"token": "t", "expires_in": 0}, DEFAULT_LIFE),
+        ({"token": "t", "expires_in": -0.5}, DEFAULT_LIFE),
+        ({"token": "t", "expires_in": "300"}, DEFAULT_LIFE),
+        ({"token": "t", "expires_in": None}, DEFAULT_LIFE),
+    ],
+)
+def test_the_life_of_a_token(fields: dict[str, object], life: float) -> None:
+    assert _read_token(json.dumps(fields).encode(), REALM) == ("t", life)
+
+
+@pytest.mark.parametrize("token", [None, 5, ["t"], "a\nb", "a\u00e4b", "x" * (MAX_TOKEN + 1)])
+def test_what_is_no_token(token: object) -> None:
+    """It would become a header: a line break there begins another one."""
+    with pytest.raises(UpstreamUnavailable, match="token"):
+        _read_token(json.dumps({"token": token}).encode(), REALM)
+
+
+@pytest.mark.parametrize(
+    ("host", "own", "shared"),
+    [
+        ("auth.docker.io", "registry-1.docker.io", True),
+        ("docker.io", "registry-1.docker.io", True),
+        ("evil.io", "docker.io", False),
+        ("a.github.io", "b.github.io", False),
+        ("10.0.0.1", "10.0.0.1", False),
+        ("a", "a", False),
+        ("com", "com", False),
+        (f"{'a' * MAX_HOST}.docker.io", "docker.io", False),
+        ("docker.io", f"{'a' * MAX_HOST}.docker.io", False),
+    ],
+)
+def test_t30_hosts_of_one_registrable_domain(host: str, own: str, shared: bool) -> None:
+    assert shares_domain(host, own) == shared
+
+
 def test_a_realm_is_a_short_address_in_ascii() -> None:
     assert read_realm("https://auth.example.com/token").host == "auth.example.com"
     for text in (
@@ -248,14 +360,3 @@ def test_a_realm_is_a_short_address_in_ascii() -> None:
         "",
     ):
         assert not read_realm(text).host
-
-
-@pytest.mark.parametrize("text", [None, b"\xff\xfe"])
-async def test_a_password_file_that_cannot_be_read_is_the_operators_fault(
-    tmp_path: Path, text: bytes | None
-) -> None:
-    file = tmp_path / "password"
-    if text is not None:
-        file.write_bytes(text)
-    with pytest.raises(CredentialsRejected, match="cannot be read"):
-        await PasswordFile("me", file).credentials()

@@ -1,12 +1,15 @@
 """Why an upstream fails: said in the log once a minute and cause, and shown in the metrics."""
 
+import errno
 import io
 import itertools
 import json
 import time
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from aiohttp import ClientConnectorError
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.core.errors import (
@@ -128,7 +131,7 @@ async def test_t66_left_alone_and_back_again_are_said_once_each(
         if proxy.numbers["upstream_requests"] >= 5:
             break  # it was probed again and again
         assert time.monotonic() < deadline
-    [alone] = events(proxy, "upstream left alone")
+    [alone] = events(proxy, "circuit opened")
     assert (alone["level"], alone["upstream"], alone["failures"]) == ("warning", "docker.io", 2)
     assert "cannot be reached" in alone["cause"]
     assert (await metrics(proxy))[sample("millpond_upstream_up", upstream="docker.io")] == 0
@@ -139,10 +142,10 @@ async def test_t66_left_alone_and_back_again_are_said_once_each(
     deadline = time.monotonic() + 20
     while (await proxy.get(LATEST)).status != 200:
         assert time.monotonic() < deadline
-    [back] = events(proxy, "upstream back again")
+    [back] = events(proxy, "circuit closed")
     assert back["upstream"] == "docker.io"
-    assert back["away_seconds"] > 0
-    assert len(events(proxy, "upstream left alone")) == 1
+    assert back["open_seconds"] > 0
+    assert len(events(proxy, "circuit opened")) == 1
     assert (await metrics(proxy))[sample("millpond_upstream_up", upstream="docker.io")] == 1
     assert (await metrics(proxy))[state] == 0
 
@@ -243,6 +246,28 @@ class TestFailureLog:
         clock.advance(60)
         reports.report(UpstreamTimeout("slow"), "nothing")
         assert self.lines(log)[-1]["suppressed"] == 1000 - failures.MAX_LINES
+        reports.report(answer(503), "nothing")
+        assert self.lines(log)[-1]["suppressed"] == 0
+        for number in range(1000):
+            error = UpstreamUnavailable("away again")
+            error.host = f"cdn{number}"
+            reports.report(error, "nothing")
+        assert len(self.lines(log)) == 2 * failures.MAX_LINES
+
+    def test_another_reason_is_another_cause(self, log: io.StringIO, clock: Clock) -> None:
+        reports = FailureLog("lab", "lab.example", clock)
+        key = SimpleNamespace(host="lab.example", port=443, ssl=True, is_ssl=True)
+        refused, unreachable = OSError(errno.ECONNREFUSED, "no"), OSError(errno.EHOSTUNREACH, "no")
+        reasons = (
+            *(None, ValueError("x"), TypeError("x"), refused, unreachable),
+            *(ClientConnectorError(cast("Any", key), reason) for reason in (refused, unreachable)),
+        )
+        for _ in range(2):
+            for reason in reasons:
+                error = UpstreamUnavailable("lab cannot be reached")
+                error.__cause__ = reason
+                reports.report(error, "nothing")
+        assert len(self.lines(log)) == len(reasons)
 
     @pytest.mark.parametrize("error", [Denied("no"), RegistryError("bug")])
     def test_only_failures_are_logged(

@@ -1,20 +1,13 @@
 """Where an upstream may send us."""
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from proxy.core.errors import UpstreamUnavailable
-from proxy.upstream.guard import SYSTEM_NETWORK, Guard, GuardedResolver
-from tests.fakes import content
-from tests.fakes.faults import redirect
-from tests.fakes.upstream import FakeUpstream
-from tests.running import Start
+from proxy.upstream.guard import SYSTEM_NETWORK, Guard, GuardedResolver, is_address, is_private
 
 PRIVATE = [
     "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
@@ -22,6 +15,7 @@ PRIVATE = [
     "2001:db8::1", "::ffff:127.0.0.1", "::ffff:0:10.1.2.3", "::10.1.2.3", "::127.0.0.1",
     "64:ff9b::10.1.2.3", "64:ff9b::169.254.169.254", "64:ff9b:1::808:808", "2002:a01:203::1",
     "2001:0:808:808:0:0:f5fe:fdfc", "2001:0:a01:203:0:0:f7f7:f7f7",
+    "fe80::5efe:8.8.8.8", "fd00::200:5efe:8.8.8.8",
     "2606:2800:21f::5efe:10.1.2.3", "2606:2800:21f:0:200:5efe:10.1.2.3",
 ]  # fmt: skip
 PUBLIC = [
@@ -52,6 +46,22 @@ def test_t31_a_public_upstream_cannot_send_us_to_a_private_address(address: str)
     assert guard().permitted("evil.example.com", 443, resolved) == [resolved[1]]
 
 
+@pytest.mark.parametrize(
+    ("host", "is_one", "is_inside"),
+    [
+        ("10.0.0.1%eth0", False, True),
+        ("fe80::1%", False, True),
+        ("8.8.8.8", True, False),
+        ("::1", True, True),
+        ("localhost", False, False),
+        ("10.0.0", False, False),
+        ("", False, False),
+    ],
+)
+def test_addresses_and_names(host: str, is_one: bool, is_inside: bool) -> None:
+    assert (is_address(host), is_private(host)) == (is_one, is_inside)
+
+
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_addresses_are_permitted(address: str) -> None:
     guard().check(at(address))
@@ -60,11 +70,16 @@ def test_public_addresses_are_permitted(address: str) -> None:
 
 @pytest.mark.parametrize(
     "own",
-    ["http://10.0.0.5:5000", "http://[fd00::5]", "http://localhost:5000", "https://a.localhost"],
+    ["http://10.0.0.5:5000", "http://[fd00::5]", "http://localhost:5000", "https://A.Localhost."],
 )
 def test_t52_an_address_in_the_url_makes_an_upstream_private(own: str) -> None:
     guard(own).check(at("10.0.0.6"))
     assert guard(own).permitted("storage.internal", 443, [result("10.0.0.6")])
+
+
+def test_a_name_that_ends_like_a_local_one_is_none() -> None:
+    with pytest.raises(UpstreamUnavailable):
+        guard("https://notlocalhost").check(at("10.0.0.6"))
 
 
 def test_t52_the_setting_makes_an_upstream_private_and_dns_does_not() -> None:
@@ -87,7 +102,7 @@ def test_hosts_that_the_operator_listed_may_be_private() -> None:
 
 def test_our_own_http_proxy_may_be_private() -> None:
     proxied = guard()
-    proxied.permit_dialling([URL("http://proxy.internal:3128")])
+    proxied.permit_proxies([URL("http://proxy.internal:3128")])
     assert proxied.permitted("proxy.internal", 3128, [result("10.0.0.5")])
     assert not proxied.permitted("proxy.internal", 80, [result("10.0.0.5")])
 
@@ -98,51 +113,3 @@ async def test_by_dns_too() -> None:
         await resolver.resolve("localhost", 80)
     allowed = GuardedResolver(guard(OWN, "localhost"))
     assert await allowed.resolve("localhost", 80)
-
-
-async def test_redirects_that_are_not_followed(start: Start, upstream: FakeUpstream) -> None:
-    image = upstream.add("library/app", content.image(1))
-    proxy = await start()
-    path = f"/v2/app/blobs/{image.layers[0]}"
-    for location in ("ftp://127.0.0.1/x", "file:///etc/passwd", "http://", "\\\\x", None):
-        rule = upstream.fault(redirect(location), kind="blob")
-        answer = await proxy.get(path)
-        assert answer.status == 502, location
-        assert b"signature" not in answer.body
-        assert rule.used
-        upstream.heal()
-    assert (await proxy.get(path)).status == 200
-
-
-@asynccontextmanager
-async def http_proxy(seen: list[str]) -> AsyncIterator[int]:
-    """Answer every request as a forward proxy whose upstream knows no manifest."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.append((await reader.readuntil(b"\r\n\r\n")).decode())
-        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-
-
-async def test_http_proxies_of_the_environment_are_used(
-    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upstream.add("library/app", content.image(1))
-    seen: list[str] = []
-    async with http_proxy(seen) as port:
-        monkeypatch.setenv("HTTP_PROXY", f"http://me:pw@127.0.0.1:{port}")
-        monkeypatch.setenv("http_proxy", f"http://me:pw@127.0.0.1:{port}")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        proxy = await start(upstreams={"far": {"url": "http://registry.invalid"}})
-        assert (await proxy.get("/v2/far/app/manifests/latest")).status == 404
-        [head] = seen
-        assert head.startswith("GET http://registry.invalid/v2/app/manifests/latest HTTP/1.1")
-        assert "Proxy-Authorization: Basic bWU6cHc=" in head
-        assert (await proxy.get("/v2/app/manifests/latest")).status == 200, "NO_PROXY"
-    assert "pw@" not in proxy.log.getvalue()

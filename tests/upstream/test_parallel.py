@@ -24,7 +24,7 @@ PATH = f"/v2/app/blobs/{LAYER}"
 SMALL = content.image(4, layers=(1000,))
 OTHER = f"/v2/app/blobs/{SMALL.layers[0]}"
 RATE = 3_000_000
-PIECES = {"connections": 4, "start_from": 800_000}
+PIECES = {"connections": 4, "min_blob_size": 800_000}
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ async def test_a_large_blob_comes_over_several_connections_and_every_byte_once(
 async def test_what_is_small_or_forbidden_comes_over_one_connection(
     start: Start, upstream: FakeUpstream, connections: int
 ) -> None:
-    pieces = {"connections": connections, "start_from": SIZE + 1 if connections > 1 else 1}
+    pieces = {"connections": connections, "min_blob_size": SIZE + 1 if connections > 1 else 1}
     proxy = await parallel(start, upstream, parallel=pieces)
     assert (await proxy.get(PATH)).body == DATA
     assert len(asked(upstream)) == 1
@@ -275,7 +275,7 @@ async def test_a_helper_that_goes_leaves_nothing_to_be_resumed(
     """The first connection then goes on behind its own last piece, with a request of its own."""
     limited = faults.to_ranges(faults.status(429, retry_after=60))
     upstream.fault(limited, kind="blob", reference=LAYER, after=4, times=1)
-    proxy = await parallel(start, upstream, parallel={"connections": 2, "start_from": 800_000})
+    proxy = await parallel(start, upstream, parallel={"connections": 2, "min_blob_size": 800_000})
     assert (await proxy.get(PATH)).body == DATA
     assert "resuming" not in proxy.log.getvalue()
 
@@ -302,7 +302,7 @@ async def test_a_download_that_its_only_reader_has_left_is_finished(
 async def test_a_download_that_is_dropped_leaves_nothing(
     start: Start, upstream: FakeUpstream
 ) -> None:
-    proxy = await parallel(start, upstream, storage={"finish_from": 1.0})
+    proxy = await parallel(start, upstream, storage={"min_complete_ratio": 1.0})
     before = working()
     response = await proxy.client.get(PATH)
     await upstream.until(lambda: sum(r.outcome == "open" for r in asked(upstream)) == 4)

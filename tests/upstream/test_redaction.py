@@ -179,23 +179,44 @@ async def test_t51_credentials_in_headers_are_not_passed_on(
 
 def test_short_passwords_are_kept_out_of_foreign_words_only() -> None:
     redactor = Redactor()
-    redactor.note("Basic " + base64.b64encode(b"me:hub").decode())
-    assert redactor.clean("the password hub is wrong") == "the password [redacted] is wrong"
-    assert redactor.clean_message("hub answers 403") == "hub answers 403"
-    assert not redactor.is_told_by("application/hub")
-    redactor.note("Bearer abcdefgh")
-    assert redactor.clean_message("got ABCDEFGH") == "got [redacted]"
-    assert redactor.is_told_by("application/abcdefgh")
-    redactor.note("Basic no base64")
-    assert redactor.clean("no base64") == "[redacted]"
+    redactor.remember("Basic " + base64.b64encode(b"me:hub").decode())
+    assert redactor.redact("the password hub is wrong") == "the password [redacted] is wrong"
+    assert redactor.redact_message("hub answers 403") == "hub answers 403"
+    assert not redactor.is_leaked_by("application/hub")
+    redactor.remember("Bearer abcdefgh")
+    assert redactor.redact_message("got ABCDEFGH") == "got [redacted]"
+    assert redactor.is_leaked_by("application/abcdefgh")
+    redactor.remember("Basic no base64")
+    assert redactor.redact("no base64") == "[redacted]"
+
+
+@pytest.mark.parametrize("text", ["the İstanbul password", "the i\u0307stanbul password"])
+def test_t51_letters_that_change_their_length_in_lower_case(text: str) -> None:
+    redactor = Redactor()
+    redactor.remember("Basic " + base64.b64encode("me:İstanbul".encode()).decode())
+    assert "stanbul" not in redactor.redact("the İstanbul password")
+    assert redactor.is_leaked_by(text)
+
+
+@pytest.mark.parametrize("form", [quote(PAIR), quote(USER["password"], safe=""), ENCODED.lower()])
+def test_t51_every_form_is_replaced_as_a_whole(form: str) -> None:
+    redactor = Redactor()
+    redactor.remember(f"Basic {ENCODED}")
+    assert redactor.redact(f"({form})") == "([redacted])"
+
+
+def test_t51_the_longest_form_is_replaced_first() -> None:
+    redactor = Redactor()
+    redactor.remember("Basic " + base64.b64encode(b"alice:alice").decode())
+    assert redactor.redact("you are alice:alice") == "you are [redacted]"
 
 
 def test_many_long_tokens_cost_an_error_next_to_nothing() -> None:
     """A pattern for each token took half a second of the loop for every 404."""
     redactor = Redactor()
     for _ in range(128):  # as many as are known, as long as those of Docker Hub
-        redactor.note(f"Bearer {secrets.token_urlsafe(1800)}")
+        redactor.remember(f"Bearer {secrets.token_urlsafe(1800)}")
     began = time.process_time()
     for _ in range(20):
-        assert redactor.clean_message("docker.io answers 404") == "docker.io answers 404"
+        assert redactor.redact_message("docker.io answers 404") == "docker.io answers 404"
     assert time.process_time() - began < 0.5

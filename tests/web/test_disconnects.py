@@ -396,7 +396,7 @@ async def test_a_spool_stays_open_while_it_is_written(
         return real(fd, data, offset)
 
     async with nothing_left():
-        proxy = await start(shutdown_grace="50ms", storage={"finish_from": 1})
+        proxy = await start(shutdown_grace="50ms", storage={"min_complete_ratio": 1})
         monkeypatch.setattr(os, "pwrite", pwrite)
         caller = await Caller.of(proxy, BLOB)
         await until(writing.is_set)
@@ -420,7 +420,7 @@ async def test_a_download_of_which_little_has_come_is_dropped_when_all_have_left
     start: Start, upstream: FakeUpstream, phase: Phase, *, stays: bool
 ) -> None:
     async with nothing_left():
-        proxy = await ready(start, upstream, phase, storage={"finish_from": 0.5})
+        proxy = await ready(start, upstream, phase, storage={"min_complete_ratio": 0.5})
         before = working()
         release = phase.hold(upstream)
         callers = await phase.begin(proxy, upstream, 3)

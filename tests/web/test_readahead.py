@@ -44,7 +44,7 @@ async def test_what_is_cold_is_warmed(file: int) -> None:
     assert readahead.is_warm(file, 0, SIZE)
     forget(file)
     assert not readahead.is_warm(file, 0, SIZE)
-    await readahead.readahead(file, 1_000_000, 2_000_000, SIZE)
+    await readahead.warm(file, 1_000_000, 2_000_000, SIZE)
     assert readahead.is_warm(file, 1_000_000, 2_000_000)
 
 
@@ -57,10 +57,10 @@ async def test_only_what_is_cold_takes_a_thread(file: int, monkeypatch: pytest.M
         read(*arguments)
 
     monkeypatch.setattr(readahead, "_read", watched)
-    await readahead.readahead(file, 0, SIZE, SIZE)
+    await readahead.warm(file, 0, SIZE, SIZE)
     assert threads == []
     forget(file)
-    await readahead.readahead(file, 0, SIZE, SIZE)
+    await readahead.warm(file, 0, SIZE, SIZE)
     assert len(threads) == 1
     assert threads != [threading.current_thread().name]
 
@@ -81,7 +81,7 @@ async def test_the_end_of_a_file_that_shrank_is_no_trouble(tmp_path: Path) -> No
     path.write_bytes(b"short")
     fd = os.open(path, os.O_RDONLY)
     try:
-        await readahead.readahead(fd, 0, SIZE, SIZE)
+        await readahead.warm(fd, 0, SIZE, SIZE)
         await asyncio.to_thread(readahead._read, fd, 0, SIZE, SIZE)
     finally:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""What looks after the cache under ``/-/``: images, pins, what is in use, eviction, verification.
+"""The operator's pages under ``/-/``: images, pins, images in use, eviction, verification.
 
 Only for the operator: names are confidential, and most of it changes something. Streams are NDJSON.
 """
@@ -14,27 +14,26 @@ from proxy.content.content import Content
 from proxy.content.in_use import MAX_FILE, Feeds
 from proxy.content.pins import Pin, Pins
 from proxy.core.errors import RequestInvalid, StorageError, StorageUnavailable, Unsupported
-from proxy.settings.units import parse_size
+from proxy.core.units import parse_size
 from proxy.web.admin.documents import Document, Page, asked, is_true, reply, stream
 from proxy.web.admin.evictions import would_evict
 from proxy.web.admin.images import ImagePages, Services
 
-_DEFAULT_LIFE: Final = 3600.0
-_LONGEST_LIFE: Final = 7 * 86400.0
+_DEFAULT_TTL: Final = 3600.0
+_LONGEST_TTL: Final = 7 * 86400.0
 
 
 WAIT_SECONDS: Final = 10.0
-"""For so long a command waits until all that is held is known."""
+"""A command waits so long for the index to be read."""
 
 
 class Control:
-    """The operator's pages. Every page raises ``RegistryError`` for what is wrong."""
+    """The operator's pages. Each raises ``RegistryError`` for an invalid request."""
 
     def __init__(
         self, content: Content, pins: Pins, feeds: Feeds, services: Services, access: AdminAccess
     ) -> None:
-        self._index = content.index
-        self._evictor = content.evictor
+        self._content = content
         self.pins = pins
         self._feeds = feeds
         self._verifier = services.verifier
@@ -48,7 +47,7 @@ class Control:
         }
 
     def has(self, path: str) -> bool:
-        """Tell whether a page is one of these."""
+        """Return True if a path is one of these pages."""
         return path in self._pages
 
     async def answer(self, request: BaseRequest) -> StreamResponse:
@@ -60,14 +59,14 @@ class Control:
             raise Unsupported(problem, allowed=pages)
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                await self._index.ready()
+                await self._content.ready()
         except TimeoutError:
-            reason = self._index.failure or "the index is still being read"
+            reason = self._content.failures().get("index", "the index is still being read")
             raise StorageUnavailable(f"{reason}; try again later") from None
         return await page(request)
 
     async def _get_pins(self, _: BaseRequest) -> StreamResponse:
-        pins = self.pins.all()
+        pins = await self.pins.all()
         total = sum(pin.bytes for pin in pins)
         limit = self.pins.limit()
         return reply({"pins": [_pin(pin) for pin in pins], "bytes": total, "limit_bytes": limit})
@@ -97,23 +96,23 @@ class Control:
     async def _put_in_use(self, request: BaseRequest) -> StreamResponse:
         text = await _body(request)
         source = request.query.get("source", "default")
-        life = _number(request.query.get("ttl"), _DEFAULT_LIFE, _LONGEST_LIFE)
-        told = await self._feeds.tell(source, text, life)
+        ttl = _number(request.query.get("ttl"), _DEFAULT_TTL, _LONGEST_TTL)
+        update = await self._feeds.report(source, text, ttl)
         return reply(
             {
                 "source": source,
-                "images": told.feed.named,
-                "expires_at": told.feed.expires_at,
-                "not_understood": told.not_understood,
+                "images": update.feed.named,
+                "expires_at": update.feed.expires_at,
+                "not_understood": update.not_understood,
             }
         )
 
     async def _get_evict(self, request: BaseRequest) -> StreamResponse:
         wanted = _size(request)
-        return await stream(request, would_evict(self._index, self._evictor, wanted))
+        return await stream(request, would_evict(self._content, wanted))
 
     async def _post_evict(self, request: BaseRequest) -> StreamResponse:
-        blobs, freed = await self._evictor.evict(_size(request))
+        blobs, freed = await self._content.evict(_size(request))
         return reply({"blobs": blobs, "bytes": freed})
 
     async def _post_verify(self, request: BaseRequest) -> StreamResponse:

@@ -1,4 +1,4 @@
-"""Answers under ``/-/``: JSON documents, streams of them a line each, and what queries say."""
+"""Responses under ``/-/``: JSON documents, streams of one document a line; and query parameters."""
 
 import asyncio
 import json
@@ -20,11 +20,11 @@ Page = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
 
 async def stream(request: BaseRequest, documents: AsyncGenerator[Document]) -> StreamResponse:
-    """Send documents, a line each; what fails before the first is raised."""
+    """Send documents, a line each. A failure before the first one is raised."""
     async with aclosing(documents) as lines:
         first = await anext(lines, None)
         response = StreamResponse(headers={"Content-Type": NDJSON})
-        with suppress(ConnectionError):  # whoever leaves ends it
+        with suppress(ConnectionError):  # a client that leaves ends the stream
             await response.prepare(request)
             if first is not None:
                 await response.write(_line(first))
@@ -34,7 +34,7 @@ async def stream(request: BaseRequest, documents: AsyncGenerator[Document]) -> S
 
 
 async def _send(response: StreamResponse, documents: AsyncGenerator[Document]) -> None:
-    """Send lines: events at once, others some at a time."""
+    """Send lines: events at once, other documents in batches."""
     pending, count = b"", 0
     async for document in documents:
         pending += _line(document)
@@ -47,7 +47,7 @@ async def _send(response: StreamResponse, documents: AsyncGenerator[Document]) -
 
 
 def asked(request: BaseRequest, name: str) -> str:
-    """Return a parameter that must be there. Raises ``RequestInvalid``."""
+    """Return a required parameter. Raises ``RequestInvalid``."""
     value = request.query.get(name)
     if not value:
         raise RequestInvalid(f"say which: ?{name}=…")
@@ -55,7 +55,7 @@ def asked(request: BaseRequest, name: str) -> str:
 
 
 def is_true(request: BaseRequest, name: str) -> bool:
-    """Return a parameter that is ``true`` or ``false``, which it is without it."""
+    """Return an optional parameter that is ``true`` or ``false`` (the default)."""
     value = request.query.get(name, "false")
     if value not in ("true", "false"):
         raise RequestInvalid(f"{name} is true or false")

@@ -1,31 +1,28 @@
-"""What is done with images under ``/-/``: list, drop, refresh and pull them. Streams are NDJSON."""
+"""Images under ``/-/``: list, drop, refresh and pull them. Streams are NDJSON."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Final
 
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.content.content import Content
 from proxy.content.in_use import Feeds
 from proxy.content.pins import Pins
+from proxy.content.tags import TaggedImage
 from proxy.core.errors import Conflict, RequestInvalid
 from proxy.core.names import Image
 from proxy.core.selection import Selector
 from proxy.repository import Cache
 from proxy.services.drop import Dropper
-from proxy.services.inventory import images
+from proxy.services.inventory import weigh
 from proxy.services.pull import Platforms, Puller
 from proxy.services.verify import Verifier
 from proxy.web.admin.documents import Document, Page, asked, is_true, reply, stream
 
-_SLICE: Final = 100
-
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What works on the cache when somebody asks for it, and what reads the names of images."""
+    """The services that commands use, and the parsers of image names and selectors."""
 
     verifier: Verifier
     dropper: Dropper
@@ -39,7 +36,7 @@ class ImagePages:
     """The pages about images, by path and method."""
 
     def __init__(self, content: Content, pins: Pins, feeds: Feeds, services: Services) -> None:
-        self._index = content.index
+        self._content = content
         self._pins = pins
         self._feeds = feeds
         self._services = services
@@ -84,26 +81,25 @@ class ImagePages:
         return await stream(request, self._services.puller.run(image, platforms))
 
     async def _images(self, selector: Selector | None) -> AsyncGenerator[Document]:
-        pinned = self._pins.pinned()
+        pinned = await self._pins.pinned()
         used = {str(image) for image in self._feeds.images()}
-        for count, image in enumerate(images(self._index), 1):
-            if count % _SLICE == 0:
-                await asyncio.sleep(0)
-            descriptor = image.record.descriptor
-            if selector is not None and not selector.matches(
-                image.target, image.tag, descriptor.digest
-            ):
-                continue
-            by_digest = f"{image.target}@{descriptor.digest}"
-            yield {
-                "name": image.name,
-                "digest": descriptor.digest,
-                "media_type": descriptor.media_type,
-                "state": image.weight.state.value,
-                "held_bytes": image.weight.held_bytes,
-                "missing": image.weight.missing,
-                "last_used": image.used_at,
-                "checked_at": image.record.checked_at or None,
-                "pinned": descriptor.digest in pinned,
-                "in_use": not used.isdisjoint({image.name, by_digest, descriptor.digest}),
-            }
+        async for batch in self._content.tags.all():
+            for image in batch:
+                if selector is None or selector.matches(image.target, image.tag, image.digest):
+                    by_digest = f"{image.target}@{image.digest}"
+                    is_used = not used.isdisjoint({image.name, by_digest, image.digest})
+                    marks = {"pinned": image.digest in pinned, "in_use": is_used}
+                    yield await self._described(image) | marks
+
+    async def _described(self, image: TaggedImage) -> Document:
+        weight = await weigh(self._content, image.digest)
+        return {
+            "name": image.name,
+            "digest": image.digest,
+            "media_type": image.record.descriptor.media_type,
+            "state": weight.state.value,
+            "held_bytes": weight.held_bytes,
+            "missing": weight.missing,
+            "last_used": None if image.held is None else image.held.used_at,
+            "checked_at": image.record.checked_at or None,
+        }

@@ -15,7 +15,7 @@ from proxy.content.downloads import Downloads
 from proxy.core.errors import PathNotFound, RegistryError, Unsupported
 from proxy.runtime.metrics import Gauge, Metrics, registry
 from proxy.upstream.budget import Budget
-from proxy.upstream.circuit_breaker import Patience
+from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
@@ -40,11 +40,11 @@ class Admin:
         self._access = control.access.rules
         self._metrics = metrics
         self._upstreams = upstreams
-        self._index = content.index
-        self._evictor = content.evictor
-        self._store = content.store
+        self._content = content
         self._flights = flights
         self._started = time.monotonic()
+        self._oldest_use: float | None = None
+        """What ``/metrics`` shows, as of its last request."""
         self._prometheus = registry(metrics, self._gauges, VERSION)
         self.is_stopping = False
 
@@ -70,19 +70,21 @@ class Admin:
             if request.path == "/-/stats":
                 _require_read(request)
                 decision = self._access.allow(await identify(), Action.OPERATE, None)
-                return _json(_public(self.stats()) if decision.refusal else self.stats())
-            return self._answer(request)
+                stats = await self._full_stats()
+                return _json(_public(stats) if decision.refusal else stats)
+            return await self._answer(request)
         except RegistryError as error:
             return PacedResponse(
                 status=error.status, body=error.body(), headers=error.headers(), content_type=JSON
             )
 
-    def _answer(self, request: BaseRequest) -> Response:
+    async def _answer(self, request: BaseRequest) -> Response:
         _require_read(request)
         match request.path:
             case "/":
                 return welcome.page(request)
             case "/metrics":
+                self._oldest_use = await self._content.oldest_use()
                 return PacedResponse(
                     body=generate_latest(self._prometheus),
                     headers={"Content-Type": CONTENT_TYPE_LATEST},
@@ -102,17 +104,19 @@ class Admin:
 
     def _failures(self) -> dict[str, str]:
         """Return why the proxy is not ready, by what has failed and is tried again."""
-        found = {"index": self._index.failure, "storage": self._evictor.failure}
-        return {name: reason for name, reason in found.items() if reason} | dict(
-            self._metrics.readiness.reasons
-        )
+        return self._content.failures() | dict(self._metrics.readiness.reasons)
+
+    async def _full_stats(self) -> dict[str, Any]:
+        stats = self.stats()
+        stats["cache"]["oldest_use"] = await self._content.oldest_use()
+        return stats
 
     def stats(self) -> dict[str, Any]:
-        """Return the numbers of ``/-/stats``: totals since the start, and what is held now.
+        """Return the numbers of ``/-/stats`` but for ``oldest_use``: since the start, and now.
 
         Seconds and bytes throughout. Includes names, which only the trusted may see.
         """
-        usage = self._index.usage()
+        usage = self._content.usage()
         return {
             "version": VERSION,
             "uptime_seconds": round(time.monotonic() - self._started, 3),
@@ -122,14 +126,13 @@ class Admin:
                 for name, upstream in self._upstreams.items()
             },
             "cache": {
-                "bytes": self._evictor.used,
-                "limit_bytes": self._evictor.limit,
+                "bytes": usage.used_bytes,
+                "limit_bytes": usage.limit_bytes,
                 "pinned_bytes": self._control.pins.bytes,
-                "quarantined_bytes": self._store.quarantine.bytes,
+                "quarantined_bytes": usage.quarantined_bytes,
                 "files": usage.files,
-                "oldest_use": self._evictor.oldest_use(),
-                "index_bytes": self._index.file_bytes,
-                "index_dropped_rows": self._index.dropped_rows,
+                "index_bytes": usage.index_bytes,
+                "index_dropped_rows": usage.index_dropped_rows,
                 **self._metrics.cache.snapshot(),
             },
             "downloads": [
@@ -145,31 +148,32 @@ class Admin:
         }
 
     def _gauges(self) -> list[Gauge]:
+        usage, oldest = self._content.usage(), self._oldest_use
         gauges = [
-            Gauge("cache_bytes", "Disk bytes in use or promised.", self._evictor.used),
-            Gauge("cache_limit_bytes", "Most disk bytes that may be used.", self._evictor.limit),
+            Gauge("cache_bytes", "Disk bytes in use or promised.", usage.used_bytes),
+            Gauge("cache_limit_bytes", "Most disk bytes that may be used.", usage.limit_bytes),
             Gauge("cache_pinned_bytes", "Disk bytes that are pinned.", self._control.pins.bytes),
             Gauge(
                 "cache_quarantined_bytes",
                 "Disk bytes of content that has gone bad.",
-                self._store.quarantine.bytes,
+                usage.quarantined_bytes,
             ),
             Gauge(
                 "cache_oldest_use_seconds",
                 "How long the coldest content that may be evicted has not been used.",
-                0.0 if (oldest := self._evictor.oldest_use()) is None else time.time() - oldest,
+                0.0 if oldest is None else time.time() - oldest,
             ),
-            Gauge("cache_files", "Blobs and manifests held.", self._index.usage().files),
-            Gauge("index_bytes", "Bytes of the index's own files.", self._index.file_bytes),
+            Gauge("cache_files", "Blobs and manifests held.", usage.files),
+            Gauge("index_bytes", "Bytes of the index's own files.", usage.index_bytes),
             Gauge(
                 "index_dropped_rows",
                 "Rows of the index that could not be read and are deleted.",
-                self._index.dropped_rows,
+                usage.index_dropped_rows,
             ),
             Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
         ]
         for name, upstream in self._upstreams.items():
-            gauges += _health(name, upstream.patience)
+            gauges += _health(name, upstream.circuit_breaker)
             budget = upstream.budget
             if budget.share is not None and budget.limit and budget.remaining is not None:
                 limit, left = "Pulls that upstream allows.", "Pulls that are left of those."
@@ -209,36 +213,36 @@ async def _operator() -> Principal:
     return OPERATOR
 
 
-def _health(name: str, patience: Patience) -> list[Gauge]:
+def _health(name: str, breaker: CircuitBreaker) -> list[Gauge]:
     """Return what is known of an upstream's state."""
     gauges = [
-        Gauge("upstream_up", "0 if it failed since its last answer.", patience.is_up, name),
+        Gauge("upstream_up", "0 if it failed since its last answer.", breaker.is_up, name),
         Gauge(
             "upstream_circuit_state",
             "0 closed, 1 the next request probes, 2 open: the upstream is left alone.",
-            patience.circuit.value,
+            breaker.state.value,
             name,
         ),
     ]
-    if (last := _last_success(patience)) is not None:
+    if (last := _last_success(breaker)) is not None:
         text = "When it answered last, Unix seconds."
         gauges.append(Gauge("upstream_last_success_timestamp_seconds", text, last, name))
     return gauges
 
 
 def _state(upstream: Upstream) -> dict[str, object]:
-    patience = upstream.patience
+    breaker = upstream.circuit_breaker
     return {
-        "up": patience.is_up,
-        "circuit": patience.circuit.name.lower(),
-        "last_success": _last_success(patience),
+        "up": breaker.is_up,
+        "circuit": breaker.state.name.lower(),
+        "last_success": _last_success(breaker),
         "rate_limit": _rate_limit(upstream.budget),
     }
 
 
-def _last_success(patience: Patience) -> float | None:
+def _last_success(breaker: CircuitBreaker) -> float | None:
     """Return when an upstream answered last, Unix seconds."""
-    since = patience.seconds_since_answer
+    since = breaker.seconds_since_answer
     return None if since is None else round(time.time() - since, 3)
 
 

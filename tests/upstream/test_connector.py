@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxy.upstream.connector import MAX_INTERIM, _OneAnswer
+from proxy.upstream.connector import MAX_INTERIM, _OneResponse
 from tests.running import Start, until
 
 PATH = "/v2/evil/app/manifests/latest"
@@ -174,15 +174,15 @@ async def test_t51_a_flood_is_noticed_before_all_that_arrived_is_parsed(
     start: Start, monkeypatch: pytest.MonkeyPatch, responses: bytes, status: int
 ) -> None:
     parsed = queued = 0
-    feed = _OneAnswer.feed_data
+    feed = _OneResponse.feed_data
 
-    def counted(self: _OneAnswer, *arguments: Any) -> None:
+    def counted(self: _OneResponse, *arguments: Any) -> None:
         nonlocal parsed, queued
         feed(self, *arguments)
         parsed += 1
         queued = max(queued, len(self))
 
-    monkeypatch.setattr(_OneAnswer, "feed_data", counted)
+    monkeypatch.setattr(_OneResponse, "feed_data", counted)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

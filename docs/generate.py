@@ -1,0 +1,203 @@
+"""Writes the generated parts of the documents: ``python -m docs.generate``, or ``make docs``.
+
+- ``docs/configuration.md``: the table of all settings, from ``proxy/settings/``. A setting's
+  meaning is its ``description`` there; without one, the text that the table has already.
+- ``README.md`` and ``docs/performance.md``: measured figures, from ``benchmarks/results.md``.
+
+``tests/test_docs.py`` fails when a document lags behind its source.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from proxy.settings import Settings, Upstream, units
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
+PERFORMANCE: Final = ROOT / "docs" / "performance.md"
+README: Final = ROOT / "README.md"
+RESULTS: Final = ROOT / "benchmarks" / "results.md"
+
+RIVAL: Final = "docker-registry proxy"
+MISSED: Final = "**no**"
+
+_BLOCK: Final = "<!-- generated: {} -->\n{}<!-- end -->"
+_ROW: Final = re.compile(r"^\| `([^`]+)` \| [^|]* \| [^|]* \| (.*) \|$", re.MULTILINE)
+_SYSTEM_DEFAULT: Final = {"storage.path": "/var/lib/millpond"}  # root's, whoever generates
+_TIMES: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+_BINARY: Final = ((1024**4, "TiB"), (1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
+
+
+class Row(NamedTuple):
+    """One setting: its key with dots, its type, its default as YAML, its description."""
+
+    key: str
+    type: str
+    default: str
+    meaning: str | None
+
+
+class Result(NamedTuple):
+    """One line of ``benchmarks/results.md``."""
+
+    work: str
+    unit: str
+    ours: str
+    rival: str
+    theirs: str
+    ratio: str
+    target: str
+    reached: str
+
+
+def settings() -> list[Row]:
+    """Return every setting in the order of ``proxy/settings/``."""
+    return list(_rows(Settings, ""))
+
+
+def _rows(model: type[BaseModel], above: str) -> Iterator[Row]:
+    hints = get_type_hints(model, include_extras=True)
+    for name, field in model.model_fields.items():
+        key, hint = above + name, hints[name]
+        kinds = [kind for kind in (hint, *get_args(hint)) if _is_model(kind)]
+        if Upstream in kinds:
+            yield from _rows(Upstream, f"{key}.<name>.")
+        elif kinds:
+            yield from _rows(kinds[0], f"{key}.")
+        else:
+            kind, show = _kind(_without_none(hint))
+            meaning = None if field.description is None else " ".join(field.description.split())
+            yield Row(key, kind, _default(key, field, show), meaning)
+
+
+def _is_model(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _without_none(hint: Any) -> Any:
+    others = [kind for kind in get_args(hint) if kind is not NoneType]
+    return others[0] if NoneType in get_args(hint) else hint
+
+
+def _default(key: str, field: FieldInfo, show: Callable[[Any], str]) -> str:
+    if key in _SYSTEM_DEFAULT:
+        return _SYSTEM_DEFAULT[key]
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
+    return "" if value is None else show(value)
+
+
+def _kind(hint: Any) -> tuple[str, Callable[[Any], str]]:
+    """Return the name of a type, and how its defaults are written."""
+    kinds: tuple[tuple[object, str, Callable[[Any], str]], ...] = (
+        (units.Seconds, "duration", _duration),
+        (units.Wait, "duration", _duration),
+        (units.KeptFor, "policy", _policy),
+        (units.Fraction, "share", str),
+        (units.Disk, "size or share", _amount),
+        (units.Rate, "rate", lambda value: f"{value // 10**6}MB/s"),
+        (units.Bytes, "size", _size),
+        (tuple[str, ...], "list", lambda value: f"[{', '.join(value)}]"),
+        (bool, "boolean", lambda value: str(value).lower()),
+    )
+    for known, name, show in kinds:
+        if hint == known:
+            return name, show
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(f"`{value}`" for value in get_args(hint)), str
+    plain = get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+    names = {int: "integer", float: "share", Path: "path"}
+    return names.get(plain, "text"), str
+
+
+def _duration(seconds: float) -> str:
+    if seconds == math.inf:
+        return "forever"
+    size, unit = next(known for known in (*_TIMES, (seconds, "")) if seconds % known[0] == 0)
+    return f"{seconds / size:g}{unit}" if seconds else "0s"
+
+
+def _policy(seconds: float) -> str:
+    return {0.0: "follow", math.inf: "keep"}.get(seconds) or f"keep {_duration(seconds)}"
+
+
+def _size(size: int) -> str:
+    return next((f"{size // unit}{name}" for unit, name in _BINARY if size % unit == 0), str(size))
+
+
+def _amount(amount: Any) -> str:
+    return f"{amount.share:.0%}" if amount.share else _size(amount.bytes)
+
+
+def table(page: str) -> str:
+    """Return the table of settings; what has no description keeps its meaning in ``page``."""
+    known = dict(_ROW.findall(page))
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for row in settings():
+        default = f"`{row.default}`" if row.default else ""
+        meaning = row.meaning or known.get(row.key, "")
+        lines.append(f"| `{row.key}` | {row.type} | {default} | {meaning} |")
+    return "\n".join(lines)
+
+
+def results() -> list[Result]:
+    """Return the measurements of the last complete run of the benchmarks."""
+    lines = [line for line in RESULTS.read_text().splitlines() if line.startswith("| ")]
+    return [Result(*(cell.strip() for cell in line.split("|")[1:-1])) for line in lines[1:]]
+
+
+def comparison() -> str:
+    """Return what was measured beside docker-registry as a proxy."""
+    lines = ["| | Millpond | docker-registry | ratio |", "|---|---:|---:|---:|"]
+    lines += [
+        f"| {row.work} ({row.unit}) | {row.ours} | {row.theirs} | {row.ratio} |"
+        for row in results()
+        if row.rival == RIVAL
+    ]
+    return "\n".join(lines)
+
+
+def missed() -> str:
+    """Return the measurements that do not reach their target."""
+    lines = ["| | Millpond | beside | its | ratio | target |", "|---|---:|---|---:|---:|---|"]
+    lines += [
+        f"| {row.work} ({row.unit}) | {row.ours} | {row.rival} | {row.theirs} | {row.ratio} "
+        f"| {row.target} |"
+        for row in results()
+        if row.reached == MISSED
+    ]
+    return "\n".join(lines)
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """Return ``page`` with the generated part ``name`` replaced. Raises ``ValueError``."""
+    block = re.compile(_BLOCK.format(name, ".*?"), re.DOTALL)
+    if len(block.findall(page)) != 1:
+        raise ValueError(f"one part generated as {name!r} expected")
+    return block.sub(lambda _: _BLOCK.format(name, f"\n{text}\n\n"), page)
+
+
+def documents() -> dict[Path, str]:
+    """Return every document with a generated part, as it must read."""
+    page = CONFIGURATION.read_text()
+    return {
+        CONFIGURATION: filled(page, "settings", table(page)),
+        README: filled(README.read_text(), "comparison", comparison()),
+        PERFORMANCE: filled(PERFORMANCE.read_text(), "missed targets", missed()),
+    }
+
+
+def main() -> None:
+    """Write the documents."""
+    for path, text in documents().items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

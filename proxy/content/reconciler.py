@@ -1,0 +1,242 @@
+"""Makes index and store agree after a crash, or after the index was lost.
+
+Two kinds of difference: a *ghost* is a row without a file, an *orphan* is a file without a row. A
+ghost is dropped. An orphan is adopted once its bytes are proven to be its digest: by ``reconcile``
+in the background, or earlier when a request wants it.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+from weakref import WeakValueDictionary
+
+import structlog
+
+from proxy.content import checks
+from proxy.content.eviction import Evictor
+from proxy.content.removal import Removal
+from proxy.core import manifests
+from proxy.core.errors import StorageError, is_disk_error
+from proxy.core.names import Digest
+from proxy.core.records import BlobRecord, Child, disk_bytes
+from proxy.index import Index
+from proxy.runtime.executors import by_size, in_thread
+from proxy.runtime.singleflight import SingleFlight
+from proxy.storage import BlobFile, BlobStore, Spool
+
+_SLICE: Final = 250
+"""Files that are looked for before other tasks run."""
+
+UNREADABLE: Final = -1
+
+Proven = tuple[BlobRecord, tuple[Child, ...] | None]
+"""The record of a proven file and what it lists; None if that is not understood."""
+
+log = structlog.get_logger(__name__)
+
+
+class Reconciler:
+    """Compares rows with files, and gives files their rows."""
+
+    def __init__(self, store: BlobStore, index: Index, evictor: Evictor, removal: Removal) -> None:
+        self._store = store
+        self._index = index
+        self._evictor = evictor
+        self._removal = removal
+        self._orphans: dict[Digest, int] = {}
+        """Disk bytes of orphans, which ``evictor`` counts until they are adopted or gone."""
+        self._is_settled = False
+        """All orphans are adopted: what has no row is not in the store."""
+        self._landing: set[Digest] = set()
+        self._arriving: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
+        self._adoptions: SingleFlight[BlobRecord | None] = SingleFlight("adopt")
+
+    async def close(self) -> None:
+        """Cancel what runs."""
+        await self._adoptions.close()
+
+    async def find(self, digest: Digest) -> BlobRecord | None:
+        """Return the record of held content; an orphan is proven and adopted first.
+
+        So content is not fetched again after the index was lost.
+        """
+        record = await self._index.blob(digest)
+        if record is not None or self._is_settled or digest in self._landing:
+            return record
+        return await self._adopt(digest)
+
+    def lock(self, digest: Digest) -> asyncio.Lock:
+        """Return the lock under which a digest gets its file and then its row."""
+        return self._arriving.setdefault(digest, asyncio.Lock())
+
+    async def land(self, digest: Digest, spool: Spool) -> None:
+        """Make a spool the file of a blob; its row must follow. Needs the lock.
+
+        Until the row is there the file must not be taken for an orphan. An orphan's file is
+        replaced and no longer counts.
+        """
+        self._landing.add(digest)
+        try:
+            await self._store.put(digest, spool)
+        finally:
+            self._landing.discard(digest)
+        self._settle(digest)
+
+    def file_size(self, digest: Digest) -> int | None:
+        """Return the bytes of a blob's file, None for no file, ``UNREADABLE`` on failure."""
+        try:
+            file = self._store.open(digest)
+        except StorageError as error:
+            self._removal.trouble(error)
+            return UNREADABLE
+        if file is None:
+            return None
+        file.close()
+        return file.size
+
+    async def reconcile(self) -> None:
+        """Drop all ghosts and adopt all orphans. Raises ``StorageError``; may be called again.
+
+        The evictor learns the bytes of all orphans before the first one is adopted, so that the
+        limit holds meanwhile.
+        """
+        started = time.perf_counter()
+        try:
+            adopted, dropped = await self._reconcile()
+        except StorageError as error:
+            self._evictor.not_found(str(error))
+            raise
+        took = round(time.perf_counter() - started, 3)
+        log.info("reconciled", adopted=adopted, dropped=dropped, seconds=took)
+
+    async def _reconcile(self) -> tuple[int, int]:
+        index, evictor = self._index, self._evictor
+        await index.ready()
+        found = {digest: disk_bytes(size) async for digest, size in self._without_row()}
+        # A download may have given a file its row during the scan.
+        self._orphans = {d: size for d, size in found.items() if index.held(d) is None}
+        evictor.found(sum(self._orphans.values()))
+        adopted, dropped = 0, await self._drop_ghosts()
+        if self._orphans:
+            async for digest, _ in self._without_row():
+                adopted += await self._adopt(digest) is not None
+            # A file that cannot be opened goes on counting, because it takes its room.
+            evictor.found(sum(size for d, size in self._orphans.items() if not index.held(d)))
+        for digest in index.incomplete():
+            await self._complete(digest)
+        self._is_settled = True
+        return adopted, dropped
+
+    async def _without_row(self) -> AsyncIterator[tuple[Digest, int]]:
+        async for batch in self._store.scan():
+            for digest, size, _ in batch:
+                if not self._index.seen(digest):
+                    yield digest, size
+
+    async def _drop_ghosts(self) -> int:
+        """Drop rows whose file the scan did not meet; return their number.
+
+        A file that cannot be opened is not known to be missing, so its row stays.
+        """
+        unseen = self._index.unseen()
+        dropped = 0
+        for start in range(0, len(unseen), _SLICE):
+            ghosts = [d for d in unseen[start : start + _SLICE] if self.file_size(d) is None]
+            await self._index.drop_blobs(ghosts)
+            dropped += len(ghosts)
+        return dropped
+
+    async def _complete(self, digest: Digest) -> None:
+        """Record what a manifest lists whose row does not say so, as rows of layout 1 did not."""
+        try:
+            if (file := self._store.open(digest)) is None:
+                return
+            try:
+                body = await in_thread(file.read)
+            finally:
+                file.close()
+        except StorageError as error:
+            self._removal.trouble(error)
+            return
+        listed = (await by_size(len(body), lambda: manifests.read(body))).listed
+        if listed is not None and (record := self._index.held(digest)) is not None:
+            await self._index.set_blob(record, listed)
+
+    async def _adopt(self, digest: Digest) -> BlobRecord | None:
+        """Return the record of what was an orphan, None if there is no such file or it is bad.
+
+        However many callers want it, it is hashed once.
+        """
+        if self.file_size(digest) is None:
+            return None
+        return await self._adoptions.do(digest, lambda: self._adopt_once(digest))
+
+    async def _adopt_once(self, digest: Digest) -> BlobRecord | None:
+        try:
+            file = self._store.open(digest)
+        except StorageError as error:
+            self._removal.trouble(error)
+            return None
+        if file is None:
+            return None
+        try:
+            record = await self._adopted(digest, file)
+        finally:
+            file.close()
+        if record is not None or self.file_size(digest) is None:
+            self._settle(digest)
+        return record
+
+    async def _adopted(self, digest: Digest, file: BlobFile) -> BlobRecord | None:
+        problem = "its bytes are not its name"
+        try:
+            proven = await prove(file, digest)
+        except (OSError, StorageError) as error:
+            if not is_disk_error(error):
+                log.warning("content could not be adopted", digest=digest, error=str(error))
+                return None
+            proven, problem = None, f"it cannot be read: {error}"
+        # A download may replace the file meanwhile. Its row follows the file, so without the lock
+        # the good file would be set aside in place of the bad one.
+        async with self.lock(digest):
+            if (record := await self._index.blob(digest)) is not None:  # downloaded meanwhile
+                return record
+            if proven is None:
+                await self._removal.set_aside(digest, {"reason": problem})
+                return None
+            record, children = proven
+            self._settle(digest)  # the index counts it from here on, with no await between
+            await self._index.set_blob(record, children)
+            return record
+
+    def _settle(self, digest: Digest) -> None:
+        """Count the file of an orphan no more; a second call changes nothing."""
+        self._evictor.settled(self._orphans.pop(digest, 0))
+
+
+async def prove(file: BlobFile, digest: Digest) -> Proven | None:
+    """Return what a file is, None if its bytes are not ``digest``.
+
+    Raises ``OSError``, ``StorageError``.
+    """
+    verifier = await checks.hashed(file, digest, checks.at_once, checks.read)
+    if not verifier.holds:
+        return None
+    media_type: str | None = None
+    children: tuple[Child, ...] | None = ()
+    if file.size <= manifests.MAX_SIZE:
+        body = await in_thread(file.read)
+        media_type, children = await by_size(len(body), lambda: _understood(body))
+    return BlobRecord(digest, file.size, media_type, os.fstat(file.fd).st_mtime), children
+
+
+def _understood(body: bytes) -> tuple[str | None, tuple[Child, ...] | None]:
+    """Return a manifest's media type and what it lists; (None, ()) for any other content."""
+    if body[:1] not in b"{ \t\r\n":
+        return None, ()
+    content = manifests.read(body)
+    if not content.is_manifest or (content.own_type is None and content.children is None):
+        return None, ()
+    return content.own_type or content.implied_type, content.listed

@@ -1,0 +1,99 @@
+"""Takes bad content out of the cache: deletes it, or moves it to quarantine."""
+
+import json
+from contextlib import ExitStack
+
+import structlog
+
+from proxy.content.eviction import Evictor
+from proxy.content.reservations import NoRoom
+from proxy.core.errors import StorageError
+from proxy.core.names import Digest
+from proxy.core.records import Clock, disk_bytes
+from proxy.index import Index
+from proxy.runtime.executors import Pool, in_thread, to_its_end
+from proxy.runtime.metrics import CacheCounters
+from proxy.storage import BlobStore
+
+log = structlog.get_logger(__name__)
+
+
+class Removal:
+    """Removes single blobs from index and store."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        index: Index,
+        evictor: Evictor,
+        counters: CacheCounters,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._evictor = evictor
+        self._counters = counters
+        self._clock = clock
+
+    async def drop(self, digest: Digest, *, reason: str) -> None:
+        """Delete content whose file is missing or wrong."""
+        self._counters.storage_errors += 1
+        log.warning("dropped from the cache", digest=digest, reason=reason)
+        await to_its_end(self._drop(digest))
+
+    async def set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
+        """Move bad content to quarantine, with ``note`` beside it if there is room.
+
+        Returns its path there, None if it could only be deleted.
+        """
+        self._counters.corrupted += 1
+        return await to_its_end(self._set_aside(digest, note))
+
+    def trouble(self, error: StorageError) -> None:
+        """Count a failure of the disk that is survived. A full cache is not a failure."""
+        if isinstance(error, NoRoom):
+            log.info("not kept", reason=str(error))
+            return
+        self._counters.storage_errors += 1
+        log.warning("storage trouble, carried on without", error=str(error))
+
+    async def _drop(self, digest: Digest) -> None:
+        size = self._condemned(digest)
+        await self._index.drop_blobs([digest])
+        await self._delete(digest, size)
+
+    async def _set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
+        text = json.dumps({"digest": digest, "found_at": self._clock(), **note}, indent=2) + "\n"
+        path: str | None = None
+        size = self._condemned(digest)
+        try:
+            await self._index.drop_blobs([digest])
+            with ExitStack() as resources:
+                try:
+                    reservation = await self._evictor.reserve(len(text.encode()))
+                    resources.callback(reservation.release)
+                except NoRoom:
+                    text = ""
+                path = await in_thread(lambda: self._store.quarantine.take(digest, text), Pool.SYNC)
+        except StorageError as error:
+            log.warning("not kept in quarantine", digest=digest, reason=str(error))
+        finally:
+            await self._delete(digest, size)
+        log.error("content has gone bad", digest=digest, kept_as=path, reason=note.get("reason"))
+        return path
+
+    def _condemned(self, digest: Digest) -> int:
+        """Stop serving content; return its disk bytes, which count until they are unlinked.
+
+        ``_delete`` must follow whatever happens, or the digest could not be stored again.
+        """
+        record = self._index.held(digest)
+        size = 0 if record is None else disk_bytes(record.size)
+        self._evictor.condemn(size)
+        self._store.condemn([digest])
+        return size
+
+    async def _delete(self, digest: Digest, size: int) -> None:
+        """Delete the file. One that cannot be deleted counts until the next start."""
+        if not await self._store.delete([digest]):
+            self._evictor.unlinked(size)

@@ -1,0 +1,145 @@
+"""The settings of one registry, and the registries that are built in."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from yarl import URL
+
+from proxy.settings.units import KeptFor, Seconds, Section
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(:\d{1,5})?")
+
+BUILT_IN: Final[dict[str, dict[str, Any]]] = {
+    "docker.io": {
+        "url": "https://registry-1.docker.io",
+        "aliases": ["index.docker.io", "registry-1.docker.io"],
+        "library_prefix": True,
+    },
+    "ghcr.io": {"url": "https://ghcr.io"},
+    "quay.io": {"url": "https://quay.io"},
+    "gcr.io": {"url": "https://gcr.io"},
+    "registry.k8s.io": {"url": "https://registry.k8s.io"},
+    "mcr.microsoft.com": {"url": "https://mcr.microsoft.com"},
+    "public.ecr.aws": {"url": "https://public.ecr.aws"},
+}
+
+
+def check_name(name: str) -> None:
+    """Raise ``ValueError`` unless ``name`` can be the name of an upstream."""
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is not a host name; write ghcr.io, lab or 10.0.0.5:5000")
+
+
+class UpstreamTLS(Section):
+    """How the certificate of a registry is checked, and the client certificate sent to it."""
+
+    ca_file: Path | None = None
+    """PEM file of certificate authorities to trust in addition to the system's."""
+    cert_file: Path | None = None
+    """PEM file of a client certificate, if the registry requires one."""
+    key_file: Path | None = None
+    """The unencrypted key of that certificate."""
+    verify: bool = True
+    """Verify the registry's certificate. `false` accepts any certificate; prefer `ca_file`."""
+
+
+class FreshnessOverride(Section):
+    """Values of ``freshness`` for one registry. None: the general value applies."""
+
+    old_names: ClassVar[dict[str, str]] = {"reserve": "rate_limit_reserve"}
+
+    tag_ttl: Seconds | None = None
+    """Overrides `freshness.tag_ttl` for this registry."""
+    stale_while_revalidate: Seconds | None = None
+    """Overrides `freshness.stale_while_revalidate` for this registry."""
+    stale_if_error: Seconds | None = None
+    """Overrides `freshness.stale_if_error` for this registry."""
+    negative_ttl: Seconds | None = None
+    """Overrides `freshness.negative_ttl` for this registry."""
+    signature_ttl: Seconds | None = None
+    """Overrides `freshness.signature_ttl` for this registry."""
+    deleted_tags: KeptFor | None = None
+    """Overrides `freshness.deleted_tags` for this registry."""
+    rate_limit_reserve: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Overrides `freshness.rate_limit_reserve` for this registry."""
+
+
+class Upstream(Section):
+    """One registry that Millpond pulls from."""
+
+    url: str
+    """Address of the registry, with a path if it needs one. Only an `http://` address makes
+    Millpond use plain HTTP."""
+    aliases: tuple[str, ...] = ()
+    """Other names that clients use for the registry."""
+    hostnames: tuple[str, ...] = ()
+    """Host names of Millpond that stand for this registry. Requests to them need no prefix in the
+    path."""
+    library_prefix: bool = False
+    """Treat `nginx` as `library/nginx`. True for docker.io; no other registry needs it."""
+    username: str | None = None
+    """User name at the registry. It needs `password` or `password_file`. Every client of Millpond
+    can then pull what this user can pull."""
+    password: SecretStr | None = None
+    """Password or access token."""
+    password_file: Path | None = None
+    """File with the password or access token. Millpond reads it at each use."""
+    auth_hosts: tuple[str, ...] = ()
+    """Token servers outside the registry's domain that may receive the credentials."""
+    private: bool = False
+    """Allow redirects to private addresses, and token servers there. A private address or
+    `localhost` in `url` implies it."""
+    max_downloads: Annotated[int, Field(ge=1)] = 64
+    """Maximum number of concurrent blob downloads from the registry. Others wait for up to a
+    quarter of `timeouts.answer`; then as many again may start. Manifests never wait."""
+    tls: UpstreamTLS = UpstreamTLS()
+    freshness: FreshnessOverride = FreshnessOverride()
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        try:
+            url = URL(value)
+        except ValueError:
+            url = URL()
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("not an address; write https://registry.example.com")
+        if url.user or url.query_string or url.fragment:
+            raise ValueError("takes scheme, host, port and path only; credentials have own keys")
+        return value.rstrip("/")
+
+    @field_validator("aliases", "hostnames", "auth_hosts")
+    @classmethod
+    def _check_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            check_name(name)
+        return value
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Self:
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("password and password_file exclude each other")
+        has_secret = self.password is not None or self.password_file is not None
+        if has_secret != (self.username is not None):
+            raise ValueError("credentials are a username with a password or a password_file")
+        return self
+
+
+def over_built_in(configured: dict[str, Any]) -> dict[str, Any]:
+    """Return the configured upstreams over the built-in ones, key by key; None removes one.
+
+    Raises ``ValueError`` for a name that is not a host name.
+    """
+    merged: dict[str, Any] = {name: dict(entry) for name, entry in BUILT_IN.items()}
+    for name, entry in configured.items():
+        check_name(str(name))
+        known = merged.get(name)
+        if entry is None:
+            merged.pop(name, None)
+        elif isinstance(entry, dict) and isinstance(known, dict):
+            merged[name] = known | entry
+        else:
+            merged[name] = entry
+    return merged

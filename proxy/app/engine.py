@@ -55,7 +55,7 @@ async def opened(
     stack.push_async_callback(kept.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
-    downloads = Downloads(settings.storage.min_complete_ratio)
+    downloads = Downloads(kept.content, settings.storage.min_complete_ratio)
     stack.push_async_callback(downloads.close)
     upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network)
     stack.push_async_callback(upstreams.close)

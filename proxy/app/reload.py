@@ -86,6 +86,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "upstreams": wanted.upstreams,
             "freshness": wanted.freshness,
             "offline": wanted.offline,
+            "fallback": wanted.fallback,
             "pins": wanted.pins,
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
             "timeouts": wanted.timeouts.model_copy(update=fixed),

@@ -64,7 +64,7 @@ def handlers(
     admin = Admin(
         engine.metrics,
         content,
-        flights=engine.downloads,
+        downloads=engine.downloads,
         upstreams=upstreams.current,
         control=Control(content, kept.pins, kept.feeds, services, admin_access),
     )

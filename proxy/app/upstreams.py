@@ -17,12 +17,13 @@ from proxy.repository.origins import Origin
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
+from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.auth import Authorizer
+from proxy.upstream.body import DownloadPolicy
 from proxy.upstream.budget import Budget
 from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.client import Client
 from proxy.upstream.credentials import Credential, Credentials, PasswordFile, Static
-from proxy.upstream.download import DownloadPolicy
 from proxy.upstream.guard import Guard, Network
 from proxy.upstream.ranges import Pieces
 from proxy.upstream.registry import Upstream
@@ -73,6 +74,7 @@ class Upstreams:
         self._downloads = downloads
         self._network = network
         self._version = 0
+        self._fallbacks: tuple[FallbackDirectory, ...] = ()
         self._built: dict[str, _Built] = {}
         self._retired: list[_Built] = []
         self.current: Final[dict[str, Upstream]] = {}
@@ -97,8 +99,11 @@ class Upstreams:
         except BaseException:
             await self.discard(Plan(built, {}))
             raise
+        known_paths = {fallback.path: fallback for fallback in self._fallbacks}
+        fallbacks = tuple(known_paths.get(p) or FallbackDirectory(p) for p in settings.fallback)
+        self._fallbacks = fallbacks
         sources = {
-            name: Origin(entry.upstream, _rule(settings, name), entry.version, url=entry.url)
+            name: Origin(entry.upstream, _rule(settings, name), entry.version, entry.url, fallbacks)
             for name, entry in built.items()
         }
         return Plan(built, sources)
@@ -157,7 +162,7 @@ class Upstreams:
         upstream = Upstream(
             client,
             Budget(self._clock),
-            terms=DownloadPolicy(patience.resumes, pieces),
+            policy=DownloadPolicy(patience.resumes, pieces),
             downloads=min(configured.max_downloads, self._downloads),
             is_anonymous=configured.username is None and configured.tls.cert_file is None,
         )

@@ -107,6 +107,16 @@ def _directory(settings: Settings) -> Iterator[str]:
             return
 
 
+def _fallback(settings: Settings) -> Iterator[str]:
+    """Complain about a file; a directory that is missing may be mounted later."""
+    for path in settings.fallback:
+        try:
+            if path.exists() and not path.is_dir():
+                yield f"fallback: {path} is not a directory"
+        except OSError as error:
+            yield f"fallback: {path} cannot be used: {error.strerror}"
+
+
 def _refusal(build: Callable[[], object]) -> Iterator[str]:
     """Yield the message of the ``ConfigError`` that ``build`` raises."""
     try:
@@ -134,5 +144,6 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _upstream_files,
     _token_file,
     _directory,
+    _fallback,
     _address,
 )

@@ -41,6 +41,8 @@ class Pool(Enum):
     """Listing, verifying and repairing the store: no request waits for it."""
     EXPIRING = "expiring"
     """The file of ``index.expiring``: one thread, so one step after the other."""
+    FALLBACK = "fallback"
+    """Reading fallback directories: slow or lost media delay only requests for their content."""
 
 
 _CORES: Final = os.cpu_count() or 1
@@ -52,6 +54,7 @@ THREADS: Final[Mapping[Pool, int]] = {
     Pool.COMPUTE: _CORES + 2,
     Pool.UPKEEP: 4,
     Pool.EXPIRING: 1,
+    Pool.FALLBACK: 4,
 }
 _EXECUTORS: Final = {
     pool: ThreadPoolExecutor(threads, thread_name_prefix=pool.value)
@@ -81,6 +84,11 @@ async def to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
         if not task.cancelled():
             task.exception()
         raise
+
+
+def start_in_thread(work: Callable[[], Result], pool: Pool) -> asyncio.Future[Result]:
+    """Start blocking ``work``; its owner waits for the future before it closes a file."""
+    return asyncio.get_running_loop().run_in_executor(_EXECUTORS[pool], work)
 
 
 async def _run(work: Callable[[], Result], pool: Pool) -> Result:

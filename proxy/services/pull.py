@@ -86,10 +86,10 @@ class _Pull:
 class Puller:
     """Pulls images. Clients join its downloads."""
 
-    def __init__(self, cache: Cache, sources: Mapping[str, Origin], flights: Downloads) -> None:
+    def __init__(self, cache: Cache, sources: Mapping[str, Origin], downloads: Downloads) -> None:
         self._cache = cache
         self._sources = sources
-        self._flights = flights
+        self._downloads = downloads
         self._places = asyncio.Semaphore(AT_ONCE)
         self._is_stopping = False
 
@@ -221,8 +221,8 @@ class Puller:
         """Return the bytes of blobs that have arrived, and of all selected blobs so far."""
         done = sum(pull.sizes[digest] for digest in pull.ended)
         for digest in pull.sizes.keys() - pull.ended:
-            flight = self._flights.live(pull.target, digest)
-            done += 0 if flight is None else flight.written
+            download = self._downloads.live(pull.target, digest)
+            done += 0 if download is None else download.written
         return {"bytes": done, "total": sum(pull.sizes.values())}
 
     def _fetched(self, pull: _Pull) -> int:

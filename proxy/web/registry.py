@@ -126,7 +126,7 @@ class Registry:
             return replies.sized(exchange, digest, sized)
         blob = await self._cache.small.get(target, digest, exchange.wish)
         try:
-            return await send_blob(exchange, digest, blob)
+            return await send_blob(exchange, digest, blob, self._cache.blobs)
         finally:
             await blob.aclose()
 

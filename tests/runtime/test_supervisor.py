@@ -28,7 +28,8 @@ OWNERS = {
     "runtime/supervisor.py": "restarts what fails",
     "runtime/executors.py": "waits for the task itself",
     "runtime/singleflight.py": "hands the result to its callers",
-    "content/downloads.py": "keeps the failure in the flight",
+    "content/downloads.py": "keeps the failure in the download",
+    "upstream/body.py": "raises it where the body is read",
 }
 """Modules that may start tasks, and what becomes of a failure there."""
 

@@ -32,7 +32,7 @@ class Admin:
         metrics: Metrics,
         content: Content,
         *,
-        flights: Downloads,
+        downloads: Downloads,
         upstreams: Mapping[str, Upstream],
         control: Control,
     ) -> None:
@@ -41,7 +41,7 @@ class Admin:
         self._metrics = metrics
         self._upstreams = upstreams
         self._content = content
-        self._flights = flights
+        self._downloads = downloads
         self._started = time.monotonic()
         self._oldest_use: float | None = None
         """What ``/metrics`` shows, as of its last request."""
@@ -137,13 +137,13 @@ class Admin:
             },
             "downloads": [
                 {
-                    "digest": flight.digest,
-                    "upstream": flight.target.upstream,
-                    "repository": flight.target.repo,
-                    "bytes": flight.written,
-                    "size": flight.size,
+                    "digest": download.digest,
+                    "upstream": download.target.upstream,
+                    "repository": download.target.repo,
+                    "bytes": download.written,
+                    "size": download.size,
                 }
-                for flight in self._flights.all()
+                for download in self._downloads.all()
             ],
         }
 
@@ -170,7 +170,7 @@ class Admin:
                 "Rows of the index that could not be read and are deleted.",
                 usage.index_dropped_rows,
             ),
-            Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
+            Gauge("downloads_in_progress", "Downloads now.", len(self._downloads.all())),
         ]
         for name, upstream in self._upstreams.items():
             gauges += _health(name, upstream.circuit_breaker)

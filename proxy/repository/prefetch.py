@@ -6,6 +6,7 @@ inspects images asks for no layers; unfinished prefetches are then abandoned.
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
@@ -19,6 +20,7 @@ from proxy.core.records import Child
 from proxy.repository.blobs import Blobs
 from proxy.repository.origins import Origin
 from proxy.repository.prefetch_tracker import Expectation, PrefetchTracker
+from proxy.runtime.singleflight import SingleFlight
 
 MAX_IMAGES: Final = 32
 """Images at a time; blobs of further images are not prefetched."""
@@ -53,7 +55,7 @@ class Prefetcher:
         self._expected = expected
         self._bounds = bounds
         self._at_once = asyncio.Semaphore(bounds.concurrency)
-        self._images: set[asyncio.Task[None]] = set()
+        self._images: SingleFlight[None] = SingleFlight("prefetch")
 
     def begin(self, target: Target, children: Children | None) -> None:
         """Start to fetch the blobs of a manifest that a client has just got."""
@@ -67,15 +69,11 @@ class Prefetcher:
         blobs = self._within_bounds(() if children is None else children.blobs)
         if not blobs:
             return
-        task = asyncio.create_task(self._fetch_all(target, blobs), name=f"prefetch {target}")
-        self._images.add(task)
-        task.add_done_callback(self._images.discard)
+        self._images.start((target, *blobs), partial(self._fetch_all, target, blobs))
 
     async def close(self) -> None:
         """Cancel what runs, and wait until it has ended."""
-        for task in self._images:
-            task.cancel()
-        await asyncio.gather(*self._images, return_exceptions=True)
+        await self._images.close()
 
     def _within_bounds(self, listed: tuple[Child, ...]) -> list[Digest]:
         """Return the first blobs, up to the limits on their number and their bytes together."""
@@ -96,21 +94,18 @@ class Prefetcher:
         The first blob is the configuration: clients that only inspect images read it too.
         """
         expectation = self._expected.begin(target, blobs, blobs[1:] or blobs)
-        work = [
-            asyncio.create_task(self._fetch(target, digest, expectation), name=f"prefetch {digest}")
-            for digest in blobs
-        ]
         try:
-            try:
-                async with asyncio.timeout(self._bounds.idle_timeout):
-                    await expectation.is_met.wait()
-            except TimeoutError:
-                return
-            await asyncio.wait(work)
+            async with asyncio.TaskGroup() as group:
+                work = [
+                    group.create_task(self._fetch(target, digest, expectation)) for digest in blobs
+                ]
+                try:
+                    async with asyncio.timeout(self._bounds.idle_timeout):
+                        await expectation.is_met.wait()
+                except TimeoutError:
+                    for task in work:
+                        task.cancel()
         finally:
-            for task in work:
-                task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
             self._expected.end(expectation)
 
     async def _fetch(self, target: Target, digest: Digest, expectation: Expectation) -> None:

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from proxy.index.listings import TagLists
 from proxy.names import Target
 from proxy.records import BlobRecord
 
-from proxy.index.listings import TagLists
 from proxy.index.local import LocalIndex
 
 Facts = dict[str, Any]

@@ -85,7 +85,7 @@ class RegistryBody:
         self._crash: BaseException | None = None
         self._lead: asyncio.Task[None] | None = None
         self._workers: dict[asyncio.Task[None], RangeWorker] = {}
-        self._has_left_bytes = False  # a worker has ended since the first connection looked
+        self._should_look = False  # the first connection may find bytes to fetch by now
         self._queue: deque[Piece] = deque()
         self._queued = 0
         self._changed = Pulse()
@@ -161,7 +161,7 @@ class RegistryBody:
                     return
                 if self._failure is not None and not self._workers:
                     raise self._failure
-                if self._failure is None and (self._has_left_bytes or not self._workers):
+                if self._failure is None and (self._should_look or not self._workers):
                     self._start_lead()
             await self._changed.wait()
 
@@ -183,7 +183,7 @@ class RegistryBody:
 
     def _start_lead(self) -> None:
         """Let the first connection go on; it claims its bytes before workers claim theirs."""
-        self._has_left_bytes = False
+        self._should_look = False
         span = self._spans.claim(self._hands)
         if span is not None:
             self._lead = asyncio.create_task(self._leading(span), name="download lead")
@@ -221,6 +221,8 @@ class RegistryBody:
         """
         if self._first.leads_to(span.position):
             return True
+        if self._workers and not self._is_proven:
+            return False  # if ranges turn out to be refused, the open answer must go on
         assert self.size is not None
         for _ in range(1 + self._policy.resumes):
             try:
@@ -294,9 +296,10 @@ class RegistryBody:
             begun_at = span.position
             await connection.join(span, self.size)
             if not self._is_proven:
-                self._is_proven = True
+                self._is_proven = self._should_look = True
                 self._wanted = self._policy.pieces.connections
                 self._hire()
+                self._changed.beat()
             try:
                 async with aclosing(connection.pieces(span, 0)) as pieces:
                     async for piece in pieces:
@@ -313,7 +316,7 @@ class RegistryBody:
         worker.slot.give_back()
         if worker.span is not None:
             self._spans.give_back(worker.span)
-        self._has_left_bytes = True
+        self._should_look = True
         self._note_crash(task)
         self._changed.beat()
 

@@ -36,26 +36,32 @@ class Verdict(NamedTuple):
 
 async def check(store: BlobStore, record: BlobRecord, pace: Pace, after: After) -> Verdict:
     """Hash held content and compare it with its digest."""
-    file: Blob | None = None
     try:
         file = store.open(record.digest)
-        if file is None:
-            return Verdict({"reason": "its file is missing"}, None)
+    except StorageError as error:
+        return _unreadable(record.digest, error, str(error))
+    if file is None:
+        return Verdict({"reason": "its file is missing"}, None)
+    try:
         verifier, size = await hashed(file, record.digest, pace, after), file.size
     except (OSError, StorageError) as error:
-        if not is_disk_error(error):
-            log.warning("content could not be verified", digest=record.digest, error=str(error))
-            return Verdict(None, None)
         cause = error.__cause__ or error
         reason = f"it cannot be read: {getattr(cause, 'strerror', cause)}"
-        return Verdict({"reason": reason}, None)
+        return _unreadable(record.digest, error, reason)
     finally:
-        if file is not None:
-            file.close()
+        file.close()
     if verifier.holds:
         return Verdict(None, size)
     differs = {"size": record.size, "size_found": size, "digest_found": verifier.found}
     return Verdict({"reason": "its bytes are not its name"} | differs, size)
+
+
+def _unreadable(digest: Digest, error: OSError | StorageError, reason: str) -> Verdict:
+    """Return a verdict against the content only if the disk reports the error."""
+    if is_disk_error(error):
+        return Verdict({"reason": reason}, None)
+    log.warning("content could not be verified", digest=digest, error=str(error))
+    return Verdict(None, None)
 
 
 async def hashed(file: Blob, digest: Digest, pace: Pace, after: After) -> DigestVerifier:

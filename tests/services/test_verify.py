@@ -257,7 +257,6 @@ async def test_a_cancelled_one_goes_on_where_it_was(cache: Held, verifier: Verif
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    before = cache.counters.verified
     [start, *_, done] = await run(verifier)
     assert start["resumed"]
     assert done["blobs"] == 10 + len(IMAGE.blobs) + 1

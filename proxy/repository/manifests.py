@@ -66,7 +66,7 @@ class Manifests:
         if asked is CacheDirective.REVALIDATE:
             await self.doubt_absence(target, digest)
         await self.take_in(target, digest, asked)
-        hit = await self._held.get(target, digest)
+        hit = await self._held.get(digest)
         linked = hit is not None and await self._content.linked(target, digest)
         if hit is None or not linked:
             self._refuse_asking(target, digest, asked)
@@ -76,8 +76,8 @@ class Manifests:
             return await self._fetch_once(target, digest)
         if not linked:
             await self.ask(target, digest)
-            return replace(hit, outcome=Outcome.REVALIDATED)
-        return hit
+        self._held.note_sizes(target, hit)
+        return hit if linked else replace(hit, outcome=Outcome.REVALIDATED)
 
     def in_ram(self, digest: Digest) -> Manifest | None:
         """Return a manifest in memory as a hit. The caller checks if it may be served."""
@@ -169,16 +169,16 @@ class Manifests:
     ) -> Manifest | None:
         """Return the first of these images that is held in full, as a stale answer."""
         for digest in dict.fromkeys(digests):
-            if await self.is_whole(target, digest) and (
-                hit := await self._held.get(target, digest)
-            ):
+            if await self.is_whole(target, digest) and (hit := await self._held.get(digest)):
                 return replace(hit, outcome=Outcome.STALE, warning=warning)
         return None
 
     async def held(self, target: Target, digest: Digest, warning: str) -> Manifest | None:
         """Return a held manifest of this repository as a stale answer, its blobs held or not."""
-        hit = await self._held.get(target, digest)
-        if hit is None or not await self._content.links.is_confirmed(target, digest):
+        if not await self._content.links.is_confirmed(target, digest):
+            return None
+        hit = await self._linked(target, digest)
+        if hit is None:
             return None
         return replace(hit, outcome=Outcome.STALE, warning=warning)
 
@@ -187,10 +187,17 @@ class Manifests:
 
         Podman and CRI-O choose their mirror by the manifest, and then ask only there for its blobs.
         """
-        if not await self._content.linked(target, digest):
-            return False
-        hit = await self._held.get(target, digest)
+        hit = await self._linked(target, digest)
         return hit is not None and await self._is_whole(target, hit, count())
+
+    async def _linked(self, target: Target, digest: Digest) -> Manifest | None:
+        """Return a held manifest of this repository, and note what it says of its blobs."""
+        if not await self._content.linked(target, digest):
+            return None
+        hit = await self._held.get(digest)
+        if hit is not None:
+            self._held.note_sizes(target, hit)
+        return hit
 
     async def _fetch_once(self, target: Target, ref: str) -> Manifest:
         """Return a manifest from upstream; concurrent callers share one request."""
@@ -229,12 +236,13 @@ class Manifests:
     ) -> None:
         """Keep a verified manifest: in memory at once, then on the disk if there is room."""
         digest = hit.descriptor.digest
-        self._held.add(target, Held(hit, is_stored=False))
+        self._held.add(Held(hit, is_stored=False))
+        self._held.note_sizes(target, hit)
         await self._content.link(target, [digest])
         await self._content.link_public(target, [child.digest for child in content.listed or ()])
         await self._content.keep(hit.descriptor, hit.body, content.listed, is_public=is_public)
         if await self._content.holds(digest):
-            self._held.add(target, Held(hit, is_stored=True))
+            self._held.add(Held(hit, is_stored=True))
         if content.subject is not None:
             entry = content.subject.entry(hit.descriptor)
             await self._content.referrers.add(target, content.subject.digest, entry)
@@ -285,7 +293,7 @@ class Manifests:
                 return False
             if await self._may_serve(target, child.digest):
                 await self.take_in(target, child.digest, CacheDirective.ANY)
-                below = await self._held.get(target, child.digest)
+                below = await self._held.get(child.digest)
                 if below is not None and await self._is_whole(
                     target, below, lookups, depth=depth + 1
                 ):

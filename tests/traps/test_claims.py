@@ -292,6 +292,25 @@ async def test_t48_public_content_needs_no_question(
     assert evil.count(kind="blob") == 0, "neither asked for nor about"
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("name", ["other", "evil/app"])
+async def test_t48_a_manifest_requested_under_a_wrong_name_opens_no_blobs(
+    start: Start, upstream: FakeUpstream, evil: FakeUpstream, name: str, *, restarted: bool
+) -> None:
+    upstream.add("library/app", SECRET)
+    upstream.add("library/other", OTHER)
+    proxy = await start(upstreams={"evil": {"url": evil.url}})
+    await pull(proxy, "app")
+    if restarted:
+        await proxy.close()
+        proxy = await start(upstreams={"evil": {"url": evil.url}})
+    for method in ("HEAD", "GET"):
+        for digest in (SECRET.digest, *SECRET.blobs):
+            kind = "manifests" if digest == SECRET.digest else "blobs"
+            answer = await proxy.ask(method, f"/v2/{name}/{kind}/{digest}")
+            assert answer.status == 404, (method, kind, answer.body)
+
+
 @pytest.mark.usefixtures("guarded")
 async def test_t48_a_lost_index_makes_no_claim_true(
     start: Start, upstream: FakeUpstream, evil: FakeUpstream, monkeypatch: pytest.MonkeyPatch

@@ -65,7 +65,7 @@ class Manifests:
         """Return a manifest by digest. Raises ``RegistryError``."""
         if asked is CacheDirective.REVALIDATE:
             await self.doubt_absence(target, digest)
-        await self.take_in(target, digest, asked)
+        is_new = await self.take_in(target, digest, asked)
         hit = await self._held.get(digest)
         linked = hit is not None and await self._content.linked(target, digest)
         if hit is None or not linked:
@@ -77,6 +77,8 @@ class Manifests:
         if not linked:
             await self.ask(target, digest)
         self._held.note_sizes(target, hit)
+        if is_new:
+            return replace(hit, outcome=Outcome.MISS)
         return hit if linked else replace(hit, outcome=Outcome.REVALIDATED)
 
     def in_ram(self, digest: Digest) -> Manifest | None:
@@ -247,17 +249,22 @@ class Manifests:
             entry = content.subject.entry(hit.descriptor)
             await self._content.referrers.add(target, content.subject.digest, entry)
 
-    async def take_in(self, target: Target, digest: Digest, asked: CacheDirective) -> None:
-        """Copy a manifest from a fallback directory that lists it for this repository."""
+    async def take_in(self, target: Target, digest: Digest, asked: CacheDirective) -> bool:
+        """Copy a manifest from a fallback directory that lists it for this repository.
+
+        Returns True if it was copied.
+        """
         fallbacks = self._sources[target.upstream].fallbacks
         if not fallbacks or asked is CacheDirective.ONLY_IF_CACHED:
-            return
+            return False
         is_held = self._held.in_ram(digest) is not None or await self._content.holds(digest)
         if is_held and await self._content.linked(target, digest):
-            return
+            return False
         found = await find_manifest(fallbacks, target, digest)
-        if found is not None:
-            await self._keep(target, found.manifest, found.content, is_public=False)
+        if found is None:
+            return False
+        await self._keep(target, found.manifest, found.content, is_public=False)
+        return True
 
     async def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
         """Return a signed schema 1 manifest, which is passed on and not kept.

@@ -63,7 +63,7 @@ class Prefetcher:
         if source is None:  # removed from the configuration since the manifest was asked for
             return
         rule, upstream = source.rule, source.upstream
-        is_refused = rule.offline or policy.is_scarce(rule, upstream.budget.share)
+        is_refused = not source.blob_sources or policy.is_scarce(rule, upstream.budget.share)
         if is_refused or not self._bounds.blobs or len(self._images) >= MAX_IMAGES:
             return
         blobs = self._within_bounds(() if children is None else children.blobs)

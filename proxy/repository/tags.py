@@ -198,7 +198,6 @@ class Tags:
         descriptor = await find_tag(self._sources[target.upstream].fallbacks, target, tag)
         if descriptor is None:
             return None
-        await self._manifests.take_in(target, descriptor.digest, CacheDirective.ANY)
         record = TagRecord(descriptor, 0.0)
         await self._records.set(target, tag, record)
         return record
@@ -209,8 +208,11 @@ class Tags:
         Only if the image can be served in full: some clients ask no other mirror for its layers.
         """
         record = await self._tag_elsewhere(target, tag)
-        digests = [] if record is None else [record.descriptor.digest]
-        copy = await self._manifests.last_good(target, digests, FALLBACK_WARNING)
+        if record is None:
+            raise error
+        digest = record.descriptor.digest
+        await self._manifests.take_in(target, digest, CacheDirective.ANY)
+        copy = await self._manifests.last_good(target, [digest], FALLBACK_WARNING)
         if copy is None:
             raise error
         return replace(copy, forward=Forward(error.upstream_status, error))

@@ -17,8 +17,7 @@ from proxy.services.pull import Puller
 from proxy.services.verify import Verifier
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
-from proxy.web.admin.actions import Control
-from proxy.web.admin.images import Services
+from proxy.web.admin.actions import Control, Services
 from proxy.web.admin.pages import Admin
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
@@ -53,6 +52,9 @@ def handlers(
     journal = Journal(engine.metrics, request_log, upstreams.current)
     responses = ResponseCache(lookup, access, journal, trusted)
     services = Services(
+        content,
+        kept.pins,
+        kept.feeds,
         verifier=Verifier(content, cache.fetch, kept.clock, kept.pins.roots),
         dropper=Dropper(content, kept.pins, kept.layout, cache.manifests.forget),
         puller=Puller(cache, engine.origins, engine.downloads),
@@ -66,7 +68,7 @@ def handlers(
         content,
         downloads=engine.downloads,
         upstreams=upstreams.current,
-        control=Control(content, kept.pins, kept.feeds, services, admin_access),
+        control=Control(services, admin_access),
     )
     registry = Registry(router, cache, access=access, journal=journal, responses=responses)
     return Handlers(registry, admin, responses, services, admin_access, trusted)

@@ -1,9 +1,8 @@
 """Everything of our own: ``/-/stats``, ``/-/healthz``, ``/-/readyz``, ``/metrics``, ``control``."""
 
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from aiohttp.web import BaseRequest, Response, StreamResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -19,9 +18,8 @@ from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
+from proxy.web.admin.documents import JSON, reply
 from proxy.web.paced import PacedResponse
-
-JSON: Final = "application/json"
 
 
 class Admin:
@@ -70,8 +68,9 @@ class Admin:
             if request.path == "/-/stats":
                 _require_read(request)
                 decision = self._access.allow(await identify(), Action.OPERATE, None)
-                stats = await self._full_stats()
-                return _json(_public(stats) if decision.refusal else stats)
+                stats = self.stats()
+                stats["cache"]["oldest_use"] = await self._content.oldest_use()
+                return reply(_public(stats) if decision.refusal else stats)
             return await self._answer(request)
         except RegistryError as error:
             return PacedResponse(
@@ -90,26 +89,19 @@ class Admin:
                     headers={"Content-Type": CONTENT_TYPE_LATEST},
                 )
             case "/-/healthz":
-                return _json({"status": "ok"})
+                return reply({"status": "ok"})
             case "/-/readyz" if self.is_stopping:
-                return _json({"status": "stopping"}, status=503)
-            case "/-/readyz" if reasons := self._failures():
-                return _json({"status": "not ready", "reasons": reasons}, status=503)
+                return reply({"status": "stopping"}, status=503)
+            case "/-/readyz" if reasons := (
+                self._content.failures() | dict(self._metrics.readiness.reasons)
+            ):
+                return reply({"status": "not ready", "reasons": reasons}, status=503)
             case "/-/readyz":
-                return _json({"status": "ready"})
+                return reply({"status": "ready"})
             case _:
                 raise PathNotFound(
                     "no such page; there are /-/stats, /-/healthz, /-/readyz and /metrics"
                 )
-
-    def _failures(self) -> dict[str, str]:
-        """Return why the proxy is not ready, by what has failed and is tried again."""
-        return self._content.failures() | dict(self._metrics.readiness.reasons)
-
-    async def _full_stats(self) -> dict[str, Any]:
-        stats = self.stats()
-        stats["cache"]["oldest_use"] = await self._content.oldest_use()
-        return stats
 
     def stats(self) -> dict[str, Any]:
         """Return the numbers of ``/-/stats`` but for ``oldest_use``: since the start, and now.
@@ -255,7 +247,3 @@ def _rate_limit(budget: Budget) -> dict[str, object] | None:
         "window_seconds": budget.window,
         "source": budget.source,
     }
-
-
-def _json(document: dict[str, Any], status: int = 200) -> Response:
-    return PacedResponse(status=status, body=json.dumps(document).encode(), content_type=JSON)

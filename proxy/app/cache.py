@@ -40,7 +40,7 @@ async def built(
     stack.push_async_callback(held.close)
     manifests = Manifests(content, sources, held=held, lists=lists, absences=absences)
     stack.push_async_callback(manifests.close)
-    tags = Tags(manifests, content, sources, clock=clock, patience=settings.timeouts.check)
+    tags = Tags(manifests, content, sources, patience=settings.timeouts.check)
     stack.push_async_callback(tags.close)
     expected = PrefetchTracker(kept.counters)
     sizes = held.sizes
@@ -55,7 +55,7 @@ async def built(
     small = SmallBlobs(
         blobs, content, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
     )
-    listings = Listings(content, lists, sources, clock=clock, has_catalog=settings.catalog)
+    listings = Listings(content, lists, sources, has_catalog=settings.catalog)
     referrers = ReferrersCache(manifests, content, sources, rows=kept.expiring)
     stack.push_async_callback(referrers.close)
     return Cache(manifests, tags, blobs, small, listings, referrers, ahead, sweeps)

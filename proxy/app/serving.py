@@ -47,7 +47,7 @@ def handlers(
     """Return everything that answers requests to ``engine``."""
     cache, kept, router, upstreams = engine.cache, engine.storage, engine.router, engine.upstreams
     content = kept.content
-    lookup = MemoryLookup(kept.content, cache.manifests, cache.tags, cache.small)
+    lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
     trusted = TrustedProxies(settings.trusted_proxies)
     journal = Journal(engine.metrics, request_log, upstreams.current)
     responses = ResponseCache(lookup, access, journal, trusted)
@@ -57,7 +57,7 @@ def handlers(
         kept.feeds,
         verifier=Verifier(content, cache.fetch, kept.clock, kept.pins.roots),
         dropper=Dropper(content, kept.pins, kept.layout, cache.manifests.forget),
-        puller=Puller(cache, engine.origins, engine.downloads),
+        puller=Puller(cache, content, engine.origins, engine.downloads),
         cache=cache,
         image=router.parse_image,
         selector=router.parse_selector,

@@ -130,10 +130,6 @@ class Blobs:
             return Sized(held, Outcome.REVALIDATED)
         return Sized(announced, Outcome.MISS)
 
-    async def holds(self, digest: Digest) -> bool:
-        """Return True if a blob is on the disk."""
-        return await self._content.holds(digest)
-
     async def fetch(self, target: Target, digest: Digest) -> bool:
         """Fetch a blob unless it is held; return whether it is now. Raises ``RegistryError``."""
         blob = await self.get(target, digest, CacheDirective.REVALIDATE)

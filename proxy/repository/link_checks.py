@@ -17,7 +17,6 @@ from typing import Final
 import structlog
 
 from proxy.content.content import Content
-from proxy.core import policy
 from proxy.core.errors import NotFound, RegistryError, TooManyRequests
 from proxy.core.manifests import INDEX_TYPES, walk
 from proxy.core.names import Digest, Target
@@ -111,8 +110,7 @@ class LinkChecks:
         Content that upstream does not have gets no link, and the sweep continues.
         """
         async with self._at_once:
-            source = self._sources[target.upstream]
-            if policy.is_scarce(source.rule, source.upstream.budget.share):
+            if self._sources[target.upstream].is_scarce:
                 raise TooManyRequests(f"{target.upstream}: pulls are nearly used up")
             try:
                 if lists_manifests:

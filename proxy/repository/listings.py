@@ -11,7 +11,7 @@ from proxy.core import policy
 from proxy.core.errors import Denied, NameUnknown, NotFound, NotHeld, UpstreamFailure
 from proxy.core.names import Target
 from proxy.core.policy import Action, CacheDirective
-from proxy.core.records import Clock, ListedPage
+from proxy.core.records import ListedPage
 from proxy.repository.origins import Origin
 from proxy.repository.results import Forward, Listed
 from proxy.repository.tag_lists import TagLists
@@ -38,13 +38,12 @@ class Listings:
         lists: TagLists,
         sources: Mapping[str, Origin],
         *,
-        clock: Clock,
         has_catalog: bool,
     ) -> None:
         self._content = content
         self._lists = lists
         self._sources = sources
-        self._clock = clock
+        self._clock = content.clock
         self._has_catalog = has_catalog
         self._pages = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(MAX_PAGES))
 

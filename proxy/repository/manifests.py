@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Final
 
@@ -13,7 +14,6 @@ from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor, TagRecord
-from proxy.repository.fallbacks import find_manifest, have
 from proxy.repository.held_manifests import Held, HeldManifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
@@ -73,7 +73,7 @@ class Manifests:
         elif self.is_offline(target) and not await self._is_whole(target, hit, count()):
             raise ManifestUnknown(f"{target}@{digest} is not held in full, and this is offline")
         if hit is None:
-            return await self._fetch_once(target, digest)
+            return await self.fetch(target, digest)
         if not linked:
             await self.ask(target, digest)
         self._held.note_sizes(target, hit)
@@ -99,10 +99,6 @@ class Manifests:
             return Described(descriptor, Outcome.HIT)
         return Described(await self.ask(target, digest), Outcome.MISS)
 
-    async def holds(self, digest: Digest) -> bool:
-        """Return True if a manifest is on the disk."""
-        return await self._content.holds(digest)
-
     def is_offline(self, target: Target) -> bool:
         """Return True if the settings forbid requests to an upstream."""
         return self._sources[target.upstream].rule.offline
@@ -119,7 +115,7 @@ class Manifests:
             children = held.hit.children
             listed = None if children is None else children.listed
             await self._content.keep(held.hit.descriptor, held.hit.body, listed)
-        return await self.holds(digest)
+        return await self._content.holds(digest)
 
     async def forget(self, target: Target, digests: Iterable[Digest]) -> None:
         """Drop what upstream said about a repository, and these manifests unless they are held."""
@@ -150,7 +146,7 @@ class Manifests:
             await self._absent(target, ref, error)
             raise
         if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
-            return (await self._fetch_once(target, ref)).descriptor
+            return (await self.fetch(target, ref)).descriptor
         link = self._content.link if is_digest(ref) else self._content.link_public
         await link(target, [descriptor.digest])
         await self._described.set(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
@@ -161,10 +157,6 @@ class Manifests:
         await self._absences.learn(target, ref, error)
         if not is_digest(ref):
             await self._lists.remove(target, Tag(ref))
-
-    async def fetch_tag(self, target: Target, tag: Tag) -> Manifest:
-        """Return upstream's manifest for a tag and record the tag. Raises ``RegistryError``."""
-        return await self._fetch_once(target, tag)
 
     async def last_good(
         self, target: Target, digests: Iterable[Digest], warning: str
@@ -201,8 +193,11 @@ class Manifests:
             self._held.note_sizes(target, hit)
         return hit
 
-    async def _fetch_once(self, target: Target, ref: str) -> Manifest:
-        """Return a manifest from upstream; concurrent callers share one request."""
+    async def fetch(self, target: Target, ref: str) -> Manifest:
+        """Return upstream's manifest, and record a tag; concurrent callers share one request.
+
+        Raises ``RegistryError``.
+        """
         key = (target, ref)
         joined = self._fetches.is_running(key)
         manifest = await self._fetches.do(key, lambda: self._fetch(target, ref))
@@ -260,11 +255,18 @@ class Manifests:
         is_held = self._held.in_ram(digest) is not None or await self._content.holds(digest)
         if is_held and await self._content.linked(target, digest):
             return False
-        found = await find_manifest(fallbacks, target, digest)
-        if found is None:
-            return False
-        await self._keep(target, found.manifest, found.content, is_public=False)
-        return True
+        for fallback in fallbacks:
+            body = await fallback.manifest(target, digest)
+            if body is None:
+                continue
+            content = await by_size(len(body), partial(manifests.read, body))
+            if content.is_manifest:
+                media_type = content.own_type or content.implied_type
+                descriptor = Descriptor(media_type, digest, len(body))
+                hit = Manifest(descriptor, body, Outcome.HIT, content.children)
+                await self._keep(target, hit, content, is_public=False)
+                return True
+        return False
 
     async def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
         """Return a signed schema 1 manifest, which is passed on and not kept.
@@ -314,7 +316,10 @@ class Manifests:
         """
         if await self._content.holds(digest) and await self._content.linked(target, digest):
             return True
-        return await have(self._sources[target.upstream].fallbacks, target, digest)
+        for fallback in self._sources[target.upstream].fallbacks:
+            if await fallback.has(target, digest):
+                return True
+        return False
 
     def _refuse_asking(self, target: Target, ref: str, asked: CacheDirective) -> None:
         if self.is_offline(target):

@@ -130,7 +130,7 @@ class ReferrersCache:
     async def _tagged(self, target: Target, tag: Tag) -> list[dict[str, object]]:
         """Return the list under the fallback tag, empty if upstream has no such tag."""
         try:
-            body = (await self._manifests.fetch_tag(target, tag)).body
+            body = (await self._manifests.fetch(target, tag)).body
         except NotFound:
             return []
         entries = await by_size(len(body), lambda: read_referrers(body))

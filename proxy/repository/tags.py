@@ -19,8 +19,7 @@ from proxy.core.errors import (
 )
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.policy import Action, CacheDirective, Rule
-from proxy.core.records import Clock, TagRecord
-from proxy.repository.fallbacks import find_tag
+from proxy.core.records import TagRecord
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.results import Described, Forward, Manifest
@@ -64,7 +63,6 @@ class Tags:
         content: Content,
         sources: Mapping[str, Origin],
         *,
-        clock: Clock,
         patience: float,
     ) -> None:
         """Use a held copy if a check takes longer than ``patience`` seconds."""
@@ -72,7 +70,7 @@ class Tags:
         self._content = content
         self._records = content.tags
         self._sources = sources
-        self._clock = clock
+        self._clock = content.clock
         self._patience = patience
         self._checks: SingleFlight[TagRecord] = SingleFlight("check tag")
         self._lessons: SingleFlight[TagRecord] = SingleFlight("learn tag")
@@ -89,7 +87,7 @@ class Tags:
         found = await self._resolve(target, tag, asked)
         if found is None:
             try:
-                return await self._manifests.fetch_tag(target, tag)
+                return await self._manifests.fetch(target, tag)
             except UpstreamFailure as error:
                 return await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
@@ -99,7 +97,10 @@ class Tags:
         except ManifestUnknown:
             if self._rule(target, tag).offline:
                 raise
-            return await self._fetch_or_serve_stale(target, tag, found.record)
+            try:
+                return await self._manifests.fetch(target, tag)
+            except RegistryError as error:
+                return await self._serve_stale(target, tag, found.record, error)
         except RegistryError as error:
             return await self._serve_stale(target, tag, found.record, error)
         if manifest.outcome is Outcome.HIT:
@@ -111,7 +112,7 @@ class Tags:
         found = await self._resolve(target, tag, asked)
         if found is None:
             try:
-                learnt = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
+                learnt = await self._learn(target, tag)
                 return Described(learnt.descriptor, Outcome.MISS)
             except UpstreamFailure as error:
                 found = await self._from_fallback(target, tag, error)
@@ -123,7 +124,7 @@ class Tags:
             descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
         return Described(descriptor, found.outcome, fresh=found.fresh, forward=found.forward)
 
-    async def refresh(self, target: Target, tag: Tag) -> "Refreshed":
+    async def refresh(self, target: Target, tag: Tag) -> Refreshed:
         """Ask upstream now where a tag points. Raises ``RegistryError``.
 
         The answer is not recorded if the rate limit leaves no pull for a new image.
@@ -131,7 +132,7 @@ class Tags:
         await self._manifests.doubt_absence(target, tag)
         before = await self._records.get(target, tag)
         if before is None:
-            now = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
+            now = await self._learn(target, tag)
         else:
             now = await self._check(target, tag, before)
         recorded = await self._records.get(target, tag)
@@ -195,12 +196,13 @@ class Tags:
 
         The record counts as never checked: upstream is asked as soon as it can be.
         """
-        descriptor = await find_tag(self._sources[target.upstream].fallbacks, target, tag)
-        if descriptor is None:
-            return None
-        record = TagRecord(descriptor, 0.0)
-        await self._records.set(target, tag, record)
-        return record
+        for fallback in self._sources[target.upstream].fallbacks:
+            descriptor = await fallback.tag(target, tag)
+            if descriptor is not None:
+                record = TagRecord(descriptor, 0.0)
+                await self._records.set(target, tag, record)
+                return record
+        return None
 
     async def _from_fallback(self, target: Target, tag: Tag, error: UpstreamFailure) -> Manifest:
         """Return an unknown tag's image from a fallback directory, or raise ``error``.
@@ -257,12 +259,16 @@ class Tags:
 
     async def _learn(self, target: Target, tag: Tag) -> TagRecord:
         """Record an unknown tag by HEAD, because some clients never send a GET for it."""
-        record = TagRecord(await self._manifests.ask(target, tag), self._clock())
-        current = await self._records.get(target, tag)
-        if current is not None:
-            return current  # a GET was faster
-        await self._records.set(target, tag, record)
-        return record
+
+        async def ask() -> TagRecord:
+            record = TagRecord(await self._manifests.ask(target, tag), self._clock())
+            current = await self._records.get(target, tag)
+            if current is not None:
+                return current  # a GET was faster
+            await self._records.set(target, tag, record)
+            return record
+
+        return await self._lessons.do((target, tag), ask)
 
     async def _refresh(self, target: Target, tag: Tag) -> None:
         """Check a tag in the background, and fetch a new image's manifest."""
@@ -286,18 +292,11 @@ class Tags:
 
         These are reserved for images of which no copy is held.
         """
-        rule, share = self._rule(target, tag), self._sources[target.upstream].upstream.budget.share
-        if not policy.is_scarce(rule, share):
+        if not self._sources[target.upstream].is_scarce:
             return None
         if await self._manifests.is_whole(target, checked.descriptor.digest):
             return None
         return await self._manifests.last_good(target, [record.descriptor.digest], SCARCE_WARNING)
-
-    async def _fetch_or_serve_stale(self, target: Target, tag: Tag, record: TagRecord) -> Manifest:
-        try:
-            return await self._manifests.fetch_tag(target, tag)
-        except RegistryError as error:
-            return await self._serve_stale(target, tag, record, error)
 
     async def _serve_stale(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
@@ -334,5 +333,4 @@ class Tags:
         return replace(copy, forward=Forward(error.upstream_status, error))
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
-        source = self._sources[target.upstream]
-        return source.rule.for_tag(tag, source.upstream.budget.share)
+        return self._sources[target.upstream].rule_for(tag)

@@ -18,7 +18,7 @@ from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, Descriptor, disk_bytes
 from proxy.core.selection import Selector
 from proxy.runtime.executors import to_its_end
-from proxy.services.oci_index import Layout
+from proxy.services.oci_index import Layout, wrapper_of
 
 LOAD_SECONDS: Final = 60.0
 _BATCH: Final = 256
@@ -170,7 +170,7 @@ class Dropper:
         ]
         needed = set(await graph.tree(*staying))
         plan.content = {d: record for d, record in candidates.items() if d not in needed}
-        wrappers = [self._layout.wrapper(_described(one)) for one in plan.content.values()]
+        wrappers = [wrapper_of(_described(one)) for one in plan.content.values()]
         plan.wrappers = await self._content.records(one for one in wrappers if one is not None)
         await self._choose_links_of_tags(plan, listed)
 

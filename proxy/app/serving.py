@@ -45,18 +45,18 @@ def handlers(
     engine: Engine, settings: Settings, access: AccessRules, request_log: RequestLog
 ) -> Handlers:
     """Return everything that answers requests to ``engine``."""
-    cache, kept, router, upstreams = engine.cache, engine.storage, engine.router, engine.upstreams
-    content = kept.content
+    cache, storage, router = engine.cache, engine.storage, engine.router
+    content, upstreams = storage.content, engine.upstreams
     lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
     trusted = TrustedProxies(settings.trusted_proxies)
     journal = Journal(engine.metrics, request_log, upstreams.current)
     responses = ResponseCache(lookup, access, journal, trusted)
     services = Services(
         content,
-        kept.pins,
-        kept.feeds,
-        verifier=Verifier(content, cache.fetch, kept.clock, kept.pins.roots),
-        dropper=Dropper(content, kept.pins, kept.layout, cache.manifests.forget),
+        storage.pins,
+        storage.feeds,
+        verifier=Verifier(content, cache.fetch, storage.clock, storage.pins.roots),
+        dropper=Dropper(content, storage.pins, storage.layout, cache.manifests.forget),
         puller=Puller(cache, content, engine.origins, engine.downloads),
         cache=cache,
         image=router.parse_image,

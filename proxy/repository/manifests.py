@@ -61,15 +61,15 @@ class Manifests:
         await self._questions.close()
         await self._fetches.close()
 
-    async def get(self, target: Target, digest: Digest, asked: CacheDirective) -> Manifest:
+    async def get(self, target: Target, digest: Digest, directive: CacheDirective) -> Manifest:
         """Return a manifest by digest. Raises ``RegistryError``."""
-        if asked is CacheDirective.REVALIDATE:
+        if directive is CacheDirective.REVALIDATE:
             await self.doubt_absence(target, digest)
-        is_new = await self.take_in(target, digest, asked)
+        is_new = await self.take_in(target, digest, directive)
         hit = await self._held.get(digest)
         linked = hit is not None and await self._content.linked(target, digest)
         if hit is None or not linked:
-            self._refuse_asking(target, digest, asked)
+            self._refuse_asking(target, digest, directive)
         elif self.is_offline(target) and not await self._is_whole(target, hit, count()):
             raise ManifestUnknown(f"{target}@{digest} is not held in full, and this is offline")
         if hit is None:
@@ -86,14 +86,14 @@ class Manifests:
         held = self._held.in_ram(digest)
         return None if held is None else held.hit
 
-    async def head(self, target: Target, digest: Digest, asked: CacheDirective) -> Described:
+    async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> Described:
         """Return the descriptor of a digest; upstream gets no GET. Raises ``RegistryError``."""
-        await self.take_in(target, digest, asked)
+        await self.take_in(target, digest, directive)
         held = self._held.in_ram(digest)
         if (held is not None and not held.is_stored) or await self._content.holds(digest):
-            manifest = await self.get(target, digest, asked)
+            manifest = await self.get(target, digest, directive)
             return Described(manifest.descriptor, manifest.outcome)
-        self._refuse_asking(target, digest, asked)
+        self._refuse_asking(target, digest, directive)
         descriptor = await self._described.get(f"{target} {digest}")
         if descriptor is not None:
             return Described(descriptor, Outcome.HIT)
@@ -244,13 +244,13 @@ class Manifests:
             entry = content.subject.entry(hit.descriptor)
             await self._content.referrers.add(target, content.subject.digest, entry)
 
-    async def take_in(self, target: Target, digest: Digest, asked: CacheDirective) -> bool:
+    async def take_in(self, target: Target, digest: Digest, directive: CacheDirective) -> bool:
         """Copy a manifest from a fallback directory that lists it for this repository.
 
         Returns True if it was copied.
         """
         fallbacks = self._sources[target.upstream].fallbacks
-        if not fallbacks or asked is CacheDirective.ONLY_IF_CACHED:
+        if not fallbacks or directive is CacheDirective.ONLY_IF_CACHED:
             return False
         is_held = self._held.in_ram(digest) is not None or await self._content.holds(digest)
         if is_held and await self._content.linked(target, digest):
@@ -321,10 +321,10 @@ class Manifests:
                 return True
         return False
 
-    def _refuse_asking(self, target: Target, ref: str, asked: CacheDirective) -> None:
+    def _refuse_asking(self, target: Target, ref: str, directive: CacheDirective) -> None:
         if self.is_offline(target):
             raise ManifestUnknown(f"{target} {ref} is not held, and this is offline")
-        if asked is CacheDirective.ONLY_IF_CACHED:
+        if directive is CacheDirective.ONLY_IF_CACHED:
             raise NotHeld(f"{target} {ref} is not held")
 
     async def _refuse_overspending(self, target: Target, ref: str) -> None:

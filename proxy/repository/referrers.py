@@ -65,7 +65,7 @@ class ReferrersCache:
         await self._fetches.close()
 
     async def get(
-        self, target: Target, subject: Digest, artifact_type: str | None, asked: CacheDirective
+        self, target: Target, subject: Digest, artifact_type: str | None, directive: CacheDirective
     ) -> Referrers:
         """Return the referrers of ``subject``: of one type, or of all types for None.
 
@@ -76,9 +76,9 @@ class ReferrersCache:
         listed = await self._listed(target, subject)
         known = await self._with_held(target, subject, listed)
         checked_at, now = known.checked_at, self._clock()
-        if rule.offline or policy.decide(checked_at, rule, now, asked) is Action.SERVE:
+        if rule.offline or policy.decide(checked_at, rule, now, directive) is Action.SERVE:
             return _filtered(known, artifact_type, Outcome.HIT)
-        if asked is CacheDirective.ONLY_IF_CACHED:
+        if directive is CacheDirective.ONLY_IF_CACHED:
             raise NotHeld(f"the referrers of {target}@{subject} are not held")
         try:
             fetched = await self._fetches.do(

@@ -82,9 +82,9 @@ class Tags:
         await self._lessons.close()
         await self._checks.close()
 
-    async def get(self, target: Target, tag: Tag, asked: CacheDirective) -> Manifest:
+    async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
         """Return the manifest that a tag points to. Raises ``RegistryError``."""
-        found = await self._resolve(target, tag, asked)
+        found = await self._resolve(target, tag, directive)
         if found is None:
             try:
                 return await self._manifests.fetch(target, tag)
@@ -93,7 +93,7 @@ class Tags:
         if isinstance(found, Manifest):
             return found
         try:
-            manifest = await self._manifests.get(target, found.record.descriptor.digest, asked)
+            manifest = await self._manifests.get(target, found.record.descriptor.digest, directive)
         except ManifestUnknown:
             if self._rule(target, tag).offline:
                 raise
@@ -107,9 +107,9 @@ class Tags:
             manifest = replace(manifest, outcome=found.outcome, fresh=found.fresh)
         return replace(manifest, forward=found.forward)
 
-    async def head(self, target: Target, tag: Tag, asked: CacheDirective) -> Described:
+    async def head(self, target: Target, tag: Tag, directive: CacheDirective) -> Described:
         """Return what a tag points to, asking upstream for no body. Raises ``RegistryError``."""
-        found = await self._resolve(target, tag, asked)
+        found = await self._resolve(target, tag, directive)
         if found is None:
             try:
                 learnt = await self._learn(target, tag)
@@ -120,8 +120,10 @@ class Tags:
             return Described(found.descriptor, found.outcome, found.warning, forward=found.forward)
         descriptor = found.record.descriptor
         self._content.touch(descriptor.digest)
-        if self._rule(target, tag).offline or asked is CacheDirective.ONLY_IF_CACHED:
-            descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
+        if self._rule(target, tag).offline or directive is CacheDirective.ONLY_IF_CACHED:
+            descriptor = (
+                await self._manifests.get(target, descriptor.digest, directive)
+            ).descriptor
         return Described(descriptor, found.outcome, fresh=found.fresh, forward=found.forward)
 
     async def refresh(self, target: Target, tag: Tag) -> Refreshed:
@@ -150,19 +152,19 @@ class Tags:
         return policy.seconds_fresh(record.checked_at, rule, now)
 
     async def _resolve(
-        self, target: Target, tag: Tag, asked: CacheDirective
+        self, target: Target, tag: Tag, directive: CacheDirective
     ) -> _Pointed | Manifest | None:
         """Return where the tag points, a stale manifest if upstream fails, or None if unknown."""
-        if asked is CacheDirective.REVALIDATE:
+        if directive is CacheDirective.REVALIDATE:
             await self._manifests.doubt_absence(target, tag)
-        record = await self._known(target, tag, asked)
+        record = await self._known(target, tag, directive)
         rule = self._rule(target, tag)
         checked_at = None if record is None else record.checked_at
-        action = policy.decide(checked_at, rule, self._clock(), asked)
+        action = policy.decide(checked_at, rule, self._clock(), directive)
         if record is None or action is Action.MISS:
             if rule.offline:
                 raise ManifestUnknown(f"{target}:{tag} is not held, and this is offline")
-            if asked is CacheDirective.ONLY_IF_CACHED:
+            if directive is CacheDirective.ONLY_IF_CACHED:
                 raise NotHeld(f"{target}:{tag} is not held")
             return None
         fresh = policy.seconds_fresh(record.checked_at, rule, self._clock())
@@ -183,10 +185,10 @@ class Tags:
             case _:
                 assert_never(action)
 
-    async def _known(self, target: Target, tag: Tag, asked: CacheDirective) -> TagRecord | None:
+    async def _known(self, target: Target, tag: Tag, directive: CacheDirective) -> TagRecord | None:
         """Return where a tag points; offline, a fallback directory is asked too."""
         record = await self._records.get(target, tag)
-        is_local = asked is CacheDirective.ONLY_IF_CACHED or not self._rule(target, tag).offline
+        is_local = directive is CacheDirective.ONLY_IF_CACHED or not self._rule(target, tag).offline
         if record is None and not is_local:
             return await self._tag_elsewhere(target, tag)
         return record

@@ -133,8 +133,8 @@ class Dropper:
         """
         digest = selector.digest
         if selector.is_of_repositories:
-            kept = {event["digest"] for event in plan.refused}
-            trees = set(await self._content.graph.tree(*kept))
+            staying = {event["digest"] for event in plan.refused}
+            trees = set(await self._content.graph.tree(*staying))
             held = await self._content.links.of(selector.has)
             plan.links = {target: digests - trees for target, digests in held.items()}
         elif digest is not None and not plan.refused:

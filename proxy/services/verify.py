@@ -199,10 +199,10 @@ class Verifier:
         note["repositories"] = [str(holder) for holder in holders]
         self._lost.add(digest, media_type)
         self._tried.add(digest)
-        kept = await self._content.set_aside(digest, note)
+        quarantined = await self._content.set_aside(digest, note)
         outcome = await self._repair(digest, media_type, holders if repair else None)
         known = {"digest": digest, "reason": problem["reason"], "images": images}
-        return {"event": "bad", "quarantined": kept} | known | outcome
+        return {"event": "bad", "quarantined": quarantined} | known | outcome
 
     async def _repair(
         self, digest: Digest, media_type: str | None, holders: list[Target] | None

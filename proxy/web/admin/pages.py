@@ -108,7 +108,6 @@ class Admin:
 
         Seconds and bytes throughout. Includes names, which only the trusted may see.
         """
-        usage = self._content.usage()
         return {
             "version": VERSION,
             "uptime_seconds": round(time.monotonic() - self._started, 3),
@@ -118,13 +117,7 @@ class Admin:
                 for name, upstream in self._upstreams.items()
             },
             "cache": {
-                "bytes": usage.used_bytes,
-                "limit_bytes": usage.limit_bytes,
-                "pinned_bytes": self._control.pins.bytes,
-                "quarantined_bytes": usage.quarantined_bytes,
-                "files": usage.files,
-                "index_bytes": usage.index_bytes,
-                "index_dropped_rows": usage.index_dropped_rows,
+                **{name.removeprefix("cache_"): value for name, _, value in self._usage()},
                 **self._metrics.cache.snapshot(),
             },
             "downloads": [
@@ -139,28 +132,27 @@ class Admin:
             ],
         }
 
+    def _usage(self) -> list[tuple[str, str, int]]:
+        """Return name, help text and value of the numbers in both statistics and metrics."""
+        usage = self._content.usage()
+        return [
+            ("cache_bytes", "Disk bytes in use or promised.", usage.used_bytes),
+            ("cache_limit_bytes", "Most disk bytes that may be used.", usage.limit_bytes),
+            ("cache_pinned_bytes", "Disk bytes that are pinned.", self._control.pins.bytes),
+            ("cache_quarantined_bytes", "Disk bytes of corrupt content.", usage.quarantined_bytes),
+            ("cache_files", "Blobs and manifests held.", usage.files),
+            ("index_bytes", "Bytes of the index's own files.", usage.index_bytes),
+            ("index_dropped_rows", "Unreadable rows of the index.", usage.index_dropped_rows),
+        ]
+
     def _gauges(self) -> list[Gauge]:
-        usage, oldest = self._content.usage(), self._oldest_use
+        oldest = self._oldest_use
         gauges = [
-            Gauge("cache_bytes", "Disk bytes in use or promised.", usage.used_bytes),
-            Gauge("cache_limit_bytes", "Most disk bytes that may be used.", usage.limit_bytes),
-            Gauge("cache_pinned_bytes", "Disk bytes that are pinned.", self._control.pins.bytes),
-            Gauge(
-                "cache_quarantined_bytes",
-                "Disk bytes of content that has gone bad.",
-                usage.quarantined_bytes,
-            ),
+            *(Gauge(*known) for known in self._usage()),
             Gauge(
                 "cache_oldest_use_seconds",
                 "How long the coldest content that may be evicted has not been used.",
                 0.0 if oldest is None else time.time() - oldest,
-            ),
-            Gauge("cache_files", "Blobs and manifests held.", usage.files),
-            Gauge("index_bytes", "Bytes of the index's own files.", usage.index_bytes),
-            Gauge(
-                "index_dropped_rows",
-                "Rows of the index that could not be read and are deleted.",
-                usage.index_dropped_rows,
             ),
             Gauge("downloads_in_progress", "Downloads now.", len(self._downloads.all())),
         ]

@@ -253,7 +253,7 @@ class Blobs:
         held_back = b""
         async with aclosing(body.pieces()) as pieces:
             async for _, data in pieces:
-                verifier.take(data)
+                verifier.update(data)
                 yield held_back + data[:-1]
                 held_back = data[-1:]
         try:

@@ -135,11 +135,11 @@ class Dropper:
         if selector.is_of_repositories:
             staying = {event["digest"] for event in plan.refused}
             trees = set(await self._content.graph.tree(*staying))
-            held = await self._content.links.of(selector.has)
+            held = await self._content.links.of(selector.covers)
             plan.links = {target: digests - trees for target, digests in held.items()}
         elif digest is not None and not plan.refused:
             found = await self._content.links.holders(digest)
-            holders = [holder for holder in found if selector.has(holder)]
+            holders = [holder for holder in found if selector.covers(holder)]
             if holders and (reason := await self._needed(digest)):
                 plan.refused.append(_refusal(str(selector), digest, reason))
             elif await self._content.record(digest) is not None:
@@ -205,7 +205,7 @@ class Dropper:
         for target, digests in plan.links.items():
             await content.links.remove(target, digests)
         if selector.is_of_repositories:
-            await content.referrers.forget(selector.has)
+            await content.referrers.forget(selector.covers)
         manifests = [digest for digest, record in plan.content.items() if _is_manifest(record)]
         await self._discard(manifests)
         # A manifest that was stored since the plan was made may list some of the rest.

@@ -54,7 +54,7 @@ async def running(
         listener = stack.enter_context(listening.public(settings)) if is_public else None
         limits = descriptor_limits(raise_limit(), settings.most_downloads)
         engine = await engines.opened(stack, settings, environment, limits.downloads)
-        level, metrics, kept = settings.log.level, engine.metrics, engine.storage
+        level, metrics, storage = settings.log.level, engine.metrics, engine.storage
         request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
         parts = serving.handlers(engine, settings, environment.access, request_log)
         background = engine.background
@@ -62,7 +62,7 @@ async def running(
         _maintain(background, engine, settings)
         servers = serving.Servers(stack, engine, parts, grace=settings.shutdown_grace)
         if settings.admin.socket:
-            await servers.serve_operator(stack.enter_context(listening.admin(kept.directory)))
+            await servers.serve_operator(stack.enter_context(listening.admin(storage.directory)))
         if listener is not None:
             clients = await servers.serve_clients(
                 listener,
@@ -76,7 +76,7 @@ async def running(
             background.start("certificate", certificate.watch)
         reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
         address = listening.address(listener) if listener else None
-        yield App(address, parts.admin, kept.content, reloader.apply, lambda: servers.responses)
+        yield App(address, parts.admin, storage.content, reloader.apply, lambda: servers.responses)
         parts.admin.is_stopping = True
         parts.services.verifier.stop()
         parts.services.puller.stop()
@@ -86,13 +86,13 @@ async def running(
 
 def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> None:
     """Start the tasks that maintain the cache's directory and the connections to upstreams."""
-    kept = engine.storage
-    content, layout, offline = kept.content, kept.layout, settings.offline
+    storage = engine.storage
+    content, layout, offline = storage.content, storage.layout, settings.offline
     background.start("loop lag", lambda: loop_monitor.watch(engine.metrics))
     background.start_essential("reconcile", lambda: look_after(content, layout, offline=offline))
     background.start_essential("eviction", content.keep_within_limit)
     background.start("names", layout.publish_forever)
-    background.start("feeds", kept.feeds.watch)
+    background.start("feeds", storage.feeds.watch)
     background.start("upstreams", engine.upstreams.close_retired)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
-from proxy.app import storage
+from proxy.app.storage import Storage
 from proxy.content.downloads import Downloads
 from proxy.core.errors import ManifestUnknown
 from proxy.repository import Cache
@@ -26,36 +26,36 @@ from proxy.settings import Settings
 async def built(
     stack: AsyncExitStack,
     settings: Settings,
-    kept: storage.Storage,
+    storage: Storage,
     downloads: Downloads,
     sources: Mapping[str, Origin],
 ) -> Cache:
     """Return the cache over what is on the disk; ``stack`` closes it."""
-    content, clock = kept.content, kept.clock
-    lists = TagLists(kept.expiring, clock)
+    content, clock = storage.content, storage.clock
+    lists = TagLists(storage.expiring, clock)
     absences = NegativeCache(sources, ManifestUnknown, clock)
-    await absences.load(kept.expiring)
-    stack.push_async_callback(absences.save, kept.expiring)
+    await absences.load(storage.expiring)
+    stack.push_async_callback(absences.save, storage.expiring)
     held = HeldManifests(content, int(settings.memory.manifests))
     stack.push_async_callback(held.close)
     manifests = Manifests(content, sources, held=held, lists=lists, absences=absences)
     stack.push_async_callback(manifests.close)
-    tags = Tags(manifests, content, sources, clock=clock, patience=settings.timeouts.check)
+    tags = Tags(manifests, content, sources, patience=settings.timeouts.check)
     stack.push_async_callback(tags.close)
-    expected = PrefetchTracker(kept.counters)
+    expected = PrefetchTracker(storage.counters)
     sizes = held.sizes
     blobs = Blobs(content, sources, downloads=downloads, sizes=sizes, expected=expected)
     stack.push_async_callback(blobs.close)
-    sweeps = LinkChecks(content, sources, manifests=manifests, blobs=blobs)
-    stack.push_async_callback(sweeps.close)
+    link_checks = LinkChecks(content, sources, manifests=manifests, blobs=blobs)
+    stack.push_async_callback(link_checks.close)
     bounds = Bounds(**settings.prefetch.model_dump())
-    ahead = Prefetcher(blobs, sources, downloads=downloads, expected=expected, bounds=bounds)
-    stack.push_async_callback(ahead.close)
+    prefetcher = Prefetcher(blobs, sources, downloads=downloads, expected=expected, bounds=bounds)
+    stack.push_async_callback(prefetcher.close)
     memory = settings.memory
     small = SmallBlobs(
         blobs, content, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
     )
-    listings = Listings(content, lists, sources, clock=clock, has_catalog=settings.catalog)
-    referrers = ReferrersCache(manifests, content, sources, rows=kept.expiring)
+    listings = Listings(content, lists, sources, has_catalog=settings.catalog)
+    referrers = ReferrersCache(manifests, content, sources, rows=storage.expiring)
     stack.push_async_callback(referrers.close)
-    return Cache(manifests, tags, blobs, small, listings, referrers, ahead, sweeps)
+    return Cache(manifests, tags, blobs, small, listings, referrers, prefetcher, link_checks)

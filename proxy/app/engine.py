@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from proxy.access import AccessRules, AllowAll
 from proxy.app import cache as caching
-from proxy.app import storage
+from proxy.app import storage as storages
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
 from proxy.content.downloads import Downloads
@@ -51,14 +51,14 @@ async def opened(
     ``max_downloads`` is per upstream, and caps what its settings say. Raises ``ConfigError``.
     """
     metrics, router = Metrics(settings.upstreams), Router(settings)
-    kept = await storage.opened(stack, settings, router, metrics, environment.clock)
-    stack.push_async_callback(kept.layout.keep)
+    storage = await storages.opened(stack, settings, router, metrics, environment.clock)
+    stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
-    downloads = Downloads(kept.content, settings.storage.min_complete_ratio)
+    downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
     stack.push_async_callback(downloads.close)
     upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network)
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
-    cache = await caching.built(stack, settings, kept, downloads, origins)
-    return Engine(metrics, router, kept, upstreams, origins, downloads, cache, background)
+    cache = await caching.built(stack, settings, storage, downloads, origins)
+    return Engine(metrics, router, storage, upstreams, origins, downloads, cache, background)

@@ -17,8 +17,7 @@ from proxy.services.pull import Puller
 from proxy.services.verify import Verifier
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
-from proxy.web.admin.actions import Control
-from proxy.web.admin.images import Services
+from proxy.web.admin.actions import Control, Services
 from proxy.web.admin.pages import Admin
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
@@ -46,16 +45,19 @@ def handlers(
     engine: Engine, settings: Settings, access: AccessRules, request_log: RequestLog
 ) -> Handlers:
     """Return everything that answers requests to ``engine``."""
-    cache, kept, router, upstreams = engine.cache, engine.storage, engine.router, engine.upstreams
-    content = kept.content
-    lookup = MemoryLookup(kept.content, cache.manifests, cache.tags, cache.small)
+    cache, storage, router = engine.cache, engine.storage, engine.router
+    content, upstreams = storage.content, engine.upstreams
+    lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
     trusted = TrustedProxies(settings.trusted_proxies)
     journal = Journal(engine.metrics, request_log, upstreams.current)
     responses = ResponseCache(lookup, access, journal, trusted)
     services = Services(
-        verifier=Verifier(content, cache.fetch, kept.clock, kept.pins.roots),
-        dropper=Dropper(content, kept.pins, kept.layout, cache.manifests.forget),
-        puller=Puller(cache, engine.origins, engine.downloads),
+        content,
+        storage.pins,
+        storage.feeds,
+        verifier=Verifier(content, cache.fetch, storage.clock, storage.pins.roots),
+        dropper=Dropper(content, storage.pins, storage.layout, cache.manifests.forget),
+        puller=Puller(cache, content, engine.origins, engine.downloads),
         cache=cache,
         image=router.parse_image,
         selector=router.parse_selector,
@@ -66,7 +68,7 @@ def handlers(
         content,
         downloads=engine.downloads,
         upstreams=upstreams.current,
-        control=Control(content, kept.pins, kept.feeds, services, admin_access),
+        control=Control(services, admin_access),
     )
     registry = Registry(router, cache, access=access, journal=journal, responses=responses)
     return Handlers(registry, admin, responses, services, admin_access, trusted)

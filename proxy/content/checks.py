@@ -50,9 +50,9 @@ async def check(store: BlobStore, record: BlobRecord, pace: Pace, after: After) 
         return _unreadable(record.digest, error, reason)
     finally:
         file.close()
-    if verifier.holds:
+    if verifier.is_valid:
         return Verdict(None, size)
-    differs = {"size": record.size, "size_found": size, "digest_found": verifier.found}
+    differs = {"size": record.size, "size_found": size, "digest_found": verifier.actual}
     return Verdict({"reason": "its bytes are not its name"} | differs, size)
 
 

@@ -370,4 +370,4 @@ def _is_meant(pin: Image | Selector, by: Image | Selector) -> bool:
         return False
     if pin.tag is not None and by.digest is None:
         return by.matches(pin.target, pin.tag, Digest(""))
-    return pin.digest is not None and by.is_of_repositories and by.has(pin.target)
+    return pin.digest is not None and by.is_of_repositories and by.covers(pin.target)

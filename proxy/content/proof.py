@@ -16,5 +16,5 @@ def hash_stored(verifier: DigestVerifier, source: Readable, start: int, stop: in
         chunk = source.read(start, min(start + _READ, stop))
         if not chunk:
             raise StorageError(f"the file ends at {start} instead of {stop} bytes")
-        verifier.take(chunk)
+        verifier.update(chunk)
         start += len(chunk)

@@ -221,7 +221,7 @@ async def prove(file: Blob, digest: Digest) -> Proven | None:
     Raises ``OSError``, ``StorageError``.
     """
     verifier = await checks.hashed(file, digest, checks.at_once, checks.keep_cached)
-    if not verifier.holds:
+    if not verifier.is_valid:
         return None
     media_type: str | None = None
     children: tuple[Child, ...] | None = ()

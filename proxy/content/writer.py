@@ -211,7 +211,7 @@ class Writer:
         self._catch_up(self.written)
         for offset, data in pieces:
             if offset == self._hashed:
-                self._verifier.take(data)
+                self._verifier.update(data)
                 self._hashed += len(data)
             self._spool.write(data, offset)
 

@@ -44,7 +44,7 @@ class RegistryError(Exception):
     host: str | None = None
     """The host that failed: the registry, its token server, or the target of a redirect."""
 
-    is_remembered: bool = False
+    is_cached: bool = False
     """The error is from the negative cache; upstream was not asked again."""
 
     def __init__(

@@ -116,23 +116,23 @@ class DigestVerifier:
         self._digest = digest
         self._state = hashlib.new(algorithm)
 
-    def take(self, chunk: bytes) -> None:
+    def update(self, chunk: bytes) -> None:
         """Hash the next bytes."""
         self._state.update(chunk)
 
     @property
-    def holds(self) -> bool:
+    def is_valid(self) -> bool:
         """True if the bytes so far match the digest."""
         return self._state.hexdigest() == self._expected
 
     @property
-    def found(self) -> Digest:
+    def actual(self) -> Digest:
         """The digest of the bytes so far."""
         return Digest(f"{self._state.name}:{self._state.hexdigest()}")
 
     def check(self, where: object) -> None:
         """Raise ``ContentMismatch`` unless the bytes match; ``where`` names their source."""
-        if not self.holds:
+        if not self.is_valid:
             raise ContentMismatch(f"{where}: the content does not match {self._digest}")
 
 

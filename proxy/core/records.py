@@ -53,14 +53,14 @@ class ReferrersRecord:
 class ListedPage:
     """One page of tags from upstream.
 
-    ``query`` requested it; ``further`` requests the next one, and is empty on the last page.
-    ``is_whole``: the page has all tags of the repository.
+    ``query`` requested it; ``next_query`` requests the next one, and is empty on the last page.
+    ``is_complete``: the page has all tags of the repository.
     """
 
     tags: list[str]
     query: dict[str, str]
-    further: dict[str, str]
-    is_whole: bool
+    next_query: dict[str, str]
+    is_complete: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class Selector:
         """Whole repositories are selected, with all their content."""
         return self.tags is None and self.digest is None
 
-    def has(self, target: Target) -> bool:
+    def covers(self, target: Target) -> bool:
         """Return True if images of a repository may be selected."""
         return _covers(self.repositories, str(target).split("/"))
 
@@ -51,7 +51,7 @@ class Selector:
             return False
         if self.tags is not None and self.tags.match(tag) is None:
             return False
-        return self.has(target)
+        return self.covers(target)
 
 
 def is_pattern(text: str) -> bool:

@@ -14,11 +14,11 @@ from proxy.core.names import Digest, Target
 class Priority(Enum):
     """What a body is wanted for."""
 
-    DOWNLOAD = "kept"
+    DOWNLOAD = "download"
     """Clients wait, and the cache takes the bytes as fast as they come, in any order."""
-    PASS_THROUGH = "through"  # noqa: S105 - not a password
+    PASS_THROUGH = "pass through"  # noqa: S105 - not a password
     """One client, which may be slow: it waits for no other download, and none waits for it."""
-    PREFETCH = "ahead"
+    PREFETCH = "prefetch"
     """No client yet: one attempt, and a refusal does not count as a failure of the source."""
 
 

@@ -29,13 +29,13 @@ class Cache(NamedTuple):
     small: SmallBlobs
     listings: Listings
     referrers: ReferrersCache
-    ahead: Prefetcher
-    sweeps: LinkChecks
+    prefetcher: Prefetcher
+    link_checks: LinkChecks
 
     async def fetch(self, target: Target, digest: Digest, media_type: str | None) -> bool:
-        """Have content here that is not; tell whether it is now. ``media_type`` None: a blob.
+        """Fetch content that is not held; return True if it is held now.
 
-        Raises ``RegistryError``.
+        ``media_type`` is None for a blob. Raises ``RegistryError``.
         """
         if media_type is not None:
             return await self.manifests.restore(target, digest)

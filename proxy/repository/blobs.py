@@ -51,16 +51,16 @@ class Blobs:
         self._absences = NegativeCache(sources, BlobUnknown, content.clock)
         self._questions: SingleFlight[int | None] = SingleFlight("confirm blob")
 
-    async def get(self, target: Target, digest: Digest, asked: CacheDirective) -> Blob:
+    async def get(self, target: Target, digest: Digest, directive: CacheDirective) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
-        self._expected.asked(target, digest)
-        if asked is CacheDirective.REVALIDATE:
+        self._expected.requested(target, digest)
+        if directive is CacheDirective.REVALIDATE:
             await self._absences.forget(target, digest)
         while True:
             linked = await self._linked(target, digest)
             if linked and (blob := await self._content.open(digest)) is not None:
                 return Local(blob)
-            self._refuse_asking(target, digest, asked)
+            self._refuse_asking(target, digest, directive)
             if not linked and await self._content.holds(digest):
                 try:
                     await self.confirm(target, digest)
@@ -115,7 +115,7 @@ class Blobs:
         finally:
             await through.aclose()
 
-    async def head(self, target: Target, digest: Digest, asked: CacheDirective) -> Sized:
+    async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> Sized:
         """Return a blob's size, asking upstream for no body. Raises ``RegistryError``."""
         linked = await self._linked(target, digest)
         held = await self._size(digest)
@@ -124,15 +124,11 @@ class Blobs:
         download = self._downloads.live(target, digest)
         if download is not None and download.is_open and (linked or download.target == target):
             return Sized(download.size, Outcome.JOIN)
-        self._refuse_asking(target, digest, asked)
+        self._refuse_asking(target, digest, directive)
         announced = await self.confirm(target, digest)
         if held is not None:
             return Sized(held, Outcome.REVALIDATED)
         return Sized(announced, Outcome.MISS)
-
-    async def holds(self, digest: Digest) -> bool:
-        """Return True if a blob is on the disk."""
-        return await self._content.holds(digest)
 
     async def fetch(self, target: Target, digest: Digest) -> bool:
         """Fetch a blob unless it is held; return whether it is now. Raises ``RegistryError``."""
@@ -257,7 +253,7 @@ class Blobs:
         held_back = b""
         async with aclosing(body.pieces()) as pieces:
             async for _, data in pieces:
-                verifier.take(data)
+                verifier.update(data)
                 yield held_back + data[:-1]
                 held_back = data[-1:]
         try:
@@ -269,8 +265,8 @@ class Blobs:
         await self._content.link(target, [digest])
         yield held_back
 
-    def _refuse_asking(self, target: Target, digest: Digest, asked: CacheDirective) -> None:
+    def _refuse_asking(self, target: Target, digest: Digest, directive: CacheDirective) -> None:
         if not self._sources[target.upstream].blob_sources:
             raise BlobUnknown(f"{target}@{digest} is not held, and this is offline")
-        if asked is CacheDirective.ONLY_IF_CACHED:
+        if directive is CacheDirective.ONLY_IF_CACHED:
             raise NotHeld(f"{target}@{digest} is not held")

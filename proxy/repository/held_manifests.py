@@ -57,7 +57,7 @@ class HeldManifests:
         self.sizes: Final[LRUCache[tuple[Target, Digest], int]] = LRUCache(
             max(1, sizes // _SIZE_BYTES)
         )
-        """Blob sizes in bytes according to the repository's manifests: a hint, not verified."""
+        """Blob sizes in bytes according to the repository's own manifests, not verified."""
 
     async def close(self) -> None:
         """Cancel running reads."""
@@ -67,8 +67,11 @@ class HeldManifests:
         """Return a manifest in memory. The caller checks if it may be served."""
         return self._ram.get(digest)
 
-    async def get(self, target: Target, digest: Digest) -> Manifest | None:
-        """Return a manifest as a hit and count its use; verified if it is read from the disk."""
+    async def get(self, digest: Digest) -> Manifest | None:
+        """Return a manifest as a hit and count its use; verified if it is read from the disk.
+
+        The caller checks if it may be served, and calls ``note_sizes`` if it may.
+        """
         record = await self._content.find(digest)
         held = self._ram.get(digest)
         if held is not None and (record is not None or not held.is_stored):
@@ -79,14 +82,21 @@ class HeldManifests:
             return None
         hit = await self._loads.do(digest, lambda: self._load(record))
         if hit is not None:
-            self.add(target, Held(hit, is_stored=True))
+            self.add(Held(hit, is_stored=True))
         return hit
 
-    def add(self, target: Target, held: Held) -> None:
-        """Keep a verified manifest in memory, and the sizes of the blobs that it lists."""
+    def add(self, held: Held) -> None:
+        """Keep a verified manifest in memory."""
         if held.ram_bytes <= self._ram.maxsize:
             self._ram[held.hit.descriptor.digest] = held
-        for blob in () if held.hit.children is None else held.hit.children.blobs:
+
+    def note_sizes(self, target: Target, manifest: Manifest) -> None:
+        """Note the sizes of the blobs that a manifest lists.
+
+        Only for a repository that holds the manifest: a public blob whose size is noted is served
+        under the repository's name.
+        """
+        for blob in () if manifest.children is None else manifest.children.blobs:
             self.sizes[target, blob.digest] = blob.size
 
     async def forget(self, target: Target, digest: Digest) -> None:

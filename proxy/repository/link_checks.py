@@ -4,9 +4,9 @@ A manifest is written by whoever may push to its repository, and may list the di
 content of another repository. Held content is therefore served under a name only if it was fetched
 under that name, or is public, or upstream has confirmed by HEAD that the repository holds it.
 
-Many images share layers, so a manifest may list forty blobs that are held and need a HEAD. A sweep
+Many images share layers, so a manifest may list forty blobs that are held and need a HEAD. A check
 sends all of them at once, beside the pull. A client that is faster causes the HEAD itself, and both
-wait for the same response. A client that already has a layer never requests it: then only the sweep
+wait for the same response. A client that already has a layer never requests it: then only the check
 completes the image for a later outage.
 """
 
@@ -17,7 +17,6 @@ from typing import Final
 import structlog
 
 from proxy.content.content import Content
-from proxy.core import policy
 from proxy.core.errors import NotFound, RegistryError, TooManyRequests
 from proxy.core.manifests import INDEX_TYPES, walk
 from proxy.core.names import Digest, Target
@@ -27,10 +26,10 @@ from proxy.repository.origins import Origin
 from proxy.runtime.singleflight import SingleFlight
 
 AT_ONCE: Final = 16
-"""Concurrent requests of all sweeps together."""
+"""Concurrent requests of all checks together."""
 
-MAX_SWEEPS: Final = 64
-"""Concurrent sweeps. More are left out; the next check of the tag starts a sweep again."""
+MAX_CHECKS: Final = 64
+"""Concurrent checks. More are left out until upstream is next asked about the tag."""
 
 _MAX_DEPTH: Final = 4
 
@@ -38,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class LinkChecks:
-    """Runs sweeps in the background, until ``close`` cancels them."""
+    """Runs checks in the background, until ``close`` cancels them."""
 
     def __init__(
         self,
@@ -53,7 +52,7 @@ class LinkChecks:
         self._manifests = manifests
         self._blobs = blobs
         self._at_once = asyncio.Semaphore(AT_ONCE)
-        self._running: SingleFlight[None] = SingleFlight("sweep")
+        self._running: SingleFlight[None] = SingleFlight("check links")
 
     async def close(self) -> None:
         """Cancel what runs, and wait until it has ended."""
@@ -66,10 +65,10 @@ class LinkChecks:
         hold it.
         """
         is_offline = self._sources[target.upstream].rule.offline
-        if not is_offline and len(self._running) < MAX_SWEEPS:
-            self._running.start((target, root), lambda: self._sweep(target, root))
+        if not is_offline and len(self._running) < MAX_CHECKS:
+            self._running.start((target, root), lambda: self._check(target, root))
 
-    async def _sweep(self, target: Target, root: Digest) -> None:
+    async def _check(self, target: Target, root: Digest) -> None:
         """Go down from an index to its manifests and from there to blobs."""
 
         async def confirm(parent: Digest) -> tuple[Digest, ...]:
@@ -81,7 +80,9 @@ class LinkChecks:
             async for _ in walk([root], confirm, max_depth=_MAX_DEPTH):
                 pass
         except RegistryError as error:
-            log.info("sweep ended early", target=str(target), digest=root, reason=error.message)
+            log.info(
+                "link check ended early", target=str(target), digest=root, reason=error.message
+            )
 
     async def _confirm_children(self, target: Target, parent: Digest) -> tuple[Digest, ...]:
         """Confirm what a held manifest lists; return the manifests among it."""
@@ -108,11 +109,10 @@ class LinkChecks:
     async def _ask(self, target: Target, digest: Digest, *, lists_manifests: bool) -> None:
         """Send one HEAD. Raises only errors that make all further ones pointless.
 
-        Content that upstream does not have gets no link, and the sweep continues.
+        Content that upstream does not have gets no link, and the check continues.
         """
         async with self._at_once:
-            source = self._sources[target.upstream]
-            if policy.is_scarce(source.rule, source.upstream.budget.share):
+            if self._sources[target.upstream].is_scarce:
                 raise TooManyRequests(f"{target.upstream}: pulls are nearly used up")
             try:
                 if lists_manifests:

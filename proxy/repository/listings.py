@@ -11,7 +11,7 @@ from proxy.core import policy
 from proxy.core.errors import Denied, NameUnknown, NotFound, NotHeld, UpstreamFailure
 from proxy.core.names import Target
 from proxy.core.policy import Action, CacheDirective
-from proxy.core.records import Clock, ListedPage
+from proxy.core.records import ListedPage
 from proxy.repository.origins import Origin
 from proxy.repository.results import Forward, Listed
 from proxy.repository.tag_lists import TagLists
@@ -38,24 +38,25 @@ class Listings:
         lists: TagLists,
         sources: Mapping[str, Origin],
         *,
-        clock: Clock,
         has_catalog: bool,
     ) -> None:
         self._content = content
         self._lists = lists
         self._sources = sources
-        self._clock = clock
+        self._clock = content.clock
         self._has_catalog = has_catalog
         self._pages = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(MAX_PAGES))
 
-    async def tags(self, target: Target, query: dict[str, str], asked: CacheDirective) -> Listed:
+    async def tags(
+        self, target: Target, query: dict[str, str], directive: CacheDirective
+    ) -> Listed:
         """Return one page of tags; ``query`` holds ``n`` and ``last``, or the last page's query.
 
         The page is upstream's. If upstream fails or may not be asked, it comes from the last known
         list and the tags pulled here, with a ``Warning``. Raises ``RegistryError``.
         """
         is_offline = self._sources[target.upstream].rule.offline
-        if is_offline or asked is CacheDirective.ONLY_IF_CACHED:
+        if is_offline or directive is CacheDirective.ONLY_IF_CACHED:
             held = await self._held(target, query, _OFFLINE if is_offline else _NOT_ASKED)
             if held is not None:
                 return held
@@ -90,8 +91,8 @@ class Listings:
     async def _fetch(self, target: Target, query: dict[str, str]) -> TagPage:
         """Return upstream's page, and keep it. Raises ``RegistryError``."""
         page = await self._sources[target.upstream].upstream.tags(target.repo, query)
-        is_whole = _is_whole(page, query)
-        await self._lists.add(target, ListedPage(page.tags, query, page.further, is_whole))
+        is_complete = _is_complete(page, query)
+        await self._lists.add(target, ListedPage(page.tags, query, page.next_query, is_complete))
         return page
 
     async def _held(
@@ -105,27 +106,27 @@ class Listings:
 
         After an ``error`` the last known list may be as old as any stale answer.
         """
-        kept = await self._lists.get(target)
-        if kept is not None and error is not None:
+        last_list = await self._lists.get(target)
+        if last_list is not None and error is not None:
             rule, now = self._sources[target.upstream].rule, self._clock()
-            if policy.on_failure(kept.seen_at, rule, now, error) is not Action.SERVE:
-                kept = None
+            if policy.on_failure(last_list.seen_at, rule, now, error) is not Action.SERVE:
+                last_list = None
         known = await self._content.tags.of(target)
-        if kept is None and not known:
+        if last_list is None and not known:
             return None
-        names = sorted({*known, *(() if kept is None else kept.tags)})
+        names = sorted({*known, *(() if last_list is None else last_list.tags)})
         warning = f"incomplete: {reason}, these are the tags that are known here"
-        if kept is not None and kept.is_complete:
+        if last_list is not None and last_list.is_complete:
             warning = f"stale: {reason}, these are the tags that were last seen"
         return _after(names, query, Outcome.HIT, warning)
 
 
-def _is_whole(page: TagPage, query: dict[str, str]) -> bool:
+def _is_complete(page: TagPage, query: dict[str, str]) -> bool:
     """Return True if a page holds all tags of its repository.
 
     A full page without ``Link`` may come from a registry that follows ``n`` but sends no links.
     """
-    if page.further:
+    if page.next_query:
         return False
     if "last" in query and query["last"] in page.tags:
         return True  # the registry ignores ``last``
@@ -139,8 +140,8 @@ def _paged(page: TagPage, query: dict[str, str]) -> Listed:
     A page with a link to the next one is sent as it is. Other pages are sorted and cut here:
     distribution before version 3 ignores ``n`` and ``last``, and does not sort.
     """
-    if page.further:
-        return Listed(page.tags, page.further, Outcome.THROUGH)
+    if page.next_query:
+        return Listed(page.tags, page.next_query, Outcome.THROUGH)
     names, last = sorted(page.tags), query.get("last")
     if last in names:
         return _after(names, query, Outcome.THROUGH)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Final
 
@@ -13,7 +14,6 @@ from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor, TagRecord
-from proxy.repository.fallbacks import find_manifest, have
 from proxy.repository.held_manifests import Held, HeldManifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
@@ -61,45 +61,43 @@ class Manifests:
         await self._questions.close()
         await self._fetches.close()
 
-    async def get(self, target: Target, digest: Digest, asked: CacheDirective) -> Manifest:
+    async def get(self, target: Target, digest: Digest, directive: CacheDirective) -> Manifest:
         """Return a manifest by digest. Raises ``RegistryError``."""
-        if asked is CacheDirective.REVALIDATE:
+        if directive is CacheDirective.REVALIDATE:
             await self.doubt_absence(target, digest)
-        await self.take_in(target, digest, asked)
-        hit = await self._held.get(target, digest)
+        is_new = await self.take_in(target, digest, directive)
+        hit = await self._held.get(digest)
         linked = hit is not None and await self._content.linked(target, digest)
         if hit is None or not linked:
-            self._refuse_asking(target, digest, asked)
+            self._refuse_asking(target, digest, directive)
         elif self.is_offline(target) and not await self._is_whole(target, hit, count()):
             raise ManifestUnknown(f"{target}@{digest} is not held in full, and this is offline")
         if hit is None:
-            return await self._fetch_once(target, digest)
+            return await self.fetch(target, digest)
         if not linked:
             await self.ask(target, digest)
-            return replace(hit, outcome=Outcome.REVALIDATED)
-        return hit
+        self._held.note_sizes(target, hit)
+        if is_new:
+            return replace(hit, outcome=Outcome.MISS)
+        return hit if linked else replace(hit, outcome=Outcome.REVALIDATED)
 
     def in_ram(self, digest: Digest) -> Manifest | None:
         """Return a manifest in memory as a hit. The caller checks if it may be served."""
         held = self._held.in_ram(digest)
         return None if held is None else held.hit
 
-    async def head(self, target: Target, digest: Digest, asked: CacheDirective) -> Described:
+    async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> Described:
         """Return the descriptor of a digest; upstream gets no GET. Raises ``RegistryError``."""
-        await self.take_in(target, digest, asked)
+        await self.take_in(target, digest, directive)
         held = self._held.in_ram(digest)
         if (held is not None and not held.is_stored) or await self._content.holds(digest):
-            manifest = await self.get(target, digest, asked)
+            manifest = await self.get(target, digest, directive)
             return Described(manifest.descriptor, manifest.outcome)
-        self._refuse_asking(target, digest, asked)
+        self._refuse_asking(target, digest, directive)
         descriptor = await self._described.get(f"{target} {digest}")
         if descriptor is not None:
             return Described(descriptor, Outcome.HIT)
         return Described(await self.ask(target, digest), Outcome.MISS)
-
-    async def holds(self, digest: Digest) -> bool:
-        """Return True if a manifest is on the disk."""
-        return await self._content.holds(digest)
 
     def is_offline(self, target: Target) -> bool:
         """Return True if the settings forbid requests to an upstream."""
@@ -117,7 +115,7 @@ class Manifests:
             children = held.hit.children
             listed = None if children is None else children.listed
             await self._content.keep(held.hit.descriptor, held.hit.body, listed)
-        return await self.holds(digest)
+        return await self._content.holds(digest)
 
     async def forget(self, target: Target, digests: Iterable[Digest]) -> None:
         """Drop what upstream said about a repository, and these manifests unless they are held."""
@@ -148,7 +146,7 @@ class Manifests:
             await self._absent(target, ref, error)
             raise
         if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
-            return (await self._fetch_once(target, ref)).descriptor
+            return (await self.fetch(target, ref)).descriptor
         link = self._content.link if is_digest(ref) else self._content.link_public
         await link(target, [descriptor.digest])
         await self._described.set(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
@@ -160,25 +158,21 @@ class Manifests:
         if not is_digest(ref):
             await self._lists.remove(target, Tag(ref))
 
-    async def fetch_tag(self, target: Target, tag: Tag) -> Manifest:
-        """Return upstream's manifest for a tag and record the tag. Raises ``RegistryError``."""
-        return await self._fetch_once(target, tag)
-
     async def last_good(
         self, target: Target, digests: Iterable[Digest], warning: str
     ) -> Manifest | None:
         """Return the first of these images that is held in full, as a stale answer."""
         for digest in dict.fromkeys(digests):
-            if await self.is_whole(target, digest) and (
-                hit := await self._held.get(target, digest)
-            ):
+            if await self.is_whole(target, digest) and (hit := await self._held.get(digest)):
                 return replace(hit, outcome=Outcome.STALE, warning=warning)
         return None
 
     async def held(self, target: Target, digest: Digest, warning: str) -> Manifest | None:
         """Return a held manifest of this repository as a stale answer, its blobs held or not."""
-        hit = await self._held.get(target, digest)
-        if hit is None or not await self._content.links.is_confirmed(target, digest):
+        if not await self._content.links.is_confirmed(target, digest):
+            return None
+        hit = await self._linked(target, digest)
+        if hit is None:
             return None
         return replace(hit, outcome=Outcome.STALE, warning=warning)
 
@@ -187,13 +181,23 @@ class Manifests:
 
         Podman and CRI-O choose their mirror by the manifest, and then ask only there for its blobs.
         """
-        if not await self._content.linked(target, digest):
-            return False
-        hit = await self._held.get(target, digest)
+        hit = await self._linked(target, digest)
         return hit is not None and await self._is_whole(target, hit, count())
 
-    async def _fetch_once(self, target: Target, ref: str) -> Manifest:
-        """Return a manifest from upstream; concurrent callers share one request."""
+    async def _linked(self, target: Target, digest: Digest) -> Manifest | None:
+        """Return a held manifest of this repository, and note what it says of its blobs."""
+        if not await self._content.linked(target, digest):
+            return None
+        hit = await self._held.get(digest)
+        if hit is not None:
+            self._held.note_sizes(target, hit)
+        return hit
+
+    async def fetch(self, target: Target, ref: str) -> Manifest:
+        """Return upstream's manifest, and record a tag; concurrent callers share one request.
+
+        Raises ``RegistryError``.
+        """
         key = (target, ref)
         joined = self._fetches.is_running(key)
         manifest = await self._fetches.do(key, lambda: self._fetch(target, ref))
@@ -229,27 +233,40 @@ class Manifests:
     ) -> None:
         """Keep a verified manifest: in memory at once, then on the disk if there is room."""
         digest = hit.descriptor.digest
-        self._held.add(target, Held(hit, is_stored=False))
+        self._held.add(Held(hit, is_stored=False))
+        self._held.note_sizes(target, hit)
         await self._content.link(target, [digest])
         await self._content.link_public(target, [child.digest for child in content.listed or ()])
         await self._content.keep(hit.descriptor, hit.body, content.listed, is_public=is_public)
         if await self._content.holds(digest):
-            self._held.add(target, Held(hit, is_stored=True))
+            self._held.add(Held(hit, is_stored=True))
         if content.subject is not None:
             entry = content.subject.entry(hit.descriptor)
             await self._content.referrers.add(target, content.subject.digest, entry)
 
-    async def take_in(self, target: Target, digest: Digest, asked: CacheDirective) -> None:
-        """Copy a manifest from a fallback directory that lists it for this repository."""
+    async def take_in(self, target: Target, digest: Digest, directive: CacheDirective) -> bool:
+        """Copy a manifest from a fallback directory that lists it for this repository.
+
+        Returns True if it was copied.
+        """
         fallbacks = self._sources[target.upstream].fallbacks
-        if not fallbacks or asked is CacheDirective.ONLY_IF_CACHED:
-            return
+        if not fallbacks or directive is CacheDirective.ONLY_IF_CACHED:
+            return False
         is_held = self._held.in_ram(digest) is not None or await self._content.holds(digest)
         if is_held and await self._content.linked(target, digest):
-            return
-        found = await find_manifest(fallbacks, target, digest)
-        if found is not None:
-            await self._keep(target, found.manifest, found.content, is_public=False)
+            return False
+        for fallback in fallbacks:
+            body = await fallback.manifest(target, digest)
+            if body is None:
+                continue
+            content = await by_size(len(body), partial(manifests.read, body))
+            if content.is_manifest:
+                media_type = content.own_type or content.implied_type
+                descriptor = Descriptor(media_type, digest, len(body))
+                hit = Manifest(descriptor, body, Outcome.HIT, content.children)
+                await self._keep(target, hit, content, is_public=False)
+                return True
+        return False
 
     async def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
         """Return a signed schema 1 manifest, which is passed on and not kept.
@@ -285,7 +302,7 @@ class Manifests:
                 return False
             if await self._may_serve(target, child.digest):
                 await self.take_in(target, child.digest, CacheDirective.ANY)
-                below = await self._held.get(target, child.digest)
+                below = await self._held.get(child.digest)
                 if below is not None and await self._is_whole(
                     target, below, lookups, depth=depth + 1
                 ):
@@ -299,12 +316,15 @@ class Manifests:
         """
         if await self._content.holds(digest) and await self._content.linked(target, digest):
             return True
-        return await have(self._sources[target.upstream].fallbacks, target, digest)
+        for fallback in self._sources[target.upstream].fallbacks:
+            if await fallback.has(target, digest):
+                return True
+        return False
 
-    def _refuse_asking(self, target: Target, ref: str, asked: CacheDirective) -> None:
+    def _refuse_asking(self, target: Target, ref: str, directive: CacheDirective) -> None:
         if self.is_offline(target):
             raise ManifestUnknown(f"{target} {ref} is not held, and this is offline")
-        if asked is CacheDirective.ONLY_IF_CACHED:
+        if directive is CacheDirective.ONLY_IF_CACHED:
             raise NotHeld(f"{target} {ref} is not held")
 
     async def _refuse_overspending(self, target: Target, ref: str) -> None:

@@ -45,7 +45,7 @@ class NegativeCache:
         absence = await self._known.get(self._key(target, ref))
         if absence is not None:
             error = self._unknown(absence.message)
-            error.is_remembered = True
+            error.is_cached = True
             raise error
 
     async def forget(self, target: Target, ref: str) -> None:

@@ -1,9 +1,11 @@
-"""Where content comes from: the configured upstreams, each with the rule that holds for it."""
+"""The configured upstreams, each with the rule that holds for it."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from proxy.core import policy
 from proxy.core.errors import NameUnknown
+from proxy.core.names import Tag
 from proxy.core.policy import Rule
 from proxy.core.sources import Source
 from proxy.storage.fallback import FallbackDirectory
@@ -14,7 +16,7 @@ class Origin(NamedTuple):
     """One upstream, its address, and how old its answers may be.
 
     ``version`` differs between two configurations of an upstream: what is absent under one may
-    exist under the other. ``fallbacks`` are directories that are asked before the registry.
+    exist under the other. ``fallbacks`` are directories that are read before the registry is asked.
     """
 
     upstream: Upstream
@@ -27,6 +29,15 @@ class Origin(NamedTuple):
     def blob_sources(self) -> list[Source]:
         """Where blobs come from, in order: directories first, no registry if offline."""
         return [*self.fallbacks] if self.rule.offline else [*self.fallbacks, self.upstream]
+
+    @property
+    def is_scarce(self) -> bool:
+        """What is left of the rate limit is reserved for content that clients ask for."""
+        return policy.is_scarce(self.rule, self.upstream.budget.share)
+
+    def rule_for(self, tag: Tag) -> Rule:
+        """Return the rule for one tag."""
+        return self.rule.for_tag(tag, self.upstream.budget.share)
 
 
 class NotConfigured(NameUnknown, KeyError):

@@ -12,7 +12,6 @@ from typing import Final, NamedTuple
 import structlog
 
 from proxy.content.downloads import Downloads
-from proxy.core import policy
 from proxy.core.errors import NotFound, RegistryError, StorageError
 from proxy.core.manifests import Children
 from proxy.core.names import Digest, Target
@@ -62,8 +61,7 @@ class Prefetcher:
         source = self._sources.get(target.upstream)
         if source is None:  # removed from the configuration since the manifest was asked for
             return
-        rule, upstream = source.rule, source.upstream
-        is_refused = rule.offline or policy.is_scarce(rule, upstream.budget.share)
+        is_refused = not source.blob_sources or source.is_scarce
         if is_refused or not self._bounds.blobs or len(self._images) >= MAX_IMAGES:
             return
         blobs = self._within_bounds(() if children is None else children.blobs)

@@ -18,13 +18,13 @@ class Expectation:
     def __init__(self, upstream: str, blobs: frozenset[Digest], signs: frozenset[Digest]) -> None:
         self.upstream = upstream
         self.blobs = blobs
-        self.asked: set[Digest] = set()
+        self.requested: set[Digest] = set()
         self.is_met = asyncio.Event()
         self._signs = signs
 
-    def ask(self, digest: Digest) -> None:
+    def request(self, digest: Digest) -> None:
         """Note that a client requests one of the blobs."""
-        self.asked.add(digest)
+        self.requested.add(digest)
         if digest in self._signs:
             self.is_met.set()
 
@@ -54,11 +54,11 @@ class PrefetchTracker:
             if not waiting:
                 del self._awaited[expectation.upstream, digest]
 
-    def asked(self, target: Target, digest: Digest) -> None:
+    def requested(self, target: Target, digest: Digest) -> None:
         """Note that a client requests a blob, expected or not."""
         key = target.upstream, digest
         for expectation in self._awaited.get(key, ()):
-            expectation.ask(digest)
+            expectation.request(digest)
         if self._unused and (size := self._unused.pop(key, None)) is not None:
             self._used(size)
 
@@ -66,7 +66,7 @@ class PrefetchTracker:
         """Count a prefetched blob of ``size`` bytes."""
         self._counters.prefetched_blobs += 1
         self._counters.prefetched_bytes += size
-        if digest in expectation.asked:
+        if digest in expectation.requested:
             self._used(size)
         else:
             self._unused[expectation.upstream, digest] = size

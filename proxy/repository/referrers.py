@@ -65,7 +65,7 @@ class ReferrersCache:
         await self._fetches.close()
 
     async def get(
-        self, target: Target, subject: Digest, artifact_type: str | None, asked: CacheDirective
+        self, target: Target, subject: Digest, artifact_type: str | None, directive: CacheDirective
     ) -> Referrers:
         """Return the referrers of ``subject``: of one type, or of all types for None.
 
@@ -76,9 +76,9 @@ class ReferrersCache:
         listed = await self._listed(target, subject)
         known = await self._with_held(target, subject, listed)
         checked_at, now = known.checked_at, self._clock()
-        if rule.offline or policy.decide(checked_at, rule, now, asked) is Action.SERVE:
+        if rule.offline or policy.decide(checked_at, rule, now, directive) is Action.SERVE:
             return _filtered(known, artifact_type, Outcome.HIT)
-        if asked is CacheDirective.ONLY_IF_CACHED:
+        if directive is CacheDirective.ONLY_IF_CACHED:
             raise NotHeld(f"the referrers of {target}@{subject} are not held")
         try:
             fetched = await self._fetches.do(
@@ -130,7 +130,7 @@ class ReferrersCache:
     async def _tagged(self, target: Target, tag: Tag) -> list[dict[str, object]]:
         """Return the list under the fallback tag, empty if upstream has no such tag."""
         try:
-            body = (await self._manifests.fetch_tag(target, tag)).body
+            body = (await self._manifests.fetch(target, tag)).body
         except NotFound:
             return []
         entries = await by_size(len(body), lambda: read_referrers(body))

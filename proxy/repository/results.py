@@ -66,7 +66,7 @@ class Listed:
     """One page of names, and the query of the next page; empty at the end."""
 
     names: list[str]
-    further: dict[str, str]
+    next_query: dict[str, str]
     outcome: Outcome
     warning: str | None = None
     forward: Forward | None = None

@@ -36,7 +36,7 @@ class SmallBlobs:
         """Return a blob from RAM; the caller checks whether it may be served."""
         return self._ram.get(digest)
 
-    async def get(self, target: Target, digest: Digest, asked: CacheDirective) -> Blob:
+    async def get(self, target: Target, digest: Digest, directive: CacheDirective) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
         small = self._ram.get(digest)
         if small is not None:
@@ -47,12 +47,12 @@ class SmallBlobs:
             else:
                 self._ram.pop(digest, None)
         while True:
-            blob = await self._blobs.get(target, digest, asked)
+            blob = await self._blobs.get(target, digest, directive)
             if not isinstance(blob, Local) or blob.size > self._largest:
                 return blob
-            kept = await self._keep(digest, blob.blob)
-            if kept is not None:
-                return kept
+            small = await self._keep(digest, blob.blob)
+            if small is not None:
+                return small
 
     async def _keep(self, digest: Digest, file: StoredBlob) -> Small | None:
         """Read a blob into RAM and close its file. A wrong one is dropped, and None returned."""

@@ -1,4 +1,4 @@
-"""The tags that upstream listed last, by repository, kept for when it fails.
+"""The tags that upstream listed last, by repository, for when it fails.
 
 A list may take many pages, and clients read them one at a time: ``with_page`` puts them together.
 """
@@ -23,19 +23,19 @@ _QUOTES: Final = 4
 """Bytes that JSON adds to a tag: two quotes, a comma, a space."""
 
 
-class Kept(NamedTuple):
+class KnownList(NamedTuple):
     """A list, and how far a client has read it page by page.
 
-    ``walked`` holds the tags of the pages since the first one, ``further`` is the query of the next
-    page. Both are empty if no client is in the middle of a list.
+    ``read`` holds the tags of the pages since the first one, ``next_query`` is the query of the
+    next page. Both are empty if no client is in the middle of a list.
     """
 
     tags: TagList
-    walked: list[str]
-    further: dict[str, str]
+    read: list[str]
+    next_query: dict[str, str]
 
 
-Change = Callable[[Kept | None], Kept | None]
+Change = Callable[[KnownList | None], KnownList | None]
 """Returns the new list, or None to keep the old one."""
 
 
@@ -47,18 +47,18 @@ class TagLists:
         self._clock = clock
 
     async def get(self, target: Target) -> TagList | None:
-        """Return the tags that upstream listed last; None if none are kept."""
-        kept = await self._rows.get(_key(target), _parse)
-        return None if kept is None else kept.tags
+        """Return the tags that upstream listed last; None if none are known."""
+        known = await self._rows.get(_key(target), _parse)
+        return None if known is None else known.tags
 
     async def add(self, target: Target, page: ListedPage) -> None:
         """Keep one page from upstream."""
         now = self._clock()
-        await self._update(target, lambda kept: with_page(kept, page, now))
+        await self._update(target, lambda known: with_page(known, page, now))
 
     async def remove(self, target: Target, tag: Tag) -> None:
         """Remove a tag that upstream no longer has."""
-        await self._update(target, lambda kept: without(kept, tag))
+        await self._update(target, lambda known: without(known, tag))
 
     async def forget(self, target: Target) -> None:
         """Forget the list of a repository that upstream no longer has."""
@@ -69,51 +69,53 @@ class TagLists:
         await self._rows.forget(target)
 
     async def _update(self, target: Target, change: Change) -> None:
-        def changed(kept: Kept | None) -> object:
-            new = change(kept)
+        def changed(known: KnownList | None) -> object:
+            new = change(known)
             if new is None:
                 return None
             tags = new.tags
-            return [tags.seen_at, tags.is_complete, list(tags.tags), new.walked, new.further]
+            return [tags.seen_at, tags.is_complete, list(tags.tags), new.read, new.next_query]
 
         await self._rows.update(_key(target), _parse, changed, ttl=EXPIRE_SECONDS, target=target)
 
 
-def with_page(kept: Kept | None, page: ListedPage, now: float) -> Kept:
+def with_page(known: KnownList | None, page: ListedPage, now: float) -> KnownList:
     """Return a list with one more page; ``now`` in Unix seconds.
 
-    There are three cases. A page with the whole list replaces it. A page that begins a walk or
-    continues it extends ``walked``; the last page of the walk replaces the list. Every other page
-    only adds tags. So tags deleted upstream stay until a list has been read to its end.
+    There are three cases. A page with the whole list replaces it. The first page and those that
+    follow it in order extend ``read``; the last of them replaces the list. Every other page only
+    adds tags. So tags deleted upstream stay until a list has been read to its end.
     """
     fresh, is_cut = _tags(page.tags)
-    if page.is_whole:
-        return Kept(_bounded(fresh, now, is_complete=not is_cut), [], {})
-    before = kept or Kept(TagList((), is_complete=False, seen_at=now), [], {})
+    if page.is_complete:
+        return KnownList(_bounded(fresh, now, is_complete=not is_cut), [], {})
+    before = known or KnownList(TagList((), is_complete=False, seen_at=now), [], {})
     position = _position(page.query)
-    walked: list[str] | None = None
+    read: list[str] | None = None
     if not position:
-        walked = fresh
-    elif position == before.further:
-        walked = [*before.walked, *fresh]
-    further = _position(page.further)
-    if walked is not None and position and not further and not is_cut:
-        return Kept(_bounded(walked, now, is_complete=True), [], {})
+        read = fresh
+    elif position == before.next_query:
+        read = [*before.read, *fresh]
+    next_query = _position(page.next_query)
+    if read is not None and position and not next_query and not is_cut:
+        return KnownList(_bounded(read, now, is_complete=True), [], {})
     tags = _bounded([*before.tags.tags, *fresh], now, is_complete=before.tags.is_complete)
-    if walked is None:
-        return Kept(tags, before.walked, before.further)
-    if is_cut or sum(len(tag) + _QUOTES for tag in walked) > MAX_LIST_BYTES:
-        return Kept(tags, [], {})
-    return Kept(tags, walked if further else [], further)
+    if read is None:
+        return KnownList(tags, before.read, before.next_query)
+    if is_cut or sum(len(tag) + _QUOTES for tag in read) > MAX_LIST_BYTES:
+        return KnownList(tags, [], {})
+    return KnownList(tags, read if next_query else [], next_query)
 
 
-def without(kept: Kept | None, tag: Tag) -> Kept | None:
+def without(known: KnownList | None, tag: Tag) -> KnownList | None:
     """Return a list without a tag; None if it does not hold that tag."""
-    if kept is None or (tag not in kept.tags.tags and tag not in kept.walked):
+    if known is None or (tag not in known.tags.tags and tag not in known.read):
         return None
-    tags = tuple(other for other in kept.tags.tags if other != tag)
-    walked = [other for other in kept.walked if other != tag]
-    return Kept(TagList(tags, kept.tags.is_complete, kept.tags.seen_at), walked, kept.further)
+    tags = tuple(other for other in known.tags.tags if other != tag)
+    read = [other for other in known.read if other != tag]
+    return KnownList(
+        TagList(tags, known.tags.is_complete, known.tags.seen_at), read, known.next_query
+    )
 
 
 def _position(query: dict[str, str]) -> dict[str, str]:
@@ -132,25 +134,25 @@ def _tags(names: Sequence[str]) -> tuple[list[str], bool]:
 
 def _bounded(tags: Iterable[str], now: float, *, is_complete: bool) -> TagList:
     """Return a sorted list, cut at ``MAX_LIST_BYTES``."""
-    kept: list[str] = []
+    bounded: list[str] = []
     room = MAX_LIST_BYTES
     for tag in sorted(set(tags)):
         room -= len(tag) + _QUOTES
         if room < 0:
-            return TagList(tuple(kept), is_complete=False, seen_at=now)
-        kept.append(tag)
-    return TagList(tuple(kept), is_complete, now)
+            return TagList(tuple(bounded), is_complete=False, seen_at=now)
+        bounded.append(tag)
+    return TagList(tuple(bounded), is_complete, now)
 
 
 def _key(target: Target) -> Key:
     return ("tags", *target)
 
 
-def _parse(row: Any) -> Kept:
-    """Return a kept list. Raises ``TypeError`` or ``ValueError`` for a row that is none."""
-    seen_at, is_complete, tags, walked, further = row
-    if not (isinstance(tags, list) and isinstance(walked, list) and isinstance(further, dict)):
+def _parse(row: Any) -> KnownList:
+    """Return a list. Raises ``TypeError`` or ``ValueError`` for a row that is none."""
+    seen_at, is_complete, tags, read, next_query = row
+    if not (isinstance(tags, list) and isinstance(read, list) and isinstance(next_query, dict)):
         raise TypeError("no list of tags")
-    if not all(isinstance(tag, str) for tag in (*tags, *walked)):
+    if not all(isinstance(tag, str) for tag in (*tags, *read)):
         raise TypeError("no tag")
-    return Kept(TagList(tuple(tags), bool(is_complete), float(seen_at)), walked, further)
+    return KnownList(TagList(tuple(tags), bool(is_complete), float(seen_at)), read, next_query)

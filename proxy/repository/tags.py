@@ -19,8 +19,7 @@ from proxy.core.errors import (
 )
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.policy import Action, CacheDirective, Rule
-from proxy.core.records import Clock, TagRecord
-from proxy.repository.fallbacks import find_tag
+from proxy.core.records import TagRecord
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.results import Described, Forward, Manifest
@@ -64,7 +63,6 @@ class Tags:
         content: Content,
         sources: Mapping[str, Origin],
         *,
-        clock: Clock,
         patience: float,
     ) -> None:
         """Use a held copy if a check takes longer than ``patience`` seconds."""
@@ -72,7 +70,7 @@ class Tags:
         self._content = content
         self._records = content.tags
         self._sources = sources
-        self._clock = clock
+        self._clock = content.clock
         self._patience = patience
         self._checks: SingleFlight[TagRecord] = SingleFlight("check tag")
         self._lessons: SingleFlight[TagRecord] = SingleFlight("learn tag")
@@ -84,34 +82,37 @@ class Tags:
         await self._lessons.close()
         await self._checks.close()
 
-    async def get(self, target: Target, tag: Tag, asked: CacheDirective) -> Manifest:
+    async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
         """Return the manifest that a tag points to. Raises ``RegistryError``."""
-        found = await self._resolve(target, tag, asked)
+        found = await self._resolve(target, tag, directive)
         if found is None:
             try:
-                return await self._manifests.fetch_tag(target, tag)
+                return await self._manifests.fetch(target, tag)
             except UpstreamFailure as error:
                 return await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
             return found
         try:
-            manifest = await self._manifests.get(target, found.record.descriptor.digest, asked)
+            manifest = await self._manifests.get(target, found.record.descriptor.digest, directive)
         except ManifestUnknown:
             if self._rule(target, tag).offline:
                 raise
-            return await self._fetch_or_serve_stale(target, tag, found.record)
+            try:
+                return await self._manifests.fetch(target, tag)
+            except RegistryError as error:
+                return await self._serve_stale(target, tag, found.record, error)
         except RegistryError as error:
             return await self._serve_stale(target, tag, found.record, error)
         if manifest.outcome is Outcome.HIT:
             manifest = replace(manifest, outcome=found.outcome, fresh=found.fresh)
         return replace(manifest, forward=found.forward)
 
-    async def head(self, target: Target, tag: Tag, asked: CacheDirective) -> Described:
+    async def head(self, target: Target, tag: Tag, directive: CacheDirective) -> Described:
         """Return what a tag points to, asking upstream for no body. Raises ``RegistryError``."""
-        found = await self._resolve(target, tag, asked)
+        found = await self._resolve(target, tag, directive)
         if found is None:
             try:
-                learnt = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
+                learnt = await self._learn(target, tag)
                 return Described(learnt.descriptor, Outcome.MISS)
             except UpstreamFailure as error:
                 found = await self._from_fallback(target, tag, error)
@@ -119,11 +120,13 @@ class Tags:
             return Described(found.descriptor, found.outcome, found.warning, forward=found.forward)
         descriptor = found.record.descriptor
         self._content.touch(descriptor.digest)
-        if self._rule(target, tag).offline or asked is CacheDirective.ONLY_IF_CACHED:
-            descriptor = (await self._manifests.get(target, descriptor.digest, asked)).descriptor
+        if self._rule(target, tag).offline or directive is CacheDirective.ONLY_IF_CACHED:
+            descriptor = (
+                await self._manifests.get(target, descriptor.digest, directive)
+            ).descriptor
         return Described(descriptor, found.outcome, fresh=found.fresh, forward=found.forward)
 
-    async def refresh(self, target: Target, tag: Tag) -> "Refreshed":
+    async def refresh(self, target: Target, tag: Tag) -> Refreshed:
         """Ask upstream now where a tag points. Raises ``RegistryError``.
 
         The answer is not recorded if the rate limit leaves no pull for a new image.
@@ -131,7 +134,7 @@ class Tags:
         await self._manifests.doubt_absence(target, tag)
         before = await self._records.get(target, tag)
         if before is None:
-            now = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
+            now = await self._learn(target, tag)
         else:
             now = await self._check(target, tag, before)
         recorded = await self._records.get(target, tag)
@@ -149,19 +152,19 @@ class Tags:
         return policy.seconds_fresh(record.checked_at, rule, now)
 
     async def _resolve(
-        self, target: Target, tag: Tag, asked: CacheDirective
+        self, target: Target, tag: Tag, directive: CacheDirective
     ) -> _Pointed | Manifest | None:
         """Return where the tag points, a stale manifest if upstream fails, or None if unknown."""
-        if asked is CacheDirective.REVALIDATE:
+        if directive is CacheDirective.REVALIDATE:
             await self._manifests.doubt_absence(target, tag)
-        record = await self._known(target, tag, asked)
+        record = await self._known(target, tag, directive)
         rule = self._rule(target, tag)
         checked_at = None if record is None else record.checked_at
-        action = policy.decide(checked_at, rule, self._clock(), asked)
+        action = policy.decide(checked_at, rule, self._clock(), directive)
         if record is None or action is Action.MISS:
             if rule.offline:
                 raise ManifestUnknown(f"{target}:{tag} is not held, and this is offline")
-            if asked is CacheDirective.ONLY_IF_CACHED:
+            if directive is CacheDirective.ONLY_IF_CACHED:
                 raise NotHeld(f"{target}:{tag} is not held")
             return None
         fresh = policy.seconds_fresh(record.checked_at, rule, self._clock())
@@ -182,10 +185,10 @@ class Tags:
             case _:
                 assert_never(action)
 
-    async def _known(self, target: Target, tag: Tag, asked: CacheDirective) -> TagRecord | None:
+    async def _known(self, target: Target, tag: Tag, directive: CacheDirective) -> TagRecord | None:
         """Return where a tag points; offline, a fallback directory is asked too."""
         record = await self._records.get(target, tag)
-        is_local = asked is CacheDirective.ONLY_IF_CACHED or not self._rule(target, tag).offline
+        is_local = directive is CacheDirective.ONLY_IF_CACHED or not self._rule(target, tag).offline
         if record is None and not is_local:
             return await self._tag_elsewhere(target, tag)
         return record
@@ -195,13 +198,13 @@ class Tags:
 
         The record counts as never checked: upstream is asked as soon as it can be.
         """
-        descriptor = await find_tag(self._sources[target.upstream].fallbacks, target, tag)
-        if descriptor is None:
-            return None
-        await self._manifests.take_in(target, descriptor.digest, CacheDirective.ANY)
-        record = TagRecord(descriptor, 0.0)
-        await self._records.set(target, tag, record)
-        return record
+        for fallback in self._sources[target.upstream].fallbacks:
+            descriptor = await fallback.tag(target, tag)
+            if descriptor is not None:
+                record = TagRecord(descriptor, 0.0)
+                await self._records.set(target, tag, record)
+                return record
+        return None
 
     async def _from_fallback(self, target: Target, tag: Tag, error: UpstreamFailure) -> Manifest:
         """Return an unknown tag's image from a fallback directory, or raise ``error``.
@@ -209,8 +212,11 @@ class Tags:
         Only if the image can be served in full: some clients ask no other mirror for its layers.
         """
         record = await self._tag_elsewhere(target, tag)
-        digests = [] if record is None else [record.descriptor.digest]
-        copy = await self._manifests.last_good(target, digests, FALLBACK_WARNING)
+        if record is None:
+            raise error
+        digest = record.descriptor.digest
+        await self._manifests.take_in(target, digest, CacheDirective.ANY)
+        copy = await self._manifests.last_good(target, [digest], FALLBACK_WARNING)
         if copy is None:
             raise error
         return replace(copy, forward=Forward(error.upstream_status, error))
@@ -255,12 +261,16 @@ class Tags:
 
     async def _learn(self, target: Target, tag: Tag) -> TagRecord:
         """Record an unknown tag by HEAD, because some clients never send a GET for it."""
-        record = TagRecord(await self._manifests.ask(target, tag), self._clock())
-        current = await self._records.get(target, tag)
-        if current is not None:
-            return current  # a GET was faster
-        await self._records.set(target, tag, record)
-        return record
+
+        async def ask() -> TagRecord:
+            record = TagRecord(await self._manifests.ask(target, tag), self._clock())
+            current = await self._records.get(target, tag)
+            if current is not None:
+                return current  # a GET was faster
+            await self._records.set(target, tag, record)
+            return record
+
+        return await self._lessons.do((target, tag), ask)
 
     async def _refresh(self, target: Target, tag: Tag) -> None:
         """Check a tag in the background, and fetch a new image's manifest."""
@@ -284,18 +294,11 @@ class Tags:
 
         These are reserved for images of which no copy is held.
         """
-        rule, share = self._rule(target, tag), self._sources[target.upstream].upstream.budget.share
-        if not policy.is_scarce(rule, share):
+        if not self._sources[target.upstream].is_scarce:
             return None
         if await self._manifests.is_whole(target, checked.descriptor.digest):
             return None
         return await self._manifests.last_good(target, [record.descriptor.digest], SCARCE_WARNING)
-
-    async def _fetch_or_serve_stale(self, target: Target, tag: Tag, record: TagRecord) -> Manifest:
-        try:
-            return await self._manifests.fetch_tag(target, tag)
-        except RegistryError as error:
-            return await self._serve_stale(target, tag, record, error)
 
     async def _serve_stale(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
@@ -332,5 +335,4 @@ class Tags:
         return replace(copy, forward=Forward(error.upstream_status, error))
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
-        source = self._sources[target.upstream]
-        return source.rule.for_tag(tag, source.upstream.budget.share)
+        return self._sources[target.upstream].rule_for(tag)

@@ -13,9 +13,10 @@ import contextlib
 import contextvars
 import os
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from functools import partial
+from threading import Thread
 from typing import Any, Final, TypeVar
 
 Result = TypeVar("Result")
@@ -41,8 +42,6 @@ class Pool(Enum):
     """Listing, verifying and repairing the store: no request waits for it."""
     EXPIRING = "expiring"
     """The file of ``index.expiring``: one thread, so one step after the other."""
-    FALLBACK = "fallback"
-    """Reading fallback directories: slow or lost media delay only requests for their content."""
 
 
 _CORES: Final = os.cpu_count() or 1
@@ -54,7 +53,6 @@ THREADS: Final[Mapping[Pool, int]] = {
     Pool.COMPUTE: _CORES + 2,
     Pool.UPKEEP: 4,
     Pool.EXPIRING: 1,
-    Pool.FALLBACK: 4,
 }
 _EXECUTORS: Final = {
     pool: ThreadPoolExecutor(threads, thread_name_prefix=pool.value)
@@ -89,6 +87,26 @@ async def to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
 def start_in_thread(work: Callable[[], Result], pool: Pool) -> asyncio.Future[Result]:
     """Start blocking ``work``; its owner waits for the future before it closes a file."""
     return asyncio.get_running_loop().run_in_executor(_EXECUTORS[pool], work)
+
+
+def start_apart(work: Callable[[], Result], name: str) -> "Future[Result]":
+    """Start ``work`` that may never return, in a thread that does not delay the process's exit.
+
+    It must not use what its caller may close.
+    """
+    future: Future[Result] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 async def _run(work: Callable[[], Result], pool: Pool) -> Result:

@@ -18,7 +18,7 @@ from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, Descriptor, disk_bytes
 from proxy.core.selection import Selector
 from proxy.runtime.executors import to_its_end
-from proxy.services.oci_index import Layout
+from proxy.services.oci_index import Layout, wrapper_of
 
 LOAD_SECONDS: Final = 60.0
 _BATCH: Final = 256
@@ -133,13 +133,13 @@ class Dropper:
         """
         digest = selector.digest
         if selector.is_of_repositories:
-            kept = {event["digest"] for event in plan.refused}
-            trees = set(await self._content.graph.tree(*kept))
-            held = await self._content.links.of(selector.has)
+            staying = {event["digest"] for event in plan.refused}
+            trees = set(await self._content.graph.tree(*staying))
+            held = await self._content.links.of(selector.covers)
             plan.links = {target: digests - trees for target, digests in held.items()}
         elif digest is not None and not plan.refused:
             found = await self._content.links.holders(digest)
-            holders = [holder for holder in found if selector.has(holder)]
+            holders = [holder for holder in found if selector.covers(holder)]
             if holders and (reason := await self._needed(digest)):
                 plan.refused.append(_refusal(str(selector), digest, reason))
             elif await self._content.record(digest) is not None:
@@ -170,7 +170,7 @@ class Dropper:
         ]
         needed = set(await graph.tree(*staying))
         plan.content = {d: record for d, record in candidates.items() if d not in needed}
-        wrappers = [self._layout.wrapper(_described(one)) for one in plan.content.values()]
+        wrappers = [wrapper_of(_described(one)) for one in plan.content.values()]
         plan.wrappers = await self._content.records(one for one in wrappers if one is not None)
         await self._choose_links_of_tags(plan, listed)
 
@@ -205,7 +205,7 @@ class Dropper:
         for target, digests in plan.links.items():
             await content.links.remove(target, digests)
         if selector.is_of_repositories:
-            await content.referrers.forget(selector.has)
+            await content.referrers.forget(selector.covers)
         manifests = [digest for digest, record in plan.content.items() if _is_manifest(record)]
         await self._discard(manifests)
         # A manifest that was stored since the plan was made may list some of the rest.

@@ -4,7 +4,7 @@ A piece is lost when it was set aside or deleted because it had gone bad. Other 
 held are no loss: no client has asked for them, or they were evicted.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,7 +34,7 @@ class Lost:
 
     def __init__(self, noted: object) -> None:
         """Take the result of an earlier ``to_json``; malformed rows are left out."""
-        self._types: dict[Digest, str | None] = {}
+        self.types: dict[Digest, str | None] = {}
         for row in as_list(noted):
             match row:
                 case [str(text), str() | None as media_type]:
@@ -42,15 +42,15 @@ class Lost:
 
     def to_json(self) -> list[list[str | None]]:
         """Return the newest ``MAX_LOST`` as JSON values."""
-        return [[digest, kind] for digest, kind in list(self._types.items())[-MAX_LOST:]]
+        return [[digest, kind] for digest, kind in list(self.types.items())[-MAX_LOST:]]
 
     def add(self, digest: Digest, media_type: str | None) -> None:
         """Remember a piece."""
-        self._types[digest] = media_type
+        self.types[digest] = media_type
 
     def discard(self, digest: Digest) -> None:
         """Forget a piece, if it is known."""
-        self._types.pop(digest, None)
+        self.types.pop(digest, None)
 
     def merge(self, notes: Iterable[str]) -> None:
         """Add what the notes in quarantine name."""
@@ -59,17 +59,13 @@ class Lost:
             known = document.get("media_type")
             self._add(str(document.get("digest")), known if isinstance(known, str) else None)
 
-    def types(self) -> Mapping[Digest, str | None]:
-        """Return the media type of each piece."""
-        return self._types
-
     def _add(self, text: str, media_type: str | None) -> None:
         try:
             digest = parse_digest(text)
         except DigestInvalid:
             return
-        if self._types.get(digest) is None:
-            self._types[digest] = media_type
+        if self.types.get(digest) is None:
+            self.types[digest] = media_type
 
 
 async def find(content: Content, lost: Lost, pinned: Iterable[Digest]) -> list[Piece]:
@@ -79,7 +75,7 @@ async def find(content: Content, lost: Lost, pinned: Iterable[Digest]) -> list[P
     """
     lost.merge(await content.quarantine_notes())
     pieces = {}
-    for digest, media_type in list(lost.types().items()):
+    for digest, media_type in list(lost.types.items()):
         held = await content.record(digest) is not None
         images = [] if held else await broken_by(content, digest)
         if not images:

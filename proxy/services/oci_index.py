@@ -188,13 +188,6 @@ class Layout:
             annotations[TRUE] = json.dumps(_json(descriptor))
         return json.dumps(_json(shown) | {"annotations": annotations}).encode() + NEXT
 
-    @staticmethod
-    def wrapper(manifest: Descriptor) -> Digest | None:
-        """Return the index that wraps a Docker manifest, None for other manifests."""
-        if manifest.media_type != manifests.DOCKER_MANIFEST:
-            return None
-        return sha256(_wrapping(manifest))
-
     async def _wrapped(self, descriptor: Descriptor) -> Descriptor:
         """Store an index of one manifest, without a platform so that any reader takes it."""
         body = _wrapping(descriptor)
@@ -205,20 +198,22 @@ class Layout:
 
 
 async def pins_named(shelf: Shelf) -> list[str]:
-    """Return the pins in ``index.json``."""
-    content = await _content(shelf)
+    """Return the pins in ``index.json``; none if it cannot be read."""
+    try:
+        content = await in_thread(shelf.read)
+    except OSError as error:
+        log.warning("index.json cannot be read", error=str(error))
+        return []
     document = read_object(content.partition(BEGIN.encode())[0] + b"}")
     document = document or read_large_object(content)
     return str(annotations_of(document).get(PINS, "")).split()
 
 
-async def _content(shelf: Shelf) -> bytes:
-    """Return the content of ``index.json``; empty if it cannot be read."""
-    try:
-        return await in_thread(shelf.read)
-    except OSError as error:
-        log.warning("index.json cannot be read", error=str(error))
-        return b""
+def wrapper_of(manifest: Descriptor) -> Digest | None:
+    """Return the index that wraps a Docker manifest, None for other manifests."""
+    if manifest.media_type != manifests.DOCKER_MANIFEST:
+        return None
+    return sha256(_wrapping(manifest))
 
 
 def _wrapping(descriptor: Descriptor) -> bytes:

@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from proxy.content.content import Content
 from proxy.content.downloads import Downloads
-from proxy.core import policy
 from proxy.core.errors import ManifestUnknown, RegistryError, RequestInvalid, TooManyRequests
 from proxy.core.manifests import walk
 from proxy.core.names import Digest, Image, Target
@@ -86,8 +86,15 @@ class _Pull:
 class Puller:
     """Pulls images. Clients join its downloads."""
 
-    def __init__(self, cache: Cache, sources: Mapping[str, Origin], downloads: Downloads) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        content: Content,
+        sources: Mapping[str, Origin],
+        downloads: Downloads,
+    ) -> None:
         self._cache = cache
+        self._content = content
         self._sources = sources
         self._downloads = downloads
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -147,14 +154,14 @@ class Puller:
         if image.digest is not None:
             return await self._manifest(target, image.digest)
         assert image.tag is not None
-        if not self._is_scarce(target):
+        if not self._sources[target.upstream].is_scarce:
             return await self._cache.tags.get(target, image.tag, CacheDirective.REVALIDATE)
         refreshed = await self._cache.tags.refresh(target, image.tag)  # by HEAD, which is free
         return await self._manifest(target, refreshed.now)
 
     async def _manifest(self, target: Target, digest: Digest) -> Manifest:
         """Return a manifest. Raises ``TooManyRequests`` if it is not held and pulls are scarce."""
-        if self._is_scarce(target) and not await self._cache.manifests.holds(digest):
+        if self._sources[target.upstream].is_scarce and not await self._content.holds(digest):
             raise TooManyRequests(
                 f"{target.upstream}: what is left of its rate limit is reserved for clients"
             )
@@ -172,8 +179,8 @@ class Puller:
             manifest = known or await self._manifest(target, digest)
             if manifest.outcome is Outcome.THROUGH:
                 raise ManifestUnknown("its format is not kept")
-            holds = self._cache.manifests.holds
-            if not await holds(digest) and not await self._cache.manifests.restore(target, digest):
+            is_held = await self._content.holds(digest)
+            if not is_held and not await self._cache.manifests.restore(target, digest):
                 raise ManifestUnknown("there is no room for it")
             listed = manifest.children
             if listed is None:
@@ -198,7 +205,7 @@ class Puller:
     async def _blob(self, pull: _Pull, digest: Digest) -> None:
         async with self._places:
             try:
-                if await self._cache.blobs.holds(digest):
+                if await self._content.holds(digest):
                     pull.held.add(digest)
                 if not await self._cache.blobs.fetch(pull.target, digest):
                     _miss(pull, digest, "there is no room for it")
@@ -210,12 +217,8 @@ class Puller:
         """Report blobs that were evicted again because not all of them fit."""
         known = {event["digest"] for event in pull.missing}
         for digest in pull.ended - known:
-            if not await self._cache.blobs.holds(digest):
+            if not await self._content.holds(digest):
                 _miss(pull, digest, "it was evicted again: there is no room for all of it")
-
-    def _is_scarce(self, target: Target) -> bool:
-        source = self._sources[target.upstream]
-        return policy.is_scarce(source.rule, source.upstream.budget.share)
 
     def _so_far(self, pull: _Pull) -> Event:
         """Return the bytes of blobs that have arrived, and of all selected blobs so far."""

@@ -5,14 +5,9 @@ Goes through the digests in order and notes its position, so that it can be inte
 
 import asyncio
 import time
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterable,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing
+from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -46,6 +41,16 @@ async def _none() -> Iterable[Digest]:
     return ()
 
 
+@dataclass(slots=True)
+class _Counted:
+    """The numbers of one round, as its note and its last event show them."""
+
+    blobs: int = 0
+    bytes: int = 0
+    bad: int = 0
+    repaired: int = 0
+
+
 class _StoppedError(Exception):
     """The verification is to end."""
 
@@ -70,7 +75,8 @@ class Verifier:
         self._clock = clock
         self._is_running = self._is_stopping = False
         self._after = ""
-        self._blobs = self._bytes = self._reading = self._bad = self._repaired = 0
+        self._count = _Counted()
+        self._reading = 0
 
     def stop(self) -> None:
         """End the verification soon: its events end without ``done``."""
@@ -129,7 +135,7 @@ class Verifier:
             is_done = True
         finally:
             await to_its_end(self._note(done=is_done))
-        yield {"event": "done", **self._so_far(), "bad": self._bad, "repaired": self._repaired}
+        yield {"event": "done", **asdict(self._count)}
 
     async def _walk(self, pace: "_Pace", *, repair: bool) -> AsyncGenerator[Event]:
         reported = noted = time.monotonic()
@@ -141,7 +147,10 @@ class Verifier:
                         self._check_stop()
                         yield {"event": "progress", **self._so_far()}
                 verdict = hashing.result()
-                self._count(digest, verdict.size)
+                self._after, self._reading = digest, 0
+                if verdict.size is not None:  # None: it could not be read
+                    self._count.blobs += 1
+                    self._count.bytes += disk_bytes(verdict.size)  # as the sum at the start counts
                 if verdict.problem is not None:
                     self._count_bad(digest)
                     righting = self._set_right(digest, verdict.problem, repair=repair)
@@ -155,9 +164,9 @@ class Verifier:
             await asyncio.sleep(0)
 
     def _count_bad(self, digest: Digest) -> None:
-        """Count a piece once a round, also if the round is interrupted and resumed."""
+        """Count a piece once a round, even if the round is interrupted."""
         if digest not in self._counted:
-            self._bad += 1
+            self._count.bad += 1
             self._counted.add(digest)
 
     async def _complete(self, *, repair: bool) -> AsyncGenerator[Event]:
@@ -176,13 +185,6 @@ class Verifier:
                 known = {"digest": piece.digest, "reason": piece.reason, "images": piece.images}
                 yield {"event": "bad", "quarantined": None} | known | outcome
 
-    def _count(self, digest: Digest, size: int | None) -> None:
-        """Note that content has been checked, and its ``size`` unless it could not be read."""
-        self._after, self._reading = digest, 0
-        if size is not None:
-            self._blobs += 1
-            self._bytes += disk_bytes(size)  # as the sum at the start counts
-
     async def _check(self, digest: Digest, pace: "_Pace") -> Verdict:
         async def progress(size: int) -> None:
             self._reading += size
@@ -199,10 +201,10 @@ class Verifier:
         note["repositories"] = [str(holder) for holder in holders]
         self._lost.add(digest, media_type)
         self._tried.add(digest)
-        kept = await self._content.set_aside(digest, note)
+        quarantined = await self._content.set_aside(digest, note)
         outcome = await self._repair(digest, media_type, holders if repair else None)
         known = {"digest": digest, "reason": problem["reason"], "images": images}
-        return {"event": "bad", "quarantined": kept} | known | outcome
+        return {"event": "bad", "quarantined": quarantined} | known | outcome
 
     async def _repair(
         self, digest: Digest, media_type: str | None, holders: list[Target] | None
@@ -219,7 +221,7 @@ class Verifier:
             try:
                 if await self._fetch(target, digest, media_type):
                     self._lost.discard(digest)
-                    self._repaired += 1
+                    self._count.repaired += 1
                     self._content.repaired()
                     return {"repaired": True, "failure": None}
                 failure = "it could not be kept"
@@ -240,7 +242,7 @@ class Verifier:
             return task.result()
 
     def _so_far(self) -> dict[str, int]:
-        return {"blobs": self._blobs, "bytes": self._bytes + self._reading}
+        return {"blobs": self._count.blobs, "bytes": self._count.bytes + self._reading}
 
     async def _noted(self) -> Any:
         """Return the note of earlier runs; empty if it cannot be read."""
@@ -256,14 +258,14 @@ class Verifier:
         self._lost = missing.Lost(known.get("lost"))
         self._counted = {Digest(str(digest)) for digest in as_list(left.get("counted"))}
         self._after, self._reading = str(left.get("after", "")), 0
-        self._blobs, self._bytes = int(left.get("blobs", 0)), int(left.get("bytes", 0))
-        self._bad, self._repaired = int(left.get("bad", 0)), int(left.get("repaired", 0))
+        names = _Counted.__dataclass_fields__
+        self._count = _Counted(**{name: int(left.get(name, 0)) for name in names})
 
     async def _note(self, *, done: bool) -> None:
-        counted: Event = {"blobs": self._blobs, "bytes": self._bytes}
-        counted |= {"bad": self._bad, "repaired": self._repaired}
-        counted["counted"] = sorted(self._counted)[: missing.MAX_LOST]
-        left = {"done_at": self._clock()} if done else {"after": self._after} | counted
+        left: Event = {"done_at": self._clock()}
+        if not done:
+            counted = sorted(self._counted)[: missing.MAX_LOST]
+            left = {"after": self._after, **asdict(self._count), "counted": counted}
         await self._keep(left | {"lost": self._lost.to_json()})
 
     async def _keep(self, note: Event) -> None:

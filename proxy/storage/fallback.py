@@ -2,18 +2,21 @@
 
 Its ``index.json`` says which repository holds which image; only those images, with what they list,
 are given, and only under those names. Nothing is written, no link is followed, and no descriptor
-stays open between requests, so the disk can be unmounted at any time.
+stays open between two reads, so the disk can be unmounted at any time.
+
+A dead network mount lets system calls hang. So each piece of work has a thread of its own, which is
+left behind after ``HANG_SECONDS``; the directory is then skipped like a missing one.
 """
 
+import asyncio
 import os
 import stat
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Lock
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 from cachetools import LRUCache
@@ -21,10 +24,10 @@ from cachetools import LRUCache
 from proxy.core import manifests
 from proxy.core.errors import BlobUnknown, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, Tag, Target, matches
-from proxy.core.oci_layout import NamedImage, entries, named_image
+from proxy.core.oci_layout import entries, named_image
 from proxy.core.records import Descriptor
 from proxy.core.sources import Body, Piece, Priority
-from proxy.runtime.executors import Pool, in_thread
+from proxy.runtime.executors import by_size, start_apart
 from proxy.storage.disk import DiskBlob
 
 LOOK_SECONDS: Final = 1.0
@@ -32,6 +35,13 @@ LOOK_SECONDS: Final = 1.0
 
 RETRY_SECONDS: Final = 10.0
 """After a failure the directory is left alone for so long."""
+
+HANG_SECONDS: Final = 5.0
+"""A step that takes longer counts as a failure of the directory."""
+
+_AT_ONCE: Final = 4
+_MAX_HANGING: Final = 16
+"""With so many threads left behind, the directory is skipped until one of them returns."""
 
 _STEP: Final = 1024 * 1024
 _MAX_DEPTH: Final = 4
@@ -61,31 +71,37 @@ class FallbackDirectory:
 
     is_public: Final = False
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path) -> None:
         self.path: Final = path
-        self._clock = clock
-        self._lock = Lock()
         self._names: _Names | None = None
-        self._look_at = float("-inf")
+        self._look_at = self._skip_until = float("-inf")
         self._problem: str | None = None
         self._rejected: LRUCache[Digest, None] = LRUCache(_MAX_REJECTED)
+        self._looking = asyncio.Lock()
+        self._steps = asyncio.Semaphore(_AT_ONCE)
+        self._hanging = 0
 
     def __repr__(self) -> str:
         return f"<FallbackDirectory {self.path}>"
 
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return a blob from ``offset`` on. Raises ``BlobUnknown``, ``UpstreamUnavailable``."""
-        blob = await self._in_thread(lambda: self._listed_blob(target, digest))
-        if blob is None:
-            raise BlobUnknown(f"{target}@{digest} is not in a fallback directory")
-        return _FileBody(blob, offset, self.path)
+        size = await self.blob_size(target, digest)
+        return _FileBody(partial(self._read, digest), offset, size)
 
     async def blob_size(self, target: Target, digest: Digest) -> int:
         """Return a blob's size in bytes. Raises ``BlobUnknown``, ``UpstreamUnavailable``."""
-        body = await self.open(target, digest, 0, Priority.PASS_THROUGH)
-        await body.aclose()
-        assert body.size is not None
-        return body.size
+
+        def size_of(root: int) -> int | None:
+            with _blob(root, digest) as blob:
+                return None if blob is None else blob.size
+
+        size = None
+        if await self._lists(target, digest):
+            size = await self._step(size_of)
+        if size is None:
+            raise BlobUnknown(f"{target}@{digest} is not in a fallback directory")
+        return size
 
     def reject(self, digest: Digest) -> None:
         """Give a digest no more, until ``index.json`` changes: its bytes were wrong."""
@@ -94,24 +110,16 @@ class FallbackDirectory:
 
     async def manifest(self, target: Target, digest: Digest) -> bytes | None:
         """Return a proven manifest, None if it is not there. Survives every error of the disk."""
-
-        def read() -> bytes | None:
-            blob = self._listed_blob(target, digest)
-            if blob is None:
-                return None
-            try:
-                body = blob.read(0, min(blob.size, manifests.MAX_SIZE))
-            finally:
-                blob.close()
-            if not matches(digest, body):
-                self.reject(digest)
-                return None
-            return body
-
         try:
-            return await self._in_thread(read)
+            if not await self._lists(target, digest):
+                return None
+            body = await self._step(lambda root: _read_manifest(root, digest))
         except UpstreamUnavailable:
             return None
+        if body is None or await by_size(len(body), lambda: matches(digest, body)):
+            return body
+        self.reject(digest)
+        return None
 
     async def has(self, target: Target, digest: Digest) -> bool:
         """Return True if a repository's content can be had from here."""
@@ -123,166 +131,191 @@ class FallbackDirectory:
 
     async def tag(self, target: Target, tag: Tag) -> Descriptor | None:
         """Return what a tag points to, None if it is not named here."""
+        async with self._looking:
+            names = await self._current()
+        return None if names is None else names.tags.get((target, tag))
 
-        def find() -> Descriptor | None:
-            names = self._current()
-            return None if names is None else names.tags.get((target, tag))
+    async def _read(self, digest: Digest, start: int, stop: int) -> bytes:
+        """Return some bytes of a blob. Raises ``UpstreamUnavailable``."""
 
-        return await self._in_thread(find)
+        def read(root: int) -> bytes:
+            with _blob(root, digest) as blob:
+                data = b"" if blob is None else blob.read(start, stop)
+            if not data:
+                raise StorageError("a file became shorter")
+            return data
 
-    async def _in_thread(self, work: Callable[[], Result]) -> Result:
-        try:
-            return await in_thread(work, Pool.FALLBACK)
-        except (OSError, StorageError) as error:
-            raise _failed(self.path, error) from error
+        return await self._step(read)
 
-    def _listed_blob(self, target: Target, digest: Digest) -> DiskBlob | None:
-        """Return a blob of one of the repository's images, opened. Blocks. Raises ``OSError``."""
-        names = self._current()
-        if names is None or target not in names.roots or digest in self._rejected:
-            return None
-        with _opened(self.path, _DIRECTORY) as root:
-            if digest not in self._listed(names, target, root):
-                return None
-            return _opened_blob(root, digest)
+    async def _lists(self, target: Target, digest: Digest) -> bool:
+        """Return True if one of the repository's images lists a digest that is not rejected."""
+        async with self._looking:
+            names = await self._current()
+            if names is None or target not in names.roots or digest in self._rejected:
+                return False
+            if target not in names.listed:
+                names.listed[target] = await self._tree(names.roots[target])
+            return digest in names.listed[target]
 
-    def _current(self) -> _Names | None:
-        """Return what ``index.json`` says now, None if it cannot be read. Blocks."""
-        with self._lock:
-            now = self._clock()
-            if now < self._look_at:
-                return self._names
-            self._look_at = now + LOOK_SECONDS
-            try:
-                self._look()
-            except OSError as error:
-                self._names = None
-                self._look_at = now + RETRY_SECONDS
-                self._report(f"{error.strerror or error}")
-            else:
-                self._report(None)
+    async def _current(self) -> _Names | None:
+        """Return what ``index.json`` says now, None if it cannot be read."""
+        if time.monotonic() < self._look_at:
             return self._names
-
-    def _look(self) -> None:
-        """Read ``index.json`` if it is another one than before. Raises ``OSError``."""
-        with _opened(self.path, _DIRECTORY) as root, _opened("index.json", _FILE, root) as fd:
-            status = os.fstat(fd)
-            stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
-            if self._names is not None and self._names.stamp == stamp:
-                return
-            with os.fdopen(os.dup(fd), "rb") as file:
-                images = map(named_image, entries(file.read()))
-        self._names = _names(stamp, (image for image in images if image is not None))
-        self._rejected.clear()
-
-    def _report(self, problem: str | None) -> None:
-        """Log a change: the directory can no longer be used, or can be used again."""
-        if problem is not None and problem != self._problem:
-            log.warning("a fallback directory is skipped", path=str(self.path), reason=problem)
-        elif problem is None and self._problem is not None:
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        stamp = None if self._names is None else self._names.stamp
+        try:
+            changed = await self._in_time(lambda root: _look(root, stamp))
+        except OSError as error:
+            self._skip(error.strerror or str(error))
+            return None
+        if changed is not None:
+            self._names = changed
+            self._rejected.clear()
+        if self._problem is not None:
             log.info("a fallback directory is used again", path=str(self.path))
-        self._problem = problem
+            self._problem = None
+        return self._names
 
-    def _listed(self, names: _Names, target: Target, root: int) -> set[Digest]:
-        """Return the digests of all that a repository's images list. Blocks."""
-        known = names.listed.get(target)
-        if known is None:
-            known = _tree(root, names.roots[target])
-            with self._lock:
-                names.listed[target] = known
-        return known
+    async def _tree(self, images: Iterable[Digest]) -> set[Digest]:
+        """Return images and all that they list. Raises ``UpstreamUnavailable``.
+
+        A manifest whose bytes are not its digest lists nothing: it could name others' content.
+        """
+        found: set[Digest] = set()
+        level = set(images)
+        for _ in range(_MAX_DEPTH):
+            below: set[Digest] = set()
+            for digest in level - found:
+                found.add(digest)
+                children = await self._step(partial(_children, digest=digest))
+                found.update(blob.digest for blob in children.blobs)
+                below.update(child.digest for child in children.manifests)
+            level = below
+        return found | level
+
+    async def _step(self, work: Callable[[int], Result]) -> Result:
+        """Return what ``work`` does, given the directory. Raises ``UpstreamUnavailable``."""
+        try:
+            return await self._in_time(work)
+        except (OSError, StorageError) as error:
+            raise self._failed(error) from error
+
+    async def _in_time(self, work: Callable[[int], Result]) -> Result:
+        """Return what ``work`` does, given the directory. Raises ``OSError``, ``StorageError``."""
+
+        def opened() -> Result:
+            with _opened(self.path, _DIRECTORY) as root:
+                return work(root)
+
+        async with self._steps:
+            if time.monotonic() < self._skip_until or self._hanging >= _MAX_HANGING:
+                raise TimeoutError("it is skipped")
+            running = asyncio.wrap_future(start_apart(opened, f"fallback {self.path}"))
+            try:
+                await asyncio.wait([running], timeout=HANG_SECONDS)
+            finally:
+                if not running.done():
+                    self._hanging += 1
+                    running.add_done_callback(self._returned)
+            if not running.done():
+                self._skip("it does not answer")
+                raise TimeoutError("it does not answer")
+            return running.result()
+
+    def _returned(self, step: asyncio.Future[Any]) -> None:
+        self._hanging -= 1
+        if not step.cancelled():
+            step.exception()  # retrieved here, as nobody waits for it
+
+    def _skip(self, reason: str) -> None:
+        """Leave the directory alone for a while, and log that unless it was skipped before."""
+        self._names = None
+        self._skip_until = self._look_at = time.monotonic() + RETRY_SECONDS
+        if reason != self._problem:
+            log.warning("a fallback directory is skipped", path=str(self.path), reason=reason)
+            self._problem = reason
+
+    def _failed(self, error: Exception) -> UpstreamUnavailable:
+        """Log a failure with the path, which clients must not see; return the error for them."""
+        log.warning("a fallback directory cannot be read", path=str(self.path), reason=str(error))
+        return UpstreamUnavailable("a fallback directory cannot be read")
 
 
 class _FileBody:
-    """A blob from a file, from an offset on."""
+    """A blob from a file, from an offset on; ``read`` opens the file for each step."""
 
-    def __init__(self, blob: DiskBlob, offset: int, path: Path) -> None:
-        self.size: int | None = blob.size
-        self._blob = blob
+    def __init__(
+        self, read: Callable[[int, int], Awaitable[bytes]], offset: int, size: int
+    ) -> None:
+        self.size: int | None = size
+        self._read = read
         self._offset = offset
-        self._path = path
+        self._end = size
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield the bytes in order. Raises ``UpstreamUnavailable``."""
-        offset, size = self._offset, self._blob.size
-        while offset < size:
-            read = partial(self._blob.read, offset, min(offset + _STEP, size))
-            try:
-                data = await in_thread(read, Pool.FALLBACK)
-            except StorageError as error:
-                raise _failed(self._path, error) from error
-            if not data:
-                raise _failed(self._path, "a file became shorter")
+        offset = self._offset
+        while offset < self._end:
+            data = await self._read(offset, min(offset + _STEP, self._end))
             yield Piece(offset, data)
             offset += len(data)
 
     async def aclose(self) -> None:
-        """Close the file. A second call does nothing."""
-        self._blob.close()
+        """Do nothing: no file is open."""
 
 
-def _failed(path: Path, reason: object) -> UpstreamUnavailable:
-    """Log a failure with the path, which clients must not see; return the error for them."""
-    log.warning("a fallback directory cannot be read", path=str(path), reason=str(reason))
-    return UpstreamUnavailable("a fallback directory cannot be read")
-
-
-def _names(stamp: tuple[int, ...], images: Iterable[NamedImage]) -> _Names:
+def _look(root: int, known: tuple[int, ...] | None) -> _Names | None:
+    """Return what ``index.json`` says, None if it is the known one. Blocks. Raises ``OSError``."""
+    with _opened("index.json", _FILE, root) as fd:
+        status = os.fstat(fd)
+        stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+        if stamp == known:
+            return None
+        with os.fdopen(os.dup(fd), "rb") as file:
+            content = file.read()
     names = _Names(stamp, {}, {}, LRUCache(_MAX_REPOSITORIES))
-    for target, tag, descriptor in images:
-        names.roots.setdefault(target, set()).add(descriptor.digest)
-        if tag is not None:
-            names.tags[target, tag] = descriptor
+    for image in map(named_image, entries(content)):
+        if image is not None:
+            names.roots.setdefault(image.target, set()).add(image.descriptor.digest)
+            if image.tag is not None:
+                names.tags[image.target, image.tag] = image.descriptor
     return names
 
 
-def _tree(root: int, images: Iterable[Digest]) -> set[Digest]:
-    """Return images and all that they list. Blocks. Raises ``OSError``.
-
-    A manifest whose bytes are not its digest lists nothing: it could name others' content.
-    """
-    found: set[Digest] = set()
-    level = set(images)
-    for _ in range(_MAX_DEPTH):
-        below: set[Digest] = set()
-        for digest in level - found:
-            found.add(digest)
-            children = _children(root, digest)
-            found.update(blob.digest for blob in children.blobs)
-            below.update(child.digest for child in children.manifests)
-        level = below
-    return found | level
-
-
 def _children(root: int, digest: Digest) -> manifests.Children:
-    blob = _opened_blob(root, digest)
-    if blob is None:
-        return manifests.Children()
+    """Return what a manifest lists, as far as it is proven and understood. Blocks."""
     try:
-        if blob.size > manifests.MAX_SIZE:
-            return manifests.Children()
-        body = blob.read(0, blob.size)
+        body = _read_manifest(root, digest)
     except StorageError:
-        return manifests.Children()
-    finally:
-        blob.close()
-    content = manifests.read(body) if matches(digest, body) else None
-    return (content.children if content else None) or manifests.Children()
+        body = None
+    content = None if body is None or not matches(digest, body) else manifests.read(body)
+    return (content and content.children) or manifests.Children()
 
 
-def _opened_blob(root: int, digest: Digest) -> DiskBlob | None:
-    """Return a blob file, None if there is none. Raises ``OSError``."""
+def _read_manifest(root: int, digest: Digest) -> bytes | None:
+    """Return a file that is no longer than a manifest. Blocks."""
+    with _blob(root, digest) as blob:
+        if blob is None or blob.size > manifests.MAX_SIZE:
+            return None
+        return blob.read(0, blob.size)
+
+
+@contextmanager
+def _blob(root: int, digest: Digest) -> Iterator[DiskBlob | None]:
+    """Have a blob's file open, None if there is none. Raises ``OSError``."""
     algorithm, _, name = digest.partition(":")
     below = _DIRECTORY | os.O_NOFOLLOW
     try:
         with _opened("blobs", below, root) as blobs, _opened(algorithm, below, blobs) as directory:
             fd = os.open(name, _FILE, dir_fd=directory)
     except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        return None
-    return DiskBlob(fd)
+        yield None
+        return
+    file = DiskBlob(fd)
+    try:
+        yield file if stat.S_ISREG(os.fstat(fd).st_mode) else None
+    finally:
+        file.close()
 
 
 @contextmanager

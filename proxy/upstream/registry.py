@@ -59,7 +59,7 @@ class TagPage(NamedTuple):
     """One page of a tags list, and the query of the next page; empty at the end."""
 
     tags: list[str]
-    further: dict[str, str]
+    next_query: dict[str, str]
 
 
 class Upstream:
@@ -181,13 +181,13 @@ class Upstream:
             UpstreamRequest("GET", repo, "tags", "list", NameUnknown, _ANY, query),
             bounds.bytes_left,
         )
-        further = self._next_page(response)
+        next_query = self._next_page(response)
         document = await by_size(len(body or b""), lambda: bounds.page(body))
         if not isinstance(document.get("tags", False), list | None):  # some say null for none
             raise UpstreamUnavailable(f"{self._client.name}: the tags list cannot be read")
         tags = [tag for tag in as_list(document["tags"]) if isinstance(tag, str)]
         bounds.count(len(tags), MAX_TAGS)
-        return TagPage(tags, further)
+        return TagPage(tags, next_query)
 
     async def referrers(self, repo: Repo, subject: Digest) -> list[dict[str, object]] | None:
         """Return descriptors of what refers to ``subject``; None when the API is not there.

@@ -53,7 +53,7 @@ class Exchange:
         self.ns = self.request.query.get("ns") or None
 
     @property
-    def wish(self) -> CacheDirective:
+    def directive(self) -> CacheDirective:
         """The request's ``Cache-Control``, as far as it is supported."""
         return cache_directive(self.request.headers.get("Cache-Control"))
 
@@ -160,14 +160,14 @@ class Exchange:
         """Return the parameters for an error: a remembered one, one of upstream, or one of ours."""
         if (error := self.failure) is None:
             return ""
-        if error.is_remembered:
+        if error.is_cached:
             return "hit"
         return self._forwarded(error.upstream_status) if error.was_forwarded else ""
 
     def _forwarded(self, status: int | None = None) -> str:
         """Return why upstream was asked, and the status of its response if it gave one."""
         reason = "uri-miss" if self.forward is None else "stale"
-        if self.forward is not None and self.wish is CacheDirective.REVALIDATE:
+        if self.forward is not None and self.directive is CacheDirective.REVALIDATE:
             reason = "request"
         return f"fwd={reason}" if status is None else f"fwd={reason}; fwd-status={status}"
 

@@ -96,35 +96,35 @@ class Registry:
 
     async def _get(self, exchange: Exchange, target: Target, ref: str) -> Manifest:
         if is_digest(ref):
-            manifest = await self._cache.manifests.get(target, Digest(ref), exchange.wish)
+            manifest = await self._cache.manifests.get(target, Digest(ref), exchange.directive)
         else:
-            manifest = await self._cache.tags.get(target, Tag(ref), exchange.wish)
+            manifest = await self._cache.tags.get(target, Tag(ref), exchange.directive)
         if manifest.outcome is Outcome.MISS:
-            self._cache.ahead.begin(target, manifest.children)
+            self._cache.prefetcher.begin(target, manifest.children)
         self._confirm(target, manifest)
         return manifest
 
     async def _head(self, exchange: Exchange, target: Target, ref: str) -> Described:
         if is_digest(ref):
-            described = await self._cache.manifests.head(target, Digest(ref), exchange.wish)
+            described = await self._cache.manifests.head(target, Digest(ref), exchange.directive)
         else:
-            described = await self._cache.tags.head(target, Tag(ref), exchange.wish)
+            described = await self._cache.tags.head(target, Tag(ref), exchange.directive)
         self._confirm(target, described)
         return described
 
     def _confirm(self, target: Target, answer: Manifest | Described) -> None:
         """Start to confirm that upstream's repository has what the manifest lists.
 
-        This repeats with each check of a tag, so a sweep that ended early is made up for.
+        This repeats with each check of a tag, so a check that ended early is made up for.
         """
         if answer.outcome is not Outcome.HIT and answer.warning is None:
-            self._cache.sweeps.begin(target, answer.descriptor.digest)
+            self._cache.link_checks.begin(target, answer.descriptor.digest)
 
     async def _blob(self, exchange: Exchange, target: Target, digest: Digest) -> StreamResponse:
         if exchange.is_head or replies.is_unmodified(exchange, digest):
-            sized = await self._cache.blobs.head(target, digest, exchange.wish)
+            sized = await self._cache.blobs.head(target, digest, exchange.directive)
             return replies.sized(exchange, digest, sized)
-        blob = await self._cache.small.get(target, digest, exchange.wish)
+        blob = await self._cache.small.get(target, digest, exchange.directive)
         try:
             return await send_blob(exchange, digest, blob, self._cache.blobs)
         finally:
@@ -133,7 +133,7 @@ class Registry:
     async def _tags(self, exchange: Exchange, target: Target) -> Response:
         assert exchange.route is not None
         name = exchange.route.repo
-        page = await self._cache.listings.tags(target, _page(exchange), exchange.wish)
+        page = await self._cache.listings.tags(target, _page(exchange), exchange.directive)
         document: dict[str, object] = {"name": name, "tags": page.names}
         return replies.listed(exchange, page, document, f"/v2/{name}/tags/list")
 
@@ -143,14 +143,14 @@ class Registry:
 
     async def _referrers(self, exchange: Exchange, target: Target, subject: Digest) -> Response:
         wanted = exchange.request.query.get("artifactType") or None
-        found = await self._cache.referrers.get(target, subject, wanted, exchange.wish)
+        found = await self._cache.referrers.get(target, subject, wanted, exchange.directive)
         return replies.referrers(exchange, found)
 
 
 def _page(exchange: Exchange) -> dict[str, str]:
     """Return the pagination parameters of a query. Raises ``PaginationInvalid``."""
-    asked = exchange.request.query
-    page = {name: asked[name] for name in PAGE_KEYS if asked.get(name)}
+    query = exchange.request.query
+    page = {name: query[name] for name in PAGE_KEYS if query.get(name)}
     if (n := page.get("n")) is not None:
         if not (n.isascii() and n.isdecimal() and len(n) < 10):
             raise PaginationInvalid("n is not a count")

@@ -60,8 +60,8 @@ def listed(exchange: Exchange, found: Listed, document: dict[str, object], path:
     """Return one page of a list, with a ``Link`` to the next page at this proxy."""
     exchange.answered(found.outcome, found.forward)
     headers = {"Content-Type": JSON, **_warning(found.warning)}
-    if found.further:
-        query = found.further | ({} if exchange.ns is None else {"ns": exchange.ns})
+    if found.next_query:
+        query = found.next_query | ({} if exchange.ns is None else {"ns": exchange.ns})
         headers["Link"] = f'<{path}?{urlencode(query)}>; rel="next"'
     return _body(exchange, json.dumps(document).encode(), headers)
 

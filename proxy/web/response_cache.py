@@ -190,6 +190,6 @@ def _is_plain(exchange: Exchange) -> bool:
         and not exchange.left
         and request.version == HttpVersion11
         and request.keep_alive
-        and exchange.wish is CacheDirective.ANY
+        and exchange.directive is CacheDirective.ANY
         and not any(name in request.headers for name in (*_CONDITIONAL, *_CREDENTIALS))
     )

@@ -148,28 +148,31 @@ class Sending:
 
     async def begin(self) -> None:
         """Send the headers. Raises ``ClientLeftError``."""
-        try:
+        with _sending():
             await self._response.prepare(self._request)
-        except ConnectionError as error:
-            raise ClientLeftError from error
 
     async def write(self, chunk: bytes | memoryview) -> None:
         """Send some bytes, at the client's pace. Raises ``ClientLeftError``."""
         rest = memoryview(chunk)
         while rest:
             piece, rest = rest[:CHUNK], rest[CHUNK:]
-            try:
+            with _sending():
                 await self._response.write(piece)
-            except ConnectionError as error:
-                raise ClientLeftError from error
             self.sent += len(piece)
 
     async def finish(self) -> None:
         """End the body. Raises ``ClientLeftError``."""
-        try:
+        with _sending():
             await self._response.write_eof()
-        except ConnectionError as error:
-            raise ClientLeftError from error
+
+
+@contextmanager
+def _sending() -> Iterator[None]:
+    """Raise ``ClientLeftError`` if the connection is lost."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise ClientLeftError from error
 
 
 class _SendfileUnsupportedError(Exception):

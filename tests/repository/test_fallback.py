@@ -1,7 +1,10 @@
 """A directory of another Millpond as a source: a disk that somebody carried in and mounted."""
 
+import asyncio
 import os
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from tests.fakes import content, faults
 from tests.fakes.clock import Clock
 from tests.fakes.layout import blob_file, write_layout
 from tests.fakes.upstream import FakeUpstream
-from tests.running import Proxy, Start, started
+from tests.running import Proxy, Start, started, until
 
 APP = content.image(1, layers=(3_000_000, 5000))
 OTHER = content.image(2, layers=(2000,))
@@ -197,6 +200,84 @@ async def test_a_missing_directory_is_skipped_told_once_and_used_when_it_is_ther
     [secret] = OTHER.layers
     assert (await proxy.get(f"/v2/secret/thing/blobs/{secret}")).body == OTHER.blobs[secret]
     assert proxy.log.getvalue().count("a fallback directory is used again") == 1
+
+
+class DeadMount:
+    """Lets every ``open`` of a directory hang until it is released."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = path
+        self.hanging = 0
+        self.released = threading.Event()
+        self._open = os.open
+        monkeypatch.setattr(os, "open", self.open)
+
+    def open(
+        self, path: str | Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None
+    ) -> int:
+        if path == self.path and not self.released.is_set():
+            self.hanging += 1
+            self.released.wait()
+        return self._open(path, flags, mode, dir_fd=dir_fd)
+
+
+@pytest.fixture
+def dead(disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeadMount]:
+    monkeypatch.setattr(fallback, "HANG_SECONDS", 0.2)
+    mount = DeadMount(disk, monkeypatch)
+    yield mount
+    mount.released.set()
+
+
+async def test_a_directory_that_hangs_delays_one_request_and_is_used_when_it_answers(
+    start: Start, upstream: FakeUpstream, dead: DeadMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fallback, "RETRY_SECONDS", 3600.0)
+    upstream.add("library/app", APP)
+    proxy = await start(fallback=[str(dead.path)])
+    async with asyncio.timeout(60):
+        for digest in APP.layers:
+            assert (await proxy.get(f"/v2/app/blobs/{digest}")).body == APP.blobs[digest]
+        await pulled(proxy, "app", APP, APP.digest)
+    assert dead.hanging == 1, "it is left alone"
+    assert proxy.log.getvalue().count("a fallback directory is skipped") == 1
+    await proxy.close()
+    monkeypatch.setattr(fallback, "RETRY_SECONDS", 0.0)
+    proxy = await start(fallback=[str(dead.path)])
+    [other] = OTHER.layers
+    async with asyncio.timeout(60):
+        assert (await proxy.get(f"/v2/secret/thing/blobs/{other}")).status == 404
+        assert dead.hanging == 2
+        dead.released.set()
+        answer = await proxy.get(f"/v2/secret/thing/blobs/{other}", Cache_Control="no-cache")
+    assert answer.body == OTHER.blobs[other]
+    assert proxy.log.getvalue().count("a fallback directory is used again") == 1
+
+
+async def test_a_directory_that_hangs_takes_no_more_threads_than_its_bound(
+    start: Start, upstream: FakeUpstream, dead: DeadMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fallback, "HANG_SECONDS", 0.001)
+    monkeypatch.setattr(fallback, "_MAX_HANGING", 3)
+    upstream.add("library/app", APP)
+    proxy = await start(fallback=[str(dead.path)])
+    async with asyncio.timeout(60):
+        for _ in range(10):
+            assert (await proxy.head(f"/v2/app/blobs/{LAYER}")).status == 200
+            assert (await proxy.head(f"/v2/app/blobs/{APP.config}")).status == 200
+    assert dead.hanging == 3
+
+
+@pytest.mark.parametrize("offline", [False, True])
+async def test_a_manifest_from_the_disk_begins_a_prefetch(
+    start: Start, upstream: FakeUpstream, disk: Path, *, offline: bool
+) -> None:
+    proxy = await start(offline=offline, fallback=[str(disk)], prefetch={"idle_timeout": "60s"})
+    answer = await proxy.get(f"/v2/app/manifests/{APP.digest}")
+    assert (answer.status, answer.body) == (200, APP.manifest)
+    assert answer.headers["Cache-Status"] == "Millpond; fwd=uri-miss; stored"
+    await until(lambda: set(APP.blobs) <= proxy.held())
+    assert not upstream.count("GET")
 
 
 @pytest.mark.parametrize("part", ["blobs", "blobs/sha256", "file", "index.json"])

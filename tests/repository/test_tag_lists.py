@@ -1,4 +1,4 @@
-"""Kept tag lists: bounded, and complete only if a client has read them to their end."""
+"""Tag lists: bounded, and complete only if a client has read them to their end."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from proxy.core.names import Repo, Tag, Target
 from proxy.core.records import ListedPage, TagList
 from proxy.index.expiring import ExpiringRows
 from proxy.repository import tag_lists
-from proxy.repository.tag_lists import Kept, TagLists, with_page, without
+from proxy.repository.tag_lists import KnownList, TagLists, with_page, without
 from tests.fakes.clock import Clock
 
 APP = Target("docker.io", Repo("library/app"))
@@ -17,27 +17,27 @@ OTHER = Target("docker.io", Repo("library/app2"))
 
 
 def whole(*tags: str) -> ListedPage:
-    return ListedPage([*tags], {}, {}, is_whole=True)
+    return ListedPage([*tags], {}, {}, is_complete=True)
 
 
-def page(tags: str, after: str = "", further: str = "") -> ListedPage:
+def page(tags: str, after: str = "", next_query: str = "") -> ListedPage:
     """A page of one-letter tags."""
     query = {"n": "2", "last": after} if after else {"n": "2"}
     return ListedPage(
-        [*tags], query, {"n": "2", "last": further} if further else {}, is_whole=False
+        [*tags], query, {"n": "2", "last": next_query} if next_query else {}, is_complete=False
     )
 
 
-def after(*pages: ListedPage) -> Kept:
-    kept: Kept | None = None
+def after(*pages: ListedPage) -> KnownList:
+    known: KnownList | None = None
     for one in pages:
-        kept = with_page(kept, one, 1.0)
-    assert kept is not None
-    return kept
+        known = with_page(known, one, 1.0)
+    assert known is not None
+    return known
 
 
-def kept_tags(kept: Kept) -> tuple[str, bool]:
-    return "".join(kept.tags.tags), kept.tags.is_complete
+def known_tags(known: KnownList) -> tuple[str, bool]:
+    return "".join(known.tags.tags), known.tags.is_complete
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ async def rows(tmp_path: Path) -> AsyncIterator[ExpiringRows]:
 
 
 def test_a_whole_list_replaces_the_old_one_sorted_and_each_tag_once() -> None:
-    kept = after(whole("x"), whole("b", "a", "b"))
-    assert kept == Kept(TagList(("a", "b"), is_complete=True, seen_at=1.0), [], {})
+    known = after(whole("x"), whole("b", "a", "b"))
+    assert known == KnownList(TagList(("a", "b"), is_complete=True, seen_at=1.0), [], {})
 
 
 @pytest.mark.parametrize(
@@ -69,15 +69,15 @@ def test_a_whole_list_replaces_the_old_one_sorted_and_each_tag_once() -> None:
 def test_a_list_is_complete_when_it_was_read_from_its_beginning_to_its_end(
     pages: list[ListedPage], tags: str, is_complete: bool
 ) -> None:
-    assert kept_tags(after(*pages)) == (tags, is_complete)
+    assert known_tags(after(*pages)) == (tags, is_complete)
 
 
 def test_one_list_is_bounded_and_then_incomplete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tag_lists, "MAX_LIST_BYTES", 1000)
     fits = [f"{number:06}" for number in range(100)]
     for tags, is_complete in ((fits, True), ([*fits, "100000"], False)):
-        kept = after(whole(*tags))
-        assert (kept.tags.tags, kept.tags.is_complete) == (tuple(fits), is_complete)
+        known = after(whole(*tags))
+        assert (known.tags.tags, known.tags.is_complete) == (tuple(fits), is_complete)
 
 
 def test_a_page_with_too_many_names_makes_an_incomplete_list(
@@ -85,29 +85,29 @@ def test_a_page_with_too_many_names_makes_an_incomplete_list(
 ) -> None:
     monkeypatch.setattr(tag_lists, "MAX_NAMES", 3)
     for tags, is_complete in (("abc", True), ("abcd", False)):
-        assert kept_tags(after(whole(*tags))) == ("abc", is_complete)
-    assert kept_tags(after(page("abcd", "", "d"), page("e", "d"))) == ("abce", False)
-    assert kept_tags(after(page("ab", "", "b"), page("cdef", "b"))) == ("abcde", False)
+        assert known_tags(after(whole(*tags))) == ("abc", is_complete)
+    assert known_tags(after(page("abcd", "", "d"), page("e", "d"))) == ("abce", False)
+    assert known_tags(after(page("ab", "", "b"), page("cdef", "b"))) == ("abcde", False)
 
 
 def test_a_walk_without_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tag_lists, "MAX_LIST_BYTES", 1000)
-    kept: Kept | None = None
+    known: KnownList | None = None
     query: dict[str, str] = {}
     for number in range(200):
-        further = {"last": f"{number:06}"}
-        kept = with_page(kept, ListedPage([f"{number:06}"] * 10, query, further, False), 1.0)
-        assert sum(map(len, (*kept.tags.tags, *kept.walked))) <= 2000
-        query = further
-    assert kept is not None
-    assert not kept.tags.is_complete
+        next_query = {"last": f"{number:06}"}
+        known = with_page(known, ListedPage([f"{number:06}"] * 10, query, next_query, False), 1.0)
+        assert sum(map(len, (*known.tags.tags, *known.read))) <= 2000
+        query = next_query
+    assert known is not None
+    assert not known.tags.is_complete
 
 
 def test_a_tag_is_removed_from_the_list_and_from_the_walk() -> None:
-    kept = without(after(whole(*"ab"), page("ab", "", "b")), Tag("a"))
-    assert kept is not None
-    assert (kept_tags(kept), kept.walked) == (("b", True), ["b"])
-    assert without(kept, Tag("a")) is None, "no change"
+    known = without(after(whole(*"ab"), page("ab", "", "b")), Tag("a"))
+    assert known is not None
+    assert (known_tags(known), known.read) == (("b", True), ["b"])
+    assert without(known, Tag("a")) is None, "no change"
     assert without(None, Tag("a")) is None
 
 

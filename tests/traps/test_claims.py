@@ -25,8 +25,8 @@ EVIL = "/v2/evil/app"
 """A repository of another registry."""
 
 
-def entry(thing: content.Image) -> content.Document:
-    return {"mediaType": thing.media_type, "digest": thing.digest, "size": len(thing.manifest)}
+def entry(image: content.Image) -> content.Document:
+    return {"mediaType": image.media_type, "digest": image.digest, "size": len(image.manifest)}
 
 
 def listing(*entries: content.Document) -> bytes:
@@ -34,9 +34,9 @@ def listing(*entries: content.Document) -> bytes:
     return json.dumps(document).encode()
 
 
-def labelled(thing: content.Image, label: str) -> bytes:
+def labelled(image: content.Image, label: str) -> bytes:
     """Return another manifest of the same configuration and layers."""
-    return json.dumps(json.loads(thing.manifest) | {"annotations": {"label": label}}).encode()
+    return json.dumps(json.loads(image.manifest) | {"annotations": {"label": label}}).encode()
 
 
 class Attacker:
@@ -116,9 +116,9 @@ async def guarded(upstream: FakeUpstream) -> None:
     upstream.add("org/public", OTHER)
 
 
-async def pull(proxy: Proxy, name: str, thing: content.Image = SECRET) -> None:
-    assert (await proxy.get(f"/v2/{name}/manifests/latest")).body == thing.manifest
-    for digest, data in thing.blobs.items():
+async def pull(proxy: Proxy, name: str, image: content.Image = SECRET) -> None:
+    assert (await proxy.get(f"/v2/{name}/manifests/latest")).body == image.manifest
+    for digest, data in image.blobs.items():
         assert (await proxy.get(f"/v2/{name}/blobs/{digest}")).body == data
     await proxy.settled()
 
@@ -241,7 +241,7 @@ async def test_t48_a_rate_limit_ends_the_questions_and_the_next_check_asks_again
     upstream.clear()
     limit = upstream.fail(429, method="HEAD", kind="blob")
     assert (await proxy.get("/v2/org/copy/manifests/latest")).status == 200
-    await until(lambda: "sweep ended early" in proxy.log.getvalue())
+    await until(lambda: "link check ended early" in proxy.log.getvalue())
     assert 0 < upstream.count("HEAD", "blob") < 2 * 16 - 1, "not all of 31"
     layer = many.layers[-1]
     assert (await proxy.get(f"/v2/org/copy/blobs/{layer}")).body == many.blobs[layer], (
@@ -290,6 +290,25 @@ async def test_t48_public_content_needs_no_question(
     for digest, data in SECRET.blobs.items():
         assert (await proxy.get(f"/v2/evil/copy/blobs/{digest}")).body == data
     assert evil.count(kind="blob") == 0, "neither asked for nor about"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("name", ["other", "evil/app"])
+async def test_t48_a_manifest_requested_under_a_wrong_name_opens_no_blobs(
+    start: Start, upstream: FakeUpstream, evil: FakeUpstream, name: str, *, restarted: bool
+) -> None:
+    upstream.add("library/app", SECRET)
+    upstream.add("library/other", OTHER)
+    proxy = await start(upstreams={"evil": {"url": evil.url}})
+    await pull(proxy, "app")
+    if restarted:
+        await proxy.close()
+        proxy = await start(upstreams={"evil": {"url": evil.url}})
+    for method in ("HEAD", "GET"):
+        for digest in (SECRET.digest, *SECRET.blobs):
+            kind = "manifests" if digest == SECRET.digest else "blobs"
+            answer = await proxy.ask(method, f"/v2/{name}/{kind}/{digest}")
+            assert answer.status == 404, (method, kind, answer.body)
 
 
 @pytest.mark.usefixtures("guarded")

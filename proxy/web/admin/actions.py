@@ -5,6 +5,8 @@ Only for the operator: names are confidential, and most of it changes something.
 
 import asyncio
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from aiohttp.web import BaseRequest, StreamResponse
@@ -13,37 +15,62 @@ from proxy.access import AdminAccess
 from proxy.content.content import Content
 from proxy.content.in_use import MAX_FILE, Feeds
 from proxy.content.pins import Pin, Pins
-from proxy.core.errors import RequestInvalid, StorageError, StorageUnavailable, Unsupported
+from proxy.core.errors import (
+    Conflict,
+    RequestInvalid,
+    StorageError,
+    StorageUnavailable,
+    Unsupported,
+)
+from proxy.core.names import Image
+from proxy.core.selection import Selector
 from proxy.core.units import parse_size
-from proxy.web.admin.documents import Document, Page, asked, is_true, reply, stream
-from proxy.web.admin.evictions import would_evict
-from proxy.web.admin.images import ImagePages, Services
+from proxy.repository import Cache
+from proxy.services.drop import Dropper
+from proxy.services.pull import Platforms, Puller
+from proxy.services.verify import Verifier
+from proxy.web.admin import images
+from proxy.web.admin.documents import Document, Page, is_true, reply, required, stream
 
 _DEFAULT_TTL: Final = 3600.0
 _LONGEST_TTL: Final = 7 * 86400.0
-
 
 WAIT_SECONDS: Final = 10.0
 """A command waits so long for the index to be read."""
 
 
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What commands work on, and the parsers of image names and selectors."""
+
+    content: Content
+    pins: Pins
+    feeds: Feeds
+    verifier: Verifier
+    dropper: Dropper
+    puller: Puller
+    cache: Cache
+    image: Callable[[str], Image]
+    selector: Callable[[str], Selector]
+
+
 class Control:
     """The operator's pages. Each raises ``RegistryError`` for an invalid request."""
 
-    def __init__(
-        self, content: Content, pins: Pins, feeds: Feeds, services: Services, access: AdminAccess
-    ) -> None:
-        self._content = content
-        self.pins = pins
-        self._feeds = feeds
-        self._verifier = services.verifier
+    def __init__(self, services: Services, access: AdminAccess) -> None:
+        self._services = services
+        self._content = services.content
+        self._feeds = services.feeds
+        self.pins = services.pins
         self.access = access
         self._pages: dict[str, dict[str, Page]] = {
             "/-/pins": {"GET": self._get_pins, "PUT": self._put_pin, "DELETE": self._delete_pin},
             "/-/in-use": {"GET": self._get_in_use, "PUT": self._put_in_use},
             "/-/evict": {"GET": self._get_evict, "POST": self._post_evict},
             "/-/verify": {"POST": self._post_verify},
-            **ImagePages(content, pins, feeds, services).pages,
+            "/-/images": {"GET": self._get_images, "DELETE": self._delete_images},
+            "/-/refresh": {"POST": self._post_refresh},
+            "/-/pull": {"POST": self._post_pull},
         }
 
     def has(self, path: str) -> bool:
@@ -73,12 +100,12 @@ class Control:
 
     async def _put_pin(self, request: BaseRequest) -> StreamResponse:
         try:
-            return reply(_pin(await self.pins.add(asked(request, "pin"))))
+            return reply(_pin(await self.pins.add(required(request, "pin"))))
         except StorageError as error:
             raise StorageUnavailable(f"the pin cannot be kept: {error}") from error
 
     async def _delete_pin(self, request: BaseRequest) -> StreamResponse:
-        name = asked(request, "pin")
+        name = required(request, "pin")
         try:
             removed = await self.pins.remove(name)
         except StorageError as error:
@@ -90,8 +117,8 @@ class Control:
             {"source": feed.source, "images": feed.named, "expires_at": feed.expires_at}
             for feed in self._feeds.all()
         ]
-        images = sorted({str(image) for image in self._feeds.images()})
-        return reply({"feeds": feeds, "images": images})
+        names = sorted({str(image) for image in self._feeds.images()})
+        return reply({"feeds": feeds, "images": names})
 
     async def _put_in_use(self, request: BaseRequest) -> StreamResponse:
         text = await _body(request)
@@ -108,20 +135,56 @@ class Control:
         )
 
     async def _get_evict(self, request: BaseRequest) -> StreamResponse:
-        wanted = _size(request)
-        return await stream(request, would_evict(self._content, wanted))
+        return await stream(request, images.would_evict(self._content, _size(request)))
 
     async def _post_evict(self, request: BaseRequest) -> StreamResponse:
         blobs, freed = await self._content.evict(_size(request))
         return reply({"blobs": blobs, "bytes": freed})
 
     async def _post_verify(self, request: BaseRequest) -> StreamResponse:
-        events = self._verifier.run(
+        events = self._services.verifier.run(
             repair=is_true(request, "repair"),
             rate=_bytes(request.query.get("rate", "0"), "rate"),
             restart=is_true(request, "restart"),
         )
         return await stream(request, events)
+
+    async def _get_images(self, request: BaseRequest) -> StreamResponse:
+        match = request.query.get("match")
+        selector = None if match is None else self._services.selector(match)
+        used = {str(image) for image in self._feeds.images()}
+        pinned = await self.pins.pinned()
+        return await stream(request, images.described(self._content, selector, pinned, used))
+
+    async def _delete_images(self, request: BaseRequest) -> StreamResponse:
+        dropper = self._services.dropper
+        selector = self._services.selector(required(request, "match"))
+        act = dropper.foretell if is_true(request, "dry_run") else dropper.drop
+        return await stream(request, act(selector))
+
+    async def _post_refresh(self, request: BaseRequest) -> StreamResponse:
+        image = self._services.image(required(request, "image"))
+        if image.target is None or image.tag is None:
+            raise RequestInvalid(f"{image}: a digest never changes; name a tag")
+        cache = self._services.cache
+        if cache.manifests.is_offline(image.target):
+            raise Conflict(f"{image}: this is offline; upstream is not asked")
+        found = await cache.tags.refresh(image.target, image.tag)
+        return reply(
+            {
+                "image": str(image),
+                "before": found.before,
+                "digest": found.now,
+                "changed": found.before != found.now,
+                "recorded": found.is_recorded,
+            }
+        )
+
+    async def _post_pull(self, request: BaseRequest) -> StreamResponse:
+        image = self._services.image(required(request, "image"))
+        named = request.query.get("platforms", "")
+        platforms = Platforms(tuple(filter(None, named.split(","))))
+        return await stream(request, self._services.puller.run(image, platforms))
 
 
 async def _body(request: BaseRequest) -> str:
@@ -137,7 +200,7 @@ async def _body(request: BaseRequest) -> str:
 
 
 def _size(request: BaseRequest) -> int:
-    return _bytes(asked(request, "bytes"), "bytes")
+    return _bytes(required(request, "bytes"), "bytes")
 
 
 def _bytes(text: str, name: str) -> int:

@@ -46,7 +46,7 @@ async def _send(response: StreamResponse, documents: AsyncGenerator[Document]) -
     await response.write(pending)
 
 
-def asked(request: BaseRequest, name: str) -> str:
+def required(request: BaseRequest, name: str) -> str:
     """Return a required parameter. Raises ``RequestInvalid``."""
     value = request.query.get(name)
     if not value:
@@ -66,6 +66,7 @@ def _line(document: Document) -> bytes:
     return json.dumps(document).encode() + b"\n"
 
 
-def reply(document: Document) -> Response:
+def reply(document: Document, status: int = 200) -> Response:
     """Return a response that is one document."""
-    return PacedResponse(body=json.dumps(document).encode(), content_type=JSON)
+    body = json.dumps(document).encode()
+    return PacedResponse(status=status, body=body, content_type=JSON)

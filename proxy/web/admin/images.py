@@ -1,105 +1,88 @@
-"""Images under ``/-/``: list, drop, refresh and pull them. Streams are NDJSON."""
+"""What is held of each image, and what an eviction would delete: one document a line."""
 
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
-
-from aiohttp.web import BaseRequest, StreamResponse
+from collections.abc import AsyncGenerator, Collection
+from typing import Final
 
 from proxy.content.content import Content
-from proxy.content.in_use import Feeds
-from proxy.content.pins import Pins
 from proxy.content.tags import TaggedImage
-from proxy.core.errors import Conflict, RequestInvalid
-from proxy.core.names import Image
+from proxy.core.names import Digest
+from proxy.core.records import BlobRecord, disk_bytes
 from proxy.core.selection import Selector
-from proxy.repository import Cache
-from proxy.services.drop import Dropper
 from proxy.services.inventory import weigh
-from proxy.services.pull import Platforms, Puller
-from proxy.services.verify import Verifier
-from proxy.web.admin.documents import Document, Page, asked, is_true, reply, stream
+from proxy.web.admin.documents import Document
+
+_MOST_LINES: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """The services that commands use, and the parsers of image names and selectors."""
+async def described(
+    content: Content, selector: Selector | None, pinned: Collection[Digest], used: set[str]
+) -> AsyncGenerator[Document]:
+    """Yield the selected images; ``used`` names the images in use."""
+    async for batch in content.tags.all():
+        for image in batch:
+            if selector is None or selector.matches(image.target, image.tag, image.digest):
+                names = {image.name, f"{image.target}@{image.digest}", image.digest}
+                yield await _described(content, image) | {
+                    "pinned": image.digest in pinned,
+                    "in_use": not used.isdisjoint(names),
+                }
 
-    verifier: Verifier
-    dropper: Dropper
-    puller: Puller
-    cache: Cache
-    image: Callable[[str], Image]
-    selector: Callable[[str], Selector]
+
+async def _described(content: Content, image: TaggedImage) -> Document:
+    weight = await weigh(content, image.digest)
+    return {
+        "name": image.name,
+        "digest": image.digest,
+        "media_type": image.record.descriptor.media_type,
+        "state": weight.state.value,
+        "held_bytes": weight.held_bytes,
+        "missing": weight.missing,
+        "last_used": None if image.held is None else image.held.used_at,
+        "checked_at": image.record.checked_at or None,
+    }
 
 
-class ImagePages:
-    """The pages about images, by path and method."""
+async def would_evict(content: Content, wanted: int) -> AsyncGenerator[Document]:
+    """Yield what an eviction of ``wanted`` disk bytes would delete.
 
-    def __init__(self, content: Content, pins: Pins, feeds: Feeds, services: Services) -> None:
-        self._content = content
-        self._pins = pins
-        self._feeds = feeds
-        self._services = services
-        self.pages: dict[str, dict[str, Page]] = {
-            "/-/images": {"GET": self._get_images, "DELETE": self._delete_images},
-            "/-/refresh": {"POST": self._post_refresh},
-            "/-/pull": {"POST": self._post_pull},
+    First the content, coldest first, then the images that lose some of it, then the sum.
+    """
+    victims = {record.digest: record for record in await content.would_evict(wanted)}
+    for record in list(victims.values())[:_MOST_LINES]:
+        yield {
+            "digest": record.digest,
+            "size": record.size,
+            "disk_bytes": disk_bytes(record.size),
+            "media_type": record.media_type,
+            "last_used": record.used_at,
         }
+    async for image in _losers(content, victims):
+        yield image
+    freed = sum(disk_bytes(record.size) for record in victims.values())
+    yield {"blobs": len(victims), "bytes": freed}
 
-    async def _get_images(self, request: BaseRequest) -> StreamResponse:
-        match = request.query.get("match")
-        selector = None if match is None else self._services.selector(match)
-        return await stream(request, self._images(selector))
 
-    async def _delete_images(self, request: BaseRequest) -> StreamResponse:
-        selector, dropper = self._services.selector(asked(request, "match")), self._services.dropper
-        act = dropper.foretell if is_true(request, "dry_run") else dropper.drop
-        return await stream(request, act(selector))
+async def _losers(content: Content, victims: dict[Digest, BlobRecord]) -> AsyncGenerator[Document]:
+    """Yield the images that lose content, and last, without a name, what belongs to none."""
+    nameless = dict(victims)
+    async for batch in content.tags.all():
+        for image in batch:
+            tree = await content.graph.tree(image.digest)
+            lost = [victims[digest] for digest in tree if digest in victims]
+            if lost:
+                state = "absent" if image.digest in victims else "partial"
+                yield _line(image.name, state, lost)
+            for one in lost:
+                nameless.pop(one.digest, None)
+    if nameless:
+        yield _line(None, None, nameless.values())
 
-    async def _post_refresh(self, request: BaseRequest) -> StreamResponse:
-        image = self._services.image(asked(request, "image"))
-        if image.target is None or image.tag is None:
-            raise RequestInvalid(f"{image}: a digest never changes; name a tag")
-        cache = self._services.cache
-        if cache.manifests.is_offline(image.target):
-            raise Conflict(f"{image}: this is offline; upstream is not asked")
-        found = await cache.tags.refresh(image.target, image.tag)
-        return reply(
-            {
-                "image": str(image),
-                "before": found.before,
-                "digest": found.now,
-                "changed": found.before != found.now,
-                "recorded": found.is_recorded,
-            }
-        )
 
-    async def _post_pull(self, request: BaseRequest) -> StreamResponse:
-        image = self._services.image(asked(request, "image"))
-        named = request.query.get("platforms", "")
-        platforms = Platforms(tuple(filter(None, named.split(","))))
-        return await stream(request, self._services.puller.run(image, platforms))
-
-    async def _images(self, selector: Selector | None) -> AsyncGenerator[Document]:
-        pinned = await self._pins.pinned()
-        used = {str(image) for image in self._feeds.images()}
-        async for batch in self._content.tags.all():
-            for image in batch:
-                if selector is None or selector.matches(image.target, image.tag, image.digest):
-                    by_digest = f"{image.target}@{image.digest}"
-                    is_used = not used.isdisjoint({image.name, by_digest, image.digest})
-                    marks = {"pinned": image.digest in pinned, "in_use": is_used}
-                    yield await self._described(image) | marks
-
-    async def _described(self, image: TaggedImage) -> Document:
-        weight = await weigh(self._content, image.digest)
-        return {
-            "name": image.name,
-            "digest": image.digest,
-            "media_type": image.record.descriptor.media_type,
-            "state": weight.state.value,
-            "held_bytes": weight.held_bytes,
-            "missing": weight.missing,
-            "last_used": None if image.held is None else image.held.used_at,
-            "checked_at": image.record.checked_at or None,
-        }
+def _line(name: str | None, state: str | None, lost: Collection[BlobRecord]) -> Document:
+    return {
+        "image": name,
+        "state": state,
+        "blobs": len(lost),
+        "bytes": sum(disk_bytes(record.size) for record in lost),
+        "last_used": min(record.used_at for record in lost),
+    }

@@ -1,9 +1,8 @@
 """Everything of our own: ``/-/stats``, ``/-/healthz``, ``/-/readyz``, ``/metrics``, ``control``."""
 
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from aiohttp.web import BaseRequest, Response, StreamResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -19,9 +18,8 @@ from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
+from proxy.web.admin.documents import JSON, reply
 from proxy.web.paced import PacedResponse
-
-JSON: Final = "application/json"
 
 
 class Admin:
@@ -70,8 +68,9 @@ class Admin:
             if request.path == "/-/stats":
                 _require_read(request)
                 decision = self._access.allow(await identify(), Action.OPERATE, None)
-                stats = await self._full_stats()
-                return _json(_public(stats) if decision.refusal else stats)
+                stats = self.stats()
+                stats["cache"]["oldest_use"] = await self._content.oldest_use()
+                return reply(_public(stats) if decision.refusal else stats)
             return await self._answer(request)
         except RegistryError as error:
             return PacedResponse(
@@ -90,33 +89,25 @@ class Admin:
                     headers={"Content-Type": CONTENT_TYPE_LATEST},
                 )
             case "/-/healthz":
-                return _json({"status": "ok"})
+                return reply({"status": "ok"})
             case "/-/readyz" if self.is_stopping:
-                return _json({"status": "stopping"}, status=503)
-            case "/-/readyz" if reasons := self._failures():
-                return _json({"status": "not ready", "reasons": reasons}, status=503)
+                return reply({"status": "stopping"}, status=503)
+            case "/-/readyz" if reasons := (
+                self._content.failures() | dict(self._metrics.readiness.reasons)
+            ):
+                return reply({"status": "not ready", "reasons": reasons}, status=503)
             case "/-/readyz":
-                return _json({"status": "ready"})
+                return reply({"status": "ready"})
             case _:
                 raise PathNotFound(
                     "no such page; there are /-/stats, /-/healthz, /-/readyz and /metrics"
                 )
-
-    def _failures(self) -> dict[str, str]:
-        """Return why the proxy is not ready, by what has failed and is tried again."""
-        return self._content.failures() | dict(self._metrics.readiness.reasons)
-
-    async def _full_stats(self) -> dict[str, Any]:
-        stats = self.stats()
-        stats["cache"]["oldest_use"] = await self._content.oldest_use()
-        return stats
 
     def stats(self) -> dict[str, Any]:
         """Return the numbers of ``/-/stats`` but for ``oldest_use``: since the start, and now.
 
         Seconds and bytes throughout. Includes names, which only the trusted may see.
         """
-        usage = self._content.usage()
         return {
             "version": VERSION,
             "uptime_seconds": round(time.monotonic() - self._started, 3),
@@ -126,13 +117,7 @@ class Admin:
                 for name, upstream in self._upstreams.items()
             },
             "cache": {
-                "bytes": usage.used_bytes,
-                "limit_bytes": usage.limit_bytes,
-                "pinned_bytes": self._control.pins.bytes,
-                "quarantined_bytes": usage.quarantined_bytes,
-                "files": usage.files,
-                "index_bytes": usage.index_bytes,
-                "index_dropped_rows": usage.index_dropped_rows,
+                **{name.removeprefix("cache_"): value for name, _, value in self._usage()},
                 **self._metrics.cache.snapshot(),
             },
             "downloads": [
@@ -147,28 +132,27 @@ class Admin:
             ],
         }
 
+    def _usage(self) -> list[tuple[str, str, int]]:
+        """Return name, help text and value of the numbers in both statistics and metrics."""
+        usage = self._content.usage()
+        return [
+            ("cache_bytes", "Disk bytes in use or promised.", usage.used_bytes),
+            ("cache_limit_bytes", "Most disk bytes that may be used.", usage.limit_bytes),
+            ("cache_pinned_bytes", "Disk bytes that are pinned.", self._control.pins.bytes),
+            ("cache_quarantined_bytes", "Disk bytes of corrupt content.", usage.quarantined_bytes),
+            ("cache_files", "Blobs and manifests held.", usage.files),
+            ("index_bytes", "Bytes of the index's own files.", usage.index_bytes),
+            ("index_dropped_rows", "Unreadable rows of the index.", usage.index_dropped_rows),
+        ]
+
     def _gauges(self) -> list[Gauge]:
-        usage, oldest = self._content.usage(), self._oldest_use
+        oldest = self._oldest_use
         gauges = [
-            Gauge("cache_bytes", "Disk bytes in use or promised.", usage.used_bytes),
-            Gauge("cache_limit_bytes", "Most disk bytes that may be used.", usage.limit_bytes),
-            Gauge("cache_pinned_bytes", "Disk bytes that are pinned.", self._control.pins.bytes),
-            Gauge(
-                "cache_quarantined_bytes",
-                "Disk bytes of content that has gone bad.",
-                usage.quarantined_bytes,
-            ),
+            *(Gauge(*known) for known in self._usage()),
             Gauge(
                 "cache_oldest_use_seconds",
                 "How long the coldest content that may be evicted has not been used.",
                 0.0 if oldest is None else time.time() - oldest,
-            ),
-            Gauge("cache_files", "Blobs and manifests held.", usage.files),
-            Gauge("index_bytes", "Bytes of the index's own files.", usage.index_bytes),
-            Gauge(
-                "index_dropped_rows",
-                "Rows of the index that could not be read and are deleted.",
-                usage.index_dropped_rows,
             ),
             Gauge("downloads_in_progress", "Downloads now.", len(self._downloads.all())),
         ]
@@ -255,7 +239,3 @@ def _rate_limit(budget: Budget) -> dict[str, object] | None:
         "window_seconds": budget.window,
         "source": budget.source,
     }
-
-
-def _json(document: dict[str, Any], status: int = 200) -> Response:
-    return PacedResponse(status=status, body=json.dumps(document).encode(), content_type=JSON)

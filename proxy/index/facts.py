@@ -37,8 +37,12 @@ log = structlog.get_logger(__name__)
 class Facts:
     """``failure`` says why the last write failed; None if it did not."""
 
-    def __init__(self, database: Database, on_trouble: Callable[[], None]) -> None:
-        self.threads = Threads(database, self._settle)
+    def __init__(
+        self, database: Database, *, on_trouble: Callable[[], None], renewed: Callable[[], None]
+    ) -> None:
+        """``renewed`` is called when a damaged file has been replaced: rows may be lost."""
+        self.threads = Threads(database, self._settle, self._forget)
+        self._renewed = renewed
         self.failure: str | None = None
         self._on_trouble = on_trouble
         self._ram = RamCache(RAM_WEIGHT)
@@ -125,6 +129,10 @@ class Facts:
             raise outcome
         return None if isinstance(outcome, StorageError) else outcome
 
+    def begin(self, work: Work[Result], then: Callable[[Result], None]) -> None:
+        """Have ``then`` called with what ``work`` returns after all writes until now."""
+        self._begin(Write(work, (), then))
+
     async def written(self, keys: Iterable[Key]) -> None:
         """Return once the last writes of keys are committed, or have failed."""
         for key in keys:
@@ -205,6 +213,12 @@ class Facts:
             for key in write.keys:
                 if key not in self._writing:
                     self._unwritten[key] = write
+
+    def _forget(self) -> None:
+        """Forget what RAM has of a file that has been replaced."""
+        self._ram = RamCache(RAM_WEIGHT)
+        self._reading.clear()
+        self._renewed()
 
     def _trouble(self, error: StorageError) -> None:
         self._on_trouble()

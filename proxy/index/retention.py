@@ -72,7 +72,9 @@ def old_links(db: Connection, after: Link | None, before: float) -> list[Link]:
 
 def delete_links(db: Connection, links: Sequence[Link]) -> int:
     """Delete the links that are still old; return how many."""
-    query = f"DELETE FROM link WHERE digest = ? AND repo = ? AND {_IS_UNKNOWN.format('digest')}"
+    query = (
+        f"DELETE FROM link WHERE digest = ? AND repo = ? AND {_IS_UNKNOWN.format('link.digest')}"
+    )
     return db.executemany(query, ((packed(one.digest), one.number) for one in links)).rowcount
 
 
@@ -114,7 +116,7 @@ def delete_tags(db: Connection, tags: Sequence[NamedTag], before: float) -> int:
 
 def delete_rest(db: Connection) -> int:
     """Delete referrers of content that is neither held nor listed, and unused repositories."""
-    query = f"DELETE FROM referrer WHERE {_IS_UNKNOWN.format('subject')}"
+    query = f"DELETE FROM referrer WHERE {_IS_UNKNOWN.format('referrer.subject')}"
     deleted = db.execute(query).rowcount
     db.execute(
         """DELETE FROM repo WHERE id NOT IN (SELECT repo FROM tag UNION SELECT repo FROM sighting

@@ -70,7 +70,7 @@ class SqliteIndex:
     async def __aenter__(self) -> Self:
         """Open the file. Raises ``ConfigError``, ``StorageError``."""
         started = time.perf_counter()
-        self._facts = Facts(self._database, self._on_trouble)
+        self._facts = Facts(self._database, on_trouble=self._on_trouble, renewed=self._recount)
         self._pruner = Pruner(self._facts, self._database, max_bytes=self._max_bytes)
         threads = self._facts.threads
         try:
@@ -361,6 +361,18 @@ class SqliteIndex:
         if record is not None:
             files, size = files + 1, size + disk_bytes(record.size)
         self._usage = Usage(files, size)
+
+    def _recount(self) -> None:
+        """Count what is held anew, with what is counted until that is done."""
+        self.revision += 1
+        before = self._usage
+
+        def then(found: Usage) -> None:
+            files = found.files + self._usage.files - before.files
+            size = found.disk_bytes + self._usage.disk_bytes - before.disk_bytes
+            self._usage = Usage(files, size)
+
+        self._facts.begin(blob_rows.usage, then)
 
     def _correct(self, stored: blob_rows.Stored) -> None:
         """Bring RAM into agreement with what storing a blob has changed."""

@@ -44,12 +44,20 @@ class Write:
 class Threads:
     """Runs work on the database, and has it made anew when it is damaged.
 
-    ``settle`` is called with the outcome of each write, before those that wait for it go on.
+    ``settle`` is called with the outcome of each write, before those that wait for it go on, and
+    ``renewed`` when the file has been made anew.
     """
 
-    def __init__(self, database: Database, settle: Callable[[Write, Any], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settle: Callable[[Write, Any], None],
+        renewed: Callable[[], None],
+    ) -> None:
         self._database = database
         self._settle = settle
+        self._renewed = renewed
+        self._generation = 0
         self._loop = asyncio.get_running_loop()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="index-read")
@@ -94,6 +102,8 @@ class Threads:
             return await self._loop.run_in_executor(self._readers, self._read, work)
         except _TROUBLE as error:
             raise StorageError(f"reading the index: {error}") from error
+        finally:
+            self._notice()
 
     def _begin(self) -> None:
         batch, self._queue = self._queue, []
@@ -108,6 +118,12 @@ class Threads:
         for write, outcome in zip(batch, outcomes, strict=True):
             self._settle(write, outcome)
             write.done.set_result(outcome)
+        self._notice()
+
+    def _notice(self) -> None:
+        if self._generation != self._database.generation:
+            self._generation = self._database.generation
+            self._renewed()
 
     def _commit(self, batch: list[Write]) -> list[Any]:
         """Return an outcome for each write."""

@@ -1,9 +1,9 @@
 """SQL about held content: what is held, what it lists, and when it was used. Blocks."""
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Child, Usage
@@ -19,6 +19,8 @@ _FIRST: Final = (-1e300, -1)
 _MARKS: Final = 500
 
 Connection = sqlite3.Connection
+Key = Hashable
+"""Of a fact in RAM; see ``sqlite``."""
 
 
 class Stored(NamedTuple):
@@ -27,8 +29,8 @@ class Stored(NamedTuple):
     uses: dict[Digest, float]
     """New times of last use."""
 
-    resized: list[Digest]
-    """Manifests that list it, or what it lists, with another size than before."""
+    resized: set[Digest]
+    """Manifests that list it, or what it lists, with another size."""
 
 
 class _Node(NamedTuple):
@@ -55,22 +57,30 @@ def records(db: Connection, digests: Iterable[Digest]) -> dict[Digest, BlobRecor
     return found
 
 
-def children(
-    db: Connection, digest: Digest
-) -> tuple[tuple[Child, ...] | None, dict[Digest, BlobRecord]]:
-    """Return what a held manifest lists (None: unknown), and the records of what of it is held."""
+def record(db: Connection, digest: Digest) -> BlobRecord | None:
+    """Return the record of held content."""
+    return records(db, [digest]).get(digest)
+
+
+def children(db: Connection, digest: Digest) -> dict[Key, Any]:
+    """Return what a held manifest lists (None: unknown), and the records of that, by their keys.
+
+    What is not held has the smallest size that any manifest claims.
+    """
     row = db.execute("SELECT id, lists FROM blob WHERE digest = ?", (packed(digest),)).fetchone()
     if row is None or not row[1]:
-        return (None if row is not None and row[1] is None else ()), {}
-    query = """SELECT c.digest, c.size, b.digest, b.size, b.media_type, b.used_at, b.is_public
+        return {("children", digest): None if row is not None and row[1] is None else ()}
+    query = """SELECT c.digest,
+        coalesce(b.size, (SELECT min(size) FROM child WHERE digest = c.digest)),
+        b.digest, b.size, b.media_type, b.used_at, b.is_public
         FROM child c LEFT JOIN blob b ON b.digest = c.digest WHERE c.parent = ? ORDER BY position"""
-    listed, held = [], {}
-    for child in db.execute(query, row[:1]):
-        listed.append(values.child(child[:2]))
-        if child[2] is not None:
-            record = values.blob(child[2:])
-            held[record.digest] = record
-    return tuple(listed), held
+    rows = db.execute(query, row[:1]).fetchall()
+    listed = tuple(values.child(one[:2]) for one in rows)
+    held = (None if one[2] is None else values.blob(one[2:]) for one in rows)
+    facts: dict[Key, Any] = {
+        ("blob", child.digest): record for child, record in zip(listed, held, strict=True)
+    }
+    return facts | {("children", digest): listed}
 
 
 def parents(db: Connection, digest: Digest) -> list[Digest]:
@@ -120,16 +130,23 @@ def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> S
     )
     (id_,) = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
     db.execute("DELETE FROM child WHERE parent = ?", (id_,))
-    resized = _resize(db, key, record.size)
-    for position, child in enumerate(listed or ()):
-        size, others = _believed(db, child)
-        resized += others
-        db.execute(
-            "INSERT INTO child (parent, position, digest, size) VALUES (?, ?, ?, ?)",
-            (id_, position, packed(child.digest), size),
-        )
-        if size != child.size:
-            resized.append(record.digest)
+    db.executemany(
+        "INSERT INTO child (parent, position, digest, size) VALUES (?, ?, ?, ?)",
+        (
+            (id_, position, packed(child.digest), child.size)
+            for position, child in enumerate(listed or ())
+        ),
+    )
+    query = """SELECT p.digest FROM child mine JOIN child c ON c.digest = mine.digest
+        AND c.size <> mine.size JOIN blob p ON p.id = c.parent WHERE mine.parent = ?
+        UNION SELECT p.digest FROM child c JOIN blob p ON p.id = c.parent
+        WHERE c.digest = ? AND c.size <> ?
+        UNION SELECT ? FROM child mine JOIN blob b ON b.digest = mine.digest
+        AND b.size <> mine.size WHERE mine.parent = ?"""
+    rows = db.execute(query, (id_, key, record.size, key, id_))
+    resized = {values.digest(one) for (one,) in rows}
+    if resized:
+        resized.add(record.digest)
     uses = use(db, [(record.digest, used_at)]) if listed else {}
     if used_at != record.used_at:
         uses[record.digest] = used_at
@@ -204,30 +221,6 @@ def _nodes_below(db: Connection, node: _Node, below: dict[int, list[_Node]]) -> 
         FROM child c JOIN blob b ON b.digest = c.digest WHERE c.parent = ?"""
     below[node.id] = [_Node(*row) for row in db.execute(query, (node.id,))]
     return iter(below[node.id])
-
-
-def _believed(db: Connection, child: Child) -> tuple[int, list[Digest]]:
-    """Return the size that counts for a child, and the manifests that claimed a greater one."""
-    key = packed(child.digest)
-    held = db.execute("SELECT size FROM blob WHERE digest = ?", (key,)).fetchone()
-    if held is not None:
-        return held[0], []
-    (claimed,) = db.execute("SELECT min(size) FROM child WHERE digest = ?", (key,)).fetchone()
-    if claimed is None or claimed == child.size:
-        return child.size, []
-    if claimed < child.size:
-        return claimed, []
-    return child.size, _resize(db, key, child.size)
-
-
-def _resize(db: Connection, key: bytes, size: int) -> list[Digest]:
-    """Correct the size of a child; return the manifests that claimed another one."""
-    query = """SELECT b.digest FROM child c JOIN blob b ON b.id = c.parent
-        WHERE c.digest = ? AND c.size <> ?"""
-    wrong = [values.digest(parent) for (parent,) in db.execute(query, (key, size))]
-    if wrong:
-        db.execute("UPDATE child SET size = ? WHERE digest = ?", (size, key))
-    return wrong
 
 
 def _key(digest: Digest | None) -> bytes:

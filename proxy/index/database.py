@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -24,8 +24,9 @@ import structlog
 
 from proxy.core.errors import ConfigError, StorageError
 from proxy.core.records import Usage
-from proxy.index import blob_rows, layout2, values
-from proxy.index.values import Row, Unreadable
+from proxy.index import blob_rows, layout2, salvage
+from proxy.index.salvage import TABLES
+from proxy.index.values import Unreadable
 
 FILE: Final = "index.db"
 VERSION: Final = 1
@@ -57,53 +58,6 @@ CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 """``blob.lists`` is how much a manifest lists, and NULL if that is unknown. ``child`` has rows for
 held manifests only; their content may be held or not."""
-
-_TABLES: Final[dict[str, tuple[str, str, Callable[[Row], object]]]] = {
-    "repo": ("id, upstream, name", "id", lambda row: values.target(*row[1:])),
-    "blob": (
-        "id, digest, size, media_type, used_at, is_public, lists",
-        "id",
-        lambda row: (values.blob(row[1:6]), row[6] is None or values.size(row[6])),
-    ),
-    "child": (
-        "parent, position, digest, size",
-        "parent, position",
-        lambda row: values.child(row[2:]),
-    ),
-    "link": (
-        "digest, repo, linked_at",
-        "digest, repo",
-        lambda row: (values.digest(row[0]), values.seconds(row[2])),
-    ),
-    "tag": (
-        "repo, name, media_type, digest, size, checked_at",
-        "repo, name",
-        lambda row: (values.tag(row[1]), values.tag_record(row[2:])),
-    ),
-    "sighting": (
-        "id, repo, tag, digest, first_seen, last_seen",
-        "id",
-        lambda row: (values.tag(row[2]), values.sighting(row[3:])),
-    ),
-    "referrer": (
-        "id, repo, subject, digest, entry",
-        "id",
-        lambda row: (values.digest(row[2]), values.digest(row[3]), values.entry(row[4])),
-    ),
-    "pin": ("id, name", "id", lambda row: values.text(row[1])),
-    "note": ("name, value", "name", lambda row: (values.text(row[0]), values.json_text(row[1]))),
-}
-"""For each table its columns, the order of its rows, and what raises for a row that is not ours."""
-
-_MEND: Final = """
-DELETE FROM child WHERE parent NOT IN (SELECT id FROM blob);
-DELETE FROM link WHERE repo NOT IN (SELECT id FROM repo);
-DELETE FROM tag WHERE repo NOT IN (SELECT id FROM repo);
-DELETE FROM sighting WHERE repo NOT IN (SELECT id FROM repo);
-DELETE FROM referrer WHERE repo NOT IN (SELECT id FROM repo);
-UPDATE blob SET lists = NULL
-  WHERE lists IS NOT 0 AND lists <> (SELECT count(*) FROM child WHERE parent = blob.id);
-"""
 
 _JOURNAL_PAGES: Final = 1000
 _PAGE: Final = 4096
@@ -210,7 +164,7 @@ class Database:
         if generation != self.generation:
             return
         aside = self._path.with_name(f"{FILE}.damaged-{time.time_ns()}")
-        new = self._built(self._salvage)
+        new = self._built(self._copy)
         self._disconnect()
         journal = Path(f"{self._path}-wal")  # SQLite would read it as the journal of the new file
         with suppress(FileNotFoundError):
@@ -314,61 +268,20 @@ class Database:
         new.replace(self._path)
         _sync(self._directory)
 
-    def _salvage(self, new: sqlite3.Connection) -> None:
-        """Copy what can be read of the file. Raises ``sqlite3.Error`` if the new one fails."""
+    def _copy(self, new: sqlite3.Connection) -> None:
+        """Copy what can be read of the file, of the tables that are as they should be."""
         with closing(_connect(self._path)) as old:
             try:
                 old.execute("PRAGMA writable_schema = ON")  # a file that is cut off opens with it
-                known = _schema(old)
+                known = _schema(old) & _OURS
             except sqlite3.DatabaseError:
                 return
-            for table in _TABLES:
-                if any(sql in known for sql in _OURS if sql.startswith(f"CREATE TABLE {table} ")):
-                    self._copy(old, new, table)
-        for statement in filter(str.strip, _MEND.split(";")):
-            new.execute(statement)
-
-    def _copy(self, old: sqlite3.Connection, new: sqlite3.Connection, table: str) -> None:
-        """Copy rows from the front up to the damage, then from the back down to it."""
-        columns, order, _ = _TABLES[table]
-        marks = ", ".join("?" for _ in columns.split(","))
-        insert = f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})"
-        backwards = ", ".join(f"{one} DESC" for one in order.split(", "))
-        for sorting in (order, backwards):
-            query = f"SELECT {columns} FROM {table} NOT INDEXED ORDER BY {sorting}"
-            rows = _Rows(old, query)
-            new.executemany(insert, self._readable(rows, table))
-            if not rows.is_broken:
-                return
-
-    def _readable(self, rows: "_Rows", table: str) -> Iterator[Row]:
-        check = _TABLES[table][2]
-        for row in rows:
-            try:
-                check(row)
-            except Unreadable:
-                self.dropped += 1
-            else:
-                yield row
+            tables = {table for table in TABLES if any(_makes(sql, table) for sql in known)}
+            self.dropped += salvage.copy(old, new, tables)
 
 
 class _Damaged(sqlite3.DatabaseError):
     """The file is not as this program writes it."""
-
-
-class _Rows:
-    """The rows of a query, up to the first that cannot be read."""
-
-    def __init__(self, connection: sqlite3.Connection, query: str) -> None:
-        self._connection = connection
-        self._query = query
-        self.is_broken = False
-
-    def __iter__(self) -> Iterator[Row]:
-        try:
-            yield from self._connection.execute(self._query)
-        except sqlite3.Error:
-            self.is_broken = True
 
 
 def is_damage(error: Exception) -> bool:
@@ -400,6 +313,10 @@ def _text(data: bytes) -> str:
 def _schema(connection: sqlite3.Connection) -> set[Any]:
     query = "SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^'"
     return {sql for (sql,) in connection.execute(query)}
+
+
+def _makes(sql: str, table: str) -> bool:
+    return sql.startswith(f"CREATE TABLE {table} ")
 
 
 def _our_schema() -> set[Any]:

@@ -55,15 +55,23 @@ class Facts:
         """Return the value of a key if it is in RAM, else ``MISSING``."""
         return self._ram.get(key)
 
-    async def get(self, key: Key, read: Work[dict[Key, Any]], otherwise: Result) -> Result:
+    async def get(
+        self, key: Key, otherwise: Result, read: Callable[..., Any], *args: Any
+    ) -> Result:
         """Return the value of a key; ``otherwise`` if it cannot be read.
 
-        ``read`` returns it with other facts, which may be asked for next.
+        ``read`` returns it, alone or in a dictionary with other facts that are asked for next.
         """
         value: Result = self._ram.get(key)
-        if value is MISSING:
-            value = (await self.get_all([key], lambda db, _: read(db), otherwise))[key]
-        return value
+        if value is not MISSING:
+            return value
+
+        def read_facts(db: Connection, _: list[Key]) -> dict[Key, Any]:
+            found = read(db, *args)
+            return found if isinstance(found, dict) else {key: found}
+
+        value = (await self.get_all([key], read_facts, otherwise))[key]
+        return value  # noqa: RET504
 
     async def get_all(
         self,
@@ -82,52 +90,52 @@ class Facts:
                 found |= dict.fromkeys(missing, otherwise)
         return found
 
-    async def page(self, read: Work[Result]) -> Result:
+    async def page(self, read: Callable[..., Result], *args: Any) -> Result:
         """Return what ``read`` reads after all writes until now. Raises ``StorageError``."""
         await self.threads.written()
         try:
-            return await self.threads.read(read)
+            return await self.threads.read(lambda db: read(db, *args))
         except StorageError as error:
             self._trouble(error)
             raise
 
-    async def pages(
-        self, read: Callable[[Connection, Item | None], list[Item]]
-    ) -> AsyncIterator[list[Item]]:
+    async def pages(self, read: Callable[..., list[Item]], *args: Any) -> AsyncIterator[list[Item]]:
         """Yield pages; ``read`` gets the last item of the one before. Raises ``StorageError``."""
         last: Item | None = None
-        while page := await self.page(lambda db, after=last: read(db, after)):  # type: ignore[misc]
+        while page := await self.page(read, last, *args):
             yield page
             last = page[-1]
 
-    async def survive(self, read: Work[Result], otherwise: Result) -> Result:
-        """Return what ``page`` does; ``otherwise`` if it fails."""
-        try:
-            return await self.page(read)
-        except StorageError:
-            return otherwise
-
     async def write(
         self,
-        work: Work[Result],
-        facts: Mapping[Key, Any],
-        outdated: Iterable[Key] = (),
-        then: Callable[[Result], None] = lambda _: None,
-    ) -> Result | None:
-        """Return what ``work`` returns once it is committed; None if it fails.
+        facts: Mapping[Any, Any],
+        outdated: Iterable[Key],
+        work: Callable[..., Any],
+        *args: Any,
+        then: Callable[[Any], None] = lambda _: None,
+    ) -> None:
+        """Return once ``work`` is committed, or has failed.
 
-        RAM has ``facts`` at once, and ``outdated`` no longer. ``then`` is called with the result,
-        also if the caller is cancelled.
+        RAM has ``facts`` at once, and ``outdated`` no longer. ``then`` is called with what ``work``
+        returns, also if the caller is cancelled.
         """
-        for key in outdated:
+        keys = dict.fromkeys(outdated)
+        for key in keys:
             self._ram.pop(key)
         for key, value in facts.items():
             self._ram.put(key, value)
-        write = Write(work, tuple({**dict.fromkeys(outdated), **facts}), then)
+        write = Write(lambda db: work(db, *args), (*keys, *facts), then)
         outcome = await asyncio.shield(self._begin(write))
         if isinstance(outcome, Exception) and not isinstance(outcome, StorageError):
             raise outcome
-        return None if isinstance(outcome, StorageError) else outcome
+
+    async def write_durably(self, work: Callable[..., None], *args: Any) -> None:
+        """Return once the work is on the disk. Raises ``StorageError``."""
+        write = Write(lambda db: work(db, *args), (), is_durable=True)
+        self.threads.submit(write)
+        outcome = await asyncio.shield(write.done)
+        if isinstance(outcome, Exception):
+            raise outcome
 
     def begin(self, work: Work[Result], then: Callable[[Result], None]) -> None:
         """Have ``then`` called with what ``work`` returns after all writes until now."""
@@ -138,14 +146,6 @@ class Facts:
         for key in keys:
             if (write := self._writing.get(key)) is not None:
                 await asyncio.shield(write.done)
-
-    async def write_durably(self, work: Work[None]) -> None:
-        """Return once the work is on the disk. Raises ``StorageError``."""
-        write = Write(work, (), is_durable=True)
-        self.threads.submit(write)
-        outcome = await asyncio.shield(write.done)
-        if isinstance(outcome, Exception):
-            raise outcome
 
     def correct(self, key: Key, value: Any) -> None:
         """Replace a value in RAM if it is there, and is not being written."""

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import structlog
 
 from proxy.core.records import Child
-from proxy.index import name_rows, values
+from proxy.index import name_rows, salvage, values
 from proxy.index.values import packed
 
 TABLES: Final = ("tags", "links", "blobs", "referrers", "notes")
@@ -32,13 +32,6 @@ _LIFT: Final = """UPDATE blob SET used_at = new.used_at FROM (
   SELECT c.digest AS digest, max(p.used_at) + 1e-6 AS used_at
   FROM child c JOIN blob p ON p.id = c.parent GROUP BY c.digest) AS new
   WHERE new.digest = blob.digest AND new.used_at > blob.used_at"""
-_SIZES: Final = (
-    """UPDATE child SET size = b.size FROM blob b
-    WHERE b.digest = child.digest AND b.size <> child.size""",
-    """UPDATE child SET size = least.size FROM (
-    SELECT digest, min(size) AS size FROM child GROUP BY digest) AS least
-    WHERE least.digest = child.digest AND least.size < child.size""",
-)
 _UNREADABLE: Final = (ValueError, TypeError, LookupError, OverflowError, RecursionError, zlib.error)
 
 log = structlog.get_logger(__name__)
@@ -78,8 +71,6 @@ class _TakeOver:
                 self._blob(key, row)
             except _UNREADABLE:
                 self.dropped += 1
-        for statement in _SIZES:
-            self._new.execute(statement)
         for _ in range(_ROUNDS):  # a use of a manifest was written for that alone
             if not self._new.execute(_LIFT).rowcount:
                 break
@@ -97,12 +88,12 @@ class _TakeOver:
         is_public = len(rest) > 1 and rest[1] is True
         lists = None if listed is None else len(listed)
         cursor = self._new.execute(
-            """INSERT INTO blob (digest, size, media_type, used_at, is_public, lists)
+            """INSERT OR IGNORE INTO blob (digest, size, media_type, used_at, is_public, lists)
             VALUES (?, ?, ?, ?, ?, ?)""",
             (packed(digest), values.size(size), kind, values.seconds(used_at), is_public, lists),
         )
         self._new.executemany(
-            "INSERT INTO child (parent, position, digest, size) VALUES (?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO child (parent, position, digest, size) VALUES (?, ?, ?, ?)",
             (
                 (cursor.lastrowid, position, packed(child.digest), child.size)
                 for position, child in enumerate(listed or ())
@@ -131,7 +122,7 @@ class _TakeOver:
             digest = packed(values.digest_text(digest))
             kind, checked_at = values.media_type(media_type), values.seconds(checked_at)
             self._new.execute(
-                "INSERT INTO tag VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO tag VALUES (?, ?, ?, ?, ?, ?)",
                 (repo, tag, kind, digest, values.size(size), checked_at),
             )
         self._new.executemany(
@@ -183,27 +174,19 @@ class _TakeOver:
         return self._repos[target]
 
     def _rows(self, table: str) -> Iterator[tuple[Any, Any]]:
-        """Yield keys and values, from the front up to a damage, then from the back down to it."""
+        """Yield keys and values."""
         path = _file(self._directory, table)
         if not path.exists():
             return
-        seen = 0
-        for order in ("", "DESC"):
-            query = f"""SELECT rowid, key, raw, mode, filename, value FROM Cache
-                WHERE rowid > {seen} ORDER BY rowid {order}"""
-            try:
-                with closing(_connect(path)) as old:
-                    for rowid, *row in old.execute(query):
-                        seen = max(seen, rowid) if not order else seen
-                        try:
-                            pair = _pair(*row)
-                        except _UNREADABLE:
-                            self.dropped += 1
-                            continue
-                        yield pair
-                break
-            except sqlite3.DatabaseError as error:
-                log.error("a table of the former layout is damaged", table=table, error=str(error))
+        with closing(_connect(path)) as old:
+            columns = "key, raw, mode, filename, value"
+            for row in salvage.rows(old, "Cache", columns, "rowid"):
+                try:
+                    pair = _pair(*row)
+                except _UNREADABLE:
+                    self.dropped += 1
+                else:
+                    yield pair
 
 
 def _file(directory: Path, table: str) -> Path:

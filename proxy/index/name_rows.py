@@ -2,8 +2,8 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, Final
 
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, TagHistoryEntry, TagRecord
@@ -23,13 +23,8 @@ _BY_DIGEST: Final = f"""SELECT {_IMAGE} FROM tag t CROSS JOIN repo r ON r.id = t
 """``CROSS JOIN`` makes SQLite read the tables in this order."""
 
 Connection = sqlite3.Connection
-
-
-class Found(NamedTuple):
-    """Facts about one digest in one repository."""
-
-    held: BlobRecord | None
-    is_linked: bool
+Key = Hashable
+"""Of a fact in RAM; see ``sqlite``."""
 
 
 def repo(db: Connection, target: Target) -> int:
@@ -64,22 +59,23 @@ def unlink(db: Connection, target: Target, digests: Iterable[Digest]) -> None:
         )
 
 
-def about(db: Connection, target: Target, digest: Digest) -> Found:
-    """Return whether content is held, and whether a repository is known to hold it."""
+def linked(db: Connection, target: Target, digest: Digest) -> dict[Key, Any]:
+    """Return whether a repository holds content, and the record of that, by their keys."""
     row = db.execute(
         f"""SELECT b.digest, b.size, b.media_type, b.used_at, b.is_public,
         EXISTS (SELECT 1 FROM link WHERE digest = k.key AND repo = {_REPO})
         FROM (SELECT ? AS key) k LEFT JOIN blob b ON b.digest = k.key""",
         (*target, packed(digest)),
     ).fetchone()
-    return Found(None if row[0] is None else values.blob(row[:5]), row[5] == 1)
+    held = None if row[0] is None else values.blob(row[:5])
+    return {("link", target, digest): row[5] == 1, ("blob", digest): held}
 
 
-def holders(db: Connection, digest: Digest) -> list[Target]:
+def holders(db: Connection, digest: Digest) -> tuple[Target, ...]:
     """Return the repositories that hold this, the newest last."""
     query = """SELECT r.upstream, r.name FROM link l JOIN repo r ON r.id = l.repo
         WHERE l.digest = ? ORDER BY l.linked_at, l.repo"""
-    return [values.target(*row) for row in db.execute(query, (packed(digest),))]
+    return tuple(values.target(*row) for row in db.execute(query, (packed(digest),)))
 
 
 def linked_to(db: Connection, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
@@ -94,13 +90,17 @@ def linked_to(db: Connection, wanted: Callable[[Target], bool]) -> dict[Target, 
     return found
 
 
-def tag(db: Connection, target: Target, name: Tag) -> TagRecord | None:
-    """Return where a tag points."""
+def tag(db: Connection, target: Target, name: Tag) -> dict[Key, Any]:
+    """Return where a tag points, and what a request for it asks next, by their keys."""
     row = db.execute(
         f"SELECT media_type, digest, size, checked_at FROM tag WHERE repo = {_REPO} AND name = ?",
         (*target, name),
     ).fetchone()
-    return None if row is None else values.tag_record(row)
+    key = ("tag", target, name)
+    if row is None:
+        return {key: None}
+    record = values.tag_record(row)
+    return {key: record} | linked(db, target, record.descriptor.digest)
 
 
 def set_tag(db: Connection, target: Target, name: Tag, record: TagRecord) -> None:

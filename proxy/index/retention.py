@@ -6,9 +6,8 @@ again: they may be needed meanwhile.
 """
 
 import sqlite3
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
@@ -19,7 +18,6 @@ from proxy.index import values
 from proxy.index.database import Database
 from proxy.index.facts import Facts
 from proxy.index.name_rows import forget_tag
-from proxy.index.threads import Work
 from proxy.index.values import packed
 
 AGES: Final = (30 * 86400.0, 7 * 86400.0, 86400.0, 3600.0, 0.0)
@@ -78,28 +76,22 @@ def delete_links(db: Connection, links: Sequence[Link]) -> int:
     return db.executemany(query, ((packed(one.digest), one.number) for one in links)).rowcount
 
 
-def old_tags(db: Connection, after: NamedTag | None, before: float) -> list[NamedTag]:
-    """Return a page of tags that point to nothing held or listed, and were not seen lately."""
+def old_tags(
+    db: Connection, after: NamedTag | None, before: float, needs_all: int
+) -> list[NamedTag]:
+    """Return a page of tags that were not seen since ``before``.
+
+    Those that point to something held or listed are left out, unless ``needs_all``.
+    """
     rows = db.execute(
         f"""SELECT r.upstream, r.name, s.tag, s.repo
         FROM sighting s CROSS JOIN repo r ON r.id = s.repo WHERE (s.repo, s.tag) > (?, ?)
-        GROUP BY s.repo, s.tag HAVING max(s.last_seen) < ? AND NOT EXISTS (SELECT 1 FROM tag t
-        WHERE t.repo = s.repo AND t.name = s.tag AND NOT ({_IS_UNKNOWN.format("t.digest")}))
+        GROUP BY s.repo, s.tag HAVING max(s.last_seen) < ? AND (? OR NOT EXISTS (SELECT 1 FROM tag t
+        WHERE t.repo = s.repo AND t.name = s.tag AND NOT ({_IS_UNKNOWN.format("t.digest")})))
         ORDER BY s.repo, s.tag LIMIT ?""",
-        (after.number if after else 0, after.tag if after else "", before, PAGE),
+        (after.number if after else 0, after.tag if after else "", before, needs_all, PAGE),
     )
     return [NamedTag(values.target(*row[:2]), values.tag(row[2]), row[3]) for row in rows]
-
-
-def oldest_tags(db: Connection) -> list[tuple[NamedTag, float]]:
-    """Return the tags that were seen longest ago, with when that was."""
-    rows = db.execute(
-        """SELECT r.upstream, r.name, s.tag, s.repo, max(s.last_seen)
-        FROM sighting s CROSS JOIN repo r ON r.id = s.repo
-        GROUP BY s.repo, s.tag ORDER BY max(s.last_seen), s.repo, s.tag LIMIT ?""",
-        (2 * PAGE,),
-    )
-    return [(NamedTag(values.target(*row[:2]), values.tag(row[2]), row[3]), row[4]) for row in rows]
 
 
 def delete_tags(db: Connection, tags: Sequence[NamedTag], before: float) -> int:
@@ -112,6 +104,14 @@ def delete_tags(db: Connection, tags: Sequence[NamedTag], before: float) -> int:
             forget_tag(db, target, tag)
             deleted += 1
     return deleted
+
+
+def age_of_some(db: Connection) -> float | None:
+    """Return a time before which some tags were seen last, the oldest of all; None for no tags."""
+    query = """SELECT max(seen) FROM (SELECT max(last_seen) AS seen FROM sighting
+        GROUP BY repo, tag ORDER BY seen LIMIT ?)"""
+    (seen,) = db.execute(query, (2 * PAGE,)).fetchone()
+    return None if seen is None else values.seconds(seen) + 1e-3
 
 
 def delete_rest(db: Connection) -> int:
@@ -145,12 +145,11 @@ class Pruner:
         Only those that were confirmed before ``before``, Unix seconds. Raises ``StorageError``.
         """
         pruned = 0
-        async for links in self._facts.pages(lambda db, after: old_links(db, after, before)):
+        async for links in self._facts.pages(old_links, before):
             keys = [key for one in links for key in (("link", *one[:2]), ("holders", one.digest))]
-            pruned += await self._delete(partial(delete_links, links=links), keys)
-        async for tags in self._facts.pages(lambda db, after: old_tags(db, after, before)):
-            pruned += await self._forget_tags(tags, before)
-        return pruned + await self._delete(delete_rest, [])
+            pruned += await self._delete(keys, delete_links, links)
+        pruned += await self._forget_tags(before, needs_all=0)
+        return pruned + await self._delete([], delete_rest)
 
     async def keep_small(self, now: float) -> None:
         """Forget the oldest rows if the file is too large. ``now`` is in Unix seconds."""
@@ -172,24 +171,28 @@ class Pruner:
                 return pruned
             pruned += await self.prune(now - age)
         while not await self._is_small():
-            oldest = await self._facts.page(oldest_tags)
-            latest = oldest[-1][1] if oldest else 0.0
-            forgotten = await self._forget_tags([tag for tag, _ in oldest], latest + 1e-3)
+            before = await self._facts.page(age_of_some)
+            forgotten = await self._forget_tags(before, needs_all=1) if before is not None else 0
             if not forgotten:
                 break
             pruned += forgotten
         return pruned
 
-    async def _forget_tags(self, tags: Sequence[NamedTag], before: float) -> int:
-        keys = [
-            key
-            for target, tag, _ in tags
-            for key in (("tag", target, tag), ("tags", target), ("history", target, tag))
-        ]
-        return await self._delete(partial(delete_tags, tags=tags, before=before), keys)
+    async def _forget_tags(self, before: float, needs_all: int) -> int:
+        forgotten = 0
+        async for tags in self._facts.pages(old_tags, before, needs_all):
+            keys: list[Hashable] = []
+            for target, tag, _ in tags:
+                keys += ("tag", target, tag), ("tags", target), ("history", target, tag)
+            forgotten += await self._delete(keys, delete_tags, tags, before)
+        return forgotten
 
-    async def _delete(self, work: Work[int], keys: Sequence[Hashable]) -> int:
-        return await self._facts.write(work, {}, keys) or 0
+    async def _delete(
+        self, keys: Sequence[Hashable], work: Callable[..., int], *args: object
+    ) -> int:
+        deleted: list[int] = []
+        await self._facts.write({}, keys, work, *args, then=deleted.append)
+        return sum(deleted)
 
     async def _is_small(self) -> bool:
         await self._facts.threads.run(self._database.shrink)

@@ -8,12 +8,14 @@ digest to a repository. Last uses are buffered, and written in one transaction e
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
 
 import structlog
 
+from proxy.core.errors import StorageError
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import (
     BlobRecord,
@@ -132,35 +134,23 @@ class SqliteIndex:
         return self._peek(("link", target, digest)) is True
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
-        key = ("blob", digest)
-        return await self._facts.get(
-            key, lambda db: {key: blob_rows.records(db, [digest]).get(digest)}, None
-        )
+        return await self._facts.get(("blob", digest), None, blob_rows.record, digest)
 
     async def records(self, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
-
         def read(db: Connection, keys: list[Any]) -> dict[Key, Any]:
             held = blob_rows.records(db, (digest for _, digest in keys))
             return {key: held.get(key[1]) for key in keys}
 
-        keys = [("blob", digest) for digest in digests]
-        found = await self._facts.get_all(keys, read, None)
+        found = await self._facts.get_all((("blob", one) for one in digests), read, None)
         return {record.digest: record for record in found.values() if record is not None}
 
     async def children(self, digest: Digest) -> tuple[Child, ...] | None:
-        key = ("children", digest)
-
-        def load(db: Connection) -> dict[Key, Any]:
-            listed, held = blob_rows.children(db, digest)
-            facts: dict[Key, Any] = {
-                ("blob", child.digest): held.get(child.digest) for child in listed or ()
-            }
-            return facts | {key: listed}
-
-        return await self._facts.get(key, load, None)
+        return await self._facts.get(("children", digest), None, blob_rows.children, digest)
 
     async def parents(self, digest: Digest) -> list[Digest]:
-        return await self._facts.survive(lambda db: blob_rows.parents(db, digest), [])
+        with suppress(StorageError):
+            return await self._facts.page(blob_rows.parents, digest)
+        return []
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
         digest, listed = record.digest, None
@@ -168,14 +158,12 @@ class SqliteIndex:
         if children is not None or record.media_type is None:
             listed = values.children(children or (), digest)
         known = await self.blob(digest)  # which is in RAM if somebody has looked for it before
-        self._count(self._latest(("blob", digest), known), record)
+        self._count(self._latest(digest, known), record)
         self._last_use = max(self._last_use, min(record.used_at, self._clock()))
         self._uses.pop(digest, None)
         self.revision += bool(listed)
-        facts: dict[Key, Any] = {("blob", digest): record, ("children", digest): listed}
-        await self._facts.write(
-            lambda db: blob_rows.put(db, record, listed), facts, then=self._correct
-        )
+        facts = {("blob", digest): record, ("children", digest): listed}
+        await self._facts.write(facts, (), blob_rows.put, record, listed, then=self._correct)
 
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
         wanted = list(dict.fromkeys(digests))
@@ -187,18 +175,16 @@ class SqliteIndex:
         held = await self.records(digests)
         facts: dict[Key, Any] = {}
         for digest in digests:
-            self._count(self._latest(("blob", digest), held.get(digest)), None)
+            self._count(self._latest(digest, held.get(digest)), None)
             self._uses.pop(digest, None)
             facts |= {("blob", digest): None, ("children", digest): ()}
-        await self._facts.write(lambda db: blob_rows.drop(db, digests), facts)
+        await self._facts.write(facts, (), blob_rows.drop, digests)
 
     async def coldest(
         self, after: Position | None, limit: int
     ) -> list[tuple[Position, BlobRecord]]:
         await self._flush()
-        while page := await self._facts.page(
-            lambda db, after=after: blob_rows.coldest(db, after, limit)  # type: ignore[misc]
-        ):
+        while page := await self._facts.page(blob_rows.coldest, after, limit):
             held = [one for one in page if self._facts.peek(("blob", one[1].digest)) is not None]
             if held:  # all but those whose rows could not be deleted yet
                 return held
@@ -206,13 +192,13 @@ class SqliteIndex:
         return []
 
     async def blobs(self, after: Digest | None, limit: int) -> list[BlobRecord]:
-        return await self._facts.page(lambda db: blob_rows.blobs(db, after, limit))
+        return await self._facts.page(blob_rows.blobs, after, limit)
 
     async def incomplete(self, after: Digest | None, limit: int) -> list[Digest]:
-        return await self._facts.page(lambda db: blob_rows.incomplete(db, after, limit))
+        return await self._facts.page(blob_rows.incomplete, after, limit)
 
     async def untagged(self, after: Digest | None, limit: int) -> list[tuple[Target, BlobRecord]]:
-        return await self._facts.page(lambda db: name_rows.untagged(db, after, limit))
+        return await self._facts.page(name_rows.untagged, after, limit)
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         wanted = list(digests)
@@ -223,63 +209,40 @@ class SqliteIndex:
         held = [self._facts.peek(("blob", digest)) for digest in new]
         if any(one is MISSING or (one is not None and one.media_type is not None) for one in held):
             self.revision += 1
-        now = self._clock()
-        await self._facts.write(
-            lambda db: name_rows.link(db, target, new, now),
-            {("link", target, digest): True for digest in new},
-            [("holders", digest) for digest in new],
-        )
+        facts = {("link", target, digest): True for digest in new}
+        outdated = [("holders", digest) for digest in new]
+        await self._facts.write(facts, outdated, name_rows.link, target, new, self._clock())
 
     async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
         gone = list(digests)
         self.revision += 1
-        await self._facts.write(
-            lambda db: name_rows.unlink(db, target, gone),
-            {("link", target, digest): False for digest in gone},
-            [("holders", digest) for digest in gone],
-        )
+        facts = {("link", target, digest): False for digest in gone}
+        outdated = [("holders", digest) for digest in gone]
+        await self._facts.write(facts, outdated, name_rows.unlink, target, gone)
 
     async def linked(self, target: Target, digest: Digest) -> bool:
         key = ("link", target, digest)
-
-        def load(db: Connection) -> dict[Key, Any]:
-            found = name_rows.about(db, target, digest)
-            return {key: found.is_linked, ("blob", digest): found.held}
-
-        return await self._facts.get(key, load, otherwise=False)
+        return await self._facts.get(key, False, name_rows.linked, target, digest)
 
     async def holders(self, digest: Digest) -> list[Target]:
-        key = ("holders", digest)
-        return list(await self._facts.get(key, lambda db: {key: name_rows.holders(db, digest)}, ()))
+        return list(await self._facts.get(("holders", digest), (), name_rows.holders, digest))
 
     async def linked_to(self, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
-        return await self._facts.page(lambda db: name_rows.linked_to(db, wanted))
+        return await self._facts.page(name_rows.linked_to, wanted)
 
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        key = ("tag", target, tag)
-
-        def load(db: Connection) -> dict[Key, Any]:
-            record = name_rows.tag(db, target, tag)
-            if record is None:
-                return {key: None}
-            digest = record.descriptor.digest  # a request for the tag asks for these next
-            found = name_rows.about(db, target, digest)
-            link = ("link", target, digest)
-            return {key: record, ("blob", digest): found.held, link: found.is_linked}
-
-        return await self._facts.get(key, load, None)
+        return await self._facts.get(("tag", target, tag), None, name_rows.tag, target, tag)
 
     async def set_tag(self, target: Target, tag: Tag, record: TagRecord) -> None:
         key = ("tag", target, tag)
-        before = self._latest(key, await self.tag(target, tag))
+        await self.tag(target, tag)
+        before = self._peek(key)
+        outdated: list[Key] = [("history", target, tag)]
+        if before is None:
+            outdated.append(("tags", target))
         if before is None or before.descriptor != record.descriptor:
             self.revision += 1
-        drops: list[Key] = [("history", target, tag)]
-        if before is None:
-            drops.append(("tags", target))
-        await self._facts.write(
-            lambda db: name_rows.set_tag(db, target, tag, record), {key: record}, drops
-        )
+        await self._facts.write({key: record}, outdated, name_rows.set_tag, target, tag, record)
 
     async def drop_tag(self, target: Target, tag: Tag) -> None:
         key = ("tag", target, tag)
@@ -287,25 +250,18 @@ class SqliteIndex:
         if self._facts.peek(key) is None:
             return
         self.revision += 1
-        await self._facts.write(
-            lambda db: name_rows.drop_tag(db, target, tag), {key: None}, [("tags", target)]
-        )
+        await self._facts.write({key: None}, [("tags", target)], name_rows.drop_tag, target, tag)
 
     async def forget_tag(self, target: Target, tag: Tag) -> None:
         self.revision += 1
-        await self._facts.write(
-            lambda db: name_rows.forget_tag(db, target, tag),
-            {("tag", target, tag): None},
-            [("tags", target), ("history", target, tag)],
-        )
+        facts, outdated = {("tag", target, tag): None}, [("tags", target), ("history", target, tag)]
+        await self._facts.write(facts, outdated, name_rows.forget_tag, target, tag)
 
     async def tags(self, target: Target) -> list[Tag]:
-        key = ("tags", target)
-        return list(await self._facts.get(key, lambda db: {key: name_rows.tags(db, target)}, ()))
+        return list(await self._facts.get(("tags", target), (), name_rows.tags, target))
 
     async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
-        key = ("history", target, tag)
-        return await self._facts.get(key, lambda db: {key: name_rows.history(db, target, tag)}, ())
+        return await self._facts.get(("history", target, tag), (), name_rows.history, target, tag)
 
     async def repositories(self) -> list[Target]:
         return await self._facts.page(name_rows.repositories)
@@ -314,31 +270,29 @@ class SqliteIndex:
         self, after: tuple[Target, Tag] | None, limit: int, digest: Digest | None = None
     ) -> list[TaggedImage]:
         if digest is None:
-            return await self._facts.page(lambda db: name_rows.search(db, after, limit))
-        return await self._facts.page(lambda db: name_rows.search_digest(db, digest, after, limit))
+            return await self._facts.page(name_rows.search, after, limit)
+        return await self._facts.page(name_rows.search_digest, digest, after, limit)
 
     async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
-        return await self._facts.survive(lambda db: name_rows.referrers(db, target, subject), ())
+        with suppress(StorageError):
+            return await self._facts.page(name_rows.referrers, target, subject)
+        return ()
 
     async def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
-        await self._facts.write(
-            lambda db: name_rows.add_referrer(db, target, subject, entry),
-            {},
-            [("referrers", target, subject)],
-        )
+        keys = [("referrers", target, subject)]
+        await self._facts.write({}, keys, name_rows.add_referrer, target, subject, entry)
 
     async def note(self, name: str) -> Any:
-        return await self._facts.page(lambda db: name_rows.note(db, name))
+        return await self._facts.page(name_rows.note, name)
 
     async def set_note(self, name: str, value: object) -> None:
-        await self._facts.write_durably(lambda db: name_rows.set_note(db, name, value))
+        await self._facts.write_durably(name_rows.set_note, name, value)
 
     async def pins(self) -> list[str] | None:
         return await self._facts.page(name_rows.pins)
 
     async def set_pins(self, names: Iterable[str]) -> None:
-        listed = list(names)
-        await self._facts.write_durably(lambda db: name_rows.set_pins(db, listed))
+        await self._facts.write_durably(name_rows.set_pins, list(names))
 
     async def prune(self, before: float) -> int:
         self.revision += 1
@@ -348,10 +302,10 @@ class SqliteIndex:
         value = self._facts.peek(key)
         return None if value is MISSING else value
 
-    def _latest(self, key: Key, value: Any) -> Any:
-        """Return the value in RAM; ``value`` if there is none."""
-        latest = self._facts.peek(key)
-        return value if latest is MISSING else latest
+    def _latest(self, digest: Digest, record: BlobRecord | None) -> BlobRecord | None:
+        """Return the record in RAM; ``record`` if there is none."""
+        latest = self._facts.peek(("blob", digest))
+        return record if latest is MISSING else latest
 
     def _count(self, known: BlobRecord | None, record: BlobRecord | None) -> None:
         """Count one record instead of another."""
@@ -398,5 +352,4 @@ class SqliteIndex:
         """Write the uses until now."""
         uses, self._uses = self._uses, {}
         if uses:
-            rows = list(uses.items())
-            await self._facts.write(lambda db: blob_rows.use(db, rows), {}, then=self._used)
+            await self._facts.write({}, (), blob_rows.use, list(uses.items()), then=self._used)

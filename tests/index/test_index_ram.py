@@ -268,7 +268,7 @@ async def test_one_write_that_fails_spoils_no_other(files: SqliteFiles) -> None:
     def broken(_: sqlite3.Connection) -> None:
         raise LookupError("a bug")
 
-    bug = asyncio.ensure_future(index._facts.write(broken, {}))
+    bug = asyncio.ensure_future(index._facts.write({}, (), broken))
     await asyncio.gather(*(index.set_blob(blob(number)) for number in range(20)))
     with pytest.raises(LookupError, match="a bug"):
         await bug

@@ -59,7 +59,12 @@ CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """``blob.lists`` is how much a manifest lists, and NULL if that is unknown. ``child`` has rows for
 held manifests only; their content may be held or not."""
 
+_CACHE_KIB: Final = 8192
 _JOURNAL_PAGES: Final = 1000
+_JOURNAL_SHARE: Final = 16
+"""Rows are found by digest, so each lies on a page of its own. In a large file the journal takes
+more of them before it is written back: pages that change again are written once."""
+
 _PAGE: Final = 4096
 _BUSY_SECONDS: Final = 10.0
 _DISK_FAILS: Final = frozenset(
@@ -231,9 +236,11 @@ class Database:
             self._check_schema(connection)
             connection.execute("PRAGMA journal_mode = WAL").fetchone()
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {_JOURNAL_PAGES}").fetchone()
-            limit = _JOURNAL_PAGES * _PAGE
-            connection.execute(f"PRAGMA journal_size_limit = {limit}").fetchone()
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            journal = max(_JOURNAL_PAGES, pages // _JOURNAL_SHARE)
+            connection.execute(f"PRAGMA wal_autocheckpoint = {journal}").fetchone()
+            connection.execute(f"PRAGMA journal_size_limit = {journal * _PAGE}").fetchone()
             self.usage = blob_rows.usage(connection)
         except BaseException:
             connection.close()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -40,8 +41,8 @@ FLUSH_SECONDS: Final = 5.0
 _STEP: Final = 1e-5
 """Seconds between two uses in the same instant, so that they have an order."""
 
-_SLICE: Final = 500
-"""Digests of one write."""
+_SLICE: Final = 250
+"""Digests of one write: others wait while it runs."""
 
 log = structlog.get_logger(__name__)
 
@@ -350,6 +351,6 @@ class SqliteIndex:
 
     async def _flush(self) -> None:
         """Write the uses until now."""
-        uses, self._uses = self._uses, {}
-        if uses:
-            await self._facts.write({}, (), blob_rows.use, list(uses.items()), then=self._used)
+        for _ in range(0, len(self._uses), _SLICE):
+            uses = [(one, self._uses.pop(one)) for one in [*islice(self._uses, _SLICE)]]
+            await self._facts.write({}, (), blob_rows.use, uses, then=self._used)

@@ -19,7 +19,7 @@ async def main(path: Path) -> None:
                 await index.set_blob(manifest(number), listing(number + 1, number + 2))
                 await index.link(NGINX, [digest(number)])
                 await index.set_tag(NGINX, Tag(f"v{number}"), tagged(number, 1.0))
-                await index.set_note("last", number)
+                await index.set_note(f"n{number}", number)
                 sys.stdout.write(f"{number}\n")
                 sys.stdout.flush()
 

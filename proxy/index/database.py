@@ -148,10 +148,25 @@ class Database:
                 writer.execute("PRAGMA synchronous = NORMAL")
         return found
 
+    def trim(self) -> None:
+        """Give some room of deleted rows back to the file system, if there is much of it."""
+        (pages,) = self._writer.execute("PRAGMA page_count").fetchone()
+        (free,) = self._writer.execute("PRAGMA freelist_count").fetchone()
+        if free > max(_JOURNAL_PAGES, pages // 4):
+            self._vacuum(_JOURNAL_PAGES)
+
     def shrink(self) -> None:
         """Give the room of deleted rows, and of the journal, back to the file system."""
-        self._writer.execute("PRAGMA incremental_vacuum").fetchall()
+        self._vacuum(0)
         self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _vacuum(self, pages: int) -> None:
+        """Cut unused pages off the file, all of them for 0.
+
+        Not by ``execute``: the statement has a row without columns for each page, and ``execute``
+        ends it at the first.
+        """
+        self._writer.executescript(f"PRAGMA incremental_vacuum({pages})")
 
     def file_bytes(self) -> int:
         """Return the bytes of the file and its journal."""
@@ -210,6 +225,10 @@ class Database:
             raise sqlite3.OperationalError("the index is not open")
         return self._connection
 
+    @property
+    def _new(self) -> Path:
+        return self._path.with_name(f"{FILE}.new")
+
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -221,6 +240,7 @@ class Database:
 
     def _prepare(self) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._new.unlink(missing_ok=True)
         modes = {path: 0o600 for path in self._directory.iterdir() if path.is_file()}
         for path, mode in {self._directory: 0o700, **modes}.items():
             try:
@@ -256,7 +276,7 @@ class Database:
 
     def _built(self, fill: Callable[[sqlite3.Connection], None]) -> Path:
         """Return a new file, complete and on the disk."""
-        new = self._path.with_name(f"{FILE}.new")
+        new = self._new
         new.unlink(missing_ok=True)
         os.close(os.open(new, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         with closing(_connect(new)) as connection:

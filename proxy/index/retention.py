@@ -151,17 +151,22 @@ class Pruner:
         pruned += await self._forget_tags(before, needs_all=0)
         return pruned + await self._delete([], delete_rest)
 
-    async def keep_small(self, now: float) -> None:
-        """Forget the oldest rows if the file is too large. ``now`` is in Unix seconds."""
-        await self.measure()
-        if self.file_bytes <= self._max_bytes:
-            return
+    async def keep_small(self, now: float) -> bool:
+        """Forget the oldest rows if the file is too large; return True if it was.
+
+        ``now`` is in Unix seconds.
+        """
         try:
+            await self._facts.threads.run(self._database.trim)
+            await self.measure()
+            if self.file_bytes <= self._max_bytes:
+                return False
             rows = await self._shrink(now)
         except (StorageError, sqlite3.Error, OSError) as error:
             log.warning("the index cannot be made smaller", error=str(error))
         else:
             log.warning("the index was too large", rows_forgotten=rows, bytes=self.file_bytes)
+        return True
 
     async def _shrink(self, now: float) -> int:
         """Forget rows of content that is not here, the oldest first; then tags of what is here."""

@@ -347,7 +347,7 @@ class SqliteIndex:
             await asyncio.sleep(FLUSH_SECONDS)
             self._facts.write_again()
             await self._flush()
-            await self._pruner.keep_small(self._clock())
+            self.revision += await self._pruner.keep_small(self._clock())
 
     async def _flush(self) -> None:
         """Write the uses until now."""

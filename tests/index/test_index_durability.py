@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 
 from proxy.core.names import Tag
+from proxy.core.records import BlobRecord
 from proxy.index.database import Database
+from proxy.index.sqlite import SqliteIndex
 from tests.fakes.clock import Clock
 from tests.index.indexes import (
     LATEST,
     NGINX,
+    OTHER,
     SqliteFiles,
     digest,
+    listing,
     manifest,
     order,
     tagged,
@@ -147,6 +151,68 @@ async def test_uses_are_written_every_few_seconds(
                 break
             await asyncio.sleep(0.01)
     await files.close()
+
+
+async def test_the_room_of_much_that_was_dropped_is_given_back(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.index.sqlite.FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr("proxy.index.database._JOURNAL_PAGES", 20)
+    files = SqliteFiles(tmp_path / "index", clock)
+    index = await files.open()
+    digests = [digest(number) for number in range(3000)]
+    await asyncio.gather(*(index.set_blob(BlobRecord(one, 1, None, 1.0)) for one in digests))
+    await index.drop_blobs(digests)
+    async with asyncio.timeout(60):
+        while (tmp_path / "index" / "index.db").stat().st_size > 300_000:
+            await asyncio.sleep(0.01)
+    await files.close()
+
+
+async def test_the_oldest_rows_go_when_the_file_is_too_large(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.index.sqlite.FLUSH_SECONDS", 0.02)
+    limit = 1_000_000
+    index = SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None, max_bytes=limit)
+    async with index:
+        await index.set_blob(manifest(1, clock()), listing(2))
+        await index.link(NGINX, [digest(1)])
+        await index.set_tag(NGINX, Tag("first"), tagged(1, clock()))
+        revision, asked = index.revision, 0
+        async with asyncio.timeout(100):
+            while await index.linked(OTHER, digest(10)) or asked < 20_000:
+                wanted = [digest(10 + asked + step) for step in range(500)]
+                asked += 500
+                await index.link(OTHER, wanted)
+                clock.advance(100)
+                await index.set_tag(OTHER, Tag(f"v{asked}"), tagged(asked, clock()))
+            while index.file_bytes > limit:
+                await asyncio.sleep(0.01)
+        assert await index.blob(digest(1)) is not None, "rows of held content stay"
+        assert await index.linked(NGINX, digest(1))
+        assert await index.tag(NGINX, Tag("first")) is not None
+        last = await index.tag(OTHER, Tag(f"v{asked}"))
+        assert last is not None, "what was seen last stays"
+        assert index.revision > revision
+
+
+async def test_tags_of_held_content_go_when_nothing_else_is_left(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.index.sqlite.FLUSH_SECONDS", 0.02)
+    limit = 1_000_000
+    index = SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None, max_bytes=limit)
+    async with index:
+        await index.set_blob(manifest(1, clock()), ())
+        number = 0
+        async with asyncio.timeout(100):
+            while number < 2000 or await index.history(NGINX, Tag("v1")):
+                for _ in range(100):
+                    number, at = number + 1, clock() + number
+                    await index.set_tag(NGINX, Tag(f"v{number}"), tagged(1, at))
+        assert await index.tag(NGINX, Tag(f"v{number}")) is not None
+        assert index.peek_tag(NGINX, Tag("v1")) is None
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])

@@ -183,6 +183,30 @@ async def test_what_is_read_while_it_is_written_is_not_kept(
     assert await index.tag(NGINX, LATEST) is None
 
 
+async def test_what_comes_along_with_an_answer_may_be_outdated(
+    files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(await files.open())
+    index = await files.open()
+    gate, read = threading.Event(), facts.Threads._read
+
+    def held(threads: Any, work: Any) -> Any:
+        found = read(threads, work)
+        if isinstance(found, dict) and ("tag", NGINX, LATEST) in found:
+            gate.wait(30)
+        return found
+
+    monkeypatch.setattr(facts.Threads, "_read", held)
+    reading = asyncio.ensure_future(index.tag(NGINX, LATEST))
+    await asyncio.sleep(0.05)
+    await index.drop_blobs([digest(1)])
+    await index.unlink(NGINX, [digest(1)])
+    gate.set()
+    assert await reading == tagged(1, 1.0)
+    assert await index.blob(digest(1)) is None
+    assert not await index.linked(NGINX, digest(1))
+
+
 async def test_a_write_goes_on_when_its_caller_is_cancelled(
     files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,7 +177,6 @@ class SqliteIndex:
         facts: dict[Key, Any] = {}
         for digest in digests:
             self._count(self._latest(digest, held.get(digest)), None)
-            self._uses.pop(digest, None)
             facts |= {("blob", digest): None, ("children", digest): ()}
         await self._facts.write(facts, (), blob_rows.drop, digests)
 

@@ -286,18 +286,28 @@ async def test_an_index_larger_than_the_ram_is_right(
         index = await files.open()
 
 
-async def test_one_write_that_fails_spoils_no_other(files: SqliteFiles) -> None:
+async def test_one_write_that_fails_spoils_no_other(
+    files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = await files.open()
+    held = Held(monkeypatch)
+    first = asyncio.ensure_future(index.set_note("a", 1))
+    await asyncio.sleep(0)
 
     def broken(_: sqlite3.Connection) -> None:
         raise LookupError("a bug")
 
     bug = asyncio.ensure_future(index._facts.write({}, (), broken))
-    await asyncio.gather(*(index.set_blob(blob(number)) for number in range(20)))
+    tags = [index.set_tag(NGINX, Tag(f"v{number}"), tagged(1, 1.0)) for number in range(20)]
+    others = asyncio.gather(first, *(index.link(NGINX, [digest(n)]) for n in range(20)), *tags)
+    await asyncio.sleep(0.05)
+    held.gate.set()
+    await others
     with pytest.raises(LookupError, match="a bug"):
         await bug
     index = await files.open()
-    assert index.usage().files == 20
+    assert len(await index.tags(NGINX)) == 20
+    assert all([await index.linked(NGINX, digest(number)) for number in range(20)])
 
 
 def test_the_cache_keeps_what_is_used() -> None:

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import diskcache
 import pytest
+from proxy.index.table import Table
 
 import proxy
-from proxy.index.table import Table
 
 ROOT = Path(proxy.__file__).parent
 WRITES = ("posix_fallocate", "pwrite", "fsync", "rename", "mkdir", "fchmod")

@@ -7,8 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Child, Usage
-from proxy.index import values
-from proxy.index.protocol import Position
+from proxy.index import Position, values
 from proxy.index.values import packed
 
 AFTER: Final = 1e-6
@@ -128,6 +127,7 @@ def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> S
         is_public = excluded.is_public""",
         (key, record.size, record.media_type, used_at, record.is_public, lists),
     )
+    db.execute("DELETE FROM loose WHERE digest = ?", (key,))
     (id_,) = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
     db.execute("DELETE FROM child WHERE parent = ?", (id_,))
     db.executemany(
@@ -154,12 +154,28 @@ def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> S
 
 
 def drop(db: Connection, digests: Iterable[Digest]) -> None:
-    """Hold content no longer."""
-    for digest in digests:
-        row = db.execute("SELECT id FROM blob WHERE digest = ?", (packed(digest),)).fetchone()
+    """Hold content no longer; its file is loose."""
+    for key in map(packed, digests):
+        db.execute("INSERT OR IGNORE INTO loose VALUES (?)", (key,))
+        row = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
         if row is not None:
             db.execute("DELETE FROM child WHERE parent = ?", row)
             db.execute("DELETE FROM blob WHERE id = ?", row)
+
+
+def loosen(db: Connection, digests: Iterable[Digest]) -> None:
+    """Remember that files may be there without a row."""
+    db.executemany("INSERT OR IGNORE INTO loose VALUES (?)", ((packed(one),) for one in digests))
+
+
+def forget_files(db: Connection, digests: Iterable[Digest]) -> None:
+    """Forget loose files."""
+    db.executemany("DELETE FROM loose WHERE digest = ?", ((packed(one),) for one in digests))
+
+
+def loose(db: Connection) -> list[Digest]:
+    """Return whose files may be there without a row."""
+    return [values.digest(key) for (key,) in db.execute("SELECT digest FROM loose")]
 
 
 def use(db: Connection, uses: Iterable[tuple[Digest, float]]) -> dict[Digest, float]:

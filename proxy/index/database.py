@@ -39,6 +39,7 @@ CREATE TABLE blob (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, size INT
   media_type TEXT, used_at REAL NOT NULL, is_public INTEGER NOT NULL, lists INTEGER);
 CREATE INDEX blob_used ON blob (used_at, id, size);
 CREATE INDEX blob_manifest ON blob (digest) WHERE lists IS NOT 0;
+CREATE TABLE loose (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE child (parent INTEGER NOT NULL, position INTEGER NOT NULL, digest BLOB NOT NULL,
   size INTEGER NOT NULL, PRIMARY KEY (parent, position)) WITHOUT ROWID;
 CREATE INDEX child_digest ON child (digest);
@@ -57,7 +58,8 @@ CREATE TABLE pin (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 """``blob.lists`` is how much a manifest lists, and NULL if that is unknown. ``child`` has rows for
-held manifests only; their content may be held or not."""
+held manifests only; their content may be held or not. ``loose`` names files that may be there
+without a row in ``blob``: those that are about to get one, and those about to be deleted."""
 
 _CACHE_KIB: Final = 8192
 _JOURNAL_PAGES: Final = 1000

@@ -52,7 +52,7 @@ def copy(directory: Path, new: sqlite3.Connection) -> None:
 
 def remove(directory: Path) -> None:
     """Delete the tables: all that they said is in the new file, which is on the disk."""
-    for table in TABLES:
+    for table in (*TABLES, "listings"):
         for path in (directory / table, *directory.glob(f"{table}.unreadable-*")):
             shutil.rmtree(path, ignore_errors=True)
 

@@ -15,15 +15,15 @@ from proxy.core.records import (
     Usage,
     disk_bytes,
 )
-from proxy.index import values
-from proxy.index.blob_rows import AFTER
-from proxy.index.protocol import (
+from proxy.index import (
     HISTORY_LIMIT,
     REFERRERS_BYTES,
     REFERRERS_LIMIT,
     Position,
     TaggedImage,
+    values,
 )
+from proxy.index.blob_rows import AFTER
 from proxy.index.values import packed
 
 _STEP = 1e-5
@@ -49,6 +49,7 @@ class MemoryIndex:
         self._referrers: dict[tuple[Target, Digest], dict[str, dict[str, object]]] = {}
         self._notes: dict[str, str] = {}
         self._pins: list[str] | None = None
+        self._loose: set[Digest] = set()
         self._serial = 0
         self._last_use = 0.0
         self.revision = 0
@@ -99,6 +100,7 @@ class MemoryIndex:
         if digest not in self._serials:
             self._serial += 1
             self._serials[digest] = self._serial
+        self._loose.discard(digest)
         self._children[digest] = listed
         self._sizes[digest] = record.size
         for child in listed or ():
@@ -111,12 +113,22 @@ class MemoryIndex:
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
         self.revision += 1
         for digest in digests:
+            self._loose.add(digest)
             self._blobs.pop(digest, None)
             self._serials.pop(digest, None)
             listed = self._children.pop(digest, ()) or ()
             for one in (digest, *(child.digest for child in listed)):
                 if one not in self._blobs and not any(self._listing(one)):
                     self._sizes.pop(one, None)
+
+    async def loosen_files(self, digests: Iterable[Digest]) -> None:
+        self._loose.update(digests)
+
+    async def forget_files(self, digests: Iterable[Digest]) -> None:
+        self._loose.difference_update(digests)
+
+    async def loose_files(self) -> list[Digest]:
+        return list(self._loose)
 
     async def coldest(
         self, after: Position | None, limit: int

@@ -7,9 +7,8 @@ from typing import Any, Final
 
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, TagHistoryEntry, TagRecord
-from proxy.index import values
+from proxy.index import HISTORY_LIMIT, REFERRERS_BYTES, REFERRERS_LIMIT, TaggedImage, values
 from proxy.index.blob_rows import batches, marks
-from proxy.index.protocol import HISTORY_LIMIT, REFERRERS_BYTES, REFERRERS_LIMIT, TaggedImage
 from proxy.index.values import Row, packed
 
 _REPO: Final = "(SELECT id FROM repo WHERE upstream = ? AND name = ?)"

@@ -14,6 +14,7 @@ TABLES: Final[dict[str, tuple[str, str, Callable[[Row], object]]]] = {
         "id",
         lambda row: (values.blob(row[1:6]), row[6] is None or values.size(row[6])),
     ),
+    "loose": ("digest", "digest", lambda row: values.digest(row[0])),
     "child": (
         "parent, position, digest, size",
         "parent, position",
@@ -50,6 +51,7 @@ DELETE FROM link WHERE repo NOT IN (SELECT id FROM repo);
 DELETE FROM tag WHERE repo NOT IN (SELECT id FROM repo);
 DELETE FROM sighting WHERE repo NOT IN (SELECT id FROM repo);
 DELETE FROM referrer WHERE repo NOT IN (SELECT id FROM repo);
+DELETE FROM note WHERE name = 'reconciled';
 UPDATE blob SET lists = NULL
   WHERE lists IS NOT 0 AND lists <> (SELECT count(*) FROM child WHERE parent = blob.id);
 """

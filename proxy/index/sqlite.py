@@ -27,11 +27,10 @@ from proxy.core.records import (
     Usage,
     disk_bytes,
 )
-from proxy.index import blob_rows, name_rows, values
+from proxy.index import Position, TaggedImage, blob_rows, name_rows, values
 from proxy.index.blob_rows import Connection
 from proxy.index.database import Database
 from proxy.index.facts import Facts, Key
-from proxy.index.protocol import Position, TaggedImage
 from proxy.index.ram_cache import MISSING
 from proxy.index.retention import Pruner
 from proxy.runtime.supervisor import Supervisor
@@ -179,6 +178,15 @@ class SqliteIndex:
             self._count(self._latest(digest, held.get(digest)), None)
             facts |= {("blob", digest): None, ("children", digest): ()}
         await self._facts.write(facts, (), blob_rows.drop, digests)
+
+    async def loosen_files(self, digests: Iterable[Digest]) -> None:
+        await self._facts.write({}, (), blob_rows.loosen, list(digests))
+
+    async def forget_files(self, digests: Iterable[Digest]) -> None:
+        await self._facts.write({}, (), blob_rows.forget_files, list(digests))
+
+    async def loose_files(self) -> list[Digest]:
+        return await self._facts.page(blob_rows.loose)
 
     async def coldest(
         self, after: Position | None, limit: int

@@ -8,8 +8,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from proxy.core.names import Digest, Repo, Tag, Target, sha256
 from proxy.core.records import BlobRecord, Child, Descriptor, TagRecord
+from proxy.index import Index
 from proxy.index.memory import MemoryIndex
-from proxy.index.protocol import Index
 from proxy.index.sqlite import SqliteIndex
 from tests.fakes.clock import Clock
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sqlite3
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from proxy.core.names import Tag
 from proxy.core.records import BlobRecord
 from proxy.index.database import Database
 from proxy.index.sqlite import SqliteIndex
+from tests.fakes import content
 from tests.fakes.clock import Clock
+from tests.fakes.upstream import FakeUpstream
 from tests.index.indexes import (
     LATEST,
     NGINX,
@@ -26,6 +29,7 @@ from tests.index.indexes import (
     order,
     tagged,
 )
+from tests.running import Start
 
 
 @pytest.mark.parametrize("count", [1, 60])
@@ -233,5 +237,38 @@ async def test_t58_only_this_user_reads_the_file(tmp_path: Path, clock: Clock, u
         assert {path.stat().st_mode & 0o777 for path in files.path.iterdir()} == {0o600}
         assert files.path.stat().st_mode & 0o777 == 0o700
         await files.close()
+    finally:
+        os.umask(before)
+
+
+def modes(root: Path) -> dict[str, str]:
+    """Return what others than the owner may do with what lies in an index."""
+    paths = [root, *root.rglob("*")]
+    return {
+        str(path): oct(mode)
+        for path in paths
+        if (mode := stat.S_IMODE(path.stat().st_mode)) != (0o700 if path.is_dir() else 0o600)
+    }
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+async def test_t58_only_this_user_reads_the_index(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, umask: int
+) -> None:
+    upstream.add("library/app", content.image(1))
+    index = tmp_path / "cache" / "index"
+    before = os.umask(umask)
+    try:
+        proxy = await start()
+        assert (await proxy.get("/v2/library/app/manifests/latest")).status == 200
+        assert list(index.rglob("*-wal")), "journals count too"
+        assert not modes(index)
+        await proxy.close()
+        assert not modes(index)
+        for path in [index, *index.rglob("*")]:  # as an older version left it
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        proxy = await start()
+        assert (await proxy.get("/v2/library/app/manifests/latest")).status == 200
+        assert not modes(index)
     finally:
         os.umask(before)

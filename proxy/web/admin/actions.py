@@ -3,7 +3,6 @@
 Only for who is trusted: names tell, and most of it changes something. Streams are NDJSON.
 """
 
-import asyncio
 import hmac
 import math
 from pathlib import Path
@@ -59,10 +58,6 @@ class Token:
             raise Unauthorized("this needs the admin token: Authorization: Bearer …")
 
 
-WAIT_SECONDS: Final = 10.0
-"""A command waits so long for the index to be read."""
-
-
 class Control:
     """The operator's pages. Each raises ``RegistryError`` for an invalid request."""
 
@@ -93,12 +88,6 @@ class Control:
         if page is None:
             problem = f"{request.method} {request.path}: there is no such thing to do"
             raise Unsupported(problem, allowed=pages)
-        try:
-            async with asyncio.timeout(WAIT_SECONDS):
-                await self._content.ready()
-        except TimeoutError:
-            reason = self._content.failures().get("index", "the index is still being read")
-            raise StorageUnavailable(f"{reason}; try again later") from None
         return await page(request)
 
     async def _get_pins(self, _: BaseRequest) -> StreamResponse:

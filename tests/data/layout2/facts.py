@@ -7,11 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from proxy.names import Target
-from proxy.records import BlobRecord
-
 from proxy.index.listings import TagLists
 from proxy.index.local import LocalIndex
+from proxy.names import Target
+from proxy.records import BlobRecord
 
 Facts = dict[str, Any]
 NOTES = ("pins", "in use", "verify", "ceiling")

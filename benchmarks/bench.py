@@ -4,7 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Protocol, TypeVar
@@ -59,14 +59,26 @@ class Bench:
         Their upstream asks for tokens, as real ones do: before one that does not, docker-registry
         asks anew at every request whether it does, and is half as fast. nginx cannot get tokens.
         """
-        upstream = self._with_tokens.url
         with ExitStack() as stack:
-            started: dict[str, Any] = {"ours": stack.enter_context(ours.millpond(upstream))}
-            if "registry" in names and self.has("docker-registry"):
-                started["registry"] = stack.enter_context(rivals.registry_proxy(upstream))
-            if "nginx" in names and self.has("nginx"):
-                started["nginx"] = stack.enter_context(rivals.nginx(self.url))
-            yield started
+            yield {
+                name: stack.enter_context(self.contestant(name))
+                for name in self.installed("ours", *names)
+            }
+
+    def installed(self, *names: str) -> list[str]:
+        """Return those of some contestants that are installed; note the others."""
+        programs = {"registry": "docker-registry", "nginx": "nginx"}
+        return [name for name in names if name not in programs or self.has(programs[name])]
+
+    def contestant(self, name: str) -> AbstractContextManager[Server]:
+        """Give one contestant with an empty cache, as `contestants` does."""
+        match name:
+            case "registry":
+                return rivals.registry_proxy(self._with_tokens.url)
+            case "nginx":
+                return rivals.nginx(self.url)
+            case _:
+                return ours.millpond(self._with_tokens.url)
 
     @property
     def url(self) -> str:

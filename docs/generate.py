@@ -103,12 +103,13 @@ def _kind(hint: Any) -> tuple[str, Callable[[Any], str]]:
         (units.Disk, "size or share", _amount),
         (units.Rate, "rate", lambda value: f"{value // 10**6}MB/s"),
         (units.Bytes, "size", _size),
-        (tuple[str, ...], "list", lambda value: f"[{', '.join(value)}]"),
         (bool, "boolean", lambda value: str(value).lower()),
     )
     for known, name, show in kinds:
         if hint == known:
             return name, show
+    if get_origin(hint) is tuple:
+        return "list", lambda value: f"[{', '.join(map(str, value))}]"
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(f"`{value}`" for value in get_args(hint)), str
     plain = get_args(hint)[0] if hasattr(hint, "__metadata__") else hint

@@ -11,11 +11,12 @@ from typing import Any
 from aiohttp import ClientSession
 from multidict import CIMultiDictProxy
 
+from proxy.access import AllowAll
 from proxy.app import App, running
+from proxy.app.engine import Environment
 from proxy.core.names import Repo, Tag, Target
 from proxy.core.records import TagHistoryEntry
 from proxy.runtime import logs
-from proxy.runtime.logs import RequestLog
 from proxy.settings import Settings
 from proxy.upstream.guard import SYSTEM_NETWORK
 from tests.fakes.clock import Clock
@@ -96,6 +97,7 @@ async def started(
     upstream: FakeUpstream, storage: Path, clock: Clock, changes: dict[str, Any]
 ) -> AsyncIterator[Proxy]:
     network = changes.pop("network", SYSTEM_NETWORK)
+    access = changes.pop("access", AllowAll())
     hub = {"url": upstream.url} | changes.pop("hub", {})
     document: dict[str, Any] = {
         "listen": "127.0.0.1:0",
@@ -104,18 +106,15 @@ async def started(
         "shutdown_grace": "2s",
         "patience": {"retries": 0, "resumes": 0, "failures": 1_000_000, "cool_down": 0},
         "prefetch": {"blobs": 0},
+        "log": {"level": "debug"},
         **changes,
     }
     log = io.StringIO()
-    render = logs.configure("debug", "json", log)
-
-    def make_request_log(counters: Any) -> RequestLog:
-        return RequestLog(render, log, level="debug", on_drop=counters.unlogged)
-
+    output = logs.configure("debug", "json", log)
     settings = Settings.model_validate(document)
     async with AsyncExitStack() as stack:
         app = await stack.enter_async_context(
-            running(settings, make_request_log, clock, network=network)
+            running(settings, output, Environment(clock, network, access))
         )
         session = ClientSession(f"http://{app.address}", auto_decompress=False)
         client = await stack.enter_async_context(session)

@@ -1,48 +1,31 @@
-"""Builds and wires everything, and owns every lifetime: what opens last closes first."""
+"""Builds and wires everything, and owns all lifetimes: one exit stack closes in reverse order."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from proxy.app import cache as caching
-from proxy.app import listening, reload, serving, storage
-from proxy.app.descriptors import raise_limit, shared_out
-from proxy.app.upstreams import Upstreams
+from proxy.app import engine as engines
+from proxy.app import listening, reload, serving
+from proxy.app.descriptors import descriptor_limits, raise_limit
+from proxy.app.engine import Engine, Environment
 from proxy.content.content import Content
-from proxy.content.downloads import Downloads
-from proxy.core.records import Clock
-from proxy.core.routing import Router
-from proxy.repository import Cache
-from proxy.repository.memory_lookup import MemoryLookup
-from proxy.repository.origins import Origins
-from proxy.runtime.logs import RequestLog
-from proxy.runtime.metrics import CacheCounters, Metrics
+from proxy.runtime import loop_monitor
+from proxy.runtime.logs import Output, RequestLog
 from proxy.runtime.supervisor import Supervisor
-from proxy.services.drop import Dropper
-from proxy.services.pull import Puller
 from proxy.services.reconcile import look_after
 from proxy.services.verify import Verifier
 from proxy.settings import Settings
-from proxy.upstream.guard import SYSTEM_NETWORK, Network
-from proxy.web import loop_monitor
-from proxy.web.admin.actions import Control, Token
-from proxy.web.admin.images import Services
 from proxy.web.admin.pages import Admin
 from proxy.web.certificate import Certificate
-from proxy.web.endings import Endings
-from proxy.web.forwarded import TrustedProxies
-from proxy.web.registry import Registry
-from proxy.web.response_cache import ResponseCache
 
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A running proxy: where it listens (None: nowhere), its numbers, and its content.
+    """A running proxy; ``address`` is None if it listens on the admin socket only.
 
-    ``reload`` puts other settings in force and returns those in force then; raises ``ConfigError``
-    and changes nothing. ``responses`` counts the responses in progress.
+    ``reload`` applies changed settings and returns those in force then; it raises ``ConfigError``
+    and changes nothing if they are invalid. ``responses`` returns the number in progress.
     """
 
     address: str | None
@@ -55,98 +38,62 @@ class App:
 @asynccontextmanager
 async def running(
     settings: Settings,
-    make_request_log: Callable[[CacheCounters], RequestLog],
-    clock: Clock = time.time,
+    output: Output,
+    environment: Environment | None = None,
     *,
     is_public: bool = True,
-    network: Network = SYSTEM_NETWORK,
 ) -> AsyncIterator[App]:
     """Run the proxy while the context is open; leaving it stops gracefully.
 
-    Needs no network. ``is_public`` False listens on the admin socket only. Raises ``ConfigError``
-    when a setting cannot be put into practice. ``network`` resolves the names of upstreams.
+    Needs no network to start. ``output`` gets the request lines. ``is_public`` False listens on
+    the admin socket only. Raises ``ConfigError`` if a setting does not work on this machine.
     """
+    environment = environment or Environment()
     async with AsyncExitStack() as stack:
-        metrics = Metrics(list(settings.upstreams))
         certificate = Certificate(settings.tls) if settings.tls and is_public else None
         listener = stack.enter_context(listening.public(settings)) if is_public else None
-        shares = shared_out(raise_limit(), settings.most_downloads)
-        router = Router(settings)
-        kept = await storage.opened(stack, settings, router, metrics, clock)
-        stack.push_async_callback(kept.layout.keep)
-        background = Supervisor(metrics.tasks, metrics.readiness)
-        stack.push_async_callback(background.close)
-        request_log = make_request_log(metrics.cache)
-
-        flights = Downloads(settings.storage.min_complete_ratio)
-        stack.push_async_callback(flights.close)
-        upstreams = Upstreams(metrics, clock, shares.downloads, network)
-        stack.push_async_callback(upstreams.close)
-        sources = Origins(upstreams.commit(await upstreams.prepare(settings)))
-        cache = await caching.built(stack, settings, kept, flights, sources)
-        at_hand = MemoryLookup(kept.content, cache.manifests, cache.tags, cache.small)
-        trusted = TrustedProxies(settings.trusted_proxies)
-        prepared = ResponseCache(at_hand, metrics=metrics, request_log=request_log, trusted=trusted)
-        at_end = Endings(prepared.learn, upstreams.current)
-        registry = Registry(router, cache, metrics=metrics, request_log=request_log, learn=at_end)
-        services = _services(kept, cache, router, Puller(cache, sources, flights))
-        token = Token(settings.admin.token_file)
-        admin = Admin(
-            metrics,
-            kept.content,
-            flights=flights,
-            upstreams=upstreams.current,
-            control=Control(kept.content, kept.pins, kept.feeds, services, token),
-        )
-        background.start("request log", request_log.write_for_ever)
-        background.start("loop lag", lambda: loop_monitor.watch(metrics))
-        _look_after(background, kept, offline=settings.offline)
-        background.start("upstreams", upstreams.close_retired)
-        parts = serving.Parts(registry, admin, prepared.answer, trusted, metrics.cache)
-        servers = serving.Servers(stack, parts, settings.shutdown_grace)
+        limits = descriptor_limits(raise_limit(), settings.most_downloads)
+        engine = await engines.opened(stack, settings, environment, limits.downloads)
+        level, metrics, kept = settings.log.level, engine.metrics, engine.storage
+        request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
+        parts = serving.handlers(engine, settings, environment.access, request_log)
+        background = engine.background
+        background.start("request log", request_log.write_forever)
+        _maintain(background, engine, settings)
+        servers = serving.Servers(stack, engine, parts, grace=settings.shutdown_grace)
         if settings.admin.socket:
             await servers.serve_operator(stack.enter_context(listening.admin(kept.directory)))
         if listener is not None:
             clients = await servers.serve_clients(
                 listener,
-                certificate.context if certificate is not None else None,
-                limit=shares.clients,
+                certificate.context if certificate else None,
+                limit=limits.clients,
                 send_timeout=settings.timeouts.send,
             )
             background.start("stalled clients", clients.watch)
-            _scrub(background, services.verifier, settings)
+            _scrub(background, parts.services.verifier, settings)
         if certificate is not None:
             background.start("certificate", certificate.watch)
-        address = None if listener is None else listening.address(listener)
-        applied = reload.Parts(router, upstreams, sources, kept.pins, prepared, certificate, token)
-        reloader = reload.Reloader(settings, applied)
-        yield App(address, admin, kept.content, reloader.apply, lambda: servers.responses)
-        admin.is_stopping = True
-        services.verifier.stop()
-        services.puller.stop()
+        reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
+        address = listening.address(listener) if listener else None
+        yield App(address, parts.admin, kept.content, reloader.apply, lambda: servers.responses)
+        parts.admin.is_stopping = True
+        parts.services.verifier.stop()
+        parts.services.puller.stop()
         if is_public:
             await asyncio.sleep(settings.shutdown_delay)
 
 
-def _look_after(background: Supervisor, kept: storage.Storage, *, offline: bool) -> None:
-    """Start what keeps the cache's directory in order."""
-    content, layout = kept.content, kept.layout
+def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> None:
+    """Start the tasks that maintain the cache's directory and the connections to upstreams."""
+    kept = engine.storage
+    content, layout, offline = kept.content, kept.layout, settings.offline
+    background.start("loop lag", lambda: loop_monitor.watch(engine.metrics))
     background.start_essential("reconcile", lambda: look_after(content, layout, offline=offline))
     background.start_essential("eviction", content.keep_within_limit)
     background.start("names", layout.publish_forever)
     background.start("feeds", kept.feeds.watch)
-
-
-def _services(kept: storage.Storage, cache: Cache, router: Router, puller: Puller) -> Services:
-    content = kept.content
-    return Services(
-        verifier=Verifier(content, cache.fetch, kept.clock, kept.pins.roots),
-        dropper=Dropper(content, kept.pins, kept.layout, cache.manifests.forget),
-        puller=puller,
-        cache=cache,
-        image=router.parse_image,
-        selector=router.parse_selector,
-    )
+    background.start("upstreams", engine.upstreams.close_retired)
 
 
 def _scrub(background: Supervisor, verifier: Verifier, settings: Settings) -> None:

@@ -27,7 +27,7 @@ async def built(
     stack: AsyncExitStack,
     settings: Settings,
     kept: storage.Storage,
-    flights: Downloads,
+    downloads: Downloads,
     sources: Mapping[str, Origin],
 ) -> Cache:
     """Return the cache over what is on the disk; ``stack`` closes it."""
@@ -43,12 +43,13 @@ async def built(
     tags = Tags(manifests, content, sources, clock=clock, patience=settings.timeouts.check)
     stack.push_async_callback(tags.close)
     expected = PrefetchTracker(kept.counters)
-    blobs = Blobs(content, sources, flights=flights, sizes=held.sizes, expected=expected)
+    sizes = held.sizes
+    blobs = Blobs(content, sources, downloads=downloads, sizes=sizes, expected=expected)
     stack.push_async_callback(blobs.close)
     sweeps = LinkChecks(content, sources, manifests=manifests, blobs=blobs)
     stack.push_async_callback(sweeps.close)
     bounds = Bounds(**settings.prefetch.model_dump())
-    ahead = Prefetcher(blobs, sources, flights=flights, expected=expected, bounds=bounds)
+    ahead = Prefetcher(blobs, sources, downloads=downloads, expected=expected, bounds=bounds)
     stack.push_async_callback(ahead.close)
     memory = settings.memory
     small = SmallBlobs(

@@ -1,31 +1,31 @@
-"""Shares the file descriptors that this process may have between clients, registries and files."""
+"""Divides this process's file descriptors between clients, registries and files."""
 
 import resource
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-OWN: Final = 80
+RESERVED: Final = 80
 """Descriptors for the index, the log, listening sockets and refused connections."""
 
 PER_CLIENT: Final = 4
-"""A client's connection, the file that it is sent, a copy of its socket for ``sendfile``, and a
-connection of its own to a registry, for a manifest."""
+"""Its connection, the file that it reads, a copy of its socket for ``sendfile``, and a connection
+to a registry for a manifest."""
 
 PER_DOWNLOAD: Final = 4
-"""Connection and spool, twice: as many downloads again may begin beyond the bound."""
+"""Connection and spool file, twice: as many downloads again may start beyond the limit."""
 
 
 @dataclass(frozen=True, slots=True)
-class Descriptors:
-    """How many clients may be connected, and how many bodies one registry may be asked for."""
+class DescriptorLimits:
+    """Connected clients at a time, and response bodies of one registry at a time."""
 
     clients: int
     downloads: int
 
 
 def raise_limit() -> int:
-    """Raise the limit of open files as far as it may be, and return it."""
+    """Raise the soft limit of open files to the hard limit; return the limit in force."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -33,8 +33,8 @@ def raise_limit() -> int:
     return soft
 
 
-def shared_out(limit: int, downloads: int) -> Descriptors:
-    """Return the shares of ``limit`` descriptors; ``downloads`` is what is wanted of the second."""
-    rest = limit - OWN
+def descriptor_limits(limit: int, downloads: int) -> DescriptorLimits:
+    """Divide ``limit`` descriptors; ``downloads`` is the configured number of downloads."""
+    rest = limit - RESERVED
     downloads = max(2, min(downloads, rest // (2 * PER_DOWNLOAD)))
-    return Descriptors(max(8, (rest - PER_DOWNLOAD * downloads) // PER_CLIENT), downloads)
+    return DescriptorLimits(max(8, (rest - PER_DOWNLOAD * downloads) // PER_CLIENT), downloads)

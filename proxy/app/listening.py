@@ -1,4 +1,4 @@
-"""Makes the sockets that are listened on: TCP for everybody, a Unix socket for the operator."""
+"""Opens the listening sockets: TCP for clients, a Unix socket for the operator."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ ADMIN_SOCKET: Final = "admin.sock"
 
 
 def public(settings: Settings) -> socket.socket:
-    """Listen where the settings say. Raises ``ConfigError``."""
+    """Return a TCP socket that listens on ``settings.listen``. Raises ``ConfigError``."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server(
@@ -33,16 +33,17 @@ def public(settings: Settings) -> socket.socket:
 
 
 def address(listener: socket.socket) -> str:
-    """Return HOST:PORT of what is listened on."""
+    """Return HOST:PORT of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @contextmanager
 def admin(directory: Directory) -> Iterator[socket.socket]:
-    """Listen on ``admin.sock`` in the cache's directory, for this user alone.
+    """Listen on ``admin.sock`` in the cache's directory, with permissions for this user only.
 
-    The path goes through the directory's descriptor, so that no path is too long for a socket.
+    The path goes through the directory's descriptor, because a socket's path has at most 107 bytes.
+    Raises ``ConfigError``.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

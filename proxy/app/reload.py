@@ -1,50 +1,45 @@
-"""Applies changed settings while the proxy runs: all that can be applied, or nothing."""
+"""Applies changed settings to the running proxy: all that need no restart, or none."""
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from proxy.app.upstreams import Upstreams
-from proxy.content.pins import Pins
+from proxy.app.engine import Engine
+from proxy.app.serving import Handlers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
-from proxy.repository.origins import Origins
+from proxy.runtime.logs import RequestLog, set_level
 from proxy.settings import Settings
-from proxy.web.admin.actions import Token
 from proxy.web.certificate import Certificate
-from proxy.web.response_cache import ResponseCache
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of a running proxy that take new settings. ``certificate`` None: no HTTPS."""
-
-    router: Router
-    upstreams: Upstreams
-    sources: Origins
-    pins: Pins
-    prepared: ResponseCache
-    certificate: Certificate | None
-    token: Token
-
-
 class Reloader:
-    """Knows the settings in force. One reload at a time."""
+    """Holds the settings in force; reloads run one at a time."""
 
-    def __init__(self, settings: Settings, parts: Parts) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        handlers: Handlers,
+        certificate: Certificate | None,
+        request_log: RequestLog,
+    ) -> None:
+        """``certificate`` None: the proxy serves plain HTTP."""
         self._settings = settings
-        self._parts = parts
+        self._engine = engine
+        self._handlers = handlers
+        self._certificate = certificate
+        self._request_log = request_log
         self._reloading = asyncio.Lock()
 
     async def apply(self, settings: Settings) -> Settings:
-        """Put ``settings`` in force as far as that needs no restart; return those in force.
+        """Apply ``settings`` as far as they need no restart; return those in force now.
 
-        Running downloads and connections go on as they are. Raises ``ConfigError``, and has then
-        changed nothing.
+        Running downloads and connections continue unchanged. Raises ``ConfigError`` and changes
+        nothing if a setting is invalid.
         """
         async with self._reloading:
             wanted = _applicable(self._settings, settings)
@@ -54,32 +49,34 @@ class Reloader:
         log.info("settings reloaded", changed=changed)
         if refused := _differences(wanted, settings):
             log.warning("changed settings need a restart", settings=refused)
+        self._request_log.set_level(wanted.log.level)
+        set_level(wanted.log.level)
         return wanted
 
     async def _apply(self, settings: Settings) -> None:
-        """Check everything first; what comes after the checks neither fails nor awaits."""
-        parts = self._parts
-        trial = Router(settings)
+        """Check everything, then apply it in one step that neither fails nor awaits."""
+        engine, certificate = self._engine, self._certificate
+        router, upstreams, pins = engine.router, engine.upstreams, engine.storage.pins
         try:
-            pins = parts.pins.parsed(settings.pins, trial.parse_pin)
+            parsed = pins.parsed(settings.pins, Router(settings).parse_pin)
         except RegistryError as error:
             raise ConfigError(f"pins: {error.message}") from None
-        plan = await parts.upstreams.prepare(settings)
+        plan = await upstreams.prepare(settings)
         try:
-            if parts.certificate is not None and settings.tls is not None:
-                parts.certificate.use(settings.tls)
+            if certificate is not None and settings.tls is not None:
+                certificate.use(settings.tls)
         except ConfigError:
-            await parts.upstreams.discard(plan)
+            await upstreams.discard(plan)
             raise
-        parts.sources.replace(parts.upstreams.commit(plan))
-        parts.router.update(settings)
-        parts.pins.use(pins)
-        parts.token.use(settings.admin.token_file)
-        parts.prepared.forget()
+        engine.origins.replace(upstreams.commit(plan))
+        router.update(settings)
+        pins.use(parsed)
+        self._handlers.admin_access.use(settings.admin.token_file)
+        self._handlers.responses.forget()
 
 
 def _applicable(running: Settings, wanted: Settings) -> Settings:
-    """Return ``wanted``, with the settings in force where a change needs a restart."""
+    """Return ``wanted``, but with today's value of each setting whose change needs a restart."""
     is_https = running.tls is not None and wanted.tls is not None
     fixed = {"check": running.timeouts.check, "send": running.timeouts.send}
     return running.model_copy(
@@ -89,6 +86,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "upstreams": wanted.upstreams,
             "freshness": wanted.freshness,
             "offline": wanted.offline,
+            "fallback": wanted.fallback,
             "pins": wanted.pins,
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
             "timeouts": wanted.timeouts.model_copy(update=fixed),
@@ -100,7 +98,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
 
 
 def _differences(one: Settings, other: Settings) -> list[str]:
-    """Return the names of the settings that differ; never their values, which may be secret."""
+    """Return the names of settings that differ, without their values, which may be secret."""
     left, right = _flat(one.model_dump(), ()), _flat(other.model_dump(), ())
     names = {path for path in left.keys() | right.keys() if left.get(path) != right.get(path)}
     return sorted(".".join(path) for path in names)

@@ -1,4 +1,4 @@
-"""Starts the servers: for clients over TCP, and for the operator on the admin socket."""
+"""Builds what answers HTTP, and starts the servers: for clients on TCP, and on the admin socket."""
 
 import socket
 from contextlib import AsyncExitStack
@@ -8,34 +8,78 @@ from typing import Final
 
 from aiohttp.web import ServerRunner
 
-from proxy.runtime.metrics import CacheCounters
+from proxy.access import AccessRules, AdminAccess
+from proxy.app.engine import Engine
+from proxy.repository.memory_lookup import MemoryLookup
+from proxy.runtime.logs import RequestLog
+from proxy.services.drop import Dropper
+from proxy.services.pull import Puller
+from proxy.services.verify import Verifier
+from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
+from proxy.web.admin.actions import Control
+from proxy.web.admin.images import Services
 from proxy.web.admin.pages import Admin
 from proxy.web.clients import Clients
-from proxy.web.connection import Answers
+from proxy.web.exchange import Journal
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.registry import Registry
+from proxy.web.response_cache import ResponseCache
 from proxy.web.server import Handler, RegistryServer
 
 ADMIN_CLIENTS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What answers requests, whichever socket they arrive on."""
+class Handlers:
+    """What answers requests, and the services that operators start."""
 
     registry: Registry
     admin: Admin
-    answers: Answers
+    responses: ResponseCache
+    services: Services
+    admin_access: AdminAccess
     trusted: TrustedProxies
-    counters: CacheCounters
+
+
+def handlers(
+    engine: Engine, settings: Settings, access: AccessRules, request_log: RequestLog
+) -> Handlers:
+    """Return everything that answers requests to ``engine``."""
+    cache, kept, router, upstreams = engine.cache, engine.storage, engine.router, engine.upstreams
+    content = kept.content
+    lookup = MemoryLookup(kept.content, cache.manifests, cache.tags, cache.small)
+    trusted = TrustedProxies(settings.trusted_proxies)
+    journal = Journal(engine.metrics, request_log, upstreams.current)
+    responses = ResponseCache(lookup, access, journal, trusted)
+    services = Services(
+        verifier=Verifier(content, cache.fetch, kept.clock, kept.pins.roots),
+        dropper=Dropper(content, kept.pins, kept.layout, cache.manifests.forget),
+        puller=Puller(cache, engine.origins, engine.downloads),
+        cache=cache,
+        image=router.parse_image,
+        selector=router.parse_selector,
+    )
+    admin_access = AdminAccess(access, settings.admin.token_file)
+    admin = Admin(
+        engine.metrics,
+        content,
+        downloads=engine.downloads,
+        upstreams=upstreams.current,
+        control=Control(content, kept.pins, kept.feeds, services, admin_access),
+    )
+    registry = Registry(router, cache, access=access, journal=journal, responses=responses)
+    return Handlers(registry, admin, responses, services, admin_access, trusted)
 
 
 class Servers:
-    """The running servers. ``stack`` stops them; running responses get ``grace`` seconds."""
+    """The running servers; ``stack`` stops them and gives running responses ``grace`` seconds."""
 
-    def __init__(self, stack: AsyncExitStack, parts: Parts, grace: float) -> None:
+    def __init__(
+        self, stack: AsyncExitStack, engine: Engine, parts: Handlers, *, grace: float
+    ) -> None:
         self._stack = stack
+        self._counters = engine.metrics.cache
         self._parts = parts
         self._grace = grace
         self._servers: list[RegistryServer] = []
@@ -46,8 +90,8 @@ class Servers:
         return sum(server.responses for server in self._servers)
 
     async def serve_operator(self, listener: socket.socket) -> None:
-        """Accept the operator's connections."""
-        clients = Clients(self._parts.counters)
+        """Accept connections on the admin socket."""
+        clients = Clients(self._counters)
         server = self._server(self._parts.admin.handle_trusted, clients)
         await self._start(server, Acceptor(listener, server, clients, limit=ADMIN_CLIENTS))
 
@@ -59,12 +103,11 @@ class Servers:
         limit: int,
         send_timeout: float,
     ) -> Clients:
-        """Accept at most ``limit`` connections at a time; return who is connected.
+        """Accept at most ``limit`` connections at a time; return the connected clients.
 
-        ``send_timeout`` is for how many seconds a client may read nothing. ``context`` None serves
-        plain HTTP.
+        A client may stop reading for ``send_timeout`` seconds. ``context`` None: plain HTTP.
         """
-        clients = Clients(self._parts.counters, send_timeout)
+        clients = Clients(self._counters, send_timeout)
         server = self._server(self._parts.admin.handle, clients)
         acceptor = Acceptor(listener, server, clients, limit=limit, context=context)
         await self._start(server, acceptor)
@@ -73,7 +116,11 @@ class Servers:
     def _server(self, admin: Handler, clients: Clients) -> RegistryServer:
         parts = self._parts
         return RegistryServer(
-            parts.registry.handle, admin, parts.answers, clients=clients, trusted=parts.trusted
+            parts.registry.handle,
+            admin,
+            parts.responses.get,
+            clients=clients,
+            trusted=parts.trusted,
         )
 
     async def _start(self, server: RegistryServer, acceptor: Acceptor) -> None:

@@ -1,4 +1,4 @@
-"""Builds the configured upstreams, and builds them again when their settings change."""
+"""Builds the configured upstreams, and rebuilds those whose settings change."""
 
 import asyncio
 import ssl
@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from yarl import URL
@@ -17,12 +17,13 @@ from proxy.repository.origins import Origin
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
+from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.auth import Authorizer
+from proxy.upstream.body import DownloadPolicy
 from proxy.upstream.budget import Budget
 from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.client import Client
 from proxy.upstream.credentials import Credential, Credentials, PasswordFile, Static
-from proxy.upstream.download import DownloadPolicy
 from proxy.upstream.guard import Guard, Network
 from proxy.upstream.ranges import Pieces
 from proxy.upstream.registry import Upstream
@@ -30,18 +31,18 @@ from proxy.upstream.transport import Transport, client_context
 
 LOOK_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 60.0
-"""A replaced upstream is closed when it has had no open response for so long. Downloads pause
-between two responses when they resume, at most ``answer`` and ``MAX_RESUME_PAUSE`` seconds."""
+"""Time without an open response after which a replaced upstream is closed. A download that resumes
+has none for at most ``answer`` and ``MAX_RESUME_PAUSE`` seconds."""
 
 _ROUTING: Final = {"aliases": (), "hostnames": (), "library_prefix": False}
-"""Settings of an upstream that change where names lead, and nothing of its connections."""
+"""Settings of an upstream that affect routing only, not its connections."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class _Built:
-    """One upstream with its connections. ``key`` is equal for equal settings and files."""
+    """One upstream with its connections; equal settings and files have equal keys."""
 
     key: object
     upstream: Upstream
@@ -56,31 +57,31 @@ class _Built:
         await self.transport.close()
 
 
-class Plan:
-    """Upstreams that are built, and not in use before ``Upstreams.commit``."""
+class Plan(NamedTuple):
+    """Upstreams that are built, but not in use until ``Upstreams.commit``."""
 
-    def __init__(self, built: dict[str, _Built], sources: dict[str, Origin]) -> None:
-        self.built = built
-        self.sources = sources
+    built: dict[str, _Built]
+    sources: dict[str, Origin]
 
 
 class Upstreams:
     """Owns the connections to all upstreams, until ``close``."""
 
     def __init__(self, metrics: Metrics, clock: Clock, downloads: int, network: Network) -> None:
-        """Build nothing yet; ``downloads`` bounds ``max_downloads`` where descriptors are few."""
+        """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
         self._metrics = metrics
         self._clock = clock
         self._downloads = downloads
         self._network = network
         self._version = 0
+        self._fallbacks: tuple[FallbackDirectory, ...] = ()
         self._built: dict[str, _Built] = {}
         self._retired: list[_Built] = []
         self.current: Final[dict[str, Upstream]] = {}
-        """The upstreams in use; the same mapping for as long as the proxy runs."""
+        """The upstreams in use; the mapping itself never changes."""
 
     async def prepare(self, settings: Settings) -> Plan:
-        """Build what differs from what is in use, and keep the rest. Raises ``ConfigError``."""
+        """Build upstreams whose settings changed, and reuse the others. Raises ``ConfigError``."""
         shared: ssl.SSLContext | None = None
         built: dict[str, _Built] = {}
         try:
@@ -92,26 +93,29 @@ class Upstreams:
                     continue
                 if configured.tls != UpstreamTLS():
                     context = client_context(name, configured.tls)
-                else:  # reading the system's authorities takes tens of milliseconds
+                else:  # loading the system's CA certificates takes tens of milliseconds
                     context = shared = shared or client_context("", UpstreamTLS())
                 built[name] = self._build(name, settings, context)
         except BaseException:
             await self.discard(Plan(built, {}))
             raise
+        known_paths = {fallback.path: fallback for fallback in self._fallbacks}
+        fallbacks = tuple(known_paths.get(p) or FallbackDirectory(p) for p in settings.fallback)
+        self._fallbacks = fallbacks
         sources = {
-            name: Origin(entry.upstream, _rule(settings, name), entry.version, url=entry.url)
+            name: Origin(entry.upstream, _rule(settings, name), entry.version, entry.url, fallbacks)
             for name, entry in built.items()
         }
         return Plan(built, sources)
 
     async def discard(self, plan: Plan) -> None:
-        """Close what was built and will not be used."""
+        """Close the upstreams of a plan that is not committed."""
         for name, entry in plan.built.items():
             if self._built.get(name) is not entry:
                 await entry.close()
 
     def commit(self, plan: Plan) -> Mapping[str, Origin]:
-        """Use these from now on; return them. Others finish what they do, and are then closed."""
+        """Use these from now on and return them; replaced ones finish their work, then close."""
         now = time.monotonic()
         for name, entry in self._built.items():
             if plan.built.get(name) is not entry:
@@ -123,7 +127,7 @@ class Upstreams:
         return plan.sources
 
     async def close_retired(self) -> None:
-        """Close replaced upstreams as they become idle, for as long as the proxy runs."""
+        """Close replaced upstreams once they are idle, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
@@ -158,7 +162,7 @@ class Upstreams:
         upstream = Upstream(
             client,
             Budget(self._clock),
-            terms=DownloadPolicy(patience.resumes, pieces),
+            policy=DownloadPolicy(patience.resumes, pieces),
             downloads=min(configured.max_downloads, self._downloads),
             is_anonymous=configured.username is None and configured.tls.cert_file is None,
         )
@@ -168,7 +172,7 @@ class Upstreams:
 
 
 def _key(settings: Settings, configured: UpstreamSettings) -> object:
-    """Return what an upstream's connections depend on: settings, and the state of its files."""
+    """Return what an upstream's connections depend on: settings, and its files' stamps."""
     own = configured.model_copy(update=_ROUTING | {"freshness": FreshnessOverride()})
     tls = configured.tls
     files = [_stamp(file) for file in (tls.ca_file, tls.cert_file, tls.key_file)]
@@ -177,7 +181,7 @@ def _key(settings: Settings, configured: UpstreamSettings) -> object:
 
 
 def _stamp(file: Path | None) -> tuple[int, ...] | None:
-    """Return what changes when a file does; None if there is none."""
+    """Return a value that changes with the file, None if there is no file."""
     try:
         status = None if file is None else file.stat()
     except OSError:

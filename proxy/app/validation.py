@@ -1,7 +1,7 @@
-"""Checks what settings demand of the machine, for ``serve`` and ``check``; changes nothing.
+"""Checks settings against this machine, for ``serve`` and ``check``; changes nothing.
 
-``configuration`` has checked the settings themselves by then; this looks at the files that they
-name, at the pins, and at whether the cache can hold anything.
+``settings`` has validated the values; this checks the files that they name, the pins, the listen
+address and the cache's directory.
 """
 
 import os
@@ -18,20 +18,20 @@ from proxy.upstream.transport import client_context
 from proxy.web.certificate import Certificate
 
 LEAST_SIZE: Final = 1024 * 1024
-"""Bytes. A smaller cache holds next to no image: somebody has forgotten the unit."""
+"""Bytes. A smaller cache holds almost no image: probably the unit is missing."""
 
 
 def validate(settings: Settings) -> None:
-    """Return if the proxy can run with these settings. Raises ``ConfigError``, a line per fault."""
+    """Return if the settings work on this machine. Raises ``ConfigError``, a line per fault."""
     faults = [fault for check in _CHECKS for fault in check(settings)]
     if faults:
         raise ConfigError("\n".join(faults))
 
 
 def validate_writable(settings: Settings) -> None:
-    """Return if this user may write where the cache is to be. Raises ``ConfigError``.
+    """Return if this user may write to the cache's directory. Raises ``ConfigError``.
 
-    A reload does not ask: a disk that is read-only by now must not keep new credentials away.
+    A reload skips this check: a disk that became read-only must not block new credentials.
     """
     path = settings.storage.path
     nearest = next(part for part in (path, *path.parents) if part.exists())
@@ -80,7 +80,7 @@ def _token_file(settings: Settings) -> Iterator[str]:
 
 
 def _address(settings: Settings) -> Iterator[str]:
-    """Complain about an address that is not this machine's. Its port may be in use by now."""
+    """Yield a fault if the address is not this machine's; its port may already be in use."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         with socket.socket(family) as trial:
@@ -93,7 +93,7 @@ def _address(settings: Settings) -> Iterator[str]:
 
 
 def _directory(settings: Settings) -> Iterator[str]:
-    """Complain when a part of the cache's path is there and no directory."""
+    """Yield a fault if part of the cache's path exists and is not a directory."""
     path = settings.storage.path
     for part in (path, *path.parents):
         try:
@@ -107,8 +107,18 @@ def _directory(settings: Settings) -> Iterator[str]:
             return
 
 
+def _fallback(settings: Settings) -> Iterator[str]:
+    """Complain about a file; a directory that is missing may be mounted later."""
+    for path in settings.fallback:
+        try:
+            if path.exists() and not path.is_dir():
+                yield f"fallback: {path} is not a directory"
+        except OSError as error:
+            yield f"fallback: {path} cannot be used: {error.strerror}"
+
+
 def _refusal(build: Callable[[], object]) -> Iterator[str]:
-    """Yield the reason for which ``build`` refuses."""
+    """Yield the message of the ``ConfigError`` that ``build`` raises."""
     try:
         build()
     except ConfigError as error:
@@ -116,7 +126,7 @@ def _refusal(build: Callable[[], object]) -> Iterator[str]:
 
 
 def _unreadable(key: str, file: Path) -> Iterator[str]:
-    """Yield why a file that holds a secret cannot be used; the secret itself is never shown."""
+    """Yield why a file with a secret cannot be used, without showing the secret."""
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -134,5 +144,6 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _upstream_files,
     _token_file,
     _directory,
+    _fallback,
     _address,
 )

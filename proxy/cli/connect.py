@@ -26,8 +26,6 @@ from proxy.cli.command import ServerOptions, Work
 from proxy.cli.formatting import fail, print_error
 from proxy.core.errors import ConfigError, StorageInUse
 from proxy.runtime import logs
-from proxy.runtime.logs import RequestLog
-from proxy.runtime.metrics import CacheCounters
 from proxy.settings import Settings, loading
 
 SOCKET: Final = "admin.sock"
@@ -160,12 +158,8 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> None:
     """Run the proxy without its public port until ``stack`` closes. Raises ``ConfigError``."""
     _check_cache(settings.storage.path)
     stream = logs.standard_error()
-    render = logs.configure("critical", settings.log.format, stream)  # its answers have the errors
-
-    def make_request_log(counters: CacheCounters) -> RequestLog:
-        return RequestLog(render, stream, level="error", on_drop=counters.unlogged)
-
-    await stack.enter_async_context(running(settings, make_request_log, is_public=False))
+    output = logs.configure("critical", settings.log.format, stream)  # its answers have the errors
+    await stack.enter_async_context(running(settings, output, is_public=False))
 
 
 def _check_cache(storage: Path) -> None:

@@ -20,8 +20,6 @@ from proxy.core.errors import ConfigError
 from proxy.core.units import show_size
 from proxy.runtime import logs
 from proxy.runtime.allocator import return_large_buffers
-from proxy.runtime.logs import RequestLog
-from proxy.runtime.metrics import CacheCounters
 from proxy.settings import Settings, loading
 
 log = structlog.get_logger(__name__)
@@ -77,25 +75,13 @@ class _Signals:
 async def _serve(settings: Settings, load: Load) -> None:
     """Serve until SIGTERM or SIGINT."""
     stream = logs.standard_error()
-    render = logs.configure(settings.log.level, settings.log.format, stream)
-    request_logs: list[RequestLog] = []
-
-    def make_request_log(counters: CacheCounters) -> RequestLog:
-        level = settings.log.level
-        request_log = RequestLog(render, stream, level=level, on_drop=counters.unlogged)
-        request_logs.append(request_log)
-        return request_log
-
+    output = logs.configure(settings.log.level, settings.log.format, stream)
     signals = _Signals()
-    async with running(settings, make_request_log) as app:
+    async with running(settings, output) as app:
         typer.echo(_banner(settings, app))
         log.info("listening", address=app.address, storage=str(settings.storage.path))
         while await signals.next() == signal.SIGHUP:
-            now = await _reloaded(app, load)
-            if now is not None:
-                logs.set_level(now.log.level)
-                for request_log in request_logs:
-                    request_log.set_level(now.log.level)
+            await _reload(app, load)
         log.info(
             "stopping",
             responses=app.responses(),
@@ -106,15 +92,14 @@ async def _serve(settings: Settings, load: Load) -> None:
     log.info("stopped")
 
 
-async def _reloaded(app: App, load: Load) -> Settings | None:
-    """Return the settings after a reload, None if it failed and nothing has changed."""
+async def _reload(app: App, load: Load) -> None:
+    """Apply changed settings; a failure is logged and changes nothing."""
     try:
-        return await app.reload(await asyncio.to_thread(load, _log_old_name))
+        await app.reload(await asyncio.to_thread(load, _log_old_name))
     except ConfigError as error:
         log.error("settings not reloaded, nothing has changed", error=str(error))
     except Exception:
         log.exception("settings not reloaded")
-    return None
 
 
 def _log_old_name(warning: str) -> None:

@@ -1,24 +1,25 @@
 """Hashes held files again: to adopt a file without a row, and to verify what is held."""
 
-import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import structlog
 
+from proxy.content.proof import hash_stored
 from proxy.core.errors import StorageError, is_disk_error
 from proxy.core.names import Digest, DigestVerifier
 from proxy.core.records import BlobRecord
 from proxy.runtime.executors import Pool, in_thread
-from proxy.storage import BlobFile, BlobStore
+from proxy.storage import Blob, BlobStore, page_cache
 
 CHUNK: Final = 1024 * 1024
 
 Pace = Callable[[int], Awaitable[None]]
 """Gets the bytes of each step, and returns when the next step may begin."""
 
-Read = Callable[[int, int, int], bytes]
-"""Reads as ``os.pread`` does: descriptor, bytes, offset."""
+After = Callable[[Blob, int, int], None]
+"""Gets the range of bytes that has just been read."""
 
 log = structlog.get_logger(__name__)
 
@@ -33,41 +34,45 @@ class Verdict(NamedTuple):
     size: int | None
 
 
-async def check(store: BlobStore, record: BlobRecord, pace: Pace, read: Read) -> Verdict:
+async def check(store: BlobStore, record: BlobRecord, pace: Pace, after: After) -> Verdict:
     """Hash held content and compare it with its digest."""
-    file: BlobFile | None = None
     try:
         file = store.open(record.digest)
-        if file is None:
-            return Verdict({"reason": "its file is missing"}, None)
-        verifier, size = await hashed(file, record.digest, pace, read), file.size
+    except StorageError as error:
+        return _unreadable(record.digest, error, str(error))
+    if file is None:
+        return Verdict({"reason": "its file is missing"}, None)
+    try:
+        verifier, size = await hashed(file, record.digest, pace, after), file.size
     except (OSError, StorageError) as error:
-        if not is_disk_error(error):
-            log.warning("content could not be verified", digest=record.digest, error=str(error))
-            return Verdict(None, None)
-        text = f"it cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
-        return Verdict({"reason": text}, None)
+        cause = error.__cause__ or error
+        reason = f"it cannot be read: {getattr(cause, 'strerror', cause)}"
+        return _unreadable(record.digest, error, reason)
     finally:
-        if file is not None:
-            file.close()
+        file.close()
     if verifier.holds:
         return Verdict(None, size)
     differs = {"size": record.size, "size_found": size, "digest_found": verifier.found}
     return Verdict({"reason": "its bytes are not its name"} | differs, size)
 
 
-async def hashed(file: BlobFile, digest: Digest, pace: Pace, read: Read) -> DigestVerifier:
-    """Return a verifier that has got all bytes of a file. Raises ``OSError``."""
-    verifier, offset = DigestVerifier(digest), 0
+def _unreadable(digest: Digest, error: OSError | StorageError, reason: str) -> Verdict:
+    """Return a verdict against the content only if the disk reports the error."""
+    if is_disk_error(error):
+        return Verdict({"reason": reason}, None)
+    log.warning("content could not be verified", digest=digest, error=str(error))
+    return Verdict(None, None)
 
-    def step() -> int:
-        chunk = read(file.fd, CHUNK, offset)
-        verifier.take(chunk)
-        return len(chunk)
 
-    while size := await in_thread(step, Pool.UPKEEP):
-        offset += size
-        await pace(size)
+async def hashed(file: Blob, digest: Digest, pace: Pace, after: After) -> DigestVerifier:
+    """Return a verifier that has got all bytes of a blob. Raises ``OSError``, ``StorageError``."""
+    verifier, start = DigestVerifier(digest), 0
+    while start < file.size:
+        stop = min(start + CHUNK, file.size)
+        await in_thread(partial(hash_stored, verifier, file, start, stop), Pool.UPKEEP)
+        after(file, start, stop)
+        await pace(stop - start)
+        start = stop
     return verifier
 
 
@@ -75,13 +80,11 @@ async def at_once(_: int) -> None:
     """Go on with the next step at once."""
 
 
-def read(fd: int, count: int, offset: int) -> bytes:
-    """Return bytes of a file. Raises ``OSError``."""
-    return os.pread(fd, count, offset)
+def keep_cached(file: Blob, start: int, stop: int) -> None:
+    """Leave the bytes in the page cache."""
 
 
-def read_uncached(fd: int, count: int, offset: int) -> bytes:
-    """Return bytes of a file, which then leave the page cache. Raises ``OSError``."""
-    chunk = os.pread(fd, count, offset)
-    os.posix_fadvise(fd, offset, len(chunk), os.POSIX_FADV_DONTNEED)
-    return chunk
+def uncache(file: Blob, start: int, stop: int) -> None:
+    """Drop the bytes from the page cache."""
+    if file.fd is not None:
+        page_cache.forget(file.fd, start, stop)

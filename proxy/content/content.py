@@ -21,13 +21,14 @@ from proxy.content.relations import Links, ReferrerRecords
 from proxy.content.removal import Removal
 from proxy.content.reservations import Arrival, Reservation
 from proxy.content.tags import TagRecords
+from proxy.content.writer import Writer
 from proxy.core.errors import ContentMismatch, StorageError
 from proxy.core.names import Digest, Target
 from proxy.core.records import BlobRecord, Child, Clock, Descriptor
 from proxy.index import Index
 from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.metrics import CacheCounters
-from proxy.storage import BlobFile, BlobStore, Spool
+from proxy.storage import Blob, BlobStore, Spool
 
 _BATCH: Final = 1000
 _COLD_SECONDS: Final = 86400.0
@@ -110,7 +111,7 @@ class Content:
         record = await self.record(digest)
         return record is not None and record.is_public
 
-    async def open(self, digest: Digest) -> BlobFile | None:
+    async def open(self, digest: Digest) -> Blob | None:
         """Return held content, opened, and count a use; None if it is not (rightly) held."""
         record = await self.find(digest)
         if record is None:
@@ -134,7 +135,7 @@ class Content:
         if file is None:
             return None
         try:
-            return await in_thread(file.read)
+            return await in_thread(lambda: file.read(0, file.size))
         except StorageError as error:
             self.trouble(error)
             return None
@@ -181,6 +182,21 @@ class Content:
                     children = children if known_children is None else known_children
             record = BlobRecord(digest, descriptor.size, media_type, self.clock(), is_public)
             await self._index.set_blob(record, children)
+
+    async def writer(self, target: Target, digest: Digest, size: int | None) -> Writer:
+        """Return a writer with room for a blob of ``size`` bytes (None: not announced).
+
+        Raises ``StorageError``, which is ``NoRoom`` if there is too little.
+        """
+        room = await self._evictor.arrival(target.upstream, size)
+        try:
+            spool = await self._store.spool(digest, None)
+        except BaseException:
+            room.release()
+            raise
+        writer = Writer(self, target, digest, spool, room)
+        writer.size = size
+        return writer
 
     async def keep(
         self,
@@ -230,8 +246,8 @@ class Content:
         if record is None:
             return Verdict(None, None)
         is_cold = self.clock() - record.used_at > _COLD_SECONDS
-        read = checks.read_uncached if is_cold else checks.read
-        verdict = await checks.check(self._store, record, pace, read)
+        after = checks.uncache if is_cold else checks.keep_cached
+        verdict = await checks.check(self._store, record, pace, after)
         if verdict.size is not None:
             self._counters.verified += 1
             self._counters.verified_bytes += verdict.size

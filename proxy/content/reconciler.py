@@ -6,7 +6,6 @@ in the background, or earlier when a request wants it.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Iterable
 from functools import partial
@@ -25,7 +24,7 @@ from proxy.core.records import BlobRecord, Child, disk_bytes
 from proxy.index import Index
 from proxy.runtime.executors import Pool, by_size, in_thread
 from proxy.runtime.singleflight import SingleFlight
-from proxy.storage import BlobFile, BlobStore, Spool
+from proxy.storage import Blob, BlobStore, Spool
 
 _PAGE: Final = 1000
 WATCH_SECONDS: Final = 5.0
@@ -213,7 +212,7 @@ class Reconciler:
             if (file := self._store.open(digest)) is None:
                 return
             try:
-                body = await in_thread(file.read)
+                body = await in_thread(lambda: file.read(0, file.size))
             finally:
                 file.close()
         except StorageError as error:
@@ -249,7 +248,7 @@ class Reconciler:
             self._settle(digest)
         return record
 
-    async def _adopted(self, digest: Digest, file: BlobFile) -> BlobRecord | None:
+    async def _adopted(self, digest: Digest, file: Blob) -> BlobRecord | None:
         problem = "its bytes are not its name"
         try:
             proven = await prove(file, digest)
@@ -277,20 +276,20 @@ class Reconciler:
             self._evictor.settled(size)
 
 
-async def prove(file: BlobFile, digest: Digest) -> Proven | None:
+async def prove(file: Blob, digest: Digest) -> Proven | None:
     """Return what a file is, None if its bytes are not ``digest``.
 
     Raises ``OSError``, ``StorageError``.
     """
-    verifier = await checks.hashed(file, digest, checks.at_once, checks.read)
+    verifier = await checks.hashed(file, digest, checks.at_once, checks.keep_cached)
     if not verifier.holds:
         return None
     media_type: str | None = None
     children: tuple[Child, ...] | None = ()
     if file.size <= manifests.MAX_SIZE:
-        body = await in_thread(file.read)
+        body = await in_thread(lambda: file.read(0, file.size))
         media_type, children = await by_size(len(body), lambda: _understood(body))
-    return BlobRecord(digest, file.size, media_type, os.fstat(file.fd).st_mtime), children
+    return BlobRecord(digest, file.size, media_type, file.modified_at), children
 
 
 def _understood(body: bytes) -> tuple[str | None, tuple[Child, ...] | None]:

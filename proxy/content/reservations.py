@@ -1,6 +1,8 @@
-"""Promises of room: for verified content, and for arriving bodies. ``eviction`` makes the room."""
+"""Promises of room: for proven content, and for bodies that arrive.
 
-import asyncio
+``eviction`` owns the room itself and makes some when it is short.
+"""
+
 from typing import Final, Protocol
 
 from proxy.content.unproven import Unproven
@@ -8,7 +10,7 @@ from proxy.core.errors import StorageError
 from proxy.core.records import disk_bytes
 
 SHORTEST_LEAD: Final = 1024 * 1024
-"""Bytes that a body gets promised at its start, if the cache is large enough."""
+"""Bytes promised to a body from the beginning, where the cache is large enough."""
 
 
 class NoRoom(StorageError):
@@ -35,7 +37,7 @@ class Reservation:
     """Disk bytes promised to verified content; released once the index counts them."""
 
     def __init__(self, room: Room, upstream: str | None = None) -> None:
-        """``upstream`` names the source of unproven bytes; None for verified content."""
+        """``upstream`` is the registry that sends unproven bytes; None for proven content."""
         self._room = room
         self._upstream = upstream
         self._bytes = 0
@@ -48,13 +50,13 @@ class Reservation:
             self._bytes += more
 
     def release(self) -> None:
-        """Give the promise back; twice does no harm."""
+        """Give the promise back. A second call does nothing."""
         self._room.give_back(self._bytes, self._upstream)
         self._bytes = 0
 
 
 class Arrival:
-    """Room for a body that arrives, ``announced`` bytes long as its upstream says (None: unknown).
+    """Room for a body that arrives; its upstream announced so many bytes (None: unknown).
 
     Released when its file has been closed, or once the index counts it.
     """
@@ -64,25 +66,22 @@ class Arrival:
         self._upstream = upstream
         self._announced = announced
         self._covered = -1
-        self._come = 0
+        self._received = 0
         self._lead = 0
         self._promise = Reservation(room, upstream)
-        self._growing = asyncio.Lock()
         self._claim = disk_bytes(announced or 0)
         room.unproven.announce(upstream, self._claim)
 
     async def grow(self, size: int) -> None:
-        """Get room for the first ``size`` bytes, and for a few more. Raises ``NoRoom``.
+        """Reserve room for the first ``size`` bytes, and a lead beyond. Raises ``NoRoom``.
 
-        The lead saves a call for every chunk. It grows with the bytes that have arrived, so that a
-        small body takes little, and ends at the announced size.
+        The lead saves a reservation at every chunk. It grows with the bytes received, so that a
+        small body takes little, and stops at the announced size.
         """
         if size > self._covered:
-            async with self._growing:  # parallel ranges of one body grow at the same time
-                if size > self._covered:
-                    self._covered = await self._cover(size)
-        self._come = max(size, self._come)
-        self._set_lead(self._covered - self._come)
+            self._covered = await self._cover(size)
+        self._received = max(size, self._received)
+        self._set_lead(self._covered - self._received)
 
     def _set_lead(self, lead: int) -> None:
         self._room.unproven.leads += lead - self._lead
@@ -102,7 +101,7 @@ class Arrival:
         return ahead
 
     def release(self) -> None:
-        """Give the room back; twice does no harm."""
+        """Give the room back. A second call does nothing."""
         self._promise.release()
         self._set_lead(0)
         self._room.unproven.announce(self._upstream, -self._claim)

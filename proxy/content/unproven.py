@@ -1,10 +1,10 @@
-"""The room that downloads take whose bytes are not verified yet, by upstream. Pure state.
+"""How much room each upstream's unproven downloads take. Pure state.
 
-Until the last byte has arrived, a body and its announced size cannot be trusted, and an endless
-body must not evict content that others use. So unproven bytes may take all free room, and beyond
-that evict until they are a certain share of the content; then the download is not kept. This bounds
+Until the last byte has arrived, a body and its announced size are only an upstream's claim. A body
+without end must not evict what others use. So unproven bytes may take all free room, and beyond it
+evict content until they make up a share of what is held; then the download is not kept. This bounds
 parallel bodies, because their bytes are added up, and bodies one after the other, because the next
-one uses the room that the last one left.
+one finds the room that the last one has left.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ class Unproven:
 
     @property
     def bytes(self) -> int:
-        """What all upstreams occupy."""
+        """Disk bytes that all of them occupy."""
         return self._occupied.total()
 
     def occupy(self, upstream: str, more: int) -> None:
@@ -37,7 +37,7 @@ class Unproven:
         self._announced[upstream] += size
 
     def may_evict(self, upstream: str, held: int) -> bool:
-        """Return True if others' content may go for what an upstream occupies now.
+        """Return True if content may be evicted for the bytes that an upstream occupies now.
 
         ``held`` is in disk bytes.
         """

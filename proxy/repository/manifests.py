@@ -9,9 +9,11 @@ from typing import Final
 from proxy.content.content import Content
 from proxy.core import manifests
 from proxy.core.errors import ContentMismatch, ManifestUnknown, NotFound, NotHeld, TooManyRequests
+from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor, TagRecord
+from proxy.repository.fallbacks import find_manifest, have
 from proxy.repository.held_manifests import Held, HeldManifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
@@ -22,7 +24,6 @@ from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
 from proxy.upstream.budget import SHORTEST_REFILL
-from proxy.upstream.registry import FetchedManifest
 
 DESCRIBED_SECONDS: Final = 3600.0
 _MAX_DEPTH: Final = 4
@@ -64,6 +65,7 @@ class Manifests:
         """Return a manifest by digest. Raises ``RegistryError``."""
         if asked is CacheDirective.REVALIDATE:
             await self.doubt_absence(target, digest)
+        await self.take_in(target, digest, asked)
         hit = await self._held.get(target, digest)
         linked = hit is not None and await self._content.linked(target, digest)
         if hit is None or not linked:
@@ -84,6 +86,7 @@ class Manifests:
 
     async def head(self, target: Target, digest: Digest, asked: CacheDirective) -> Described:
         """Return the descriptor of a digest; upstream gets no GET. Raises ``RegistryError``."""
+        await self.take_in(target, digest, asked)
         held = self._held.in_ram(digest)
         if (held is not None and not held.is_stored) or await self._content.holds(digest):
             manifest = await self.get(target, digest, asked)
@@ -213,28 +216,40 @@ class Manifests:
         descriptor = Descriptor(fetched.media_type, digest, len(body))
         if not await by_size(len(body), lambda: matches(digest, body)):
             return await self._signed(target, descriptor, body)
-        await self._keep(target, descriptor, fetched, is_public=upstream.is_anonymous)
+        hit = Manifest(descriptor, body, Outcome.HIT, content.children)
+        await self._keep(target, hit, content, is_public=upstream.is_anonymous)
         if not is_digest(ref):
             await self._content.tags.set(target, Tag(ref), TagRecord(descriptor, self._clock()))
         for existing in {ref, digest}:
             await self._absences.forget(target, existing)
-        return Manifest(descriptor, body, Outcome.MISS, content.children)
+        return replace(hit, outcome=Outcome.MISS)
 
     async def _keep(
-        self, target: Target, descriptor: Descriptor, fetched: FetchedManifest, *, is_public: bool
+        self, target: Target, hit: Manifest, content: ManifestContent, *, is_public: bool
     ) -> None:
         """Keep a verified manifest: in memory at once, then on the disk if there is room."""
-        digest, content = descriptor.digest, fetched.content
-        hit = Manifest(descriptor, fetched.body, Outcome.HIT, content.children)
+        digest = hit.descriptor.digest
         self._held.add(target, Held(hit, is_stored=False))
         await self._content.link(target, [digest])
         await self._content.link_public(target, [child.digest for child in content.listed or ()])
-        await self._content.keep(descriptor, fetched.body, content.listed, is_public=is_public)
+        await self._content.keep(hit.descriptor, hit.body, content.listed, is_public=is_public)
         if await self._content.holds(digest):
             self._held.add(target, Held(hit, is_stored=True))
         if content.subject is not None:
-            entry = content.subject.entry(descriptor)
+            entry = content.subject.entry(hit.descriptor)
             await self._content.referrers.add(target, content.subject.digest, entry)
+
+    async def take_in(self, target: Target, digest: Digest, asked: CacheDirective) -> None:
+        """Copy a manifest from a fallback directory that lists it for this repository."""
+        fallbacks = self._sources[target.upstream].fallbacks
+        if not fallbacks or asked is CacheDirective.ONLY_IF_CACHED:
+            return
+        is_held = self._held.in_ram(digest) is not None or await self._content.holds(digest)
+        if is_held and await self._content.linked(target, digest):
+            return
+        found = await find_manifest(fallbacks, target, digest)
+        if found is not None:
+            await self._keep(target, found.manifest, found.content, is_public=False)
 
     async def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
         """Return a signed schema 1 manifest, which is passed on and not kept.
@@ -269,6 +284,7 @@ class Manifests:
             if depth == _MAX_DEPTH or not await _may_look_up(lookups):
                 return False
             if await self._may_serve(target, child.digest):
+                await self.take_in(target, child.digest, CacheDirective.ANY)
                 below = await self._held.get(target, child.digest)
                 if below is not None and await self._is_whole(
                     target, below, lookups, depth=depth + 1
@@ -277,8 +293,13 @@ class Manifests:
         return not children.manifests
 
     async def _may_serve(self, target: Target, digest: Digest) -> bool:
-        """Return True if content is held, and linked to the repository."""
-        return await self._content.holds(digest) and await self._content.linked(target, digest)
+        """Return True if content can be served under this name without the registry.
+
+        That is, if it is held and linked, or if a fallback directory lists it for the repository.
+        """
+        if await self._content.holds(digest) and await self._content.linked(target, digest):
+            return True
+        return await have(self._sources[target.upstream].fallbacks, target, digest)
 
     def _refuse_asking(self, target: Target, ref: str, asked: CacheDirective) -> None:
         if self.is_offline(target):

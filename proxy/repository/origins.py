@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from proxy.core.errors import NameUnknown
 from proxy.core.policy import Rule
+from proxy.core.sources import Source
+from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.registry import Upstream
 
 
@@ -12,13 +14,19 @@ class Origin(NamedTuple):
     """One upstream, its address, and how old its answers may be.
 
     ``version`` differs between two configurations of an upstream: what is absent under one may
-    exist under the other.
+    exist under the other. ``fallbacks`` are directories that are asked before the registry.
     """
 
     upstream: Upstream
     rule: Rule
     version: int = 0
     url: str = ""
+    fallbacks: tuple[FallbackDirectory, ...] = ()
+
+    @property
+    def blob_sources(self) -> list[Source]:
+        """Where blobs come from, in order: directories first, no registry if offline."""
+        return [*self.fallbacks] if self.rule.offline else [*self.fallbacks, self.upstream]
 
 
 class NotConfigured(NameUnknown, KeyError):

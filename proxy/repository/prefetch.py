@@ -1,33 +1,35 @@
-"""Fetches what a manifest lists before the client that got the manifest asks for it.
+"""Fetches the blobs of a manifest before the client that got the manifest asks for them.
 
-Only for image manifests that were no hit and that a client asked for by GET. Who lists no further
-than a manifest asks for none of its layers; what is under way is then given up.
+Only for image manifests that were a miss and that a client asked for by GET. A client that only
+inspects images asks for no layers; unfinished prefetches are then abandoned.
 """
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
 
 from proxy.content.downloads import Downloads
 from proxy.core import policy
-from proxy.core.errors import RegistryError, StorageError
+from proxy.core.errors import NotFound, RegistryError, StorageError
 from proxy.core.manifests import Children
 from proxy.core.names import Digest, Target
 from proxy.core.records import Child
 from proxy.repository.blobs import Blobs
 from proxy.repository.origins import Origin
 from proxy.repository.prefetch_tracker import Expectation, PrefetchTracker
+from proxy.runtime.singleflight import SingleFlight
 
 MAX_IMAGES: Final = 32
-"""Images at a time; the blobs of more are not fetched ahead."""
+"""Images at a time; blobs of further images are not prefetched."""
 
 log = structlog.get_logger(__name__)
 
 
 class Bounds(NamedTuple):
-    """How much of one image is fetched ahead, how many blobs at a time of all, in which seconds."""
+    """Limits: blobs and bytes of one image, blobs at a time of all images, seconds to wait."""
 
     blobs: int
     max_bytes: int
@@ -43,42 +45,38 @@ class Prefetcher:
         blobs: Blobs,
         sources: Mapping[str, Origin],
         *,
-        flights: Downloads,
+        downloads: Downloads,
         expected: PrefetchTracker,
         bounds: Bounds,
     ) -> None:
         self._blobs = blobs
         self._sources = sources
-        self._flights = flights
+        self._downloads = downloads
         self._expected = expected
         self._bounds = bounds
         self._at_once = asyncio.Semaphore(bounds.concurrency)
-        self._images: set[asyncio.Task[None]] = set()
+        self._images: SingleFlight[None] = SingleFlight("prefetch")
 
     def begin(self, target: Target, children: Children | None) -> None:
-        """Begin to fetch what a manifest lists that a client has just got."""
+        """Start to fetch the blobs of a manifest that a client has just got."""
         source = self._sources.get(target.upstream)
         if source is None:  # removed from the configuration since the manifest was asked for
             return
         rule, upstream = source.rule, source.upstream
-        spared = rule.offline or policy.is_scarce(rule, upstream.budget.share)
-        if spared or not self._bounds.blobs or len(self._images) >= MAX_IMAGES:
+        is_refused = rule.offline or policy.is_scarce(rule, upstream.budget.share)
+        if is_refused or not self._bounds.blobs or len(self._images) >= MAX_IMAGES:
             return
         blobs = self._within_bounds(() if children is None else children.blobs)
         if not blobs:
             return
-        task = asyncio.create_task(self._fetch_all(target, blobs), name=f"ahead {target}")
-        self._images.add(task)
-        task.add_done_callback(self._images.discard)
+        self._images.start((target, *blobs), partial(self._fetch_all, target, blobs))
 
     async def close(self) -> None:
         """Cancel what runs, and wait until it has ended."""
-        for task in self._images:
-            task.cancel()
-        await asyncio.gather(*self._images, return_exceptions=True)
+        await self._images.close()
 
     def _within_bounds(self, listed: tuple[Child, ...]) -> list[Digest]:
-        """Return the first blobs that are neither too many nor too large together."""
+        """Return the first blobs, up to the limits on their number and their bytes together."""
         blobs: dict[Digest, None] = {}
         left = self._bounds.max_bytes
         for blob in listed:
@@ -91,44 +89,43 @@ class Prefetcher:
         return list(blobs)
 
     async def _fetch_all(self, target: Target, blobs: list[Digest]) -> None:
-        """Fetch blobs for as long as there is hope that they are wanted.
+        """Fetch blobs until ``give_up`` has passed without a sign that the client wants layers.
 
-        The first is the configuration, which is also read by those who only look at images.
+        The first blob is the configuration: clients that only inspect images read it too.
         """
         expectation = self._expected.begin(target, blobs, blobs[1:] or blobs)
-        work = [
-            asyncio.create_task(self._fetch(target, digest, expectation), name=f"ahead {digest}")
-            for digest in blobs
-        ]
         try:
-            try:
-                async with asyncio.timeout(self._bounds.idle_timeout):
-                    await expectation.is_met.wait()
-            except TimeoutError:
-                return
-            await asyncio.wait(work)
+            async with asyncio.TaskGroup() as group:
+                work = [
+                    group.create_task(self._fetch(target, digest, expectation)) for digest in blobs
+                ]
+                try:
+                    async with asyncio.timeout(self._bounds.idle_timeout):
+                        await expectation.is_met.wait()
+                except TimeoutError:
+                    for task in work:
+                        task.cancel()
         finally:
-            for task in work:
-                task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
             self._expected.end(expectation)
 
     async def _fetch(self, target: Target, digest: Digest, expectation: Expectation) -> None:
-        """Fetch one blob, unless it is here, on its way, or in the way of others."""
+        """Fetch one blob unless it is held, arriving, or would delay other downloads."""
         async with self._at_once:
-            if not self._sources[target.upstream].upstream.places.has_some_to_spare:
+            if not self._sources[target.upstream].upstream.slots.has_some_to_spare:
                 return
-            reader = await self._blobs.ahead(target, digest)
+            reader = await self._blobs.prefetch(target, digest)
             if reader is None:
                 return
-            flight = reader.flight
+            download = reader.download
             try:
-                await flight.proven()
-                self._expected.fetched(expectation, digest, flight.written)
+                await download.proven()
+                self._expected.fetched(expectation, digest, download.written)
             except (RegistryError, StorageError) as error:
-                log.info("not fetched ahead", digest=digest, reason=str(error))
+                log.info("not prefetched", digest=digest, reason=str(error))
+                if isinstance(error, NotFound):
+                    await self._blobs.learn_absence(target, digest, error)
             except asyncio.CancelledError:
-                self._expected.given_up(flight.written)
+                self._expected.given_up(download.written)
                 raise
             finally:
-                self._flights.abandon(reader)
+                self._downloads.abandon(reader)

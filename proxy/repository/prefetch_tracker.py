@@ -1,4 +1,4 @@
-"""What clients are expected to ask for, and whether they do. State only."""
+"""Which blobs clients are expected to request, and whether they do. State only."""
 
 import asyncio
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ _UNUSED: Final = 100_000
 
 
 class Expectation:
-    """That somebody who has a manifest will ask for its blobs; ``signs`` shows that they do."""
+    """A client has a manifest and may request its blobs; ``signs`` are those that prove it."""
 
     def __init__(self, upstream: str, blobs: frozenset[Digest], signs: frozenset[Digest]) -> None:
         self.upstream = upstream
@@ -23,14 +23,14 @@ class Expectation:
         self._signs = signs
 
     def ask(self, digest: Digest) -> None:
-        """Take note that a client asks for one of the blobs."""
+        """Note that a client requests one of the blobs."""
         self.asked.add(digest)
         if digest in self._signs:
             self.is_met.set()
 
 
 class PrefetchTracker:
-    """All expectations, by upstream and digest, and what has been fetched because of them."""
+    """All expectations by upstream and digest, and the blobs prefetched because of them."""
 
     def __init__(self, counters: CacheCounters) -> None:
         self._counters = counters
@@ -40,14 +40,14 @@ class PrefetchTracker:
     def begin(
         self, target: Target, blobs: Iterable[Digest], signs: Iterable[Digest]
     ) -> Expectation:
-        """Expect clients to ask for these; ``end`` must follow."""
+        """Expect clients to request these blobs; ``end`` must follow."""
         expectation = Expectation(target.upstream, frozenset(blobs), frozenset(signs))
         for digest in expectation.blobs:
             self._awaited.setdefault((target.upstream, digest), set()).add(expectation)
         return expectation
 
     def end(self, expectation: Expectation) -> None:
-        """Expect it no longer."""
+        """Stop expecting these requests."""
         for digest in expectation.blobs:
             waiting = self._awaited[expectation.upstream, digest]
             waiting.remove(expectation)
@@ -55,7 +55,7 @@ class PrefetchTracker:
                 del self._awaited[expectation.upstream, digest]
 
     def asked(self, target: Target, digest: Digest) -> None:
-        """Take note that a client asks for a blob, whatever blob it is."""
+        """Note that a client requests a blob, expected or not."""
         key = target.upstream, digest
         for expectation in self._awaited.get(key, ()):
             expectation.ask(digest)
@@ -63,7 +63,7 @@ class PrefetchTracker:
             self._used(size)
 
     def fetched(self, expectation: Expectation, digest: Digest, size: int) -> None:
-        """Count a blob of ``size`` bytes that has been fetched ahead."""
+        """Count a prefetched blob of ``size`` bytes."""
         self._counters.prefetched_blobs += 1
         self._counters.prefetched_bytes += size
         if digest in expectation.asked:
@@ -72,7 +72,7 @@ class PrefetchTracker:
             self._unused[expectation.upstream, digest] = size
 
     def given_up(self, size: int) -> None:
-        """Count the ``size`` bytes that came of a blob before it was given up."""
+        """Count the ``size`` bytes of an abandoned prefetch."""
         self._counters.prefetched_bytes += size
 
     def _used(self, size: int) -> None:

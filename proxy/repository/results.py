@@ -1,20 +1,20 @@
-"""What the cache answers: one class per way of sending it, each closed by who sends it."""
+"""Results of the cache: one class per way of sending it. Whoever sends a blob closes it."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from proxy.content.downloads import Reader
+from proxy.content.fetching import SourcesBody
 from proxy.core.errors import RegistryError
 from proxy.core.manifests import Children
 from proxy.core.records import Descriptor
 from proxy.runtime.metrics import Outcome
-from proxy.storage import BlobFile
+from proxy.storage import Blob as StoredBlob
 
 
 class Forward(NamedTuple):
-    """What came of asking upstream about an answer that is held, for ``Cache-Status``.
+    """Upstream's answer about content that is held, for ``Cache-Status``.
 
     ``status`` is upstream's; ``error`` is why the held copy was sent instead of upstream's answer.
     """
@@ -28,9 +28,9 @@ class Manifest:
     """A manifest as upstream sent it, verified.
 
     ``children`` is what it lists, None when that is not known. ``warning`` is for a
-    ``Warning: 299`` header; ``fresh`` is for how many seconds a tag is answered without asking,
-    None where that does not apply; ``forward`` is set where upstream was
-    asked although the answer was held.
+    ``Warning: 299`` header. ``fresh`` is for how many seconds a tag is answered without asking,
+    None where that does not apply. ``forward`` is set if upstream was asked although the answer
+    was held.
     """
 
     descriptor: Descriptor
@@ -44,7 +44,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a HEAD of a manifest tells."""
+    """The answer to a HEAD of a manifest."""
 
     descriptor: Descriptor
     outcome: Outcome
@@ -55,7 +55,7 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """What a HEAD of a blob tells; ``size`` in bytes, None when upstream does not say."""
+    """The answer to a HEAD of a blob; ``size`` in bytes, None if upstream does not announce it."""
 
     size: int | None
     outcome: Outcome
@@ -85,26 +85,45 @@ class Referrers:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A held blob, opened.
+    """A held blob, opened."""
 
-    ``rest`` yields it from an offset on from upstream, for when the disk fails to read it.
-    """
-
-    file: BlobFile
-    rest: Callable[[int], AsyncIterator[bytes]]
+    blob: StoredBlob
     outcome: Outcome = Outcome.HIT
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.blob.size
+
+    @property
+    def fd(self) -> int | None:
+        """The descriptor of its file, None if there is none."""
+        return self.blob.fd
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return bytes ``start`` to ``stop``. Blocks. Raises ``StorageError``."""
+        return self.blob.read(start, stop)
+
+    async def readable(self, _offset: int) -> int:
+        """Return up to where it can be read: it is complete."""
+        return self.blob.size
 
     async def aclose(self) -> None:
         """Close the file."""
-        self.file.close()
+        self.blob.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """A held blob that lies in RAM whole."""
+    """A held blob whose bytes are in RAM."""
 
     body: bytes
     outcome: Outcome = Outcome.HIT
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return len(self.body)
 
     async def aclose(self) -> None:
         """Do nothing: there is no file."""
@@ -112,18 +131,19 @@ class Small:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """A blob that is arriving.
-
-    ``rest`` yields it from an offset on from upstream anew, for when the disk fails the download.
-    """
+    """A blob that is arriving."""
 
     reader: Reader
-    rest: Callable[[int], AsyncIterator[bytes]]
 
     @property
     def outcome(self) -> Outcome:
         """MISS for the request that began the download, JOIN for the others."""
-        return Outcome.MISS if self.reader.first else Outcome.JOIN
+        return Outcome.MISS if self.reader.is_first else Outcome.JOIN
+
+    @property
+    def size(self) -> int | None:
+        """Length in bytes, None if it is not known yet."""
+        return self.reader.size
 
     async def aclose(self) -> None:
         """Let go of the download, which goes on."""
@@ -134,14 +154,19 @@ class Live:
 class Through:
     """A blob that there is no room for: verified on its way, its last byte held back."""
 
-    size: int | None
-    chunks: AsyncIterator[bytes]
-    resources: AsyncExitStack
+    body: SourcesBody
+    chunks: AsyncGenerator[bytes, None]
     outcome: Outcome = Outcome.THROUGH
 
+    @property
+    def size(self) -> int | None:
+        """Length in bytes, None if it is not announced."""
+        return self.body.size
+
     async def aclose(self) -> None:
-        """End the download."""
-        await self.resources.aclose()
+        """End the transfer."""
+        await self.chunks.aclose()
+        await self.body.aclose()
 
 
 Blob = Local | Small | Live | Through

@@ -1,7 +1,7 @@
-"""Small held blobs in RAM: configurations and small layers are asked for far more than they weigh.
+"""Small held blobs in RAM: configurations and small layers are requested most and weigh least.
 
-They come here from the disk, hashed again on the way, when they are first sent. Whether one is
-still held is not known here: who asks for it must know.
+A blob is read from the disk, and hashed again, when it is first sent. RAM does not know whether a
+blob is still held: the caller checks.
 """
 
 from typing import Final
@@ -15,10 +15,10 @@ from proxy.core.policy import CacheDirective
 from proxy.repository.blobs import Blobs
 from proxy.repository.results import Blob, Local, Small
 from proxy.runtime.executors import in_thread
-from proxy.storage import BlobFile
+from proxy.storage import Blob as StoredBlob
 
 _EACH: Final = 500
-"""Bytes that the objects around one body take."""
+"""Bytes that the objects around one body take in RAM."""
 
 
 class SmallBlobs:
@@ -33,7 +33,7 @@ class SmallBlobs:
         )
 
     def in_ram(self, digest: Digest) -> Small | None:
-        """Return what lies in RAM; whether it may be served is for others to ask."""
+        """Return a blob from RAM; the caller checks whether it may be served."""
         return self._ram.get(digest)
 
     async def get(self, target: Target, digest: Digest, asked: CacheDirective) -> Blob:
@@ -48,16 +48,16 @@ class SmallBlobs:
                 self._ram.pop(digest, None)
         while True:
             blob = await self._blobs.get(target, digest, asked)
-            if not isinstance(blob, Local) or blob.file.size > self._largest:
+            if not isinstance(blob, Local) or blob.size > self._largest:
                 return blob
-            kept = await self._keep(digest, blob.file)
+            kept = await self._keep(digest, blob.blob)
             if kept is not None:
                 return kept
 
-    async def _keep(self, digest: Digest, file: BlobFile) -> Small | None:
-        """Take a blob into RAM and close its file; None when it has gone bad, and is dropped."""
+    async def _keep(self, digest: Digest, file: StoredBlob) -> Small | None:
+        """Read a blob into RAM and close its file. A wrong one is dropped, and None returned."""
         try:
-            body = await in_thread(file.read)
+            body = await in_thread(lambda: file.read(0, file.size))
         except StorageError as error:
             if not is_disk_error(error):
                 raise Overloaded(f"{digest} cannot be read now: {error}") from error

@@ -20,6 +20,7 @@ from proxy.core.errors import (
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.policy import Action, CacheDirective, Rule
 from proxy.core.records import Clock, TagRecord
+from proxy.repository.fallbacks import find_tag
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.results import Described, Forward, Manifest
@@ -28,6 +29,7 @@ from proxy.runtime.singleflight import SingleFlight
 
 FAILED_WARNING: Final = "stale: upstream failed, this is the last good copy"
 PARTIAL_WARNING: Final = "stale: upstream failed, and not all of this image is held here"
+FALLBACK_WARNING: Final = "stale: upstream failed, this is the copy in a fallback directory"
 SCARCE_WARNING: Final = "stale: there is a newer image, and pulls are nearly used up"
 DELETED_WARNING: Final = "kept: upstream no longer has this tag"
 
@@ -86,7 +88,10 @@ class Tags:
         """Return the manifest that a tag points to. Raises ``RegistryError``."""
         found = await self._resolve(target, tag, asked)
         if found is None:
-            return await self._manifests.fetch_tag(target, tag)
+            try:
+                return await self._manifests.fetch_tag(target, tag)
+            except UpstreamFailure as error:
+                return await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
             return found
         try:
@@ -105,8 +110,11 @@ class Tags:
         """Return what a tag points to, asking upstream for no body. Raises ``RegistryError``."""
         found = await self._resolve(target, tag, asked)
         if found is None:
-            learnt = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
-            return Described(learnt.descriptor, Outcome.MISS)
+            try:
+                learnt = await self._lessons.do((target, tag), lambda: self._learn(target, tag))
+                return Described(learnt.descriptor, Outcome.MISS)
+            except UpstreamFailure as error:
+                found = await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
             return Described(found.descriptor, found.outcome, found.warning, forward=found.forward)
         descriptor = found.record.descriptor
@@ -146,7 +154,7 @@ class Tags:
         """Return where the tag points, a stale manifest if upstream fails, or None if unknown."""
         if asked is CacheDirective.REVALIDATE:
             await self._manifests.doubt_absence(target, tag)
-        record = await self._records.get(target, tag)
+        record = await self._known(target, tag, asked)
         rule = self._rule(target, tag)
         checked_at = None if record is None else record.checked_at
         action = policy.decide(checked_at, rule, self._clock(), asked)
@@ -173,6 +181,39 @@ class Tags:
                 return _Pointed(checked, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
             case _:
                 assert_never(action)
+
+    async def _known(self, target: Target, tag: Tag, asked: CacheDirective) -> TagRecord | None:
+        """Return where a tag points; offline, a fallback directory is asked too."""
+        record = await self._records.get(target, tag)
+        is_local = asked is CacheDirective.ONLY_IF_CACHED or not self._rule(target, tag).offline
+        if record is None and not is_local:
+            return await self._tag_elsewhere(target, tag)
+        return record
+
+    async def _tag_elsewhere(self, target: Target, tag: Tag) -> TagRecord | None:
+        """Record where a tag points that only a fallback directory names; None if none does.
+
+        The record counts as never checked: upstream is asked as soon as it can be.
+        """
+        descriptor = await find_tag(self._sources[target.upstream].fallbacks, target, tag)
+        if descriptor is None:
+            return None
+        await self._manifests.take_in(target, descriptor.digest, CacheDirective.ANY)
+        record = TagRecord(descriptor, 0.0)
+        await self._records.set(target, tag, record)
+        return record
+
+    async def _from_fallback(self, target: Target, tag: Tag, error: UpstreamFailure) -> Manifest:
+        """Return an unknown tag's image from a fallback directory, or raise ``error``.
+
+        Only if the image can be served in full: some clients ask no other mirror for its layers.
+        """
+        record = await self._tag_elsewhere(target, tag)
+        digests = [] if record is None else [record.descriptor.digest]
+        copy = await self._manifests.last_good(target, digests, FALLBACK_WARNING)
+        if copy is None:
+            raise error
+        return replace(copy, forward=Forward(error.upstream_status, error))
 
     async def _check_in_time(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
         """Check a tag. If a good copy is held, time out early; the check itself continues."""

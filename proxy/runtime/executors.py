@@ -1,10 +1,11 @@
-"""Work that is never left half done by a cancellation, in threads of several kinds.
+"""Blocking work in threads, which a cancellation never leaves half done.
 
-A cancelled task does not stop its thread. Were a file closed meanwhile, the next one to be opened
-would get its number, and the bytes that were meant for the other.
+A cancelled task does not stop its thread. If the task closed a file in the meantime, the next file
+could get the same descriptor, and the thread would write into the wrong one. So a cancellation is
+raised only after the thread has ended.
 
 Each kind of work has its own threads, so that slow work of one kind does not delay another: a
-manifest is read while a slow disk syncs blobs. The index has its own thread (``index.worker``).
+manifest is read while a slow disk syncs blobs. SQLite has threads of its own in ``index``.
 """
 
 import asyncio
@@ -20,30 +21,32 @@ from typing import Any, Final, TypeVar
 Result = TypeVar("Result")
 
 LARGE: Final = 64 * 1024
-"""Bytes. Hashing or parsing fewer takes the loop less time than a change of threads."""
+"""Bytes. Hashing or parsing less takes the loop less time than switching threads."""
 
 
 class Pool(Enum):
-    """What kind of work a thread does."""
+    """A kind of work."""
 
     READ = "read"
-    """Small content that a request waits for."""
+    """Reading small content that a request waits for."""
     STREAM = "stream"
-    """Blobs, ahead of their being sent."""
+    """Reading blobs ahead of ``sendfile``."""
     WRITE = "write"
-    """Spool files: making and filling them, and removing files."""
+    """Creating and writing spool files, removing files."""
     SYNC = "sync"
-    """fsync and rename. A thread only waits for the disk, so there are many."""
+    """fsync and rename. These threads only wait for the disk, so there are many."""
     COMPUTE = "compute"
-    """Hashing and parsing of what a request waits for."""
+    """Hashing and parsing that a request waits for."""
     UPKEEP = "upkeep"
-    """What no request waits for: listing, verifying and repairing what is held."""
+    """Listing, verifying and repairing the store: no request waits for it."""
     EXPIRING = "expiring"
-    """The file of ``index.expiring``, one step after the other."""
+    """The file of ``index.expiring``: one thread, so one step after the other."""
+    FALLBACK = "fallback"
+    """Reading fallback directories: slow or lost media delay only requests for their content."""
 
 
 _CORES: Final = os.cpu_count() or 1
-_THREADS: Final[Mapping[Pool, int]] = {
+THREADS: Final[Mapping[Pool, int]] = {
     Pool.READ: 8,
     Pool.STREAM: 8,
     Pool.WRITE: 8,
@@ -51,35 +54,41 @@ _THREADS: Final[Mapping[Pool, int]] = {
     Pool.COMPUTE: _CORES + 2,
     Pool.UPKEEP: 4,
     Pool.EXPIRING: 1,
+    Pool.FALLBACK: 4,
 }
 _EXECUTORS: Final = {
     pool: ThreadPoolExecutor(threads, thread_name_prefix=pool.value)
-    for pool, threads in _THREADS.items()
+    for pool, threads in THREADS.items()
 }
 
 
 async def in_thread(work: Callable[[], Result], pool: Pool = Pool.READ) -> Result:
-    """Return what blocking ``work`` returns; a cancellation is raised once the thread has ended."""
+    """Return the result of blocking ``work``; a cancellation is raised once the thread ended."""
     return await to_its_end(_run(work, pool))
 
 
 async def by_size(size: int, work: Callable[[], Result]) -> Result:
-    """Return what ``work`` computes from ``size`` bytes: in a thread if these are many."""
+    """Return the result of ``work``, which computes from ``size`` bytes: large ones in a thread."""
     return work() if size <= LARGE else await in_thread(work, Pool.COMPUTE)
 
 
 async def to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what ``work`` returns; a cancellation is raised once it has ended."""
+    """Return the result of ``work``; a cancellation is raised once it has ended."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        while not task.done():  # however often we are cancelled
+        while not task.done():  # also if this task is cancelled several times
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
         if not task.cancelled():
             task.exception()
         raise
+
+
+def start_in_thread(work: Callable[[], Result], pool: Pool) -> asyncio.Future[Result]:
+    """Start blocking ``work``; its owner waits for the future before it closes a file."""
+    return asyncio.get_running_loop().run_in_executor(_EXECUTORS[pool], work)
 
 
 async def _run(work: Callable[[], Result], pool: Pool) -> Result:

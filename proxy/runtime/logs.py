@@ -1,7 +1,8 @@
-"""Structured logs: lines for people on a terminal, JSON otherwise, one line a request.
+"""Structured logs: readable lines on a terminal, else JSON; one line for each request.
 
-Request lines are collected on the hot path and written in bulk from a thread: formatting one costs
-more than answering it. Under a flood lines are dropped and counted, never waited for.
+The hot path only queues request lines. A thread formats and writes them in batches, because
+formatting a line costs more than answering a request. When the queue is full, lines are dropped
+and counted: logging never delays a request.
 """
 
 import asyncio
@@ -26,22 +27,27 @@ _REQUEST: Final = {"event": "request", "level": "info"}
 _FAILED_REQUEST: Final = {"event": "request", "level": "warning"}
 
 
-class Renderer:
-    """How one event becomes one line."""
+class Output(NamedTuple):
+    """Where lines go, and the structlog processor that renders an event as a line."""
 
-    def __init__(self, final: Any, *, is_json: bool) -> None:
-        self._final = final
-        self.is_json = is_json
-        """Lines are JSON objects, whose parts may be rendered apart and joined."""
+    stream: TextIO
+    renderer: Any
+    is_json: bool
+    """Lines are JSON objects, so that parts of a line can be rendered apart and joined."""
 
-    def __call__(self, event: Mapping[str, Any]) -> str:
-        """Return the line of an event, without its end."""
-        line: str = self._final(None, "info", dict(event))
+    def render(self, event: Mapping[str, Any]) -> str:
+        """Return the line of an event, without a line end."""
+        line: str = self.renderer(None, "info", dict(event))
         return line
+
+    def write(self, text: str) -> None:
+        """Write and flush. Raises ``OSError`` or ``ValueError``."""
+        self.stream.write(text)
+        self.stream.flush()
 
 
 class _Answered(NamedTuple):
-    """One answered request: Unix seconds, what many requests share, and its own."""
+    """One request: Unix seconds, the fields that many requests share, and its own two."""
 
     at: float
     fields: Mapping[str, Any]
@@ -49,44 +55,45 @@ class _Answered(NamedTuple):
     client: str | None
 
 
-def configure(level: str, form: Literal["auto", "console", "json"], stream: TextIO) -> Renderer:
-    """Set up logging for this process; return how one event becomes one line."""
-    console = form == "console" or (form == "auto" and stream.isatty())
-    final: Any = (
+def configure(level: str, form: Literal["auto", "console", "json"], stream: TextIO) -> Output:
+    """Set up logging for this process; return the output for request lines."""
+    is_console = form == "console" or (form == "auto" and stream.isatty())
+    renderer: Any = (
         structlog.dev.ConsoleRenderer(
             colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
-        if console
+        if is_console
         else structlog.processors.JSONRenderer()
     )
+    output = Output(stream, renderer, is_json=not is_console)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if console else [_tracebacks()]),
-            final,
+            *([] if is_console else [_tracebacks()]),
+            renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: _Lines(stream),
+        logger_factory=lambda *_: _Lines(output),
     )
-    logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
-    return Renderer(final, is_json=not console)
+    logging.basicConfig(handlers=[_ToStructlog()], level=logging.WARNING, force=True)
+    return output
 
 
 def set_level(level: str) -> None:
-    """Log events of ``level`` and above from now on."""
+    """Log only events of ``level`` and above from now on."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
 
 
 def _tracebacks() -> structlog.processors.ExceptionRenderer:
-    """Render tracebacks without the frames' variables: those may be secrets."""
+    """Render tracebacks without local variables, which may hold secrets."""
     return structlog.processors.ExceptionRenderer(
         structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     )
 
 
-class _Forward(logging.Handler):
-    """Hands what libraries log to structlog."""
+class _ToStructlog(logging.Handler):
+    """Passes the records of libraries to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log one record of the standard library's logging."""
@@ -96,57 +103,48 @@ class _Forward(logging.Handler):
 
 
 class _Lines:
-    """Writes lines; whoever logs must not fail because nobody takes what is said."""
+    """Writes lines. A full disk or a closed pipe must not fail the code that logs."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, output: Output) -> None:
+        self._output = output
 
     def msg(self, line: str) -> None:
         with suppress(OSError, ValueError):
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            self._output.write(line + "\n")
 
     debug = info = warning = error = critical = exception = fatal = log = msg
 
 
 class RequestLog:
-    """Collects request lines; owns the task that writes them."""
+    """Queues request lines until ``write_forever`` writes them."""
 
-    def __init__(
-        self,
-        render: Renderer,
-        stream: TextIO,
-        *,
-        level: Level,
-        on_drop: Callable[[], None],
-    ) -> None:
-        """``level``: what is logged. Requests are ``info``, those that end in 5xx ``warning``."""
-        self._render = render
-        self._stream = stream
+    def __init__(self, output: Output, *, level: Level, on_drop: Callable[[], None]) -> None:
+        """``level``: requests are logged at ``info``, those with a 5xx status at ``warning``."""
+        self._output = output
         self.set_level(level)
         self._on_drop = on_drop
         self._pending: deque[_Answered] = deque()
         self._writing = threading.Lock()
 
     def set_level(self, level: Level) -> None:
-        """Log requests from this level on."""
-        self._takes_all = level in ("debug", "info")
-        self._takes_failed = level != "error"
+        """Log requests of this level and above from now on."""
+        self._logs_all = level in ("debug", "info")
+        self._logs_failed = level != "error"
 
     def add(self, fields: Mapping[str, Any], seconds: float, client: str | None) -> None:
-        """Take one answered request; fields that are None are left out of its line.
+        """Queue the line of one request; fields that are None are left out.
 
-        The same mapping may come with many requests, and must not change between.
+        Several requests may share ``fields``, which must not change afterwards.
         """
-        if not self._takes_all and not (self._takes_failed and _is_failed(fields)):
+        if not self._logs_all and not (self._logs_failed and _is_failed(fields)):
             return
         if len(self._pending) >= MAX_PENDING:
             self._on_drop()
             return
         self._pending.append(_Answered(time.time(), fields, seconds, client))
 
-    async def write_for_ever(self) -> None:
-        """Write what has come, some times a second; once more when cancelled."""
+    async def write_forever(self) -> None:
+        """Write queued lines every ``FLUSH_SECONDS``, and the rest when cancelled."""
         try:
             while True:
                 await asyncio.sleep(FLUSH_SECONDS)
@@ -157,7 +155,7 @@ class RequestLog:
                 self._flush_or_drop()
 
     def _flush_or_drop(self) -> None:
-        """Flush; lines that cannot be written are counted, and the next ones tried again."""
+        """Flush; a batch that cannot be written is dropped and counted."""
         with self._writing:
             try:
                 self.flush()
@@ -165,51 +163,50 @@ class RequestLog:
                 self._on_drop()
 
     def flush(self) -> None:
-        """Write pending lines, as many as do not keep the loop's thread from its turn for long."""
+        """Write one batch: a larger one would hold the interpreter lock for too long."""
         lines: list[str] = []
-        line = _Joined(self._render) if self._render.is_json else self._line
+        line = _JSONLines(self._output) if self._output.is_json else self._line
         while self._pending and len(lines) < BATCH:
             lines.append(line(self._pending.popleft()))
         if lines:
-            self._stream.write("\n".join(lines) + "\n")
-            self._stream.flush()
+            self._output.write("\n".join(lines) + "\n")
 
     def _line(self, answered: _Answered) -> str:
-        own = {"seconds": round(answered.seconds, 6), "client": answered.client}
-        stamp = _stamp(answered.at)
-        about = _about(answered.fields)
-        return self._render(about | {"timestamp": stamp} | _known(answered.fields) | _known(own))
+        at, fields, seconds, client = answered
+        own = {"seconds": round(seconds, 6), "client": client}
+        event = _about(fields) | {"timestamp": _timestamp(at)} | _known(fields) | _known(own)
+        return self._output.render(event)
 
 
-class _Joined:
-    """Makes JSON lines; what requests share is rendered once for all of a flush."""
+class _JSONLines:
+    """Renders the lines of one batch; fields that requests share are rendered only once."""
 
-    def __init__(self, render: Renderer) -> None:
-        self._render = render
+    def __init__(self, output: Output) -> None:
+        self._render = output.render
         self._shared: dict[int, tuple[Mapping[str, Any], str]] = {}
         self._clients: dict[str | None, str] = {}
-        self._second, self._stamp = -1, ""
+        self._second, self._timestamp = -1, ""
 
     def __call__(self, answered: _Answered) -> str:
         """Return the line of one request."""
         at, fields, seconds, client = answered
         second = int(at)
         if second != self._second:
-            self._second, self._stamp = second, _stamp(second).removesuffix("Z")
+            self._second, self._timestamp = second, _timestamp(second).removesuffix("Z")
         shared = self._shared.get(id(fields))
-        if shared is None:  # the mapping is kept with its text, so that its id stays its own
+        if shared is None:  # keeping the mapping keeps its id from being reused
             text = self._render(_about(fields) | _known(fields))[:-1]
             shared = self._shared[id(fields)] = fields, text
         end = self._clients.get(client)
         if end is None:
             own = self._render(_known({"client": client}))[1:]
             end = self._clients[client] = own if client is None else f", {own}"
-        stamp = f"{self._stamp}.{int((at - second) * 1e6):06d}Z"
-        return f'{shared[1]}, "timestamp": "{stamp}", "seconds": {seconds:.6f}{end}'
+        timestamp = f"{self._timestamp}.{int((at - second) * 1e6):06d}Z"
+        return f'{shared[1]}, "timestamp": "{timestamp}", "seconds": {seconds:.6f}{end}'
 
 
 def _is_failed(fields: Mapping[str, Any]) -> bool:
-    """Return True for a request that ends in 5xx."""
+    """Return True for a request that was answered with 5xx."""
     status = fields.get("status")
     return status is not None and int(status) >= 500
 
@@ -218,7 +215,7 @@ def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
     return _FAILED_REQUEST if _is_failed(fields) else _REQUEST
 
 
-def _stamp(at: float) -> str:
+def _timestamp(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -227,5 +224,5 @@ def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def standard_error() -> TextIO:
-    """Return where logs go."""
+    """Return the stream for logs."""
     return sys.stderr

@@ -1,13 +1,20 @@
-"""What is counted: plain integers bumped on the hot path, and a Prometheus view over them.
+"""Counters of one running proxy, and their Prometheus view.
 
-An integer costs a twentieth of a labelled Prometheus counter, so Prometheus reads ours only when
-it scrapes. Every request for content counts once, under exactly one outcome.
+Each metric is declared once: a counter as a field of the class that it belongs to, here, with its
+HELP text; a gauge where its value is read, as a ``Gauge``. ``registry`` exposes all of them, and
+``/-/stats`` shows those counters of ``CacheCounters`` that are declared ``in_stats``.
+
+The hot path changes plain integers, which Prometheus reads when it scrapes: a labelled Prometheus
+counter costs 20 times as much. Every request for content counts once, under exactly one outcome.
 """
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
-from enum import Enum
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from itertools import accumulate
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
@@ -18,106 +25,180 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from proxy.runtime.histograms import Histogram, Timing
 from proxy.runtime.readiness import Readiness
 
 
-class Outcome(Enum):
+class Outcome(StrEnum):
     """How a request was answered."""
 
     HIT = "hit"
-    """From the cache, upstream not asked."""
+    """From the cache, without a request to upstream."""
     REVALIDATED = "revalidated"
     """From the cache, after upstream confirmed the tag."""
     STALE = "stale"
-    """From the cache although out of date, because upstream failed or is being asked meanwhile."""
+    """From the cache although out of date: upstream failed, or the check runs in the background."""
     JOIN = "join"
-    """From a download that another request had begun."""
+    """From a download that another request started."""
     MISS = "miss"
-    """From upstream, kept for the next one."""
+    """From upstream, and stored."""
     THROUGH = "through"
-    """From upstream, verified, not kept: no room, or nothing that is cached."""
+    """From upstream, verified but not stored: no room, or a kind of answer that is not cached."""
     ERROR = "error"
-    """Not at all."""
+    """With an error."""
     LEFT = "left"
-    """The client left before there was an answer."""
+    """Not at all: the client disconnected first."""
 
 
+BUCKETS: Final = (
+    *(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+"""Upper bounds of a histogram's buckets in seconds; one more bucket has no bound."""
+
+_BUCKET_LABELS: Final = (*(str(bound) for bound in BUCKETS), "+Inf")
+_STATS_KEYS: Final = {
+    "hits": Outcome.HIT,
+    "revalidated": Outcome.REVALIDATED,
+    "stale": Outcome.STALE,
+    "joins": Outcome.JOIN,
+    "misses": Outcome.MISS,
+    "through": Outcome.THROUGH,
+    "left": Outcome.LEFT,
+}
 _STATUSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
 
 
-class UpstreamCounters:
-    """Running totals of one upstream since the start; bytes are bodies without headers."""
+class Histogram:
+    """Durations in seconds, counted by bucket."""
 
-    __slots__ = (
-        "answers",
-        "bytes_delivered",
-        "bytes_from_upstream",
-        "bytes_to_clients",
-        "errors",
-        "manifest_pulls",
-        "outcomes",
-        "pulls_spent",
-        "timings",
-        "token_requests",
-        "upstream_requests",
-    )
+    __slots__ = ("counts", "total")
 
     def __init__(self) -> None:
-        self.outcomes: Counter[Outcome] = Counter()
-        self.errors: Counter[str] = Counter()
-        self.bytes_to_clients = 0
-        self.bytes_delivered = 0
-        self.bytes_from_upstream = 0
-        self.upstream_requests = 0
-        self.token_requests = 0
-        self.manifest_pulls = 0
-        self.pulls_spent = 0
-        self.timings: Final = {outcome: Timing() for outcome in Outcome}
-        self.answers: Final = {status: Histogram() for status in _STATUSES}
+        self.counts = [0] * len(_BUCKET_LABELS)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.total += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return the upper bounds with cumulative counts, as Prometheus expects them."""
+        return list(zip(_BUCKET_LABELS, accumulate(self.counts), strict=True))
+
+
+class _Declaration(NamedTuple):
+    """What Prometheus needs to know of a field; ``name`` None stands for the field's own name."""
+
+    text: str
+    family: type[Metric]
+    name: str | None
+    label: str | None = None
+    in_stats: bool = False
+
+
+def _metric(about: _Declaration, **default: Any) -> Any:
+    return field(**default, metadata={"metric": about})
+
+
+def counter(text: str, *, name: str | None = None, in_stats: bool = True) -> Any:
+    """Declare an integer that only grows, exposed as ``millpond_<name>_total``."""
+    return _metric(_Declaration(text, CounterMetricFamily, name, in_stats=in_stats), default=0)
+
+
+def gauge(text: str, default: float, *, name: str) -> Any:
+    """Declare a number that goes up and down, exposed as ``millpond_<name>``."""
+    return _metric(_Declaration(text, GaugeMetricFamily, name), default=default)
+
+
+def counter_by(label: str, text: str, values: Iterable[str] = (), *, name: str) -> Any:
+    """Declare a ``Counter`` by the values of ``label``; ``values`` are exposed from the start."""
+    about = _Declaration(text, CounterMetricFamily, name, label)
+    return _metric(about, default_factory=lambda: Counter(dict.fromkeys(values, 0)))
+
+
+def histogram_by(label: str, text: str, values: Iterable[str], *, name: str) -> Any:
+    """Declare a dict of histograms by the values of ``label``; empty ones are not exposed."""
+    about = _Declaration(text, HistogramMetricFamily, name, label)
+    return _metric(about, default_factory=lambda: {value: Histogram() for value in values})
+
+
+@dataclass(slots=True)
+class UpstreamCounters:
+    """Totals of one upstream since the start, by the label ``upstream``; bytes are of bodies."""
+
+    outcomes: Counter[Outcome] = counter_by(
+        "outcome", "Requests for content, by outcome.", Outcome, name="requests"
+    )
+    errors: Counter[str] = counter_by(
+        "code", "Requests answered with an error, by OCI error code.", name="errors"
+    )
+    bytes_to_clients: int = counter("Body bytes sent to clients.", name="client_bytes")
+    bytes_from_upstream: int = counter("Body bytes received from upstream.", name="upstream_bytes")
+    upstream_requests: int = counter("Requests sent to upstream.")
+    token_requests: int = counter("Requests sent to token servers.", name="upstream_token_requests")
+    manifest_pulls: int = counter("Manifests sent to clients.")
+    pulls_spent: int = counter(
+        "Manifests fetched from upstream: registries count these in rate limits.",
+        name="upstream_pulls",
+    )
+    first_byte: dict[Outcome, Histogram] = histogram_by(
+        "outcome",
+        "Time from a request to the first byte of its response.",
+        Outcome,
+        name="time_to_first_byte_seconds",
+    )
+    duration: dict[Outcome, Histogram] = histogram_by(
+        "outcome",
+        "Time from a request to the last byte of its response.",
+        Outcome,
+        name="request_duration_seconds",
+    )
+    responses: dict[str, Histogram] = histogram_by(
+        "status",
+        "Time from a request to a registry, token server or CDN to the headers of its response.",
+        _STATUSES,
+        name="upstream_response_seconds",
+    )
+    bytes_delivered: int = 0
+    """Body bytes sent to clients, without error documents."""
 
     def upstream_answered(self, status: int | None, seconds: float) -> None:
-        """Count one HTTP request to upstream; ``status`` None: it gave no answer."""
+        """Count one HTTP request to upstream; ``status`` None: there was no response."""
         name = "none" if status is None else f"{status // 100}xx"
-        self.answers.get(name, self.answers["none"]).observe(seconds)
+        self.responses.get(name, self.responses["none"]).observe(seconds)
 
     def answered(self, outcome: Outcome, sent: int, *, manifest: bool) -> None:
-        """Count one request; ``sent`` is in bytes, ``manifest`` says that a whole one was sent."""
+        """Count one request; ``sent`` is in bytes, ``manifest`` means that a whole one was sent."""
         self.outcomes[outcome] += 1
         self.bytes_to_clients += sent
         if outcome is not Outcome.ERROR:
             self.bytes_delivered += sent
         self.manifest_pulls += manifest
 
+    def timed(self, outcome: Outcome, first_byte: float, whole: float) -> None:
+        """Record the durations of one request, in seconds from its start."""
+        self.first_byte[outcome].observe(first_byte)
+        self.duration[outcome].observe(whole)
+
     def add(self, other: "UpstreamCounters") -> None:
-        """Add another's totals to these."""
-        self.outcomes += other.outcomes
-        self.errors += other.errors
-        self.bytes_to_clients += other.bytes_to_clients
-        self.bytes_delivered += other.bytes_delivered
-        self.bytes_from_upstream += other.bytes_from_upstream
-        self.upstream_requests += other.upstream_requests
-        self.token_requests += other.token_requests
-        self.manifest_pulls += other.manifest_pulls
-        self.pulls_spent += other.pulls_spent
+        """Add another upstream's totals to these; histograms are left out."""
+        for each in fields(self):
+            if not isinstance(total := getattr(self, each.name), int | Counter):
+                continue
+            setattr(self, each.name, total + getattr(other, each.name))
 
     def snapshot(self) -> dict[str, object]:
         """Return the totals as JSON values.
 
-        What is saved is the difference between what was delivered to clients, errors left out, and
-        what upstream gave, so it is negative while the cache has fetched more than was read.
+        Saved bytes are those delivered to clients minus those fetched from upstream: negative
+        while the cache has fetched more than clients have read.
         """
         requests = self.outcomes.total()
         delivered = requests - self.outcomes[Outcome.ERROR] - self.outcomes[Outcome.LEFT]
         return {
             "requests": requests,
-            "hits": self.outcomes[Outcome.HIT],
-            "revalidated": self.outcomes[Outcome.REVALIDATED],
-            "stale": self.outcomes[Outcome.STALE],
-            "joins": self.outcomes[Outcome.JOIN],
-            "misses": self.outcomes[Outcome.MISS],
-            "through": self.outcomes[Outcome.THROUGH],
-            "left": self.outcomes[Outcome.LEFT],
+            **{key: self.outcomes[outcome] for key, outcome in _STATS_KEYS.items()},
             "errors": dict(self.errors),
             "bytes_to_clients": self.bytes_to_clients,
             "bytes_from_upstream": self.bytes_from_upstream,
@@ -130,89 +211,90 @@ class UpstreamCounters:
         }
 
 
+@dataclass(slots=True)
 class CacheCounters:
-    """Running totals of the cache itself since the start."""
+    """Totals of the cache itself since the start."""
 
-    __slots__ = (
-        "corrupted",
-        "evicted_bytes",
-        "evictions",
-        "mismatches",
-        "prefetched_blobs",
-        "prefetched_bytes",
-        "prefetched_used_blobs",
-        "prefetched_used_bytes",
-        "prepared_answers",
-        "refused_connections",
-        "repaired",
-        "stalled_clients",
-        "storage_errors",
-        "unlogged_requests",
-        "verified",
-        "verified_bytes",
+    evictions: int = counter("Blobs evicted to make room.")
+    evicted_bytes: int = counter("Disk bytes freed by evictions.")
+    mismatches: int = counter(
+        "Upstream bodies that did not match their digest or size.", name="content_mismatches"
     )
-
-    def __init__(self) -> None:
-        self.prepared_answers = 0
-        self.evictions = 0
-        self.evicted_bytes = 0
-        self.mismatches = 0
-        self.corrupted = 0
-        self.repaired = 0
-        self.verified = 0
-        self.verified_bytes = 0
-        self.prefetched_blobs = 0
-        self.prefetched_bytes = 0
-        self.prefetched_used_blobs = 0
-        self.prefetched_used_bytes = 0
-        self.storage_errors = 0
-        self.stalled_clients = 0
-        self.refused_connections = 0
-        self.unlogged_requests = 0
+    corrupted: int = counter("Stored blobs that were found corrupted.")
+    repaired: int = counter("Corrupted blobs that were fetched again.")
+    verified: int = counter("Stored blobs that were hashed again.", name="verified_blobs")
+    verified_bytes: int = counter("Bytes of stored blobs that were hashed again.", in_stats=False)
+    storage_errors: int = counter("Disk errors that Millpond recovered from.")
+    prefetched_blobs: int = counter("Blobs fetched before a client requested them.")
+    prefetched_bytes: int = counter("Bytes of prefetched blobs, abandoned ones included.")
+    prefetched_used_blobs: int = counter("Prefetched blobs that a client requested later.")
+    prefetched_used_bytes: int = counter("Bytes of prefetched blobs that a client requested later.")
+    prepared_answers: int = counter("Requests answered from the response cache.", in_stats=False)
+    refused_connections: int = counter("Connections answered with 503 because of the limit.")
+    stalled_clients: int = counter("Clients disconnected because they stopped reading.")
+    unlogged_requests: int = counter("Access-log lines dropped under load.", in_stats=False)
 
     def storage_trouble(self) -> None:
-        """Count one failure of the disk that was survived."""
+        """Count one disk error."""
         self.storage_errors += 1
 
     def unlogged(self) -> None:
-        """Count one access-log line that was dropped."""
+        """Count one dropped access-log line."""
         self.unlogged_requests += 1
 
+    def snapshot(self) -> dict[str, int]:
+        """Return the totals of ``/-/stats`` by the names of their metrics."""
+        return {
+            about.name or each.name: getattr(self, each.name)
+            for each in fields(self)
+            if (about := each.metadata["metric"]).in_stats
+        }
 
+
+@dataclass(slots=True)
 class TaskCounters:
-    """One background task: how often it failed, and whether it runs.
+    """One background task, by the label ``task``; a task that has ended counts as running."""
 
-    A task that has ended as it should counts as running.
-    """
+    failures: int = counter("Failures of a background task.", name="background_failures")
+    is_running: bool = gauge(
+        "0 while a background task waits for its restart after a failure, else 1.",
+        default=True,
+        name="background_up",
+    )
 
-    __slots__ = ("failures", "is_running")
 
-    def __init__(self) -> None:
-        self.failures = 0
-        self.is_running = True
+@dataclass(slots=True)
+class ProcessGauges:
+    """The state of the process."""
+
+    loop_lag: float = gauge(
+        "Longest delay of the event loop in the last 15 seconds.",
+        default=0.0,
+        name="loop_lag_seconds",
+    )
 
 
 class Metrics:
     """All counters of one running proxy."""
 
-    def __init__(self, upstreams: list[str]) -> None:
+    def __init__(self, upstreams: Iterable[str]) -> None:
         self.upstreams: Final = {name: UpstreamCounters() for name in upstreams}
         self.unrouted: Final = UpstreamCounters()
         self.cache: Final = CacheCounters()
         self.tasks: Final[dict[str, TaskCounters]] = {}
+        self.process: Final = ProcessGauges()
         self.readiness: Final = Readiness()
-        self.loop_lag = 0.0
 
     def add(self, upstream: str) -> UpstreamCounters:
-        """Return an upstream's counters, which begin at 0 for a new one."""
+        """Return an upstream's counters, which start at 0 for a new one."""
         return self.upstreams.setdefault(upstream, UpstreamCounters())
 
     def of(self, upstream: str | None) -> UpstreamCounters:
-        """Return an upstream's counters; None stands for requests that reached no upstream."""
+        """Return an upstream's counters; None stands for requests without an upstream."""
         return self.unrouted if upstream is None else self.upstreams[upstream]
 
     def total(self) -> UpstreamCounters:
-        """Return the sum over all upstreams and what reached none."""
+        """Return the sum over all upstreams and the requests without one."""
         total = UpstreamCounters()
         for counters in (*self.upstreams.values(), self.unrouted):
             total.add(counters)
@@ -220,155 +302,12 @@ class Metrics:
 
 
 class Gauge(NamedTuple):
-    """One reading of something that goes up and down; ``upstream`` None for the cache itself."""
+    """One reading of a number that goes up and down; ``upstream`` None: of the cache itself."""
 
     name: str
     text: str
     value: float
     upstream: str | None = None
-
-
-class _View(Collector):
-    """Renders the counters in Prometheus' names and units when scraped."""
-
-    def __init__(self, metrics: Metrics, gauges: Callable[[], list[Gauge]], version: str) -> None:
-        self._metrics = metrics
-        self._gauges = gauges
-        self._version = version
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield every metric family (Prometheus text format 0.0.4)."""
-        yield from self._per_upstream()
-        cache = self._metrics.cache
-        for name, help_text, value in (
-            ("evictions", "Blobs removed to make room.", cache.evictions),
-            ("evicted_bytes", "Disk bytes freed by evictions.", cache.evicted_bytes),
-            ("content_mismatches", "Upstream bodies that were not their digest.", cache.mismatches),
-            ("corrupted", "Held blobs that were found to have gone bad.", cache.corrupted),
-            ("repaired", "Bad blobs that were fetched again.", cache.repaired),
-            ("verified_blobs", "Held blobs that were hashed again.", cache.verified),
-            ("verified_bytes", "Bytes that were hashed again.", cache.verified_bytes),
-            ("storage_errors", "Failures of the disk that were survived.", cache.storage_errors),
-            (
-                "prefetched_blobs",
-                "Blobs fetched before they were asked for.",
-                cache.prefetched_blobs,
-            ),
-            ("prefetched_bytes", "Bytes of those, and of some given up.", cache.prefetched_bytes),
-            ("prefetched_used_blobs", "Those asked for later.", cache.prefetched_used_blobs),
-            ("prefetched_used_bytes", "Bytes of those.", cache.prefetched_used_bytes),
-            ("prepared_answers", "Requests answered at once from RAM.", cache.prepared_answers),
-            (
-                "refused_connections",
-                "Connections answered with 503 because there was no room.",
-                cache.refused_connections,
-            ),
-            ("stalled_clients", "Clients cut off for not reading.", cache.stalled_clients),
-            ("unlogged_requests", "Access-log lines dropped under load.", cache.unlogged_requests),
-        ):
-            yield CounterMetricFamily(f"millpond_{name}", help_text, value)
-        yield from self._readings()
-        yield from self._per_task()
-        lag = self._metrics.loop_lag
-        text = "Longest that work waited for its turn in the last seconds."
-        yield GaugeMetricFamily("millpond_loop_lag_seconds", text, lag)
-        info = GaugeMetricFamily("millpond_build_info", "Which Millpond runs.", labels=["version"])
-        info.add_metric([self._version], 1)
-        yield info
-
-    def _readings(self) -> Iterator[Metric]:
-        families: dict[str, GaugeMetricFamily] = {}
-        for gauge in self._gauges():
-            labels = [] if gauge.upstream is None else ["upstream"]
-            family = families.setdefault(
-                gauge.name, GaugeMetricFamily(f"millpond_{gauge.name}", gauge.text, labels=labels)
-            )
-            family.add_metric([] if gauge.upstream is None else [gauge.upstream], gauge.value)
-        yield from families.values()
-
-    def _per_task(self) -> Iterator[Metric]:
-        failures = CounterMetricFamily(
-            "millpond_background_failures", "Failures of a background task.", labels=["task"]
-        )
-        up = GaugeMetricFamily(
-            "millpond_background_up",
-            "0 while a background task waits for its restart after a failure, else 1.",
-            labels=["task"],
-        )
-        for name, task in self._metrics.tasks.items():
-            failures.add_metric([name], task.failures)
-            up.add_metric([name], task.is_running)
-        yield from (failures, up)
-
-    def _per_upstream(self) -> Iterator[Metric]:
-        outcomes = CounterMetricFamily(
-            "millpond_requests", "Requests for content.", labels=["upstream", "outcome"]
-        )
-        errors = CounterMetricFamily(
-            "millpond_errors", "Requests answered with an error.", labels=["upstream", "code"]
-        )
-        plain = {
-            "bytes_to_clients": CounterMetricFamily(
-                "millpond_client_bytes", "Body bytes sent to clients.", labels=["upstream"]
-            ),
-            "bytes_from_upstream": CounterMetricFamily(
-                "millpond_upstream_bytes", "Body bytes received.", labels=["upstream"]
-            ),
-            "upstream_requests": CounterMetricFamily(
-                "millpond_upstream_requests", "Requests sent upstream.", labels=["upstream"]
-            ),
-            "token_requests": CounterMetricFamily(
-                "millpond_upstream_token_requests", "Tokens asked for.", labels=["upstream"]
-            ),
-            "manifest_pulls": CounterMetricFamily(
-                "millpond_manifest_pulls", "Manifests sent to clients.", labels=["upstream"]
-            ),
-            "pulls_spent": CounterMetricFamily(
-                "millpond_upstream_pulls",
-                "Manifests fetched, which rate limits count.",
-                labels=["upstream"],
-            ),
-        }
-        for name, counters in (*self._metrics.upstreams.items(), ("", self._metrics.unrouted)):
-            for outcome in Outcome:
-                outcomes.add_metric([name, outcome.value], counters.outcomes[outcome])
-            for code, count in counters.errors.items():
-                errors.add_metric([name, code], count)
-            for attribute, family in plain.items():
-                family.add_metric([name], getattr(counters, attribute))
-        yield from (outcomes, errors, *plain.values())
-        yield from self._histograms()
-
-    def _histograms(self) -> Iterator[Metric]:
-        """Yield durations by upstream; what has not happened yet is left out."""
-        by_outcome = ["upstream", "outcome"]
-        first = HistogramMetricFamily(
-            "millpond_time_to_first_byte_seconds",
-            "From a request to the first byte of its answer.",
-            labels=by_outcome,
-        )
-        whole = HistogramMetricFamily(
-            "millpond_request_duration_seconds",
-            "From a request to the last byte of its answer.",
-            labels=by_outcome,
-        )
-        answers = HistogramMetricFamily(
-            "millpond_upstream_response_seconds",
-            "From a request to a registry, token server or CDN to the headers of its answer.",
-            labels=["upstream", "status"],
-        )
-        for name, counters in (*self._metrics.upstreams.items(), ("", self._metrics.unrouted)):
-            for outcome, timing in counters.timings.items():
-                _add(first, [name, outcome.value], timing.first_byte)
-                _add(whole, [name, outcome.value], timing.whole)
-            for status, histogram in counters.answers.items():
-                _add(answers, [name, status], histogram)
-        yield from (first, whole, answers)
-
-
-def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
-    if not histogram.is_empty:
-        family.add_metric(labels, histogram.buckets(), histogram.total)
 
 
 def registry(
@@ -380,3 +319,59 @@ def registry(
     ProcessCollector(registry=collected)
     PlatformCollector(registry=collected)
     return collected
+
+
+class _View(Collector):
+    """Renders declared fields as Prometheus metric families (text format 0.0.4) on each scrape."""
+
+    def __init__(self, metrics: Metrics, gauges: Callable[[], list[Gauge]], version: str) -> None:
+        self._metrics = metrics
+        self._gauges = gauges
+        self._info = GaugeMetricFamily("millpond_build_info", "Version.", labels=["version"])
+        self._info.add_metric([version], 1)
+
+    def collect(self) -> Iterator[Metric]:
+        metrics = self._metrics
+        by_upstream = {**metrics.upstreams, "": metrics.unrouted}
+        yield from _families(UpstreamCounters, "upstream", by_upstream)
+        yield from _families(CacheCounters, None, {"": metrics.cache})
+        yield from _families(TaskCounters, "task", metrics.tasks)
+        yield from _families(ProcessGauges, None, {"": metrics.process})
+        yield from self._readings()
+        yield self._info
+
+    def _readings(self) -> Iterator[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for name, text, value, upstream in self._gauges():
+            labels = [] if upstream is None else ["upstream"]
+            family = families.setdefault(
+                name, GaugeMetricFamily(f"millpond_{name}", text, labels=labels)
+            )
+            family.add_metric([] if upstream is None else [upstream], value)
+        yield from families.values()
+
+
+def _families(declared: Any, label: str | None, rows: Mapping[str, Any]) -> Iterator[Metric]:
+    """Yield a metric family for each declared field, with a sample for each value of ``label``."""
+    for each in fields(declared):
+        about: _Declaration | None = each.metadata.get("metric")
+        if about is None:
+            continue
+        labels = [name for name in (label, about.label) if name is not None]
+        make: Any = about.family
+        family = make(f"millpond_{about.name or each.name}", about.text, labels=labels)
+        for row, counters in rows.items():
+            _add(family, [] if label is None else [row], getattr(counters, each.name))
+        yield family
+
+
+def _add(family: Any, labels: list[str], value: object) -> None:
+    match value:
+        case dict():
+            for name, part in value.items():
+                _add(family, [*labels, str(name)], part)
+        case Histogram():
+            if any(value.counts):
+                family.add_metric(labels, value.buckets(), value.total)
+        case _:
+            family.add_metric(labels, value)

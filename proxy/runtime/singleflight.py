@@ -1,7 +1,7 @@
-"""One running coroutine per key, shared by everybody who asks for it meanwhile.
+"""One running task per key, shared by all concurrent callers.
 
-The work belongs to nobody's request: any caller may be cancelled, the first included. A failure
-reaches every waiter; the next call starts anew.
+No caller owns the task: any of them may be cancelled, including the first. A failure reaches every
+caller; the next call starts a new task.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ class SingleFlight(Generic[Value]):
         self._running: dict[object, asyncio.Task[Value]] = {}
 
     async def do(self, key: object, work: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
-        """Return what the one running ``work`` for ``key`` returns; raises what it raises."""
+        """Join or start ``work`` for ``key``; return its result, or raise its exception."""
         return await asyncio.shield(self._task(key, work))
 
     def start(self, key: object, work: Callable[[], Coroutine[Any, Any, Value]]) -> None:
-        """Begin ``work`` unless it runs for ``key``. What it raises is logged."""
+        """Start ``work`` in the background unless it runs for ``key``; a failure is logged."""
         self._task(key, work).add_done_callback(self._log_failure)
 
     def _task(
@@ -43,11 +43,11 @@ class SingleFlight(Generic[Value]):
         return len(self._running)
 
     def is_running(self, key: object) -> bool:
-        """Tell whether a caller would join instead of start."""
+        """Return True if work for ``key`` is in progress."""
         return key in self._running
 
     async def close(self) -> None:
-        """Cancel what still runs, and wait until it has ended."""
+        """Cancel all tasks and wait until they have ended."""
         tasks: list[Awaitable[Value]] = list(self._running.values())
         for task in self._running.values():
             task.cancel()
@@ -60,4 +60,4 @@ class SingleFlight(Generic[Value]):
     def _ended(self, key: object, task: "asyncio.Task[Value]") -> None:
         del self._running[key]
         if not task.cancelled():
-            task.exception()  # seen here: a background caller may not be listening
+            task.exception()  # retrieved here, as every caller may have been cancelled

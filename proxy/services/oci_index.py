@@ -8,38 +8,30 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from io import BytesIO
 from typing import Final, Protocol
 
 import structlog
 
 from proxy.content.content import Content
 from proxy.core import manifests
-from proxy.core.errors import RegistryError, StorageError
+from proxy.core.errors import StorageError
 from proxy.core.manifests import OCI_INDEX
-from proxy.core.names import Digest, Image, Tag, Target, parse_repo, parse_tag, sha256
+from proxy.core.names import Digest, Image, Tag, Target, sha256
+from proxy.core.oci_layout import BEGIN, END, NAME, NEXT, OURS, TRUE, entries, named_image
+from proxy.core.oci_layout import annotations as annotations_of
 from proxy.core.records import Descriptor, TagRecord
-from proxy.core.tolerant_json import as_list, read_large_object, read_object
+from proxy.core.tolerant_json import read_large_object, read_object
 from proxy.runtime.executors import Pool, in_thread
 
-NAME: Final = "org.opencontainers.image.ref.name"
-OURS: Final = "dev.millpond.image"
 PINS: Final = "dev.millpond.pins"
-TRUE: Final = f"{OURS}.manifest"
-"""The descriptor as upstream has it, where readers of the layout want another one."""
 
 PUBLISH_SECONDS: Final = 5.0
 REST: Final = 20.0
 """The pause after a write is so many times as long as the write took."""
 
 _SLICE: Final = 100
-_BEGIN: Final = ', "manifests": [\n'
-_NEXT: Final = b",\n"
-_END: Final = b"\n]}\n"
-"""Each entry is a line, so that a long file is read and written in small steps."""
-
 _ALPHANUMERIC: Final = r"[A-Za-z0-9]+"
 _COMPONENT: Final = rf"{_ALPHANUMERIC}(?:(?:[-._:@+]|--){_ALPHANUMERIC})*"
 _READABLE = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
@@ -82,23 +74,25 @@ class Layout:
         # A tag that cannot be read looks unknown. Reading all of them raises then.
         known = {one.name async for batch in self._content.tags.all() for one in batch}
         try:
-            entries = _entries(await in_thread(self._shelf.read))
+            listed = entries(await in_thread(self._shelf.read))
         except FileNotFoundError:
-            entries = iter(())
+            listed = iter(())
         except OSError as error:
             self._is_unreadable = True
             self._content.trouble(StorageError(f"reading index.json: {error}"))
             return
         learnt, foreign = 0, list[object]()
-        for count, entry in enumerate(entries):
+        for count, entry in enumerate(listed):
             if count % _SLICE == 0:
                 await asyncio.sleep(0)
-            if OURS not in _annotations(entry):
+            if OURS not in annotations_of(entry):
                 foreign.append(entry)
-            elif (tagged := _tagged(entry)) is not None:
-                target, tag, _ = tagged
-                if f"{target}:{tag}" not in known:
-                    learnt += await self._learn(*tagged)
+            elif (
+                (named := named_image(entry)) is not None
+                and named.tag is not None
+                and f"{named.target}:{named.tag}" not in known
+            ):
+                learnt += await self._learn(named.target, named.tag, named.descriptor)
         if learnt:
             log.warning("tags found in index.json that the index had lost", tags=learnt)
         self._foreign = foreign
@@ -140,14 +134,14 @@ class Layout:
         head: dict[str, object] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
         if names := self._pins():
             head["annotations"] = {PINS: " ".join(names)}
-        content = bytearray(f"{json.dumps(head)[:-1]}{_BEGIN}".encode())
+        content = bytearray(f"{json.dumps(head)[:-1]}{BEGIN}".encode())
         for entry in self._foreign:
-            content += json.dumps(entry).encode() + _NEXT
+            content += json.dumps(entry).encode() + NEXT
         async for line in self._lines():
             content += line
-        if content.endswith(_NEXT):
-            del content[-len(_NEXT) :]
-        content += _END
+        if content.endswith(NEXT):
+            del content[-len(NEXT) :]
+        content += END
         try:
             await in_thread(lambda: self._shelf.write(content), Pool.SYNC)
         except OSError as error:
@@ -192,7 +186,7 @@ class Layout:
                 return b""
         if shown is not descriptor:
             annotations[TRUE] = json.dumps(_json(descriptor))
-        return json.dumps(_json(shown) | {"annotations": annotations}).encode() + _NEXT
+        return json.dumps(_json(shown) | {"annotations": annotations}).encode() + NEXT
 
     @staticmethod
     def wrapper(manifest: Descriptor) -> Digest | None:
@@ -213,9 +207,9 @@ class Layout:
 async def pins_named(shelf: Shelf) -> list[str]:
     """Return the pins in ``index.json``."""
     content = await _content(shelf)
-    document = read_object(content.partition(_BEGIN.encode())[0] + b"}")
+    document = read_object(content.partition(BEGIN.encode())[0] + b"}")
     document = document or read_large_object(content)
-    return str(_annotations(document).get(PINS, "")).split()
+    return str(annotations_of(document).get(PINS, "")).split()
 
 
 async def _content(shelf: Shelf) -> bytes:
@@ -225,47 +219,6 @@ async def _content(shelf: Shelf) -> bytes:
     except OSError as error:
         log.warning("index.json cannot be read", error=str(error))
         return b""
-
-
-def _entries(content: bytes) -> Iterator[object]:
-    """Iterate over the entries of ``index.json``.
-
-    A file that we wrote is read line by line, so that no step takes long. Other programs may have
-    rewritten it.
-    """
-    head, begin, lines = content.partition(_BEGIN.encode())
-    if begin and lines.endswith(_END) and read_object(head + b"}"):
-        return _lines(BytesIO(lines))
-    return iter(as_list(read_large_object(content).get("manifests")))
-
-
-def _lines(lines: BytesIO) -> Iterator[object]:
-    for line in lines:
-        entry = read_object(line.rstrip(_NEXT))
-        if entry:
-            yield entry
-
-
-def _tagged(entry: object) -> tuple[Target, Tag, Descriptor] | None:
-    """Return the tag in an entry of ours; None for an image by digest, or a malformed entry."""
-    annotations = _annotations(entry)
-    name, colon, tag = str(annotations[OURS]).rpartition(":")
-    upstream, _, repo = name.partition("/")
-    if not colon or "@" in name:
-        return None
-    try:
-        about = json.loads(str(annotations[TRUE])) if TRUE in annotations else entry
-        descriptor = manifests.read_descriptor(about)
-        if descriptor is None:
-            return None
-        return Target(upstream, parse_repo(repo)), parse_tag(tag), descriptor
-    except (RegistryError, ValueError, RecursionError):
-        return None
-
-
-def _annotations(document: object) -> dict[str, object]:
-    found = document.get("annotations") if isinstance(document, dict) else None
-    return found if isinstance(found, dict) else {}
 
 
 def _wrapping(descriptor: Descriptor) -> bytes:

@@ -23,6 +23,7 @@ from proxy.repository.origins import Origin
 from proxy.repository.results import Manifest
 from proxy.runtime.executors import by_size
 from proxy.runtime.metrics import Outcome
+from proxy.runtime.supervisor import running_beside
 
 AT_ONCE: Final = 4
 """Blobs of all pulls that are fetched at the same time: clients must still get slots."""
@@ -85,10 +86,10 @@ class _Pull:
 class Puller:
     """Pulls images. Clients join its downloads."""
 
-    def __init__(self, cache: Cache, sources: Mapping[str, Origin], flights: Downloads) -> None:
+    def __init__(self, cache: Cache, sources: Mapping[str, Origin], downloads: Downloads) -> None:
         self._cache = cache
         self._sources = sources
-        self._flights = flights
+        self._downloads = downloads
         self._places = asyncio.Semaphore(AT_ONCE)
         self._is_stopping = False
 
@@ -107,16 +108,12 @@ class Puller:
             raise RequestInvalid(f"{image}: name the repository too, as nginx@{image.digest}")
         pull = _Pull(image.target, platforms)
         yield {"event": "start", "image": str(image)}
-        work = asyncio.create_task(self._fetch(image, pull), name=f"pull {image}")
-        try:
+        async with running_beside(self._fetch(image, pull), f"pull {image}") as work:
             while not (await asyncio.wait([work], timeout=REPORT_SECONDS))[0]:
                 if self._is_stopping:
                     return
                 yield {"event": "progress", **self._so_far(pull)}
             work.result()
-        finally:
-            work.cancel()
-            await asyncio.wait([work])
         await self._mention_evicted(pull)
         for missing in pull.missing:
             yield missing
@@ -224,8 +221,8 @@ class Puller:
         """Return the bytes of blobs that have arrived, and of all selected blobs so far."""
         done = sum(pull.sizes[digest] for digest in pull.ended)
         for digest in pull.sizes.keys() - pull.ended:
-            flight = self._flights.live(pull.target, digest)
-            done += 0 if flight is None else flight.written
+            download = self._downloads.live(pull.target, digest)
+            done += 0 if download is None else download.written
         return {"bytes": done, "total": sum(pull.sizes.values())}
 
     def _fetched(self, pull: _Pull) -> int:

@@ -7,13 +7,12 @@ import asyncio
 import time
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
     Iterable,
 )
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -25,6 +24,7 @@ from proxy.core.names import Digest, Target
 from proxy.core.records import disk_bytes
 from proxy.core.tolerant_json import as_list
 from proxy.runtime.executors import to_its_end
+from proxy.runtime.supervisor import running_beside
 from proxy.services import missing
 from proxy.services.inventory import broken_by
 
@@ -135,7 +135,7 @@ class Verifier:
         async for batch in self._content.digests(self._after):
             for digest in batch:
                 self._check_stop()
-                async with _working(self._check(digest, pace)) as hashing:
+                async with running_beside(self._check(digest, pace), "verify") as hashing:
                     while not (await asyncio.wait([hashing], timeout=REPORT_SECONDS))[0]:
                         self._check_stop()
                         yield {"event": "progress", **self._so_far()}
@@ -233,7 +233,7 @@ class Verifier:
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Return what ``work`` returns; ``stop`` cancels it, because a download may take long."""
-        async with _working(work) as task:
+        async with running_beside(work, "verify") as task:
             while not (await asyncio.wait([task], timeout=REPORT_SECONDS))[0]:
                 self._check_stop()
             return task.result()
@@ -270,17 +270,6 @@ class Verifier:
             await self._content.set_note(_NOTE, note)
         except StorageError as error:
             log.warning("the position of verification cannot be noted", error=str(error))
-
-
-@asynccontextmanager
-async def _working(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio.Task[Result]]:
-    """Run work as a task, which has ended or is cancelled when the context is left."""
-    task = asyncio.create_task(work, name="verify")
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 class _Pace:

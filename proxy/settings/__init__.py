@@ -260,6 +260,9 @@ class Settings(Section):
     freshness: Freshness = Freshness()
     offline: bool = False
     """Contact no registry. Serve complete images, and answer 404 for everything else."""
+    fallback: tuple[Annotated[Path, AfterValidator(_absolute)], ...] = ()
+    """Directories of other Millponds to read from, such as a disk that somebody carried in. They
+    are asked before the registries and never written to."""
     catalog: bool = False
     """Let `/v2/_catalog` list the repositories that the cache knows."""
     pins: tuple[str, ...] = ()
@@ -316,6 +319,19 @@ class Settings(Section):
     @classmethod
     def _with_built_in(cls, value: object) -> object:
         return over_built_in(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _check_fallback(self) -> Self:
+        own = self.storage.path
+        for path in self.fallback:
+            if path == own or own in path.parents or path in own.parents:
+                raise ValueError(
+                    f"fallback: {path} is where this cache itself is ({own}); "
+                    "name another cache's directory"
+                )
+        if len(set(self.fallback)) < len(self.fallback):
+            raise ValueError("fallback: a directory is named twice")
+        return self
 
     @model_validator(mode="after")
     def _check_upstream_names(self) -> Self:

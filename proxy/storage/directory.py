@@ -1,8 +1,8 @@
-"""The cache's directory: taken by one process, of a known layout, with nothing leading out of it.
+"""The cache's directory: locked by one process, of a known layout, without links out of it.
 
 ``oci-layout``, ``index.json`` and ``blobs/<algorithm>/<hex>`` are an OCI image layout (image-spec
-``image-layout.md``). Beside them lie ``spool/`` (downloads in progress), ``quarantine/`` (content
-that has gone bad), ``index/`` (rows), ``lock`` and ``millpond.json`` (the layout's version).
+``image-layout.md``). Beside them are ``spool/`` (downloads in progress), ``quarantine/`` (corrupt
+content), ``index/`` (rows), ``lock`` and ``millpond.json`` (the layout's version).
 """
 
 import errno
@@ -42,18 +42,18 @@ class IndexFile:
             return file.read()
 
     def write(self, content: bytes | bytearray) -> None:
-        """Replace its content, for good."""
+        """Replace its content durably."""
         self._directory.replace(_INDEX_FILE, content)
 
 
 class Directory:
-    """Descriptors of the directories; files are always named relative to one of them.
+    """Descriptors of the directories; every file is named relative to one of them.
 
     ``file_mode`` 0600 keeps everything to this user, 0640 lets the group read.
     """
 
     def __init__(self, root: Path, *, file_mode: int = 0o600) -> None:
-        """Prepare ``root`` and take it. Raises ``ConfigError`` with what is in the way."""
+        """Prepare ``root`` and lock it. Raises ``ConfigError`` with the reason if that fails."""
         self.root = root
         self.file_mode = file_mode
         self._mode = 0o700 | (file_mode & 0o040 and 0o050)
@@ -70,7 +70,7 @@ class Directory:
             raise
 
     def close(self) -> None:
-        """Let another process have the directory."""
+        """Unlock the directory."""
         while self._opened:
             os.close(self._opened.pop())
 
@@ -83,7 +83,7 @@ class Directory:
         return fd
 
     def replace(self, name: str, content: bytes | bytearray) -> None:
-        """Make ``content`` the file ``name`` in the root, for good. Raises ``OSError``."""
+        """Replace the file ``name`` in the root durably. Raises ``OSError``."""
         temporary = f"{name}.new"
         remove(temporary, self.fd)
         fd = self.create(temporary, self.fd)
@@ -158,7 +158,7 @@ class Directory:
             log.warning("the layout's version cannot be noted yet", error=str(error))
 
     def _within(self, name: str, directory: int) -> int:
-        """Return the descriptor of a directory inside, made if need be; never a link's."""
+        """Return the descriptor of a directory inside, created if missing; never a link's."""
         with suppress(FileExistsError):
             os.mkdir(name, self._mode, dir_fd=directory)
         fd = self._keep(os.open(name, _OPEN_DIRECTORY, dir_fd=directory))
@@ -178,7 +178,7 @@ class Directory:
 
 
 def remove(name: str, directory: int) -> None:
-    """Remove a file if it is there. Raises ``OSError``."""
+    """Remove a file if it exists. Raises ``OSError``."""
     with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=directory)
 

@@ -1,4 +1,4 @@
-"""Content that has gone bad, set aside with a note of what was found, for people to look at."""
+"""Corrupt content, kept aside for inspection with a note of what was found."""
 
 import os
 from threading import Lock
@@ -12,7 +12,7 @@ from proxy.core.records import disk_bytes
 from proxy.storage.directory import Directory, remove
 
 LIMIT: Final = 100
-"""So many are kept; the oldest goes first."""
+"""Files kept; the oldest is removed first."""
 
 MAX_NOTE: Final = 1024 * 1024
 
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 class DiskQuarantine:
-    """The files in ``quarantine/``. All blocks."""
+    """The files in ``quarantine/``. Every method blocks."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
@@ -31,7 +31,7 @@ class DiskQuarantine:
 
     @property
     def bytes(self) -> int:
-        """Disk bytes of all that lies here; measured again when that has failed."""
+        """Disk bytes in use; measured again if that has failed."""
         if not self._is_measured:
             self._measure()
         return self._bytes
@@ -39,7 +39,7 @@ class DiskQuarantine:
     def take(self, digest: Digest, note: str) -> str:
         """Move a blob here, with a note beside it unless it is empty; return its path.
 
-        Raises ``StorageError``. What cannot be moved is deleted, so that it is never served again.
+        Raises ``StorageError``. A blob that cannot be moved is deleted, not served again.
         """
         with self._one_at_a_time:
             self._take(digest, note)
@@ -47,7 +47,7 @@ class DiskQuarantine:
         return str(self._directory.root / "quarantine" / digest.partition(":")[2])
 
     def notes(self) -> list[str]:
-        """Return the notes that lie beside the content. Survives every error."""
+        """Return the notes beside the content. Survives every error."""
         with self._one_at_a_time:
             try:
                 names = os.listdir(self._directory.quarantine)
@@ -57,7 +57,7 @@ class DiskQuarantine:
             return [self._read(name) for name in names if name.endswith(".json")]
 
     def empty(self) -> None:
-        """Delete everything: room is needed for what can be served. Survives every error."""
+        """Delete everything: content that can be served needs the room. Survives every error."""
         with self._one_at_a_time:
             try:
                 names = os.listdir(self._directory.quarantine)

@@ -1,13 +1,13 @@
-"""Which bytes of a body are whose to fetch. Pure state, no I/O."""
+"""Which bytes of a body each connection fetches. Pure state, no I/O."""
 
 import math
 from typing import NamedTuple
 
 
 class Pieces(NamedTuple):
-    """How a large body is cut: into how many connections at the most, into pieces of which bytes.
+    """How a large body is cut. One shorter than ``start_from`` bytes is not cut.
 
-    A body shorter than ``start_from`` bytes is not cut at all.
+    ``connections`` is the largest number at a time.
     """
 
     connections: int
@@ -20,21 +20,17 @@ class Pieces(NamedTuple):
 
     @property
     def largest(self) -> int:
-        """Bytes above which readers would wait for long for what lies behind a piece."""
+        """Bytes above which readers would wait too long for the bytes behind a piece."""
         return max(1, self.start_from // 2)
 
 
 class Span:
-    """Bytes ``position`` to ``stop`` of a body, which one connection fetches.
+    """Bytes ``position`` to ``stop`` of a body that one connection has still to fetch."""
 
-    ``reached`` is up to where they have been received, ``position`` up to where they are safe.
-    """
-
-    __slots__ = ("position", "reached", "stop")
+    __slots__ = ("position", "stop")
 
     def __init__(self, position: int, stop: float) -> None:
         self.position = position
-        self.reached = position
         self.stop = stop
 
     def __repr__(self) -> str:
@@ -42,11 +38,11 @@ class Span:
 
 
 class Spans:
-    """Everything that is still to be fetched of a body of ``size`` bytes, infinity if not known."""
+    """What is still to be fetched of a body of ``size`` bytes (infinity: not known)."""
 
-    def __init__(self, size: float, pieces: Pieces) -> None:
+    def __init__(self, size: float, pieces: Pieces, start: int = 0) -> None:
         self._pieces = pieces
-        self._gaps: list[Span] = [Span(0, size)] if size > 0 else []
+        self._gaps: list[Span] = [Span(start, size)] if size > start else []
         self._taken: list[Span] = []
 
     @property
@@ -54,20 +50,20 @@ class Spans:
         """Nothing is left to fetch."""
         return not self._gaps and not self._taken
 
-    def claim(self, hands: int) -> Span | None:
-        """Return the first bytes that nobody fetches; None when there are none worth a request.
+    def claim(self, workers: int) -> Span | None:
+        """Return the first bytes without a connection; None if none are worth a request.
 
-        ``hands`` is how many fetch: one alone takes a whole gap, several share in pieces that get
-        smaller towards the end, so that all end at once. Without a gap, the longest span that is
-        being fetched is cut in two.
+        There are three cases. One worker alone takes a whole gap. Several share a gap in pieces
+        that get smaller towards the end, so that all end at once. Without a gap, the longest span
+        that is being fetched is cut in two, so that a slow connection does not end last.
         """
         if not self._gaps and not self._cut_longest():
             return None
         gap = self._gaps[0]
         length = gap.stop - gap.position
-        if hands > 1:
+        if workers > 1:
             left = sum(gap.stop - gap.position for gap in self._gaps)
-            fair = left / (2 * hands)
+            fair = left / (2 * workers)
             length = min(length, max(self._pieces.smallest, min(self._pieces.largest, fair)))
         stop = gap.stop if math.isinf(length) else gap.position + int(length)
         if gap.stop - stop < self._pieces.smallest:
@@ -81,7 +77,7 @@ class Spans:
         return span
 
     def give_back(self, span: Span) -> None:
-        """Let others fetch what is left of a span, if anything is."""
+        """Make what is left of a span a gap again."""
         self._taken.remove(span)
         if span.position < span.stop:
             self._gaps.append(Span(span.position, span.stop))
@@ -89,14 +85,14 @@ class Spans:
 
     def _cut_longest(self) -> bool:
         """Make the far part of the longest span that is being fetched a gap."""
-        longest = max(self._taken, key=lambda span: span.stop - span.reached, default=None)
+        longest = max(self._taken, key=lambda span: span.stop - span.position, default=None)
         if longest is None:
             return False
-        left = longest.stop - longest.reached
+        left = longest.stop - longest.position
         if left < 2 * self._pieces.smallest or math.isinf(left):
             return False
         kept = max(self._pieces.smallest, min(self._pieces.largest, left / 2))
-        cut = longest.reached + int(kept)
+        cut = longest.position + int(kept)
         self._gaps.append(Span(cut, longest.stop))
         longest.stop = cut
         return True

@@ -5,10 +5,8 @@ that an image or a signature does not exist.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from enum import Enum
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -26,13 +24,15 @@ from proxy.core.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from proxy.core.names import Digest, Repo, parse_digest
+from proxy.core.names import Digest, Repo, Target, parse_digest
 from proxy.core.records import Descriptor
+from proxy.core.sources import Body, Priority
 from proxy.core.tolerant_json import as_list
 from proxy.runtime.executors import by_size
+from proxy.upstream.body import DownloadPolicy, RegistryBody
 from proxy.upstream.budget import Budget
 from proxy.upstream.client import Client, UpstreamRequest
-from proxy.upstream.download import DownloadPolicy, Sink, Transfer
+from proxy.upstream.connection import Connection
 from proxy.upstream.failures import FailureLog
 from proxy.upstream.headers import next_link
 from proxy.upstream.lists import MAX_REFERRERS, MAX_TAGS, Bounds
@@ -55,28 +55,6 @@ class FetchedManifest(NamedTuple):
     digest: Digest | None
 
 
-class Body(NamedTuple):
-    """A blob that arrives: its size in bytes if announced, and its bytes, not yet verified.
-
-    They are had in their order from ``chunks``, or sooner and in any order from ``pour``.
-    """
-
-    size: int | None
-    chunks: AsyncIterator[bytes]
-    pour: Callable[[Sink], Awaitable[None]]
-
-
-class Priority(Enum):
-    """Who wants a body."""
-
-    DOWNLOAD = "kept"
-    """Clients wait, and the cache takes it as fast as it comes."""
-    PASS_THROUGH = "through"  # noqa: S105 - not a password
-    """A client that may be slow, so it waits for no others and no others wait for it."""
-    PREFETCH = "ahead"
-    """Nobody as yet: asked for once, and a refusal is no failure of the registry."""
-
-
 class TagPage(NamedTuple):
     """One page of a tags list, and the query of the next page; empty at the end."""
 
@@ -87,7 +65,7 @@ class TagPage(NamedTuple):
 class Upstream:
     """One configured registry. Its methods raise ``UpstreamFailure``, ``Denied`` or ``NotFound``.
 
-    ``downloads`` bodies at the most are open at once; manifests do not wait for them.
+    At most ``downloads`` bodies are open at once; manifests do not wait for them.
     ``is_anonymous``: no request carries credentials, so everything that comes is public.
     """
 
@@ -96,15 +74,15 @@ class Upstream:
         client: Client,
         budget: Budget,
         *,
-        terms: DownloadPolicy,
+        policy: DownloadPolicy,
         downloads: int,
         is_anonymous: bool,
     ) -> None:
         self._client = client
         self.budget = budget
-        self._terms = terms
+        self._policy = policy
         self.is_anonymous: Final = is_anonymous
-        self.places = Slots(downloads)
+        self.slots = Slots(downloads)
         self.circuit_breaker = client.circuit_breaker
         self.failures = FailureLog(client.name, client.transport.url.host or "")
 
@@ -148,38 +126,49 @@ class Upstream:
         media_type = content.own_type or self._media_type(response) or content.implied_type
         return FetchedManifest(media_type, body, content, self._digest(response))
 
-    async def blob_size(self, repo: Repo, digest: Digest) -> int | None:
+    @property
+    def is_public(self) -> bool:
+        """No request carries credentials, so everybody may have what comes."""
+        return self.is_anonymous
+
+    async def blob_size(self, target: Target, digest: Digest) -> int | None:
         """Return a blob's size in bytes, None when upstream does not announce it."""
         response = await self._client.send(
-            UpstreamRequest("HEAD", repo, "blobs", digest, BlobUnknown, _ANY)
+            UpstreamRequest("HEAD", target.repo, "blobs", digest, BlobUnknown, _ANY)
         )
         response.close()
         if response.status < 400:
             return response.content_length
-        async with self.blob(repo, digest, Priority.PASS_THROUGH) as body:
-            return body.size
+        body = await self.open(target, digest, 0, Priority.PASS_THROUGH)
+        await body.aclose()
+        return body.size
 
-    @asynccontextmanager
-    async def blob(self, repo: Repo, digest: Digest, need: Priority) -> AsyncIterator[Body]:
-        """Open a blob's body, unverified; it is resumed where it breaks off."""
+    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
+        """Return a blob's body, unverified; it resumes by itself where it breaks off."""
+        if priority is Priority.PREFETCH and not self.slots.has_some_to_spare:
+            raise UpstreamUnavailable(f"{self._client.name}: all slots are needed for downloads")
+        request = UpstreamRequest("GET", target.repo, "blobs", digest, BlobUnknown, _ANY)
+        request = replace(request, is_optional=priority is Priority.PREFETCH)
         async with AsyncExitStack() as stack:
-            if need is Priority.PREFETCH and not self.places.has_some_to_spare:
-                raise UpstreamUnavailable(f"{self._client.name}: all places are wanted by others")
-            if need is not Priority.PASS_THROUGH:
-                await self._place(stack)
-            question = UpstreamRequest("GET", repo, "blobs", digest, BlobUnknown, _ANY)
-            response = await self._client.send(
-                replace(question, is_optional=need is Priority.PREFETCH)
+            if priority is not Priority.PASS_THROUGH:
+                await self._take_slot(stack)
+            first = await Connection.opened(self._client, request, offset)
+            stack.callback(first.close)
+            body = RegistryBody(
+                self._client, replace(request, is_optional=False), first, self._policy, self.slots
             )
-            terms, places = self._terms, self.places
-            download = Transfer(self._client, question, response, terms=terms, places=places)
-            stack.callback(download.close)
-            yield Body(download.size, download.chunks(), download.pour)
+            may_split = priority is not Priority.PASS_THROUGH and first.may_split
+            body.begin(offset, stack.pop_all(), may_split=may_split)
+            return body
+        raise AssertionError("unreachable")
 
-    async def _place(self, stack: AsyncExitStack) -> None:
-        """Wait for a place among the downloads, but for no more than half as long as clients do."""
+    def reject(self, digest: Digest) -> None:
+        """Do nothing: the next request asks the registry again."""
+
+    async def _take_slot(self, stack: AsyncExitStack) -> None:
+        """Wait for a download slot, but at most half as long as clients wait for an answer."""
         try:
-            await stack.enter_async_context(self.places.one(self._client.answer_seconds / 4))
+            await stack.enter_async_context(self.slots.one(self._client.answer_seconds / 4))
         except TimeoutError:
             error = UpstreamTimeout(f"{self._client.name}: too many downloads at once")
             error.was_forwarded = False

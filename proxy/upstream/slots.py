@@ -1,57 +1,61 @@
-"""Who may have a body open at one upstream: downloads in their order, helpers while there is room.
+"""Bounds the bodies that are open at one upstream: downloads in turn, range workers while idle.
 
 State and futures, no I/O.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 
 class PreemptibleSlot:
-    """A place that somebody can do without; it is taken back when it is wanted."""
+    """A slot that its task loses when a download needs it: the task is cancelled then."""
 
-    def __init__(self, places: "Slots", on_recall: Callable[[], None]) -> None:
-        self._places = places
-        self._on_recall = on_recall
-        self._held = True
+    def __init__(self, slots: "Slots") -> None:
+        self.task: asyncio.Task[Any] | None = None
+        self._slots = slots
+        self._is_held = True
 
     def give_back(self) -> None:
-        """Let others have it; does nothing after a recall, or twice."""
-        if self._held:
-            self._held = False
-            self._places.returned(self)
+        """Free the slot; does nothing if it was taken back, or the second time."""
+        if self._is_held:
+            self._is_held = False
+            self._slots.returned(self)
 
-    def recall(self) -> None:
-        """Take it back, and say so."""
-        self._held = False
-        self._on_recall()
+    def take_back(self) -> None:
+        """Take the slot for another use."""
+        self._is_held = False
+        if self.task is not None:
+            self.task.cancel()
 
 
 class Slots:
-    """``count`` places for bodies.
+    """``count`` slots for bodies.
 
-    Who has waited in vain goes beyond the bound rather than fail, but no more than ``count`` do.
+    After the timeout a waiter exceeds the bound instead of failing, up to ``count`` at a time.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._free = count
         self._beyond = 0
-        self._loans: list[PreemptibleSlot] = []
+        self._lent: list[PreemptibleSlot] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def has_some_to_spare(self) -> bool:
-        """Half of the places stay free though one more is taken."""
+        """At least half of the slots stay free if one more is taken."""
         return (self._free - 1) * 2 >= self._count
 
     @asynccontextmanager
     async def one(self, patience: float) -> AsyncIterator[None]:
-        """Have a place while the context is open. Raises ``TimeoutError``.
+        """Have a slot while the context is open.
 
-        It is waited for ``patience`` seconds, then gone without, then waited for as long again.
+        There are three cases: one is free or becomes free within ``patience`` seconds; none does,
+        and fewer than ``count`` exceed the bound; else one becomes free within as long again, or
+        ``TimeoutError`` is raised.
         """
         beyond = False
         try:
@@ -69,26 +73,26 @@ class Slots:
             else:
                 self._give_back()
 
-    def borrow(self, on_recall: Callable[[], None]) -> PreemptibleSlot | None:
-        """Return a free place, until it is given back or recalled; None when there is none."""
+    def borrow(self) -> PreemptibleSlot | None:
+        """Return a free slot until it is given or taken back; None if none is free."""
         if self._free == 0:
             return None
         self._free -= 1
-        loan = PreemptibleSlot(self, on_recall)
-        self._loans.append(loan)
-        return loan
+        slot = PreemptibleSlot(self)
+        self._lent.append(slot)
+        return slot
 
-    def returned(self, loan: PreemptibleSlot) -> None:
-        """Take note that a loan has ended."""
-        self._loans.remove(loan)
+    def returned(self, slot: PreemptibleSlot) -> None:
+        """Note that a lent slot is free again."""
+        self._lent.remove(slot)
         self._give_back()
 
     async def _take(self, patience: float) -> None:
         if self._free > 0:
             self._free -= 1
             return
-        if self._loans:
-            self._loans.pop().recall()
+        if self._lent:
+            self._lent.pop().take_back()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -97,7 +101,7 @@ class Slots:
                 await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
-                self._give_back()  # it came in the moment in which we left
+                self._give_back()  # the slot was given just when this was cancelled
             else:
                 self._waiting.remove(turn)
             raise

@@ -193,7 +193,7 @@ class Transport:
         if target.scheme not in ("http", "https") or not target.host or is_downgrade:
             raise UpstreamUnavailable(f"{self.name} redirects to an address that is not followed")
         self._guard.check(target)
-        return target.with_fragment(None)
+        return target
 
     @contextmanager
     def translate_errors(self, host: str | None = None) -> Iterator[None]:

@@ -1,6 +1,5 @@
-"""HTTP towards clients: ``registry`` answers ``/v2/``, ``admin`` everything of our own.
+"""HTTP towards clients: ``registry`` answers ``/v2/``, ``admin`` answers ``/-/`` and ``/metrics``.
 
-``server`` makes the ``connection``s, and ``prepared`` has the answers that are given at once.
-``send`` moves bytes to sockets, ``warm`` from the disk before that, ``ranges`` reads ``Range``,
-``certificate`` keeps HTTPS current, ``lag`` watches the loop.
+``acceptor`` and ``server`` make a ``connection``, whose requests ``response_cache`` answers if it
+can. ``blob``, ``sendfile`` and ``paced`` move bytes to sockets.
 """

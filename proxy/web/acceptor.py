@@ -1,42 +1,44 @@
-"""Accepts connections, no more than there are file descriptors for.
+"""Accepts connections, up to a limit that the file descriptors allow.
 
-uvloop's own server closes what it cannot accept without an answer, and when ``accept`` fails in
-an unexpected way it closes the listening socket in silence. So connections are accepted here.
+uvloop's own server closes connections that it cannot accept without a response, and if ``accept``
+fails unexpectedly it closes the listening socket without a word. So connections are accepted here.
 
 There are three cases:
 
-- there is room: the connection is served;
-- there is none: connections wait in the kernel's queue, for a moment. Meanwhile idle connections
-  are closed, the one that was idle longest first, and those that wait take their place;
-- that does not help within ``PATIENCE``: those that wait are answered with 503, a few at a time,
-  so that clients try again later or go elsewhere.
+- Below the limit a connection is served.
+- At the limit connections wait in the kernel's queue, while idle connections are closed to make
+  room, the longest idle first.
+- If there is still no room after ``PATIENCE``, waiting connections get 503, a few at a time, so
+  that clients retry later or use another mirror.
 
-An ``accept`` that fails because descriptors or memory are short is the second case, too.
+An ``accept`` that fails for lack of descriptors or memory counts as the second case.
 """
 
 import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import structlog
 
+from proxy.runtime.singleflight import SingleFlight
 from proxy.web.clients import Clients
-from proxy.web.refusal import Refusal
+from proxy.web.closing import Refusal
 
 PATIENCE: Final = 1.0
-"""Seconds that a connection waits for room before it is refused."""
+"""Seconds that a connection waits before it is refused."""
 
 REFUSALS: Final = 16
-"""Connections that are refused at a time."""
+"""Connections that are being refused at a time."""
 
 _EVERY: Final = 0.05
 _BATCH: Final = 64
 _HANDSHAKE_SECONDS: Final = 15.0
 _HASTY_HANDSHAKE_SECONDS: Final = 3.0
-_SAY_EVERY: Final = 60.0
+_WARN_EVERY: Final = 60.0
 _SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Factory = Callable[[], asyncio.Protocol]
@@ -63,10 +65,10 @@ class Acceptor:
         self._limit = limit
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[Any]] = set()  # TLS handshakes, above all
+        self._opening: SingleFlight[Any] = SingleFlight("connection")  # mostly TLS handshakes
         self._refusing = 0
         self._short_since: float | None = None
-        self._said_at = -_SAY_EVERY
+        self._warned_at = -_WARN_EVERY
         self._tick: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -75,14 +77,12 @@ class Acceptor:
         self._loop.add_reader(self._listener, self._accept_some)
 
     async def close(self) -> None:
-        """Stop to listen; connections that were accepted are left to their server."""
+        """Stop listening; accepted connections stay with their server."""
         if self._tick is not None:
             self._tick.cancel()
         self._loop.remove_reader(self._listener)
         self._listener.close()
-        for task in self._opening:
-            task.cancel()
-        await asyncio.gather(*self._opening, return_exceptions=True)
+        await self._opening.close()
 
     @property
     def _room(self) -> int:
@@ -96,29 +96,24 @@ class Acceptor:
             accepted = self._accepted()
             if accepted is None:
                 return
-            self._open(self._serve(accepted, self._factory))
+            self._opening.start(accepted, partial(self._serve, accepted, self._factory))
 
     def _accepted(self) -> socket.socket | None:
-        """Return the next connection; None when there is none, or no descriptor for it."""
+        """Return the next connection, None if none waits or no descriptor is free."""
         try:
             accepted, _ = self._listener.accept()
         except BlockingIOError:
             self._short_since = None
             return None
-        except OSError as error:  # any other is the error of a connection that has ended already
+        except OSError as error:  # other errors concern a connection that has already ended
             if error.errno in _SHORT:
                 self._wait(error.strerror or str(error))
             return None
         accepted.setblocking(False)  # noqa: FBT003 - the standard library's own
         return accepted
 
-    def _open(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = self._loop.create_task(work, name="open a connection")
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-
     async def _serve(self, accepted: socket.socket, factory: Factory) -> bool:
-        """Begin to serve a connection; return False if its TLS handshake failed."""
+        """Start to serve a connection; return False if its TLS handshake failed."""
         seconds = _HANDSHAKE_SECONDS if self._short_since is None else _HASTY_HANDSHAKE_SECONDS
         try:
             await self._loop.connect_accepted_socket(
@@ -127,23 +122,23 @@ class Acceptor:
                 ssl=self._context,
                 ssl_handshake_timeout=None if self._context is None else seconds,
             )
-        except OSError as error:  # TLS errors and timeouts are among them
-            log.debug("a connection could not be opened", error=str(error))
+        except OSError as error:  # includes TLS errors and timeouts
+            log.debug("connection failed", error=str(error))
             accepted.close()
             return False
         return True
 
     async def _refuse(self, accepted: socket.socket) -> None:
         if not await self._serve(accepted, self._refusal):
-            self._refusing -= 1  # its protocol was never told of the connection
+            self._refusing -= 1  # its protocol never got the connection
 
     def _wait(self, reason: str) -> None:
-        """Leave connections in the kernel's queue until there is room."""
+        """Pause accepting until there is room."""
         now = self._loop.time()
         if self._short_since is None:
             self._short_since = now
-        if now - self._said_at >= _SAY_EVERY:
-            self._said_at = now
+        if now - self._warned_at >= _WARN_EVERY:
+            self._warned_at = now
             log.warning("connections wait for room", reason=reason, limit=self._limit)
         self._loop.remove_reader(self._listener)
         if self._tick is None:
@@ -165,14 +160,14 @@ class Acceptor:
             if accepted is None:
                 return
             self._refusing += 1
-            self._open(self._refuse(accepted))
+            self._opening.start(accepted, partial(self._refuse, accepted))
 
     def _refusal(self) -> asyncio.Protocol:
         return Refusal(self._refused, self._refusal_ended)
 
     def _refused(self) -> None:
         self._clients.refused()
-        log.debug("refused a connection", limit=self._limit)
+        log.debug("connection refused", limit=self._limit)
 
     def _refusal_ended(self) -> None:
         self._refusing -= 1

@@ -1,11 +1,12 @@
-"""Sends one blob, whole or a range of it, in whichever way it comes from the cache.
+"""Sends one blob, whole or a range of it, in whichever way the cache returns it.
 
-What breaks after the headers have gone ends with a closed connection: an error document behind a
-body would be taken for its end.
+An error after the headers have been sent closes the connection: an error document behind a body
+would be taken for its end.
 """
 
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Final, assert_never
 
 import structlog
@@ -14,10 +15,11 @@ from aiohttp.web import StreamResponse
 
 from proxy.core.errors import RegistryError, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest
+from proxy.repository.blobs import Blobs
 from proxy.repository.results import Blob, Live, Local, Small, Through
 from proxy.web.exchange import Exchange
 from proxy.web.ranges import Span, requested
-from proxy.web.sendfile import ClientLeftError, Readable, Sending
+from proxy.web.sendfile import ClientLeftError, Sending
 
 OCTETS: Final = "application/octet-stream"
 
@@ -34,20 +36,20 @@ def blob_headers(digest: Digest) -> dict[str, str]:
     }
 
 
-async def send_blob(exchange: Exchange, digest: Digest, blob: Blob) -> StreamResponse:
-    """Send a blob and return the response.
+async def send_blob(exchange: Exchange, digest: Digest, blob: Blob, blobs: Blobs) -> StreamResponse:
+    """Send a blob and return the response. ``blobs`` gives the rest when the disk fails.
 
     Raises ``RegistryError`` or ``StorageError`` before anything is sent.
     """
     exchange.outcome = blob.outcome
     await _prove_what_has_no_last_byte(exchange, blob)
-    parts = _Parts(_spans(exchange, digest, blob), _size(blob))
+    parts = _Parts(_spans(exchange, digest, blob), blob.size)
     response = _response(exchange, digest, parts)
     sending = Sending(exchange.request, response)
     try:
         await sending.begin()
         exchange.begin_body()
-        await _send(sending, blob, parts)
+        await _Body(exchange, sending, blobs, digest).send(blob, parts)
         await sending.finish()
     except ClientLeftError:
         exchange.left = True
@@ -71,15 +73,14 @@ async def send_blob(exchange: Exchange, digest: Digest, blob: Blob) -> StreamRes
 async def _prove_what_has_no_last_byte(exchange: Exchange, blob: Blob) -> None:
     """Wait for the proof of a body whose end cannot be held back.
 
-    Nothing can be held back of an empty body. To HTTP/1.0 a body without length ends with the
-    connection, so that a broken one looks complete.
+    An empty body has no last byte. To HTTP/1.0 a body without length ends with the connection, so
+    that a broken one looks complete.
     """
     old = exchange.request.version < HttpVersion11
     match blob:
         case Live(reader):
-            size = reader.flight.size
-            if size == 0 or (size is None and old):
-                await reader.flight.proven()
+            if blob.size == 0 or (blob.size is None and old):
+                await reader.download.proven()
         case Through():
             if blob.size is None and old:
                 raise UpstreamUnavailable("a blob of unknown length wants HTTP/1.1")
@@ -128,71 +129,58 @@ class _Parts:
         return length
 
 
-async def _send(sending: Sending, blob: Blob, parts: _Parts) -> None:
-    if isinstance(blob, Through):
-        await sending.chunks(blob.chunks)
-        return
-    whole = [] if parts.spans else [Span(0, parts.size or 0)]
-    for span in whole or parts.spans:
+class _Body:
+    """Sends the body of one response."""
+
+    def __init__(self, exchange: Exchange, sending: Sending, blobs: Blobs, digest: Digest) -> None:
+        assert exchange.target is not None
+        self._target = exchange.target
+        self._sending = sending
+        self._blobs = blobs
+        self._digest = digest
+
+    async def send(self, blob: Blob, parts: _Parts) -> None:
+        """Send the whole, or its parts."""
+        if isinstance(blob, Through):
+            await self._sending.chunks(blob.chunks)
+            return
+        whole = [] if parts.spans else [Span(0, parts.size or 0)]
+        for span in whole or parts.spans:
+            if parts.is_multiple:
+                await self._sending.write(parts.head(span))
+            if isinstance(blob, Small):
+                await self._sending.write(memoryview(blob.body)[span.start : span.stop])
+            else:
+                await self._send_span(blob, span.start, parts.size if whole else span.stop)
         if parts.is_multiple:
-            await sending.write(parts.head(span))
-        if isinstance(blob, Small):
-            await sending.write(memoryview(blob.body)[span.start : span.stop])
-        else:
-            await _send_span(sending, blob, span.start, parts.size if whole else span.stop)
-    if parts.is_multiple:
-        await sending.write(parts.end)
+            await self._sending.write(parts.end)
 
-
-async def _send_span(sending: Sending, blob: Local | Live, start: int, stop: int | None) -> None:
-    fd, readable = _readable(blob)
-    before = sending.sent
-    try:
-        await sending.file(fd, start, stop, readable)
-    except StorageError as error:
-        log.warning("passing the rest through", error=str(error))
-        offset = start + sending.sent - before
-        await sending.chunks(_until(blob.rest(offset), stop, offset))
+    async def _send_span(self, blob: Local | Live, start: int, stop: int | None) -> None:
+        before = self._sending.sent
+        try:
+            await self._sending.file(blob.reader if isinstance(blob, Live) else blob, start, stop)
+        except StorageError as error:
+            log.warning("passing the rest through", error=str(error))
+            offset = start + self._sending.sent - before
+            async with aclosing(
+                self._blobs.rest(self._target, self._digest, blob, offset)
+            ) as chunks:
+                await self._sending.chunks(_until(chunks, stop, offset))
 
 
 async def _until(
     chunks: AsyncIterator[bytes], stop: int | None, offset: int
 ) -> AsyncIterator[bytes]:
-    """Yield what lies before ``stop``; the rest is still read, for its proof."""
+    """Yield the bytes before ``stop``; the others are read too, for the proof."""
     async for chunk in chunks:
         wanted = chunk if stop is None else chunk[: max(0, stop - offset)]
         offset += len(chunk)
         yield wanted
 
 
-def _readable(blob: Local | Live) -> tuple[int, Readable]:
-    """Return where a blob's bytes are read from, and up to where."""
-    if isinstance(blob, Live):
-        return blob.reader.flight.fd, blob.reader.flight.readable
-
-    async def complete(_: int) -> int:
-        return blob.file.size
-
-    return blob.file.fd, complete
-
-
-def _size(blob: Blob) -> int | None:
-    match blob:
-        case Local(file):
-            return file.size
-        case Small(body):
-            return len(body)
-        case Live(reader):
-            return reader.flight.size
-        case Through():
-            return blob.size
-        case _:
-            assert_never(blob)
-
-
 def _spans(exchange: Exchange, digest: Digest, blob: Blob) -> list[Span]:
-    """Return the ranges to send, none for the whole; what passes through is proven only whole."""
-    size = _size(blob)
+    """Return the ranges to send, none for the whole; a body passed through is proven only whole."""
+    size = blob.size
     headers = exchange.request.headers
     condition = headers.get("If-Range")
     if size is None or isinstance(blob, Through) or condition not in (None, f'"{digest}"'):

@@ -1,4 +1,4 @@
-"""Keeps HTTPS current: a renewed certificate is served without a restart."""
+"""The TLS certificate of the server: a renewed one is served without a restart."""
 
 import asyncio
 import ssl
@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 
 class Certificate:
-    """The server's TLS context; new connections get what the files hold now."""
+    """The server's TLS context; new connections get the current files' certificate."""
 
     def __init__(self, tls: ServerTLS) -> None:
         """Load the files. Raises ``ConfigError``."""
@@ -23,7 +23,7 @@ class Certificate:
         self.use(tls)
 
     def use(self, tls: ServerTLS) -> None:
-        """Serve these files to new connections. Raises ``ConfigError`` and changes nothing."""
+        """Use these files for new connections. Raises ``ConfigError`` and then changes nothing."""
         try:
             seen = _stamp(tls)
             self._load(tls)
@@ -35,7 +35,7 @@ class Certificate:
         self._tls, self._seen = tls, seen
 
     async def watch(self) -> None:
-        """Load the files again whenever they have changed; a broken pair is left alone."""
+        """Reload the files when they change, until cancelled; an invalid pair is logged."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
@@ -44,10 +44,10 @@ class Certificate:
                     self._seen = stamp
                     log.info("certificate renewed", file=str(self._tls.cert_file))
             except OSError as error:
-                log.error("certificate not renewed, serving the former", error=str(error))
+                log.error("certificate not renewed, still using the old one", error=str(error))
 
     def _load(self, tls: ServerTLS) -> None:
-        """Try the files before they replace those in use: a pair that does not fit breaks both."""
+        """Load the files into a trial context first: a mismatched pair spoils a context."""
         trial = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         for context in (trial, self.context):
             context.load_cert_chain(tls.cert_file, tls.key_file, _no_password)
@@ -59,5 +59,5 @@ def _stamp(tls: ServerTLS) -> tuple[tuple[int, int], ...]:
 
 
 def _no_password() -> str:
-    """Answer for a key that is encrypted, where OpenSSL would ask on the terminal."""
+    """Fail for an encrypted key: without this, OpenSSL prompts on the terminal."""
     raise OSError("the key is encrypted")

@@ -1,4 +1,4 @@
-"""All connections of clients: what they take together, and which of them have stopped reading."""
+"""All connections of clients: closes idle ones for room, and those that have stopped reading."""
 
 import asyncio
 import math
@@ -12,10 +12,10 @@ from proxy.runtime.metrics import CacheCounters
 from proxy.web.paced import Outbox
 
 LONGEST_PAUSE: Final = 5.0
-"""Seconds between two looks at the connections, at most."""
+"""Seconds between two checks of the connections, at most."""
 
 IDLE_SECONDS: Final = 0.25
-"""How long a connection must be idle to be closed in favour of others."""
+"""Idle time after which a connection may be closed to make room for others."""
 
 _SLICE: Final = 256
 _TCP_INFO: Final = struct.Struct("=24xI92xQ16xI")
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 class Delivery(NamedTuple):
-    """How far a connection's bytes have come: some are under way, and so many have arrived."""
+    """Whether sent bytes are not acknowledged yet, and how many the client has acknowledged."""
 
     is_pending: bool
     arrived: int
@@ -35,24 +35,24 @@ class Client(Protocol):
     """One open connection."""
 
     def socket(self) -> socket.socket | None:
-        """Return its socket; None when it is closed."""
+        """Return its socket, None once it is closed."""
 
     def cut_off(self, reason: str) -> None:
-        """Close it at once."""
+        """Close it immediately."""
 
     def idle_since(self) -> float | None:
-        """Return since when it has waited for a request; None when it does something."""
+        """Return the loop time since which it is idle, None while a request is in progress."""
 
     def close_idle(self) -> None:
-        """Close it, as it is idle."""
+        """Close it while it is idle."""
 
 
 class Clients:
     """The open connections of one server.
 
-    A client that takes nothing for ``patience`` seconds, although something was sent to it, is cut
-    off; one that takes little is not. What counts is what its machine has acknowledged: that goes
-    for every way of sending, and a pause of ours is never taken for one of the client.
+    A client is disconnected if bytes wait for it and its kernel acknowledges none of them for
+    ``patience`` seconds; a slow client is not. Acknowledgements work for every way of sending, and
+    never mistake a pause of this server for one of the client.
     """
 
     def __init__(self, counters: CacheCounters, patience: float = math.inf) -> None:
@@ -60,25 +60,25 @@ class Clients:
         self._counters = counters
         self._patience = patience
         self._open: dict[Client, tuple[int, float]] = {}
-        """Each with what had arrived when that was last seen to grow, and when that was."""
+        """Each with its acknowledged bytes, and the loop time at which that number last changed."""
 
     def add(self, client: Client) -> None:
-        """Note that a connection was opened."""
+        """Register an open connection."""
         self._open[client] = (-1, 0.0)
 
     def remove(self, client: Client) -> None:
-        """Note that a connection was closed."""
+        """Unregister a closed connection."""
         self._open.pop(client, None)
 
     def __len__(self) -> int:
         return len(self._open)
 
     def refused(self) -> None:
-        """Count a connection that there was no room for."""
+        """Count a refused connection."""
         self._counters.refused_connections += 1
 
     def close_idle(self, count: int) -> None:
-        """Close up to ``count`` idle connections, the one that was idle longest first."""
+        """Close up to ``count`` idle connections, the longest idle first."""
         limit = asyncio.get_running_loop().time() - IDLE_SECONDS
         idle = [
             (since, place, client)
@@ -89,16 +89,16 @@ class Clients:
             client.close_idle()
 
     async def watch(self) -> None:
-        """Cut off clients that have stopped reading, until cancelled."""
+        """Disconnect clients that have stopped reading, until cancelled."""
         pause = min(LONGEST_PAUSE, self._patience / 4)
         while True:
             await asyncio.sleep(pause)
             for count, client in enumerate(list(self._open), 1):
-                self._look_at(client, asyncio.get_running_loop().time())
+                self._check(client, asyncio.get_running_loop().time())
                 if count % _SLICE == 0:
                     await asyncio.sleep(0)
 
-    def _look_at(self, client: Client, now: float) -> None:
+    def _check(self, client: Client, now: float) -> None:
         known = self._open.get(client)
         sock = client.socket()
         if known is None or sock is None:
@@ -112,10 +112,10 @@ class Clients:
 
 
 def delivery(sock: socket.socket) -> Delivery:
-    """Return how far the bytes of a TCP connection have come; nothing pending for other kinds."""
+    """Return what a TCP connection has delivered; for other sockets nothing is pending."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         in_flight, arrived, unsent = _TCP_INFO.unpack(info)
-    except (OSError, ValueError, struct.error):  # closed, or a kernel that tells less
+    except (OSError, ValueError, struct.error):  # closed, or a kernel with a shorter struct
         return Delivery(is_pending=False, arrived=0)
     return Delivery(bool(in_flight or unsent), arrived)

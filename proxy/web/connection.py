@@ -1,8 +1,9 @@
-"""One connection: it refuses TLS where there is none, and gives at once what is at hand.
+"""One client connection: aiohttp's protocol, with the response cache in front of its parser.
 
-Bytes that came between two requests, ended where a request ends, and made exactly one, make the
-same request each time they come like that: so what was read out of them once is not read again.
-``prepared`` knows the answers; here is only known when bytes stand for a request of their own.
+The same bytes make the same request if they arrive between two requests, end where a request ends,
+and contain exactly one. Only such bytes are looked up in the response cache, and only such bytes
+are remembered there; everything else goes to aiohttp. A request to the cache is one dict lookup,
+where aiohttp parses headers, builds objects and starts a task.
 """
 
 from collections.abc import Callable
@@ -15,15 +16,15 @@ from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamRes
 
 from proxy.core.errors import RequestInvalid
 from proxy.web.clients import Clients
-from proxy.web.linger import Linger
+from proxy.web.closing import Linger
 from proxy.web.paced import PIECE, Outbox
 
 if TYPE_CHECKING:
     import asyncio
     import socket
 
-Answers = Callable[[bytes, str | None], tuple[bytes, bytes] | None]
-"""Returns headers and body for the bytes of a request and its client; None: not at hand."""
+Lookup = Callable[[bytes, str | None], tuple[bytes, bytes] | None]
+"""Returns header block and body for the bytes of a request from an address; None: not cached."""
 
 KEEPALIVE_SECONDS: Final = 75.0
 _TLS_HANDSHAKE: Final = b"\x16"
@@ -32,7 +33,7 @@ _NO_TLS: Final = (
     b"HTTP/1.1 400 Bad Request\r\nServer: millpond\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_NO_TLS_TEXT), _NO_TLS_TEXT)
 )
-"""Answer to a TLS hello. Clients fall back to http only when they read an answer in HTTP."""
+"""Response to a TLS ClientHello: clients fall back to http only after a response in HTTP."""
 
 _END: Final = b"\r\n\r\n"
 _ONE_WRITE: Final = 16 * 1024
@@ -41,55 +42,56 @@ log = structlog.get_logger(__name__)
 
 
 class Connection(RequestHandler):
-    """A connection of one client. ``head``: the bytes of the request in progress, if known."""
+    """A connection of one client.
 
-    __slots__ = ("_answers", "_between", "_client", "_clients", "_linger", "_wire", "head")
+    ``head`` holds the bytes of the request in progress if they contain that request and no more.
+    """
+
+    __slots__ = ("_client", "_clients", "_is_at_boundary", "_linger", "_lookup", "_wire", "head")
 
     def __init__(
         self,
         server: Server,
         *,
         loop: "asyncio.AbstractEventLoop",
-        answers: Answers,
+        lookup: Lookup,
         clients: Clients,
         **more: Any,
     ) -> None:
         super().__init__(server, loop=loop, **more)
-        self._answers = answers
+        self._lookup = lookup
         self._clients = clients
-        self._wire: asyncio.Transport | None = None  # kept while it closes, as aiohttp does not
-        self._between = True  # all that came has been read as whole requests
+        self._wire: asyncio.Transport | None = None  # aiohttp forgets its own before it is closed
+        self._is_at_boundary = True  # all bytes so far made whole requests
         self._client: str | None = None
         self.head: bytes | None = None
         self._linger: Linger | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Answer at once, or let aiohttp read on."""
-        is_alone = self._between and self._is_idle()
-        if is_alone:
-            answer = self._answers(data, self._client)
-            if answer is not None:
-                self._give(*answer)
-                return
+        """Answer from the response cache, or pass the bytes to aiohttp."""
+        is_alone = self._is_at_boundary and self._is_idle()
+        if is_alone and (answer := self._lookup(data, self._client)) is not None:
+            self._send(*answer)
+            return
         if self._linger is not None:
             self._linger.received(data)
             return
-        if self._between and self._request_count == 0 and data[:1] == _TLS_HANDSHAKE:
+        if self._is_at_boundary and self._request_count == 0 and data[:1] == _TLS_HANDSHAKE:
             self._refuse_tls()
             return
-        waiting = len(self._messages)
+        queued = len(self._messages)
         super().data_received(data)
-        came = len(self._messages) - waiting
-        self._between = (
-            came > 0
+        parsed = len(self._messages) - queued
+        self._is_at_boundary = (
+            parsed > 0
             and data.endswith(_END)
             and self._messages[-1][1] is EMPTY_PAYLOAD
             and not self._upgraded
         )
-        self.head = data if is_alone and self._between and came == 1 else None
+        self.head = data if is_alone and self._is_at_boundary and parsed == 1 else None
 
     def connection_made(self, transport: "asyncio.BaseTransport") -> None:
-        """Note who the client is."""
+        """Register the connection."""
         super().connection_made(transport)
         peer = self.peername
         self._client = str(peer[0]) if isinstance(peer, (list, tuple)) else peer
@@ -100,7 +102,7 @@ class Connection(RequestHandler):
         self._clients.add(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """End all that concerns the client."""
+        """Unregister the connection."""
         if self._linger is not None:
             self._linger.end()
         self._wire = None
@@ -109,21 +111,21 @@ class Connection(RequestHandler):
 
     @property
     def outbox(self) -> Outbox:
-        """Where long bodies are counted while they are sent."""
+        """Accounts for long bodies while they are sent."""
         return self._clients.outbox
 
     def socket(self) -> "socket.socket | None":
-        """Return the socket; None when it is closed."""
+        """Return the socket, None once it is closed."""
         return None if self._wire is None else self._wire.get_extra_info("socket")
 
     def cut_off(self, reason: str) -> None:
-        """Close the connection at once, without what is still to be sent."""
+        """Close the connection immediately; buffered bytes are lost."""
         if self._wire is not None:
             log.info("client cut off", client=self._client, reason=reason)
             self._wire.abort()
 
     def idle_since(self) -> float | None:
-        """Return since when the client has had all its answers; None when it is served."""
+        """Return the loop time of the last response, None while a request is in progress."""
         if self._linger is not None:
             return self._linger.began
         if self._wire is None or not self._is_idle() or self._wire.get_write_buffer_size():
@@ -131,18 +133,18 @@ class Connection(RequestHandler):
         return self._next_keepalive_close_time - KEEPALIVE_SECONDS
 
     def close_idle(self) -> None:
-        """Close the connection, as the client waits for nothing."""
+        """Close an idle connection."""
         if self._linger is not None and self._wire is not None:
             self._wire.abort()
         else:
             self.force_close()
 
     def linger(self) -> None:
-        """Close once the client has received what was sent; nothing more is read as a request."""
+        """Stop reading requests, and close once the client has received the last response."""
         transport = self.transport
         if transport is None or transport.is_closing() or self._linger is not None:
             return
-        self._force_close = True  # aiohttp ends its handler, and closes nothing
+        self._force_close = True  # ends aiohttp's handler but leaves the transport open
         if self._waiter is not None:
             self._waiter.cancel()
         self._linger = Linger(transport, self._loop)
@@ -154,31 +156,31 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> StreamResponse:
-        """Answer what is no request with an error document, and no noise in the log."""
+        """Answer malformed HTTP with an error document, without a traceback in the log."""
         if not isinstance(exc, HttpProcessingError):
             return super().handle_error(request, status, exc, message)
-        log.debug("not a request", client=request.remote, reason=type(exc).__name__)
-        error = RequestInvalid("this is not an HTTP request that can be understood")
+        log.debug("malformed request", client=request.remote, reason=type(exc).__name__)
+        error = RequestInvalid("malformed HTTP request")
         headers = {"Content-Type": "application/json", "Server": "millpond"}
-        response = _LastAnswer(self, status=error.status, body=error.body(), headers=headers)
+        response = _LastResponse(self, status=error.status, body=error.body(), headers=headers)
         response.force_close()
         return response
 
     def _refuse_tls(self) -> None:
         assert self.transport is not None
-        log.debug("TLS on a port without it", client=self._client)
+        log.debug("TLS handshake on a plain HTTP port", client=self._client)
         self.transport.write(_NO_TLS)
         self.linger()
 
     @property
     def is_answering(self) -> bool:
-        """A request is being answered."""
+        """A request is in progress."""
         return self._current_request is not None
 
     def _is_idle(self) -> bool:
-        """Tell whether aiohttp waits for a request, and the client has taken what it was sent."""
+        """Return True if aiohttp waits for a request and the client has read all responses."""
         waiter = self._waiter
-        # Bytes may come before aiohttp's handler runs for the first time, and sets its waiter.
+        # None: the first bytes may arrive before aiohttp's handler has started and set its waiter.
         is_waiting = self._request_count == 0 if waiter is None else not waiter.done()
         return (
             is_waiting
@@ -188,20 +190,20 @@ class Connection(RequestHandler):
             and not self.transport.is_closing()
         )
 
-    def _give(self, head: bytes, body: bytes) -> None:
-        """Send an answer, as a request that aiohttp has never seen."""
+    def _send(self, head: bytes, body: bytes) -> None:
+        """Send a response to a request that aiohttp does not see."""
         assert self.transport is not None
         if len(body) <= _ONE_WRITE:
             self.transport.write(head + body)
         else:
             self.transport.write(head)
             self.transport.write(body)
-        self._request_count += 1
+        self._request_count += 1  # keep aiohttp's idle timeout and TLS check right
         self._next_keepalive_close_time = self._loop.time() + KEEPALIVE_SECONDS
 
 
-class _LastAnswer(Response):
-    """An answer while the client may still be sending; the connection closes after it."""
+class _LastResponse(Response):
+    """A response after which the connection closes, while the client may still be sending."""
 
     def __init__(self, connection: Connection, **more: Any) -> None:
         super().__init__(**more)

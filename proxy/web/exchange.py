@@ -1,7 +1,9 @@
-"""One request and what becomes of it: counted once and logged in one line at its end."""
+"""One request and its outcome, and the journal that counts and logs it when it ends."""
 
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 from aiohttp.web import BaseRequest
@@ -13,105 +15,87 @@ from proxy.core.policy import CacheDirective, cache_directive
 from proxy.repository.results import Forward
 from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
+from proxy.upstream.registry import Upstream
 
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
 HIT_STATUS: Final = "Millpond; hit"
+_SERVED_STALE: Final = {
+    Kind.MANIFEST: "the last good copy",
+    Kind.TAGS: "the last list of tags",
+    Kind.REFERRERS: "the last list of referrers",
+}
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
-    """What is learnt about a request on its way."""
+    """What is known of a request while it is answered."""
 
-    __slots__ = (
-        "code",
-        "failure",
-        "first_byte",
-        "forward",
-        "fresh",
-        "left",
-        "ns",
-        "outcome",
-        "request",
-        "route",
-        "sent",
-        "started",
-        "status",
-        "stores",
-        "target",
-    )
+    request: BaseRequest
+    started: float = field(default_factory=time.perf_counter)
+    ns: str | None = field(init=False)
+    route: Route | None = None
+    target: Target | None = None
+    outcome: Outcome | None = None
+    status: int = 200
+    code: str | None = None
+    fresh: float | None = None
+    forward: Forward | None = None
+    failure: RegistryError | None = None
+    stores: bool = True
+    """If the outcome is a miss: upstream's response is stored."""
+    sent: int = 0
+    first_byte: float | None = None
+    """Seconds from the start to the first byte of the body; None: it was sent in one step."""
+    left: bool = False
 
-    def __init__(self, request: BaseRequest) -> None:
-        self.request = request
-        self.started = time.perf_counter()
-        self.ns: str | None = request.query.get("ns") or None
-        self.route: Route | None = None
-        self.target: Target | None = None
-        self.outcome: Outcome | None = None
-        self.status = 200
-        self.code: str | None = None
-        self.fresh: float | None = None
-        self.forward: Forward | None = None
-        self.failure: RegistryError | None = None
-        self.stores = True
-        """What upstream gave for this request is kept, if its outcome is a miss."""
-        self.sent = 0
-        self.first_byte: float | None = None
-        """Seconds from the start to the first byte of the answer; None: all of it went at once."""
-        self.left = False
+    def __post_init__(self) -> None:
+        self.ns = self.request.query.get("ns") or None
 
     @property
     def wish(self) -> CacheDirective:
-        """What the client wants of freshness."""
+        """The request's ``Cache-Control``, as far as it is supported."""
         return cache_directive(self.request.headers.get("Cache-Control"))
 
     @property
     def is_head(self) -> bool:
-        """Only headers are wanted."""
+        """The method is HEAD."""
         return self.request.method == "HEAD"
 
     def headers(self, more: dict[str, str]) -> CIMultiDict[str]:
-        """Return the headers that every answer has, and ``more``."""
+        """Return the headers of every response, and ``more``."""
         status = None if self.outcome is None else self._cache_status(self.outcome)
         headers = common_headers(self.ns if self.target is not None else None, status)
         headers.update(more)
         return headers
 
     def fail(self, error: RegistryError) -> None:
-        """Note that the request ends in an error."""
+        """Record that the request ends in an error."""
         self.outcome, self.status, self.code = Outcome.ERROR, error.status, error.code
         self.failure = error
 
     def answered(self, outcome: Outcome, forward: Forward | None = None) -> None:
-        """Note how the request is answered."""
+        """Record the outcome; ``forward`` if upstream was asked about a stored answer."""
         self.outcome, self.forward = outcome, forward
         self.failure = None if forward is None else forward.error
 
     def begin_body(self) -> None:
-        """Note that the first byte of the answer is sent, and the rest follows."""
-        self.first_byte = time.perf_counter() - self.started
+        """Record that the first byte of the body is sent."""
+        self.first_byte = self.seconds
 
     def leave(self) -> None:
-        """Note that the client has left, perhaps before anything was known."""
+        """Record that the client disconnected."""
         self.left = True
         if self.outcome is None and self.target is not None:
             self.outcome = Outcome.LEFT
 
-    def account(self, metrics: Metrics, request_log: RequestLog) -> None:
-        """Count and log; to be called once, at the end."""
-        taken = time.perf_counter() - self.started
-        if self.outcome is not None:
-            counters = metrics.of(self.target.upstream if self.target else None)
-            is_manifest = self.route is not None and self.route.kind is Kind.MANIFEST
-            whole = is_manifest and self.status == 200 and not self.is_head
-            counters.answered(self.outcome, self.sent, manifest=whole)
-            if self.code is not None:
-                counters.errors[self.code] += 1
-            first_byte = taken if self.first_byte is None else self.first_byte
-            counters.timings[self.outcome].observe(first_byte, taken)
-        request_log.add(self.fields(), taken, self.request.remote)
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.perf_counter() - self.started
 
     def fields(self) -> dict[str, Any]:
-        """Return what the log says of the request, but for its time and its client."""
+        """Return the log fields, without duration and client."""
         route, request = self.route, self.request
         known = route is not None and route.kind is not Kind.BASE
         return {
@@ -129,77 +113,105 @@ class Exchange:
             "agent": _cut(request.headers.get("User-Agent")),
         }
 
-    def _cache_status(self, outcome: Outcome) -> str | None:
-        """Return what the cache did, as ``Cache-Status`` (RFC 9211 §2)."""
-        parts = ["Millpond", *self._handling(outcome)]
+    def _cache_status(self, outcome: Outcome) -> str:
+        """Return the value of ``Cache-Status`` (RFC 9211 §2)."""
+        parts = ["Millpond", self._handling(outcome)]
         if self.fresh is not None and math.isfinite(self.fresh):
             parts.append(f"ttl={int(self.fresh)}")
-        match outcome:
-            case Outcome.REVALIDATED:
-                parts.append("detail=confirmed")
-            case Outcome.STALE:
-                parts.append(f"detail={self.failure.code if self.failure else 'stale'}")
-            case Outcome.ERROR:
-                parts.append(f"detail={self.code}")
-        return "; ".join(parts)
+        if outcome is Outcome.REVALIDATED:
+            parts.append("detail=confirmed")
+        elif outcome is Outcome.STALE:
+            parts.append(f"detail={self.failure.code if self.failure else 'stale'}")
+        elif outcome is Outcome.ERROR:
+            parts.append(f"detail={self.code}")
+        return "; ".join(filter(None, parts))
 
-    def _handling(self, outcome: Outcome) -> list[str]:
-        """Return where the answer came from: the cache, or upstream and for which reason."""
+    def _handling(self, outcome: Outcome) -> str:
+        """Return the parameters for an answer from the cache, or from upstream with the reason."""
         match outcome:
             case Outcome.HIT:
-                return ["hit"]
+                return "hit"
             case Outcome.MISS:
-                return [self._reason("uri-miss"), *(["stored"] if self.stores else [])]
+                return f"{self._forwarded()}; stored" if self.stores else self._forwarded()
             case Outcome.JOIN:
-                return [self._reason("uri-miss"), "collapsed"]
-            case Outcome.THROUGH if self.route is not None and self.route.kind is Kind.TAGS:
-                return ["fwd=bypass"]
+                return f"{self._forwarded()}; collapsed"
             case Outcome.THROUGH:
-                return ["fwd=uri-miss", "stored=?0"]
-            case Outcome.REVALIDATED if self.forward is None:  # held, but not yet under this name
-                return ["fwd=uri-miss", "fwd-status=200"]
+                is_list = self.route is not None and self.route.kind is Kind.TAGS
+                return "fwd=bypass" if is_list else "fwd=uri-miss; stored=?0"
             case Outcome.REVALIDATED | Outcome.STALE:
-                return self._checked()
+                return self._checked(outcome)
             case Outcome.ERROR:
                 return self._failed()
             case Outcome.LEFT:
-                return []
+                return ""
             case _:
                 assert_never(outcome)
 
-    def _checked(self) -> list[str]:
-        """Return what came of asking upstream about a held answer that was then sent."""
-        forward = self.forward
-        if forward is None or (forward.error is not None and not forward.error.was_forwarded):
-            return ["hit"]
-        return [self._reason("stale"), *_upstream_status(forward.status)]
+    def _checked(self, outcome: Outcome) -> str:
+        """Return the parameters for a stored answer that was sent."""
+        if self.forward is None:  # REVALIDATED: upstream confirmed it for this repository
+            return "hit" if outcome is Outcome.STALE else "fwd=uri-miss; fwd-status=200"
+        error = self.forward.error
+        if error is not None and not error.was_forwarded:
+            return "hit"
+        return self._forwarded(self.forward.status)
 
-    def _failed(self) -> list[str]:
-        """Return whether an error is upstream's, one that it gave earlier, or ours."""
-        error = self.failure
-        if error is not None and error.is_remembered:
-            return ["hit"]
-        if error is None or not error.was_forwarded:
-            return []
-        return [self._reason("uri-miss"), *_upstream_status(error.upstream_status)]
+    def _failed(self) -> str:
+        """Return the parameters for an error: a remembered one, one of upstream, or one of ours."""
+        if (error := self.failure) is None:
+            return ""
+        if error.is_remembered:
+            return "hit"
+        return self._forwarded(error.upstream_status) if error.was_forwarded else ""
 
-    def _reason(self, otherwise: str) -> str:
-        """Return why the request went to upstream.
-
-        A held answer that is asked about although it may be fresh is the client's wish.
-        """
-        held = self.forward is not None
-        if held and self.wish is CacheDirective.REVALIDATE:
-            return "fwd=request"
-        return "fwd=stale" if held else f"fwd={otherwise}"
+    def _forwarded(self, status: int | None = None) -> str:
+        """Return why upstream was asked, and the status of its response if it gave one."""
+        reason = "uri-miss" if self.forward is None else "stale"
+        if self.forward is not None and self.wish is CacheDirective.REVALIDATE:
+            reason = "request"
+        return f"fwd={reason}" if status is None else f"fwd={reason}; fwd-status={status}"
 
 
-def _upstream_status(status: int | None) -> list[str]:
-    return [] if status is None else [f"fwd-status={status}"]
+class Journal:
+    """Counts and logs each request once, and reports failures of upstreams to their logs."""
+
+    def __init__(
+        self, metrics: Metrics, request_log: RequestLog, upstreams: Mapping[str, Upstream]
+    ) -> None:
+        self.metrics = metrics
+        self.request_log = request_log
+        self._upstreams = upstreams
+
+    def record(self, exchange: Exchange) -> None:
+        """Record a request that has ended."""
+        target, outcome, seconds = exchange.target, exchange.outcome, exchange.seconds
+        if outcome is not None:
+            counters = self.metrics.of(target.upstream if target else None)
+            is_manifest = exchange.route is not None and exchange.route.kind is Kind.MANIFEST
+            is_pull = is_manifest and exchange.status == 200 and not exchange.is_head
+            counters.answered(outcome, exchange.sent, manifest=is_pull)
+            if exchange.code is not None:
+                counters.errors[exchange.code] += 1
+            first_byte = seconds if exchange.first_byte is None else exchange.first_byte
+            counters.timed(outcome, first_byte, seconds)
+        self.request_log.add(exchange.fields(), seconds, exchange.request.remote)
+        if exchange.failure is not None and target is not None:
+            upstream = self._upstreams.get(target.upstream)
+            if upstream is not None:  # a reload may have removed it
+                upstream.failures.report(exchange.failure, _served(exchange))
+
+
+def _served(exchange: Exchange) -> str:
+    """Return what the client got instead of upstream's answer."""
+    if exchange.outcome is Outcome.STALE and exchange.route is not None:
+        return _SERVED_STALE.get(exchange.route.kind, "a stored copy")
+    if exchange.first_byte is not None:
+        return "a truncated body"
+    return f"an error: {exchange.status} {exchange.code}"
 
 
 def common_headers(ns: str | None, status: str | None) -> CIMultiDict[str]:
-    """Return the headers of every answer: with the name that was asked, and ``Cache-Status``."""
+    """Return the headers of every response; ``ns`` is the request's, ``status`` the cache's."""
     headers = CIMultiDict(COMMON_HEADERS)
     if ns is not None:
         headers["OCI-Namespace"] = ns

@@ -1,9 +1,8 @@
-"""Which client a proxy in front of Millpond speaks for (RFC 7239, and ``X-Forwarded-For``).
+"""The client's address from the headers of a reverse proxy (RFC 7239, ``X-Forwarded-For``).
 
-Anybody can send these headers, so they count only on connections from a trusted proxy. Each proxy
-appends the address that it was asked from, so the list is read from its right end: the first
-address that is not a trusted proxy's is the client. What stands further left is the client's own
-claim and is not read.
+Any client can send these headers, so they count only on connections from a trusted proxy. Each
+proxy appends the address of its peer, so the list is read from the right: the first address that
+is not a trusted proxy is the client. Everything left of it may be forged and is ignored.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from typing import Final
 from multidict import CIMultiDictProxy
 
 MAX_LENGTH: Final = 4096
-"""Characters of one kind of header, all its lines together; longer ones are ignored."""
+"""Characters of all lines of one header together; longer headers are ignored."""
 
 MAX_HOPS: Final = 32
 _MAX_ADDRESS: Final = 64
@@ -22,23 +21,23 @@ _TRUST_CACHE: Final = 4096
 
 
 class TrustedProxies:
-    """The addresses and networks of proxies whose word counts."""
+    """The addresses and networks of trusted proxies."""
 
     def __init__(self, networks: Iterable[str]) -> None:
         self._networks = [ip_network(network) for network in networks]
         self.trusts = lru_cache(_TRUST_CACHE)(self._trusts)
 
     def client(self, peer: str | None, headers: CIMultiDictProxy[str]) -> str | None:
-        """Return the address of the client: the peer's, or the one that a trusted peer names."""
+        """Return the client's address: the peer's, or the one in a trusted peer's headers."""
         if not self.trusts(peer):
             return peer
         return self.named(headers) or peer
 
     def named(self, headers: CIMultiDictProxy[str]) -> str | None:
-        """Return the client that a trusted peer's headers name; None if they name none.
+        """Return the client's address in a trusted peer's headers, None without one.
 
-        Most proxies write one of the two headers and pass the other one on as the client sent it.
-        So when both are there and disagree, neither is believed.
+        Most proxies write one of the two headers and forward the other one unchanged. So if both
+        are present and disagree, neither is used.
         """
         if not self._networks:
             return None
@@ -50,7 +49,7 @@ class TrustedProxies:
         return found.pop() if len(found) == 1 else None
 
     def _client(self, hops: Sequence[str]) -> str | None:
-        """Return the rightmost address that is no trusted proxy's, else the leftmost."""
+        """Return the rightmost address that is not a trusted proxy, else the leftmost."""
         client: str | None = None
         for hop in reversed(hops[-MAX_HOPS:]):
             address = _address(hop)
@@ -69,13 +68,13 @@ class TrustedProxies:
 
 
 def _plain_hops(lines: Sequence[str]) -> list[str]:
-    """Return the addresses of ``X-Forwarded-For``, as written."""
+    """Return the addresses of ``X-Forwarded-For``, unparsed."""
     text = ",".join(lines)
     return [] if len(text) > MAX_LENGTH else text.split(",")
 
 
 def _hops(lines: Sequence[str]) -> list[str]:
-    """Return the ``for`` of each element of ``Forwarded``, as written; empty where it has none."""
+    """Return the ``for`` of each element of ``Forwarded``, unparsed; empty where it is missing."""
     text = ",".join(lines)
     if len(text) > MAX_LENGTH:
         return []
@@ -112,7 +111,7 @@ def _unquoted(value: str) -> str:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return an address written with or without a port; None for anything else."""
+    """Return an address with or without a port, None for anything else."""
     text = text.strip(" \t")
     if len(text) > _MAX_ADDRESS or "%" in text:
         return None

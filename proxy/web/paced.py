@@ -1,57 +1,99 @@
 """Sends bodies from memory at the pace at which clients read them.
 
-aiohttp joins headers and body, and hands over all of it: a client that does not read then costs a
-copy. Here a body is written in pieces that refer to it, each after the client took most of the
-last one. However many clients receive the same bytes, they are in memory once; ``Outbox`` bounds
-what different bodies take together.
+aiohttp joins headers and body and gives them to the transport in one write, which copies the body
+for a client that does not read. Here a body is written in pieces that refer to it, each after the
+client has read most of the one before. A body that several clients receive is in memory once;
+``Outbox`` limits the memory of different bodies together.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
-from proxy.web.turns import Turns
-
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
 PIECE: Final = 64 * 1024
-"""Bytes of one write, and of what waits in a connection's buffer before the next one."""
+"""Bytes of one write, and the most that may wait in a connection's buffer before the next one."""
 
 MAX_BYTES: Final = 32 * 1024 * 1024
-"""Bytes of all bodies together that are longer than a piece and still being sent."""
+"""Bytes of all bodies in progress together, as far as they are longer than a piece."""
+
+PIECES_EACH_TURN: Final = 16
+"""Pieces that all connections together write in one turn of the event loop."""
 
 
 class Receiver(Protocol):
     """A connection that a body is sent to."""
 
     def cut_off(self, reason: str) -> None:
-        """Close the connection at once."""
+        """Close the connection immediately."""
+
+
+class Turns:
+    """Permits ``each`` steps in one turn of the event loop; waiters go in order.
+
+    The kernel accepts megabytes for each connection, even if the client reads nothing. A task that
+    writes until the kernel accepts no more never yields to the loop, and hundreds of such tasks
+    delay everything else for seconds.
+    """
+
+    def __init__(self, each: int = PIECES_EACH_TURN) -> None:
+        self._each = each
+        self._left = each
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_scheduled = False
+
+    async def take(self) -> None:
+        """Wait until one more step is permitted."""
+        loop = asyncio.get_running_loop()
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            loop.call_soon(self._begin)
+        if self._left:
+            self._left -= 1
+            return
+        step: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(step)
+        await step
+
+    def _begin(self) -> None:
+        """Begin a turn: waiters get their steps first."""
+        self._left = self._each
+        while self._left and self._waiting:
+            step = self._waiting.popleft()
+            if not step.done():  # cancelled if its connection was closed
+                step.set_result(None)
+                self._left -= 1
+        self._is_scheduled = self._left < self._each
+        if self._is_scheduled:
+            asyncio.get_running_loop().call_soon(self._begin)
 
 
 class Outbox:
-    """The long bodies that are being sent, each kept once; ``limit`` is in bytes.
+    """The long bodies in progress, each kept once; ``limit`` is in bytes.
 
-    When they exceed the limit, the receivers that have been at it longest are cut off: a client
-    that reads is done long before, and one that does not must not hold up others. A single body
-    may exceed the limit.
+    Above the limit the receivers that started first are disconnected: a client that reads is done
+    long before, and one that does not must not delay others. A single body may exceed the limit.
     """
 
     def __init__(self, limit: int = MAX_BYTES) -> None:
         self._limit = limit
-        self._bodies: dict[bytes, tuple[bytes, int]] = {}  # the first copy of each, and its uses
-        self._receivers: dict[Receiver, bytes] = {}  # the one that began first comes first
+        self._bodies: dict[bytes, tuple[bytes, int]] = {}  # first copy, number of receivers
+        self._receivers: dict[Receiver, bytes] = {}  # in the order in which they started
         self.bytes = 0
         self.turns: Final = Turns()
-        """To be taken for each piece."""
+        """Every piece takes a step of these."""
 
     @contextmanager
     def sending(self, body: bytes, receiver: Receiver) -> Iterator[bytes]:
-        """Yield the one copy of ``body`` to send, and count it while the context is open."""
+        """Yield the shared copy of ``body``, and account for it while the context is open."""
         first, uses = self._bodies.get(body, (body, 0))
-        del body  # or this frame would keep a second copy
+        del body  # this frame would keep a second copy
         self._bodies[first] = first, uses + 1
         self.bytes += 0 if uses else len(first)
         self._receivers[receiver] = first
@@ -59,18 +101,18 @@ class Outbox:
         try:
             yield first
         finally:
-            self._let_go(receiver)
+            self._remove(receiver)
 
     def _make_room(self, newest: Receiver) -> None:
         while self.bytes > self._limit:
             oldest = next(iter(self._receivers))
             if oldest is newest:
                 return
-            self._let_go(oldest)
+            self._remove(oldest)
             oldest.cut_off("too many long answers are read too slowly")
 
-    def _let_go(self, receiver: Receiver) -> None:
-        """Count a receiver no longer; does nothing for one that was cut off."""
+    def _remove(self, receiver: Receiver) -> None:
+        """Stop accounting for a receiver; a disconnected one is already removed."""
         body = self._receivers.pop(receiver, None)
         if body is None:
             return

@@ -1,26 +1,26 @@
-"""The registry under ``/v2/``: parse, route, ask the cache, send. The story is in README.md.
+"""The registry API under ``/v2/``: parse, resolve, ask access, ask the cache, send.
 
-Errors of every room become HTTP in one place here.
+``README.md`` tells a request's story. Every ``RegistryError`` becomes HTTP here, in one place.
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import Final, assert_never
 
 import structlog
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
+from proxy.access import AccessRules, Action, Principal
 from proxy.core.errors import PaginationInvalid, RegistryError, Unsupported
 from proxy.core.names import Digest, Kind, Tag, Target, is_digest, parse_path
 from proxy.core.routing import Router
 from proxy.repository import Cache
 from proxy.repository.results import Described, Manifest
-from proxy.runtime.logs import RequestLog
-from proxy.runtime.metrics import Metrics, Outcome
+from proxy.runtime.metrics import Outcome
 from proxy.upstream.registry import PAGE_KEYS
 from proxy.web import replies
 from proxy.web.blob import send_blob
-from proxy.web.exchange import Exchange
+from proxy.web.exchange import Exchange, Journal
+from proxy.web.response_cache import ResponseCache
 
 MAX_PAGE: Final = 10_000
 
@@ -35,16 +35,15 @@ class Registry:
         router: Router,
         cache: Cache,
         *,
-        metrics: Metrics,
-        request_log: RequestLog,
-        learn: Callable[[Exchange], None],
+        access: AccessRules,
+        journal: Journal,
+        responses: ResponseCache,
     ) -> None:
-        """``learn`` gets every exchange at its end, unless names have come to lead elsewhere."""
         self._router = router
         self._cache = cache
-        self._metrics = metrics
-        self._request_log = request_log
-        self._learn = learn
+        self._access = access
+        self._journal = journal
+        self._responses = responses
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer one request. Raises nothing but cancellation."""
@@ -57,24 +56,26 @@ class Registry:
             exchange.leave()
             raise
         except Exception:
-            log.exception("a request failed in an unforeseen way", path=request.path)
+            log.exception("request failed unexpectedly", path=request.path)
             return replies.failed(exchange, RegistryError("internal error"))
         finally:
-            exchange.account(self._metrics, self._request_log)
-            if revision == self._router.revision:
-                self._learn(exchange)
+            self._journal.record(exchange)
+            if revision == self._router.revision:  # else the name may resolve to another target
+                self._responses.learn(exchange)
 
     async def _answer(self, exchange: Exchange) -> StreamResponse:
         request = exchange.request
         if request.method not in ("GET", "HEAD"):
-            raise Unsupported(f"{request.method}: this registry is a cache and is only read")
+            raise Unsupported(f"{request.method}: this registry is a read-only cache")
         route = exchange.route = parse_path(request.path)
         if route.kind is Kind.BASE:
+            self._allow(exchange, Action.CONNECT)
             return replies.base(exchange)
         if route.kind is Kind.CATALOG:
+            self._allow(exchange, Action.CATALOG)
             return await self._catalog(exchange)
-        target = self._router.resolve(route.repo, request.host, exchange.ns)
-        exchange.target = target
+        target = exchange.target = self._router.resolve(route.repo, request.host, exchange.ns)
+        self._allow(exchange, Action.PULL)
         match route.kind:
             case Kind.MANIFEST if exchange.is_head:
                 return replies.described(exchange, await self._head(exchange, target, route.ref))
@@ -88,6 +89,10 @@ class Registry:
                 return await self._referrers(exchange, target, Digest(route.ref))
             case _:
                 assert_never(route.kind)
+
+    def _allow(self, exchange: Exchange, action: Action) -> None:
+        principal = Principal(exchange.request.remote)
+        self._access.allow(principal, action, exchange.target).enforce()
 
     async def _get(self, exchange: Exchange, target: Target, ref: str) -> Manifest:
         if is_digest(ref):
@@ -108,9 +113,9 @@ class Registry:
         return described
 
     def _confirm(self, target: Target, answer: Manifest | Described) -> None:
-        """Have confirmed what a manifest lists, now that upstream has been asked about it.
+        """Start to confirm that upstream's repository has what the manifest lists.
 
-        Whenever a tag is checked this happens again, so a sweep that ended early is made up for.
+        This repeats with each check of a tag, so a sweep that ended early is made up for.
         """
         if answer.outcome is not Outcome.HIT and answer.warning is None:
             self._cache.sweeps.begin(target, answer.descriptor.digest)
@@ -121,7 +126,7 @@ class Registry:
             return replies.sized(exchange, digest, sized)
         blob = await self._cache.small.get(target, digest, exchange.wish)
         try:
-            return await send_blob(exchange, digest, blob)
+            return await send_blob(exchange, digest, blob, self._cache.blobs)
         finally:
             await blob.aclose()
 
@@ -143,7 +148,7 @@ class Registry:
 
 
 def _page(exchange: Exchange) -> dict[str, str]:
-    """Return what a list's query says of its page. Raises ``PaginationInvalid``."""
+    """Return the pagination parameters of a query. Raises ``PaginationInvalid``."""
     asked = exchange.request.query
     page = {name: asked[name] for name in PAGE_KEYS if asked.get(name)}
     if (n := page.get("n")) is not None:

@@ -1,4 +1,4 @@
-"""Answers without a stream: manifests, sizes, lists, errors, and "not modified"."""
+"""Responses with a short body: manifests, HEAD, lists, errors, and 304."""
 
 import json
 from urllib.parse import urlencode
@@ -18,7 +18,7 @@ JSON = "application/json"
 
 
 def base(exchange: Exchange) -> Response:
-    """Return the answer of ``/v2/``: come in, no questions asked."""
+    """Return the response of ``/v2/``, the API version check (distribution-spec "Endpoints")."""
     return Response(body=b"{}", headers=exchange.headers({"Content-Type": JSON}))
 
 
@@ -57,7 +57,7 @@ def sized(exchange: Exchange, digest: Digest, found: Sized) -> Response:
 
 
 def listed(exchange: Exchange, found: Listed, document: dict[str, object], path: str) -> Response:
-    """Return one page of a list, with a ``Link`` to the next that leads back here."""
+    """Return one page of a list, with a ``Link`` to the next page at this proxy."""
     exchange.answered(found.outcome, found.forward)
     headers = {"Content-Type": JSON, **_warning(found.warning)}
     if found.further:
@@ -67,7 +67,7 @@ def listed(exchange: Exchange, found: Listed, document: dict[str, object], path:
 
 
 def referrers(exchange: Exchange, found: Referrers) -> Response:
-    """Return what refers to a manifest (distribution-spec "Listing Referrers")."""
+    """Return the referrers of a manifest (distribution-spec "Listing Referrers")."""
     exchange.answered(found.outcome, found.forward)
     document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(found.entries)}
     headers = {"Content-Type": OCI_INDEX, **_warning(found.warning)}
@@ -77,14 +77,14 @@ def referrers(exchange: Exchange, found: Referrers) -> Response:
 
 
 def failed(exchange: Exchange, error: RegistryError) -> Response:
-    """Return the one rendering of every error."""
+    """Return the response for an error: its OCI error document."""
     exchange.fail(error)
     headers = {"Content-Type": JSON, **error.headers()}
     return _body(exchange, error.body(), headers, status=error.status)
 
 
 def is_unmodified(exchange: Exchange, digest: Digest) -> bool:
-    """Tell whether the client has this already (RFC 9110 §13.1.2); quotes may be left out."""
+    """Return True if ``If-None-Match`` names the digest (RFC 9110 §13.1.2), quoted or not."""
     condition = exchange.request.headers.get("If-None-Match")
     if condition is None:
         return False
@@ -105,7 +105,7 @@ def _body(exchange: Exchange, body: bytes, headers: dict[str, str], status: int 
 
 
 def manifest_headers(descriptor: Descriptor, warning: str | None = None) -> dict[str, str]:
-    """Return the headers of every answer with or about a manifest."""
+    """Return the headers of every response with or about a manifest."""
     return {
         "Content-Type": descriptor.media_type,
         "Docker-Content-Digest": descriptor.digest,

@@ -1,21 +1,22 @@
-"""Moves bytes to sockets: zero-copy where there is no TLS, from files complete or still growing.
+"""Sends bytes to sockets: by ``sendfile`` from files without TLS, else by reading and writing.
 
 uvloop has no ``loop.sendfile`` and refuses watchers on a transport's own descriptor; a duplicate
-may be watched. What has begun and cannot be finished ends with a closed connection, never with a
-body that looks complete.
+may be watched. A response that cannot be finished ends with a closed connection, never with a body
+that looks complete.
 """
 
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.core.errors import StorageError, is_disk_error
-from proxy.web.readahead import warm
+from proxy.runtime.executors import Pool, in_thread
+from proxy.storage import page_cache
 
 CHUNK: Final = 128 * 1024
 """Bytes of one write, and of what may wait to be taken: under TLS that costs four times as much."""
@@ -24,8 +25,22 @@ SENDFILE_BYTES: Final = 1024 * 1024
 _HEADER_POLL: Final = 0.002
 _NO_SENDFILE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
-Readable = Callable[[int], Awaitable[int]]
-"""Tells up to where bytes may be read from an offset; waits for more; the offset at the end."""
+
+class Sendable(Protocol):
+    """Bytes that can be sent, complete or still growing; ``fd`` is set only if they are a file."""
+
+    @property
+    def fd(self) -> int | None:
+        """The file's descriptor."""
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return bytes ``start`` to ``stop``. Blocks. Raises ``StorageError``."""
+
+    async def readable(self, offset: int) -> int:
+        """Return up to where bytes can be read from ``offset`` on; ``offset`` at the end.
+
+        Waits for more.
+        """
 
 
 class ClientLeftError(Exception):
@@ -40,36 +55,35 @@ class Sending:
         self._response = response
         self.sent = 0
 
-    async def file(self, fd: int, start: int, stop: int | None, readable: Readable) -> None:
-        """Send bytes ``start`` to ``stop`` (None: the end) of a file that may still grow.
+    async def file(self, source: Sendable, start: int, stop: int | None) -> None:
+        """Send bytes ``start`` to ``stop`` (None: the end) of a blob that may still grow.
 
         Raises ``ClientLeftError``, ``StorageError``, or what ``readable`` raises.
         """
         transport = self._request.transport
         if transport is None:
             raise ClientLeftError
-        if transport.get_extra_info("sslcontext") is None and self._response.content_length:
-            await self._by_sendfile(transport, fd, start, stop, readable)
+        is_plain = transport.get_extra_info("sslcontext") is None
+        if is_plain and self._response.content_length and source.fd is not None:
+            await self._by_sendfile(transport, source, start, stop)
         else:
             transport.set_write_buffer_limits(high=CHUNK)
-            await self._by_write(fd, start, stop, readable)
+            await self._by_write(source, start, stop)
 
     async def chunks(self, chunks: AsyncIterator[bytes]) -> None:
         """Send a body as it comes. Raises ``ClientLeftError``, or what ``chunks`` raises."""
         async for chunk in chunks:
             await self.write(chunk)
 
-    async def _by_write(self, fd: int, start: int, stop: int | None, readable: Readable) -> None:
+    async def _by_write(self, source: Sendable, start: int, stop: int | None) -> None:
         offset = start
         while stop is None or offset < stop:
-            end = await readable(offset)
+            end = await source.readable(offset)
             if end <= offset:
                 break
             known = end if stop is None else min(end, stop)
-            end = min(known, offset + CHUNK)
             with _reading():
-                await warm(fd, offset, end, known)
-                chunk = os.pread(fd, end - offset, offset)
+                chunk = await _read(source, offset, min(known, offset + CHUNK), known)
             if not chunk:
                 raise StorageError("the file shrank while it was sent")
             await self.write(chunk)
@@ -79,11 +93,11 @@ class Sending:
     async def _by_sendfile(
         self,
         transport: asyncio.Transport,
-        fd: int,
+        source: Sendable,
         start: int,
         stop: int | None,
-        readable: Readable,
     ) -> None:
+        assert source.fd is not None
         while transport.get_write_buffer_size():  # the header block must leave first
             await asyncio.sleep(_HEADER_POLL)
             if transport.is_closing():
@@ -93,35 +107,35 @@ class Sending:
         try:
             socket = os.dup(transport.get_extra_info("socket").fileno())  # the loop's is not ours
         except OSError:  # too many are open
-            await self._by_write(fd, start, stop, readable)
+            await self._by_write(source, start, stop)
             return
         before = self.sent
         try:
             offset = start
             while stop is None or offset < stop:
-                end = await readable(offset)
+                end = await source.readable(offset)
                 if end <= offset:
                     break
                 end = end if stop is None else min(end, stop)
-                offset = await self._stretch(socket, fd, offset, end)
+                offset = await self._stretch(socket, source.fd, offset, end)
         except _SendfileUnsupportedError:
-            await self._by_write(fd, start + self.sent - before, stop, readable)
+            await self._by_write(source, start + self.sent - before, stop)
         finally:
             os.close(socket)
 
     async def _stretch(self, socket: int, fd: int, offset: int, end: int) -> int:
-        """Send what is there, letting the loop turn between calls; return the new offset."""
-        warm_until = offset
+        """Send bytes that are readable, letting the loop turn between calls; return the new end."""
+        cached_until = offset
         while offset < end:
-            if offset >= warm_until:
-                warm_until = min(end, offset + SENDFILE_BYTES)
+            if offset >= cached_until:
+                cached_until = min(end, offset + SENDFILE_BYTES)
                 with _reading():
-                    await warm(fd, offset, warm_until, end)
+                    await page_cache.load(fd, offset, cached_until, end)
             try:
-                sent = os.sendfile(socket, fd, offset, warm_until - offset)
+                sent = os.sendfile(socket, fd, offset, cached_until - offset)
             except BlockingIOError:
                 await _writable(socket)
-                warm_until = offset  # who is slow may find it forgotten
+                cached_until = offset  # evicted meanwhile if the client is slow
                 continue
             except OSError as error:
                 raise _failed_sendfile(error) from error
@@ -160,6 +174,14 @@ class Sending:
 
 class _SendfileUnsupportedError(Exception):
     """The file system has no ``sendfile``."""
+
+
+async def _read(source: Sendable, start: int, stop: int, end: int) -> bytes:
+    """Return bytes of a blob, without blocking the loop; those up to ``end`` are wanted next."""
+    if source.fd is None:
+        return await in_thread(lambda: source.read(start, stop), Pool.STREAM)
+    await page_cache.load(source.fd, start, stop, end)
+    return source.read(start, stop)
 
 
 @contextmanager

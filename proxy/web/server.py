@@ -1,25 +1,35 @@
-"""Holds the connections: one handler for every path."""
+"""aiohttp's server: makes connections and requests, and dispatches by path."""
 
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from aiohttp.web import BaseRequest, RequestHandler, Server, StreamResponse
 
 from proxy.web.clients import Clients
-from proxy.web.connection import KEEPALIVE_SECONDS, Answers, Connection
+from proxy.web.connection import KEEPALIVE_SECONDS, Connection, Lookup
 from proxy.web.forwarded import TrustedProxies
-from proxy.web.request import Requests
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from aiohttp.abc import AbstractStreamWriter
+    from aiohttp.http import RawRequestMessage
+    from aiohttp.streams import StreamReader
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
 
 class RegistryServer(Server):
-    """Makes connections for ``ServerRunner``."""
+    """Makes connections; ``lookup`` answers from the response cache, handlers all other requests.
+
+    ``admin`` handles ``/``, ``/metrics`` and ``/-/``, ``registry`` everything else.
+    """
 
     def __init__(
         self,
         registry: Handler,
         admin: Handler,
-        answers: Answers,
+        lookup: Lookup,
         *,
         clients: Clients,
         trusted: TrustedProxies,
@@ -32,17 +42,18 @@ class RegistryServer(Server):
 
         super().__init__(
             dispatch,
-            request_factory=Requests(trusted),
+            request_factory=self._request,
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=KEEPALIVE_SECONDS,
         )
-        self._answers = answers
+        self._lookup = lookup
         self._clients = clients
+        self._trusted = trusted
 
     @property
     def responses(self) -> int:
-        """How many requests are being answered now."""
+        """Number of requests in progress."""
         return sum(
             isinstance(connection, Connection) and connection.is_answering
             for connection in self.connections
@@ -51,5 +62,26 @@ class RegistryServer(Server):
     def __call__(self) -> RequestHandler:
         """Return the protocol of one new connection."""
         return Connection(
-            self, loop=self._loop, answers=self._answers, clients=self._clients, **self._kwargs
+            self, loop=self._loop, lookup=self._lookup, clients=self._clients, **self._kwargs
         )
+
+    def _request(
+        self,
+        message: "RawRequestMessage",
+        payload: "StreamReader",
+        protocol: RequestHandler,
+        writer: "AbstractStreamWriter",
+        task: "asyncio.Task[None]",
+    ) -> BaseRequest:
+        """Return a request; ``remote`` is the client named by a trusted proxy, or the peer."""
+        peer = protocol.peername
+        address = str(peer[0]) if isinstance(peer, (list, tuple)) and peer else None
+        remote = None if address is None else self._trusted.client(address, message.headers)
+        return _Request(message, payload, protocol, writer, task, self._loop, remote=remote)
+
+
+class _Request(BaseRequest):
+    """A request whose response names this server, even if aiohttp made the response."""
+
+    async def _prepare_hook(self, response: StreamResponse) -> None:
+        response.headers["Server"] = "millpond"  # replaces aiohttp's own name

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import pytest
 from proxy.app import upstreams
 from proxy.app.upstreams import Upstreams
 from proxy.core.errors import ConfigError, RegistryError
-from proxy.core.names import Repo
+from proxy.core.names import Repo, Target
+from proxy.core.sources import Priority
 from proxy.repository.origins import NotConfigured, Origins
 from proxy.runtime.metrics import Metrics
 from proxy.settings import Settings
 from proxy.upstream.guard import SYSTEM_NETWORK
-from proxy.upstream.registry import Priority
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -77,15 +78,15 @@ async def test_t67_a_replaced_upstream_finishes_its_download_and_is_closed_then(
     old = built.commit(await built.prepare(settings(upstream.url)))["docker.io"].upstream
     transport = built._built["docker.io"].transport
     watching = asyncio.create_task(built.close_retired())
-    async with old.blob(REPO, digest, Priority.DOWNLOAD) as body:  # type: ignore[arg-type]
-        chunks = aiter(body.chunks)
-        got = [await anext(chunks)]
+    body = await old.open(Target("docker.io", REPO), digest, 0, Priority.DOWNLOAD)  # type: ignore[arg-type]
+    async with aclosing(body), aclosing(body.pieces()) as pieces:
+        got = [await anext(pieces)]
         built.commit(await built.prepare(settings(upstream.url, max_downloads=3)))
         await asyncio.sleep(0.3)  # longer than a replaced upstream may be idle
         assert not transport._session.closed
         release.set()
-        got += [chunk async for chunk in chunks]
-    assert b"".join(got) == DATA
+        got += [piece async for piece in pieces]
+    assert b"".join(piece.data for piece in got) == DATA
     await until(lambda: transport._session.closed)
     assert not built._retired
     watching.cancel()

@@ -32,6 +32,8 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "an empty password": ("upstreams: {ghcr.io: {username: a, password_file: TMP/empty}}", ("password_file", "is empty")),
     "no token": ("admin: {token_file: TMP/no}", ("admin.token_file", "TMP/no cannot be read")),
     "an address elsewhere": ("listen: 192.0.2.1:5000", ("listen: 192.0.2.1:5000", "cannot be listened on")),
+    "a fallback that is a file": ("fallback: [TMP/file]", ("fallback: TMP/file is not a directory",)),
+    "a relative fallback": ("fallback: [mnt/usb]", ("fallback", "not an absolute path")),
     "a token that is binary": ("admin: {token_file: TMP/binary}", ("admin.token_file", "not UTF-8")),
 }  # fmt: skip
 

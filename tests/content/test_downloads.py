@@ -1,117 +1,150 @@
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from proxy.content.downloads import Download, Downloads, Pour, Reader, Sink
+from proxy.content.downloads import Downloads, Reader
+from proxy.content.fetching import Fetch
+from proxy.content.reservations import Arrival
+from proxy.content.writer import MAX_WAITING, STEP
 from proxy.core.errors import ContentMismatch, UpstreamUnavailable
 from proxy.core.names import Digest, Repo, Target, sha256
-from proxy.storage.directory import Directory
-from proxy.storage.disk import DiskStore
+from proxy.core.sources import Piece, Priority
+from proxy.storage.disk import DiskSpool
+from tests.fakes.clock import Clock
 from tests.fakes.content import blob
+from tests.held import Held, opened
 
 DATA = blob(3_000_000)
 DIGEST = sha256(DATA)
 TARGET = Target("docker.io", Repo("library/app"))
+LARGE = {"max_size": 1 << 30, "unproven_share": 1.0}
 
 
-async def no_limit(_: int) -> None:
-    return
+class Pieces:
+    """A source that gives what it is told to, piece by piece, from the offset that is wanted."""
+
+    is_public = False
+
+    def __init__(self, pieces: list[Piece], size: int | None) -> None:
+        self.size = size
+        self.bodies = 0
+        self.given = 0
+        self.rejected: list[Digest] = []
+        self.holds_at = 0
+        self.breaks_at: int | None = None
+        self.refusal: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._pieces = pieces
+
+    async def open(
+        self, target: Target, digest: Digest, offset: int, priority: Priority
+    ) -> "Pieces":
+        self.bodies += 1
+        if self.refusal is not None:
+            await self.gate.wait()
+            raise self.refusal
+        return self
+
+    async def blob_size(self, target: Target, digest: Digest) -> int | None:
+        return self.size
+
+    def reject(self, digest: Digest) -> None:
+        self.rejected.append(digest)
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        for offset, data in self._pieces:
+            if offset >= self.holds_at:
+                await self.gate.wait()
+            if self.breaks_at is not None and offset >= self.breaks_at:
+                raise UpstreamUnavailable("gone")
+            await asyncio.sleep(0)
+            self.given += len(data)
+            yield Piece(offset, data)
+
+    async def aclose(self) -> None:
+        return
 
 
-def poured(body: AsyncIterator[bytes]) -> Pour:
-    """Give a body in its order."""
-
-    async def pour(sink: Sink) -> None:
-        offset = 0
-        async for chunk in body:
-            await sink(offset, chunk)
-            offset += len(chunk)
-
-    return pour
+def in_order(data: bytes, step: int = 65536) -> list[Piece]:
+    return [Piece(start, data[start : start + step]) for start in range(0, len(data), step)]
 
 
 class Field:
-    """Flights over a store of their own, and a count of the bodies begun."""
+    """Downloads into a cache, and the source of the last one that was begun."""
 
-    def __init__(self, store: DiskStore) -> None:
-        self.store = store
-        self.flights = Downloads()
-        self.bodies = 0
+    def __init__(self, held: Held, min_complete: float = 0.0) -> None:
+        self.held = held
+        self.store = held.store
+        self.downloads = Downloads(held.content, min_complete)
+        self.sources: list[Pieces] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
+    @property
+    def bodies(self) -> int:
+        return sum(source.bodies for source in self.sources)
+
     def join(self, data: bytes = DATA, *, size: int | None = len(DATA), breaks_at: int | None = None, holds_at: int = 0) -> Reader:  # fmt: skip
-        async def body() -> AsyncIterator[bytes]:
-            for start in range(0, len(data), 65536):
-                if start >= holds_at:
-                    await self.gate.wait()
-                if breaks_at is not None and start >= breaks_at:
-                    raise UpstreamUnavailable("gone")
-                await asyncio.sleep(0)
-                yield data[start : start + 65536]
+        source = Pieces(in_order(data), size)
+        source.breaks_at, source.holds_at, source.gate = breaks_at, holds_at, self.gate
+        return self.join_from(source)
 
-        async def run(flight: Download) -> None:
-            self.bodies += 1
-            spool = await self.store.spool(DIGEST, size)
-            try:
-                flight.open(spool, size)
-                await flight.pump(poured(body()), no_limit)
-                await self.store.put(DIGEST, spool)
-            finally:
-                spool.discard()
-
-        return self.flights.join(TARGET, DIGEST, run)
+    def join_from(self, source: Pieces, digest: Digest = DIGEST, target: Target = TARGET) -> Reader:
+        self.sources.append(source)
+        return self.downloads.join(Fetch(target, digest, [source]))
 
 
 @pytest.fixture
 async def field(tmp_path: Path) -> AsyncIterator[Field]:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    directory = Directory(tmp_path / "cache")
-    field = Field(DiskStore(directory))
-    yield field
-    await field.flights.close()
-    directory.close()
+    async with opened(tmp_path / "cache", Clock(), **LARGE) as held:
+        field = Field(held)
+        yield field
+        await field.downloads.close()
+        assert held.evictor.used == held.index.usage().disk_bytes, "room is not given back"
     assert not list((tmp_path / "cache/spool").iterdir())
     assert len(os.listdir("/proc/self/fd")) <= before, "descriptors leak"  # noqa: PTH208
 
 
 async def read(reader: Reader, start: int, stop: int | None) -> AsyncIterator[bytes]:
     """Read as a sender does: as far as it may, from the spool."""
-    offset, flight = start, reader.flight
+    offset = start
     while stop is None or offset < stop:
-        end = await flight.readable(offset)
+        end = await reader.readable(offset)
         if end <= offset:
             return
-        chunk = os.pread(flight.fd, (end if stop is None else min(end, stop)) - offset, offset)
+        chunk = reader.read(offset, end if stop is None else min(end, stop))
         offset += len(chunk)
         yield chunk
 
 
 async def everything(reader: Reader, start: int = 0, stop: int | None = None) -> bytes:
     try:
-        await reader.flight.opened()
+        await reader.download.opened()
         return b"".join([chunk async for chunk in read(reader, start, stop)])
     finally:
         reader.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 async def test_c04_many_readers_one_body(field: Field) -> None:
     readers = [field.join() for _ in range(50)]
-    assert [reader.first for reader in readers] == [True] + [False] * 49
+    assert [reader.is_first for reader in readers] == [True] + [False] * 49
     assert all(got == DATA for got in await asyncio.gather(*map(everything, readers)))
     assert field.bodies == 1
-    await until(lambda: not field.flights.all())
+    await until(lambda: not field.downloads.all())
     file = field.store.open(DIGEST)
     assert file is not None
     file.close()
@@ -129,10 +162,10 @@ async def test_t06_a_reader_that_leaves_disturbs_nobody(field: Field) -> None:
 
 async def test_a_download_without_readers_finishes(field: Field) -> None:
     field.join().close()
-    await until(lambda: not field.flights.all())
+    await until(lambda: not field.downloads.all())
     file = field.store.open(DIGEST)
     assert file is not None
-    assert file.read() == DATA
+    assert file.read(0, file.size) == DATA
     file.close()
 
 
@@ -158,7 +191,7 @@ async def test_t02_what_is_wrong_is_never_delivered_whole(field: Field) -> None:
         await collect()
     reader.close()
     assert 0 < len(got) < len(DATA)
-    await until(lambda: not field.flights.all())
+    await until(lambda: not field.downloads.all())
     assert field.store.open(DIGEST) is None
 
 
@@ -175,72 +208,87 @@ async def test_t38_a_failure_reaches_every_reader_and_the_next_starts_anew(field
     assert await everything(field.join()) == DATA
 
 
-async def test_a_failure_before_opening_reaches_every_reader() -> None:
-    flights = Downloads()
-
-    async def run(flight: Download) -> None:
-        await asyncio.sleep(0)
-        raise UpstreamUnavailable("refused")
-
-    readers = [flights.join(TARGET, DIGEST, run) for _ in range(3)]
+async def test_a_failure_before_opening_reaches_every_reader(field: Field) -> None:
+    source = Pieces([], None)
+    source.refusal = UpstreamUnavailable("refused")
+    readers = [field.join_from(source) for _ in range(3)]
     results = await asyncio.gather(*map(everything, readers), return_exceptions=True)
     assert [str(result) for result in results] == ["refused"] * 3
-    assert not flights.all()
+    assert not field.downloads.all()
 
 
 async def test_an_unannounced_size_is_known_at_the_end(field: Field) -> None:
     reader = field.join(size=None)
-    await reader.flight.opened()
-    assert reader.flight.size is None
+    await reader.download.opened()
+    assert reader.download.size is None
     assert await everything(reader) == DATA
-    assert reader.flight.size == len(DATA)
+    assert reader.download.size == len(DATA)
 
 
-async def test_pieces_in_any_order_are_read_and_proven_in_theirs(tmp_path: Path) -> None:
-    chance = random.Random(7)
+@pytest.mark.parametrize("seed", range(5))
+async def test_pieces_in_any_order_are_read_and_proven_in_theirs(field: Field, seed: int) -> None:
+    chance = random.Random(seed)
     edges = sorted({0, len(DATA), *chance.sample(range(1, len(DATA)), 60)})
-    pieces = list(pairwise(edges))
+    pieces = [Piece(start, DATA[start:stop]) for start, stop in pairwise(edges)]
     chance.shuffle(pieces)
-    directory = Directory(tmp_path / "cache")
-    store, flights = DiskStore(directory), Downloads()
-    told: list[int] = []
-
-    async def pour(sink: Sink) -> None:
-        for start, stop in pieces:
-            told.append(flight.written)
-            assert await flight.readable(-2) <= flight.written
-            await sink(start, DATA[start:stop])
-
-    async def run(flight: Download) -> None:
-        flight.open(await store.spool(DIGEST, len(DATA)), len(DATA))
-        await flight.pump(pour, no_limit)
-
-    reader = flights.join(TARGET, DIGEST, run)
-    flight = reader.flight
+    source = Pieces(pieces, len(DATA))
+    reader = field.join_from(source)
     assert await everything(reader) == DATA
-    come: set[int] = set()
-    for written, (start, stop) in zip(told, pieces, strict=True):
-        assert written == next((at for at in range(len(DATA)) if at not in come), len(DATA))
-        come |= set(range(start, stop))
-    await flights.close()
-    directory.close()
+    await until(lambda: not field.downloads.all())
+    file = field.store.open(DIGEST)
+    assert file is not None
+    assert file.read(0, file.size) == DATA
+    file.close()
 
 
-async def test_an_empty_blob(tmp_path: Path) -> None:
-    directory = Directory(tmp_path / "cache")
-    flights, store, empty = Downloads(), DiskStore(directory), Digest(sha256(b""))
+async def test_t02_a_wrong_byte_behind_a_gap_is_found(field: Field) -> None:
+    wrong = DATA[:-1] + b"\0"
+    assert wrong != DATA
+    last, *rest = reversed(in_order(wrong))
+    with pytest.raises(ContentMismatch):
+        await everything(field.join_from(Pieces([last, *reversed(rest)], len(DATA))))
+    assert field.sources[0].rejected == [DIGEST]
+    assert field.held.counters.mismatches == 1
 
-    async def body() -> AsyncIterator[bytes]:
-        return
-        yield b""
 
-    async def run(flight: Download) -> None:
-        flight.open(await store.spool(empty, 0), 0)
-        await flight.pump(poured(body()), no_limit)
+async def test_t02_bytes_that_come_again_change_nothing_that_was_hashed(field: Field) -> None:
+    """A source may send bytes twice, and others the second time: what was hashed is what is kept."""
+    again = [Piece(0, bytes(100_000)), Piece(900_000, bytes(200_000))]
+    pieces = [*in_order(DATA[:2_000_000]), *again]
+    pieces += [Piece(o + 2_000_000, data) for o, data in in_order(DATA[2_000_000:])]
+    assert await everything(field.join_from(Pieces(pieces, len(DATA)))) == DATA
+    await until(lambda: not field.downloads.all())
+    file = field.store.open(DIGEST)
+    assert file is not None
+    assert file.read(0, file.size) == DATA
+    file.close()
 
-    assert await everything(flights.join(TARGET, empty, run)) == b""
-    await flights.close()
-    directory.close()
+
+async def test_an_empty_blob(field: Field) -> None:
+    empty = Digest(sha256(b""))
+    assert await everything(field.join_from(Pieces([], 0), empty)) == b""
+    await until(lambda: not field.downloads.all())
+
+
+async def test_a_fast_body_waits_for_the_disk(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than two megabytes are in memory, however fast the source and slow the disk."""
+    free, write = threading.Event(), DiskSpool.write
+
+    def slow(spool: DiskSpool, data: bytes, offset: int) -> None:
+        free.wait(30)
+        write(spool, data, offset)
+
+    monkeypatch.setattr(DiskSpool, "write", slow)
+    reader = field.join()
+    source = field.sources[0]
+    await until(lambda: source.given > STEP)
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    assert source.given <= MAX_WAITING + 65536
+    free.set()
+    assert await everything(reader) == DATA
 
 
 async def test_a_slow_reader_holds_up_neither_download_nor_others(field: Field) -> None:
@@ -248,7 +296,7 @@ async def test_a_slow_reader_holds_up_neither_download_nor_others(field: Field) 
     chunks = read(slow, 0, None)
     await anext(chunks)
     assert await everything(field.join()) == DATA
-    await until(lambda: not field.flights.all())
+    await until(lambda: not field.downloads.all())
     rest: Callable[[], Awaitable[bytes]] = chunks.__anext__
     assert len(await rest()) > 0
     await chunks.aclose()
@@ -259,41 +307,40 @@ async def test_closing_cancels_and_says_so(field: Field) -> None:
     field.gate.clear()
     waiting = asyncio.create_task(everything(field.join()))
     await asyncio.sleep(0.01)
-    await field.flights.close()
+    await field.downloads.close()
     with pytest.raises(UpstreamUnavailable, match="cancelled"):
         await waiting
 
 
-async def test_a_download_that_nobody_wants_any_more_is_dropped_if_hardly_begun(
-    tmp_path: Path,
+@pytest.mark.parametrize(("holds_at", "goes_on"), [(1_000_000, False), (2_000_000, True)])
+async def test_a_download_that_all_readers_have_left_is_dropped_if_hardly_begun(
+    tmp_path: Path, holds_at: int, goes_on: bool
 ) -> None:
-    for holds_at, goes_on in ((1_000_000, False), (2_000_000, True)):
-        directory = Directory(tmp_path / str(holds_at))
-        field = Field(DiskStore(directory))
-        field.flights = Downloads(finish_from=0.5)
+    async with opened(tmp_path, Clock(), **LARGE) as held:
+        field = Field(held, min_complete=0.5)
         field.gate.clear()
         reader = field.join(holds_at=holds_at)
-        await reader.flight.readable(holds_at - 100_000)
+        await reader.download.opened()
+        await reader.readable(holds_at - 100_000)
         reader.close()
         await asyncio.sleep(0.01)
-        assert bool(field.flights.all()) is goes_on
+        assert bool(field.downloads.all()) is goes_on
         field.gate.set()
         assert await everything(field.join()) == DATA
-        await field.flights.close()
+        await field.downloads.close()
         assert field.bodies == (1 if goes_on else 2)
-        directory.close()
 
 
 async def test_a_dropped_download_leaves_its_successor_to_be_joined(field: Field) -> None:
     field.gate.clear()
     dropped = field.join()
     await until(lambda: field.bodies == 1)
-    field.flights.abandon(dropped)
+    field.downloads.abandon(dropped)
     successor = field.join()
-    await until(lambda: dropped.flight.failure is not None)
-    assert field.flights.live(TARGET, DIGEST) is successor.flight
+    await until(lambda: dropped.download.failure is not None)
+    assert field.downloads.live(TARGET, DIGEST) is successor.download
     joined = field.join()
-    assert (joined.flight, joined.first) == (successor.flight, False)
+    assert (joined.download, joined.is_first) == (successor.download, False)
     field.gate.set()
     assert await asyncio.gather(everything(successor), everything(joined)) == [DATA, DATA]
     assert field.bodies == 2
@@ -302,18 +349,15 @@ async def test_a_dropped_download_leaves_its_successor_to_be_joined(field: Field
 async def test_t47_a_download_is_joined_by_its_own_upstream_only(field: Field) -> None:
     field.gate.clear()
     own = field.join()
-
-    async def run(_: Download) -> None:
-        await field.gate.wait()
-        raise UpstreamUnavailable("another upstream failed")
-
+    source = Pieces([], None)
+    source.refusal, source.gate = UpstreamUnavailable("another upstream failed"), field.gate
     other = Target("ghcr.io", TARGET.repo)
-    foreign = field.flights.join(other, DIGEST, run)
-    assert foreign.first
-    assert len(field.flights.all()) == 2
-    assert field.flights.live(other, DIGEST) is foreign.flight
+    foreign = field.join_from(source, target=other)
+    assert foreign.is_first
+    assert len(field.downloads.all()) == 2
+    assert field.downloads.live(other, DIGEST) is foreign.download
     joined = field.join()
-    assert joined.flight is own.flight
+    assert joined.download is own.download
     joined.close()
     field.gate.set()
     with pytest.raises(UpstreamUnavailable, match="another upstream"):
@@ -322,59 +366,50 @@ async def test_t47_a_download_is_joined_by_its_own_upstream_only(field: Field) -
 
 
 async def test_t50_room_is_wanted_for_bytes_that_have_come_not_for_where_they_belong(
-    tmp_path: Path,
+    field: Field, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     far = blob(20 * 1024 * 1024)
-    piece, ends = 64 * 1024, (len(far) // 2, len(far))
-    directory = Directory(tmp_path / "cache")
-    store, flights, digest = DiskStore(directory), Downloads(), sha256(far)
-    come, wanted, taken = 0, list[int](), list[int]()
+    piece, middle = 64 * 1024, len(far) // 2
+    starts = [start for at in range(0, middle, piece) for start in (at, middle + at)]
+    source = Pieces([Piece(at, far[at : at + piece]) for at in starts], len(far))
+    grow, wanted, taken = Arrival.grow, list[int](), list[int]()
 
-    async def pour(sink: Sink) -> None:
-        nonlocal come
-        for offset in range(0, ends[0], piece):
-            for start in (offset, ends[0] + offset):
-                chunk = far[start : start + piece]
-                come += len(chunk)
-                await sink(start, chunk)
-                taken.append(os.fstat(flight.fd).st_blocks * 512)
-
-    async def room_for(size: int) -> None:
+    async def watched(room: Arrival, size: int) -> None:
         wanted.append(size)
-        assert size <= come + 4 * 4096
+        assert size <= source.given + 4 * 4096
+        await grow(room, size)
+        reader_fd = reader.fd
+        assert reader_fd is not None
+        taken.append(os.fstat(reader_fd).st_blocks * 512)
 
-    async def run(flight: Download) -> None:
-        flight.open(await store.spool(digest, None), len(far))
-        await flight.pump(pour, room_for)
-
-    reader = flights.join(TARGET, digest, run)
-    flight = reader.flight
+    reader = field.join_from(source, sha256(far))
+    await reader.download.opened()
+    monkeypatch.setattr(Arrival, "grow", watched)
     assert await everything(reader) == far
+    assert len(taken) > 100
     assert all(used <= most for used, most in zip(taken, wanted, strict=True))
-    await flights.close()
-    directory.close()
 
 
-async def test_the_last_reader_of_a_failed_download_ends_what_it_takes(field: Field) -> None:
-    ended: list[bool] = []
+async def test_the_last_reader_of_a_failed_download_gives_its_room_back(field: Field) -> None:
     field.gate.clear()
-    readers = [field.join(breaks_at=1_000_000) for _ in range(2)]
-    readers[0].flight.on_closed(lambda: ended.append(True))
+    readers = [field.join(breaks_at=1_000_000, holds_at=500_000) for _ in range(2)]
+    await readers[0].download.opened()
+    await readers[0].readable(0)
     field.gate.set()
-    await until(lambda: readers[0].flight.failure is not None)
+    await until(lambda: readers[0].download.failure is not None)
     readers[0].close()
-    assert not ended
+    assert field.held.evictor.used > 0
     readers[1].close()
-    assert ended == [True]
+    assert field.held.evictor.used == 0
 
 
 async def test_a_download_that_is_cancelled_before_it_begins_tells_its_readers(
     field: Field,
 ) -> None:
     reader = field.join()
-    await field.flights.close()
+    await field.downloads.close()
     async with asyncio.timeout(30):
         with pytest.raises(UpstreamUnavailable):
-            await reader.flight.opened()
+            await reader.download.opened()
     reader.close()
-    assert not field.flights.all()
+    assert not field.downloads.all()

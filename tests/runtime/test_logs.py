@@ -17,9 +17,9 @@ class Broken(io.StringIO):
 
 
 def log_to(stream: io.StringIO, form: Any = "json", drops: list[int] | None = None) -> RequestLog:
-    render = logs.configure("info", form, stream)
+    output = logs.configure("info", form, stream)
     lost: list[int] = [] if drops is None else drops
-    return RequestLog(render, stream, level="info", on_drop=lambda: lost.append(1))
+    return RequestLog(output, level="info", on_drop=lambda: lost.append(1))
 
 
 def test_a_line_has_what_is_known() -> None:
@@ -100,8 +100,8 @@ def test_t66_requests_that_end_in_5xx_are_warnings(
     form: Any, level: logs.Level, logged: list[int]
 ) -> None:
     stream = io.StringIO()
-    render = logs.configure(level, form, stream)
-    log = RequestLog(render, stream, level=level, on_drop=lambda: None)
+    output = logs.configure(level, form, stream)
+    log = RequestLog(output, level=level, on_drop=lambda: None)
     for status in (200, 404, 500, 502):
         log.add({"status": status}, 0.0, None)
     log.flush()

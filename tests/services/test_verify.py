@@ -257,11 +257,11 @@ async def test_a_cancelled_one_goes_on_where_it_was(cache: Held, verifier: Verif
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    before = cache.counters.verified
     [start, *_, done] = await run(verifier)
     assert start["resumed"]
     assert done["blobs"] == 10 + len(IMAGE.blobs) + 1
-    assert cache.counters.verified - before <= done["blobs"] - before
+    repeated = cache.counters.verified - done["blobs"]
+    assert repeated <= 1, "more than the blob that was being hashed"
 
 
 async def test_the_rate_is_kept(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:

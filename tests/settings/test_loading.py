@@ -245,3 +245,18 @@ def test_both_names_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ConfigError, match=r"^MILLPOND_STORAGE__FINISH_FROM: storage\.finish_from: "
     ):
         loading.load(None)
+
+
+@pytest.mark.parametrize(
+    ("paths", "reason"),
+    [
+        ("[mnt/usb]", "not an absolute path"),
+        ("[/srv/cache]", "where this cache itself is"),
+        ("[/srv/cache/blobs]", "where this cache itself is"),
+        ("[/srv]", "where this cache itself is"),
+        ("[/mnt/usb, /mnt/usb]", "named twice"),
+    ],
+)
+def test_a_fallback_that_makes_no_sense_is_refused(tmp_path: Path, paths: str, reason: str) -> None:
+    [line] = refused(tmp_path, f"storage: {{path: /srv/cache}}\nfallback: {paths}")
+    assert reason in line

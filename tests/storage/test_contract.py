@@ -63,7 +63,7 @@ def read(store: BlobStore, digest: Digest) -> bytes | None:
     if file is None:
         return None
     try:
-        return file.read()
+        return file.read(0, file.size)
     finally:
         file.close()
 
@@ -134,7 +134,7 @@ async def test_an_open_blob_outlives_its_deletion(store: BlobStore) -> None:
     assert read(store, DIGEST) is None
     assert await scanned(store) == {}
     assert file.size == len(DATA)
-    assert file.read() == DATA
+    assert file.read(0, file.size) == DATA
     file.close()
     file.close()
 

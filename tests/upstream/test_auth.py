@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from yarl import URL
@@ -301,6 +302,45 @@ async def test_basic_is_not_forgotten_when_access_is_denied(
     upstream.fail(403)
     assert (await proxy.get("/v2/app/manifests/b")).status == 403
     assert upstream.count("GET") == 1
+
+
+async def test_an_expired_token_may_be_refused_with_403(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    """As by GHCR: a second 403 then means what it says."""
+    upstream.auth.scheme = "bearer"
+    upstream.add("library/app", IMAGE, tags=["a", "b", "c"])
+    proxy = await start()
+    assert (await proxy.get("/v2/app/manifests/a")).status == 200
+    upstream.fail(403, times=1)
+    assert (await proxy.get("/v2/app/manifests/b")).status == 200
+    assert len(upstream.token_requests) == 2
+    upstream.fail(403)
+    assert (await proxy.get("/v2/app/manifests/c")).status == 403
+
+
+@pytest.mark.parametrize(
+    ("scheme", "user", "words"),
+    [
+        ("bearer", {}, b"denies anonymous access"),
+        ("bearer", {"username": "alice", "password": "secret"}, b"denies the configured"),
+        ("basic", {"username": "alice", "password": "secret"}, b"rejects the configured"),
+    ],
+)
+async def test_a_401_to_an_authorized_request(
+    start: Start, upstream: FakeUpstream, scheme: Any, user: dict[str, str], words: bytes
+) -> None:
+    """A token was issued, so the credentials are right. Without a token they may be wrong."""
+    upstream.auth.scheme = scheme
+    upstream.auth.users = {"alice": "secret"}
+    upstream.add("library/app", IMAGE)
+    realm = f'realm="{upstream.token_url}/token"'
+    upstream.fault(status(401, headers={"WWW-Authenticate": f"{scheme} {realm}"}))
+    proxy = await start(hub=user)
+    answer = await proxy.get("/v2/app/manifests/latest")
+    assert answer.status == (502 if scheme == "basic" else 403)
+    assert words in answer.body
+    assert ("credentials rejected" in proxy.log.getvalue()) == (scheme == "basic")
 
 
 REALM = URL("https://auth.example.com/token")

@@ -104,7 +104,7 @@ async def test_what_is_small_or_forbidden_comes_over_one_connection(
 async def test_a_connection_that_is_fast_gets_no_company(
     start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.upstream.download.FAST", 1)
+    monkeypatch.setattr("proxy.upstream.body.FAST", 1)
     proxy = await parallel(start, upstream)
     assert (await proxy.get(PATH)).body == DATA
     assert len(asked(upstream)) == 1

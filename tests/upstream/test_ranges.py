@@ -10,22 +10,22 @@ from proxy.upstream.ranges import Pieces, Span, Spans
 FOUR = Pieces(connections=4, start_from=80)
 
 
-def lengths(spans: Spans, hands: int) -> list[float]:
+def lengths(spans: Spans, workers: int) -> list[float]:
     """Claim everything, each span fetched to its end before the next is claimed."""
     found = []
-    while (span := spans.claim(hands)) is not None:
+    while (span := spans.claim(workers)) is not None:
         found.append(span.stop - span.position)
-        span.position = span.reached = int(span.stop)
+        span.position = int(span.stop)
         spans.give_back(span)
     return found
 
 
 def test_one_alone_takes_everything() -> None:
-    assert lengths(Spans(1000, FOUR), hands=1) == [1000]
+    assert lengths(Spans(1000, FOUR), workers=1) == [1000]
 
 
 def test_several_share_in_pieces_that_get_smaller() -> None:
-    cut = lengths(Spans(1000, FOUR), hands=4)
+    cut = lengths(Spans(1000, FOUR), workers=4)
     assert sum(cut) == 1000
     assert cut[0] == FOUR.largest
     assert cut == sorted(cut, reverse=True) or cut[-1] < 2 * FOUR.smallest
@@ -45,11 +45,11 @@ def test_an_empty_body_is_done_at_once() -> None:
     assert Spans(0, FOUR).claim(1) is None
 
 
-def test_a_helper_gets_the_far_part_of_what_one_fetches_alone() -> None:
+def test_a_worker_gets_the_far_part_of_the_only_span() -> None:
     spans = Spans(1000, FOUR)
     first = spans.claim(1)
     assert first is not None
-    first.position, first.reached = 100, 150
+    first.position = 150
     helper = spans.claim(2)
     assert helper is not None
     assert first.stop == helper.position == 150 + FOUR.largest
@@ -60,7 +60,7 @@ def test_what_has_been_received_is_not_fetched_by_another() -> None:
     spans = Spans(50, FOUR)
     first = spans.claim(1)
     assert first is not None
-    first.reached = 31  # 19 bytes are left, and a piece has 10
+    first.position = 31  # 19 bytes are left, and a piece has 10
     assert spans.claim(2) is None
 
 
@@ -69,7 +69,7 @@ def test_what_is_given_back_comes_next_from_its_last_safe_byte() -> None:
     one, other = spans.claim(2), spans.claim(2)
     assert one is not None
     assert other is not None
-    one.position, one.reached = 7, 11
+    one.position = 7
     spans.give_back(one)
     again = spans.claim(2)
     assert again is not None
@@ -92,13 +92,11 @@ def test_every_byte_is_fetched_exactly_once(size: int, start_from: int, seed: in
         if not busy:
             continue
         span = chance.choice(busy)
-        count = min(chance.randint(1, 50), int(span.stop - span.reached))
-        span.reached += count
-        if chance.random() < 0.8:
-            for at in range(span.position, span.reached):
-                fetched[at] += 1
-            span.position = span.reached
-        if span.position >= span.stop or span.position < span.reached or chance.random() < 0.1:
+        count = min(chance.randint(1, 50), int(span.stop - span.position))
+        for at in range(span.position, span.position + count):
+            fetched[at] += 1
+        span.position += count
+        if span.position >= span.stop or chance.random() < 0.1:
             busy.remove(span)
             spans.give_back(span)
     assert set(fetched) == {1}

@@ -1,4 +1,4 @@
-"""Places for bodies: downloads in their order, helpers only while nobody else wants to go."""
+"""Slots for bodies: downloads in their order, range workers only while no download needs them."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -10,15 +10,15 @@ from proxy.upstream.slots import Slots
 SOON = 0.02
 
 
-async def taken(stack: AsyncExitStack, places: Slots, patience: float = SOON) -> None:
-    await stack.enter_async_context(places.one(patience))
+async def taken(stack: AsyncExitStack, slots: Slots, patience: float = SOON) -> None:
+    await stack.enter_async_context(slots.one(patience))
 
 
-async def test_who_waits_gets_the_next_place_in_order() -> None:
-    places, order = Slots(1), []
+async def test_waiters_get_slots_in_order() -> None:
+    slots, order = Slots(1), []
 
     async def one(name: str) -> None:
-        async with places.one(5):
+        async with slots.one(5):
             order.append(name)
             await asyncio.sleep(0)
 
@@ -26,49 +26,53 @@ async def test_who_waits_gets_the_next_place_in_order() -> None:
     assert order == list("abcd")
 
 
-async def test_who_has_waited_in_vain_goes_without_but_not_without_end() -> None:
-    places = Slots(2)
+async def test_a_waiter_exceeds_the_bound_after_the_timeout_but_only_so_many() -> None:
+    slots = Slots(2)
     async with AsyncExitStack() as stack:
         for _ in range(4):
-            await taken(stack, places)
+            await taken(stack, slots)
         with pytest.raises(TimeoutError):
-            await taken(stack, places)
+            await taken(stack, slots)
     async with AsyncExitStack() as stack:
-        await taken(stack, places)
-        await taken(stack, places)
-        assert places.borrow(lambda: None) is None, "two came back, not four"
+        await taken(stack, slots)
+        await taken(stack, slots)
+        assert slots.borrow() is None, "two came back, not four"
 
 
-async def test_a_loan_is_recalled_when_its_place_is_wanted() -> None:
-    places, recalled = Slots(2), []
-    early = places.borrow(lambda: recalled.append("early"))
-    late = places.borrow(lambda: recalled.append("late"))
+async def test_a_lent_slot_is_taken_back_when_a_download_needs_it() -> None:
+    slots = Slots(2)
+    early, late = slots.borrow(), slots.borrow()
     assert early is not None
     assert late is not None
-    assert places.borrow(lambda: None) is None
-    async with places.one(0):
-        assert recalled == ["late"]
+    for lent in (early, late):
+        lent.task = asyncio.create_task(asyncio.sleep(60))
+    assert slots.borrow() is None
+    async with slots.one(0):
+        await asyncio.wait([late.task], timeout=30)
+        assert late.task.cancelled()
+        assert not early.task.done()
         late.give_back()
         early.give_back()
         early.give_back()
-        async with places.one(0):
-            assert places.borrow(lambda: None) is None, "both are in use"
-    assert places.borrow(lambda: None) is not None
+        async with slots.one(0):
+            assert slots.borrow() is None, "both are in use"
+    assert slots.borrow() is not None
+    early.task.cancel()
 
 
-async def test_half_of_the_places_is_not_for_what_nobody_has_asked_for() -> None:
+async def test_half_of_the_slots_is_not_for_prefetching() -> None:
     assert not Slots(1).has_some_to_spare
-    places = Slots(4)
+    slots = Slots(4)
     async with AsyncExitStack() as stack:
         for spare in (True, True, False, False):
-            assert places.has_some_to_spare is spare
-            await taken(stack, places)
+            assert slots.has_some_to_spare is spare
+            await taken(stack, slots)
 
 
-async def test_who_leaves_while_waiting_takes_no_place_along() -> None:
-    places = Slots(1)
-    async with places.one(5):
-        waiting = [asyncio.create_task(places.one(5).__aenter__()) for _ in range(3)]
+async def test_a_cancelled_waiter_takes_no_slot_along() -> None:
+    slots = Slots(1)
+    async with slots.one(5):
+        waiting = [asyncio.create_task(slots.one(5).__aenter__()) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()
         await asyncio.sleep(0)

@@ -61,7 +61,7 @@ async def test_redirects_are_followed_a_few_times(
     transport: Transport, upstream: FakeUpstream, count: int
 ) -> None:
     upstream.add("library/app", content.image(1))
-    upstream.fault(redirect(), times=count)
+    upstream.fault(redirect("/v2/library/app/tags/list?n=5"), times=count)
     if count > MAX_REDIRECTS:
         with pytest.raises(UpstreamUnavailable, match="more than"):
             await transport.send(tags(upstream))
@@ -194,11 +194,13 @@ async def test_redirects_that_are_not_followed(start: Start, upstream: FakeUpstr
     image = upstream.add("library/app", content.image(1))
     proxy = await start()
     path = f"/v2/app/blobs/{image.layers[0]}"
-    for location in ("ftp://127.0.0.1/x", "file:///etc/passwd", "http://", "\\\\x", None):
+    elsewhere = ("ftp://127.0.0.1/x", "file:///etc/passwd", "https://")
+    for location in (*elsewhere, "http://", "\\\\x", None):
         rule = upstream.fault(redirect(location), kind="blob")
         answer = await proxy.get(path)
         assert answer.status == 502, location
         assert b"signature" not in answer.body
+        assert (b"an address that is not followed" in answer.body) == (location in elsewhere)
         assert rule.used
         upstream.heal()
     assert (await proxy.get(path)).status == 200
@@ -225,8 +227,8 @@ async def test_http_proxies_of_the_environment_are_used(
     upstream.add("library/app", content.image(1))
     seen: list[str] = []
     async with http_proxy(seen) as port:
-        monkeypatch.setenv("HTTP_PROXY", f"http://me:pw@127.0.0.1:{port}")
-        monkeypatch.setenv("http_proxy", f"http://me:pw@127.0.0.1:{port}")
+        monkeypatch.setenv("HTTP_PROXY", f"http://me:pw@localhost:{port}")
+        monkeypatch.setenv("http_proxy", f"http://me:pw@localhost:{port}")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         proxy = await start(upstreams={"far": {"url": "http://registry.invalid"}})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientConnectionError, ClientSession, TCPConnector
 
-from proxy.app.descriptors import shared_out
+from proxy.app.descriptors import descriptor_limits
 from proxy.runtime.metrics import CacheCounters
 from proxy.web import acceptor
 from proxy.web.clients import Clients
@@ -183,7 +183,7 @@ async def test_t55_a_failing_accept_is_survived(upstream: FakeUpstream) -> None:
 
 @pytest.mark.parametrize("limit", [64, 128, 256, 1024, 4096, 65_536, 1_048_576])
 def test_t55_what_all_may_take_together_fits(limit: int) -> None:
-    shares = shared_out(limit, 64)
+    shares = descriptor_limits(limit, 64)
     assert shares.clients >= 8
     assert 2 <= shares.downloads <= 64
     if limit >= 256:

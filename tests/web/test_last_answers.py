@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from proxy.web import linger
+from proxy.web import closing
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.parts.process import command
@@ -125,14 +125,14 @@ async def test_t57_a_client_that_never_stops_sending_is_cut_off(proxy: Proxy) ->
     writer.write(USUAL)
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
     sent = await sent_until_cut_off(writer, MORE)
-    assert sent < linger.MAX_BYTES + 32 * 1024 * 1024, "what both kernels hold comes on top"
+    assert sent < closing.MAX_DISCARDED + 32 * 1024 * 1024, "what both kernels hold comes on top"
     writer.transport.abort()
 
 
 async def test_t57_a_client_that_stays_silent_is_cut_off(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linger, "SECONDS", 0.2)
+    monkeypatch.setattr(closing, "LINGER_SECONDS", 0.2)
     host, port = proxy.app.address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(USUAL)

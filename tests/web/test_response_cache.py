@@ -1,4 +1,4 @@
-"""Answers that lie ready: the same as the general ones, only for plain requests, never outdated."""
+"""The response cache: equal to the general answers, only for plain requests, never outdated."""
 
 import asyncio
 import json
@@ -66,6 +66,11 @@ class Line:
         self.writer.write(request)
         return await self.answer(has_body=not request.startswith(b"HEAD"))
 
+    async def teach(self, *requests: bytes) -> None:
+        """Send each request twice, so that it is remembered."""
+        for request in requests * 2:
+            await self.ask(request)
+
     async def answer(self, *, has_body: bool = True) -> Answer:
         first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().splitlines()[:-1]
         headers = [(name, value) for name, _, value in (line.partition(": ") for line in lines)]
@@ -83,7 +88,7 @@ async def line(proxy: Proxy) -> AsyncIterator[Line]:
 
 
 async def at_once(proxy: Proxy) -> int:
-    """How many answers have lain ready."""
+    """How many requests the response cache has answered."""
     page = (await proxy.get("/metrics")).body.decode()
     found = re.search(r"^millpond_prepared_answers_total (\S+)$", page, re.MULTILINE)
     assert found is not None
@@ -108,8 +113,9 @@ async def test_it_equals_the_general_answer(proxy: Proxy, method: str, path: str
     await fill(proxy)
     before = await at_once(proxy)
     async with line(proxy) as first, line(proxy) as second:
-        general = await first.ask(head(path, method=method))
-        assert await at_once(proxy) == before
+        for _ in range(2):
+            general = await first.ask(head(path, method=method))
+        assert await at_once(proxy) == before, "a request is remembered once it came twice"
         answers = [await place.ask(head(path, method=method)) for place in (first, second) * 2]
     assert await at_once(proxy) == before + 4
     for answer in answers:
@@ -123,18 +129,19 @@ async def test_it_is_counted_and_logged_like_the_general_answer(proxy: Proxy) ->
     await fill(proxy)
     counted = []
     async with line(proxy) as client:
+        await client.ask(head(TAG, "User-Agent: someone/1"))
         for _ in range(2):
             before = proxy.numbers
             await client.ask(head(TAG, "User-Agent: someone/1"))
             after = proxy.numbers
             names = ("requests", "hits", "bytes_to_clients", "pulls_saved", "bytes_saved")
             counted.append([after[name] - before[name] for name in names])
-    await until(lambda: proxy.log.getvalue().count("someone/1") == 2)
+    await until(lambda: proxy.log.getvalue().count("someone/1") == 3)
     lines = [json.loads(text) for text in proxy.log.getvalue().splitlines() if "someone/1" in text]
     size = len(IMAGE.manifest)
     assert counted == [[1, 1, size, 1, size]] * 2
     assert await at_once(proxy) == 1
-    general, ready = lines
+    _, general, ready = lines
     assert general.keys() == ready.keys()
     assert {name for name in ready if ready[name] != general[name]} <= {"timestamp", "seconds"}
     assert (ready["client"], ready["outcome"], ready["bytes"]) == ("127.0.0.1", "hit", size)
@@ -149,7 +156,7 @@ async def test_it_is_counted_and_logged_like_the_general_answer(proxy: Proxy) ->
         (head(TAG, "Cache-Control: only-if-cached"), 200),
         (head(TAG, "Authorization: Basic c2VjcmV0"), 200),
         (head(TAG, "Cookie: secret"), 200),
-        (head(TAG, f"X-Long: {'x' * response_cache.MAX_BYTES}"), 200),
+        (head(TAG, f"X-Long: {'x' * response_cache.MAX_REQUEST_BYTES}"), 200),
         (head(f"{REPO}/blobs/{TINY}", "Range: bytes=1-2"), 206),
         (head(f"{REPO}/blobs/{TINY}", "Range: bytes=1-2", 'If-Range: "other"'), 200),
         (head(f"{REPO}/blobs/{LARGE}"), 200),
@@ -165,7 +172,7 @@ async def test_what_is_not_plain_goes_the_general_way(
 ) -> None:
     await fill(proxy)
     async with line(proxy) as client:
-        for _ in range(3):
+        for _ in range(4):
             assert (await client.ask(request_head)).status == status
     assert await at_once(proxy) == 0
 
@@ -175,7 +182,7 @@ async def test_what_is_not_plain_goes_the_general_way(
 )
 async def test_a_connection_that_shall_close_is_closed(proxy: Proxy, request_head: bytes) -> None:
     await fill(proxy)
-    for _ in range(3):
+    for _ in range(4):
         async with line(proxy) as client:
             assert (await client.ask(request_head)).body == IMAGE.manifest
             assert await client.reader.read() == b""
@@ -185,7 +192,7 @@ async def test_a_connection_that_shall_close_is_closed(proxy: Proxy, request_hea
 async def test_http_1_0_that_keeps_alive_is_told_so(proxy: Proxy) -> None:
     await fill(proxy)
     async with line(proxy) as client:
-        for _ in range(3):
+        for _ in range(4):
             answer = await client.ask(head(TAG, "Connection: keep-alive", version="1.0"))
             assert answer["Connection"] == "keep-alive"
     assert await at_once(proxy) == 0
@@ -196,7 +203,7 @@ async def test_an_answer_in_progress_is_not_overtaken(proxy: Proxy, upstream: Fa
     upstream.add("library/app", OTHER, tags=["other"])
     gate = upstream.hold(reference="other")
     async with line(proxy) as client:
-        await client.ask(head(TAG))
+        await client.teach(head(TAG))
         client.writer.write(head(f"{REPO}/manifests/other"))
         await upstream.until(lambda: upstream.count(ref="other") > 0)
         client.writer.write(head(TAG))
@@ -210,7 +217,7 @@ async def test_an_answer_in_progress_is_not_overtaken(proxy: Proxy, upstream: Fa
 async def test_a_header_that_looks_like_a_request_is_none(proxy: Proxy) -> None:
     await fill(proxy)
     async with line(proxy) as client:
-        await client.ask(head(TAG))
+        await client.teach(head(TAG))
         client.writer.write(f"GET {REPO}/manifests/absent HTTP/1.1\r\nX-Quote: ".encode())
         await asyncio.sleep(0.05)
         client.writer.write(head(TAG))
@@ -244,8 +251,7 @@ async def test_pipelined_and_broken_up_requests_are_answered_in_order(proxy: Pro
     large = head(f"{REPO}/blobs/{LARGE}")
     bodies = {tag: IMAGE.manifest, tiny: IMAGE.blobs[TINY], large: IMAGE.blobs[LARGE]}
     async with line(proxy) as client:
-        for request in (tag, tiny):  # learnt here
-            await client.ask(request)
+        await client.teach(tag, tiny)
         for pieces in 2 * (
             [tag + tiny, large + tag],
             [large, tag, tiny],
@@ -267,7 +273,7 @@ async def test_pipelined_and_broken_up_requests_are_answered_in_order(proxy: Pro
 async def test_a_body_that_looks_like_a_request_is_none(proxy: Proxy) -> None:
     await fill(proxy)
     async with line(proxy) as client:
-        await client.ask(head(TAG))
+        await client.teach(head(TAG))
         posted = head(TAG, f"Content-Length: {len(head(TAG))}", method="POST")
         client.writer.write(posted)
         await asyncio.sleep(0.05)
@@ -280,7 +286,7 @@ async def test_a_body_that_looks_like_a_request_is_none(proxy: Proxy) -> None:
 async def test_the_age_of_a_tag_is_told_anew_each_time(proxy: Proxy, clock: Clock) -> None:
     await fill(proxy)
     async with line(proxy) as client:
-        await client.ask(head(TAG))
+        await client.teach(head(TAG))
         told = []
         for _ in range(3):
             clock.advance(7)
@@ -294,7 +300,7 @@ async def test_a_tag_that_has_moved_is_not_answered_as_before(
 ) -> None:
     await fill(proxy)
     async with line(proxy) as client:
-        for _ in range(2):
+        for _ in range(3):
             await client.ask(head(TAG))
         upstream.add("library/app", OTHER, tags=["latest"])
         clock.advance(300 + 3600)
@@ -307,13 +313,13 @@ async def test_a_tag_that_has_moved_is_not_answered_as_before(
 
 
 @pytest.mark.parametrize("path", [TAG, MANIFEST, f"{REPO}/blobs/{TINY}"])
-async def test_what_has_left_the_index_is_not_served_from_ram(
+async def test_evicted_content_is_not_served_from_ram(
     proxy: Proxy, upstream: FakeUpstream, path: str
 ) -> None:
     await fill(proxy)
     digest = TINY if TINY in path else IMAGE.digest
     async with line(proxy) as client:
-        for _ in range(2):
+        for _ in range(3):
             await client.ask(head(path))
         assert await at_once(proxy) == 1
         await proxy.app.content.discard([Digest(digest)])
@@ -332,7 +338,7 @@ async def test_what_another_repository_holds_is_not_served(
     upstream.add("library/thief", OTHER)
     stolen = f"/v2/library/thief/blobs/{TINY}"
     async with line(proxy) as client:
-        for _ in range(2):
+        for _ in range(4):
             assert (await client.ask(head(stolen))).status == 404
 
 
@@ -342,7 +348,7 @@ async def test_offline_a_manifest_is_answered_the_general_way(start: Start) -> N
     await online.close()
     proxy = await start(offline=True)
     async with line(proxy) as client:
-        for _ in range(3):
+        for _ in range(4):
             assert (await client.ask(head(MANIFEST))).status == 200
     assert await at_once(proxy) == 0
 
@@ -352,7 +358,7 @@ async def test_a_slow_reader_is_waited_for(proxy: Proxy) -> None:
     path = head(f"{REPO}/blobs/{SMALL}")
     size, count = len(IMAGE.blobs[SMALL]), 400
     async with line(proxy) as client:
-        await client.ask(path)
+        await client.teach(path)
     host, port = proxy.app.address.split(":")
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
@@ -371,11 +377,11 @@ async def test_a_slow_reader_is_waited_for(proxy: Proxy) -> None:
 
 
 async def test_requests_known_are_bounded(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response_cache, "MAX_KNOWN", 2)
+    monkeypatch.setattr(response_cache, "MAX_REQUESTS", 2)
     await fill(proxy)
     async with line(proxy) as client:
         for number in range(4):
-            await client.ask(head(TAG, f"User-Agent: {number}"))
+            await client.teach(head(TAG, f"User-Agent: {number}"))
         assert await at_once(proxy) == 0
         for number in (3, 2):
             await client.ask(head(TAG, f"User-Agent: {number}"))
@@ -387,7 +393,7 @@ async def test_requests_known_are_bounded(proxy: Proxy, monkeypatch: pytest.Monk
 async def test_a_busy_connection_is_not_closed_as_idle(proxy: Proxy) -> None:
     await fill(proxy)
     async with line(proxy) as client:
-        await client.ask(head(TAG))
+        await client.teach(head(TAG))
         frames = [task.get_coro().cr_frame for task in asyncio.all_tasks()]
         held = [frame.f_locals.get("self") for frame in frames if frame is not None]
         [connection] = [it for it in held if getattr(it, "_client", None) and it.head == head(TAG)]

@@ -1,10 +1,13 @@
 import asyncio
+import os
 import ssl
 from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession, TCPConnector
 
+from proxy.content.downloads import Reader
+from proxy.repository.results import Local
 from tests.fakes import content
 from tests.fakes.tls import certificate
 from tests.fakes.upstream import FakeUpstream
@@ -52,12 +55,27 @@ SPANS = (
 )
 
 
+@pytest.mark.parametrize("has_file", [True, False], ids=["file", "no file"])
 @pytest.mark.parametrize("secure", [True, False], ids=["tls", "plain"])
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 async def test_several_ranges_byte_for_byte(
-    start: Start, upstream: FakeUpstream, tmp_path: Path, *, secure: bool, warm: bool
+    start: Start,
+    upstream: FakeUpstream,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    secure: bool,
+    warm: bool,
+    has_file: bool,
 ) -> None:
-    """Of one byte, of more than one write, at odd places; from a file and from a download."""
+    """Of one byte, of more than one write, at odd places; from a blob and from a download.
+
+    Storage need not have files: what has no descriptor is read and written.
+    """
+    if not has_file:
+        monkeypatch.setattr(Local, "fd", None)
+        monkeypatch.setattr(Reader, "fd", None)
+        monkeypatch.setattr(os, "sendfile", None)
     upstream.add("library/app", BIG)
     made = certificate(folder(tmp_path, "one"))
     key = made.authority.with_name("key.pem")

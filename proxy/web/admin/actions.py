@@ -1,28 +1,19 @@
 """The operator's pages under ``/-/``: images, pins, images in use, eviction, verification.
 
-Only for who is trusted: names tell, and most of it changes something. Streams are NDJSON.
+Only for the operator: names are confidential, and most of it changes something. Streams are NDJSON.
 """
 
-import hmac
 import math
-from pathlib import Path
 from typing import Final
 
 from aiohttp.web import BaseRequest, StreamResponse
 
+from proxy.access import AdminAccess
 from proxy.content.content import Content
 from proxy.content.in_use import MAX_FILE, Feeds
 from proxy.content.pins import Pin, Pins
-from proxy.core.errors import (
-    Denied,
-    RequestInvalid,
-    StorageError,
-    StorageUnavailable,
-    Unauthorized,
-    Unsupported,
-)
+from proxy.core.errors import RequestInvalid, StorageError, StorageUnavailable, Unsupported
 from proxy.core.units import parse_size
-from proxy.runtime.executors import in_thread
 from proxy.web.admin.documents import Document, Page, asked, is_true, reply, stream
 from proxy.web.admin.evictions import would_evict
 from proxy.web.admin.images import ImagePages, Services
@@ -31,44 +22,17 @@ _DEFAULT_TTL: Final = 3600.0
 _LONGEST_TTL: Final = 7 * 86400.0
 
 
-class Token:
-    """The secret that proves trust over TCP; None as file: nobody is trusted there."""
-
-    def __init__(self, file: Path | None) -> None:
-        self._file = file
-
-    def use(self, file: Path | None) -> None:
-        """Expect the token in this file from now on."""
-        self._file = file
-
-    async def require(self, request: BaseRequest) -> None:
-        """Raise ``Denied`` or ``Unauthorized`` unless the request carries the token."""
-        file = self._file
-        if file is None:
-            raise Denied(
-                "this needs the admin socket in the cache's directory, or a token: "
-                "set admin.token_file"
-            )
-        try:
-            token = (await in_thread(file.read_bytes)).strip()
-        except OSError as error:
-            raise Denied(f"the file of admin.token_file cannot be read: {error.strerror}") from None
-        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if not token or not hmac.compare_digest(given, b"Bearer " + token):
-            raise Unauthorized("this needs the admin token: Authorization: Bearer …")
-
-
 class Control:
     """The operator's pages. Each raises ``RegistryError`` for an invalid request."""
 
     def __init__(
-        self, content: Content, pins: Pins, feeds: Feeds, services: Services, token: Token
+        self, content: Content, pins: Pins, feeds: Feeds, services: Services, access: AdminAccess
     ) -> None:
         self._content = content
         self.pins = pins
         self._feeds = feeds
         self._verifier = services.verifier
-        self.token = token
+        self.access = access
         self._pages: dict[str, dict[str, Page]] = {
             "/-/pins": {"GET": self._get_pins, "PUT": self._put_pin, "DELETE": self._delete_pin},
             "/-/in-use": {"GET": self._get_in_use, "PUT": self._put_in_use},
@@ -82,7 +46,7 @@ class Control:
         return path in self._pages
 
     async def answer(self, request: BaseRequest) -> StreamResponse:
-        """Answer a request whose sender is trusted. Raises ``RegistryError``."""
+        """Answer a request of the operator. Raises ``RegistryError``."""
         pages = self._pages[request.path]
         page = pages.get(request.method)
         if page is None:

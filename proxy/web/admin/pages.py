@@ -9,9 +9,10 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from proxy import VERSION
+from proxy.access import OPERATOR, Action, Principal
 from proxy.content.content import Content
 from proxy.content.downloads import Downloads
-from proxy.core.errors import Denied, PathNotFound, RegistryError, Unauthorized, Unsupported
+from proxy.core.errors import PathNotFound, RegistryError, Unsupported
 from proxy.runtime.metrics import Gauge, Metrics, registry
 from proxy.upstream.budget import Budget
 from proxy.upstream.circuit_breaker import CircuitBreaker
@@ -31,15 +32,16 @@ class Admin:
         metrics: Metrics,
         content: Content,
         *,
-        flights: Downloads,
+        downloads: Downloads,
         upstreams: Mapping[str, Upstream],
         control: Control,
     ) -> None:
         self._control = control
+        self._access = control.access.rules
         self._metrics = metrics
         self._upstreams = upstreams
         self._content = content
-        self._flights = flights
+        self._downloads = downloads
         self._started = time.monotonic()
         self._oldest_use: float | None = None
         """What ``/metrics`` shows, as of its last request."""
@@ -48,22 +50,28 @@ class Admin:
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer one request that came over TCP."""
-        return await self._handle(request, self._control.token.require)
+        authorization = request.headers.get("Authorization", "")
+        return await self._handle(
+            request, lambda: self._control.access.identify(request.remote, authorization)
+        )
 
     async def handle_trusted(self, request: BaseRequest) -> StreamResponse:
         """Answer one request that came through the admin socket."""
-        return await self._handle(request, _trust)
+        return await self._handle(request, _operator)
 
     async def _handle(
-        self, request: BaseRequest, require: Callable[[BaseRequest], Awaitable[None]]
+        self, request: BaseRequest, identify: Callable[[], Awaitable[Principal]]
     ) -> StreamResponse:
         try:
             if self._control.has(request.path):
-                await require(request)
+                self._access.allow(await identify(), Action.OPERATE, None).enforce()
                 return await self._control.answer(request)
-            if request.path == "/-/stats" and await _is_allowed(request, require):
+            self._access.allow(Principal(request.remote), Action.OBSERVE, None).enforce()
+            if request.path == "/-/stats":
                 _require_read(request)
-                return _json(await self._full_stats())
+                decision = self._access.allow(await identify(), Action.OPERATE, None)
+                stats = await self._full_stats()
+                return _json(_public(stats) if decision.refusal else stats)
             return await self._answer(request)
         except RegistryError as error:
             return PacedResponse(
@@ -81,8 +89,6 @@ class Admin:
                     body=generate_latest(self._prometheus),
                     headers={"Content-Type": CONTENT_TYPE_LATEST},
                 )
-            case "/-/stats":
-                return _json(_public(await self._full_stats()))
             case "/-/healthz":
                 return _json({"status": "ok"})
             case "/-/readyz" if self.is_stopping:
@@ -110,7 +116,7 @@ class Admin:
 
         Seconds and bytes throughout. Includes names, which only the trusted may see.
         """
-        usage, cache = self._content.usage(), self._metrics.cache
+        usage = self._content.usage()
         return {
             "version": VERSION,
             "uptime_seconds": round(time.monotonic() - self._started, 3),
@@ -125,31 +131,19 @@ class Admin:
                 "pinned_bytes": self._control.pins.bytes,
                 "quarantined_bytes": usage.quarantined_bytes,
                 "files": usage.files,
-                "evictions": cache.evictions,
-                "evicted_bytes": cache.evicted_bytes,
-                "corrupted": cache.corrupted,
-                "repaired": cache.repaired,
-                "verified_blobs": cache.verified,
-                "content_mismatches": cache.mismatches,
-                "storage_errors": cache.storage_errors,
-                "stalled_clients": cache.stalled_clients,
-                "refused_connections": cache.refused_connections,
                 "index_bytes": usage.index_bytes,
                 "index_dropped_rows": usage.index_dropped_rows,
-                "prefetched_blobs": cache.prefetched_blobs,
-                "prefetched_bytes": cache.prefetched_bytes,
-                "prefetched_used_blobs": cache.prefetched_used_blobs,
-                "prefetched_used_bytes": cache.prefetched_used_bytes,
+                **self._metrics.cache.snapshot(),
             },
             "downloads": [
                 {
-                    "digest": flight.digest,
-                    "upstream": flight.target.upstream,
-                    "repository": flight.target.repo,
-                    "bytes": flight.written,
-                    "size": flight.size,
+                    "digest": download.digest,
+                    "upstream": download.target.upstream,
+                    "repository": download.target.repo,
+                    "bytes": download.written,
+                    "size": download.size,
                 }
-                for flight in self._flights.all()
+                for download in self._downloads.all()
             ],
         }
 
@@ -176,7 +170,7 @@ class Admin:
                 "Rows of the index that could not be read and are deleted.",
                 usage.index_dropped_rows,
             ),
-            Gauge("downloads_in_progress", "Downloads now.", len(self._flights.all())),
+            Gauge("downloads_in_progress", "Downloads now.", len(self._downloads.all())),
         ]
         for name, upstream in self._upstreams.items():
             gauges += _health(name, upstream.circuit_breaker)
@@ -191,17 +185,6 @@ class Admin:
 def _require_read(request: BaseRequest) -> None:
     if request.method not in ("GET", "HEAD"):
         raise Unsupported(f"{request.method}: nothing here can be changed")
-
-
-async def _is_allowed(
-    request: BaseRequest, require: Callable[[BaseRequest], Awaitable[None]]
-) -> bool:
-    """Return True if the request may see names; others get the page without them."""
-    try:
-        await require(request)
-    except (Denied, Unauthorized):
-        return False
-    return True
 
 
 def _public(stats: dict[str, Any]) -> dict[str, Any]:
@@ -226,8 +209,8 @@ def _without_source(limit: dict[str, object] | None) -> dict[str, object] | None
     return {name: value for name, value in limit.items() if name != "source"}
 
 
-async def _trust(_: BaseRequest) -> None:
-    """Ask for nothing: who reaches the socket may read the cache's directory."""
+async def _operator() -> Principal:
+    return OPERATOR
 
 
 def _health(name: str, breaker: CircuitBreaker) -> list[Gauge]:

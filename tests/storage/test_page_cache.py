@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.web import readahead
+from proxy.storage import page_cache
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy
@@ -41,26 +41,26 @@ def forget(fd: int) -> None:
 
 
 async def test_what_is_cold_is_warmed(file: int) -> None:
-    assert readahead.is_warm(file, 0, SIZE)
+    assert page_cache.is_cached(file, 0, SIZE)
     forget(file)
-    assert not readahead.is_warm(file, 0, SIZE)
-    await readahead.warm(file, 1_000_000, 2_000_000, SIZE)
-    assert readahead.is_warm(file, 1_000_000, 2_000_000)
+    assert not page_cache.is_cached(file, 0, SIZE)
+    await page_cache.load(file, 1_000_000, 2_000_000, SIZE)
+    assert page_cache.is_cached(file, 1_000_000, 2_000_000)
 
 
 async def test_only_what_is_cold_takes_a_thread(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[str] = []
-    read = readahead._read
+    read = page_cache._read
 
     def watched(*arguments: int) -> None:
         threads.append(threading.current_thread().name)
         read(*arguments)
 
-    monkeypatch.setattr(readahead, "_read", watched)
-    await readahead.warm(file, 0, SIZE, SIZE)
+    monkeypatch.setattr(page_cache, "_read", watched)
+    await page_cache.load(file, 0, SIZE, SIZE)
     assert threads == []
     forget(file)
-    await readahead.warm(file, 0, SIZE, SIZE)
+    await page_cache.load(file, 0, SIZE, SIZE)
     assert len(threads) == 1
     assert threads != [threading.current_thread().name]
 
@@ -73,7 +73,7 @@ async def test_a_file_system_that_cannot_tell_is_believed_warm(
         raise OSError(number, "cannot tell")
 
     monkeypatch.setattr(os, "preadv", refuse)
-    assert readahead.is_warm(file, 0, SIZE)
+    assert page_cache.is_cached(file, 0, SIZE)
 
 
 async def test_the_end_of_a_file_that_shrank_is_no_trouble(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ async def test_the_end_of_a_file_that_shrank_is_no_trouble(tmp_path: Path) -> No
     path.write_bytes(b"short")
     fd = os.open(path, os.O_RDONLY)
     try:
-        await readahead.warm(fd, 0, SIZE, SIZE)
-        await asyncio.to_thread(readahead._read, fd, 0, SIZE, SIZE)
+        await page_cache.load(fd, 0, SIZE, SIZE)
+        await asyncio.to_thread(page_cache._read, fd, 0, SIZE, SIZE)
     finally:
         os.close(fd)
 

@@ -1,0 +1,64 @@
+"""Builds everything below HTTP: storage, upstreams, and the read-through cache over them."""
+
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from proxy.access import AccessRules, AllowAll
+from proxy.app import cache as caching
+from proxy.app import storage
+from proxy.app.storage import Storage
+from proxy.app.upstreams import Upstreams
+from proxy.content.downloads import Downloads
+from proxy.core.records import Clock
+from proxy.core.routing import Router
+from proxy.repository import Cache
+from proxy.repository.origins import Origins
+from proxy.runtime.metrics import Metrics
+from proxy.runtime.supervisor import Supervisor
+from proxy.settings import Settings
+from proxy.upstream.guard import SYSTEM_NETWORK, Network
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What tests replace: the clock (Unix seconds), name resolution, and the rules of access."""
+
+    clock: Clock = time.time
+    network: Network = SYSTEM_NETWORK
+    access: AccessRules = field(default_factory=AllowAll)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The cache and everything below it."""
+
+    metrics: Metrics
+    router: Router
+    storage: Storage
+    upstreams: Upstreams
+    origins: Origins
+    downloads: Downloads
+    cache: Cache
+    background: Supervisor
+
+
+async def opened(
+    stack: AsyncExitStack, settings: Settings, environment: Environment, max_downloads: int
+) -> Engine:
+    """Open the storage and connect the rest to it; ``stack`` closes everything.
+
+    ``max_downloads`` is per upstream, and caps what its settings say. Raises ``ConfigError``.
+    """
+    metrics, router = Metrics(settings.upstreams), Router(settings)
+    kept = await storage.opened(stack, settings, router, metrics, environment.clock)
+    stack.push_async_callback(kept.layout.keep)
+    background = Supervisor(metrics.tasks, metrics.readiness)
+    stack.push_async_callback(background.close)
+    downloads = Downloads(kept.content, settings.storage.min_complete_ratio)
+    stack.push_async_callback(downloads.close)
+    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network)
+    stack.push_async_callback(upstreams.close)
+    origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
+    cache = await caching.built(stack, settings, kept, downloads, origins)
+    return Engine(metrics, router, kept, upstreams, origins, downloads, cache, background)

@@ -1,0 +1,132 @@
+"""One body from several sources: the first that has the blob, then the next one from there on."""
+
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Self
+
+import structlog
+
+from proxy.content.stretches import Stretches
+from proxy.core.errors import BlobUnknown, RegistryError, UpstreamFailure, UpstreamUnavailable
+from proxy.core.names import Digest, Target
+from proxy.core.sources import Body, Piece, Priority, Source
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A blob that is wanted, and its sources in the order in which they are asked.
+
+    ``size`` in bytes is what manifests say, for a source that announces none.
+    """
+
+    target: Target
+    digest: Digest
+    sources: Sequence[Source]
+    size: int | None = None
+    priority: Priority = Priority.DOWNLOAD
+
+
+class SourcesBody:
+    """A body that outlives the source that it began with. Close it when done."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self.size: int | None = None
+        self._fetch = fetch
+        self._left = deque(fetch.sources)
+        self._asked: list[Source] = []
+        self._body: Body | None = None
+        self._given = Stretches()
+
+    @classmethod
+    async def opened(cls, fetch: Fetch) -> Self:
+        """Return the body of the first source that has it.
+
+        Raises what the last source raised: ``NotFound`` or ``UpstreamFailure``.
+        """
+        body = cls(fetch)
+        await body._open_next()
+        assert body._body is not None
+        body.size = fetch.size if body._body.size is None else body._body.size
+        return body
+
+    @property
+    def is_public(self) -> bool:
+        """Whether every source that gave bytes needed no credentials for them."""
+        return all(source.is_public for source in self._asked)
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield every byte. A source that breaks off is followed by the next, from its last byte.
+
+        A piece that the first one sent ahead of a gap may come twice. Raises ``UpstreamFailure``.
+        """
+        while True:
+            assert self._body is not None
+            try:
+                async with aclosing(self._body.pieces()) as pieces:
+                    async for piece in pieces:
+                        self._given.add(piece.offset, piece.offset + len(piece.data))
+                        yield piece
+            except UpstreamFailure as error:
+                if not self._left:
+                    raise
+                log.warning(
+                    "a source broke off, going on with the next one",
+                    digest=self._fetch.digest,
+                    at=self._given.contiguous,
+                    error=error.message,
+                )
+                await self.aclose()
+                await self._open_next()
+            else:
+                return
+
+    def reject(self) -> None:
+        """Note with every source that gave bytes that they were wrong."""
+        for source in self._asked:
+            source.reject(self._fetch.digest)
+
+    async def aclose(self) -> None:
+        """End the transfer. A second call does nothing."""
+        if self._body is not None:
+            await self._body.aclose()
+
+    async def _open_next(self) -> None:
+        fetch, at = self._fetch, self._given.contiguous
+        failure: RegistryError = _nowhere(fetch)
+        while self._left:
+            source = self._left.popleft()
+            try:
+                body = await source.open(fetch.target, fetch.digest, at, fetch.priority)
+            except RegistryError as error:
+                failure = error
+                continue
+            if self.size is not None and body.size not in (None, self.size):
+                await body.aclose()
+                failure = UpstreamUnavailable(f"{fetch.target}: the next source has another size")
+                continue
+            self._body = body
+            self._asked.append(source)
+            return
+        raise failure
+
+
+async def blob_size(fetch: Fetch) -> int | None:
+    """Return a blob's size in bytes from the first source that has it, None if not announced.
+
+    Raises what the last source raised: ``NotFound`` or ``UpstreamFailure``.
+    """
+    failure: RegistryError = _nowhere(fetch)
+    for source in fetch.sources:
+        try:
+            return await source.blob_size(fetch.target, fetch.digest)
+        except RegistryError as error:
+            failure = error
+    raise failure
+
+
+def _nowhere(fetch: Fetch) -> RegistryError:
+    return BlobUnknown(f"{fetch.target}@{fetch.digest}: no source has it")

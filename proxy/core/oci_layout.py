@@ -1,0 +1,75 @@
+"""What ``index.json`` of an OCI image layout says of images (image-spec ``image-layout.md``)."""
+
+import json
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Final, NamedTuple
+
+from proxy.core import manifests
+from proxy.core.errors import RegistryError
+from proxy.core.names import Tag, Target, parse_digest, parse_repo, parse_tag
+from proxy.core.records import Descriptor
+from proxy.core.tolerant_json import as_list, read_large_object, read_object
+
+NAME: Final = "org.opencontainers.image.ref.name"
+OURS: Final = "dev.millpond.image"
+TRUE: Final = f"{OURS}.manifest"
+"""The descriptor as upstream has it, where readers of the layout want another one."""
+
+BEGIN: Final = ', "manifests": [\n'
+NEXT: Final = b",\n"
+END: Final = b"\n]}\n"
+"""Every entry has its own line, so that many are read and written in small steps."""
+
+
+class NamedImage(NamedTuple):
+    """An image that a layout names; ``tag`` is None for one named by its digest."""
+
+    target: Target
+    tag: Tag | None
+    descriptor: Descriptor
+
+
+def entries(content: bytes) -> Iterator[object]:
+    """Iterate over the entries of an ``index.json``, line by line if Millpond wrote it.
+
+    So no step takes long, whatever the number of images.
+    """
+    head, begin, lines = content.partition(BEGIN.encode())
+    if begin and lines.endswith(END) and read_object(head + b"}"):
+        return _lines(BytesIO(lines))
+    return iter(as_list(read_large_object(content).get("manifests")))
+
+
+def named_image(entry: object) -> NamedImage | None:
+    """Return the image that an entry names, None if the name has no registry or is invalid."""
+    known = annotations(entry)
+    name = str(known.get(OURS) or known.get(NAME) or "")
+    by_digest = name.partition("@")
+    try:
+        if by_digest[1]:
+            path, tag, digest = by_digest[0], None, parse_digest(by_digest[2])
+        else:
+            path, _, text = name.rpartition(":")
+            tag, digest = parse_tag(text), None
+        upstream, slash, repo = path.partition("/")
+        about = json.loads(str(known[TRUE])) if TRUE in known else entry
+        descriptor = manifests.read_descriptor(about)
+        if descriptor is None or not slash or digest not in (None, descriptor.digest):
+            return None
+        return NamedImage(Target(upstream, parse_repo(repo)), tag, descriptor)
+    except (RegistryError, ValueError, RecursionError):
+        return None
+
+
+def annotations(document: object) -> dict[str, object]:
+    """Return the annotations of an index or of an entry."""
+    found = document.get("annotations") if isinstance(document, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(lines: BytesIO) -> Iterator[object]:
+    for line in lines:
+        entry = read_object(line.rstrip(NEXT))
+        if entry:
+            yield entry

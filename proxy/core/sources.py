@@ -1,0 +1,65 @@
+"""The seam to where blobs come from: a registry, or a directory of Millpond's layout.
+
+A source is asked for a body. What it gives is not verified: whoever keeps it or passes it on hashes
+it first.
+"""
+
+from collections.abc import AsyncGenerator
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from proxy.core.names import Digest, Target
+
+
+class Priority(Enum):
+    """What a body is wanted for."""
+
+    DOWNLOAD = "kept"
+    """Clients wait, and the cache takes the bytes as fast as they come, in any order."""
+    PASS_THROUGH = "through"  # noqa: S105 - not a password
+    """One client, which may be slow: it waits for no other download, and none waits for it."""
+    PREFETCH = "ahead"
+    """No client yet: one attempt, and a refusal does not count as a failure of the source."""
+
+
+class Piece(NamedTuple):
+    """Some bytes of a body and the offset at which they belong."""
+
+    offset: int
+    data: bytes
+
+
+class Body(Protocol):
+    """One blob from one source, as it arrives. ``size`` is that of the whole blob, if announced."""
+
+    size: int | None
+
+    def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield every byte once, from the offset that was asked for to the end.
+
+        With ``PASS_THROUGH`` in order, otherwise in any order. Call it once. Raises
+        ``UpstreamFailure`` when the source breaks off.
+        """
+
+    async def aclose(self) -> None:
+        """End the transfer. A second call does nothing."""
+
+
+class Source(Protocol):
+    """A place that has blobs. ``is_public``: everything it gives may be shown to every client."""
+
+    @property
+    def is_public(self) -> bool:
+        """Whether no credentials were needed for any of its content."""
+
+    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
+        """Return a body from ``offset`` on. Raises ``NotFound`` or ``UpstreamFailure``."""
+
+    async def blob_size(self, target: Target, digest: Digest) -> int | None:
+        """Return the size in bytes of a blob that the repository holds, None if not announced.
+
+        Raises ``NotFound`` or ``UpstreamFailure``.
+        """
+
+    def reject(self, digest: Digest) -> None:
+        """Note that the bytes it gave for ``digest`` were wrong."""

@@ -1,0 +1,329 @@
+"""One blob's body from a registry: over one connection, over several when that one is slow.
+
+Content networks and long round trips limit one connection; several that ask by ``Range`` for parts
+of one body get more. A registry that does not support ranges costs one refused request, and the
+first connection goes on alone.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from proxy.core.errors import (
+    RegistryError,
+    UpstreamFailure,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from proxy.core.sources import Piece
+from proxy.runtime.executors import to_its_end
+from proxy.runtime.pulse import Pulse
+from proxy.upstream.client import Client, UpstreamRequest
+from proxy.upstream.connection import RESUME_PAUSE, Connection
+from proxy.upstream.ranges import Pieces, Span, Spans
+from proxy.upstream.slots import PreemptibleSlot, Slots
+
+FAST: Final = 100_000_000
+"""Bytes a second. A first connection that brings as much gets no workers beside it."""
+
+_WINDOW: Final = 0.25
+"""Seconds of waiting for the first connection after which its speed is judged."""
+
+_QUEUE: Final = 1024 * 1024
+"""Bytes that workers may bring before they are taken."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadPolicy:
+    """How a body is fetched: attempts without progress, and the pieces of a large one."""
+
+    resumes: int
+    pieces: Pieces
+
+
+class RangeWorker:
+    """One more connection, for as long as it helps and its slot is not needed."""
+
+    def __init__(self, connection: Connection, span: Span, slot: PreemptibleSlot) -> None:
+        self.connection = connection
+        self.span: Span | None = span
+        self.slot = slot
+
+
+class RegistryBody:
+    """One blob's body from ``offset`` on. Close it when done: that frees its ``resources``.
+
+    ``may_split``: the first answer says that parallel ranges could work.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        request: UpstreamRequest,
+        first: Connection,
+        policy: DownloadPolicy,
+        slots: Slots,
+    ) -> None:
+        self.size = first.size
+        self._client = client
+        self._request = request
+        self._first = first
+        self._policy = policy
+        self._slots = slots
+        self._resources = AsyncExitStack()
+        self._spans = Spans(float("inf"), policy.pieces)
+        self._wanted = 1  # connections
+        self._is_proven = False  # a range has been answered as it should
+        self._failure: RegistryError | None = None  # of the first connection
+        self._crash: BaseException | None = None
+        self._lead: asyncio.Task[None] | None = None
+        self._workers: dict[asyncio.Task[None], RangeWorker] = {}
+        self._should_look = False  # the first connection may find bytes to fetch by now
+        self._queue: deque[Piece] = deque()
+        self._queued = 0
+        self._changed = Pulse()
+        self._watched_since = 0.0
+        self._watched_bytes = 0
+
+    def begin(self, offset: int, resources: AsyncExitStack, *, may_split: bool) -> None:
+        """Fetch from ``offset`` on; ``resources`` are closed with the body."""
+        size = float("inf") if self.size is None else self.size
+        self._spans = Spans(size, self._policy.pieces, offset)
+        self._resources = resources
+        is_large = self.size is not None and size - offset >= self._policy.pieces.start_from
+        if may_split and is_large and self._policy.pieces.connections > 1:
+            self._wanted = 2
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield every byte once: in order over one connection, else in any order.
+
+        Raises ``UpstreamFailure``.
+        """
+        async with aclosing(self._alone()) as pieces:
+            async for piece in pieces:
+                yield piece
+                if self._is_slow(len(piece.data)):
+                    break
+        if self._spans.is_done:
+            return
+        try:
+            async with aclosing(self._together()) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            await self._stop()
+
+    async def aclose(self) -> None:
+        """End the transfer. A second call does nothing."""
+        await self._stop()
+        self._first.close()
+        await self._resources.aclose()
+
+    async def _alone(self) -> AsyncGenerator[Piece, None]:
+        """Fetch over the first connection, without a task or a queue."""
+        span = self._spans.claim(1)
+        if span is None:
+            return
+        try:
+            async with aclosing(self._first.pieces(span, self._policy.resumes)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._spans.give_back(span)
+
+    async def _together(self) -> AsyncGenerator[Piece, None]:
+        """Fetch over several connections, each a task that fills the queue.
+
+        The first one leads: it goes on where no worker is, and stays until all is fetched. Workers
+        end when upstream refuses, when nothing is left, or when their slot is taken back; the
+        bytes that one leaves are claimed by another. When the first one fails, workers finish
+        alone, and its failure counts only if bytes are left then.
+        """
+        self._start_lead()
+        self._hire()
+        while True:
+            while self._queue:
+                piece = self._queue.popleft()
+                self._queued -= len(piece.data)
+                self._changed.beat()
+                yield piece
+            if self._crash is not None:
+                raise self._crash
+            if self._lead is None:
+                if self._spans.is_done:
+                    return
+                if self._failure is not None and not self._workers:
+                    raise self._failure
+                if self._failure is None and (self._should_look or not self._workers):
+                    self._start_lead()
+            await self._changed.wait()
+
+    async def _stop(self) -> None:
+        """Cancel all tasks and wait for their end."""
+        tasks = [*self._workers, *([] if self._lead is None else [self._lead])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await to_its_end(_all_ended(tasks))
+
+    async def _put(self, piece: Piece) -> None:
+        """Queue a piece, and wait while too much is queued."""
+        self._queue.append(piece)
+        self._queued += len(piece.data)
+        self._changed.beat()
+        while self._queued > _QUEUE:
+            await self._changed.wait()
+
+    def _start_lead(self) -> None:
+        """Let the first connection go on; it claims its bytes before workers claim theirs."""
+        self._should_look = False
+        span = self._spans.claim(self._hands)
+        if span is not None:
+            self._lead = asyncio.create_task(self._leading(span), name="download lead")
+            self._lead.add_done_callback(self._lead_ended)
+
+    def _lead_ended(self, task: asyncio.Task[None]) -> None:
+        self._lead = None
+        self._note_crash(task)
+        self._changed.beat()
+
+    async def _leading(self, first: Span) -> None:
+        """Fetch on the first connection what no worker fetches, beginning with a span."""
+        span: Span | None = first
+        while span is not None:
+            try:
+                if not await self._turn_to(span):
+                    return
+                async with aclosing(self._first.pieces(span, self._policy.resumes)) as pieces:
+                    async for piece in pieces:
+                        await self._put(piece)
+                        if self._is_slow(len(piece.data)):
+                            self._hire()
+            except RegistryError as error:
+                self._failure = error
+                return
+            finally:
+                self._spans.give_back(span)
+            span = self._spans.claim(self._hands)
+
+    async def _turn_to(self, span: Span) -> bool:
+        """Let the first connection go on at a span; False if workers should fetch it instead.
+
+        When the last worker has ended because ranges are refused by now, the whole body is asked
+        for again: bytes that come twice cost less than a pull that fails.
+        """
+        if self._first.leads_to(span.position):
+            return True
+        if self._workers and not self._is_proven:
+            return False  # if ranges turn out to be refused, the open answer must go on
+        assert self.size is not None
+        for _ in range(1 + self._policy.resumes):
+            try:
+                await self._first.join(span, self.size)
+            except RegistryError as error:
+                self._wanted = 1
+                log.info("the first connection stays behind", reason=error.message)
+                if self._workers:
+                    return False
+                if not isinstance(error, UpstreamUnavailable | UpstreamTimeout):
+                    break
+                await asyncio.sleep(RESUME_PAUSE)
+            else:
+                return True
+        await self._first.restart()
+        return True
+
+    @property
+    def _hands(self) -> int:
+        """Connections in use."""
+        return 1 + len(self._workers)
+
+    def _is_slow(self, count: int) -> bool:
+        """Return True if the first connection needs help.
+
+        ``count`` more bytes have arrived on it. Only waiting for the network counts: workers do
+        not help against a slow disk.
+        """
+        if self._wanted <= self._hands:
+            return False
+        self._watched_bytes += count
+        seconds = self._first.waited - self._watched_since
+        if seconds < _WINDOW and self._watched_bytes < self._policy.pieces.smallest:
+            return False
+        is_slow = self._watched_bytes < FAST * seconds
+        self._watched_since, self._watched_bytes = self._first.waited, 0
+        return is_slow
+
+    def _hire(self) -> None:
+        """Start workers, as far as slots are free that no download needs."""
+        while self._hands < self._wanted:
+            slot = self._slots.borrow()
+            if slot is None:
+                return
+            span = self._spans.claim(self._hands + 1)
+            if span is None:
+                slot.give_back()
+                return
+            worker = RangeWorker(Connection(self._client, self._request), span, slot)
+            task = slot.task = asyncio.create_task(self._work(worker), name="range worker")
+            self._workers[task] = worker
+            task.add_done_callback(self._dismiss)
+
+    async def _work(self, worker: RangeWorker) -> None:
+        """Fetch span after span; when upstream refuses, the rest is left to the others."""
+        try:
+            while worker.span is not None:
+                await self._fetch(worker.connection, worker.span)
+                self._spans.give_back(worker.span)
+                worker.span = None
+                worker.span = self._spans.claim(self._hands)
+        except RegistryError as error:
+            self._wanted = self._hands - 1
+            log.info("fewer connections", ref=self._request.ref, reason=error.message)
+
+    async def _fetch(self, connection: Connection, span: Span) -> None:
+        """Fetch one span; an answer that breaks off is asked for again from its last good byte."""
+        assert self.size is not None
+        fruitless = 0
+        while span.position < span.stop:
+            begun_at = span.position
+            await connection.join(span, self.size)
+            if not self._is_proven:
+                self._is_proven = self._should_look = True
+                self._wanted = self._policy.pieces.connections
+                self._hire()
+                self._changed.beat()
+            try:
+                async with aclosing(connection.pieces(span, 0)) as pieces:
+                    async for piece in pieces:
+                        await self._put(piece)
+            except UpstreamFailure:
+                fruitless = 0 if span.position > begun_at else fruitless + 1
+                if fruitless >= self._policy.resumes:
+                    raise
+
+    def _dismiss(self, task: asyncio.Task[None]) -> None:
+        """Free what a worker had, and let the first connection look for what it has left."""
+        worker = self._workers.pop(task)
+        worker.connection.close()
+        worker.slot.give_back()
+        if worker.span is not None:
+            self._spans.give_back(worker.span)
+        self._should_look = True
+        self._note_crash(task)
+        self._changed.beat()
+
+    def _note_crash(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self._crash = self._crash or task.exception()
+
+
+async def _all_ended(tasks: list[asyncio.Task[None]]) -> None:
+    await asyncio.wait(tasks)

@@ -1,0 +1,222 @@
+"""One connection that fetches parts of one blob, and resumes where an answer breaks off."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Final, Self
+
+import structlog
+from aiohttp import ClientResponse
+
+from proxy.core.errors import (
+    RegistryError,
+    TooManyRequests,
+    UpstreamFailure,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from proxy.core.sources import Piece
+from proxy.upstream.client import Client, UpstreamRequest
+from proxy.upstream.headers import content_range
+from proxy.upstream.ranges import Span
+from proxy.upstream.transport import READ_BUFFER
+
+RESUME_PAUSE: Final = 0.5
+MAX_RESUME_PAUSE: Final = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class _BrokenForGoodError(Exception):
+    """A body cannot be resumed."""
+
+
+class Connection:
+    """Answers to one request, one after the other; each brings some of the body.
+
+    ``size`` is that of the whole body, None if no answer announced it. ``waited`` is for how many
+    seconds in all bytes were waited for.
+    """
+
+    def __init__(
+        self, client: Client, request: UpstreamRequest, response: ClientResponse | None = None
+    ) -> None:
+        self.size: int | None = None
+        self.waited = 0.0
+        self._client = client
+        self._request = request
+        self._response: ClientResponse | None = None
+        self._position = 0  # of the answer's next byte
+        self._end = float("inf")  # of the answer; behind it another one is needed
+        self._is_whole = False
+        if response is not None:
+            self._accept(response)
+            self.size = self._announced(response)
+
+    @classmethod
+    async def opened(cls, client: Client, request: UpstreamRequest, offset: int) -> Self:
+        """Return a connection whose answer brings the byte at ``offset``.
+
+        Raises as ``Client.ask`` does, and ``UpstreamRejected`` for another range.
+        """
+        if offset == 0:
+            return cls(client, request, await client.send(request))
+        ranged = replace(
+            _ranged(request, Span(offset, float("inf"))), is_optional=request.is_optional
+        )
+        connection = cls(client, request, await client.send(ranged))
+        connection._is_whole = connection._position == 0
+        if not connection.leads_to(offset):
+            connection.close()
+            raise UpstreamRejected(f"{client.name}: another range came than was asked for")
+        return connection
+
+    @property
+    def may_split(self) -> bool:
+        """Parallel ranges could work, as far as the open answer shows."""
+        if self._response is None:
+            return False
+        accepted = self._response.headers.get("Accept-Ranges", "").lower()
+        is_redirected = not self._client.transport.is_own(self._response)
+        return accepted == "bytes" or (accepted == "" and is_redirected)
+
+    def leads_to(self, offset: int) -> bool:
+        """Return True if the open answer brings the byte at ``offset`` next.
+
+        Also True if it is a whole body that was asked for anew, and brings that byte later.
+        """
+        if self._response is None or offset >= self._end:
+            return False
+        return self._position == offset or (self._is_whole and self._position < offset)
+
+    async def restart(self) -> None:
+        """Ask for the whole body again; ``pieces`` skips what is not wanted."""
+        self.close()
+        self._accept(await self._client.send(self._request))
+        self._is_whole = True
+
+    async def pieces(self, span: Span, resumes: int) -> AsyncGenerator[Piece, None]:
+        """Yield the bytes of a span. An answer that breaks off is resumed from the last good byte.
+
+        A fresh request means a fresh redirect and a fresh token where those have expired. Raises
+        ``UpstreamFailure`` after ``resumes`` attempts without a byte of progress.
+        """
+        fruitless = 0
+        broken: UpstreamFailure | None = None
+        while span.position < span.stop:
+            begun_at = span.position
+            try:
+                if broken is not None or not self.leads_to(span.position):
+                    await self._open(span, broken)
+                await self._skip(span.position - self._position)
+                while span.position < span.stop and (data := await self._next(span)):
+                    piece = Piece(span.position, data)
+                    span.position += len(data)
+                    yield piece
+                if self.size is None:
+                    span.stop = span.position
+                elif span.position < span.stop:
+                    raise UpstreamUnavailable(f"{self._client.name}: the body broke off")
+            except _BrokenForGoodError as trouble:
+                raise broken or trouble.__cause__ from None  # type: ignore[misc]
+            except UpstreamFailure as error:
+                broken = error
+                fruitless = 0 if span.position > begun_at else fruitless + 1
+                if fruitless >= resumes:
+                    raise
+
+    async def join(self, span: Span, size: int) -> None:
+        """Open a span beside other connections, by exactly its range and at the first attempt.
+
+        Raises ``RegistryError`` when upstream refuses, ``UpstreamRejected`` when its answer is
+        not that range.
+        """
+        self.close()
+        self.size = size
+        response = await self._client.send(replace(_ranged(self._request, span), is_optional=True))
+        sent = content_range(response.headers.get("Content-Range", ""))
+        if (
+            response.status != 206
+            or sent is None
+            or sent.start != span.position
+            or sent.size not in (None, size)
+        ):
+            response.close()
+            raise UpstreamRejected(f"{self._client.name}: gives no ranges")
+        self._accept(response)
+
+    def close(self) -> None:
+        """End the transfer; an answer read to its end leaves a connection to be used again."""
+        self._is_whole = False
+        if self._response is not None:
+            self._response.close()
+            self._response = None
+
+    def _accept(self, response: ClientResponse) -> None:
+        """Read from a new answer. Position -1: it is a range that cannot be used."""
+        self._response = response
+        self._position, self._end = 0, float("inf")
+        if response.status == 206:
+            sent = content_range(response.headers.get("Content-Range", ""))
+            self._position = -1 if sent is None else sent.start
+            self._end = 0 if sent is None else sent.stop
+
+    @staticmethod
+    def _announced(response: ClientResponse) -> int | None:
+        """Return the size in bytes of the whole body, None if it is not announced."""
+        if response.status != 206:
+            return response.content_length
+        sent = content_range(response.headers.get("Content-Range", ""))
+        return None if sent is None else sent.size
+
+    async def _next(self, span: Span) -> bytes:
+        """Return some bytes, none at the end of the answer."""
+        assert self._response is not None
+        most = int(min(READ_BUFFER, span.stop - span.position))
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        data = await self._client.transport.read(self._response, most)
+        self.waited += clock() - began
+        self._position += len(data)
+        return data
+
+    async def _open(self, span: Span, broken: UpstreamFailure | None) -> None:
+        """Open what a span has left. An answer with the whole body is skipped up to there.
+
+        Raises ``_BrokenForGoodError`` when upstream has nothing more to give.
+        """
+        self.close()
+        if broken is not None:
+            ref = self._request.ref
+            log.info("resuming", at=span.position, ref=ref, reason=broken.message)
+        to_the_end = span.stop == self.size
+        wanted = Span(span.position, float("inf")) if to_the_end else span
+        try:
+            self._accept(await self._client.send(_ranged(self._request, wanted)))
+        except (UpstreamUnavailable, UpstreamTimeout, TooManyRequests) as error:
+            await asyncio.sleep(min(error.retry_after or RESUME_PAUSE, MAX_RESUME_PAUSE))
+            raise
+        except RegistryError as error:
+            raise _BrokenForGoodError from error
+        if not 0 <= self._position <= span.position:
+            gone = UpstreamUnavailable(
+                f"{self._client.name}: another range came than was asked for"
+            )
+            raise _BrokenForGoodError from gone
+
+    async def _skip(self, count: int) -> None:
+        while count > 0:
+            assert self._response is not None
+            skipped = await self._client.transport.read(self._response, min(count, READ_BUFFER))
+            if not skipped:
+                raise UpstreamUnavailable(f"{self._client.name}: the body broke off again")
+            self._position += len(skipped)
+            count -= len(skipped)
+
+
+def _ranged(request: UpstreamRequest, span: Span) -> UpstreamRequest:
+    """Return the request for a span; the range is open-ended if the span is."""
+    end = "" if span.stop == float("inf") else int(span.stop) - 1
+    headers = {**request.headers, "Range": f"bytes={span.position}-{end}"}
+    return replace(request, headers=headers, is_optional=False)

@@ -1,0 +1,20 @@
+"""Bytes that come in any order are counted as a set would count them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.content.stretches import Stretches
+
+PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=40)
+
+
+@given(PIECES)
+def test_stretches_agree_with_a_set_of_bytes(pieces: list[tuple[int, int]]) -> None:
+    stretches, known = Stretches(), set[int]()
+    for start, length in pieces:
+        stretches.add(start, start + length)
+        known |= set(range(start, start + length))
+        assert stretches.count == len(known)
+        assert stretches.highest == max(known) + 1
+        assert stretches.contiguous == next(at for at in range(200) if at not in known)
+        assert len(stretches) == sum(at - 1 not in known for at in known)

@@ -1,0 +1,250 @@
+"""A directory of another Millpond as a source: a disk that somebody carried in and mounted."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientPayloadError
+
+from proxy.storage import fallback
+from tests.fakes import content, faults
+from tests.fakes.clock import Clock
+from tests.fakes.layout import blob_file, write_layout
+from tests.fakes.upstream import FakeUpstream
+from tests.running import Proxy, Start, started
+
+APP = content.image(1, layers=(3_000_000, 5000))
+OTHER = content.image(2, layers=(2000,))
+DOCKER = content.image(5, layers=(400,), docker=True)
+PLATFORMS = [content.image(n, layers=(100,), platform=f"linux/{n}") for n in ("amd64", "arm64")]
+LIST = content.index(*PLATFORMS)
+LAYER = APP.layers[0]
+NAMES = {
+    "docker.io/library/app:latest": APP,
+    "docker.io/library/many:1": LIST,
+    "docker.io/secret/thing:1": OTHER,
+}
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fallback, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(fallback, "RETRY_SECONDS", 0.0)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    write_layout(tmp_path / "mnt/usb", NAMES)
+    return tmp_path / "mnt/usb"
+
+
+def modified(root: Path) -> dict[Path, tuple[int, int]]:
+    return {
+        path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]
+    }
+
+
+async def pulled(proxy: Proxy, name: str, image: content.Image, ref: str = "latest") -> None:
+    manifest = await proxy.get(f"/v2/{name}/manifests/{ref}")
+    assert (manifest.status, manifest.body) == (200, image.manifest)
+    assert manifest.headers["Content-Type"] == image.media_type
+    for digest, data in image.blobs.items():
+        answer = await proxy.get(f"/v2/{name}/blobs/{digest}")
+        assert (answer.status, answer.body) == (200, data)
+
+
+async def test_blobs_come_from_the_disk_before_the_registry(
+    start: Start, upstream: FakeUpstream, disk: Path
+) -> None:
+    upstream.add("library/app", APP)
+    proxy = await start(fallback=[str(disk)])
+    await pulled(proxy, "app", APP)
+    await proxy.settled()
+    assert upstream.bodies(LAYER) == 0
+    assert set(APP.blobs) <= proxy.held()
+    shutil.rmtree(disk)
+    await pulled(proxy, "app", APP)
+    assert upstream.count("GET", "blob") == 0, "it is held now"
+
+
+async def test_offline_a_tag_can_be_pulled_from_the_disk_and_stays(
+    start: Start, upstream: FakeUpstream, disk: Path
+) -> None:
+    before = modified(disk)
+    proxy = await start(offline=True, fallback=[str(disk)])
+    assert (await proxy.head("/v2/app/manifests/latest")).headers[
+        "Docker-Content-Digest"
+    ] == APP.digest
+    await pulled(proxy, "app", APP)
+    await proxy.settled()
+    assert modified(disk) == before
+    shutil.rmtree(disk)
+    await pulled(proxy, "app", APP)
+    assert not upstream.requests
+
+
+async def test_offline_an_index_and_its_images(start: Start, disk: Path) -> None:
+    proxy = await start(offline=True, fallback=[str(disk)])
+    assert (await proxy.get("/v2/many/manifests/1")).body == LIST.manifest
+    for digest, image in LIST.manifests.items():
+        answer = await proxy.get(f"/v2/many/manifests/{digest}")
+        assert (answer.status, answer.body) == (200, image.manifest)
+
+
+async def test_offline_what_the_disk_lacks_is_unknown(start: Start, disk: Path) -> None:
+    proxy = await start(offline=True, fallback=[str(disk)])
+    for path in ("manifests/2", f"manifests/{OTHER.digest}", f"blobs/{OTHER.layers[0]}"):
+        assert (await proxy.get(f"/v2/app/{path}")).status == 404
+    blob_file(disk, APP.layers[1]).unlink()
+    assert (await proxy.get("/v2/app/manifests/latest")).status == 404, "not whole"
+    missing = await proxy.get(f"/v2/app/blobs/{APP.layers[1]}")
+    assert (missing.status, str(disk).encode() in missing.body) == (404, False)
+
+
+async def test_t33_the_disk_gives_a_repository_only_what_its_own_images_list(
+    start: Start, upstream: FakeUpstream, disk: Path
+) -> None:
+    upstream.add("library/app", APP)
+    proxy = await start(fallback=[str(disk)])
+    [secret] = OTHER.layers
+    assert (await proxy.get(f"/v2/app/blobs/{secret}")).status == 404
+    assert (await proxy.head(f"/v2/app/blobs/{secret}")).status == 404
+    assert (await proxy.get(f"/v2/app/manifests/{OTHER.digest}")).status == 404
+    assert (await proxy.get(f"/v2/secret/thing/blobs/{secret}")).body == OTHER.blobs[secret]
+    await proxy.settled()
+    assert (await proxy.get(f"/v2/app/blobs/{secret}")).status == 404, "held, and still not linked"
+
+
+async def test_a_tag_comes_from_the_disk_when_the_registry_fails(
+    start: Start, upstream: FakeUpstream, disk: Path
+) -> None:
+    upstream.add("library/app", OTHER)
+    proxy = await start(fallback=[str(disk)])
+    upstream.fault(faults.status(503))
+    answer = await proxy.get("/v2/app/manifests/latest")
+    assert (answer.status, answer.body) == (200, APP.manifest)
+    assert "fallback directory" in answer.headers["Warning"]
+    await pulled(proxy, "app", APP)
+    upstream.heal()
+    assert (await proxy.get("/v2/app/manifests/latest")).body == OTHER.manifest, "asked at once"
+
+
+async def test_a_registry_that_answers_is_believed_about_tags(
+    start: Start, upstream: FakeUpstream, disk: Path
+) -> None:
+    upstream.add("library/app", OTHER)
+    proxy = await start(fallback=[str(disk)])
+    assert (await proxy.get("/v2/app/manifests/latest")).body == OTHER.manifest
+    assert (await proxy.get("/v2/many/manifests/1")).status == 404
+
+
+async def test_t02_a_wrong_file_on_the_disk_is_served_once_without_its_end(
+    start: Start, upstream: FakeUpstream, disk: Path
+) -> None:
+    upstream.add("library/app", APP)
+    proxy = await start(fallback=[str(disk)])
+    data = bytearray(APP.blobs[LAYER])
+    data[5] ^= 1
+    blob_file(disk, LAYER).write_bytes(data)
+    with pytest.raises(ClientPayloadError):
+        await proxy.get(f"/v2/app/blobs/{LAYER}")
+    assert (await proxy.get(f"/v2/app/blobs/{LAYER}")).body == APP.blobs[LAYER]
+    assert upstream.bodies(LAYER) == 1
+    assert proxy.stats["cache"]["content_mismatches"] == 1
+
+
+async def test_a_wrong_manifest_on_the_disk_is_not_used(
+    start: Start, upstream: FakeUpstream, disk: Path
+) -> None:
+    upstream.add("library/app", APP)
+    blob_file(disk, APP.digest).write_bytes(APP.manifest + b" ")
+    proxy = await start(fallback=[str(disk)])
+    await pulled(proxy, "app", APP, APP.digest)
+    assert upstream.bodies(LAYER) == 1, "nor is what it lists"
+
+
+async def test_a_disk_that_fails_in_the_middle_is_followed_by_the_registry(
+    start: Start, upstream: FakeUpstream, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.add("library/app", APP)
+    proxy = await start(fallback=[str(disk)])
+    pread, inode = os.pread, blob_file(disk, LAYER).stat().st_ino
+
+    def failing(fd: int, size: int, start: int) -> bytes:
+        if os.fstat(fd).st_ino == inode and start >= 2_000_000:
+            raise OSError(5, "Input/output error")
+        most = 2_000_000 - start if os.fstat(fd).st_ino == inode else size
+        return pread(fd, min(size, most), start)
+
+    monkeypatch.setattr(os, "pread", failing)
+    assert (await proxy.get(f"/v2/app/blobs/{LAYER}")).body == APP.blobs[LAYER]
+    [asked] = [r for r in upstream.requests if r.kind == "blob" and r.method == "GET"]
+    assert asked.headers["Range"].startswith("bytes=2000000-")
+    await proxy.settled()
+    assert LAYER in proxy.held()
+
+
+async def test_a_missing_directory_is_skipped_told_once_and_used_when_it_is_there(
+    start: Start, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.add("library/app", APP)
+    proxy = await start(fallback=[str(tmp_path / "mnt/none")])
+    for digest in APP.layers:
+        assert (await proxy.get(f"/v2/app/blobs/{digest}")).status == 200
+    assert proxy.log.getvalue().count("a fallback directory is skipped") == 1
+    write_layout(tmp_path / "mnt/none", NAMES)
+    [secret] = OTHER.layers
+    assert (await proxy.get(f"/v2/secret/thing/blobs/{secret}")).body == OTHER.blobs[secret]
+    assert proxy.log.getvalue().count("a fallback directory is used again") == 1
+
+
+@pytest.mark.parametrize("part", ["blobs", "blobs/sha256", "file", "index.json"])
+async def test_no_link_leads_out_of_the_directory(
+    start: Start, upstream: FakeUpstream, disk: Path, tmp_path: Path, part: str
+) -> None:
+    path = blob_file(disk, LAYER) if part == "file" else disk / part
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(path, elsewhere)
+    path.symlink_to(elsewhere)
+    upstream.add("library/app", APP)
+    proxy = await start(fallback=[str(disk)])
+    assert (await proxy.get(f"/v2/app/blobs/{LAYER}")).body == APP.blobs[LAYER]
+    assert upstream.bodies(LAYER) == 1
+
+
+async def test_names_of_other_tools_are_understood(start: Start, tmp_path: Path) -> None:
+    name = "org.opencontainers.image.ref.name"
+    write_layout(tmp_path / "mnt", NAMES, annotation=name)
+    proxy = await start(offline=True, fallback=[str(tmp_path / "mnt")])
+    await pulled(proxy, "app", APP)
+
+
+async def test_nothing_stays_open_so_that_the_disk_can_be_unmounted(
+    start: Start, disk: Path
+) -> None:
+    proxy = await start(offline=True, fallback=[str(disk)])
+    await pulled(proxy, "app", APP)
+    await proxy.settled()
+    links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]  # noqa: PTH208, PTH110, PTH115  # fmt: skip
+    assert not [path for path in links if path.startswith(str(disk))]
+
+
+async def test_a_real_cache_is_carried_in(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, clock: Clock
+) -> None:
+    """What one Millpond has pulled, another without a network serves, tags and all."""
+    upstream.add("library/app", APP)
+    upstream.add("library/docker", DOCKER, "1")
+    carried = tmp_path / "carried"
+    async with started(upstream, carried, clock, {}) as first:
+        await pulled(first, "app", APP)
+        await pulled(first, "docker", DOCKER, "1")
+        await first.settled()
+    upstream.clear()
+    second = await start(offline=True, fallback=[str(carried)])
+    await pulled(second, "app", APP)
+    await pulled(second, "docker", DOCKER, "1")
+    assert not upstream.requests
+    await second.settled()
+    assert {*APP.blobs, *DOCKER.blobs} <= second.held()

@@ -9,7 +9,7 @@ from proxy.core.records import BLOCK, Descriptor, disk_bytes
 AFTER = 1e-6
 """Seconds by which what a manifest lists counts as used after it."""
 
-EPSILON = 1e-5
+EPSILON = 5e-5
 
 
 class Content:

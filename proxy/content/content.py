@@ -182,6 +182,7 @@ class Content:
                     children = children if known_children is None else known_children
             record = BlobRecord(digest, descriptor.size, media_type, self.clock(), is_public)
             await self._index.set_blob(record, children)
+            self.touch(digest)  # also warmer than what was used before the clock was set back
 
     async def writer(self, target: Target, digest: Digest, size: int | None) -> Writer:
         """Return a writer with room for a blob of ``size`` bytes (None: not announced).

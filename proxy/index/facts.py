@@ -44,6 +44,7 @@ class Facts:
         self.threads = Threads(database, self._settle, self._forget)
         self._renewed = renewed
         self.failure: str | None = None
+        self.troubles = 0
         self._on_trouble = on_trouble
         self._ram = RamCache(RAM_WEIGHT)
         self._reading: dict[Key, object] = {}
@@ -141,6 +142,11 @@ class Facts:
         """Have ``then`` called with what ``work`` returns after all writes until now."""
         self._begin(Write(work, (), then))
 
+    @property
+    def are_written(self) -> bool:
+        """No write has to be tried again."""
+        return not self._unwritten
+
     async def written(self, keys: Iterable[Key]) -> None:
         """Return once the last writes of keys are committed, or have failed."""
         for key in keys:
@@ -215,11 +221,16 @@ class Facts:
                     self._unwritten[key] = write
 
     def _forget(self) -> None:
-        """Forget what RAM has of a file that has been replaced."""
-        self._ram = RamCache(RAM_WEIGHT)
+        """Forget what RAM has of a file that has been replaced, but for what is still written."""
+        self._on_trouble()
+        known, self._ram = self._ram, RamCache(RAM_WEIGHT)
+        for key in (*self._writing, *self._unwritten):
+            if (value := known.get(key)) is not MISSING:
+                self._ram.put(key, value)
         self._reading.clear()
         self._renewed()
 
     def _trouble(self, error: StorageError) -> None:
+        self.troubles += 1
         self._on_trouble()
         log.warning("index trouble, carried on without", error=str(error))

@@ -67,6 +67,7 @@ class SqliteIndex:
         self._uses: dict[Digest, float] = {}
         self._last_use = 0.0
         self._usage = Usage(0, 0)
+        self._must_count = False
         self.revision = 0
 
     async def __aenter__(self) -> Self:
@@ -157,6 +158,7 @@ class SqliteIndex:
         values.size(record.size)
         if children is not None or record.media_type is None:
             listed = values.children(children or (), digest)
+        troubles = self._facts.troubles
         known = await self.blob(digest)  # which is in RAM if somebody has looked for it before
         self._count(self._latest(digest, known), record)
         self._last_use = max(self._last_use, min(record.used_at, self._clock()))
@@ -164,6 +166,8 @@ class SqliteIndex:
         self.revision += bool(listed)
         facts = {("blob", digest): record, ("children", digest): listed}
         await self._facts.write(facts, (), blob_rows.put, record, listed, then=self._correct)
+        if troubles != self._facts.troubles:  # it may have been held
+            self._recount()
 
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
         wanted = list(dict.fromkeys(digests))
@@ -172,12 +176,15 @@ class SqliteIndex:
             await self._drop_blobs(wanted[start : start + _SLICE])
 
     async def _drop_blobs(self, digests: list[Digest]) -> None:
+        troubles = self._facts.troubles
         held = await self.records(digests)
         facts: dict[Key, Any] = {}
         for digest in digests:
             self._count(self._latest(digest, held.get(digest)), None)
             facts |= {("blob", digest): None, ("children", digest): ()}
         await self._facts.write(facts, (), blob_rows.drop, digests)
+        if troubles != self._facts.troubles:
+            self._recount()
 
     async def loosen_files(self, digests: Iterable[Digest]) -> None:
         await self._facts.write({}, (), blob_rows.loosen, list(digests))
@@ -325,11 +332,18 @@ class SqliteIndex:
         self._usage = Usage(files, size)
 
     def _recount(self) -> None:
-        """Count what is held anew, with what is counted until that is done."""
+        """Count what is held anew, with what is counted until that is done.
+
+        While there are writes to be tried again, rows are missing, and the former count stays.
+        """
         self.revision += 1
+        self._must_count = True
         before = self._usage
 
         def then(found: Usage) -> None:
+            if not self._facts.are_written:
+                return
+            self._must_count = False
             files = found.files + self._usage.files - before.files
             size = found.disk_bytes + self._usage.disk_bytes - before.disk_bytes
             self._usage = Usage(files, size)
@@ -353,6 +367,8 @@ class SqliteIndex:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             self._facts.write_again()
+            if self._must_count:
+                self._recount()
             await self._flush()
             self.revision += await self._pruner.keep_small(self._clock())
 

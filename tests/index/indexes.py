@@ -54,18 +54,20 @@ class SqliteFiles:
         self.path, self._clock = path, clock
         self._stack = AsyncExitStack()
         self.troubles = 0
+        self._index: SqliteIndex | None = None
 
     def _trouble(self) -> None:
         self.troubles += 1
 
     async def open(self) -> SqliteIndex:
         await self.close()
-        index = SqliteIndex(self.path, clock=self._clock, on_trouble=self._trouble)
-        return await self._stack.enter_async_context(index)
+        self._index = SqliteIndex(self.path, clock=self._clock, on_trouble=self._trouble)
+        return await self._stack.enter_async_context(self._index)
 
     async def close(self) -> None:
         await self._stack.aclose()
-        assert not self.troubles
+        assert not self.troubles or (self._index is not None and self._index.damaged)
+        self.troubles = 0
 
 
 class MemoryFiles:

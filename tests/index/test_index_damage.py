@@ -91,7 +91,8 @@ async def test_a_damaged_file_is_set_aside_and_the_index_goes_on(
     spoil(files.path / "index.db", where)
     index = await files.open()
     held = await order(index, 500)
-    assert {*held} <= {digest(number) for number in range(ROWS)}
+    torn = {*held} - {digest(number) for number in range(ROWS)}
+    assert len(torn) <= (where == "odd end"), "the row that is cut off may keep half of its digest"
     assert len(held) > ROWS // 10 or where not in ("cut", "odd end")
     assert {row[2] for row in await all_tags(index)} <= {digest(1), digest(2)}
     for number in (1, 2):

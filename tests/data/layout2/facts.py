@@ -1,4 +1,7 @@
-"""What the index of layout 2 says after a restart, as JSON values."""
+"""What the index of layout 2 says after a restart, as JSON values.
+
+Like ``make`` it runs on the version that wrote layout 2 only.
+"""
 
 import json
 import time

@@ -3,7 +3,7 @@
 `python -m benchmarks.big_cache DIRECTORY BLOBS`. Every tenth blob is a manifest with a tag; it
 lists nine blobs of its own and one that it shares with nine other images. Manifests are true; of
 other blobs the bytes are not those of their name, but a hole of the right size: nothing hashes
-what is held when it is served. Rows are written by the proxy's own tables.
+what is held when it is served. Rows are written by the proxy's own SQL, without its RAM.
 """
 
 import json
@@ -12,17 +12,19 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from multiprocessing import Process
 from pathlib import Path
 from random import Random
+from sqlite3 import Connection
 from typing import Any
 
-from proxy.core.names import Digest, Repo, Target
-from proxy.core.records import BlobRecord, Child
-from proxy.index.table import Table
-from proxy.index.tables import Held, Tables
+from proxy.core.names import Digest, Repo, Tag, Target
+from proxy.core.records import BlobRecord, Child, Descriptor, TagRecord
+from proxy.index import blob_rows, name_rows
+from proxy.index.database import Database
 from proxy.storage.directory import Directory
 
 SIZE = 4096
@@ -34,11 +36,11 @@ _TAGS = 100
 """Tags of a repository."""
 
 _LIFE = 90 * 86400
-_BATCH = 50_000
+_BATCH = 5000
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
-_VERSION = 3
+_VERSION = 4
 
 
 def repository(image: int) -> str:
@@ -82,7 +84,7 @@ def make(directory: Path, blobs: int) -> float:
     started = time.monotonic()
     shutil.rmtree(directory, ignore_errors=True)
     store = Directory(directory)
-    parts: list[Callable[[Path, int], None]] = [_files, _blob_rows, _other_rows]
+    parts: list[Callable[[Path, int], None]] = [_files, _rows]
     processes = [Process(target=part, args=(directory, blobs // 10)) for part in parts]
     for process in processes:
         process.start()
@@ -124,52 +126,31 @@ def _files(directory: Path, images: int) -> None:
     os.close(folder)
 
 
-def _blob_rows(directory: Path, images: int) -> None:
-    tables = Tables(directory / "index")
-    for rows in _batches(_held(images)):
-        tables.set_blobs(rows)
-    tables.close()
+def _rows(directory: Path, images: int) -> None:
+    database = Database(directory / "index")
+    database.open()
+    random, now = Random(1), time.time()
+    for batch in _batches(range(images)):
+        times = [now - random.random() * _LIFE for _ in batch]
+        database.transact([partial(_write, batch, times, now)])
+    database.transact([lambda db: name_rows.set_note(db, "reconciled", value=True)])
+    database.close()
 
 
-def _held(images: int) -> Iterator[Held]:
-    now, random = time.time(), Random(1)
-    for image in range(images):
-        used_at = now - random.random() * _LIFE
-        for digest in own(image):
-            yield Held(BlobRecord(Digest(digest), SIZE, None, used_at + 1e-6), ())
-        body = manifest(image)
+def _write(images: list[int], times: list[float], now: float, db: Connection) -> None:
+    for image, used_at in zip(images, times, strict=True):
+        target, body = _target(image), manifest(image)
         document = json.loads(body)
         listed = [document["config"], *document["layers"]]
         children = tuple(Child(Digest(each["digest"]), SIZE) for each in listed)
         record = BlobRecord(Digest(digest_of(body)), len(body), _MANIFEST, used_at)
-        yield Held(record, children)
-
-
-def _other_rows(directory: Path, images: int) -> None:
-    tables = Tables(directory / "index")
-    for linked in _batches(_links(images)):
-        tables.set_holders(dict(linked))
-    tables.close()
-    tags = Table(directory / "index" / "tags")
-    for rows in _batches(_tags(images)):
-        tags.set(rows)
-    tags.close()
-
-
-def _links(images: int) -> Iterator[tuple[Digest, list[Target]]]:
-    for image in range(images):
-        targets = [_target(image)]  # those that share a blob are of one repository
-        for digest in (*own(image), digest_of(manifest(image))):
-            yield Digest(digest), targets
-
-
-def _tags(images: int) -> Iterator[tuple[object, object]]:
-    now = time.time()
-    for image in range(images):
-        body = manifest(image)
-        digest = digest_of(body)
-        row = [[_MANIFEST, digest, len(body), now], [[digest, now - _LIFE, now]]]
-        yield [*_target(image), tag(image)], row
+        digests = [Digest(digest) for digest in own(image)]
+        for digest in digests:
+            blob_rows.put(db, BlobRecord(digest, SIZE, None, used_at + 1e-6), ())
+        blob_rows.put(db, record, children)
+        name_rows.link(db, target, [*digests, record.digest], now)
+        found = TagRecord(Descriptor(_MANIFEST, record.digest, len(body)), now)
+        name_rows.set_tag(db, target, Tag(tag(image)), found)
 
 
 def _target(image: int) -> Target:

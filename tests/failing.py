@@ -6,7 +6,6 @@ that a test can fail each of them in turn without a list of its own.
 
 import errno
 import io
-import itertools
 import os
 import sqlite3
 import sys
@@ -17,11 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import diskcache
 import pytest
 
 import proxy
-from proxy.index.table import Table
+from proxy.index.database import Database
 
 ROOT = Path(proxy.__file__).parent
 WRITES = ("posix_fallocate", "pwrite", "fsync", "rename", "mkdir", "fchmod")
@@ -29,7 +27,8 @@ READS = ("listdir", "scandir", "stat", "fstat", "statvfs", "pread", "sendfile", 
 SHARED = ("remove", "create", "_status")
 """What is called for several purposes, each of which is a site of its own."""
 
-ROWS = ("get", "set", "delete", "batches")
+INDEX = ("Database.transact", "Database.reader")
+"""Each write of the index, and each connection that reads."""
 
 
 class Site(NamedTuple):
@@ -58,9 +57,11 @@ def error(number: int) -> Fault:
     return Fault(errno.errorcode[number], act)
 
 
-def sqlite(kind: type[Exception], message: str) -> Fault:
+def sqlite(code: int, message: str) -> Fault:
     def act(*_: Any, **__: Any) -> None:
-        raise kind(message)
+        failure = sqlite3.DatabaseError(message)
+        failure.sqlite_errorcode = code
+        raise failure
 
     return Fault(message, act)
 
@@ -97,21 +98,14 @@ NOT_SENT = Fault("nothing sent", lambda *_, **__: 0)
 STREAM = Fault("stream fails", _unflushed)
 
 
-def _breaking(real: Callable[..., Iterator[Any]], *args: Any) -> Iterator[Any]:
-    yield from itertools.islice(real(*args), 1)
-    raise sqlite3.OperationalError("disk I/O error")
-
-
 def faults_of(call: str) -> list[Fault]:
     """Return how a call can fail."""
-    if call.startswith("Table."):
-        later = [Fault("breaks later", _breaking)] if call == "Table.batches" else []
+    if call in INDEX:
         return [
-            *later,
-            sqlite(sqlite3.OperationalError, "database or disk is full"),
-            sqlite(sqlite3.OperationalError, "disk I/O error"),
-            sqlite(sqlite3.DatabaseError, "database disk image is malformed"),
-            sqlite(diskcache.Timeout, "database timeout"),
+            sqlite(sqlite3.SQLITE_FULL, "database or disk is full"),
+            sqlite(sqlite3.SQLITE_IOERR, "disk I/O error"),
+            sqlite(sqlite3.SQLITE_CORRUPT, "database disk image is malformed"),
+            sqlite(sqlite3.SQLITE_BUSY, "database is locked"),
         ]
     special = {
         "open": [FULL, BROKEN, error(errno.EMFILE)],
@@ -156,9 +150,9 @@ class FailingDisk:
         self._failures: list[Failure] = []
         for call in ("open", "unlink", "fdopen", *WRITES, *READS):
             monkeypatch.setattr(os, call, self._watched(call, getattr(os, call)))
-        for call in ROWS:
-            name = f"Table.{call}"
-            monkeypatch.setattr(Table, call, self._watched(name, getattr(Table, call)))
+        for name in INDEX:
+            call = name.partition(".")[2]
+            monkeypatch.setattr(Database, call, self._watched(name, getattr(Database, call)))
 
     @contextmanager
     def failing(self, *failures: Failure) -> Iterator[None]:

@@ -14,7 +14,7 @@ from proxy.core.manifests import read
 from proxy.core.names import Digest, Tag, Target, sha256
 from proxy.core.records import BLOCK, Descriptor, TagRecord
 from proxy.core.routing import Router
-from proxy.index.local import LocalIndex
+from proxy.index.sqlite import SqliteIndex
 from proxy.runtime.metrics import CacheCounters
 from proxy.settings import Settings
 from proxy.storage.directory import Directory, IndexFile
@@ -31,7 +31,9 @@ ROUTER = Router(
 class Held:
     """A cache whose content is put there by hand."""
 
-    def __init__(self, directory: Directory, index: LocalIndex, clock: Clock, quota: Quota) -> None:
+    def __init__(
+        self, directory: Directory, index: SqliteIndex, clock: Clock, quota: Quota
+    ) -> None:
         self.clock = clock
         self.root = directory.root
         self.store = DiskStore(directory)
@@ -109,15 +111,16 @@ async def opened(root: Path, clock: Clock, **quota: Any) -> AsyncIterator[Held]:
     """Open a cache; its evictor knows that nothing lies there unknown."""
     async with AsyncExitStack() as stack:
         held = await begun(stack, root, clock, **quota)
-        await held.index.ready()
         held.evictor.found(0)
         yield held
 
 
 async def begun(stack: AsyncExitStack, root: Path, clock: Clock, **quota: Any) -> Held:
-    """Open a cache as at a start: its index is still being read, its store not yet looked at."""
+    """Open a cache as at a start: its store has not been read yet."""
     directory = Directory(root)
     stack.callback(directory.close)
-    index = LocalIndex(root / "index", clock=clock, on_trouble=lambda: None)
+    index = SqliteIndex(root / "index", clock=clock, on_trouble=lambda: None)
     limits = Quota(**{"max_size": LIMIT} | quota)
-    return Held(directory, await stack.enter_async_context(index), clock, limits)
+    held = Held(directory, await stack.enter_async_context(index), clock, limits)
+    await held.content.begin()
+    return held

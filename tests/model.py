@@ -9,7 +9,7 @@ from proxy.core.records import BLOCK, Descriptor, disk_bytes
 AFTER = 1e-6
 """Seconds by which what a manifest lists counts as used after it."""
 
-EPSILON = 1e-5
+EPSILON = 5e-5
 
 
 class Content:
@@ -96,7 +96,7 @@ class Model:
         return {c.digest for c in BY_DIGEST[digest].children if c.digest in self.used}
 
     def flush(self) -> None:
-        self.rows |= {digest: self.used[digest] for digest in self.unwritten}
+        self.rows = dict(self.used)
         self.unwritten.clear()
 
     def reopen(self, files: dict[Digest, float]) -> None:
@@ -111,7 +111,7 @@ class Model:
         self._age_together()
         self.unwritten = {digest for digest in adopted if BY_DIGEST[digest].children}
         touched = {below for digest in adopted for below in self.tree(digest)}
-        self.unordered = touched & self.used.keys()
+        self.unordered = (self.unordered | touched) & self.used.keys()
         self.corrupt &= self.used.keys()
 
     def _age_together(self) -> None:

@@ -11,7 +11,7 @@ from proxy.content.pins import Pins
 from proxy.content.quota import Quota
 from proxy.core.names import Image, parse_digest
 from proxy.core.records import BLOCK
-from proxy.index.local import LocalIndex
+from proxy.index.sqlite import SqliteIndex
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage import Spool
 from proxy.storage.directory import Directory
@@ -28,7 +28,7 @@ class Cache:
     """All that is open."""
 
     directory: Directory
-    index: LocalIndex
+    index: SqliteIndex
     store: DiskStore
     pins: Pins
     evictor: Evictor
@@ -72,7 +72,7 @@ async def opened(root: Path, clock: Clock) -> Cache:
     """Return a cache that has come into agreement with what lies there."""
     directory = Directory(root)
     store = DiskStore(directory)
-    index = LocalIndex(root / "index", clock=clock, on_trouble=_trouble)
+    index = SqliteIndex(root / "index", clock=clock, on_trouble=_trouble)
     await index.__aenter__()
     feeds = Feeds(index, _by_digest, clock, None)
     pins = Pins(index, [], parse=_by_digest, limit=lambda: LIMIT, feeds=feeds)
@@ -81,7 +81,6 @@ async def opened(root: Path, clock: Clock) -> Cache:
     evictor = Evictor(index, store, Quota(LIMIT), counters=counters, protected=pins.protected)
     content = Content(store, index, evictor, counters, clock)
     await content.reconcile()
-    await index.settle()
     return Cache(directory, index, store, pins, evictor, content)
 
 
@@ -96,8 +95,8 @@ async def closed(cache: Cache) -> None:
 async def abandoned(cache: Cache) -> None:
     """End as a killed process does: nothing more is written, the kernel closes the files."""
     await cache.index._supervisor.close()
-    cache.index._tables.close()
-    cache.index._worker.close()
+    cache.index._uses.clear()
+    await cache.index._facts.threads.close()
     for download in cache.downloads:
         download.spool.close()
     cache.directory.close()

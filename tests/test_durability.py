@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from proxy.index.local import LocalIndex
+from proxy.index.sqlite import SqliteIndex
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -141,10 +141,10 @@ async def test_notes_survive_a_power_cut(
     monkeypatch.setattr(
         sqlite3, "connect", lambda *args, **more: connect(*args, factory=Connection, **more)
     )
-    async with LocalIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None) as index:
-        await index.ready()
+    async with SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None) as index:
         WRITES.clear()
-        await index.set_note("pins", ["app:1"])
+        await index.set_note("a", 1)
+        await index.set_pins(["app:1"])
         written = set(WRITES)
     assert written == {FULL}
 
@@ -178,7 +178,7 @@ async def test_a_file_that_cannot_be_looked_at_is_not_taken_for_gone(
         errors = cache.counters.storage_errors
         await cache.content.reconcile()
         monkeypatch.setattr(os, "open", open_file)
-        assert cache.index.held(digest) is not None
+        assert await cache.index.blob(digest) is not None
         assert cache.counters.storage_errors > errors
         file = await cache.content.open(digest)
         assert file is not None, "the disk has recovered"

@@ -142,7 +142,8 @@ class Trial:
         except AssertionError as error:
             return f"{error!r}"[:300]
         told = self.proxy.stats["cache"]["bytes"]
-        return None if used_blocks(self.proxy.storage) <= told <= LIMIT else "bytes not counted"
+        used = used_blocks(self.proxy.storage)
+        return None if used <= told <= LIMIT else f"{used} bytes used, {told} counted"
 
     def _take_away_what_is_empty(self) -> None:
         """What could not be unlinked is swept at the next start; until then it takes no room."""

@@ -245,21 +245,22 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_index_is_the_store(self) -> None:
         index = self.now.index
-        assert {record.digest for record in index.coldest()} == self.model.used.keys()
+        assert self._held() == self.model.used.keys()
+        self.model.flush()
         assert self._files().keys() == self.model.used.keys() - self.model.missing
         for digest, used_at in self.model.used.items():
-            record, content = index.held(digest), BY_DIGEST[digest]
+            record, content = self.runner.run(index.blob(digest)), BY_DIGEST[digest]
             assert record is not None
             assert record.size == len(content.body)
             assert record.media_type == (content.media_type or None)
-            assert index.children(digest) == content.children
+            assert self.runner.run(index.children(digest)) == content.children
             if digest not in self.model.unordered:
                 assert abs(record.used_at - used_at) < EPSILON
 
     @precondition(lambda self: self.cache is not None)
     @invariant()
     def the_coldest_goes_first_and_manifests_before_what_they_list(self) -> None:
-        order = [record.digest for record in self.now.index.coldest()]
+        order = self._order()
         known = [self.model.used[digest] for digest in order if digest not in self.model.unordered]
         assert all(a < b + EPSILON for a, b in pairwise(known))
         for digest in order:
@@ -281,7 +282,6 @@ class Machine(RuleBasedStateMachine):
             had_room = True
         except NoRoom:
             had_room = False
-        self.runner.run(self.now.index.settle())
         gone = before - self._held()
         freed = sum(map(size_of, gone)) + aside - self.now.store.quarantine.bytes
         left = self.model.evicted(gone)
@@ -304,7 +304,11 @@ class Machine(RuleBasedStateMachine):
         return held[place % len(held)]
 
     def _held(self) -> set[Digest]:
-        return {record.digest for record in self.now.index.coldest()}
+        return set(self._order())
+
+    def _order(self) -> list[Digest]:
+        page = self.runner.run(self.now.index.coldest(None, 1000))
+        return [record.digest for _, record in page]
 
     async def _hold(self, content: Content) -> None:
         download = await Download.begun(self.now, content, len(content.body))
@@ -312,7 +316,6 @@ class Machine(RuleBasedStateMachine):
         promise, spool = download.reservation, download.spool
         await self.now.content.adopt(promise, spool, content.descriptor, content.children)
         spool.close()
-        await self.now.index.settle()
         self._stamp(content.digest, self.clock())
 
     async def _put(self, content: Content) -> None:
@@ -328,12 +331,9 @@ class Machine(RuleBasedStateMachine):
 
     async def _touch(self, digest: Digest) -> None:
         self.now.index.touch(digest)
-        await self.now.index.settle()
 
     async def _read(self, digest: Digest) -> bytes | None:
-        body = await self.now.content.read(digest)
-        await self.now.index.settle()
-        return body
+        return await self.now.content.read(digest)
 
     async def _verify(self) -> None:
         verifier = Verifier(self.now.content, _never, self.clock)

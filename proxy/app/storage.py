@@ -1,7 +1,6 @@
 """Opens what lies on the disk: directory, store, index, and who looks after them."""
 
 import os
-import shutil
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -15,8 +14,7 @@ from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
 from proxy.core.routing import Router
 from proxy.index.expiring import ExpiringRows
-from proxy.index.local import LocalIndex
-from proxy.runtime.executors import Pool, in_thread
+from proxy.index.sqlite import SqliteIndex
 from proxy.runtime.metrics import CacheCounters, Metrics
 from proxy.runtime.supervisor import Supervisor
 from proxy.services.oci_index import Layout, pins_named
@@ -59,7 +57,7 @@ async def opened(
     rows = configured.path / "index"
     counters, supervisor = metrics.cache, Supervisor(metrics.tasks, metrics.readiness)
     quota = _quota(configured, directory)
-    index = LocalIndex(
+    index = SqliteIndex(
         rows,
         clock=clock,
         on_trouble=counters.storage_trouble,
@@ -67,8 +65,6 @@ async def opened(
         max_bytes=max(INDEX_LEAST, INDEX_SHARE * quota.max_size),
     )
     await stack.enter_async_context(index)
-    former = rows / "listings"  # of a version before ``expiring``; what it holds may be lost
-    await in_thread(lambda: shutil.rmtree(former, ignore_errors=True), Pool.UPKEEP)
     expiring = ExpiringRows(rows / "expiring", on_trouble=counters.storage_trouble)
     await stack.enter_async_context(expiring)
     feeds = Feeds(index, router.parse_image, clock, configured.in_use_file)
@@ -84,6 +80,7 @@ async def opened(
     evictor = Evictor(index, store, quota, counters=counters, protected=pins.protected)
     content = Content(store, index, evictor, counters, clock)
     stack.push_async_callback(content.close)
+    await content.begin()
     layout = Layout(content, shelf, pins.added)
     return Storage(directory, clock, counters, expiring, pins, feeds, content, layout)
 

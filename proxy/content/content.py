@@ -5,10 +5,10 @@ lie, fill up or fail at any time: callers then learn that content is not held, o
 the failure is counted here.
 """
 
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import structlog
 
@@ -23,17 +23,16 @@ from proxy.content.reservations import Arrival, Reservation
 from proxy.content.tags import TagRecords
 from proxy.content.writer import Writer
 from proxy.core.errors import ContentMismatch, StorageError
-from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, Child, Clock, Descriptor, TagRecord
+from proxy.core.names import Digest, Target
+from proxy.core.records import BlobRecord, Child, Clock, Descriptor
 from proxy.index import Index
 from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage import Blob, BlobStore, Spool
 
-_SHELVES: Final = range(256)
+_BATCH: Final = 1000
 _COLD_SECONDS: Final = 86400.0
 
-Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
 
 
@@ -79,12 +78,15 @@ class Content:
         # Verbs that one part carries out alone, and documents.
         self.find: Final = self._reconciler.find
         self.reconcile: Final = self._reconciler.reconcile
+        self.rows_lost: Final = self._reconciler.rows_lost
         self.close: Final = self._reconciler.close
+        self.begin: Final = self._reconciler.begin
         self.record: Final = index.blob
+        self.records: Final = index.records
+        self.peek_tag: Final = index.peek_tag
         self.touch: Final = index.touch
         self.note: Final = index.note
         self.set_note: Final = index.set_note
-        self.ready: Final = index.ready
         self.drop: Final = self._removal.drop
         self.set_aside: Final = self._removal.set_aside
         self.trouble: Final = self._removal.trouble
@@ -103,11 +105,6 @@ class Content:
     async def holds(self, digest: Digest) -> bool:
         """Return True if content is held, as ``find`` does."""
         return await self.find(digest) is not None
-
-    async def records(self, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
-        """Return the records of those that are held."""
-        found = {digest: await self._index.blob(digest) for digest in digests}
-        return {digest: record for digest, record in found.items() if record is not None}
 
     async def is_public(self, digest: Digest) -> bool:
         """Return True if content is held that its upstream gives to anybody."""
@@ -145,14 +142,9 @@ class Content:
         finally:
             file.close()
 
-    def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return where a tag points if RAM says so, without waiting."""
-        return _without_waiting(self.tags.get(target, tag))
-
     def peek_use(self, target: Target, digest: Digest) -> bool:
         """Return True if RAM says that a repository may serve held content; count the use then."""
-        held = self._index.held(digest)
-        if held is None or not _without_waiting(self._index.linked(target, digest)):
+        if not self._index.peek_linked(target, digest) or self._index.peek_blob(digest) is None:
             return False
         self.touch(digest)
         return True
@@ -177,17 +169,20 @@ class Content:
             known = await self._index.blob(digest)
             if known is None or self._reconciler.file_size(digest) != known.size:
                 await self._reconciler.land(digest, spool)
-                reservation.release()  # the index counts it from here on, with no await between
+                await self._index.blob(digest)  # into RAM, so that the next does not suspend before
+                reservation.release()  # the index counts it from here on
             else:
                 if media_type is None and known.is_public >= is_public:
                     self.touch(digest)
                     return
                 media_type = media_type or known.media_type
                 is_public = is_public or known.is_public
-                if not children and not self._index.is_incomplete(digest):
-                    children = self._index.children(digest)
+                if not children:
+                    known_children = await self._index.children(digest)
+                    children = children if known_children is None else known_children
             record = BlobRecord(digest, descriptor.size, media_type, self.clock(), is_public)
             await self._index.set_blob(record, children)
+            self.touch(digest)  # also warmer than what was used before the clock was set back
 
     async def writer(self, target: Target, digest: Digest, size: int | None) -> Writer:
         """Return a writer with room for a blob of ``size`` bytes (None: not announced).
@@ -241,13 +236,10 @@ class Content:
 
         Content that comes or goes meanwhile may be met or not.
         """
-        await self._index.ready()
-        first = int(after.partition(":")[2][:2] or "0", 16)
-        for number in _SHELVES[first:]:
-            batch = self._index.shelf(number)
-            if number == first:
-                batch = [d for d in batch if (len(d), d) > (len(after), after)]
-            yield batch
+        last = Digest(after) if after else None
+        while page := await self._index.blobs(last, _BATCH):
+            yield [record.digest for record in page]
+            last = page[-1].digest
 
     async def check(self, digest: Digest, pace: Pace) -> Verdict:
         """Hash held content again. Content that was not used for a day leaves the page cache."""
@@ -297,17 +289,3 @@ class Content:
         """Count and log a body that is not its digest."""
         self._counters.mismatches += 1
         log.error("content mismatch", error=error.message)
-
-
-def _without_waiting(work: Coroutine[Any, Any, Result]) -> Result | None:
-    """Return what ``work`` returns; None if it would wait, and it is then given up.
-
-    Only for questions: work that changes something must not be given up in the middle.
-    """
-    try:
-        work.send(None)
-    except StopIteration as done:
-        result: Result = done.value
-        return result
-    work.close()
-    return None

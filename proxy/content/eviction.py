@@ -10,7 +10,6 @@ it.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Container
-from itertools import islice
 from typing import Final
 
 import structlog
@@ -19,17 +18,16 @@ from proxy.content.free_space import FreeSpace
 from proxy.content.quota import Quota
 from proxy.content.reservations import Arrival, NoRoom, Reservation
 from proxy.content.unproven import Unproven
-from proxy.core.errors import StorageError
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Clock, disk_bytes
-from proxy.index import Index
+from proxy.index import Index, Position
 from proxy.runtime.executors import Pool, in_thread, to_its_end
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage import BlobStore
 
 WATCH_SECONDS: Final = 5.0
 COUNT_SECONDS: Final = 3.0
-"""A download waits so long for the count of held content, and is then passed through."""
+"""A download waits so long for the count of all files, and is then passed through."""
 
 INDEX_IS_FREE: Final = 8 * 1024 * 1024
 """Bytes of the index's files that are not counted: an index of little content takes as much."""
@@ -39,7 +37,6 @@ _BATCH: Final = 256
 
 _STEPS: Final = 64
 _LONGEST_LEAD: Final = 16 * 1024 * 1024
-_CEILING: Final = "ceiling"
 
 log = structlog.get_logger(__name__)
 
@@ -47,9 +44,9 @@ log = structlog.get_logger(__name__)
 class Evictor:
     """Accounts for every byte up to the limit.
 
-    ``protected`` returns the content that must stay. What an earlier process left is known only
-    once index and store have been read. Until then it is bounded by a ceiling, which is noted
-    before the cache grows beyond it.
+    ``protected`` returns the content that must stay. Orphans are files without a row. Those of a
+    killed process are known at the start. If the index was lost, they are known once the store has
+    been read, and nothing is taken before that.
     """
 
     def __init__(
@@ -67,14 +64,10 @@ class Evictor:
         self._protected = protected
         self._promised = 0
         self._condemned = 0
-        self._unknown = 0
-        self._ceiling: int | None = None
-        self._left_below = 0
-        self._gone_early = 0
-        self._scanned = asyncio.Event()
+        self._orphans = 0
+        self._counted = asyncio.Event()
         self._pressed = asyncio.Event()
         self._evicting = asyncio.Lock()
-        self._noting = asyncio.Lock()
         self._free_space = FreeSpace(store, counters.storage_trouble)
         self.quota: Final = quota
         self.unproven = Unproven(quota.unproven_share)
@@ -84,12 +77,9 @@ class Evictor:
     @property
     def used(self) -> int:
         """Disk bytes of content, promises, quarantine, condemned files, orphans, and the index."""
-        left = self._unknown
-        if not self._scanned.is_set():
-            left = max(0, self._left_below + self._gone_early - self._index.loaded_bytes)
         known = self._index.usage().disk_bytes + self._store.quarantine.bytes
         known += max(0, self._index.file_bytes - INDEX_IS_FREE)
-        return known + self._promised + self._condemned + left
+        return known + self._promised + self._condemned + self._orphans
 
     @property
     def limit(self) -> int:
@@ -128,12 +118,12 @@ class Evictor:
     def admits(self, upstream: str, size: int) -> bool:
         """Return False if there is certainly no room for a body of ``size`` bytes (0: unknown).
 
-        Before index and store have been read, nothing is certain.
+        Nothing is certain before all files are counted.
         """
         self._free_space.expect(size)
         if size > self.limit:
             return False
-        if size == 0 or not (self._scanned.is_set() and self._index.is_ready):
+        if size == 0 or not self._counted.is_set():
             return True
         held, free = self._index.usage().disk_bytes, max(0, self.limit - self.used)
         return self.unproven.admits(upstream, size, held=held, free=free)
@@ -148,8 +138,7 @@ class Evictor:
 
         Unproven bytes do not count: an endless body would evict everything, a little each time.
         """
-        await self._index.ready()
-        await self._scanned.wait()
+        await self._counted.wait()
         async with self._evicting:
             await self._expire(now - self.quota.max_age)
             if self._proven > self.limit * self.quota.high_mark:
@@ -180,8 +169,7 @@ class Evictor:
         if upstream is not None:
             self.unproven.occupy(upstream, more)
         try:
-            if self._ceiling is None:
-                await self._load_ceiling()
+            await self._count()
             if self.used + more > self.limit:
                 await self._make_room(more, upstream)
         except BaseException:
@@ -203,109 +191,67 @@ class Evictor:
             self._pressed.set()
 
     def condemn(self, size: int) -> None:
-        """Count ``size`` disk bytes of content that leaves the index, until ``unlinked``.
-
-        Before the scan a row proves no file: after a power cut there are rows without a file and
-        files without a row. So content that is removed before then does not lower the bound.
-        """
+        """Count ``size`` disk bytes of content that leaves the index, until ``unlinked``."""
         self._condemned += size
-        if not self._scanned.is_set():
-            self._gone_early += size
 
     def unlinked(self, size: int) -> None:
         """Stop counting condemned bytes: their file is deleted, or in quarantine."""
         self._condemned -= size
 
-    async def cover(self) -> None:
-        """Return once the ceiling on the disk covers everything promised."""
-        async with self._noting:
-            if self._ceiling is None or self.used <= self._ceiling:
-                return
-            ceiling = self.used + self.quota.max_size // _STEPS
-            try:
-                await self._index.set_note(_CEILING, ceiling)
-            except StorageError as error:
-                log.warning("the ceiling cannot be noted", error=str(error))
-            self._ceiling = ceiling
-
     async def evict(self, wanted: int) -> tuple[int, int]:
         """Evict the coldest worth ``wanted`` disk bytes; return the blobs and bytes evicted."""
-        await self._index.ready()
         async with self._evicting:
             return await self._evict_down_to(self.used - wanted)
 
     async def discard(self, digests: list[Digest]) -> tuple[int, int]:
         """Delete content now, however warm; return the blobs and disk bytes deleted."""
-        await self._index.ready()
         async with self._evicting:
-            records = [r for digest in digests if (r := self._index.held(digest)) is not None]
-            return await to_its_end(self._evict(records)) if records else (0, 0)
+            records = await self._index.records(digests)
+            return await to_its_end(self._evict(list(records.values()))) if records else (0, 0)
 
     async def coldest(self, wanted: int) -> list[BlobRecord]:
         """Return what would be evicted next, in order, until it is worth ``wanted`` disk bytes."""
-        protected = await self._protected()
-        await self._index.settle()
-        victims: list[BlobRecord] = []
-        for record in self._index.coldest():
-            if wanted <= 0:
-                break
-            if record.digest not in protected:
-                victims.append(record)
-                wanted -= disk_bytes(record.size)
-        return victims
+        return await self._victims(wanted, float("inf"))
 
     async def oldest_use(self) -> float | None:
         """Return when the coldest content was last used, Unix seconds; None if it is protected."""
-        if not self._index.is_ready:
-            return None
         protected = await self._protected()
-        first = islice(self._index.coldest(), _BATCH)
-        coldest = next((record for record in first if record.digest not in protected), None)
-        return None if coldest is None else coldest.used_at
+        first = await self._index.coldest(None, _BATCH)
+        coldest = (record.used_at for _, record in first if record.digest not in protected)
+        return next(coldest, None)
 
     def found(self, orphans: int) -> None:
-        """Take the disk bytes of orphans: files that have no row in the index."""
-        self._unknown = orphans
-        self._free_space.expire()  # the ceiling that counted until now was an upper bound
+        """Take the disk bytes of all orphans."""
+        self._orphans = orphans
+        self._free_space.expire()
         self.failure = None
-        self._scanned.set()
+        self._counted.set()
 
     def not_found(self, problem: str) -> None:
         """Take the reason why the store cannot be read now; ``found`` follows later."""
         self.failure = problem
 
+    def lost(self) -> None:
+        """Take that rows were lost: there may be orphans until the store has been read."""
+        self._counted.clear()
+
     def settled(self, orphan: int) -> None:
         """Take so many bytes off the orphans: they have a row now, or are deleted."""
-        self._unknown = max(0, self._unknown - orphan)
-
-    async def _load_ceiling(self) -> None:
-        """Load the bound of what an earlier process may have left on the disk."""
-        try:
-            ceiling = await self._index.note(_CEILING)
-        except StorageError:
-            ceiling = None
-        if self._ceiling is None:
-            if not isinstance(ceiling, int):
-                await self._count()
-                ceiling = 0
-            self._ceiling = self._left_below = ceiling
+        self._orphans = max(0, self._orphans - orphan)
 
     async def _count(self) -> None:
-        """Wait for index and store to be read, but not for long. Raises ``NoRoom``."""
-        if self._scanned.is_set() and self._index.is_ready:
+        """Wait until all files are counted, but not for long. Raises ``NoRoom``."""
+        if self._counted.is_set():
             return  # a later scan that fails changes nothing
-        problem = self._index.failure or self.failure
-        if problem is not None:
-            raise NoRoom(f"it is not known what is held: {problem}")
+        if self.failure is not None:
+            raise NoRoom(f"it is not known what is held: {self.failure}")
         try:
             async with asyncio.timeout(COUNT_SECONDS):
-                await self._index.ready()
-                await self._scanned.wait()
+                await self._counted.wait()
         except TimeoutError:
             raise NoRoom("the content on the disk is still being counted") from None
 
     async def _make_room(self, more: int, upstream: str | None) -> None:
-        await self._count()
         while self.used + more > self.limit:
             async with self._evicting:
                 if self.used + more <= self.limit:
@@ -323,7 +269,7 @@ class Evictor:
             await in_thread(self._store.quarantine.empty, Pool.WRITE)
         blobs = freed = 0
         while (excess := self.used - target) > 0:
-            victims = await self._victims(excess)
+            victims = await self._victims(excess, _BATCH)
             gone, size = await to_its_end(self._evict(victims)) if victims else (0, 0)
             if not gone:
                 break
@@ -334,39 +280,27 @@ class Evictor:
 
     async def _expire(self, oldest: float) -> None:
         """Evict what was last used before ``oldest``, Unix seconds."""
-        while True:
-            protected = await self._protected()
-            await self._index.settle()
-            coldest = list(islice(self._index.coldest(), _BATCH))
-            old = [record for record in coldest if record.used_at < oldest]
-            victims = [record for record in old if record.digest not in protected]
-            for record in old:
-                if record.digest in protected:
-                    self._index.defer(record.digest)
-            if not victims:
-                return
+        while victims := await self._victims(float("inf"), _BATCH, before=oldest):
             await to_its_end(self._evict(victims))
 
-    async def _victims(self, excess: float) -> list[BlobRecord]:
-        """Return the coldest blobs worth ``excess`` disk bytes, or some of them.
+    async def _victims(
+        self, wanted: float, most: float, before: float = float("inf")
+    ) -> list[BlobRecord]:
+        """Return the coldest blobs worth ``wanted`` disk bytes, ``most`` blobs at most.
 
-        Protected content goes behind the others, so that no eviction looks at it twice.
+        Only those that were last used before ``before``, Unix seconds.
         """
         protected = await self._protected()
-        await self._index.settle()
         victims: list[BlobRecord] = []
-        passed: list[Digest] = []
-        freed = 0
-        for record in self._index.coldest():
-            if freed >= excess or len(victims) >= _BATCH:
-                break
-            if record.digest in protected:
-                passed.append(record.digest)
-                continue
-            victims.append(record)
-            freed += disk_bytes(record.size)
-        for digest in passed:
-            self._index.defer(digest)
+        after: Position | None = None
+        while page := await self._index.coldest(after, _BATCH):
+            for _, record in page:
+                if wanted <= 0 or len(victims) >= most or record.used_at >= before:
+                    return victims
+                if record.digest not in protected:
+                    victims.append(record)
+                    wanted -= disk_bytes(record.size)
+            after = page[-1][0]
         return victims
 
     async def _evict(self, victims: list[BlobRecord]) -> tuple[int, int]:
@@ -379,8 +313,9 @@ class Evictor:
         self._condemned += taken
         digests = list(records)
         children = {
-            digest: None if self._index.is_incomplete(digest) else self._index.children(digest)
-            for digest in digests
+            digest: await self._index.children(digest)
+            for digest, record in records.items()
+            if record.media_type is not None
         }
         self._store.condemn(digests)
         try:
@@ -390,7 +325,9 @@ class Evictor:
             self._condemned -= taken
         for digest in remaining:
             taken -= disk_bytes(records[digest].size)
-            await self._index.set_blob(records[digest], children[digest])
+            await self._index.set_blob(records[digest], children.get(digest, ()))
+            self._index.touch(digest)  # others are evicted before it is tried again
+        await self._index.forget_files(records.keys() - set(remaining))
         gone = len(victims) - len(remaining)
         self._counters.storage_errors += len(remaining)
         self._counters.evictions += gone

@@ -30,8 +30,6 @@ STALE_SECONDS: Final = 5.0
 _REST: Final = 20.0
 """What is protected is not computed again for so many times as long as that took."""
 
-_NOTE: Final = "pins"
-
 log = structlog.get_logger(__name__)
 
 
@@ -137,22 +135,21 @@ class Pins:
             log.error("pins cannot be read yet", error=str(error))
 
     async def _load(self) -> None:
-        noted = await self._index.note(_NOTE)
-        is_noted = isinstance(noted, list)
-        for name in noted if is_noted else await self._named_elsewhere():
+        noted = await self._index.pins()
+        for name in await self._named_elsewhere() if noted is None else noted:
             try:
-                self._added.append(self._parse(str(name)))
+                self._added.append(self._parse(name))
             except RegistryError:
-                self._unreadable.append(str(name))
+                self._unreadable.append(name)
                 log.warning("a pin cannot be read any more", pin=name)
         self._is_loaded = True
         self.revision += 1
-        if is_noted:
+        if noted is not None:
             return
         if self._added:
             log.warning("pins found in index.json that the index had lost", pins=self.added())
         try:
-            await self._index.set_note(_NOTE, self.added())
+            await self._index.set_pins(self.added())
         except StorageError as error:
             log.warning("pins cannot be noted", error=str(error))
 
@@ -175,7 +172,7 @@ class Pins:
             await self._load_if_needed()
             if image not in self._added and image not in self._exact:
                 await self._refuse_too_much(image)
-                await self._index.set_note(_NOTE, [*self.added(), str(image)])
+                await self._index.set_pins([*self.added(), str(image)])
                 self._added.append(image)
                 self.revision += 1
 
@@ -198,7 +195,7 @@ class Pins:
 
     async def _remove_unreadable(self, name: str) -> list[str]:
         async with self._noting:
-            await self._index.set_note(_NOTE, [n for n in self.added() if n != name])
+            await self._index.set_pins([n for n in self.added() if n != name])
             self._unreadable = [n for n in self._unreadable if n != name]
         return [name]
 
@@ -209,7 +206,7 @@ class Pins:
             if not ended:
                 raise PinUnknown(f"{pin} is not pinned")
             kept = [one for one in self._added if one not in ended]
-            await self._index.set_note(_NOTE, [*map(str, kept), *self._unreadable])
+            await self._index.set_pins([*map(str, kept), *self._unreadable])
             self._added = kept
             self.revision += 1
             return [str(one) for one in ended]
@@ -237,8 +234,6 @@ class Pins:
                 if of != self._inputs():
                     continue  # a pin or a feed changed meanwhile
                 self._protected, ended = protected, time.monotonic()
-                if not self._index.is_ready:  # more content will be known in a moment
-                    break
                 rest = min(STALE_SECONDS, _REST * (ended - started))
                 self._computed = of, index, ended + rest
                 break
@@ -339,8 +334,8 @@ class Pins:
         return [] if record is None else [record.descriptor.digest]
 
     async def _held_bytes(self, digests: Iterable[Digest]) -> int:
-        records = [await self._index.blob(digest) for digest in digests]
-        return sum(disk_bytes(record.size) for record in records if record is not None)
+        records = await self._index.records(digests)
+        return sum(disk_bytes(record.size) for record in records.values())
 
     async def _refuse_too_much(self, image: Image | Selector) -> None:
         """Raise ``Conflict`` when what an image needs does not fit beside the other pins.
@@ -356,7 +351,7 @@ class Pins:
             record = await self._index.blob(digest)
             if record is not None:
                 sizes[digest] = record.size
-            for child in self._index.children(digest):
+            for child in await self._index.children(digest) or ():
                 sizes.setdefault(child.digest, child.size)
         needed = sum(disk_bytes(size) for digest, size in sizes.items() if digest not in protected)
         pinned, limit = self.bytes, self.limit()

@@ -7,7 +7,8 @@ in the background, or earlier when a request wants it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -21,12 +22,15 @@ from proxy.core.errors import StorageError, is_disk_error
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Child, disk_bytes
 from proxy.index import Index
-from proxy.runtime.executors import by_size, in_thread
+from proxy.runtime.executors import Pool, by_size, in_thread
 from proxy.runtime.singleflight import SingleFlight
 from proxy.storage import Blob, BlobStore, Spool
 
-_SLICE: Final = 250
-"""Files that are looked for before other tasks run."""
+_PAGE: Final = 1000
+WATCH_SECONDS: Final = 5.0
+
+_RECONCILED: Final = "reconciled"
+"""Note: each file has a row, but for the loose ones. Lost with a row of a damaged index."""
 
 UNREADABLE: Final = -1
 
@@ -46,11 +50,44 @@ class Reconciler:
         self._removal = removal
         self._orphans: dict[Digest, int] = {}
         """Disk bytes of orphans, which ``evictor`` counts until they are adopted or gone."""
-        self._is_settled = False
-        """All orphans are adopted: what has no row is not in the store."""
+        self._is_reconciled = False
+        self._damaged = index.damaged
+        """The damaged index at the last ``reconcile``; another one means that rows were lost."""
+        self._is_noted = False
         self._landing: set[Digest] = set()
         self._arriving: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         self._adoptions: SingleFlight[BlobRecord | None] = SingleFlight("adopt")
+
+    async def begin(self) -> None:
+        """Count what a killed process has left, before anything is stored.
+
+        An index that knew of all files knows also which were about to get a row or to be deleted.
+        Without such an index, the orphans are counted by ``reconcile``.
+        """
+        try:
+            self._is_noted = await self._index.note(_RECONCILED) is True
+            loose = await self._index.loose_files()
+        except StorageError as error:
+            self._removal.trouble(error)
+            return
+        held = await self._index.records(loose)
+        sizes = {digest: self.file_size(digest) for digest in loose if digest not in held}
+        self._orphans = {
+            digest: disk_bytes(max(0, size)) for digest, size in sizes.items() if size is not None
+        }
+        await self._index.forget_files(set(loose) - self._orphans.keys())
+        if self._is_noted:
+            self._evictor.found(sum(self._orphans.values()))
+
+    async def rows_lost(self) -> None:
+        """Return once a damaged index was replaced, and there may be orphans."""
+        while self._damaged == self._index.damaged:  # noqa: ASYNC110 (an index has no events)
+            await asyncio.sleep(WATCH_SECONDS)
+
+    @property
+    def _is_settled(self) -> bool:
+        """All orphans are adopted: what has no row is not in the store."""
+        return self._is_reconciled and self._damaged == self._index.damaged
 
     async def close(self) -> None:
         """Cancel what runs."""
@@ -76,6 +113,7 @@ class Reconciler:
         Until the row is there the file must not be taken for an orphan. An orphan's file is
         replaced and no longer counts.
         """
+        await self._index.loosen_files([digest])
         self._landing.add(digest)
         try:
             await self._store.put(digest, spool)
@@ -111,44 +149,65 @@ class Reconciler:
         log.info("reconciled", adopted=adopted, dropped=dropped, seconds=took)
 
     async def _reconcile(self) -> tuple[int, int]:
-        index, evictor = self._index, self._evictor
-        await index.ready()
-        found = {digest: disk_bytes(size) async for digest, size in self._without_row()}
-        # A download may have given a file its row during the scan.
-        self._orphans = {d: size for d, size in found.items() if index.held(d) is None}
-        evictor.found(sum(self._orphans.values()))
+        if self._damaged != self._index.damaged:
+            self._damaged, self._is_noted = self._index.damaged, False
+            self._evictor.lost()
+        found = {d: disk_bytes(size) async for page in self._without_row() for d, size in page}
+        held = await self._index.records(found)  # some have got their row meanwhile
+        self._orphans = {digest: size for digest, size in found.items() if digest not in held}
+        self._evictor.found(sum(self._orphans.values()))
+        await self._note_orphans()
         adopted, dropped = 0, await self._drop_ghosts()
-        if self._orphans:
-            async for digest, _ in self._without_row():
+        for digest in list(self._orphans):
+            if await self._index.blob(digest) is not None:  # downloaded meanwhile
+                self._settle(digest)
+            else:
                 adopted += await self._adopt(digest) is not None
-            # A file that cannot be opened goes on counting, because it takes its room.
-            evictor.found(sum(size for d, size in self._orphans.items() if not index.held(d)))
-        for digest in index.incomplete():
-            await self._complete(digest)
-        self._is_settled = True
+        # A file that cannot be opened goes on counting, because it takes its room.
+        await self._note_orphans()
+        last: Digest | None = None
+        while page := await self._index.incomplete(last, _PAGE):
+            for digest in page:
+                await self._complete(digest)
+            last = page[-1]
+        self._is_reconciled = True
         return adopted, dropped
 
-    async def _without_row(self) -> AsyncIterator[tuple[Digest, int]]:
+    async def _note_orphans(self) -> None:
+        """Note whether there are orphans, so that the next start need not look at all files."""
+        if self._is_noted is bool(self._orphans):
+            self._is_noted = not self._orphans
+            await self._index.set_note(_RECONCILED, self._is_noted)
+
+    async def _without_row(self) -> AsyncIterator[list[tuple[Digest, int]]]:
         async for batch in self._store.scan():
-            for digest, size, _ in batch:
-                if not self._index.seen(digest):
-                    yield digest, size
+            held = await self._index.records(digest for digest, *_ in batch)
+            yield [(digest, size) for digest, size, _ in batch if digest not in held]
 
     async def _drop_ghosts(self) -> int:
-        """Drop rows whose file the scan did not meet; return their number.
+        """Drop rows without a file; return their number.
 
         A file that cannot be opened is not known to be missing, so its row stays.
         """
-        unseen = self._index.unseen()
         dropped = 0
-        for start in range(0, len(unseen), _SLICE):
-            ghosts = [d for d in unseen[start : start + _SLICE] if self.file_size(d) is None]
-            await self._index.drop_blobs(ghosts)
-            dropped += len(ghosts)
+        last: Digest | None = None
+        while page := await self._index.blobs(last, _PAGE):
+            last = page[-1].digest
+            missing = await in_thread(partial(self._missing, page), Pool.UPKEEP)
+            if missing:  # some may have been stored or evicted meanwhile
+                held = await self._index.records(missing)
+                ghosts = self._missing(held.values())
+                await self._index.drop_blobs(ghosts)
+                await self._index.forget_files(ghosts)
+                dropped += len(ghosts)
         return dropped
 
+    def _missing(self, records: Iterable[BlobRecord]) -> list[Digest]:
+        """Return those that have no file."""
+        return [record.digest for record in records if self.file_size(record.digest) is None]
+
     async def _complete(self, digest: Digest) -> None:
-        """Record what a manifest lists whose row does not say so, as rows of layout 1 did not."""
+        """Record what a manifest lists whose row does not say so, as old rows do not."""
         try:
             if (file := self._store.open(digest)) is None:
                 return
@@ -160,7 +219,7 @@ class Reconciler:
             self._removal.trouble(error)
             return
         listed = (await by_size(len(body), lambda: manifests.read(body))).listed
-        if listed is not None and (record := self._index.held(digest)) is not None:
+        if listed is not None and (record := await self._index.blob(digest)):
             await self._index.set_blob(record, listed)
 
     async def _adopt(self, digest: Digest) -> BlobRecord | None:
@@ -169,6 +228,7 @@ class Reconciler:
         However many callers want it, it is hashed once.
         """
         if self.file_size(digest) is None:
+            self._settle(digest)
             return None
         return await self._adoptions.do(digest, lambda: self._adopt_once(digest))
 
@@ -212,7 +272,8 @@ class Reconciler:
 
     def _settle(self, digest: Digest) -> None:
         """Count the file of an orphan no more; a second call changes nothing."""
-        self._evictor.settled(self._orphans.pop(digest, 0))
+        if size := self._orphans.pop(digest, 0):
+            self._evictor.settled(size)
 
 
 async def prove(file: Blob, digest: Digest) -> Proven | None:

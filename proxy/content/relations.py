@@ -31,8 +31,8 @@ class Links:
 
         Anybody can get public content, so a claim in a manifest is enough to link it.
         """
-        records = [await self._index.blob(digest) for digest in digests]
-        await self.add(target, [one.digest for one in records if one is not None and one.is_public])
+        records = await self._index.records(digests)
+        await self.add(target, [one.digest for one in records.values() if one.is_public])
 
     def presume(self, target: Target, digests: Iterable[Digest]) -> None:
         """Let a repository serve these until the process ends, without a record."""
@@ -44,6 +44,4 @@ class ReferrerRecords:
 
     def __init__(self, index: Index) -> None:
         self.get: Final = index.referrers
-        self.set: Final = index.set_referrers
         self.add: Final = index.add_referrer
-        self.forget: Final = index.forget_referrers

@@ -58,14 +58,14 @@ class Removal:
         log.warning("storage trouble, carried on without", error=str(error))
 
     async def _drop(self, digest: Digest) -> None:
-        size = self._condemned(digest)
+        size = await self._condemned(digest)
         await self._index.drop_blobs([digest])
         await self._delete(digest, size)
 
     async def _set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
         text = json.dumps({"digest": digest, "found_at": self._clock(), **note}, indent=2) + "\n"
         path: str | None = None
-        size = self._condemned(digest)
+        size = await self._condemned(digest)
         try:
             await self._index.drop_blobs([digest])
             with ExitStack() as resources:
@@ -82,12 +82,12 @@ class Removal:
         log.error("content has gone bad", digest=digest, kept_as=path, reason=note.get("reason"))
         return path
 
-    def _condemned(self, digest: Digest) -> int:
+    async def _condemned(self, digest: Digest) -> int:
         """Stop serving content; return its disk bytes, which count until they are unlinked.
 
         ``_delete`` must follow whatever happens, or the digest could not be stored again.
         """
-        record = self._index.held(digest)
+        record = await self._index.blob(digest)
         size = 0 if record is None else disk_bytes(record.size)
         self._evictor.condemn(size)
         self._store.condemn([digest])
@@ -97,3 +97,4 @@ class Removal:
         """Delete the file. One that cannot be deleted counts until the next start."""
         if not await self._store.delete([digest]):
             self._evictor.unlinked(size)
+            await self._index.forget_files([digest])

@@ -29,9 +29,6 @@ class Room(Protocol):
     async def take(self, more: int, upstream: str | None = None) -> None:
         """Promise ``more`` disk bytes. Raises ``NoRoom``."""
 
-    async def cover(self) -> None:
-        """Return once a restart would know of every promise."""
-
     def give_back(self, promised: int, upstream: str | None = None) -> None:
         """Take back a promise."""
 
@@ -51,7 +48,6 @@ class Reservation:
         if more > 0:
             await self._room.take(more, self._upstream)
             self._bytes += more
-            await self._room.cover()
 
     def release(self) -> None:
         """Give the promise back. A second call does nothing."""

@@ -1,38 +1,65 @@
-"""The seam to durable facts about content: tags, their history, who holds what, last use.
+"""The seam to durable facts: what is held, who holds it, where tags point, pins and notes.
 
-Rows only, never blob bytes. Trouble with the medium is survived and counted here: what cannot be
-read is unknown, what cannot be written is forgotten at the next start. Either costs upstream
-requests, not correctness: the bytes are the truth.
+Rows only, never the bytes of blobs. An index is complete as soon as it is open. Answers come from a
+bounded cache in RAM, without suspending, when they are there. A write changes that cache at once,
+and returns when its row survives the end of the process.
+
+Failures of the disk are survived and counted. A fact that cannot be read is unknown. A fact that
+cannot be written stays in RAM and is written again later. Both cost requests to upstreams, not
+correctness. Pages, notes and pins raise ``StorageError`` instead: an empty page would say that
+there is nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, Child, ReferrersRecord, TagHistoryEntry, TagRecord, Usage
+from proxy.core.records import BlobRecord, Child, TagHistoryEntry, TagRecord, Usage
+
+Position = tuple[float, int]
+"""Where a page of ``coldest`` ended."""
+
+HISTORY_LIMIT = 50
+"""Entries of a tag's history."""
+
+REFERRERS_LIMIT = 10_000
+REFERRERS_BYTES = 4 * 1024 * 1024
+"""Of one subject. As large as a manifest that every client reads: a list of referrers is one."""
+
+
+class TaggedImage(NamedTuple):
+    """A tag, the manifest that it points to if that is held, and whether it is linked there."""
+
+    target: Target
+    tag: Tag
+    record: TagRecord
+    held: BlobRecord | None
+    is_linked: bool
+
+    @property
+    def digest(self) -> Digest:
+        """The digest that the tag points to."""
+        return self.record.descriptor.digest
+
+    @property
+    def name(self) -> str:
+        """The image's name, as in a pin."""
+        return f"{self.target}:{self.tag}"
 
 
 class Index(Protocol):
-    """Durable facts. Answers for what is warm come without waiting."""
-
-    failure: str | None
-    """Why not everything held is known although it should be; None while nothing has failed."""
-
-    loaded_bytes: int
-    """Disk bytes of what was held before this start and is known by now."""
+    """Durable facts."""
 
     revision: int
-    """Grows with every change of where a tag points and of which manifests are held, by whom."""
-
-    async def ready(self) -> None:
-        """Return once everything held is known: ``usage`` and ``coldest`` are complete."""
+    """Grows when a tag points elsewhere, and when held manifests or their holders change."""
 
     @property
-    def is_ready(self) -> bool:
-        """Everything held is known."""
+    def failure(self) -> str | None:
+        """Why new facts are lost at the next start; None if they are not."""
 
-    def damaged(self) -> list[str]:
-        """Return what was found damaged and is begun anew: ``tags``, ``blobs`` and so on."""
+    @property
+    def damaged(self) -> str | None:
+        """Where a damaged file lies that was replaced; None if there was none."""
 
     @property
     def file_bytes(self) -> int:
@@ -40,132 +67,139 @@ class Index(Protocol):
 
     @property
     def dropped_rows(self) -> int:
-        """Rows that could not be read and are deleted."""
+        """Rows that could not be read and were left out."""
 
-    async def note(self, name: str) -> Any:
-        """Return what was noted under a name, as JSON values; None for nothing.
+    def usage(self) -> Usage:
+        """Return how much is held, exactly."""
 
-        Raises ``StorageError``.
-        """
+    def touch(self, digest: Digest) -> None:
+        """Count a use of held content. A use of a manifest is a use of all that it lists."""
 
-    async def set_note(self, name: str, value: object) -> None:
-        """Note a JSON value; it survives a power cut. Raises ``StorageError``."""
+    def peek_blob(self, digest: Digest) -> BlobRecord | None:
+        """Return the record of held content; None if it is not held, or not in RAM."""
 
-    async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return what the tag pointed to when upstream was last asked."""
+    def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
+        """Return where a tag points; None if it is unknown, or not in RAM."""
 
-    def pointed(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return where a tag points as far as it is known by now."""
-
-    async def set_tag(self, target: Target, tag: Tag, record: TagRecord) -> None:
-        """Remember the tag, and the sighting in its history."""
-
-    async def drop_tag(self, target: Target, tag: Tag) -> None:
-        """Forget where the tag points; its history stays."""
-
-    async def forget_tag(self, target: Target, tag: Tag) -> None:
-        """Forget where a tag points and has pointed."""
-
-    async def tags(self, target: Target) -> list[Tag]:
-        """Return the known tags of a repository, sorted."""
-
-    async def repositories(self) -> list[Target]:
-        """Return the repositories with known tags."""
-
-    def tagged(self) -> Iterator[tuple[Target, Tag, TagRecord]]:
-        """Iterate over all tags that are known by now, sorted; may change meanwhile."""
-
-    async def referrers(self, target: Target, subject: Digest) -> ReferrersRecord:
-        """Return what is known to refer to a manifest; empty when nothing is."""
-
-    async def set_referrers(self, target: Target, subject: Digest, record: ReferrersRecord) -> None:
-        """Remember what upstream said refers to a manifest."""
-
-    async def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
-        """Remember that a held manifest says that it refers to ``subject``."""
-
-    async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
-        """Return the digests the tag has pointed to, latest last; bounded."""
-
-    async def link(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Remember that a repository holds these."""
-
-    async def linked(self, target: Target, digest: Digest) -> bool:
-        """Tell whether a repository is known to hold this."""
-
-    async def holders(self, digest: Digest) -> list[Target]:
-        """Return the repositories that are known to hold this."""
-
-    async def linked_to(self, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
-        """Return what each repository that is ``wanted`` is known to hold. Looks at all of them."""
-
-    async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Forget that a repository holds these."""
-
-    async def forget_referrers(self, wanted: Callable[[Target], bool]) -> None:
-        """Forget what refers to the manifests of each repository that is ``wanted``."""
+    def peek_linked(self, target: Target, digest: Digest) -> bool:
+        """Return True if a repository holds this; False if not, or if that is not in RAM."""
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content."""
 
-    async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
-        """Remember held content as just used, and what it lists; None when that is not known."""
+    async def records(self, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
+        """Return the records of those that are held."""
 
-    async def drop_blobs(self, digests: Iterable[Digest]) -> None:
-        """Forget that content is held here; which repositories hold it upstream stays true."""
+    async def children(self, digest: Digest) -> tuple[Child, ...] | None:
+        """Return what a held manifest lists; None if that is unknown.
 
-    def held(self, digest: Digest) -> BlobRecord | None:
-        """Return the record of held content as far as it is known by now."""
-
-    def shelf(self, number: int) -> list[Digest]:
-        """Return what is held of the digests whose first byte is ``number``, sorted."""
-
-    def seen(self, digest: Digest) -> bool:
-        """Tell whether content is held, and note that its file is there."""
-
-    def unseen(self) -> list[Digest]:
-        """Return what is held and has not been ``seen`` since the last time."""
-
-    def manifests(self) -> Iterator[Digest]:
-        """Iterate over the held manifests that list something; may change meanwhile."""
-
-    def is_listed(self, digest: Digest) -> bool:
-        """Tell whether a held manifest lists this."""
-
-    def children(self, digest: Digest) -> tuple[Child, ...]:
-        """Return what a held manifest lists; empty for everything else."""
-
-    def parents(self, digest: Digest) -> list[Digest]:
-        """Return the held manifests that list this. Looks at all of them."""
-
-    def incomplete(self) -> list[Digest]:
-        """Return held manifests of which it is not known what they list."""
-
-    def is_incomplete(self, digest: Digest) -> bool:
-        """Return whether this is a held manifest of which it is not known what it lists."""
-
-    def touch(self, digest: Digest) -> None:
-        """Count a use of content, and with a manifest of what it lists; written in bulk later."""
-
-    async def settle(self) -> None:
-        """Return once every use until now is in the order of ``coldest``."""
-
-    def coldest(self) -> Iterator[BlobRecord]:
-        """Iterate over held content, least recently used first, a manifest before its content.
-
-        Must not change meanwhile. Uses count once ``settle`` has returned.
+        Empty for everything else. The size of a child is that of the held content; of what is not
+        held, the smallest that any manifest claims: a false claim must not make an image too large.
         """
 
-    def defer(self, digest: Digest) -> None:
-        """Move content to the end of ``coldest``; its last use stays what it is."""
+    async def parents(self, digest: Digest) -> list[Digest]:
+        """Return the held manifests that list this."""
 
-    def usage(self) -> Usage:
-        """Return how much is held."""
+    async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
+        """Hold content, and remember what it lists; None if that is unknown.
+
+        Its file is no longer loose. Raises ``ValueError`` for a size out of bounds.
+        """
+
+    async def drop_blobs(self, digests: Iterable[Digest]) -> None:
+        """Forget that content is held. Links and tags stay. Its file is loose from here on."""
+
+    async def loosen_files(self, digests: Iterable[Digest]) -> None:
+        """Remember that files of these may be there although nothing holds them."""
+
+    async def forget_files(self, digests: Iterable[Digest]) -> None:
+        """Forget loose files: they are gone."""
+
+    async def loose_files(self) -> list[Digest]:
+        """Return whose files may be there without being held. Raises ``StorageError``."""
+
+    async def coldest(
+        self, after: Position | None, limit: int
+    ) -> list[tuple[Position, BlobRecord]]:
+        """Return a page of held content, least recently used first, with where each stands.
+
+        A manifest comes before its content. All uses until now count.
+        """
+
+    async def blobs(self, after: Digest | None, limit: int) -> list[BlobRecord]:
+        """Return a page of held content, in the order of the digests' bytes."""
+
+    async def incomplete(self, after: Digest | None, limit: int) -> list[Digest]:
+        """Return a page of the held manifests of which it is unknown what they list."""
+
+    async def untagged(self, after: Digest | None, limit: int) -> list[tuple[Target, BlobRecord]]:
+        """Return a page of held manifests without a name, each with a repository that holds it.
+
+        Those that list something, that no held manifest lists, and to which no tag of a repository
+        points that holds them.
+        """
+
+    async def link(self, target: Target, digests: Iterable[Digest]) -> None:
+        """Remember that a repository holds these."""
+
+    async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
+        """Forget that a repository holds these, what they refer to, and what refers to them."""
+
+    async def linked(self, target: Target, digest: Digest) -> bool:
+        """Return True if a repository is known to hold this."""
+
+    async def holders(self, digest: Digest) -> list[Target]:
+        """Return the repositories that are known to hold this, the newest last."""
+
+    async def linked_to(self, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
+        """Return what each repository that is ``wanted`` is known to hold. Reads all links."""
+
+    async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
+        """Return where a tag pointed when upstream was last asked."""
+
+    async def set_tag(self, target: Target, tag: Tag, record: TagRecord) -> None:
+        """Remember where a tag points, also in its history, which is bounded."""
+
+    async def drop_tag(self, target: Target, tag: Tag) -> None:
+        """Forget where a tag points. Its history stays."""
+
+    async def forget_tag(self, target: Target, tag: Tag) -> None:
+        """Forget a tag and its history."""
+
+    async def tags(self, target: Target) -> list[Tag]:
+        """Return the known tags of a repository, sorted."""
+
+    async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
+        """Return the digests that a tag pointed to, the latest last."""
+
+    async def repositories(self) -> list[Target]:
+        """Return the repositories with known tags, sorted."""
+
+    async def search(
+        self, after: tuple[Target, Tag] | None, limit: int, digest: Digest | None = None
+    ) -> list[TaggedImage]:
+        """Return a page of all tags, or of those that point to ``digest``, sorted."""
+
+    async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
+        """Return the descriptors of held manifests that say that they refer to ``subject``."""
+
+    async def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
+        """Remember that a held manifest refers to ``subject``. The newest are kept."""
+
+    async def note(self, name: str) -> Any:
+        """Return the JSON value that was noted under a name; None for nothing."""
+
+    async def set_note(self, name: str, value: object) -> None:
+        """Note a JSON value. It survives a power cut."""
+
+    async def pins(self) -> list[str] | None:
+        """Return the names of pins; None if they were never set."""
+
+    async def set_pins(self, names: Iterable[str]) -> None:
+        """Replace the names of pins. They survive a power cut."""
 
     async def prune(self, before: float) -> int:
-        """Forget rows about content that is neither held nor listed by what is held.
+        """Forget rows about content that is neither held nor listed by held manifests.
 
-        Tags and referrers only when they were last confirmed before ``before``, Unix seconds; who
-        holds what only when it has not been asked for lately. Returns how many rows went. Raises
-        ``StorageError``.
+        Only those that were confirmed before ``before``, Unix seconds. Returns their number.
         """

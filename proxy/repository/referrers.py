@@ -102,7 +102,7 @@ class ReferrersCache:
         self, target: Target, subject: Digest, listed: ReferrersRecord | None
     ) -> ReferrersRecord:
         """Return upstream's list together with the held manifests that name ``subject``."""
-        held = (await self._content.referrers.get(target, subject)).entries
+        held = await self._content.referrers.get(target, subject)
         if listed is None:
             return ReferrersRecord(held, None)
         known = {entry["digest"] for entry in listed.entries}

@@ -204,8 +204,6 @@ class Dropper:
             await content.tags.forget(image.target, image.tag)
         for target, digests in plan.links.items():
             await content.links.remove(target, digests)
-        if selector.is_of_repositories:
-            await content.referrers.forget(selector.covers)
         manifests = [digest for digest, record in plan.content.items() if _is_manifest(record)]
         await self._discard(manifests)
         # A manifest that was stored since the plan was made may list some of the rest.

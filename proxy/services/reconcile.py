@@ -1,6 +1,7 @@
 """Keeps index and store in agreement: after every start, and once a day."""
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -24,11 +25,21 @@ async def look_after(content: Content, layout: Layout, *, offline: bool) -> None
     await content.reconcile()
     if offline:
         await presume(content)
-    await asyncio.sleep(SETTLED_SECONDS)
-    while True:
+    if not await _lost_within(SETTLED_SECONDS, content):
         await prune(content)
-        await asyncio.sleep(DAY_SECONDS)
+    while True:
+        if not await _lost_within(DAY_SECONDS, content):
+            await prune(content)
         await content.reconcile()
+
+
+async def _lost_within(seconds: float, content: Content) -> bool:
+    """Wait so long; return True early if rows were lost."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await content.rows_lost()
+            return True
+    return False
 
 
 async def presume(content: Content) -> None:

@@ -123,7 +123,6 @@ class Verifier:
 
     async def _round(self, pace: "_Pace", *, repair: bool) -> AsyncGenerator[Event]:
         """Verify what is left of a round, and note the position in any case."""
-        await self._content.ready()
         usage, is_done = self._content.usage(), False
         sizes = {"blobs": usage.files, "bytes": usage.held_bytes}
         try:

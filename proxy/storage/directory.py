@@ -17,8 +17,8 @@ import structlog
 
 from proxy.core.errors import ConfigError, StorageInUse
 
-LAYOUT: Final = 2
-"""Version of the layout. 1 had no ``millpond.json``, no quarantine and no names in its index."""
+LAYOUT: Final = 3
+"""Version of the layout. 2 had an index of several files, which ``index.layout2`` takes over."""
 
 ALGORITHMS: Final = ("sha256", "sha512")
 _VERSION_FILE: Final = "millpond.json"
@@ -123,11 +123,11 @@ class Directory:
             self._migrate(version)
 
     def _version(self) -> int | None:
-        """Return the layout's version, None for an empty directory. Raises ``ConfigError``."""
+        """Return the layout's version, None if there is none yet. Raises ``ConfigError``."""
         try:
             fd = os.open(_VERSION_FILE, _OPEN_FILE, dir_fd=self.fd)
         except FileNotFoundError:
-            return 1 if "blobs" in os.listdir(self.fd) else None
+            return None
         with os.fdopen(fd, "rb") as file:
             content = file.read()
         try:
@@ -147,7 +147,7 @@ class Directory:
         return version
 
     def _migrate(self, version: int | None) -> None:
-        """Write the version; what older rows lack is found in the background."""
+        """Note the version, so that an older program refuses the directory."""
         if version is not None:
             log.info("layout migrated", directory=str(self.root), was=version, now=LAYOUT)
         try:

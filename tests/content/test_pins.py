@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from proxy.core.records import BLOCK
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
-from tests.held import LIMIT, Held, begun, named, nothing_elsewhere, opened
+from tests.held import LIMIT, Held, named, nothing_elsewhere, opened
 from tests.running import Start
 
 ONE, TWO, THREE = (content.image(seed) for seed in (1, 2, 3))
@@ -291,30 +290,15 @@ async def test_what_is_unpinned_goes_like_anything_else(cache: Held) -> None:
     assert pins.added() == [], "what is configured is not added as well"
 
 
-async def test_an_answer_from_the_time_of_the_start_is_not_kept(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Monitoring asks at once, when hardly anything of the index has been read."""
-    async with opened(tmp_path, clock) as cache:
-        await cache.image("app:1", ONE)
-    async with AsyncExitStack() as stack:
-        cache = await begun(stack, tmp_path, clock)
-        pins = cache.pins("app:1")
-        monkeypatch.setattr(module, "_REST", 1e9)
-        await pins.protected()
-        await cache.index.ready()
-        assert await pins.protected() == tree(ONE)
-
-
 async def test_a_pin_that_cannot_be_noted_is_not_acknowledged(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fails(name: str, value: object) -> None:
+    async def fails(names: object) -> None:
         raise StorageError("No space left on device")
 
     pins = await loaded(cache)
     await pins.add("app:1")
-    monkeypatch.setattr(cache.index, "set_note", fails)
+    monkeypatch.setattr(cache.index, "set_pins", fails)
     with pytest.raises(StorageError):
         await pins.add("app:2")
     with pytest.raises(StorageError):
@@ -378,30 +362,30 @@ async def test_a_pin_that_cannot_be_read_keeps_the_proxy_from_starting(start: St
 
 async def test_t63_a_pin_that_cannot_be_read_is_not_lost_at_the_next_add(cache: Held) -> None:
     noted = ["docker.io/library/app:1", "gone.example/app:1"]
-    await cache.index.set_note("pins", noted)
+    await cache.index.set_pins(noted)
     pins = await loaded(cache)
     assert pins.added() == noted
     await pins.add("app:2")
     await pins.remove("app:1")
     left = ["docker.io/library/app:2", "gone.example/app:1"]
-    assert await cache.index.note("pins") == left
+    assert await cache.index.pins() == left
     assert (await loaded(cache)).added() == left
     await pins.remove("gone.example/app:1")
-    assert await cache.index.note("pins") == ["docker.io/library/app:2"]
+    assert await cache.index.pins() == ["docker.io/library/app:2"]
 
 
 async def test_t63_pins_that_the_disk_did_not_give_are_not_lost_at_the_next_add(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await cache.index.set_note("pins", ["docker.io/library/app:1"])
-    note, failures = cache.index.note, [StorageError("broken")] * 2
+    await cache.index.set_pins(["docker.io/library/app:1"])
+    read, failures = cache.index.pins, [StorageError("broken")] * 2
 
-    async def failing(name: str) -> object:
+    async def failing() -> object:
         if failures:
             raise failures.pop()
-        return await note(name)
+        return await read()
 
-    monkeypatch.setattr(cache.index, "note", failing)
+    monkeypatch.setattr(cache.index, "pins", failing)
     pins = await loaded(cache)
     assert pins.added() == []
     with pytest.raises(StorageError):
@@ -409,7 +393,7 @@ async def test_t63_pins_that_the_disk_did_not_give_are_not_lost_at_the_next_add(
     await pins.add("app:2")
     both = ["docker.io/library/app:1", "docker.io/library/app:2"]
     assert pins.added() == both
-    assert await note("pins") == both
+    assert await read() == both
 
 
 class HeldBack:

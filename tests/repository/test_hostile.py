@@ -12,7 +12,7 @@ from aiohttp import ClientPayloadError
 
 from proxy.core.errors import StorageError
 from proxy.core.names import DigestVerifier
-from proxy.index.tables import Tables
+from proxy.index import blob_rows
 from proxy.storage.disk import DiskStore
 from proxy.upstream.transport import Transport
 from tests.fakes import content
@@ -346,14 +346,14 @@ async def test_t06_a_client_that_leaves_while_content_is_dropped_leaves_it_stora
 ) -> None:
     await held(proxy)
     (proxy.storage / "blobs/sha256" / LAYER.removeprefix("sha256:")).unlink()
-    drop, entered = Tables.drop_blobs, threading.Event()
+    drop, entered = blob_rows.drop, threading.Event()
 
-    def slow(self: Tables, digests: Any) -> None:
+    def slow(db: Any, digests: Any) -> None:
         entered.set()
         time.sleep(0.3)
-        drop(self, digests)
+        drop(db, digests)
 
-    monkeypatch.setattr(Tables, "drop_blobs", slow)
+    monkeypatch.setattr(blob_rows, "drop", slow)
     leaving = asyncio.create_task(proxy.get(PATH))
     await until(entered.is_set)
     leaving.cancel()

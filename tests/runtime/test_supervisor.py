@@ -12,7 +12,7 @@ import proxy
 from proxy.content import in_use
 from proxy.content.eviction import Evictor
 from proxy.content.in_use import Feeds
-from proxy.index.local import LocalIndex
+from proxy.index import sqlite
 from proxy.runtime import supervisor
 from proxy.runtime.metrics import TaskCounters
 from proxy.runtime.readiness import Readiness
@@ -91,19 +91,14 @@ async def test_t60_eviction_works_again_after_a_failure(
     )
 
 
-async def test_t60_the_index_is_loaded_after_a_failure(
-    start: Start, upstream: FakeUpstream, flaky: Callable[..., Flaky]
+async def test_t60_the_index_writes_uses_after_a_failure(
+    start: Start, flaky: Callable[..., Flaky], monkeypatch: Any
 ) -> None:
-    image = upstream.add("library/app", content.image(1))
-    first = await start()
-    assert (await first.get("/v2/app/manifests/latest")).status == 200
-    await first.settled()
-    await first.close()
-    flaky(LocalIndex, "_load_rows", 1)
+    monkeypatch.setattr(sqlite, "FLUSH_SECONDS", 0.01)
+    flush = flaky(sqlite.SqliteIndex, "_flush", 1)
     proxy = await start()
-    await until(lambda: proxy.stats["cache"]["files"] > 0)
-    assert (await proxy.get(f"/v2/app/manifests/{image.digest}")).status == 200
-    assert await failures(proxy, "index load") == (1, 1)
+    await until(lambda: flush.calls > 1)
+    assert await failures(proxy, "index flush") == (1, 1)
 
 
 async def test_t60_feeds_are_read_after_a_failure(

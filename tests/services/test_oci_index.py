@@ -239,9 +239,7 @@ async def test_entries_that_only_look_like_ours_teach_nothing(cache: Held) -> No
     ]
     cache.shelf.write(json.dumps({"schemaVersion": 2, "manifests": [*wrong, right]}).encode())
     await Layout(cache.content, cache.shelf, list).load()
-    assert [(str(target), tag) for target, tag, _ in cache.index.tagged()] == [
-        ("docker.io/library/app", "1")
-    ]
+    assert [one.name for one in await cache.index.search(None, 9)] == ["docker.io/library/app:1"]
 
 
 async def test_tags_that_the_index_has_lost_are_found_again(tmp_path: Path, clock: Clock) -> None:
@@ -250,7 +248,7 @@ async def test_tags_that_the_index_has_lost_are_found_again(tmp_path: Path, cloc
     async with opened(tmp_path, clock) as cache:
         for name, thing in things.items():
             await cache.image(name, thing)
-        before = {(str(t), tag): r.descriptor for t, tag, r in cache.index.tagged()}
+        before = {one.name: one.record.descriptor for one in await cache.index.search(None, 9)}
         await published(cache)
     shutil.rmtree(tmp_path / "index")
     async with AsyncExitStack() as stack:
@@ -259,9 +257,9 @@ async def test_tags_that_the_index_has_lost_are_found_again(tmp_path: Path, cloc
         newer = Descriptor(OCI_MANIFEST, sha256(b"newer"), 5)
         await cache.index.set_tag(*named("app:1"), TagRecord(newer, clock()))
         await Layout(cache.content, cache.shelf, list).load()
-        found = {(str(t), tag): r for t, tag, r in cache.index.tagged()}
-        assert found.pop((str(kept), "1")).descriptor == newer, "what has been learnt is better"
-        before.pop((str(kept), "1"))
+        found = {one.name: one.record for one in await cache.index.search(None, 9)}
+        assert found.pop(f"{kept}:1").descriptor == newer, "what has been learnt is better"
+        before.pop(f"{kept}:1")
         assert {key: record.descriptor for key, record in found.items()} == before
         assert {record.checked_at for record in found.values()} == {0.0}, "to be checked"
 
@@ -291,7 +289,7 @@ async def test_it_is_written_when_something_has_changed_and_only_then(
         cache.index.touch(Digest(IMAGE.digest))
         await cache.blocks(1, 1)
         target, tag = named("app:1")
-        record = cache.index.pointed(target, tag)
+        record = await cache.index.tag(target, tag)
         assert record is not None
         await cache.index.set_tag(target, tag, TagRecord(record.descriptor, cache.clock()))
         await asyncio.sleep(0.01)
@@ -318,7 +316,7 @@ async def test_nothing_is_written_before_the_last_one_was_read(cache: Held) -> N
     await names.keep()
     assert (shelf.count, (cache.root / "index.json").read_bytes()) == (0, before)
     await names.load()
-    assert cache.index.pointed(target, tag) is not None
+    assert await cache.index.tag(target, tag) is not None
     await names.keep()
     assert set(entries(cache.root)) == {"docker.io/library/app:1"}
 

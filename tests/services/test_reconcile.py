@@ -14,7 +14,7 @@ from diskcache import Cache, JSONDisk
 
 from proxy.content import reconciler
 from proxy.core.names import Digest, sha256
-from proxy.core.records import BLOCK, Descriptor, ReferrersRecord, TagRecord
+from proxy.core.records import BLOCK, Descriptor, TagRecord
 from proxy.services import oci_index
 from proxy.services.reconcile import FORGET_SECONDS, prune
 from tests.fakes import content
@@ -52,13 +52,13 @@ async def test_rows_whose_file_is_gone_are_dropped_and_the_others_stay(
         await cache.image("app:1", IMAGE)
         cache.path(ghost).unlink()
     async with opened(tmp_path, clock) as cache:
-        assert cache.index.held(ghost) is not None
+        assert await cache.index.blob(ghost) is not None
         await cache.content.reconcile()
-        assert cache.index.held(ghost) is None
+        assert await cache.index.blob(ghost) is None
         assert cache.index.usage().files == len(IMAGE.blobs)
         cache.path(IMAGE.config).unlink()
         await cache.content.reconcile()
-        assert cache.index.held(Digest(IMAGE.config)) is None, "also when it runs for long"
+        assert await cache.index.blob(Digest(IMAGE.config)) is None, "also when it runs for long"
         assert cache.index.usage().files == len(IMAGE.blobs) - 1
     async with opened(tmp_path, clock) as cache:
         assert cache.index.usage().files == len(IMAGE.blobs) - 1
@@ -70,15 +70,15 @@ async def test_t05_files_without_a_row_are_adopted_with_what_they_list(cache: He
         os.utime(path, (1_600_000_000, 1_600_000_000))
     await cache.content.reconcile()
     for digest, size in {key: len(data) for key, data in IMAGE.blobs.items()}.items():
-        record = cache.index.held(Digest(digest))
+        record = await cache.index.blob(Digest(digest))
         assert record is not None
         assert (record.size, record.media_type) == (size, None)
         assert record.used_at >= 1_600_000_000 - 1
     for thing, below in ((IMAGE, set(IMAGE.blobs)), (INDEX, {c.digest for c in INDEX.children})):
-        record = cache.index.held(Digest(thing.digest))
+        record = await cache.index.blob(Digest(thing.digest))
         assert record is not None
         assert record.media_type == thing.media_type
-        assert {child.digest for child in cache.index.children(record.digest)} == below
+        assert {child.digest for child in await cache.index.children(record.digest)} == below
     assert cache.evictor.used == (len(IMAGE.blobs) + 2) * BLOCK
 
 
@@ -89,7 +89,7 @@ async def test_t05_files_without_a_row_are_adopted_with_what_they_list(cache: He
 async def test_what_is_no_manifest_is_adopted_as_a_blob(cache: Held, data: bytes) -> None:
     digest = lay(cache, data)
     await cache.content.reconcile()
-    record = cache.index.held(digest)
+    record = await cache.index.blob(digest)
     assert record is not None
     assert (record.media_type, record.size) == (None, len(data))
 
@@ -98,7 +98,7 @@ async def test_a_manifest_without_a_type_is_adopted_by_its_shape(cache: Held) ->
     plain = content.untyped(1)
     digest = lay(cache, plain.manifest)
     await cache.content.reconcile()
-    record = cache.index.held(digest)
+    record = await cache.index.blob(digest)
     assert record is not None
     assert record.media_type == content.OCI_MANIFEST
 
@@ -132,7 +132,9 @@ async def test_a_file_that_cannot_be_read_stops_nothing(
 
     monkeypatch.setattr(os, "pread", fails)
     await cache.content.reconcile()
-    assert {digest for digest in digests if cache.index.held(digest)} == {*digests} - {digests[4]}
+    assert {digest for digest in digests if await cache.index.blob(digest)} == {*digests} - {
+        digests[4]
+    }
     assert digests[4].removeprefix("sha256:") in set_aside(cache)
     assert cache.evictor.used == 9 * BLOCK + 2 * BLOCK
 
@@ -149,8 +151,8 @@ async def test_a_row_whose_file_has_become_a_link_stops_nothing(
         orphan = lay(cache, b"orphan")
     async with opened(tmp_path, clock) as cache:
         await cache.content.reconcile()
-        assert cache.index.held(orphan) is not None
-        assert cache.index.held(Digest(IMAGE.layers[1])) is None
+        assert await cache.index.blob(orphan) is not None
+        assert await cache.index.blob(Digest(IMAGE.layers[1])) is None
 
 
 async def test_what_comes_while_it_is_looked_at_stays(
@@ -169,7 +171,7 @@ async def test_what_comes_while_it_is_looked_at_stays(
 
     monkeypatch.setattr(cache.index, "set_blob", also)
     await cache.content.reconcile()
-    held = {d for d in await cache.on_disk() if cache.index.held(Digest(d))}
+    held = {d for d in await cache.on_disk() if await cache.index.blob(Digest(d))}
     assert held == await cache.on_disk()
     assert len(held) >= len(orphans)
     assert cache.evictor.used == cache.index.usage().disk_bytes
@@ -189,7 +191,7 @@ async def test_what_is_downloaded_anew_while_its_bad_file_is_hashed_is_held(
 
     monkeypatch.setattr(reconciler, "prove", slow)
     await cache.content.reconcile()
-    assert cache.index.held(digest) is not None
+    assert await cache.index.blob(digest) is not None
     assert cache.path(digest).read_bytes() == b"right"
     assert not set_aside(cache)
 
@@ -201,19 +203,16 @@ async def test_what_nobody_needs_is_forgotten_after_a_long_time(cache: Held) -> 
     target, gone = named("app:gone")
     await cache.image("app:gone", lost, but=(lost.digest, *lost.blobs))
     for thing in (IMAGE, lost):
-        await cache.index.set_referrers(
-            hub, Digest(thing.digest), ReferrersRecord(({"digest": sha256(b"x")},), cache.clock())
-        )
+        await cache.index.add_referrer(hub, Digest(thing.digest), {"digest": sha256(b"x")})
     cache.clock.advance(FORGET_SECONDS - 100)
     await prune(cache.content)
     assert await cache.index.tags(hub) == [gone, kept], "not yet"
-    assert (await cache.index.referrers(hub, Digest(lost.digest))).entries
     cache.clock.advance(200)
     await prune(cache.content)
     assert await cache.index.tags(hub) == [kept]
     assert not await cache.index.history(target, gone)
-    assert (await cache.index.referrers(hub, Digest(IMAGE.digest))).entries
-    assert not (await cache.index.referrers(hub, Digest(lost.digest))).entries
+    assert await cache.index.referrers(hub, Digest(IMAGE.digest))
+    assert not await cache.index.referrers(hub, Digest(lost.digest))
 
 
 async def test_who_held_what_is_forgotten_once_nothing_needs_it(
@@ -225,6 +224,7 @@ async def test_who_held_what_is_forgotten_once_nothing_needs_it(
         await cache.image("app:1", IMAGE, but=(IMAGE.layers[0],))
         await cache.index.link(hub, map(Digest, lost.blobs))
     async with opened(tmp_path, clock) as cache:
+        clock.advance(FORGET_SECONDS + 1)
         await prune(cache.content)
         for digest in lost.blobs:
             assert not await cache.index.linked(hub, Digest(digest))
@@ -235,16 +235,16 @@ async def test_who_held_what_is_forgotten_once_nothing_needs_it(
 async def test_a_tag_that_is_still_confirmed_is_not_forgotten(cache: Held) -> None:
     target, tag = named("app:1")
     await cache.image("app:1", IMAGE, but=(IMAGE.digest, *IMAGE.blobs))
-    record = cache.index.pointed(target, tag)
+    record = await cache.index.tag(target, tag)
     assert record is not None
     cache.clock.advance(2 * FORGET_SECONDS)
     await cache.index.set_tag(target, tag, TagRecord(record.descriptor, cache.clock()))
     await prune(cache.content)
-    assert cache.index.pointed(target, tag) is not None
+    assert await cache.index.tag(target, tag) is not None
 
 
 def lay_out_as_before(root: Path, images: dict[str, content.Content]) -> None:
-    """Write a directory as layout 1 had it: no version, and rows that tell no children."""
+    """Write a directory as the first version had it: rows do not say what a manifest lists."""
     (root / "blobs/sha256").mkdir(parents=True)
     (root / "spool").mkdir()
     (root / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
@@ -283,7 +283,7 @@ async def test_an_older_layout_is_migrated_and_serves_without_upstream(
     lay_out_as_before(tmp_path / "cache", {"app": IMAGE, "many": INDEX})
     await upstream.stop()
     proxy = await start()
-    assert json.loads((proxy.storage / "millpond.json").read_text()) == {"layout": 2}
+    assert json.loads((proxy.storage / "millpond.json").read_text()) == {"layout": 3}
     for _ in range(2):
         for name, thing in (("app", IMAGE), ("many", INDEX)):
             answer = await proxy.get(f"/v2/{name}/manifests/latest")
@@ -302,7 +302,6 @@ async def test_an_older_layout_is_migrated_and_serves_without_upstream(
         assert proxy.stats["cache"]["files"] == files
         await proxy.close()
         proxy = await start()
-    await proxy.app.content.ready()
     for digest in (INDEX.digest, IMAGE.digest):
         assert await proxy.app.content.graph.children(Digest(digest)), "found out once"
 
@@ -405,7 +404,7 @@ async def test_an_orphan_is_counted_once_while_it_is_adopted(
 
     monkeypatch.setattr(cache.index, "set_blob", watched)
     await cache.content.reconcile()
-    assert cache.index.held(digest) is not None
+    assert await cache.index.blob(digest) is not None
     assert counted == [BLOCK]
 
 

@@ -128,7 +128,7 @@ async def test_what_is_bad_is_set_aside_with_a_note(
         "repositories": ["docker.io/library/app"],
     }
     assert LAYER not in await cache.on_disk()
-    assert cache.index.held(Digest(LAYER)) is None
+    assert await cache.index.blob(Digest(LAYER)) is None
     assert cache.counters.corrupted == 1
     assert not asked, "without being told to"
     [_, missing, again] = await run(verifier)
@@ -141,7 +141,7 @@ async def test_what_is_missing_is_told_and_forgotten(cache: Held, verifier: Veri
     _, bad, _ = await run(verifier)
     assert (bad["digest"], bad["reason"]) == (LAYER, "its file is missing")
     assert bad["quarantined"] is None
-    assert cache.index.held(Digest(LAYER)) is None
+    assert await cache.index.blob(Digest(LAYER)) is None
     assert not list((cache.root / "quarantine").iterdir())
 
 

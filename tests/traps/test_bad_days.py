@@ -126,7 +126,6 @@ async def test_t59_an_index_that_cannot_be_read_is_read_again(
 
     monkeypatch.setattr(sqlite3, "connect", failing)
     proxy = await start(offline=True)
-    await proxy.app.content.ready()
     await pull(proxy, IMAGE)
     tags = await proxy.get(f"/v2/{REPO}/tags/list")
     assert json.loads(tags.body)["tags"] == ["latest"]
@@ -191,7 +190,6 @@ async def test_t63_any_character_may_stand_in_the_path(
     await proxy.settled()
     await proxy.close()
     proxy = await start(storage=storage, offline=True)
-    await proxy.app.content.ready()
     assert (await proxy.get(f"/v2/{REPO}/manifests/latest")).body == IMAGE.manifest
     assert [path.name for path in tmp_path.iterdir()] == [name]
 

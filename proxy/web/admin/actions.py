@@ -3,7 +3,6 @@
 Only for the operator: names are confidential, and most of it changes something. Streams are NDJSON.
 """
 
-import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,9 +33,6 @@ from proxy.web.admin.documents import Document, Page, is_true, reply, required, 
 
 _DEFAULT_TTL: Final = 3600.0
 _LONGEST_TTL: Final = 7 * 86400.0
-
-WAIT_SECONDS: Final = 10.0
-"""A command waits so long for the index to be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +80,6 @@ class Control:
         if page is None:
             problem = f"{request.method} {request.path}: there is no such thing to do"
             raise Unsupported(problem, allowed=pages)
-        try:
-            async with asyncio.timeout(WAIT_SECONDS):
-                await self._content.ready()
-        except TimeoutError:
-            reason = self._content.failures().get("index", "the index is still being read")
-            raise StorageUnavailable(f"{reason}; try again later") from None
         return await page(request)
 
     async def _get_pins(self, _: BaseRequest) -> StreamResponse:

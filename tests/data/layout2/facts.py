@@ -1,4 +1,7 @@
-"""What the index of layout 2 says after a restart, as JSON values."""
+"""What the index of layout 2 says after a restart, as JSON values.
+
+Like ``make`` it runs on the version that wrote layout 2 only.
+"""
 
 import json
 import time
@@ -8,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from proxy.index.listings import TagLists
+from proxy.index.local import LocalIndex
 from proxy.names import Target
 from proxy.records import BlobRecord
-
-from proxy.index.local import LocalIndex
 
 Facts = dict[str, Any]
 NOTES = ("pins", "in use", "verify", "ceiling")

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import ClientError, ClientSession, UnixConnector
-
 from proxy.index.local import FLUSH_SECONDS
+
 from tests.cli.command import beside
 from tests.data.layout2 import facts
 from tests.fakes import content

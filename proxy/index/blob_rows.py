@@ -1,0 +1,255 @@
+"""SQL about held content: what is held, what it lists, and when it was used. Blocks."""
+
+import sqlite3
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+from proxy.core.names import Digest
+from proxy.core.records import BlobRecord, Child, Usage
+from proxy.index import Position, values
+from proxy.index.values import packed
+
+AFTER: Final = 1e-6
+"""Seconds by which content counts as used later than a manifest that lists it."""
+
+_COLUMNS: Final = "digest, size, media_type, used_at, is_public"
+_FIRST: Final = (-1e300, -1)
+_MARKS: Final = 500
+
+Connection = sqlite3.Connection
+Key = Hashable
+"""Of a fact in RAM; see ``sqlite``."""
+
+
+class Stored(NamedTuple):
+    """What storing a blob has changed besides its own row."""
+
+    uses: dict[Digest, float]
+    """New times of last use."""
+
+    resized: set[Digest]
+    """Manifests that list it, or what it lists, with another size."""
+
+
+class _Node(NamedTuple):
+    id: int
+    key: bytes
+    used_at: float
+    lists: int | None
+
+
+def usage(db: Connection) -> Usage:
+    """Return how much is held."""
+    query = "SELECT count(*), total((size + 4095) / 4096) FROM blob INDEXED BY blob_used"
+    files, blocks = db.execute(query).fetchone()
+    return Usage(files, int(blocks) * 4096)
+
+
+def records(db: Connection, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
+    """Return the records of those that are held."""
+    found = {}
+    for keys in batches(map(packed, digests)):
+        query = f"SELECT {_COLUMNS} FROM blob WHERE digest IN ({marks(keys)})"
+        for record in map(values.blob, db.execute(query, keys)):
+            found[record.digest] = record
+    return found
+
+
+def record(db: Connection, digest: Digest) -> BlobRecord | None:
+    """Return the record of held content."""
+    return records(db, [digest]).get(digest)
+
+
+def children(db: Connection, digest: Digest) -> dict[Key, Any]:
+    """Return what a held manifest lists (None: unknown), and the records of that, by their keys.
+
+    What is not held has the smallest size that any manifest claims.
+    """
+    row = db.execute("SELECT id, lists FROM blob WHERE digest = ?", (packed(digest),)).fetchone()
+    if row is None or not row[1]:
+        return {("children", digest): None if row is not None and row[1] is None else ()}
+    query = """SELECT c.digest,
+        coalesce(b.size, (SELECT min(size) FROM child WHERE digest = c.digest)),
+        b.digest, b.size, b.media_type, b.used_at, b.is_public
+        FROM child c LEFT JOIN blob b ON b.digest = c.digest WHERE c.parent = ? ORDER BY position"""
+    rows = db.execute(query, row[:1]).fetchall()
+    listed = tuple(values.child(one[:2]) for one in rows)
+    held = (None if one[2] is None else values.blob(one[2:]) for one in rows)
+    facts: dict[Key, Any] = {
+        ("blob", child.digest): record for child, record in zip(listed, held, strict=True)
+    }
+    return facts | {("children", digest): listed}
+
+
+def parents(db: Connection, digest: Digest) -> list[Digest]:
+    """Return the held manifests that list this."""
+    query = "SELECT b.digest FROM child c JOIN blob b ON b.id = c.parent WHERE c.digest = ?"
+    return [values.digest(key) for (key,) in db.execute(query, (packed(digest),))]
+
+
+def coldest(
+    db: Connection, after: Position | None, limit: int
+) -> list[tuple[Position, BlobRecord]]:
+    """Return a page in the order of last use."""
+    query = f"""SELECT used_at, id, {_COLUMNS} FROM blob INDEXED BY blob_used
+        WHERE (used_at, id) > (?, ?) ORDER BY used_at, id LIMIT ?"""
+    rows = db.execute(query, (*(after or _FIRST), limit))
+    return [((row[0], row[1]), values.blob(row[2:])) for row in rows]
+
+
+def blobs(db: Connection, after: Digest | None, limit: int) -> list[BlobRecord]:
+    """Return a page in the order of the digests."""
+    query = f"SELECT {_COLUMNS} FROM blob WHERE digest > ? ORDER BY digest LIMIT ?"
+    return [values.blob(row) for row in db.execute(query, (_key(after), limit))]
+
+
+def incomplete(db: Connection, after: Digest | None, limit: int) -> list[Digest]:
+    """Return a page of the manifests of which it is unknown what they list."""
+    query = """SELECT digest FROM blob WHERE lists IS NOT 0 AND lists IS NULL AND digest > ?
+        ORDER BY digest LIMIT ?"""
+    return [values.digest(key) for (key,) in db.execute(query, (_key(after), limit))]
+
+
+def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> Stored:
+    """Hold content; ``listed`` is None if it is unknown what it lists."""
+    key = packed(record.digest)
+    (above,) = db.execute(
+        "SELECT max(b.used_at) FROM child c JOIN blob b ON b.id = c.parent WHERE c.digest = ?",
+        (key,),
+    ).fetchone()
+    used_at = record.used_at if above is None else max(record.used_at, above + AFTER)
+    lists = None if listed is None else len(listed)
+    db.execute(
+        f"""INSERT INTO blob ({_COLUMNS}, lists) VALUES (?, ?, ?, ?, ?, ?)
+        ON CONFLICT (digest) DO UPDATE SET size = excluded.size, lists = excluded.lists,
+        media_type = excluded.media_type, used_at = excluded.used_at,
+        is_public = excluded.is_public""",
+        (key, record.size, record.media_type, used_at, record.is_public, lists),
+    )
+    db.execute("DELETE FROM loose WHERE digest = ?", (key,))
+    (id_,) = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
+    db.execute("DELETE FROM child WHERE parent = ?", (id_,))
+    db.executemany(
+        "INSERT INTO child (parent, position, digest, size) VALUES (?, ?, ?, ?)",
+        (
+            (id_, position, packed(child.digest), child.size)
+            for position, child in enumerate(listed or ())
+        ),
+    )
+    query = """SELECT p.digest FROM child mine JOIN child c ON c.digest = mine.digest
+        AND c.size <> mine.size JOIN blob p ON p.id = c.parent WHERE mine.parent = ?
+        UNION SELECT p.digest FROM child c JOIN blob p ON p.id = c.parent
+        WHERE c.digest = ? AND c.size <> ?
+        UNION SELECT ? FROM child mine JOIN blob b ON b.digest = mine.digest
+        AND b.size <> mine.size WHERE mine.parent = ?"""
+    rows = db.execute(query, (id_, key, record.size, key, id_))
+    resized = {values.digest(one) for (one,) in rows}
+    if resized:
+        resized.add(record.digest)
+    uses = use(db, [(record.digest, used_at)]) if listed else {}
+    if used_at != record.used_at:
+        uses[record.digest] = used_at
+    return Stored(uses, resized)
+
+
+def drop(db: Connection, digests: Iterable[Digest]) -> None:
+    """Hold content no longer; its file is loose."""
+    for key in map(packed, digests):
+        db.execute("INSERT OR IGNORE INTO loose VALUES (?)", (key,))
+        row = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
+        if row is not None:
+            db.execute("DELETE FROM child WHERE parent = ?", row)
+            db.execute("DELETE FROM blob WHERE id = ?", row)
+
+
+def loosen(db: Connection, digests: Iterable[Digest]) -> None:
+    """Remember that files may be there without a row."""
+    db.executemany("INSERT OR IGNORE INTO loose VALUES (?)", ((packed(one),) for one in digests))
+
+
+def forget_files(db: Connection, digests: Iterable[Digest]) -> None:
+    """Forget loose files."""
+    db.executemany("DELETE FROM loose WHERE digest = ?", ((packed(one),) for one in digests))
+
+
+def loose(db: Connection) -> list[Digest]:
+    """Return whose files may be there without a row."""
+    return [values.digest(key) for (key,) in db.execute("SELECT digest FROM loose")]
+
+
+def use(db: Connection, uses: Iterable[tuple[Digest, float]]) -> dict[Digest, float]:
+    """Count uses, in their order; return the new times of last use.
+
+    A use of a manifest counts for all below it, each a moment later than what lists it: an image
+    then goes manifest first, and what a warmer image shares with it stays.
+    """
+    changed: dict[int, tuple[bytes, float]] = {}
+    for digest, used_at in uses:
+        query = "SELECT id, digest, used_at, lists FROM blob WHERE digest = ?"
+        row = db.execute(query, (packed(digest),)).fetchone()
+        if row is not None:
+            root = _Node(*row)
+            if used_at > root.used_at:
+                changed[root.id] = root.key, used_at
+                db.execute("UPDATE blob SET used_at = ? WHERE id = ?", (used_at, root.id))
+            if root.lists:
+                below = _lifted(db, root._replace(used_at=max(used_at, root.used_at)))
+                db.executemany(
+                    "UPDATE blob SET used_at = ? WHERE id = ?",
+                    ((time, id_) for id_, (_, time) in below.items()),
+                )
+                changed |= below
+    return {values.digest(key): used_at for key, used_at in changed.values()}
+
+
+def _lifted(db: Connection, root: _Node) -> dict[int, tuple[bytes, float]]:
+    """Return the times below a manifest that are too early, as they should be.
+
+    Each manifest is visited behind all that list it: the nodes are sorted topologically.
+    """
+    nodes, below = {root.id: root}, dict[int, list[_Node]]()
+    order: list[_Node] = []
+    path = [(root, _nodes_below(db, root, below))]
+    while path:
+        node, rest = path[-1]
+        child = next((one for one in rest if one.id not in nodes), None)
+        if child is None:
+            order.append(node)
+            path.pop()
+        else:
+            nodes[child.id] = child
+            if child.lists:
+                path.append((child, _nodes_below(db, child, below)))
+    times = {id_: node.used_at for id_, node in nodes.items()}
+    lifted: dict[int, tuple[bytes, float]] = {}
+    for node in reversed(order):
+        for child in below[node.id]:
+            if times[child.id] < times[node.id] + AFTER:
+                times[child.id] = times[node.id] + AFTER
+                lifted[child.id] = child.key, times[child.id]
+    lifted.pop(root.id, None)  # in a circle, which no honest digests make
+    return lifted
+
+
+def _nodes_below(db: Connection, node: _Node, below: dict[int, list[_Node]]) -> Iterator[_Node]:
+    query = """SELECT b.id, b.digest, b.used_at, b.lists
+        FROM child c JOIN blob b ON b.digest = c.digest WHERE c.parent = ?"""
+    below[node.id] = [_Node(*row) for row in db.execute(query, (node.id,))]
+    return iter(below[node.id])
+
+
+def _key(digest: Digest | None) -> bytes:
+    return b"" if digest is None else packed(digest)
+
+
+def batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield some keys at a time: the variables of a statement are limited."""
+    iterator = iter(keys)
+    while batch := list(islice(iterator, _MARKS)):
+        yield batch
+
+
+def marks(keys: Sequence[object]) -> str:
+    """Return a placeholder for each key."""
+    return ", ".join("?" * len(keys))

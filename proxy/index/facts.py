@@ -1,0 +1,236 @@
+"""Facts by key: a bounded cache in RAM, with the database behind it.
+
+A write changes RAM at once. There are three cases for a key that is read and not in RAM:
+
+- It is being written: the reader waits for the commit.
+- Nothing writes it: it is read in a thread, and put into RAM.
+- It is written while it is being read: what was read is outdated, and the reader begins anew.
+
+A write that fails stays in RAM and is tried again by ``write_again``, unless its keys have been
+written since.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from proxy.core.errors import StorageError
+from proxy.index.blob_rows import Connection
+from proxy.index.database import Database
+from proxy.index.ram_cache import MISSING, RamCache
+from proxy.index.threads import Threads, Work, Write
+
+RAM_WEIGHT: Final = 40_000
+"""Entries of one generation of the cache: about 20 MB."""
+
+_UNWRITTEN: Final = 10_000
+"""Keys whose writes are tried again; the writes of more are forgotten."""
+
+Key = Hashable
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+log = structlog.get_logger(__name__)
+
+
+class Facts:
+    """``failure`` says why the last write failed; None if it did not."""
+
+    def __init__(
+        self, database: Database, *, on_trouble: Callable[[], None], renewed: Callable[[], None]
+    ) -> None:
+        """``renewed`` is called when a damaged file has been replaced: rows may be lost."""
+        self.threads = Threads(database, self._settle, self._forget)
+        self._renewed = renewed
+        self.failure: str | None = None
+        self.troubles = 0
+        self._on_trouble = on_trouble
+        self._ram = RamCache(RAM_WEIGHT)
+        self._reading: dict[Key, object] = {}
+        self._writing: dict[Key, Write] = {}
+        self._unwritten: dict[Key, Write] = {}
+        self._writes = 0
+
+    def peek(self, key: Key) -> Any:
+        """Return the value of a key if it is in RAM, else ``MISSING``."""
+        return self._ram.get(key)
+
+    async def get(
+        self, key: Key, otherwise: Result, read: Callable[..., Any], *args: Any
+    ) -> Result:
+        """Return the value of a key; ``otherwise`` if it cannot be read.
+
+        ``read`` returns it, alone or in a dictionary with other facts that are asked for next.
+        """
+        value: Result = self._ram.get(key)
+        if value is not MISSING:
+            return value
+
+        def read_facts(db: Connection, _: list[Key]) -> dict[Key, Any]:
+            found = read(db, *args)
+            return found if isinstance(found, dict) else {key: found}
+
+        value = (await self.get_all([key], read_facts, otherwise))[key]
+        return value  # noqa: RET504
+
+    async def get_all(
+        self,
+        keys: Iterable[Key],
+        read: Callable[[Connection, list[Key]], dict[Key, Any]],
+        otherwise: Any,
+    ) -> dict[Key, Any]:
+        """Return the values of keys; ``read`` gets those that are not in RAM."""
+        found = {key: self._ram.get(key) for key in keys}
+        while missing := [key for key, value in found.items() if value is MISSING]:
+            await self.written(missing)
+            try:
+                found |= await self._read(missing, read)
+            except StorageError as error:
+                self._trouble(error)
+                found |= dict.fromkeys(missing, otherwise)
+        return found
+
+    async def page(self, read: Callable[..., Result], *args: Any) -> Result:
+        """Return what ``read`` reads after all writes until now. Raises ``StorageError``."""
+        await self.threads.written()
+        try:
+            return await self.threads.read(lambda db: read(db, *args))
+        except StorageError as error:
+            self._trouble(error)
+            raise
+
+    async def pages(self, read: Callable[..., list[Item]], *args: Any) -> AsyncIterator[list[Item]]:
+        """Yield pages; ``read`` gets the last item of the one before. Raises ``StorageError``."""
+        last: Item | None = None
+        while page := await self.page(read, last, *args):
+            yield page
+            last = page[-1]
+
+    async def write(
+        self,
+        facts: Mapping[Any, Any],
+        outdated: Iterable[Key],
+        work: Callable[..., Any],
+        *args: Any,
+        then: Callable[[Any], None] = lambda _: None,
+    ) -> None:
+        """Return once ``work`` is committed, or has failed.
+
+        RAM has ``facts`` at once, and ``outdated`` no longer. ``then`` is called with what ``work``
+        returns, also if the caller is cancelled.
+        """
+        keys = dict.fromkeys(outdated)
+        for key in keys:
+            self._ram.pop(key)
+        for key, value in facts.items():
+            self._ram.put(key, value)
+        write = Write(lambda db: work(db, *args), (*keys, *facts), then)
+        outcome = await asyncio.shield(self._begin(write))
+        if isinstance(outcome, Exception) and not isinstance(outcome, StorageError):
+            raise outcome
+
+    async def write_durably(self, work: Callable[..., None], *args: Any) -> None:
+        """Return once the work is on the disk. Raises ``StorageError``."""
+        write = Write(lambda db: work(db, *args), (), is_durable=True)
+        self.threads.submit(write)
+        outcome = await asyncio.shield(write.done)
+        if isinstance(outcome, Exception):
+            raise outcome
+
+    def begin(self, work: Work[Result], then: Callable[[Result], None]) -> None:
+        """Have ``then`` called with what ``work`` returns after all writes until now."""
+        self._begin(Write(work, (), then))
+
+    @property
+    def are_written(self) -> bool:
+        """No write has to be tried again."""
+        return not self._unwritten
+
+    async def written(self, keys: Iterable[Key]) -> None:
+        """Return once the last writes of keys are committed, or have failed."""
+        for key in keys:
+            if (write := self._writing.get(key)) is not None:
+                await asyncio.shield(write.done)
+
+    def correct(self, key: Key, value: Any) -> None:
+        """Replace a value in RAM if it is there, and is not being written."""
+        if key not in self._writing and self._ram.get(key) is not MISSING:
+            self._ram.put(key, value)
+
+    def outdate(self, key: Key) -> None:
+        """Have a key read anew."""
+        self._reading.pop(key, None)
+        self._ram.pop(key)
+
+    def write_again(self) -> None:
+        """Begin to write what has failed and was not replaced since."""
+        failed, self._unwritten = self._unwritten, {}
+        for write in dict.fromkeys(failed.values()):
+            if all(failed.get(key) is write for key in write.keys):
+                self._begin(Write(write.work, write.keys, write.then))
+
+    def _begin(self, write: Write) -> asyncio.Future[Any]:
+        self._writes += 1
+        for key in write.keys:
+            self._reading.pop(key, None)
+            self._unwritten.pop(key, None)
+            self._writing[key] = write
+        self.threads.submit(write)
+        return write.done
+
+    async def _read(
+        self, keys: list[Key], read: Callable[[Connection, list[Key]], dict[Key, Any]]
+    ) -> dict[Key, Any]:
+        """Return what was read and is not outdated. Raises ``StorageError``."""
+        tokens = {key: self._reading.setdefault(key, object()) for key in keys}
+        before, is_idle = self._writes, self.threads.is_idle
+        try:
+            facts = await self.threads.read(lambda db: read(db, keys))
+        except BaseException:
+            for key in keys:
+                self._reading.pop(key, None)
+            raise
+        found: dict[Key, Any] = {}
+        for key, token in tokens.items():
+            if self._reading.get(key) is token:
+                del self._reading[key]
+                self._ram.put(key, facts[key])
+                found[key] = facts[key]
+            else:
+                found[key] = self._ram.get(key)
+        if is_idle and before == self._writes:
+            for key in facts.keys() - tokens.keys():
+                self._ram.put(key, facts[key])
+        return found
+
+    def _settle(self, write: Write, outcome: Any) -> None:
+        for key in write.keys:
+            if self._writing.get(key) is write:
+                del self._writing[key]
+        if not isinstance(outcome, Exception):
+            self.failure = None
+            write.then(outcome)
+        if not isinstance(outcome, StorageError):
+            return
+        self.failure = str(outcome)
+        self._trouble(outcome)
+        if len(self._unwritten) + len(write.keys) <= _UNWRITTEN:
+            for key in write.keys:
+                if key not in self._writing:
+                    self._unwritten[key] = write
+
+    def _forget(self) -> None:
+        """Forget what RAM has of a file that has been replaced, but for what is still written."""
+        self._on_trouble()
+        known, self._ram = self._ram, RamCache(RAM_WEIGHT)
+        for key in (*self._writing, *self._unwritten):
+            if (value := known.get(key)) is not MISSING:
+                self._ram.put(key, value)
+        self._reading.clear()
+        self._renewed()
+
+    def _trouble(self, error: StorageError) -> None:
+        self.troubles += 1
+        self._on_trouble()
+        log.warning("index trouble, carried on without", error=str(error))

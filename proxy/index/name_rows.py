@@ -1,0 +1,259 @@
+"""SQL about names: repositories and what they hold, tags and their history, referrers. Blocks."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, Final
+
+from proxy.core.names import Digest, Tag, Target
+from proxy.core.records import BlobRecord, TagHistoryEntry, TagRecord
+from proxy.index import HISTORY_LIMIT, REFERRERS_BYTES, REFERRERS_LIMIT, TaggedImage, values
+from proxy.index.blob_rows import batches, marks
+from proxy.index.values import Row, packed
+
+_REPO: Final = "(SELECT id FROM repo WHERE upstream = ? AND name = ?)"
+_IMAGE: Final = """r.upstream, r.name, t.name, t.media_type, t.digest, t.size, t.checked_at,
+  b.digest, b.size, b.media_type, b.used_at, b.is_public,
+  EXISTS (SELECT 1 FROM link l WHERE l.digest = t.digest AND l.repo = t.repo)"""
+_BY_NAME: Final = f"""SELECT {_IMAGE} FROM repo r CROSS JOIN tag t ON t.repo = r.id
+  LEFT JOIN blob b ON b.digest = t.digest"""
+_BY_DIGEST: Final = f"""SELECT {_IMAGE} FROM tag t CROSS JOIN repo r ON r.id = t.repo
+  LEFT JOIN blob b ON b.digest = t.digest"""
+"""``CROSS JOIN`` makes SQLite read the tables in this order."""
+
+Connection = sqlite3.Connection
+Key = Hashable
+"""Of a fact in RAM; see ``sqlite``."""
+
+
+def repo(db: Connection, target: Target) -> int:
+    """Return the number of a repository; it gets one if it has none."""
+    db.execute("INSERT OR IGNORE INTO repo (upstream, name) VALUES (?, ?)", target)
+    (found,) = db.execute(f"SELECT {_REPO}", target).fetchone()
+    return int(found)
+
+
+def link(db: Connection, target: Target, digests: Iterable[Digest], now: float) -> None:
+    """Remember that a repository holds these."""
+    number = repo(db, target)
+    db.executemany(
+        "INSERT OR IGNORE INTO link (digest, repo, linked_at) VALUES (?, ?, ?)",
+        ((packed(digest), number, now) for digest in digests),
+    )
+
+
+def unlink(db: Connection, target: Target, digests: Iterable[Digest]) -> None:
+    """Forget that a repository holds these, what they refer to, and what refers to them."""
+    number = repo(db, target)
+    for keys in batches(map(packed, digests)):
+        these = marks(keys)
+        db.execute(
+            f"DELETE FROM link WHERE repo = ? AND digest IN ({these})",
+            (number, *keys),
+        )
+        db.execute(
+            f"""DELETE FROM referrer WHERE repo = ?
+            AND (subject IN ({these}) OR digest IN ({these}))""",
+            (number, *keys, *keys),
+        )
+
+
+def linked(db: Connection, target: Target, digest: Digest) -> dict[Key, Any]:
+    """Return whether a repository holds content, and the record of that, by their keys."""
+    row = db.execute(
+        f"""SELECT b.digest, b.size, b.media_type, b.used_at, b.is_public,
+        EXISTS (SELECT 1 FROM link WHERE digest = k.key AND repo = {_REPO})
+        FROM (SELECT ? AS key) k LEFT JOIN blob b ON b.digest = k.key""",
+        (*target, packed(digest)),
+    ).fetchone()
+    held = None if row[0] is None else values.blob(row[:5])
+    return {("link", target, digest): row[5] == 1, ("blob", digest): held}
+
+
+def holders(db: Connection, digest: Digest) -> tuple[Target, ...]:
+    """Return the repositories that hold this, the newest last."""
+    query = """SELECT r.upstream, r.name FROM link l JOIN repo r ON r.id = l.repo
+        WHERE l.digest = ? ORDER BY l.linked_at, l.repo"""
+    return tuple(values.target(*row) for row in db.execute(query, (packed(digest),)))
+
+
+def linked_to(db: Connection, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
+    """Return what each repository that is wanted holds."""
+    repos = db.execute("SELECT id, upstream, name FROM repo").fetchall()
+    targets = {number: values.target(*names) for number, *names in repos}
+    chosen = {number: target for number, target in targets.items() if wanted(target)}
+    found: dict[Target, set[Digest]] = {}
+    for key, number in db.execute("SELECT digest, repo FROM link") if chosen else ():
+        if number in chosen:
+            found.setdefault(chosen[number], set()).add(values.digest(key))
+    return found
+
+
+def tag(db: Connection, target: Target, name: Tag) -> dict[Key, Any]:
+    """Return where a tag points, and what a request for it asks next, by their keys."""
+    row = db.execute(
+        f"SELECT media_type, digest, size, checked_at FROM tag WHERE repo = {_REPO} AND name = ?",
+        (*target, name),
+    ).fetchone()
+    key = ("tag", target, name)
+    if row is None:
+        return {key: None}
+    record = values.tag_record(row)
+    return {key: record} | linked(db, target, record.descriptor.digest)
+
+
+def set_tag(db: Connection, target: Target, name: Tag, record: TagRecord) -> None:
+    """Write where a tag points, and lengthen its history."""
+    number, key, seen = repo(db, target), packed(record.descriptor.digest), record.checked_at
+    db.execute(
+        """INSERT OR REPLACE INTO tag (repo, name, media_type, digest, size, checked_at)
+        VALUES (?, ?, ?, ?, ?, ?)""",
+        (number, name, record.descriptor.media_type, key, record.descriptor.size, seen),
+    )
+    last = db.execute(
+        "SELECT id, digest FROM sighting WHERE repo = ? AND tag = ? ORDER BY id DESC LIMIT 1",
+        (number, name),
+    ).fetchone()
+    if last is not None and last[1] == key:
+        db.execute("UPDATE sighting SET last_seen = ? WHERE id = ?", (seen, last[0]))
+        return
+    db.execute(
+        "INSERT INTO sighting (repo, tag, digest, first_seen, last_seen) VALUES (?, ?, ?, ?, ?)",
+        (number, name, key, seen, seen),
+    )
+    db.execute(
+        """DELETE FROM sighting WHERE id IN (SELECT id FROM sighting WHERE repo = ? AND tag = ?
+        ORDER BY id DESC LIMIT -1 OFFSET ?)""",
+        (number, name, HISTORY_LIMIT),
+    )
+
+
+def drop_tag(db: Connection, target: Target, name: Tag) -> None:
+    """Forget where a tag points."""
+    db.execute(f"DELETE FROM tag WHERE repo = {_REPO} AND name = ?", (*target, name))
+
+
+def forget_tag(db: Connection, target: Target, name: Tag) -> None:
+    """Forget a tag and its history."""
+    drop_tag(db, target, name)
+    db.execute(f"DELETE FROM sighting WHERE repo = {_REPO} AND tag = ?", (*target, name))
+
+
+def tags(db: Connection, target: Target) -> tuple[Tag, ...]:
+    """Return the tags of a repository, sorted."""
+    query = f"SELECT name FROM tag WHERE repo = {_REPO} ORDER BY name"
+    return tuple(values.tag(name) for (name,) in db.execute(query, target))
+
+
+def history(db: Connection, target: Target, name: Tag) -> tuple[TagHistoryEntry, ...]:
+    """Return a tag's history, the latest last."""
+    rows = db.execute(
+        f"""SELECT digest, first_seen, last_seen FROM sighting
+        WHERE repo = {_REPO} AND tag = ? ORDER BY id""",
+        (*target, name),
+    )
+    return tuple(map(values.sighting, rows))
+
+
+def repositories(db: Connection) -> list[Target]:
+    """Return the repositories with tags, sorted."""
+    query = """SELECT upstream, name FROM repo r WHERE EXISTS (SELECT 1 FROM tag WHERE repo = r.id)
+        ORDER BY upstream, name"""
+    return [values.target(*row) for row in db.execute(query)]
+
+
+def search(db: Connection, after: tuple[Target, Tag] | None, limit: int) -> list[TaggedImage]:
+    """Return a page of all tags: first those of the repository in which the last page ended."""
+    rows: list[Row] = []
+    (upstream, name), last = after or (("", ""), "")
+    if after is not None:
+        query = f"""{_BY_NAME} WHERE r.upstream = ? AND r.name = ? AND t.name > ?
+            ORDER BY t.name LIMIT ?"""
+        rows = db.execute(query, (upstream, name, last, limit)).fetchall()
+    if len(rows) < limit:
+        query = f"""{_BY_NAME} WHERE (r.upstream, r.name) > (?, ?)
+            ORDER BY r.upstream, r.name, t.name LIMIT ?"""
+        rows += db.execute(query, (upstream, name, limit - len(rows)))
+    return list(map(_image, rows))
+
+
+def search_digest(
+    db: Connection, digest: Digest, after: tuple[Target, Tag] | None, limit: int
+) -> list[TaggedImage]:
+    """Return a page of the tags that point to this."""
+    (upstream, name), last = after or (("", ""), "")
+    query = f"""{_BY_DIGEST} WHERE t.digest = ? AND (r.upstream, r.name, t.name) > (?, ?, ?)
+        ORDER BY r.upstream, r.name, t.name LIMIT ?"""
+    rows = db.execute(query, (packed(digest), upstream, name, last, limit))
+    return list(map(_image, rows))
+
+
+def untagged(db: Connection, after: Digest | None, limit: int) -> list[tuple[Target, BlobRecord]]:
+    """Return a page of held manifests that nothing names or lists, each with its first holder."""
+    query = """SELECT r.upstream, r.name, b.digest, b.size, b.media_type, b.used_at, b.is_public
+        FROM blob b JOIN repo r ON r.id = (SELECT repo FROM link WHERE digest = b.digest LIMIT 1)
+        WHERE b.lists IS NOT 0 AND b.lists > 0 AND b.digest > ?
+        AND NOT EXISTS (SELECT 1 FROM child WHERE digest = b.digest)
+        AND NOT EXISTS (SELECT 1 FROM tag t JOIN link l ON l.digest = t.digest AND l.repo = t.repo
+            WHERE t.digest = b.digest)
+        ORDER BY b.digest LIMIT ?"""
+    rows = db.execute(query, (b"" if after is None else packed(after), limit))
+    return [(values.target(*row[:2]), values.blob(row[2:])) for row in rows]
+
+
+def referrers(db: Connection, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
+    """Return what refers to a manifest."""
+    query = f"SELECT entry FROM referrer WHERE repo = {_REPO} AND subject = ? ORDER BY id"
+    rows = db.execute(query, (*target, packed(subject)))
+    return tuple(values.entry(entry) for (entry,) in rows)
+
+
+def add_referrer(db: Connection, target: Target, subject: Digest, entry: dict[str, object]) -> None:
+    """Add an entry as the newest of a subject, and delete the oldest that are too many."""
+    number, key, text = repo(db, target), packed(subject), json.dumps(entry)
+    db.execute(
+        "INSERT OR REPLACE INTO referrer (repo, subject, digest, entry) VALUES (?, ?, ?, ?)",
+        (number, key, packed(values.digest_text(entry["digest"])), text),
+    )
+    query = """SELECT id, length(entry) FROM referrer WHERE repo = ? AND subject = ?
+        ORDER BY id DESC"""
+    total, surplus = 0, []
+    for count, (id_, length) in enumerate(db.execute(query, (number, key))):
+        total += length
+        if count >= REFERRERS_LIMIT or total > REFERRERS_BYTES:
+            surplus.append((id_,))
+    db.executemany("DELETE FROM referrer WHERE id = ?", surplus)
+
+
+def note(db: Connection, name: str) -> object:
+    """Return what was noted under a name, as JSON values."""
+    row = db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
+    return None if row is None else values.json_text(row[0])
+
+
+def set_note(db: Connection, name: str, value: object) -> None:
+    """Note a JSON value."""
+    db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, json.dumps(value)))
+
+
+def pins(db: Connection) -> list[str] | None:
+    """Return the names of pins; None if they were never set."""
+    if note(db, _PINS_ARE_SET) is None:
+        return None
+    return [values.text(name) for (name,) in db.execute("SELECT name FROM pin ORDER BY id")]
+
+
+def set_pins(db: Connection, names: Sequence[str]) -> None:
+    """Replace the names of pins."""
+    db.execute("DELETE FROM pin")
+    db.executemany("INSERT OR IGNORE INTO pin (name) VALUES (?)", ((name,) for name in names))
+    set_note(db, _PINS_ARE_SET, value=True)
+
+
+_PINS_ARE_SET: Final = "pins are set"
+
+
+def _image(row: Row) -> TaggedImage:
+    record = values.tag_record(row[3:7])
+    held = None if row[7] is None else values.blob(row[7:12])
+    return TaggedImage(values.target(*row[:2]), values.tag(row[2]), record, held, row[12] == 1)

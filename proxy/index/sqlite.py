@@ -1,0 +1,379 @@
+"""The index of one machine: one SQLite file, with a bounded cache in RAM in front.
+
+What a hit needs is answered from RAM, without suspending. Keys there: ``blob``, ``children`` and
+``holders`` of a digest; ``tag`` and ``history`` of a tag; ``tags`` of a repository; ``link`` of a
+digest to a repository. Last uses are buffered, and written in one transaction every few seconds.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Self
+
+import structlog
+
+from proxy.core.errors import StorageError
+from proxy.core.names import Digest, Tag, Target
+from proxy.core.records import (
+    BlobRecord,
+    Child,
+    Clock,
+    TagHistoryEntry,
+    TagRecord,
+    Usage,
+    disk_bytes,
+)
+from proxy.index import Position, TaggedImage, blob_rows, name_rows, values
+from proxy.index.blob_rows import Connection
+from proxy.index.database import Database
+from proxy.index.facts import Facts, Key
+from proxy.index.ram_cache import MISSING
+from proxy.index.retention import Pruner
+from proxy.runtime.supervisor import Supervisor
+
+FLUSH_SECONDS: Final = 5.0
+
+_STEP: Final = 1e-5
+"""Seconds between two uses in the same instant, so that they have an order."""
+
+_SLICE: Final = 250
+"""Digests of one write: others wait while it runs."""
+
+log = structlog.get_logger(__name__)
+
+
+class SqliteIndex:
+    """An async context manager; writes last uses and prunes in the background."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        clock: Clock,
+        on_trouble: Callable[[], None],
+        supervisor: Supervisor | None = None,
+        max_bytes: float = float("inf"),
+    ) -> None:
+        """Let the file grow to ``max_bytes``. ``supervisor`` is closed with the index."""
+        self._database = Database(directory)
+        self._clock = clock
+        self._on_trouble = on_trouble
+        self._supervisor = Supervisor() if supervisor is None else supervisor
+        self._max_bytes = max_bytes
+        self._uses: dict[Digest, float] = {}
+        self._last_use = 0.0
+        self._usage = Usage(0, 0)
+        self._must_count = False
+        self.revision = 0
+
+    async def __aenter__(self) -> Self:
+        """Open the file. Raises ``ConfigError``, ``StorageError``."""
+        started = time.perf_counter()
+        self._facts = Facts(self._database, on_trouble=self._on_trouble, renewed=self._recount)
+        self._pruner = Pruner(self._facts, self._database, max_bytes=self._max_bytes)
+        threads = self._facts.threads
+        try:
+            await threads.run(self._database.open)
+            self._usage = self._database.usage
+            await self._pruner.measure()
+        except BaseException:
+            await threads.close()
+            raise
+        if self._database.is_temporary:
+            self._on_trouble()
+        took = round(time.perf_counter() - started, 3)
+        log.debug("index open", blobs=self._usage.files, seconds=took)
+        self._supervisor.start("index flush", self._flush_forever)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Write what is pending and close the file."""
+        await self._supervisor.close()
+        self._facts.write_again()
+        await self._flush()
+        await self._facts.threads.close()
+
+    @property
+    def failure(self) -> str | None:
+        if self._database.is_temporary:
+            return "the index cannot be opened; it lies in a temporary directory"
+        return self._facts.failure
+
+    @property
+    def damaged(self) -> str | None:
+        return self._database.damaged
+
+    @property
+    def file_bytes(self) -> int:
+        return self._pruner.file_bytes
+
+    @property
+    def dropped_rows(self) -> int:
+        return self._database.dropped
+
+    def usage(self) -> Usage:
+        return self._usage
+
+    def touch(self, digest: Digest) -> None:
+        self._last_use = max(self._clock(), self._last_use + _STEP)
+        self._uses.pop(digest, None)
+        self._uses[digest] = self._last_use
+
+    def peek_blob(self, digest: Digest) -> BlobRecord | None:
+        record: BlobRecord | None = self._peek(("blob", digest))
+        return record
+
+    def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
+        record: TagRecord | None = self._peek(("tag", target, tag))
+        return record
+
+    def peek_linked(self, target: Target, digest: Digest) -> bool:
+        return self._peek(("link", target, digest)) is True
+
+    async def blob(self, digest: Digest) -> BlobRecord | None:
+        return await self._facts.get(("blob", digest), None, blob_rows.record, digest)
+
+    async def records(self, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
+        def read(db: Connection, keys: list[Any]) -> dict[Key, Any]:
+            held = blob_rows.records(db, (digest for _, digest in keys))
+            return {key: held.get(key[1]) for key in keys}
+
+        found = await self._facts.get_all((("blob", one) for one in digests), read, None)
+        return {record.digest: record for record in found.values() if record is not None}
+
+    async def children(self, digest: Digest) -> tuple[Child, ...] | None:
+        return await self._facts.get(("children", digest), None, blob_rows.children, digest)
+
+    async def parents(self, digest: Digest) -> list[Digest]:
+        with suppress(StorageError):
+            return await self._facts.page(blob_rows.parents, digest)
+        return []
+
+    async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
+        digest, listed = record.digest, None
+        values.size(record.size)
+        if children is not None or record.media_type is None:
+            listed = values.children(children or (), digest)
+        troubles = self._facts.troubles
+        known = await self.blob(digest)  # which is in RAM if somebody has looked for it before
+        self._count(self._latest(digest, known), record)
+        self._last_use = max(self._last_use, min(record.used_at, self._clock()))
+        self._uses.pop(digest, None)
+        self.revision += bool(listed)
+        facts = {("blob", digest): record, ("children", digest): listed}
+        await self._facts.write(facts, (), blob_rows.put, record, listed, then=self._correct)
+        if troubles != self._facts.troubles:  # it may have been held
+            self._recount()
+
+    async def drop_blobs(self, digests: Iterable[Digest]) -> None:
+        wanted = list(dict.fromkeys(digests))
+        self.revision += 1
+        for start in range(0, len(wanted), _SLICE):
+            await self._drop_blobs(wanted[start : start + _SLICE])
+
+    async def _drop_blobs(self, digests: list[Digest]) -> None:
+        troubles = self._facts.troubles
+        held = await self.records(digests)
+        facts: dict[Key, Any] = {}
+        for digest in digests:
+            self._count(self._latest(digest, held.get(digest)), None)
+            facts |= {("blob", digest): None, ("children", digest): ()}
+        await self._facts.write(facts, (), blob_rows.drop, digests)
+        if troubles != self._facts.troubles:
+            self._recount()
+
+    async def loosen_files(self, digests: Iterable[Digest]) -> None:
+        await self._facts.write({}, (), blob_rows.loosen, list(digests))
+
+    async def forget_files(self, digests: Iterable[Digest]) -> None:
+        await self._facts.write({}, (), blob_rows.forget_files, list(digests))
+
+    async def loose_files(self) -> list[Digest]:
+        return await self._facts.page(blob_rows.loose)
+
+    async def coldest(
+        self, after: Position | None, limit: int
+    ) -> list[tuple[Position, BlobRecord]]:
+        await self._flush()
+        while page := await self._facts.page(blob_rows.coldest, after, limit):
+            held = [one for one in page if self._facts.peek(("blob", one[1].digest)) is not None]
+            if held:  # all but those whose rows could not be deleted yet
+                return held
+            after = page[-1][0]
+        return []
+
+    async def blobs(self, after: Digest | None, limit: int) -> list[BlobRecord]:
+        return await self._facts.page(blob_rows.blobs, after, limit)
+
+    async def incomplete(self, after: Digest | None, limit: int) -> list[Digest]:
+        return await self._facts.page(blob_rows.incomplete, after, limit)
+
+    async def untagged(self, after: Digest | None, limit: int) -> list[tuple[Target, BlobRecord]]:
+        return await self._facts.page(name_rows.untagged, after, limit)
+
+    async def link(self, target: Target, digests: Iterable[Digest]) -> None:
+        wanted = list(digests)
+        new = [digest for digest in wanted if not self.peek_linked(target, digest)]
+        if not new:
+            await self._facts.written(("link", target, digest) for digest in wanted)
+            return
+        held = [self._facts.peek(("blob", digest)) for digest in new]
+        if any(one is MISSING or (one is not None and one.media_type is not None) for one in held):
+            self.revision += 1
+        facts = {("link", target, digest): True for digest in new}
+        outdated = [("holders", digest) for digest in new]
+        await self._facts.write(facts, outdated, name_rows.link, target, new, self._clock())
+
+    async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
+        gone = list(digests)
+        self.revision += 1
+        facts = {("link", target, digest): False for digest in gone}
+        outdated = [("holders", digest) for digest in gone]
+        await self._facts.write(facts, outdated, name_rows.unlink, target, gone)
+
+    async def linked(self, target: Target, digest: Digest) -> bool:
+        key = ("link", target, digest)
+        return await self._facts.get(key, False, name_rows.linked, target, digest)
+
+    async def holders(self, digest: Digest) -> list[Target]:
+        return list(await self._facts.get(("holders", digest), (), name_rows.holders, digest))
+
+    async def linked_to(self, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
+        return await self._facts.page(name_rows.linked_to, wanted)
+
+    async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
+        return await self._facts.get(("tag", target, tag), None, name_rows.tag, target, tag)
+
+    async def set_tag(self, target: Target, tag: Tag, record: TagRecord) -> None:
+        key = ("tag", target, tag)
+        await self.tag(target, tag)
+        before = self._peek(key)
+        outdated: list[Key] = [("history", target, tag)]
+        if before is None:
+            outdated.append(("tags", target))
+        if before is None or before.descriptor != record.descriptor:
+            self.revision += 1
+        await self._facts.write({key: record}, outdated, name_rows.set_tag, target, tag, record)
+
+    async def drop_tag(self, target: Target, tag: Tag) -> None:
+        key = ("tag", target, tag)
+        await self.tag(target, tag)
+        if self._facts.peek(key) is None:
+            return
+        self.revision += 1
+        await self._facts.write({key: None}, [("tags", target)], name_rows.drop_tag, target, tag)
+
+    async def forget_tag(self, target: Target, tag: Tag) -> None:
+        self.revision += 1
+        facts, outdated = {("tag", target, tag): None}, [("tags", target), ("history", target, tag)]
+        await self._facts.write(facts, outdated, name_rows.forget_tag, target, tag)
+
+    async def tags(self, target: Target) -> list[Tag]:
+        return list(await self._facts.get(("tags", target), (), name_rows.tags, target))
+
+    async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
+        return await self._facts.get(("history", target, tag), (), name_rows.history, target, tag)
+
+    async def repositories(self) -> list[Target]:
+        return await self._facts.page(name_rows.repositories)
+
+    async def search(
+        self, after: tuple[Target, Tag] | None, limit: int, digest: Digest | None = None
+    ) -> list[TaggedImage]:
+        if digest is None:
+            return await self._facts.page(name_rows.search, after, limit)
+        return await self._facts.page(name_rows.search_digest, digest, after, limit)
+
+    async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
+        with suppress(StorageError):
+            return await self._facts.page(name_rows.referrers, target, subject)
+        return ()
+
+    async def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
+        keys = [("referrers", target, subject)]
+        await self._facts.write({}, keys, name_rows.add_referrer, target, subject, entry)
+
+    async def note(self, name: str) -> Any:
+        return await self._facts.page(name_rows.note, name)
+
+    async def set_note(self, name: str, value: object) -> None:
+        await self._facts.write_durably(name_rows.set_note, name, value)
+
+    async def pins(self) -> list[str] | None:
+        return await self._facts.page(name_rows.pins)
+
+    async def set_pins(self, names: Iterable[str]) -> None:
+        await self._facts.write_durably(name_rows.set_pins, list(names))
+
+    async def prune(self, before: float) -> int:
+        self.revision += 1
+        return await self._pruner.prune(before)
+
+    def _peek(self, key: Key) -> Any:
+        value = self._facts.peek(key)
+        return None if value is MISSING else value
+
+    def _latest(self, digest: Digest, record: BlobRecord | None) -> BlobRecord | None:
+        """Return the record in RAM; ``record`` if there is none."""
+        latest = self._facts.peek(("blob", digest))
+        return record if latest is MISSING else latest
+
+    def _count(self, known: BlobRecord | None, record: BlobRecord | None) -> None:
+        """Count one record instead of another."""
+        files, size = self._usage.files, self._usage.disk_bytes
+        if known is not None:
+            files, size = files - 1, size - disk_bytes(known.size)
+        if record is not None:
+            files, size = files + 1, size + disk_bytes(record.size)
+        self._usage = Usage(files, size)
+
+    def _recount(self) -> None:
+        """Count what is held anew, with what is counted until that is done.
+
+        While there are writes to be tried again, rows are missing, and the former count stays.
+        """
+        self.revision += 1
+        self._must_count = True
+        before = self._usage
+
+        def then(found: Usage) -> None:
+            if not self._facts.are_written:
+                return
+            self._must_count = False
+            files = found.files + self._usage.files - before.files
+            size = found.disk_bytes + self._usage.disk_bytes - before.disk_bytes
+            self._usage = Usage(files, size)
+
+        self._facts.begin(blob_rows.usage, then)
+
+    def _correct(self, stored: blob_rows.Stored) -> None:
+        """Bring RAM into agreement with what storing a blob has changed."""
+        self._used(stored.uses)
+        for manifest in stored.resized:
+            self._facts.outdate(("children", manifest))
+
+    def _used(self, uses: dict[Digest, float]) -> None:
+        """Correct the times of last use in RAM."""
+        for digest, used_at in uses.items():
+            key = ("blob", digest)
+            if (record := self._peek(key)) is not None and record.used_at < used_at:
+                self._facts.correct(key, replace(record, used_at=used_at))
+
+    async def _flush_forever(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            self._facts.write_again()
+            if self._must_count:
+                self._recount()
+            await self._flush()
+            self.revision += await self._pruner.keep_small(self._clock())
+
+    async def _flush(self) -> None:
+        """Write the uses until now."""
+        for _ in range(0, len(self._uses), _SLICE):
+            uses = [(one, self._uses.pop(one)) for one in [*islice(self._uses, _SLICE)]]
+            await self._facts.write({}, (), blob_rows.use, uses, then=self._used)

@@ -1,0 +1,137 @@
+"""Conversion between values of the index and SQLite columns, and the checks of stored values.
+
+Another program may have written the file, or the disk may have changed bits in it. Every value is
+checked when it is read, before it can reach a header of a response. Digests are stored as raw
+bytes: 32 for sha256, 64 for sha512.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from proxy.core.errors import RegistryError
+from proxy.core.manifests import MAX_CONTENT, is_media_type
+from proxy.core.names import Digest, Repo, Tag, Target, parse_digest, parse_repo, parse_tag
+from proxy.core.records import BlobRecord, Child, Descriptor, TagHistoryEntry, TagRecord
+
+Row = tuple[Any, ...]
+
+
+class Unreadable(ValueError):
+    """A stored value that this program has not written."""
+
+
+def packed(digest: Digest) -> bytes:
+    """Return a digest as it is stored."""
+    return bytes.fromhex(digest.partition(":")[2])
+
+
+def digest(value: object) -> Digest:
+    """Return a stored digest."""
+    if type(value) is not bytes or len(value) not in (32, 64):
+        raise Unreadable(f"{value!r:.50} is not a digest")
+    return Digest(f"sha{len(value) * 8}:{value.hex()}")
+
+
+def digest_text(value: object) -> Digest:
+    """Return a digest that is stored as text."""
+    try:
+        return parse_digest(text(value))
+    except RegistryError as error:
+        raise Unreadable(error.message) from None
+
+
+@lru_cache(maxsize=4096)
+def target(upstream: object, name: object) -> Target:
+    """Return a repository."""
+    try:
+        return Target(sys.intern(text(upstream)), Repo(sys.intern(parse_repo(text(name)))))
+    except RegistryError as error:
+        raise Unreadable(error.message) from None
+
+
+def tag(value: object) -> Tag:
+    """Return a tag."""
+    try:
+        return parse_tag(text(value))
+    except RegistryError as error:
+        raise Unreadable(error.message) from None
+
+
+def text(value: object) -> str:
+    """Return a text."""
+    if not isinstance(value, str):
+        raise Unreadable(f"{value!r:.50} is not text")
+    return value
+
+
+def size(value: object) -> int:
+    """Return a size in bytes."""
+    if type(value) is not int or not 0 <= value <= MAX_CONTENT:
+        raise Unreadable(f"{value!r:.50}: a size is out of bounds")
+    return value
+
+
+def seconds(value: object) -> float:
+    """Return a time in Unix seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Unreadable(f"{value!r:.50} is not a time")
+    return float(value)
+
+
+def media_type(value: object) -> str:
+    """Return a media type (RFC 6838 §4.2)."""
+    if not is_media_type(found := text(value)):
+        raise Unreadable(f"{value!r:.50} is not a media type")
+    return sys.intern(found)
+
+
+def blob(row: Row) -> BlobRecord:
+    """Return the record in columns ``digest, size, media_type, used_at, is_public``."""
+    key, length, kind, used_at, is_public = row
+    known = None if kind is None else media_type(kind)
+    return BlobRecord(digest(key), size(length), known, seconds(used_at), is_public == 1)
+
+
+def child(row: Row) -> Child:
+    """Return the entry of a manifest in columns ``digest, size``."""
+    return Child(digest(row[0]), size(row[1]))
+
+
+def children(listed: Iterable[Child], parent: Digest) -> tuple[Child, ...]:
+    """Return what a manifest lists, each digest once. Raises ``Unreadable`` for a wrong size."""
+    found = {entry.digest: Child(entry.digest, size(entry.size)) for entry in listed}
+    found.pop(parent, None)
+    return tuple(found.values())
+
+
+def tag_record(row: Row) -> TagRecord:
+    """Return where a tag points, in columns ``media_type, digest, size, checked_at``."""
+    kind, key, length, checked_at = row
+    return TagRecord(Descriptor(media_type(kind), digest(key), size(length)), seconds(checked_at))
+
+
+def sighting(row: Row) -> TagHistoryEntry:
+    """Return one entry of a tag's history, in columns ``digest, first_seen, last_seen``."""
+    key, first_seen, last_seen = row
+    return TagHistoryEntry(digest(key), seconds(first_seen), seconds(last_seen))
+
+
+def entry(value: object) -> dict[str, object]:
+    """Return a descriptor in JSON values."""
+    found = json_text(value)
+    if not isinstance(found, dict):
+        raise Unreadable(f"{value!r:.50} is not an object")
+    digest_text(found.get("digest"))
+    return found
+
+
+def json_text(value: object) -> Any:
+    """Return what a text in JSON says."""
+    try:
+        return json.loads(text(value))
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"{value!r:.50} is not JSON") from error

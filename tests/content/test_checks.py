@@ -1,7 +1,6 @@
 """Held content is hashed again: which errors condemn it, at which pace, and what is left open."""
 
 import errno
-from collections.abc import Callable
 
 import pytest
 
@@ -105,7 +104,9 @@ async def test_each_step_is_reported_and_paced() -> None:
     async def pace(size: int) -> None:
         steps.append(size)
 
-    after: Callable[[Blob, int, int], None] = lambda _, start, stop: steps.append((start, stop))  # noqa: E731
+    def after(_: Blob, start: int, stop: int) -> None:
+        steps.append((start, stop))
+
     verifier = await hashed(File(DATA), RECORD.digest, pace, after)
     assert verifier.holds
     second, end = 2 * CHUNK, len(DATA)

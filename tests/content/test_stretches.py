@@ -1,6 +1,6 @@
 """Bytes that come in any order are counted as a set would count them."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.content.stretches import Stretches
@@ -9,6 +9,8 @@ PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=40
 
 
 @given(PIECES)
+@example([(0, 2), (0, 1)])  # a part of the beginning comes again
+@example([(0, 2), (5, 2), (1, 3)])
 def test_stretches_agree_with_a_set_of_bytes(pieces: list[tuple[int, int]]) -> None:
     stretches, known = Stretches(), set[int]()
     for start, length in pieces:

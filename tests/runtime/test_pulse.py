@@ -35,3 +35,13 @@ async def test_a_task_that_left_does_not_disturb_a_beat() -> None:
     pulse.beat()
     await until(stays.done)
     assert not stays.cancelled()
+
+
+async def test_a_beat_keeps_nothing_of_those_it_woke() -> None:
+    pulse = Pulse()
+    for _ in range(3):
+        waiting = asyncio.create_task(pulse.wait())
+        await asyncio.sleep(0)
+        pulse.beat()
+        await waiting
+    assert pulse._waiting == []

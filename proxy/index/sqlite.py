@@ -68,6 +68,7 @@ class SqliteIndex:
         self._last_use = 0.0
         self._usage = Usage(0, 0)
         self._must_count = False
+        self._former = self._usage
         self.revision = 0
 
     async def __aenter__(self) -> Self:
@@ -337,15 +338,15 @@ class SqliteIndex:
         While there are writes to be tried again, rows are missing, and the former count stays.
         """
         self.revision += 1
-        self._must_count = True
-        before = self._usage
+        self._must_count, counted_before = True, replace(self._usage)
+        self._former = counted_before
 
         def then(found: Usage) -> None:
-            if not self._facts.are_written:
-                return
+            if self._former is not counted_before or not self._facts.are_written:
+                return  # a later count is on its way, or must follow
             self._must_count = False
-            files = found.files + self._usage.files - before.files
-            size = found.disk_bytes + self._usage.disk_bytes - before.disk_bytes
+            files = found.files + self._usage.files - counted_before.files
+            size = found.disk_bytes + self._usage.disk_bytes - counted_before.disk_bytes
             self._usage = Usage(files, size)
 
         self._facts.begin(blob_rows.usage, then)

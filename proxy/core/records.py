@@ -89,6 +89,11 @@ class BlobRecord:
     used_at: float
     is_public: bool = False
 
+    @property
+    def descriptor(self) -> Descriptor:
+        """Its descriptor; the type is empty for content from a blob endpoint."""
+        return Descriptor(self.media_type or "", self.digest, self.size)
+
 
 class Child(NamedTuple):
     """Content that a manifest lists; ``size`` in bytes is what the manifest says."""

@@ -73,7 +73,8 @@ class ReferrersCache:
         """
         tag = fallback_tag(subject)
         rule = self._sources[target.upstream].rule.for_tag(tag, None)
-        listed = await self._listed(target, subject)
+        listed = await self._rows.get(_key(target, subject), _parse)
+        listed = listed or await self._empty.get(f"{target} {subject}")
         known = await self._with_held(target, subject, listed)
         checked_at, now = known.checked_at, self._clock()
         if rule.offline or policy.decide(checked_at, rule, now, directive) is Action.SERVE:
@@ -92,11 +93,6 @@ class ReferrersCache:
             stale = _filtered(known, artifact_type, Outcome.STALE, FAILED_WARNING)
             return replace(stale, forward=Forward(error.upstream_status, error))
         return _filtered(fetched, artifact_type, Outcome.MISS)
-
-    async def _listed(self, target: Target, subject: Digest) -> ReferrersRecord | None:
-        """Return upstream's last list; None if none is kept."""
-        listed = await self._rows.get(_key(target, subject), _parse)
-        return listed or await self._empty.get(f"{target} {subject}")
 
     async def _with_held(
         self, target: Target, subject: Digest, listed: ReferrersRecord | None

@@ -15,7 +15,7 @@ from proxy.content.content import Content
 from proxy.content.pins import Pins
 from proxy.core.errors import StorageUnavailable
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, Descriptor, disk_bytes
+from proxy.core.records import BlobRecord, disk_bytes
 from proxy.core.selection import Selector
 from proxy.runtime.executors import to_its_end
 from proxy.services.oci_index import Layout, wrapper_of
@@ -119,7 +119,8 @@ class Dropper:
                     plan.others.setdefault(target, set()).add(digest)
                 elif pins := self._pins.pinning(target, tag, digest):
                     plan.others.setdefault(target, set()).add(digest)
-                    plan.refused.append(_refusal(one.name, digest, f"pinned as {', '.join(pins)}"))
+                    reason = f"pinned as {', '.join(pins)}"
+                    plan.refused.append(_event(one.name, digest, reason=reason))
                 else:
                     history = await self._content.tags.history(target, tag)
                     roots = dict.fromkeys([digest, *(entry.digest for entry in history)])
@@ -141,7 +142,7 @@ class Dropper:
             found = await self._content.links.holders(digest)
             holders = [holder for holder in found if selector.covers(holder)]
             if holders and (reason := await self._needed(digest)):
-                plan.refused.append(_refusal(str(selector), digest, reason))
+                plan.refused.append(_event(str(selector), digest, reason=reason))
             elif await self._content.record(digest) is not None:
                 plan.links = {target: {digest} for target in holders}
 
@@ -170,7 +171,7 @@ class Dropper:
         ]
         needed = set(await graph.tree(*staying))
         plan.content = {d: record for d, record in candidates.items() if d not in needed}
-        wrappers = [wrapper_of(_described(one)) for one in plan.content.values()]
+        wrappers = [wrapper_of(one.descriptor) for one in plan.content.values()]
         plan.wrappers = await self._content.records(one for one in wrappers if one is not None)
         await self._choose_links_of_tags(plan, listed)
 
@@ -223,11 +224,11 @@ def _events(plan: _Plan, selector: Selector) -> list[Event]:
     sizes = plan.sizes
     left, events, freed = dict(sizes), list(plan.refused), sum(sizes.values())
     if selector.digest is not None and plan.links and not plan.images:
-        events.append(_dropped(str(selector), selector.digest, freed))
+        events.append(_event(str(selector), selector.digest, freed))
     for image in plan.images:
         below = [digest for root in image.roots for digest in plan.trees[root]]
         own = sum(left.pop(digest, 0) for digest in below)
-        events.append(_dropped(f"{image.target}:{image.tag}", image.roots[0], own))
+        events.append(_event(f"{image.target}:{image.tag}", image.roots[0], own))
     dropped = sum(1 for event in events if event["dropped"])
     done = {"event": "done", "images": dropped, "refused": len(plan.refused)}
     return [*events, done | {"blobs": len(sizes), "bytes": freed}]
@@ -237,15 +238,7 @@ def _is_manifest(record: BlobRecord) -> bool:
     return record.media_type is not None
 
 
-def _described(record: BlobRecord) -> Descriptor:
-    return Descriptor(record.media_type or "", record.digest, record.size)
-
-
-def _refusal(name: str, digest: Digest, reason: str) -> Event:
+def _event(name: str, digest: Digest, freed: int = 0, reason: str | None = None) -> Event:
+    """Return the event of one image; ``reason`` is why it stays."""
     known = {"event": "image", "name": name, "digest": digest}
-    return known | {"dropped": False, "reason": reason, "bytes": 0}
-
-
-def _dropped(name: str, digest: Digest, freed: int) -> Event:
-    known = {"event": "image", "name": name, "digest": digest}
-    return known | {"dropped": True, "reason": None, "bytes": freed}
+    return known | {"dropped": reason is None, "reason": reason, "bytes": freed}

@@ -160,8 +160,7 @@ class Layout:
                     yield await self._entry(Image(one.target, one.tag, None), one.record.descriptor)
         async for untagged in self._content.graph.untagged():
             for target, held in untagged:
-                descriptor = Descriptor(held.media_type or "", held.digest, held.size)
-                yield await self._entry(Image(target, None, held.digest), descriptor)
+                yield await self._entry(Image(target, None, held.digest), held.descriptor)
 
     async def _entry(self, image: Image, descriptor: Descriptor) -> bytes:
         """Return the line of one image; empty for a type that the layout cannot name.

@@ -8,6 +8,7 @@ limit of upstream runs low, the rest of it is reserved for clients
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from proxy.content.content import Content
@@ -185,7 +186,8 @@ class Puller:
             listed = manifest.children
             if listed is None:
                 raise ManifestUnknown("what it lists is not understood")
-            chosen = await self._chosen(pull, manifest.body, listed.manifests)
+            choose = partial(pull.platforms.choose, manifest.body, listed.manifests)
+            chosen = await by_size(len(manifest.body), choose) if listed.manifests else []
         except RegistryError as error:
             _miss(pull, digest, error.message)
             return []
@@ -195,12 +197,6 @@ class Puller:
                 pull.sizes[blob.digest] = blob.size
                 group.create_task(self._blob(pull, blob.digest), name="pull a blob")
         return [child.digest for child in chosen]
-
-    async def _chosen(self, pull: _Pull, body: bytes, listed: tuple[Child, ...]) -> list[Child]:
-        """Return the manifests to fetch of an index. Raises ``ManifestUnknown``."""
-        if not listed:
-            return []
-        return await by_size(len(body), lambda: pull.platforms.choose(body, listed))
 
     async def _blob(self, pull: _Pull, digest: Digest) -> None:
         async with self._places:

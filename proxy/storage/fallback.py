@@ -63,6 +63,13 @@ class _Names(NamedTuple):
     listed: LRUCache[Target, set[Digest]]
 
 
+class _Index(NamedTuple):
+    """One version of ``index.json``, not parsed yet: a long one may take longer than a step."""
+
+    stamp: tuple[int, ...]
+    content: bytes
+
+
 class FallbackDirectory:
     """A source of blobs, manifests and tags. A missing directory is skipped, and logged once.
 
@@ -161,7 +168,6 @@ class FallbackDirectory:
         """Return what ``index.json`` says now, None if it cannot be read."""
         if time.monotonic() < self._look_at:
             return self._names
-        self._look_at = time.monotonic() + LOOK_SECONDS
         stamp = None if self._names is None else self._names.stamp
         try:
             changed = await self._in_time(lambda root: _look(root, stamp))
@@ -169,8 +175,9 @@ class FallbackDirectory:
             self._skip(error.strerror or str(error))
             return None
         if changed is not None:
-            self._names = changed
+            self._names = await by_size(len(changed.content), partial(_names, changed))
             self._rejected.clear()
+        self._look_at = time.monotonic() + LOOK_SECONDS
         if self._problem is not None:
             log.info("a fallback directory is used again", path=str(self.path))
             self._problem = None
@@ -264,17 +271,20 @@ class _FileBody:
         """Do nothing: no file is open."""
 
 
-def _look(root: int, known: tuple[int, ...] | None) -> _Names | None:
-    """Return what ``index.json`` says, None if it is the known one. Blocks. Raises ``OSError``."""
+def _look(root: int, known: tuple[int, ...] | None) -> _Index | None:
+    """Return ``index.json``, None if it is the known one. Blocks. Raises ``OSError``."""
     with _opened("index.json", _FILE, root) as fd:
         status = os.fstat(fd)
         stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
         if stamp == known:
             return None
         with os.fdopen(os.dup(fd), "rb") as file:
-            content = file.read()
-    names = _Names(stamp, {}, {}, LRUCache(_MAX_REPOSITORIES))
-    for image in map(named_image, entries(content)):
+            return _Index(stamp, file.read())
+
+
+def _names(index: _Index) -> _Names:
+    names = _Names(index.stamp, {}, {}, LRUCache(_MAX_REPOSITORIES))
+    for image in map(named_image, entries(index.content)):
         if image is not None:
             names.roots.setdefault(image.target, set()).add(image.descriptor.digest)
             if image.tag is not None:

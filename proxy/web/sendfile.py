@@ -213,14 +213,9 @@ def _failed_sendfile(error: OSError) -> Exception:
 
 async def _writable(socket: int) -> None:
     loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(socket, _set, ready)
+    ready = asyncio.Event()
+    loop.add_writer(socket, ready.set)
     try:
-        await ready
+        await ready.wait()
     finally:
         loop.remove_writer(socket)
-
-
-def _set(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)

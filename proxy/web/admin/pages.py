@@ -13,7 +13,6 @@ from proxy.content.content import Content
 from proxy.content.downloads import Downloads
 from proxy.core.errors import PathNotFound, RegistryError, Unsupported
 from proxy.runtime.metrics import Gauge, Metrics, registry
-from proxy.upstream.budget import Budget
 from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import welcome
@@ -180,17 +179,12 @@ def _public(stats: dict[str, Any]) -> dict[str, Any]:
         {name: download[name] for name in ("upstream", "bytes", "size")}
         for download in stats["downloads"]
     ]
-    upstreams = {
-        name: numbers | {"rate_limit": _without_source(numbers["rate_limit"])}
-        for name, numbers in stats["upstreams"].items()
-    }
+    upstreams = {}
+    for name, numbers in stats["upstreams"].items():
+        limit = dict(numbers["rate_limit"] or {})
+        limit.pop("source", None)
+        upstreams[name] = numbers | {"rate_limit": limit or None}
     return stats | {"downloads": downloads, "upstreams": upstreams}
-
-
-def _without_source(limit: dict[str, object] | None) -> dict[str, object] | None:
-    if limit is None:
-        return None
-    return {name: value for name, value in limit.items() if name != "source"}
 
 
 async def _operator() -> Principal:
@@ -215,12 +209,18 @@ def _health(name: str, breaker: CircuitBreaker) -> list[Gauge]:
 
 
 def _state(upstream: Upstream) -> dict[str, object]:
-    breaker = upstream.circuit_breaker
+    breaker, budget = upstream.circuit_breaker, upstream.budget
+    limit = {
+        "limit": budget.limit,
+        "remaining": budget.remaining,
+        "window_seconds": budget.window,
+        "source": budget.source,
+    }
     return {
         "up": breaker.is_up,
         "circuit": breaker.state.name.lower(),
         "last_success": _last_success(breaker),
-        "rate_limit": _rate_limit(upstream.budget),
+        "rate_limit": None if budget.share is None else limit,
     }
 
 
@@ -228,14 +228,3 @@ def _last_success(breaker: CircuitBreaker) -> float | None:
     """Return when an upstream answered last, Unix seconds."""
     since = breaker.seconds_since_answer
     return None if since is None else round(time.time() - since, 3)
-
-
-def _rate_limit(budget: Budget) -> dict[str, object] | None:
-    if budget.share is None:
-        return None
-    return {
-        "limit": budget.limit,
-        "remaining": budget.remaining,
-        "window_seconds": budget.window,
-        "source": budget.source,
-    }

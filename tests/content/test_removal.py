@@ -1,6 +1,8 @@
 """Bad content leaves the cache: what is counted, what is kept of it, and what its room becomes."""
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,9 +10,11 @@ import pytest
 
 from proxy.content.reservations import NoRoom
 from proxy.core.errors import StorageError
+from proxy.core.names import Digest
 from proxy.core.records import BLOCK
 from tests.fakes.clock import Clock
 from tests.held import LIMIT, Held, opened
+from tests.running import until
 
 NOTE: dict[str, object] = {"reason": "its bytes are not its name"}
 
@@ -86,3 +90,26 @@ async def test_content_that_cannot_be_set_aside_is_deleted(
     assert await cache.content.set_aside(digest, NOTE) is None
     assert await cache.on_disk() == set()
     assert cache.evictor.used == 0
+
+
+async def test_content_is_not_found_again_while_it_is_being_set_aside(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taking, go_on, take = threading.Event(), threading.Event(), cache.store.quarantine.take
+
+    def slow(digest: Digest, note: str) -> str:
+        taking.set()
+        assert go_on.wait(30)
+        return take(digest, note)
+
+    digest = await cache.blocks(1)
+    monkeypatch.setattr(cache.store.quarantine, "take", slow)
+    leaving = asyncio.create_task(cache.content.set_aside(digest, NOTE))
+    try:
+        await until(taking.is_set)
+        assert cache.path(digest).exists()
+        assert await cache.content.find(digest) is None
+    finally:
+        go_on.set()
+        await leaving
+    assert await cache.content.find(digest) is None

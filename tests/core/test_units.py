@@ -14,6 +14,7 @@ from proxy.core.units import Amount, parse_seconds, parse_share, parse_size, sho
         ("2k", 2000),
         ("50MB", 50_000_000),
         ("50MB/s", 50_000_000),
+        ("9007199254740993", 2**53 + 1),  # no float has it
         ("10 KiB", 10240),
         (" 1.5GiB ", 3 * 1024**3 // 2),
         (".5tib", 1024**4 // 2),

@@ -53,7 +53,7 @@ async def opened(
     configured = settings.storage
     directory = Directory(configured.path, file_mode=int(configured.file_mode, 8))
     stack.callback(directory.close)
-    store = DiskStore(directory)
+    store = DiskStore(directory, metrics.cache.storage_trouble)
     rows = configured.path / "index"
     counters, supervisor = metrics.cache, Supervisor(metrics.tasks, metrics.readiness)
     quota = _quota(configured, directory)

@@ -281,9 +281,12 @@ class Content:
         )
 
     def failures(self) -> dict[str, str]:
-        """Return why content is not fully known, by the part that failed; empty if it is."""
-        found = {"index": self._index.failure, "storage": self._evictor.failure}
-        return {name: reason for name, reason in found.items() if reason is not None}
+        """Return why content is not fully known, by the part that failed; empty if it is.
+
+        An index that cannot be written is no such reason: it knows everything until the next start.
+        """
+        problem = self._evictor.failure
+        return {} if problem is None else {"storage": problem}
 
     def mismatched(self, error: ContentMismatch) -> None:
         """Count and log a body that is not its digest."""

@@ -201,6 +201,8 @@ class Database:
         log.error("index damaged, made anew", error=repr(error), kept_as=str(aside))
 
     def _open(self) -> None:
+        if os.path.expandvars(self._directory) != str(self._directory):  # diskcache expands it
+            raise self._refusal("the path may not hold $NAME of a variable")
         try:
             self._prepare()
             if not self._path.exists():

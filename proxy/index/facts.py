@@ -209,7 +209,8 @@ class Facts:
             if self._writing.get(key) is write:
                 del self._writing[key]
         if not isinstance(outcome, Exception):
-            self.failure = None
+            if write.keys:  # counting alone shows nothing about writes
+                self.failure = None
             write.then(outcome)
         if not isinstance(outcome, StorageError):
             return

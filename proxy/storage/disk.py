@@ -62,10 +62,13 @@ class DiskBlob:
 class DiskSpool:
     """A file in ``spool/``."""
 
-    __slots__ = ("_directory", "fd", "name")
+    __slots__ = ("_directory", "_on_trouble", "fd", "name")
 
-    def __init__(self, directory: Directory, name: str, size: int | None) -> None:
+    def __init__(
+        self, directory: Directory, name: str, size: int | None, on_trouble: Callable[[], None]
+    ) -> None:
         self._directory = directory
+        self._on_trouble = on_trouble
         self.name: str | None = name
         self.fd = directory.create(name, directory.spool)
         if size:
@@ -102,6 +105,7 @@ class DiskSpool:
                 remove(name, self._directory.spool)
             except OSError as error:
                 log.warning("a spool file cannot be removed", file=name, error=str(error))
+                self._on_trouble()
                 with suppress(OSError):
                     os.ftruncate(self.fd, 0)  # uncounted bytes must not take disk space
 
@@ -115,8 +119,10 @@ class DiskSpool:
 class DiskStore:
     """The blobs of a directory that this process has locked."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, on_trouble: Callable[[], None] = lambda: None) -> None:
+        """``on_trouble`` is called when a spool file cannot be removed."""
         self._directory = directory
+        self._on_trouble = on_trouble
         self.quarantine: Quarantine = DiskQuarantine(directory)
         self._serial = itertools.count()
         self._condemned: dict[Digest, asyncio.Event] = {}
@@ -140,7 +146,7 @@ class DiskStore:
         try:
             await _in_thread(
                 "making a spool file",
-                lambda: made.append(DiskSpool(self._directory, name, size)),
+                lambda: made.append(DiskSpool(self._directory, name, size, self._on_trouble)),
                 Pool.WRITE,
             )
         except asyncio.CancelledError:

@@ -108,6 +108,6 @@ async def test_each_step_is_reported_and_paced() -> None:
         steps.append((start, stop))
 
     verifier = await hashed(File(DATA), RECORD.digest, pace, after)
-    assert verifier.holds
+    assert verifier.is_valid
     second, end = 2 * CHUNK, len(DATA)
     assert steps == [(0, CHUNK), CHUNK, (CHUNK, second), CHUNK, (second, end), 5]

@@ -26,7 +26,7 @@ def test_ranges_one_after_the_other_make_the_whole(cut: int) -> None:
     verifier, stored = DigestVerifier(sha256(DATA)), Stored(DATA)
     hash_stored(verifier, stored, 0, cut)
     hash_stored(verifier, stored, cut, len(DATA))
-    assert verifier.holds
+    assert verifier.is_valid
     assert all(stop <= len(DATA) for _, stop in stored.reads)
     assert max(stop - start for start, stop in stored.reads) <= 256 * 1024
 
@@ -34,7 +34,7 @@ def test_ranges_one_after_the_other_make_the_whole(cut: int) -> None:
 def test_not_a_byte_behind_the_end_is_hashed() -> None:
     verifier = DigestVerifier(sha256(DATA[:300_000]))
     hash_stored(verifier, Stored(DATA), 0, 300_000)
-    assert verifier.holds
+    assert verifier.is_valid
 
 
 def test_a_file_that_ends_early_is_an_error() -> None:

@@ -48,7 +48,7 @@ def test_a_newer_layout_is_refused_and_not_touched(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     before = everything(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"written by a newer Millpond \(layout 3, this one knows 2"
+        ConfigError, match=rf"newer Millpond \(layout {LAYOUT + 1}, this one knows {LAYOUT}"
     ):
         Directory(tmp_path)
     assert everything(tmp_path) == before

@@ -226,7 +226,7 @@ class Watch:
             paths = [
                 arg for arg in arguments[: self.PATHS.get(event, 0)] if not isinstance(arg, int)
             ]
-            names = [os.fsdecode(path) for path in paths]
+            names = [os.fsdecode(path).removeprefix("file:") for path in paths]
             self.touched += [
                 (event, Path(os.path.abspath(name)))  # noqa: PTH100 - without following links
                 for name in names

@@ -20,8 +20,9 @@ from proxy.index.facts import Facts
 from proxy.index.name_rows import forget_tag
 from proxy.index.values import packed
 
-AGES: Final = (30 * 86400.0, 7 * 86400.0, 86400.0, 3600.0, 0.0)
-"""Seconds without a confirmation, after which a row is forgotten when the file is too large."""
+AGES: Final = (30 * 86400.0, 7 * 86400.0, 86400.0, 3600.0, -1.0)
+"""Seconds without a confirmation, after which a row is forgotten when the file is too large. The
+last takes rows of this moment too: a hostile registry may confirm thousands a second."""
 
 LOW_MARK: Final = 0.9
 """Share of the limit that is left when rows had to be forgotten."""

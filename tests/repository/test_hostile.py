@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,10 +204,13 @@ async def test_t36_an_eviction_does_not_take_what_has_come_back_meanwhile(
     assert (await proxy.get(f"/v2/app/blobs/{first}")).status == 200
     gate.set()
     await proxy.settled()
-    files = [file for file in (proxy.storage / "blobs").rglob("*") if file.is_file()]
-    on_disk = sum(file.stat().st_blocks * 512 for file in files)
+
+    def files() -> list[Path]:
+        return [file for file in (proxy.storage / "blobs").rglob("*") if file.is_file()]
+
+    await until(lambda: proxy.stats["cache"]["files"] == len(files()))
+    on_disk = sum(file.stat().st_blocks * 512 for file in files())
     assert proxy.stats["cache"]["bytes"] == on_disk
-    assert proxy.stats["cache"]["files"] == len(files)
     for digest in (first, third):
         answer = await proxy.get(f"/v2/app/blobs/{digest}")
         assert content.digest(answer.body) == digest

@@ -158,6 +158,10 @@ class Facts:
         if key not in self._writing and self._ram.get(key) is not MISSING:
             self._ram.put(key, value)
 
+    def distrust_read(self, key: Key) -> None:
+        """Have a read of a key that is under way begin anew: it may miss a change."""
+        self._reading.pop(key, None)
+
     def outdate(self, key: Key) -> None:
         """Have a key read anew."""
         self._reading.pop(key, None)

@@ -188,7 +188,8 @@ class SqliteIndex:
             self._recount()
 
     async def loosen_files(self, digests: Iterable[Digest]) -> None:
-        await self._facts.write({}, (), blob_rows.loosen, list(digests))
+        with suppress(StorageError):
+            await self._facts.write_durably(blob_rows.loosen, list(digests))
 
     async def forget_files(self, digests: Iterable[Digest]) -> None:
         await self._facts.write({}, (), blob_rows.forget_files, list(digests))
@@ -361,6 +362,7 @@ class SqliteIndex:
         """Correct the times of last use in RAM."""
         for digest, used_at in uses.items():
             key = ("blob", digest)
+            self._facts.distrust_read(key)
             if (record := self._peek(key)) is not None and record.used_at < used_at:
                 self._facts.correct(key, replace(record, used_at=used_at))
 

@@ -164,7 +164,7 @@ class Upstreams:
             Budget(self._clock),
             policy=DownloadPolicy(patience.resumes, pieces),
             downloads=min(configured.max_downloads, self._downloads),
-            is_anonymous=configured.username is None and configured.tls.cert_file is None,
+            is_public=configured.username is None and configured.tls.cert_file is None,
         )
         self._version += 1
         key = _key(settings, configured)

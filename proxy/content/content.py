@@ -25,7 +25,7 @@ from proxy.content.writer import Writer
 from proxy.core.errors import ContentMismatch, StorageError
 from proxy.core.names import Digest, Target
 from proxy.core.records import BlobRecord, Child, Clock, Descriptor
-from proxy.index import Index
+from proxy.index import Index, pages
 from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage import Blob, BlobStore, Spool
@@ -94,8 +94,6 @@ class Content:
         self.link: Final = self.links.add
         self.link_public: Final = self.links.add_public
         self.admits: Final = evictor.admits
-        self.arrival: Final = evictor.arrival
-        self.spool: Final = store.spool
         self.discard: Final = evictor.discard
         self.evict: Final = evictor.evict
         self.would_evict: Final = evictor.coldest
@@ -236,10 +234,9 @@ class Content:
 
         Content that comes or goes meanwhile may be met or not.
         """
-        last = Digest(after) if after else None
-        while page := await self._index.blobs(last, _BATCH):
+        first = Digest(after) if after else None
+        async for page in pages(self._index.blobs, lambda record: record.digest, _BATCH, first):
             yield [record.digest for record in page]
-            last = page[-1].digest
 
     async def check(self, digest: Digest, pace: Pace) -> Verdict:
         """Hash held content again. Content that was not used for a day leaves the page cache."""

@@ -6,7 +6,7 @@ from typing import Final
 from proxy.core.manifests import walk
 from proxy.core.names import Digest, Target
 from proxy.core.records import BlobRecord
-from proxy.index import Index
+from proxy.index import Index, pages
 
 _BATCH: Final = 250
 
@@ -47,7 +47,5 @@ class Graph:
 
         Each with a repository that holds it; without one it is left out.
         """
-        last: Digest | None = None
-        while page := await self._index.untagged(last, _BATCH):
+        async for page in pages(self._index.untagged, lambda row: row[1].digest, _BATCH):
             yield page
-            last = page[-1][1].digest

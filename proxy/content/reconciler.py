@@ -21,7 +21,7 @@ from proxy.core import manifests
 from proxy.core.errors import StorageError, is_disk_error
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Child, disk_bytes
-from proxy.index import Index
+from proxy.index import Index, pages
 from proxy.runtime.executors import Pool, by_size, in_thread
 from proxy.runtime.singleflight import SingleFlight
 from proxy.storage import Blob, BlobStore, Spool
@@ -165,11 +165,9 @@ class Reconciler:
                 adopted += await self._adopt(digest) is not None
         # A file that cannot be opened goes on counting, because it takes its room.
         await self._note_orphans()
-        last: Digest | None = None
-        while page := await self._index.incomplete(last, _PAGE):
-            for digest in page:
+        async for incomplete in pages(self._index.incomplete, lambda digest: digest, _PAGE):
+            for digest in incomplete:
                 await self._complete(digest)
-            last = page[-1]
         self._is_reconciled = True
         return adopted, dropped
 
@@ -190,9 +188,7 @@ class Reconciler:
         A file that cannot be opened is not known to be missing, so its row stays.
         """
         dropped = 0
-        last: Digest | None = None
-        while page := await self._index.blobs(last, _PAGE):
-            last = page[-1].digest
+        async for page in pages(self._index.blobs, lambda record: record.digest, _PAGE):
             missing = await in_thread(partial(self._missing, page), Pool.UPKEEP)
             if missing:  # some may have been stored or evicted meanwhile
                 held = await self._index.records(missing)

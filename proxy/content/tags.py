@@ -1,10 +1,11 @@
 """Where tags point and have pointed."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Final
 
-from proxy.core.names import Digest, Tag, Target
-from proxy.index import Index, TaggedImage
+from proxy.core.names import Digest
+from proxy.index import Index, TaggedImage, pages
 
 __all__ = ["TagRecords", "TaggedImage"]
 
@@ -29,10 +30,9 @@ class TagRecords:
 
         Tags that change meanwhile are as of their batch.
         """
-        last: tuple[Target, Tag] | None = None
-        while page := await self._index.search(last, _BATCH, digest):
+        search = partial(self._index.search, digest=digest)
+        async for page in pages(search, lambda image: (image.target, image.tag), _BATCH):
             yield page
-            last = page[-1][:2]
 
     async def pointing_to(self, digest: Digest) -> list[TaggedImage]:
         """Return the tags that point to a manifest, sorted."""

@@ -10,14 +10,17 @@ correctness. Pages, notes and pins raise ``StorageError`` instead: an empty page
 there is nothing.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, Child, TagHistoryEntry, TagRecord, Usage
 
 Position = tuple[float, int]
 """Where a page of ``coldest`` ended."""
+
+Row = TypeVar("Row")
+Place = TypeVar("Place")
 
 HISTORY_LIMIT = 50
 """Entries of a tag's history."""
@@ -203,3 +206,19 @@ class Index(Protocol):
 
         Only those that were confirmed before ``before``, Unix seconds. Returns their number.
         """
+
+
+async def pages(
+    read: Callable[[Place | None, int], Awaitable[list[Row]]],
+    place: Callable[[Row], Place],
+    limit: int,
+    after: Place | None = None,
+) -> AsyncIterator[list[Row]]:
+    """Yield all pages of a verb of ``Index`` that takes ``after`` and ``limit``.
+
+    ``place`` returns the ``after`` that continues behind a row. Rows that change meanwhile are as
+    of their page. Raises ``StorageError``.
+    """
+    while page := await read(after, limit):
+        yield page
+        after = place(page[-1])

@@ -229,8 +229,8 @@ class Blobs:
 
     def _will_be_public(self, target: Target, digest: Digest) -> bool:
         """Return True if a blob that arrives from a repository's upstream may be served there."""
-        is_anonymous = self._sources[target.upstream].upstream.is_anonymous
-        return is_anonymous and (target, digest) in self._sizes
+        is_public = self._sources[target.upstream].upstream.is_public
+        return is_public and (target, digest) in self._sizes
 
     async def _cannot_fit(self, target: Target, digest: Digest) -> bool:
         size = self._sizes.get((target, digest), 0)

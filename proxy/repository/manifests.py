@@ -221,7 +221,7 @@ class Manifests:
         if not await by_size(len(body), lambda: matches(digest, body)):
             return await self._signed(target, descriptor, body)
         hit = Manifest(descriptor, body, Outcome.HIT, content.children)
-        await self._keep(target, hit, content, is_public=upstream.is_anonymous)
+        await self._keep(target, hit, content, is_public=upstream.is_public)
         if not is_digest(ref):
             await self._content.tags.set(target, Tag(ref), TagRecord(descriptor, self._clock()))
         for existing in {ref, digest}:

@@ -91,7 +91,7 @@ class NegativeCache:
     def _anonymous(self, target: Target) -> Origin | None:
         """Return the upstream of a repository if it is configured, without credentials."""
         source = self._sources.get(target.upstream)
-        return source if source is not None and source.upstream.is_anonymous else None
+        return source if source is not None and source.upstream.is_public else None
 
     async def _remember(self, target: Target, ref: str, message: str, ttl: float) -> None:
         version = self._sources[target.upstream].version

@@ -188,17 +188,15 @@ class FallbackDirectory:
 
         A manifest whose bytes are not its digest lists nothing: it could name others' content.
         """
-        found: set[Digest] = set()
-        level = set(images)
-        for _ in range(_MAX_DEPTH):
-            below: set[Digest] = set()
-            for digest in level - found:
-                found.add(digest)
-                children = await self._step(partial(_children, digest=digest))
-                found.update(blob.digest for blob in children.blobs)
-                below.update(child.digest for child in children.manifests)
-            level = below
-        return found | level
+        blobs: set[Digest] = set()
+
+        async def manifests_below(digest: Digest) -> list[Digest]:
+            children = await self._step(partial(_children, digest=digest))
+            blobs.update(blob.digest for blob in children.blobs)
+            return [child.digest for child in children.manifests]
+
+        nodes = manifests.walk(images, manifests_below, max_depth=_MAX_DEPTH)
+        return blobs | {node.digest async for node in nodes}
 
     async def _step(self, work: Callable[[int], Result]) -> Result:
         """Return what ``work`` does, given the directory. Raises ``UpstreamUnavailable``."""

@@ -66,7 +66,7 @@ class Upstream:
     """One configured registry. Its methods raise ``UpstreamFailure``, ``Denied`` or ``NotFound``.
 
     At most ``downloads`` bodies are open at once; manifests do not wait for them.
-    ``is_anonymous``: no request carries credentials, so everything that comes is public.
+    ``is_public``: no request carries credentials, so every client may get its content.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Upstream:
         *,
         policy: DownloadPolicy,
         downloads: int,
-        is_anonymous: bool,
+        is_public: bool,
     ) -> None:
         self._client = client
         self.budget = budget
         self._policy = policy
-        self.is_anonymous: Final = is_anonymous
+        self.is_public: Final = is_public
         self.slots = Slots(downloads)
         self.circuit_breaker = client.circuit_breaker
         self.failures = FailureLog(client.name, client.transport.url.host or "")
@@ -125,11 +125,6 @@ class Upstream:
         content = await by_size(len(body), lambda: manifests.read(body))
         media_type = content.own_type or self._media_type(response) or content.implied_type
         return FetchedManifest(media_type, body, content, self._digest(response))
-
-    @property
-    def is_public(self) -> bool:
-        """No request carries credentials, so everybody may have what comes."""
-        return self.is_anonymous
 
     async def blob_size(self, target: Target, digest: Digest) -> int | None:
         """Return a blob's size in bytes, None when upstream does not announce it."""

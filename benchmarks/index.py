@@ -1,7 +1,8 @@
 """The index alone with many blobs: how long it takes to open, what a question costs, how much RAM.
 
 `python -m benchmarks.index DIRECTORY BLOBS` makes the index in DIRECTORY, unless it is there.
-An image has ten blobs: its manifest, its config, seven layers of its own and one that it shares.
+An image has ten blobs: its manifest, its config, seven layers that no other image
+has, and one that it shares.
 """
 
 import asyncio

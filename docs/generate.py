@@ -137,7 +137,7 @@ def _amount(amount: Any) -> str:
 
 
 def table(page: str) -> str:
-    """Return the table of settings; what has no description keeps its meaning in ``page``."""
+    """Return the table; a setting without a description keeps its text from ``page``."""
     known = dict(_ROW.findall(page))
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for row in settings():

@@ -14,7 +14,7 @@ from benchmarks.rows import Row, at_least, at_most
 
 _SIZE = 210_000_000
 _SETTLED = 0.5
-"""Seconds after a start, and after a pull: what is done behind the client's back counts too."""
+"""Seconds after a start, and after a pull: background work counts too."""
 
 
 class _Miss(NamedTuple):

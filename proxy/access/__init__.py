@@ -85,7 +85,7 @@ class AdminAccess:
         self._file = token_file
 
     def use(self, token_file: Path | None) -> None:
-        """Read the token from this file from now on; None: nobody is the operator over TCP."""
+        """Read the token from this file from now on; None: over TCP there is no operator."""
         self._file = token_file
 
     async def identify(self, address: str | None, authorization: str) -> Principal:

@@ -1,4 +1,4 @@
-"""Builds the cache's rooms."""
+"""Builds the read-through cache."""
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack

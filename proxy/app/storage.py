@@ -1,4 +1,4 @@
-"""Opens what lies on the disk: directory, store, index, and who looks after them."""
+"""Opens the cache directory: the store, the index, and what maintains them."""
 
 import os
 from contextlib import AsyncExitStack

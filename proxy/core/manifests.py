@@ -195,7 +195,7 @@ def read_descriptor(value: object) -> Descriptor | None:
 
 
 def is_media_type(text: str) -> bool:
-    """Tell whether ``text`` may stand in a header (RFC 6838 §4.2)."""
+    """Return True if ``text`` is allowed in a header (RFC 6838 §4.2)."""
     return _MEDIA_TYPE.fullmatch(text) is not None
 
 

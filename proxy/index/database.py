@@ -64,7 +64,7 @@ without a row in ``blob``: those that are about to get one, and those about to b
 _CACHE_KIB: Final = 8192
 _JOURNAL_PAGES: Final = 1000
 _JOURNAL_SHARE: Final = 16
-"""Rows are found by digest, so each lies on a page of its own. In a large file the journal takes
+"""Rows are found by digest, so each is on a different page. In a large file the journal takes
 more of them before it is written back: pages that change again are written once."""
 
 _PAGE: Final = 4096
@@ -97,7 +97,7 @@ class Database:
     def open(self) -> None:
         """Open the file, and make it if needed; a layout-2 index is taken over.
 
-        If the disk fails, the file lies in a temporary directory until ``close``; ``is_temporary``
+        If the disk fails, the file is in a temporary directory until ``close``; ``is_temporary``
         says so. Raises ``ConfigError``, ``StorageError``.
         """
         try:

@@ -191,7 +191,7 @@ class ExpiringRows:
             raise StorageError(f"{self._directory}: the path may not hold $NAME of a variable")
         _make_private(self._directory)
         with closing(sqlite3.connect(self._directory / _FILE)) as connection, connection:
-            # diskcache sets any name it finds there as an attribute of its own.
+            # diskcache sets any name it finds there as its attribute.
             connection.execute("DROP TABLE IF EXISTS Settings")
         self._cache = Cache(
             str(self._directory),

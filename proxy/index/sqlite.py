@@ -101,7 +101,7 @@ class SqliteIndex:
     @property
     def failure(self) -> str | None:
         if self._database.is_temporary:
-            return "the index cannot be opened; it lies in a temporary directory"
+            return "the index cannot be opened; it is in a temporary directory"
         return self._facts.failure
 
     @property
@@ -160,7 +160,7 @@ class SqliteIndex:
         if children is not None or record.media_type is None:
             listed = values.children(children or (), digest)
         troubles = self._facts.troubles
-        known = await self.blob(digest)  # which is in RAM if somebody has looked for it before
+        known = await self.blob(digest)  # which is in RAM if it was looked up before
         self._count(self._latest(digest, known), record)
         self._last_use = max(self._last_use, min(record.used_at, self._clock()))
         self._uses.pop(digest, None)

@@ -5,7 +5,7 @@ could get the same descriptor, and the thread would write into the wrong one. So
 raised only after the thread has ended.
 
 Each kind of work has its own threads, so that slow work of one kind does not delay another: a
-manifest is read while a slow disk syncs blobs. SQLite has threads of its own in ``index``.
+manifest is read while a slow disk syncs blobs. ``index`` has separate threads for SQLite.
 """
 
 import asyncio

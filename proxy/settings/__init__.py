@@ -261,7 +261,7 @@ class Settings(Section):
     offline: bool = False
     """Contact no registry. Serve complete images, and answer 404 for everything else."""
     fallback: tuple[Annotated[Path, AfterValidator(_absolute)], ...] = ()
-    """Directories of other Millponds to read from, such as a disk that somebody carried in. They
+    """Directories of other Millponds to read from, such as a mounted removable disk. They
     are asked before the registries and never written to."""
     catalog: bool = False
     """Let `/v2/_catalog` list the repositories that the cache knows."""

@@ -1,11 +1,11 @@
-"""Another directory of Millpond's layout, read only: a disk that somebody carried in and mounted.
+"""Another directory of Millpond's layout, read only: a mounted removable disk.
 
 Its ``index.json`` says which repository holds which image; only those images, with what they list,
 are given, and only under those names. Nothing is written, no link is followed, and no descriptor
 stays open between two reads, so the disk can be unmounted at any time.
 
-A dead network mount lets system calls hang. So each piece of work has a thread of its own, which is
-left behind after ``HANG_SECONDS``; the directory is then skipped like a missing one.
+A dead network mount lets system calls hang. So each piece of work runs in a separate thread, which
+is left behind after ``HANG_SECONDS``; the directory is then skipped like a missing one.
 """
 
 import asyncio
@@ -230,7 +230,7 @@ class FallbackDirectory:
     def _returned(self, step: asyncio.Future[Any]) -> None:
         self._hanging -= 1
         if not step.cancelled():
-            step.exception()  # retrieved here, as nobody waits for it
+            step.exception()  # retrieved here, because no task awaits it
 
     def _skip(self, reason: str) -> None:
         """Leave the directory alone for a while, and log that unless it was skipped before."""

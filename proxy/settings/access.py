@@ -1,0 +1,142 @@
+"""The settings of ``access``: who may pull what, how clients prove who they are, and limits."""
+
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from proxy.core.errors import NameInvalid
+from proxy.core.selection import make_selector
+from proxy.settings.units import Bytes, Rate, Seconds, Section
+
+TO_PREFIXES = ("user:", "group:", "network:")
+
+
+class OIDCIssuer(Section):
+    """An issuer of ID tokens (OpenID Connect Core 1.0), which clients send as their password."""
+
+    issuer: str
+    """URL of the issuer, as in the token's `iss`. Millpond finds its keys through
+    `/.well-known/openid-configuration`."""
+    audience: str
+    """Value that the token's `aud` must contain."""
+    user: str = "{sub}"
+    """Name of the user; `{claim}` inserts a claim of the token."""
+    groups_claim: str | None = None
+    """Claim that lists the user's groups."""
+    require: dict[str, str] = Field(default_factory=dict)
+    """Claims that a token must have with exactly these values, such as `repository_owner_id`."""
+    algorithms: tuple[Literal["RS256", "PS256", "ES256", "ES384", "EdDSA"], ...] = (
+        "RS256",
+        "ES256",
+    )
+    """Signature algorithms that the issuer may use."""
+    ca_file: Path | None = None
+    """PEM file of certificate authorities to trust for this issuer."""
+
+
+class ClientCertificates(Section):
+    """Client certificates (mutual TLS); needs `tls`."""
+
+    ca_file: Path
+    """PEM file of the authorities whose client certificates are accepted."""
+    user: Literal["cn", "email", "dns", "uri"] = "cn"
+    """Which name of the certificate becomes the user."""
+
+
+class Rule(Section):
+    """One rule. The first that matches decides."""
+
+    allow: Literal["pull", "admin"] | None = None
+    """What the rule allows."""
+    deny: Literal["pull", "admin"] | None = None
+    """What the rule denies."""
+    images: tuple[str, ...] = ("**",)
+    """Patterns over repository names with their registry: `*` within one component, `**` across."""
+    to: tuple[str, ...] = ()
+    """Users, groups and networks: `user:NAME`, `group:NAME`, `network:NAME`, each with `*`.
+    Empty: everybody."""
+    because: str | None = None
+    """Reason that clients see when the rule denies."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.allow is None) == (self.deny is None):
+            raise ValueError("a rule has either allow or deny; write allow: pull")
+        for entry in self.to:
+            if not entry.startswith(TO_PREFIXES) or entry.endswith(":"):
+                raise ValueError(f"to: {entry!r}; write user:NAME, group:NAME or network:NAME")
+        for pattern in self.images:
+            try:
+                make_selector(pattern)
+            except NameInvalid as error:
+                raise ValueError(f"images: {error}") from None
+        return self
+
+
+class Limits(Section):
+    """Limits for each client: a user, or an address without one."""
+
+    requests_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Requests per second."""
+    bytes_per_second: Rate | None = None
+    """Bytes per second, over all transfers of the client."""
+    downloads: Annotated[int, Field(ge=1)] | None = None
+    """Concurrent transfers of blobs."""
+
+
+class Access(Section):
+    """Who may pull what. Without these settings everybody who reaches the port may pull."""
+
+    anonymous: bool = True
+    """Let clients without credentials pull what the rules give everybody. `false`: everybody must
+    show who they are."""
+    htpasswd_file: Path | None = None
+    """File of users with bcrypt hashes, as `htpasswd -B` and `millpond user` write it. Millpond
+    reads it again when it changes."""
+    tokens_file: Path | None = None
+    """File of access tokens (name, SHA-256 of the token, groups, expiry), which `millpond token`
+    writes. Millpond reads it again when it changes."""
+    groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Groups of users: name of the group, and names of its users."""
+    oidc: tuple[OIDCIssuer, ...] = ()
+    """Issuers of ID tokens that clients may send as their password."""
+    client_certificates: ClientCertificates | None = None
+    networks: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Names for networks, for use in `rules`."""
+    rules: tuple[Rule, ...] = ()
+    """The first rule that matches decides; if none matches, the request is denied. Without rules,
+    everybody who may connect may pull."""
+    token_ttl: Seconds = 300.0
+    """How long a token of `/-/token` is valid, at least 60 seconds."""
+    audit_file: Path | None = None
+    """File for the audit log, one JSON object per line. SIGHUP opens it again."""
+    audit_max_size: Bytes | None = None
+    """Size at which the audit log is renamed to `….1`."""
+    limits: Limits = Limits()
+
+    @property
+    def is_configured(self) -> bool:
+        """Clients are identified: a source of users, networks or rules is configured."""
+        return bool(
+            not self.anonymous
+            or self.htpasswd_file
+            or self.tokens_file
+            or self.oidc
+            or self.client_certificates
+            or self.rules
+        )
+
+    @field_validator("networks")
+    @classmethod
+    def _check_networks(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, networks in value.items():
+            for network in networks:
+                try:
+                    ip_network(network)
+                except ValueError:
+                    raise ValueError(
+                        f"{name}: {network!r} is no network; write 10.0.0.0/8"
+                    ) from None
+        return value

@@ -1,7 +1,8 @@
 """The read-through for manifests: from memory, the disk or upstream."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -9,7 +10,14 @@ from typing import Final
 
 from proxy.content.content import Content
 from proxy.core import manifests
-from proxy.core.errors import ContentMismatch, ManifestUnknown, NotFound, NotHeld, TooManyRequests
+from proxy.core.errors import (
+    ContentMismatch,
+    ManifestUnknown,
+    NotFound,
+    NotHeld,
+    TooManyRequests,
+    UpstreamFailure,
+)
 from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
@@ -24,6 +32,7 @@ from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
 from proxy.upstream.budget import SHORTEST_REFILL
+from proxy.upstream.registry import Upstream
 
 DESCRIBED_SECONDS: Final = 3600.0
 _MAX_DEPTH: Final = 4
@@ -138,13 +147,8 @@ class Manifests:
         return await self._questions.do((target, ref), lambda: self._ask(target, ref))
 
     async def _ask(self, target: Target, ref: str) -> Descriptor:
-        await self._absences.refuse(target, ref)
-        upstream = self._sources[target.upstream].upstream
-        try:
+        async with self._asking(target, ref) as upstream:
             descriptor = await upstream.head_manifest(target.repo, ref)
-        except NotFound as error:
-            await self._absent(target, ref, error)
-            raise
         if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
             return (await self.fetch(target, ref)).descriptor
         link = self._content.link if is_digest(ref) else self._content.link_public
@@ -152,11 +156,21 @@ class Manifests:
         await self._described.set(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
         return descriptor
 
-    async def _absent(self, target: Target, ref: str, error: NotFound) -> None:
-        """Remember that upstream has no such manifest, and remove a tag from the kept list."""
-        await self._absences.learn(target, ref, error)
-        if not is_digest(ref):
-            await self._lists.remove(target, Tag(ref))
+    @asynccontextmanager
+    async def _asking(self, target: Target, ref: str) -> AsyncIterator[Upstream]:
+        """Give the upstream that is asked about ``ref``, and remember if it has no such manifest.
+
+        Raises ``ManifestUnknown`` without asking if that is known. An absent tag is also removed
+        from the last known list.
+        """
+        await self._absences.refuse(target, ref)
+        try:
+            yield self._sources[target.upstream].upstream
+        except NotFound as error:
+            await self._absences.learn(target, ref, error)
+            if not is_digest(ref):
+                await self._lists.remove(target, Tag(ref))
+            raise
 
     async def last_good(
         self, target: Target, digests: Iterable[Digest], warning: str
@@ -172,9 +186,7 @@ class Manifests:
         if not await self._content.links.is_confirmed(target, digest):
             return None
         hit = await self._linked(target, digest)
-        if hit is None:
-            return None
-        return replace(hit, outcome=Outcome.STALE, warning=warning)
+        return hit and replace(hit, outcome=Outcome.STALE, warning=warning)
 
     async def is_whole(self, target: Target, digest: Digest) -> bool:
         """Return True if a client could pull an image from here without upstream.
@@ -204,14 +216,9 @@ class Manifests:
         return replace(manifest, outcome=Outcome.JOIN) if joined else manifest
 
     async def _fetch(self, target: Target, ref: str) -> Manifest:
-        await self._absences.refuse(target, ref)
-        await self._refuse_overspending(target, ref)
-        upstream = self._sources[target.upstream].upstream
-        try:
+        async with self._asking(target, ref) as upstream:
+            await _refuse_overspending(upstream, target, ref)
             fetched = await upstream.manifest(target.repo, ref)
-        except NotFound as error:
-            await self._absent(target, ref, error)
-            raise
         body, content = fetched.body, fetched.content
         claimed = Digest(ref) if is_digest(ref) else fetched.digest
         if claimed is None and not content.is_manifest:
@@ -312,12 +319,13 @@ class Manifests:
     async def _may_serve(self, target: Target, digest: Digest) -> bool:
         """Return True if content can be served under this name without the registry.
 
-        That is, if it is held and linked, or if a fallback directory lists it for the repository.
+        That is, if it is held and linked, or if another source has it for the repository.
         """
         if await self._content.holds(digest) and await self._content.linked(target, digest):
             return True
-        for fallback in self._sources[target.upstream].fallbacks:
-            if await fallback.has(target, digest):
+        for source in self._sources[target.upstream].local_sources:
+            with suppress(NotFound, UpstreamFailure):
+                await source.blob_size(target, digest)
                 return True
         return False
 
@@ -327,19 +335,19 @@ class Manifests:
         if directive is CacheDirective.ONLY_IF_CACHED:
             raise NotHeld(f"{target} {ref} is not held")
 
-    async def _refuse_overspending(self, target: Target, ref: str) -> None:
-        """Raise ``TooManyRequests`` while the rate limit is used up, as far as a HEAD tells.
 
-        A HEAD does not count as a pull.
-        """
-        upstream = self._sources[target.upstream].upstream
-        if upstream.budget.is_empty:
-            await upstream.head_manifest(target.repo, ref)
-        if upstream.budget.is_empty:
-            raise TooManyRequests(
-                f"{target.upstream}: the rate limit of {upstream.budget.limit} pulls is used up",
-                retry_after=max(SHORTEST_REFILL, upstream.budget.refill),
-            )
+async def _refuse_overspending(upstream: Upstream, target: Target, ref: str) -> None:
+    """Raise ``TooManyRequests`` while the rate limit is used up.
+
+    A HEAD, which does not count as a pull, asks for its current state.
+    """
+    if upstream.budget.is_empty:
+        await upstream.head_manifest(target.repo, ref)
+    if upstream.budget.is_empty:
+        raise TooManyRequests(
+            f"{target.upstream}: the rate limit of {upstream.budget.limit} pulls is used up",
+            retry_after=max(SHORTEST_REFILL, upstream.budget.refill),
+        )
 
 
 async def _may_look_up(lookups: Iterator[int]) -> bool:

@@ -26,9 +26,14 @@ class Origin(NamedTuple):
     fallbacks: tuple[FallbackDirectory, ...] = ()
 
     @property
+    def local_sources(self) -> list[Source]:
+        """Where blobs come from without the registry, in order."""
+        return [*self.fallbacks]
+
+    @property
     def blob_sources(self) -> list[Source]:
-        """Where blobs come from, in order: directories first, no registry if offline."""
-        return [*self.fallbacks] if self.rule.offline else [*self.fallbacks, self.upstream]
+        """Where blobs come from, in order: no registry if offline."""
+        return self.local_sources if self.rule.offline else [*self.local_sources, self.upstream]
 
     @property
     def is_scarce(self) -> bool:

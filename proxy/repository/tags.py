@@ -73,13 +73,11 @@ class Tags:
         self._clock = content.clock
         self._patience = patience
         self._checks: SingleFlight[TagRecord] = SingleFlight("check tag")
-        self._lessons: SingleFlight[TagRecord] = SingleFlight("learn tag")
         self._refreshes: SingleFlight[None] = SingleFlight("refresh tag")
 
     async def close(self) -> None:
-        """Cancel what runs."""
+        """Cancel running checks."""
         await self._refreshes.close()
-        await self._lessons.close()
         await self._checks.close()
 
     async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
@@ -93,16 +91,22 @@ class Tags:
         if isinstance(found, Manifest):
             return found
         try:
+            return await self._image(target, tag, found, directive)
+        except RegistryError as error:
+            if self._rule(target, tag).offline:
+                raise
+            return await self._serve_stale(target, tag, found.record, error)
+
+    async def _image(
+        self, target: Target, tag: Tag, found: _Pointed, directive: CacheDirective
+    ) -> Manifest:
+        """Return a resolved tag's manifest, by tag if upstream no longer has the digest."""
+        try:
             manifest = await self._manifests.get(target, found.record.descriptor.digest, directive)
         except ManifestUnknown:
             if self._rule(target, tag).offline:
                 raise
-            try:
-                return await self._manifests.fetch(target, tag)
-            except RegistryError as error:
-                return await self._serve_stale(target, tag, found.record, error)
-        except RegistryError as error:
-            return await self._serve_stale(target, tag, found.record, error)
+            return await self._manifests.fetch(target, tag)
         if manifest.outcome is Outcome.HIT:
             manifest = replace(manifest, outcome=found.outcome, fresh=found.fresh)
         return replace(manifest, forward=found.forward)
@@ -112,8 +116,9 @@ class Tags:
         found = await self._resolve(target, tag, directive)
         if found is None:
             try:
-                learnt = await self._learn(target, tag)
-                return Described(learnt.descriptor, Outcome.MISS)
+                # Some clients never send a GET for a tag, so a HEAD records it too.
+                known = await self._check(target, tag, None)
+                return Described(known.descriptor, Outcome.MISS)
             except UpstreamFailure as error:
                 found = await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
@@ -133,10 +138,7 @@ class Tags:
         """
         await self._manifests.doubt_absence(target, tag)
         before = await self._records.get(target, tag)
-        if before is None:
-            now = await self._learn(target, tag)
-        else:
-            now = await self._check(target, tag, before)
+        now = await self._check(target, tag, before)
         recorded = await self._records.get(target, tag)
         digest = now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest
@@ -217,23 +219,24 @@ class Tags:
         digest = record.descriptor.digest
         await self._manifests.take_in(target, digest, CacheDirective.ANY)
         copy = await self._manifests.last_good(target, [digest], FALLBACK_WARNING)
-        if copy is None:
-            raise error
-        return replace(copy, forward=Forward(error.upstream_status, error))
+        return _instead_of(error, copy)
 
     async def _check_in_time(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
         """Check a tag. If a good copy is held, time out early; the check itself continues."""
-        late, rule = UpstreamTimeout("late"), self._rule(target, tag)
-        may = policy.on_failure(record.checked_at, rule, self._clock(), late) is Action.SERVE
-        held = may and await self._manifests.is_whole(target, record.descriptor.digest)
+        late = UpstreamTimeout(f"{target.upstream} does not confirm {tag} in time")
+        may_replace = self._may_replace(target, tag, record, late)
+        held = may_replace and await self._manifests.is_whole(target, record.descriptor.digest)
         try:
             async with asyncio.timeout(self._patience if held else None):
                 return await self._check(target, tag, record)
         except TimeoutError:
-            raise UpstreamTimeout(f"{target.upstream} does not confirm {tag} in time") from None
+            raise late from None
 
-    async def _check(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
-        """Ask upstream where a known tag points; concurrent callers share one request."""
+    async def _check(self, target: Target, tag: Tag, record: TagRecord | None) -> TagRecord:
+        """Ask upstream by HEAD where a tag points; concurrent callers share one request.
+
+        ``record`` is what is known, None for an unknown tag.
+        """
 
         async def ask() -> TagRecord:
             try:
@@ -241,36 +244,29 @@ class Tags:
             except NotFound as error:
                 if (newer := await self._newer(target, tag, record)) is not None:
                     return newer
-                rule = self._rule(target, tag)
-                if policy.on_failure(record.checked_at, rule, self._clock(), error) is Action.MISS:
+                if record is not None and not self._may_replace(target, tag, record, error):
                     await self._records.drop(target, tag)
                 raise
             checked = TagRecord(descriptor, self._clock())
             if (newer := await self._newer(target, tag, record)) is not None:
-                return newer
+                return newer  # a GET was faster
             if await self._copy_if_scarce(target, tag, record, checked) is None:
                 await self._records.set(target, tag, checked)
             return checked
 
         return await self._checks.do((target, tag), ask)
 
-    async def _newer(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord | None:
+    async def _newer(self, target: Target, tag: Tag, record: TagRecord | None) -> TagRecord | None:
         """Return the tag's record if another request replaced ``record`` meanwhile."""
         current = await self._records.get(target, tag)
         return current if current is not None and current != record else None
 
-    async def _learn(self, target: Target, tag: Tag) -> TagRecord:
-        """Record an unknown tag by HEAD, because some clients never send a GET for it."""
-
-        async def ask() -> TagRecord:
-            record = TagRecord(await self._manifests.ask(target, tag), self._clock())
-            current = await self._records.get(target, tag)
-            if current is not None:
-                return current  # a GET was faster
-            await self._records.set(target, tag, record)
-            return record
-
-        return await self._lessons.do((target, tag), ask)
+    def _may_replace(
+        self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
+    ) -> bool:
+        """Return True if the last good copy may be served instead of ``error``."""
+        rule = self._rule(target, tag)
+        return policy.on_failure(record.checked_at, rule, self._clock(), error) is Action.SERVE
 
     async def _refresh(self, target: Target, tag: Tag) -> None:
         """Check a tag in the background, and fetch a new image's manifest."""
@@ -288,13 +284,13 @@ class Tags:
             log.info("refresh failed", target=str(target), tag=tag, error=error.message)
 
     async def _copy_if_scarce(
-        self, target: Target, tag: Tag, record: TagRecord, checked: TagRecord
+        self, target: Target, tag: Tag, record: TagRecord | None, checked: TagRecord
     ) -> Manifest | None:
         """Return the held copy instead of a new image if few pulls are left of the rate limit.
 
         These are reserved for images of which no copy is held.
         """
-        if not self._sources[target.upstream].is_scarce:
+        if record is None or not self._sources[target.upstream].is_scarce:
             return None
         if await self._manifests.is_whole(target, checked.descriptor.digest):
             return None
@@ -314,12 +310,11 @@ class Tags:
            Podman and CRI-O choose a mirror by the manifest and ask nowhere else for its layers.
         3. An older image of the tag, held in full, if the manifest itself is not held.
         """
-        rule = self._rule(target, tag)
-        if policy.on_failure(record.checked_at, rule, self._clock(), error) is not Action.SERVE:
-            if isinstance(error, NotFound) and await self._newer(target, tag, record) is None:
+        is_deleted = isinstance(error, NotFound)
+        if not self._may_replace(target, tag, record, error):
+            if is_deleted and await self._newer(target, tag, record) is None:
                 await self._records.drop(target, tag)
             raise error
-        is_deleted = isinstance(error, NotFound)
         warning = DELETED_WARNING if is_deleted else FAILED_WARNING
         partial = DELETED_WARNING if is_deleted else PARTIAL_WARNING
         current = record.descriptor.digest
@@ -330,9 +325,14 @@ class Tags:
             history = await self._records.history(target, tag)
             earlier = [entry.digest for entry in reversed(history)]
             copy = await self._manifests.last_good(target, earlier, warning)
-        if copy is None:
-            raise error
-        return replace(copy, forward=Forward(error.upstream_status, error))
+        return _instead_of(error, copy)
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         return self._sources[target.upstream].rule_for(tag)
+
+
+def _instead_of(error: RegistryError, copy: Manifest | None) -> Manifest:
+    """Return the copy that replaces upstream's answer; raise ``error`` if there is none."""
+    if copy is None:
+        raise error
+    return replace(copy, forward=Forward(error.upstream_status, error))

@@ -4,12 +4,16 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
 from aiohttp import ClientPayloadError
 
+from proxy.core.errors import BlobUnknown
+from proxy.core.names import Digest, Target
+from proxy.core.sources import Piece, Priority
+from proxy.repository.origins import Origin
 from proxy.storage import fallback
 from tests.fakes import content, faults
 from tests.fakes.clock import Clock
@@ -329,3 +333,53 @@ async def test_a_real_cache_is_carried_in(
     assert not upstream.requests
     await second.settled()
     assert {*APP.blobs, *DOCKER.blobs} <= second.held()
+
+
+class Shelf:
+    """A source that is neither a registry nor a directory."""
+
+    is_public = False
+
+    def __init__(self, blobs: dict[str, bytes]) -> None:
+        self._blobs = blobs
+
+    async def open(self, target: Target, digest: Digest, offset: int, _: Priority) -> "ShelfBody":
+        await self.blob_size(target, digest)
+        return ShelfBody(self._blobs[digest], offset)
+
+    async def blob_size(self, target: Target, digest: Digest) -> int:
+        if digest not in self._blobs:
+            raise BlobUnknown(f"{target}@{digest}")
+        return len(self._blobs[digest])
+
+    def reject(self, digest: Digest) -> None:
+        raise AssertionError(digest)
+
+
+class ShelfBody:
+    def __init__(self, data: bytes, offset: int) -> None:
+        self.size = len(data)
+        self._rest = Piece(offset, data[offset:])
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        yield self._rest
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("lacks", [0, 1])
+async def test_offline_an_image_is_complete_if_any_other_source_has_its_blobs(
+    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, lacks: int
+) -> None:
+    upstream.add("library/app", APP)
+    online = await start()
+    assert (await online.get("/v2/app/manifests/latest")).status == 200
+    await online.close()
+    shelf = Shelf(dict(list(APP.blobs.items())[lacks:]))
+    monkeypatch.setattr(Origin, "local_sources", property(lambda _: [shelf]))
+    offline = await start(offline=True)
+    if lacks:
+        assert (await offline.get("/v2/app/manifests/latest")).status == 404
+    else:
+        await pulled(offline, "app", APP)

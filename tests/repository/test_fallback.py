@@ -99,7 +99,7 @@ async def test_offline_an_index_and_its_images(start: Start, disk: Path) -> None
         assert (answer.status, answer.body) == (200, image.manifest)
 
 
-async def test_offline_what_the_disk_lacks_is_unknown(start: Start, disk: Path) -> None:
+async def test_offline_content_that_the_disk_lacks_is_unknown(start: Start, disk: Path) -> None:
     proxy = await start(offline=True, fallback=[str(disk)])
     for path in ("manifests/2", f"manifests/{OTHER.digest}", f"blobs/{OTHER.layers[0]}"):
         assert (await proxy.get(f"/v2/app/{path}")).status == 404
@@ -137,7 +137,7 @@ async def test_a_tag_comes_from_the_disk_when_the_registry_fails(
     assert (await proxy.get("/v2/app/manifests/latest")).body == OTHER.manifest, "asked at once"
 
 
-async def test_a_registry_that_answers_is_believed_about_tags(
+async def test_an_available_registry_decides_where_tags_point(
     start: Start, upstream: FakeUpstream, disk: Path
 ) -> None:
     upstream.add("library/app", OTHER)
@@ -192,7 +192,7 @@ async def test_a_disk_that_fails_in_the_middle_is_followed_by_the_registry(
     assert LAYER in proxy.held()
 
 
-async def test_a_missing_directory_is_skipped_told_once_and_used_when_it_is_there(
+async def test_a_missing_directory_is_skipped_logged_once_and_used_once_it_exists(
     start: Start, upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.add("library/app", APP)
@@ -258,7 +258,7 @@ async def test_a_directory_that_hangs_delays_one_request_and_is_used_when_it_ans
     assert proxy.log.getvalue().count("a fallback directory is used again") == 1
 
 
-async def test_a_directory_that_hangs_takes_no_more_threads_than_its_bound(
+async def test_a_directory_that_hangs_uses_a_bounded_number_of_threads(
     start: Start, upstream: FakeUpstream, dead: DeadMount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fallback, "HANG_SECONDS", 0.001)
@@ -298,16 +298,14 @@ async def test_no_link_leads_out_of_the_directory(
     assert upstream.bodies(LAYER) == 1
 
 
-async def test_names_of_other_tools_are_understood(start: Start, tmp_path: Path) -> None:
+async def test_names_written_by_other_tools_are_read(start: Start, tmp_path: Path) -> None:
     name = "org.opencontainers.image.ref.name"
     write_layout(tmp_path / "mnt", NAMES, annotation=name)
     proxy = await start(offline=True, fallback=[str(tmp_path / "mnt")])
     await pulled(proxy, "app", APP)
 
 
-async def test_nothing_stays_open_so_that_the_disk_can_be_unmounted(
-    start: Start, disk: Path
-) -> None:
+async def test_no_file_stays_open_so_the_disk_can_be_unmounted(start: Start, disk: Path) -> None:
     proxy = await start(offline=True, fallback=[str(disk)])
     await pulled(proxy, "app", APP)
     await proxy.settled()
@@ -315,7 +313,7 @@ async def test_nothing_stays_open_so_that_the_disk_can_be_unmounted(
     assert not [path for path in links if path.startswith(str(disk))]
 
 
-async def test_a_real_cache_is_carried_in(
+async def test_the_directory_of_a_real_cache_works_as_a_fallback(
     start: Start, upstream: FakeUpstream, tmp_path: Path, clock: Clock
 ) -> None:
     """What one Millpond has pulled, another without a network serves, tags and all."""

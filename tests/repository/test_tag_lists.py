@@ -66,7 +66,7 @@ def test_a_whole_list_replaces_the_old_one_sorted_and_each_tag_once() -> None:
         ([whole(*"abz"), page("ab", "", "b"), page("c", "b")], "abc", True),
     ],
 )
-def test_a_list_is_complete_when_it_was_read_from_its_beginning_to_its_end(
+def test_a_list_read_from_beginning_to_end_is_complete(
     pages: list[ListedPage], tags: str, is_complete: bool
 ) -> None:
     assert known_tags(after(*pages)) == (tags, is_complete)
@@ -90,7 +90,7 @@ def test_a_page_with_too_many_names_makes_an_incomplete_list(
     assert known_tags(after(page("ab", "", "b"), page("cdef", "b"))) == ("abcde", False)
 
 
-def test_a_walk_without_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_list_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tag_lists, "MAX_LIST_BYTES", 1000)
     known: KnownList | None = None
     query: dict[str, str] = {}
@@ -103,7 +103,7 @@ def test_a_walk_without_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not known.tags.is_complete
 
 
-def test_a_tag_is_removed_from_the_list_and_from_the_walk() -> None:
+def test_a_tag_is_removed_from_the_list_and_from_the_pages_read() -> None:
     known = without(after(whole(*"ab"), page("ab", "", "b")), Tag("a"))
     assert known is not None
     assert (known_tags(known), known.read) == (("b", True), ["b"])
@@ -139,7 +139,7 @@ async def test_pages_add_up_and_are_forgotten(rows: ExpiringRows, clock: Clock) 
         [1.0, True, [], [None], {}],
     ],
 )
-async def test_a_row_that_is_no_list_is_deleted(tmp_path: Path, clock: Clock, row: object) -> None:
+async def test_an_invalid_row_is_deleted(tmp_path: Path, clock: Clock, row: object) -> None:
     troubles: list[int] = []
     async with ExpiringRows(tmp_path / "rows", on_trouble=lambda: troubles.append(1)) as rows:
         await rows.set(("tags", *APP), row, 60)

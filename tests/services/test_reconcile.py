@@ -86,7 +86,9 @@ async def test_t05_files_without_a_row_are_adopted_with_what_they_list(cache: He
     "data",
     [b"", b"{", b"{}", b'{"a": 1}', b"[]", b"\x1f\x8b" + bytes(5000), b'{"manifests": 7}'],
 )
-async def test_what_is_no_manifest_is_adopted_as_a_blob(cache: Held, data: bytes) -> None:
+async def test_content_that_is_not_a_manifest_is_adopted_as_a_blob(
+    cache: Held, data: bytes
+) -> None:
     digest = lay(cache, data)
     await cache.content.reconcile()
     record = await cache.index.blob(digest)
@@ -103,7 +105,7 @@ async def test_a_manifest_without_a_type_is_adopted_by_its_shape(cache: Held) ->
     assert record.media_type == content.OCI_MANIFEST
 
 
-async def test_files_that_are_not_their_name_are_set_aside(cache: Held) -> None:
+async def test_files_with_wrong_content_are_set_aside(cache: Held) -> None:
     bad = lay(cache, b"something else", sha256(b"what it says"))
     empty = lay(cache, b"", sha256(b"not empty"))
     good = lay(cache, b"good")
@@ -155,7 +157,7 @@ async def test_a_row_whose_file_has_become_a_link_stops_nothing(
         assert await cache.index.blob(Digest(IMAGE.layers[1])) is None
 
 
-async def test_what_comes_while_it_is_looked_at_stays(
+async def test_content_that_arrives_during_the_scan_stays(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A download renames its file into the store a moment before the index knows of it."""
@@ -178,7 +180,7 @@ async def test_what_comes_while_it_is_looked_at_stays(
     assert not set_aside(cache)
 
 
-async def test_what_is_downloaded_anew_while_its_bad_file_is_hashed_is_held(
+async def test_content_fetched_again_while_its_bad_file_is_hashed_is_held(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = lay(cache, b"wrong", sha256(b"right"))
@@ -196,7 +198,7 @@ async def test_what_is_downloaded_anew_while_its_bad_file_is_hashed_is_held(
     assert not set_aside(cache)
 
 
-async def test_what_nobody_needs_is_forgotten_after_a_long_time(cache: Held) -> None:
+async def test_unneeded_rows_are_forgotten_after_a_long_time(cache: Held) -> None:
     hub, kept = named("app:kept")
     await cache.image("app:kept", IMAGE)
     lost = content.image(9)
@@ -215,9 +217,7 @@ async def test_what_nobody_needs_is_forgotten_after_a_long_time(cache: Held) -> 
     assert not await cache.index.referrers(hub, Digest(lost.digest))
 
 
-async def test_who_held_what_is_forgotten_once_nothing_needs_it(
-    tmp_path: Path, clock: Clock
-) -> None:
+async def test_unneeded_links_are_forgotten(tmp_path: Path, clock: Clock) -> None:
     lost = content.image(9)
     hub, _ = named("app:1")
     async with opened(tmp_path, clock) as cache:
@@ -317,7 +317,7 @@ async def test_a_newer_layout_is_refused_and_left_alone(start: Start, tmp_path: 
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-async def test_a_lost_index_leaves_an_image_whole_for_the_name_it_had(
+async def test_after_the_index_is_lost_an_image_is_complete_under_its_name(
     start: Start, upstream: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oci_index, "PUBLISH_SECONDS", 0.01)
@@ -336,7 +336,7 @@ async def test_a_lost_index_leaves_an_image_whole_for_the_name_it_had(
         assert (await proxy.get(f"/v2/library/app/blobs/{digest}")).body == data
 
 
-async def test_a_file_that_could_not_be_adopted_is_counted_once_when_it_comes_anew(
+async def test_a_file_that_was_not_adopted_is_counted_once_when_fetched_again(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = b"some bytes"
@@ -424,7 +424,7 @@ async def test_a_second_copy_counts_until_its_readers_have_left(cache: Held) -> 
     assert cache.evictor.used == BLOCK
 
 
-async def test_what_arrives_during_the_scan_is_no_orphan(
+async def test_content_that_arrives_during_the_scan_is_no_orphan(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = b"on its way"

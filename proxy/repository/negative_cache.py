@@ -1,7 +1,4 @@
-"""What upstream says does not exist, believed for ``negative_ttl``.
-
-Only absence is kept. A denial, a rate limit or a failure is none.
-"""
+"""What does not exist according to upstream, for ``negative_ttl``; failures are never cached."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -53,9 +50,10 @@ class NegativeCache:
         await self._known.delete(self._key(target, ref))
 
     async def learn(self, target: Target, ref: str, error: NotFound) -> None:
-        """Remember what upstream said."""
-        ttl = self._sources[target.upstream].rule.negative_ttl
-        await self._remember(target, ref, error.message, ttl)
+        """Remember upstream's answer; offline nothing is, because upstream was not asked."""
+        rule = self._sources[target.upstream].rule
+        if not rule.offline:
+            await self._remember(target, ref, error.message, rule.negative_ttl)
 
     async def save(self, rows: ExpiringRows) -> None:
         """Write down the absences that outlive a restart, the newest ones if there are many.

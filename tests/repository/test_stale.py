@@ -80,6 +80,22 @@ async def test_t64_offline_an_incomplete_image_is_refused(
         assert answer.status == 404, "Podman and CRI-O would ask nowhere else for its layers"
 
 
+async def test_offline_an_incomplete_image_keeps_its_tag(
+    start: Start, upstream: FakeUpstream, clock: Clock
+) -> None:
+    kept = {"deleted_tags": "keep"}
+    for freshness in ({}, kept):
+        online = await start(freshness=freshness)
+        assert (await online.get(LATEST)).status == 200
+        await online.close()
+        offline = await start(offline=True, freshness=freshness)
+        assert (await offline.get(LATEST)).status == 404
+        await offline.close()
+    upstream.fail(503)
+    clock.advance(LONG)
+    assert (await (await start()).get(LATEST)).body == OLD.manifest
+
+
 async def test_t64_a_kept_deleted_tag_is_served_without_layers(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
@@ -163,6 +179,19 @@ async def overtake_check(proxy: Proxy, upstream: FakeUpstream, clock: Clock) -> 
     gate.set()
     await idle("check tag")
     await idle("refresh tag")
+
+
+async def test_the_newest_complete_image_replaces_one_that_was_lost(
+    proxy: Proxy, upstream: FakeUpstream, clock: Clock
+) -> None:
+    latest = content.image(3)
+    for image in (OLD, NEW, latest):
+        upstream.add("library/app", image, tags=["latest"])
+        await pull(proxy, image)
+        clock.advance(LONG)
+    await proxy.app.content.discard([Digest(latest.digest)])
+    upstream.fail(503)
+    assert (await proxy.get(LATEST)).body == NEW.manifest
 
 
 async def test_a_slow_check_does_not_overwrite_the_result_of_a_later_get(

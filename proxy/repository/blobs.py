@@ -53,7 +53,7 @@ class Blobs:
         self._sizes = sizes
         self._on_request = on_request
         self.absences: Final = NegativeCache(sources, BlobUnknown, content.clock)
-        self._questions: SingleFlight[int | None] = SingleFlight("confirm blob")
+        self._heads: SingleFlight[int | None] = SingleFlight("confirm blob")
 
     async def get(self, target: Target, digest: Digest, directive: CacheDirective) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
@@ -151,11 +151,11 @@ class Blobs:
         So a client never gets one repository's content through another's name. Raises
         ``RegistryError``.
         """
-        return await self._questions.do((target, digest), lambda: self._ask(target, digest))
+        return await self._heads.do((target, digest), lambda: self._ask(target, digest))
 
     async def close(self) -> None:
-        """Cancel what runs."""
-        await self._questions.close()
+        """Cancel running requests."""
+        await self._heads.close()
 
     async def _ask(self, target: Target, digest: Digest) -> int | None:
         await self.absences.refuse(target, digest)

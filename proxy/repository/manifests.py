@@ -59,22 +59,22 @@ class Manifests:
         self._sources = sources
         self._held = held
         self._lists = lists
-        self._absences = absences
+        self.absences: Final = absences
         self._clock = content.clock
         self._described: TTLCache[Descriptor] = TTLCache()
         self._fetches: SingleFlight[Manifest] = SingleFlight("fetch manifest")
-        self._questions: SingleFlight[Descriptor] = SingleFlight("ask for manifest")
+        self._heads: SingleFlight[Descriptor] = SingleFlight("head manifest")
 
     async def close(self) -> None:
         """Cancel running requests."""
-        await self._questions.close()
+        await self._heads.close()
         await self._fetches.close()
 
     async def get(self, target: Target, digest: Digest, directive: CacheDirective) -> Manifest:
         """Return a manifest by digest. Raises ``RegistryError``."""
         if directive is CacheDirective.REVALIDATE:
-            await self.doubt_absence(target, digest)
-        is_new = await self.take_in(target, digest, directive)
+            await self.absences.forget(target, digest)
+        is_new = await self.copy_from_fallback(target, digest, directive)
         hit = await self._held.get(digest)
         linked = hit is not None and await self._content.linked(target, digest)
         if hit is None or not linked:
@@ -97,7 +97,7 @@ class Manifests:
 
     async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> Described:
         """Return the descriptor of a digest; upstream gets no GET. Raises ``RegistryError``."""
-        await self.take_in(target, digest, directive)
+        await self.copy_from_fallback(target, digest, directive)
         held = self._held.in_ram(digest)
         if (held is not None and not held.is_stored) or await self._content.holds(digest):
             manifest = await self.get(target, digest, directive)
@@ -127,15 +127,11 @@ class Manifests:
         return await self._content.holds(digest)
 
     async def forget(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Drop what upstream said about a repository, and these manifests unless they are held."""
+        """Drop the lists of a repository, and these manifests from memory unless they are held."""
         await self._lists.forget_all(target)
         for digest in digests:
             await self._described.delete(f"{target} {digest}")
             await self._held.forget(target, digest)
-
-    async def doubt_absence(self, target: Target, ref: str) -> None:
-        """Have upstream asked again about a manifest that did not exist."""
-        await self._absences.forget(target, ref)
 
     async def ask(self, target: Target, ref: str) -> Descriptor:
         """Return upstream's descriptor of ``ref``, by HEAD; concurrent callers share one request.
@@ -144,7 +140,7 @@ class Manifests:
         the answer is a claim: its digest may belong to another repository's private content.
         Raises ``RegistryError``.
         """
-        return await self._questions.do((target, ref), lambda: self._ask(target, ref))
+        return await self._heads.do((target, ref), lambda: self._ask(target, ref))
 
     async def _ask(self, target: Target, ref: str) -> Descriptor:
         async with self._asking(target, ref) as upstream:
@@ -163,11 +159,11 @@ class Manifests:
         Raises ``ManifestUnknown`` without asking if that is known. An absent tag is also removed
         from the last known list.
         """
-        await self._absences.refuse(target, ref)
+        await self.absences.refuse(target, ref)
         try:
             yield self._sources[target.upstream].upstream
         except NotFound as error:
-            await self._absences.learn(target, ref, error)
+            await self.absences.learn(target, ref, error)
             if not is_digest(ref):
                 await self._lists.remove(target, Tag(ref))
             raise
@@ -197,7 +193,7 @@ class Manifests:
         return hit is not None and await self._is_whole(target, hit, count())
 
     async def _linked(self, target: Target, digest: Digest) -> Manifest | None:
-        """Return a held manifest of this repository, and note what it says of its blobs."""
+        """Return a held manifest of this repository, and note the sizes of its blobs."""
         if not await self._content.linked(target, digest):
             return None
         hit = await self._held.get(digest)
@@ -222,7 +218,7 @@ class Manifests:
         body, content = fetched.body, fetched.content
         claimed = Digest(ref) if is_digest(ref) else fetched.digest
         if claimed is None and not content.is_manifest:
-            raise ContentMismatch(f"{target}: what came for {ref} is no manifest")
+            raise ContentMismatch(f"{target}: the answer for {ref} is not a manifest")
         digest = await by_size(len(body), lambda: sha256(body)) if claimed is None else claimed
         descriptor = Descriptor(fetched.media_type, digest, len(body))
         if not await by_size(len(body), lambda: matches(digest, body)):
@@ -232,7 +228,7 @@ class Manifests:
         if not is_digest(ref):
             await self._content.tags.set(target, Tag(ref), TagRecord(descriptor, self._clock()))
         for existing in {ref, digest}:
-            await self._absences.forget(target, existing)
+            await self.absences.forget(target, existing)
         return replace(hit, outcome=Outcome.MISS)
 
     async def _keep(
@@ -251,7 +247,9 @@ class Manifests:
             entry = content.subject.entry(hit.descriptor)
             await self._content.referrers.add(target, content.subject.digest, entry)
 
-    async def take_in(self, target: Target, digest: Digest, directive: CacheDirective) -> bool:
+    async def copy_from_fallback(
+        self, target: Target, digest: Digest, directive: CacheDirective
+    ) -> bool:
         """Copy a manifest from a fallback directory that lists it for this repository.
 
         Returns True if it was copied.
@@ -283,7 +281,7 @@ class Manifests:
         """
         payload = await by_size(len(body), lambda: manifests.signed_payload(body))
         if payload is None or not matches(descriptor.digest, payload):
-            error = ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
+            error = ContentMismatch(f"{target}: the manifest does not match {descriptor.digest}")
             self._content.mismatched(error)
             raise error
         return Manifest(descriptor, body, Outcome.THROUGH, None)
@@ -293,7 +291,7 @@ class Manifests:
     ) -> bool:
         """Return True if an image is held in full; for an index, any one of its images.
 
-        False if it is not known what the manifest lists, or if that is too much to look up.
+        False for a manifest that could not be read, or that lists too much to look up.
         """
         children = manifest.children
         if children is None:
@@ -308,7 +306,7 @@ class Manifests:
             if depth == _MAX_DEPTH or not await _may_look_up(lookups):
                 return False
             if await self._may_serve(target, child.digest):
-                await self.take_in(target, child.digest, CacheDirective.ANY)
+                await self.copy_from_fallback(target, child.digest, CacheDirective.ANY)
                 below = await self._held.get(child.digest)
                 if below is not None and await self._is_whole(
                     target, below, lookups, depth=depth + 1

@@ -33,7 +33,7 @@ class MemoryLookup:
         self._small = small
 
     def get(self, target: Target, route: Route) -> Found | None:
-        """Return what a route leads to, and count the use; None if RAM does not have it."""
+        """Return the content of a route and count its use; None if it is not in RAM."""
         match route.kind:
             case Kind.MANIFEST if is_digest(route.ref):
                 return self._manifest(target, Digest(route.ref), None)

@@ -15,8 +15,8 @@ from proxy.upstream.registry import Upstream
 class Origin(NamedTuple):
     """One upstream, its address, and how old its answers may be.
 
-    ``version`` differs between two configurations of an upstream: what is absent under one may
-    exist under the other. ``fallbacks`` are directories that are read before the registry is asked.
+    ``version`` differs between two configurations of an upstream, because content that is absent
+    under one may exist under the other. ``fallbacks`` are read before the registry is asked.
     """
 
     upstream: Upstream
@@ -50,7 +50,7 @@ class NotConfigured(NameUnknown, KeyError):
 
 
 class Origins(Mapping[str, Origin]):
-    """The configured upstreams by name. ``replace`` changes them for all who hold this."""
+    """The configured upstreams by name. ``replace`` changes them for every user."""
 
     def __init__(self, sources: Mapping[str, Origin]) -> None:
         self._sources = dict(sources)

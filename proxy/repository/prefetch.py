@@ -139,7 +139,7 @@ class Prefetcher:
         self._images.start((target, *blobs), partial(self._fetch_all, target, blobs))
 
     async def close(self) -> None:
-        """Cancel what runs, and wait until it has ended."""
+        """Cancel running tasks and wait until they have ended."""
         await self._images.close()
 
     def _within_bounds(self, listed: tuple[Child, ...]) -> list[Digest]:

@@ -27,10 +27,9 @@ class Forward(NamedTuple):
 class Manifest:
     """A manifest as upstream sent it, verified.
 
-    ``children`` is what it lists, None when that is not known. ``warning`` is for a
-    ``Warning: 299`` header. ``fresh`` is for how many seconds a tag is answered without asking,
-    None where that does not apply. ``forward`` is set if upstream was asked although the answer
-    was held.
+    ``children`` is the listed content, None if unknown; ``warning`` is for a ``Warning: 299``
+    header; ``fresh`` is for how many seconds a tag needs no check, None for a digest; ``forward``
+    is set if upstream was asked although the answer was held.
     """
 
     descriptor: Descriptor
@@ -146,7 +145,7 @@ class Live:
         return self.reader.size
 
     async def aclose(self) -> None:
-        """Let go of the download, which goes on."""
+        """Stop reading. The download continues."""
         self.reader.close()
 
 

@@ -112,7 +112,7 @@ class Tags:
         return replace(manifest, forward=found.forward)
 
     async def head(self, target: Target, tag: Tag, directive: CacheDirective) -> Described:
-        """Return what a tag points to, asking upstream for no body. Raises ``RegistryError``."""
+        """Return the descriptor of a tag; upstream gets no GET. Raises ``RegistryError``."""
         found = await self._resolve(target, tag, directive)
         if found is None:
             try:
@@ -136,7 +136,7 @@ class Tags:
 
         The answer is not recorded if the rate limit leaves no pull for a new image.
         """
-        await self._manifests.doubt_absence(target, tag)
+        await self._manifests.absences.forget(target, tag)
         before = await self._records.get(target, tag)
         now = await self._check(target, tag, before)
         recorded = await self._records.get(target, tag)
@@ -158,7 +158,7 @@ class Tags:
     ) -> _Pointed | Manifest | None:
         """Return where the tag points, a stale manifest if upstream fails, or None if unknown."""
         if directive is CacheDirective.REVALIDATE:
-            await self._manifests.doubt_absence(target, tag)
+            await self._manifests.absences.forget(target, tag)
         record = await self._known(target, tag, directive)
         rule = self._rule(target, tag)
         checked_at = None if record is None else record.checked_at
@@ -192,11 +192,11 @@ class Tags:
         record = await self._records.get(target, tag)
         is_local = directive is CacheDirective.ONLY_IF_CACHED or not self._rule(target, tag).offline
         if record is None and not is_local:
-            return await self._tag_elsewhere(target, tag)
+            return await self._tag_in_fallback(target, tag)
         return record
 
-    async def _tag_elsewhere(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Record where a tag points that only a fallback directory names; None if none does.
+    async def _tag_in_fallback(self, target: Target, tag: Tag) -> TagRecord | None:
+        """Return and record where a tag points in a fallback directory; None if none has it.
 
         The record counts as never checked: upstream is asked as soon as it can be.
         """
@@ -213,11 +213,11 @@ class Tags:
 
         Only if the image can be served in full: some clients ask no other mirror for its layers.
         """
-        record = await self._tag_elsewhere(target, tag)
+        record = await self._tag_in_fallback(target, tag)
         if record is None:
             raise error
         digest = record.descriptor.digest
-        await self._manifests.take_in(target, digest, CacheDirective.ANY)
+        await self._manifests.copy_from_fallback(target, digest, CacheDirective.ANY)
         copy = await self._manifests.last_good(target, [digest], FALLBACK_WARNING)
         return _instead_of(error, copy)
 
@@ -235,7 +235,7 @@ class Tags:
     async def _check(self, target: Target, tag: Tag, record: TagRecord | None) -> TagRecord:
         """Ask upstream by HEAD where a tag points; concurrent callers share one request.
 
-        ``record`` is what is known, None for an unknown tag.
+        ``record`` is the last one, None for an unknown tag.
         """
 
         async def ask() -> TagRecord:

@@ -34,7 +34,7 @@ class Weight:
 
 
 async def weigh(content: Content, root: Digest) -> Weight:
-    """Return what is held of a manifest and all that it lists; shared content weighs once."""
+    """Return the weight of a manifest with all that it lists; shared content weighs once."""
     return await _weigh(content, root, set(), 0)
 
 

@@ -40,7 +40,7 @@ _READABLE = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 log = structlog.get_logger(__name__)
 
 
-class Shelf(Protocol):
+class IndexFile(Protocol):
     """The file ``index.json``; blocks. Raises ``OSError``."""
 
     def read(self) -> bytes:
@@ -53,9 +53,9 @@ class Shelf(Protocol):
 class Layout:
     """Keeps ``index.json`` current while the proxy runs. ``pins`` returns those to note."""
 
-    def __init__(self, content: Content, shelf: Shelf, pins: Callable[[], list[str]]) -> None:
+    def __init__(self, content: Content, file: IndexFile, pins: Callable[[], list[str]]) -> None:
         self._content = content
-        self._shelf = shelf
+        self._file = file
         self._pins = pins
         self._foreign: list[object] = []
         self._published: tuple[int, list[str]] | None = None
@@ -74,7 +74,7 @@ class Layout:
         # A tag that cannot be read looks unknown. Reading all of them raises then.
         known = {one.name async for batch in self._content.tags.all() for one in batch}
         try:
-            listed = entries(await in_thread(self._shelf.read))
+            listed = entries(await in_thread(self._file.read))
         except FileNotFoundError:
             listed = iter(())
         except OSError as error:
@@ -143,7 +143,7 @@ class Layout:
             del content[-len(NEXT) :]
         content += END
         try:
-            await in_thread(lambda: self._shelf.write(content), Pool.SYNC)
+            await in_thread(lambda: self._file.write(content), Pool.SYNC)
         except OSError as error:
             self._content.trouble(StorageError(f"writing index.json: {error}"))
             return False
@@ -196,10 +196,10 @@ class Layout:
         return wrapper
 
 
-async def pins_named(shelf: Shelf) -> list[str]:
+async def pins_named(file: IndexFile) -> list[str]:
     """Return the pins in ``index.json``; none if it cannot be read."""
     try:
-        content = await in_thread(shelf.read)
+        content = await in_thread(file.read)
     except OSError as error:
         log.warning("index.json cannot be read", error=str(error))
         return []

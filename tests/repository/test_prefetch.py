@@ -180,7 +180,7 @@ async def test_a_blob_that_a_client_reads_is_not_abandoned(
     start: Start, upstream: FakeUpstream
 ) -> None:
     release = upstream.stall(10, kind="blob")
-    proxy = await with_prefetch(start, idle_timeout="100ms")
+    proxy = await with_prefetch(start, idle_timeout="2s")
     await proxy.get(LATEST)
     reading = asyncio.create_task(proxy.get(path(IMAGE.config)))
     await until(lambda: len(proxy.stats["downloads"]) == 1)

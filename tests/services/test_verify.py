@@ -544,6 +544,18 @@ async def test_the_scrub_starts_after_its_interval_repairs_and_repeats(
     assert '"stage": "done"' in proxy.log.getvalue()
 
 
+async def test_the_scrub_of_a_new_cache_waits_for_its_interval(
+    cache: Held, verifier: Verifier, clock: Clock
+) -> None:
+    scrub = asyncio.create_task(verifier.scrub(3600.0, 0))
+    async with asyncio.timeout(60):
+        while (noted := await cache.index.note("verify")) is None:
+            await asyncio.sleep(0.01)
+    scrub.cancel()
+    await asyncio.wait([scrub])
+    assert noted == {"done_at": clock()}, "nothing was verified yet"
+
+
 async def test_t67_a_stop_ends_the_scrub_for_good(cache: Held, verifier: Verifier) -> None:
     await cache.index.set_note("verify", {"done_at": 0.0})
     scrub = asyncio.create_task(verifier.scrub(1.0, 1))

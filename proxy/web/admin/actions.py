@@ -149,7 +149,7 @@ class Control:
     async def _delete_images(self, request: BaseRequest) -> StreamResponse:
         dropper = self._services.dropper
         selector = self._services.selector(required(request, "match"))
-        act = dropper.foretell if is_true(request, "dry_run") else dropper.drop
+        act = dropper.preview if is_true(request, "dry_run") else dropper.drop
         return await stream(request, act(selector))
 
     async def _post_refresh(self, request: BaseRequest) -> StreamResponse:

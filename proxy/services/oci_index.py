@@ -40,7 +40,7 @@ _READABLE = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 log = structlog.get_logger(__name__)
 
 
-class IndexFile(Protocol):
+class LayoutFile(Protocol):
     """The file ``index.json``; blocks. Raises ``OSError``."""
 
     def read(self) -> bytes:
@@ -53,7 +53,7 @@ class IndexFile(Protocol):
 class Layout:
     """Keeps ``index.json`` current while the proxy runs. ``pins`` returns those to note."""
 
-    def __init__(self, content: Content, file: IndexFile, pins: Callable[[], list[str]]) -> None:
+    def __init__(self, content: Content, file: LayoutFile, pins: Callable[[], list[str]]) -> None:
         self._content = content
         self._file = file
         self._pins = pins
@@ -196,7 +196,7 @@ class Layout:
         return wrapper
 
 
-async def pins_named(file: IndexFile) -> list[str]:
+async def pins_named(file: LayoutFile) -> list[str]:
     """Return the pins in ``index.json``; none if it cannot be read."""
     try:
         content = await in_thread(file.read)

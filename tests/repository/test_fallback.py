@@ -91,6 +91,16 @@ async def test_offline_a_tag_can_be_pulled_from_the_disk_and_stays(
     assert not upstream.requests
 
 
+async def test_offline_an_image_held_for_one_repository_is_served_to_another_that_the_disk_names(
+    start: Start, disk: Path
+) -> None:
+    write_layout(disk, NAMES | {"docker.io/library/twin:latest": APP})
+    proxy = await start(offline=True, fallback=[str(disk)])
+    for name in ("app", "twin"):
+        await pulled(proxy, name, APP)
+        await proxy.settled()
+
+
 async def test_offline_an_index_and_its_images(start: Start, disk: Path) -> None:
     proxy = await start(offline=True, fallback=[str(disk)])
     assert (await proxy.get("/v2/many/manifests/1")).body == LIST.manifest

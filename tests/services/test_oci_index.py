@@ -143,6 +143,16 @@ async def test_only_held_images_are_listed(cache: Held) -> None:
     assert "docker.io/library/app:held" in await published(cache)
 
 
+async def test_a_tag_that_points_to_an_image_of_another_repository_is_not_listed(
+    cache: Held,
+) -> None:
+    await cache.image("app:1", IMAGE)
+    descriptor = Descriptor(IMAGE.media_type, Digest(IMAGE.digest), len(IMAGE.manifest))
+    target, tag = named("other:1")
+    await cache.content.tags.set(target, tag, TagRecord(descriptor, cache.clock()))
+    assert list(await published(cache)) == ["docker.io/library/app:1"]
+
+
 @pytest.mark.parametrize(
     ("repo", "tag", "readable"),
     [

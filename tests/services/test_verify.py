@@ -14,7 +14,7 @@ from aiohttp import ClientSession, UnixConnector
 
 from proxy.core.errors import Conflict, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.services import verify
+from proxy.services import missing, verify
 from proxy.services.verify import Verifier
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -487,9 +487,19 @@ async def test_t61_held_images_of_a_pinned_index_are_completed(
     for ref in ("latest", held.digest):
         assert (await proxy.get(f"/v2/app/manifests/{ref}")).status == 200
     await proxy.settled()
-    assert (await verified(proxy))[-1]["repaired"] == len(held.blobs)
+    done = (await verified(proxy))[-1]
+    assert done["bad"] == done["repaired"] == len(held.blobs)
     assert proxy.held() == {index.digest, held.digest, *held.blobs}
     assert unwanted.digest not in proxy.held()
+
+
+async def test_a_missing_piece_is_fetched_last_from_repositories_not_known_to_hold_it(
+    cache: Held,
+) -> None:
+    other, own = named("docker.io/library/other:1")[0], named(NAME)[0]
+    await cache.content.link(other, [Digest(IMAGE.digest)])
+    holders = await missing.holders(cache.content, Digest(LAYER))
+    assert holders == [other, own], "the last is tried first"
 
 
 async def test_t61_a_lost_piece_that_no_image_needs_is_forgotten(

@@ -219,6 +219,25 @@ async def test_offline_complete_images_are_served_without_requests(
     assert not upstream.requests
 
 
+@pytest.mark.parametrize(("depth", "status"), [(4, 200), (5, 404)])
+async def test_offline_an_index_nested_too_deeply_counts_as_incomplete(
+    start: Start, upstream: FakeUpstream, depth: int, status: int
+) -> None:
+    nested: content.Content = content.image(7)
+    for _ in range(depth):
+        nested = content.index(nested)
+    upstream.add("library/nested", nested)
+    online = await start()
+    for path in ("manifests/latest", *(f"manifests/{digest}" for digest in nested.manifests)):
+        assert (await online.get(f"/v2/nested/{path}")).status == 200
+    for digest in nested.blobs:
+        assert (await online.get(f"/v2/nested/blobs/{digest}")).status == 200
+    await online.settled()
+    await online.close()
+    offline = await start(offline=True)
+    assert (await offline.get("/v2/nested/manifests/latest")).status == status
+
+
 async def test_t15_an_upstream_without_digest_headers(proxy: Proxy, upstream: FakeUpstream) -> None:
     upstream.fault(digest_header(None))
     assert (await proxy.head(LATEST)).headers["Docker-Content-Digest"] == OLD.digest

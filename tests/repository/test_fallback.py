@@ -101,6 +101,16 @@ async def test_offline_an_image_held_for_one_repository_is_served_to_another_tha
         await proxy.settled()
 
 
+async def test_offline_a_blob_is_served_as_soon_as_the_disk_has_it(
+    start: Start, disk: Path
+) -> None:
+    proxy = await start(offline=True, fallback=[str(disk)], freshness={"negative_ttl": "1h"})
+    blob_file(disk, LAYER).unlink()
+    assert (await proxy.get(f"/v2/app/blobs/{LAYER}")).status == 404
+    blob_file(disk, LAYER).write_bytes(APP.blobs[LAYER])
+    assert (await proxy.get(f"/v2/app/blobs/{LAYER}")).status == 200
+
+
 async def test_offline_an_index_and_its_images(start: Start, disk: Path) -> None:
     proxy = await start(offline=True, fallback=[str(disk)])
     assert (await proxy.get("/v2/many/manifests/1")).body == LIST.manifest

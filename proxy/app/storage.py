@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy.content.content import Content
-from proxy.content.eviction import Evictor
+from proxy.content.eviction import Evictor, Quota
 from proxy.content.in_use import Feeds
 from proxy.content.pins import Pins
-from proxy.content.quota import Quota
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
 from proxy.core.routing import Router
@@ -79,8 +78,8 @@ async def opened(
     await pins.load(lambda: pins_named(shelf))
     evictor = Evictor(index, store, quota, counters=counters, protected=pins.protected)
     content = Content(store, index, evictor, counters, clock)
-    stack.push_async_callback(content.close)
-    await content.begin()
+    stack.push_async_callback(content.reconciler.close)
+    await content.reconciler.begin()
     layout = Layout(content, shelf, pins.added)
     return Storage(directory, clock, counters, expiring, pins, feeds, content, layout)
 

@@ -1,4 +1,4 @@
-"""Hashes held files again: to adopt a file without a row, and to verify what is held."""
+"""Hashes stored bytes: of downloads, of files without a row, and of what is held."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -6,14 +6,15 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from proxy.content.proof import hash_stored
 from proxy.core.errors import StorageError, is_disk_error
 from proxy.core.names import Digest, DigestVerifier
 from proxy.core.records import BlobRecord
 from proxy.runtime.executors import Pool, in_thread
-from proxy.storage import Blob, BlobStore, page_cache
+from proxy.storage import Blob, BlobStore, Readable, page_cache
 
 CHUNK: Final = 1024 * 1024
+_READ: Final = 256 * 1024
+"""Bytes that a processor's second-level cache holds."""
 
 Pace = Callable[[int], Awaitable[None]]
 """Gets the bytes of each step, and returns when the next step may begin."""
@@ -62,6 +63,16 @@ def _unreadable(digest: Digest, error: OSError | StorageError, reason: str) -> V
         return Verdict({"reason": reason}, None)
     log.warning("content could not be verified", digest=digest, error=str(error))
     return Verdict(None, None)
+
+
+def hash_stored(verifier: DigestVerifier, source: Readable, start: int, stop: int) -> None:
+    """Feed bytes ``start`` to ``stop`` to ``verifier``. Blocks. Raises ``StorageError``."""
+    while start < stop:
+        chunk = source.read(start, min(start + _READ, stop))
+        if not chunk:
+            raise StorageError(f"the file ends at {start} instead of {stop} bytes")
+        verifier.update(chunk)
+        start += len(chunk)
 
 
 async def hashed(file: Blob, digest: Digest, pace: Pace, after: After) -> DigestVerifier:

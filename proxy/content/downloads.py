@@ -202,7 +202,7 @@ class Downloads:
 
     async def cannot_fit(self, target: Target, digest: Digest, size: int) -> bool:
         """Return True if a download would only find that there is no room; size 0 is unknown."""
-        if not self._content.admits(target.upstream, size):
+        if not self._content.evictor.admits(target.upstream, size):
             return True
         return bool(await self._unfit.get(f"{target} {digest}"))
 
@@ -256,12 +256,12 @@ class Downloads:
         try:
             await self._fetch(download, fetch)
         except ContentMismatch as error:
-            self._content.mismatched(error)
+            self._content.faults.mismatched(error)
             failure = error
         except RegistryError as error:
             failure = error
         except StorageError as error:
-            self._content.trouble(error)
+            self._content.faults.trouble(error)
             key = f"{fetch.target} {fetch.digest}"
             await self._unfit.set(key, value=True, ttl=UNFIT_SECONDS)
             failure = error

@@ -14,9 +14,8 @@ from typing import Final
 
 import structlog
 
-from proxy.content.graph import Graph
+from proxy.content.facts import Graph, Tags
 from proxy.content.in_use import Feeds
-from proxy.content.tags import TagRecords
 from proxy.core.errors import Conflict, PinUnknown, RegistryError, StorageError
 from proxy.core.names import Digest, Image, Tag, Target
 from proxy.core.records import disk_bytes
@@ -84,7 +83,7 @@ class Pins:
         """Take the configured pins. Raises ``RegistryError`` for one that cannot be parsed."""
         self._index = index
         self._graph = Graph(index)
-        self._tags = TagRecords(index)
+        self._tags = Tags(index)
         self._parse = parse
         self.limit = limit
         self._feeds = feeds

@@ -12,7 +12,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from proxy.content.proof import hash_stored
+from proxy.content.checks import hash_stored
 from proxy.content.reservations import Arrival
 from proxy.content.stretches import Stretches
 from proxy.core.errors import UpstreamUnavailable
@@ -121,7 +121,7 @@ class Writer:
 
         Raises ``StorageError``.
         """
-        await self._content.link(self._target, [self._digest])
+        await self._content.links.add(self._target, [self._digest])
         arrived = Descriptor("", self._digest, self.written)
         await self._content.adopt(self._room, self._spool, arrived, is_public=is_public)
 

@@ -67,7 +67,7 @@ class Manifests:
             await self.doubt_absence(target, digest)
         is_new = await self.take_in(target, digest, directive)
         hit = await self._held.get(digest)
-        linked = hit is not None and await self._content.linked(target, digest)
+        linked = hit is not None and await self._content.links.has(target, digest)
         if hit is None or not linked:
             self._refuse_asking(target, digest, directive)
         elif self.is_offline(target) and not await self._is_whole(target, hit, count()):
@@ -147,7 +147,7 @@ class Manifests:
             raise
         if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
             return (await self.fetch(target, ref)).descriptor
-        link = self._content.link if is_digest(ref) else self._content.link_public
+        link = self._content.links.add if is_digest(ref) else self._content.links.add_public
         await link(target, [descriptor.digest])
         await self._described.set(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
         return descriptor
@@ -186,7 +186,7 @@ class Manifests:
 
     async def _linked(self, target: Target, digest: Digest) -> Manifest | None:
         """Return a held manifest of this repository, and note what it says of its blobs."""
-        if not await self._content.linked(target, digest):
+        if not await self._content.links.has(target, digest):
             return None
         hit = await self._held.get(digest)
         if hit is not None:
@@ -235,14 +235,16 @@ class Manifests:
         digest = hit.descriptor.digest
         self._held.add(Held(hit, is_stored=False))
         self._held.note_sizes(target, hit)
-        await self._content.link(target, [digest])
-        await self._content.link_public(target, [child.digest for child in content.listed or ()])
+        await self._content.links.add(target, [digest])
+        await self._content.links.add_public(
+            target, [child.digest for child in content.listed or ()]
+        )
         await self._content.keep(hit.descriptor, hit.body, content.listed, is_public=is_public)
         if await self._content.holds(digest):
             self._held.add(Held(hit, is_stored=True))
         if content.subject is not None:
             entry = content.subject.entry(hit.descriptor)
-            await self._content.referrers.add(target, content.subject.digest, entry)
+            await self._content.links.add_referrer(target, content.subject.digest, entry)
 
     async def take_in(self, target: Target, digest: Digest, directive: CacheDirective) -> bool:
         """Copy a manifest from a fallback directory that lists it for this repository.
@@ -253,7 +255,7 @@ class Manifests:
         if not fallbacks or directive is CacheDirective.ONLY_IF_CACHED:
             return False
         is_held = self._held.in_ram(digest) is not None or await self._content.holds(digest)
-        if is_held and await self._content.linked(target, digest):
+        if is_held and await self._content.links.has(target, digest):
             return False
         for fallback in fallbacks:
             body = await fallback.manifest(target, digest)
@@ -277,7 +279,7 @@ class Manifests:
         payload = await by_size(len(body), lambda: manifests.signed_payload(body))
         if payload is None or not matches(descriptor.digest, payload):
             error = ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
-            self._content.mismatched(error)
+            self._content.faults.mismatched(error)
             raise error
         return Manifest(descriptor, body, Outcome.THROUGH, None)
 
@@ -314,7 +316,7 @@ class Manifests:
 
         That is, if it is held and linked, or if a fallback directory lists it for the repository.
         """
-        if await self._content.holds(digest) and await self._content.linked(target, digest):
+        if await self._content.holds(digest) and await self._content.links.has(target, digest):
             return True
         for fallback in self._sources[target.upstream].fallbacks:
             if await fallback.has(target, digest):

@@ -41,7 +41,7 @@ class SmallBlobs:
         small = self._ram.get(digest)
         if small is not None:
             if await self._content.holds(digest):
-                if await self._content.linked(target, digest):
+                if await self._content.links.has(target, digest):
                     self._content.touch(digest)
                     return small
             else:
@@ -61,12 +61,12 @@ class SmallBlobs:
         except StorageError as error:
             if not is_disk_error(error):
                 raise Overloaded(f"{digest} cannot be read now: {error}") from error
-            self._content.trouble(error)
+            self._content.faults.trouble(error)
             body = b""
         finally:
             file.close()
         if not matches(digest, body):
-            await self._content.drop(digest, reason="its bytes have changed")
+            await self._content.faults.drop(digest, reason="its bytes have changed")
             return None
         small = Small(body)
         if len(body) + _EACH <= self._ram.maxsize:

@@ -79,7 +79,7 @@ class Layout:
             listed = iter(())
         except OSError as error:
             self._is_unreadable = True
-            self._content.trouble(StorageError(f"reading index.json: {error}"))
+            self._content.faults.trouble(StorageError(f"reading index.json: {error}"))
             return
         learnt, foreign = 0, list[object]()
         for count, entry in enumerate(listed):
@@ -145,7 +145,7 @@ class Layout:
         try:
             await in_thread(lambda: self._shelf.write(content), Pool.SYNC)
         except OSError as error:
-            self._content.trouble(StorageError(f"writing index.json: {error}"))
+            self._content.faults.trouble(StorageError(f"writing index.json: {error}"))
             return False
         return True
 

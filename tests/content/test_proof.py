@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.content.proof import hash_stored
+from proxy.content.checks import hash_stored
 from proxy.core.errors import StorageError
 from proxy.core.names import DigestVerifier, sha256
 

@@ -83,7 +83,7 @@ async def test_what_has_left_the_index_leaves_ram(
 ) -> None:
     proxy = await start(memory=MEMORY)
     await hit(proxy, 100)
-    await proxy.app.content.discard([Digest(BY_SIZE[100])])
+    await proxy.app.content.evictor.discard([Digest(BY_SIZE[100])])
     upstream.remove("library/app")
     assert (await proxy.get(path(100))).status == 404
     assert rams[0].in_ram(Digest(BY_SIZE[100])) is None
@@ -108,7 +108,7 @@ async def test_a_manifest_that_has_left_the_index_is_fetched_anew(
     manifest = f"/v2/library/app/manifests/{IMAGE.digest}"
     for _ in range(2):
         assert (await proxy.get(manifest)).body == IMAGE.manifest
-    await proxy.app.content.discard([Digest(IMAGE.digest)])
+    await proxy.app.content.evictor.discard([Digest(IMAGE.digest)])
     assert (await proxy.get(manifest)).headers["Cache-Status"] == "Millpond; fwd=uri-miss; stored"
     assert (await proxy.get(manifest)).headers["Cache-Status"] == "Millpond; hit"
 

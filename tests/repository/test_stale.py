@@ -160,7 +160,7 @@ async def test_a_slow_check_does_not_overwrite_what_a_newer_get_has_learnt(
     await upstream.until(lambda: upstream.count("HEAD") == 1)
     upstream.add("library/app", NEW, tags=["latest"])
     upstream.remove("library/app", OLD.digest)
-    await proxy.app.content.discard([Digest(OLD.digest)])
+    await proxy.app.content.evictor.discard([Digest(OLD.digest)])
     assert (await proxy.get(LATEST)).body == NEW.manifest
     gate.set()
     await idle("check tag")
@@ -179,7 +179,7 @@ async def test_a_slow_check_does_not_drop_a_tag_that_came_back(
     await upstream.until(lambda: upstream.count("HEAD") == 1)
     upstream.add("library/app", NEW, tags=["latest"])
     upstream.remove("library/app", OLD.digest)
-    await proxy.app.content.discard([Digest(OLD.digest)])
+    await proxy.app.content.evictor.discard([Digest(OLD.digest)])
     assert (await proxy.get(LATEST)).body == NEW.manifest
     gate.set()
     await idle("check tag")

@@ -35,28 +35,23 @@ log = structlog.get_logger(__name__)
 class DiskBlob:
     """An open blob file."""
 
-    __slots__ = ("_fd", "modified_at", "size")
+    __slots__ = ("fd", "modified_at", "size")
 
     def __init__(self, fd: int) -> None:
         status = os.fstat(fd)
-        self._fd = fd
+        self.fd = fd
         self.size = status.st_size
         self.modified_at = status.st_mtime
 
-    @property
-    def fd(self) -> int:
-        """The file's descriptor."""
-        return self._fd
-
     def read(self, start: int, stop: int) -> bytes:
         """Return bytes ``start`` to ``stop``, fewer at the end. Blocks. Raises ``StorageError``."""
-        return _read(self._fd, start, stop, "reading a blob")
+        return _read(self.fd, start, stop, "reading a blob")
 
     def close(self) -> None:
         """Close the file. A second call does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class DiskSpool:

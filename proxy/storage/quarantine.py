@@ -49,27 +49,25 @@ class DiskQuarantine:
     def notes(self) -> list[str]:
         """Return the notes beside the content. Survives every error."""
         with self._one_at_a_time:
-            try:
-                names = os.listdir(self._directory.quarantine)
-            except OSError as error:
-                log.warning("quarantine cannot be listed", error=str(error))
-                return []
-            return [self._read(name) for name in names if name.endswith(".json")]
+            return [self._read(name) for name in self._names() if name.endswith(".json")]
 
     def empty(self) -> None:
         """Delete everything: content that can be served needs the room. Survives every error."""
         with self._one_at_a_time:
-            try:
-                names = os.listdir(self._directory.quarantine)
-            except OSError as error:
-                log.warning("quarantine cannot be listed", error=str(error))
-                return
-            for name in names:
+            for name in self._names():
                 try:
                     remove(name, self._directory.quarantine)
                 except OSError as error:
                     log.warning("quarantine cannot be emptied", file=name, error=str(error))
             self._measure()
+
+    def _names(self) -> list[str]:
+        """Return the names of all files, none if they cannot be listed."""
+        try:
+            return os.listdir(self._directory.quarantine)
+        except OSError as error:
+            log.warning("quarantine cannot be listed", error=str(error))
+            return []
 
     def _take(self, digest: Digest, note: str) -> None:
         algorithm, _, name = digest.partition(":")

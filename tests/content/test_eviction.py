@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -13,7 +14,8 @@ from proxy.content import eviction, free_space
 from proxy.content.reservations import NoRoom
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest, sha256
-from proxy.core.records import BLOCK, disk_bytes
+from proxy.core.records import BLOCK, BlobRecord, disk_bytes
+from proxy.index import Position
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.faults import chunked
@@ -345,6 +347,26 @@ def killed_before_its_row(cache: Held, number: int, blocks: int) -> Digest:
     data = number.to_bytes(4) * (blocks * BLOCK // 4)
     cache.path(sha256(data)).write_bytes(data)
     return sha256(data)
+
+
+async def test_one_eviction_passes_by_protected_content_once(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eviction, "_BATCH", 4)
+    cache.protected = {await cache.blocks(number, 1) for number in range(10)}
+    others = {await cache.blocks(number, 1) for number in range(10, 30)}
+    looked_at: Counter[Digest] = Counter()
+    coldest = cache.index.coldest
+
+    async def watched(after: Position | None, limit: int) -> list[tuple[Position, BlobRecord]]:
+        page = await coldest(after, limit)
+        looked_at.update(record.digest for _, record in page)
+        return page
+
+    monkeypatch.setattr(cache.index, "coldest", watched)
+    assert await cache.evictor.evict(len(others) * BLOCK) == (len(others), len(others) * BLOCK)
+    assert await cache.on_disk() == cache.protected
+    assert {looked_at[digest] for digest in cache.protected} == {1}
 
 
 async def test_t05_what_a_killed_process_left_is_counted_before_the_first_download(

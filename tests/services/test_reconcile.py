@@ -393,6 +393,27 @@ async def test_content_that_lands_has_a_row_before_it_can_be_taken_for_an_orphan
     assert cache.evictor.used == BLOCK
 
 
+async def test_a_file_whose_row_was_lost_is_found_before_all_files_are_read_again(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cache.content.reconciler.reconcile()
+    digest = lay(cache, b"its row was in the damaged file")
+    assert await cache.content.find(digest) is None, "all files are known to have a row"
+    monkeypatch.setattr(type(cache.index), "damaged", "where the damaged file lies")
+    found: list[bool] = []
+    scan = cache.store.scan
+
+    async def scan_in_the_end() -> Any:
+        found.append(await cache.content.find(digest) is not None)
+        async for batch in scan():
+            yield batch
+
+    monkeypatch.setattr(cache.store, "scan", scan_in_the_end)
+    await cache.content.reconciler.reconcile()
+    assert found == [True]
+    assert cache.evictor.used == BLOCK
+
+
 async def test_an_orphan_is_counted_once_while_it_is_adopted(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,9 +12,8 @@ from proxy.core.names import Image, parse_digest
 from proxy.core.records import BLOCK
 from proxy.index.sqlite import SqliteIndex
 from proxy.runtime.metrics import CacheCounters
-from proxy.storage import Spool
 from proxy.storage.directory import Directory
-from proxy.storage.disk import DiskStore
+from proxy.storage.disk import DiskSpool, DiskStore
 from tests.fakes.clock import Clock
 from tests.held import nothing_elsewhere
 from tests.model import Content as Sample
@@ -41,7 +40,7 @@ class Download:
 
     content: Sample
     reservation: Reservation
-    spool: Spool
+    spool: DiskSpool
     promised: int
     written: int = 0
 

@@ -10,7 +10,8 @@ from proxy.core.errors import StorageError, is_disk_error
 from proxy.core.names import Digest, DigestVerifier
 from proxy.core.records import BlobRecord
 from proxy.runtime.executors import Pool, in_thread
-from proxy.storage import Blob, BlobStore, Readable, page_cache
+from proxy.storage import page_cache
+from proxy.storage.disk import DiskBlob, DiskSpool, DiskStore
 
 CHUNK: Final = 1024 * 1024
 _READ: Final = 256 * 1024
@@ -19,7 +20,7 @@ _READ: Final = 256 * 1024
 Pace = Callable[[int], Awaitable[None]]
 """Gets the bytes of each step, and returns when the next step may begin."""
 
-After = Callable[[Blob, int, int], None]
+After = Callable[[DiskBlob, int, int], None]
 """Gets the range of bytes that has just been read."""
 
 log = structlog.get_logger(__name__)
@@ -35,7 +36,7 @@ class Verdict(NamedTuple):
     size: int | None
 
 
-async def check(store: BlobStore, record: BlobRecord, pace: Pace, after: After) -> Verdict:
+async def check(store: DiskStore, record: BlobRecord, pace: Pace, after: After) -> Verdict:
     """Hash held content and compare it with its digest."""
     try:
         file = store.open(record.digest)
@@ -65,7 +66,9 @@ def _unreadable(digest: Digest, error: OSError | StorageError, reason: str) -> V
     return Verdict(None, None)
 
 
-def hash_stored(verifier: DigestVerifier, source: Readable, start: int, stop: int) -> None:
+def hash_stored(
+    verifier: DigestVerifier, source: DiskBlob | DiskSpool, start: int, stop: int
+) -> None:
     """Feed bytes ``start`` to ``stop`` to ``verifier``. Blocks. Raises ``StorageError``."""
     while start < stop:
         chunk = source.read(start, min(start + _READ, stop))
@@ -75,7 +78,7 @@ def hash_stored(verifier: DigestVerifier, source: Readable, start: int, stop: in
         start += len(chunk)
 
 
-async def hashed(file: Blob, digest: Digest, pace: Pace, after: After) -> DigestVerifier:
+async def hashed(file: DiskBlob, digest: Digest, pace: Pace, after: After) -> DigestVerifier:
     """Return a verifier that has got all bytes of a blob. Raises ``OSError``, ``StorageError``."""
     verifier, start = DigestVerifier(digest), 0
     while start < file.size:
@@ -91,11 +94,10 @@ async def at_once(_: int) -> None:
     """Go on with the next step at once."""
 
 
-def keep_cached(file: Blob, start: int, stop: int) -> None:
+def keep_cached(file: DiskBlob, start: int, stop: int) -> None:
     """Leave the bytes in the page cache."""
 
 
-def uncache(file: Blob, start: int, stop: int) -> None:
+def uncache(file: DiskBlob, start: int, stop: int) -> None:
     """Drop the bytes from the page cache."""
-    if file.fd is not None:
-        page_cache.forget(file.fd, start, stop)
+    page_cache.forget(file.fd, start, stop)

@@ -22,7 +22,7 @@ from proxy.core.records import BlobRecord, Child, Clock, Descriptor
 from proxy.index import Index, pages
 from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.metrics import CacheCounters
-from proxy.storage import Blob, BlobStore, Spool
+from proxy.storage.disk import DiskBlob, DiskSpool, DiskStore
 
 _BATCH: Final = 1000
 
@@ -52,7 +52,7 @@ class Content:
 
     def __init__(
         self,
-        store: BlobStore,
+        store: DiskStore,
         index: Index,
         evictor: Evictor,
         counters: CacheCounters,
@@ -86,7 +86,7 @@ class Content:
         record = await self.record(digest)
         return record is not None and record.is_public
 
-    async def open(self, digest: Digest) -> Blob | None:
+    async def open(self, digest: Digest) -> DiskBlob | None:
         """Return held content, opened, and count a use; None if it is not (rightly) held."""
         record = await self.find(digest)
         if record is None:
@@ -127,7 +127,7 @@ class Content:
     async def adopt(
         self,
         reservation: Reservation | Arrival,
-        spool: Spool,
+        spool: DiskSpool,
         descriptor: Descriptor,
         children: Iterable[Child] | None = (),
         *,

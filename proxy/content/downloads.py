@@ -140,8 +140,8 @@ class Reader:
         return self.download.size
 
     @property
-    def fd(self) -> int | None:
-        """The spool's descriptor, None if it is not a file."""
+    def fd(self) -> int:
+        """The spool's descriptor."""
         assert self.download.writer is not None
         return self.download.writer.fd
 

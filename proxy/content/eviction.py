@@ -23,7 +23,7 @@ from proxy.core.records import BlobRecord, Clock, disk_bytes
 from proxy.index import Index, Position
 from proxy.runtime.executors import Pool, in_thread, to_its_end
 from proxy.runtime.metrics import CacheCounters
-from proxy.storage import BlobStore
+from proxy.storage.disk import DiskStore
 
 WATCH_SECONDS: Final = 5.0
 COUNT_SECONDS: Final = 3.0
@@ -69,7 +69,7 @@ class Evictor:
     def __init__(
         self,
         index: Index,
-        store: BlobStore,
+        store: DiskStore,
         quota: Quota,
         *,
         counters: CacheCounters,

@@ -16,7 +16,7 @@ from proxy.core.records import Clock, disk_bytes
 from proxy.index import Index
 from proxy.runtime.executors import Pool, in_thread, to_its_end
 from proxy.runtime.metrics import CacheCounters
-from proxy.storage import BlobStore
+from proxy.storage.disk import DiskStore
 
 _COLD_SECONDS: Final = 86400.0
 
@@ -28,7 +28,7 @@ class Faults:
 
     def __init__(
         self,
-        store: BlobStore,
+        store: DiskStore,
         index: Index,
         evictor: Evictor,
         counters: CacheCounters,

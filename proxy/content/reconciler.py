@@ -24,7 +24,7 @@ from proxy.core.records import BlobRecord, Child, disk_bytes
 from proxy.index import Index, pages
 from proxy.runtime.executors import Pool, by_size, in_thread
 from proxy.runtime.singleflight import SingleFlight
-from proxy.storage import Blob, BlobStore, Spool
+from proxy.storage.disk import DiskBlob, DiskSpool, DiskStore
 
 _PAGE: Final = 1000
 WATCH_SECONDS: Final = 5.0
@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 class Reconciler:
     """Compares rows with files, and gives files their rows."""
 
-    def __init__(self, store: BlobStore, index: Index, evictor: Evictor, faults: Faults) -> None:
+    def __init__(self, store: DiskStore, index: Index, evictor: Evictor, faults: Faults) -> None:
         self._store = store
         self._index = index
         self._evictor = evictor
@@ -106,7 +106,7 @@ class Reconciler:
         """Return the lock under which a digest gets its file and then its row."""
         return self._arriving.setdefault(digest, asyncio.Lock())
 
-    async def land(self, digest: Digest, spool: Spool) -> None:
+    async def land(self, digest: Digest, spool: DiskSpool) -> None:
         """Make a spool the file of a blob; its row must follow. Needs the lock.
 
         An orphan's file is replaced and no longer counts.
@@ -257,7 +257,7 @@ class Reconciler:
             self._evictor.settled(size)
 
 
-async def prove(file: Blob, digest: Digest) -> Proven | None:
+async def prove(file: DiskBlob, digest: Digest) -> Proven | None:
     """Return what a file is, None if its bytes are not ``digest``.
 
     Raises ``OSError``, ``StorageError``.

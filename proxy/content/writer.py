@@ -21,7 +21,7 @@ from proxy.core.records import BLOCK, Descriptor
 from proxy.core.sources import Piece
 from proxy.runtime.executors import Pool, in_thread, start_in_thread, to_its_end
 from proxy.runtime.pulse import Pulse
-from proxy.storage import Spool
+from proxy.storage.disk import DiskSpool
 
 if TYPE_CHECKING:
     from proxy.content.content import Content
@@ -47,7 +47,7 @@ class Writer:
     """
 
     def __init__(
-        self, content: "Content", target: Target, digest: Digest, spool: Spool, room: Arrival
+        self, content: "Content", target: Target, digest: Digest, spool: DiskSpool, room: Arrival
     ) -> None:
         self.size: int | None = None
         self.progress: Final = Pulse()
@@ -72,8 +72,8 @@ class Writer:
         return self._stored.contiguous
 
     @property
-    def fd(self) -> int | None:
-        """The spool's descriptor, if it is a file."""
+    def fd(self) -> int:
+        """The spool's descriptor."""
         return self._spool.fd
 
     def read(self, start: int, stop: int) -> bytes:

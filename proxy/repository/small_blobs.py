@@ -15,7 +15,7 @@ from proxy.core.policy import CacheDirective
 from proxy.repository.blobs import Blobs
 from proxy.repository.results import Blob, Local, Small
 from proxy.runtime.executors import in_thread
-from proxy.storage import Blob as StoredBlob
+from proxy.storage.disk import DiskBlob
 
 _EACH: Final = 500
 """Bytes that the objects around one body take in RAM."""
@@ -54,7 +54,7 @@ class SmallBlobs:
             if small is not None:
                 return small
 
-    async def _keep(self, digest: Digest, file: StoredBlob) -> Small | None:
+    async def _keep(self, digest: Digest, file: DiskBlob) -> Small | None:
         """Read a blob into RAM and close its file. A wrong one is dropped, and None returned."""
         try:
             body = await in_thread(lambda: file.read(0, file.size))

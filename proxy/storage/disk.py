@@ -17,7 +17,6 @@ import structlog
 from proxy.core.errors import DigestInvalid, StorageError
 from proxy.core.names import Digest, parse_digest
 from proxy.runtime.executors import Pool, in_thread
-from proxy.storage import Quarantine, Spool
 from proxy.storage.directory import ALGORITHMS, Directory, remove
 from proxy.storage.quarantine import DiskQuarantine
 
@@ -33,7 +32,10 @@ log = structlog.get_logger(__name__)
 
 
 class DiskBlob:
-    """An open blob file."""
+    """An open blob file: ``size`` in bytes, ``modified_at`` in Unix seconds.
+
+    It stays readable after it has been deleted from the store.
+    """
 
     __slots__ = ("fd", "modified_at", "size")
 
@@ -55,7 +57,7 @@ class DiskBlob:
 
 
 class DiskSpool:
-    """A file in ``spool/``."""
+    """A file in ``spool/`` that grows while a download runs, private until ``put``."""
 
     __slots__ = ("_directory", "_on_trouble", "fd", "name")
 
@@ -118,7 +120,7 @@ class DiskStore:
         """``on_trouble`` is called when a spool file cannot be removed."""
         self._directory = directory
         self._on_trouble = on_trouble
-        self.quarantine: Quarantine = DiskQuarantine(directory)
+        self.quarantine: Final = DiskQuarantine(directory)
         self._serial = itertools.count()
         self._condemned: dict[Digest, asyncio.Event] = {}
 
@@ -151,9 +153,11 @@ class DiskStore:
             raise
         return made[0]
 
-    async def put(self, digest: Digest, spool: Spool) -> None:
-        """Sync the spool, give it the blob's name, sync the directory. Raises ``StorageError``."""
-        assert isinstance(spool, DiskSpool)
+    async def put(self, digest: Digest, spool: DiskSpool) -> None:
+        """Make a *verified* spool the blob ``digest``: durable first, then visible.
+
+        Waits for a deletion of the same digest. Raises ``StorageError``.
+        """
         while (deletion := self._condemned.get(digest)) is not None:
             await deletion.wait()
         await _in_thread(f"storing {digest}", lambda: self._put(digest, spool), Pool.SYNC)

@@ -40,7 +40,7 @@ def test_content_gives_out_its_parts_and_nothing_below_them(cache: Held) -> None
 
 
 def test_no_verb_gives_out_what_is_below(cache: Held) -> None:
-    below = {"BlobStore", "Index", "CacheCounters"}
+    below = {"DiskStore", "Index", "CacheCounters"}
     for thing in (cache.content, *(getattr(cache.content, part) for part in PARTS)):
         for name, verb in verbs(thing).items():
             returned = re.findall(r"\w+", str(verb.__annotations__.get("return", "")))

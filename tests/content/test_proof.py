@@ -10,8 +10,6 @@ DATA = bytes(range(256)) * 4096 + b"the end"
 
 
 class Stored:
-    fd = None
-
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.reads: list[tuple[int, int]] = []

@@ -13,6 +13,7 @@ import pytest
 from diskcache import Cache, JSONDisk
 
 from proxy.content import reconciler
+from proxy.core.errors import StorageError
 from proxy.core.names import Digest, sha256
 from proxy.core.records import BLOCK, Descriptor, TagRecord
 from proxy.services import oci_index
@@ -390,6 +391,42 @@ async def test_content_that_lands_has_a_row_before_it_can_be_taken_for_an_orphan
     assert proven == []
     assert set_aside(cache) == set()
     assert await cache.on_disk() == {digest}
+    assert cache.evictor.used == BLOCK
+
+
+async def test_a_file_that_vanishes_before_it_is_adopted_counts_no_more(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = lay(cache, b"gone in a moment")
+    counted: list[int] = []
+    found = cache.evictor.found
+
+    def vanish(orphans: int) -> None:
+        found(orphans)
+        counted.append(cache.evictor.used)
+        cache.path(digest).unlink()
+
+    monkeypatch.setattr(cache.evictor, "found", vanish)
+    await cache.content.reconciler.reconcile()
+    assert counted == [BLOCK]
+    assert cache.evictor.used == 0
+
+
+async def test_a_file_that_could_not_be_opened_is_adopted_by_the_next_comparison(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = lay(cache, b"not readable at first")
+
+    def refuse(digest: Digest) -> None:
+        raise StorageError(f"{digest} cannot be opened")
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(cache.store, "open", refuse)
+        await cache.content.reconciler.reconcile()
+    assert await cache.index.blob(digest) is None
+    assert cache.evictor.used == BLOCK, "it takes its room all the same"
+    await cache.content.reconciler.reconcile()
+    assert await cache.index.blob(digest) is not None
     assert cache.evictor.used == BLOCK
 
 

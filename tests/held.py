@@ -16,7 +16,7 @@ from proxy.core.routing import Router
 from proxy.index.sqlite import SqliteIndex
 from proxy.runtime.metrics import CacheCounters
 from proxy.settings import Settings
-from proxy.storage.directory import Directory, IndexFile
+from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -37,7 +37,7 @@ class Held:
         self.root = directory.root
         self.store = DiskStore(directory)
         self.index = index
-        self.shelf = IndexFile(directory)
+        self.shelf = directory
         self.counters = CacheCounters()
         self.protected: set[Digest] = set()
         self.evictor = Evictor(

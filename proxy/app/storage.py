@@ -19,7 +19,7 @@ from proxy.runtime.supervisor import Supervisor
 from proxy.services.oci_index import Layout, pins_named
 from proxy.settings import Settings
 from proxy.settings import Storage as StorageSettings
-from proxy.storage.directory import Directory, IndexFile
+from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
 
 INDEX_LEAST: Final = 16 * 1024 * 1024
@@ -74,13 +74,12 @@ async def opened(
         raise ConfigError(f"pins: {error.message}") from None
     await feeds.load()
     stack.push_async_callback(feeds.keep)
-    shelf = IndexFile(directory)
-    await pins.load(lambda: pins_named(shelf))
+    await pins.load(lambda: pins_named(directory))
     evictor = Evictor(index, store, quota, counters=counters, protected=pins.protected)
     content = Content(store, index, evictor, counters, clock)
     stack.push_async_callback(content.reconciler.close)
     await content.reconciler.begin()
-    layout = Layout(content, shelf, pins.added)
+    layout = Layout(content, directory, pins.added)
     return Storage(directory, clock, counters, expiring, pins, feeds, content, layout)
 
 

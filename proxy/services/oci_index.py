@@ -43,10 +43,10 @@ log = structlog.get_logger(__name__)
 class Shelf(Protocol):
     """The file ``index.json``; blocks. Raises ``OSError``."""
 
-    def read(self) -> bytes:
+    def read_index(self) -> bytes:
         """Return its content."""
 
-    def write(self, content: bytes | bytearray) -> None:
+    def write_index(self, content: bytes | bytearray) -> None:
         """Replace its content durably."""
 
 
@@ -74,7 +74,7 @@ class Layout:
         # A tag that cannot be read looks unknown. Reading all of them raises then.
         known = {one.name async for batch in self._content.tags.all() for one in batch}
         try:
-            listed = entries(await in_thread(self._shelf.read))
+            listed = entries(await in_thread(self._shelf.read_index))
         except FileNotFoundError:
             listed = iter(())
         except OSError as error:
@@ -143,7 +143,7 @@ class Layout:
             del content[-len(NEXT) :]
         content += END
         try:
-            await in_thread(lambda: self._shelf.write(content), Pool.SYNC)
+            await in_thread(lambda: self._shelf.write_index(content), Pool.SYNC)
         except OSError as error:
             self._content.faults.trouble(StorageError(f"writing index.json: {error}"))
             return False
@@ -199,7 +199,7 @@ class Layout:
 async def pins_named(shelf: Shelf) -> list[str]:
     """Return the pins in ``index.json``; none if it cannot be read."""
     try:
-        content = await in_thread(shelf.read)
+        content = await in_thread(shelf.read_index)
     except OSError as error:
         log.warning("index.json cannot be read", error=str(error))
         return []

@@ -17,15 +17,13 @@ import structlog
 from proxy.core.errors import DigestInvalid, StorageError
 from proxy.core.names import Digest, parse_digest
 from proxy.runtime.executors import Pool, in_thread
-from proxy.storage.directory import ALGORITHMS, Directory, remove
+from proxy.storage.directory import ALGORITHMS, OPEN_FILE, Directory, remove
 from proxy.storage.quarantine import DiskQuarantine
 
 _SCAN_BATCH: Final = 1000
 _WRITE: Final = 64 * 1024
 """Bytes of one write call. For longer ones ext4 takes larger pieces of memory (folios), which are
 expensive where a hypervisor lends memory: 2 CPU-seconds per GB were measured, instead of 0.2."""
-
-_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
@@ -130,7 +128,7 @@ class DiskStore:
             return None
         try:
             name, directory = self._place(digest)
-            return _opened(os.open(name, _OPEN, dir_fd=directory))
+            return _opened(os.open(name, OPEN_FILE, dir_fd=directory))
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None

@@ -9,7 +9,7 @@ import structlog
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest
 from proxy.core.records import disk_bytes
-from proxy.storage.directory import Directory, remove
+from proxy.storage.directory import OPEN_FILE, Directory, remove
 
 LIMIT: Final = 100
 """Files kept; the oldest is removed first."""
@@ -94,9 +94,9 @@ class DiskQuarantine:
 
     def _read(self, name: str) -> str:
         """Return a note, empty if it cannot be read."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            with os.fdopen(os.open(name, flags, dir_fd=self._directory.quarantine), "rb") as file:
+            fd = os.open(name, OPEN_FILE, dir_fd=self._directory.quarantine)
+            with os.fdopen(fd, "rb") as file:
                 return file.read(MAX_NOTE).decode()
         except (OSError, UnicodeDecodeError) as error:
             log.warning("a note in quarantine cannot be read", file=name, error=str(error))

@@ -44,16 +44,16 @@ class Writes:
         self.fails = False
         self.is_unreadable = False
 
-    def read(self) -> bytes:
+    def read_index(self) -> bytes:
         if self.is_unreadable:
             raise OSError(5, "Input/output error")
-        return self._shelf.read()
+        return self._shelf.read_index()
 
-    def write(self, written: bytes) -> None:
+    def write_index(self, written: bytes) -> None:
         self.count += 1
         if self.fails:
             raise OSError(28, "No space left on device")
-        self._shelf.write(written)
+        self._shelf.write_index(written)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ async def test_schema_1_cannot_be_told(cache: Held) -> None:
 
 
 async def test_what_others_have_put_there_stays(cache: Held) -> None:
-    cache.shelf.write(json.dumps({"schemaVersion": 2, "manifests": [FOREIGN, 7]}).encode())
+    cache.shelf.write_index(json.dumps({"schemaVersion": 2, "manifests": [FOREIGN, 7]}).encode())
     await cache.image("app:1", IMAGE)
     names = Layout(cache.content, cache.shelf, list)
     await names.load()
@@ -202,7 +202,7 @@ async def test_what_others_have_put_there_stays(cache: Held) -> None:
     "written", [b"", b"[]", b'{"manifests": 7}', b'{"manifests"', b"\xff", b"[" * 100_000]
 )
 async def test_an_index_that_cannot_be_read_is_written_anew(cache: Held, written: bytes) -> None:
-    cache.shelf.write(written)
+    cache.shelf.write_index(written)
     await cache.image("app:1", IMAGE)
     names = Layout(cache.content, cache.shelf, list)
     await names.load()
@@ -237,7 +237,7 @@ async def test_entries_that_only_look_like_ours_teach_nothing(cache: Held) -> No
         "text",
         None,
     ]
-    cache.shelf.write(json.dumps({"schemaVersion": 2, "manifests": [*wrong, right]}).encode())
+    cache.shelf.write_index(json.dumps({"schemaVersion": 2, "manifests": [*wrong, right]}).encode())
     await Layout(cache.content, cache.shelf, list).load()
     assert [one.name for one in await cache.index.search(None, 9)] == ["docker.io/library/app:1"]
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from proxy.content.checks import at_once
 from proxy.content.reservations import NoRoom
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest
 from proxy.core.records import BLOCK
+from proxy.storage import page_cache
 from tests.fakes.clock import Clock
 from tests.held import LIMIT, Held, opened
 from tests.running import until
@@ -113,3 +115,17 @@ async def test_content_is_not_found_again_while_it_is_being_set_aside(
         go_on.set()
         await leaving
     assert await cache.content.find(digest) is None
+
+
+async def test_a_check_leaves_in_the_page_cache_what_was_used_today(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(page_cache, "forget", lambda fd, start, stop: left.append(stop - start))
+    digest = await cache.blocks(1)
+    assert (await cache.content.faults.check(digest, at_once)).problem is None
+    assert left == []
+    cache.clock.advance(86_401)
+    assert (await cache.content.faults.check(digest, at_once)).problem is None
+    assert sum(left) == 10 * BLOCK
+    assert (cache.counters.verified, cache.counters.verified_bytes) == (2, 20 * BLOCK)

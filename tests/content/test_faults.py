@@ -40,6 +40,7 @@ async def test_dropped_content_is_gone_and_gives_its_room_back(cache: Held) -> N
     assert await cache.content.record(digest) is None
     assert await cache.on_disk() == set()
     assert (cache.evictor.used, cache.counters.storage_errors) == (0, 1)
+    assert await cache.index.loose_files() == [], "the next start does not look for it"
     assert await cache.blocks(1) == digest, "it can be stored again"
     assert await cache.on_disk() == {digest}
 

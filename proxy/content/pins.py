@@ -231,7 +231,7 @@ class Pins:
         async with self._computing:
             while self._is_stale():
                 of, index, started = self._inputs(), self._index.revision, time.monotonic()
-                protected = await self._collect()
+                protected = await self.pinned()
                 for image in self._feeds.images():
                     protected.update(await self._graph.tree(*await self._roots(image)))
                 if of != self._inputs():
@@ -241,10 +241,6 @@ class Pins:
                 self._computed = of, index, ended + rest
                 break
             return self._protected
-
-    async def pinned(self) -> Set[Digest]:
-        """Return what pins protect now; without what is only in use."""
-        return await self._collect()
 
     async def roots(self) -> list[Digest]:
         """Return the manifest of every pinned image, as far as it is known; held or not."""
@@ -257,7 +253,7 @@ class Pins:
 
     async def all(self) -> list[Pin]:
         """Return every pin with what it keeps now."""
-        await self._collect()
+        await self.pinned()
         return self._pins
 
     @property
@@ -276,8 +272,11 @@ class Pins:
             return True
         return index != self._index.revision and time.monotonic() > until
 
-    async def _collect(self) -> set[Digest]:
-        """Return what pins protect: honour them in their order, as far as the limit allows."""
+    async def pinned(self) -> set[Digest]:
+        """Return what pins protect now, without what is only in use.
+
+        They are honoured in their order, as far as the limit allows.
+        """
         protected: set[Digest] = set()
         pins: list[Pin] = []
         limit = room = self.limit()
@@ -339,7 +338,7 @@ class Pins:
         """
         if isinstance(image, Selector):
             return
-        protected = await self._collect()
+        protected = await self.pinned()
         sizes: dict[Digest, int] = {}
         for digest in await self._graph.tree(*await self._roots(image)):
             record = await self._index.blob(digest)

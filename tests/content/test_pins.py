@@ -441,7 +441,7 @@ async def test_the_protected_content_is_computed_once_for_all_who_ask_meanwhile(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pins = await loaded(cache, "app:1")
-    slow = HeldBack(monkeypatch, pins, "_collect")
+    slow = HeldBack(monkeypatch, pins, "pinned")
     first, second = (asyncio.create_task(pins.protected()) for _ in range(2))
     await slow.reached.wait()
     slow.go_on.set()

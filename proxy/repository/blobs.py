@@ -100,10 +100,10 @@ class Blobs:
         it is proven together. Raises ``RegistryError``.
         """
         if isinstance(failed, Local):
-            self._content.read_failed()
-            await self._content.set_aside(digest, {"reason": "it cannot be read"})
+            self._content.faults.read_failed()
+            await self._content.faults.set_aside(digest, {"reason": "it cannot be read"})
         elif failed.reader.download.failure is None:  # otherwise it has been counted
-            self._content.read_failed()
+            self._content.faults.read_failed()
         source = failed.reader if isinstance(failed, Live) else failed
         through = await self._through(target, digest)
         position = 0
@@ -164,7 +164,7 @@ class Blobs:
         except NotFound as error:
             await self.absences.learn(target, digest, error)
             raise
-        await self._content.link(target, [digest])
+        await self._content.links.add(target, [digest])
         return size
 
     async def _join(self, target: Target, digest: Digest, *, linked: bool) -> Blob | None:
@@ -219,10 +219,10 @@ class Blobs:
 
         That includes public content, if a manifest of the repository lists it.
         """
-        if await self._content.linked(target, digest):
+        if await self._content.links.has(target, digest):
             return True
         if (target, digest) in self._sizes and await self._content.is_public(digest):
-            await self._content.link(target, [digest])
+            await self._content.links.add(target, [digest])
             return True
         return False
 
@@ -259,9 +259,9 @@ class Blobs:
             verifier.check(target)
         except ContentMismatch as error:
             body.reject()
-            self._content.mismatched(error)
+            self._content.faults.mismatched(error)
             raise
-        await self._content.link(target, [digest])
+        await self._content.links.add(target, [digest])
         yield held_back
 
     def _refuse_asking(self, target: Target, digest: Digest, directive: CacheDirective) -> None:

@@ -89,7 +89,7 @@ class LinkChecks:
         record, listed = await content.record(parent), await content.graph.listed(parent)
         if record is None or not listed:
             return ()
-        await content.link_public(target, listed)
+        await content.links.add_public(target, listed)
         unconfirmed = [
             digest
             for digest in await content.records(listed)

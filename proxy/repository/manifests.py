@@ -76,7 +76,7 @@ class Manifests:
             await self.absences.forget(target, digest)
         is_new = await self.copy_from_fallback(target, digest, directive)
         hit = await self._held.get(digest)
-        linked = hit is not None and await self._content.linked(target, digest)
+        linked = hit is not None and await self._content.links.has(target, digest)
         if hit is None or not linked:
             self._refuse_asking(target, digest, directive)
         elif self.is_offline(target) and not await self._is_whole(target, hit, count()):
@@ -147,7 +147,7 @@ class Manifests:
             descriptor = await upstream.head_manifest(target.repo, ref)
         if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
             return (await self.fetch(target, ref)).descriptor
-        link = self._content.link if is_digest(ref) else self._content.link_public
+        link = self._content.links.add if is_digest(ref) else self._content.links.add_public
         await link(target, [descriptor.digest])
         await self._described.set(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
         return descriptor
@@ -194,7 +194,7 @@ class Manifests:
 
     async def _linked(self, target: Target, digest: Digest) -> Manifest | None:
         """Return a held manifest of this repository, and note the sizes of its blobs."""
-        if not await self._content.linked(target, digest):
+        if not await self._content.links.has(target, digest):
             return None
         hit = await self._held.get(digest)
         if hit is not None:
@@ -238,14 +238,16 @@ class Manifests:
         digest = hit.descriptor.digest
         self._held.add(Held(hit, is_stored=False))
         self._held.note_sizes(target, hit)
-        await self._content.link(target, [digest])
-        await self._content.link_public(target, [child.digest for child in content.listed or ()])
+        await self._content.links.add(target, [digest])
+        await self._content.links.add_public(
+            target, [child.digest for child in content.listed or ()]
+        )
         await self._content.keep(hit.descriptor, hit.body, content.listed, is_public=is_public)
         if await self._content.holds(digest):
             self._held.add(Held(hit, is_stored=True))
         if content.subject is not None:
             entry = content.subject.entry(hit.descriptor)
-            await self._content.referrers.add(target, content.subject.digest, entry)
+            await self._content.links.add_referrer(target, content.subject.digest, entry)
 
     async def copy_from_fallback(
         self, target: Target, digest: Digest, directive: CacheDirective
@@ -258,7 +260,7 @@ class Manifests:
         if not fallbacks or directive is CacheDirective.ONLY_IF_CACHED:
             return False
         is_held = self._held.in_ram(digest) is not None or await self._content.holds(digest)
-        if is_held and await self._content.linked(target, digest):
+        if is_held and await self._content.links.has(target, digest):
             return False
         for fallback in fallbacks:
             body = await fallback.manifest(target, digest)
@@ -282,7 +284,7 @@ class Manifests:
         payload = await by_size(len(body), lambda: manifests.signed_payload(body))
         if payload is None or not matches(descriptor.digest, payload):
             error = ContentMismatch(f"{target}: the manifest does not match {descriptor.digest}")
-            self._content.mismatched(error)
+            self._content.faults.mismatched(error)
             raise error
         return Manifest(descriptor, body, Outcome.THROUGH, None)
 
@@ -319,7 +321,7 @@ class Manifests:
 
         That is, if it is held and linked, or if another source has it for the repository.
         """
-        if await self._content.holds(digest) and await self._content.linked(target, digest):
+        if await self._content.holds(digest) and await self._content.links.has(target, digest):
             return True
         for source in self._sources[target.upstream].local_sources:
             with suppress(NotFound, UpstreamFailure):

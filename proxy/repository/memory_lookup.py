@@ -53,7 +53,7 @@ class MemoryLookup:
         return Found(manifest.descriptor, manifest.body, fresh)
 
     def _tagged(self, target: Target, tag: Tag) -> Found | None:
-        record = self._content.peek_tag(target, tag)
+        record = self._content.tags.peek(target, tag)
         if record is None:
             return None
         fresh = self._tags.seconds_fresh(target, tag, record)

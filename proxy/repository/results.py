@@ -10,7 +10,7 @@ from proxy.core.errors import RegistryError
 from proxy.core.manifests import Children
 from proxy.core.records import Descriptor
 from proxy.runtime.metrics import Outcome
-from proxy.storage import Blob as StoredBlob
+from proxy.storage.disk import DiskBlob
 
 
 class Forward(NamedTuple):
@@ -86,7 +86,7 @@ class Referrers:
 class Local:
     """A held blob, opened."""
 
-    blob: StoredBlob
+    blob: DiskBlob
     outcome: Outcome = Outcome.HIT
 
     @property

@@ -216,7 +216,7 @@ class Dropper:
 
     async def _discard(self, digests: list[Digest]) -> None:
         for start in range(0, len(digests), _BATCH):
-            await self._content.discard(digests[start : start + _BATCH])
+            await self._content.evictor.discard(digests[start : start + _BATCH])
 
 
 def _events(plan: _Plan, selector: Selector) -> list[Event]:

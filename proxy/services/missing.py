@@ -73,7 +73,7 @@ async def find(content: Content, lost: Lost, pinned: Iterable[Digest]) -> list[P
 
     Forgets lost content that is held again or belongs to no image.
     """
-    lost.merge(await content.quarantine_notes())
+    lost.merge(await content.faults.notes())
     pieces = {}
     for digest, media_type in list(lost.types.items()):
         held = await content.record(digest) is not None

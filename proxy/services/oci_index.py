@@ -43,10 +43,10 @@ log = structlog.get_logger(__name__)
 class LayoutFile(Protocol):
     """The file ``index.json``; blocks. Raises ``OSError``."""
 
-    def read(self) -> bytes:
+    def read_index(self) -> bytes:
         """Return its content."""
 
-    def write(self, content: bytes | bytearray) -> None:
+    def write_index(self, content: bytes | bytearray) -> None:
         """Replace its content durably."""
 
 
@@ -74,12 +74,12 @@ class Layout:
         # A tag that cannot be read looks unknown. Reading all of them raises then.
         known = {one.name async for batch in self._content.tags.all() for one in batch}
         try:
-            listed = entries(await in_thread(self._file.read))
+            listed = entries(await in_thread(self._file.read_index))
         except FileNotFoundError:
             listed = iter(())
         except OSError as error:
             self._is_unreadable = True
-            self._content.trouble(StorageError(f"reading index.json: {error}"))
+            self._content.faults.trouble(StorageError(f"reading index.json: {error}"))
             return
         learnt, foreign = 0, list[object]()
         for count, entry in enumerate(listed):
@@ -143,9 +143,9 @@ class Layout:
             del content[-len(NEXT) :]
         content += END
         try:
-            await in_thread(lambda: self._file.write(content), Pool.SYNC)
+            await in_thread(lambda: self._file.write_index(content), Pool.SYNC)
         except OSError as error:
-            self._content.trouble(StorageError(f"writing index.json: {error}"))
+            self._content.faults.trouble(StorageError(f"writing index.json: {error}"))
             return False
         return True
 
@@ -199,7 +199,7 @@ class Layout:
 async def pins_named(file: LayoutFile) -> list[str]:
     """Return the pins in ``index.json``; none if it cannot be read."""
     try:
-        content = await in_thread(file.read)
+        content = await in_thread(file.read_index)
     except OSError as error:
         log.warning("index.json cannot be read", error=str(error))
         return []

@@ -189,7 +189,7 @@ class Verifier:
             self._reading += size
             await pace.wait(size)
 
-        return await self._content.check(digest, progress)
+        return await self._content.faults.check(digest, progress)
 
     async def _handle_bad(self, digest: Digest, problem: Event, *, repair: bool) -> Event:
         images = await broken_by(self._content, digest)
@@ -200,7 +200,7 @@ class Verifier:
         note["repositories"] = [str(holder) for holder in holders]
         self._lost.add(digest, media_type)
         self._tried.add(digest)
-        quarantined = await self._content.set_aside(digest, note)
+        quarantined = await self._content.faults.set_aside(digest, note)
         outcome = await self._repair(digest, media_type, holders if repair else None)
         known = {"digest": digest, "reason": problem["reason"], "images": images}
         return {"event": "bad", "quarantined": quarantined} | known | outcome
@@ -220,7 +220,7 @@ class Verifier:
             try:
                 if await self._fetch(target, digest, media_type):
                     self._count.repaired += 1
-                    self._content.repaired()
+                    self._content.faults.repaired()
                     return {"repaired": True, "failure": None}
                 failure = "it could not be kept"
             except RegistryError as error:

@@ -371,7 +371,18 @@ async def test_t63_a_pin_that_cannot_be_read_is_not_lost_at_the_next_add(cache: 
     assert await cache.index.pins() == left
     assert (await loaded(cache)).added() == left
     await pins.remove("gone.example/app:1")
-    assert await cache.index.pins() == ["docker.io/library/app:2"]
+    assert await cache.index.pins() == pins.added() == ["docker.io/library/app:2"]
+
+
+async def test_a_star_of_a_configured_pattern_also_stands_for_slashes(cache: Held) -> None:
+    pins = cache.pins("ghcr.io/team*:1")
+    assert pins.pinning(*named("ghcr.io/team/deep/app:1"), Digest(ONE.digest)) == [
+        "ghcr.io/team*:1"
+    ]
+    assert pins.pinning(*named("ghcr.io/team/deep/app:2"), Digest(ONE.digest)) == []
+    added = await loaded(cache)
+    await added.add("ghcr.io/team*:1")
+    assert added.pinning(*named("ghcr.io/team/deep/app:1"), Digest(ONE.digest)) == []
 
 
 async def test_t63_pins_that_the_disk_did_not_give_are_not_lost_at_the_next_add(
@@ -430,7 +441,7 @@ async def test_the_protected_content_is_computed_once_for_all_who_ask_meanwhile(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pins = await loaded(cache, "app:1")
-    slow = HeldBack(monkeypatch, pins, "_collect")
+    slow = HeldBack(monkeypatch, pins, "pinned")
     first, second = (asyncio.create_task(pins.protected()) for _ in range(2))
     await slow.reached.wait()
     slow.go_on.set()

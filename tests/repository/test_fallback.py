@@ -304,6 +304,19 @@ async def test_a_manifest_from_the_disk_begins_a_prefetch(
     assert not upstream.count("GET")
 
 
+async def test_what_is_no_file_is_not_there(
+    start: Start, upstream: FakeUpstream, disk: Path
+) -> None:
+    upstream.add("library/app", APP)
+    path = blob_file(disk, LAYER)
+    path.unlink()
+    os.mkfifo(path)
+    proxy = await start(fallback=[str(disk)])
+    answer = await proxy.get(f"/v2/app/blobs/{LAYER}")
+    assert (answer.status, answer.body) == (200, APP.blobs[LAYER])
+    assert upstream.bodies(LAYER) == 1
+
+
 @pytest.mark.parametrize("part", ["blobs", "blobs/sha256", "file", "index.json"])
 async def test_no_link_leads_out_of_the_directory(
     start: Start, upstream: FakeUpstream, disk: Path, tmp_path: Path, part: str

@@ -83,7 +83,7 @@ async def test_an_evicted_blob_is_dropped_from_ram(
 ) -> None:
     proxy = await start(memory=MEMORY)
     await hit(proxy, 100)
-    await proxy.app.content.discard([Digest(BY_SIZE[100])])
+    await proxy.app.content.evictor.discard([Digest(BY_SIZE[100])])
     upstream.remove("library/app")
     assert (await proxy.get(path(100))).status == 404
     assert rams[0].in_ram(Digest(BY_SIZE[100])) is None
@@ -104,7 +104,7 @@ async def test_an_evicted_manifest_is_fetched_again(proxy: Proxy, upstream: Fake
     manifest = f"/v2/library/app/manifests/{IMAGE.digest}"
     for _ in range(2):
         assert (await proxy.get(manifest)).body == IMAGE.manifest
-    await proxy.app.content.discard([Digest(IMAGE.digest)])
+    await proxy.app.content.evictor.discard([Digest(IMAGE.digest)])
     assert (await proxy.get(manifest)).headers["Cache-Status"] == "Millpond; fwd=uri-miss; stored"
     assert (await proxy.get(manifest)).headers["Cache-Status"] == "Millpond; hit"
 

@@ -174,7 +174,7 @@ async def overtake_check(proxy: Proxy, upstream: FakeUpstream, clock: Clock) -> 
     await upstream.until(lambda: upstream.count("HEAD") == 1)
     upstream.add("library/app", NEW, tags=["latest"])
     upstream.remove("library/app", OLD.digest)
-    await proxy.app.content.discard([Digest(OLD.digest)])
+    await proxy.app.content.evictor.discard([Digest(OLD.digest)])
     assert (await proxy.get(LATEST)).body == NEW.manifest
     gate.set()
     await idle("check tag")
@@ -189,7 +189,7 @@ async def test_the_newest_complete_image_replaces_one_that_was_lost(
         upstream.add("library/app", image, tags=["latest"])
         await pull(proxy, image)
         clock.advance(LONG)
-    await proxy.app.content.discard([Digest(latest.digest)])
+    await proxy.app.content.evictor.discard([Digest(latest.digest)])
     upstream.fail(503)
     assert (await proxy.get(LATEST)).body == NEW.manifest
 

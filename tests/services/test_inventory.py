@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.content.tags import TaggedImage
+from proxy.content.facts import TaggedImage
 from proxy.core.names import Digest, sha256
 from proxy.core.records import BLOCK, Descriptor, TagRecord
 from proxy.services.inventory import State, Weight, broken_by, weigh

@@ -44,16 +44,16 @@ class Writes:
         self.fails = False
         self.is_unreadable = False
 
-    def read(self) -> bytes:
+    def read_index(self) -> bytes:
         if self.is_unreadable:
             raise OSError(5, "Input/output error")
-        return self._shelf.read()
+        return self._shelf.read_index()
 
-    def write(self, written: bytes) -> None:
+    def write_index(self, written: bytes) -> None:
         self.count += 1
         if self.fails:
             raise OSError(28, "No space left on device")
-        self._shelf.write(written)
+        self._shelf.write_index(written)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ async def test_schema_1_is_not_listed(cache: Held) -> None:
 
 
 async def test_entries_of_other_tools_stay(cache: Held) -> None:
-    cache.shelf.write(json.dumps({"schemaVersion": 2, "manifests": [FOREIGN, 7]}).encode())
+    cache.shelf.write_index(json.dumps({"schemaVersion": 2, "manifests": [FOREIGN, 7]}).encode())
     await cache.image("app:1", IMAGE)
     names = Layout(cache.content, cache.shelf, list)
     await names.load()
@@ -212,7 +212,7 @@ async def test_entries_of_other_tools_stay(cache: Held) -> None:
     "written", [b"", b"[]", b'{"manifests": 7}', b'{"manifests"', b"\xff", b"[" * 100_000]
 )
 async def test_an_invalid_index_is_replaced(cache: Held, written: bytes) -> None:
-    cache.shelf.write(written)
+    cache.shelf.write_index(written)
     await cache.image("app:1", IMAGE)
     names = Layout(cache.content, cache.shelf, list)
     await names.load()
@@ -247,7 +247,7 @@ async def test_invalid_entries_record_no_tags(cache: Held) -> None:
         "text",
         None,
     ]
-    cache.shelf.write(json.dumps({"schemaVersion": 2, "manifests": [*wrong, right]}).encode())
+    cache.shelf.write_index(json.dumps({"schemaVersion": 2, "manifests": [*wrong, right]}).encode())
     await Layout(cache.content, cache.shelf, list).load()
     assert [one.name for one in await cache.index.search(None, 9)] == ["docker.io/library/app:1"]
 

@@ -453,7 +453,9 @@ async def test_t61_content_that_a_client_could_not_read_is_repaired(
     pulling: Proxy, upstream: FakeUpstream
 ) -> None:
     """Set aside by somebody else than a verification, with a note that names no type."""
-    await pulling.app.content.set_aside(Digest(IMAGE.digest), {"reason": "it cannot be read"})
+    await pulling.app.content.faults.set_aside(
+        Digest(IMAGE.digest), {"reason": "it cannot be read"}
+    )
     [_, bad, _] = await verified(pulling)
     assert (bad["digest"], bad["repaired"]) == (IMAGE.digest, True)
     assert path(pulling, IMAGE.digest).read_bytes() == IMAGE.manifest

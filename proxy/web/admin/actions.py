@@ -128,7 +128,7 @@ class Control:
         return await stream(request, images.would_evict(self._content, _size(request)))
 
     async def _post_evict(self, request: BaseRequest) -> StreamResponse:
-        blobs, freed = await self._content.evict(_size(request))
+        blobs, freed = await self._content.evictor.evict(_size(request))
         return reply({"blobs": blobs, "bytes": freed})
 
     async def _post_verify(self, request: BaseRequest) -> StreamResponse:

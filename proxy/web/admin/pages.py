@@ -68,7 +68,7 @@ class Admin:
                 _require_read(request)
                 decision = self._access.allow(await identify(), Action.OPERATE, None)
                 stats = self.stats()
-                stats["cache"]["oldest_use"] = await self._content.oldest_use()
+                stats["cache"]["oldest_use"] = await self._content.evictor.oldest_use()
                 return reply(_public(stats) if decision.refusal else stats)
             return await self._answer(request)
         except RegistryError as error:
@@ -82,7 +82,7 @@ class Admin:
             case "/":
                 return welcome.page(request)
             case "/metrics":
-                self._oldest_use = await self._content.oldest_use()
+                self._oldest_use = await self._content.evictor.oldest_use()
                 return PacedResponse(
                     body=generate_latest(self._prometheus),
                     headers={"Content-Type": CONTENT_TYPE_LATEST},

@@ -30,6 +30,9 @@ STALE_SECONDS: Final = 5.0
 _REST: Final = 20.0
 """What is protected is not computed again for so many times as long as that took."""
 
+_NOTE: Final = "pins"
+"""Names the pins that were added while running; missing if the index has lost them."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -135,8 +138,9 @@ class Pins:
             log.error("pins cannot be read yet", error=str(error))
 
     async def _load(self) -> None:
-        noted = await self._index.pins()
-        for name in await self._named_elsewhere() if noted is None else noted:
+        noted = await self._index.note(_NOTE)
+        is_lost = not isinstance(noted, list)
+        for name in await self._named_elsewhere() if is_lost else map(str, noted):
             try:
                 self._added.append(self._parse(name))
             except RegistryError:
@@ -144,12 +148,12 @@ class Pins:
                 log.warning("a pin cannot be read any more", pin=name)
         self._is_loaded = True
         self.revision += 1
-        if noted is not None:
+        if not is_lost:
             return
         if self._added:
             log.warning("pins found in index.json that the index had lost", pins=self.added())
         try:
-            await self._index.set_pins(self.added())
+            await self._index.set_note(_NOTE, self.added())
         except StorageError as error:
             log.warning("pins cannot be noted", error=str(error))
 
@@ -172,7 +176,7 @@ class Pins:
             await self._load_if_needed()
             if image not in self._added and image not in self._exact:
                 await self._refuse_too_much(image)
-                await self._index.set_pins([*self.added(), str(image)])
+                await self._index.set_note(_NOTE, [*self.added(), str(image)])
                 self._added.append(image)
                 self.revision += 1
 
@@ -195,7 +199,7 @@ class Pins:
 
     async def _remove_unreadable(self, name: str) -> list[str]:
         async with self._noting:
-            await self._index.set_pins([n for n in self.added() if n != name])
+            await self._index.set_note(_NOTE, [n for n in self.added() if n != name])
             self._unreadable = [n for n in self._unreadable if n != name]
         return [name]
 
@@ -206,7 +210,7 @@ class Pins:
             if not ended:
                 raise PinUnknown(f"{pin} is not pinned")
             kept = [one for one in self._added if one not in ended]
-            await self._index.set_pins([*map(str, kept), *self._unreadable])
+            await self._index.set_note(_NOTE, [*map(str, kept), *self._unreadable])
             self._added = kept
             self.revision += 1
             return [str(one) for one in ended]

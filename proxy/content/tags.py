@@ -19,7 +19,6 @@ class TagRecords:
         self._index = index
         self.get: Final = index.tag
         self.set: Final = index.set_tag
-        self.drop: Final = index.drop_tag
         self.forget: Final = index.forget_tag
         self.history: Final = index.history
         self.of: Final = index.tags

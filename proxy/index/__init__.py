@@ -160,11 +160,11 @@ class Index(Protocol):
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         """Return where a tag pointed when upstream was last asked."""
 
-    async def set_tag(self, target: Target, tag: Tag, record: TagRecord) -> None:
-        """Remember where a tag points, also in its history, which is bounded."""
+    async def set_tag(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
+        """Remember where a tag points, also in its history, which is bounded.
 
-    async def drop_tag(self, target: Target, tag: Tag) -> None:
-        """Forget where a tag points. Its history stays."""
+        None: it points nowhere any more; its history stays.
+        """
 
     async def forget_tag(self, target: Target, tag: Tag) -> None:
         """Forget a tag and its history."""
@@ -194,12 +194,6 @@ class Index(Protocol):
 
     async def set_note(self, name: str, value: object) -> None:
         """Note a JSON value. It survives a power cut."""
-
-    async def pins(self) -> list[str] | None:
-        """Return the names of pins; None if they were never set."""
-
-    async def set_pins(self, names: Iterable[str]) -> None:
-        """Replace the names of pins. They survive a power cut."""
 
     async def prune(self, before: float) -> int:
         """Forget rows about content that is neither held nor listed by held manifests.

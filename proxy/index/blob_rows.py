@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -56,11 +57,6 @@ def records(db: Connection, digests: Iterable[Digest]) -> dict[Digest, BlobRecor
     return found
 
 
-def record(db: Connection, digest: Digest) -> BlobRecord | None:
-    """Return the record of held content."""
-    return records(db, [digest]).get(digest)
-
-
 def children(db: Connection, digest: Digest) -> dict[Key, Any]:
     """Return what a held manifest lists (None: unknown), and the records of that, by their keys.
 
@@ -74,7 +70,7 @@ def children(db: Connection, digest: Digest) -> dict[Key, Any]:
         b.digest, b.size, b.media_type, b.used_at, b.is_public
         FROM child c LEFT JOIN blob b ON b.digest = c.digest WHERE c.parent = ? ORDER BY position"""
     rows = db.execute(query, row[:1]).fetchall()
-    listed = tuple(values.child(one[:2]) for one in rows)
+    listed = tuple(Child(values.digest(key), values.size(size)) for key, size, *_ in rows)
     held = (None if one[2] is None else values.blob(one[2:]) for one in rows)
     facts: dict[Key, Any] = {
         ("blob", child.digest): record for child, record in zip(listed, held, strict=True)
@@ -119,24 +115,7 @@ def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> S
         (key,),
     ).fetchone()
     used_at = record.used_at if above is None else max(record.used_at, above + AFTER)
-    lists = None if listed is None else len(listed)
-    db.execute(
-        f"""INSERT INTO blob ({_COLUMNS}, lists) VALUES (?, ?, ?, ?, ?, ?)
-        ON CONFLICT (digest) DO UPDATE SET size = excluded.size, lists = excluded.lists,
-        media_type = excluded.media_type, used_at = excluded.used_at,
-        is_public = excluded.is_public""",
-        (key, record.size, record.media_type, used_at, record.is_public, lists),
-    )
-    db.execute("DELETE FROM loose WHERE digest = ?", (key,))
-    (id_,) = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
-    db.execute("DELETE FROM child WHERE parent = ?", (id_,))
-    db.executemany(
-        "INSERT INTO child (parent, position, digest, size) VALUES (?, ?, ?, ?)",
-        (
-            (id_, position, packed(child.digest), child.size)
-            for position, child in enumerate(listed or ())
-        ),
-    )
+    id_ = insert(db, replace(record, used_at=used_at), listed)
     query = """SELECT p.digest FROM child mine JOIN child c ON c.digest = mine.digest
         AND c.size <> mine.size JOIN blob p ON p.id = c.parent WHERE mine.parent = ?
         UNION SELECT p.digest FROM child c JOIN blob p ON p.id = c.parent
@@ -151,6 +130,29 @@ def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> S
     if used_at != record.used_at:
         uses[record.digest] = used_at
     return Stored(uses, resized)
+
+
+def insert(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> int:
+    """Write the rows of content; return the number of the first."""
+    key, lists = packed(record.digest), None if listed is None else len(listed)
+    db.execute(
+        f"""INSERT INTO blob ({_COLUMNS}, lists) VALUES (?, ?, ?, ?, ?, ?)
+        ON CONFLICT (digest) DO UPDATE SET size = excluded.size, lists = excluded.lists,
+        media_type = excluded.media_type, used_at = excluded.used_at,
+        is_public = excluded.is_public""",
+        (key, record.size, record.media_type, record.used_at, record.is_public, lists),
+    )
+    db.execute("DELETE FROM loose WHERE digest = ?", (key,))
+    (id_,) = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
+    db.execute("DELETE FROM child WHERE parent = ?", (id_,))
+    db.executemany(
+        "INSERT INTO child (parent, position, digest, size) VALUES (?, ?, ?, ?)",
+        (
+            (id_, position, packed(child.digest), child.size)
+            for position, child in enumerate(listed or ())
+        ),
+    )
+    return int(id_)
 
 
 def drop(db: Connection, digests: Iterable[Digest]) -> None:

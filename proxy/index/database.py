@@ -25,7 +25,6 @@ import structlog
 from proxy.core.errors import ConfigError, StorageError
 from proxy.core.records import Usage
 from proxy.index import blob_rows, layout2, salvage
-from proxy.index.salvage import TABLES
 from proxy.index.values import Unreadable
 
 FILE: Final = "index.db"
@@ -54,7 +53,6 @@ CREATE TABLE sighting (id INTEGER PRIMARY KEY, repo INTEGER NOT NULL, tag TEXT N
 CREATE INDEX sighting_tag ON sighting (repo, tag);
 CREATE TABLE referrer (id INTEGER PRIMARY KEY, repo INTEGER NOT NULL, subject BLOB NOT NULL,
   digest BLOB NOT NULL, entry TEXT NOT NULL, UNIQUE (repo, subject, digest));
-CREATE TABLE pin (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 """``blob.lists`` is how much a manifest lists, and NULL if that is unknown. ``child`` has rows for
@@ -307,7 +305,7 @@ class Database:
                 known = _schema(old) & _OURS
             except sqlite3.DatabaseError:
                 return
-            tables = {table for table in TABLES if any(_makes(sql, table) for sql in known)}
+            tables = {name for name, sql in known if sql.startswith(f"CREATE TABLE {name} ")}
             self.dropped += salvage.copy(old, new, tables)
 
 
@@ -342,12 +340,8 @@ def _text(data: bytes) -> str:
 
 
 def _schema(connection: sqlite3.Connection) -> set[Any]:
-    query = "SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^'"
-    return {sql for (sql,) in connection.execute(query)}
-
-
-def _makes(sql: str, table: str) -> bool:
-    return sql.startswith(f"CREATE TABLE {table} ")
+    query = "SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^'"
+    return set(connection.execute(query))
 
 
 def _our_schema() -> set[Any]:

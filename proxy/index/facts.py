@@ -7,11 +7,12 @@ A write changes RAM at once. There are three cases for a key that is read and no
 - It is written while it is being read: what was read is outdated, and the reader begins anew.
 
 A write that fails stays in RAM and is tried again by ``write_again``, unless its keys have been
-written since.
+written since. Work that changes rows without knowing their keys writes ``EVERYTHING``: RAM forgets
+all, and until the commit nothing is read into it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -25,12 +26,14 @@ from proxy.index.threads import Threads, Work, Write
 RAM_WEIGHT: Final = 40_000
 """Entries of one generation of the cache: about 20 MB."""
 
+EVERYTHING: Final = "everything"
+"""The key of all facts."""
+
 _UNWRITTEN: Final = 10_000
 """Keys whose writes are tried again; the writes of more are forgotten."""
 
 Key = Hashable
 Result = TypeVar("Result")
-Item = TypeVar("Item")
 log = structlog.get_logger(__name__)
 
 
@@ -41,7 +44,7 @@ class Facts:
         self, database: Database, *, on_trouble: Callable[[], None], renewed: Callable[[], None]
     ) -> None:
         """``renewed`` is called when a damaged file has been replaced: rows may be lost."""
-        self.threads = Threads(database, self._settle, self._forget)
+        self.threads = Threads(database, self._settle, self._replaced)
         self._renewed = renewed
         self.failure: str | None = None
         self.troubles = 0
@@ -100,13 +103,6 @@ class Facts:
             self._trouble(error)
             raise
 
-    async def pages(self, read: Callable[..., list[Item]], *args: Any) -> AsyncIterator[list[Item]]:
-        """Yield pages; ``read`` gets the last item of the one before. Raises ``StorageError``."""
-        last: Item | None = None
-        while page := await self.page(read, last, *args):
-            yield page
-            last = page[-1]
-
     async def write(
         self,
         facts: Mapping[Any, Any],
@@ -123,6 +119,8 @@ class Facts:
         keys = dict.fromkeys(outdated)
         for key in keys:
             self._ram.pop(key)
+        if EVERYTHING in keys:
+            self.forget()
         for key, value in facts.items():
             self._ram.put(key, value)
         write = Write(lambda db: work(db, *args), (*keys, *facts), then)
@@ -149,7 +147,7 @@ class Facts:
 
     async def written(self, keys: Iterable[Key]) -> None:
         """Return once the last writes of keys are committed, or have failed."""
-        for key in keys:
+        for key in (*keys, EVERYTHING):
             if (write := self._writing.get(key)) is not None:
                 await asyncio.shield(write.done)
 
@@ -225,14 +223,18 @@ class Facts:
                 if key not in self._writing:
                     self._unwritten[key] = write
 
-    def _forget(self) -> None:
-        """Forget what RAM has of a file that has been replaced, but for what is still written."""
-        self._on_trouble()
+    def forget(self) -> None:
+        """Forget what RAM has, but for what could not be written."""
         known, self._ram = self._ram, RamCache(RAM_WEIGHT)
-        for key in (*self._writing, *self._unwritten):
+        for key in self._unwritten:
             if (value := known.get(key)) is not MISSING:
                 self._ram.put(key, value)
         self._reading.clear()
+
+    def _replaced(self) -> None:
+        """Forget what RAM has of a file that has been replaced."""
+        self._on_trouble()
+        self.forget()
         self._renewed()
 
     def _trouble(self, error: StorageError) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final
 
 from proxy.core.names import Digest, Tag, Target
@@ -102,8 +102,11 @@ def tag(db: Connection, target: Target, name: Tag) -> dict[Key, Any]:
     return {key: record} | linked(db, target, record.descriptor.digest)
 
 
-def set_tag(db: Connection, target: Target, name: Tag, record: TagRecord) -> None:
-    """Write where a tag points, and lengthen its history."""
+def set_tag(db: Connection, target: Target, name: Tag, record: TagRecord | None) -> None:
+    """Write where a tag points, and lengthen its history; None: forget where it points."""
+    if record is None:
+        db.execute(f"DELETE FROM tag WHERE repo = {_REPO} AND name = ?", (*target, name))
+        return
     number, key, seen = repo(db, target), packed(record.descriptor.digest), record.checked_at
     db.execute(
         """INSERT OR REPLACE INTO tag (repo, name, media_type, digest, size, checked_at)
@@ -128,14 +131,9 @@ def set_tag(db: Connection, target: Target, name: Tag, record: TagRecord) -> Non
     )
 
 
-def drop_tag(db: Connection, target: Target, name: Tag) -> None:
-    """Forget where a tag points."""
-    db.execute(f"DELETE FROM tag WHERE repo = {_REPO} AND name = ?", (*target, name))
-
-
 def forget_tag(db: Connection, target: Target, name: Tag) -> None:
     """Forget a tag and its history."""
-    drop_tag(db, target, name)
+    set_tag(db, target, name, None)
     db.execute(f"DELETE FROM sighting WHERE repo = {_REPO} AND tag = ?", (*target, name))
 
 
@@ -162,30 +160,24 @@ def repositories(db: Connection) -> list[Target]:
     return [values.target(*row) for row in db.execute(query)]
 
 
-def search(db: Connection, after: tuple[Target, Tag] | None, limit: int) -> list[TaggedImage]:
-    """Return a page of all tags: first those of the repository in which the last page ended."""
-    rows: list[Row] = []
+def search(
+    db: Connection, after: tuple[Target, Tag] | None, limit: int, digest: Digest | None
+) -> list[TaggedImage]:
+    """Return a page of all tags, or of those that point to a digest."""
     (upstream, name), last = after or (("", ""), "")
-    if after is not None:
-        query = f"""{_BY_NAME} WHERE r.upstream = ? AND r.name = ? AND t.name > ?
-            ORDER BY t.name LIMIT ?"""
-        rows = db.execute(query, (upstream, name, last, limit)).fetchall()
+    if digest is not None:
+        query = f"""{_BY_DIGEST} WHERE t.digest = ? AND (r.upstream, r.name, t.name) > (?, ?, ?)
+            ORDER BY r.upstream, r.name, t.name LIMIT ?"""
+        return [*map(_image, db.execute(query, (packed(digest), upstream, name, last, limit)))]
+    # First those of the repository in which the last page ended: so SQLite uses its indexes.
+    query = f"""{_BY_NAME} WHERE r.upstream = ? AND r.name = ? AND t.name > ?
+        ORDER BY t.name LIMIT ?"""
+    rows = db.execute(query, (upstream, name, last, limit)).fetchall()
     if len(rows) < limit:
         query = f"""{_BY_NAME} WHERE (r.upstream, r.name) > (?, ?)
             ORDER BY r.upstream, r.name, t.name LIMIT ?"""
         rows += db.execute(query, (upstream, name, limit - len(rows)))
-    return list(map(_image, rows))
-
-
-def search_digest(
-    db: Connection, digest: Digest, after: tuple[Target, Tag] | None, limit: int
-) -> list[TaggedImage]:
-    """Return a page of the tags that point to this."""
-    (upstream, name), last = after or (("", ""), "")
-    query = f"""{_BY_DIGEST} WHERE t.digest = ? AND (r.upstream, r.name, t.name) > (?, ?, ?)
-        ORDER BY r.upstream, r.name, t.name LIMIT ?"""
-    rows = db.execute(query, (packed(digest), upstream, name, last, limit))
-    return list(map(_image, rows))
+    return [*map(_image, rows)]
 
 
 def untagged(db: Connection, after: Digest | None, limit: int) -> list[tuple[Target, BlobRecord]]:
@@ -234,23 +226,6 @@ def note(db: Connection, name: str) -> object:
 def set_note(db: Connection, name: str, value: object) -> None:
     """Note a JSON value."""
     db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, json.dumps(value)))
-
-
-def pins(db: Connection) -> list[str] | None:
-    """Return the names of pins; None if they were never set."""
-    if note(db, _PINS_ARE_SET) is None:
-        return None
-    return [values.text(name) for (name,) in db.execute("SELECT name FROM pin ORDER BY id")]
-
-
-def set_pins(db: Connection, names: Sequence[str]) -> None:
-    """Replace the names of pins."""
-    db.execute("DELETE FROM pin")
-    db.executemany("INSERT OR IGNORE INTO pin (name) VALUES (?)", ((name,) for name in names))
-    set_note(db, _PINS_ARE_SET, value=True)
-
-
-_PINS_ARE_SET: Final = "pins are set"
 
 
 def _image(row: Row) -> TaggedImage:

@@ -136,7 +136,8 @@ class SqliteIndex:
         return self._peek(("link", target, digest)) is True
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
-        return await self._facts.get(("blob", digest), None, blob_rows.record, digest)
+        known = self._facts.peek(("blob", digest))
+        return (await self.records([digest])).get(digest) if known is MISSING else known
 
     async def records(self, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
         def read(db: Connection, keys: list[Any]) -> dict[Key, Any]:
@@ -155,10 +156,7 @@ class SqliteIndex:
         return []
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
-        digest, listed = record.digest, None
-        values.size(record.size)
-        if children is not None or record.media_type is None:
-            listed = values.children(children or (), digest)
+        digest, listed = record.digest, values.children(children, record)
         troubles = self._facts.troubles
         known = await self.blob(digest)  # which is in RAM if it was looked up before
         self._count(self._latest(digest, known), record)
@@ -250,24 +248,16 @@ class SqliteIndex:
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         return await self._facts.get(("tag", target, tag), None, name_rows.tag, target, tag)
 
-    async def set_tag(self, target: Target, tag: Tag, record: TagRecord) -> None:
-        key = ("tag", target, tag)
+    async def set_tag(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
         await self.tag(target, tag)
-        before = self._peek(key)
-        outdated: list[Key] = [("history", target, tag)]
-        if before is None:
-            outdated.append(("tags", target))
-        if before is None or before.descriptor != record.descriptor:
+        before = self._facts.peek(("tag", target, tag))  # still missing if the disk has failed
+        if before is MISSING or values.descriptor(before) != values.descriptor(record):
             self.revision += 1
-        await self._facts.write({key: record}, outdated, name_rows.set_tag, target, tag, record)
-
-    async def drop_tag(self, target: Target, tag: Tag) -> None:
-        key = ("tag", target, tag)
-        await self.tag(target, tag)
-        if self._facts.peek(key) is None:
-            return
-        self.revision += 1
-        await self._facts.write({key: None}, [("tags", target)], name_rows.drop_tag, target, tag)
+        facts: dict[Key, Any] = {("tag", target, tag): record}
+        outdated: list[Key] = [("history", target, tag)]
+        if before in (MISSING, None) or record is None:
+            outdated.append(("tags", target))
+        await self._facts.write(facts, outdated, name_rows.set_tag, target, tag, record)
 
     async def forget_tag(self, target: Target, tag: Tag) -> None:
         self.revision += 1
@@ -286,9 +276,7 @@ class SqliteIndex:
     async def search(
         self, after: tuple[Target, Tag] | None, limit: int, digest: Digest | None = None
     ) -> list[TaggedImage]:
-        if digest is None:
-            return await self._facts.page(name_rows.search, after, limit)
-        return await self._facts.page(name_rows.search_digest, digest, after, limit)
+        return await self._facts.page(name_rows.search, after, limit, digest)
 
     async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
         with suppress(StorageError):
@@ -304,12 +292,6 @@ class SqliteIndex:
 
     async def set_note(self, name: str, value: object) -> None:
         await self._facts.write_durably(name_rows.set_note, name, value)
-
-    async def pins(self) -> list[str] | None:
-        return await self._facts.page(name_rows.pins)
-
-    async def set_pins(self, names: Iterable[str]) -> None:
-        await self._facts.write_durably(name_rows.set_pins, list(names))
 
     async def prune(self, before: float) -> int:
         self.revision += 1

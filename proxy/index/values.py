@@ -96,15 +96,16 @@ def blob(row: Row) -> BlobRecord:
     return BlobRecord(digest(key), size(length), known, seconds(used_at), is_public == 1)
 
 
-def child(row: Row) -> Child:
-    """Return the entry of a manifest in columns ``digest, size``."""
-    return Child(digest(row[0]), size(row[1]))
+def children(listed: Iterable[Child] | None, of: BlobRecord) -> tuple[Child, ...] | None:
+    """Return what content lists, each digest once; None if that is unknown.
 
-
-def children(listed: Iterable[Child], parent: Digest) -> tuple[Child, ...]:
-    """Return what a manifest lists, each digest once. Raises ``Unreadable`` for a wrong size."""
-    found = {entry.digest: Child(entry.digest, size(entry.size)) for entry in listed}
-    found.pop(parent, None)
+    Raises ``Unreadable`` for a wrong size, also for that of the content.
+    """
+    size(of.size)
+    if listed is None and of.media_type is not None:
+        return None
+    found = {entry.digest: Child(entry.digest, size(entry.size)) for entry in listed or ()}
+    found.pop(of.digest, None)
     return tuple(found.values())
 
 
@@ -112,6 +113,11 @@ def tag_record(row: Row) -> TagRecord:
     """Return where a tag points, in columns ``media_type, digest, size, checked_at``."""
     kind, key, length, checked_at = row
     return TagRecord(Descriptor(media_type(kind), digest(key), size(length)), seconds(checked_at))
+
+
+def descriptor(record: TagRecord | None) -> Descriptor | None:
+    """Return what a tag points to."""
+    return None if record is None else record.descriptor
 
 
 def sighting(row: Row) -> TagHistoryEntry:

@@ -243,7 +243,7 @@ class Tags:
                     return newer
                 rule = self._rule(target, tag)
                 if policy.on_failure(record.checked_at, rule, self._clock(), error) is Action.MISS:
-                    await self._records.drop(target, tag)
+                    await self._records.set(target, tag, None)
                 raise
             checked = TagRecord(descriptor, self._clock())
             if (newer := await self._newer(target, tag, record)) is not None:
@@ -317,7 +317,7 @@ class Tags:
         rule = self._rule(target, tag)
         if policy.on_failure(record.checked_at, rule, self._clock(), error) is not Action.SERVE:
             if isinstance(error, NotFound) and await self._newer(target, tag, record) is None:
-                await self._records.drop(target, tag)
+                await self._records.set(target, tag, None)
             raise error
         is_deleted = isinstance(error, NotFound)
         warning = DELETED_WARNING if is_deleted else FAILED_WARNING

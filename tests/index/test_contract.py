@@ -69,7 +69,7 @@ async def test_tags_are_sorted_and_per_repository(files: Files) -> None:
         assert Tag(tag) in await index.tags(NGINX)
     await index.set_tag(OTHER, Tag("c"), tagged(1, 1.0))
     assert await index.tags(NGINX) == ["B", "a", "b"]
-    await index.drop_tag(NGINX, Tag("a"))
+    await index.set_tag(NGINX, Tag("a"), None)
     assert await index.tags(NGINX) == ["B", "b"]
 
 
@@ -78,7 +78,7 @@ async def test_history_keeps_every_digest_with_first_and_last_sight(files: Files
     for number, at in ((1, 10.0), (1, 20.0), (2, 30.0), (1, 40.0)):
         await index.set_tag(NGINX, LATEST, tagged(number, at))
         assert (await index.history(NGINX, LATEST))[-1].last_seen == at
-    await index.drop_tag(NGINX, LATEST)
+    await index.set_tag(NGINX, LATEST, None)
     async for index in opened(files):
         assert await index.tag(NGINX, LATEST) is None
         assert await index.tags(NGINX) == []
@@ -105,7 +105,7 @@ async def test_all_tags_come_in_pages_with_what_is_known_of_them(files: Files) -
     for number, target in enumerate((NGINX, OTHER, Target("docker.io", Repo("a/b")))):
         for tag in ("c", "a", "gone"):
             await index.set_tag(target, Tag(tag), tagged(number, 1.0))
-        await index.drop_tag(target, Tag("gone"))
+        await index.set_tag(target, Tag("gone"), None)
     await index.set_blob(manifest(1))
     await index.link(OTHER, [digest(1)])
     async for index in opened(files):
@@ -543,7 +543,7 @@ async def test_manifests_without_a_name(files: Files) -> None:
         assert {target for target, _ in rows} == {OTHER}
 
 
-# Notes and pins
+# Notes
 
 
 async def test_notes_are_json_values_and_outlive_a_restart(files: Files) -> None:
@@ -556,15 +556,6 @@ async def test_notes_are_json_values_and_outlive_a_restart(files: Files) -> None
     async for index in opened(files):
         assert await index.note("a") == 1.5
         assert await index.note("b") is True
-
-
-async def test_pins_are_known_to_be_none_or_not_known(files: Files) -> None:
-    index = await files.open()
-    assert await index.pins() is None
-    for names in (["b", "a", "c"], []):
-        await index.set_pins(names)
-        async for index in opened(files):
-            assert await index.pins() == names
 
 
 # The rest
@@ -594,9 +585,9 @@ async def test_the_revision_grows_with_tags_and_manifests(files: Files) -> None:
     assert has_grown()
     await index.drop_blobs(digests(2))
     assert has_grown()
-    await index.drop_tag(NGINX, LATEST)
+    await index.set_tag(NGINX, LATEST, None)
     assert has_grown()
-    await index.drop_tag(NGINX, LATEST)
+    await index.set_tag(NGINX, LATEST, None)
     assert not has_grown()
 
 
@@ -609,7 +600,7 @@ async def test_pruning_forgets_what_nothing_holds_and_what_was_not_seen_lately(
     await index.set_blob(manifest(1), listing(2))
     for tag, number in ((Tag("held"), 1), (old, 8), (dropped, 8)):
         await index.set_tag(NGINX, tag, tagged(number, start))
-    await index.drop_tag(NGINX, dropped)
+    await index.set_tag(NGINX, dropped, None)
     for subject in (1, 8):
         await index.add_referrer(NGINX, digest(subject), entry(3))
     await index.link(NGINX, digests(1, 2, 8))

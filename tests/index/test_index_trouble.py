@@ -110,14 +110,12 @@ STEPS: dict[str, Step] = {
     "history": lambda index: index.history(NGINX, LATEST),
     "referrers": lambda index: index.referrers(NGINX, digest(1)),
     "use": used,
-    "drop_tag": lambda index: index.drop_tag(NGINX, Tag("old")),
+    "set_tag to nothing": lambda index: index.set_tag(NGINX, Tag("old"), None),
     "forget_tag": lambda index: index.forget_tag(NGINX, Tag("gone")),
     "unlink": lambda index: index.unlink(NGINX, [digest(2)]),
     "drop_blobs": lambda index: index.drop_blobs([digest(2)]),
     "note": lambda index: index.note("a"),
     "set_note": lambda index: index.set_note("a", 1),
-    "pins": lambda index: index.pins(),
-    "set_pins": lambda index: index.set_pins(["a"]),
     "blobs": lambda index: index.blobs(None, 5),
     "incomplete": lambda index: index.incomplete(None, 5),
     "untagged": lambda index: index.untagged(None, 5),
@@ -131,8 +129,6 @@ RAISING = {
     "use",
     "note",
     "set_note",
-    "pins",
-    "set_pins",
     "blobs",
     "incomplete",
     "untagged",
@@ -155,7 +151,7 @@ async def test_every_statement_may_fail_in_turn(
             if other == name:
                 break
             await step(index)
-        index._facts._forget()  # so that the step asks the disk
+        index._facts.forget()  # so that the step asks the disk
         await index._facts.threads.written()
         first, troubles = disk.passed, opened.troubles
         disk.failed.clear()

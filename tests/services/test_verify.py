@@ -498,7 +498,7 @@ async def test_t61_a_lost_piece_that_no_image_needs_any_more_is_forgotten(
     cache.path(LAYER).write_bytes(altered(DATA))
     assert (await run(verifier))[-1]["bad"] == 1
     target, tag = named(NAME)
-    await cache.index.drop_tag(target, tag)
+    await cache.index.set_tag(target, tag, None)
     assert (await run(verifier, repair=True))[-1]["bad"] == 0
     assert not asked
 

@@ -43,21 +43,21 @@ class Facts:
     def __init__(
         self, database: Database, *, on_trouble: Callable[[], None], renewed: Callable[[], None]
     ) -> None:
-        """``renewed`` is called when a damaged file has been replaced: rows may be lost."""
+        """``renewed`` is called when a damaged file has been replaced: rows may be lost.
+
+        ``peek`` returns the value of a key if it is in RAM, else its second argument, ``MISSING``.
+        """
         self.threads = Threads(database, self._settle, self._replaced)
         self._renewed = renewed
         self.failure: str | None = None
         self.troubles = 0
         self._on_trouble = on_trouble
         self._ram = RamCache(RAM_WEIGHT)
+        self.peek: Final = self._ram.get
         self._reading: dict[Key, object] = {}
         self._writing: dict[Key, Write] = {}
         self._unwritten: dict[Key, Write] = {}
         self._writes = 0
-
-    def peek(self, key: Key) -> Any:
-        """Return the value of a key if it is in RAM, else ``MISSING``."""
-        return self._ram.get(key)
 
     async def get(
         self, key: Key, otherwise: Result, read: Callable[..., Any], *args: Any
@@ -151,14 +151,11 @@ class Facts:
             if (write := self._writing.get(key)) is not None:
                 await asyncio.shield(write.done)
 
-    def correct(self, key: Key, value: Any) -> None:
-        """Replace a value in RAM if it is there, and is not being written."""
-        if key not in self._writing and self._ram.get(key) is not MISSING:
-            self._ram.put(key, value)
-
-    def distrust_read(self, key: Key) -> None:
-        """Have a read of a key that is under way begin anew: it may miss a change."""
+    def correct(self, key: Key, change: Callable[[Any], Any]) -> None:
+        """Change a value if it is in RAM, and is not being written; a read of it begins anew."""
         self._reading.pop(key, None)
+        if key not in self._writing and (value := self._ram.get(key)) is not MISSING:
+            self._ram.put(key, change(value))
 
     def outdate(self, key: Key) -> None:
         """Have a key read anew."""
@@ -225,10 +222,7 @@ class Facts:
 
     def forget(self) -> None:
         """Forget what RAM has, but for what could not be written."""
-        known, self._ram = self._ram, RamCache(RAM_WEIGHT)
-        for key in self._unwritten:
-            if (value := known.get(key)) is not MISSING:
-                self._ram.put(key, value)
+        self._ram.keep(self._unwritten)
         self._reading.clear()
 
     def _replaced(self) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Self
@@ -67,8 +68,7 @@ class SqliteIndex:
         self._uses: dict[Digest, float] = {}
         self._last_use = 0.0
         self._usage = Usage(0, 0)
-        self._must_count = False
-        self._former = self._usage
+        self._counting: Usage | None = None
         self.revision = 0
 
     async def __aenter__(self) -> Self:
@@ -125,15 +125,15 @@ class SqliteIndex:
         self._uses[digest] = self._last_use
 
     def peek_blob(self, digest: Digest) -> BlobRecord | None:
-        record: BlobRecord | None = self._peek(("blob", digest))
+        record: BlobRecord | None = self._facts.peek(("blob", digest), None)
         return record
 
     def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        record: TagRecord | None = self._peek(("tag", target, tag))
+        record: TagRecord | None = self._facts.peek(("tag", target, tag), None)
         return record
 
     def peek_linked(self, target: Target, digest: Digest) -> bool:
-        return self._peek(("link", target, digest)) is True
+        return self._facts.peek(("link", target, digest)) is True
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
         known = self._facts.peek(("blob", digest))
@@ -159,7 +159,7 @@ class SqliteIndex:
         digest, listed = record.digest, values.children(children, record)
         troubles = self._facts.troubles
         known = await self.blob(digest)  # which is in RAM if it was looked up before
-        self._count(self._latest(digest, known), record)
+        self._count(self._facts.peek(("blob", digest), known), record)
         self._last_use = max(self._last_use, min(record.used_at, self._clock()))
         self._uses.pop(digest, None)
         self.revision += bool(listed)
@@ -179,7 +179,7 @@ class SqliteIndex:
         held = await self.records(digests)
         facts: dict[Key, Any] = {}
         for digest in digests:
-            self._count(self._latest(digest, held.get(digest)), None)
+            self._count(self._facts.peek(("blob", digest), held.get(digest)), None)
             facts |= {("blob", digest): None, ("children", digest): ()}
         await self._facts.write(facts, (), blob_rows.drop, digests)
         if troubles != self._facts.troubles:
@@ -297,15 +297,6 @@ class SqliteIndex:
         self.revision += 1
         return await self._pruner.prune(before)
 
-    def _peek(self, key: Key) -> Any:
-        value = self._facts.peek(key)
-        return None if value is MISSING else value
-
-    def _latest(self, digest: Digest, record: BlobRecord | None) -> BlobRecord | None:
-        """Return the record in RAM; ``record`` if there is none."""
-        latest = self._facts.peek(("blob", digest))
-        return record if latest is MISSING else latest
-
     def _count(self, known: BlobRecord | None, record: BlobRecord | None) -> None:
         """Count one record instead of another."""
         files, size = self._usage.files, self._usage.disk_bytes
@@ -321,16 +312,14 @@ class SqliteIndex:
         While there are writes to be tried again, rows are missing, and the former count stays.
         """
         self.revision += 1
-        self._must_count, counted_before = True, replace(self._usage)
-        self._former = counted_before
+        before = self._counting = replace(self._usage)
 
         def then(found: Usage) -> None:
-            if self._former is not counted_before or not self._facts.are_written:
-                return  # a later count is on its way, or must follow
-            self._must_count = False
-            files = found.files + self._usage.files - counted_before.files
-            size = found.disk_bytes + self._usage.disk_bytes - counted_before.disk_bytes
-            self._usage = Usage(files, size)
+            if self._counting is before and self._facts.are_written:
+                self._counting = None
+                files = found.files + self._usage.files - before.files
+                size = found.disk_bytes + self._usage.disk_bytes - before.disk_bytes
+                self._usage = Usage(files, size)
 
         self._facts.begin(blob_rows.usage, then)
 
@@ -342,17 +331,18 @@ class SqliteIndex:
 
     def _used(self, uses: dict[Digest, float]) -> None:
         """Correct the times of last use in RAM."""
+
+        def later(record: BlobRecord | None, used_at: float) -> BlobRecord | None:
+            return record and replace(record, used_at=max(record.used_at, used_at))
+
         for digest, used_at in uses.items():
-            key = ("blob", digest)
-            self._facts.distrust_read(key)
-            if (record := self._peek(key)) is not None and record.used_at < used_at:
-                self._facts.correct(key, replace(record, used_at=used_at))
+            self._facts.correct(("blob", digest), partial(later, used_at=used_at))
 
     async def _flush_forever(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             self._facts.write_again()
-            if self._must_count:
+            if self._counting is not None:  # as of a count that failed
                 self._recount()
             await self._flush()
             self.revision += await self._pruner.keep_small(self._clock())

@@ -50,7 +50,6 @@ class Facts:
         self.threads = Threads(database, self._settle, self._replaced)
         self._renewed = renewed
         self.failure: str | None = None
-        self.troubles = 0
         self._on_trouble = on_trouble
         self._ram = RamCache(RAM_WEIGHT)
         self.peek: Final = self._ram.get
@@ -232,6 +231,5 @@ class Facts:
         self._renewed()
 
     def _trouble(self, error: StorageError) -> None:
-        self.troubles += 1
         self._on_trouble()
         log.warning("index trouble, carried on without", error=str(error))

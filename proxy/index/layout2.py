@@ -92,10 +92,8 @@ def _tag(new: Connection, key: Any, row: Any) -> None:
     name_rows.set_tag(new, target, tag, record)
     number = name_rows.repo(new, target)
     new.execute("DELETE FROM sighting WHERE repo = ? AND tag = ?", (number, tag))
-    new.executemany(
-        "INSERT INTO sighting (repo, tag, digest, first_seen, last_seen) VALUES (?, ?, ?, ?, ?)",
-        ((number, tag, *sighting) for sighting in sightings),
-    )
+    rows = ((number, tag, *sighting) for sighting in sightings)
+    new.executemany("INSERT INTO sighting VALUES (NULL, ?, ?, ?, ?, ?)", rows)
 
 
 def _links(new: Connection, key: Any, row: Any) -> None:

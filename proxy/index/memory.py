@@ -5,15 +5,29 @@ verb is one statement or a few. Where the two answer differently, one of these p
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable
-from typing import Any, Self
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, Child, Clock, TagHistoryEntry, TagRecord, Usage
-from proxy.index import Position, TaggedImage, blob_rows, name_rows, retention, values
+from proxy.core.records import BlobRecord, Child, Clock, TagRecord, Usage
+from proxy.index import blob_rows, name_rows, retention, values
 from proxy.index.database import SCHEMA
 
 _STEP = 1e-5
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+def _verb(
+    work: Callable[Concatenate[sqlite3.Connection, P], Result],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, Result]]:
+    """Return the verb that does this work."""
+
+    async def verb(self: "MemoryIndex", /, *args: P.args, **named: P.kwargs) -> Result:
+        return work(self._db, *args, **named)
+
+    return verb
 
 
 class MemoryIndex:
@@ -37,6 +51,24 @@ class MemoryIndex:
     async def __aexit__(self, *_: object) -> None:
         self._db.close()
 
+    records = _verb(blob_rows.records)
+    parents = _verb(blob_rows.parents)
+    loosen_files = _verb(blob_rows.loosen_files)
+    forget_files = _verb(blob_rows.forget_files)
+    loose_files = _verb(blob_rows.loose_files)
+    coldest = _verb(blob_rows.coldest)
+    blobs = _verb(blob_rows.blobs)
+    incomplete = _verb(blob_rows.incomplete)
+    untagged = _verb(name_rows.untagged)
+    linked_to = _verb(name_rows.linked_to)
+    history = _verb(name_rows.history)
+    repositories = _verb(name_rows.repositories)
+    search = _verb(name_rows.search)
+    referrers = _verb(name_rows.referrers)
+    add_referrer = _verb(name_rows.add_referrer)
+    note = _verb(name_rows.note)
+    set_note = _verb(name_rows.set_note)
+
     def usage(self) -> Usage:
         return blob_rows.usage(self._db)
 
@@ -57,16 +89,10 @@ class MemoryIndex:
     async def blob(self, digest: Digest) -> BlobRecord | None:
         return self.peek_blob(digest)
 
-    async def records(self, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
-        return blob_rows.records(self._db, digests)
-
     async def children(self, digest: Digest) -> tuple[Child, ...] | None:
         listed: tuple[Child, ...] | None
         listed = blob_rows.children(self._db, digest)["children", digest]
         return listed
-
-    async def parents(self, digest: Digest) -> list[Digest]:
-        return blob_rows.parents(self._db, digest)
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
         listed = values.children(children, record)
@@ -78,47 +104,17 @@ class MemoryIndex:
         self.revision += 1
         blob_rows.drop(self._db, digests)
 
-    async def loosen_files(self, digests: Iterable[Digest]) -> None:
-        blob_rows.loosen(self._db, digests)
-
-    async def forget_files(self, digests: Iterable[Digest]) -> None:
-        blob_rows.forget_files(self._db, digests)
-
-    async def loose_files(self) -> list[Digest]:
-        return blob_rows.loose(self._db)
-
-    async def coldest(
-        self, after: Position | None, limit: int
-    ) -> list[tuple[Position, BlobRecord]]:
-        return blob_rows.coldest(self._db, after, limit)
-
-    async def blobs(self, after: Digest | None, limit: int) -> list[BlobRecord]:
-        return blob_rows.blobs(self._db, after, limit)
-
-    async def incomplete(self, after: Digest | None, limit: int) -> list[Digest]:
-        return blob_rows.incomplete(self._db, after, limit)
-
-    async def untagged(self, after: Digest | None, limit: int) -> list[tuple[Target, BlobRecord]]:
-        return name_rows.untagged(self._db, after, limit)
-
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         new = [digest for digest in digests if not self.peek_linked(target, digest)]
         held = blob_rows.records(self._db, new).values()
         self.revision += any(record.media_type is not None for record in held)
         name_rows.link(self._db, target, new, self._clock())
 
-    async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
-        self.revision += 1
-        name_rows.unlink(self._db, target, digests)
-
     async def linked(self, target: Target, digest: Digest) -> bool:
         return self.peek_linked(target, digest)
 
     async def holders(self, digest: Digest) -> list[Target]:
         return list(name_rows.holders(self._db, digest))
-
-    async def linked_to(self, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
-        return name_rows.linked_to(self._db, wanted)
 
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         return self.peek_tag(target, tag)
@@ -128,35 +124,16 @@ class MemoryIndex:
         self.revision += values.descriptor(before) != values.descriptor(record)
         name_rows.set_tag(self._db, target, tag, record)
 
-    async def forget_tag(self, target: Target, tag: Tag) -> None:
-        self.revision += 1
-        name_rows.forget_tag(self._db, target, tag)
-
     async def tags(self, target: Target) -> list[Tag]:
         return list(name_rows.tags(self._db, target))
 
-    async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
-        return name_rows.history(self._db, target, tag)
+    async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
+        self.revision += 1
+        name_rows.unlink(self._db, target, digests)
 
-    async def repositories(self) -> list[Target]:
-        return name_rows.repositories(self._db)
-
-    async def search(
-        self, after: tuple[Target, Tag] | None, limit: int, digest: Digest | None = None
-    ) -> list[TaggedImage]:
-        return name_rows.search(self._db, after, limit, digest)
-
-    async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
-        return name_rows.referrers(self._db, target, subject)
-
-    async def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
-        name_rows.add_referrer(self._db, target, subject, entry)
-
-    async def note(self, name: str) -> Any:
-        return name_rows.note(self._db, name)
-
-    async def set_note(self, name: str, value: object) -> None:
-        name_rows.set_note(self._db, name, value)
+    async def forget_tag(self, target: Target, tag: Tag) -> None:
+        self.revision += 1
+        name_rows.forget_tag(self._db, target, tag)
 
     async def prune(self, before: float) -> int:
         self.revision += 1

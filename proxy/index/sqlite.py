@@ -7,13 +7,13 @@ digest to a repository. Last uses are buffered, and written in one transaction e
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 import structlog
 
@@ -28,7 +28,7 @@ from proxy.core.records import (
     Usage,
     disk_bytes,
 )
-from proxy.index import Position, TaggedImage, blob_rows, name_rows, values
+from proxy.index import Position, blob_rows, name_rows, values
 from proxy.index.blob_rows import Connection
 from proxy.index.database import Database
 from proxy.index.facts import Facts, Key
@@ -44,7 +44,20 @@ _STEP: Final = 1e-5
 _SLICE: Final = 250
 """Digests of one write: others wait while it runs."""
 
+P = ParamSpec("P")
+Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
+
+
+def _page(
+    read: Callable[Concatenate[Connection, P], Result],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, Result]]:
+    """Return the verb that reads from the file, after all writes until now."""
+
+    async def verb(self: "SqliteIndex", /, *args: P.args, **named: P.kwargs) -> Result:
+        return await self._facts.page(partial(read, **named), *args)
+
+    return verb
 
 
 class SqliteIndex:
@@ -74,7 +87,7 @@ class SqliteIndex:
     async def __aenter__(self) -> Self:
         """Open the file. Raises ``ConfigError``, ``StorageError``."""
         started = time.perf_counter()
-        self._facts = Facts(self._database, on_trouble=self._on_trouble, renewed=self._recount)
+        self._facts = Facts(self._database, on_trouble=self._trouble, renewed=self._recount)
         self._pruner = Pruner(self._facts, self._database, max_bytes=self._max_bytes)
         threads = self._facts.threads
         try:
@@ -97,6 +110,15 @@ class SqliteIndex:
         self._facts.write_again()
         await self._flush()
         await self._facts.threads.close()
+
+    blobs = _page(blob_rows.blobs)
+    loose_files = _page(blob_rows.loose_files)
+    incomplete = _page(blob_rows.incomplete)
+    untagged = _page(name_rows.untagged)
+    linked_to = _page(name_rows.linked_to)
+    repositories = _page(name_rows.repositories)
+    search = _page(name_rows.search)
+    note = _page(name_rows.note)
 
     @property
     def failure(self) -> str | None:
@@ -157,7 +179,6 @@ class SqliteIndex:
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
         digest, listed = record.digest, values.children(children, record)
-        troubles = self._facts.troubles
         known = await self.blob(digest)  # which is in RAM if it was looked up before
         self._count(self._facts.peek(("blob", digest), known), record)
         self._last_use = max(self._last_use, min(record.used_at, self._clock()))
@@ -165,8 +186,6 @@ class SqliteIndex:
         self.revision += bool(listed)
         facts = {("blob", digest): record, ("children", digest): listed}
         await self._facts.write(facts, (), blob_rows.put, record, listed, then=self._correct)
-        if troubles != self._facts.troubles:  # it may have been held
-            self._recount()
 
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
         wanted = list(dict.fromkeys(digests))
@@ -175,25 +194,19 @@ class SqliteIndex:
             await self._drop_blobs(wanted[start : start + _SLICE])
 
     async def _drop_blobs(self, digests: list[Digest]) -> None:
-        troubles = self._facts.troubles
         held = await self.records(digests)
         facts: dict[Key, Any] = {}
         for digest in digests:
             self._count(self._facts.peek(("blob", digest), held.get(digest)), None)
             facts |= {("blob", digest): None, ("children", digest): ()}
         await self._facts.write(facts, (), blob_rows.drop, digests)
-        if troubles != self._facts.troubles:
-            self._recount()
 
     async def loosen_files(self, digests: Iterable[Digest]) -> None:
         with suppress(StorageError):
-            await self._facts.write_durably(blob_rows.loosen, list(digests))
+            await self._facts.write_durably(blob_rows.loosen_files, list(digests))
 
     async def forget_files(self, digests: Iterable[Digest]) -> None:
         await self._facts.write({}, (), blob_rows.forget_files, list(digests))
-
-    async def loose_files(self) -> list[Digest]:
-        return await self._facts.page(blob_rows.loose)
 
     async def coldest(
         self, after: Position | None, limit: int
@@ -205,15 +218,6 @@ class SqliteIndex:
                 return held
             after = page[-1][0]
         return []
-
-    async def blobs(self, after: Digest | None, limit: int) -> list[BlobRecord]:
-        return await self._facts.page(blob_rows.blobs, after, limit)
-
-    async def incomplete(self, after: Digest | None, limit: int) -> list[Digest]:
-        return await self._facts.page(blob_rows.incomplete, after, limit)
-
-    async def untagged(self, after: Digest | None, limit: int) -> list[tuple[Target, BlobRecord]]:
-        return await self._facts.page(name_rows.untagged, after, limit)
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         wanted = list(digests)
@@ -242,9 +246,6 @@ class SqliteIndex:
     async def holders(self, digest: Digest) -> list[Target]:
         return list(await self._facts.get(("holders", digest), (), name_rows.holders, digest))
 
-    async def linked_to(self, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
-        return await self._facts.page(name_rows.linked_to, wanted)
-
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         return await self._facts.get(("tag", target, tag), None, name_rows.tag, target, tag)
 
@@ -270,14 +271,6 @@ class SqliteIndex:
     async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
         return await self._facts.get(("history", target, tag), (), name_rows.history, target, tag)
 
-    async def repositories(self) -> list[Target]:
-        return await self._facts.page(name_rows.repositories)
-
-    async def search(
-        self, after: tuple[Target, Tag] | None, limit: int, digest: Digest | None = None
-    ) -> list[TaggedImage]:
-        return await self._facts.page(name_rows.search, after, limit, digest)
-
     async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
         with suppress(StorageError):
             return await self._facts.page(name_rows.referrers, target, subject)
@@ -286,9 +279,6 @@ class SqliteIndex:
     async def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
         keys = [("referrers", target, subject)]
         await self._facts.write({}, keys, name_rows.add_referrer, target, subject, entry)
-
-    async def note(self, name: str) -> Any:
-        return await self._facts.page(name_rows.note, name)
 
     async def set_note(self, name: str, value: object) -> None:
         await self._facts.write_durably(name_rows.set_note, name, value)
@@ -305,6 +295,11 @@ class SqliteIndex:
         if record is not None:
             files, size = files + 1, size + disk_bytes(record.size)
         self._usage = Usage(files, size)
+
+    def _trouble(self) -> None:
+        """Have what is held counted anew: what could not be read may have been counted twice."""
+        self._counting = replace(self._usage)
+        self._on_trouble()
 
     def _recount(self) -> None:
         """Count what is held anew, with what is counted until that is done.
@@ -342,7 +337,7 @@ class SqliteIndex:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             self._facts.write_again()
-            if self._counting is not None:  # as of a count that failed
+            if self._counting is not None:
                 self._recount()
             await self._flush()
             self.revision += await self._pruner.keep_small(self._clock())

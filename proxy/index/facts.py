@@ -8,7 +8,7 @@ A write changes RAM at once. There are three cases for a key that is read and no
 
 A write that fails stays in RAM and is tried again by ``write_again``, unless its keys have been
 written since. Work that changes rows without knowing their keys writes ``EVERYTHING``: RAM forgets
-all, and until the commit nothing is read into it.
+all, and until the commit nothing is read into it. Such work is not tried again.
 """
 
 import asyncio
@@ -118,8 +118,6 @@ class Facts:
         keys = dict.fromkeys(outdated)
         for key in keys:
             self._ram.pop(key)
-        if EVERYTHING in keys:
-            self.forget()
         for key, value in facts.items():
             self._ram.put(key, value)
         write = Write(lambda db: work(db, *args), (*keys, *facts), then)
@@ -170,6 +168,8 @@ class Facts:
 
     def _begin(self, write: Write) -> asyncio.Future[Any]:
         self._writes += 1
+        if EVERYTHING in write.keys:
+            self.forget()
         for key in write.keys:
             self._reading.pop(key, None)
             self._unwritten.pop(key, None)
@@ -216,11 +216,14 @@ class Facts:
         self._trouble(outcome)
         if len(self._unwritten) + len(write.keys) <= _UNWRITTEN:
             for key in write.keys:
-                if key not in self._writing:
+                if key not in self._writing and key is not EVERYTHING:
                     self._unwritten[key] = write
 
     def forget(self) -> None:
-        """Forget what RAM has, but for what could not be written."""
+        """Forget what RAM has, but for what could not be written.
+
+        What is being written is read when that is done.
+        """
         self._ram.keep(self._unwritten)
         self._reading.clear()
 

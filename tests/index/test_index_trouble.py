@@ -231,6 +231,27 @@ async def test_what_failed_never_replaces_what_was_written_after_it(
         assert await again.blob(digest(1)) is None
 
 
+@pytest.mark.parametrize("table", ["link", "referrer"])
+async def test_rows_that_could_not_be_pruned_stay_until_the_next_time(
+    opened: Opened, disk: FailingDatabase, clock: Clock, table: str
+) -> None:
+    index = opened.index
+    await index.link(NGINX, [digest(1)])
+    await index.add_referrer(NGINX, digest(1), {"digest": digest(2)})
+    disk.fails = lambda _, sql: sql.startswith(f"DELETE FROM {table}")
+    await index.prune(clock() + 1)
+    assert index.failure is not None or table == "link"
+    disk.fails = lambda *_: False
+    assert await index.linked(NGINX, digest(1)) is (table == "link")
+    assert bool(await index.referrers(NGINX, digest(1))) is (table == "referrer")
+    index._facts.write_again()
+    await index._facts.threads.written()
+    assert await index.linked(NGINX, digest(1)) is (table == "link"), "RAM is as the file"
+    await index.prune(clock() + 1)
+    assert not await index.linked(NGINX, digest(1))
+    assert not await index.referrers(NGINX, digest(1))
+
+
 async def test_an_index_that_cannot_be_opened_says_so(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "index").write_text("a file")
     with pytest.raises(ConfigError, match=r"storage.path: .*index cannot be opened"):

@@ -271,6 +271,22 @@ async def test_dropped_content_is_gone_and_who_holds_it_upstream_stays_known(fil
     assert await index.blob(digest(1)) == blob(1, 3.0)
 
 
+async def test_a_file_is_loose_until_it_has_a_row_or_is_forgotten(files: Files) -> None:
+    index = await files.open()
+    await index.loosen_files(digests(1, 2, 3))
+    async for index in opened(files):
+        assert set(await index.loose_files()) == set(digests(1, 2, 3))
+    await index.set_blob(blob(1))
+    await index.set_blob(blob(4))
+    assert set(await index.loose_files()) == set(digests(2, 3))
+    await index.drop_blobs(digests(4, 5))
+    async for index in opened(files):
+        assert set(await index.loose_files()) == set(digests(2, 3, 4, 5)), "rows go before files"
+    await index.forget_files(digests(2, 4))
+    async for index in opened(files):
+        assert set(await index.loose_files()) == set(digests(3, 5))
+
+
 async def test_what_is_public_is_known_after_a_restart_and_after_a_use(files: Files) -> None:
     index = await files.open()
     for number in (1, 2):

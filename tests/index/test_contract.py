@@ -523,6 +523,20 @@ async def test_manifests_that_list_each_other_end(files: Files, clock: Clock) ->
     assert (await order(index), index.usage()) == ([], Usage(0, 0))
 
 
+async def test_a_use_shows_in_the_records_of_all_that_is_used(files: Files, clock: Clock) -> None:
+    index = await files.open()
+    for number in (2, 3):
+        await index.set_blob(blob(number, clock()))
+    await index.set_blob(manifest(1, clock()), listing(2))
+    await index.set_blob(manifest(4, clock()), listing(1, 3))
+    await index.records(digests(1, 2, 3, 4))
+    clock.advance(5)
+    index.touch(digest(4))
+    page = await index.coldest(None, 10)
+    assert await index.records(digests(1, 2, 3, 4)) == {one.digest: one for _, one in page}
+    assert all(one.used_at >= clock() for _, one in page)
+
+
 async def test_dropped_content_is_not_used(files: Files, clock: Clock) -> None:
     index = await files.open()
     await index.set_blob(blob(1, clock()))
@@ -605,6 +619,16 @@ async def test_the_revision_grows_with_tags_and_manifests(files: Files) -> None:
     assert has_grown()
     await index.set_tag(NGINX, LATEST, None)
     assert not has_grown()
+
+
+async def test_what_only_a_dropped_manifest_listed_is_pruned(files: Files, clock: Clock) -> None:
+    index = await files.open()
+    await index.set_blob(manifest(1), listing(9))
+    await index.link(NGINX, digests(9))
+    assert await index.prune(clock() + 1) == 0
+    await index.drop_blobs(digests(1))
+    assert await index.prune(clock() + 1) == 1
+    assert not await index.linked(NGINX, digest(9))
 
 
 async def test_pruning_forgets_what_nothing_holds_and_what_was_not_seen_lately(

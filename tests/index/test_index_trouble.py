@@ -252,6 +252,37 @@ async def test_rows_that_could_not_be_pruned_stay_until_the_next_time(
     assert not await index.referrers(NGINX, digest(1))
 
 
+async def test_usage_is_counted_anew_when_a_record_could_not_be_read(
+    tmp_path: Path, clock: Clock, disk: FailingDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.index.sqlite.FLUSH_SECONDS", 0.01)
+    async with Opened(tmp_path / "index", clock).index as index:
+        await index.set_blob(blob(1))
+        await index.set_blob(blob(2))
+        index._facts.forget()
+        disk.fails = lambda _, sql: "digest IN" in sql
+        await index.set_blob(blob(1))
+        await index.drop_blobs([digest(2)])
+        disk.fails = lambda *_: False
+        async with asyncio.timeout(30):
+            while index.usage() != Usage(1, BLOCK):
+                await asyncio.sleep(0.01)
+
+
+async def test_what_is_not_written_yet_counts_when_a_damaged_file_was_replaced(
+    opened: Opened, disk: FailingDatabase
+) -> None:
+    index = opened.index
+    await index.blob(digest(1))
+    disk.fails = lambda _, sql: sql.startswith("INSERT")
+    await index.set_blob(blob(1))
+    disk.fails = lambda *_: False
+    index._facts._replaced()
+    await index._facts.threads.written()
+    assert index.usage() == Usage(1, BLOCK)
+    assert index.peek_blob(digest(1)) == blob(1)
+
+
 async def test_an_index_that_cannot_be_opened_says_so(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "index").write_text("a file")
     with pytest.raises(ConfigError, match=r"storage.path: .*index cannot be opened"):

@@ -144,7 +144,7 @@ async def test_notes_survive_a_power_cut(
     async with SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None) as index:
         WRITES.clear()
         await index.set_note("a", 1)
-        await index.set_pins(["app:1"])
+        await index.set_note("pins", ["app:1"])
         written = set(WRITES)
     assert written == {FULL}
 

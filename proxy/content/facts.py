@@ -25,7 +25,6 @@ class Tags:
         self.get: Final = index.tag
         self.peek: Final = index.peek_tag
         self.set: Final = index.set_tag
-        self.drop: Final = index.drop_tag
         self.forget: Final = index.forget_tag
         self.history: Final = index.history
         self.of: Final = index.tags

@@ -29,6 +29,9 @@ STALE_SECONDS: Final = 5.0
 _REST: Final = 20.0
 """What is protected is not computed again for so many times as long as that took."""
 
+_NOTE: Final = "pins"
+"""Names the pins that were added while running; missing if the index has lost them."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -142,8 +145,9 @@ class Pins:
             log.error("pins cannot be read yet", error=str(error))
 
     async def _load(self) -> None:
-        noted = await self._index.pins()
-        for name in await self._named_elsewhere() if noted is None else noted:
+        noted = await self._index.note(_NOTE)
+        is_lost = not isinstance(noted, list)
+        for name in await self._named_elsewhere() if is_lost else map(str, noted):
             try:
                 self._added.append(self._named(name))
             except RegistryError:
@@ -151,12 +155,12 @@ class Pins:
                 log.warning("a pin cannot be read any more", pin=name)
         self._is_loaded = True
         self.revision += 1
-        if noted is not None:
+        if not is_lost:
             return
         if self._added:
             log.warning("pins found in index.json that the index had lost", pins=self.added())
         try:
-            await self._index.set_pins(self.added())
+            await self._index.set_note(_NOTE, self.added())
         except StorageError as error:
             log.warning("pins cannot be noted", error=str(error))
 
@@ -183,7 +187,7 @@ class Pins:
             await self._load_if_needed()
             if pin.meant not in [one.meant for one in (*self._configured, *self._added)]:
                 await self._refuse_too_much(pin.meant)
-                await self._index.set_pins([*self.added(), pin.name])
+                await self._index.set_note(_NOTE, [*self.added(), pin.name])
                 self._added.append(pin)
                 self.revision += 1
 
@@ -198,7 +202,7 @@ class Pins:
         async with self._noting:
             await self._load_if_needed()
             ended = [name] if name in self._unreadable else self._removable(self._named(name))
-            await self._index.set_pins([one for one in self.added() if one not in ended])
+            await self._index.set_note(_NOTE, [one for one in self.added() if one not in ended])
             self._added = [pin for pin in self._added if pin.name not in ended]
             self._unreadable = [one for one in self._unreadable if one not in ended]
             self.revision += 1

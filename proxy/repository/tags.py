@@ -245,7 +245,7 @@ class Tags:
                 if (newer := await self._newer(target, tag, record)) is not None:
                     return newer
                 if record is not None and not self._may_replace(target, tag, record, error):
-                    await self._records.drop(target, tag)
+                    await self._records.set(target, tag, None)
                 raise
             checked = TagRecord(descriptor, self._clock())
             if (newer := await self._newer(target, tag, record)) is not None:
@@ -313,7 +313,7 @@ class Tags:
         is_deleted = isinstance(error, NotFound)
         if not self._may_replace(target, tag, record, error):
             if is_deleted and await self._newer(target, tag, record) is None:
-                await self._records.drop(target, tag)
+                await self._records.set(target, tag, None)
             raise error
         warning = DELETED_WARNING if is_deleted else FAILED_WARNING
         partial = DELETED_WARNING if is_deleted else PARTIAL_WARNING

@@ -179,7 +179,7 @@ async def test_an_image_without_a_tag_is_listed_by_its_digest(cache: Held) -> No
     await cache.image("app:1", IMAGE)
     await cache.image("app:2", INDEX)
     target, tag = named("app:1")
-    await cache.index.drop_tag(target, tag)
+    await cache.index.set_tag(target, tag, None)
     found = await published(cache)
     name = f"docker.io/library/app@{IMAGE.digest}"
     assert set(found) == {name, "docker.io/library/app:2"}, "no images that an index lists"
@@ -320,7 +320,7 @@ async def test_nothing_is_written_before_the_old_file_was_read(cache: Held) -> N
     await published(cache)
     before = (cache.root / "index.json").read_bytes()
     target, tag = named("app:1")
-    await cache.index.drop_tag(target, tag)
+    await cache.index.set_tag(target, tag, None)
     shelf = Writes(cache)
     names = Layout(cache.content, shelf, list)
     await names.keep()

@@ -499,7 +499,7 @@ async def test_a_missing_piece_is_fetched_last_from_repositories_not_known_to_ho
     cache: Held,
 ) -> None:
     other, own = named("docker.io/library/other:1")[0], named(NAME)[0]
-    await cache.content.link(other, [Digest(IMAGE.digest)])
+    await cache.content.links.add(other, [Digest(IMAGE.digest)])
     holders = await missing.holders(cache.content, Digest(LAYER))
     assert holders == [other, own], "the last is tried first"
 
@@ -510,7 +510,7 @@ async def test_t61_a_lost_piece_that_no_image_needs_is_forgotten(
     cache.path(LAYER).write_bytes(altered(DATA))
     assert (await run(verifier))[-1]["bad"] == 1
     target, tag = named(NAME)
-    await cache.index.drop_tag(target, tag)
+    await cache.index.set_tag(target, tag, None)
     assert (await run(verifier, repair=True))[-1]["bad"] == 0
     assert not asked
 

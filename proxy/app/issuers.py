@@ -1,0 +1,78 @@
+"""Fetches the documents of OpenID Connect issuers: one HTTP session for each issuer.
+
+Addresses come from the configuration, and from documents of issuers that it trusts.
+"""
+
+import asyncio
+import ssl
+from typing import Final
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+
+from proxy import VERSION
+from proxy.access.jwks import Fetch
+from proxy.core.errors import ConfigError, UpstreamUnavailable
+from proxy.settings.access import OIDCIssuer
+
+MAX_DOCUMENT: Final = 256 * 1024
+TIMEOUT_SECONDS: Final = 5.0
+
+
+class IssuerClients:
+    """The HTTP sessions of all issuers. Close it when done."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[OIDCIssuer, ClientSession] = {}
+
+    def fetch_for(self, issuer: OIDCIssuer) -> Fetch:
+        """Return what fetches an issuer's documents. Raises ``ConfigError``."""
+        context = issuer_context(issuer)
+
+        async def fetch(url: str) -> bytes:
+            if (session := self._sessions.get(issuer)) is None:
+                session = self._sessions[issuer] = _session(context)
+            return await _fetch(session, url)
+
+        return fetch
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for session in self._sessions.values():
+            await session.close()
+
+
+def issuer_context(issuer: OIDCIssuer) -> ssl.SSLContext:
+    """Return the TLS settings for connections to an issuer. Raises ``ConfigError``."""
+    try:
+        context = ssl.create_default_context()
+        if issuer.ca_file is not None:
+            context.load_verify_locations(issuer.ca_file)
+    except OSError as error:
+        raise ConfigError(f"access.oidc: {issuer.ca_file} cannot be used: {error}") from None
+    return context
+
+
+def _session(context: ssl.SSLContext) -> ClientSession:
+    return ClientSession(
+        connector=TCPConnector(ssl=context, limit=2),
+        cookie_jar=DummyCookieJar(),
+        timeout=ClientTimeout(total=TIMEOUT_SECONDS),
+        headers={"User-Agent": f"millpond/{VERSION}", "Accept": "application/json"},
+        trust_env=True,
+    )
+
+
+async def _fetch(session: ClientSession, url: str) -> bytes:
+    """Return a document of at most ``MAX_DOCUMENT`` bytes; redirects are not followed."""
+    try:
+        async with session.get(url, allow_redirects=False) as response:
+            if response.status != 200:
+                raise UpstreamUnavailable(f"{url} answers {response.status}")
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > MAX_DOCUMENT:
+                    raise UpstreamUnavailable(f"{url}: more than {MAX_DOCUMENT} bytes")
+            return bytes(body)
+    except (ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
+        raise UpstreamUnavailable(f"{url}: {type(error).__name__}") from error

@@ -76,6 +76,17 @@ def hash_password(password: str) -> str:
     return bcrypt.hashpw(given, bcrypt.gensalt(COST)).decode()
 
 
+def check_user(text: str, file: Path, user: str, *, is_known: bool) -> None:
+    """Return if the file's text has the user, or not, as wanted. Raises ``ConfigError``."""
+    if not user.isprintable() or user != user.strip() or ":" in user or user.startswith("#"):
+        raise ConfigError(f"{user!r} cannot be a user name: no colons, spaces at the ends or #")
+    known = parse(text, file).hashes
+    if is_known and user not in known:
+        raise ConfigError(f"there is no user {user!r}; millpond user ls lists them")
+    if not is_known and user in known:
+        raise ConfigError(f"there is a user {user!r} already; change it with millpond user passwd")
+
+
 def with_user(text: str, user: str, stored: str | None) -> str:
     """Return the file's text with the user's hash replaced or added; None removes the user."""
     line = [] if stored is None else [f"{user}:{stored}"]

@@ -35,12 +35,14 @@ class Authenticator:
         self._failures = Failures()
         self._hashes: SingleFlight[Login] = SingleFlight("password")
 
-    async def use(self, sources: Sources, ttl: float) -> None:
-        """Accept the credentials of other settings from now on; ``ttl`` is that of our tokens."""
-        old, self._sources = self._sources, sources
+    def use(self, sources: Sources, ttl: float) -> None:
+        """Accept the credentials of other settings from now on; ``ttl`` is that of our tokens.
+
+        Requests that fetch keys of the old settings end by themselves.
+        """
+        self._sources = sources
         self._own.ttl = ttl
         self._cache.clear()
-        await old.close()
 
     async def close(self) -> None:
         """Stop work in the background."""

@@ -78,7 +78,13 @@ def hash_password(password: str) -> str:
 
 def check_user(text: str, file: Path, user: str, *, is_known: bool) -> None:
     """Return if the file's text has the user, or not, as wanted. Raises ``ConfigError``."""
-    if not user.isprintable() or user != user.strip() or ":" in user or user.startswith("#"):
+    if (
+        not user
+        or not user.isprintable()
+        or user != user.strip()
+        or ":" in user
+        or user.startswith("#")
+    ):
         raise ConfigError(f"{user!r} cannot be a user name: no colons, spaces at the ends or #")
     known = parse(text, file).hashes
     if is_known and user not in known:

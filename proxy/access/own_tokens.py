@@ -94,7 +94,8 @@ class OwnTokens:
 
 
 def _login(claims: Entry) -> Login:
-    scopes = _scopes(claims["access"])
+    entries = [entry for entry in claims["access"] if entry["type"] == "repository"]
+    scopes = frozenset(entry["target"] for entry in entries if "pull" in entry["actions"])
     user: str = claims["sub"]
     if not user:
         return Login(None, Method.ANONYMOUS, claims["exp"], scopes=scopes)
@@ -107,13 +108,6 @@ def _login(claims: Entry) -> Login:
         fingerprint=claims["fingerprint"],
         scopes=scopes,
     )
-
-
-def _scopes(access: Sequence[Entry]) -> frozenset[str] | None:
-    """Return the repositories that a token is limited to, None for one that may list all."""
-    if any(entry["type"] == "registry" for entry in access):
-        return None
-    return frozenset(entry["target"] for entry in access if "pull" in entry["actions"])
 
 
 def is_jwt(text: str) -> bool:

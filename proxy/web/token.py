@@ -36,10 +36,9 @@ from proxy.core.errors import (
 )
 from proxy.core.names import parse_repo
 from proxy.core.routing import Router
-from proxy.web.connection import certificate_of
+from proxy.web.gate import TOKEN_PATH, presented
 from proxy.web.paced import PacedResponse
 
-PATH: Final = "/-/token"
 MAX_FORM: Final = 32 * 1024
 MAX_FIELDS: Final = 100
 MAX_SCOPES: Final = 50
@@ -84,7 +83,7 @@ class TokenEndpoint:
 
     async def _answer(self, request: BaseRequest) -> Response:
         asked = await _read(request)
-        certificate = certificate_of(request)
+        certificate = presented(request).certificate
         login = await self._log_in(asked, request, certificate)
         principal = self._principal(login, request, certificate)
         self._access.preview(principal, Action.CONNECT, None).enforce()
@@ -109,8 +108,9 @@ class TokenEndpoint:
     ) -> Login | None:
         """Return the login of the first credentials that are right, None for an anonymous client.
 
-        containerd sends the pull secret in the form, and headers of its hosts.toml beside it. Raises
-        ``Unauthorized`` or ``TooManyFailures`` for a client that wants to know if its login works.
+        containerd sends the pull secret in the form, and headers of its hosts.toml beside it.
+
+        Raises ``Unauthorized`` or ``TooManyFailures`` for a client that tests its login.
         """
         failure: Unauthorized | TooManyFailures | None = None
         for read in (_form_credentials, _header_credentials):
@@ -158,7 +158,7 @@ class TokenEndpoint:
 async def _read(request: BaseRequest) -> _Asked:
     """Return what a request asks for. Raises ``RequestInvalid`` or ``Unsupported``."""
     if request.method not in ("GET", "POST"):
-        problem = f"{request.method} {PATH}: tokens are for GET and POST"
+        problem = f"{request.method} {TOKEN_PATH}: tokens are for GET and POST"
         raise Unsupported(problem, allowed=("GET", "POST"))
     form = await _form(request) if request.method == "POST" else {}
     given = [*request.query.getall("scope", []), *form.get("scope", [])]

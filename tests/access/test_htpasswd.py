@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import bcrypt
@@ -65,7 +64,7 @@ def test_unknown_users_cost_as_much_as_known_ones(
 ) -> None:
     """Counted, because a clock on a busy machine proves nothing."""
     costs: list[str] = []
-    check: Callable[[bytes, bytes], bool] = bcrypt.checkpw
+    check = bcrypt.checkpw
 
     def counted(password: bytes, stored: bytes) -> bool:
         costs.append(stored.decode()[4:6])

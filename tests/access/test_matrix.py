@@ -16,7 +16,7 @@ import pytest
 from aiohttp import ClientSession, TCPConnector, UnixConnector
 
 from proxy.settings import Settings
-from tests.access.people import ACCESS, NODE, People, basic
+from tests.access.company import ACCESS, NODE, People, basic
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream

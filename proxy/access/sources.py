@@ -94,13 +94,23 @@ def opened(access: Access, fetch_for: FetchFor) -> Sources:
     """Return the sources that the settings name. Raises ``ConfigError``."""
     certificates = access.client_certificates
     return Sources(
-        users=_file("access.htpasswd_file", access.htpasswd_file, htpasswd.parse),
-        tokens=_file("access.tokens_file", access.tokens_file, api_tokens.parse),
+        users=users_of(access),
+        tokens=tokens_of(access),
         issuers=tuple(
             Issuer(issuer, JWKS(issuer.issuer, fetch_for(issuer))) for issuer in access.oidc
         ),
         certificate_user=None if certificates is None else certificates.user,
     )
+
+
+def users_of(access: Access) -> WatchedFile[Users] | None:
+    """Return the users of the htpasswd file. Raises ``ConfigError``."""
+    return _file("access.htpasswd_file", access.htpasswd_file, htpasswd.parse)
+
+
+def tokens_of(access: Access) -> WatchedFile[APITokens] | None:
+    """Return the tokens of the tokens file. Raises ``ConfigError``."""
+    return _file("access.tokens_file", access.tokens_file, api_tokens.parse)
 
 
 def _file(

@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,7 @@ def test_a_damaged_file_is_replaced(file: Path, text: str) -> None:
 def test_without_a_place_for_them_keys_live_in_memory(tmp_path: Path) -> None:
     ring = Keys(tmp_path / "missing" / "keys.json")
     assert ring.get(ring.current.kid) is not None
-    assert not os.listdir(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_private_key_is_not_shown(file: Path) -> None:

@@ -17,7 +17,7 @@ from proxy.web.connection import Connection
 from proxy.web.exchange import Exchange
 from proxy.web.forwarded import TrustedProxies
 
-_TOKEN_PATH: Final = "-/token"  # noqa: S105 - a path
+TOKEN_PATH: Final = "/-/token"  # noqa: S105 - a path
 
 
 class Presented(NamedTuple):
@@ -102,7 +102,7 @@ class Gate:
         scheme, host = self._trusted.origin(request)
         upstream = self._upstream(exchange)
         query = "" if upstream is None else "?" + urlencode({"ns": upstream})
-        parts = [f'realm="{scheme}://{host}/{_TOKEN_PATH}{query}"', f'service="{host}"']
+        parts = [f'realm="{scheme}://{host}{TOKEN_PATH}{query}"', f'service="{host}"']
         if route is not None and route.kind is Kind.CATALOG:
             parts.append('scope="registry:catalog:*"')
         elif route is not None and route.repo:

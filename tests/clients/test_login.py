@@ -28,7 +28,7 @@ def access(tmp_path: Path) -> dict[str, Any]:
         "htpasswd_file": str(tmp_path / "htpasswd"),
         "tokens_file": str(tmp_path / "tokens"),
         "rules": [
-            {"allow": "pull", "images": ["**"], "to": ["user:ann", "group:dev", "user:ci:*"]}
+            {"allow": "pull", "images": ["**"], "to": ["user:ann", "group:dev", "user:ci:acme/*"]}
         ],
     }
 

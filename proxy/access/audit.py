@@ -92,8 +92,12 @@ _NAMES: Final = tuple(each.name for each in fields(AuditEvent) if each.name != "
 class AuditLog(Protocol):
     """Where events are recorded."""
 
+    @property
+    def is_on(self) -> bool:
+        """Events are recorded; without configured access there is no need to make any."""
+
     def record(self, event: AuditEvent) -> None:
-        """Record an event, after all that were recorded before it."""
+        """Record an event, after all that were recorded before it. Never waits, never fails."""
 
 
 def line(event: AuditEvent) -> bytes:
@@ -106,10 +110,17 @@ def line(event: AuditEvent) -> bytes:
 
 
 def entry(event: AuditEvent) -> dict[str, Any]:
-    """Return the event as an event of the ordinary log."""
-    known = event.known()
+    """Return the event as an event of the ordinary log, which a terminal may show."""
+    known = {name: _printable(value) for name, value in event.known().items()}
     about = {"event": "audit", "level": "info", "timestamp": known.pop("time")}
     return about | {"audit": known.pop("event")} | known
+
+
+def _printable(value: Any) -> Any:
+    """Return a text with everything escaped that a terminal would not print."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
 
 
 def _rfc3339(at: float) -> str:
@@ -117,7 +128,9 @@ def _rfc3339(at: float) -> str:
 
 
 class Unaudited:
-    """Records nothing, where access is not configured."""
+    """Records nothing."""
+
+    is_on = False
 
     def record(self, event: AuditEvent) -> None:
         """Do nothing."""

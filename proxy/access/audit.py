@@ -35,6 +35,8 @@ class Verdict(StrEnum):
     ALLOWED = "allowed"
     DENIED = "denied"
     """By a rule, a policy, or because the credentials are wrong."""
+    CHALLENGED = "challenged"
+    """The client is anonymous, and must log in."""
     WOULD_DENY = "would deny"
     """By a policy that is on trial: the client got its answer."""
     LIMITED = "limited"

@@ -9,8 +9,8 @@ headers. Knows nothing of HTTP: ``web`` asks before it answers and before it sen
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final
@@ -114,21 +114,19 @@ class Client:
         if wait:
             await self._wait("requests", wait)
 
-    @property
-    def piece(self) -> int | None:
-        """The most bytes that a transfer should send in one step; None: any number."""
-        speed = self._owner.limits.bytes_per_second
-        return None if speed is None else max(LEAST_PIECE, speed // PIECES_PER_SECOND)
-
-    async def turn(self, size: int) -> None:
-        """Wait until ``size`` bytes may be sent."""
-        if self._bytes is None or not (wait := self._bytes.take(size, self._owner.now())):
-            return
-        try:
-            await self._wait("bytes", wait)
-        except asyncio.CancelledError:
-            self.give_back(size)
-            raise
+    async def turn(self, most: int) -> int:
+        """Wait until bytes may be sent; return how many, at least one and at most ``most``."""
+        bucket, speed = self._bytes, self._owner.limits.bytes_per_second
+        if bucket is None or speed is None:
+            return most
+        size = min(most, max(LEAST_PIECE, speed // PIECES_PER_SECOND))
+        if wait := bucket.take(size, self._owner.now()):
+            try:
+                await self._wait("bytes", wait)
+            except asyncio.CancelledError:
+                self.give_back(size)
+                raise
+        return size
 
     async def small_turn(self, size: int) -> None:
         """Wait until a body may be sent at once, but not so long that clients miss the headers."""
@@ -157,11 +155,19 @@ class Client:
         with self._counted(limit):
             await asyncio.sleep(seconds)
 
-    async def begin_download(self) -> None:
-        """Wait for one of the client's downloads, first come, first served.
+    @asynccontextmanager
+    async def download(self) -> AsyncIterator[None]:
+        """Wait for one of the client's downloads, and keep it while the context is open.
 
-        The caller ends it with ``downloads.end``. Raises ``RateLimited``.
+        First come, first served. Raises ``RateLimited``.
         """
+        await self._begin_download()
+        try:
+            yield
+        finally:
+            self.downloads.end()
+
+    async def _begin_download(self) -> None:
         if self.downloads.begin():
             return
         if self.downloads.waiting >= MAX_WAITING:

@@ -9,8 +9,9 @@ from typing import Any, Final, assert_never
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
 
+from proxy.access.limits import Client
 from proxy.core.errors import RegistryError
-from proxy.core.names import Kind, Route, Target
+from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective, cache_directive
 from proxy.repository.results import Forward
 from proxy.runtime.logs import RequestLog
@@ -36,6 +37,10 @@ class Exchange:
     ns: str | None = field(init=False)
     route: Route | None = None
     target: Target | None = None
+    client: Client | None = None
+    """Its limits; None: there are none."""
+    digest: Digest | None = None
+    """Of the manifest that was sent."""
     outcome: Outcome | None = None
     status: int = 200
     code: str | None = None

@@ -113,14 +113,12 @@ async def test_the_number_of_waiting_requests_is_bounded(monkeypatch: pytest.Mon
 
 async def test_bytes_are_shared_by_the_transfers_of_one_client() -> None:
     eve = client(made(bytes_per_second=1_000_000))
-    assert eve.piece == 50_000
     sent = [0, 0, 0]
     began = time.monotonic()
 
     async def transfer(number: int) -> None:
         while time.monotonic() - began < 1:
-            await eve.turn(50_000)
-            sent[number] += 50_000
+            sent[number] += await eve.turn(1_000_000)
             await asyncio.sleep(0)  # as every way of sending does
 
     await asyncio.gather(*map(transfer, range(3)))
@@ -131,11 +129,13 @@ async def test_bytes_are_shared_by_the_transfers_of_one_client() -> None:
 
 async def test_a_cancelled_turn_costs_nothing() -> None:
     eve = client(made(bytes_per_second=100_000))
-    await eve.turn(100_000)
-    task = asyncio.create_task(eve.turn(10_000_000))
-    await until(lambda: eve.waiting == 1)
-    task.cancel()
-    await asyncio.wait([task])
+    while eve.try_request(5000):
+        pass
+    tasks = [asyncio.create_task(eve.turn(10_000_000)) for _ in range(1000)]
+    await until(lambda: eve.waiting == 1000)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
     await asyncio.wait_for(eve.turn(1), 5)
 
 
@@ -153,11 +153,13 @@ async def test_downloads_begin_in_order_and_then_are_refused(
     monkeypatch.setattr(module, "MAX_WAIT", 0.3)
     eve, order = client(made(downloads=2)), []
     for _ in range(2):
-        await eve.begin_download()
+        assert eve.downloads.begin()
+    ending = asyncio.Event()
 
     async def transfer(number: int) -> None:
-        await eve.begin_download()
-        order.append(number)
+        async with eve.download():
+            order.append(number)
+            await ending.wait()
 
     tasks = [asyncio.create_task(transfer(number)) for number in range(4)]
     await until(lambda: eve.waiting == 4)
@@ -171,12 +173,21 @@ async def test_downloads_begin_in_order_and_then_are_refused(
         await tasks[3]
     assert eve.downloads.active == 2
     assert eve.downloads.waiting == eve.waiting == 0
+    ending.set()
+    await asyncio.gather(tasks[0], tasks[2])
+    assert eve.downloads.active == 0
+
+
+async def hold(eve: Client) -> None:
+    """Begin a download, and end it at once."""
+    async with eve.download():
+        pass
 
 
 async def test_a_download_that_began_as_its_client_left_is_ended() -> None:
     eve = client(made(downloads=1))
-    await eve.begin_download()
-    task = asyncio.create_task(eve.begin_download())
+    assert eve.downloads.begin()
+    task = asyncio.create_task(hold(eve))
     await until(lambda: eve.waiting == 1)
     eve.downloads.end()  # it may begin, and is cancelled before it runs
     task.cancel()
@@ -188,14 +199,14 @@ async def test_a_download_that_began_as_its_client_left_is_ended() -> None:
 async def test_new_limits_hold_for_clients_that_are_there() -> None:
     limits = made(downloads=1)
     eve = client(limits)
-    await eve.begin_download()
-    waiting = asyncio.create_task(eve.begin_download())
+    assert eve.downloads.begin()
+    waiting = asyncio.create_task(hold(eve))
     await until(lambda: eve.waiting == 1)
     limits.use(Access.model_validate({"limits": {"downloads": 2, "bytes_per_second": 5000}}))
     await asyncio.wait_for(waiting, 5)
-    assert eve.piece == module.LEAST_PIECE
+    assert await eve.turn(10**9) == module.LEAST_PIECE
     limits.use(Access())
-    assert eve.piece is None
+    assert await eve.turn(10**9) == 10**9
     assert eve.try_request(10**9)
 
 

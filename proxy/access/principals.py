@@ -38,6 +38,9 @@ class Principal:
     method: Method = Method.ANONYMOUS
     credential_id: str | None = None
     """The name or id of the token, never a secret."""
+    scopes: frozenset[str] | None = None
+    """The repositories that a token of ``/-/token`` is limited to, with their registry:
+    ``docker.io/library/alpine``. None: there is no limit but the rules."""
 
     @property
     def is_operator(self) -> bool:

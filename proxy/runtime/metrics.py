@@ -238,6 +238,12 @@ class CacheCounters:
     unlogged_requests: int = counter("Access-log lines dropped under load.", in_stats=False)
     audit_failures: int = counter("Failed attempts to write the audit log.", in_stats=False)
     audit_lost_lines: int = counter("Audit lines that could not be kept.", in_stats=False)
+    access_decisions: Counter[str] = counter_by(
+        "outcome",
+        "Decisions of the access rules; login: denied to an anonymous client.",
+        ("allowed", "denied", "login"),
+        name="access_decisions",
+    )
 
     def storage_trouble(self) -> None:
         """Count one disk error."""

@@ -10,6 +10,8 @@ from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
 
 from proxy.access.limits import Client
+from proxy.access.principals import Principal
+from proxy.access.rules import Decision
 from proxy.core.errors import RegistryError
 from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective, cache_directive
@@ -41,6 +43,10 @@ class Exchange:
     """Its limits; None: there are none."""
     digest: Digest | None = None
     """Of the manifest that was sent."""
+    principal: Principal | None = None
+    """None: not identified yet, or identification failed."""
+    denial: Decision | None = None
+    """The decision that refused the request."""
     outcome: Outcome | None = None
     status: int = 200
     code: str | None = None
@@ -115,6 +121,8 @@ class Exchange:
             "error": self.code,
             "client_left": self.left or None,
             "bytes": self.sent,
+            "user": _cut(self.principal.user) if self.principal else None,
+            "rule": self.denial.rule if self.denial else None,
             "agent": _cut(request.headers.get("User-Agent")),
         }
 

@@ -101,6 +101,13 @@ class AuditLog(Protocol):
     def record(self, event: AuditEvent) -> None:
         """Record an event, after all that were recorded before it. Never waits, never fails."""
 
+    @property
+    def is_nearly_full(self) -> bool:
+        """Await ``room`` before the next request is answered."""
+
+    async def room(self) -> None:
+        """Wait for room for more events, for a moment."""
+
 
 def line(event: AuditEvent) -> bytes:
     """Return the event as one line of JSON, in ASCII, with its line end.
@@ -127,12 +134,3 @@ def _printable(value: Any) -> Any:
 
 def _rfc3339(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-class Unaudited:
-    """Records nothing."""
-
-    is_on = False
-
-    def record(self, event: AuditEvent) -> None:
-        """Do nothing."""

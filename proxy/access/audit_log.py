@@ -55,7 +55,7 @@ class Audit:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self.is_on = _is_wanted(access)
-        self.lines: Final = LineWriter(
+        self._lines: Final = LineWriter(
             self._sink(),
             lost=lambda count: AuditEvent(event=Event.LOST, outcome=Verdict.FAILED, count=count),
             on_lost=self._count_lost,
@@ -65,7 +65,7 @@ class Audit:
     def start(self) -> None:
         """Open the file. Raises ``ConfigError``."""
         try:
-            self.lines.start()
+            self._lines.start()
         except OSError as error:
             raise ConfigError(
                 f"access.audit_file: {self._access.audit_file} cannot be written: {error.strerror}"
@@ -74,17 +74,26 @@ class Audit:
     def record(self, event: AuditEvent) -> None:
         """Record an event, after all that were recorded before it. Never waits, never fails."""
         if self.is_on:
-            self.lines.add(event)
+            self._lines.add(event)
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Await ``room`` before the next request is answered."""
+        return self._lines.is_nearly_full
+
+    async def room(self) -> None:
+        """Wait for room for more events, for a moment."""
+        await self._lines.room()
 
     def use(self, access: Access) -> None:
         """Open the file of these settings, or the same file again."""
         self._access = access
         self.is_on = _is_wanted(access)
-        self.lines.use(self._sink())
+        self._lines.use(self._sink())
 
     async def close(self) -> None:
         """Write what is recorded; what the file does not take goes to the ordinary log."""
-        await self.lines.close(self._ordinary_log)
+        await self._lines.close(self._ordinary_log)
 
     def _sink(self) -> Sink[AuditEvent]:
         file = self._access.audit_file

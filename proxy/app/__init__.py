@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from proxy.access.audit_log import Audit
 from proxy.app import engine as engines
 from proxy.app import listening, reload, serving
 from proxy.app.descriptors import descriptor_limits, raise_limit
@@ -56,7 +57,10 @@ async def running(
         engine = await engines.opened(stack, settings, environment, limits.downloads)
         level, metrics, storage = settings.log.level, engine.metrics, engine.storage
         request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
-        parts = serving.handlers(engine, settings, environment, request_log)
+        audit = Audit(settings.access, output, metrics)
+        audit.start()
+        stack.push_async_callback(audit.close)
+        parts = serving.handlers(engine, settings, environment, request_log, audit)
         background = engine.background
         background.start("request log", request_log.write_forever)
         _maintain(background, engine, settings)

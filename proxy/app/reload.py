@@ -75,6 +75,8 @@ class Reloader:
         router.update(settings)
         pins.use(parsed)
         self._handlers.access.use(policy)
+        self._handlers.limits.use(settings.access)
+        self._handlers.audit.use(settings.access)
         self._handlers.trusted.use(settings.access.trusted_proxies)
         self._handlers.admin_access.use(settings.admin.token_file)
         self._handlers.responses.forget()

@@ -8,8 +8,10 @@ from typing import Final
 
 from aiohttp.web import ServerRunner
 
+from proxy.access.audit_log import Audit
 from proxy.access.control import AccessControl, Policy
 from proxy.access.identity import Certificate
+from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.app.engine import Engine, Environment
 from proxy.repository.memory_lookup import MemoryLookup
@@ -43,10 +45,16 @@ class Handlers:
     access: AccessControl
     admin_access: AdminAccess
     trusted: TrustedProxies
+    limits: ClientLimits
+    audit: Audit
 
 
 def handlers(
-    engine: Engine, settings: Settings, environment: Environment, request_log: RequestLog
+    engine: Engine,
+    settings: Settings,
+    environment: Environment,
+    request_log: RequestLog,
+    audit: Audit,
 ) -> Handlers:
     """Return everything that answers requests to ``engine``. Raises ``ConfigError``."""
     cache, storage, router = engine.cache, engine.storage, engine.router
@@ -54,8 +62,9 @@ def handlers(
     lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
     trusted = TrustedProxies(settings.access.trusted_proxies)
     access = access_control(engine, settings, environment)
-    journal = Journal(engine.metrics, request_log, upstreams.current)
-    responses = ResponseCache(lookup, access, journal, trusted)
+    limits = ClientLimits(settings.access, engine.metrics.limits)
+    journal = Journal(engine.metrics, request_log, audit, upstreams.current)
+    responses = ResponseCache(lookup, access, limits, journal, trusted)
     services = Services(
         content,
         storage.pins,
@@ -73,11 +82,13 @@ def handlers(
         content,
         downloads=engine.downloads,
         upstreams=upstreams.current,
-        control=Control(services, admin_access),
+        control=Control(services, admin_access, audit, limits),
     )
-    gate = Gate(access, router, trusted)
+    gate = Gate(access, limits, router, trusted)
     registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
-    return Handlers(registry, admin, responses, services, access, admin_access, trusted)
+    return Handlers(
+        registry, admin, responses, services, access, admin_access, trusted, limits, audit
+    )
 
 
 def access_control(engine: Engine, settings: Settings, environment: Environment) -> AccessControl:

@@ -67,6 +67,14 @@ class AccessControl:
         """Replace the policy in one step."""
         self._policy = policy
 
+    def identify_with(self, identifier: Identifier) -> None:
+        """Let this identify clients from now on."""
+        self._identifier = identifier
+
+    def complete(self, principal: Principal) -> Principal:
+        """Return the principal with its networks and configured groups."""
+        return self._policy.memberships.complete(principal)
+
     @property
     def is_configured(self) -> bool:
         """Clients are identified; otherwise everybody is anonymous, whatever they send."""

@@ -51,7 +51,7 @@ async def running(
     """
     environment = environment or Environment()
     async with AsyncExitStack() as stack:
-        certificate = Certificate(settings.tls) if settings.tls and is_public else None
+        certificate = _certificate(settings) if is_public else None
         listener = stack.enter_context(listening.public(settings)) if is_public else None
         limits = descriptor_limits(raise_limit(), settings.most_downloads)
         engine = await engines.opened(stack, settings, environment, limits.downloads)
@@ -61,6 +61,9 @@ async def running(
         audit.start()
         stack.push_async_callback(audit.close)
         parts = serving.handlers(engine, settings, environment, request_log, audit)
+        stack.push_async_callback(parts.identity.close)
+        if is_public and environment.identifier is None:
+            parts.identity.use(parts.identity.prepare(settings.access), settings.access)
         background = engine.background
         background.start("request log", request_log.write_forever)
         _maintain(background, engine, settings)
@@ -86,6 +89,14 @@ async def running(
         parts.services.puller.stop()
         if is_public:
             await asyncio.sleep(settings.shutdown_delay)
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    """Return the certificate of a server that speaks TLS. Raises ``ConfigError``."""
+    if settings.tls is None:
+        return None
+    clients = settings.access.client_certificates
+    return Certificate(settings.tls, None if clients is None else clients.ca_file)
 
 
 def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> None:

@@ -2,9 +2,9 @@
 
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from proxy.access.identity import Everyone, Identifier
+from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
 from proxy.app import cache as caching
 from proxy.app import storage as storages
@@ -25,12 +25,12 @@ from proxy.upstream.guard import SYSTEM_NETWORK, Network
 class Environment:
     """What tests replace: the clock (Unix seconds), name resolution, identity, and access rules.
 
-    ``rules`` None: those of the settings.
+    ``identifier`` and ``rules`` None: those of the settings.
     """
 
     clock: Clock = time.time
     network: Network = SYSTEM_NETWORK
-    identifier: Identifier = field(default_factory=Everyone)
+    identifier: Identifier | None = None
     rules: AccessRules | None = None
 
 

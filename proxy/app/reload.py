@@ -12,6 +12,7 @@ from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.runtime.logs import RequestLog, set_level
 from proxy.settings import Settings
+from proxy.settings.access import Access
 from proxy.web.certificate import Certificate
 
 log = structlog.get_logger(__name__)
@@ -60,6 +61,7 @@ class Reloader:
         router, upstreams, pins = engine.router, engine.upstreams, engine.storage.pins
         wanted = Router(settings)
         policy = Policy.of(settings.access, wanted.parse_selector)
+        sources = self._handlers.identity.prepare(settings.access)
         try:
             parsed = pins.parsed(settings.pins, wanted.parse_pin)
         except RegistryError as error:
@@ -74,6 +76,7 @@ class Reloader:
         engine.origins.replace(upstreams.commit(plan))
         router.update(settings)
         pins.use(parsed)
+        self._handlers.identity.use(sources, settings.access)
         self._handlers.access.use(policy)
         self._handlers.limits.use(settings.access)
         self._handlers.audit.use(settings.access)
@@ -95,7 +98,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "offline": wanted.offline,
             "fallback": wanted.fallback,
             "pins": wanted.pins,
-            "access": wanted.access,
+            "access": _applicable_access(running.access, wanted.access),
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
             "timeouts": wanted.timeouts.model_copy(update=fixed),
             "patience": wanted.patience,
@@ -103,6 +106,14 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "log": running.log.model_copy(update={"level": wanted.log.level}),
         }
     )
+
+
+def _applicable_access(running: Access, wanted: Access) -> Access:
+    """Return ``wanted``; which authorities may sign client certificates is decided at the start."""
+    old, new = running.client_certificates, wanted.client_certificates
+    if old is not None and new is not None and old.ca_file == new.ca_file:
+        return wanted
+    return wanted.model_copy(update={"client_certificates": old})
 
 
 def _differences(one: Settings, other: Settings) -> list[str]:

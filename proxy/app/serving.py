@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from ssl import SSLContext
 from typing import Final
 
-from aiohttp.web import ServerRunner
+from aiohttp.web import BaseRequest, ServerRunner, StreamResponse
 
 from proxy.access.audit_log import Audit
 from proxy.access.control import AccessControl, Policy
-from proxy.access.identity import Certificate
+from proxy.access.identity import Certificate, Everyone
 from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.app.engine import Engine, Environment
+from proxy.app.identity import Identity
 from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
@@ -26,7 +27,7 @@ from proxy.web.admin.pages import Admin
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
 from proxy.web.forwarded import TrustedProxies
-from proxy.web.gate import Gate
+from proxy.web.gate import TOKEN_PATH, Gate
 from proxy.web.registry import Registry
 from proxy.web.response_cache import ResponseCache
 from proxy.web.server import RegistryServer
@@ -43,10 +44,17 @@ class Handlers:
     responses: ResponseCache
     services: Services
     access: AccessControl
+    identity: Identity
     admin_access: AdminAccess
     trusted: TrustedProxies
     limits: ClientLimits
     audit: Audit
+
+    async def handle_own(self, request: BaseRequest) -> StreamResponse:
+        """Answer a request over TCP that is not for the registry."""
+        if request.rel_url.raw_path == TOKEN_PATH and self.identity.issues_tokens:
+            return await self.identity.handle_token(request)
+        return await self.admin.handle(request)
 
 
 def handlers(
@@ -84,10 +92,11 @@ def handlers(
         upstreams=upstreams.current,
         control=Control(services, admin_access, audit, limits),
     )
+    identity = Identity(access, router, settings.storage.path, audit)
     gate = Gate(access, limits, router, trusted)
     registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
     return Handlers(
-        registry, admin, responses, services, access, admin_access, trusted, limits, audit
+        registry, admin, responses, services, access, identity, admin_access, trusted, limits, audit
     )
 
 
@@ -96,7 +105,7 @@ def access_control(engine: Engine, settings: Settings, environment: Environment)
     policy = Policy.of(settings.access, engine.router.parse_selector)
     if environment.rules is not None:
         policy = replace(policy, rules=environment.rules)
-    return AccessControl(policy, environment.identifier, engine.metrics.cache)
+    return AccessControl(policy, environment.identifier or Everyone(), engine.metrics.cache)
 
 
 class Servers:
@@ -145,7 +154,7 @@ class Servers:
         parts = self._parts
         server = RegistryServer(
             parts.registry.handle,
-            parts.admin.handle,
+            parts.handle_own,
             parts.responses.get,
             clients=clients,
             trusted=parts.trusted,

@@ -166,6 +166,12 @@ class Unauthorized(RegistryError):
         return {"WWW-Authenticate": self.challenge}
 
 
+class TooManyFailures(RegistryError):
+    """The client has failed to log in too often, and must wait."""
+
+    status, code = 429, "TOOMANYREQUESTS"
+
+
 class Denied(RegistryError):
     """Upstream or one of our rules forbids the request.
 

@@ -3,6 +3,7 @@
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -32,6 +33,16 @@ class OIDCIssuer(Section):
     """Signature algorithms that the issuer may use."""
     ca_file: Path | None = None
     """PEM file of certificate authorities to trust for this issuer."""
+
+    @field_validator("issuer")
+    @classmethod
+    def _check_issuer(cls, value: str) -> str:
+        """Refuse plain http to other machines: a changed key would let anybody be any user."""
+        url = urlsplit(value)
+        is_local = url.hostname in ("localhost", "127.0.0.1", "::1")
+        if not url.hostname or url.scheme not in (("https", "http") if is_local else ("https",)):
+            raise ValueError("not an https URL; write https://token.actions.githubusercontent.com")
+        return value
 
 
 class ClientCertificates(Section):

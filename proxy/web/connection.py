@@ -16,6 +16,7 @@ from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamRes
 
 from proxy.access.identity import Certificate
 from proxy.core.errors import RequestInvalid
+from proxy.web.client_certificate import client_certificate
 from proxy.web.clients import Clients
 from proxy.web.closing import Linger
 from proxy.web.paced import PIECE, Outbox
@@ -107,6 +108,7 @@ class Connection(RequestHandler):
         peer = self.peername
         self._client = str(peer[0]) if isinstance(peer, (list, tuple)) else peer
         self._wire = self.transport
+        self.certificate = client_certificate(transport)
         if self.ssl_context is not None:
             assert self.transport is not None
             self.transport.set_write_buffer_limits(high=PIECE)  # uvloop's own is 512 KiB

@@ -1,0 +1,69 @@
+"""A verified credential, and the cache of them."""
+
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from cachetools import LRUCache
+
+from proxy.access.principals import Method
+
+MAX_LOGINS: Final = 10_000
+PASSWORD_SECONDS: Final = 300.0
+"""How long a password counts as verified before it is hashed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What a verified credential says about its client."""
+
+    user: str | None
+    method: Method
+    expires: float
+    """Until when it needs no further check, Unix seconds."""
+    groups: frozenset[str] = frozenset()
+    credential_id: str | None = None
+    fingerprint: str | None = None
+    """Of the entry in our file: a token of ours is valid only while the entry is unchanged."""
+    ends: float | None = None
+    """When the credential itself ends, Unix seconds; None: never."""
+    scopes: frozenset[str] | None = None
+    """Repositories that a token of ours is limited to, as ``docker.io/library/alpine``."""
+
+
+class LoginCache:
+    """Verified credentials by keyed hash, until they expire; at the limit the oldest goes.
+
+    The key is random for each process, so that nothing in memory helps to guess a password.
+    """
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+        self._logins: LRUCache[bytes, Login] = LRUCache(MAX_LOGINS)
+        self.generation = 0
+        """Changes when the cache is cleared."""
+
+    def digest(self, credential: str) -> bytes:
+        """Return the key for a credential."""
+        text = credential.encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(text, key=self._key, digest_size=32).digest()
+
+    def get(self, key: bytes) -> Login | None:
+        """Return a login that has not expired."""
+        login = self._logins.get(key)
+        if login is not None and time.time() >= login.expires:
+            del self._logins[key]
+            return None
+        return login
+
+    def put(self, key: bytes, login: Login, generation: int) -> None:
+        """Keep a login, unless the cache was cleared since ``generation``."""
+        if generation == self.generation:
+            self._logins[key] = login
+
+    def clear(self) -> None:
+        """Forget all: a file or a setting has changed."""
+        self._logins.clear()
+        self.generation += 1

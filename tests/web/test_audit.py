@@ -16,6 +16,7 @@ from proxy.access.identity import Certificate
 from proxy.access.principals import Method, Principal
 from proxy.core.errors import Unauthorized
 from proxy.runtime import line_writer
+from tests.access.people import basic, write_users
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start, until
@@ -154,6 +155,24 @@ async def test_wrong_credentials_are_a_login_that_failed(proxy: Proxy, lines: Li
     assert (line["event"], line["outcome"], line["status"]) == ("login", "denied", 401)
     assert line["because"] == "the token is unknown"
     assert "user" not in line
+
+
+async def test_logins_at_the_token_endpoint(
+    start: Start, access: dict[str, Any], lines: Lines, file: Path, tmp_path: Path
+) -> None:
+    users = write_users(tmp_path / "htpasswd", eve="c0rrect")
+    proxy = await start(access=access | {"htpasswd_file": str(users)})
+    scope = "/-/token?scope=repository:library/app:pull"
+    assert (await proxy.get("/-/token")).status == 200, "anonymous"
+    assert (await proxy.get("/-/token", Authorization=basic("eve", "c0rrect"))).status == 200
+    assert (await proxy.get("/-/token", Authorization=basic("eve", "wr0ng"))).status == 401
+    assert (await proxy.get(scope, Authorization=basic("adam", "hub-t0ken"))).status == 200
+    await until(lambda: len(lines()) == 3)
+    assert [line["event"] for line in lines()] == ["login"] * 3
+    assert [line["outcome"] for line in lines()] == ["allowed", "denied", "denied"]
+    assert (lines()[0]["user"], lines()[0]["method"]) == ("eve", "password")
+    for secret in ("c0rrect", "wr0ng", "hub-t0ken"):
+        assert secret not in file.read_text()
 
 
 async def test_what_was_allowed_and_failed_says_so(

@@ -14,10 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from docs import generate
 from proxy.core.errors import RegistryError
 from proxy.runtime.metrics import Outcome
+from tests.access.company import People
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
-from tests.running import Proxy, until
+from tests.running import Proxy, Start, until
 
 ROOT = Path(__file__).resolve().parents[1]
 API, OPERATING = "docs/http-api.md", "docs/operating.md"
@@ -284,8 +285,11 @@ def test_every_error_is_documented() -> None:
 
 
 @pytest.fixture
-async def used(proxy: Proxy, upstream: FakeUpstream) -> Proxy:
-    """A proxy that has answered, failed, and seen a rate limit and a client that leaves."""
+async def used(start: Start, upstream: FakeUpstream) -> Proxy:
+    """A proxy that has answered, denied, failed, and seen a rate limit and a client that leaves."""
+    rules = [{"deny": "pull", "images": ["docker.io/bad/**"]}, {"allow": "pull"}]
+    proxy = await start(identifier=People(), access={"rules": rules})
+    await proxy.get("/v2/bad/app/tags/list", Authorization="Bearer bob")
     upstream.behaviour.rate_limit = RateLimit(limit=100, remaining=76)
     image = upstream.add("library/app", content.image(1, layers=(300_000,)))
     blob = f"/v2/app/blobs/{image.layers[0]}"

@@ -35,6 +35,7 @@ TYPES = {
     "refused_connections": "counter",
     "stalled_clients": "counter",
     "unlogged_requests": "counter",
+    "access_decisions": "counter",
     "audit_failures": "counter",
     "audit_lost_lines": "counter",
     "limit_delays": "counter",

@@ -86,9 +86,13 @@ class Audit:
         await self._lines.room()
 
     def use(self, access: Access) -> None:
-        """Open the file of these settings, or the same file again."""
+        """Use the file of these settings from now on."""
         self._access = access
         self.is_on = _is_wanted(access)
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the file again, because it may have been renamed."""
         self._lines.use(self._sink())
 
     async def close(self) -> None:

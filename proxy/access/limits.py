@@ -73,7 +73,7 @@ class Client:
     def use(self, limits: Limits) -> None:
         """Use these limits from now on; what waits already goes on as it was."""
         now = self._owner.now()
-        rate, speed = limits.requests_per_second, limits.bytes_per_second
+        rate, speed = limits.requests_per_second, limits.bytes_per_second or None
         burst = None if rate is None else max(1.0, rate * REQUEST_BURST)
         self._requests = _bucket(self._requests, rate, burst, now)
         self._bytes = _bucket(
@@ -117,7 +117,7 @@ class Client:
     async def turn(self, most: int) -> int:
         """Wait until bytes may be sent; return how many, at least one and at most ``most``."""
         bucket, speed = self._bytes, self._owner.limits.bytes_per_second
-        if bucket is None or speed is None:
+        if bucket is None or not speed:
             return most
         size = min(most, max(LEAST_PIECE, speed // PIECES_PER_SECOND))
         if wait := bucket.take(size, self._owner.now()):

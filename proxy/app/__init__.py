@@ -26,13 +26,15 @@ class App:
     """A running proxy; ``address`` is None if it listens on the admin socket only.
 
     ``reload`` applies changed settings and returns those in force then; it raises ``ConfigError``
-    and changes nothing if they are invalid. ``responses`` returns the number in progress.
+    and changes nothing if they are invalid. ``reopen`` opens log files again. ``responses`` returns
+    the number in progress.
     """
 
     address: str | None
     admin: Admin
     content: Content
     reload: Callable[[Settings], Awaitable[Settings]]
+    reopen: Callable[[], None]
     responses: Callable[[], int]
 
 
@@ -83,7 +85,14 @@ async def running(
             background.start("certificate", certificate.watch)
         reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
         address = listening.address(listener) if listener else None
-        yield App(address, parts.admin, storage.content, reloader.apply, lambda: servers.responses)
+        yield App(
+            address,
+            parts.admin,
+            storage.content,
+            reloader.apply,
+            audit.reopen,
+            lambda: servers.responses,
+        )
         parts.admin.is_stopping = True
         parts.services.verifier.stop()
         parts.services.puller.stop()

@@ -42,6 +42,7 @@ def answered(exchange: "Exchange") -> AuditEvent | None:
         reference=(route.ref or None) if route else None,
         digest=exchange.digest,
         rule=None if denial is None else _rule(denial),
+        policy=_policy(failure),
         because=_reason(denial, failure),
         cache=None if outcome is None else outcome.value,
         status=exchange.status,
@@ -156,6 +157,12 @@ def _verdict(exchange: "Exchange") -> Verdict:
 
 def _rule(denial: Decision) -> str:
     return denial.text if denial.rule is None else f"{denial.rule}: {denial.text}"
+
+
+def _policy(failure: RegistryError | None) -> str | None:
+    """Return the name of the policy that refused a request."""
+    detail = None if failure is None else failure.detail
+    return str(detail["policy"]) if isinstance(detail, dict) and "policy" in detail else None
 
 
 def _reason(denial: Decision | None, failure: RegistryError | None) -> str | None:

@@ -68,6 +68,8 @@ async def test_a_renamed_file_is_begun_anew_on_sighup_and_no_line_is_missing(
                 file.rename(root / f"audit.jsonl.{generation}")
                 await pull(client, str(number))
                 number += 1
+                if generation == 1:
+                    proxy.config.write_text("nonsense: 1\n")  # rotation does not depend on it
                 proxy.signal(signal.SIGHUP)
                 await until(file.exists, "the new file")
             await pull(client, str(number))

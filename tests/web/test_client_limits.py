@@ -269,6 +269,13 @@ async def test_only_the_operator_sees_who_the_clients_are(start: Start) -> None:
     assert (shown["client"], shown["requests"], shown["bytes"]) == ("127.0.0.9", 1, 4 * MB)
 
 
+async def test_a_rate_of_zero_is_no_limit(start: Start) -> None:
+    proxy = await start(access={"limits": {"bytes_per_second": 0}})
+    async with client_at(proxy, "127.0.0.2") as client:
+        assert await pull(client, BLOB) == (200, 4 * MB)
+        assert (await pull(client, MANIFEST))[0] == 200
+
+
 async def test_without_configuration_no_client_is_remembered(proxy: Proxy) -> None:
     await warm(proxy, BLOB, MANIFEST, MANIFEST, MANIFEST)
     assert proxy.stats["clients"] == []

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -114,19 +115,42 @@ async def test_a_throttled_reader_slows_neither_the_download_nor_other_readers(
     assert upstream.bodies(OTHER_LAYER) == 1
 
 
-async def test_a_slow_reader_holds_up_no_other_transfer_of_its_client(start: Start) -> None:
-    """It gives back what its socket does not take."""
+def read_all(connection: socket.socket) -> None:
+    connection.settimeout(60)
+    while connection.recv(1 << 20):
+        pass
+
+
+async def test_a_slow_reader_uses_up_only_what_its_socket_takes(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives back the rest, so that it holds up no other transfer of its client."""
     proxy = await start(access={"limits": {"bytes_per_second": "100MB/s"}})
-    await warm(proxy, BLOB, OTHER_BLOB)
-    host, _, port = proxy.app.address.rpartition(":") if proxy.app.address else ("", "", "0")
-    reader, writer = await asyncio.open_connection(
-        host, int(port), limit=1000, local_addr=("127.0.0.2", 0)
-    )
-    writer.write(f"GET {BLOB} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    await reader.readexactly(100)
-    async with client_at(proxy, "127.0.0.2") as client:
-        assert await asyncio.wait_for(pull(client, OTHER_BLOB), 20) == (200, 3 * MB)
-    writer.close()
+    await warm(proxy, BLOB)
+    turns: list[int] = []
+    turn, give_back = limits.Client.turn, limits.Client.give_back
+
+    async def taken(self: limits.Client, most: int) -> int:
+        size = await turn(self, most)
+        turns.append(size)
+        return size
+
+    def given_back(self: limits.Client, size: int) -> None:
+        turns.append(-size)
+        give_back(self, size)
+
+    monkeypatch.setattr(limits.Client, "turn", taken)
+    monkeypatch.setattr(limits.Client, "give_back", given_back)
+    assert proxy.app.address is not None
+    host, _, port = proxy.app.address.rpartition(":")
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect((host, int(port)))
+        slow.sendall(f"GET {BLOB} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        await until(lambda: any(size < 0 for size in turns))
+        await asyncio.to_thread(read_all, slow)
+    await until(lambda: proxy.stats["clients"][0]["downloads"] == 0)
+    assert sum(turns) == 4 * MB
 
 
 async def test_manifests_wait_for_bytes_too(start: Start) -> None:

@@ -90,15 +90,23 @@ class Rules:
         self._has_rules = bool(compiled)
 
     def decide(self, principal: Principal, action: Action, target: Target | None) -> Decision:
-        """Decide; ``target`` None for actions that concern no single repository."""
+        """Decide; ``target`` None for actions that concern no single repository.
+
+        What the rules deny to a user is denied with any token, so another one does not help.
+        """
         if principal.is_operator:
             return _OPERATOR
+        decision = self._of_user(principal, action, target)
+        if decision.is_allowed and _is_out_of_scope(principal, action, target):
+            return _OUT_OF_SCOPE
+        return decision
+
+    def _of_user(self, principal: Principal, action: Action, target: Target | None) -> Decision:
+        """Return the decision about a principal, whatever its token is limited to."""
         if action is Action.OBSERVE:
             return _EVERYBODY
         if principal.user is None and not self._anonymous:
             return _UNKNOWN_CLIENT
-        if _is_out_of_scope(principal, action, target):
-            return _OUT_OF_SCOPE
         match action:
             case Action.PULL if target is not None and self._has_rules:
                 return self._first(self._pull, principal, target, _NO_MATCH)

@@ -63,9 +63,9 @@ async def running(
         audit.start()
         stack.push_async_callback(audit.close)
         parts = serving.handlers(engine, settings, environment, request_log, audit)
-        stack.push_async_callback(parts.identity.close)
-        if is_public and environment.identifier is None:
-            parts.identity.use(parts.identity.prepare(settings.access), settings.access)
+        if is_public and (identity := parts.identity) is not None:
+            stack.push_async_callback(identity.close)
+            identity.use(identity.prepare(settings.access), settings.access)
         background = engine.background
         background.start("request log", request_log.write_forever)
         _maintain(background, engine, settings)

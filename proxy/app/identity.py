@@ -12,8 +12,10 @@ from aiohttp.web import BaseRequest, StreamResponse
 from proxy.access.audit import AuditLog
 from proxy.access.control import AccessControl
 from proxy.app.issuers import IssuerClients
+from proxy.core.errors import PathNotFound
 from proxy.core.routing import Router
 from proxy.settings.access import Access
+from proxy.web.admin.documents import refusal
 
 if TYPE_CHECKING:
     from proxy.access.authenticator import Authenticator
@@ -62,14 +64,10 @@ class Identity:
         assert self._authenticator is not None
         self._access.identify_with(self._authenticator)
 
-    @property
-    def issues_tokens(self) -> bool:
-        """There is a token endpoint: access is configured."""
-        return self._tokens is not None and self._access.is_configured
-
     async def handle_token(self, request: BaseRequest) -> StreamResponse:
-        """Answer ``/-/token``, if ``issues_tokens``."""
-        assert self._tokens is not None
+        """Answer ``/-/token``."""
+        if self._tokens is None or not self._access.is_configured:
+            return refusal(PathNotFound("no such page: access is not configured"))
         return await self._tokens.handle(request)
 
     def _build(self, sources: "Sources", ttl: float) -> None:

@@ -61,7 +61,8 @@ class Reloader:
         router, upstreams, pins = engine.router, engine.upstreams, engine.storage.pins
         wanted = Router(settings)
         policy = Policy.of(settings.access, wanted.parse_selector)
-        sources = self._handlers.identity.prepare(settings.access)
+        identity = self._handlers.identity
+        sources = None if identity is None else identity.prepare(settings.access)
         try:
             parsed = pins.parsed(settings.pins, wanted.parse_pin)
         except RegistryError as error:
@@ -76,7 +77,8 @@ class Reloader:
         engine.origins.replace(upstreams.commit(plan))
         router.update(settings)
         pins.use(parsed)
-        self._handlers.identity.use(sources, settings.access)
+        if identity is not None:
+            identity.use(sources, settings.access)
         self._handlers.access.use(policy)
         self._handlers.limits.use(settings.access)
         self._handlers.audit.use(settings.access)

@@ -44,7 +44,8 @@ class Handlers:
     responses: ResponseCache
     services: Services
     access: AccessControl
-    identity: Identity
+    identity: Identity | None
+    """None: something else identifies clients, in tests."""
     admin_access: AdminAccess
     trusted: TrustedProxies
     limits: ClientLimits
@@ -52,8 +53,9 @@ class Handlers:
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
         """Answer a request over TCP that is not for the registry."""
-        if request.rel_url.raw_path == TOKEN_PATH and self.identity.issues_tokens:
-            return await self.identity.handle_token(request)
+        identity = self.identity
+        if request.rel_url.raw_path == TOKEN_PATH and identity is not None:
+            return await identity.handle_token(request)
         return await self.admin.handle(request)
 
 
@@ -92,7 +94,8 @@ def handlers(
         upstreams=upstreams.current,
         control=Control(services, admin_access, audit, limits),
     )
-    identity = Identity(access, router, settings.storage.path, audit)
+    is_ours = environment.identifier is None
+    identity = Identity(access, router, settings.storage.path, audit) if is_ours else None
     gate = Gate(access, limits, router, trusted)
     registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
     return Handlers(

@@ -3,11 +3,23 @@
 import base64
 import time
 from pathlib import Path
+from typing import Any
 
 import bcrypt
 
 from proxy.access import api_tokens
 from proxy.access.api_tokens import APIToken
+
+
+class In(int):
+    """Seconds from the moment at which a claim is written."""
+
+
+def dated(claims: dict[str, Any]) -> dict[str, Any]:
+    """Return claims with moments in place of ``In``, and without those that are None."""
+    now = int(time.time())
+    moments = {name: now + v if isinstance(v, In) else v for name, v in claims.items()}
+    return {name: value for name, value in moments.items() if value is not None}
 
 
 def write_users(file: Path, **passwords: str) -> Path:

@@ -27,7 +27,7 @@ from proxy.access.principals import Method
 from proxy.access.sources import Sources, opened
 from proxy.core.errors import Overloaded, TooManyFailures, Unauthorized
 from proxy.settings.access import Access
-from tests.access.people import basic, bearer, replace, write_token, write_users
+from tests.access.people import In, basic, bearer, dated, replace, write_token, write_users
 from tests.fakes.content import image
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start, until
@@ -221,16 +221,15 @@ async def test_a_token_of_ours_does_not_outlive_an_access_token(files: Files) ->
 
 def forged(files: Files, **changes: Any) -> str:
     """Return a token of ours with other claims, signed with our key."""
-    now = int(time.time())
     claims: dict[str, Any] = {
-        "iss": "millpond", "sub": "ann", "aud": "millpond", "iat": now, "nbf": now,
-        "exp": now + 300, "jti": "x", "access": [], "method": "PASSWORD", "groups": [],
+        "iss": "millpond", "sub": "ann", "aud": "millpond", "iat": In(0), "nbf": In(0),
+        "exp": In(300), "jti": "x", "access": [], "method": "PASSWORD", "groups": [],
         "credential": "ann", "fingerprint": parse_users(files.users.read_text(), files.users).fingerprint("ann"),
     }  # fmt: skip
     claims |= changes
     key = files.keys.current
     return jwt.encode(
-        {name: value for name, value in claims.items() if value is not None},
+        dated(claims),
         key.private,
         "ES256",
         {"kid": key.kid},
@@ -244,11 +243,11 @@ async def test_the_forger_can_make_good_tokens(files: Files) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"exp": int(time.time()) - 60},
+        {"exp": In(-60)},
         {"exp": None},
-        {"nbf": int(time.time()) + 3600},
+        {"nbf": In(3600)},
         {"nbf": None},
-        {"iat": int(time.time()) + 3600},
+        {"iat": In(3600)},
         {"iat": None},
         {"iat": "now"},
         {"aud": "other"},

@@ -1,6 +1,5 @@
 import asyncio
 import json
-import time
 from typing import Any
 
 import jwt
@@ -14,6 +13,7 @@ from proxy.access.oidc import Issuer
 from proxy.access.principals import Method
 from proxy.core.errors import Unauthorized, UpstreamUnavailable
 from proxy.settings.access import OIDCIssuer
+from tests.access.people import In, dated
 
 URL = "https://token.example"
 Documents = dict[str, Any]
@@ -23,10 +23,6 @@ def ec_key(kid: str | None = "one") -> tuple[ec.EllipticCurvePrivateKey, Documen
     private = ec.generate_private_key(ec.SECP256R1())
     public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(private.public_key()))
     return private, public | {"use": "sig"} | ({} if kid is None else {"kid": kid})
-
-
-class In(int):
-    """Seconds from now."""
 
 
 class Fake:
@@ -58,10 +54,8 @@ class Fake:
         return Issuer(OIDCIssuer.model_validate(document), JWKS(URL, self.fetch))
 
     def token(self, *, kid: str | None = "one", **changes: Any) -> str:
-        now = int(time.time())
-        claims = {"iss": URL, "aud": "millpond", "sub": "job", "iat": now, "exp": now + 600}
-        changes = {name: now + v if isinstance(v, In) else v for name, v in changes.items()}
-        claims = {name: value for name, value in (claims | changes).items() if value is not None}
+        claims = {"iss": URL, "aud": "millpond", "sub": "job", "iat": In(0), "exp": In(600)}
+        claims = dated(claims | changes)
         headers = {} if kid is None else {"kid": kid}
         return jwt.encode(claims, self.private, "ES256", headers)
 

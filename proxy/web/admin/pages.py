@@ -18,7 +18,7 @@ from proxy.upstream.registry import Upstream
 from proxy.web import audited
 from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
-from proxy.web.admin.documents import JSON, reply
+from proxy.web.admin.documents import refusal, reply
 from proxy.web.gate import presented
 from proxy.web.paced import PacedResponse
 
@@ -76,9 +76,7 @@ class Admin:
                 return await self._stats(authorize)
             return await self._answer(request)
         except RegistryError as error:
-            return PacedResponse(
-                status=error.status, body=error.body(), headers=error.headers(), content_type=JSON
-            )
+            return refusal(error)
 
     async def _operate(
         self, request: BaseRequest, authorize: Callable[[], Awaitable[Principal]]

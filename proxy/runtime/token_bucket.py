@@ -43,7 +43,6 @@ class TokenBucket:
         """Use another rate and burst from now on; a debt stays."""
         self._refill(now)
         self._rate, self._burst = rate, burst
-        self._tokens = min(self._tokens, burst)
 
     def _refill(self, now: float) -> None:
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)

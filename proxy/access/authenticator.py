@@ -57,8 +57,15 @@ class Authenticator:
             return self.principal(None, address, certificate)
         if self._sources.has_changed():
             return None
+        presented = authorization, address, certificate
+        if (known := self._cache.recent(presented)) is not None:
+            return known
         login = self._cache.get(self._cache.digest(authorization))
-        return None if login is None else self.principal(login, address, certificate)
+        if login is None:
+            return None
+        principal = self.principal(login, address, certificate)
+        self._cache.put_recent(presented, login, principal)
+        return principal
 
     async def identify(
         self, authorization: str | None, address: str | None, certificate: Certificate | None

@@ -8,11 +8,16 @@ from typing import Final
 
 from cachetools import LRUCache
 
-from proxy.access.principals import Method
+from proxy.access.identity import Certificate
+from proxy.access.principals import Method, Principal
 
 MAX_LOGINS: Final = 10_000
+MAX_RECENT: Final = 4096
 PASSWORD_SECONDS: Final = 300.0
 """How long a password counts as verified before it is hashed again."""
+
+Presented = tuple[str | None, str | None, Certificate | None]
+"""``Authorization``, address and certificate of a client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class LoginCache:
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
         self._logins: LRUCache[bytes, Login] = LRUCache(MAX_LOGINS)
+        self._recent: dict[Presented, tuple[float, Principal]] = {}
         self.generation = 0
         """Changes when the cache is cleared."""
 
@@ -63,7 +69,23 @@ class LoginCache:
         if generation == self.generation:
             self._logins[key] = login
 
+    def recent(self, presented: Presented) -> Principal | None:
+        """Return who presented this before and is still logged in."""
+        known = self._recent.get(presented)
+        return known[1] if known is not None and time.time() < known[0] else None
+
+    def put_recent(self, presented: Presented, login: Login, principal: Principal) -> None:
+        """Keep who presented a Bearer token, because to hash it costs most of a repeated request.
+
+        Passwords are not kept: in memory they are only hashes.
+        """
+        if len(self._recent) >= MAX_RECENT:
+            self._recent.clear()
+        if presented[0] is not None and presented[0].startswith("Bearer "):
+            self._recent[presented] = login.expires, principal
+
     def clear(self) -> None:
         """Forget all: a file or a setting has changed."""
+        self._recent.clear()
         self._logins.clear()
         self.generation += 1

@@ -133,7 +133,7 @@ class Access(Section):
     rules: tuple[Rule, ...] = ()
     """The first rule that matches decides; if none matches, the request is denied. Without rules,
     everybody who may connect may pull."""
-    token_ttl: Seconds = 300.0
+    token_ttl: Annotated[Seconds, Field(ge=60, le=86400)] = 300.0
     """How long a token of `/-/token` is valid, at least 60 seconds."""
     audit_file: Path | None = None
     """File for the audit log, one JSON object per line. SIGHUP opens it again."""

@@ -232,6 +232,8 @@ async def test_a_configuration_that_is_not_the_issuers_is_not_used(
     fake: Fake, configuration: Documents
 ) -> None:
     fake.documents[f"{URL}/.well-known/openid-configuration"] = configuration
+    for unsafe in ("http://token.example/keys", "file:///etc/passwd"):
+        fake.documents[unsafe] = fake.documents[f"{URL}/keys"]
     with pytest.raises(Unauthorized):
         await verify(fake.issuer(), fake.token())
 

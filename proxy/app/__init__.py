@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from proxy.access.audit_log import Audit
 from proxy.app import engine as engines
 from proxy.app import listening, reload, serving
 from proxy.app.descriptors import descriptor_limits, raise_limit
@@ -25,13 +26,15 @@ class App:
     """A running proxy; ``address`` is None if it listens on the admin socket only.
 
     ``reload`` applies changed settings and returns those in force then; it raises ``ConfigError``
-    and changes nothing if they are invalid. ``responses`` returns the number in progress.
+    and changes nothing if they are invalid. ``reopen`` opens log files again. ``responses`` returns
+    the number in progress.
     """
 
     address: str | None
     admin: Admin
     content: Content
     reload: Callable[[Settings], Awaitable[Settings]]
+    reopen: Callable[[], None]
     responses: Callable[[], int]
 
 
@@ -56,7 +59,10 @@ async def running(
         engine = await engines.opened(stack, settings, environment, limits.downloads)
         level, metrics, storage = settings.log.level, engine.metrics, engine.storage
         request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
-        parts = serving.handlers(engine, settings, environment, request_log)
+        audit = Audit(settings.access, output, metrics)
+        audit.start()
+        stack.push_async_callback(audit.close)
+        parts = serving.handlers(engine, settings, environment, request_log, audit)
         if is_public and (identity := parts.identity) is not None:
             stack.push_async_callback(identity.close)
             identity.use(identity.prepare(settings.access), settings.access)
@@ -79,7 +85,14 @@ async def running(
             background.start("certificate", certificate.watch)
         reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
         address = listening.address(listener) if listener else None
-        yield App(address, parts.admin, storage.content, reloader.apply, lambda: servers.responses)
+        yield App(
+            address,
+            parts.admin,
+            storage.content,
+            reloader.apply,
+            audit.reopen,
+            lambda: servers.responses,
+        )
         parts.admin.is_stopping = True
         parts.services.verifier.stop()
         parts.services.puller.stop()

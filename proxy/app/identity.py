@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp.web import BaseRequest, StreamResponse
 
+from proxy.access.audit import AuditLog
 from proxy.access.control import AccessControl
 from proxy.app.issuers import IssuerClients
 from proxy.core.errors import PathNotFound
@@ -27,8 +28,11 @@ KEYS_FILE: Final = "token-keys.json"
 class Identity:
     """The identification of clients, by the settings in force. Close it when done."""
 
-    def __init__(self, access: AccessControl, router: Router, directory: Path) -> None:
+    def __init__(
+        self, access: AccessControl, router: Router, directory: Path, audit: AuditLog
+    ) -> None:
         self._access = access
+        self._audit = audit
         self._router = router
         self._keys_file = directory / KEYS_FILE
         self._issuers = IssuerClients()
@@ -74,4 +78,6 @@ class Identity:
 
         own = OwnTokens(Keys(self._keys_file), ttl)
         self._authenticator = Authenticator(sources, own)
-        self._tokens = TokenEndpoint(self._access, self._authenticator, own, self._router)
+        self._tokens = TokenEndpoint(
+            self._access, self._authenticator, own, self._router, self._audit
+        )

@@ -80,6 +80,8 @@ class Reloader:
         if identity is not None:
             identity.use(sources, settings.access)
         self._handlers.access.use(policy)
+        self._handlers.limits.use(settings.access)
+        self._handlers.audit.use(settings.access)
         self._handlers.trusted.use(settings.access.trusted_proxies)
         self._handlers.admin_access.use(settings.admin.token_file)
         self._handlers.responses.forget()

@@ -8,8 +8,10 @@ from typing import Final
 
 from aiohttp.web import BaseRequest, ServerRunner, StreamResponse
 
+from proxy.access.audit_log import Audit
 from proxy.access.control import AccessControl, Policy
 from proxy.access.identity import Certificate, Everyone
+from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
@@ -46,6 +48,8 @@ class Handlers:
     """None: something else identifies clients, in tests."""
     admin_access: AdminAccess
     trusted: TrustedProxies
+    limits: ClientLimits
+    audit: Audit
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
         """Answer a request over TCP that is not for the registry."""
@@ -56,7 +60,11 @@ class Handlers:
 
 
 def handlers(
-    engine: Engine, settings: Settings, environment: Environment, request_log: RequestLog
+    engine: Engine,
+    settings: Settings,
+    environment: Environment,
+    request_log: RequestLog,
+    audit: Audit,
 ) -> Handlers:
     """Return everything that answers requests to ``engine``. Raises ``ConfigError``."""
     cache, storage, router = engine.cache, engine.storage, engine.router
@@ -64,8 +72,9 @@ def handlers(
     lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
     trusted = TrustedProxies(settings.access.trusted_proxies)
     access = access_control(engine, settings, environment)
-    journal = Journal(engine.metrics, request_log, upstreams.current)
-    responses = ResponseCache(lookup, access, journal, trusted)
+    limits = ClientLimits(settings.access, engine.metrics.limits)
+    journal = Journal(engine.metrics, request_log, audit, upstreams.current)
+    responses = ResponseCache(lookup, access, limits, journal, trusted)
     services = Services(
         content,
         storage.pins,
@@ -83,13 +92,15 @@ def handlers(
         content,
         downloads=engine.downloads,
         upstreams=upstreams.current,
-        control=Control(services, admin_access),
+        control=Control(services, admin_access, audit, limits),
     )
     is_ours = environment.identifier is None
-    identity = Identity(access, router, settings.storage.path) if is_ours else None
-    gate = Gate(access, router, trusted)
+    identity = Identity(access, router, settings.storage.path, audit) if is_ours else None
+    gate = Gate(access, limits, router, trusted)
     registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
-    return Handlers(registry, admin, responses, services, access, identity, admin_access, trusted)
+    return Handlers(
+        registry, admin, responses, services, access, identity, admin_access, trusted, limits, audit
+    )
 
 
 def access_control(engine: Engine, settings: Settings, environment: Environment) -> AccessControl:

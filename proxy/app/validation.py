@@ -32,7 +32,9 @@ def validate(settings: Settings) -> None:
 
 
 def validate_writable(settings: Settings) -> None:
-    """Return if this user may write to the cache's directory. Raises ``ConfigError``.
+    """Return if this user may write to the cache's directory and the audit log.
+
+    Raises ``ConfigError``.
 
     A reload skips this check: a disk that became read-only must not block new credentials.
     """
@@ -43,6 +45,11 @@ def validate_writable(settings: Settings) -> None:
             f"storage.path: {nearest} cannot be written by this user; "
             "choose a directory that this user may write, with --storage DIR"
         )
+    file = settings.access.audit_file
+    if file is not None:
+        nearest = file if file.exists() else file.parent
+        if not os.access(nearest, os.W_OK, effective_ids=True):
+            raise ConfigError(f"access.audit_file: {nearest} cannot be written by this user")
 
 
 def _size(settings: Settings) -> Iterator[str]:
@@ -101,6 +108,18 @@ def _upstream_files(settings: Settings) -> Iterator[str]:
 def _token_file(settings: Settings) -> Iterator[str]:
     if settings.admin.token_file is not None:
         yield from _unreadable("admin.token_file", settings.admin.token_file)
+
+
+def _audit_file(settings: Settings) -> Iterator[str]:
+    """Yield a fault if there is no directory for the audit log, or no file can be there."""
+    file = settings.access.audit_file
+    try:
+        if file is not None and not file.parent.is_dir():
+            yield f"access.audit_file: {file.parent} is not a directory; create it"
+        elif file is not None and file.exists() and not file.is_file():
+            yield f"access.audit_file: {file} is not a regular file"
+    except OSError as error:
+        yield f"access.audit_file: {file} cannot be used: {error.strerror}"
 
 
 def _address(settings: Settings) -> Iterator[str]:
@@ -169,6 +188,7 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _credentials,
     _upstream_files,
     _token_file,
+    _audit_file,
     _directory,
     _fallback,
     _address,

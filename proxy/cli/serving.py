@@ -94,7 +94,8 @@ async def _serve(settings: Settings, load: Load) -> None:
 
 
 async def _reload(app: App, load: Load) -> None:
-    """Apply changed settings; a failure is logged and changes nothing."""
+    """Open log files again, and apply changed settings; a failure is logged and changes nothing."""
+    app.reopen()
     try:
         await app.reload(await asyncio.to_thread(load, _log_old_name))
     except ConfigError as error:

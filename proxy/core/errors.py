@@ -210,6 +210,12 @@ class Overloaded(RegistryError):
         super().__init__(message, retry_after=retry_after)
 
 
+class RateLimited(RegistryError):
+    """The client is above a limit of ours, and has waited long enough. It should retry later."""
+
+    status, code = 429, "TOOMANYREQUESTS"
+
+
 class RangeInvalid(RegistryError):
     """The range starts after the end of the blob, which has ``size`` bytes."""
 

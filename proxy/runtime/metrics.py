@@ -65,6 +65,9 @@ _STATS_KEYS: Final = {
     "through": Outcome.THROUGH,
     "left": Outcome.LEFT,
 }
+LIMITS: Final = ("requests", "bytes", "downloads")
+"""The limits for each client, as in ``access.limits``."""
+
 _STATUSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
 
 
@@ -233,6 +236,8 @@ class CacheCounters:
     refused_connections: int = counter("Connections answered with 503 because of the limit.")
     stalled_clients: int = counter("Clients disconnected because they stopped reading.")
     unlogged_requests: int = counter("Access-log lines dropped under load.", in_stats=False)
+    audit_failures: int = counter("Failed attempts to write the audit log.", in_stats=False)
+    audit_lost_lines: int = counter("Audit lines that could not be kept.", in_stats=False)
     access_decisions: Counter[str] = counter_by(
         "outcome",
         "Decisions of the access rules; login: denied to an anonymous client.",
@@ -270,6 +275,15 @@ class TaskCounters:
 
 
 @dataclass(slots=True)
+class LimitCounters:
+    """One of the limits for clients, by the label ``limit``."""
+
+    delayed: int = counter("Waits of clients because of a limit.", name="limit_delays")
+    refused: int = counter("Requests refused because of a limit.", name="limit_refusals")
+    seconds: float = counter("Seconds that clients have waited.", name="limit_wait_seconds")
+
+
+@dataclass(slots=True)
 class ProcessGauges:
     """The state of the process."""
 
@@ -288,6 +302,7 @@ class Metrics:
         self.unrouted: Final = UpstreamCounters()
         self.cache: Final = CacheCounters()
         self.tasks: Final[dict[str, TaskCounters]] = {}
+        self.limits: Final = {name: LimitCounters() for name in LIMITS}
         self.process: Final = ProcessGauges()
         self.readiness: Final = Readiness()
 
@@ -342,6 +357,7 @@ class _View(Collector):
         yield from _families(UpstreamCounters, "upstream", by_upstream)
         yield from _families(CacheCounters, None, {"": metrics.cache})
         yield from _families(TaskCounters, "task", metrics.tasks)
+        yield from _families(LimitCounters, "limit", metrics.limits)
         yield from _families(ProcessGauges, None, {"": metrics.process})
         yield from self._readings()
         yield self._info

@@ -102,7 +102,7 @@ class Limits(Section):
 
     requests_per_second: Annotated[float, Field(gt=0)] | None = None
     """Requests per second of one client."""
-    bytes_per_second: Rate | None = None
+    bytes_per_second: Annotated[Rate, Field(ge=0)] | None = None
     """Bytes per second, over all transfers of the client."""
     downloads: Annotated[int, Field(ge=1)] | None = None
     """Concurrent transfers of blobs to one client."""

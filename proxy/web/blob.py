@@ -45,7 +45,7 @@ async def send_blob(exchange: Exchange, digest: Digest, blob: Blob, blobs: Blobs
     await _prove_what_has_no_last_byte(exchange, blob)
     parts = _Parts(_spans(exchange, digest, blob), blob.size)
     response = _response(exchange, digest, parts)
-    sending = Sending(exchange.request, response)
+    sending = Sending(exchange.request, response, exchange.client)
     try:
         await sending.begin()
         exchange.begin_body()

@@ -1,4 +1,4 @@
-"""One request and its outcome, and the journal that counts and logs it when it ends."""
+"""One request and its outcome, and the journal that counts, logs and audits it when it ends."""
 
 import math
 import time
@@ -9,15 +9,18 @@ from typing import Any, Final, assert_never
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
 
+from proxy.access.audit import AuditLog
+from proxy.access.limits import Client
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
 from proxy.core.errors import RegistryError
-from proxy.core.names import Kind, Route, Target
+from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective, cache_directive
 from proxy.repository.results import Forward
 from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
 from proxy.upstream.registry import Upstream
+from proxy.web import audited
 
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
@@ -38,6 +41,10 @@ class Exchange:
     ns: str | None = field(init=False)
     route: Route | None = None
     target: Target | None = None
+    client: Client | None = None
+    """Its limits; None: there are none."""
+    digest: Digest | None = None
+    """Of the manifest that was sent."""
     principal: Principal | None = None
     """None: not identified yet, or identification failed."""
     denial: Decision | None = None
@@ -184,10 +191,15 @@ class Journal:
     """Counts and logs each request once, and reports failures of upstreams to their logs."""
 
     def __init__(
-        self, metrics: Metrics, request_log: RequestLog, upstreams: Mapping[str, Upstream]
+        self,
+        metrics: Metrics,
+        request_log: RequestLog,
+        audit: AuditLog,
+        upstreams: Mapping[str, Upstream],
     ) -> None:
         self.metrics = metrics
         self.request_log = request_log
+        self.audit = audit
         self._upstreams = upstreams
 
     def record(self, exchange: Exchange) -> None:
@@ -203,6 +215,10 @@ class Journal:
             first_byte = seconds if exchange.first_byte is None else exchange.first_byte
             counters.timed(outcome, first_byte, seconds)
         self.request_log.add(exchange.fields(), seconds, exchange.request.remote)
+        if exchange.client is not None:
+            exchange.client.sent += exchange.sent
+        if self.audit.is_on and (event := audited.answered(exchange)) is not None:
+            self.audit.record(event)
         if exchange.failure is not None and target is not None:
             upstream = self._upstreams.get(target.upstream)
             if upstream is not None:  # a reload may have removed it

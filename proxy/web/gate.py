@@ -8,6 +8,7 @@ from aiohttp.web import BaseRequest
 
 from proxy.access.control import AccessControl
 from proxy.access.identity import Certificate
+from proxy.access.limits import ClientLimits
 from proxy.access.principals import Principal
 from proxy.access.rules import Action
 from proxy.core.errors import RegistryError, Unauthorized
@@ -43,14 +44,23 @@ def presented(request: BaseRequest) -> Presented:
 class Gate:
     """Identifies clients and enforces decisions; an exchange keeps both for the log."""
 
-    def __init__(self, access: AccessControl, router: Router, trusted: TrustedProxies) -> None:
+    def __init__(
+        self, access: AccessControl, limits: ClientLimits, router: Router, trusted: TrustedProxies
+    ) -> None:
         self._access = access
+        self._limits = limits
         self._router = router
         self._trusted = trusted
 
     async def identify(self, request: BaseRequest) -> Principal:
         """Return who sends a request. Raises ``Unauthorized`` or ``TooManyRequests``."""
         return await self._access.identify(*presented(request))
+
+    async def admit(self, exchange: Exchange, principal: Principal) -> None:
+        """Return when it is the client's turn. Raises ``RateLimited``."""
+        client = exchange.client = self._limits.client(principal)
+        if client is not None:
+            await client.admit()
 
     def resolve(self, exchange: Exchange, principal: Principal) -> Target:
         """Return the repository that a client asks for and may pull from.

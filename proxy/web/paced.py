@@ -34,6 +34,19 @@ class Receiver(Protocol):
         """Close the connection immediately."""
 
 
+class Pace(Protocol):
+    """How fast a client may receive, by ``access.limits``."""
+
+    async def turn(self, most: int) -> int:
+        """Wait until bytes may be sent; return how many, at least one and at most ``most``."""
+
+    async def small_turn(self, size: int) -> None:
+        """Wait until a body may be sent at once, but not so long that clients miss the headers."""
+
+    def give_back(self, size: int) -> None:
+        """Give back bytes of a turn that were not sent."""
+
+
 class Turns:
     """Permits ``each`` steps in one turn of the event loop; waiters go in order.
 
@@ -128,10 +141,15 @@ class PacedResponse(Response):
 
     _receiver: Any = None
 
+    pace: Pace | None = None
+    """How fast it may be sent; None: as fast as the client reads."""
+
     async def prepare(self, request: BaseRequest) -> "AbstractStreamWriter | None":
         """Send the headers, with the first piece of the body."""
         if request.method != "HEAD" and self.status not in (204, 304):
             self._receiver = request.protocol
+            if self.pace is not None and isinstance(self.body, bytes) and len(self.body) <= PIECE:
+                await self.pace.small_turn(len(self.body))
         return await super().prepare(request)
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -144,7 +162,11 @@ class PacedResponse(Response):
         with receiver.outbox.sending(body, receiver) as shared:
             del body
             pieces = memoryview(shared)
-            for start in range(0, len(shared), PIECE):
+            while pieces:
+                size = min(PIECE, len(pieces))
+                if self.pace is not None:
+                    size = await self.pace.turn(size)
                 await receiver.outbox.turns.take()
-                await self.write(pieces[start : start + PIECE])
+                await self.write(pieces[:size])
+                pieces = pieces[size:]
         await StreamResponse.write_eof(self)

@@ -5,6 +5,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Final, assert_never
@@ -63,6 +64,8 @@ class Registry:
     ) -> StreamResponse:
         exchange, revision = Exchange(request), self._router.revision
         try:
+            if self._journal.audit.is_nearly_full:
+                await self._journal.audit.room()
             return await self._answer(exchange, identify)
         except RegistryError as error:
             if isinstance(error, Unauthorized):
@@ -87,6 +90,7 @@ class Registry:
             raise Unsupported(f"{request.method}: this registry is a read-only cache")
         route = exchange.route = parse_path(request.path)
         principal = exchange.principal = await identify(request)
+        await self._gate.admit(exchange, principal)
         if route.kind is Kind.BASE:
             self._gate.greet(exchange, principal)
             return replies.base(exchange)
@@ -140,11 +144,12 @@ class Registry:
         if exchange.is_head or replies.is_unmodified(exchange, digest):
             sized = await self._cache.blobs.head(target, digest, exchange.directive)
             return replies.sized(exchange, digest, sized)
-        blob = await self._cache.small.get(target, digest, exchange.directive)
-        try:
-            return await send_blob(exchange, digest, blob, self._cache.blobs)
-        finally:
-            await blob.aclose()
+        async with nullcontext() if exchange.client is None else exchange.client.download():
+            blob = await self._cache.small.get(target, digest, exchange.directive)
+            try:
+                return await send_blob(exchange, digest, blob, self._cache.blobs)
+            finally:
+                await blob.aclose()
 
     async def _tags(self, exchange: Exchange, target: Target) -> Response:
         assert exchange.route is not None

@@ -28,9 +28,11 @@ def manifest(exchange: Exchange, found: Manifest) -> Response:
     exchange.fresh = found.fresh
     if is_unmodified(exchange, found.descriptor.digest):
         return unmodified(exchange, found.descriptor.digest)
-    exchange.sent = len(found.body)
+    exchange.sent, exchange.digest = len(found.body), found.descriptor.digest
     headers = manifest_headers(found.descriptor, found.warning)
-    return PacedResponse(body=found.body, headers=exchange.headers(headers))
+    response = PacedResponse(body=found.body, headers=exchange.headers(headers))
+    response.pace = exchange.client
+    return response
 
 
 def described(exchange: Exchange, found: Described) -> Response:
@@ -101,7 +103,9 @@ def unmodified(exchange: Exchange, digest: Digest) -> Response:
 
 def _body(exchange: Exchange, body: bytes, headers: dict[str, str], status: int = 200) -> Response:
     exchange.sent = 0 if exchange.is_head else len(body)
-    return PacedResponse(status=status, body=body, headers=exchange.headers(headers))
+    response = PacedResponse(status=status, body=body, headers=exchange.headers(headers))
+    response.pace = exchange.client if status == 200 else None  # errors are short
+    return response
 
 
 def manifest_headers(descriptor: Descriptor, warning: str | None = None) -> dict[str, str]:

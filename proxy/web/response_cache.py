@@ -20,12 +20,15 @@ from aiohttp import HttpVersion11
 
 from proxy.access.control import AccessControl
 from proxy.access.identity import Certificate
+from proxy.access.limits import ClientLimits
+from proxy.access.principals import Principal
 from proxy.access.rules import Action
 from proxy.core.names import Kind, Route, Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
 from proxy.repository.memory_lookup import Found, MemoryLookup
 from proxy.runtime.metrics import Outcome, UpstreamCounters
+from proxy.web.audited import Remembered, remembered
 from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
 from proxy.web.exchange import HIT_STATUS, Exchange, Journal, common_headers
@@ -46,10 +49,16 @@ class ResponseCache:
     """Up to ``MAX_REQUESTS`` requests; at the limit the oldest is forgotten."""
 
     def __init__(
-        self, lookup: MemoryLookup, access: AccessControl, journal: Journal, trusted: TrustedProxies
+        self,
+        lookup: MemoryLookup,
+        access: AccessControl,
+        limits: ClientLimits,
+        journal: Journal,
+        trusted: TrustedProxies,
     ) -> None:
         self._lookup = lookup
         self._access = access
+        self._limits = limits
         self._journal = journal
         self._trusted = trusted
         self._seen_once: dict[int, None] = {}
@@ -80,6 +89,7 @@ class ResponseCache:
             counters=self._journal.metrics.of(target.upstream),
             named_client=self._trusted.named(exchange.request.headers),
             authorization=authorization,
+            audited=remembered(exchange),
         )
         _put(self._requests, head, request)
 
@@ -112,12 +122,25 @@ class ResponseCache:
         if response is None:
             return None
         body = b"" if request.is_head else found.body
+        if not self._admits(request, response, principal, len(body)):
+            return None
         self._journal.metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
         seconds = time.perf_counter() - started
         request.counters.timed(Outcome.HIT, seconds, seconds)
         self._journal.request_log.add(response.fields, seconds, client)
         return response.headers(found.fresh, self._end()), body
+
+    def _admits(
+        self, request: "_Request", response: "_Response", principal: Principal, size: int
+    ) -> bool:
+        """Count and audit a response, unless its client must wait for its turn."""
+        audit, client = self._journal.audit, self._limits.client(principal)
+        if audit.is_nearly_full or (client is not None and not client.try_request(size)):
+            return False
+        if audit.is_on and request.audited is not None:
+            audit.record(request.audited.hit(principal, response.descriptor.digest, size))
+        return True
 
     def _end(self) -> bytes:
         """Return the current second's ``Date`` (RFC 9110 §6.6.1), and the end of the block."""
@@ -161,6 +184,7 @@ class _Request:
     named_client: str | None
     """The client that the headers name; counts only on connections of trusted proxies."""
     authorization: str | None
+    audited: Remembered | None
     last: _Response | None = None
 
     @property

@@ -17,6 +17,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 from proxy.core.errors import StorageError, is_disk_error
 from proxy.runtime.executors import Pool, in_thread
 from proxy.storage import page_cache
+from proxy.web.paced import Pace
 
 CHUNK: Final = 128 * 1024
 """Bytes of one write, and of what may wait to be taken: under TLS that costs four times as much."""
@@ -48,11 +49,14 @@ class ClientLeftError(Exception):
 
 
 class Sending:
-    """One response on its way; ``sent`` counts body bytes."""
+    """One response on its way; ``sent`` counts body bytes. ``pace`` None: without a limit."""
 
-    def __init__(self, request: BaseRequest, response: StreamResponse) -> None:
+    def __init__(
+        self, request: BaseRequest, response: StreamResponse, pace: Pace | None = None
+    ) -> None:
         self._request = request
         self._response = response
+        self._pace = pace
         self.sent = 0
 
     async def file(self, source: Sendable, start: int, stop: int | None) -> None:
@@ -128,14 +132,15 @@ class Sending:
         cached_until = offset
         while offset < end:
             if offset >= cached_until:
-                cached_until = min(end, offset + SENDFILE_BYTES)
+                cached_until = offset + await self._turn(min(end - offset, SENDFILE_BYTES))
                 with _reading():
                     await page_cache.load(fd, offset, cached_until, end)
             try:
                 sent = os.sendfile(socket, fd, offset, cached_until - offset)
             except BlockingIOError:
-                await _writable(socket)
+                self._give_back(cached_until - offset)
                 cached_until = offset  # evicted meanwhile if the client is slow
+                await _writable(socket)
                 continue
             except OSError as error:
                 raise _failed_sendfile(error) from error
@@ -155,7 +160,8 @@ class Sending:
         """Send some bytes, at the client's pace. Raises ``ClientLeftError``."""
         rest = memoryview(chunk)
         while rest:
-            piece, rest = rest[:CHUNK], rest[CHUNK:]
+            size = await self._turn(min(CHUNK, len(rest)))
+            piece, rest = rest[:size], rest[size:]
             with _sending():
                 await self._response.write(piece)
             self.sent += len(piece)
@@ -164,6 +170,15 @@ class Sending:
         """End the body. Raises ``ClientLeftError``."""
         with _sending():
             await self._response.write_eof()
+
+    async def _turn(self, most: int) -> int:
+        """Return how many bytes may be sent now."""
+        return most if self._pace is None else await self._pace.turn(most)
+
+    def _give_back(self, size: int) -> None:
+        """Give back bytes of a turn, so that a slow reader holds up no other one of its client."""
+        if self._pace is not None:
+            self._pace.give_back(size)
 
 
 @contextmanager

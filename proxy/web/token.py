@@ -19,6 +19,7 @@ from urllib.parse import parse_qs
 import structlog
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
+from proxy.access.audit import AuditLog
 from proxy.access.authenticator import Authenticator
 from proxy.access.control import AccessControl
 from proxy.access.credentials import Basic, Bearer, basic, parse
@@ -36,6 +37,7 @@ from proxy.core.errors import (
 )
 from proxy.core.names import parse_repo
 from proxy.core.routing import Router
+from proxy.web import audited
 from proxy.web.gate import TOKEN_PATH, presented
 from proxy.web.paced import PacedResponse
 
@@ -64,8 +66,14 @@ class TokenEndpoint:
     """Answers ``/-/token``."""
 
     def __init__(
-        self, access: AccessControl, authenticator: Authenticator, own: OwnTokens, router: Router
+        self,
+        access: AccessControl,
+        authenticator: Authenticator,
+        own: OwnTokens,
+        router: Router,
+        audit: AuditLog,
     ) -> None:
+        self._audit = audit
         self._access = access
         self._authenticator = authenticator
         self._own = own
@@ -86,6 +94,8 @@ class TokenEndpoint:
         certificate = presented(request).certificate
         login = await self._log_in(asked, request, certificate)
         principal = self._principal(login, request, certificate)
+        if login is not None and self._audit.is_on:
+            self._audit.record(audited.login(request, principal, None))
         self._access.preview(principal, Action.CONNECT, None).enforce()
         granted = [
             entry
@@ -125,6 +135,8 @@ class TokenEndpoint:
             else:
                 if login is not None:
                     return login
+        if failure is not None and self._audit.is_on:
+            self._audit.record(audited.login(request, None, failure))
         anonymous = self._principal(None, request, certificate)
         may_stay = self._access.preview(anonymous, Action.CONNECT, None).is_allowed
         if failure is not None and not (asked.scopes and may_stay):

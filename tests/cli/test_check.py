@@ -34,6 +34,8 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "an address elsewhere": ("listen: 192.0.2.1:5000", ("listen: 192.0.2.1:5000", "cannot be listened on")),
     "a fallback that is a file": ("fallback: [TMP/file]", ("fallback: TMP/file is not a directory",)),
     "a relative fallback": ("fallback: [mnt/usb]", ("fallback", "not an absolute path")),
+    "an audit log without a directory": ("access: {audit_file: TMP/no/a}", ("access.audit_file: TMP/no is not a directory",)),
+    "an audit log that is a directory": ("access: {audit_file: TMP}", ("access.audit_file: TMP is not a regular file",)),
     "a token that is binary": ("admin: {token_file: TMP/binary}", ("admin.token_file", "not UTF-8")),
 }  # fmt: skip
 

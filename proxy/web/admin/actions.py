@@ -10,6 +10,8 @@ from typing import Final
 
 from aiohttp.web import BaseRequest, StreamResponse
 
+from proxy.access.audit import AuditLog
+from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.content.content import Content
 from proxy.content.in_use import MAX_FILE, Feeds
@@ -53,8 +55,12 @@ class Services:
 class Control:
     """The operator's pages. Each raises ``RegistryError`` for an invalid request."""
 
-    def __init__(self, services: Services, access: AdminAccess) -> None:
+    def __init__(
+        self, services: Services, access: AdminAccess, audit: AuditLog, limits: ClientLimits
+    ) -> None:
         self._services = services
+        self.audit = audit
+        self.limits = limits
         self._content = services.content
         self._feeds = services.feeds
         self.pins = services.pins

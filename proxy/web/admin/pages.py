@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from aiohttp.web import BaseRequest, Response, StreamResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -15,11 +15,15 @@ from proxy.core.errors import PathNotFound, RegistryError, Unsupported
 from proxy.runtime.metrics import Gauge, Metrics, registry
 from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.registry import Upstream
+from proxy.web import audited
 from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
 from proxy.web.admin.documents import refusal, reply
 from proxy.web.gate import presented
 from proxy.web.paced import PacedResponse
+
+TOP_CLIENTS: Final = 10
+"""Clients in ``/-/stats``: so many with the most requests, and so many with the most bytes."""
 
 
 class Admin:
@@ -65,8 +69,7 @@ class Admin:
         """Answer; ``authorize`` returns who may administer, or raises ``RegistryError``."""
         try:
             if self._control.has(request.path):
-                await authorize()
-                return await self._control.answer(request)
+                return await self._operate(request, authorize)
             self._control.access.observe(request.remote)
             if request.path == "/-/stats":
                 _require_read(request)
@@ -74,6 +77,22 @@ class Admin:
             return await self._answer(request)
         except RegistryError as error:
             return refusal(error)
+
+    async def _operate(
+        self, request: BaseRequest, authorize: Callable[[], Awaitable[Principal]]
+    ) -> StreamResponse:
+        """Answer a request of the operator, and record it. Raises ``RegistryError``."""
+        principal: Principal | None = None
+        failure: RegistryError | None = None
+        try:
+            principal = await authorize()
+            return await self._control.answer(request)
+        except RegistryError as error:
+            failure = error
+            raise
+        finally:
+            if self._control.audit.is_on:
+                self._control.audit.record(audited.administered(request, principal, failure))
 
     async def _stats(self, authorize: Callable[[], Awaitable[Principal]]) -> Response:
         """Return the statistics, without names for a client that may not administer."""
@@ -138,6 +157,7 @@ class Admin:
                 }
                 for download in self._downloads.all()
             ],
+            "clients": self._control.limits.top(TOP_CLIENTS),
         }
 
     def _usage(self) -> list[tuple[str, str, int]]:
@@ -193,7 +213,7 @@ def _public(stats: dict[str, Any]) -> dict[str, Any]:
         limit = dict(numbers["rate_limit"] or {})
         limit.pop("source", None)
         upstreams[name] = numbers | {"rate_limit": limit or None}
-    return stats | {"downloads": downloads, "upstreams": upstreams}
+    return stats | {"downloads": downloads, "upstreams": upstreams, "clients": []}
 
 
 def _health(name: str, breaker: CircuitBreaker) -> list[Gauge]:

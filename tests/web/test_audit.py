@@ -1,0 +1,274 @@
+"""The audit log over HTTP: which requests get a line, what it says, and what it never says."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, UnixConnector
+
+from proxy.access import limits
+from proxy.access.audit_log import Audit
+from proxy.access.identity import Certificate
+from proxy.access.principals import Method, Principal
+from proxy.core.errors import Unauthorized
+from proxy.runtime import line_writer
+from tests.access.people import basic, write_users
+from tests.fakes import content
+from tests.fakes.upstream import FakeUpstream
+from tests.running import Proxy, Start, until
+
+IMAGE = content.image(1, layers=(1000,))
+[LAYER] = IMAGE.layers
+REPO = "/v2/library/app"
+MANIFEST = f"{REPO}/manifests/latest"
+BLOB = f"{REPO}/blobs/{LAYER}"
+SECRET = "s3cr3t-t0ken"
+RULES = [
+    {"deny": "pull", "images": ["docker.io/library/miner"], "because": "SEC-12"},
+    {"allow": "pull", "images": ["docker.io/library/**"]},
+    {"allow": "pull", "to": ["user:*"]},
+]
+
+
+@dataclass
+class Tokens:
+    """Knows one token."""
+
+    def recognise(
+        self, authorization: str | None, address: str | None, certificate: Certificate | None
+    ) -> Principal | None:
+        if authorization is None:
+            return Principal(address)
+        if authorization == f"Bearer {SECRET}":
+            return Principal(address, "eve", method=Method.TOKEN, credential_id="ci")
+        return None
+
+    async def identify(
+        self, authorization: str | None, address: str | None, certificate: Certificate | None
+    ) -> Principal:
+        raise Unauthorized("the token is unknown")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+@pytest.fixture
+def access(file: Path) -> dict[str, Any]:
+    return {"rules": RULES, "audit_file": str(file)}
+
+
+@pytest.fixture
+async def proxy(start: Start, upstream: FakeUpstream, access: dict[str, Any]) -> Proxy:
+    upstream.add("library/app", IMAGE)
+    return await start(access=access, identifier=Tokens())
+
+
+@pytest.fixture
+def lines(file: Path) -> Callable[[], list[dict[str, Any]]]:
+    return lambda: [json.loads(line) for line in file.read_text().splitlines()]
+
+
+Lines = Callable[[], list[dict[str, Any]]]
+
+
+async def test_each_pull_of_a_manifest_is_one_line(proxy: Proxy, lines: Lines) -> None:
+    for _ in range(5):
+        await proxy.get(MANIFEST, User_Agent="test/1", X_Request_Id="r1")
+    await until(lambda: len(lines()) == 5)
+    assert all(line["time"].endswith("Z") for line in lines())
+    assert [line["cache"] for line in lines()] == ["miss", *["hit"] * 4]
+    shared = {
+        "event": "pull",
+        "outcome": "allowed",
+        "method": "anonymous",
+        "address": "127.0.0.1",
+        "user_agent": "test/1",
+        "upstream": "docker.io",
+        "repository": "library/app",
+        "reference": "latest",
+        "digest": IMAGE.digest,
+        "status": 200,
+        "bytes": len(IMAGE.manifest),
+        "request_id": "r1",
+    }
+    assert [line | shared for line in lines()] == lines()
+
+
+async def test_the_response_cache_records_the_same_as_the_general_path(
+    proxy: Proxy, lines: Lines
+) -> None:
+    for _ in range(6):
+        await proxy.get(MANIFEST, Authorization=f"Bearer {SECRET}")
+    await until(lambda: len(lines()) == 6)
+    metrics = (await proxy.get("/metrics")).body.decode()
+    assert "millpond_prepared_answers_total 0.0" not in metrics
+    told = [{k: v for k, v in line.items() if k != "time"} for line in lines()]
+    assert told[0] | {"cache": "hit"} == told[-1]
+    assert [line["cache"] for line in told] == ["miss", *["hit"] * 5]
+    assert told[-1]["user"] == "eve"
+    assert (told[-1]["method"], told[-1]["credential_id"]) == ("token", "ci")
+
+
+async def test_what_is_no_pull_has_no_line(proxy: Proxy, lines: Lines) -> None:
+    await proxy.head(MANIFEST)
+    for path in ("/v2/", BLOB, f"{REPO}/tags/list", f"{REPO}/referrers/{IMAGE.digest}", "/-/stats"):
+        await proxy.get(path)
+    await proxy.get("/v2/not/a//path", Authorization="Bearer wrong")
+    await proxy.get(MANIFEST)
+    await until(lambda: len(lines()) > 0)
+    assert [line["reference"] for line in lines()] == ["latest"]
+
+
+@pytest.mark.parametrize("path", ["manifests/latest", f"blobs/{LAYER}", "tags/list"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_denial_says_which_rule_and_why(
+    proxy: Proxy, lines: Lines, path: str, method: str
+) -> None:
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    answer = await proxy.ask(method, f"/v2/library/miner/{path}", **headers)
+    assert answer.status == 403
+    await until(lambda: len(lines()) == 1)
+    [line] = lines()
+    assert (line["event"], line["outcome"], line["status"]) == ("pull", "denied", 403)
+    assert line["rule"] == "1: deny pull docker.io/library/miner to everybody"
+    assert line["because"] == "SEC-12"
+    assert (line["user"], line["repository"]) == ("eve", "library/miner")
+
+
+async def test_a_client_that_must_log_in_is_challenged(proxy: Proxy, lines: Lines) -> None:
+    assert (await proxy.get("/v2/acme/app/manifests/latest")).status == 401
+    await until(lambda: len(lines()) == 1)
+    [line] = lines()
+    assert (line["event"], line["outcome"], line["status"]) == ("pull", "challenged", 401)
+
+
+async def test_wrong_credentials_are_a_login_that_failed(proxy: Proxy, lines: Lines) -> None:
+    assert (await proxy.get(MANIFEST, Authorization="Bearer wr0ng")).status == 401
+    await until(lambda: len(lines()) == 1)
+    [line] = lines()
+    assert (line["event"], line["outcome"], line["status"]) == ("login", "denied", 401)
+    assert line["because"] == "the token is unknown"
+    assert "user" not in line
+
+
+async def test_logins_at_the_token_endpoint(
+    start: Start, access: dict[str, Any], lines: Lines, file: Path, tmp_path: Path
+) -> None:
+    users = write_users(tmp_path / "htpasswd", eve="c0rrect")
+    proxy = await start(access=access | {"htpasswd_file": str(users)})
+    scope = "/-/token?scope=repository:library/app:pull"
+    assert (await proxy.get("/-/token")).status == 200, "anonymous"
+    assert (await proxy.get("/-/token", Authorization=basic("eve", "c0rrect"))).status == 200
+    assert (await proxy.get("/-/token", Authorization=basic("eve", "wr0ng"))).status == 401
+    assert (await proxy.get(scope, Authorization=basic("adam", "hub-t0ken"))).status == 200
+    await until(lambda: len(lines()) == 3)
+    assert [line["event"] for line in lines()] == ["login"] * 3
+    assert [line["outcome"] for line in lines()] == ["allowed", "denied", "denied"]
+    assert (lines()[0]["user"], lines()[0]["method"]) == ("eve", "password")
+    for secret in ("c0rrect", "wr0ng", "hub-t0ken"):
+        assert secret not in file.read_text()
+
+
+async def test_what_was_allowed_and_failed_says_so(
+    proxy: Proxy, lines: Lines, upstream: FakeUpstream
+) -> None:
+    assert (await proxy.get(f"{REPO}/manifests/absent")).status == 404
+    upstream.fail(status=500)
+    assert (await proxy.get(f"{REPO}/manifests/other")).status == 502
+    await until(lambda: len(lines()) == 2)
+    assert [line["outcome"] for line in lines()] == ["failed", "failed"]
+    assert [line["status"] for line in lines()] == [404, 502]
+
+
+async def test_what_a_limit_refused_says_so(
+    start: Start, access: dict[str, Any], lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_WAIT", 0.0)
+    proxy = await start(access=access | {"limits": {"requests_per_second": 0.01}})
+    await proxy.get("/v2/")
+    assert (await proxy.get(f"{REPO}/tags/list")).status == 429
+    await until(lambda: len(lines()) == 1)
+    assert lines()[0]["outcome"] == "limited"
+
+
+async def test_what_operators_do_and_what_others_try(proxy: Proxy, lines: Lines) -> None:
+    connector = UnixConnector(str(proxy.storage / "admin.sock"))
+    async with ClientSession("http://millpond", connector=connector) as operator:
+        for method, path in (("PUT", "/-/pins?pin=app"), ("POST", "/-/pins"), ("GET", "/-/pins")):
+            async with operator.request(method, path) as answer:
+                await answer.read()
+    assert (await proxy.get("/-/pins")).status in (401, 403)
+    await until(lambda: len(lines()) == 4)
+    assert [line["event"] for line in lines()] == ["admin"] * 4
+    assert [line["outcome"] for line in lines()] == ["allowed", "failed", "allowed", "denied"]
+    assert [line["action"] for line in lines()] == [
+        "PUT /-/pins", "POST /-/pins", "GET /-/pins", "GET /-/pins"
+    ]  # fmt: skip
+    assert lines()[0]["reference"] == "pin=app"
+    assert lines()[0]["method"] == "socket"
+
+
+async def test_no_secret_and_no_second_line_gets_in(proxy: Proxy, lines: Lines, file: Path) -> None:
+    forged = '{"event":"pull","outcome":"allowed","user":"root"}'
+    await proxy.get(MANIFEST, Authorization=f"Bearer {SECRET}", User_Agent=f"x\\n{forged}\u2028")
+    await proxy.get(MANIFEST, Authorization="Basic ZXZlOndyMG5n")
+    await proxy.get(f"{MANIFEST}?x=%0a{forged.replace(' ', '')}")
+    await until(lambda: len(lines()) == 3)
+    assert not any(line.get("user") == "root" for line in lines())
+    written = file.read_text() + proxy.log.getvalue()
+    for secret in (SECRET, "ZXZlOndyMG5n", "wr0ng"):
+        assert secret not in written
+
+
+@pytest.mark.parametrize("level", ["info", "error"])
+async def test_without_a_file_the_lines_are_in_the_log_whatever_its_level(
+    start: Start, upstream: FakeUpstream, level: str
+) -> None:
+    upstream.add("library/app", IMAGE)
+    proxy = await start(access={"rules": RULES}, log={"level": level})
+    await proxy.get(MANIFEST)
+    await until(lambda: '"event": "audit"' in proxy.log.getvalue())
+    logged = [json.loads(line) for line in proxy.log.getvalue().splitlines()]
+    [line] = [line for line in logged if line["event"] == "audit"]
+    assert (line["audit"], line["outcome"], line["digest"]) == ("pull", "allowed", IMAGE.digest)
+
+
+async def test_without_configured_access_there_is_no_audit_log(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", IMAGE)
+    proxy = await start()
+    await proxy.get(MANIFEST)
+    await proxy.close()
+    assert '"audit"' not in proxy.log.getvalue()
+
+
+async def test_everything_is_written_when_the_proxy_stops(
+    proxy: Proxy, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_writer, "COLLECT_SECONDS", 60.0)
+    for _ in range(20):
+        await proxy.get(MANIFEST)
+    await proxy.close()
+    assert len(lines()) == 20
+
+
+async def test_requests_wait_while_the_queue_is_nearly_full(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(4):
+        await proxy.get(MANIFEST)
+    monkeypatch.setattr(Audit, "is_nearly_full", True)
+    room = asyncio.Event()
+    monkeypatch.setattr(Audit, "room", lambda _: room.wait())
+    waiting = asyncio.create_task(proxy.get(MANIFEST))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    room.set()
+    assert (await waiting).status == 200

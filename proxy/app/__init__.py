@@ -59,6 +59,8 @@ async def running(
         parts = serving.handlers(engine, settings, environment.access, request_log)
         background = engine.background
         background.start("request log", request_log.write_forever)
+        background.start("policies", parts.policies.watch)
+        stack.push_async_callback(parts.policies.close)
         _maintain(background, engine, settings)
         servers = serving.Servers(stack, engine, parts, grace=settings.shutdown_grace)
         if settings.admin.socket:

@@ -1,6 +1,7 @@
 """Applies changed settings to the running proxy: all that need no restart, or none."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import structlog
@@ -9,6 +10,8 @@ from proxy.app.engine import Engine
 from proxy.app.serving import Handlers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
+from proxy.policies.rules import compiled
+from proxy.runtime.executors import in_thread
 from proxy.runtime.logs import RequestLog, set_level
 from proxy.settings import Settings
 from proxy.web.certificate import Certificate
@@ -61,6 +64,7 @@ class Reloader:
             parsed = pins.parsed(settings.pins, Router(settings).parse_pin)
         except RegistryError as error:
             raise ConfigError(f"pins: {error.message}") from None
+        rules = await in_thread(partial(compiled, settings.policies))
         plan = await upstreams.prepare(settings)
         try:
             if certificate is not None and settings.tls is not None:
@@ -71,6 +75,7 @@ class Reloader:
         engine.origins.replace(upstreams.commit(plan))
         router.update(settings)
         pins.use(parsed)
+        self._handlers.policies.use(rules)
         self._handlers.admin_access.use(settings.admin.token_file)
         self._handlers.responses.forget()
 
@@ -88,6 +93,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "offline": wanted.offline,
             "fallback": wanted.fallback,
             "pins": wanted.pins,
+            "policies": wanted.policies,
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
             "timeouts": wanted.timeouts.model_copy(update=fixed),
             "patience": wanted.patience,

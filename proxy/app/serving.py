@@ -10,6 +10,8 @@ from aiohttp.web import ServerRunner
 
 from proxy.access import AccessRules, AdminAccess
 from proxy.app.engine import Engine
+from proxy.policies import Policies
+from proxy.policies.rules import compiled
 from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
@@ -23,7 +25,7 @@ from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.registry import Registry
-from proxy.web.response_cache import ResponseCache
+from proxy.web.response_cache import Guards, ResponseCache
 from proxy.web.server import Handler, RegistryServer
 
 ADMIN_CLIENTS: Final = 16
@@ -39,6 +41,7 @@ class Handlers:
     services: Services
     admin_access: AdminAccess
     trusted: TrustedProxies
+    policies: Policies
 
 
 def handlers(
@@ -50,7 +53,10 @@ def handlers(
     lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
     trusted = TrustedProxies(settings.trusted_proxies)
     journal = Journal(engine.metrics, request_log, upstreams.current)
-    responses = ResponseCache(lookup, access, journal, trusted)
+    policies = Policies(cache, content, engine.metrics)
+    policies.use(compiled(settings.policies))
+    guards = Guards(access, policies)
+    responses = ResponseCache(lookup, guards, journal, trusted)
     services = Services(
         content,
         storage.pins,
@@ -70,8 +76,8 @@ def handlers(
         upstreams=upstreams.current,
         control=Control(services, admin_access),
     )
-    registry = Registry(router, cache, access=access, journal=journal, responses=responses)
-    return Handlers(registry, admin, responses, services, admin_access, trusted)
+    registry = Registry(router, cache, guards=guards, journal=journal, responses=responses)
+    return Handlers(registry, admin, responses, services, admin_access, trusted, policies)
 
 
 class Servers:

@@ -13,6 +13,7 @@ from typing import Final
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.core.units import show_size
+from proxy.policies.rules import compiled
 from proxy.settings import Settings
 from proxy.upstream.transport import client_context
 from proxy.web.certificate import Certificate
@@ -72,6 +73,10 @@ def _upstream_files(settings: Settings) -> Iterator[str]:
         yield from _refusal(lambda name=name, tls=tls: client_context(name, tls))  # type: ignore[misc]
         if upstream.password_file is not None:
             yield from _unreadable(f"upstreams.{name}.password_file", upstream.password_file)
+
+
+def _policies(settings: Settings) -> Iterator[str]:
+    yield from _refusal(lambda: compiled(settings.policies))
 
 
 def _token_file(settings: Settings) -> Iterator[str]:
@@ -142,6 +147,7 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _pins,
     _certificate,
     _upstream_files,
+    _policies,
     _token_file,
     _directory,
     _fallback,

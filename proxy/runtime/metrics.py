@@ -49,6 +49,17 @@ class Outcome(StrEnum):
     """Not at all: the client disconnected first."""
 
 
+class PolicyOutcome(StrEnum):
+    """What a policy decided about a request."""
+
+    ALLOWED = "allowed"
+    DENIED = "denied"
+    AUDITED = "audited"
+    """It would be denied, but the policy only audits."""
+    FAILED = "failed"
+    """It could not be decided, because upstream failed."""
+
+
 BUCKETS: Final = (
     *(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
@@ -264,6 +275,18 @@ class TaskCounters:
 
 
 @dataclass(slots=True)
+class PolicyCounters:
+    """Totals of one policy, by the label ``policy``."""
+
+    decisions: Counter[PolicyOutcome] = counter_by(
+        "outcome",
+        "Requests that a policy covers, by outcome, without those from the response cache.",
+        PolicyOutcome,
+        name="policy_decisions",
+    )
+
+
+@dataclass(slots=True)
 class ProcessGauges:
     """The state of the process."""
 
@@ -282,12 +305,17 @@ class Metrics:
         self.unrouted: Final = UpstreamCounters()
         self.cache: Final = CacheCounters()
         self.tasks: Final[dict[str, TaskCounters]] = {}
+        self.policies: Final[dict[str, PolicyCounters]] = {}
         self.process: Final = ProcessGauges()
         self.readiness: Final = Readiness()
 
     def add(self, upstream: str) -> UpstreamCounters:
         """Return an upstream's counters, which start at 0 for a new one."""
         return self.upstreams.setdefault(upstream, UpstreamCounters())
+
+    def policy(self, name: str) -> PolicyCounters:
+        """Return a policy's counters, which start at 0 for a new one."""
+        return self.policies.setdefault(name, PolicyCounters())
 
     def of(self, upstream: str | None) -> UpstreamCounters:
         """Return an upstream's counters; None stands for requests without an upstream."""
@@ -336,6 +364,7 @@ class _View(Collector):
         yield from _families(UpstreamCounters, "upstream", by_upstream)
         yield from _families(CacheCounters, None, {"": metrics.cache})
         yield from _families(TaskCounters, "task", metrics.tasks)
+        yield from _families(PolicyCounters, "policy", metrics.policies)
         yield from _families(ProcessGauges, None, {"": metrics.process})
         yield from self._readings()
         yield self._info

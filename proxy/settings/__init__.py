@@ -14,12 +14,14 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from proxy.core.units import Amount
+from proxy.settings.policies import Policy
 from proxy.settings.units import Bytes, Disk, Fraction, KeptFor, Rate, Seconds, Section, Wait
 from proxy.settings.upstreams import FreshnessOverride, Upstream, UpstreamTLS, over_built_in
 
 __all__ = [
     "Freshness",
     "FreshnessOverride",
+    "Policy",
     "ServerTLS",
     "Settings",
     "Storage",
@@ -267,6 +269,7 @@ class Settings(Section):
     """Let `/v2/_catalog` list the repositories that the cache knows."""
     pins: tuple[str, ...] = ()
     """Images, or patterns over image names, that are never evicted."""
+    policies: tuple[Policy, ...] = ()
     admin: Admin = Admin()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()

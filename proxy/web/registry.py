@@ -9,7 +9,7 @@ from typing import Final, assert_never
 import structlog
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
-from proxy.access import AccessRules, Action, Principal
+from proxy.access import Action, Principal
 from proxy.core.errors import PaginationInvalid, RegistryError, Unsupported
 from proxy.core.names import Digest, Kind, Tag, Target, is_digest, parse_path
 from proxy.core.routing import Router
@@ -20,7 +20,7 @@ from proxy.upstream.registry import PAGE_KEYS
 from proxy.web import replies
 from proxy.web.blob import send_blob
 from proxy.web.exchange import Exchange, Journal
-from proxy.web.response_cache import ResponseCache
+from proxy.web.response_cache import Guards, ResponseCache
 
 MAX_PAGE: Final = 10_000
 
@@ -35,13 +35,13 @@ class Registry:
         router: Router,
         cache: Cache,
         *,
-        access: AccessRules,
+        guards: Guards,
         journal: Journal,
         responses: ResponseCache,
     ) -> None:
         self._router = router
         self._cache = cache
-        self._access = access
+        self._access, self._policies = guards
         self._journal = journal
         self._responses = responses
 
@@ -76,6 +76,7 @@ class Registry:
             return await self._catalog(exchange)
         target = exchange.target = self._router.resolve(route.repo, request.host, exchange.ns)
         self._allow(exchange, Action.PULL)
+        self._policies.check_request(target, route)
         match route.kind:
             case Kind.MANIFEST if exchange.is_head:
                 return replies.described(exchange, await self._head(exchange, target, route.ref))
@@ -99,6 +100,7 @@ class Registry:
             manifest = await self._cache.manifests.get(target, Digest(ref), exchange.directive)
         else:
             manifest = await self._cache.tags.get(target, Tag(ref), exchange.directive)
+        await self._policies.check_manifest(target, manifest.descriptor.digest, ref)
         if manifest.outcome is Outcome.MISS:
             self._cache.prefetcher.begin(target, manifest.children)
         self._confirm(target, manifest)
@@ -109,6 +111,7 @@ class Registry:
             described = await self._cache.manifests.head(target, Digest(ref), exchange.directive)
         else:
             described = await self._cache.tags.head(target, Tag(ref), exchange.directive)
+        await self._policies.check_manifest(target, described.descriptor.digest, ref)
         self._confirm(target, described)
         return described
 
@@ -121,6 +124,7 @@ class Registry:
             self._cache.link_checks.begin(target, answer.descriptor.digest)
 
     async def _blob(self, exchange: Exchange, target: Target, digest: Digest) -> StreamResponse:
+        await self._policies.check_blob(target, digest)
         if exchange.is_head or replies.is_unmodified(exchange, digest):
             sized = await self._cache.blobs.head(target, digest, exchange.directive)
             return replies.sized(exchange, digest, sized)

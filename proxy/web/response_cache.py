@@ -21,6 +21,7 @@ from proxy.access import AccessRules, Action, Principal
 from proxy.core.names import Kind, Route, Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
+from proxy.policies import Policies
 from proxy.repository.memory_lookup import Found, MemoryLookup
 from proxy.runtime.metrics import Outcome, UpstreamCounters
 from proxy.web.blob import blob_headers
@@ -39,14 +40,25 @@ _CREDENTIALS: Final = ("Authorization", "Proxy-Authorization", "Cookie")
 _STATUS_LINE: Final = f"Cache-Status: {HIT_STATUS}"
 
 
+class Guards(NamedTuple):
+    """What decides about requests: who may pull, and what may run."""
+
+    access: AccessRules
+    policies: Policies
+
+
 class ResponseCache:
     """Up to ``MAX_REQUESTS`` requests; at the limit the oldest is forgotten."""
 
     def __init__(
-        self, lookup: MemoryLookup, access: AccessRules, journal: Journal, trusted: TrustedProxies
+        self,
+        lookup: MemoryLookup,
+        guards: Guards,
+        journal: Journal,
+        trusted: TrustedProxies,
     ) -> None:
         self._lookup = lookup
-        self._access = access
+        self._access, self._policies = guards
         self._journal = journal
         self._trusted = trusted
         self._seen_once: dict[int, None] = {}
@@ -95,6 +107,8 @@ class ResponseCache:
             return None
         found = self._lookup.get(request.target, request.route)
         if found is None or len(found.body) > MAX_BODY:
+            return None
+        if not self._policies.is_allowed(request.target, found.descriptor.digest):
             return None
         response = request.response(found)
         if response is None:

@@ -56,7 +56,7 @@ async def running(
         engine = await engines.opened(stack, settings, environment, limits.downloads)
         level, metrics, storage = settings.log.level, engine.metrics, engine.storage
         request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
-        parts = serving.handlers(engine, settings, environment.access, request_log)
+        parts = serving.handlers(engine, settings, environment, request_log)
         background = engine.background
         background.start("request log", request_log.write_forever)
         background.start("policies", parts.policies.watch)

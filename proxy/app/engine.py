@@ -4,7 +4,8 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from proxy.access import AccessRules, AllowAll
+from proxy.access.identity import Everyone, Identifier
+from proxy.access.rules import AccessRules
 from proxy.app import cache as caching
 from proxy.app import storage as storages
 from proxy.app.storage import Storage
@@ -22,11 +23,15 @@ from proxy.upstream.guard import SYSTEM_NETWORK, Network
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What tests replace: the clock (Unix seconds), name resolution, and the rules of access."""
+    """What tests replace: the clock (Unix seconds), name resolution, identity, and access rules.
+
+    ``rules`` None: those of the settings.
+    """
 
     clock: Clock = time.time
     network: Network = SYSTEM_NETWORK
-    access: AccessRules = field(default_factory=AllowAll)
+    identifier: Identifier = field(default_factory=Everyone)
+    rules: AccessRules | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 
+from proxy.access.control import Policy
 from proxy.app.engine import Engine
 from proxy.app.serving import Handlers
 from proxy.core.errors import ConfigError, RegistryError
@@ -60,11 +61,13 @@ class Reloader:
         """Check everything, then apply it in one step that neither fails nor awaits."""
         engine, certificate = self._engine, self._certificate
         router, upstreams, pins = engine.router, engine.upstreams, engine.storage.pins
+        wanted = Router(settings)
+        policy = Policy.of(settings.access, wanted.parse_selector)
         try:
-            parsed = pins.parsed(settings.pins, Router(settings).parse_pin)
+            parsed = pins.parsed(settings.pins, wanted.parse_pin)
         except RegistryError as error:
             raise ConfigError(f"pins: {error.message}") from None
-        rules = await in_thread(partial(compiled, settings.policies))
+        rules = await in_thread(partial(compiled, settings.policies, wanted.parse_selector))
         plan = await upstreams.prepare(settings)
         try:
             if certificate is not None and settings.tls is not None:
@@ -76,6 +79,8 @@ class Reloader:
         router.update(settings)
         pins.use(parsed)
         self._handlers.policies.use(rules)
+        self._handlers.access.use(policy)
+        self._handlers.trusted.use(settings.access.trusted_proxies)
         self._handlers.admin_access.use(settings.admin.token_file)
         self._handlers.responses.forget()
 
@@ -94,6 +99,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "fallback": wanted.fallback,
             "pins": wanted.pins,
             "policies": wanted.policies,
+            "access": wanted.access,
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
             "timeouts": wanted.timeouts.model_copy(update=fixed),
             "patience": wanted.patience,

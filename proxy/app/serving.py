@@ -2,14 +2,16 @@
 
 import socket
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ssl import SSLContext
 from typing import Final
 
 from aiohttp.web import ServerRunner
 
-from proxy.access import AccessRules, AdminAccess
-from proxy.app.engine import Engine
+from proxy.access.control import AccessControl, Policy
+from proxy.access.identity import Certificate
+from proxy.access.operator import AdminAccess
+from proxy.app.engine import Engine, Environment
 from proxy.policies import Policies
 from proxy.policies.rules import compiled
 from proxy.repository.memory_lookup import MemoryLookup
@@ -24,9 +26,10 @@ from proxy.web.admin.pages import Admin
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
 from proxy.web.forwarded import TrustedProxies
+from proxy.web.gate import Gate
 from proxy.web.registry import Registry
 from proxy.web.response_cache import Guards, ResponseCache
-from proxy.web.server import Handler, RegistryServer
+from proxy.web.server import RegistryServer
 
 ADMIN_CLIENTS: Final = 16
 
@@ -39,22 +42,24 @@ class Handlers:
     admin: Admin
     responses: ResponseCache
     services: Services
+    access: AccessControl
     admin_access: AdminAccess
     trusted: TrustedProxies
     policies: Policies
 
 
 def handlers(
-    engine: Engine, settings: Settings, access: AccessRules, request_log: RequestLog
+    engine: Engine, settings: Settings, environment: Environment, request_log: RequestLog
 ) -> Handlers:
-    """Return everything that answers requests to ``engine``."""
+    """Return everything that answers requests to ``engine``. Raises ``ConfigError``."""
     cache, storage, router = engine.cache, engine.storage, engine.router
     content, upstreams = storage.content, engine.upstreams
     lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
-    trusted = TrustedProxies(settings.trusted_proxies)
+    trusted = TrustedProxies(settings.access.trusted_proxies)
+    access = access_control(engine, settings, environment)
     journal = Journal(engine.metrics, request_log, upstreams.current)
     policies = Policies(cache, content, engine.metrics)
-    policies.use(compiled(settings.policies))
+    policies.use(compiled(settings.policies, router.parse_selector))
     guards = Guards(access, policies)
     responses = ResponseCache(lookup, guards, journal, trusted)
     services = Services(
@@ -76,8 +81,17 @@ def handlers(
         upstreams=upstreams.current,
         control=Control(services, admin_access),
     )
-    registry = Registry(router, cache, guards=guards, journal=journal, responses=responses)
-    return Handlers(registry, admin, responses, services, admin_access, trusted, policies)
+    gate = Gate(access, router, trusted, policies)
+    registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
+    return Handlers(registry, admin, responses, services, access, admin_access, trusted, policies)
+
+
+def access_control(engine: Engine, settings: Settings, environment: Environment) -> AccessControl:
+    """Return who decides about access. Raises ``ConfigError``."""
+    policy = Policy.of(settings.access, engine.router.parse_selector)
+    if environment.rules is not None:
+        policy = replace(policy, rules=environment.rules)
+    return AccessControl(policy, environment.identifier, engine.metrics.cache)
 
 
 class Servers:
@@ -100,7 +114,14 @@ class Servers:
     async def serve_operator(self, listener: socket.socket) -> None:
         """Accept connections on the admin socket."""
         clients = Clients(self._counters)
-        server = self._server(self._parts.admin.handle_trusted, clients)
+        parts = self._parts
+        server = RegistryServer(
+            parts.registry.handle_trusted,
+            parts.admin.handle_trusted,
+            _not_remembered,
+            clients=clients,
+            trusted=parts.trusted,
+        )
         await self._start(server, Acceptor(listener, server, clients, limit=ADMIN_CLIENTS))
 
     async def serve_clients(
@@ -116,20 +137,17 @@ class Servers:
         A client may stop reading for ``send_timeout`` seconds. ``context`` None: plain HTTP.
         """
         clients = Clients(self._counters, send_timeout)
-        server = self._server(self._parts.admin.handle, clients)
-        acceptor = Acceptor(listener, server, clients, limit=limit, context=context)
-        await self._start(server, acceptor)
-        return clients
-
-    def _server(self, admin: Handler, clients: Clients) -> RegistryServer:
         parts = self._parts
-        return RegistryServer(
+        server = RegistryServer(
             parts.registry.handle,
-            admin,
+            parts.admin.handle,
             parts.responses.get,
             clients=clients,
             trusted=parts.trusted,
         )
+        acceptor = Acceptor(listener, server, clients, limit=limit, context=context)
+        await self._start(server, acceptor)
+        return clients
 
     async def _start(self, server: RegistryServer, acceptor: Acceptor) -> None:
         runner = ServerRunner(server, shutdown_timeout=self._grace)
@@ -138,3 +156,8 @@ class Servers:
         acceptor.start()
         self._stack.push_async_callback(acceptor.close)
         self._servers.append(server)
+
+
+def _not_remembered(head: bytes, client: str | None, certificate: Certificate | None) -> None:
+    """Leave every request of the operator to the general path, which knows who it is."""
+    del head, client, certificate

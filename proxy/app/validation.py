@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from proxy.access.review import faults
+from proxy.access.rules import Rules
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.core.units import show_size
@@ -24,9 +26,9 @@ LEAST_SIZE: Final = 1024 * 1024
 
 def validate(settings: Settings) -> None:
     """Return if the settings work on this machine. Raises ``ConfigError``, a line per fault."""
-    faults = [fault for check in _CHECKS for fault in check(settings)]
-    if faults:
-        raise ConfigError("\n".join(faults))
+    found = [fault for check in _CHECKS for fault in check(settings)]
+    if found:
+        raise ConfigError("\n".join(found))
 
 
 def validate_writable(settings: Settings) -> None:
@@ -61,6 +63,11 @@ def _pins(settings: Settings) -> Iterator[str]:
             yield f"pins: {error.message}"
 
 
+def _rules(settings: Settings) -> Iterator[str]:
+    yield from _refusal(lambda: Rules(settings.access, Router(settings).parse_selector))
+    yield from faults(settings.access)
+
+
 def _certificate(settings: Settings) -> Iterator[str]:
     tls = settings.tls
     if tls is not None:
@@ -76,7 +83,7 @@ def _upstream_files(settings: Settings) -> Iterator[str]:
 
 
 def _policies(settings: Settings) -> Iterator[str]:
-    yield from _refusal(lambda: compiled(settings.policies))
+    yield from _refusal(lambda: compiled(settings.policies, Router(settings).parse_selector))
 
 
 def _token_file(settings: Settings) -> Iterator[str]:
@@ -145,6 +152,7 @@ def _unreadable(key: str, file: Path) -> Iterator[str]:
 _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _size,
     _pins,
+    _rules,
     _certificate,
     _upstream_files,
     _policies,

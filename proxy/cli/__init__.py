@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from proxy.cli import eviction, images, pins, pulling, server, verifying
+from proxy.cli import access, eviction, images, pins, pulling, server, verifying
 from proxy.cli.formatting import print_error
 
 USAGE_ERROR: Final[type[BaseException]] = typer.BadParameter.__mro__[1]
@@ -75,6 +75,7 @@ _CACHE = "The cache (the server may be running or not)"
 
 cli.command(rich_help_panel=_SERVER)(server.serve)
 cli.command(rich_help_panel=_SERVER)(server.check)
+cli.add_typer(access.access, name="access", rich_help_panel=_SERVER)
 cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
 cli.command(rich_help_panel=_CACHE)(pulling.refresh)

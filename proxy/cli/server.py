@@ -39,8 +39,10 @@ def serve(
 def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Validate the settings as serve does, and report all errors.
 
-    Reads certificates, keys, passwords, tokens and pins. Does not listen, and writes nothing.
+    Reads certificates, keys, passwords, tokens and pins. Does not listen, and writes nothing. Warns
+    of access rules that no client can meet.
     """
+    from proxy.access.review import warnings  # noqa: PLC0415 - settings, which help does without
     from proxy.app.validation import validate, validate_writable  # noqa: PLC0415 - all of the proxy
     from proxy.settings import loading  # noqa: PLC0415 - pydantic, which help does without
 
@@ -50,6 +52,8 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         settings = loading.load(config, warn=print_error)
         validate(settings)
         validate_writable(settings)
+        for warning in warnings(settings):
+            print_error(f"warning: {warning}")
         text = f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}"
     except ConfigError as error:
         problems = str(error).splitlines()

@@ -158,9 +158,12 @@ class Unauthorized(RegistryError):
 
     status, code = 401, "UNAUTHORIZED"
 
+    challenge: str = 'Bearer realm="millpond"'
+    """How to authenticate (RFC 6750 §3); ``web`` adds where our token endpoint is."""
+
     def headers(self) -> dict[str, str]:
-        """Return our own challenge (RFC 6750 §3)."""
-        return {"WWW-Authenticate": 'Bearer realm="millpond"'}
+        """Return our own challenge."""
+        return {"WWW-Authenticate": self.challenge}
 
 
 class Denied(RegistryError):

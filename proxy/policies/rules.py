@@ -5,13 +5,13 @@
 
 import importlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.errors import ConfigError
+from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.names import Digest, Target
-from proxy.core.selection import Selector, make_selector
+from proxy.core.selection import Selector
 from proxy.core.units import show_size
 from proxy.policies.files import WatchedFile, read_digests
 from proxy.settings.policies import Policy
@@ -94,13 +94,16 @@ class Rule:
         return f"denied by policy {self.name!r}: {reason}{because}"
 
 
-def compiled(policies: Sequence[Policy]) -> tuple[Rule, ...]:
-    """Return the rules of the settings, their files read. Raises ``ConfigError``."""
+def compiled(policies: Sequence[Policy], selector: Callable[[str], Selector]) -> tuple[Rule, ...]:
+    """Return the rules of the settings, their files read. Raises ``ConfigError``.
+
+    ``selector`` parses a pattern; it raises ``RegistryError``.
+    """
     rules = []
     for number, policy in enumerate(policies, 1):
         try:
-            rules.append(_compiled(policy, policy.name or str(number)))
-        except ConfigError as error:
+            rules.append(_compiled(policy, policy.name or str(number), selector))
+        except (ConfigError, RegistryError) as error:
             raise ConfigError(f"policies.{number - 1}: {error}") from None
     names = [rule.name for rule in rules]
     for name in names:
@@ -157,14 +160,14 @@ def _normal(platform: str) -> str:
     return f"{system}/{machine}/{variant}" if variant else platform
 
 
-def _compiled(policy: Policy, name: str) -> Rule:
+def _compiled(policy: Policy, name: str, selector: Callable[[str], Selector]) -> Rule:
     digests = policy.deny_digests_file
     files = () if policy.require is None else policy.require.cosign.keys
     return Rule(
         name,
         policy,
-        images=tuple(map(make_selector, policy.images)),
-        excluded=tuple(map(make_selector, policy.except_)),
+        images=tuple(map(selector, policy.images)),
+        excluded=tuple(map(selector, policy.except_)),
         digest_file=None if digests is None else WatchedFile(digests, read_digests),
         key_files=tuple(WatchedFile(file, _read_key) for file in files),
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -24,6 +24,7 @@ MAX_PAGES: Final = 16
 A page takes several times its size in memory, and arrives faster than it is parsed and written.
 """
 
+_SLICE: Final = 100
 _FAILED: Final = "upstream failed"
 _OFFLINE: Final = "this is offline"
 _NOT_ASKED: Final = "upstream was not asked"
@@ -78,14 +79,22 @@ class Listings:
             )
         return _paged(page, query)
 
-    async def repositories(self, query: dict[str, str]) -> Listed:
-        """Return up to ``n`` names after ``last``, each with its upstream in front.
+    async def repositories(
+        self, query: dict[str, str], is_visible: Callable[[Target], bool]
+    ) -> Listed:
+        """Return up to ``n`` visible names after ``last``, each with its upstream in front.
 
         Raises ``Denied`` unless the catalog is switched on, because names may be confidential.
         """
         if not self._has_catalog:
             raise Denied("the catalog is switched off; to list what is held, set catalog: true")
-        names = sorted(str(target) for target in await self._content.tags.repositories())
+        targets = {str(target): target for target in await self._content.tags.repositories()}
+        names: list[str] = []
+        for count, name in enumerate(sorted(targets), 1):
+            if is_visible(targets[name]):
+                names.append(name)
+            if count % _SLICE == 0:
+                await asyncio.sleep(0)
         return _after(names, query, Outcome.HIT)
 
     async def _fetch(self, target: Target, query: dict[str, str]) -> TagPage:

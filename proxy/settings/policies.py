@@ -20,7 +20,7 @@ _CONDITIONS: Final = (
 class Cosign(Section):
     """Signatures of cosign by key."""
 
-    keys: Annotated[tuple[Path, ...], Field(min_length=1)]
+    keys: tuple[Path, ...] = Field(min_length=1)
     """PEM files of public keys (ECDSA P-256 or P-384, RSA, Ed25519). A signature by any of them
     suffices. A changed file is read again."""
 
@@ -36,7 +36,7 @@ class Policy(Section):
 
     name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     """Name of the policy in errors, logs and metrics. Default: its number in the list."""
-    images: Annotated[tuple[str, ...], Field(min_length=1)] = ("**",)
+    images: tuple[str, ...] = Field(default=("**",), min_length=1)
     """Patterns over repository names with their registry: `*` within one component, `**` across."""
     except_: tuple[str, ...] = Field(default=(), alias="except")
     """Patterns of repositories that the policy does not cover."""

@@ -11,6 +11,7 @@ import pytest
 
 from proxy.core.errors import ConfigError
 from proxy.settings import Settings
+from proxy.settings.access import Rule
 from tests.fakes import content
 from tests.fakes.layout import write_layout
 from tests.fakes.upstream import FakeUpstream
@@ -25,6 +26,8 @@ APPLIED: dict[str, Any] = {
     "offline": True,
     "fallback": (Path("/nowhere/millpond"),),
     "pins": ("docker.io/library/app:1",),
+    "access.trusted_proxies": ("192.0.2.0/24",),
+    "access.rules": (Rule(allow="pull"),),
     "admin.token_file": Path("/nowhere/token"),
     "timeouts.connect": 7.0,
     "timeouts.answer": 7.0,
@@ -35,7 +38,6 @@ APPLIED: dict[str, Any] = {
 }
 RESTART: dict[str, Any] = {
     "listen": "127.0.0.1:1",
-    "trusted_proxies": ("192.0.2.0/24",),
     "shutdown_delay": 7.0,
     "shutdown_grace": 7.0,
     "storage.path": Path("/nowhere/cache"),

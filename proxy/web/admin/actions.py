@@ -10,7 +10,7 @@ from typing import Final
 
 from aiohttp.web import BaseRequest, StreamResponse
 
-from proxy.access import AdminAccess
+from proxy.access.operator import AdminAccess
 from proxy.content.content import Content
 from proxy.content.in_use import MAX_FILE, Feeds
 from proxy.content.pins import Pin, Pins

@@ -170,21 +170,3 @@ def test_a_signature_of_one_algorithm_is_none_of_another() -> None:
         assert not is_good_payload(
             body, signature, [read_key(make().pem) for make in KINDS.values()]
         )
-
-
-@pytest.mark.parametrize(
-    ("pem", "said"),
-    [
-        (b"", "no public key"),
-        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "no public key"),
-        (signing.Signer(signing.rsa.generate_private_key(65537, 1024)).pem, "not a supported key"),
-        (
-            signing.Signer(signing.ec.generate_private_key(signing.ec.SECP521R1())).pem,
-            "not a supported key",
-        ),
-    ],
-    ids=["empty", "broken", "short RSA", "P-521"],
-)
-def test_keys_that_are_not_supported_are_refused(pem: bytes, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        read_key(pem)

@@ -8,6 +8,7 @@ methods of ``Policies`` for requests, one for the response cache.
 import asyncio
 import math
 from collections.abc import Iterable
+from enum import StrEnum
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -22,7 +23,7 @@ from proxy.policies.rules import ATTACHMENT_TAG, UNSIGNED, Facts, Rule, objectio
 from proxy.policies.signatures import NEGATIVE_SECONDS, Keys, Signatures
 from proxy.repository import Cache
 from proxy.runtime.executors import in_thread
-from proxy.runtime.metrics import Metrics, PolicyOutcome
+from proxy.runtime.metrics import Metrics
 from proxy.runtime.singleflight import SingleFlight
 
 WATCH_SECONDS: Final = 2.0
@@ -34,6 +35,17 @@ CHECK_SECONDS: Final = 20.0
 _MAX_KNOWN: Final = 50_000
 
 log = structlog.get_logger(__name__)
+
+
+class Outcome(StrEnum):
+    """What a policy decided about a request."""
+
+    ALLOWED = "allowed"
+    DENIED = "denied"
+    AUDITED = "audited"
+    """It would be denied, but the policy only audits."""
+    FAILED = "failed"
+    """It could not be decided, because upstream failed."""
 
 
 class _Violation(NamedTuple):
@@ -142,8 +154,7 @@ class Policies:
         self._revision += 1
         self._covering.clear()
         self._verdicts.clear()
-        for rule in self._rules:
-            self._metrics.policy(rule.name)
+        self._count(self._rules, Outcome.ALLOWED, 0)  # so that all policies are shown
 
     async def _judged(self, target: Target, digest: Digest, ref: str) -> _Verdict:
         """Return the verdict about a manifest, which concurrent requests share."""
@@ -163,12 +174,12 @@ class Policies:
         try:
             violations = await self._violations(target, digest, ref, denying)
         except RegistryError:
-            self._count(denying, PolicyOutcome.FAILED)
+            self._count(denying, Outcome.FAILED)
             raise
         try:
             violations += await self._violations(target, digest, ref, trial)
         except RegistryError as error:
-            self._count(trial, PolicyOutcome.FAILED)
+            self._count(trial, Outcome.FAILED)
             log.warning("not checked by policy", target=str(target), reason=error.message)
         lasts = math.inf if not violations else self._content.clock() + NEGATIVE_SECONDS
         verdict = _Verdict(violations, lasts)
@@ -234,23 +245,23 @@ class Policies:
         for rule in rules:
             violation = violated.get(rule.name)
             if violation is None:
-                self._count([rule], PolicyOutcome.ALLOWED)
+                self._count([rule], Outcome.ALLOWED)
                 continue
             fields = {"policy": rule.name, "target": str(target), "reference": ref}
             if rule.policy.audit:
-                self._count([rule], PolicyOutcome.AUDITED)
+                self._count([rule], Outcome.AUDITED)
                 log.warning("policy would deny", **fields, reason=violation.reason)
             else:
-                self._count([rule], PolicyOutcome.DENIED)
+                self._count([rule], Outcome.DENIED)
                 log.warning("policy denies", **fields, reason=violation.reason)
                 denial = denial or violation
         if denial is not None:
             rule = denial.rule
             raise Denied(rule.sentence(denial.reason), detail={"policy": rule.name})
 
-    def _count(self, rules: Iterable[Rule], outcome: PolicyOutcome) -> None:
+    def _count(self, rules: Iterable[Rule], outcome: Outcome, requests: int = 1) -> None:
         for rule in rules:
-            self._metrics.policy(rule.name).decisions[outcome] += 1
+            self._metrics.policies[rule.name].decisions[outcome] += requests
 
 
 def _refresh(rules: tuple[Rule, ...]) -> bool:

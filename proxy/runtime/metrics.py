@@ -9,7 +9,7 @@ counter costs 20 times as much. Every request for content counts once, under exa
 """
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -47,17 +47,6 @@ class Outcome(StrEnum):
     """With an error."""
     LEFT = "left"
     """Not at all: the client disconnected first."""
-
-
-class PolicyOutcome(StrEnum):
-    """What a policy decided about a request."""
-
-    ALLOWED = "allowed"
-    DENIED = "denied"
-    AUDITED = "audited"
-    """It would be denied, but the policy only audits."""
-    FAILED = "failed"
-    """It could not be decided, because upstream failed."""
 
 
 BUCKETS: Final = (
@@ -284,10 +273,10 @@ class TaskCounters:
 class PolicyCounters:
     """Totals of one policy, by the label ``policy``."""
 
-    decisions: Counter[PolicyOutcome] = counter_by(
+    decisions: Counter[str] = counter_by(
         "outcome",
         "Requests that a policy covers, by outcome, without those from the response cache.",
-        PolicyOutcome,
+        ("allowed", "denied", "audited", "failed"),
         name="policy_decisions",
     )
 
@@ -311,17 +300,13 @@ class Metrics:
         self.unrouted: Final = UpstreamCounters()
         self.cache: Final = CacheCounters()
         self.tasks: Final[dict[str, TaskCounters]] = {}
-        self.policies: Final[dict[str, PolicyCounters]] = {}
+        self.policies: Final[defaultdict[str, PolicyCounters]] = defaultdict(PolicyCounters)
         self.process: Final = ProcessGauges()
         self.readiness: Final = Readiness()
 
     def add(self, upstream: str) -> UpstreamCounters:
         """Return an upstream's counters, which start at 0 for a new one."""
         return self.upstreams.setdefault(upstream, UpstreamCounters())
-
-    def policy(self, name: str) -> PolicyCounters:
-        """Return a policy's counters, which start at 0 for a new one."""
-        return self.policies.setdefault(name, PolicyCounters())
 
     def of(self, upstream: str | None) -> UpstreamCounters:
         """Return an upstream's counters; None stands for requests without an upstream."""

@@ -93,6 +93,8 @@ class Policies:
         """Read the files of rules when they change, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
+            if not self._rules:
+                continue
             has_changed = await in_thread(partial(_refresh, self._rules))
             if has_changed:
                 log.info("files of policies changed")

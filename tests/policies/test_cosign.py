@@ -87,6 +87,17 @@ def test_forged_payloads_are_refused(name: str) -> None:
     assert not is_good_payload(*payload_forgeries()[name])
 
 
+class Gullible:
+    def verifies(self, signature: bytes, data: bytes) -> bool:
+        return True
+
+
+def test_a_long_signature_is_not_even_decoded() -> None:
+    body = signing.payload(DIGEST)
+    assert is_good_payload(body, "A" * 8192, [Gullible()])
+    assert not is_good_payload(body, "A" * 8196, [Gullible()])
+
+
 def changed(document: bytes, **changes: Any) -> bytes:
     return json.dumps(json.loads(document) | changes).encode()
 
@@ -108,6 +119,9 @@ def bundle_forgeries() -> dict[str, bytes]:
         "other payload type": sealed(body, "application/json"),
         "payload type changed later": signing.bundle(
             dsseEnvelope=signing.envelope(SIGNER, body, "text/plain") | {"payloadType": IN_TOTO}
+        ),
+        "payload type denied later": signing.bundle(
+            dsseEnvelope=envelope | {"payloadType": "text/plain"}
         ),
         "without PAE": signing.bundle(
             dsseEnvelope=envelope | {"signatures": [{"sig": text(SIGNER.sign(body))}]}

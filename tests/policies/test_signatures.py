@@ -191,7 +191,9 @@ async def test_signatures_themselves_are_served(
     policy = required(signer, tmp_path, platforms=["linux/s390x"], media_types=["x/y"])
     proxy = await start(policies=[policy])
     tag = signing.sig_tag(IMAGE.digest)
-    for ref in (tag, signature.digest, bundle.digest, sbom.digest):
+    fallback = tag.removesuffix(".sig")
+    upstream.add(REPO, content.index(bundle), tags=[fallback])
+    for ref in (fallback, tag, signature.digest, bundle.digest, sbom.digest):
         assert (await proxy.get(manifest(ref))).status == 200, ref
         assert (await proxy.head(manifest(ref))).status == 200
     for one in (*signature.layers, *bundle.layers, signature.config):

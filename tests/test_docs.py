@@ -286,7 +286,7 @@ def test_every_error_is_documented() -> None:
 @pytest.fixture
 async def used(start: Start, upstream: FakeUpstream) -> Proxy:
     """A proxy that has answered, failed, and seen a rate limit and a client that leaves."""
-    proxy = await start(policies=[{"max_image_size": "1TiB"}])
+    proxy = await start(policies=[{"max_image_size": 1, "audit": True}])
     upstream.behaviour.rate_limit = RateLimit(limit=100, remaining=76)
     image = upstream.add("library/app", content.image(1, layers=(300_000,)))
     blob = f"/v2/app/blobs/{image.layers[0]}"

@@ -16,7 +16,7 @@ import structlog
 from cachetools import LRUCache
 
 from proxy.content.content import Content
-from proxy.core.errors import Denied, RegistryError, UpstreamTimeout
+from proxy.core.errors import PolicyDenied, RegistryError, UpstreamTimeout
 from proxy.core.names import Digest, Kind, Route, Target
 from proxy.policies.images import Images
 from proxy.policies.rules import ATTACHMENT_TAG, UNSIGNED, Facts, Rule, objection
@@ -111,7 +111,7 @@ class Policies:
         return known is not None and not known.violations
 
     def check_request(self, target: Target, route: Route) -> None:
-        """Raise ``Denied`` for a manifest or blob that is denied whatever it is."""
+        """Raise ``PolicyDenied`` for a manifest or blob that is denied whatever it is."""
         if not self._rules or route.kind not in (Kind.MANIFEST, Kind.BLOB):
             return
         named = Facts(frozenset({Digest(route.ref)}))
@@ -119,27 +119,29 @@ class Policies:
             if not rule.policy.audit and (reason := objection(rule, named)) is not None:
                 self._settle(target, route.ref, (rule,), (_Violation(rule, reason),))
 
-    async def check_manifest(self, target: Target, digest: Digest, ref: str) -> None:
-        """Raise ``Denied`` for a manifest that violates a rule; ``ref`` is a tag or digest.
+    async def check_manifest(self, target: Target, digest: Digest, ref: str) -> str | None:
+        """Return the trial that would deny a manifest, if any; ``ref`` is a tag or digest.
 
-        Raises another ``RegistryError`` if upstream does not let it be found out.
+        Raises ``PolicyDenied`` if a rule denies it, and another ``RegistryError`` if upstream does
+        not let it be found out.
         """
         if not self._rules or not (rules := self._covered(target)):
-            return
+            return None
         known = self._known(target, digest)
         if known is None or (known.violations and ATTACHMENT_TAG.fullmatch(ref)):
             known = await self._judged(target, digest, ref)
-        self._settle(target, digest, rules, known.violations)
+        return self._settle(target, digest, rules, known.violations)
 
-    async def check_blob(self, target: Target, digest: Digest) -> None:
-        """Raise ``Denied`` for a blob that only denied images list, as far as they are held.
+    async def check_blob(self, target: Target, digest: Digest) -> str | None:
+        """Return the trial that would deny a blob, if any.
 
-        Raises another ``RegistryError`` if upstream does not let it be found out.
+        Raises ``PolicyDenied`` if a rule denies it, or all held images that list it, and another
+        ``RegistryError`` if upstream does not let it be found out.
         """
         if not self._rules or not (rules := self._covered(target)):
-            return
+            return None
         known = self._known(target, digest) or await self._judge_blob(target, digest)
-        self._settle(target, digest, rules, known.violations)
+        return self._settle(target, digest, rules, known.violations)
 
     def _covered(self, target: Target) -> tuple[Rule, ...]:
         covering = self._covering.get(target)
@@ -183,6 +185,7 @@ class Policies:
         except RegistryError as error:
             self._count(trial, Outcome.FAILED)
             log.warning("not checked by policy", target=str(target), reason=error.message)
+            return _Verdict(violations, self._content.clock())
         lasts = math.inf if not violations else self._content.clock() + NEGATIVE_SECONDS
         verdict = _Verdict(violations, lasts)
         if revision == self._revision:
@@ -240,10 +243,14 @@ class Policies:
 
     def _settle(
         self, target: Target, ref: str, rules: Iterable[Rule], violations: Iterable[_Violation]
-    ) -> None:
-        """Count and log what was decided. Raises ``Denied`` for the first rule that denies."""
+    ) -> str | None:
+        """Count and log what was decided; return the first trial that would deny.
+
+        Raises ``PolicyDenied`` for the first rule that denies.
+        """
         violated = {one.rule.name: one for one in violations}
         denial: _Violation | None = None
+        trial: str | None = None
         for rule in rules:
             violation = violated.get(rule.name)
             if violation is None:
@@ -253,13 +260,15 @@ class Policies:
             if rule.policy.audit:
                 self._count([rule], Outcome.AUDITED)
                 log.warning("policy would deny", **fields, reason=violation.reason)
+                trial = trial or rule.name
             else:
                 self._count([rule], Outcome.DENIED)
                 log.warning("policy denies", **fields, reason=violation.reason)
                 denial = denial or violation
         if denial is not None:
             rule = denial.rule
-            raise Denied(rule.sentence(denial.reason), detail={"policy": rule.name})
+            raise PolicyDenied(rule.sentence(denial.reason), policy=rule.name)
+        return trial
 
     def _count(self, rules: Iterable[Rule], outcome: Outcome, requests: int = 1) -> None:
         for rule in rules:

@@ -22,9 +22,8 @@ class WatchedFile(Generic[Value]):
         """Read the file. ``parse`` raises ``ValueError``. Raises ``ConfigError``."""
         self.path = path
         self._parse = parse
-        self._failed: tuple[int, ...] | None = None
         try:
-            self._stamp = _stamp(path)
+            self._read = self._seen = _stamp(path)
             self.value = parse(_read(path))
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
@@ -32,18 +31,22 @@ class WatchedFile(Generic[Value]):
             raise ConfigError(f"{path}: {error}") from None
 
     def refresh(self) -> bool:
-        """Read the file if it has changed; return True if its content is another. Blocks."""
+        """Read a changed file; return True if its content is another. Blocks.
+
+        A change counts once two calls have seen the same file: it may be half written.
+        """
         try:
-            stamp = _stamp(self.path)
-            if stamp in (self._stamp, self._failed):
+            stamp, seen = _stamp(self.path), self._seen
+            self._seen = stamp
+            if stamp == self._read or stamp != seen:
                 return False
-            self._failed = stamp
+            self._read = stamp
             value = self._parse(_read(self.path))
         except (OSError, ValueError) as error:
             log.warning("a file of policies cannot be read", file=str(self.path), error=str(error))
             return False
         is_new = value != self.value
-        self._stamp, self._failed, self.value = stamp, None, value
+        self.value = value
         return is_new
 
 

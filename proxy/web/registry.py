@@ -114,7 +114,8 @@ class Registry:
             manifest = await self._cache.manifests.get(target, Digest(ref), exchange.directive)
         else:
             manifest = await self._cache.tags.get(target, Tag(ref), exchange.directive)
-        await self._policies.check_manifest(target, manifest.descriptor.digest, ref)
+        digest = manifest.descriptor.digest
+        exchange.policy = await self._policies.check_manifest(target, digest, ref)
         if manifest.outcome is Outcome.MISS:
             self._cache.prefetcher.begin(target, manifest.children)
         self._confirm(target, manifest)
@@ -125,7 +126,8 @@ class Registry:
             described = await self._cache.manifests.head(target, Digest(ref), exchange.directive)
         else:
             described = await self._cache.tags.head(target, Tag(ref), exchange.directive)
-        await self._policies.check_manifest(target, described.descriptor.digest, ref)
+        digest = described.descriptor.digest
+        exchange.policy = await self._policies.check_manifest(target, digest, ref)
         self._confirm(target, described)
         return described
 
@@ -138,7 +140,7 @@ class Registry:
             self._cache.link_checks.begin(target, answer.descriptor.digest)
 
     async def _blob(self, exchange: Exchange, target: Target, digest: Digest) -> StreamResponse:
-        await self._policies.check_blob(target, digest)
+        exchange.policy = await self._policies.check_blob(target, digest)
         if exchange.is_head or replies.is_unmodified(exchange, digest):
             sized = await self._cache.blobs.head(target, digest, exchange.directive)
             return replies.sized(exchange, digest, sized)

@@ -22,9 +22,15 @@ def required(signer: Signer, tmp_path: Path, **more: Any) -> dict[str, Any]:
     return {"name": "signed", "images": ["**"], "require": {"cosign": {"keys": keys}}} | more
 
 
+def write(file: Path, text: str) -> None:
+    """Replace a file in one step, so that no reader sees half of it."""
+    file.with_suffix(".new").write_text(text)
+    file.with_suffix(".new").replace(file)
+
+
 def denied(tmp_path: Path, *digests: str, **more: Any) -> dict[str, Any]:
     file = tmp_path / "denied"
-    file.write_text("# known to be bad\n" + "".join(f"{one} # SEC-1\n" for one in digests))
+    write(file, "# known to be bad\n" + "".join(f"{one} # SEC-1\n" for one in digests))
     return {"name": "bad", "deny_digests_file": str(file)} | more
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from tests.policies.asking import (
     prepared,
     required,
     said,
+    write,
 )
 from tests.policies.signing import Signer
 from tests.running import Proxy, Start, until
@@ -97,7 +97,7 @@ async def test_a_changed_list_of_digests_counts(
     denied(tmp_path, IMAGE.digest)
     await until(lambda: "files of policies changed" in proxy.log.getvalue())
     assert is_denied(await proxy.get(manifest("latest")), "bad")
-    (tmp_path / "denied").write_text("not a digest\n")
+    write(tmp_path / "denied", "not a digest\n")
     await until(lambda: "a file of policies cannot be read" in proxy.log.getvalue())
     assert is_denied(await proxy.get(manifest("latest")), "bad"), "the last good list counts"
 
@@ -273,7 +273,6 @@ async def test_the_response_cache_asks_too(
             for _ in range(4):
                 assert await status(path) == b"403", path
         denied(tmp_path)
-        os.utime(tmp_path / "denied", (1, 1))
         await until(lambda: proxy.log.getvalue().count("files of policies changed") == 2)
         for path in paths:
             assert await status(path) == b"200"
@@ -294,6 +293,10 @@ async def test_a_trial_denies_nothing(
     assert await count(proxy, "signed", "audited") >= 3
     assert await count(proxy, "signed", "denied") == 0
     assert await count(proxy, "signed", "failed") == 1
+    upstream.heal()
+    audited = await count(proxy, "signed", "audited")
+    assert (await proxy.get(manifest("other"))).status == 200
+    assert await count(proxy, "signed", "audited") == audited + 1, "a failure is not remembered"
     lines = map(json.loads, proxy.log.getvalue().splitlines())
     [event, *_] = [one for one in lines if one["event"] == "policy would deny"]
     assert (event["policy"], event["target"]) == ("signed", f"docker.io/{REPO}")
@@ -308,6 +311,14 @@ async def test_decisions_are_counted_and_logged(start: Start, tmp_path: Path) ->
     lines = map(json.loads, proxy.log.getvalue().splitlines())
     [event] = [one for one in lines if one["event"] == "policy denies"]
     assert event["policy"] == "bad"
+
+    def logged() -> list[str | None]:
+        lines = map(json.loads, proxy.log.getvalue().splitlines())
+        asked = [one for one in lines if one["event"] == "request" and one.get("reference")]
+        return [one.get("policy") for one in asked]
+
+    await until(lambda: len(logged()) == 2)
+    assert logged() == ["bad", None]
     assert IMAGE.digest in event["reason"]
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from proxy import policies
+from proxy.core.names import Digest
+from proxy.policies import cosign
+from proxy.policies.cosign import is_signed_payload
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.content import Content
@@ -274,8 +277,19 @@ async def test_an_image_that_is_signed_later_is_served_later(
 
 
 async def test_concurrent_requests_share_one_search(
-    start: Start, upstream: FakeUpstream, signer: Signer, tmp_path: Path
+    start: Start,
+    upstream: FakeUpstream,
+    signer: Signer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    verified: list[str] = []
+
+    def verify(payload: bytes, signature: object, image: Digest, keys: Any) -> bool:
+        verified.append(image)
+        return is_signed_payload(payload, signature, image, keys)
+
+    monkeypatch.setattr(cosign, "is_signed_payload", verify)
     sign(upstream, signer, IMAGE, "tag")
     tag = signing.sig_tag(IMAGE.digest)
     gate = upstream.hold(reference=tag)
@@ -286,6 +300,7 @@ async def test_concurrent_requests_share_one_search(
     gate.set()
     assert {(await one).status for one in running} == {200}
     assert upstream.count(ref=tag) == 1
+    assert verified == [IMAGE.digest]
 
 
 async def test_verdicts_outlive_upstream_and_restarts(
@@ -311,6 +326,24 @@ async def test_verdicts_outlive_upstream_and_restarts(
         assert (await proxy.get(manifest("other"))).status != 200
         assert (await proxy.get(manifest(OTHER.digest))).status != 200
         await proxy.close()
+
+
+async def test_the_verdict_outlives_the_signature(
+    start: Start, upstream: FakeUpstream, signer: Signer, tmp_path: Path
+) -> None:
+    signature = signing.signed_by(signer, IMAGE.digest)
+    upstream.add(REPO, signature, tags=[signing.sig_tag(IMAGE.digest)])
+    policy = required(signer, tmp_path)
+    proxy = await start(policies=[policy])
+    for path in (manifest("latest"), *map(blob, IMAGE.blobs)):
+        assert (await proxy.get(path)).status == 200
+    await proxy.settled()
+    for digest in (signature.digest, *signature.blobs):
+        await proxy.app.content.drop(Digest(digest), reason="the test")
+    await proxy.close()
+    await upstream.stop()
+    proxy = await start(policies=[policy], offline=True)
+    assert (await proxy.get(manifest("latest"))).status == 200
 
 
 async def test_held_signatures_are_verified_offline_by_another_key(

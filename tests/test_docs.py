@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from docs import generate
 from proxy.core.errors import RegistryError
 from proxy.runtime.metrics import Outcome
+from tests.access.company import People
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
@@ -285,8 +286,11 @@ def test_every_error_is_documented() -> None:
 
 @pytest.fixture
 async def used(start: Start, upstream: FakeUpstream) -> Proxy:
-    """A proxy that has answered, failed, and seen a rate limit and a client that leaves."""
-    proxy = await start(policies=[{"max_image_size": 1, "audit": True}])
+    """A proxy that has answered, denied, failed, and seen a rate limit and a client that leaves."""
+    rules = [{"deny": "pull", "images": ["docker.io/bad/**"]}, {"allow": "pull"}]
+    policies = [{"max_image_size": 1, "audit": True}]
+    proxy = await start(identifier=People(), access={"rules": rules}, policies=policies)
+    await proxy.get("/v2/bad/app/tags/list", Authorization="Bearer bob")
     upstream.behaviour.rate_limit = RateLimit(limit=100, remaining=76)
     image = upstream.add("library/app", content.image(1, layers=(300_000,)))
     blob = f"/v2/app/blobs/{image.layers[0]}"

@@ -1,5 +1,6 @@
 """The door to access: identifies clients and decides, by the configuration in force."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,9 @@ from proxy.runtime.metrics import CacheCounters
 from proxy.settings.access import Access
 
 MAX_DECISIONS: Final = 16_384
+MAX_RECENT: Final = 4096
+RECENT_SECONDS: Final = 0.1
+"""How long repeated requests go on with who their client was. Files are looked at as rarely."""
 
 _anonymous = lru_cache(4096)(Principal)
 
@@ -61,11 +65,12 @@ class AccessControl:
     def __init__(self, policy: Policy, identifier: Identifier, counters: CacheCounters) -> None:
         self._identifier = identifier
         self._counters = counters
+        self._recent: dict[object, tuple[float, Principal]] = {}
         self._policy = policy
 
     def use(self, policy: Policy) -> None:
         """Replace the policy in one step."""
-        self._policy = policy
+        self._policy, self._recent = policy, {}
 
     @property
     def is_configured(self) -> bool:
@@ -81,6 +86,27 @@ class AccessControl:
             return _anonymous(address)
         known = self._identifier.recognise(authorization, address, certificate)
         return None if known is None else policy.memberships.complete(known)
+
+    def recognise_again(
+        self, authorization: str | None, address: str | None, certificate: Certificate | None
+    ) -> Principal | None:
+        """Return who repeats a request, as ``recognise`` does or did ``RECENT_SECONDS`` ago.
+
+        To look up a token costs a hash of it, which is more than all the rest of a repeated
+        request. An anonymous client costs nothing.
+        """
+        if authorization is None or not self._policy.is_configured:
+            return self.recognise(authorization, address, certificate)
+        key, now = (authorization, address, certificate), time.monotonic()
+        recent = self._recent.get(key)
+        if recent is not None and now < recent[0]:
+            return recent[1]
+        principal = self.recognise(authorization, address, certificate)
+        if len(self._recent) >= MAX_RECENT:
+            self._recent.clear()
+        if principal is not None:
+            self._recent[key] = now + RECENT_SECONDS, principal
+        return principal
 
     async def identify(
         self, authorization: str | None, address: str | None, certificate: Certificate | None
@@ -100,7 +126,7 @@ class AccessControl:
 
     def allows(self, principal: Principal, action: Action, target: Target) -> bool:
         """Return True, and count that, if an action is allowed; ``decide`` counts the others."""
-        if not self.preview(principal, action, target).is_allowed:
+        if not self._policy.rules.decide(principal, action, target).is_allowed:
             return False
         self._counters.access_decisions["allowed"] += 1
         return True

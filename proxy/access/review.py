@@ -32,6 +32,8 @@ def warnings(settings: Settings) -> Iterator[str]:
         )
         yield from (f"access.rules: rule {number}: {text}" for text in found)
     yield from _unreachable(access)
+    if access.rules and not any(rule.allow == "pull" for rule in access.rules):
+        yield "access.rules: no rule allows a pull, so nobody may pull; add {allow: pull}"
 
 
 def _without_members(access: Access, rule: Rule) -> Iterator[str]:

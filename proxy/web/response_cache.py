@@ -108,7 +108,7 @@ class ResponseCache:
         started = time.perf_counter()
         if request.named_client is not None and self._trusted.trusts(client):
             client = request.named_client
-        principal = self._access.recognise(request.authorization, client, certificate)
+        principal = self._access.recognise_again(request.authorization, client, certificate)
         if principal is None:
             return None
         if not self._access.allows(principal, Action.PULL, request.target):

@@ -7,7 +7,8 @@ import pytest
 from proxy.access.review import faults, warnings
 from proxy.settings import Settings
 
-GROUPS = {"groups": {"dev": ["ann"]}, "htpasswd_file": "/etc/htpasswd"}
+PULL = {"allow": "pull"}
+GROUPS: dict[str, Any] = {"groups": {"dev": ["ann"]}, "htpasswd_file": "/etc/htpasswd"}
 
 
 def settings(*rules: dict[str, Any], **access: Any) -> Settings:
@@ -25,9 +26,10 @@ def test_an_unknown_network_is_a_fault() -> None:
 @pytest.mark.parametrize(
     ("rules", "access", "words"),
     [
-        ([{"deny": "pull", "to": ["group:devs"]}], GROUPS, "nobody is in group:devs"),
-        ([{"deny": "pull", "to": ["user:ann"]}], {}, "there are no users"),
-        ([{"deny": "pull", "images": ["gitlab.example/**"]}], {}, "is not among the upstreams"),
+        ([{"deny": "pull", "to": ["group:devs"]}, PULL], GROUPS, "nobody is in group:devs"),
+        ([{"deny": "pull", "to": ["user:ann"]}, PULL], {}, "there are no users"),
+        ([{"deny": "pull", "images": ["gitlab.example/**"]}, PULL], {}, "is not among the upstreams"),
+        ([{"allow": "admin", "to": ["user:ann"]}], GROUPS, "so nobody may pull"),
         ([{"allow": "pull"}, {"deny": "pull"}], {}, "never used; rule 1 decides everything"),
         ([{"allow": "pull", "to": ["group:dev"]}], GROUPS, "no dockerd"),
         ([{"allow": "pull", "images": ["docker.io/a/*"], "to": ["group:dev"]}], GROUPS, "no dockerd"),
@@ -46,10 +48,10 @@ def test_what_is_probably_not_meant_is_a_warning(
         ([{"allow": "pull", "images": ["ghcr.io/acme/**"], "to": ["group:dev"]}], GROUPS),
         ([{"allow": "pull", "to": ["group:d*", "network:ci"]}], GROUPS | {"networks": {"ci": []}}),
         ([{"allow": "pull", "to": ["user:ann"]}], {"client_certificates": {"ca_file": "/ca.pem"}}),
-        ([{"deny": "pull", "to": ["group:any"]}], {"tokens_file": "/tokens"}),
+        ([{"deny": "pull", "to": ["group:any"]}, PULL], {"tokens_file": "/tokens"}),
         ([{"allow": "pull"}, {"allow": "admin", "to": ["user:ann"]}], GROUPS),
         ([{"allow": "pull", "images": ["docker.io/library/**"]}, {"allow": "pull"}], {}),
-        ([{"deny": "pull", "images": ["index.docker.io/a", "nginx*", "lab/**"]}], {}),
+        ([{"deny": "pull", "images": ["index.docker.io/a", "nginx*", "lab/**"]}, PULL], {}),
     ],
 )
 def test_what_works_gets_no_warning(rules: list[dict[str, Any]], access: dict[str, Any]) -> None:

@@ -213,6 +213,21 @@ def test_an_old_name_in_the_environment_overrides_the_file(
     ]
 
 
+def test_an_old_name_may_be_one_of_another_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, [warning] = warned(
+        tmp_path, "access: {anonymous: false}\ntrusted_proxies: [192.0.2.1]\n"
+    )
+    assert settings.access.trusted_proxies == ("192.0.2.1",)
+    assert not settings.access.anonymous
+    assert warning == (f"config.yaml:2: trusted_proxies: renamed to access.trusted_proxies; {SAYS}")
+    monkeypatch.setenv("MILLPOND_TRUSTED_PROXIES", '["192.0.2.2"]')
+    settings, [warning] = warned(tmp_path, "")
+    assert settings.access.trusted_proxies == ("192.0.2.2",)
+    assert warning.startswith("MILLPOND_TRUSTED_PROXIES: trusted_proxies: renamed to")
+
+
 def test_an_old_name_in_flags(tmp_path: Path) -> None:
     settings, [warning] = warned(tmp_path, "", storage={"finish_from": 1})
     assert settings.storage.min_complete_ratio == 1
@@ -227,6 +242,8 @@ def test_current_names_give_no_warning(tmp_path: Path) -> None:
     ("text", "line"),
     [
         ("storage:\n  min_complete_ratio: 0\n  finish_from: 0", "config.yaml:3: storage.finish_from: the old name of min_complete_ratio, which is set too; remove it"),
+        ("trusted_proxies: [a]\naccess:\n  trusted_proxies: []", "config.yaml:1: trusted_proxies: the old name of access.trusted_proxies, which is set too; remove it"),
+        ("listen: x:1\ntrusted_proxies: [a]", "config.yaml:2: trusted_proxies: 'a' is no address or network; write 10.0.0.5 or 10.0.0.0/8"),
         ("prefetch:\n  give_up: soon", "config.yaml:2: prefetch.give_up: not a duration; write 30s, 5m, 12h, 30d or forever"),
         ("prefetch:\n  reserve: 1", "config.yaml:2: prefetch.reserve: no such setting; known here: blobs, max_bytes, concurrency, idle_timeout"),
         ("offline: {reserve: 1}", "config.yaml:1: offline: expected true or false"),

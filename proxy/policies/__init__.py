@@ -20,7 +20,7 @@ from proxy.core.errors import PolicyDenied, RegistryError, UpstreamTimeout
 from proxy.core.names import Digest, Kind, Route, Target
 from proxy.policies.images import Images
 from proxy.policies.rules import ATTACHMENT_TAG, UNSIGNED, Facts, Rule, objection
-from proxy.policies.signatures import NEGATIVE_SECONDS, Keys, Signatures
+from proxy.policies.signatures import Keys, Signatures
 from proxy.repository import Cache
 from proxy.runtime.executors import in_thread
 from proxy.runtime.metrics import Metrics
@@ -31,6 +31,9 @@ WATCH_SECONDS: Final = 2.0
 
 CHECK_SECONDS: Final = 20.0
 """How long a request waits for a decision: clients wait 30 seconds for headers."""
+
+NEGATIVE_SECONDS: Final = 30.0
+"""How long a violation is remembered: an image may be signed meanwhile."""
 
 _MAX_KNOWN: Final = 50_000
 

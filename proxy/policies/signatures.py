@@ -1,8 +1,7 @@
 """Looks for valid signatures of an image, through the read-through cache, and keeps the verdict.
 
-A digest with a valid signature is signed for good, so that verdict is durable. The absence of
-signatures is remembered for ``NEGATIVE_SECONDS``. A failure of upstream is no absence: it is
-raised.
+A digest with a valid signature is signed for good, so that verdict is durable. The absence of a
+signature is not kept here. A failure of upstream is no absence: it is raised.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -30,7 +29,6 @@ from proxy.runtime.singleflight import SingleFlight
 if TYPE_CHECKING:
     from proxy.policies.keys import PublicKey
 
-NEGATIVE_SECONDS: Final = 30.0
 MAX_SIGNATURES: Final = 64
 """Signatures of one image that are looked at, in each of the two formats."""
 
@@ -71,7 +69,6 @@ class Signatures:
         self._content = content
         self._images = images
         self._signed: LRUCache[tuple[Digest, str], None] = LRUCache(_MAX_VERDICTS)
-        self._unsigned: LRUCache[tuple[Target, Digest, str], float] = LRUCache(_MAX_VERDICTS)
         self._searches: SingleFlight[bool] = SingleFlight("verify signatures")
 
     async def close(self) -> None:
@@ -86,8 +83,6 @@ class Signatures:
         if await self._is_known(digest, keys):
             return True
         key = (target, digest, keys.fingerprint)
-        if self._unsigned.get(key, 0.0) > self._content.clock():
-            return False
         return await self._searches.do(key, lambda: self._search(target, digest, keys))
 
     async def _search(self, target: Target, digest: Digest, keys: Keys) -> bool:
@@ -107,8 +102,6 @@ class Signatures:
                 failure = failure or error
         if failure is not None:
             raise failure
-        until = self._content.clock() + NEGATIVE_SECONDS
-        self._unsigned[target, digest, keys.fingerprint] = until
         return False
 
     async def _has_signature(self, target: Target, image: Digest, keys: Keys) -> bool:

@@ -37,6 +37,7 @@ TYPES = {
     "unlogged_requests": "counter",
     "background_failures": "counter",
     "background_up": "gauge",
+    "policy_decisions": "counter",
     "loop_lag_seconds": "gauge",
     "build_info": "gauge",
     "cache_bytes": "gauge",

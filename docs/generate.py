@@ -65,7 +65,7 @@ def settings() -> list[Row]:
 def _rows(model: type[BaseModel], above: str) -> Iterator[Row]:
     hints = get_type_hints(model, include_extras=True)
     for name, field in model.model_fields.items():
-        key, hint = above + name, hints[name]
+        key, hint = above + (field.alias or name), hints[name]
         kinds = [kind for kind in (hint, *get_args(hint)) if _is_model(kind)]
         if Upstream in kinds:
             yield from _rows(Upstream, f"{key}.<name>.")

@@ -289,7 +289,8 @@ def test_every_error_is_documented() -> None:
 async def used(start: Start, upstream: FakeUpstream) -> Proxy:
     """A proxy that has answered, denied, failed, and seen a rate limit and a client that leaves."""
     rules = [{"deny": "pull", "images": ["docker.io/bad/**"]}, {"allow": "pull"}]
-    proxy = await start(identifier=People(), access={"rules": rules})
+    policies = [{"max_image_size": 1, "audit": True}]
+    proxy = await start(identifier=People(), access={"rules": rules}, policies=policies)
     await proxy.get("/v2/bad/app/tags/list", Authorization="Bearer bob")
     upstream.behaviour.rate_limit = RateLimit(limit=100, remaining=76)
     image = upstream.add("library/app", content.image(1, layers=(300_000,)))

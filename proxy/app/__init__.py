@@ -68,6 +68,8 @@ async def running(
             identity.use(identity.prepare(settings.access), settings.access)
         background = engine.background
         background.start("request log", request_log.write_forever)
+        background.start("policies", parts.guards.policies.watch)
+        stack.push_async_callback(parts.guards.policies.close)
         _maintain(background, engine, settings)
         servers = serving.Servers(stack, engine, parts, grace=settings.shutdown_grace)
         if settings.admin.socket:

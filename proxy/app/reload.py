@@ -1,6 +1,7 @@
 """Applies changed settings to the running proxy: all that need no restart, or none."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import structlog
@@ -10,6 +11,8 @@ from proxy.app.engine import Engine
 from proxy.app.serving import Handlers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
+from proxy.policies.rules import compiled
+from proxy.runtime.executors import in_thread
 from proxy.runtime.logs import RequestLog, set_level
 from proxy.settings import Settings
 from proxy.settings.access import Access
@@ -67,6 +70,7 @@ class Reloader:
             parsed = pins.parsed(settings.pins, wanted.parse_pin)
         except RegistryError as error:
             raise ConfigError(f"pins: {error.message}") from None
+        rules = await in_thread(partial(compiled, settings.policies, wanted.parse_selector))
         plan = await upstreams.prepare(settings)
         try:
             if certificate is not None and settings.tls is not None:
@@ -79,8 +83,9 @@ class Reloader:
         pins.use(parsed)
         if identity is not None:
             identity.use(sources, settings.access)
-        self._handlers.access.use(policy)
-        self._handlers.limits.use(settings.access)
+        self._handlers.guards.policies.use(rules)
+        self._handlers.guards.access.use(policy)
+        self._handlers.guards.limits.use(settings.access)
         self._handlers.audit.use(settings.access)
         self._handlers.trusted.use(settings.access.trusted_proxies)
         self._handlers.admin_access.use(settings.admin.token_file)
@@ -101,6 +106,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "fallback": wanted.fallback,
             "pins": wanted.pins,
             "access": _applicable_access(running.access, wanted.access),
+            "policies": wanted.policies,
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
             "timeouts": wanted.timeouts.model_copy(update=fixed),
             "patience": wanted.patience,

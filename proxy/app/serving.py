@@ -15,6 +15,8 @@ from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
+from proxy.policies import Policies
+from proxy.policies.rules import compiled
 from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
@@ -27,7 +29,7 @@ from proxy.web.admin.pages import Admin
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
 from proxy.web.forwarded import TrustedProxies
-from proxy.web.gate import TOKEN_PATH, Gate
+from proxy.web.gate import TOKEN_PATH, Gate, Guards
 from proxy.web.registry import Registry
 from proxy.web.response_cache import ResponseCache
 from proxy.web.server import RegistryServer
@@ -43,12 +45,11 @@ class Handlers:
     admin: Admin
     responses: ResponseCache
     services: Services
-    access: AccessControl
+    guards: Guards
     identity: Identity | None
     """None: something else identifies clients, in tests."""
     admin_access: AdminAccess
     trusted: TrustedProxies
-    limits: ClientLimits
     audit: Audit
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
@@ -73,8 +74,11 @@ def handlers(
     trusted = TrustedProxies(settings.access.trusted_proxies)
     access = access_control(engine, settings, environment)
     limits = ClientLimits(settings.access, engine.metrics.limits)
+    policies = Policies(cache, content, engine.metrics)
+    policies.use(compiled(settings.policies, router.parse_selector))
+    guards = Guards(access, limits, policies)
     journal = Journal(engine.metrics, request_log, audit, upstreams.current)
-    responses = ResponseCache(lookup, access, limits, journal, trusted)
+    responses = ResponseCache(lookup, guards, journal, trusted)
     services = Services(
         content,
         storage.pins,
@@ -96,10 +100,10 @@ def handlers(
     )
     is_ours = environment.identifier is None
     identity = Identity(access, router, settings.storage.path, audit) if is_ours else None
-    gate = Gate(access, limits, router, trusted)
+    gate = Gate(guards, router, trusted)
     registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
     return Handlers(
-        registry, admin, responses, services, access, identity, admin_access, trusted, limits, audit
+        registry, admin, responses, services, guards, identity, admin_access, trusted, audit
     )
 
 

@@ -16,6 +16,7 @@ from proxy.app.issuers import issuer_context
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.core.units import show_size
+from proxy.policies.rules import compiled
 from proxy.settings import Settings
 from proxy.upstream.transport import client_context
 from proxy.web.certificate import Certificate
@@ -105,6 +106,10 @@ def _upstream_files(settings: Settings) -> Iterator[str]:
             yield from _unreadable(f"upstreams.{name}.password_file", upstream.password_file)
 
 
+def _policies(settings: Settings) -> Iterator[str]:
+    yield from _refusal(lambda: compiled(settings.policies, Router(settings).parse_selector))
+
+
 def _token_file(settings: Settings) -> Iterator[str]:
     if settings.admin.token_file is not None:
         yield from _unreadable("admin.token_file", settings.admin.token_file)
@@ -187,6 +192,7 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _certificate,
     _credentials,
     _upstream_files,
+    _policies,
     _token_file,
     _audit_file,
     _directory,

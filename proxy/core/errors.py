@@ -181,6 +181,14 @@ class Denied(RegistryError):
     status, code = 403, "DENIED"
 
 
+class PolicyDenied(Denied):
+    """A policy denies the image; ``policy`` is its name."""
+
+    def __init__(self, message: str, *, policy: str) -> None:
+        super().__init__(message, detail={"policy": policy})
+        self.policy = policy
+
+
 class Unsupported(RegistryError):
     """The endpoint does not support the method; ``allowed`` are the ones that it supports."""
 

@@ -1,29 +1,27 @@
-"""Counters of one running proxy, and their Prometheus view.
+"""Counters of one running proxy.
 
-Each metric is declared once: a counter as a field of the class that it belongs to, here, with its
-HELP text; a gauge where its value is read, as a ``Gauge``. ``registry`` exposes all of them, and
-``/-/stats`` shows those counters of ``CacheCounters`` that are declared ``in_stats``.
+Each counter is declared once, as a field of the class that it belongs to, with its HELP text.
+``prometheus_view`` exposes them; ``/-/stats`` shows those of ``CacheCounters`` that are declared
+``in_stats``.
 
 The hot path changes plain integers, which Prometheus reads when it scrapes: a labelled Prometheus
 counter costs 20 times as much. Every request for content counts once, under exactly one outcome.
 """
 
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.registry import Collector
 
 from proxy.runtime.readiness import Readiness
 
@@ -90,7 +88,7 @@ class Histogram:
         return list(zip(_BUCKET_LABELS, accumulate(self.counts), strict=True))
 
 
-class _Declaration(NamedTuple):
+class Declaration(NamedTuple):
     """What Prometheus needs to know of a field; ``name`` None stands for the field's own name."""
 
     text: str
@@ -100,29 +98,29 @@ class _Declaration(NamedTuple):
     in_stats: bool = False
 
 
-def _metric(about: _Declaration, **default: Any) -> Any:
+def _metric(about: Declaration, **default: Any) -> Any:
     return field(**default, metadata={"metric": about})
 
 
 def counter(text: str, *, name: str | None = None, in_stats: bool = True) -> Any:
     """Declare an integer that only grows, exposed as ``millpond_<name>_total``."""
-    return _metric(_Declaration(text, CounterMetricFamily, name, in_stats=in_stats), default=0)
+    return _metric(Declaration(text, CounterMetricFamily, name, in_stats=in_stats), default=0)
 
 
 def gauge(text: str, default: float, *, name: str) -> Any:
     """Declare a number that goes up and down, exposed as ``millpond_<name>``."""
-    return _metric(_Declaration(text, GaugeMetricFamily, name), default=default)
+    return _metric(Declaration(text, GaugeMetricFamily, name), default=default)
 
 
 def counter_by(label: str, text: str, values: Iterable[str] = (), *, name: str) -> Any:
     """Declare a ``Counter`` by the values of ``label``; ``values`` are exposed from the start."""
-    about = _Declaration(text, CounterMetricFamily, name, label)
+    about = Declaration(text, CounterMetricFamily, name, label)
     return _metric(about, default_factory=lambda: Counter(dict.fromkeys(values, 0)))
 
 
 def histogram_by(label: str, text: str, values: Iterable[str], *, name: str) -> Any:
     """Declare a dict of histograms by the values of ``label``; empty ones are not exposed."""
-    about = _Declaration(text, HistogramMetricFamily, name, label)
+    about = Declaration(text, HistogramMetricFamily, name, label)
     return _metric(about, default_factory=lambda: {value: Histogram() for value in values})
 
 
@@ -284,6 +282,18 @@ class LimitCounters:
 
 
 @dataclass(slots=True)
+class PolicyCounters:
+    """Totals of one policy, by the label ``policy``."""
+
+    decisions: Counter[str] = counter_by(
+        "outcome",
+        "Requests that a policy covers, by outcome, without those from the response cache.",
+        ("allowed", "denied", "audited", "failed"),
+        name="policy_decisions",
+    )
+
+
+@dataclass(slots=True)
 class ProcessGauges:
     """The state of the process."""
 
@@ -303,6 +313,7 @@ class Metrics:
         self.cache: Final = CacheCounters()
         self.tasks: Final[dict[str, TaskCounters]] = {}
         self.limits: Final = {name: LimitCounters() for name in LIMITS}
+        self.policies: Final[defaultdict[str, PolicyCounters]] = defaultdict(PolicyCounters)
         self.process: Final = ProcessGauges()
         self.readiness: Final = Readiness()
 
@@ -320,80 +331,3 @@ class Metrics:
         for counters in (*self.upstreams.values(), self.unrouted):
             total.add(counters)
         return total
-
-
-class Gauge(NamedTuple):
-    """One reading of a number that goes up and down; ``upstream`` None: of the cache itself."""
-
-    name: str
-    text: str
-    value: float
-    upstream: str | None = None
-
-
-def registry(
-    metrics: Metrics, gauges: Callable[[], list[Gauge]], version: str
-) -> CollectorRegistry:
-    """Return a Prometheus registry over the counters, the gauges, and this process."""
-    collected = CollectorRegistry(auto_describe=False)
-    collected.register(_View(metrics, gauges, version))
-    ProcessCollector(registry=collected)
-    PlatformCollector(registry=collected)
-    return collected
-
-
-class _View(Collector):
-    """Renders declared fields as Prometheus metric families (text format 0.0.4) on each scrape."""
-
-    def __init__(self, metrics: Metrics, gauges: Callable[[], list[Gauge]], version: str) -> None:
-        self._metrics = metrics
-        self._gauges = gauges
-        self._info = GaugeMetricFamily("millpond_build_info", "Version.", labels=["version"])
-        self._info.add_metric([version], 1)
-
-    def collect(self) -> Iterator[Metric]:
-        metrics = self._metrics
-        by_upstream = {**metrics.upstreams, "": metrics.unrouted}
-        yield from _families(UpstreamCounters, "upstream", by_upstream)
-        yield from _families(CacheCounters, None, {"": metrics.cache})
-        yield from _families(TaskCounters, "task", metrics.tasks)
-        yield from _families(LimitCounters, "limit", metrics.limits)
-        yield from _families(ProcessGauges, None, {"": metrics.process})
-        yield from self._readings()
-        yield self._info
-
-    def _readings(self) -> Iterator[Metric]:
-        families: dict[str, GaugeMetricFamily] = {}
-        for name, text, value, upstream in self._gauges():
-            labels = [] if upstream is None else ["upstream"]
-            family = families.setdefault(
-                name, GaugeMetricFamily(f"millpond_{name}", text, labels=labels)
-            )
-            family.add_metric([] if upstream is None else [upstream], value)
-        yield from families.values()
-
-
-def _families(declared: Any, label: str | None, rows: Mapping[str, Any]) -> Iterator[Metric]:
-    """Yield a metric family for each declared field, with a sample for each value of ``label``."""
-    for each in fields(declared):
-        about: _Declaration | None = each.metadata.get("metric")
-        if about is None:
-            continue
-        labels = [name for name in (label, about.label) if name is not None]
-        make: Any = about.family
-        family = make(f"millpond_{about.name or each.name}", about.text, labels=labels)
-        for row, counters in rows.items():
-            _add(family, [] if label is None else [row], getattr(counters, each.name))
-        yield family
-
-
-def _add(family: Any, labels: list[str], value: object) -> None:
-    match value:
-        case dict():
-            for name, part in value.items():
-                _add(family, [*labels, str(name)], part)
-        case Histogram():
-            if any(value.counts):
-                family.add_metric(labels, value.buckets(), value.total)
-        case _:
-            family.add_metric(labels, value)

@@ -14,12 +14,14 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from proxy.core.units import Amount
 from proxy.settings.access import Access
+from proxy.settings.policies import Policy
 from proxy.settings.units import Bytes, Disk, Fraction, KeptFor, Rate, Seconds, Section, Wait
 from proxy.settings.upstreams import FreshnessOverride, Upstream, UpstreamTLS, over_built_in
 
 __all__ = [
     "Freshness",
     "FreshnessOverride",
+    "Policy",
     "ServerTLS",
     "Settings",
     "Storage",
@@ -268,6 +270,7 @@ class Settings(Section):
     """Images, or patterns over image names, that are never evicted."""
     admin: Admin = Admin()
     access: Access = Access()
+    policies: tuple[Policy, ...] = ()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
     parallel: Parallel = Parallel()

@@ -13,7 +13,7 @@ from proxy.access.audit import AuditLog
 from proxy.access.limits import Client
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
-from proxy.core.errors import RegistryError
+from proxy.core.errors import PolicyDenied, RegistryError
 from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective, cache_directive
 from proxy.repository.results import Forward
@@ -55,6 +55,8 @@ class Exchange:
     fresh: float | None = None
     forward: Forward | None = None
     failure: RegistryError | None = None
+    policy: str | None = None
+    """The policy that denies the request, or would deny it if it were no trial."""
     stores: bool = True
     """If the outcome is a miss: upstream's response is stored."""
     sent: int = 0
@@ -86,6 +88,8 @@ class Exchange:
         """Record that the request ends in an error."""
         self.outcome, self.status, self.code = Outcome.ERROR, error.status, error.code
         self.failure = error
+        if isinstance(error, PolicyDenied):
+            self.policy = error.policy
 
     def answered(self, outcome: Outcome, forward: Forward | None = None) -> None:
         """Record the outcome; ``forward`` if upstream was asked about a stored answer."""
@@ -124,6 +128,7 @@ class Exchange:
             "client_left": self.left or None,
             "bytes": self.sent,
             "user": _cut(self.principal.user) if self.principal else None,
+            "policy": self.policy,
             "rule": self.denial.rule if self.denial else None,
             "agent": _cut(request.headers.get("User-Agent")),
         }

@@ -14,6 +14,7 @@ from proxy.access.rules import Action
 from proxy.core.errors import RegistryError, Unauthorized
 from proxy.core.names import Kind, Target
 from proxy.core.routing import Router
+from proxy.policies import Policies
 from proxy.web.connection import Connection
 from proxy.web.exchange import Exchange
 from proxy.web.forwarded import TrustedProxies
@@ -41,14 +42,19 @@ def presented(request: BaseRequest) -> Presented:
     return Presented(request.headers.get("Authorization"), request.remote, certificate)
 
 
+class Guards(NamedTuple):
+    """What decides about requests: who may pull, how much at a time, and what may run."""
+
+    access: AccessControl
+    limits: ClientLimits
+    policies: Policies
+
+
 class Gate:
     """Identifies clients and enforces decisions; an exchange keeps both for the log."""
 
-    def __init__(
-        self, access: AccessControl, limits: ClientLimits, router: Router, trusted: TrustedProxies
-    ) -> None:
-        self._access = access
-        self._limits = limits
+    def __init__(self, guards: Guards, router: Router, trusted: TrustedProxies) -> None:
+        self._access, self._limits, self.policies = guards
         self._router = router
         self._trusted = trusted
 

@@ -47,7 +47,7 @@ class Registry:
     ) -> None:
         self._router = router
         self._cache = cache
-        self._gate = gate
+        self._gate, self._policies = gate, gate.policies
         self._journal = journal
         self._responses = responses
 
@@ -98,6 +98,7 @@ class Registry:
             self._gate.enforce(exchange, principal, Action.CATALOG)
             return await self._catalog(exchange, principal)
         target = self._gate.resolve(exchange, principal)
+        self._policies.check_request(target, route)
         match route.kind:
             case Kind.MANIFEST if exchange.is_head:
                 return replies.described(exchange, await self._head(exchange, target, route.ref))
@@ -119,6 +120,8 @@ class Registry:
             manifest = await self._cache.tags.get(target, Tag(ref), exchange.directive)
         # A stale answer, also one from a fallback directory, means that upstream fails: a prefetch
         # would only add requests. Clients still get each blob that a directory has when they ask.
+        digest = manifest.descriptor.digest
+        exchange.policy = await self._policies.check_manifest(target, digest, ref)
         if manifest.outcome is Outcome.MISS:
             self._cache.prefetcher.begin(target, manifest.children)
         self._confirm(target, manifest)
@@ -129,6 +132,8 @@ class Registry:
             described = await self._cache.manifests.head(target, Digest(ref), exchange.directive)
         else:
             described = await self._cache.tags.head(target, Tag(ref), exchange.directive)
+        digest = described.descriptor.digest
+        exchange.policy = await self._policies.check_manifest(target, digest, ref)
         self._confirm(target, described)
         return described
 
@@ -141,6 +146,7 @@ class Registry:
             self._cache.link_checks.begin(target, answer.descriptor.digest)
 
     async def _blob(self, exchange: Exchange, target: Target, digest: Digest) -> StreamResponse:
+        exchange.policy = await self._policies.check_blob(target, digest)
         if exchange.is_head or replies.is_unmodified(exchange, digest):
             sized = await self._cache.blobs.head(target, digest, exchange.directive)
             return replies.sized(exchange, digest, sized)

@@ -18,9 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from aiohttp import HttpVersion11
 
-from proxy.access.control import AccessControl
 from proxy.access.identity import Certificate
-from proxy.access.limits import ClientLimits
 from proxy.access.principals import Principal
 from proxy.access.rules import Action
 from proxy.core.names import Kind, Route, Target
@@ -33,6 +31,7 @@ from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
 from proxy.web.exchange import HIT_STATUS, Exchange, Journal, common_headers
 from proxy.web.forwarded import TrustedProxies
+from proxy.web.gate import Guards
 from proxy.web.replies import manifest_headers
 
 MAX_REQUESTS: Final = 4096
@@ -49,16 +48,10 @@ class ResponseCache:
     """Up to ``MAX_REQUESTS`` requests; at the limit the oldest is forgotten."""
 
     def __init__(
-        self,
-        lookup: MemoryLookup,
-        access: AccessControl,
-        limits: ClientLimits,
-        journal: Journal,
-        trusted: TrustedProxies,
+        self, lookup: MemoryLookup, guards: Guards, journal: Journal, trusted: TrustedProxies
     ) -> None:
         self._lookup = lookup
-        self._access = access
-        self._limits = limits
+        self._access, self._limits, self._policies = guards
         self._journal = journal
         self._trusted = trusted
         self._seen_once: dict[int, None] = {}
@@ -117,6 +110,8 @@ class ResponseCache:
             return None
         found = self._lookup.get(request.target, request.route)
         if found is None or len(found.body) > MAX_BODY:
+            return None
+        if not self._policies.is_allowed(request.target, found.descriptor.digest):
             return None
         response = request.response(found, principal.user)
         if response is None:

@@ -4,7 +4,8 @@ from dataclasses import fields
 
 from prometheus_client import generate_latest
 
-from proxy.runtime.metrics import CacheCounters, Gauge, Metrics, Outcome, registry
+from proxy.runtime.metrics import CacheCounters, Metrics, Outcome
+from proxy.runtime.prometheus_view import Gauge, registry
 from tests.running import Proxy
 
 TYPES = {
@@ -43,6 +44,7 @@ TYPES = {
     "limit_wait_seconds": "counter",
     "background_failures": "counter",
     "background_up": "gauge",
+    "policy_decisions": "counter",
     "loop_lag_seconds": "gauge",
     "build_info": "gauge",
     "cache_bytes": "gauge",

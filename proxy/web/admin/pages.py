@@ -12,7 +12,8 @@ from proxy.access.principals import OPERATOR, Principal
 from proxy.content.content import Content
 from proxy.content.downloads import Downloads
 from proxy.core.errors import PathNotFound, RegistryError, Unsupported
-from proxy.runtime.metrics import Gauge, Metrics, registry
+from proxy.runtime.metrics import Metrics
+from proxy.runtime.prometheus_view import Gauge, registry
 from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.registry import Upstream
 from proxy.web import audited

@@ -1,0 +1,150 @@
+"""Gathers the facts that rules need about an image, through the cache."""
+
+from collections.abc import Collection
+from typing import Final
+
+from proxy.content.content import Content
+from proxy.core.errors import NotFound
+from proxy.core.manifests import INDEX_TYPES
+from proxy.core.names import Digest, Target, matches
+from proxy.core.policy import CacheDirective
+from proxy.policies.outline import IMAGE_CONFIGS, Outline, platform_of, read_outline
+from proxy.policies.reading import read_blob
+from proxy.policies.rules import ATTACHMENT_TAG, Facts, Rule
+from proxy.repository import Cache
+from proxy.runtime.executors import by_size
+
+MAX_CONFIG: Final = 4 * 1024 * 1024
+"""Bytes of a configuration that is read for its platform."""
+
+MAX_CHILDREN: Final = 128
+"""Manifests of an index whose sizes are added up. An index with more has no known size."""
+
+MAX_PARENTS: Final = 32
+"""Manifests that list something and are looked at."""
+
+_MAX_DEPTH: Final = 3
+
+
+class Images:
+    """Reads manifests and configurations of images."""
+
+    def __init__(self, cache: Cache, content: Content) -> None:
+        self._cache = cache
+        self._content = content
+
+    async def body(self, target: Target, digest: Digest) -> bytes:
+        """Return a manifest, from what is held or from upstream. Raises ``RegistryError``."""
+        if await self._content.linked(target, digest):
+            if (known := self._cache.manifests.in_ram(digest)) is not None:
+                return known.body
+            body = await self._content.read(digest)
+            if body is not None and await by_size(len(body), lambda: matches(digest, body)):
+                return body
+        return (await self._cache.manifests.get(target, digest, CacheDirective.ANY)).body
+
+    async def parents(self, target: Target, digest: Digest) -> list[Digest]:
+        """Return the held manifests of a repository that list this, the first of them."""
+        parents = await self._content.graph.parents(digest)
+        return [one for one in parents[:MAX_PARENTS] if await self._content.linked(target, one)]
+
+    async def indexes_above(self, target: Target, digest: Digest) -> list[Digest]:
+        """Return the held indexes of a repository that list this, directly or not."""
+        found: dict[Digest, None] = {}
+        level = [digest]
+        for _ in range(_MAX_DEPTH):
+            above = [
+                parent
+                for child in level
+                for parent in await self.parents(target, child)
+                if parent not in found and await self._lists(target, parent, child)
+            ]
+            found.update(dict.fromkeys(above))
+            level = above
+        return list(found)[:MAX_PARENTS]
+
+    async def is_manifest(self, digest: Digest) -> bool:
+        """Return True if a manifest with this digest is held."""
+        record = await self._content.record(digest)
+        return record is not None and record.media_type is not None
+
+    async def facts(
+        self, target: Target, digest: Digest, ref: str, rules: Collection[Rule]
+    ) -> Facts:
+        """Return what ``rules`` need; ``ref`` is a tag or digest. Raises ``RegistryError``."""
+        listed = frozenset({digest})
+        if not any(rule.needs_manifest or rule.key_files for rule in rules):
+            return Facts(listed)
+        body = await self.body(target, digest)
+        outline = await by_size(len(body), lambda: read_outline(body))
+        has_digests = any(rule.digest_file for rule in rules)
+        above = await self.indexes_above(target, digest) if has_digests else []
+        if outline is None:
+            return Facts(listed, frozenset(above), is_understood=False)
+        is_attachment = outline.is_inert and (
+            outline.has_subject or await self._is_tagged_attachment(target, digest, ref)
+        )
+        needs_size = any(rule.policy.max_image_size for rule in rules)
+        size = await self._size(target, outline, 0) if needs_size else 0
+        platform = None
+        if not is_attachment and any(rule.policy.platforms for rule in rules):
+            platform = await self._platform(target, outline)
+        return Facts(
+            listed | outline.listed,
+            frozenset(above),
+            size=size or 0,
+            platform=platform,
+            types=outline.types,
+            is_understood=size is not None,
+            is_attachment=is_attachment,
+        )
+
+    async def _lists(self, target: Target, parent: Digest, child: Digest) -> bool:
+        """Return True if ``parent`` is an index of ``child``, by its own bytes."""
+        record = await self._content.record(parent)
+        if record is None or record.media_type not in INDEX_TYPES:
+            return False
+        body = await self.body(target, parent)
+        outline = await by_size(len(body), lambda: read_outline(body))
+        return outline is not None and outline.is_index and child in outline.manifests
+
+    async def _is_tagged_attachment(self, target: Target, digest: Digest, ref: str) -> bool:
+        if ATTACHMENT_TAG.fullmatch(ref):
+            return True
+        return any(
+            tagged.target == target and ATTACHMENT_TAG.fullmatch(tagged.tag)
+            for tagged in await self._content.tags.pointing_to(digest)
+        )
+
+    async def _size(self, target: Target, outline: Outline, depth: int) -> int | None:
+        """Return the size of an image, or of the largest image of an index.
+
+        None if it is too much to look up. An image that upstream lacks has no size.
+        """
+        if not outline.is_index:
+            return outline.size
+        if depth == _MAX_DEPTH or len(outline.manifests) > MAX_CHILDREN:
+            return None
+        largest = 0
+        for child in outline.manifests:
+            try:
+                body = await self.body(target, child)
+            except NotFound:
+                continue
+            below = await by_size(len(body), lambda body=body: read_outline(body))  # type: ignore[misc]
+            size = None if below is None else await self._size(target, below, depth + 1)
+            if size is None:
+                return None
+            largest = max(largest, size)
+        return largest
+
+    async def _platform(self, target: Target, outline: Outline) -> str | None:
+        """Return the platform in an image's configuration; None for what is no image to run."""
+        config = outline.config
+        if outline.is_index or outline.is_attestation or config is None:
+            return None
+        if config.media_type not in IMAGE_CONFIGS:
+            return None
+        if config.size > MAX_CONFIG:
+            return ""
+        return platform_of(await read_blob(self._cache, target, config))

@@ -1,0 +1,350 @@
+"""Policies in a running proxy: what is denied, on every path, cold and warm."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy import policies
+from proxy.core.errors import ConfigError
+from proxy.settings import Settings
+from tests.fakes import content
+from tests.fakes.clock import Clock
+from tests.fakes.content import Image
+from tests.fakes.upstream import FakeUpstream
+from tests.policies import signing
+from tests.policies.asking import (
+    AMD64,
+    ARM64,
+    IMAGE,
+    INDEX,
+    LAYER,
+    OTHER,
+    REPO,
+    V2,
+    blob,
+    count,
+    denied,
+    is_denied,
+    manifest,
+    prepared,
+    required,
+    said,
+    write,
+)
+from tests.policies.signing import Signer
+from tests.running import Proxy, Start, until
+
+# --- each condition --------------------------------------------------------------------------
+
+
+async def test_without_policies_everything_is_served(proxy: Proxy) -> None:
+    for path in (manifest("latest"), blob(LAYER), manifest("index")):
+        assert (await proxy.get(path)).status == 200
+
+
+async def test_denied_images_cause_no_request_to_upstream(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    because = "SEC-12: use the other one"
+    proxy = await start(
+        policies=[{"name": "no", "images": ["docker.io/*/app"], "deny": True, "because": because}]
+    )
+    for path in (manifest("latest"), manifest(IMAGE.digest), blob(LAYER)):
+        answer = await proxy.get(path)
+        assert is_denied(answer, "no")
+        assert said(answer)["message"].endswith(because)
+        assert "'no'" in said(answer)["message"]
+        assert (await proxy.head(path)).status == 403
+    assert not upstream.requests
+    assert (await proxy.get("/v2/")).status == 200
+    assert (await proxy.get(f"{V2}/tags/list")).status == 200
+
+
+async def test_a_policy_covers_its_images_only(start: Start, upstream: FakeUpstream) -> None:
+    upstream.add("acme/app", IMAGE)
+    upstream.add("acme/free", IMAGE)
+    policy = {"images": ["docker.io/acme/**"], "except": ["docker.io/acme/free"], "deny": True}
+    proxy = await start(policies=[policy])
+    assert is_denied(await proxy.get("/v2/acme/app/manifests/latest"), "1")
+    assert (await proxy.get("/v2/acme/free/manifests/latest")).status == 200
+    assert (await proxy.get(manifest("latest"))).status == 200
+
+
+async def test_digests_are_denied_by_tag_digest_and_head(start: Start, tmp_path: Path) -> None:
+    proxy = await start(policies=[denied(tmp_path, IMAGE.digest)])
+    for _ in range(2):
+        for ref in ("latest", IMAGE.digest):
+            assert (await proxy.head(manifest(ref))).status == 403
+            assert is_denied(await proxy.get(manifest(ref)), "bad")
+    assert (await proxy.get(manifest("other"))).status == 200
+
+
+async def test_an_image_with_a_denied_layer_is_denied(start: Start, tmp_path: Path) -> None:
+    proxy = await start(policies=[denied(tmp_path, LAYER)])
+    assert is_denied(await proxy.get(blob(LAYER)), "bad")
+    assert is_denied(await proxy.get(manifest("latest")), "bad")
+
+
+async def test_a_changed_list_of_digests_counts(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policies, "WATCH_SECONDS", 0.01)
+    proxy = await start(policies=[denied(tmp_path)])
+    assert (await proxy.get(manifest("latest"))).status == 200
+    denied(tmp_path, IMAGE.digest)
+    await until(lambda: "files of policies changed" in proxy.log.getvalue())
+    assert is_denied(await proxy.get(manifest("latest")), "bad")
+    write(tmp_path / "denied", "not a digest\n")
+    await until(lambda: "a file of policies cannot be read" in proxy.log.getvalue())
+    assert is_denied(await proxy.get(manifest("latest")), "bad"), "the last good list counts"
+
+
+async def test_children_of_a_denied_index_are_denied(start: Start, tmp_path: Path) -> None:
+    proxy = await start(policies=[denied(tmp_path, INDEX.digest)])
+    assert is_denied(await proxy.get(manifest("index")), "bad")
+    assert is_denied(await proxy.get(manifest(AMD64.digest)), "bad")
+
+
+async def test_the_size_of_an_image_is_limited(start: Start) -> None:
+    size = sum(len(body) for body in OTHER.blobs.values())
+    proxy = await start(policies=[{"name": "small", "max_image_size": size - 1}])
+    assert is_denied(await proxy.get(manifest("other")), "small")
+    assert (await proxy.get(manifest("latest"))).status == 200
+
+
+@pytest.mark.parametrize(("change", "status"), [(0, 200), (-1, 403)])
+async def test_the_size_of_an_index_is_that_of_its_largest_platform(
+    start: Start, upstream: FakeUpstream, change: int, status: int
+) -> None:
+    large = content.image("large", layers=(9000,), platform="linux/arm64")
+    upstream.add(REPO, content.index(AMD64, large), tags=["uneven"])
+    size = sum(len(body) for body in large.blobs.values())
+    proxy = await start(policies=[{"max_image_size": size + change}])
+    assert (await proxy.get(manifest("uneven"))).status == status
+    assert (await proxy.get(manifest(AMD64.digest))).status == 200
+    assert (await proxy.get(manifest(large.digest))).status == status
+
+
+async def test_platforms(start: Start) -> None:
+    proxy = await start(policies=[{"name": "only", "platforms": ["linux/amd64"]}])
+    assert (await proxy.get(manifest("index"))).body == INDEX.manifest, "served unchanged"
+    assert (await proxy.get(manifest(AMD64.digest))).status == 200
+    for _ in range(2):
+        assert is_denied(await proxy.get(manifest(ARM64.digest)), "only")
+        assert (await proxy.head(manifest(ARM64.digest))).status == 403
+
+
+async def test_media_types(start: Start, upstream: FakeUpstream) -> None:
+    chart = content.artifact(None, "application/vnd.cncf.helm.config.v1+json")
+    upstream.add(REPO, chart, tags=["chart"])
+    proxy = await start(policies=[{"name": "images", "media_types": [content.OCI_CONFIG]}])
+    assert (await proxy.get(manifest("latest"))).status == 200
+    assert (await proxy.get(manifest("index"))).status == 200
+    assert is_denied(await proxy.get(manifest("chart")), "images")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"manifests": []},
+        {"Layers": []},
+        {"layer\u017f": []},
+        {"layers": [{"digest": "x"}]},
+        {"layers": None},
+    ],
+    ids=str,
+)
+async def test_manifests_that_clients_may_read_in_two_ways_are_denied(
+    start: Start, upstream: FakeUpstream, change: dict[str, Any]
+) -> None:
+    body = content.encode(json.loads(IMAGE.manifest) | change)
+    upstream.add_manifest(REPO, body, content.OCI_MANIFEST, tags=["odd"])
+    proxy = await start(policies=[{"name": "small", "max_image_size": "1GiB"}])
+    answer = await proxy.get(manifest("odd"))
+    assert is_denied(answer, "small"), answer
+    assert "not understood" in said(answer)["message"]
+
+
+async def test_a_manifest_with_the_type_of_an_index_is_judged_as_what_it_is(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    document = json.loads(OTHER.manifest) | {"mediaType": content.OCI_INDEX}
+    upstream.add_manifest(REPO, content.encode(document), content.OCI_INDEX, tags=["lie"])
+    proxy = await start(policies=[{"name": "small", "max_image_size": 2000}])
+    assert is_denied(await proxy.get(manifest("lie")), "small")
+
+
+async def test_all_policies_must_be_met(start: Start, tmp_path: Path) -> None:
+    proxy = await start(
+        policies=[{"platforms": ["linux/amd64"]}, denied(tmp_path, IMAGE.digest, name=None)]
+    )
+    assert is_denied(await proxy.get(manifest("latest")), "2")
+
+
+# --- blobs -----------------------------------------------------------------------------------
+
+
+async def test_blobs_of_denied_images_are_denied_unless_another_image_has_them(
+    start: Start, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    body = json.loads(IMAGE.manifest) | {"annotations": {"build": "2"}}
+    sibling = Image(manifest=content.encode(body), media_type=IMAGE.media_type, blobs=IMAGE.blobs)
+    upstream.add(REPO, sibling, tags=["sibling"])
+    proxy = await start(policies=[denied(tmp_path, IMAGE.digest)])
+    assert is_denied(await proxy.get(manifest("latest")), "bad")
+    for _ in range(2):
+        assert is_denied(await proxy.get(blob(LAYER)), "bad")
+        assert (await proxy.head(blob(LAYER))).status == 403
+    assert upstream.bodies(LAYER) == 0
+    assert (await proxy.get(manifest("sibling"))).status == 200
+    assert (await proxy.get(blob(LAYER))).status == 200
+
+
+async def test_a_denied_manifest_is_no_blob(start: Start, tmp_path: Path) -> None:
+    proxy = await start()
+    assert (await proxy.get(manifest("latest"))).status == 200
+    await proxy.close()
+    proxy = await start(policies=[{"name": "small", "max_image_size": 10}])
+    assert is_denied(await proxy.get(blob(IMAGE.digest)), "small")
+
+
+async def test_nothing_denied_is_prefetched(
+    start: Start, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    proxy = await start(
+        policies=[denied(tmp_path, IMAGE.digest)],
+        prefetch={"blobs": 40, "idle_timeout": "30s"},
+    )
+    assert is_denied(await proxy.get(manifest("latest")), "bad")
+    assert (await proxy.get(manifest("other"))).status == 200
+    await upstream.until(lambda: upstream.count(kind="blob") >= 1)
+    await proxy.get(blob(OTHER.layers[0]))
+    await proxy.settled()
+    assert upstream.bodies(LAYER) == 0
+    assert upstream.bodies(IMAGE.config) == 0
+
+
+# --- paths that need no upstream -------------------------------------------------------------
+
+
+async def test_stale_answers_are_judged_too(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, clock: Clock
+) -> None:
+    proxy = await start()
+    for path in (manifest("latest"), *map(blob, IMAGE.blobs)):
+        assert (await proxy.get(path)).status == 200
+    await proxy.settled()
+    await proxy.close()
+    proxy = await start(policies=[denied(tmp_path, IMAGE.digest)])
+    clock.now += 100_000
+    upstream.fail(503)
+    assert is_denied(await proxy.get(manifest("latest")), "bad")
+    assert (await proxy.head(manifest("latest"))).status == 403
+
+
+async def test_the_response_cache_asks_too(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policies, "WATCH_SECONDS", 0.01)
+    proxy = await start(policies=[denied(tmp_path)])
+    host, port = proxy.app.address.split(":")  # type: ignore[union-attr]
+    for path in (manifest("latest"), blob(LAYER)):
+        await proxy.get(path)
+        await proxy.settled()
+        await proxy.get(path)  # a small blob is in memory after this
+    reader, writer = await asyncio.open_connection(host, int(port))
+
+    async def status(path: str) -> bytes:
+        writer.write(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return (await reader.readuntil(b"\r\n\r\n"))[9:12]
+
+    paths = (manifest("latest"), manifest(IMAGE.digest), blob(LAYER))
+    try:
+        for path in paths:
+            for _ in range(4):
+                assert await status(path) == b"200"
+        assert await prepared(proxy) >= 6, "the fast path answers"
+        denied(tmp_path, IMAGE.digest)
+        await until(lambda: "files of policies changed" in proxy.log.getvalue())
+        for path in paths:
+            for _ in range(4):
+                assert await status(path) == b"403", path
+        denied(tmp_path)
+        await until(lambda: proxy.log.getvalue().count("files of policies changed") == 2)
+        for path in paths:
+            assert await status(path) == b"200"
+    finally:
+        writer.transport.abort()
+
+
+async def test_a_trial_denies_nothing(
+    start: Start, upstream: FakeUpstream, signer: Signer, tmp_path: Path
+) -> None:
+    policy = required(signer, tmp_path, audit=True)
+    proxy = await start(policies=[policy, {"deny": True, "audit": True}])
+    upstream.fail(503, reference=signing.sig_tag(OTHER.digest))
+    for _ in range(3):
+        assert (await proxy.get(manifest("latest"))).status == 200
+    assert (await proxy.get(blob(LAYER))).status == 200
+    assert (await proxy.get(manifest("other"))).status == 200, "not even if upstream fails"
+    assert await count(proxy, "signed", "audited") >= 3
+    assert await count(proxy, "signed", "denied") == 0
+    assert await count(proxy, "signed", "failed") == 1
+    upstream.heal()
+    audited = await count(proxy, "signed", "audited")
+    assert (await proxy.get(manifest("other"))).status == 200
+    assert await count(proxy, "signed", "audited") == audited + 1, "a failure is not remembered"
+    lines = map(json.loads, proxy.log.getvalue().splitlines())
+    [event, *_] = [one for one in lines if one["event"] == "policy would deny"]
+    assert (event["policy"], event["target"]) == ("signed", f"docker.io/{REPO}")
+
+
+async def test_decisions_are_counted_and_logged(start: Start, tmp_path: Path) -> None:
+    proxy = await start(policies=[denied(tmp_path, IMAGE.digest)])
+    await proxy.get(manifest("latest"))
+    await proxy.get(manifest("other"))
+    assert await count(proxy, "bad", "denied") == 1
+    assert await count(proxy, "bad", "allowed") == 1
+    lines = map(json.loads, proxy.log.getvalue().splitlines())
+    [event] = [one for one in lines if one["event"] == "policy denies"]
+    assert event["policy"] == "bad"
+
+    def logged() -> list[str | None]:
+        lines = map(json.loads, proxy.log.getvalue().splitlines())
+        asked = [one for one in lines if one["event"] == "request" and one.get("reference")]
+        return [one.get("policy") for one in asked]
+
+    await until(lambda: len(logged()) == 2)
+    assert logged() == ["bad", None]
+    assert IMAGE.digest in event["reason"]
+
+
+# --- reload ----------------------------------------------------------------------------------
+
+
+def reconfigured(proxy: Proxy, upstream: FakeUpstream, policies: list[dict[str, Any]]) -> Settings:
+    return Settings.model_validate(
+        {
+            "storage": {"path": str(proxy.storage)},
+            "upstreams": {"docker.io": {"url": upstream.url}},
+            "policies": policies,
+        }
+    )
+
+
+async def test_a_reload_changes_policies(
+    start: Start, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    proxy = await start()
+    assert (await proxy.get(manifest("latest"))).status == 200
+    await proxy.app.reload(reconfigured(proxy, upstream, [denied(tmp_path, IMAGE.digest)]))
+    assert is_denied(await proxy.get(manifest("latest")), "bad")
+    missing = {"deny_digests_file": str(tmp_path / "none")}
+    with pytest.raises(ConfigError, match="cannot be read"):
+        await proxy.app.reload(reconfigured(proxy, upstream, [missing]))
+    assert is_denied(await proxy.get(manifest("latest")), "bad")
+    await proxy.app.reload(reconfigured(proxy, upstream, []))
+    assert (await proxy.get(manifest("latest"))).status == 200

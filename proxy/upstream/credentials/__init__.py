@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from yarl import URL
+
 from proxy.core.errors import CredentialsRejected
 
 IDENTITY_TOKEN: Final = "<token>"  # noqa: S105 - a mark, no secret
@@ -105,6 +107,16 @@ class PasswordFile(Lasting):
         """Return the current content of the file as the password, without a final newline."""
         text = await asyncio.to_thread(read_text, self.file, "password_file")
         return Credential(self.username, text.rstrip("\n"))
+
+
+def host_of(url: URL) -> str:
+    """Return a registry's host as in the names of images: with its port, if that is not usual."""
+    return url.host_port_subcomponent or ""
+
+
+def path_of(url: URL, repository: str) -> str:
+    """Return a repository behind the path of the registry's URL."""
+    return f"{url.path.strip('/')}/{repository}".strip("/")
 
 
 def read_text(file: Path, setting: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from yarl import URL
 
 from proxy.core.errors import CredentialsRejected
-from proxy.upstream.credentials import IDENTITY_TOKEN, Credential, read_text
+from proxy.upstream.credentials import IDENTITY_TOKEN, Credential, host_of, path_of, read_text
 from proxy.upstream.credentials.helper import ask_helper
 from proxy.upstream.credentials.program import Program
 from proxy.upstream.credentials.renewing import Renewing
@@ -74,14 +74,13 @@ class DockerConfig:
 
     def _keys(self, repository: str) -> Iterator[str]:
         """Yield the keys that may stand for a repository, the most specific first."""
-        hosts: tuple[str, ...] = (self._url.authority,)
-        if self._url.host in _HUB_HOSTS:
-            hosts = ("docker.io", *_HUB_KEYS)
-        path = f"{self._url.path.strip('/')}/{repository}".strip("/")
+        is_hub = self._url.host in _HUB_HOSTS
+        host = "docker.io" if is_hub else host_of(self._url)
+        path = path_of(self._url, repository)
         while path:
-            yield f"{hosts[0]}/{path}"
+            yield f"{host}/{path}"
             path = path.rpartition("/")[0]
-        yield from hosts[1:] or (hosts[0], f"https://{hosts[0]}", f"https://{hosts[0]}/v1/")
+        yield from _HUB_KEYS if is_hub else (host, f"https://{host}", f"https://{host}/v1/")
 
     def _read(self) -> dict[str, Any]:
         """Return the file's document, parsed again if the file has changed."""
@@ -131,7 +130,7 @@ def parse(text: str) -> dict[str, Any]:
 
 def server_of(url: URL) -> str:
     """Return how Docker names the registry at ``url``, for helpers."""
-    return HUB if url.host in _HUB_HOSTS else url.authority
+    return HUB if url.host in _HUB_HOSTS else host_of(url)
 
 
 def _helper(document: dict[str, Any], key: str) -> Program | None:

@@ -13,7 +13,7 @@ from typing import Final
 from yarl import URL
 
 from proxy.core.errors import CredentialsRejected
-from proxy.upstream.credentials import Credential
+from proxy.upstream.credentials import Credential, host_of, path_of
 from proxy.upstream.credentials.program import Program, read_answer, run
 from proxy.upstream.credentials.renewing import Issued, Renewing
 
@@ -66,8 +66,7 @@ class KubeletPlugin:
         await self._answers.close()
 
     def _image(self, repository: str) -> str:
-        path = f"{self._url.path.strip('/')}/{repository}".strip("/")
-        return f"{self._url.authority}/{path}".rstrip("/")
+        return f"{host_of(self._url)}/{path_of(self._url, repository)}".rstrip("/")
 
     def _key(self, image: str) -> str:
         return image if self._is_by_image else ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import logging
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -21,7 +22,11 @@ Result = TypeVar("Result")
 
 
 def load(extra: str, module: str) -> Any:
-    """Return a module of a cloud's library. Raises ``ConfigError`` if it is not installed."""
+    """Return a module of a cloud's library. Raises ``ConfigError`` if it is not installed.
+
+    What the library logs stays out of our log: it may quote an answer.
+    """
+    logging.getLogger(module.partition(".")[0]).setLevel(logging.CRITICAL + 1)
     try:
         return importlib.import_module(module)
     except ImportError:

@@ -1,8 +1,9 @@
 """Limits the bytes per second of one upstream, and shares them fairly by its downloads.
 
-A token bucket with debt: bytes are paid after they were read, each payment waits until the debt in
-front of it is paid off. Every download waits for one payment at a time, however many connections
-it has, and reads pieces of equal size; so all get the same share.
+A token bucket with debt: bytes are paid after they were read, and the next payment waits until
+they are paid off. Payments are made in turn, first come, first served. Every download waits for one
+payment at a time, however many connections it has, and reads pieces of equal size; so all get the
+same share.
 """
 
 import asyncio
@@ -26,15 +27,17 @@ class Bandwidth:
         self._rate = rate
         self._clock = clock
         self._free_at = clock()
+        self._turn = asyncio.Lock()
         self.piece: Final = min(max(rate // PIECES_PER_SECOND, LEAST_PIECE), LARGEST_PIECE)
         """Most bytes to read at once."""
 
     async def pay(self, count: int) -> None:
         """Wait until ``count`` bytes, which were read, are within the limit."""
-        now = self._clock()
-        self._free_at = max(self._free_at, now - BURST_SECONDS) + count / self._rate
-        if self._free_at > now:
-            await asyncio.sleep(self._free_at - now)
+        async with self._turn:
+            now = self._clock()
+            self._free_at = max(self._free_at, now - BURST_SECONDS) + count / self._rate
+            if self._free_at > now:
+                await asyncio.sleep(self._free_at - now)
 
     def share(self) -> "Share":
         """Return the share of a new download."""

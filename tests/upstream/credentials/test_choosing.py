@@ -111,8 +111,8 @@ def test_check_and_serve_refuse_what_cannot_work(tmp_path: Path) -> None:
     )
     words = (
         f"upstreams.ghcr.io.credentials.docker_config: {tmp_path}/none cannot be read",
-        f"upstreams.gcr.io.credentials.google.key_file: {tmp_path}/empty is empty",
         "upstreams.quay.io.credentials: caller is not available",
+        f"upstreams.gcr.io.credentials.google.key_file: {tmp_path}/empty is empty",
     )
     checked, served = (run(command, "--config", str(config)) for command in ("check", "serve"))
     assert (checked.returncode, served.returncode) == (2, 2)

@@ -17,7 +17,8 @@ from proxy.runtime.metrics import Outcome
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
-from tests.running import Proxy, until
+from tests.running import Proxy, Start, until
+from tests.upstream.credentials.programs import written
 
 ROOT = Path(__file__).resolve().parents[1]
 API, OPERATING = "docs/http-api.md", "docs/operating.md"
@@ -284,8 +285,17 @@ def test_every_error_is_documented() -> None:
 
 
 @pytest.fixture
-async def used(proxy: Proxy, upstream: FakeUpstream) -> Proxy:
-    """A proxy that has answered, failed, and seen a rate limit and a client that leaves."""
+async def used(start: Start, upstream: FakeUpstream, tmp_path: Path) -> Proxy:
+    """A proxy that has answered, failed, and seen a rate limit and a client that leaves.
+
+    Its credentials expire.
+    """
+    upstream.auth.scheme = "basic"
+    upstream.auth.users = {"alice": "wonderland"}
+    helper = written(
+        tmp_path / "helper", 'print(\'{"Username": "alice", "Secret": "wonderland"}\')'
+    )
+    proxy = await start(hub={"credentials": {"exec": {"command": [str(helper)]}}})
     upstream.behaviour.rate_limit = RateLimit(limit=100, remaining=76)
     image = upstream.add("library/app", content.image(1, layers=(300_000,)))
     blob = f"/v2/app/blobs/{image.layers[0]}"

@@ -25,7 +25,7 @@ format: $(VENV)/.installed-test
 docs: $(VENV)/.installed ## write the generated parts of the documents
 	$(BIN)/python -m docs.generate
 
-parts: ## the real registries and clients that the tests drive (Debian packages)
+parts: $(VENV)/.installed-test ## the real registries, clients and issuers that the tests drive
 	@tests/parts/install
 
 attack: $(VENV)/.installed-test ## hostile registries and clients against the real program; ONLY="'endless body' ranges"

@@ -70,7 +70,8 @@ def _rows(model: type[BaseModel], above: str) -> Iterator[Row]:
         if Upstream in kinds:
             yield from _rows(Upstream, f"{key}.<name>.")
         elif kinds:
-            yield from _rows(kinds[0], f"{key}.")
+            items = "[]" if get_origin(hint) is tuple else ""
+            yield from _rows(kinds[0], f"{key}{items}.")
         else:
             kind, show = _kind(_without_none(hint))
             meaning = None if field.description is None else " ".join(field.description.split())
@@ -109,12 +110,33 @@ def _kind(hint: Any) -> tuple[str, Callable[[Any], str]]:
         if hint == known:
             return name, show
     if get_origin(hint) is tuple:
-        return "list", lambda value: f"[{', '.join(map(str, value))}]"
+        return "list", _list
+    if get_origin(hint) is dict:
+        return "mapping", str
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(f"`{value}`" for value in get_args(hint)), str
     plain = get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
-    names = {int: "integer", float: "share", Path: "path"}
-    return names.get(plain, "text"), str
+    names = {int: "integer", float: "share" if _is_share(hint) else "number", Path: "path"}
+    return names.get(plain, "text"), _text if plain is str else str
+
+
+def _is_share(hint: Any) -> bool:
+    """Return True if a number is limited from above."""
+    limits = [
+        limit
+        for field in getattr(hint, "__metadata__", ())
+        for limit in getattr(field, "metadata", ())
+    ]
+    return any(getattr(limit, "le", None) is not None for limit in limits)
+
+
+def _list(values: tuple[object, ...]) -> str:
+    return f"[{', '.join(map(_text, values))}]"
+
+
+def _text(value: object) -> str:
+    """Return a text in YAML, with quotes if it begins like something else."""
+    return f'"{value}"' if str(value).startswith(("*", "{")) else str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from proxy.content.content import Content
-from proxy.content.eviction import Evictor
+from proxy.content.eviction import Evictor, Quota
 from proxy.content.in_use import Feeds
 from proxy.content.pins import Pins
-from proxy.content.quota import Quota
 from proxy.core.manifests import read
 from proxy.core.names import Digest, Tag, Target, sha256
 from proxy.core.records import BLOCK, Descriptor, TagRecord
@@ -17,7 +16,7 @@ from proxy.core.routing import Router
 from proxy.index.sqlite import SqliteIndex
 from proxy.runtime.metrics import CacheCounters
 from proxy.settings import Settings
-from proxy.storage.directory import Directory, IndexFile
+from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -38,7 +37,7 @@ class Held:
         self.root = directory.root
         self.store = DiskStore(directory)
         self.index = index
-        self.shelf = IndexFile(directory)
+        self.shelf = directory
         self.counters = CacheCounters()
         self.protected: set[Digest] = set()
         self.evictor = Evictor(
@@ -122,5 +121,5 @@ async def begun(stack: AsyncExitStack, root: Path, clock: Clock, **quota: Any) -
     index = SqliteIndex(root / "index", clock=clock, on_trouble=lambda: None)
     limits = Quota(**{"max_size": LIMIT} | quota)
     held = Held(directory, await stack.enter_async_context(index), clock, limits)
-    await held.content.begin()
+    await held.content.reconciler.begin()
     return held

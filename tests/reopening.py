@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Self
 
 from proxy.content.content import Content
-from proxy.content.eviction import Evictor, Reservation
+from proxy.content.eviction import Evictor, Quota, Reservation
 from proxy.content.in_use import Feeds
 from proxy.content.pins import Pins
-from proxy.content.quota import Quota
 from proxy.core.names import Image, parse_digest
 from proxy.core.records import BLOCK
 from proxy.index.sqlite import SqliteIndex
 from proxy.runtime.metrics import CacheCounters
-from proxy.storage import Spool
 from proxy.storage.directory import Directory
-from proxy.storage.disk import DiskStore
+from proxy.storage.disk import DiskSpool, DiskStore
 from tests.fakes.clock import Clock
 from tests.held import nothing_elsewhere
 from tests.model import Content as Sample
@@ -42,7 +40,7 @@ class Download:
 
     content: Sample
     reservation: Reservation
-    spool: Spool
+    spool: DiskSpool
     promised: int
     written: int = 0
 
@@ -80,7 +78,7 @@ async def opened(root: Path, clock: Clock) -> Cache:
     counters = CacheCounters()
     evictor = Evictor(index, store, Quota(LIMIT), counters=counters, protected=pins.protected)
     content = Content(store, index, evictor, counters, clock)
-    await content.reconcile()
+    await content.reconciler.reconcile()
     return Cache(directory, index, store, pins, evictor, content)
 
 

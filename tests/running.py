@@ -11,7 +11,6 @@ from typing import Any
 from aiohttp import ClientSession
 from multidict import CIMultiDictProxy
 
-from proxy.access import AllowAll
 from proxy.app import App, running
 from proxy.app.engine import Environment
 from proxy.core.names import Repo, Tag, Target
@@ -97,7 +96,7 @@ async def started(
     upstream: FakeUpstream, storage: Path, clock: Clock, changes: dict[str, Any]
 ) -> AsyncIterator[Proxy]:
     network = changes.pop("network", SYSTEM_NETWORK)
-    access = changes.pop("access", AllowAll())
+    identifier, rules = changes.pop("identifier", None), changes.pop("rules", None)
     hub = {"url": upstream.url} | changes.pop("hub", {})
     document: dict[str, Any] = {
         "listen": "127.0.0.1:0",
@@ -114,7 +113,7 @@ async def started(
     settings = Settings.model_validate(document)
     async with AsyncExitStack() as stack:
         app = await stack.enter_async_context(
-            running(settings, output, Environment(clock, network, access))
+            running(settings, output, Environment(clock, network, identifier, rules))
         )
         session = ClientSession(f"http://{app.address}", auto_decompress=False)
         client = await stack.enter_async_context(session)

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from docs import generate
 from proxy.core.errors import RegistryError
 from proxy.runtime.metrics import Outcome
+from tests.access.company import People
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
@@ -211,7 +212,8 @@ PUBLIC, TRUSTED = paths("## For everybody"), paths("## For the operator")
 def test_every_path_is_documented() -> None:
     served = {name for name in strings() if re.fullmatch(r"/-/[a-z][a-z-]*", name)}
     assert len(served) > 5
-    assert served == {path for path in PUBLIC | TRUSTED if path.startswith("/-/")}
+    assert "`/-/token`" in section(API, "### Tokens")  # which is there with access only
+    assert served - {"/-/token"} == {path for path in PUBLIC | TRUSTED if path.startswith("/-/")}
 
 
 def test_every_operator_path_is_explained() -> None:
@@ -286,7 +288,7 @@ def test_every_error_is_documented() -> None:
 
 @pytest.fixture
 async def used(start: Start, upstream: FakeUpstream, tmp_path: Path) -> Proxy:
-    """A proxy that has answered, failed, and seen a rate limit and a client that leaves.
+    """A proxy that has answered, denied, failed, and seen a rate limit and a client that leaves.
 
     Its credentials expire.
     """
@@ -295,7 +297,13 @@ async def used(start: Start, upstream: FakeUpstream, tmp_path: Path) -> Proxy:
     helper = written(
         tmp_path / "helper", 'print(\'{"Username": "alice", "Secret": "wonderland"}\')'
     )
-    proxy = await start(hub={"credentials": {"exec": {"command": [str(helper)]}}})
+    rules = [{"deny": "pull", "images": ["docker.io/bad/**"]}, {"allow": "pull"}]
+    proxy = await start(
+        identifier=People(),
+        access={"rules": rules},
+        hub={"credentials": {"exec": {"command": [str(helper)]}}},
+    )
+    await proxy.get("/v2/bad/app/tags/list", Authorization="Bearer bob")
     upstream.behaviour.rate_limit = RateLimit(limit=100, remaining=76)
     image = upstream.add("library/app", content.image(1, layers=(300_000,)))
     blob = f"/v2/app/blobs/{image.layers[0]}"

@@ -108,7 +108,7 @@ async def test_t63_a_rename_into_quarantine_is_durable(
         digest = await cache.hold(b"content")
         home, there = cache.path(digest).parent, tmp_path / "quarantine"
         calls.clear()
-        assert await cache.content.set_aside(digest, {"reason": "a test"}) is not None
+        assert await cache.content.faults.set_aside(digest, {"reason": "a test"}) is not None
         renamed = place(calls, lambda call: call.to == there / digest.removeprefix("sha256:"))
         synced = {call.inode for call in calls[renamed:] if call.name == "fsync"}
         assert {home.stat().st_ino, there.stat().st_ino} <= synced
@@ -144,7 +144,7 @@ async def test_notes_survive_a_power_cut(
     async with SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None) as index:
         WRITES.clear()
         await index.set_note("a", 1)
-        await index.set_pins(["app:1"])
+        await index.set_note("pins", ["app:1"])
         written = set(WRITES)
     assert written == {FULL}
 
@@ -154,7 +154,7 @@ async def test_a_file_that_cannot_be_looked_at_is_not_taken_for_gone(
 ) -> None:
     async with opened(tmp_path, clock) as cache:
         digest = await cache.hold(b"content")
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
         name = digest.removeprefix("sha256:")
         scandir, open_file = os.scandir, os.open
 
@@ -176,7 +176,7 @@ async def test_a_file_that_cannot_be_looked_at_is_not_taken_for_gone(
         monkeypatch.setattr(os, "scandir", lambda path: Listing(scandir(path)))
         monkeypatch.setattr(os, "open", broken)
         errors = cache.counters.storage_errors
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
         monkeypatch.setattr(os, "open", open_file)
         assert await cache.index.blob(digest) is not None
         assert cache.counters.storage_errors > errors

@@ -160,7 +160,7 @@ class Machine(RuleBasedStateMachine):
     @rule(place=places)
     def drop(self, place: int) -> None:
         digest = self._at(place)
-        self.run(self.now.content.drop(digest, reason="a test"))
+        self.run(self.now.content.faults.drop(digest, reason="a test"))
         self.model.drop(digest)
 
     @rule()

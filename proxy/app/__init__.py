@@ -50,13 +50,16 @@ async def running(
     """
     environment = environment or Environment()
     async with AsyncExitStack() as stack:
-        certificate = Certificate(settings.tls) if settings.tls and is_public else None
+        certificate = _certificate(settings) if is_public else None
         listener = stack.enter_context(listening.public(settings)) if is_public else None
         limits = descriptor_limits(raise_limit(), settings.most_downloads)
         engine = await engines.opened(stack, settings, environment, limits.downloads)
         level, metrics, storage = settings.log.level, engine.metrics, engine.storage
         request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
-        parts = serving.handlers(engine, settings, environment.access, request_log)
+        parts = serving.handlers(engine, settings, environment, request_log)
+        if is_public and (identity := parts.identity) is not None:
+            stack.push_async_callback(identity.close)
+            identity.use(identity.prepare(settings.access), settings.access)
         background = engine.background
         background.start("request log", request_log.write_forever)
         _maintain(background, engine, settings)
@@ -84,13 +87,21 @@ async def running(
             await asyncio.sleep(settings.shutdown_delay)
 
 
+def _certificate(settings: Settings) -> Certificate | None:
+    """Return the certificate of a server that speaks TLS. Raises ``ConfigError``."""
+    if settings.tls is None:
+        return None
+    clients = settings.access.client_certificates
+    return Certificate(settings.tls, None if clients is None else clients.ca_file)
+
+
 def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> None:
     """Start the tasks that maintain the cache's directory and the connections to upstreams."""
     storage = engine.storage
     content, layout, offline = storage.content, storage.layout, settings.offline
     background.start("loop lag", lambda: loop_monitor.watch(engine.metrics))
     background.start_essential("reconcile", lambda: look_after(content, layout, offline=offline))
-    background.start_essential("eviction", content.keep_within_limit)
+    background.start_essential("eviction", lambda: content.evictor.watch(content.clock))
     background.start("names", layout.publish_forever)
     background.start("feeds", storage.feeds.watch)
     background.start("upstreams", engine.upstreams.close_retired)

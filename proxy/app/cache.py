@@ -14,8 +14,7 @@ from proxy.repository.listings import Listings
 from proxy.repository.manifests import Manifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
-from proxy.repository.prefetch import Bounds, Prefetcher
-from proxy.repository.prefetch_tracker import PrefetchTracker
+from proxy.repository.prefetch import Bounds, Prefetcher, PrefetchTracker
 from proxy.repository.referrers import ReferrersCache
 from proxy.repository.small_blobs import SmallBlobs
 from proxy.repository.tag_lists import TagLists
@@ -43,8 +42,13 @@ async def built(
     tags = Tags(manifests, content, sources, patience=settings.timeouts.check)
     stack.push_async_callback(tags.close)
     expected = PrefetchTracker(storage.counters)
-    sizes = held.sizes
-    blobs = Blobs(content, sources, downloads=downloads, sizes=sizes, expected=expected)
+    blobs = Blobs(
+        content,
+        sources,
+        downloads=downloads,
+        sizes=held.sizes,
+        on_request=expected.requested,
+    )
     stack.push_async_callback(blobs.close)
     link_checks = LinkChecks(content, sources, manifests=manifests, blobs=blobs)
     stack.push_async_callback(link_checks.close)

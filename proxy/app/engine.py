@@ -2,9 +2,10 @@
 
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from proxy.access import AccessRules, AllowAll
+from proxy.access.identity import Identifier
+from proxy.access.rules import AccessRules
 from proxy.app import cache as caching
 from proxy.app import storage as storages
 from proxy.app.storage import Storage
@@ -22,11 +23,15 @@ from proxy.upstream.guard import SYSTEM_NETWORK, Network
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What tests replace: the clock (Unix seconds), name resolution, and the rules of access."""
+    """What tests replace: the clock (Unix seconds), name resolution, identity, and access rules.
+
+    ``identifier`` and ``rules`` None: those of the settings.
+    """
 
     clock: Clock = time.time
     network: Network = SYSTEM_NETWORK
-    access: AccessRules = field(default_factory=AllowAll)
+    identifier: Identifier | None = None
+    rules: AccessRules | None = None
 
 
 @dataclass(frozen=True, slots=True)

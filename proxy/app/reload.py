@@ -5,12 +5,14 @@ from typing import Any
 
 import structlog
 
+from proxy.access.control import Policy
 from proxy.app.engine import Engine
 from proxy.app.serving import Handlers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.runtime.logs import RequestLog, set_level
 from proxy.settings import Settings
+from proxy.settings.access import Access
 from proxy.web.certificate import Certificate
 
 log = structlog.get_logger(__name__)
@@ -57,8 +59,12 @@ class Reloader:
         """Check everything, then apply it in one step that neither fails nor awaits."""
         engine, certificate = self._engine, self._certificate
         router, upstreams, pins = engine.router, engine.upstreams, engine.storage.pins
+        wanted = Router(settings)
+        policy = Policy.of(settings.access, wanted.parse_selector)
+        identity = self._handlers.identity
+        sources = None if identity is None else identity.prepare(settings.access)
         try:
-            parsed = pins.parsed(settings.pins, Router(settings).parse_pin)
+            parsed = pins.parsed(settings.pins, wanted.parse_pin)
         except RegistryError as error:
             raise ConfigError(f"pins: {error.message}") from None
         plan = await upstreams.prepare(settings)
@@ -71,6 +77,10 @@ class Reloader:
         engine.origins.replace(upstreams.commit(plan))
         router.update(settings)
         pins.use(parsed)
+        if identity is not None:
+            identity.use(sources, settings.access)
+        self._handlers.access.use(policy)
+        self._handlers.trusted.use(settings.access.trusted_proxies)
         self._handlers.admin_access.use(settings.admin.token_file)
         self._handlers.responses.forget()
 
@@ -88,6 +98,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "offline": wanted.offline,
             "fallback": wanted.fallback,
             "pins": wanted.pins,
+            "access": _applicable_access(running.access, wanted.access),
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
             "timeouts": wanted.timeouts.model_copy(update=fixed),
             "patience": wanted.patience,
@@ -95,6 +106,14 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "log": running.log.model_copy(update={"level": wanted.log.level}),
         }
     )
+
+
+def _applicable_access(running: Access, wanted: Access) -> Access:
+    """Return ``wanted``; which authorities may sign client certificates is decided at the start."""
+    old, new = running.client_certificates, wanted.client_certificates
+    if old is not None and new is not None and old.ca_file == new.ca_file:
+        return wanted
+    return wanted.model_copy(update={"client_certificates": old})
 
 
 def _differences(one: Settings, other: Settings) -> list[str]:

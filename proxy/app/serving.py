@@ -2,14 +2,17 @@
 
 import socket
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ssl import SSLContext
 from typing import Final
 
-from aiohttp.web import ServerRunner
+from aiohttp.web import BaseRequest, ServerRunner, StreamResponse
 
-from proxy.access import AccessRules, AdminAccess
-from proxy.app.engine import Engine
+from proxy.access.control import AccessControl, Policy
+from proxy.access.identity import Certificate, Everyone
+from proxy.access.operator import AdminAccess
+from proxy.app.engine import Engine, Environment
+from proxy.app.identity import Identity
 from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
@@ -22,9 +25,10 @@ from proxy.web.admin.pages import Admin
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
 from proxy.web.forwarded import TrustedProxies
+from proxy.web.gate import TOKEN_PATH, Gate
 from proxy.web.registry import Registry
 from proxy.web.response_cache import ResponseCache
-from proxy.web.server import Handler, RegistryServer
+from proxy.web.server import RegistryServer
 
 ADMIN_CLIENTS: Final = 16
 
@@ -37,18 +41,29 @@ class Handlers:
     admin: Admin
     responses: ResponseCache
     services: Services
+    access: AccessControl
+    identity: Identity | None
+    """None: something else identifies clients, in tests."""
     admin_access: AdminAccess
     trusted: TrustedProxies
 
+    async def handle_own(self, request: BaseRequest) -> StreamResponse:
+        """Answer a request over TCP that is not for the registry."""
+        identity = self.identity
+        if request.rel_url.raw_path == TOKEN_PATH and identity is not None:
+            return await identity.handle_token(request)
+        return await self.admin.handle(request)
+
 
 def handlers(
-    engine: Engine, settings: Settings, access: AccessRules, request_log: RequestLog
+    engine: Engine, settings: Settings, environment: Environment, request_log: RequestLog
 ) -> Handlers:
-    """Return everything that answers requests to ``engine``."""
+    """Return everything that answers requests to ``engine``. Raises ``ConfigError``."""
     cache, storage, router = engine.cache, engine.storage, engine.router
     content, upstreams = storage.content, engine.upstreams
     lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
-    trusted = TrustedProxies(settings.trusted_proxies)
+    trusted = TrustedProxies(settings.access.trusted_proxies)
+    access = access_control(engine, settings, environment)
     journal = Journal(engine.metrics, request_log, upstreams.current)
     responses = ResponseCache(lookup, access, journal, trusted)
     services = Services(
@@ -70,8 +85,19 @@ def handlers(
         upstreams=upstreams.current,
         control=Control(services, admin_access),
     )
-    registry = Registry(router, cache, access=access, journal=journal, responses=responses)
-    return Handlers(registry, admin, responses, services, admin_access, trusted)
+    is_ours = environment.identifier is None
+    identity = Identity(access, router, settings.storage.path) if is_ours else None
+    gate = Gate(access, router, trusted)
+    registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
+    return Handlers(registry, admin, responses, services, access, identity, admin_access, trusted)
+
+
+def access_control(engine: Engine, settings: Settings, environment: Environment) -> AccessControl:
+    """Return who decides about access. Raises ``ConfigError``."""
+    policy = Policy.of(settings.access, engine.router.parse_selector)
+    if environment.rules is not None:
+        policy = replace(policy, rules=environment.rules)
+    return AccessControl(policy, environment.identifier or Everyone(), engine.metrics.cache)
 
 
 class Servers:
@@ -94,7 +120,14 @@ class Servers:
     async def serve_operator(self, listener: socket.socket) -> None:
         """Accept connections on the admin socket."""
         clients = Clients(self._counters)
-        server = self._server(self._parts.admin.handle_trusted, clients)
+        parts = self._parts
+        server = RegistryServer(
+            parts.registry.handle_trusted,
+            parts.admin.handle_trusted,
+            _not_remembered,
+            clients=clients,
+            trusted=parts.trusted,
+        )
         await self._start(server, Acceptor(listener, server, clients, limit=ADMIN_CLIENTS))
 
     async def serve_clients(
@@ -110,20 +143,17 @@ class Servers:
         A client may stop reading for ``send_timeout`` seconds. ``context`` None: plain HTTP.
         """
         clients = Clients(self._counters, send_timeout)
-        server = self._server(self._parts.admin.handle, clients)
-        acceptor = Acceptor(listener, server, clients, limit=limit, context=context)
-        await self._start(server, acceptor)
-        return clients
-
-    def _server(self, admin: Handler, clients: Clients) -> RegistryServer:
         parts = self._parts
-        return RegistryServer(
+        server = RegistryServer(
             parts.registry.handle,
-            admin,
+            parts.handle_own,
             parts.responses.get,
             clients=clients,
             trusted=parts.trusted,
         )
+        acceptor = Acceptor(listener, server, clients, limit=limit, context=context)
+        await self._start(server, acceptor)
+        return clients
 
     async def _start(self, server: RegistryServer, acceptor: Acceptor) -> None:
         runner = ServerRunner(server, shutdown_timeout=self._grace)
@@ -132,3 +162,8 @@ class Servers:
         acceptor.start()
         self._stack.push_async_callback(acceptor.close)
         self._servers.append(server)
+
+
+def _not_remembered(head: bytes, client: str | None, certificate: Certificate | None) -> None:
+    """Leave every request of the operator to the general path, which knows who it is."""
+    del head, client, certificate

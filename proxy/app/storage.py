@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy.content.content import Content
-from proxy.content.eviction import Evictor
+from proxy.content.eviction import Evictor, Quota
 from proxy.content.in_use import Feeds
 from proxy.content.pins import Pins
-from proxy.content.quota import Quota
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
 from proxy.core.routing import Router
@@ -20,7 +19,7 @@ from proxy.runtime.supervisor import Supervisor
 from proxy.services.oci_index import Layout, pins_named
 from proxy.settings import Settings
 from proxy.settings import Storage as StorageSettings
-from proxy.storage.directory import Directory, IndexFile
+from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
 
 INDEX_LEAST: Final = 16 * 1024 * 1024
@@ -75,13 +74,12 @@ async def opened(
         raise ConfigError(f"pins: {error.message}") from None
     await feeds.load()
     stack.push_async_callback(feeds.keep)
-    shelf = IndexFile(directory)
-    await pins.load(lambda: pins_named(shelf))
+    await pins.load(lambda: pins_named(directory))
     evictor = Evictor(index, store, quota, counters=counters, protected=pins.protected)
     content = Content(store, index, evictor, counters, clock)
-    stack.push_async_callback(content.close)
-    await content.begin()
-    layout = Layout(content, shelf, pins.added)
+    stack.push_async_callback(content.reconciler.close)
+    await content.reconciler.begin()
+    layout = Layout(content, directory, pins.added)
     return Storage(directory, clock, counters, expiring, pins, feeds, content, layout)
 
 

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from proxy.access.review import faults
+from proxy.access.rules import Rules
+from proxy.app.issuers import issuer_context
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.core.units import show_size
@@ -24,9 +27,9 @@ LEAST_SIZE: Final = 1024 * 1024
 
 def validate(settings: Settings) -> None:
     """Return if the settings work on this machine. Raises ``ConfigError``, a line per fault."""
-    faults = [fault for check in _CHECKS for fault in check(settings)]
-    if faults:
-        raise ConfigError("\n".join(faults))
+    found = [fault for check in _CHECKS for fault in check(settings)]
+    if found:
+        raise ConfigError("\n".join(found))
 
 
 def validate_writable(settings: Settings) -> None:
@@ -61,10 +64,31 @@ def _pins(settings: Settings) -> Iterator[str]:
             yield f"pins: {error.message}"
 
 
+def _rules(settings: Settings) -> Iterator[str]:
+    yield from _refusal(lambda: Rules(settings.access, Router(settings).parse_selector))
+    yield from faults(settings.access)
+
+
+def _credentials(settings: Settings) -> Iterator[str]:
+    """Yield faults of what clients prove with who they are."""
+    access = settings.access
+    if not access.is_configured:
+        return
+    from proxy.access import sources  # noqa: PLC0415 - bcrypt and PyJWT, for access control only
+
+    yield from _refusal(lambda: sources.users_of(access))
+    yield from _refusal(lambda: sources.tokens_of(access))
+    for issuer in access.oidc:
+        yield from _refusal(lambda issuer=issuer: issuer_context(issuer))  # type: ignore[misc]
+
+
 def _certificate(settings: Settings) -> Iterator[str]:
-    tls = settings.tls
+    tls, clients = settings.tls, settings.access.client_certificates
     if tls is not None:
-        yield from _refusal(lambda: Certificate(tls))
+        ca_file = None if clients is None else clients.ca_file
+        yield from _refusal(lambda: Certificate(tls, ca_file))
+    elif clients is not None:
+        yield "access.client_certificates: clients send certificates over TLS only; set tls"
 
 
 def _upstream_files(settings: Settings) -> Iterator[str]:
@@ -142,7 +166,9 @@ def _unreadable(key: str, file: Path) -> Iterator[str]:
 _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _size,
     _pins,
+    _rules,
     _certificate,
+    _credentials,
     _upstream_files,
     _token_file,
     _directory,

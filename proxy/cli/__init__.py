@@ -11,7 +11,17 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from proxy.cli import eviction, images, pins, pulling, server, verifying
+from proxy.cli import (
+    access,
+    eviction,
+    images,
+    pins,
+    pulling,
+    server,
+    tokens,
+    users,
+    verifying,
+)
 from proxy.cli.formatting import print_error
 
 USAGE_ERROR: Final[type[BaseException]] = typer.BadParameter.__mro__[1]
@@ -71,6 +81,7 @@ def _options(
 
 
 _SERVER = "The server"
+_ACCESS = "Who may pull"
 _CACHE = "The cache (the server may be running or not)"
 
 cli.command(rich_help_panel=_SERVER)(server.serve)
@@ -85,3 +96,6 @@ cli.command(rich_help_panel=_CACHE, name="pins")(pins.list_pins)
 cli.command(rich_help_panel=_CACHE)(eviction.in_use)
 cli.command(rich_help_panel=_CACHE)(eviction.evict)
 cli.command(rich_help_panel=_CACHE)(verifying.verify)
+cli.add_typer(access.access, rich_help_panel=_ACCESS, name="access")
+cli.add_typer(users.users, rich_help_panel=_ACCESS, name="user")
+cli.add_typer(tokens.tokens, rich_help_panel=_ACCESS, name="token")

@@ -157,7 +157,7 @@ def check_absent(storage: Path, reason: int | None) -> None:
 async def _start(stack: AsyncExitStack, settings: Settings) -> None:
     """Run the proxy without its public port until ``stack`` closes. Raises ``ConfigError``."""
     _check_cache(settings.storage.path)
-    stream = logs.standard_error()
+    stream = sys.stderr
     output = logs.configure("critical", settings.log.format, stream)  # its answers have the errors
     await stack.enter_async_context(running(settings, output, is_public=False))
 

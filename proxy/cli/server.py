@@ -52,9 +52,11 @@ def check(
 ) -> None:
     """Validate the settings as serve does, and report all errors.
 
-    Reads certificates, keys, passwords, tokens and pins. Does not listen, and writes nothing.
-    Exits with status 2 for wrong settings, and with 1 if a login of --online fails.
+    Reads certificates, keys, passwords, tokens and pins. Does not listen, and writes nothing. Warns
+    of access rules that no client can meet. Exits with status 2 for wrong settings, and with 1 if a
+    login of --online fails.
     """
+    from proxy.access.review import warnings  # noqa: PLC0415 - settings, which help does without
     from proxy.app.validation import validate, validate_writable  # noqa: PLC0415 - all of the proxy
     from proxy.settings import loading  # noqa: PLC0415 - pydantic, which help does without
 
@@ -65,6 +67,8 @@ def check(
         settings = loading.load(config, warn=print_error)
         validate(settings)
         validate_writable(settings)
+        for warning in warnings(settings):
+            print_error(f"warning: {warning}")
         text = f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}"
         logins = _log_in(settings) if online else []
     except ConfigError as error:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class _Signals:
 
 async def _serve(settings: Settings, load: Load) -> None:
     """Serve until SIGTERM or SIGINT."""
-    stream = logs.standard_error()
+    stream = sys.stderr
     output = logs.configure(settings.log.level, settings.log.format, stream)
     signals = _Signals()
     async with running(settings, output) as app:

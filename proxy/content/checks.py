@@ -1,4 +1,4 @@
-"""Hashes held files again: to adopt a file without a row, and to verify what is held."""
+"""Hashes stored bytes: of downloads, of files without a row, and of what is held."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -6,19 +6,21 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from proxy.content.proof import hash_stored
 from proxy.core.errors import StorageError, is_disk_error
 from proxy.core.names import Digest, DigestVerifier
 from proxy.core.records import BlobRecord
 from proxy.runtime.executors import Pool, in_thread
-from proxy.storage import Blob, BlobStore, page_cache
+from proxy.storage import page_cache
+from proxy.storage.disk import DiskBlob, DiskSpool, DiskStore
 
 CHUNK: Final = 1024 * 1024
+_READ: Final = 256 * 1024
+"""Bytes that a processor's second-level cache holds."""
 
 Pace = Callable[[int], Awaitable[None]]
 """Gets the bytes of each step, and returns when the next step may begin."""
 
-After = Callable[[Blob, int, int], None]
+After = Callable[[DiskBlob, int, int], None]
 """Gets the range of bytes that has just been read."""
 
 log = structlog.get_logger(__name__)
@@ -34,7 +36,7 @@ class Verdict(NamedTuple):
     size: int | None
 
 
-async def check(store: BlobStore, record: BlobRecord, pace: Pace, after: After) -> Verdict:
+async def check(store: DiskStore, record: BlobRecord, pace: Pace, after: After) -> Verdict:
     """Hash held content and compare it with its digest."""
     try:
         file = store.open(record.digest)
@@ -64,7 +66,19 @@ def _unreadable(digest: Digest, error: OSError | StorageError, reason: str) -> V
     return Verdict(None, None)
 
 
-async def hashed(file: Blob, digest: Digest, pace: Pace, after: After) -> DigestVerifier:
+def hash_stored(
+    verifier: DigestVerifier, source: DiskBlob | DiskSpool, start: int, stop: int
+) -> None:
+    """Feed bytes ``start`` to ``stop`` to ``verifier``. Blocks. Raises ``StorageError``."""
+    while start < stop:
+        chunk = source.read(start, min(start + _READ, stop))
+        if not chunk:
+            raise StorageError(f"the file ends at {start} instead of {stop} bytes")
+        verifier.update(chunk)
+        start += len(chunk)
+
+
+async def hashed(file: DiskBlob, digest: Digest, pace: Pace, after: After) -> DigestVerifier:
     """Return a verifier that has got all bytes of a blob. Raises ``OSError``, ``StorageError``."""
     verifier, start = DigestVerifier(digest), 0
     while start < file.size:
@@ -80,11 +94,10 @@ async def at_once(_: int) -> None:
     """Go on with the next step at once."""
 
 
-def keep_cached(file: Blob, start: int, stop: int) -> None:
+def keep_cached(file: DiskBlob, start: int, stop: int) -> None:
     """Leave the bytes in the page cache."""
 
 
-def uncache(file: Blob, start: int, stop: int) -> None:
+def uncache(file: DiskBlob, start: int, stop: int) -> None:
     """Drop the bytes from the page cache."""
-    if file.fd is not None:
-        page_cache.forget(file.fd, start, stop)
+    page_cache.forget(file.fd, start, stop)

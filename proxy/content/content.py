@@ -1,8 +1,8 @@
-"""What the cache holds: the one door to storage, index, quota and quarantine.
+"""What the cache holds: the one door to storage and index.
 
-Modules above use ``Content`` and its groups, never a store, an index or an evictor. The disk may
-lie, fill up or fail at any time: callers then learn that content is not held, or is not kept, and
-the failure is counted here.
+Modules above use ``Content`` and its parts, never a store or an index. The disk may lie, fill up or
+fail at any time: callers then learn that content is not held, or is not kept, and the failure is
+counted here.
 """
 
 from collections.abc import AsyncIterator, Iterable
@@ -10,30 +10,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-import structlog
-
-from proxy.content import checks
-from proxy.content.checks import Pace, Verdict
 from proxy.content.eviction import Evictor
-from proxy.content.graph import Graph
+from proxy.content.facts import Graph, Links, Tags
+from proxy.content.faults import Faults
 from proxy.content.reconciler import Reconciler
-from proxy.content.relations import Links, ReferrerRecords
-from proxy.content.removal import Removal
 from proxy.content.reservations import Arrival, Reservation
-from proxy.content.tags import TagRecords
 from proxy.content.writer import Writer
-from proxy.core.errors import ContentMismatch, StorageError
+from proxy.core.errors import StorageError
 from proxy.core.names import Digest, Target
 from proxy.core.records import BlobRecord, Child, Clock, Descriptor
 from proxy.index import Index, pages
 from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.metrics import CacheCounters
-from proxy.storage import Blob, BlobStore, Spool
+from proxy.storage.disk import DiskBlob, DiskSpool, DiskStore
 
 _BATCH: Final = 1000
-_COLD_SECONDS: Final = 86400.0
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +45,14 @@ class Usage:
 
 
 class Content:
-    """The content of this cache, and the facts about it."""
+    """The content of this cache, and the parts that know about it or look after it.
+
+    The index documents the verbs that it answers itself.
+    """
 
     def __init__(
         self,
-        store: BlobStore,
+        store: DiskStore,
         index: Index,
         evictor: Evictor,
         counters: CacheCounters,
@@ -66,39 +60,22 @@ class Content:
     ) -> None:
         self._store = store
         self._index = index
-        self._evictor = evictor
-        self._counters = counters
         self.clock: Final = clock
-        self._removal = Removal(store, index, evictor, counters, clock)
-        self._reconciler = Reconciler(store, index, evictor, self._removal)
-        self.graph = Graph(index)
-        self.tags = TagRecords(index)
-        self.links = Links(index)
-        self.referrers = ReferrerRecords(index)
-        # Verbs that one part carries out alone, and documents.
-        self.find: Final = self._reconciler.find
-        self.reconcile: Final = self._reconciler.reconcile
-        self.rows_lost: Final = self._reconciler.rows_lost
-        self.close: Final = self._reconciler.close
-        self.begin: Final = self._reconciler.begin
+        self.evictor: Final = evictor
+        self.faults: Final = Faults(store, index, evictor, counters, clock)
+        self.reconciler: Final = Reconciler(store, index, evictor, self.faults)
+        self.graph: Final = Graph(index)
+        self.tags: Final = Tags(index)
+        self.links: Final = Links(index)
         self.record: Final = index.blob
         self.records: Final = index.records
-        self.peek_tag: Final = index.peek_tag
         self.touch: Final = index.touch
         self.note: Final = index.note
         self.set_note: Final = index.set_note
-        self.drop: Final = self._removal.drop
-        self.set_aside: Final = self._removal.set_aside
-        self.trouble: Final = self._removal.trouble
-        self.linked: Final = self.links.has
-        self.link: Final = self.links.add
-        self.link_public: Final = self.links.add_public
-        self.admits: Final = evictor.admits
-        self.discard: Final = evictor.discard
-        self.evict: Final = evictor.evict
-        self.would_evict: Final = evictor.coldest
-        self.oldest_use: Final = evictor.oldest_use
-        self.read_failed: Final = counters.storage_trouble
+
+    async def find(self, digest: Digest) -> BlobRecord | None:
+        """Return the record of held content; a file that has lost its row gets it again first."""
+        return await self._index.blob(digest) or await self.reconciler.adopt(digest)
 
     async def holds(self, digest: Digest) -> bool:
         """Return True if content is held, as ``find`` does."""
@@ -109,7 +86,7 @@ class Content:
         record = await self.record(digest)
         return record is not None and record.is_public
 
-    async def open(self, digest: Digest) -> Blob | None:
+    async def open(self, digest: Digest) -> DiskBlob | None:
         """Return held content, opened, and count a use; None if it is not (rightly) held."""
         record = await self.find(digest)
         if record is None:
@@ -117,14 +94,14 @@ class Content:
         try:
             file = self._store.open(digest)
         except StorageError as error:
-            self.trouble(error)
+            self.faults.trouble(error)
             return None
         if file is not None and file.size == record.size:
             self.touch(digest)
             return file
         if file is not None:
             file.close()
-        await self.drop(digest, reason="the file is missing or has another size")
+        await self.faults.drop(digest, reason="the file is missing or has another size")
         return None
 
     async def read(self, digest: Digest) -> bytes | None:
@@ -135,7 +112,7 @@ class Content:
         try:
             return await in_thread(lambda: file.read(0, file.size))
         except StorageError as error:
-            self.trouble(error)
+            self.faults.trouble(error)
             return None
         finally:
             file.close()
@@ -150,7 +127,7 @@ class Content:
     async def adopt(
         self,
         reservation: Reservation | Arrival,
-        spool: Spool,
+        spool: DiskSpool,
         descriptor: Descriptor,
         children: Iterable[Child] | None = (),
         *,
@@ -163,10 +140,10 @@ class Content:
         the file there, and only add what they know about it.
         """
         digest, media_type = descriptor.digest, descriptor.media_type or None
-        async with self._reconciler.lock(digest):
+        async with self.reconciler.lock(digest):
             known = await self._index.blob(digest)
-            if known is None or self._reconciler.file_size(digest) != known.size:
-                await self._reconciler.land(digest, spool)
+            if known is None or self.reconciler.file_size(digest) != known.size:
+                await self.reconciler.land(digest, spool)
                 await self._index.blob(digest)  # into RAM, so that the next does not suspend before
                 reservation.release()  # the index counts it from here on
             else:
@@ -187,7 +164,7 @@ class Content:
 
         Raises ``StorageError``, which is ``NoRoom`` if there is too little.
         """
-        room = await self._evictor.arrival(target.upstream, size)
+        room = await self.evictor.arrival(target.upstream, size)
         try:
             spool = await self._store.spool(digest, None)
         except BaseException:
@@ -208,7 +185,7 @@ class Content:
         """Store a verified manifest and what it lists (None: not known), if there is room."""
         try:
             with ExitStack() as resources:
-                reservation = await self._evictor.reserve(len(body))
+                reservation = await self.evictor.reserve(len(body))
                 resources.callback(reservation.release)
                 spool = await self._store.spool(descriptor.digest, len(body))
                 resources.callback(spool.close)
@@ -216,7 +193,7 @@ class Content:
                 await in_thread(lambda: spool.write(body, 0), Pool.WRITE)
                 await self.adopt(reservation, spool, descriptor, children, is_public=is_public)
         except StorageError as error:
-            self.trouble(error)
+            self.faults.trouble(error)
 
     async def prune(self, age: float) -> int:
         """Forget rows about content that is not held, if nothing confirmed them for ``age`` s.
@@ -224,10 +201,6 @@ class Content:
         Returns the number of rows. Raises ``StorageError``.
         """
         return await self._index.prune(self.clock() - age)
-
-    async def keep_within_limit(self) -> None:
-        """Evict ahead of need until cancelled, so that downloads need not wait for it."""
-        await self._evictor.watch(self.clock)
 
     async def digests(self, after: str = "") -> AsyncIterator[list[Digest]]:
         """Yield all that is held, in a fixed order, in batches; ``after`` starts behind a digest.
@@ -237,27 +210,6 @@ class Content:
         first = Digest(after) if after else None
         async for page in pages(self._index.blobs, lambda record: record.digest, _BATCH, first):
             yield [record.digest for record in page]
-
-    async def check(self, digest: Digest, pace: Pace) -> Verdict:
-        """Hash held content again. Content that was not used for a day leaves the page cache."""
-        record = await self.record(digest)
-        if record is None:
-            return Verdict(None, None)
-        is_cold = self.clock() - record.used_at > _COLD_SECONDS
-        after = checks.uncache if is_cold else checks.keep_cached
-        verdict = await checks.check(self._store, record, pace, after)
-        if verdict.size is not None:
-            self._counters.verified += 1
-            self._counters.verified_bytes += verdict.size
-        return verdict
-
-    def repaired(self) -> None:
-        """Count bad content that was fetched again."""
-        self._counters.repaired += 1
-
-    async def quarantine_notes(self) -> list[str]:
-        """Return the notes that were written with ``set_aside``."""
-        return await in_thread(self._store.quarantine.notes)
 
     @property
     def revision(self) -> int:
@@ -270,8 +222,8 @@ class Content:
         return Usage(
             files=held.files,
             held_bytes=held.disk_bytes,
-            used_bytes=self._evictor.used,
-            limit_bytes=self._evictor.limit,
+            used_bytes=self.evictor.used,
+            limit_bytes=self.evictor.limit,
             quarantined_bytes=self._store.quarantine.bytes,
             index_bytes=self._index.file_bytes,
             index_dropped_rows=self._index.dropped_rows,
@@ -282,10 +234,5 @@ class Content:
 
         An index that cannot be written is no such reason: it knows everything until the next start.
         """
-        problem = self._evictor.failure
+        problem = self.evictor.failure
         return {} if problem is None else {"storage": problem}
-
-    def mismatched(self, error: ContentMismatch) -> None:
-        """Count and log a body that is not its digest."""
-        self._counters.mismatches += 1
-        log.error("content mismatch", error=error.message)

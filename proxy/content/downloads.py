@@ -140,8 +140,8 @@ class Reader:
         return self.download.size
 
     @property
-    def fd(self) -> int | None:
-        """The spool's descriptor, None if it is not a file."""
+    def fd(self) -> int:
+        """The spool's descriptor."""
         assert self.download.writer is not None
         return self.download.writer.fd
 
@@ -202,7 +202,7 @@ class Downloads:
 
     async def cannot_fit(self, target: Target, digest: Digest, size: int) -> bool:
         """Return True if a download would only find that there is no room; size 0 is unknown."""
-        if not self._content.admits(target.upstream, size):
+        if not self._content.evictor.admits(target.upstream, size):
             return True
         return bool(await self._unfit.get(f"{target} {digest}"))
 
@@ -256,12 +256,12 @@ class Downloads:
         try:
             await self._fetch(download, fetch)
         except ContentMismatch as error:
-            self._content.mismatched(error)
+            self._content.faults.mismatched(error)
             failure = error
         except RegistryError as error:
             failure = error
         except StorageError as error:
-            self._content.trouble(error)
+            self._content.faults.trouble(error)
             key = f"{fetch.target} {fetch.digest}"
             await self._unfit.set(key, value=True, ttl=UNFIT_SECONDS)
             failure = error

@@ -10,12 +10,12 @@ it.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Container
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
 from proxy.content.free_space import FreeSpace
-from proxy.content.quota import Quota
 from proxy.content.reservations import Arrival, NoRoom, Reservation
 from proxy.content.unproven import Unproven
 from proxy.core.names import Digest
@@ -23,7 +23,7 @@ from proxy.core.records import BlobRecord, Clock, disk_bytes
 from proxy.index import Index, Position
 from proxy.runtime.executors import Pool, in_thread, to_its_end
 from proxy.runtime.metrics import CacheCounters
-from proxy.storage import BlobStore
+from proxy.storage.disk import DiskStore
 
 WATCH_SECONDS: Final = 5.0
 COUNT_SECONDS: Final = 3.0
@@ -41,6 +41,23 @@ _LONGEST_LEAD: Final = 16 * 1024 * 1024
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How much may be held: ``max_size`` in bytes, of which the marks are shares, 0 to 1.
+
+    ``min_free`` bytes of the file system are left to others. ``max_age`` is for how many seconds
+    content may go unused. ``unproven_share`` (0 to 1) of what is held may be evicted for the
+    unproven downloads of one upstream.
+    """
+
+    max_size: int
+    high_mark: float = 1.0
+    low_mark: float = 1.0
+    min_free: int = 0
+    max_age: float = float("inf")
+    unproven_share: float = 1.0
+
+
 class Evictor:
     """Accounts for every byte up to the limit.
 
@@ -52,7 +69,7 @@ class Evictor:
     def __init__(
         self,
         index: Index,
-        store: BlobStore,
+        store: DiskStore,
         quota: Quota,
         *,
         counters: CacheCounters,
@@ -211,7 +228,7 @@ class Evictor:
 
     async def coldest(self, wanted: int) -> list[BlobRecord]:
         """Return what would be evicted next, in order, until it is worth ``wanted`` disk bytes."""
-        return await self._victims(wanted, float("inf"))
+        return (await self._victims(wanted, float("inf")))[0]
 
     async def oldest_use(self) -> float | None:
         """Return when the coldest content was last used, Unix seconds; None if it is protected."""
@@ -268,8 +285,9 @@ class Evictor:
         if self.used > target and self._store.quarantine.bytes:
             await in_thread(self._store.quarantine.empty, Pool.WRITE)
         blobs = freed = 0
+        after: Position | None = None
         while (excess := self.used - target) > 0:
-            victims = await self._victims(excess, _BATCH)
+            victims, after = await self._victims(excess, _BATCH, after)
             gone, size = await to_its_end(self._evict(victims)) if victims else (0, 0)
             if not gone:
                 break
@@ -280,28 +298,35 @@ class Evictor:
 
     async def _expire(self, oldest: float) -> None:
         """Evict what was last used before ``oldest``, Unix seconds."""
-        while victims := await self._victims(float("inf"), _BATCH, before=oldest):
+        victims, after = await self._victims(float("inf"), _BATCH, before=oldest)
+        while victims:
             await to_its_end(self._evict(victims))
+            victims, after = await self._victims(float("inf"), _BATCH, after, before=oldest)
 
     async def _victims(
-        self, wanted: float, most: float, before: float = float("inf")
-    ) -> list[BlobRecord]:
+        self,
+        wanted: float,
+        most: float,
+        after: Position | None = None,
+        before: float = float("inf"),
+    ) -> tuple[list[BlobRecord], Position | None]:
         """Return the coldest blobs worth ``wanted`` disk bytes, ``most`` blobs at most.
 
-        Only those that were last used before ``before``, Unix seconds.
+        Only those that were last used before ``before``, Unix seconds. Also returns where the walk
+        stopped: the next one goes on ``after`` that, so that one eviction passes by protected
+        content once, however many batches it takes.
         """
-        protected = await self._protected()
         victims: list[BlobRecord] = []
-        after: Position | None = None
+        protected = await self._protected()
         while page := await self._index.coldest(after, _BATCH):
-            for _, record in page:
+            for position, record in page:
                 if wanted <= 0 or len(victims) >= most or record.used_at >= before:
-                    return victims
+                    return victims, after
+                after = position
                 if record.digest not in protected:
                     victims.append(record)
                     wanted -= disk_bytes(record.size)
-            after = page[-1][0]
-        return victims
+        return victims, after
 
     async def _evict(self, victims: list[BlobRecord]) -> tuple[int, int]:
         """Remove from index and disk; return the blobs and bytes deleted. Must run to its end.

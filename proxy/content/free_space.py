@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from proxy.core.errors import StorageError
-from proxy.storage import BlobStore
+from proxy.storage.disk import DiskStore
 
 FRESH_SECONDS: Final = 1.0
 """An answer is used for so long: on a network file system each question takes time."""
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 class FreeSpace:
     """The free space of the cache's file system."""
 
-    def __init__(self, store: BlobStore, on_trouble: Callable[[], None]) -> None:
+    def __init__(self, store: DiskStore, on_trouble: Callable[[], None]) -> None:
         """``on_trouble`` is called whenever the file system gives no answer."""
         self._store = store
         self._on_trouble = on_trouble

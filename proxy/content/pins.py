@@ -14,9 +14,8 @@ from typing import Final
 
 import structlog
 
-from proxy.content.graph import Graph
+from proxy.content.facts import Graph, Tags
 from proxy.content.in_use import Feeds
-from proxy.content.tags import TagRecords
 from proxy.core.errors import Conflict, PinUnknown, RegistryError, StorageError
 from proxy.core.names import Digest, Image, Tag, Target
 from proxy.core.records import disk_bytes
@@ -29,6 +28,9 @@ STALE_SECONDS: Final = 5.0
 
 _REST: Final = 20.0
 """What is protected is not computed again for so many times as long as that took."""
+
+_NOTE: Final = "pins"
+"""Names the pins that were added while running; missing if the index has lost them."""
 
 log = structlog.get_logger(__name__)
 
@@ -49,24 +51,27 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pattern:
-    """A configured pattern, in whose ``text`` ``*`` has always stood for slashes as well.
+class Named:
+    """A pin as it is named, and what it means.
 
-    A pin that keeps more than it must does no harm; one that no longer keeps an image does.
+    In a configured pattern ``*`` has always stood for slashes as well; ``anywhere`` is that
+    reading. A pin that keeps more than it must does no harm; one that no longer keeps an image
+    does.
     """
 
-    text: str
-    selector: Selector
-    anywhere: re.Pattern[str]
+    name: str
+    meant: Image | Selector
+    is_configured: bool = False
+    anywhere: re.Pattern[str] | None = None
 
     def matches(self, target: Target, tag: Tag, digest: Digest) -> bool:
-        return self.anywhere.match(f"{target}:{tag}") is not None or self.selector.matches(
-            target, tag, digest
-        )
-
-
-Configured = tuple[list[Image], list[_Pattern]]
-"""Configured pins: names and patterns."""
+        """Return True if it names an image: by its tag, by its digest, or by a pattern."""
+        if isinstance(self.meant, Image):
+            by_tag, by_digest = Image(target, tag, None), Image(target, None, digest)
+            return self.meant in (by_tag, by_digest, Image(None, None, digest))
+        if self.anywhere is not None and self.anywhere.match(f"{target}:{tag}"):
+            return True
+        return self.meant.matches(target, tag, digest)
 
 
 class Pins:
@@ -84,12 +89,12 @@ class Pins:
         """Take the configured pins. Raises ``RegistryError`` for one that cannot be parsed."""
         self._index = index
         self._graph = Graph(index)
-        self._tags = TagRecords(index)
+        self._tags = Tags(index)
         self._parse = parse
         self.limit = limit
         self._feeds = feeds
-        self._exact, self._patterns = self.parsed(configured, parse)
-        self._added: list[Image | Selector] = []
+        self._configured = self.parsed(configured, parse)
+        self._added: list[Named] = []
         self._unreadable: list[str] = []
         """Added pins that cannot be parsed now. Other settings may make them valid again."""
         self._is_loaded = False
@@ -105,21 +110,26 @@ class Pins:
         self._refused: set[str] = set()
 
     @staticmethod
-    def parsed(configured: Iterable[str], parse: Callable[[str], Image | Selector]) -> Configured:
-        """Return configured pins for ``use``. Raises ``RegistryError`` for a malformed one."""
-        exact: list[Image] = []
-        patterns: list[_Pattern] = []
-        for text in configured:
-            parsed = parse(text)
-            if isinstance(parsed, Selector):
-                patterns.append(_Pattern(text, parsed, re.compile(translate(text))))
-            else:
-                exact.append(parsed)
-        return exact, patterns
+    def parsed(configured: Iterable[str], parse: Callable[[str], Image | Selector]) -> list[Named]:
+        """Return configured pins for ``use``. Raises ``RegistryError`` for a malformed one.
 
-    def use(self, configured: Configured) -> None:
+        Patterns come last: when room is short, images that are named exactly have it first.
+        """
+        images: list[Named] = []
+        patterns: list[Named] = []
+        for text in configured:
+            meant = parse(text)
+            if isinstance(meant, Selector):
+                patterns.append(
+                    Named(text, meant, is_configured=True, anywhere=re.compile(translate(text)))
+                )
+            else:
+                images.append(Named(str(meant), meant, is_configured=True))
+        return images + patterns
+
+    def use(self, configured: list[Named]) -> None:
         """Replace the configured pins."""
-        self._exact, self._patterns = configured
+        self._configured = configured
         self.revision += 1
 
     async def load(self, named_elsewhere: Callable[[], Awaitable[list[str]]]) -> None:
@@ -135,45 +145,50 @@ class Pins:
             log.error("pins cannot be read yet", error=str(error))
 
     async def _load(self) -> None:
-        noted = await self._index.pins()
-        for name in await self._named_elsewhere() if noted is None else noted:
+        noted = await self._index.note(_NOTE)
+        is_lost = not isinstance(noted, list)
+        for name in await self._named_elsewhere() if is_lost else map(str, noted):
             try:
-                self._added.append(self._parse(name))
+                self._added.append(self._named(name))
             except RegistryError:
                 self._unreadable.append(name)
                 log.warning("a pin cannot be read any more", pin=name)
         self._is_loaded = True
         self.revision += 1
-        if noted is not None:
+        if not is_lost:
             return
         if self._added:
             log.warning("pins found in index.json that the index had lost", pins=self.added())
         try:
-            await self._index.set_pins(self.added())
+            await self._index.set_note(_NOTE, self.added())
         except StorageError as error:
             log.warning("pins cannot be noted", error=str(error))
 
     def added(self) -> list[str]:
         """Return the names of the pins that were added while running."""
-        return [*map(str, self._added), *self._unreadable]
+        return [*(pin.name for pin in self._added), *self._unreadable]
+
+    def _named(self, name: str) -> Named:
+        meant = self._parse(name)
+        return Named(str(meant), meant)
 
     async def add(self, name: str) -> Pin:
         """Pin an image for good. Raises ``RegistryError``, ``StorageError``."""
-        image = self._parse(name)
-        await to_its_end(self._add(image))
+        added = self._named(name)
+        await to_its_end(self._add(added))
         for pin in await self.all():
-            if pin.name == str(image):
+            if pin.name == added.name:
                 return pin
-        raise Conflict(f"{image} was unpinned at the same time")
+        raise Conflict(f"{added.name} was unpinned at the same time")
 
-    async def _add(self, image: Image | Selector) -> None:
+    async def _add(self, pin: Named) -> None:
         """Must run to its end: the note and what is in memory must not differ."""
         async with self._noting:
             await self._load_if_needed()
-            if image not in self._added and image not in self._exact:
-                await self._refuse_too_much(image)
-                await self._index.set_pins([*self.added(), str(image)])
-                self._added.append(image)
+            if pin.meant not in [one.meant for one in (*self._configured, *self._added)]:
+                await self._refuse_too_much(pin.meant)
+                await self._index.set_note(_NOTE, [*self.added(), pin.name])
+                self._added.append(pin)
                 self.revision += 1
 
     async def remove(self, name: str) -> list[str]:
@@ -181,44 +196,36 @@ class Pins:
 
         Raises ``RegistryError``, ``StorageError``.
         """
-        if name in self._unreadable:
-            return await to_its_end(self._remove_unreadable(name))
-        pin = self._parse(name)
-        if pin in self._exact or any(str(pin) == str(one.selector) for one in self._patterns):
-            raise Conflict(f"{pin} is pinned by the configuration")
-        return await to_its_end(self._remove(pin))
+        return await to_its_end(self._remove(name))
+
+    async def _remove(self, name: str) -> list[str]:
+        async with self._noting:
+            await self._load_if_needed()
+            ended = [name] if name in self._unreadable else self._removable(self._named(name))
+            await self._index.set_note(_NOTE, [one for one in self.added() if one not in ended])
+            self._added = [pin for pin in self._added if pin.name not in ended]
+            self._unreadable = [one for one in self._unreadable if one not in ended]
+            self.revision += 1
+            return ended
+
+    def _removable(self, pin: Named) -> list[str]:
+        """Return the added pins that a name or a pattern means. Raises ``RegistryError``."""
+        if any(str(one.meant) == pin.name for one in self._configured):
+            raise Conflict(f"{pin.name} is pinned by the configuration")
+        ended = [one.name for one in self._added if one == pin or _is_meant(one.meant, pin.meant)]
+        if not ended:
+            raise PinUnknown(f"{pin.name} is not pinned")
+        return ended
 
     async def _load_if_needed(self) -> None:
         """Load the pins if that has failed before: the next note replaces theirs."""
         if not self._is_loaded:
             await self._load()
 
-    async def _remove_unreadable(self, name: str) -> list[str]:
-        async with self._noting:
-            await self._index.set_pins([n for n in self.added() if n != name])
-            self._unreadable = [n for n in self._unreadable if n != name]
-        return [name]
-
-    async def _remove(self, pin: Image | Selector) -> list[str]:
-        async with self._noting:
-            await self._load_if_needed()
-            ended = [one for one in self._added if one == pin or _is_meant(one, pin)]
-            if not ended:
-                raise PinUnknown(f"{pin} is not pinned")
-            kept = [one for one in self._added if one not in ended]
-            await self._index.set_pins([*map(str, kept), *self._unreadable])
-            self._added = kept
-            self.revision += 1
-            return [str(one) for one in ended]
-
     def pinning(self, target: Target, tag: Tag, digest: Digest) -> list[str]:
         """Return the pins that name an image: its tag, its digest, or a pattern that matches it."""
-        by_name, by_digest = Image(target, tag, None), Image(target, None, digest)
-        meant = {by_name, by_digest, Image(None, None, digest)}
-        found = [str(pin) for pin in (*self._exact, *self._added) if pin in meant]
-        found += [one.text for one in self._patterns if one.matches(target, tag, digest)]
-        selectors = [pin for pin in self._added if isinstance(pin, Selector)]
-        return found + [str(pin) for pin in selectors if pin.matches(target, tag, digest)]
+        pins = (*self._configured, *self._added)
+        return [pin.name for pin in pins if pin.matches(target, tag, digest)]
 
     async def protected(self) -> Set[Digest]:
         """Return all that must stay, as of now, or of a few seconds ago if computing it is slow.
@@ -228,7 +235,7 @@ class Pins:
         async with self._computing:
             while self._is_stale():
                 of, index, started = self._inputs(), self._index.revision, time.monotonic()
-                protected = await self._collect()
+                protected = await self.pinned()
                 for image in self._feeds.images():
                     protected.update(await self._graph.tree(*await self._roots(image)))
                 if of != self._inputs():
@@ -239,22 +246,18 @@ class Pins:
                 break
             return self._protected
 
-    async def pinned(self) -> Set[Digest]:
-        """Return what pins protect now; without what is only in use."""
-        return await self._collect()
-
     async def roots(self) -> list[Digest]:
         """Return the manifest of every pinned image, as far as it is known; held or not."""
-        images = [pin for pin in (*self._exact, *self._added) if isinstance(pin, Image)]
-        found = [root for image in images for root in await self._roots(image)]
-        found += [image.digest for image in images if image.digest is not None]
-        for matched in (await self._matched()).values():
-            found += matched
-        return list(dict.fromkeys(found))
+        found: dict[Digest, None] = {}
+        for pin, roots in await self._with_roots():
+            found |= dict.fromkeys(roots)
+            if isinstance(pin.meant, Image) and pin.meant.digest is not None:
+                found[pin.meant.digest] = None
+        return list(found)
 
     async def all(self) -> list[Pin]:
         """Return every pin with what it keeps now."""
-        await self._collect()
+        await self.pinned()
         return self._pins
 
     @property
@@ -273,12 +276,15 @@ class Pins:
             return True
         return index != self._index.revision and time.monotonic() > until
 
-    async def _collect(self) -> set[Digest]:
-        """Return what pins protect: honour them in their order, as far as the limit allows."""
+    async def pinned(self) -> set[Digest]:
+        """Return what pins protect now, without what is only in use.
+
+        They are honoured in their order, as far as the limit allows.
+        """
         protected: set[Digest] = set()
         pins: list[Pin] = []
         limit = room = self.limit()
-        for name, is_configured, roots in await self._named():
+        for pin, roots in await self._with_roots():
             kept, images, refused = 0, 0, None
             for root in roots:
                 tree = set(await self._graph.tree(root)) - protected
@@ -288,20 +294,22 @@ class Pins:
                     continue
                 protected |= tree
                 room, kept, images = room - size, kept + size, images + 1
-            pins.append(Pin(name, is_configured, images, kept, refused))
+            pins.append(Pin(pin.name, pin.is_configured, images, kept, refused))
         self._pins = pins
         self._log_refused()
         return protected
 
-    async def _named(self) -> list[tuple[str, bool, list[Digest]]]:
-        """Return each pin's name, whether it is configured, and the manifests that it pins."""
-        exact, patterns, added = list(self._exact), list(self._patterns), list(self._added)
-        matched = await self._matched()
-        found = [(str(image), True, await self._roots(image)) for image in exact]
-        found += [(one.text, True, matched[one.text]) for one in patterns]
-        for pin in added:
-            roots = matched[str(pin)] if isinstance(pin, Selector) else await self._roots(pin)
-            found.append((str(pin), False, roots))
+    async def _with_roots(self) -> list[tuple[Named, list[Digest]]]:
+        """Return each pin with the manifests that it pins; patterns take one look at all tags."""
+        pins = (*self._configured, *self._added)
+        found = [(pin, await self._roots(pin.meant)) for pin in pins]
+        patterns = [each for each in found if isinstance(each[0].meant, Selector)]
+        if patterns:
+            async for batch in self._tags.all():
+                for one in batch:
+                    for pin, roots in patterns:
+                        if pin.matches(one.target, one.tag, one.digest):
+                            roots.append(one.digest)
         return found
 
     def _log_refused(self) -> None:
@@ -311,21 +319,10 @@ class Pins:
             log.warning("a pin is not honoured in full", pin=name, reason=refused[name])
         self._refused = set(refused)
 
-    async def _matched(self) -> dict[str, list[Digest]]:
-        """Return what each pattern matches, by one look at all tags."""
-        patterns: dict[str, _Pattern | Selector] = {one.text: one for one in self._patterns}
-        patterns |= {str(pin): pin for pin in self._added if isinstance(pin, Selector)}
-        found: dict[str, list[Digest]] = {text: [] for text in patterns}
-        if not patterns:
-            return found
-        async for batch in self._tags.all():
-            for one in batch:
-                for text, pattern in patterns.items():
-                    if pattern.matches(one.target, one.tag, one.digest):
-                        found[text].append(one.digest)
-        return found
-
-    async def _roots(self, image: Image) -> list[Digest]:
+    async def _roots(self, image: Image | Selector) -> list[Digest]:
+        """Return the manifest of an image, none if it is unknown; none for a pattern."""
+        if isinstance(image, Selector):
+            return []
         if image.digest is not None:
             return [image.digest] if await self._index.blob(image.digest) else []
         assert image.target is not None
@@ -345,7 +342,7 @@ class Pins:
         """
         if isinstance(image, Selector):
             return
-        protected = await self._collect()
+        protected = await self.pinned()
         sizes: dict[Digest, int] = {}
         for digest in await self._graph.tree(*await self._roots(image)):
             record = await self._index.blob(digest)

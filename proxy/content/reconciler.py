@@ -16,7 +16,7 @@ import structlog
 
 from proxy.content import checks
 from proxy.content.eviction import Evictor
-from proxy.content.removal import Removal
+from proxy.content.faults import Faults
 from proxy.core import manifests
 from proxy.core.errors import StorageError, is_disk_error
 from proxy.core.names import Digest
@@ -24,7 +24,7 @@ from proxy.core.records import BlobRecord, Child, disk_bytes
 from proxy.index import Index, pages
 from proxy.runtime.executors import Pool, by_size, in_thread
 from proxy.runtime.singleflight import SingleFlight
-from proxy.storage import Blob, BlobStore, Spool
+from proxy.storage.disk import DiskBlob, DiskSpool, DiskStore
 
 _PAGE: Final = 1000
 WATCH_SECONDS: Final = 5.0
@@ -43,18 +43,17 @@ log = structlog.get_logger(__name__)
 class Reconciler:
     """Compares rows with files, and gives files their rows."""
 
-    def __init__(self, store: BlobStore, index: Index, evictor: Evictor, removal: Removal) -> None:
+    def __init__(self, store: DiskStore, index: Index, evictor: Evictor, faults: Faults) -> None:
         self._store = store
         self._index = index
         self._evictor = evictor
-        self._removal = removal
+        self._faults = faults
         self._orphans: dict[Digest, int] = {}
         """Disk bytes of orphans, which ``evictor`` counts until they are adopted or gone."""
         self._is_reconciled = False
         self._damaged = index.damaged
         """The damaged index at the last ``reconcile``; another one means that rows were lost."""
         self._is_noted = False
-        self._landing: set[Digest] = set()
         self._arriving: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         self._adoptions: SingleFlight[BlobRecord | None] = SingleFlight("adopt")
 
@@ -68,7 +67,7 @@ class Reconciler:
             self._is_noted = await self._index.note(_RECONCILED) is True
             loose = await self._index.loose_files()
         except StorageError as error:
-            self._removal.trouble(error)
+            self._faults.trouble(error)
             return
         held = await self._index.records(loose)
         sizes = {digest: self.file_size(digest) for digest in loose if digest not in held}
@@ -93,32 +92,27 @@ class Reconciler:
         """Cancel what runs."""
         await self._adoptions.close()
 
-    async def find(self, digest: Digest) -> BlobRecord | None:
-        """Return the record of held content; an orphan is proven and adopted first.
+    async def adopt(self, digest: Digest) -> BlobRecord | None:
+        """Return the record of an orphan once it is proven; None if there is none, or it is bad.
 
-        So content is not fetched again after the index was lost.
+        So content is not fetched again after the index was lost. However many callers want it, it
+        is hashed once.
         """
-        record = await self._index.blob(digest)
-        if record is not None or self._is_settled or digest in self._landing:
-            return record
-        return await self._adopt(digest)
+        if self._is_settled:
+            return None
+        return await self._adoptions.do(digest, lambda: self._adopt(digest))
 
     def lock(self, digest: Digest) -> asyncio.Lock:
         """Return the lock under which a digest gets its file and then its row."""
         return self._arriving.setdefault(digest, asyncio.Lock())
 
-    async def land(self, digest: Digest, spool: Spool) -> None:
+    async def land(self, digest: Digest, spool: DiskSpool) -> None:
         """Make a spool the file of a blob; its row must follow. Needs the lock.
 
-        Until the row is there the file must not be taken for an orphan. An orphan's file is
-        replaced and no longer counts.
+        An orphan's file is replaced and no longer counts.
         """
         await self._index.loosen_files([digest])
-        self._landing.add(digest)
-        try:
-            await self._store.put(digest, spool)
-        finally:
-            self._landing.discard(digest)
+        await self._store.put(digest, spool)
         self._settle(digest)
 
     def file_size(self, digest: Digest) -> int | None:
@@ -126,7 +120,7 @@ class Reconciler:
         try:
             file = self._store.open(digest)
         except StorageError as error:
-            self._removal.trouble(error)
+            self._faults.trouble(error)
             return UNREADABLE
         if file is None:
             return None
@@ -151,6 +145,7 @@ class Reconciler:
     async def _reconcile(self) -> tuple[int, int]:
         if self._damaged != self._index.damaged:
             self._damaged, self._is_noted = self._index.damaged, False
+            self._is_reconciled = False
             self._evictor.lost()
         found = {d: disk_bytes(size) async for page in self._without_row() for d, size in page}
         held = await self._index.records(found)  # some have got their row meanwhile
@@ -162,7 +157,8 @@ class Reconciler:
             if await self._index.blob(digest) is not None:  # downloaded meanwhile
                 self._settle(digest)
             else:
-                adopted += await self._adopt(digest) is not None
+                adopting = self._adoptions.do(digest, partial(self._adopt, digest))
+                adopted += await adopting is not None
         # A file that cannot be opened goes on counting, because it takes its room.
         await self._note_orphans()
         async for incomplete in pages(self._index.incomplete, lambda digest: digest, _PAGE):
@@ -212,59 +208,48 @@ class Reconciler:
             finally:
                 file.close()
         except StorageError as error:
-            self._removal.trouble(error)
+            self._faults.trouble(error)
             return
         listed = (await by_size(len(body), lambda: manifests.read(body))).listed
         if listed is not None and (record := await self._index.blob(digest)):
             await self._index.set_blob(record, listed)
 
     async def _adopt(self, digest: Digest) -> BlobRecord | None:
-        """Return the record of what was an orphan, None if there is no such file or it is bad.
+        """Prove a file and give it its row; a bad one goes to quarantine.
 
-        However many callers want it, it is hashed once.
+        All under the lock: a download lands before, and its row is here, or it lands afterwards.
+        In between it would replace the file that is being hashed, and the good file would be set
+        aside in place of the bad one.
         """
-        if self.file_size(digest) is None:
-            self._settle(digest)
-            return None
-        return await self._adoptions.do(digest, lambda: self._adopt_once(digest))
-
-    async def _adopt_once(self, digest: Digest) -> BlobRecord | None:
-        try:
-            file = self._store.open(digest)
-        except StorageError as error:
-            self._removal.trouble(error)
-            return None
-        if file is None:
-            return None
-        try:
-            record = await self._adopted(digest, file)
-        finally:
-            file.close()
-        if record is not None or self.file_size(digest) is None:
-            self._settle(digest)
-        return record
-
-    async def _adopted(self, digest: Digest, file: Blob) -> BlobRecord | None:
-        problem = "its bytes are not its name"
-        try:
-            proven = await prove(file, digest)
-        except (OSError, StorageError) as error:
-            if not is_disk_error(error):
-                log.warning("content could not be adopted", digest=digest, error=str(error))
-                return None
-            proven, problem = None, f"it cannot be read: {error}"
-        # A download may replace the file meanwhile. Its row follows the file, so without the lock
-        # the good file would be set aside in place of the bad one.
         async with self.lock(digest):
             if (record := await self._index.blob(digest)) is not None:  # downloaded meanwhile
                 return record
-            if proven is None:
-                await self._removal.set_aside(digest, {"reason": problem})
+            try:
+                file = self._store.open(digest)
+            except StorageError as error:
+                self._faults.trouble(error)
                 return None
-            record, children = proven
+            if file is None:
+                self._settle(digest)
+                return None
+            problem = "its bytes are not its name"
+            try:
+                proven = await prove(file, digest)
+            except (OSError, StorageError) as error:
+                if not is_disk_error(error):
+                    log.warning("content could not be adopted", digest=digest, error=str(error))
+                    return None
+                proven, problem = None, f"it cannot be read: {error}"
+            finally:
+                file.close()
+            if proven is None:
+                await self._faults.set_aside(digest, {"reason": problem})
+                if self.file_size(digest) is None:
+                    self._settle(digest)
+                return None
             self._settle(digest)  # the index counts it from here on, with no await between
-            await self._index.set_blob(record, children)
-            return record
+            await self._index.set_blob(*proven)
+            return proven[0]
 
     def _settle(self, digest: Digest) -> None:
         """Count the file of an orphan no more; a second call changes nothing."""
@@ -272,7 +257,7 @@ class Reconciler:
             self._evictor.settled(size)
 
 
-async def prove(file: Blob, digest: Digest) -> Proven | None:
+async def prove(file: DiskBlob, digest: Digest) -> Proven | None:
     """Return what a file is, None if its bytes are not ``digest``.
 
     Raises ``OSError``, ``StorageError``.

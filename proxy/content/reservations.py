@@ -3,11 +3,13 @@
 ``eviction`` owns the room itself and makes some when it is short.
 """
 
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from proxy.content.unproven import Unproven
 from proxy.core.errors import StorageError
 from proxy.core.records import disk_bytes
+
+if TYPE_CHECKING:
+    from proxy.content.eviction import Evictor
 
 SHORTEST_LEAD: Final = 1024 * 1024
 """Bytes promised to a body from the beginning, where the cache is large enough."""
@@ -17,26 +19,10 @@ class NoRoom(StorageError):
     """There is no room, and eviction cannot make enough."""
 
 
-class Room(Protocol):
-    """Accounts for promises in disk bytes."""
-
-    unproven: Unproven
-
-    @property
-    def longest_lead(self) -> int:
-        """Bytes that an arriving body may have promised beyond those that have arrived."""
-
-    async def take(self, more: int, upstream: str | None = None) -> None:
-        """Promise ``more`` disk bytes. Raises ``NoRoom``."""
-
-    def give_back(self, promised: int, upstream: str | None = None) -> None:
-        """Take back a promise."""
-
-
 class Reservation:
     """Disk bytes promised to verified content; released once the index counts them."""
 
-    def __init__(self, room: Room, upstream: str | None = None) -> None:
+    def __init__(self, room: "Evictor", upstream: str | None = None) -> None:
         """``upstream`` is the registry that sends unproven bytes; None for proven content."""
         self._room = room
         self._upstream = upstream
@@ -61,7 +47,7 @@ class Arrival:
     Released when its file has been closed, or once the index counts it.
     """
 
-    def __init__(self, room: Room, upstream: str, announced: int | None) -> None:
+    def __init__(self, room: "Evictor", upstream: str, announced: int | None) -> None:
         self._room = room
         self._upstream = upstream
         self._announced = announced

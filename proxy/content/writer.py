@@ -12,7 +12,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from proxy.content.proof import hash_stored
+from proxy.content.checks import hash_stored
 from proxy.content.reservations import Arrival
 from proxy.content.stretches import Stretches
 from proxy.core.errors import UpstreamUnavailable
@@ -21,7 +21,7 @@ from proxy.core.records import BLOCK, Descriptor
 from proxy.core.sources import Piece
 from proxy.runtime.executors import Pool, in_thread, start_in_thread, to_its_end
 from proxy.runtime.pulse import Pulse
-from proxy.storage import Spool
+from proxy.storage.disk import DiskSpool
 
 if TYPE_CHECKING:
     from proxy.content.content import Content
@@ -47,7 +47,7 @@ class Writer:
     """
 
     def __init__(
-        self, content: "Content", target: Target, digest: Digest, spool: Spool, room: Arrival
+        self, content: "Content", target: Target, digest: Digest, spool: DiskSpool, room: Arrival
     ) -> None:
         self.size: int | None = None
         self.progress: Final = Pulse()
@@ -72,8 +72,8 @@ class Writer:
         return self._stored.contiguous
 
     @property
-    def fd(self) -> int | None:
-        """The spool's descriptor, if it is a file."""
+    def fd(self) -> int:
+        """The spool's descriptor."""
         return self._spool.fd
 
     def read(self, start: int, stop: int) -> bytes:
@@ -121,7 +121,7 @@ class Writer:
 
         Raises ``StorageError``.
         """
-        await self._content.link(self._target, [self._digest])
+        await self._content.links.add(self._target, [self._digest])
         arrived = Descriptor("", self._digest, self.written)
         await self._content.adopt(self._room, self._spool, arrived, is_public=is_public)
 

@@ -158,9 +158,18 @@ class Unauthorized(RegistryError):
 
     status, code = 401, "UNAUTHORIZED"
 
+    challenge: str = 'Bearer realm="millpond"'
+    """How to authenticate (RFC 6750 §3); ``web`` adds where our token endpoint is."""
+
     def headers(self) -> dict[str, str]:
-        """Return our own challenge (RFC 6750 §3)."""
-        return {"WWW-Authenticate": 'Bearer realm="millpond"'}
+        """Return our own challenge."""
+        return {"WWW-Authenticate": self.challenge}
+
+
+class TooManyFailures(RegistryError):
+    """The client has failed to log in too often, and must wait."""
+
+    status, code = 429, "TOOMANYREQUESTS"
 
 
 class Denied(RegistryError):

@@ -1,4 +1,4 @@
-"""What a manifest says: its media type and the content it lists; and the walk over what is listed.
+"""The media type of a manifest, the content that it lists, and the walk over that content.
 
 image-spec ``manifest.md`` and ``image-index.md``; Docker's manifest v2 schema 2.
 Reads, never rewrites. Parsing is best effort: clients get a manifest byte for byte as upstream
@@ -93,11 +93,10 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ManifestContent:
-    """What a manifest says.
+    """The content of a manifest.
 
-    ``own_type`` is the type that it gives itself, ``implied_type`` the one that its shape implies.
-    ``children`` is None when any part of what it lists is not understood: then it is not known what
-    a client needs besides.
+    ``own_type`` is its ``mediaType``, ``implied_type`` the type that its shape implies.
+    ``children`` is None if any listed descriptor is not understood: a client may need more.
     """
 
     own_type: str | None
@@ -113,9 +112,9 @@ class ManifestContent:
 
 
 def read(body: bytes) -> ManifestContent:
-    """Return what a manifest says, by one look at it. Raises nothing, whatever the body.
+    """Return the content of a manifest. Raises nothing, whatever the body.
 
-    Takes up to 60 ms for 8 MiB: more than ``threads.LARGE`` bytes do not belong on the loop.
+    Takes up to 60 ms for 8 MiB: parse more than ``executors.LARGE`` bytes in a thread.
     """
     if not is_bounded(body):
         has_begun = body[:_MARGIN].lstrip().startswith(b"{")
@@ -140,7 +139,7 @@ class Node(NamedTuple):
 
 
 Listing = Callable[[Digest], Awaitable[Iterable[Digest]]]
-"""Returns what a manifest lists; nothing for a blob."""
+"""Returns the digests that a manifest lists; none for a blob."""
 
 _TURN: Final = 250
 """Nodes that a walk visits before other tasks run."""
@@ -170,7 +169,7 @@ async def walk(
 
 
 def read_referrers(body: bytes) -> list[dict[str, object]] | None:
-    """Return the descriptors in an index of referrers, be it empty; None for what is no index.
+    """Return the descriptors in an index of referrers; None for anything but an index.
 
     An entry that is no descriptor is left out, and so are fields of a wrong type.
     """
@@ -200,7 +199,7 @@ def is_media_type(text: str) -> bool:
 
 
 def signed_payload(body: bytes) -> bytes | None:
-    """Return what a signed schema 1 manifest signs, which its digest is of; None for others.
+    """Return the payload of a signed schema 1 manifest, which its digest is of; None for others.
 
     Each signature's protected header says how many bytes of the document come before the
     signatures, and what ends the payload (distribution ``docs/spec/manifest-v2-1.md``).
@@ -225,9 +224,9 @@ def _implied_type(document: dict[str, object]) -> str:
 
 
 def _children(document: dict[str, object]) -> Children | None:
-    """Return what a manifest lists; None when any of it is not understood, or it is too much.
+    """Return the listed content; None if any of it is not understood, or it is too much.
 
-    What has ``urls`` is left out: it may live outside the registry.
+    Descriptors with ``urls`` are left out: that content may be outside the registry.
     """
     manifests = _entries(document.get("manifests"))
     layers, blobs = _entries(document.get("layers")), _entries(document.get("blobs"))
@@ -257,7 +256,7 @@ def _is_foreign(entry: object) -> bool:
 def _child(value: object) -> Child | None:
     """Return the content that a descriptor names; None for one that is not understood.
 
-    Its size must be an integer from 0 to 1 EiB: what is kept of it has 64 bits.
+    Its size must be an integer from 0 to 1 EiB, because it is stored in 64 bits.
     """
     if not isinstance(value, dict):
         return None
@@ -271,7 +270,7 @@ def _child(value: object) -> Child | None:
 
 
 def _subject(document: dict[str, object]) -> Subject | None:
-    """Return what a manifest refers to, if anything.
+    """Return the subject of a manifest, None without one.
 
     The type in its entry is the manifest's own, else that of its config.
     """
@@ -292,7 +291,7 @@ def _subject(document: dict[str, object]) -> Subject | None:
 
 
 def _referrer(value: object) -> dict[str, object] | None:
-    """Return an entry of a list of referrers, without what has a wrong type."""
+    """Return an entry of a list of referrers, without fields of a wrong type."""
     if not isinstance(value, dict) or _is_foreign(value) or _child(value) is None:
         return None
     entry: dict[str, object] = dict(value)

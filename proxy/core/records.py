@@ -50,20 +50,6 @@ class ReferrersRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class ListedPage:
-    """One page of tags from upstream.
-
-    ``query`` requested it; ``next_query`` requests the next one, and is empty on the last page.
-    ``is_complete``: the page has all tags of the repository.
-    """
-
-    tags: list[str]
-    query: dict[str, str]
-    next_query: dict[str, str]
-    is_complete: bool
-
-
-@dataclass(frozen=True, slots=True)
 class TagList:
     """The tags that upstream last listed, in order; ``seen_at`` in Unix seconds.
 

@@ -17,36 +17,30 @@ from proxy.core.selection import ANY, Selector, is_pattern, make_selector, split
 MAX_NS_LENGTH = 255
 
 
-class NamedUpstream(Protocol):
-    """The settings of one upstream that routing needs."""
+class _Upstream(Protocol):
+    """The settings of one upstream that routing needs.
+
+    The host and port of ``url``, and ``aliases``, are further names in paths and in ``ns``;
+    ``hostnames`` are ``Host`` headers; with ``library_prefix``, ``name`` means ``library/name``.
+    """
 
     @property
-    def url(self) -> str:
-        """Its address; host and port are one of its names."""
+    def url(self) -> str: ...
+    @property
+    def aliases(self) -> Sequence[str]: ...
+    @property
+    def hostnames(self) -> Sequence[str]: ...
+    @property
+    def library_prefix(self) -> bool: ...
+
+
+class _Routes(Protocol):
+    """The upstreams by name, and the one for names without an upstream."""
 
     @property
-    def aliases(self) -> Sequence[str]:
-        """Its other names, in paths and in ``ns``."""
-
+    def upstreams(self) -> Mapping[str, _Upstream]: ...
     @property
-    def hostnames(self) -> Sequence[str]:
-        """``Host`` headers that stand for it."""
-
-    @property
-    def library_prefix(self) -> bool:
-        """True if ``name`` means ``library/name``."""
-
-
-class Routes(Protocol):
-    """The settings that routing needs."""
-
-    @property
-    def upstreams(self) -> Mapping[str, NamedUpstream]:
-        """All upstreams by name."""
-
-    @property
-    def default_upstream(self) -> str:
-        """The upstream for names without one."""
+    def default_upstream(self) -> str: ...
 
 
 class _Known(NamedTuple):
@@ -60,11 +54,11 @@ class Router:
     ``revision`` increases with each change of the settings.
     """
 
-    def __init__(self, settings: Routes) -> None:
+    def __init__(self, settings: _Routes) -> None:
         self.revision = 0
         self.update(settings)
 
-    def update(self, settings: Routes) -> None:
+    def update(self, settings: _Routes) -> None:
         """Replace the settings."""
         table: dict[str, _Known] = {}
         hostnames: dict[str, _Known] = {}

@@ -8,7 +8,7 @@ separately. Names begin with the upstream; ``routing`` completes shorter ones.
 import re
 from dataclasses import dataclass, field
 from fnmatch import translate
-from typing import Final
+from typing import Final, Self
 
 from proxy.core.errors import NameInvalid
 from proxy.core.names import Digest, Tag, Target
@@ -22,6 +22,24 @@ Component = re.Pattern[str] | None
 
 
 @dataclass(frozen=True, slots=True)
+class NamePattern:
+    """A pattern over names that ``/`` divides into components."""
+
+    text: str
+    components: tuple[Component, ...] = field(compare=False)
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Return a pattern: ``*`` within one component, ``**`` across components."""
+        parts = text.split("/")
+        return cls(text, tuple(None if part == ANY else _compiled(part) for part in parts))
+
+    def matches(self, name: str) -> bool:
+        """Return True if the pattern matches the whole name."""
+        return _covers(self.components, name.split("/"))
+
+
+@dataclass(frozen=True, slots=True)
 class Selector:
     """Selects images of repositories: all of them, those with certain tags, or one digest.
 
@@ -29,7 +47,7 @@ class Selector:
     """
 
     text: str
-    repositories: tuple[Component, ...] = field(compare=False)
+    repositories: NamePattern = field(compare=False)
     tags: re.Pattern[str] | None = field(default=None, compare=False)
     digest: Digest | None = None
 
@@ -43,7 +61,7 @@ class Selector:
 
     def covers(self, target: Target) -> bool:
         """Return True if images of a repository may be selected."""
-        return _covers(self.repositories, str(target).split("/"))
+        return self.repositories.matches(str(target))
 
     def matches(self, target: Target, tag: Tag, digest: Digest) -> bool:
         """Return True if an image with this tag and digest is selected."""
@@ -76,13 +94,12 @@ def make_selector(
     text = repositories if tags is None else f"{repositories}:{tags}"
     if digest is not None:
         text = str(digest) if repositories == ANY else f"{repositories}@{digest}"
-    components = repositories.split("/")
-    if not all(components) or tags == "" or len(text) > MAX_LENGTH:
+    if not all(repositories.split("/")) or tags == "" or len(text) > MAX_LENGTH:
         raise NameInvalid(
             f"{text[:80]!r} is no name; write nginx:1.27, ghcr.io/org/app or ghcr.io/org/*"
         )
-    compiled = tuple(None if part == ANY else _compiled(part) for part in components)
-    return Selector(text, compiled, None if tags is None else _compiled(tags), digest)
+    pattern = NamePattern.of(repositories)
+    return Selector(text, pattern, None if tags is None else _compiled(tags), digest)
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

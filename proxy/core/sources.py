@@ -1,7 +1,6 @@
 """The seam to where blobs come from: a registry, or a directory of Millpond's layout.
 
-A source is asked for a body. What it gives is not verified: whoever keeps it or passes it on hashes
-it first.
+The bytes of a source are not verified. They are hashed before they are kept or passed on.
 """
 
 from collections.abc import AsyncGenerator

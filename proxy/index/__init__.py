@@ -1,4 +1,4 @@
-"""The seam to durable facts: what is held, who holds it, where tags point, pins and notes.
+"""The seam to durable facts: what is held, who holds it, where tags point, and notes.
 
 Rows only, never the bytes of blobs. An index is complete as soon as it is open. Answers come from a
 bounded cache in RAM, without suspending, when they are there. A write changes that cache at once,
@@ -6,8 +6,8 @@ and returns when its row survives the end of the process.
 
 Failures of the disk are survived and counted. A fact that cannot be read is unknown. A fact that
 cannot be written stays in RAM and is written again later. Both cost requests to upstreams, not
-correctness. Pages, notes and pins raise ``StorageError`` instead: an empty page would say that
-there is nothing.
+correctness. Verbs that return a page, notes, ``loose_files``, ``linked_to``, ``repositories`` and
+``prune`` raise ``StorageError`` instead: an empty page would say that there is nothing.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -51,7 +51,7 @@ class TaggedImage(NamedTuple):
 
 
 class Index(Protocol):
-    """Durable facts."""
+    """Durable facts. A ``peek`` answers from RAM alone: a fact that is not there is unknown."""
 
     revision: int
     """Grows when a tag points elsewhere, and when held manifests or their holders change."""
@@ -79,13 +79,13 @@ class Index(Protocol):
         """Count a use of held content. A use of a manifest is a use of all that it lists."""
 
     def peek_blob(self, digest: Digest) -> BlobRecord | None:
-        """Return the record of held content; None if it is not held, or not in RAM."""
+        """Return the record of held content."""
 
     def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return where a tag points; None if it is unknown, or not in RAM."""
+        """Return where a tag points."""
 
     def peek_linked(self, target: Target, digest: Digest) -> bool:
-        """Return True if a repository holds this; False if not, or if that is not in RAM."""
+        """Return True if a repository is known to hold this."""
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content."""
@@ -94,10 +94,10 @@ class Index(Protocol):
         """Return the records of those that are held."""
 
     async def children(self, digest: Digest) -> tuple[Child, ...] | None:
-        """Return what a held manifest lists; None if that is unknown.
+        """Return what a held manifest lists, () for other content; None if that is unknown.
 
-        Empty for everything else. The size of a child is that of the held content; of what is not
-        held, the smallest that any manifest claims: a false claim must not make an image too large.
+        The size of a child is that of the held content; of what is not held, the smallest that any
+        manifest claims: a false claim must not make an image too large.
         """
 
     async def parents(self, digest: Digest) -> list[Digest]:
@@ -119,7 +119,7 @@ class Index(Protocol):
         """Forget loose files: they are gone."""
 
     async def loose_files(self) -> list[Digest]:
-        """Return whose files may be there without being held. Raises ``StorageError``."""
+        """Return whose files may be there without being held."""
 
     async def coldest(
         self, after: Position | None, limit: int
@@ -160,11 +160,8 @@ class Index(Protocol):
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         """Return where a tag pointed when upstream was last asked."""
 
-    async def set_tag(self, target: Target, tag: Tag, record: TagRecord) -> None:
-        """Remember where a tag points, also in its history, which is bounded."""
-
-    async def drop_tag(self, target: Target, tag: Tag) -> None:
-        """Forget where a tag points. Its history stays."""
+    async def set_tag(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
+        """Remember where a tag points, also in its history; None: nowhere, its history stays."""
 
     async def forget_tag(self, target: Target, tag: Tag) -> None:
         """Forget a tag and its history."""
@@ -173,7 +170,7 @@ class Index(Protocol):
         """Return the known tags of a repository, sorted."""
 
     async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
-        """Return the digests that a tag pointed to, the latest last."""
+        """Return the last digests that a tag pointed to, the latest last."""
 
     async def repositories(self) -> list[Target]:
         """Return the repositories with known tags, sorted."""
@@ -195,12 +192,6 @@ class Index(Protocol):
     async def set_note(self, name: str, value: object) -> None:
         """Note a JSON value. It survives a power cut."""
 
-    async def pins(self) -> list[str] | None:
-        """Return the names of pins; None if they were never set."""
-
-    async def set_pins(self, names: Iterable[str]) -> None:
-        """Replace the names of pins. They survive a power cut."""
-
     async def prune(self, before: float) -> int:
         """Forget rows about content that is neither held nor listed by held manifests.
 
@@ -214,10 +205,10 @@ async def pages(
     limit: int,
     after: Place | None = None,
 ) -> AsyncIterator[list[Row]]:
-    """Yield all pages of a verb of ``Index`` that takes ``after`` and ``limit``.
+    """Yield all pages of a verb that takes ``after`` and ``limit``. Raises ``StorageError``.
 
     ``place`` returns the ``after`` that continues behind a row. Rows that change meanwhile are as
-    of their page. Raises ``StorageError``.
+    of their page.
     """
     while page := await read(after, limit):
         yield page

@@ -2,13 +2,14 @@
 
 import sqlite3
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Child, Usage
 from proxy.index import Position, values
-from proxy.index.values import packed
+from proxy.index.values import Row, packed
 
 AFTER: Final = 1e-6
 """Seconds by which content counts as used later than a manifest that lists it."""
@@ -16,6 +17,9 @@ AFTER: Final = 1e-6
 _COLUMNS: Final = "digest, size, media_type, used_at, is_public"
 _FIRST: Final = (-1e300, -1)
 _MARKS: Final = 500
+_DEPTH: Final = 100
+"""Manifests in manifests. A circle, which no honest digests make, ends there."""
+
 
 Connection = sqlite3.Connection
 Key = Hashable
@@ -30,13 +34,6 @@ class Stored(NamedTuple):
 
     resized: set[Digest]
     """Manifests that list it, or what it lists, with another size."""
-
-
-class _Node(NamedTuple):
-    id: int
-    key: bytes
-    used_at: float
-    lists: int | None
 
 
 def usage(db: Connection) -> Usage:
@@ -56,11 +53,6 @@ def records(db: Connection, digests: Iterable[Digest]) -> dict[Digest, BlobRecor
     return found
 
 
-def record(db: Connection, digest: Digest) -> BlobRecord | None:
-    """Return the record of held content."""
-    return records(db, [digest]).get(digest)
-
-
 def children(db: Connection, digest: Digest) -> dict[Key, Any]:
     """Return what a held manifest lists (None: unknown), and the records of that, by their keys.
 
@@ -74,7 +66,7 @@ def children(db: Connection, digest: Digest) -> dict[Key, Any]:
         b.digest, b.size, b.media_type, b.used_at, b.is_public
         FROM child c LEFT JOIN blob b ON b.digest = c.digest WHERE c.parent = ? ORDER BY position"""
     rows = db.execute(query, row[:1]).fetchall()
-    listed = tuple(values.child(one[:2]) for one in rows)
+    listed = tuple(Child(values.digest(key), values.size(size)) for key, size, *_ in rows)
     held = (None if one[2] is None else values.blob(one[2:]) for one in rows)
     facts: dict[Key, Any] = {
         ("blob", child.digest): record for child, record in zip(listed, held, strict=True)
@@ -119,24 +111,7 @@ def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> S
         (key,),
     ).fetchone()
     used_at = record.used_at if above is None else max(record.used_at, above + AFTER)
-    lists = None if listed is None else len(listed)
-    db.execute(
-        f"""INSERT INTO blob ({_COLUMNS}, lists) VALUES (?, ?, ?, ?, ?, ?)
-        ON CONFLICT (digest) DO UPDATE SET size = excluded.size, lists = excluded.lists,
-        media_type = excluded.media_type, used_at = excluded.used_at,
-        is_public = excluded.is_public""",
-        (key, record.size, record.media_type, used_at, record.is_public, lists),
-    )
-    db.execute("DELETE FROM loose WHERE digest = ?", (key,))
-    (id_,) = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
-    db.execute("DELETE FROM child WHERE parent = ?", (id_,))
-    db.executemany(
-        "INSERT INTO child (parent, position, digest, size) VALUES (?, ?, ?, ?)",
-        (
-            (id_, position, packed(child.digest), child.size)
-            for position, child in enumerate(listed or ())
-        ),
-    )
+    id_ = insert(db, replace(record, used_at=used_at), listed)
     query = """SELECT p.digest FROM child mine JOIN child c ON c.digest = mine.digest
         AND c.size <> mine.size JOIN blob p ON p.id = c.parent WHERE mine.parent = ?
         UNION SELECT p.digest FROM child c JOIN blob p ON p.id = c.parent
@@ -153,6 +128,24 @@ def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> S
     return Stored(uses, resized)
 
 
+def insert(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> int:
+    """Write the rows of content; return the number of the first."""
+    key, lists = packed(record.digest), None if listed is None else len(listed)
+    db.execute(
+        f"""INSERT INTO blob ({_COLUMNS}, lists) VALUES (?, ?, ?, ?, ?, ?)
+        ON CONFLICT (digest) DO UPDATE SET size = excluded.size, lists = excluded.lists,
+        media_type = excluded.media_type, used_at = excluded.used_at,
+        is_public = excluded.is_public""",
+        (key, record.size, record.media_type, record.used_at, record.is_public, lists),
+    )
+    db.execute("DELETE FROM loose WHERE digest = ?", (key,))
+    (id_,) = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
+    db.execute("DELETE FROM child WHERE parent = ?", (id_,))
+    rows = ((id_, at, packed(child.digest), child.size) for at, child in enumerate(listed or ()))
+    db.executemany("INSERT INTO child VALUES (?, ?, ?, ?)", rows)
+    return int(id_)
+
+
 def drop(db: Connection, digests: Iterable[Digest]) -> None:
     """Hold content no longer; its file is loose."""
     for key in map(packed, digests):
@@ -163,7 +156,7 @@ def drop(db: Connection, digests: Iterable[Digest]) -> None:
             db.execute("DELETE FROM blob WHERE id = ?", row)
 
 
-def loosen(db: Connection, digests: Iterable[Digest]) -> None:
+def loosen_files(db: Connection, digests: Iterable[Digest]) -> None:
     """Remember that files may be there without a row."""
     db.executemany("INSERT OR IGNORE INTO loose VALUES (?)", ((packed(one),) for one in digests))
 
@@ -173,7 +166,7 @@ def forget_files(db: Connection, digests: Iterable[Digest]) -> None:
     db.executemany("DELETE FROM loose WHERE digest = ?", ((packed(one),) for one in digests))
 
 
-def loose(db: Connection) -> list[Digest]:
+def loose_files(db: Connection) -> list[Digest]:
     """Return whose files may be there without a row."""
     return [values.digest(key) for (key,) in db.execute("SELECT digest FROM loose")]
 
@@ -184,59 +177,37 @@ def use(db: Connection, uses: Iterable[tuple[Digest, float]]) -> dict[Digest, fl
     A use of a manifest counts for all below it, each a moment later than what lists it: an image
     then goes manifest first, and what a warmer image shares with it stays.
     """
-    changed: dict[int, tuple[bytes, float]] = {}
+    changed: dict[bytes, float] = {}
     for digest, used_at in uses:
-        query = "SELECT id, digest, used_at, lists FROM blob WHERE digest = ?"
-        row = db.execute(query, (packed(digest),)).fetchone()
-        if row is not None:
-            root = _Node(*row)
-            if used_at > root.used_at:
-                changed[root.id] = root.key, used_at
-                db.execute("UPDATE blob SET used_at = ? WHERE id = ?", (used_at, root.id))
-            if root.lists:
-                below = _lifted(db, root._replace(used_at=max(used_at, root.used_at)))
-                db.executemany(
-                    "UPDATE blob SET used_at = ? WHERE id = ?",
-                    ((time, id_) for id_, (_, time) in below.items()),
-                )
-                changed |= below
-    return {values.digest(key): used_at for key, used_at in changed.values()}
+        key = packed(digest)
+        query = "UPDATE blob SET used_at = ? WHERE digest = ? AND used_at < ?"
+        if db.execute(query, (used_at, key, used_at)).rowcount:
+            changed[key] = used_at
+        manifests = [*db.execute("SELECT id FROM blob WHERE digest = ? AND lists > 0", (key,))]
+        for _ in range(_DEPTH):
+            if not manifests:
+                break
+            manifests = _lift(db, manifests, changed)
+    return {values.digest(key): used_at for key, used_at in changed.items()}
 
 
-def _lifted(db: Connection, root: _Node) -> dict[int, tuple[bytes, float]]:
-    """Return the times below a manifest that are too early, as they should be.
+def _lift(db: Connection, manifests: list[Row], changed: dict[bytes, float]) -> list[Row]:
+    """Have what manifests list be used later than they; return the manifests that were changed.
 
-    Each manifest is visited behind all that list it: the nodes are sorted topologically.
+    What is used late enough already is later than all below it: nothing changes there.
     """
-    nodes, below = {root.id: root}, dict[int, list[_Node]]()
-    order: list[_Node] = []
-    path = [(root, _nodes_below(db, root, below))]
-    while path:
-        node, rest = path[-1]
-        child = next((one for one in rest if one.id not in nodes), None)
-        if child is None:
-            order.append(node)
-            path.pop()
-        else:
-            nodes[child.id] = child
-            if child.lists:
-                path.append((child, _nodes_below(db, child, below)))
-    times = {id_: node.used_at for id_, node in nodes.items()}
-    lifted: dict[int, tuple[bytes, float]] = {}
-    for node in reversed(order):
-        for child in below[node.id]:
-            if times[child.id] < times[node.id] + AFTER:
-                times[child.id] = times[node.id] + AFTER
-                lifted[child.id] = child.key, times[child.id]
-    lifted.pop(root.id, None)  # in a circle, which no honest digests make
-    return lifted
-
-
-def _nodes_below(db: Connection, node: _Node, below: dict[int, list[_Node]]) -> Iterator[_Node]:
-    query = """SELECT b.id, b.digest, b.used_at, b.lists
-        FROM child c JOIN blob b ON b.digest = c.digest WHERE c.parent = ?"""
-    below[node.id] = [_Node(*row) for row in db.execute(query, (node.id,))]
-    return iter(below[node.id])
+    query = f"""SELECT p.used_at + {AFTER} AS later, b.id, b.digest, b.lists
+        FROM blob p JOIN child c ON c.parent = p.id JOIN blob b ON b.digest = c.digest
+        WHERE p.id = ? AND b.used_at < later"""
+    lifted: dict[int, Row] = {}
+    for manifest in manifests:
+        rows = db.execute(query, manifest).fetchall()
+        db.executemany("UPDATE blob SET used_at = ? WHERE id = ?", (row[:2] for row in rows))
+        for later, id_, key, lists in rows:
+            changed[key] = later
+            if lists:
+                lifted[id_] = (id_,)
+    return [*lifted.values()]
 
 
 def _key(digest: Digest | None) -> bytes:

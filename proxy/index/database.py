@@ -25,7 +25,6 @@ import structlog
 from proxy.core.errors import ConfigError, StorageError
 from proxy.core.records import Usage
 from proxy.index import blob_rows, layout2, salvage
-from proxy.index.salvage import TABLES
 from proxy.index.values import Unreadable
 
 FILE: Final = "index.db"
@@ -54,7 +53,6 @@ CREATE TABLE sighting (id INTEGER PRIMARY KEY, repo INTEGER NOT NULL, tag TEXT N
 CREATE INDEX sighting_tag ON sighting (repo, tag);
 CREATE TABLE referrer (id INTEGER PRIMARY KEY, repo INTEGER NOT NULL, subject BLOB NOT NULL,
   digest BLOB NOT NULL, entry TEXT NOT NULL, UNIQUE (repo, subject, digest));
-CREATE TABLE pin (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 """``blob.lists`` is how much a manifest lists, and NULL if that is unknown. ``child`` has rows for
@@ -163,11 +161,8 @@ class Database:
         self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _vacuum(self, pages: int) -> None:
-        """Cut unused pages off the file, all of them for 0.
-
-        Not by ``execute``: the statement has a row without columns for each page, and ``execute``
-        ends it at the first.
-        """
+        """Cut unused pages off the file, all of them for 0."""
+        # The statement has a row without columns for each page; ``execute`` ends it at the first.
         self._writer.executescript(f"PRAGMA incremental_vacuum({pages})")
 
     def file_bytes(self) -> int:
@@ -209,7 +204,7 @@ class Database:
                 self._put_in_place(self._built(lambda new: layout2.copy(self._directory, new)))
             try:
                 self._connection = self._connected()
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, Unreadable) as error:
                 if not is_damage(error):
                     raise
                 self.rebuild(self.generation, error)
@@ -254,7 +249,7 @@ class Database:
                 log.warning("others may read the index", path=str(path), error=str(error))
 
     def _connected(self) -> sqlite3.Connection:
-        """Return a connection that writes. Raises ``sqlite3.DatabaseError`` for damage."""
+        """Return a connection that writes. Raises ``DatabaseError``, ``Unreadable`` for damage."""
         connection = _connect(self._path)
         try:
             self._check_schema(connection)
@@ -276,7 +271,7 @@ class Database:
         if version > VERSION:
             raise self._refusal("a newer version of Millpond has written it")
         if _schema(connection) != _OURS:
-            raise _Damaged("its schema is not ours")
+            raise Unreadable("its schema is not ours")
 
     def _built(self, fill: Callable[[sqlite3.Connection], None]) -> Path:
         """Return a new file, complete and on the disk."""
@@ -307,19 +302,13 @@ class Database:
                 known = _schema(old) & _OURS
             except sqlite3.DatabaseError:
                 return
-            tables = {table for table in TABLES if any(_makes(sql, table) for sql in known)}
+            tables = {name for name, sql in known if sql.startswith(f"CREATE TABLE {name} ")}
             self.dropped += salvage.copy(old, new, tables)
-
-
-class _Damaged(sqlite3.DatabaseError):
-    """The file is not as this program writes it."""
 
 
 def is_damage(error: Exception) -> bool:
     """Return True if the file is damaged, or has values that this program has not written."""
-    if isinstance(error, sqlite3.Error):
-        return isinstance(error, _Damaged) or _code(error) in _DAMAGE
-    return isinstance(error, Unreadable)
+    return isinstance(error, Unreadable) or _code(error) in _DAMAGE
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -342,12 +331,8 @@ def _text(data: bytes) -> str:
 
 
 def _schema(connection: sqlite3.Connection) -> set[Any]:
-    query = "SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^'"
-    return {sql for (sql,) in connection.execute(query)}
-
-
-def _makes(sql: str, table: str) -> bool:
-    return sql.startswith(f"CREATE TABLE {table} ")
+    query = "SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^'"
+    return set(connection.execute(query))
 
 
 def _our_schema() -> set[Any]:
@@ -367,5 +352,5 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _code(error: sqlite3.Error) -> int:
+def _code(error: Exception) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

@@ -7,11 +7,12 @@ A write changes RAM at once. There are three cases for a key that is read and no
 - It is written while it is being read: what was read is outdated, and the reader begins anew.
 
 A write that fails stays in RAM and is tried again by ``write_again``, unless its keys have been
-written since.
+written since. Work that changes rows without knowing their keys writes ``EVERYTHING``: RAM forgets
+all, and until the commit nothing is read into it. Such work is not tried again.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -25,12 +26,14 @@ from proxy.index.threads import Threads, Work, Write
 RAM_WEIGHT: Final = 40_000
 """Entries of one generation of the cache: about 20 MB."""
 
+EVERYTHING: Final = "everything"
+"""The key of all facts."""
+
 _UNWRITTEN: Final = 10_000
 """Keys whose writes are tried again; the writes of more are forgotten."""
 
 Key = Hashable
 Result = TypeVar("Result")
-Item = TypeVar("Item")
 log = structlog.get_logger(__name__)
 
 
@@ -40,21 +43,20 @@ class Facts:
     def __init__(
         self, database: Database, *, on_trouble: Callable[[], None], renewed: Callable[[], None]
     ) -> None:
-        """``renewed`` is called when a damaged file has been replaced: rows may be lost."""
-        self.threads = Threads(database, self._settle, self._forget)
+        """``renewed`` is called when a damaged file has been replaced: rows may be lost.
+
+        ``peek`` returns the value of a key if it is in RAM, else its second argument, ``MISSING``.
+        """
+        self.threads = Threads(database, self._settle, self._replaced)
         self._renewed = renewed
         self.failure: str | None = None
-        self.troubles = 0
         self._on_trouble = on_trouble
         self._ram = RamCache(RAM_WEIGHT)
+        self.peek: Final = self._ram.get
         self._reading: dict[Key, object] = {}
         self._writing: dict[Key, Write] = {}
         self._unwritten: dict[Key, Write] = {}
         self._writes = 0
-
-    def peek(self, key: Key) -> Any:
-        """Return the value of a key if it is in RAM, else ``MISSING``."""
-        return self._ram.get(key)
 
     async def get(
         self, key: Key, otherwise: Result, read: Callable[..., Any], *args: Any
@@ -100,13 +102,6 @@ class Facts:
             self._trouble(error)
             raise
 
-    async def pages(self, read: Callable[..., list[Item]], *args: Any) -> AsyncIterator[list[Item]]:
-        """Yield pages; ``read`` gets the last item of the one before. Raises ``StorageError``."""
-        last: Item | None = None
-        while page := await self.page(read, last, *args):
-            yield page
-            last = page[-1]
-
     async def write(
         self,
         facts: Mapping[Any, Any],
@@ -149,18 +144,15 @@ class Facts:
 
     async def written(self, keys: Iterable[Key]) -> None:
         """Return once the last writes of keys are committed, or have failed."""
-        for key in keys:
+        for key in (*keys, EVERYTHING):
             if (write := self._writing.get(key)) is not None:
                 await asyncio.shield(write.done)
 
-    def correct(self, key: Key, value: Any) -> None:
-        """Replace a value in RAM if it is there, and is not being written."""
-        if key not in self._writing and self._ram.get(key) is not MISSING:
-            self._ram.put(key, value)
-
-    def distrust_read(self, key: Key) -> None:
-        """Have a read of a key that is under way begin anew: it may miss a change."""
+    def correct(self, key: Key, change: Callable[[Any], Any]) -> None:
+        """Change a value if it is in RAM, and is not being written; a read of it begins anew."""
         self._reading.pop(key, None)
+        if key not in self._writing and (value := self._ram.get(key)) is not MISSING:
+            self._ram.put(key, change(value))
 
     def outdate(self, key: Key) -> None:
         """Have a key read anew."""
@@ -176,6 +168,8 @@ class Facts:
 
     def _begin(self, write: Write) -> asyncio.Future[Any]:
         self._writes += 1
+        if EVERYTHING in write.keys:
+            self.forget()
         for key in write.keys:
             self._reading.pop(key, None)
             self._unwritten.pop(key, None)
@@ -222,20 +216,23 @@ class Facts:
         self._trouble(outcome)
         if len(self._unwritten) + len(write.keys) <= _UNWRITTEN:
             for key in write.keys:
-                if key not in self._writing:
+                if key not in self._writing and key is not EVERYTHING:
                     self._unwritten[key] = write
 
-    def _forget(self) -> None:
-        """Forget what RAM has of a file that has been replaced, but for what is still written."""
-        self._on_trouble()
-        known, self._ram = self._ram, RamCache(RAM_WEIGHT)
-        for key in (*self._writing, *self._unwritten):
-            if (value := known.get(key)) is not MISSING:
-                self._ram.put(key, value)
+    def forget(self) -> None:
+        """Forget what RAM has, but for what could not be written.
+
+        What is being written is read when that is done.
+        """
+        self._ram.keep(self._unwritten)
         self._reading.clear()
+
+    def _replaced(self) -> None:
+        """Forget what RAM has of a file that has been replaced."""
+        self._on_trouble()
+        self.forget()
         self._renewed()
 
     def _trouble(self, error: StorageError) -> None:
-        self.troubles += 1
         self._on_trouble()
         log.warning("index trouble, carried on without", error=str(error))

@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -18,36 +18,40 @@ from urllib.parse import quote
 
 import structlog
 
-from proxy.core.records import Child
-from proxy.index import name_rows, salvage, values
-from proxy.index.values import packed
+from proxy.core.records import BlobRecord, Child
+from proxy.index import blob_rows, name_rows, salvage, values
+from proxy.index.values import Row, packed
 
-TABLES: Final = ("tags", "links", "blobs", "referrers", "notes")
-
+_MAX_ROW: Final = 64 * 1024 * 1024
 _ROUNDS: Final = 3
 """An index of indexes of manifests is as deep as manifests get."""
 
-_MAX_ROW: Final = 64 * 1024 * 1024
 _LIFT: Final = """UPDATE blob SET used_at = new.used_at FROM (
   SELECT c.digest AS digest, max(p.used_at) + 1e-6 AS used_at
   FROM child c JOIN blob p ON p.id = c.parent GROUP BY c.digest) AS new
   WHERE new.digest = blob.digest AND new.used_at > blob.used_at"""
+"""A use of a manifest was written for that alone, and counts for what it lists."""
+
 _UNREADABLE: Final = (ValueError, TypeError, LookupError, OverflowError, RecursionError, zlib.error)
 
+Connection = sqlite3.Connection
 log = structlog.get_logger(__name__)
 
 
-def copy(directory: Path, new: sqlite3.Connection) -> None:
+def copy(directory: Path, new: Connection) -> None:
     """Copy what the tables say, if there are any. Raises ``sqlite3.Error`` for the new file."""
     if not any(_file(directory, table).exists() for table in TABLES):
         return
-    taking = _TakeOver(directory, new)
-    taking.blobs()
-    taking.tags()
-    taking.links()
-    taking.referrers()
-    taking.notes()
-    log.info("index of the former layout taken over", unreadable_rows=taking.dropped)
+    dropped = 0
+    for table, add in TABLES.items():
+        for row in _rows(_file(directory, table)):
+            try:
+                add(new, *_pair(*row))
+            except _UNREADABLE:
+                dropped += 1
+    for _ in range(_ROUNDS):
+        new.execute(_LIFT)
+    log.info("index of the former layout taken over", unreadable_rows=dropped)
 
 
 def remove(directory: Path) -> None:
@@ -57,147 +61,83 @@ def remove(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-class _TakeOver:
-    def __init__(self, directory: Path, new: sqlite3.Connection) -> None:
-        self._directory = directory
-        self._new = new
-        self._now = time.time()
-        self._repos: dict[tuple[str, str], int] = {}
-        self.dropped = 0
+def _blob(new: Connection, key: Any, row: Any) -> None:
+    size, media_type, used_at, *rest = row
+    digest = values.digest_text(key)
+    kind = None if media_type is None else values.media_type(media_type)
+    is_public = len(rest) > 1 and rest[1] is True
+    record = BlobRecord(digest, values.size(size), kind, values.seconds(used_at), is_public)
+    listed: tuple[Child, ...] | None
+    try:  # rows of older versions end before the children
+        entries = [Child(values.digest_text(child), size) for child, size in rest[0]]
+        listed = values.children(entries, record)
+    except _UNREADABLE:
+        listed = values.children(None, record)
+    blob_rows.insert(new, record, listed)
 
-    def blobs(self) -> None:
-        for key, row in self._rows("blobs"):
-            try:
-                self._blob(key, row)
-            except _UNREADABLE:
-                self.dropped += 1
-        for _ in range(_ROUNDS):  # a use of a manifest was written for that alone
-            if not self._new.execute(_LIFT).rowcount:
-                break
 
-    def _blob(self, key: Any, row: Any) -> None:
-        size, media_type, used_at, *rest = row
-        digest = values.digest_text(key)
-        kind = None if media_type is None else values.media_type(media_type)
-        listed: tuple[Child, ...] | None
-        try:  # rows of older versions end before the children
-            entries = [Child(values.digest_text(child), size) for child, size in rest[0]]
-            listed = values.children(entries, digest)
-        except _UNREADABLE:
-            listed = None if kind is not None else ()
-        is_public = len(rest) > 1 and rest[1] is True
-        lists = None if listed is None else len(listed)
-        cursor = self._new.execute(
-            """INSERT OR IGNORE INTO blob (digest, size, media_type, used_at, is_public, lists)
-            VALUES (?, ?, ?, ?, ?, ?)""",
-            (packed(digest), values.size(size), kind, values.seconds(used_at), is_public, lists),
-        )
-        self._new.executemany(
-            "INSERT OR IGNORE INTO child (parent, position, digest, size) VALUES (?, ?, ?, ?)",
-            (
-                (cursor.lastrowid, position, packed(child.digest), child.size)
-                for position, child in enumerate(listed or ())
-            ),
-        )
+def _tag(new: Connection, key: Any, row: Any) -> None:
+    upstream, name, tag = key
+    now, history = row
+    target, tag = values.target(upstream, name), values.tag(tag)
+    sightings = [
+        (packed(values.digest_text(digest)), values.seconds(first), values.seconds(last))
+        for digest, first, last in history
+    ]
+    record = None
+    if now is not None:
+        media_type, digest, size, checked_at = now
+        key = packed(values.digest_text(digest))
+        record = values.tag_record((media_type, key, size, checked_at))
+    name_rows.set_tag(new, target, tag, record)
+    number = name_rows.repo(new, target)
+    new.execute("DELETE FROM sighting WHERE repo = ? AND tag = ?", (number, tag))
+    rows = ((number, tag, *sighting) for sighting in sightings)
+    new.executemany("INSERT INTO sighting VALUES (NULL, ?, ?, ?, ?, ?)", rows)
 
-    def tags(self) -> None:
-        for key, row in self._rows("tags"):
-            try:
-                self._tag(key, row)
-            except _UNREADABLE:
-                self.dropped += 1
 
-    def _tag(self, key: Any, row: Any) -> None:
-        upstream, name, tag = key
-        now, history = row
-        repo, tag = self._repo(upstream, name), values.tag(tag)
-        sightings = [
-            (repo, tag, packed(values.digest_text(digest)), *map(values.seconds, times))
-            for digest, *times in history
-        ]
-        if any(len(one) != len(sightings[0]) or len(one) != 5 for one in sightings):
-            raise ValueError("a sighting has two times")
-        if now is not None:
-            media_type, digest, size, checked_at = now
-            digest = packed(values.digest_text(digest))
-            kind, checked_at = values.media_type(media_type), values.seconds(checked_at)
-            self._new.execute(
-                "INSERT OR IGNORE INTO tag VALUES (?, ?, ?, ?, ?, ?)",
-                (repo, tag, kind, digest, values.size(size), checked_at),
-            )
-        self._new.executemany(
-            """INSERT INTO sighting (repo, tag, digest, first_seen, last_seen)
-            VALUES (?, ?, ?, ?, ?)""",
-            sightings,
-        )
+def _links(new: Connection, key: Any, row: Any) -> None:
+    digest = values.digest_text(key)
+    for age, target in enumerate([values.target(upstream, name) for upstream, name in row]):
+        name_rows.link(new, target, [digest], time.time() + age * 1e-6)
 
-    def links(self) -> None:
-        for key, row in self._rows("links"):
-            try:
-                digest = packed(values.digest_text(key))
-                repos = [self._repo(upstream, name) for upstream, name in row]
-            except _UNREADABLE:
-                self.dropped += 1
-                continue
-            self._new.executemany(
-                "INSERT OR IGNORE INTO link (digest, repo, linked_at) VALUES (?, ?, ?)",
-                ((digest, repo, self._now + age * 1e-6) for age, repo in enumerate(repos)),
-            )
 
-    def referrers(self) -> None:
-        for key, row in self._rows("referrers"):
-            try:
-                upstream, name, subject = key
-                target = values.target(upstream, name)
-                digest = values.digest_text(subject)
-                entries = [values.entry(json.dumps(entry)) for entry in row[2]]
-            except _UNREADABLE:
-                self.dropped += 1
-                continue
-            for entry in entries:
-                name_rows.add_referrer(self._new, target, digest, entry)
+def _referrers(new: Connection, key: Any, row: Any) -> None:
+    upstream, name, subject = key
+    target, digest = values.target(upstream, name), values.digest_text(subject)
+    for entry in [values.entry(json.dumps(entry)) for entry in row[2]]:
+        name_rows.add_referrer(new, target, digest, entry)
 
-    def notes(self) -> None:
-        for name, value in self._rows("notes"):
-            try:
-                if name == "pins":
-                    name_rows.set_pins(self._new, [values.text(pin) for pin in value])
-                elif name != "ceiling":  # it bounded what was held before all rows were read
-                    name_rows.set_note(self._new, values.text(name), value)
-            except _UNREADABLE:
-                self.dropped += 1
 
-    def _repo(self, upstream: Any, name: Any) -> int:
-        target = values.target(upstream, name)
-        if target not in self._repos:
-            self._repos[target] = name_rows.repo(self._new, target)
-        return self._repos[target]
+def _note(new: Connection, name: Any, value: Any) -> None:
+    if name == "pins":
+        value = [values.text(pin) for pin in value]
+    if name != "ceiling":  # it bounded what was held before all rows were read
+        name_rows.set_note(new, values.text(name), value)
 
-    def _rows(self, table: str) -> Iterator[tuple[Any, Any]]:
-        """Yield keys and values."""
-        path = _file(self._directory, table)
-        if not path.exists():
-            return
-        with closing(_connect(path)) as old:
-            columns = "key, raw, mode, filename, value"
-            for row in salvage.rows(old, "Cache", columns, "rowid"):
-                try:
-                    pair = _pair(*row)
-                except _UNREADABLE:
-                    self.dropped += 1
-                else:
-                    yield pair
+
+TABLES: Final[dict[str, Callable[[Connection, Any, Any], None]]] = {
+    "blobs": _blob,
+    "tags": _tag,
+    "links": _links,
+    "referrers": _referrers,
+    "notes": _note,
+}
+"""What adds a row of each table; it changes nothing if it fails."""
 
 
 def _file(directory: Path, table: str) -> Path:
     return directory / table / "cache.db"
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """Return a connection that reads; the journal of a killed program counts."""
-    connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
-    connection.execute("PRAGMA trusted_schema = 0")
-    return connection
+def _rows(path: Path) -> Iterator[Row]:
+    """Yield rows as diskcache stored them; the journal of a killed program counts."""
+    if path.exists():
+        uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True)) as old:
+            old.execute("PRAGMA trusted_schema = 0")
+            columns = ["key", "raw", "mode", "filename", "value"]
+            yield from salvage.rows(old, "Cache", columns, ["rowid"])
 
 
 def _pair(key: Any, raw: Any, mode: Any, filename: Any, value: Any) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final
 
 from proxy.core.names import Digest, Tag, Target
@@ -36,10 +36,8 @@ def repo(db: Connection, target: Target) -> int:
 def link(db: Connection, target: Target, digests: Iterable[Digest], now: float) -> None:
     """Remember that a repository holds these."""
     number = repo(db, target)
-    db.executemany(
-        "INSERT OR IGNORE INTO link (digest, repo, linked_at) VALUES (?, ?, ?)",
-        ((packed(digest), number, now) for digest in digests),
-    )
+    rows = ((packed(digest), number, now) for digest in digests)
+    db.executemany("INSERT OR IGNORE INTO link VALUES (?, ?, ?)", rows)
 
 
 def unlink(db: Connection, target: Target, digests: Iterable[Digest]) -> None:
@@ -47,15 +45,12 @@ def unlink(db: Connection, target: Target, digests: Iterable[Digest]) -> None:
     number = repo(db, target)
     for keys in batches(map(packed, digests)):
         these = marks(keys)
-        db.execute(
-            f"DELETE FROM link WHERE repo = ? AND digest IN ({these})",
-            (number, *keys),
+        query = f"DELETE FROM link WHERE repo = ? AND digest IN ({these})"
+        db.execute(query, (number, *keys))
+        query = (
+            f"DELETE FROM referrer WHERE repo = ? AND (subject IN ({these}) OR digest IN ({these}))"
         )
-        db.execute(
-            f"""DELETE FROM referrer WHERE repo = ?
-            AND (subject IN ({these}) OR digest IN ({these}))""",
-            (number, *keys, *keys),
-        )
+        db.execute(query, (number, *keys, *keys))
 
 
 def linked(db: Connection, target: Target, digest: Digest) -> dict[Key, Any]:
@@ -102,41 +97,35 @@ def tag(db: Connection, target: Target, name: Tag) -> dict[Key, Any]:
     return {key: record} | linked(db, target, record.descriptor.digest)
 
 
-def set_tag(db: Connection, target: Target, name: Tag, record: TagRecord) -> None:
-    """Write where a tag points, and lengthen its history."""
+def set_tag(db: Connection, target: Target, tag: Tag, record: TagRecord | None) -> None:
+    """Write where a tag points, and lengthen its history; None: forget where it points."""
+    if record is None:
+        db.execute(f"DELETE FROM tag WHERE repo = {_REPO} AND name = ?", (*target, tag))
+        return
     number, key, seen = repo(db, target), packed(record.descriptor.digest), record.checked_at
-    db.execute(
-        """INSERT OR REPLACE INTO tag (repo, name, media_type, digest, size, checked_at)
-        VALUES (?, ?, ?, ?, ?, ?)""",
-        (number, name, record.descriptor.media_type, key, record.descriptor.size, seen),
-    )
+    found = record.descriptor
+    row = (number, tag, found.media_type, key, found.size, seen)
+    db.execute("INSERT OR REPLACE INTO tag VALUES (?, ?, ?, ?, ?, ?)", row)
     last = db.execute(
         "SELECT id, digest FROM sighting WHERE repo = ? AND tag = ? ORDER BY id DESC LIMIT 1",
-        (number, name),
+        (number, tag),
     ).fetchone()
     if last is not None and last[1] == key:
         db.execute("UPDATE sighting SET last_seen = ? WHERE id = ?", (seen, last[0]))
         return
-    db.execute(
-        "INSERT INTO sighting (repo, tag, digest, first_seen, last_seen) VALUES (?, ?, ?, ?, ?)",
-        (number, name, key, seen, seen),
-    )
+    sighting = (number, tag, key, seen, seen)
+    db.execute("INSERT INTO sighting VALUES (NULL, ?, ?, ?, ?, ?)", sighting)
     db.execute(
         """DELETE FROM sighting WHERE id IN (SELECT id FROM sighting WHERE repo = ? AND tag = ?
         ORDER BY id DESC LIMIT -1 OFFSET ?)""",
-        (number, name, HISTORY_LIMIT),
+        (number, tag, HISTORY_LIMIT),
     )
 
 
-def drop_tag(db: Connection, target: Target, name: Tag) -> None:
-    """Forget where a tag points."""
-    db.execute(f"DELETE FROM tag WHERE repo = {_REPO} AND name = ?", (*target, name))
-
-
-def forget_tag(db: Connection, target: Target, name: Tag) -> None:
+def forget_tag(db: Connection, target: Target, tag: Tag) -> None:
     """Forget a tag and its history."""
-    drop_tag(db, target, name)
-    db.execute(f"DELETE FROM sighting WHERE repo = {_REPO} AND tag = ?", (*target, name))
+    set_tag(db, target, tag, None)
+    db.execute(f"DELETE FROM sighting WHERE repo = {_REPO} AND tag = ?", (*target, tag))
 
 
 def tags(db: Connection, target: Target) -> tuple[Tag, ...]:
@@ -145,14 +134,17 @@ def tags(db: Connection, target: Target) -> tuple[Tag, ...]:
     return tuple(values.tag(name) for (name,) in db.execute(query, target))
 
 
-def history(db: Connection, target: Target, name: Tag) -> tuple[TagHistoryEntry, ...]:
+def history(db: Connection, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
     """Return a tag's history, the latest last."""
     rows = db.execute(
         f"""SELECT digest, first_seen, last_seen FROM sighting
         WHERE repo = {_REPO} AND tag = ? ORDER BY id""",
-        (*target, name),
+        (*target, tag),
     )
-    return tuple(map(values.sighting, rows))
+    return tuple(
+        TagHistoryEntry(values.digest(key), values.seconds(first), values.seconds(last))
+        for key, first, last in rows
+    )
 
 
 def repositories(db: Connection) -> list[Target]:
@@ -162,30 +154,24 @@ def repositories(db: Connection) -> list[Target]:
     return [values.target(*row) for row in db.execute(query)]
 
 
-def search(db: Connection, after: tuple[Target, Tag] | None, limit: int) -> list[TaggedImage]:
-    """Return a page of all tags: first those of the repository in which the last page ended."""
-    rows: list[Row] = []
+def search(
+    db: Connection, after: tuple[Target, Tag] | None, limit: int, digest: Digest | None = None
+) -> list[TaggedImage]:
+    """Return a page of all tags, or of those that point to a digest."""
     (upstream, name), last = after or (("", ""), "")
-    if after is not None:
-        query = f"""{_BY_NAME} WHERE r.upstream = ? AND r.name = ? AND t.name > ?
-            ORDER BY t.name LIMIT ?"""
-        rows = db.execute(query, (upstream, name, last, limit)).fetchall()
+    if digest is not None:
+        query = f"""{_BY_DIGEST} WHERE t.digest = ? AND (r.upstream, r.name, t.name) > (?, ?, ?)
+            ORDER BY r.upstream, r.name, t.name LIMIT ?"""
+        return [*map(_image, db.execute(query, (packed(digest), upstream, name, last, limit)))]
+    # First those of the repository in which the last page ended: so SQLite uses its indexes.
+    query = f"""{_BY_NAME} WHERE r.upstream = ? AND r.name = ? AND t.name > ?
+        ORDER BY t.name LIMIT ?"""
+    rows = db.execute(query, (upstream, name, last, limit)).fetchall()
     if len(rows) < limit:
         query = f"""{_BY_NAME} WHERE (r.upstream, r.name) > (?, ?)
             ORDER BY r.upstream, r.name, t.name LIMIT ?"""
         rows += db.execute(query, (upstream, name, limit - len(rows)))
-    return list(map(_image, rows))
-
-
-def search_digest(
-    db: Connection, digest: Digest, after: tuple[Target, Tag] | None, limit: int
-) -> list[TaggedImage]:
-    """Return a page of the tags that point to this."""
-    (upstream, name), last = after or (("", ""), "")
-    query = f"""{_BY_DIGEST} WHERE t.digest = ? AND (r.upstream, r.name, t.name) > (?, ?, ?)
-        ORDER BY r.upstream, r.name, t.name LIMIT ?"""
-    rows = db.execute(query, (packed(digest), upstream, name, last, limit))
-    return list(map(_image, rows))
+    return [*map(_image, rows)]
 
 
 def untagged(db: Connection, after: Digest | None, limit: int) -> list[tuple[Target, BlobRecord]]:
@@ -211,10 +197,8 @@ def referrers(db: Connection, target: Target, subject: Digest) -> tuple[dict[str
 def add_referrer(db: Connection, target: Target, subject: Digest, entry: dict[str, object]) -> None:
     """Add an entry as the newest of a subject, and delete the oldest that are too many."""
     number, key, text = repo(db, target), packed(subject), json.dumps(entry)
-    db.execute(
-        "INSERT OR REPLACE INTO referrer (repo, subject, digest, entry) VALUES (?, ?, ?, ?)",
-        (number, key, packed(values.digest_text(entry["digest"])), text),
-    )
+    row = (number, key, packed(values.digest_text(entry["digest"])), text)
+    db.execute("INSERT OR REPLACE INTO referrer VALUES (NULL, ?, ?, ?, ?)", row)
     query = """SELECT id, length(entry) FROM referrer WHERE repo = ? AND subject = ?
         ORDER BY id DESC"""
     total, surplus = 0, []
@@ -225,7 +209,7 @@ def add_referrer(db: Connection, target: Target, subject: Digest, entry: dict[st
     db.executemany("DELETE FROM referrer WHERE id = ?", surplus)
 
 
-def note(db: Connection, name: str) -> object:
+def note(db: Connection, name: str) -> Any:
     """Return what was noted under a name, as JSON values."""
     row = db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
     return None if row is None else values.json_text(row[0])
@@ -234,23 +218,6 @@ def note(db: Connection, name: str) -> object:
 def set_note(db: Connection, name: str, value: object) -> None:
     """Note a JSON value."""
     db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, json.dumps(value)))
-
-
-def pins(db: Connection) -> list[str] | None:
-    """Return the names of pins; None if they were never set."""
-    if note(db, _PINS_ARE_SET) is None:
-        return None
-    return [values.text(name) for (name,) in db.execute("SELECT name FROM pin ORDER BY id")]
-
-
-def set_pins(db: Connection, names: Sequence[str]) -> None:
-    """Replace the names of pins."""
-    db.execute("DELETE FROM pin")
-    db.executemany("INSERT OR IGNORE INTO pin (name) VALUES (?)", ((name,) for name in names))
-    set_note(db, _PINS_ARE_SET, value=True)
-
-
-_PINS_ARE_SET: Final = "pins are set"
 
 
 def _image(row: Row) -> TaggedImage:

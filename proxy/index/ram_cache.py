@@ -5,7 +5,7 @@ that is full it becomes the old one, and the former old one is dropped. So a hit
 dictionary look-ups, and what is in constant use is never dropped.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, Final
 
 MISSING: Final = object()
@@ -24,13 +24,14 @@ class RamCache:
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def get(self, key: Hashable) -> Any:
-        """Return the value of a key, or ``MISSING``."""
+    def get(self, key: Hashable, default: Any = MISSING) -> Any:
+        """Return the value of a key, or ``default``."""
         value = self._young.get(key, MISSING)
         if value is MISSING:
             value = self._old.pop(key, MISSING)
-            if value is not MISSING:
-                self.put(key, value)
+            if value is MISSING:
+                return default
+            self.put(key, value)
         return value
 
     def put(self, key: Hashable, value: Any) -> None:
@@ -45,3 +46,11 @@ class RamCache:
         """Drop a key, if it is there."""
         self._young.pop(key, None)
         self._old.pop(key, None)
+
+    def keep(self, keys: Iterable[Hashable]) -> None:
+        """Drop all but some keys."""
+        kept = [(key, self.get(key)) for key in keys]
+        self._young, self._old, self._weight = {}, {}, 0
+        for key, value in kept:
+            if value is not MISSING:
+                self.put(key, value)

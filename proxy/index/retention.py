@@ -6,19 +6,16 @@ again: they may be needed meanwhile.
 """
 
 import sqlite3
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 
 from proxy.core.errors import StorageError
-from proxy.core.names import Digest, Tag, Target
-from proxy.index import values
 from proxy.index.database import Database
-from proxy.index.facts import Facts
-from proxy.index.name_rows import forget_tag
-from proxy.index.values import packed
+from proxy.index.facts import EVERYTHING, Facts
+from proxy.index.values import Row
 
 AGES: Final = (30 * 86400.0, 7 * 86400.0, 86400.0, 3600.0, -1.0)
 """Seconds without a confirmation, after which a row is forgotten when the file is too large. The
@@ -31,91 +28,48 @@ PAGE: Final = 1000
 
 _IS_UNKNOWN: Final = """NOT EXISTS (SELECT 1 FROM blob WHERE digest = {0})
   AND NOT EXISTS (SELECT 1 FROM child WHERE digest = {0})"""
+_OLD_LINKS: Final = f"""SELECT digest, repo FROM link
+  WHERE (digest, repo) > (?, ?) AND linked_at < ? AND {_IS_UNKNOWN.format("link.digest")}
+  ORDER BY digest, repo LIMIT ?"""
+_OLD_TAGS: Final = f"""SELECT repo, tag, max(last_seen) FROM sighting s WHERE (repo, tag) > (?, ?)
+  GROUP BY repo, tag HAVING max(last_seen) < ? AND NOT EXISTS (SELECT 1 FROM tag t
+    WHERE t.repo = s.repo AND t.name = s.tag AND NOT ({_IS_UNKNOWN.format("t.digest")}))
+  ORDER BY repo, tag LIMIT ?"""
+_OLDEST_TAGS: Final = """SELECT repo, tag, max(last_seen) AS seen FROM sighting
+  GROUP BY repo, tag ORDER BY seen LIMIT ?"""
 
 Connection = sqlite3.Connection
 log = structlog.get_logger(__name__)
 
 
-class Link(NamedTuple):
-    """A row about what a repository holds."""
-
-    target: Target
-    digest: Digest
-    number: int
+def _old(db: Connection, query: str, after: Row, before: float) -> list[Row]:
+    return db.execute(query, (*after, before, PAGE)).fetchall()
 
 
-class NamedTag(NamedTuple):
-    """A tag in a repository."""
-
-    target: Target
-    tag: Tag
-    number: int
+def _oldest_tags(db: Connection) -> list[Row]:
+    return db.execute(_OLDEST_TAGS, (2 * PAGE,)).fetchall()
 
 
-def old_links(db: Connection, after: Link | None, before: float) -> list[Link]:
-    """Return a page of links to content that is neither held nor listed."""
-    rows = db.execute(
-        f"""SELECT r.upstream, r.name, l.digest, l.repo
-        FROM link l CROSS JOIN repo r ON r.id = l.repo
-        WHERE (l.digest, l.repo) > (?, ?) AND l.linked_at < ? AND {_IS_UNKNOWN.format("l.digest")}
-        ORDER BY l.digest, l.repo LIMIT ?""",
-        (
-            b"" if after is None else packed(after.digest),
-            after.number if after else 0,
-            before,
-            PAGE,
-        ),
-    )
-    return [Link(values.target(*row[:2]), values.digest(row[2]), row[3]) for row in rows]
+def _delete_links(db: Connection, links: list[Row]) -> int:
+    unknown = _IS_UNKNOWN.format("link.digest")
+    query = f"DELETE FROM link WHERE digest = ? AND repo = ? AND {unknown}"
+    return db.executemany(query, links).rowcount
 
 
-def delete_links(db: Connection, links: Sequence[Link]) -> int:
-    """Delete the links that are still old; return how many."""
-    query = (
-        f"DELETE FROM link WHERE digest = ? AND repo = ? AND {_IS_UNKNOWN.format('link.digest')}"
-    )
-    return db.executemany(query, ((packed(one.digest), one.number) for one in links)).rowcount
-
-
-def old_tags(
-    db: Connection, after: NamedTag | None, before: float, needs_all: int
-) -> list[NamedTag]:
-    """Return a page of tags that were not seen since ``before``.
-
-    Those that point to something held or listed are left out, unless ``needs_all``.
-    """
-    rows = db.execute(
-        f"""SELECT r.upstream, r.name, s.tag, s.repo
-        FROM sighting s CROSS JOIN repo r ON r.id = s.repo WHERE (s.repo, s.tag) > (?, ?)
-        GROUP BY s.repo, s.tag HAVING max(s.last_seen) < ? AND (? OR NOT EXISTS (SELECT 1 FROM tag t
-        WHERE t.repo = s.repo AND t.name = s.tag AND NOT ({_IS_UNKNOWN.format("t.digest")})))
-        ORDER BY s.repo, s.tag LIMIT ?""",
-        (after.number if after else 0, after.tag if after else "", before, needs_all, PAGE),
-    )
-    return [NamedTag(values.target(*row[:2]), values.tag(row[2]), row[3]) for row in rows]
-
-
-def delete_tags(db: Connection, tags: Sequence[NamedTag], before: float) -> int:
-    """Delete the tags that have not been seen since ``before``; return how many."""
+def _delete_tags(db: Connection, tags: list[Row]) -> int:
+    """Delete tags and their history, but for those that were seen again."""
     deleted = 0
-    for target, tag, number in tags:
+    for *key, before in tags:
         query = "SELECT max(last_seen) FROM sighting WHERE repo = ? AND tag = ?"
-        (seen,) = db.execute(query, (number, tag)).fetchone()
-        if seen is not None and seen < before:
-            forget_tag(db, target, tag)
+        (seen,) = db.execute(query, key).fetchone()
+        if seen is not None and seen <= before:
+            db.execute("DELETE FROM tag WHERE repo = ? AND name = ?", key)
+            db.execute("DELETE FROM sighting WHERE repo = ? AND tag = ?", key)
             deleted += 1
     return deleted
 
 
-def age_of_some(db: Connection) -> float | None:
-    """Return a time before which some tags were seen last, the oldest of all; None for no tags."""
-    query = """SELECT max(seen) FROM (SELECT max(last_seen) AS seen FROM sighting
-        GROUP BY repo, tag ORDER BY seen LIMIT ?)"""
-    (seen,) = db.execute(query, (2 * PAGE,)).fetchone()
-    return None if seen is None else values.seconds(seen) + 1e-3
-
-
-def delete_rest(db: Connection) -> int:
+def _delete_rest(db: Connection) -> int:
     """Delete referrers of content that is neither held nor listed, and unused repositories."""
     query = f"DELETE FROM referrer WHERE {_IS_UNKNOWN.format('referrer.subject')}"
     deleted = db.execute(query).rowcount
@@ -124,6 +78,27 @@ def delete_rest(db: Connection) -> int:
         UNION SELECT repo FROM link UNION SELECT repo FROM referrer)"""
     )
     return deleted
+
+
+_PASSES: Final = (
+    (_OLD_LINKS, (b"", 0), _delete_links),
+    (_OLD_TAGS, (0, ""), _delete_tags),
+)
+"""What to read, where the first page begins, and what deletes a page."""
+
+
+def prune(db: Connection, before: float) -> int:
+    """Delete rows about content that is neither held nor listed; return how many.
+
+    Only those that were confirmed before ``before``, Unix seconds.
+    """
+    deleted = 0
+    for query, first, delete in _PASSES:
+        after = first
+        while rows := _old(db, query, after, before):
+            deleted += delete(db, rows)
+            after = rows[-1][:2]
+    return deleted + _delete_rest(db)
 
 
 class Pruner:
@@ -141,16 +116,14 @@ class Pruner:
             self.file_bytes = await self._facts.threads.run(self._database.file_bytes)
 
     async def prune(self, before: float) -> int:
-        """Forget rows about content that is neither held nor listed; return how many.
-
-        Only those that were confirmed before ``before``, Unix seconds. Raises ``StorageError``.
-        """
-        pruned = 0
-        async for links in self._facts.pages(old_links, before):
-            keys = [key for one in links for key in (("link", *one[:2]), ("holders", one.digest))]
-            pruned += await self._delete(keys, delete_links, links)
-        pruned += await self._forget_tags(before, needs_all=0)
-        return pruned + await self._delete([], delete_rest)
+        """Do as ``prune``, while others read and write. Raises ``StorageError``."""
+        deleted = 0
+        for query, first, delete in _PASSES:
+            after = first
+            while rows := await self._facts.page(_old, query, after, before):
+                deleted += await self._delete(delete, rows)
+                after = rows[-1][:2]
+        return deleted + await self._delete(_delete_rest)
 
     async def keep_small(self, now: float) -> bool:
         """Forget the oldest rows if the file is too large; return True if it was.
@@ -171,33 +144,22 @@ class Pruner:
 
     async def _shrink(self, now: float) -> int:
         """Forget rows of content that is not here, the oldest first; then tags of what is here."""
-        pruned = 0
+        deleted = 0
         for age in AGES:
             if await self._is_small():
-                return pruned
-            pruned += await self.prune(now - age)
+                return deleted
+            deleted += await self.prune(now - age)
         while not await self._is_small():
-            before = await self._facts.page(age_of_some)
-            forgotten = await self._forget_tags(before, needs_all=1) if before is not None else 0
-            if not forgotten:
+            oldest = await self._facts.page(_oldest_tags)
+            if not (forgotten := await self._delete(_delete_tags, oldest)):
                 break
-            pruned += forgotten
-        return pruned
+            deleted += forgotten
+        return deleted
 
-    async def _forget_tags(self, before: float, needs_all: int) -> int:
-        forgotten = 0
-        async for tags in self._facts.pages(old_tags, before, needs_all):
-            keys: list[Hashable] = []
-            for target, tag, _ in tags:
-                keys += ("tag", target, tag), ("tags", target), ("history", target, tag)
-            forgotten += await self._delete(keys, delete_tags, tags, before)
-        return forgotten
-
-    async def _delete(
-        self, keys: Sequence[Hashable], work: Callable[..., int], *args: object
-    ) -> int:
+    async def _delete(self, work: Callable[..., int], *args: object) -> int:
+        """Delete rows, and forget all that RAM has: it does not know these by their numbers."""
         deleted: list[int] = []
-        await self._facts.write({}, keys, work, *args, then=deleted.append)
+        await self._facts.write({}, [EVERYTHING], work, *args, then=deleted.append)
         return sum(deleted)
 
     async def _is_small(self) -> bool:

@@ -2,48 +2,31 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from proxy.index import values
 from proxy.index.values import Row, Unreadable
 
-TABLES: Final[dict[str, tuple[str, str, Callable[[Row], object]]]] = {
-    "repo": ("id, upstream, name", "id", lambda row: values.target(*row[1:])),
-    "blob": (
-        "id, digest, size, media_type, used_at, is_public, lists",
-        "id",
-        lambda row: (values.blob(row[1:6]), row[6] is None or values.size(row[6])),
-    ),
-    "loose": ("digest", "digest", lambda row: values.digest(row[0])),
-    "child": (
-        "parent, position, digest, size",
-        "parent, position",
-        lambda row: values.child(row[2:]),
-    ),
-    "link": (
-        "digest, repo, linked_at",
-        "digest, repo",
-        lambda row: (values.digest(row[0]), values.seconds(row[2])),
-    ),
-    "tag": (
-        "repo, name, media_type, digest, size, checked_at",
-        "repo, name",
-        lambda row: (values.tag(row[1]), values.tag_record(row[2:])),
-    ),
-    "sighting": (
-        "id, repo, tag, digest, first_seen, last_seen",
-        "id",
-        lambda row: (values.tag(row[2]), values.sighting(row[3:])),
-    ),
-    "referrer": (
-        "id, repo, subject, digest, entry",
-        "id",
-        lambda row: (values.digest(row[2]), values.digest(row[3]), values.entry(row[4])),
-    ),
-    "pin": ("id, name", "id", lambda row: values.text(row[1])),
-    "note": ("name, value", "name", lambda row: (values.text(row[0]), values.json_text(row[1]))),
+_CHECKS: Final[dict[str, Callable[[Any], object]]] = {
+    "digest": values.digest,
+    "subject": values.digest,
+    "size": values.size,
+    "lists": lambda value: value is None or values.size(value),
+    "media_type": lambda value: value is None or values.media_type(value),
+    "used_at": values.seconds,
+    "linked_at": values.seconds,
+    "checked_at": values.seconds,
+    "first_seen": values.seconds,
+    "last_seen": values.seconds,
+    "upstream": values.text,
+    "repo.name": lambda value: values.target("", value),
+    "tag.name": values.tag,
+    "note.name": values.text,
+    "tag": values.tag,
+    "entry": values.entry,
+    "value": values.json_text,
 }
-"""For each table its columns, the order of its rows, and what raises for a row that is not ours."""
+"""For a column, or one of a table, what raises ``Unreadable`` for a value that is not ours."""
 
 _MEND: Final = """
 DELETE FROM child WHERE parent NOT IN (SELECT id FROM blob);
@@ -62,35 +45,43 @@ def copy(old: sqlite3.Connection, new: sqlite3.Connection, tables: set[str]) -> 
 
     Raises ``sqlite3.Error`` if the new file fails.
     """
-    dropped = 0
-
-    def readable(table: str) -> Iterator[Row]:
-        nonlocal dropped
-        columns, order, check = TABLES[table]
-        for row in rows(old, table, columns, order):
-            try:
-                check(row)
-            except Unreadable:
-                dropped += 1
-            else:
-                yield row
-
-    for table in tables:
-        columns = TABLES[table][0]
-        marks = ", ".join("?" for _ in columns.split(","))
-        insert = f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})"
-        new.executemany(insert, readable(table))
+    dropped = sum(_copy_table(old, new, table) for table in tables)
     for statement in filter(str.strip, _MEND.split(";")):
         new.execute(statement)
     return dropped
 
 
-def rows(old: sqlite3.Connection, table: str, columns: str, order: str) -> Iterator[Row]:
+def _copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str) -> int:
+    described = new.execute(f"PRAGMA table_info({table})").fetchall()
+    columns = [column[1] for column in described]
+    keys = [column[1] for column in described if column[5]]
+    checks = [_CHECKS.get(f"{table}.{one}", _CHECKS.get(one)) for one in columns]
+    dropped = 0
+
+    def readable() -> Iterator[Row]:
+        nonlocal dropped
+        for row in rows(old, table, columns, keys):
+            try:
+                for check, value in zip(checks, row, strict=True):
+                    if check is not None:
+                        check(value)
+            except Unreadable:
+                dropped += 1
+            else:
+                yield row
+
+    marks = ", ".join("?" * len(columns))
+    insert = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+    new.executemany(insert, readable())
+    return dropped
+
+
+def rows(old: sqlite3.Connection, table: str, columns: list[str], keys: list[str]) -> Iterator[Row]:
     """Yield rows from the front up to a damage, then from the back down to it."""
-    backwards = ", ".join(f"{column} DESC" for column in order.split(", "))
-    for sorting in (order, backwards):
+    for order in (keys, [f"{key} DESC" for key in keys]):
+        query = f"SELECT {', '.join(columns)} FROM {table} NOT INDEXED ORDER BY {', '.join(order)}"
         try:
-            yield from old.execute(f"SELECT {columns} FROM {table} NOT INDEXED ORDER BY {sorting}")
+            yield from old.execute(query)
         except sqlite3.Error:
             continue
         else:

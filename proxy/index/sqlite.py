@@ -7,12 +7,13 @@ digest to a repository. Last uses are buffered, and written in one transaction e
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 import structlog
 
@@ -27,7 +28,7 @@ from proxy.core.records import (
     Usage,
     disk_bytes,
 )
-from proxy.index import Position, TaggedImage, blob_rows, name_rows, values
+from proxy.index import Position, blob_rows, name_rows, values
 from proxy.index.blob_rows import Connection
 from proxy.index.database import Database
 from proxy.index.facts import Facts, Key
@@ -43,7 +44,20 @@ _STEP: Final = 1e-5
 _SLICE: Final = 250
 """Digests of one write: others wait while it runs."""
 
+P = ParamSpec("P")
+Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
+
+
+def _page(
+    read: Callable[Concatenate[Connection, P], Result],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, Result]]:
+    """Return the verb that reads from the file, after all writes until now."""
+
+    async def verb(self: "SqliteIndex", /, *args: P.args, **named: P.kwargs) -> Result:
+        return await self._facts.page(partial(read, **named), *args)
+
+    return verb
 
 
 class SqliteIndex:
@@ -67,14 +81,13 @@ class SqliteIndex:
         self._uses: dict[Digest, float] = {}
         self._last_use = 0.0
         self._usage = Usage(0, 0)
-        self._must_count = False
-        self._former = self._usage
+        self._counting: Usage | None = None
         self.revision = 0
 
     async def __aenter__(self) -> Self:
         """Open the file. Raises ``ConfigError``, ``StorageError``."""
         started = time.perf_counter()
-        self._facts = Facts(self._database, on_trouble=self._on_trouble, renewed=self._recount)
+        self._facts = Facts(self._database, on_trouble=self._trouble, renewed=self._recount)
         self._pruner = Pruner(self._facts, self._database, max_bytes=self._max_bytes)
         threads = self._facts.threads
         try:
@@ -97,6 +110,15 @@ class SqliteIndex:
         self._facts.write_again()
         await self._flush()
         await self._facts.threads.close()
+
+    blobs = _page(blob_rows.blobs)
+    loose_files = _page(blob_rows.loose_files)
+    incomplete = _page(blob_rows.incomplete)
+    untagged = _page(name_rows.untagged)
+    linked_to = _page(name_rows.linked_to)
+    repositories = _page(name_rows.repositories)
+    search = _page(name_rows.search)
+    note = _page(name_rows.note)
 
     @property
     def failure(self) -> str | None:
@@ -125,18 +147,19 @@ class SqliteIndex:
         self._uses[digest] = self._last_use
 
     def peek_blob(self, digest: Digest) -> BlobRecord | None:
-        record: BlobRecord | None = self._peek(("blob", digest))
+        record: BlobRecord | None = self._facts.peek(("blob", digest), None)
         return record
 
     def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        record: TagRecord | None = self._peek(("tag", target, tag))
+        record: TagRecord | None = self._facts.peek(("tag", target, tag), None)
         return record
 
     def peek_linked(self, target: Target, digest: Digest) -> bool:
-        return self._peek(("link", target, digest)) is True
+        return self._facts.peek(("link", target, digest)) is True
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
-        return await self._facts.get(("blob", digest), None, blob_rows.record, digest)
+        known = self._facts.peek(("blob", digest))
+        return (await self.records([digest])).get(digest) if known is MISSING else known
 
     async def records(self, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
         def read(db: Connection, keys: list[Any]) -> dict[Key, Any]:
@@ -155,20 +178,14 @@ class SqliteIndex:
         return []
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
-        digest, listed = record.digest, None
-        values.size(record.size)
-        if children is not None or record.media_type is None:
-            listed = values.children(children or (), digest)
-        troubles = self._facts.troubles
+        digest, listed = record.digest, values.children(children, record)
         known = await self.blob(digest)  # which is in RAM if it was looked up before
-        self._count(self._latest(digest, known), record)
+        self._count(self._facts.peek(("blob", digest), known), record)
         self._last_use = max(self._last_use, min(record.used_at, self._clock()))
         self._uses.pop(digest, None)
         self.revision += bool(listed)
         facts = {("blob", digest): record, ("children", digest): listed}
         await self._facts.write(facts, (), blob_rows.put, record, listed, then=self._correct)
-        if troubles != self._facts.troubles:  # it may have been held
-            self._recount()
 
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
         wanted = list(dict.fromkeys(digests))
@@ -177,25 +194,19 @@ class SqliteIndex:
             await self._drop_blobs(wanted[start : start + _SLICE])
 
     async def _drop_blobs(self, digests: list[Digest]) -> None:
-        troubles = self._facts.troubles
         held = await self.records(digests)
         facts: dict[Key, Any] = {}
         for digest in digests:
-            self._count(self._latest(digest, held.get(digest)), None)
+            self._count(self._facts.peek(("blob", digest), held.get(digest)), None)
             facts |= {("blob", digest): None, ("children", digest): ()}
         await self._facts.write(facts, (), blob_rows.drop, digests)
-        if troubles != self._facts.troubles:
-            self._recount()
 
     async def loosen_files(self, digests: Iterable[Digest]) -> None:
         with suppress(StorageError):
-            await self._facts.write_durably(blob_rows.loosen, list(digests))
+            await self._facts.write_durably(blob_rows.loosen_files, list(digests))
 
     async def forget_files(self, digests: Iterable[Digest]) -> None:
         await self._facts.write({}, (), blob_rows.forget_files, list(digests))
-
-    async def loose_files(self) -> list[Digest]:
-        return await self._facts.page(blob_rows.loose)
 
     async def coldest(
         self, after: Position | None, limit: int
@@ -207,15 +218,6 @@ class SqliteIndex:
                 return held
             after = page[-1][0]
         return []
-
-    async def blobs(self, after: Digest | None, limit: int) -> list[BlobRecord]:
-        return await self._facts.page(blob_rows.blobs, after, limit)
-
-    async def incomplete(self, after: Digest | None, limit: int) -> list[Digest]:
-        return await self._facts.page(blob_rows.incomplete, after, limit)
-
-    async def untagged(self, after: Digest | None, limit: int) -> list[tuple[Target, BlobRecord]]:
-        return await self._facts.page(name_rows.untagged, after, limit)
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         wanted = list(digests)
@@ -244,30 +246,19 @@ class SqliteIndex:
     async def holders(self, digest: Digest) -> list[Target]:
         return list(await self._facts.get(("holders", digest), (), name_rows.holders, digest))
 
-    async def linked_to(self, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
-        return await self._facts.page(name_rows.linked_to, wanted)
-
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         return await self._facts.get(("tag", target, tag), None, name_rows.tag, target, tag)
 
-    async def set_tag(self, target: Target, tag: Tag, record: TagRecord) -> None:
-        key = ("tag", target, tag)
+    async def set_tag(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
         await self.tag(target, tag)
-        before = self._peek(key)
-        outdated: list[Key] = [("history", target, tag)]
-        if before is None:
-            outdated.append(("tags", target))
-        if before is None or before.descriptor != record.descriptor:
+        before = self._facts.peek(("tag", target, tag))  # still missing if the disk has failed
+        if before is MISSING or values.descriptor(before) != values.descriptor(record):
             self.revision += 1
-        await self._facts.write({key: record}, outdated, name_rows.set_tag, target, tag, record)
-
-    async def drop_tag(self, target: Target, tag: Tag) -> None:
-        key = ("tag", target, tag)
-        await self.tag(target, tag)
-        if self._facts.peek(key) is None:
-            return
-        self.revision += 1
-        await self._facts.write({key: None}, [("tags", target)], name_rows.drop_tag, target, tag)
+        facts: dict[Key, Any] = {("tag", target, tag): record}
+        outdated: list[Key] = [("history", target, tag)]
+        if before in (MISSING, None) or record is None:
+            outdated.append(("tags", target))
+        await self._facts.write(facts, outdated, name_rows.set_tag, target, tag, record)
 
     async def forget_tag(self, target: Target, tag: Tag) -> None:
         self.revision += 1
@@ -280,16 +271,6 @@ class SqliteIndex:
     async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
         return await self._facts.get(("history", target, tag), (), name_rows.history, target, tag)
 
-    async def repositories(self) -> list[Target]:
-        return await self._facts.page(name_rows.repositories)
-
-    async def search(
-        self, after: tuple[Target, Tag] | None, limit: int, digest: Digest | None = None
-    ) -> list[TaggedImage]:
-        if digest is None:
-            return await self._facts.page(name_rows.search, after, limit)
-        return await self._facts.page(name_rows.search_digest, digest, after, limit)
-
     async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
         with suppress(StorageError):
             return await self._facts.page(name_rows.referrers, target, subject)
@@ -299,30 +280,12 @@ class SqliteIndex:
         keys = [("referrers", target, subject)]
         await self._facts.write({}, keys, name_rows.add_referrer, target, subject, entry)
 
-    async def note(self, name: str) -> Any:
-        return await self._facts.page(name_rows.note, name)
-
     async def set_note(self, name: str, value: object) -> None:
         await self._facts.write_durably(name_rows.set_note, name, value)
-
-    async def pins(self) -> list[str] | None:
-        return await self._facts.page(name_rows.pins)
-
-    async def set_pins(self, names: Iterable[str]) -> None:
-        await self._facts.write_durably(name_rows.set_pins, list(names))
 
     async def prune(self, before: float) -> int:
         self.revision += 1
         return await self._pruner.prune(before)
-
-    def _peek(self, key: Key) -> Any:
-        value = self._facts.peek(key)
-        return None if value is MISSING else value
-
-    def _latest(self, digest: Digest, record: BlobRecord | None) -> BlobRecord | None:
-        """Return the record in RAM; ``record`` if there is none."""
-        latest = self._facts.peek(("blob", digest))
-        return record if latest is MISSING else latest
 
     def _count(self, known: BlobRecord | None, record: BlobRecord | None) -> None:
         """Count one record instead of another."""
@@ -333,22 +296,25 @@ class SqliteIndex:
             files, size = files + 1, size + disk_bytes(record.size)
         self._usage = Usage(files, size)
 
+    def _trouble(self) -> None:
+        """Have what is held counted anew: what could not be read may have been counted twice."""
+        self._counting = replace(self._usage)
+        self._on_trouble()
+
     def _recount(self) -> None:
         """Count what is held anew, with what is counted until that is done.
 
         While there are writes to be tried again, rows are missing, and the former count stays.
         """
         self.revision += 1
-        self._must_count, counted_before = True, replace(self._usage)
-        self._former = counted_before
+        before = self._counting = replace(self._usage)
 
         def then(found: Usage) -> None:
-            if self._former is not counted_before or not self._facts.are_written:
-                return  # a later count is on its way, or must follow
-            self._must_count = False
-            files = found.files + self._usage.files - counted_before.files
-            size = found.disk_bytes + self._usage.disk_bytes - counted_before.disk_bytes
-            self._usage = Usage(files, size)
+            if self._counting is before and self._facts.are_written:
+                self._counting = None
+                files = found.files + self._usage.files - before.files
+                size = found.disk_bytes + self._usage.disk_bytes - before.disk_bytes
+                self._usage = Usage(files, size)
 
         self._facts.begin(blob_rows.usage, then)
 
@@ -360,17 +326,18 @@ class SqliteIndex:
 
     def _used(self, uses: dict[Digest, float]) -> None:
         """Correct the times of last use in RAM."""
+
+        def later(record: BlobRecord | None, used_at: float) -> BlobRecord | None:
+            return record and replace(record, used_at=max(record.used_at, used_at))
+
         for digest, used_at in uses.items():
-            key = ("blob", digest)
-            self._facts.distrust_read(key)
-            if (record := self._peek(key)) is not None and record.used_at < used_at:
-                self._facts.correct(key, replace(record, used_at=used_at))
+            self._facts.correct(("blob", digest), partial(later, used_at=used_at))
 
     async def _flush_forever(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             self._facts.write_again()
-            if self._must_count:
+            if self._counting is not None:
                 self._recount()
             await self._flush()
             self.revision += await self._pruner.keep_small(self._clock())

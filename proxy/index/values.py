@@ -8,16 +8,17 @@ bytes: 32 for sha256, 64 for sha512.
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from proxy.core.errors import RegistryError
 from proxy.core.manifests import MAX_CONTENT, is_media_type
 from proxy.core.names import Digest, Repo, Tag, Target, parse_digest, parse_repo, parse_tag
-from proxy.core.records import BlobRecord, Child, Descriptor, TagHistoryEntry, TagRecord
+from proxy.core.records import BlobRecord, Child, Descriptor, TagRecord
 
 Row = tuple[Any, ...]
+Name = TypeVar("Name")
 
 
 class Unreadable(ValueError):
@@ -36,29 +37,27 @@ def digest(value: object) -> Digest:
     return Digest(f"sha{len(value) * 8}:{value.hex()}")
 
 
-def digest_text(value: object) -> Digest:
-    """Return a digest that is stored as text."""
+def _parsed(parse: Callable[[str], Name], value: object) -> Name:
     try:
-        return parse_digest(text(value))
+        return parse(text(value))
     except RegistryError as error:
         raise Unreadable(error.message) from None
+
+
+def digest_text(value: object) -> Digest:
+    """Return a digest that is stored as text."""
+    return _parsed(parse_digest, value)
 
 
 @lru_cache(maxsize=4096)
 def target(upstream: object, name: object) -> Target:
     """Return a repository."""
-    try:
-        return Target(sys.intern(text(upstream)), Repo(sys.intern(parse_repo(text(name)))))
-    except RegistryError as error:
-        raise Unreadable(error.message) from None
+    return Target(sys.intern(text(upstream)), Repo(sys.intern(_parsed(parse_repo, name))))
 
 
 def tag(value: object) -> Tag:
     """Return a tag."""
-    try:
-        return parse_tag(text(value))
-    except RegistryError as error:
-        raise Unreadable(error.message) from None
+    return _parsed(parse_tag, value)
 
 
 def text(value: object) -> str:
@@ -96,15 +95,16 @@ def blob(row: Row) -> BlobRecord:
     return BlobRecord(digest(key), size(length), known, seconds(used_at), is_public == 1)
 
 
-def child(row: Row) -> Child:
-    """Return the entry of a manifest in columns ``digest, size``."""
-    return Child(digest(row[0]), size(row[1]))
+def children(listed: Iterable[Child] | None, of: BlobRecord) -> tuple[Child, ...] | None:
+    """Return what content lists, each digest once; None if that is unknown.
 
-
-def children(listed: Iterable[Child], parent: Digest) -> tuple[Child, ...]:
-    """Return what a manifest lists, each digest once. Raises ``Unreadable`` for a wrong size."""
-    found = {entry.digest: Child(entry.digest, size(entry.size)) for entry in listed}
-    found.pop(parent, None)
+    Raises ``Unreadable`` for a wrong size, also for that of the content.
+    """
+    size(of.size)
+    if listed is None and of.media_type is not None:
+        return None
+    found = {entry.digest: Child(entry.digest, size(entry.size)) for entry in listed or ()}
+    found.pop(of.digest, None)
     return tuple(found.values())
 
 
@@ -114,10 +114,9 @@ def tag_record(row: Row) -> TagRecord:
     return TagRecord(Descriptor(media_type(kind), digest(key), size(length)), seconds(checked_at))
 
 
-def sighting(row: Row) -> TagHistoryEntry:
-    """Return one entry of a tag's history, in columns ``digest, first_seen, last_seen``."""
-    key, first_seen, last_seen = row
-    return TagHistoryEntry(digest(key), seconds(first_seen), seconds(last_seen))
+def descriptor(record: TagRecord | None) -> Descriptor | None:
+    """Return what a tag points to."""
+    return None if record is None else record.descriptor
 
 
 def entry(value: object) -> dict[str, object]:

@@ -1,8 +1,9 @@
 """Blobs: from the disk, from a download in progress, or passed through."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -22,7 +23,6 @@ from proxy.core.policy import CacheDirective
 from proxy.core.sources import Priority
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
-from proxy.repository.prefetch_tracker import PrefetchTracker
 from proxy.repository.results import Blob, Live, Local, Sized, Through
 from proxy.runtime.executors import in_thread
 from proxy.runtime.metrics import Outcome
@@ -32,7 +32,11 @@ log = structlog.get_logger(__name__)
 
 
 class Blobs:
-    """The cache of blobs. ``sizes`` are, in bytes, what manifests say of blobs to come."""
+    """The cache of blobs.
+
+    ``sizes`` has the sizes in bytes that manifests give for blobs. ``on_request`` gets each blob
+    that a client requests by GET.
+    """
 
     def __init__(
         self,
@@ -41,21 +45,21 @@ class Blobs:
         *,
         downloads: Downloads,
         sizes: Mapping[tuple[Target, Digest], int],
-        expected: PrefetchTracker,
+        on_request: Callable[[Target, Digest], None],
     ) -> None:
         self._content = content
         self._downloads = downloads
         self._sources = sources
         self._sizes = sizes
-        self._expected = expected
-        self._absences = NegativeCache(sources, BlobUnknown, content.clock)
-        self._questions: SingleFlight[int | None] = SingleFlight("confirm blob")
+        self._on_request = on_request
+        self.absences: Final = NegativeCache(sources, BlobUnknown, content.clock)
+        self._heads: SingleFlight[int | None] = SingleFlight("confirm blob")
 
     async def get(self, target: Target, digest: Digest, directive: CacheDirective) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
-        self._expected.requested(target, digest)
+        self._on_request(target, digest)
         if directive is CacheDirective.REVALIDATE:
-            await self._absences.forget(target, digest)
+            await self.absences.forget(target, digest)
         while True:
             linked = await self._linked(target, digest)
             if linked and (blob := await self._content.open(digest)) is not None:
@@ -68,7 +72,7 @@ class Blobs:
                     return await self._through(target, digest)
                 continue
             if self._downloads.live(target, digest) is None:
-                await self._absences.refuse(target, digest)
+                await self.absences.refuse(target, digest)
                 if await self._cannot_fit(target, digest):
                     return await self._through(target, digest)
             arriving = await self._join(target, digest, linked=linked)
@@ -80,7 +84,7 @@ class Blobs:
 
         The reader ends by ``Downloads.abandon``. Raises ``NotFound`` if upstream lacks the blob.
         """
-        await self._absences.refuse(target, digest)
+        await self.absences.refuse(target, digest)
         if await self._content.holds(digest) or await self._cannot_fit(target, digest):
             return None
         if self._downloads.live(target, digest) is not None:
@@ -96,10 +100,10 @@ class Blobs:
         it is proven together. Raises ``RegistryError``.
         """
         if isinstance(failed, Local):
-            self._content.read_failed()
-            await self._content.set_aside(digest, {"reason": "it cannot be read"})
+            self._content.faults.read_failed()
+            await self._content.faults.set_aside(digest, {"reason": "it cannot be read"})
         elif failed.reader.download.failure is None:  # otherwise it has been counted
-            self._content.read_failed()
+            self._content.faults.read_failed()
         source = failed.reader if isinstance(failed, Live) else failed
         through = await self._through(target, digest)
         position = 0
@@ -147,25 +151,20 @@ class Blobs:
         So a client never gets one repository's content through another's name. Raises
         ``RegistryError``.
         """
-        return await self._questions.do((target, digest), lambda: self._ask(target, digest))
-
-    async def learn_absence(self, target: Target, digest: Digest, error: NotFound) -> None:
-        """Remember that upstream does not have a blob; offline it has not been asked."""
-        if not self._sources[target.upstream].rule.offline:
-            await self._absences.learn(target, digest, error)
+        return await self._heads.do((target, digest), lambda: self._ask(target, digest))
 
     async def close(self) -> None:
-        """Cancel what runs."""
-        await self._questions.close()
+        """Cancel running requests."""
+        await self._heads.close()
 
     async def _ask(self, target: Target, digest: Digest) -> int | None:
-        await self._absences.refuse(target, digest)
+        await self.absences.refuse(target, digest)
         try:
             size = await blob_size(self._wanted(target, digest))
         except NotFound as error:
-            await self.learn_absence(target, digest, error)
+            await self.absences.learn(target, digest, error)
             raise
-        await self._content.link(target, [digest])
+        await self._content.links.add(target, [digest])
         return size
 
     async def _join(self, target: Target, digest: Digest, *, linked: bool) -> Blob | None:
@@ -193,7 +192,7 @@ class Blobs:
             if download.failure is not error:
                 raise
             if is_own and isinstance(error, NotFound):
-                await self.learn_absence(target, digest, error)
+                await self.absences.learn(target, digest, error)
             if is_own and not download.is_prefetch:
                 raise
             return None
@@ -220,10 +219,10 @@ class Blobs:
 
         That includes public content, if a manifest of the repository lists it.
         """
-        if await self._content.linked(target, digest):
+        if await self._content.links.has(target, digest):
             return True
         if (target, digest) in self._sizes and await self._content.is_public(digest):
-            await self._content.link(target, [digest])
+            await self._content.links.add(target, [digest])
             return True
         return False
 
@@ -241,7 +240,7 @@ class Blobs:
         try:
             body = await SourcesBody.opened(self._wanted(target, digest, Priority.PASS_THROUGH))
         except NotFound as error:
-            await self.learn_absence(target, digest, error)
+            await self.absences.learn(target, digest, error)
             raise
         return Through(body, self._proven(body, target, digest))
 
@@ -260,9 +259,9 @@ class Blobs:
             verifier.check(target)
         except ContentMismatch as error:
             body.reject()
-            self._content.mismatched(error)
+            self._content.faults.mismatched(error)
             raise
-        await self._content.link(target, [digest])
+        await self._content.links.add(target, [digest])
         yield held_back
 
     def _refuse_asking(self, target: Target, digest: Digest, directive: CacheDirective) -> None:

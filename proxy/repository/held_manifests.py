@@ -112,7 +112,7 @@ class HeldManifests:
                 return None
             found = await by_size(len(body), lambda: _verified(record.digest, body))
         if found is None:
-            await self._content.drop(record.digest, reason="its bytes have changed")
+            await self._content.faults.drop(record.digest, reason="its bytes have changed")
             return None
         if record.media_type is None and not found.is_manifest:
             return None

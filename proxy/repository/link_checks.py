@@ -1,6 +1,6 @@
 """Confirms in the background that a repository holds what its manifests list.
 
-A manifest is written by whoever may push to its repository, and may list the digest of private
+Anyone who may push to a repository can write a manifest there that lists the digest of private
 content of another repository. Held content is therefore served under a name only if it was fetched
 under that name, or is public, or upstream has confirmed by HEAD that the repository holds it.
 
@@ -55,14 +55,13 @@ class LinkChecks:
         self._running: SingleFlight[None] = SingleFlight("check links")
 
     async def close(self) -> None:
-        """Cancel what runs, and wait until it has ended."""
+        """Cancel running tasks and wait until they have ended."""
         await self._running.close()
 
     def begin(self, target: Target, root: Digest) -> None:
-        """Confirm what a manifest lists, in the background, as far as it is held.
+        """Confirm the held content that a manifest lists, in the background.
 
-        Does nothing for a manifest that is not held itself, or whose repository is not known to
-        hold it.
+        Does nothing unless the manifest is held and linked to the repository.
         """
         is_offline = self._sources[target.upstream].rule.offline
         if not is_offline and len(self._running) < MAX_CHECKS:
@@ -85,12 +84,12 @@ class LinkChecks:
             )
 
     async def _confirm_children(self, target: Target, parent: Digest) -> tuple[Digest, ...]:
-        """Confirm what a held manifest lists; return the manifests among it."""
+        """Confirm the content that a manifest lists; return the manifests among it."""
         content = self._content
         record, listed = await content.record(parent), await content.graph.listed(parent)
         if record is None or not listed:
             return ()
-        await content.link_public(target, listed)
+        await content.links.add_public(target, listed)
         unconfirmed = [
             digest
             for digest in await content.records(listed)

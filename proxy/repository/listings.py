@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -11,7 +11,6 @@ from proxy.core import policy
 from proxy.core.errors import Denied, NameUnknown, NotFound, NotHeld, UpstreamFailure
 from proxy.core.names import Target
 from proxy.core.policy import Action, CacheDirective
-from proxy.core.records import ListedPage
 from proxy.repository.origins import Origin
 from proxy.repository.results import Forward, Listed
 from proxy.repository.tag_lists import TagLists
@@ -24,6 +23,7 @@ MAX_PAGES: Final = 16
 A page takes several times its size in memory, and arrives faster than it is parsed and written.
 """
 
+_SLICE: Final = 100
 _FAILED: Final = "upstream failed"
 _OFFLINE: Final = "this is offline"
 _NOT_ASKED: Final = "upstream was not asked"
@@ -65,7 +65,8 @@ class Listings:
             raise NotHeld(f"no tags of {target} are known")
         try:
             async with self._pages[target.upstream]:
-                page = await self._fetch(target, query)
+                page = await self._sources[target.upstream].upstream.tags(target.repo, query)
+                await self._lists.add(target, page, query)
         except NotFound:
             await self._lists.forget(target)
             raise
@@ -78,22 +79,25 @@ class Listings:
             )
         return _paged(page, query)
 
-    async def repositories(self, query: dict[str, str]) -> Listed:
-        """Return up to ``n`` names after ``last``, each with its upstream in front.
+    async def repositories(
+        self, query: dict[str, str], is_visible: Callable[[Target], bool]
+    ) -> Listed:
+        """Return up to ``n`` visible names after ``last``, each with its upstream in front.
 
         Raises ``Denied`` unless the catalog is switched on, because names may be confidential.
         """
         if not self._has_catalog:
-            raise Denied("the catalog is switched off; to list what is held, set catalog: true")
-        names = sorted(str(target) for target in await self._content.tags.repositories())
+            raise Denied(
+                "the catalog is switched off; to list the cached repositories, set catalog: true"
+            )
+        targets = {str(target): target for target in await self._content.tags.repositories()}
+        names: list[str] = []
+        for count, name in enumerate(sorted(targets), 1):
+            if is_visible(targets[name]):
+                names.append(name)
+            if count % _SLICE == 0:
+                await asyncio.sleep(0)
         return _after(names, query, Outcome.HIT)
-
-    async def _fetch(self, target: Target, query: dict[str, str]) -> TagPage:
-        """Return upstream's page, and keep it. Raises ``RegistryError``."""
-        page = await self._sources[target.upstream].upstream.tags(target.repo, query)
-        is_complete = _is_complete(page, query)
-        await self._lists.add(target, ListedPage(page.tags, query, page.next_query, is_complete))
-        return page
 
     async def _held(
         self,
@@ -119,19 +123,6 @@ class Listings:
         if last_list is not None and last_list.is_complete:
             warning = f"stale: {reason}, these are the tags that were last seen"
         return _after(names, query, Outcome.HIT, warning)
-
-
-def _is_complete(page: TagPage, query: dict[str, str]) -> bool:
-    """Return True if a page holds all tags of its repository.
-
-    A full page without ``Link`` may come from a registry that follows ``n`` but sends no links.
-    """
-    if page.next_query:
-        return False
-    if "last" in query and query["last"] in page.tags:
-        return True  # the registry ignores ``last``
-    is_first = "last" not in query and "next_page" not in query
-    return is_first and ("n" not in query or len(page.tags) != int(query["n"]))
 
 
 def _paged(page: TagPage, query: dict[str, str]) -> Listed:

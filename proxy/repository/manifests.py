@@ -1,7 +1,8 @@
 """The read-through for manifests: from memory, the disk or upstream."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -9,7 +10,14 @@ from typing import Final
 
 from proxy.content.content import Content
 from proxy.core import manifests
-from proxy.core.errors import ContentMismatch, ManifestUnknown, NotFound, NotHeld, TooManyRequests
+from proxy.core.errors import (
+    ContentMismatch,
+    ManifestUnknown,
+    NotFound,
+    NotHeld,
+    TooManyRequests,
+    UpstreamFailure,
+)
 from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
@@ -24,6 +32,7 @@ from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
 from proxy.upstream.budget import SHORTEST_REFILL
+from proxy.upstream.registry import Upstream
 
 DESCRIBED_SECONDS: Final = 3600.0
 _MAX_DEPTH: Final = 4
@@ -50,24 +59,24 @@ class Manifests:
         self._sources = sources
         self._held = held
         self._lists = lists
-        self._absences = absences
+        self.absences: Final = absences
         self._clock = content.clock
         self._described: TTLCache[Descriptor] = TTLCache()
         self._fetches: SingleFlight[Manifest] = SingleFlight("fetch manifest")
-        self._questions: SingleFlight[Descriptor] = SingleFlight("ask for manifest")
+        self._heads: SingleFlight[Descriptor] = SingleFlight("head manifest")
 
     async def close(self) -> None:
         """Cancel running requests."""
-        await self._questions.close()
+        await self._heads.close()
         await self._fetches.close()
 
     async def get(self, target: Target, digest: Digest, directive: CacheDirective) -> Manifest:
         """Return a manifest by digest. Raises ``RegistryError``."""
         if directive is CacheDirective.REVALIDATE:
-            await self.doubt_absence(target, digest)
-        is_new = await self.take_in(target, digest, directive)
+            await self.absences.forget(target, digest)
+        is_new = await self.copy_from_fallback(target, digest, directive)
         hit = await self._held.get(digest)
-        linked = hit is not None and await self._content.linked(target, digest)
+        linked = hit is not None and await self._content.links.has(target, digest)
         if hit is None or not linked:
             self._refuse_asking(target, digest, directive)
         elif self.is_offline(target) and not await self._is_whole(target, hit, count()):
@@ -88,7 +97,7 @@ class Manifests:
 
     async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> Described:
         """Return the descriptor of a digest; upstream gets no GET. Raises ``RegistryError``."""
-        await self.take_in(target, digest, directive)
+        await self.copy_from_fallback(target, digest, directive)
         held = self._held.in_ram(digest)
         if (held is not None and not held.is_stored) or await self._content.holds(digest):
             manifest = await self.get(target, digest, directive)
@@ -118,15 +127,11 @@ class Manifests:
         return await self._content.holds(digest)
 
     async def forget(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Drop what upstream said about a repository, and these manifests unless they are held."""
+        """Drop the lists of a repository, and these manifests from memory unless they are held."""
         await self._lists.forget_all(target)
         for digest in digests:
             await self._described.delete(f"{target} {digest}")
             await self._held.forget(target, digest)
-
-    async def doubt_absence(self, target: Target, ref: str) -> None:
-        """Have upstream asked again about a manifest that did not exist."""
-        await self._absences.forget(target, ref)
 
     async def ask(self, target: Target, ref: str) -> Descriptor:
         """Return upstream's descriptor of ``ref``, by HEAD; concurrent callers share one request.
@@ -135,28 +140,33 @@ class Manifests:
         the answer is a claim: its digest may belong to another repository's private content.
         Raises ``RegistryError``.
         """
-        return await self._questions.do((target, ref), lambda: self._ask(target, ref))
+        return await self._heads.do((target, ref), lambda: self._ask(target, ref))
 
     async def _ask(self, target: Target, ref: str) -> Descriptor:
-        await self._absences.refuse(target, ref)
-        upstream = self._sources[target.upstream].upstream
-        try:
+        async with self._asking(target, ref) as upstream:
             descriptor = await upstream.head_manifest(target.repo, ref)
-        except NotFound as error:
-            await self._absent(target, ref, error)
-            raise
         if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
             return (await self.fetch(target, ref)).descriptor
-        link = self._content.link if is_digest(ref) else self._content.link_public
+        link = self._content.links.add if is_digest(ref) else self._content.links.add_public
         await link(target, [descriptor.digest])
         await self._described.set(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
         return descriptor
 
-    async def _absent(self, target: Target, ref: str, error: NotFound) -> None:
-        """Remember that upstream has no such manifest, and remove a tag from the kept list."""
-        await self._absences.learn(target, ref, error)
-        if not is_digest(ref):
-            await self._lists.remove(target, Tag(ref))
+    @asynccontextmanager
+    async def _asking(self, target: Target, ref: str) -> AsyncIterator[Upstream]:
+        """Give the upstream that is asked about ``ref``, and remember if it has no such manifest.
+
+        Raises ``ManifestUnknown`` without asking if that is known. An absent tag is also removed
+        from the last known list.
+        """
+        await self.absences.refuse(target, ref)
+        try:
+            yield self._sources[target.upstream].upstream
+        except NotFound as error:
+            await self.absences.learn(target, ref, error)
+            if not is_digest(ref):
+                await self._lists.remove(target, Tag(ref))
+            raise
 
     async def last_good(
         self, target: Target, digests: Iterable[Digest], warning: str
@@ -172,9 +182,7 @@ class Manifests:
         if not await self._content.links.is_confirmed(target, digest):
             return None
         hit = await self._linked(target, digest)
-        if hit is None:
-            return None
-        return replace(hit, outcome=Outcome.STALE, warning=warning)
+        return hit and replace(hit, outcome=Outcome.STALE, warning=warning)
 
     async def is_whole(self, target: Target, digest: Digest) -> bool:
         """Return True if a client could pull an image from here without upstream.
@@ -185,8 +193,8 @@ class Manifests:
         return hit is not None and await self._is_whole(target, hit, count())
 
     async def _linked(self, target: Target, digest: Digest) -> Manifest | None:
-        """Return a held manifest of this repository, and note what it says of its blobs."""
-        if not await self._content.linked(target, digest):
+        """Return a held manifest of this repository, and note the sizes of its blobs."""
+        if not await self._content.links.has(target, digest):
             return None
         hit = await self._held.get(digest)
         if hit is not None:
@@ -204,18 +212,13 @@ class Manifests:
         return replace(manifest, outcome=Outcome.JOIN) if joined else manifest
 
     async def _fetch(self, target: Target, ref: str) -> Manifest:
-        await self._absences.refuse(target, ref)
-        await self._refuse_overspending(target, ref)
-        upstream = self._sources[target.upstream].upstream
-        try:
+        async with self._asking(target, ref) as upstream:
+            await _refuse_overspending(upstream, target, ref)
             fetched = await upstream.manifest(target.repo, ref)
-        except NotFound as error:
-            await self._absent(target, ref, error)
-            raise
         body, content = fetched.body, fetched.content
         claimed = Digest(ref) if is_digest(ref) else fetched.digest
         if claimed is None and not content.is_manifest:
-            raise ContentMismatch(f"{target}: what came for {ref} is no manifest")
+            raise ContentMismatch(f"{target}: the answer for {ref} is not a manifest")
         digest = await by_size(len(body), lambda: sha256(body)) if claimed is None else claimed
         descriptor = Descriptor(fetched.media_type, digest, len(body))
         if not await by_size(len(body), lambda: matches(digest, body)):
@@ -225,7 +228,7 @@ class Manifests:
         if not is_digest(ref):
             await self._content.tags.set(target, Tag(ref), TagRecord(descriptor, self._clock()))
         for existing in {ref, digest}:
-            await self._absences.forget(target, existing)
+            await self.absences.forget(target, existing)
         return replace(hit, outcome=Outcome.MISS)
 
     async def _keep(
@@ -235,16 +238,20 @@ class Manifests:
         digest = hit.descriptor.digest
         self._held.add(Held(hit, is_stored=False))
         self._held.note_sizes(target, hit)
-        await self._content.link(target, [digest])
-        await self._content.link_public(target, [child.digest for child in content.listed or ()])
+        await self._content.links.add(target, [digest])
+        await self._content.links.add_public(
+            target, [child.digest for child in content.listed or ()]
+        )
         await self._content.keep(hit.descriptor, hit.body, content.listed, is_public=is_public)
         if await self._content.holds(digest):
             self._held.add(Held(hit, is_stored=True))
         if content.subject is not None:
             entry = content.subject.entry(hit.descriptor)
-            await self._content.referrers.add(target, content.subject.digest, entry)
+            await self._content.links.add_referrer(target, content.subject.digest, entry)
 
-    async def take_in(self, target: Target, digest: Digest, directive: CacheDirective) -> bool:
+    async def copy_from_fallback(
+        self, target: Target, digest: Digest, directive: CacheDirective
+    ) -> bool:
         """Copy a manifest from a fallback directory that lists it for this repository.
 
         Returns True if it was copied.
@@ -253,7 +260,7 @@ class Manifests:
         if not fallbacks or directive is CacheDirective.ONLY_IF_CACHED:
             return False
         is_held = self._held.in_ram(digest) is not None or await self._content.holds(digest)
-        if is_held and await self._content.linked(target, digest):
+        if is_held and await self._content.links.has(target, digest):
             return False
         for fallback in fallbacks:
             body = await fallback.manifest(target, digest)
@@ -276,8 +283,8 @@ class Manifests:
         """
         payload = await by_size(len(body), lambda: manifests.signed_payload(body))
         if payload is None or not matches(descriptor.digest, payload):
-            error = ContentMismatch(f"{target}: the manifest that came is not {descriptor.digest}")
-            self._content.mismatched(error)
+            error = ContentMismatch(f"{target}: the manifest does not match {descriptor.digest}")
+            self._content.faults.mismatched(error)
             raise error
         return Manifest(descriptor, body, Outcome.THROUGH, None)
 
@@ -286,7 +293,7 @@ class Manifests:
     ) -> bool:
         """Return True if an image is held in full; for an index, any one of its images.
 
-        False if it is not known what the manifest lists, or if that is too much to look up.
+        False for a manifest that could not be read, or that lists too much to look up.
         """
         children = manifest.children
         if children is None:
@@ -301,7 +308,7 @@ class Manifests:
             if depth == _MAX_DEPTH or not await _may_look_up(lookups):
                 return False
             if await self._may_serve(target, child.digest):
-                await self.take_in(target, child.digest, CacheDirective.ANY)
+                await self.copy_from_fallback(target, child.digest, CacheDirective.ANY)
                 below = await self._held.get(child.digest)
                 if below is not None and await self._is_whole(
                     target, below, lookups, depth=depth + 1
@@ -312,12 +319,13 @@ class Manifests:
     async def _may_serve(self, target: Target, digest: Digest) -> bool:
         """Return True if content can be served under this name without the registry.
 
-        That is, if it is held and linked, or if a fallback directory lists it for the repository.
+        That is, if it is held and linked, or if another source has it for the repository.
         """
-        if await self._content.holds(digest) and await self._content.linked(target, digest):
+        if await self._content.holds(digest) and await self._content.links.has(target, digest):
             return True
-        for fallback in self._sources[target.upstream].fallbacks:
-            if await fallback.has(target, digest):
+        for source in self._sources[target.upstream].local_sources:
+            with suppress(NotFound, UpstreamFailure):
+                await source.blob_size(target, digest)
                 return True
         return False
 
@@ -327,19 +335,19 @@ class Manifests:
         if directive is CacheDirective.ONLY_IF_CACHED:
             raise NotHeld(f"{target} {ref} is not held")
 
-    async def _refuse_overspending(self, target: Target, ref: str) -> None:
-        """Raise ``TooManyRequests`` while the rate limit is used up, as far as a HEAD tells.
 
-        A HEAD does not count as a pull.
-        """
-        upstream = self._sources[target.upstream].upstream
-        if upstream.budget.is_empty:
-            await upstream.head_manifest(target.repo, ref)
-        if upstream.budget.is_empty:
-            raise TooManyRequests(
-                f"{target.upstream}: the rate limit of {upstream.budget.limit} pulls is used up",
-                retry_after=max(SHORTEST_REFILL, upstream.budget.refill),
-            )
+async def _refuse_overspending(upstream: Upstream, target: Target, ref: str) -> None:
+    """Raise ``TooManyRequests`` while the rate limit is used up.
+
+    A HEAD, which does not count as a pull, asks for its current state.
+    """
+    if upstream.budget.is_empty:
+        await upstream.head_manifest(target.repo, ref)
+    if upstream.budget.is_empty:
+        raise TooManyRequests(
+            f"{target.upstream}: the rate limit of {upstream.budget.limit} pulls is used up",
+            retry_after=max(SHORTEST_REFILL, upstream.budget.refill),
+        )
 
 
 async def _may_look_up(lookups: Iterator[int]) -> bool:

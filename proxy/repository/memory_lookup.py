@@ -33,7 +33,7 @@ class MemoryLookup:
         self._small = small
 
     def get(self, target: Target, route: Route) -> Found | None:
-        """Return what a route leads to, and count the use; None if RAM does not have it."""
+        """Return the content of a route and count its use; None if it is not in RAM."""
         match route.kind:
             case Kind.MANIFEST if is_digest(route.ref):
                 return self._manifest(target, Digest(route.ref), None)
@@ -53,7 +53,7 @@ class MemoryLookup:
         return Found(manifest.descriptor, manifest.body, fresh)
 
     def _tagged(self, target: Target, tag: Tag) -> Found | None:
-        record = self._content.peek_tag(target, tag)
+        record = self._content.tags.peek(target, tag)
         if record is None:
             return None
         fresh = self._tags.seconds_fresh(target, tag, record)

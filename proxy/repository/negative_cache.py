@@ -1,7 +1,4 @@
-"""What upstream says does not exist, believed for ``negative_ttl``.
-
-Only absence is kept. A denial, a rate limit or a failure is none.
-"""
+"""What does not exist according to upstream, for ``negative_ttl``; failures are never cached."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -41,7 +38,7 @@ class NegativeCache:
         self._known: TTLCache[_Absence] = TTLCache()
 
     async def refuse(self, target: Target, ref: str) -> None:
-        """Raise ``unknown`` for what is known to be absent."""
+        """Raise ``unknown`` for a known absence."""
         absence = await self._known.get(self._key(target, ref))
         if absence is not None:
             error = self._unknown(absence.message)
@@ -49,20 +46,20 @@ class NegativeCache:
             raise error
 
     async def forget(self, target: Target, ref: str) -> None:
-        """Have upstream asked again."""
+        """Forget an absence, so that upstream is asked again."""
         await self._known.delete(self._key(target, ref))
 
     async def learn(self, target: Target, ref: str, error: NotFound) -> None:
-        """Remember what upstream said."""
-        ttl = self._sources[target.upstream].rule.negative_ttl
-        await self._remember(target, ref, error.message, ttl)
+        """Remember upstream's answer; offline nothing is, because upstream was not asked."""
+        rule = self._sources[target.upstream].rule
+        if not rule.offline:
+            await self._remember(target, ref, error.message, rule.negative_ttl)
 
     async def save(self, rows: ExpiringRows) -> None:
-        """Write down the absences that outlive a restart, the newest ones if there are many.
+        """Store the absences for the next start: the newest ``MAX_SAVED`` of anonymous upstreams.
 
-        Only those of anonymous upstreams: what a registry hides from some credentials it may show
-        to the next ones. While the cache runs none is on the disk, so none can outlive the pull
-        that proves it wrong.
+        With other credentials a registry may show what it hides now. A running cache stores none,
+        so none outlives the pull that proves it wrong.
         """
         now, saved = self._clock(), []
         for target, ref, message, until, version in await self._known.values():
@@ -73,14 +70,14 @@ class NegativeCache:
             await rows.set(self._row, newest, newest[-1][0] - now)
 
     async def load(self, rows: ExpiringRows) -> None:
-        """Believe what was saved, as far as the present settings allow."""
+        """Restore saved absences, as far as the present settings allow."""
         now = self._clock()
         saved = await rows.get(self._row, _parse) or ()
         await rows.delete(self._row)
         for until, url, target, ref, message in saved:
             source = self._anonymous(target)
             if source and source.url == url:
-                # The clock may have been set back meanwhile, or negative_ttl made shorter.
+                # The clock may have been set back since, or negative_ttl made shorter.
                 ttl = min(until - now, source.rule.negative_ttl)
                 await self._remember(target, ref, message, ttl)
 

@@ -15,8 +15,8 @@ from proxy.upstream.registry import Upstream
 class Origin(NamedTuple):
     """One upstream, its address, and how old its answers may be.
 
-    ``version`` differs between two configurations of an upstream: what is absent under one may
-    exist under the other. ``fallbacks`` are directories that are read before the registry is asked.
+    ``version`` differs between two configurations of an upstream, because content that is absent
+    under one may exist under the other. ``fallbacks`` are read before the registry is asked.
     """
 
     upstream: Upstream
@@ -26,9 +26,14 @@ class Origin(NamedTuple):
     fallbacks: tuple[FallbackDirectory, ...] = ()
 
     @property
+    def local_sources(self) -> list[Source]:
+        """Where blobs come from without the registry, in order."""
+        return [*self.fallbacks]
+
+    @property
     def blob_sources(self) -> list[Source]:
-        """Where blobs come from, in order: directories first, no registry if offline."""
-        return [*self.fallbacks] if self.rule.offline else [*self.fallbacks, self.upstream]
+        """Where blobs come from, in order: no registry if offline."""
+        return self.local_sources if self.rule.offline else [*self.local_sources, self.upstream]
 
     @property
     def is_scarce(self) -> bool:
@@ -45,7 +50,7 @@ class NotConfigured(NameUnknown, KeyError):
 
 
 class Origins(Mapping[str, Origin]):
-    """The configured upstreams by name. ``replace`` changes them for all who hold this."""
+    """The configured upstreams by name. ``replace`` changes them for every user."""
 
     def __init__(self, sources: Mapping[str, Origin]) -> None:
         self._sources = dict(sources)

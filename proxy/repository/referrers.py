@@ -98,7 +98,7 @@ class ReferrersCache:
         self, target: Target, subject: Digest, listed: ReferrersRecord | None
     ) -> ReferrersRecord:
         """Return upstream's list together with the held manifests that name ``subject``."""
-        held = await self._content.referrers.get(target, subject)
+        held = await self._content.links.referrers(target, subject)
         if listed is None:
             return ReferrersRecord(held, None)
         known = {entry["digest"] for entry in listed.entries}
@@ -118,7 +118,7 @@ class ReferrersCache:
             row = [listed.checked_at, entries]
             await self._rows.set(key, row, EXPIRE_SECONDS, target)
             digests = [parse_digest(str(entry["digest"])) for entry in entries]
-            await self._content.link_public(target, digests)
+            await self._content.links.add_public(target, digests)
         else:
             await self._empty.set(f"{target} {subject}", listed, EMPTY_SECONDS)
         return await self._with_held(target, subject, listed)

@@ -10,7 +10,7 @@ from proxy.core.errors import RegistryError
 from proxy.core.manifests import Children
 from proxy.core.records import Descriptor
 from proxy.runtime.metrics import Outcome
-from proxy.storage import Blob as StoredBlob
+from proxy.storage.disk import DiskBlob
 
 
 class Forward(NamedTuple):
@@ -27,10 +27,9 @@ class Forward(NamedTuple):
 class Manifest:
     """A manifest as upstream sent it, verified.
 
-    ``children`` is what it lists, None when that is not known. ``warning`` is for a
-    ``Warning: 299`` header. ``fresh`` is for how many seconds a tag is answered without asking,
-    None where that does not apply. ``forward`` is set if upstream was asked although the answer
-    was held.
+    ``children`` is the listed content, None if unknown; ``warning`` is for a ``Warning: 299``
+    header; ``fresh`` is for how many seconds a tag needs no check, None for a digest; ``forward``
+    is set if upstream was asked although the answer was held.
     """
 
     descriptor: Descriptor
@@ -87,7 +86,7 @@ class Referrers:
 class Local:
     """A held blob, opened."""
 
-    blob: StoredBlob
+    blob: DiskBlob
     outcome: Outcome = Outcome.HIT
 
     @property
@@ -146,7 +145,7 @@ class Live:
         return self.reader.size
 
     async def aclose(self) -> None:
-        """Let go of the download, which goes on."""
+        """Stop reading. The download continues."""
         self.reader.close()
 
 

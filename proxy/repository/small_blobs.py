@@ -15,7 +15,7 @@ from proxy.core.policy import CacheDirective
 from proxy.repository.blobs import Blobs
 from proxy.repository.results import Blob, Local, Small
 from proxy.runtime.executors import in_thread
-from proxy.storage import Blob as StoredBlob
+from proxy.storage.disk import DiskBlob
 
 _EACH: Final = 500
 """Bytes that the objects around one body take in RAM."""
@@ -41,7 +41,7 @@ class SmallBlobs:
         small = self._ram.get(digest)
         if small is not None:
             if await self._content.holds(digest):
-                if await self._content.linked(target, digest):
+                if await self._content.links.has(target, digest):
                     self._content.touch(digest)
                     return small
             else:
@@ -54,19 +54,19 @@ class SmallBlobs:
             if small is not None:
                 return small
 
-    async def _keep(self, digest: Digest, file: StoredBlob) -> Small | None:
+    async def _keep(self, digest: Digest, file: DiskBlob) -> Small | None:
         """Read a blob into RAM and close its file. A wrong one is dropped, and None returned."""
         try:
             body = await in_thread(lambda: file.read(0, file.size))
         except StorageError as error:
             if not is_disk_error(error):
                 raise Overloaded(f"{digest} cannot be read now: {error}") from error
-            self._content.trouble(error)
+            self._content.faults.trouble(error)
             body = b""
         finally:
             file.close()
         if not matches(digest, body):
-            await self._content.drop(digest, reason="its bytes have changed")
+            await self._content.faults.drop(digest, reason="its bytes have changed")
             return None
         small = Small(body)
         if len(body) + _EACH <= self._ram.maxsize:

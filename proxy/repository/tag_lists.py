@@ -9,8 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from proxy.core.errors import TagInvalid
 from proxy.core.names import Tag, Target, parse_tag
-from proxy.core.records import Clock, ListedPage, TagList
+from proxy.core.records import Clock, TagList
 from proxy.index.expiring import ExpiringRows, Key
+from proxy.upstream.registry import TagPage
 
 MAX_LIST_BYTES: Final = 1024 * 1024
 """Size limit of one list as JSON; tags beyond it are left out, and the list is incomplete."""
@@ -51,10 +52,10 @@ class TagLists:
         known = await self._rows.get(_key(target), _parse)
         return None if known is None else known.tags
 
-    async def add(self, target: Target, page: ListedPage) -> None:
-        """Keep one page from upstream."""
+    async def add(self, target: Target, page: TagPage, query: dict[str, str]) -> None:
+        """Keep one page from upstream, which ``query`` requested."""
         now = self._clock()
-        await self._update(target, lambda known: with_page(known, page, now))
+        await self._update(target, lambda known: with_page(known, page, query, now))
 
     async def remove(self, target: Target, tag: Tag) -> None:
         """Remove a tag that upstream no longer has."""
@@ -79,7 +80,9 @@ class TagLists:
         await self._rows.update(_key(target), _parse, changed, ttl=EXPIRE_SECONDS, target=target)
 
 
-def with_page(known: KnownList | None, page: ListedPage, now: float) -> KnownList:
+def with_page(
+    known: KnownList | None, page: TagPage, query: dict[str, str], now: float
+) -> KnownList:
     """Return a list with one more page; ``now`` in Unix seconds.
 
     There are three cases. A page with the whole list replaces it. The first page and those that
@@ -87,10 +90,10 @@ def with_page(known: KnownList | None, page: ListedPage, now: float) -> KnownLis
     adds tags. So tags deleted upstream stay until a list has been read to its end.
     """
     fresh, is_cut = _tags(page.tags)
-    if page.is_complete:
+    if _is_complete(page, query):
         return KnownList(_bounded(fresh, now, is_complete=not is_cut), [], {})
     before = known or KnownList(TagList((), is_complete=False, seen_at=now), [], {})
-    position = _position(page.query)
+    position = _position(query)
     read: list[str] | None = None
     if not position:
         read = fresh
@@ -116,6 +119,19 @@ def without(known: KnownList | None, tag: Tag) -> KnownList | None:
     return KnownList(
         TagList(tags, known.tags.is_complete, known.tags.seen_at), read, known.next_query
     )
+
+
+def _is_complete(page: TagPage, query: dict[str, str]) -> bool:
+    """Return True if a page holds all tags of its repository.
+
+    A full page without ``Link`` may come from a registry that follows ``n`` but sends no links.
+    """
+    if page.next_query:
+        return False
+    if "last" in query and query["last"] in page.tags:
+        return True  # the registry ignores ``last``
+    is_first = "last" not in query and "next_page" not in query
+    return is_first and ("n" not in query or len(page.tags) != int(query["n"]))
 
 
 def _position(query: dict[str, str]) -> dict[str, str]:

@@ -73,13 +73,11 @@ class Tags:
         self._clock = content.clock
         self._patience = patience
         self._checks: SingleFlight[TagRecord] = SingleFlight("check tag")
-        self._lessons: SingleFlight[TagRecord] = SingleFlight("learn tag")
         self._refreshes: SingleFlight[None] = SingleFlight("refresh tag")
 
     async def close(self) -> None:
-        """Cancel what runs."""
+        """Cancel running checks."""
         await self._refreshes.close()
-        await self._lessons.close()
         await self._checks.close()
 
     async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
@@ -93,27 +91,34 @@ class Tags:
         if isinstance(found, Manifest):
             return found
         try:
+            return await self._image(target, tag, found, directive)
+        except RegistryError as error:
+            if self._rule(target, tag).offline:
+                raise
+            return await self._serve_stale(target, tag, found.record, error)
+
+    async def _image(
+        self, target: Target, tag: Tag, found: _Pointed, directive: CacheDirective
+    ) -> Manifest:
+        """Return a resolved tag's manifest, by tag if upstream no longer has the digest."""
+        try:
             manifest = await self._manifests.get(target, found.record.descriptor.digest, directive)
         except ManifestUnknown:
             if self._rule(target, tag).offline:
                 raise
-            try:
-                return await self._manifests.fetch(target, tag)
-            except RegistryError as error:
-                return await self._serve_stale(target, tag, found.record, error)
-        except RegistryError as error:
-            return await self._serve_stale(target, tag, found.record, error)
+            return await self._manifests.fetch(target, tag)
         if manifest.outcome is Outcome.HIT:
             manifest = replace(manifest, outcome=found.outcome, fresh=found.fresh)
         return replace(manifest, forward=found.forward)
 
     async def head(self, target: Target, tag: Tag, directive: CacheDirective) -> Described:
-        """Return what a tag points to, asking upstream for no body. Raises ``RegistryError``."""
+        """Return the descriptor of a tag; upstream gets no GET. Raises ``RegistryError``."""
         found = await self._resolve(target, tag, directive)
         if found is None:
             try:
-                learnt = await self._learn(target, tag)
-                return Described(learnt.descriptor, Outcome.MISS)
+                # Some clients never send a GET for a tag, so a HEAD records it too.
+                known = await self._check(target, tag, None)
+                return Described(known.descriptor, Outcome.MISS)
             except UpstreamFailure as error:
                 found = await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
@@ -131,12 +136,9 @@ class Tags:
 
         The answer is not recorded if the rate limit leaves no pull for a new image.
         """
-        await self._manifests.doubt_absence(target, tag)
+        await self._manifests.absences.forget(target, tag)
         before = await self._records.get(target, tag)
-        if before is None:
-            now = await self._learn(target, tag)
-        else:
-            now = await self._check(target, tag, before)
+        now = await self._check(target, tag, before)
         recorded = await self._records.get(target, tag)
         digest = now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest
@@ -156,7 +158,7 @@ class Tags:
     ) -> _Pointed | Manifest | None:
         """Return where the tag points, a stale manifest if upstream fails, or None if unknown."""
         if directive is CacheDirective.REVALIDATE:
-            await self._manifests.doubt_absence(target, tag)
+            await self._manifests.absences.forget(target, tag)
         record = await self._known(target, tag, directive)
         rule = self._rule(target, tag)
         checked_at = None if record is None else record.checked_at
@@ -190,11 +192,11 @@ class Tags:
         record = await self._records.get(target, tag)
         is_local = directive is CacheDirective.ONLY_IF_CACHED or not self._rule(target, tag).offline
         if record is None and not is_local:
-            return await self._tag_elsewhere(target, tag)
+            return await self._tag_in_fallback(target, tag)
         return record
 
-    async def _tag_elsewhere(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Record where a tag points that only a fallback directory names; None if none does.
+    async def _tag_in_fallback(self, target: Target, tag: Tag) -> TagRecord | None:
+        """Return and record where a tag points in a fallback directory; None if none has it.
 
         The record counts as never checked: upstream is asked as soon as it can be.
         """
@@ -211,29 +213,30 @@ class Tags:
 
         Only if the image can be served in full: some clients ask no other mirror for its layers.
         """
-        record = await self._tag_elsewhere(target, tag)
+        record = await self._tag_in_fallback(target, tag)
         if record is None:
             raise error
         digest = record.descriptor.digest
-        await self._manifests.take_in(target, digest, CacheDirective.ANY)
+        await self._manifests.copy_from_fallback(target, digest, CacheDirective.ANY)
         copy = await self._manifests.last_good(target, [digest], FALLBACK_WARNING)
-        if copy is None:
-            raise error
-        return replace(copy, forward=Forward(error.upstream_status, error))
+        return _instead_of(error, copy)
 
     async def _check_in_time(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
         """Check a tag. If a good copy is held, time out early; the check itself continues."""
-        late, rule = UpstreamTimeout("late"), self._rule(target, tag)
-        may = policy.on_failure(record.checked_at, rule, self._clock(), late) is Action.SERVE
-        held = may and await self._manifests.is_whole(target, record.descriptor.digest)
+        late = UpstreamTimeout(f"{target.upstream} does not confirm {tag} in time")
+        may_replace = self._may_replace(target, tag, record, late)
+        held = may_replace and await self._manifests.is_whole(target, record.descriptor.digest)
         try:
             async with asyncio.timeout(self._patience if held else None):
                 return await self._check(target, tag, record)
         except TimeoutError:
-            raise UpstreamTimeout(f"{target.upstream} does not confirm {tag} in time") from None
+            raise late from None
 
-    async def _check(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
-        """Ask upstream where a known tag points; concurrent callers share one request."""
+    async def _check(self, target: Target, tag: Tag, record: TagRecord | None) -> TagRecord:
+        """Ask upstream by HEAD where a tag points; concurrent callers share one request.
+
+        ``record`` is the last one, None for an unknown tag.
+        """
 
         async def ask() -> TagRecord:
             try:
@@ -241,36 +244,29 @@ class Tags:
             except NotFound as error:
                 if (newer := await self._newer(target, tag, record)) is not None:
                     return newer
-                rule = self._rule(target, tag)
-                if policy.on_failure(record.checked_at, rule, self._clock(), error) is Action.MISS:
-                    await self._records.drop(target, tag)
+                if record is not None and not self._may_replace(target, tag, record, error):
+                    await self._records.set(target, tag, None)
                 raise
             checked = TagRecord(descriptor, self._clock())
             if (newer := await self._newer(target, tag, record)) is not None:
-                return newer
+                return newer  # a GET was faster
             if await self._copy_if_scarce(target, tag, record, checked) is None:
                 await self._records.set(target, tag, checked)
             return checked
 
         return await self._checks.do((target, tag), ask)
 
-    async def _newer(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord | None:
+    async def _newer(self, target: Target, tag: Tag, record: TagRecord | None) -> TagRecord | None:
         """Return the tag's record if another request replaced ``record`` meanwhile."""
         current = await self._records.get(target, tag)
         return current if current is not None and current != record else None
 
-    async def _learn(self, target: Target, tag: Tag) -> TagRecord:
-        """Record an unknown tag by HEAD, because some clients never send a GET for it."""
-
-        async def ask() -> TagRecord:
-            record = TagRecord(await self._manifests.ask(target, tag), self._clock())
-            current = await self._records.get(target, tag)
-            if current is not None:
-                return current  # a GET was faster
-            await self._records.set(target, tag, record)
-            return record
-
-        return await self._lessons.do((target, tag), ask)
+    def _may_replace(
+        self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
+    ) -> bool:
+        """Return True if the last good copy may be served instead of ``error``."""
+        rule = self._rule(target, tag)
+        return policy.on_failure(record.checked_at, rule, self._clock(), error) is Action.SERVE
 
     async def _refresh(self, target: Target, tag: Tag) -> None:
         """Check a tag in the background, and fetch a new image's manifest."""
@@ -288,13 +284,13 @@ class Tags:
             log.info("refresh failed", target=str(target), tag=tag, error=error.message)
 
     async def _copy_if_scarce(
-        self, target: Target, tag: Tag, record: TagRecord, checked: TagRecord
+        self, target: Target, tag: Tag, record: TagRecord | None, checked: TagRecord
     ) -> Manifest | None:
         """Return the held copy instead of a new image if few pulls are left of the rate limit.
 
         These are reserved for images of which no copy is held.
         """
-        if not self._sources[target.upstream].is_scarce:
+        if record is None or not self._sources[target.upstream].is_scarce:
             return None
         if await self._manifests.is_whole(target, checked.descriptor.digest):
             return None
@@ -314,12 +310,11 @@ class Tags:
            Podman and CRI-O choose a mirror by the manifest and ask nowhere else for its layers.
         3. An older image of the tag, held in full, if the manifest itself is not held.
         """
-        rule = self._rule(target, tag)
-        if policy.on_failure(record.checked_at, rule, self._clock(), error) is not Action.SERVE:
-            if isinstance(error, NotFound) and await self._newer(target, tag, record) is None:
-                await self._records.drop(target, tag)
-            raise error
         is_deleted = isinstance(error, NotFound)
+        if not self._may_replace(target, tag, record, error):
+            if is_deleted and await self._newer(target, tag, record) is None:
+                await self._records.set(target, tag, None)
+            raise error
         warning = DELETED_WARNING if is_deleted else FAILED_WARNING
         partial = DELETED_WARNING if is_deleted else PARTIAL_WARNING
         current = record.descriptor.digest
@@ -330,9 +325,14 @@ class Tags:
             history = await self._records.history(target, tag)
             earlier = [entry.digest for entry in reversed(history)]
             copy = await self._manifests.last_good(target, earlier, warning)
-        if copy is None:
-            raise error
-        return replace(copy, forward=Forward(error.upstream_status, error))
+        return _instead_of(error, copy)
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         return self._sources[target.upstream].rule_for(tag)
+
+
+def _instead_of(error: RegistryError, copy: Manifest | None) -> Manifest:
+    """Return the copy that replaces upstream's answer; raise ``error`` if there is none."""
+    if copy is None:
+        raise error
+    return replace(copy, forward=Forward(error.upstream_status, error))

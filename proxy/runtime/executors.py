@@ -38,6 +38,8 @@ class Pool(Enum):
     """fsync and rename. These threads only wait for the disk, so there are many."""
     COMPUTE = "compute"
     """Hashing and parsing that a request waits for."""
+    PASSWORD = "password"  # noqa: S105 - the name of its threads
+    """Hashing passwords, which is slow by intent: at most half of the cores do it."""
     UPKEEP = "upkeep"
     """Listing, verifying and repairing the store: no request waits for it."""
     EXPIRING = "expiring"
@@ -51,6 +53,7 @@ THREADS: Final[Mapping[Pool, int]] = {
     Pool.WRITE: 8,
     Pool.SYNC: 32,
     Pool.COMPUTE: _CORES + 2,
+    Pool.PASSWORD: max(1, _CORES // 2),
     Pool.UPKEEP: 4,
     Pool.EXPIRING: 1,
 }

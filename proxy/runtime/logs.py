@@ -7,7 +7,6 @@ and counted: logging never delays a request.
 
 import asyncio
 import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -221,8 +220,3 @@ def _timestamp(at: float) -> str:
 
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def standard_error() -> TextIO:
-    """Return the stream for logs."""
-    return sys.stderr

@@ -233,6 +233,12 @@ class CacheCounters:
     refused_connections: int = counter("Connections answered with 503 because of the limit.")
     stalled_clients: int = counter("Clients disconnected because they stopped reading.")
     unlogged_requests: int = counter("Access-log lines dropped under load.", in_stats=False)
+    access_decisions: Counter[str] = counter_by(
+        "outcome",
+        "Decisions of the access rules; login: denied to an anonymous client.",
+        ("allowed", "denied", "login"),
+        name="access_decisions",
+    )
 
     def storage_trouble(self) -> None:
         """Count one disk error."""

@@ -25,7 +25,7 @@ _BATCH: Final = 256
 
 Event = dict[str, Any]
 Forget = Callable[[Target, Iterable[Digest]], Awaitable[None]]
-"""Removes from RAM what a repository no longer holds, and its list of tags."""
+"""Removes dropped content of a repository from RAM, and its list of tags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ class Dropper:
         self._forget = forget
         self._dropping = asyncio.Lock()
 
-    async def foretell(self, selector: Selector) -> AsyncGenerator[Event]:
-        """Yield what ``drop`` would: an event for each image, and the sums."""
+    async def preview(self, selector: Selector) -> AsyncGenerator[Event]:
+        """Yield the events of ``drop`` without dropping anything."""
         for event in _events(await self._planned(selector), selector):
             yield event
 
@@ -111,7 +111,7 @@ class Dropper:
         return plan
 
     async def _choose_tags(self, plan: _Plan, selector: Selector) -> None:
-        """Choose the tags to drop, and note what the other tags point to."""
+        """Choose the tags to drop, and note the manifests of all other tags."""
         async for batch in self._content.tags.all():
             for one in batch:
                 target, tag, digest = one.target, one.tag, one.digest
@@ -153,7 +153,7 @@ class Dropper:
         return "part of another image" if await self._content.graph.is_listed(digest) else None
 
     async def _choose_content(self, plan: _Plan) -> None:
-        """Choose the content to delete: what is below the dropped tags and links, and not needed.
+        """Choose the content to delete: below the dropped tags and links, and not needed.
 
         Four reasons to stay: another tag points to it, a pin has it, a manifest that stays lists
         it, or, for a manifest, another repository holds it.
@@ -176,7 +176,7 @@ class Dropper:
         await self._choose_links_of_tags(plan, listed)
 
     async def _choose_links_of_tags(self, plan: _Plan, listed: set[Digest]) -> None:
-        """Choose what a repository no longer holds once its tags are dropped.
+        """Choose the links to remove with the tags of a repository.
 
         That is the content that goes, and the manifests that stay for another repository alone: a
         link to these would keep them when that repository is dropped too.
@@ -216,7 +216,7 @@ class Dropper:
 
     async def _discard(self, digests: list[Digest]) -> None:
         for start in range(0, len(digests), _BATCH):
-            await self._content.discard(digests[start : start + _BATCH])
+            await self._content.evictor.discard(digests[start : start + _BATCH])
 
 
 def _events(plan: _Plan, selector: Selector) -> list[Event]:

@@ -34,7 +34,7 @@ class Weight:
 
 
 async def weigh(content: Content, root: Digest) -> Weight:
-    """Return what is held of a manifest and all that it lists; shared content weighs once."""
+    """Return the weight of a manifest with all that it lists; shared content weighs once."""
     return await _weigh(content, root, set(), 0)
 
 
@@ -47,12 +47,10 @@ async def _weigh(content: Content, root: Digest, weighed: set[Digest], depth: in
     below = await content.graph.children(root)
     if below is None or depth == _MAX_DEPTH:  # it is not known what a client needs besides
         return Weight(held, 1, State.PARTIAL)
-    missing = 0
     if record.media_type in INDEX_TYPES:
         parts = [await _weigh(content, digest, weighed, depth + 1) for digest in below]
         held += sum(part.held_bytes for part in parts)
-        if all(part.state is not State.WHOLE for part in parts) and parts:
-            missing = min(part.missing for part in parts)
+        missing = min((part.missing for part in parts), default=0)
     else:
         blobs = await content.records(below)
         missing = sum(digest not in blobs for digest in below)

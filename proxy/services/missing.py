@@ -53,7 +53,7 @@ class Lost:
         self.types.pop(digest, None)
 
     def merge(self, notes: Iterable[str]) -> None:
-        """Add what the notes in quarantine name."""
+        """Add the content that notes in quarantine name."""
         for note in notes:
             document = read_object(note.encode())
             known = document.get("media_type")
@@ -71,9 +71,9 @@ class Lost:
 async def find(content: Content, lost: Lost, pinned: Iterable[Digest]) -> list[Piece]:
     """Return what images lack now.
 
-    Forgets what was lost and is held again, or belongs to no image any more.
+    Forgets lost content that is held again or belongs to no image.
     """
-    lost.merge(await content.quarantine_notes())
+    lost.merge(await content.faults.notes())
     pieces = {}
     for digest, media_type in list(lost.types.items()):
         held = await content.record(digest) is not None
@@ -114,7 +114,7 @@ async def _lacking(content: Content, root: Digest) -> AsyncIterator[tuple[Digest
 
 
 async def _kind(content: Content, digest: Digest) -> str | None:
-    """Return "" for a manifest and None for a blob, as far as tags and manifests tell."""
+    """Return "" for a manifest and None for a blob, judging by the tags and manifests."""
     if await content.tags.pointing_to(digest):
         return ""
     parents = await content.records(await content.graph.parents(digest))

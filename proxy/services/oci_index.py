@@ -40,22 +40,22 @@ _READABLE = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 log = structlog.get_logger(__name__)
 
 
-class Shelf(Protocol):
+class LayoutFile(Protocol):
     """The file ``index.json``; blocks. Raises ``OSError``."""
 
-    def read(self) -> bytes:
+    def read_index(self) -> bytes:
         """Return its content."""
 
-    def write(self, content: bytes | bytearray) -> None:
+    def write_index(self, content: bytes | bytearray) -> None:
         """Replace its content durably."""
 
 
 class Layout:
     """Keeps ``index.json`` current while the proxy runs. ``pins`` returns those to note."""
 
-    def __init__(self, content: Content, shelf: Shelf, pins: Callable[[], list[str]]) -> None:
+    def __init__(self, content: Content, file: LayoutFile, pins: Callable[[], list[str]]) -> None:
         self._content = content
-        self._shelf = shelf
+        self._file = file
         self._pins = pins
         self._foreign: list[object] = []
         self._published: tuple[int, list[str]] | None = None
@@ -74,12 +74,12 @@ class Layout:
         # A tag that cannot be read looks unknown. Reading all of them raises then.
         known = {one.name async for batch in self._content.tags.all() for one in batch}
         try:
-            listed = entries(await in_thread(self._shelf.read))
+            listed = entries(await in_thread(self._file.read_index))
         except FileNotFoundError:
             listed = iter(())
         except OSError as error:
             self._is_unreadable = True
-            self._content.trouble(StorageError(f"reading index.json: {error}"))
+            self._content.faults.trouble(StorageError(f"reading index.json: {error}"))
             return
         learnt, foreign = 0, list[object]()
         for count, entry in enumerate(listed):
@@ -143,9 +143,9 @@ class Layout:
             del content[-len(NEXT) :]
         content += END
         try:
-            await in_thread(lambda: self._shelf.write(content), Pool.SYNC)
+            await in_thread(lambda: self._file.write_index(content), Pool.SYNC)
         except OSError as error:
-            self._content.trouble(StorageError(f"writing index.json: {error}"))
+            self._content.faults.trouble(StorageError(f"writing index.json: {error}"))
             return False
         return True
 
@@ -196,10 +196,10 @@ class Layout:
         return wrapper
 
 
-async def pins_named(shelf: Shelf) -> list[str]:
+async def pins_named(file: LayoutFile) -> list[str]:
     """Return the pins in ``index.json``; none if it cannot be read."""
     try:
-        content = await in_thread(shelf.read)
+        content = await in_thread(file.read_index)
     except OSError as error:
         log.warning("index.json cannot be read", error=str(error))
         return []

@@ -98,7 +98,7 @@ class Puller:
         self._content = content
         self._sources = sources
         self._downloads = downloads
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(AT_ONCE)
         self._is_stopping = False
 
     def stop(self) -> None:
@@ -122,7 +122,7 @@ class Puller:
                     return
                 yield {"event": "progress", **self._so_far(pull)}
             work.result()
-        await self._mention_evicted(pull)
+        await self._report_evicted(pull)
         for missing in pull.missing:
             yield missing
         yield {
@@ -164,7 +164,7 @@ class Puller:
         """Return a manifest. Raises ``TooManyRequests`` if it is not held and pulls are scarce."""
         if self._sources[target.upstream].is_scarce and not await self._content.holds(digest):
             raise TooManyRequests(
-                f"{target.upstream}: what is left of its rate limit is reserved for clients"
+                f"{target.upstream}: the rest of its rate limit is reserved for clients"
             )
         return await self._cache.manifests.get(target, digest, CacheDirective.ANY)
 
@@ -185,7 +185,7 @@ class Puller:
                 raise ManifestUnknown("there is no room for it")
             listed = manifest.children
             if listed is None:
-                raise ManifestUnknown("what it lists is not understood")
+                raise ManifestUnknown("the content that it lists is not understood")
             choose = partial(pull.platforms.choose, manifest.body, listed.manifests)
             chosen = await by_size(len(manifest.body), choose) if listed.manifests else []
         except RegistryError as error:
@@ -199,7 +199,7 @@ class Puller:
         return [child.digest for child in chosen]
 
     async def _blob(self, pull: _Pull, digest: Digest) -> None:
-        async with self._places:
+        async with self._slots:
             try:
                 if await self._content.holds(digest):
                     pull.held.add(digest)
@@ -209,7 +209,7 @@ class Puller:
                 _miss(pull, digest, error.message)
             pull.ended.add(digest)
 
-    async def _mention_evicted(self, pull: _Pull) -> None:
+    async def _report_evicted(self, pull: _Pull) -> None:
         """Report blobs that were evicted again because not all of them fit."""
         known = {event["digest"] for event in pull.missing}
         for digest in pull.ended - known:

@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 async def look_after(content: Content, layout: Layout, *, offline: bool) -> None:
     """Reconcile now and every day. Raises ``StorageError``, and may then be called again."""
     await layout.load()
-    await content.reconcile()
+    await content.reconciler.reconcile()
     if offline:
         await presume(content)
     if not await _lost_within(SETTLED_SECONDS, content):
@@ -30,14 +30,14 @@ async def look_after(content: Content, layout: Layout, *, offline: bool) -> None
     while True:
         if not await _lost_within(DAY_SECONDS, content):
             await prune(content)
-        await content.reconcile()
+        await content.reconciler.reconcile()
 
 
 async def _lost_within(seconds: float, content: Content) -> bool:
     """Wait so long; return True early if rows were lost."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await content.rows_lost()
+            await content.reconciler.rows_lost()
             return True
     return False
 

@@ -1,4 +1,4 @@
-"""Verifies held content: hashes every file, sets aside what has gone bad, and fetches it again.
+"""Verifies held content: hashes every file, sets bad content aside, and fetches it again.
 
 Goes through the digests in order and notes its position, so that it can be interrupted.
 """
@@ -99,7 +99,7 @@ class Verifier:
                 async for event in events:
                     yield event
         except _StoppedError:
-            log.info("verification stopped; the next one goes on from there")
+            log.info("verification stopped; the next one continues there")
         finally:
             self._is_running = False
 
@@ -122,7 +122,7 @@ class Verifier:
                 await asyncio.sleep(60)
 
     async def _round(self, pace: "_Pace", *, repair: bool) -> AsyncGenerator[Event]:
-        """Verify what is left of a round, and note the position in any case."""
+        """Verify the rest of a round, and note the position in any case."""
         usage, is_done = self._content.usage(), False
         sizes = {"blobs": usage.files, "bytes": usage.held_bytes}
         try:
@@ -152,8 +152,8 @@ class Verifier:
                     self._count.bytes += disk_bytes(verdict.size)  # as the sum at the start counts
                 if verdict.problem is not None:
                     self._count_bad(digest)
-                    righting = self._set_right(digest, verdict.problem, repair=repair)
-                    yield await self._unless_stopped(righting)
+                    handling = self._handle_bad(digest, verdict.problem, repair=repair)
+                    yield await self._unless_stopped(handling)
                 if (now := time.monotonic()) - reported >= REPORT_SECONDS:
                     reported = now
                     yield {"event": "progress", **self._so_far()}
@@ -189,9 +189,9 @@ class Verifier:
             self._reading += size
             await pace.wait(size)
 
-        return await self._content.check(digest, progress)
+        return await self._content.faults.check(digest, progress)
 
-    async def _set_right(self, digest: Digest, problem: Event, *, repair: bool) -> Event:
+    async def _handle_bad(self, digest: Digest, problem: Event, *, repair: bool) -> Event:
         images = await broken_by(self._content, digest)
         record = await self._content.record(digest)
         media_type = None if record is None else record.media_type
@@ -200,7 +200,7 @@ class Verifier:
         note["repositories"] = [str(holder) for holder in holders]
         self._lost.add(digest, media_type)
         self._tried.add(digest)
-        quarantined = await self._content.set_aside(digest, note)
+        quarantined = await self._content.faults.set_aside(digest, note)
         outcome = await self._repair(digest, media_type, holders if repair else None)
         known = {"digest": digest, "reason": problem["reason"], "images": images}
         return {"event": "bad", "quarantined": quarantined} | known | outcome
@@ -219,9 +219,8 @@ class Verifier:
         for target in reversed(holders):
             try:
                 if await self._fetch(target, digest, media_type):
-                    self._lost.discard(digest)
                     self._count.repaired += 1
-                    self._content.repaired()
+                    self._content.faults.repaired()
                     return {"repaired": True, "failure": None}
                 failure = "it could not be kept"
             except RegistryError as error:

@@ -7,13 +7,13 @@ are the table of ``docs/configuration.md``; ``config/default.yaml`` explains whe
 import math
 import os
 import re
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from proxy.core.units import Amount
+from proxy.settings.access import Access
 from proxy.settings.units import Bytes, Disk, Fraction, KeptFor, Rate, Seconds, Section, Wait
 from proxy.settings.upstreams import FreshnessOverride, Upstream, UpstreamTLS, over_built_in
 
@@ -242,12 +242,11 @@ class Log(Section):
 class Settings(Section):
     """The whole configuration."""
 
+    old_names: ClassVar[dict[str, str]] = {"trusted_proxies": "access.trusted_proxies"}
+
     listen: str = "127.0.0.1:5000"
     """Address and port. `0.0.0.0:5000` serves the network; `[::1]:5000` is IPv6."""
     tls: ServerTLS | None = None
-    trusted_proxies: tuple[str, ...] = ()
-    """Addresses and networks of reverse proxies. Millpond believes `X-Forwarded-For` and
-    `Forwarded` only from these."""
     shutdown_delay: Seconds = 0.0
     """After SIGTERM, how long `/-/readyz` answers 503 before the port closes. Set it behind a load
     balancer."""
@@ -268,6 +267,7 @@ class Settings(Section):
     pins: tuple[str, ...] = ()
     """Images, or patterns over image names, that are never evicted."""
     admin: Admin = Admin()
+    access: Access = Access()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
     parallel: Parallel = Parallel()
@@ -301,18 +301,6 @@ class Settings(Section):
         match = _LISTEN.fullmatch(value)
         if match is None or int(match[2]) > 65535:
             raise ValueError("not an address; write 127.0.0.1:5000 or [::1]:5000")
-        return value
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for network in value:
-            try:
-                ip_network(network)
-            except ValueError:
-                raise ValueError(
-                    f"{network!r} is no address or network; write 10.0.0.5 or 10.0.0.0/8"
-                ) from None
         return value
 
     @field_validator("upstreams", mode="before")

@@ -3,11 +3,10 @@
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from proxy.core.errors import NameInvalid
-from proxy.core.selection import make_selector
 from proxy.settings.units import Bytes, Rate, Seconds, Section
 
 TO_PREFIXES = ("user:", "group:", "network:")
@@ -35,6 +34,16 @@ class OIDCIssuer(Section):
     ca_file: Path | None = None
     """PEM file of certificate authorities to trust for this issuer."""
 
+    @field_validator("issuer")
+    @classmethod
+    def _check_issuer(cls, value: str) -> str:
+        """Refuse plain http to other machines: a changed key would let anybody be any user."""
+        url = urlsplit(value)
+        is_local = url.hostname in ("localhost", "127.0.0.1", "::1")
+        if not url.hostname or url.scheme not in (("https", "http") if is_local else ("https",)):
+            raise ValueError("not an https URL; write https://token.actions.githubusercontent.com")
+        return value
+
 
 class ClientCertificates(Section):
     """Client certificates (mutual TLS); needs `tls`."""
@@ -53,25 +62,38 @@ class Rule(Section):
     deny: Literal["pull", "admin"] | None = None
     """What the rule denies."""
     images: tuple[str, ...] = ("**",)
-    """Patterns over repository names with their registry: `*` within one component, `**` across."""
+    """Patterns over repository names with their registry, as in commands: `*` within one component,
+    `**` across. Without tags and digests."""
     to: tuple[str, ...] = ()
-    """Users, groups and networks: `user:NAME`, `group:NAME`, `network:NAME`, each with `*`.
-    Empty: everybody."""
+    """Users, groups and networks: `user:NAME`, `group:NAME`, `network:NAME`. In a name, `*` stands
+    for anything without a `/`, and `**` between slashes for any number of components. Empty:
+    everybody."""
     because: str | None = None
     """Reason that clients see when the rule denies."""
+
+    @property
+    def is_admin(self) -> bool:
+        """The rule is about administration, not about pulls."""
+        return "admin" in (self.allow, self.deny)
+
+    @property
+    def text(self) -> str:
+        """The rule in one line."""
+        verb = f"allow {self.allow}" if self.allow else f"deny {self.deny}"
+        images = "" if self.is_admin else f" {', '.join(self.images)}"
+        return f"{verb}{images} to {', '.join(self.to) or 'everybody'}"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.allow is None) == (self.deny is None):
             raise ValueError("a rule has either allow or deny; write allow: pull")
+        if self.allow == "admin" and not self.to:
+            raise ValueError('allow: admin without to makes everybody an admin; add to: ["user:…"]')
+        if self.is_admin and self.images != ("**",):
+            raise ValueError("a rule about admin has no images; remove them")
         for entry in self.to:
             if not entry.startswith(TO_PREFIXES) or entry.endswith(":"):
                 raise ValueError(f"to: {entry!r}; write user:NAME, group:NAME or network:NAME")
-        for pattern in self.images:
-            try:
-                make_selector(pattern)
-            except NameInvalid as error:
-                raise ValueError(f"images: {error}") from None
         return self
 
 
@@ -79,11 +101,11 @@ class Limits(Section):
     """Limits for each client: a user, or an address without one."""
 
     requests_per_second: Annotated[float, Field(gt=0)] | None = None
-    """Requests per second."""
+    """Requests per second of one client."""
     bytes_per_second: Rate | None = None
     """Bytes per second, over all transfers of the client."""
     downloads: Annotated[int, Field(ge=1)] | None = None
-    """Concurrent transfers of blobs."""
+    """Concurrent transfers of blobs to one client."""
 
 
 class Access(Section):
@@ -105,10 +127,13 @@ class Access(Section):
     client_certificates: ClientCertificates | None = None
     networks: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Names for networks, for use in `rules`."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of reverse proxies. Millpond believes `X-Forwarded-For`, `Forwarded`,
+    `X-Forwarded-Proto` and `X-Forwarded-Host` only from these."""
     rules: tuple[Rule, ...] = ()
     """The first rule that matches decides; if none matches, the request is denied. Without rules,
     everybody who may connect may pull."""
-    token_ttl: Seconds = 300.0
+    token_ttl: Annotated[Seconds, Field(ge=60, le=86400)] = 300.0
     """How long a token of `/-/token` is valid, at least 60 seconds."""
     audit_file: Path | None = None
     """File for the audit log, one JSON object per line. SIGHUP opens it again."""
@@ -127,6 +152,18 @@ class Access(Section):
             or self.client_certificates
             or self.rules
         )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            try:
+                ip_network(network)
+            except ValueError:
+                raise ValueError(
+                    f"{network!r} is no address or network; write 10.0.0.5 or 10.0.0.0/8"
+                ) from None
+        return value
 
     @field_validator("networks")
     @classmethod

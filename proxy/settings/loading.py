@@ -88,17 +88,21 @@ class _Source:
         return self._place(self.old_paths.get(path, path))
 
     def _renamed(self, data: dict[str, Any], above: KeyPath) -> dict[str, Any]:
-        model, renamed = _model_at(above), {}
+        model = _model_at(above)
+        renamed: dict[str, Any] = {}
         for key, value in data.items():
             path = (*above, key)
-            new = model.old_names.get(key, key)
-            if new != key:
-                if new in data:
+            new: KeyPath = (key,)
+            if key in model.old_names:
+                new = tuple(model.old_names[key].split("."))
+                if _holds(data, new):
                     raise ConfigError(
-                        f"{self._place(path)}: the old name of {new}, which is set too; remove it"
+                        f"{self._place(path)}: the old name of {_dotted(new)}, which is set too; "
+                        "remove it"
                     )
-                self.old_paths[*above, new] = path
-            renamed[new] = self._renamed(value, path) if isinstance(value, dict) else value
+                self.old_paths[*above, *new] = path
+            current = self._renamed(value, path) if isinstance(value, dict) else value
+            renamed = _overridden(renamed, _nested(new, current))
         return renamed
 
 
@@ -174,8 +178,13 @@ class _Document:
 
 
 def _pairs(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-    if isinstance(node, yaml.MappingNode):
-        yield from node.value
+    """Yield keys and values of a mapping; the key of a list's item is its number."""
+    match node:
+        case yaml.MappingNode():
+            yield from node.value
+        case yaml.SequenceNode():
+            for number, item in enumerate(node.value):
+                yield yaml.ScalarNode("", str(number), item.start_mark), item
 
 
 def _default_file() -> Path | None:
@@ -188,7 +197,9 @@ def _default_file() -> Path | None:
 
 
 class _Environment(BaseSettings, Settings):
-    """The settings as ``MILLPOND_SECTION__KEY`` variables."""
+    """The settings as ``MILLPOND_SECTION__KEY`` variables, and those that another section had."""
+
+    trusted_proxies: tuple[str, ...] = ()
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter=NESTED)
 
@@ -200,7 +211,7 @@ def _environment() -> dict[str, Any]:
         if _KUBERNETES.fullmatch(name):
             continue
         key = name[len(PREFIX) :].partition(NESTED)[0].lower()
-        if key not in Settings.model_fields:
+        if key not in _Environment.model_fields:
             raise ConfigError(f"{name}: no such setting{_nearest(key, Settings)}")
     try:
         return EnvSettingsSource(_Environment)()
@@ -235,6 +246,12 @@ def _overridden(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def _nested(path: KeyPath, value: Any) -> dict[Any, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return dict(value)
 
 
 def _place(path: KeyPath, document: _Source, environment: _Source, flags: _Source) -> str:
@@ -297,7 +314,7 @@ def _nearest(key: str, model: type[BaseModel]) -> str:
 def _model_at(path: KeyPath) -> type[Section]:
     model: type[Section] = Settings
     for key in path:
-        if model is Settings and key == "upstreams":
+        if isinstance(key, int) or (model is Settings and key == "upstreams"):
             continue
         field = model.model_fields.get(str(key))
         if field is None:

@@ -23,27 +23,10 @@ LAYOUT: Final = 3
 ALGORITHMS: Final = ("sha256", "sha512")
 _VERSION_FILE: Final = "millpond.json"
 _INDEX_FILE: Final = "index.json"
-_OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 log = structlog.get_logger(__name__)
-
-
-class IndexFile:
-    """The layout's ``index.json``; blocks. Raises ``OSError``."""
-
-    def __init__(self, directory: "Directory") -> None:
-        self._directory = directory
-
-    def read(self) -> bytes:
-        """Return its content."""
-        fd = os.open(_INDEX_FILE, _OPEN_FILE, dir_fd=self._directory.fd)
-        with os.fdopen(fd, "rb") as file:
-            return file.read()
-
-    def write(self, content: bytes | bytearray) -> None:
-        """Replace its content durably."""
-        self._directory.replace(_INDEX_FILE, content)
 
 
 class Directory:
@@ -81,6 +64,14 @@ class Directory:
         if self.file_mode != 0o600:
             os.fchmod(fd, self.file_mode)  # whatever the umask
         return fd
+
+    def read_index(self) -> bytes:
+        """Return the content of ``index.json``. Blocks. Raises ``OSError``."""
+        return self._read(_INDEX_FILE)
+
+    def write_index(self, content: bytes | bytearray) -> None:
+        """Replace ``index.json`` durably. Blocks. Raises ``OSError``."""
+        self.replace(_INDEX_FILE, content)
 
     def replace(self, name: str, content: bytes | bytearray) -> None:
         """Replace the file ``name`` in the root durably. Raises ``OSError``."""
@@ -125,11 +116,9 @@ class Directory:
     def _version(self) -> int | None:
         """Return the layout's version, None if there is none yet. Raises ``ConfigError``."""
         try:
-            fd = os.open(_VERSION_FILE, _OPEN_FILE, dir_fd=self.fd)
+            content = self._read(_VERSION_FILE)
         except FileNotFoundError:
             return None
-        with os.fdopen(fd, "rb") as file:
-            content = file.read()
         try:
             version = json.loads(content)["layout"]
         except (ValueError, LookupError, TypeError):
@@ -145,6 +134,10 @@ class Directory:
                 f"this one knows {LAYOUT}); run that one, or choose another directory"
             )
         return version
+
+    def _read(self, name: str) -> bytes:
+        with os.fdopen(os.open(name, OPEN_FILE, dir_fd=self.fd), "rb") as file:
+            return file.read()
 
     def _migrate(self, version: int | None) -> None:
         """Note the version, so that an older program refuses the directory."""

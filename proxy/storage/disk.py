@@ -17,8 +17,7 @@ import structlog
 from proxy.core.errors import DigestInvalid, StorageError
 from proxy.core.names import Digest, parse_digest
 from proxy.runtime.executors import Pool, in_thread
-from proxy.storage import Quarantine, Spool
-from proxy.storage.directory import ALGORITHMS, Directory, remove
+from proxy.storage.directory import ALGORITHMS, OPEN_FILE, Directory, remove
 from proxy.storage.quarantine import DiskQuarantine
 
 _SCAN_BATCH: Final = 1000
@@ -26,41 +25,37 @@ _WRITE: Final = 64 * 1024
 """Bytes of one write call. For longer ones ext4 takes larger pieces of memory (folios), which are
 expensive where a hypervisor lends memory: 2 CPU-seconds per GB were measured, instead of 0.2."""
 
-_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-
 Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
 
 
 class DiskBlob:
-    """An open blob file."""
+    """An open blob file: ``size`` in bytes, ``modified_at`` in Unix seconds.
 
-    __slots__ = ("_fd", "modified_at", "size")
+    It stays readable after it has been deleted from the store.
+    """
+
+    __slots__ = ("fd", "modified_at", "size")
 
     def __init__(self, fd: int) -> None:
         status = os.fstat(fd)
-        self._fd = fd
+        self.fd = fd
         self.size = status.st_size
         self.modified_at = status.st_mtime
 
-    @property
-    def fd(self) -> int:
-        """The file's descriptor."""
-        return self._fd
-
     def read(self, start: int, stop: int) -> bytes:
         """Return bytes ``start`` to ``stop``, fewer at the end. Blocks. Raises ``StorageError``."""
-        return _read(self._fd, start, stop, "reading a blob")
+        return _read(self.fd, start, stop, "reading a blob")
 
     def close(self) -> None:
         """Close the file. A second call does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class DiskSpool:
-    """A file in ``spool/``."""
+    """A file in ``spool/`` that grows while a download runs, private until ``put``."""
 
     __slots__ = ("_directory", "_on_trouble", "fd", "name")
 
@@ -123,7 +118,7 @@ class DiskStore:
         """``on_trouble`` is called when a spool file cannot be removed."""
         self._directory = directory
         self._on_trouble = on_trouble
-        self.quarantine: Quarantine = DiskQuarantine(directory)
+        self.quarantine: Final = DiskQuarantine(directory)
         self._serial = itertools.count()
         self._condemned: dict[Digest, asyncio.Event] = {}
 
@@ -133,7 +128,7 @@ class DiskStore:
             return None
         try:
             name, directory = self._place(digest)
-            return _opened(os.open(name, _OPEN, dir_fd=directory))
+            return _opened(os.open(name, OPEN_FILE, dir_fd=directory))
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -156,9 +151,11 @@ class DiskStore:
             raise
         return made[0]
 
-    async def put(self, digest: Digest, spool: Spool) -> None:
-        """Sync the spool, give it the blob's name, sync the directory. Raises ``StorageError``."""
-        assert isinstance(spool, DiskSpool)
+    async def put(self, digest: Digest, spool: DiskSpool) -> None:
+        """Make a *verified* spool the blob ``digest``: durable first, then visible.
+
+        Waits for a deletion of the same digest. Raises ``StorageError``.
+        """
         while (deletion := self._condemned.get(digest)) is not None:
             await deletion.wait()
         await _in_thread(f"storing {digest}", lambda: self._put(digest, spool), Pool.SYNC)

@@ -128,14 +128,6 @@ class FallbackDirectory:
         self.reject(digest)
         return None
 
-    async def has(self, target: Target, digest: Digest) -> bool:
-        """Return True if a repository's content can be had from here."""
-        try:
-            await self.blob_size(target, digest)
-        except (BlobUnknown, UpstreamUnavailable):
-            return False
-        return True
-
     async def tag(self, target: Target, tag: Tag) -> Descriptor | None:
         """Return what a tag points to, None if it is not named here."""
         async with self._looking:

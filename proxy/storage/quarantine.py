@@ -9,7 +9,7 @@ import structlog
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest
 from proxy.core.records import disk_bytes
-from proxy.storage.directory import Directory, remove
+from proxy.storage.directory import OPEN_FILE, Directory, remove
 
 LIMIT: Final = 100
 """Files kept; the oldest is removed first."""
@@ -49,27 +49,25 @@ class DiskQuarantine:
     def notes(self) -> list[str]:
         """Return the notes beside the content. Survives every error."""
         with self._one_at_a_time:
-            try:
-                names = os.listdir(self._directory.quarantine)
-            except OSError as error:
-                log.warning("quarantine cannot be listed", error=str(error))
-                return []
-            return [self._read(name) for name in names if name.endswith(".json")]
+            return [self._read(name) for name in self._names() if name.endswith(".json")]
 
     def empty(self) -> None:
         """Delete everything: content that can be served needs the room. Survives every error."""
         with self._one_at_a_time:
-            try:
-                names = os.listdir(self._directory.quarantine)
-            except OSError as error:
-                log.warning("quarantine cannot be listed", error=str(error))
-                return
-            for name in names:
+            for name in self._names():
                 try:
                     remove(name, self._directory.quarantine)
                 except OSError as error:
                     log.warning("quarantine cannot be emptied", file=name, error=str(error))
             self._measure()
+
+    def _names(self) -> list[str]:
+        """Return the names of all files, none if they cannot be listed."""
+        try:
+            return os.listdir(self._directory.quarantine)
+        except OSError as error:
+            log.warning("quarantine cannot be listed", error=str(error))
+            return []
 
     def _take(self, digest: Digest, note: str) -> None:
         algorithm, _, name = digest.partition(":")
@@ -96,9 +94,9 @@ class DiskQuarantine:
 
     def _read(self, name: str) -> str:
         """Return a note, empty if it cannot be read."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            with os.fdopen(os.open(name, flags, dir_fd=self._directory.quarantine), "rb") as file:
+            fd = os.open(name, OPEN_FILE, dir_fd=self._directory.quarantine)
+            with os.fdopen(fd, "rb") as file:
                 return file.read(MAX_NOTE).decode()
         except (OSError, UnicodeDecodeError) as error:
             log.warning("a note in quarantine cannot be read", file=name, error=str(error))

@@ -83,7 +83,7 @@ class Transport:
         self.redactor: Final = Redactor()
         self._guard = guard
         self._responses: WeakSet[ClientResponse] = WeakSet()
-        self._proxies = _Proxies()
+        self._proxies = Proxies()
         guard.permit_proxies(self._proxies.by_scheme.values())
         self._session = ClientSession(
             connector=Connector(context, GuardedResolver(guard)),
@@ -238,7 +238,7 @@ class Transport:
                 return UpstreamUnavailable(f"{self.name}: {type(error).__name__}")
 
 
-class _Proxies:
+class Proxies:
     """The HTTP proxies of ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY``, read once.
 
     aiohttp's own ``trust_env`` also reads ``~/.netrc``, whose credentials are not meant for us.

@@ -2,12 +2,14 @@
 
 import asyncio
 import ssl
+from pathlib import Path
 from typing import Final
 
 import structlog
 
 from proxy.core.errors import ConfigError
 from proxy.settings import ServerTLS
+from proxy.web.client_certificate import ask_for_certificates
 
 POLL_SECONDS: Final = 5.0
 
@@ -17,9 +19,14 @@ log = structlog.get_logger(__name__)
 class Certificate:
     """The server's TLS context; new connections get the current files' certificate."""
 
-    def __init__(self, tls: ServerTLS) -> None:
-        """Load the files. Raises ``ConfigError``."""
+    def __init__(self, tls: ServerTLS, clients_ca: Path | None = None) -> None:
+        """Load the files; ``clients_ca`` verifies clients that have a certificate.
+
+        Raises ``ConfigError``.
+        """
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        if clients_ca is not None:
+            ask_for_certificates(self.context, clients_ca)
         self.use(tls)
 
     def use(self, tls: ServerTLS) -> None:

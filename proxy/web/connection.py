@@ -14,7 +14,9 @@ from aiohttp import EMPTY_PAYLOAD
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
 
+from proxy.access.identity import Certificate
 from proxy.core.errors import RequestInvalid
+from proxy.web.client_certificate import client_certificate
 from proxy.web.clients import Clients
 from proxy.web.closing import Linger
 from proxy.web.paced import PIECE, Outbox
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
     import asyncio
     import socket
 
-Lookup = Callable[[bytes, str | None], tuple[bytes, bytes] | None]
-"""Returns header block and body for the bytes of a request from an address; None: not cached."""
+Lookup = Callable[[bytes, str | None, Certificate | None], tuple[bytes, bytes] | None]
+"""Returns header block and body for the bytes of a request; None: not cached.
+
+The client is given by its address, and by its certificate if it has one.
+"""
 
 KEEPALIVE_SECONDS: Final = 75.0
 _TLS_HANDSHAKE: Final = b"\x16"
@@ -45,9 +50,13 @@ class Connection(RequestHandler):
     """A connection of one client.
 
     ``head`` holds the bytes of the request in progress if they contain that request and no more.
+    ``certificate`` has the names of the client's certificate, None without one.
     """
 
-    __slots__ = ("_client", "_clients", "_is_at_boundary", "_linger", "_lookup", "_wire", "head")
+    __slots__ = (
+        *("_client", "_clients", "_is_at_boundary", "_linger", "_lookup", "_wire"),
+        *("certificate", "head"),
+    )
 
     def __init__(
         self,
@@ -65,14 +74,17 @@ class Connection(RequestHandler):
         self._is_at_boundary = True  # all bytes so far made whole requests
         self._client: str | None = None
         self.head: bytes | None = None
+        self.certificate: Certificate | None = None
         self._linger: Linger | None = None
 
     def data_received(self, data: bytes) -> None:
         """Answer from the response cache, or pass the bytes to aiohttp."""
         is_alone = self._is_at_boundary and self._is_idle()
-        if is_alone and (answer := self._lookup(data, self._client)) is not None:
-            self._send(*answer)
-            return
+        if is_alone:
+            answer = self._lookup(data, self._client, self.certificate)
+            if answer is not None:
+                self._send(*answer)
+                return
         if self._linger is not None:
             self._linger.received(data)
             return
@@ -96,6 +108,7 @@ class Connection(RequestHandler):
         peer = self.peername
         self._client = str(peer[0]) if isinstance(peer, (list, tuple)) else peer
         self._wire = self.transport
+        self.certificate = client_certificate(transport)
         if self.ssl_context is not None:
             assert self.transport is not None
             self.transport.set_write_buffer_limits(high=PIECE)  # uvloop's own is 512 KiB

@@ -9,6 +9,8 @@ from typing import Any, Final, assert_never
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
 
+from proxy.access.principals import Principal
+from proxy.access.rules import Decision
 from proxy.core.errors import RegistryError
 from proxy.core.names import Kind, Route, Target
 from proxy.core.policy import CacheDirective, cache_directive
@@ -36,6 +38,10 @@ class Exchange:
     ns: str | None = field(init=False)
     route: Route | None = None
     target: Target | None = None
+    principal: Principal | None = None
+    """None: not identified yet, or identification failed."""
+    denial: Decision | None = None
+    """The decision that refused the request."""
     outcome: Outcome | None = None
     status: int = 200
     code: str | None = None
@@ -110,6 +116,8 @@ class Exchange:
             "error": self.code,
             "client_left": self.left or None,
             "bytes": self.sent,
+            "user": _cut(self.principal.user) if self.principal else None,
+            "rule": self.denial.rule if self.denial else None,
             "agent": _cut(request.headers.get("User-Agent")),
         }
 

@@ -1,21 +1,26 @@
 """The client's address from the headers of a reverse proxy (RFC 7239, ``X-Forwarded-For``).
 
+Also the scheme and the host that the client used.
+
 Any client can send these headers, so they count only on connections from a trusted proxy. Each
 proxy appends the address of its peer, so the list is read from the right: the first address that
 is not a trusted proxy is the client. Everything left of it may be forged and is ignored.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
+from aiohttp.web import BaseRequest
 from multidict import CIMultiDictProxy
 
 MAX_LENGTH: Final = 4096
 """Characters of all lines of one header together; longer headers are ignored."""
 
 MAX_HOPS: Final = 32
+_HOST: Final = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 _MAX_ADDRESS: Final = 64
 _TRUST_CACHE: Final = 4096
 
@@ -24,6 +29,10 @@ class TrustedProxies:
     """The addresses and networks of trusted proxies."""
 
     def __init__(self, networks: Iterable[str]) -> None:
+        self.use(networks)
+
+    def use(self, networks: Iterable[str]) -> None:
+        """Replace the networks."""
         self._networks = [ip_network(network) for network in networks]
         self.trusts = lru_cache(_TRUST_CACHE)(self._trusts)
 
@@ -47,6 +56,21 @@ class TrustedProxies:
             if name in headers
         }
         return found.pop() if len(found) == 1 else None
+
+    def origin(self, request: BaseRequest) -> tuple[str, str]:
+        """Return scheme and host as the client wrote them, "localhost" if the host is malformed.
+
+        A trusted peer names them in ``Forwarded``, or in ``X-Forwarded-Proto`` and ``-Host``.
+        """
+        headers, peer = request.headers, request.protocol.peername
+        scheme, host = request.scheme, headers.get("Host", "")
+        if self.trusts(str(peer[0]) if isinstance(peer, (list, tuple)) and peer else None):
+            named = _first_pairs(headers.getall("Forwarded", ()))
+            scheme = named.get("proto") or _first(headers, "X-Forwarded-Proto") or scheme
+            host = named.get("host") or _first(headers, "X-Forwarded-Host") or host
+        scheme = scheme.lower()
+        is_sane = _HOST.fullmatch(host) is not None
+        return scheme if scheme in ("http", "https") else "https", host if is_sane else "localhost"
 
     def _client(self, hops: Sequence[str]) -> str | None:
         """Return the rightmost address that is not a trusted proxy, else the leftmost."""
@@ -84,6 +108,20 @@ def _hops(lines: Sequence[str]) -> list[str]:
         named = [value.strip() for name, _, value in pairs if name.strip().lower() == "for"]
         hops.append(_unquoted(named[0]) if len(named) == 1 else "")
     return hops
+
+
+def _first_pairs(lines: Sequence[str]) -> dict[str, str]:
+    """Return the pairs of the first element of ``Forwarded``: what the client itself sent."""
+    text = ",".join(lines)
+    if not text or len(text) > MAX_LENGTH:
+        return {}
+    pairs = (pair.partition("=") for pair in _split(_split(text, ",")[0], ";"))
+    return {name.strip().lower(): _unquoted(value.strip()) for name, _, value in pairs}
+
+
+def _first(headers: CIMultiDictProxy[str], name: str) -> str:
+    """Return the first entry of a list in a header."""
+    return headers.get(name, "").partition(",")[0].strip()
 
 
 def _split(text: str, separator: str) -> list[str]:

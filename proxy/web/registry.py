@@ -4,13 +4,17 @@
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from typing import Final, assert_never
 
 import structlog
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
-from proxy.access import AccessRules, Action, Principal
-from proxy.core.errors import PaginationInvalid, RegistryError, Unsupported
+from proxy.access.principals import OPERATOR, Principal
+from proxy.access.rules import Action
+from proxy.core.errors import PaginationInvalid, RegistryError, Unauthorized, Unsupported
 from proxy.core.names import Digest, Kind, Tag, Target, is_digest, parse_path
 from proxy.core.routing import Router
 from proxy.repository import Cache
@@ -20,6 +24,7 @@ from proxy.upstream.registry import PAGE_KEYS
 from proxy.web import replies
 from proxy.web.blob import send_blob
 from proxy.web.exchange import Exchange, Journal
+from proxy.web.gate import Gate
 from proxy.web.response_cache import ResponseCache
 
 MAX_PAGE: Final = 10_000
@@ -35,22 +40,33 @@ class Registry:
         router: Router,
         cache: Cache,
         *,
-        access: AccessRules,
+        gate: Gate,
         journal: Journal,
         responses: ResponseCache,
     ) -> None:
         self._router = router
         self._cache = cache
-        self._access = access
+        self._gate = gate
         self._journal = journal
         self._responses = responses
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
-        """Answer one request. Raises nothing but cancellation."""
+        """Answer one request that came over TCP. Raises nothing but cancellation."""
+        return await self._handle(request, self._gate.identify)
+
+    async def handle_trusted(self, request: BaseRequest) -> StreamResponse:
+        """Answer one request that came through the admin socket."""
+        return await self._handle(request, _operator)
+
+    async def _handle(
+        self, request: BaseRequest, identify: Callable[[BaseRequest], Awaitable[Principal]]
+    ) -> StreamResponse:
         exchange, revision = Exchange(request), self._router.revision
         try:
-            return await self._answer(exchange)
+            return await self._answer(exchange, identify)
         except RegistryError as error:
+            if isinstance(error, Unauthorized):
+                error.challenge = self._gate.challenge(exchange)
             return replies.failed(exchange, error)
         except asyncio.CancelledError:
             exchange.leave()
@@ -63,19 +79,21 @@ class Registry:
             if revision == self._router.revision:  # else the name may resolve to another target
                 self._responses.learn(exchange)
 
-    async def _answer(self, exchange: Exchange) -> StreamResponse:
+    async def _answer(
+        self, exchange: Exchange, identify: Callable[[BaseRequest], Awaitable[Principal]]
+    ) -> StreamResponse:
         request = exchange.request
         if request.method not in ("GET", "HEAD"):
             raise Unsupported(f"{request.method}: this registry is a read-only cache")
         route = exchange.route = parse_path(request.path)
+        principal = exchange.principal = await identify(request)
         if route.kind is Kind.BASE:
-            self._allow(exchange, Action.CONNECT)
+            self._gate.greet(exchange, principal)
             return replies.base(exchange)
         if route.kind is Kind.CATALOG:
-            self._allow(exchange, Action.CATALOG)
-            return await self._catalog(exchange)
-        target = exchange.target = self._router.resolve(route.repo, request.host, exchange.ns)
-        self._allow(exchange, Action.PULL)
+            self._gate.enforce(exchange, principal, Action.CATALOG)
+            return await self._catalog(exchange, principal)
+        target = self._gate.resolve(exchange, principal)
         match route.kind:
             case Kind.MANIFEST if exchange.is_head:
                 return replies.described(exchange, await self._head(exchange, target, route.ref))
@@ -90,15 +108,13 @@ class Registry:
             case _:
                 assert_never(route.kind)
 
-    def _allow(self, exchange: Exchange, action: Action) -> None:
-        principal = Principal(exchange.request.remote)
-        self._access.allow(principal, action, exchange.target).enforce()
-
     async def _get(self, exchange: Exchange, target: Target, ref: str) -> Manifest:
         if is_digest(ref):
             manifest = await self._cache.manifests.get(target, Digest(ref), exchange.directive)
         else:
             manifest = await self._cache.tags.get(target, Tag(ref), exchange.directive)
+        # A stale answer, also one from a fallback directory, means that upstream fails: a prefetch
+        # would only add requests. Clients still get each blob that a directory has when they ask.
         if manifest.outcome is Outcome.MISS:
             self._cache.prefetcher.begin(target, manifest.children)
         self._confirm(target, manifest)
@@ -137,14 +153,21 @@ class Registry:
         document: dict[str, object] = {"name": name, "tags": page.names}
         return replies.listed(exchange, page, document, f"/v2/{name}/tags/list")
 
-    async def _catalog(self, exchange: Exchange) -> Response:
-        page = await self._cache.listings.repositories(_page(exchange))
+    async def _catalog(self, exchange: Exchange, principal: Principal) -> Response:
+        principal = replace(principal, scopes=None)  # of the user, not of one token
+        page = await self._cache.listings.repositories(
+            _page(exchange), partial(self._gate.may_see, principal)
+        )
         return replies.listed(exchange, page, {"repositories": page.names}, "/v2/_catalog")
 
     async def _referrers(self, exchange: Exchange, target: Target, subject: Digest) -> Response:
         wanted = exchange.request.query.get("artifactType") or None
         found = await self._cache.referrers.get(target, subject, wanted, exchange.directive)
         return replies.referrers(exchange, found)
+
+
+async def _operator(_: BaseRequest) -> Principal:
+    return OPERATOR
 
 
 def _page(exchange: Exchange) -> dict[str, str]:

@@ -5,8 +5,9 @@ with what the general path found out: route, target, log fields. Content is look
 asked on each request; only the header block of the last response is kept.
 
 A request is remembered only if the same bytes always mean the same response. Left out are
-conditional and range requests, cache directives, connections that close, and requests with
-credentials: bytes cannot tell who is allowed what.
+conditional and range requests, cache directives, connections that close, and cookies; also
+credentials while access does not identify clients. Where it does, who sends the bytes is asked each
+time: the same token may have expired, or come from another network.
 """
 
 import math
@@ -17,7 +18,9 @@ from typing import Any, Final, NamedTuple
 
 from aiohttp import HttpVersion11
 
-from proxy.access import AccessRules, Action, Principal
+from proxy.access.control import AccessControl
+from proxy.access.identity import Certificate
+from proxy.access.rules import Action
 from proxy.core.names import Kind, Route, Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
@@ -35,7 +38,7 @@ MAX_BODY: Final = 128 * 1024
 """Longer bodies are sent at the client's pace, so not in one step."""
 
 _CONDITIONAL: Final = ("If-None-Match", "Range", "If-Range")
-_CREDENTIALS: Final = ("Authorization", "Proxy-Authorization", "Cookie")
+_CREDENTIALS: Final = ("Proxy-Authorization", "Cookie")
 _STATUS_LINE: Final = f"Cache-Status: {HIT_STATUS}"
 
 
@@ -43,7 +46,7 @@ class ResponseCache:
     """Up to ``MAX_REQUESTS`` requests; at the limit the oldest is forgotten."""
 
     def __init__(
-        self, lookup: MemoryLookup, access: AccessRules, journal: Journal, trusted: TrustedProxies
+        self, lookup: MemoryLookup, access: AccessControl, journal: Journal, trusted: TrustedProxies
     ) -> None:
         self._lookup = lookup
         self._access = access
@@ -62,6 +65,9 @@ class ResponseCache:
             return
         if len(head) > MAX_REQUEST_BYTES or head in self._requests:
             return
+        authorization = exchange.request.headers.get("Authorization")
+        if authorization is not None and not self._access.is_configured:
+            return
         if (number := hash(head)) not in self._seen_once:
             _put(self._seen_once, number, None)
             return
@@ -73,6 +79,7 @@ class ResponseCache:
             fields=exchange.fields(),
             counters=self._journal.metrics.of(target.upstream),
             named_client=self._trusted.named(exchange.request.headers),
+            authorization=authorization,
         )
         _put(self._requests, head, request)
 
@@ -80,7 +87,9 @@ class ResponseCache:
         """Forget every request: its name may resolve to another target now."""
         self._requests.clear()
 
-    def get(self, head: bytes, client: str | None) -> tuple[bytes, bytes] | None:
+    def get(
+        self, head: bytes, client: str | None, certificate: Certificate | None
+    ) -> tuple[bytes, bytes] | None:
         """Return header block and body for a request's bytes, counted and logged.
 
         None: the general path must answer. ``client`` is the address of the peer.
@@ -91,12 +100,15 @@ class ResponseCache:
         started = time.perf_counter()
         if request.named_client is not None and self._trusted.trusts(client):
             client = request.named_client
-        if self._access.allow(Principal(client), Action.PULL, request.target).refusal is not None:
+        principal = self._access.recognise(request.authorization, client, certificate)
+        if principal is None:
+            return None
+        if not self._access.allows(principal, Action.PULL, request.target):
             return None
         found = self._lookup.get(request.target, request.route)
         if found is None or len(found.body) > MAX_BODY:
             return None
-        response = request.response(found)
+        response = request.response(found, principal.user)
         if response is None:
             return None
         body = b"" if request.is_head else found.body
@@ -126,6 +138,7 @@ class _Response(NamedTuple):
     descriptor: Descriptor
     before: bytes
     after: bytes
+    user: str | None
     fields: dict[str, Any]
 
     def headers(self, fresh: float | None, date: bytes) -> bytes:
@@ -147,6 +160,7 @@ class _Request:
     counters: UpstreamCounters
     named_client: str | None
     """The client that the headers name; counts only on connections of trusted proxies."""
+    authorization: str | None
     last: _Response | None = None
 
     @property
@@ -154,13 +168,14 @@ class _Request:
         """Counts as a pull in rate limits."""
         return self.route.kind is Kind.MANIFEST and not self.is_head
 
-    def response(self, found: Found) -> _Response | None:
+    def response(self, found: Found, user: str | None) -> _Response | None:
         """Return the response for what was found, None if a header is not printable."""
-        if self.last is None or self.last.descriptor != found.descriptor:
-            self.last = self._make(found)
-        return self.last
+        last = self.last
+        if last is None or last.descriptor != found.descriptor or last.user != user:
+            self.last = last = self._make(found, user)
+        return last
 
-    def _make(self, found: Found) -> _Response | None:
+    def _make(self, found: Found, user: str | None) -> _Response | None:
         descriptor = found.descriptor
         is_blob = self.route.kind is Kind.BLOB
         headers = common_headers(self.ns, HIT_STATUS)
@@ -171,8 +186,8 @@ class _Request:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         before, status, after = f"HTTP/1.1 200 OK\r\n{lines}".partition(_STATUS_LINE)
         sent = 0 if self.is_head else len(found.body)
-        fields = self.fields | {"outcome": Outcome.HIT.value, "bytes": sent}
-        return _Response(descriptor, (before + status).encode(), after.encode(), fields)
+        fields = self.fields | {"outcome": Outcome.HIT.value, "bytes": sent, "user": user}
+        return _Response(descriptor, (before + status).encode(), after.encode(), user, fields)
 
 
 def _put(table: dict[Any, Any], key: object, value: object) -> None:

@@ -11,7 +11,9 @@ import pytest
 
 from proxy.core.errors import ConfigError
 from proxy.settings import Settings
-from tests.fakes import content
+from proxy.settings.access import Rule
+from proxy.upstream.transport import Transport
+from tests.fakes import content, tls
 from tests.fakes.layout import write_layout
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start
@@ -25,6 +27,8 @@ APPLIED: dict[str, Any] = {
     "offline": True,
     "fallback": (Path("/nowhere/millpond"),),
     "pins": ("docker.io/library/app:1",),
+    "access.trusted_proxies": ("192.0.2.0/24",),
+    "access.rules": (Rule(allow="pull"),),
     "admin.token_file": Path("/nowhere/token"),
     "timeouts.connect": 7.0,
     "timeouts.answer": 7.0,
@@ -35,7 +39,6 @@ APPLIED: dict[str, Any] = {
 }
 RESTART: dict[str, Any] = {
     "listen": "127.0.0.1:1",
-    "trusted_proxies": ("192.0.2.0/24",),
     "shutdown_delay": 7.0,
     "shutdown_grace": 7.0,
     "storage.path": Path("/nowhere/cache"),
@@ -135,3 +138,30 @@ async def test_a_wrong_setting_changes_nothing(
     with pytest.raises(ConfigError):
         await reloaded(proxy, base, offline=True, **wrong)
     assert (await proxy.get(MANIFEST)).status == 200, "not offline"
+
+
+async def test_a_refused_certificate_closes_the_upstreams_that_were_built_for_it(
+    start: Start, base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        tls.certificate(tmp_path / name)
+    one = {
+        "cert_file": str(tmp_path / "one/authority.pem"),
+        "key_file": str(tmp_path / "one/key.pem"),
+    }
+    proxy = await start(tls=one)
+    built: list[Transport] = []
+    construct = Transport.__init__
+
+    def watched(self: Transport, *parts: Any) -> None:
+        construct(self, *parts)
+        built.append(self)
+
+    monkeypatch.setattr(Transport, "__init__", watched)
+    mismatched = one | {"key_file": str(tmp_path / "two/key.pem")}
+    other = {"docker.io": {"url": "http://127.0.0.1:1"}}
+    with pytest.raises(ConfigError, match="tls: "):
+        await reloaded(proxy, base, tls=mismatched, upstreams=other)
+    assert built
+    assert all(transport._session.closed for transport in built)

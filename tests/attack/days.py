@@ -6,7 +6,7 @@ import pickle
 import sqlite3
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -35,24 +35,29 @@ def databases(storage: Path) -> Iterator[Path]:
             yield path
 
 
-def spoil(database: Path, table: str, column: str, value: object) -> None:
-    """Put a value into one column of every row."""
-    with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute(f'UPDATE "{table}" SET "{column}" = ?', (value,))
+def spoil(storage: Path, value: object) -> int:
+    """Put a value into all columns of all rows that take it; return how many values that changed.
+
+    Columns of a key that must be unique take it in one row. diskcache's ``mode`` becomes that of a
+    pickle. Its table of settings is left to ``_pickling_disk``.
+    """
+    changed = 0
+    for database in databases(storage):
+        with closing(sqlite3.connect(database)) as connection, connection:
+            for table, column in _columns(connection):
+                new = 4 if column == "mode" else value
+                with suppress(sqlite3.IntegrityError):  # a row id takes only integers
+                    update = f'UPDATE OR IGNORE "{table}" SET "{column}" = ?'
+                    changed += connection.execute(update, (new,)).rowcount
+    return changed
 
 
-def tables(database: Path) -> dict[str, list[str]]:
-    """Return the columns of each table."""
-    with closing(sqlite3.connect(database)) as connection:
-        names = [
-            row[0]
-            for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            if not row[0].startswith("sqlite_")
-        ]
-        return {
-            name: [row[1] for row in connection.execute(f'PRAGMA table_info("{name}")')]
-            for name in names
-        }
+def _columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Return the tables but diskcache's settings, and their columns."""
+    return connection.execute(
+        "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c"
+        " WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%' AND t.name != 'Settings'"
+    ).fetchall()
 
 
 async def pickled_rows(arena: Arena) -> None:
@@ -60,31 +65,28 @@ async def pickled_rows(arena: Arena) -> None:
     marker = arena.millpond.storage.parent / "unpickled"
     row = pickle.dumps(Trap(marker))
     await asyncio.to_thread(arena.millpond.stop)
+    arena.check(spoil(arena.millpond.storage, row) > 0, "no row of the index was found")
     for database in databases(arena.millpond.storage):
-        for table, columns in tables(database).items():
-            if {"mode", "value"} <= set(columns):
-                spoil(database, table, "mode", 4)
-                spoil(database, table, "value", row)
-            if table == "Settings":
-                _pickling_disk(database, table)
+        _pickling_disk(database)
     await _starts_again(arena)
     arena.check(not marker.exists(), "a row of the index was unpickled and ran code")
 
 
-def _pickling_disk(database: Path, table: str) -> None:
-    """Let diskcache's own settings ask for nothing; they must never choose how rows are read."""
-    with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute(f"UPDATE \"{table}\" SET value = 1 WHERE key = 'disk_pickle_protocol'")
+def _pickling_disk(database: Path) -> None:
+    """Have diskcache's own settings demand pickles: they must never choose how rows are read."""
+    with (
+        closing(sqlite3.connect(database)) as connection,
+        connection,
+        suppress(sqlite3.OperationalError),  # this file is not diskcache's
+    ):
+        connection.execute("UPDATE Settings SET value = 1 WHERE key = 'disk_pickle_protocol'")
 
 
 async def spoilt_rows(arena: Arena) -> None:
     """Every row of the index is spoilt: it is dropped, and the cache is ready all the same."""
     for spoilt in SPOILT:
         await asyncio.to_thread(arena.millpond.stop)
-        for database in databases(arena.millpond.storage):
-            for table, columns in tables(database).items():
-                if table != "Settings" and "value" in columns:
-                    spoil(database, table, "value", spoilt)
+        arena.check(spoil(arena.millpond.storage, spoilt) > 0, "no row of the index was found")
         await _starts_again(arena)
         await asyncio.sleep(0.2)
     digest = next(iter(arena.honest.blobs))

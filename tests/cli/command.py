@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,7 @@ class Terminal:
     """What a person sees: all that was written, bars and their erasing included."""
 
     process: asyncio.subprocess.Process
+    type: Callable[[str], object]
     written: str = ""
 
     async def shows(self, words: str) -> None:
@@ -96,7 +97,7 @@ async def on_terminal(*arguments: str, width: int = 100) -> AsyncIterator[Termin
         start_new_session=True,
     )
     os.close(theirs)
-    terminal = Terminal(process)
+    terminal = Terminal(process, lambda text: os.write(ours, text.encode()))
     loop = asyncio.get_running_loop()
 
     def read() -> None:

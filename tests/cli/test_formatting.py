@@ -11,6 +11,7 @@ from proxy.cli.formatting import age, count, printable, table
         (0.5, "0s"),
         (-90, "0s"),
         (59.5, "59s"),
+        (60.5, "1m"),
         (61, "1m"),
         (3599, "59m"),
         (3700, "1h"),
@@ -49,6 +50,10 @@ def test_a_name_that_leaves_no_room_has_a_line_to_itself() -> None:
         "   1",
         "x  2",
     ]
+
+
+def test_a_table_whose_names_have_just_the_room_of_their_heading() -> None:
+    assert list(table(("NAME", "B"), [("x", "1")], width=7)) == ["NAME  B", "x     1"]
 
 
 def test_a_terminal_too_narrow_for_anything() -> None:

@@ -8,7 +8,6 @@ from proxy.content.checks import CHUNK, Verdict, at_once, check, hashed, keep_ca
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest, sha256
 from proxy.core.records import BlobRecord
-from proxy.storage import Blob
 
 DATA = b"x" * (2 * CHUNK + 5)
 RECORD = BlobRecord(sha256(DATA), len(DATA), None, 0.0)
@@ -24,7 +23,6 @@ def failing(number: int) -> StorageError:
 class File:
     """An open blob, and the store that opens it."""
 
-    fd = None
     modified_at = 0.0
 
     def __init__(self, data: bytes) -> None:
@@ -34,7 +32,7 @@ class File:
         self.on_open: StorageError | None = None
         self.on_read: StorageError | None = None
 
-    def open(self, digest: Digest) -> Blob | None:
+    def open(self, digest: Digest) -> "File":
         if self.on_open is not None:
             raise self.on_open
         self.is_open = True
@@ -104,7 +102,7 @@ async def test_each_step_is_reported_and_paced() -> None:
     async def pace(size: int) -> None:
         steps.append(size)
 
-    def after(_: Blob, start: int, stop: int) -> None:
+    def after(_: object, start: int, stop: int) -> None:
         steps.append((start, stop))
 
     verifier = await hashed(File(DATA), RECORD.digest, pace, after)

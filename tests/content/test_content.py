@@ -20,11 +20,11 @@ Leave = Callable[[Held, Digest], Any]
 
 
 async def drop(cache: Held, digest: Digest) -> None:
-    await cache.content.drop(digest, reason="a test")
+    await cache.content.faults.drop(digest, reason="a test")
 
 
 async def set_aside(cache: Held, digest: Digest) -> None:
-    await cache.content.set_aside(digest, {"reason": "a test"})
+    await cache.content.faults.set_aside(digest, {"reason": "a test"})
 
 
 async def evict(cache: Held, _: Digest) -> None:
@@ -130,7 +130,7 @@ async def test_a_row_without_a_file_hides_no_file_without_a_row(
     tmp_path: Path, clock: Clock
 ) -> None:
     async with opened(tmp_path, clock) as before:
-        await before.content.reconcile()
+        await before.content.reconciler.reconcile()
         ghosts = [await before.blocks(number, 20) for number in range(3)]
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock)
@@ -140,7 +140,7 @@ async def test_a_row_without_a_file_hides_no_file_without_a_row(
         room = await cache.evictor.reserve(10 * BLOCK)
         for ghost in ghosts:
             assert await cache.content.open(ghost) is None
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
         assert cache.evictor.used == on_disk(tmp_path) + 10 * BLOCK
         room.release()
 
@@ -176,7 +176,7 @@ async def test_a_download_stored_during_the_adoption_is_not_taken_for_an_orphan(
     monkeypatch.setattr(cache.store, "scan", scan_with_a_download)
     monkeypatch.setattr(cache.store, "open", open_and_index)
     monkeypatch.setattr(cache.evictor, "settled", settled_then_weighed)
-    await cache.content.reconcile()
+    await cache.content.reconciler.reconcile()
     assert landing
     assert not too_low
     assert cache.evictor.used == on_disk(tmp_path) == 74 * BLOCK

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -13,7 +14,8 @@ from proxy.content import eviction, free_space
 from proxy.content.reservations import NoRoom
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest, sha256
-from proxy.core.records import BLOCK, disk_bytes
+from proxy.core.records import BLOCK, BlobRecord, disk_bytes
+from proxy.index import Position
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.faults import chunked
@@ -198,7 +200,7 @@ async def test_what_is_spared_stays_and_the_rest_goes(cache: Held) -> None:
 async def test_quarantine_counts_into_the_limit(cache: Held, tmp_path: Path) -> None:
     for number in range(25):
         digest = await cache.blocks(number)
-        await cache.content.set_aside(digest, {"reason": "it has gone bad"})
+        await cache.content.faults.set_aside(digest, {"reason": "it has gone bad"})
         places = [tmp_path / "quarantine", tmp_path / "blobs/sha256"]
         files = [path for place in places for path in place.iterdir()]
         taken = sum(disk_bytes(path.stat().st_size) for path in files)
@@ -208,7 +210,7 @@ async def test_quarantine_counts_into_the_limit(cache: Held, tmp_path: Path) -> 
 
 async def test_quarantine_goes_before_content(cache: Held, tmp_path: Path) -> None:
     held = [await cache.blocks(number) for number in range(9)]
-    kept = await cache.content.set_aside(held[0], {"reason": "a test"})
+    kept = await cache.content.faults.set_aside(held[0], {"reason": "a test"})
     assert kept is not None
     assert cache.evictor.used == 91 * BLOCK, "it counts, and so does its note"
     held.append(await cache.blocks(9))
@@ -347,12 +349,32 @@ def killed_before_its_row(cache: Held, number: int, blocks: int) -> Digest:
     return sha256(data)
 
 
+async def test_one_eviction_passes_by_protected_content_once(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eviction, "_BATCH", 4)
+    cache.protected = {await cache.blocks(number, 1) for number in range(10)}
+    others = {await cache.blocks(number, 1) for number in range(10, 30)}
+    looked_at: Counter[Digest] = Counter()
+    coldest = cache.index.coldest
+
+    async def watched(after: Position | None, limit: int) -> list[tuple[Position, BlobRecord]]:
+        page = await coldest(after, limit)
+        looked_at.update(record.digest for _, record in page)
+        return page
+
+    monkeypatch.setattr(cache.index, "coldest", watched)
+    assert await cache.evictor.evict(len(others) * BLOCK) == (len(others), len(others) * BLOCK)
+    assert await cache.on_disk() == cache.protected
+    assert {looked_at[digest] for digest in cache.protected} == {1}
+
+
 async def test_t05_what_a_killed_process_left_is_counted_before_the_first_download(
     tmp_path: Path, clock: Clock
 ) -> None:
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock)
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
         await cache.blocks(1, 10)
         landed = killed_before_its_row(cache, 2, 30)
         await cache.index.loosen_files([landed])
@@ -368,7 +390,7 @@ async def test_t05_what_a_killed_process_left_is_counted_before_the_first_downlo
         assert set(await cache.index.loose_files()) == {landed, evicted}
         assert await cache.content.holds(landed), "it is adopted when it is asked for"
         assert cache.evictor.used == 50 * BLOCK
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
         assert cache.evictor.used == 50 * BLOCK
         assert await cache.content.holds(evicted)
         assert await cache.index.loose_files() == []
@@ -380,17 +402,17 @@ async def test_t05_orphans_that_are_not_adopted_yet_are_looked_for_at_the_next_s
     monkeypatch.setattr(eviction, "COUNT_SECONDS", 0.01)
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock)
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
         killed_before_its_row(cache, 2, 30)  # as a power cut leaves it: the index knows of nothing
         monkeypatch.setattr(cache.store, "open", _broken)
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
         monkeypatch.undo()
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock)
         monkeypatch.setattr(eviction, "COUNT_SECONDS", 0.01)
         with pytest.raises(NoRoom, match="counted"):
             await cache.evictor.reserve(BLOCK)
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
         assert cache.evictor.used == 30 * BLOCK
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock)

@@ -77,14 +77,14 @@ async def test_untagged_manifests_are_those_that_nothing_names(cache: Held) -> N
     await cache.image("app:2", INDEX)
     loose = await cache.hold(LOOSE.manifest, LOOSE.media_type)
     assert await untagged(cache) == set()  # no repository is known to hold it
-    await cache.content.link(TARGET, [loose])
+    await cache.content.links.add(TARGET, [loose])
     assert await untagged(cache) == {(str(TARGET), loose)}
 
 
 async def test_a_tag_of_a_repository_that_does_not_hold_it_names_nothing(cache: Held) -> None:
     await cache.image("app:1", IMAGE)
     other, _ = named("ghcr.io/team/app:1")
-    await cache.content.link(other, [Digest(IMAGE.digest)])
+    await cache.content.links.add(other, [Digest(IMAGE.digest)])
     assert await untagged(cache) == set()
     await cache.content.links.remove(TARGET, [Digest(IMAGE.digest)])
     assert await untagged(cache) == {(str(other), IMAGE.digest)}

@@ -293,12 +293,12 @@ async def test_what_is_unpinned_goes_like_anything_else(cache: Held) -> None:
 async def test_a_pin_that_cannot_be_noted_is_not_acknowledged(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fails(names: object) -> None:
+    async def fails(name: str, value: object) -> None:
         raise StorageError("No space left on device")
 
     pins = await loaded(cache)
     await pins.add("app:1")
-    monkeypatch.setattr(cache.index, "set_pins", fails)
+    monkeypatch.setattr(cache.index, "set_note", fails)
     with pytest.raises(StorageError):
         await pins.add("app:2")
     with pytest.raises(StorageError):
@@ -362,30 +362,41 @@ async def test_a_pin_that_cannot_be_read_keeps_the_proxy_from_starting(start: St
 
 async def test_t63_a_pin_that_cannot_be_read_is_not_lost_at_the_next_add(cache: Held) -> None:
     noted = ["docker.io/library/app:1", "gone.example/app:1"]
-    await cache.index.set_pins(noted)
+    await cache.index.set_note("pins", noted)
     pins = await loaded(cache)
     assert pins.added() == noted
     await pins.add("app:2")
     await pins.remove("app:1")
     left = ["docker.io/library/app:2", "gone.example/app:1"]
-    assert await cache.index.pins() == left
+    assert await cache.index.note("pins") == left
     assert (await loaded(cache)).added() == left
     await pins.remove("gone.example/app:1")
-    assert await cache.index.pins() == ["docker.io/library/app:2"]
+    assert await cache.index.note("pins") == pins.added() == ["docker.io/library/app:2"]
+
+
+async def test_a_star_of_a_configured_pattern_also_stands_for_slashes(cache: Held) -> None:
+    pins = cache.pins("ghcr.io/team*:1")
+    assert pins.pinning(*named("ghcr.io/team/deep/app:1"), Digest(ONE.digest)) == [
+        "ghcr.io/team*:1"
+    ]
+    assert pins.pinning(*named("ghcr.io/team/deep/app:2"), Digest(ONE.digest)) == []
+    added = await loaded(cache)
+    await added.add("ghcr.io/team*:1")
+    assert added.pinning(*named("ghcr.io/team/deep/app:1"), Digest(ONE.digest)) == []
 
 
 async def test_t63_pins_that_the_disk_did_not_give_are_not_lost_at_the_next_add(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await cache.index.set_pins(["docker.io/library/app:1"])
-    read, failures = cache.index.pins, [StorageError("broken")] * 2
+    await cache.index.set_note("pins", ["docker.io/library/app:1"])
+    read, failures = cache.index.note, [StorageError("broken")] * 2
 
-    async def failing() -> object:
+    async def failing(name: str) -> object:
         if failures:
             raise failures.pop()
-        return await read()
+        return await read(name)
 
-    monkeypatch.setattr(cache.index, "pins", failing)
+    monkeypatch.setattr(cache.index, "note", failing)
     pins = await loaded(cache)
     assert pins.added() == []
     with pytest.raises(StorageError):
@@ -393,7 +404,7 @@ async def test_t63_pins_that_the_disk_did_not_give_are_not_lost_at_the_next_add(
     await pins.add("app:2")
     both = ["docker.io/library/app:1", "docker.io/library/app:2"]
     assert pins.added() == both
-    assert await read() == both
+    assert await read("pins") == both
 
 
 class HeldBack:
@@ -430,7 +441,7 @@ async def test_the_protected_content_is_computed_once_for_all_who_ask_meanwhile(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pins = await loaded(cache, "app:1")
-    slow = HeldBack(monkeypatch, pins, "_collect")
+    slow = HeldBack(monkeypatch, pins, "pinned")
     first, second = (asyncio.create_task(pins.protected()) for _ in range(2))
     await slow.reached.wait()
     slow.go_on.set()

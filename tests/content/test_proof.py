@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.content.proof import hash_stored
+from proxy.content.checks import hash_stored
 from proxy.core.errors import StorageError
 from proxy.core.names import DigestVerifier, sha256
 
@@ -10,8 +10,6 @@ DATA = bytes(range(256)) * 4096 + b"the end"
 
 
 class Stored:
-    fd = None
-
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.reads: list[tuple[int, int]] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.content import tags
+from proxy.content import facts
 from proxy.core.names import Digest, Tag
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -28,7 +28,7 @@ async def names(cache: Held) -> list[str]:
 async def test_all_tags_come_sorted_in_batches(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tags, "_BATCH", 2)
+    monkeypatch.setattr(facts, "_BATCH", 2)
     for name in ("b:2", "a:1", "ghcr.io/x/y:1", "b:1", "a:2"):
         await cache.image(name, IMAGE)
     batches = [[image.name for image in batch] async for batch in cache.content.tags.all()]
@@ -65,11 +65,11 @@ async def test_the_tags_of_a_manifest_are_found(cache: Held) -> None:
 async def test_a_tag_that_goes_meanwhile_is_left_out(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tags, "_BATCH", 1)
+    monkeypatch.setattr(facts, "_BATCH", 1)
     for name in ("app:1", "app:2", "app:3"):
         await cache.image(name, IMAGE)
     found = []
     async for batch in cache.content.tags.all():
         found += [image.tag for image in batch]
-        await cache.content.tags.drop(TARGET, Tag("2"))
+        await cache.content.tags.set(TARGET, Tag("2"), None)
     assert found == ["1", "3"]

@@ -69,7 +69,7 @@ async def test_tags_are_sorted_and_per_repository(files: Files) -> None:
         assert Tag(tag) in await index.tags(NGINX)
     await index.set_tag(OTHER, Tag("c"), tagged(1, 1.0))
     assert await index.tags(NGINX) == ["B", "a", "b"]
-    await index.drop_tag(NGINX, Tag("a"))
+    await index.set_tag(NGINX, Tag("a"), None)
     assert await index.tags(NGINX) == ["B", "b"]
 
 
@@ -78,7 +78,7 @@ async def test_history_keeps_every_digest_with_first_and_last_sight(files: Files
     for number, at in ((1, 10.0), (1, 20.0), (2, 30.0), (1, 40.0)):
         await index.set_tag(NGINX, LATEST, tagged(number, at))
         assert (await index.history(NGINX, LATEST))[-1].last_seen == at
-    await index.drop_tag(NGINX, LATEST)
+    await index.set_tag(NGINX, LATEST, None)
     async for index in opened(files):
         assert await index.tag(NGINX, LATEST) is None
         assert await index.tags(NGINX) == []
@@ -105,7 +105,7 @@ async def test_all_tags_come_in_pages_with_what_is_known_of_them(files: Files) -
     for number, target in enumerate((NGINX, OTHER, Target("docker.io", Repo("a/b")))):
         for tag in ("c", "a", "gone"):
             await index.set_tag(target, Tag(tag), tagged(number, 1.0))
-        await index.drop_tag(target, Tag("gone"))
+        await index.set_tag(target, Tag("gone"), None)
     await index.set_blob(manifest(1))
     await index.link(OTHER, [digest(1)])
     async for index in opened(files):
@@ -269,6 +269,22 @@ async def test_dropped_content_is_gone_and_who_holds_it_upstream_stays_known(fil
         assert index.usage() == Usage(0, 0)
     await index.set_blob(blob(1, 3.0))
     assert await index.blob(digest(1)) == blob(1, 3.0)
+
+
+async def test_a_file_is_loose_until_it_has_a_row_or_is_forgotten(files: Files) -> None:
+    index = await files.open()
+    await index.loosen_files(digests(1, 2, 3))
+    async for index in opened(files):
+        assert set(await index.loose_files()) == set(digests(1, 2, 3))
+    await index.set_blob(blob(1))
+    await index.set_blob(blob(4))
+    assert set(await index.loose_files()) == set(digests(2, 3))
+    await index.drop_blobs(digests(4, 5))
+    async for index in opened(files):
+        assert set(await index.loose_files()) == set(digests(2, 3, 4, 5)), "rows go before files"
+    await index.forget_files(digests(2, 4))
+    async for index in opened(files):
+        assert set(await index.loose_files()) == set(digests(3, 5))
 
 
 async def test_what_is_public_is_known_after_a_restart_and_after_a_use(files: Files) -> None:
@@ -507,6 +523,20 @@ async def test_manifests_that_list_each_other_end(files: Files, clock: Clock) ->
     assert (await order(index), index.usage()) == ([], Usage(0, 0))
 
 
+async def test_a_use_shows_in_the_records_of_all_that_is_used(files: Files, clock: Clock) -> None:
+    index = await files.open()
+    for number in (2, 3):
+        await index.set_blob(blob(number, clock()))
+    await index.set_blob(manifest(1, clock()), listing(2))
+    await index.set_blob(manifest(4, clock()), listing(1, 3))
+    await index.records(digests(1, 2, 3, 4))
+    clock.advance(5)
+    index.touch(digest(4))
+    page = await index.coldest(None, 10)
+    assert await index.records(digests(1, 2, 3, 4)) == {one.digest: one for _, one in page}
+    assert all(one.used_at >= clock() for _, one in page)
+
+
 async def test_dropped_content_is_not_used(files: Files, clock: Clock) -> None:
     index = await files.open()
     await index.set_blob(blob(1, clock()))
@@ -543,7 +573,7 @@ async def test_manifests_without_a_name(files: Files) -> None:
         assert {target for target, _ in rows} == {OTHER}
 
 
-# Notes and pins
+# Notes
 
 
 async def test_notes_are_json_values_and_outlive_a_restart(files: Files) -> None:
@@ -556,15 +586,6 @@ async def test_notes_are_json_values_and_outlive_a_restart(files: Files) -> None
     async for index in opened(files):
         assert await index.note("a") == 1.5
         assert await index.note("b") is True
-
-
-async def test_pins_are_known_to_be_none_or_not_known(files: Files) -> None:
-    index = await files.open()
-    assert await index.pins() is None
-    for names in (["b", "a", "c"], []):
-        await index.set_pins(names)
-        async for index in opened(files):
-            assert await index.pins() == names
 
 
 # The rest
@@ -594,10 +615,20 @@ async def test_the_revision_grows_with_tags_and_manifests(files: Files) -> None:
     assert has_grown()
     await index.drop_blobs(digests(2))
     assert has_grown()
-    await index.drop_tag(NGINX, LATEST)
+    await index.set_tag(NGINX, LATEST, None)
     assert has_grown()
-    await index.drop_tag(NGINX, LATEST)
+    await index.set_tag(NGINX, LATEST, None)
     assert not has_grown()
+
+
+async def test_what_only_a_dropped_manifest_listed_is_pruned(files: Files, clock: Clock) -> None:
+    index = await files.open()
+    await index.set_blob(manifest(1), listing(9))
+    await index.link(NGINX, digests(9))
+    assert await index.prune(clock() + 1) == 0
+    await index.drop_blobs(digests(1))
+    assert await index.prune(clock() + 1) == 1
+    assert not await index.linked(NGINX, digest(9))
 
 
 async def test_pruning_forgets_what_nothing_holds_and_what_was_not_seen_lately(
@@ -609,7 +640,7 @@ async def test_pruning_forgets_what_nothing_holds_and_what_was_not_seen_lately(
     await index.set_blob(manifest(1), listing(2))
     for tag, number in ((Tag("held"), 1), (old, 8), (dropped, 8)):
         await index.set_tag(NGINX, tag, tagged(number, start))
-    await index.drop_tag(NGINX, dropped)
+    await index.set_tag(NGINX, dropped, None)
     for subject in (1, 8):
         await index.add_referrer(NGINX, digest(subject), entry(3))
     await index.link(NGINX, digests(1, 2, 8))

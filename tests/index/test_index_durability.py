@@ -89,16 +89,16 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> Syncs:
     return Syncs(monkeypatch)
 
 
-async def test_notes_and_pins_are_on_the_disk_once_they_are_written(
+async def test_notes_and_loose_files_are_on_the_disk_once_they_are_written(
     tmp_path: Path, clock: Clock, syncs: Syncs
 ) -> None:
     files = SqliteFiles(tmp_path / "index", clock)
     index = await files.open()
     await index.set_tag(NGINX, LATEST, tagged(1, 1.0))
     await index.set_note("a", 1)
-    await index.set_pins(["a"])
+    await index.loosen_files([digest(1)])
     await index.set_tag(NGINX, LATEST, tagged(1, 2.0))
-    assert syncs.levels == [1, 2, 2, 1], "FULL for notes and pins, NORMAL for the rest"
+    assert syncs.levels == [1, 2, 2, 1], "FULL for notes and loose files, NORMAL for the rest"
     await files.close()
 
 

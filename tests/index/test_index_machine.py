@@ -171,7 +171,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(holder=targets, tag=tags)
     def drop_tag(self, holder: Target, tag: Tag) -> None:
-        self.run(self.index.drop_tag(holder, tag))
+        self.run(self.index.set_tag(holder, tag, None))
         self.model.tags.pop((holder, tag), None)
 
     @rule(holder=targets, tag=tags)

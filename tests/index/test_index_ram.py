@@ -207,6 +207,55 @@ async def test_what_comes_along_with_an_answer_may_be_outdated(
     assert not await index.linked(NGINX, digest(1))
 
 
+async def test_what_is_pruned_is_read_again_only_when_it_is_gone(
+    files: SqliteFiles, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    index = await files.open()
+    await index.link(NGINX, [digest(1)])
+    await index.set_tag(NGINX, LATEST, tagged(1, clock()))
+    held = Held(monkeypatch)
+    pruning = asyncio.ensure_future(index.prune(clock() + 1))
+    async with asyncio.timeout(30):
+        while not index._facts._writing:
+            await asyncio.sleep(0.001)
+    asked = [
+        asyncio.ensure_future(work)
+        for work in (index.linked(NGINX, digest(1)), index.holders(digest(1)))
+    ]
+    await asyncio.sleep(0.01)
+    assert not any(one.done() for one in asked)
+    assert not index.peek_linked(NGINX, digest(1))
+    held.gate.set()
+    assert await asyncio.gather(*asked) == [False, []]
+    assert await pruning == 2
+    assert await index.tag(NGINX, LATEST) is None
+    assert await index.history(NGINX, LATEST) == ()
+
+
+async def test_what_is_needed_again_while_it_is_pruned_stays(
+    files: SqliteFiles, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    index = await files.open()
+    await index.link(NGINX, [digest(1)])
+    await index.set_tag(NGINX, LATEST, tagged(2, clock()))
+    clock.advance(10)
+    page = facts.Facts.page
+
+    async def overtaken(known: facts.Facts, *args: Any) -> Any:
+        rows = await page(known, *args)
+        if rows and LATEST in rows[0]:
+            await index.set_tag(NGINX, LATEST, tagged(2, clock()))
+        elif rows:
+            await index.set_blob(blob(1))
+        return rows
+
+    monkeypatch.setattr(facts.Facts, "page", overtaken)
+    assert await index.prune(clock() - 5) == 0
+    monkeypatch.undo()
+    assert await index.linked(NGINX, digest(1))
+    assert await index.tag(NGINX, LATEST) == tagged(2, clock())
+
+
 async def test_a_write_goes_on_when_its_caller_is_cancelled(
     files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,14 +110,12 @@ STEPS: dict[str, Step] = {
     "history": lambda index: index.history(NGINX, LATEST),
     "referrers": lambda index: index.referrers(NGINX, digest(1)),
     "use": used,
-    "drop_tag": lambda index: index.drop_tag(NGINX, Tag("old")),
+    "set_tag to nothing": lambda index: index.set_tag(NGINX, Tag("old"), None),
     "forget_tag": lambda index: index.forget_tag(NGINX, Tag("gone")),
     "unlink": lambda index: index.unlink(NGINX, [digest(2)]),
     "drop_blobs": lambda index: index.drop_blobs([digest(2)]),
     "note": lambda index: index.note("a"),
     "set_note": lambda index: index.set_note("a", 1),
-    "pins": lambda index: index.pins(),
-    "set_pins": lambda index: index.set_pins(["a"]),
     "blobs": lambda index: index.blobs(None, 5),
     "incomplete": lambda index: index.incomplete(None, 5),
     "untagged": lambda index: index.untagged(None, 5),
@@ -131,8 +129,6 @@ RAISING = {
     "use",
     "note",
     "set_note",
-    "pins",
-    "set_pins",
     "blobs",
     "incomplete",
     "untagged",
@@ -155,7 +151,7 @@ async def test_every_statement_may_fail_in_turn(
             if other == name:
                 break
             await step(index)
-        index._facts._forget()  # so that the step asks the disk
+        index._facts.forget()  # so that the step asks the disk
         await index._facts.threads.written()
         first, troubles = disk.passed, opened.troubles
         disk.failed.clear()
@@ -233,6 +229,58 @@ async def test_what_failed_never_replaces_what_was_written_after_it(
     async with second.index as again:
         assert await again.tag(NGINX, LATEST) == tagged(2, 2.0)
         assert await again.blob(digest(1)) is None
+
+
+@pytest.mark.parametrize("table", ["link", "referrer"])
+async def test_rows_that_could_not_be_pruned_stay_until_the_next_time(
+    opened: Opened, disk: FailingDatabase, clock: Clock, table: str
+) -> None:
+    index = opened.index
+    await index.link(NGINX, [digest(1)])
+    await index.add_referrer(NGINX, digest(1), {"digest": digest(2)})
+    disk.fails = lambda _, sql: sql.startswith(f"DELETE FROM {table}")
+    await index.prune(clock() + 1)
+    assert index.failure is not None or table == "link"
+    disk.fails = lambda *_: False
+    assert await index.linked(NGINX, digest(1)) is (table == "link")
+    assert bool(await index.referrers(NGINX, digest(1))) is (table == "referrer")
+    index._facts.write_again()
+    await index._facts.threads.written()
+    assert await index.linked(NGINX, digest(1)) is (table == "link"), "RAM is as the file"
+    await index.prune(clock() + 1)
+    assert not await index.linked(NGINX, digest(1))
+    assert not await index.referrers(NGINX, digest(1))
+
+
+async def test_usage_is_counted_anew_when_a_record_could_not_be_read(
+    tmp_path: Path, clock: Clock, disk: FailingDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.index.sqlite.FLUSH_SECONDS", 0.01)
+    async with Opened(tmp_path / "index", clock).index as index:
+        await index.set_blob(blob(1))
+        await index.set_blob(blob(2))
+        index._facts.forget()
+        disk.fails = lambda _, sql: "digest IN" in sql
+        await index.set_blob(blob(1))
+        await index.drop_blobs([digest(2)])
+        disk.fails = lambda *_: False
+        async with asyncio.timeout(30):
+            while index.usage() != Usage(1, BLOCK):
+                await asyncio.sleep(0.01)
+
+
+async def test_what_is_not_written_yet_counts_when_a_damaged_file_was_replaced(
+    opened: Opened, disk: FailingDatabase
+) -> None:
+    index = opened.index
+    await index.blob(digest(1))
+    disk.fails = lambda _, sql: sql.startswith("INSERT")
+    await index.set_blob(blob(1))
+    disk.fails = lambda *_: False
+    index._facts._replaced()
+    await index._facts.threads.written()
+    assert index.usage() == Usage(1, BLOCK)
+    assert index.peek_blob(digest(1)) == blob(1)
 
 
 async def test_an_index_that_cannot_be_opened_says_so(tmp_path: Path, clock: Clock) -> None:

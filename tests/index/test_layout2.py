@@ -52,7 +52,7 @@ async def check(index: SqliteIndex, said: Any) -> None:
     for fact in said["referrers"]:
         found = await index.referrers(target(fact), Digest(fact["subject"]))
         assert list(found) == fact["told_by_held"]
-    assert await index.pins() == said["notes"]["pins"]
+    assert await index.note("pins") == said["notes"]["pins"]
     for name in ("in use", "verify"):
         assert await index.note(name) == said["notes"][name]
 
@@ -115,7 +115,7 @@ async def test_everything_is_taken_over(tmp_path: Path, clock: Clock, archive: s
 @pytest.mark.parametrize(
     "place",
     [
-        "proxy.index.name_rows.set_pins",
+        "proxy.index.name_rows.set_note",
         "proxy.index.database._sync",
         "proxy.index.layout2.remove",
         "shutil.rmtree",
@@ -147,7 +147,7 @@ async def test_a_take_over_without_room_leaves_everything(
         def fail(*_: Any) -> None:
             raise full
 
-        patched.setattr("proxy.index.name_rows.set_pins", fail)
+        patched.setattr("proxy.index.name_rows.set_note", fail)
         troubles: list[int] = []
         index = SqliteIndex(path, clock=clock, on_trouble=lambda: troubles.append(1))
         async with index:
@@ -244,5 +244,5 @@ async def test_a_damaged_table_of_the_former_layout_costs_no_other(
     if table != "blobs":
         await check_blobs(index, said["blobs"])
     if table != "notes":
-        assert await index.pins() == said["notes"]["pins"]
+        assert await index.note("pins") == said["notes"]["pins"]
     await files.close()

@@ -54,7 +54,7 @@ async def test_c08_the_first_bytes_come_before_the_last_have_arrived(
         assert await response.content.read() == DATA[900_000:]
 
 
-async def test_t06_clients_that_leave_disturb_nobody_and_the_download_finishes(
+async def test_t06_disconnected_clients_disturb_no_other_and_the_download_finishes(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     release = upstream.stall(1_000_000, kind="blob")
@@ -70,7 +70,7 @@ async def test_t06_clients_that_leave_disturb_nobody_and_the_download_finishes(
     assert proxy.held() == {LAYER}
 
 
-async def test_the_download_finishes_though_every_client_has_left(
+async def test_the_download_finishes_after_all_clients_disconnected(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     release = upstream.stall(1_000_000, kind="blob")
@@ -86,7 +86,7 @@ async def test_the_download_finishes_though_every_client_has_left(
 
 
 @pytest.mark.parametrize("position", [0, -1, 1_500_000])
-async def test_t02_a_wrong_byte_is_never_served_whole_nor_kept(
+async def test_t02_a_blob_with_a_wrong_byte_is_neither_completed_nor_kept(
     proxy: Proxy, upstream: FakeUpstream, position: int
 ) -> None:
     upstream.fault(corrupt(position), kind="blob", times=1)
@@ -100,7 +100,7 @@ async def test_t02_a_wrong_byte_is_never_served_whole_nor_kept(
 
 
 @pytest.mark.parametrize("length", [-5, 5])
-async def test_t01_a_wrong_length_is_never_served_whole_nor_kept(
+async def test_t01_a_blob_of_wrong_length_is_neither_completed_nor_kept(
     proxy: Proxy, upstream: FakeUpstream, length: int
 ) -> None:
     upstream.fault(announce(length), kind="blob", times=1)
@@ -121,7 +121,7 @@ async def test_a_body_without_announced_length(proxy: Proxy, upstream: FakeUpstr
     assert proxy.held() == {LAYER}
 
 
-async def test_the_manifest_tells_a_length_that_upstream_does_not(
+async def test_the_manifest_gives_a_length_that_upstream_does_not_announce(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     assert (await proxy.get("/v2/app/manifests/latest")).status == 200
@@ -130,7 +130,7 @@ async def test_the_manifest_tells_a_length_that_upstream_does_not(
     assert (answer.body, answer.headers["Content-Length"]) == (DATA, str(len(DATA)))
 
 
-async def test_a_body_without_length_that_is_wrong_has_no_end(
+async def test_a_wrong_body_without_length_is_not_ended(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     upstream.fault(chunked(), corrupt(-1), kind="blob")
@@ -172,7 +172,7 @@ async def test_t23_head_of_a_blob_asks_upstream_for_no_body(
     assert not upstream.requests
 
 
-async def test_a_missing_blob_is_unknown_and_remembered(
+async def test_a_missing_blob_is_unknown_and_the_absence_is_cached(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     path = f"/v2/app/blobs/{content.digest(b'none')}"
@@ -228,7 +228,7 @@ async def test_c05_the_limit_holds_and_hot_content_stays(
     assert cache["evictions"] == len(digests) - cache["files"]
 
 
-async def test_what_does_not_fit_passes_through_verified(
+async def test_a_blob_that_does_not_fit_passes_through_verified(
     start: Start, upstream: FakeUpstream
 ) -> None:
     proxy = await start(storage={"max_size": "1MiB"})
@@ -243,7 +243,7 @@ async def test_what_does_not_fit_passes_through_verified(
         await proxy.get(PATH)
 
 
-async def test_a_manifest_saves_the_question_whether_it_fits(
+async def test_a_size_in_a_manifest_decides_whether_a_blob_fits(
     start: Start, upstream: FakeUpstream
 ) -> None:
     proxy = await start(storage={"max_size": "1MiB"})
@@ -253,7 +253,7 @@ async def test_a_manifest_saves_the_question_whether_it_fits(
     assert len(upstream.requests) == 1
 
 
-async def test_t33_a_download_is_not_joined_through_another_name(
+async def test_t33_a_download_is_not_joined_from_another_repository(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     upstream.add("org/else", content.image(99))
@@ -265,7 +265,9 @@ async def test_t33_a_download_is_not_joined_through_another_name(
     assert (await asked).body == DATA
 
 
-async def test_another_name_that_holds_it_joins(proxy: Proxy, upstream: FakeUpstream) -> None:
+async def test_another_repository_that_has_the_blob_joins_the_download(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
     upstream.add("org/copy", BIG)
     release = upstream.stall(1_000_000, kind="blob", repository="library/app")
     asked = [asyncio.create_task(proxy.get(PATH))]
@@ -278,7 +280,9 @@ async def test_another_name_that_holds_it_joins(proxy: Proxy, upstream: FakeUpst
     assert upstream.bodies(LAYER) == 1
 
 
-async def test_ones_refusal_is_not_anothers(proxy: Proxy, upstream: FakeUpstream) -> None:
+async def test_a_refusal_holds_for_one_repository_only(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
     """A repository that does not hold a blob must not spoil it for one that does."""
     upstream.add("org/else", content.image(99))
     assert (await proxy.get("/v2/app/manifests/latest")).status == 200
@@ -292,7 +296,7 @@ async def test_ones_refusal_is_not_anothers(proxy: Proxy, upstream: FakeUpstream
     assert (await joined).body == DATA
 
 
-async def test_a_kill_leaves_a_cache_that_is_right(
+async def test_a_killed_process_leaves_a_correct_cache(
     start: Start, upstream: FakeUpstream, proxy: Proxy
 ) -> None:
     """Rows without blobs are dropped; blobs without rows are proven, then adopted or deleted."""

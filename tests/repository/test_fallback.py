@@ -4,12 +4,16 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
 from aiohttp import ClientPayloadError
 
+from proxy.core.errors import BlobUnknown
+from proxy.core.names import Digest, Target
+from proxy.core.sources import Piece, Priority
+from proxy.repository.origins import Origin
 from proxy.storage import fallback
 from tests.fakes import content, faults
 from tests.fakes.clock import Clock
@@ -87,6 +91,26 @@ async def test_offline_a_tag_can_be_pulled_from_the_disk_and_stays(
     assert not upstream.requests
 
 
+async def test_offline_an_image_held_for_one_repository_is_served_to_another_that_the_disk_names(
+    start: Start, disk: Path
+) -> None:
+    write_layout(disk, NAMES | {"docker.io/library/twin:latest": APP})
+    proxy = await start(offline=True, fallback=[str(disk)])
+    for name in ("app", "twin"):
+        await pulled(proxy, name, APP)
+        await proxy.settled()
+
+
+async def test_offline_a_blob_is_served_as_soon_as_the_disk_has_it(
+    start: Start, disk: Path
+) -> None:
+    proxy = await start(offline=True, fallback=[str(disk)], freshness={"negative_ttl": "1h"})
+    blob_file(disk, LAYER).unlink()
+    assert (await proxy.get(f"/v2/app/blobs/{LAYER}")).status == 404
+    blob_file(disk, LAYER).write_bytes(APP.blobs[LAYER])
+    assert (await proxy.get(f"/v2/app/blobs/{LAYER}")).status == 200
+
+
 async def test_offline_an_index_and_its_images(start: Start, disk: Path) -> None:
     proxy = await start(offline=True, fallback=[str(disk)])
     assert (await proxy.get("/v2/many/manifests/1")).body == LIST.manifest
@@ -95,7 +119,7 @@ async def test_offline_an_index_and_its_images(start: Start, disk: Path) -> None
         assert (answer.status, answer.body) == (200, image.manifest)
 
 
-async def test_offline_what_the_disk_lacks_is_unknown(start: Start, disk: Path) -> None:
+async def test_offline_content_that_the_disk_lacks_is_unknown(start: Start, disk: Path) -> None:
     proxy = await start(offline=True, fallback=[str(disk)])
     for path in ("manifests/2", f"manifests/{OTHER.digest}", f"blobs/{OTHER.layers[0]}"):
         assert (await proxy.get(f"/v2/app/{path}")).status == 404
@@ -133,7 +157,7 @@ async def test_a_tag_comes_from_the_disk_when_the_registry_fails(
     assert (await proxy.get("/v2/app/manifests/latest")).body == OTHER.manifest, "asked at once"
 
 
-async def test_a_registry_that_answers_is_believed_about_tags(
+async def test_an_available_registry_decides_where_tags_point(
     start: Start, upstream: FakeUpstream, disk: Path
 ) -> None:
     upstream.add("library/app", OTHER)
@@ -188,7 +212,7 @@ async def test_a_disk_that_fails_in_the_middle_is_followed_by_the_registry(
     assert LAYER in proxy.held()
 
 
-async def test_a_missing_directory_is_skipped_told_once_and_used_when_it_is_there(
+async def test_a_missing_directory_is_skipped_logged_once_and_used_once_it_exists(
     start: Start, upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.add("library/app", APP)
@@ -254,7 +278,7 @@ async def test_a_directory_that_hangs_delays_one_request_and_is_used_when_it_ans
     assert proxy.log.getvalue().count("a fallback directory is used again") == 1
 
 
-async def test_a_directory_that_hangs_takes_no_more_threads_than_its_bound(
+async def test_a_directory_that_hangs_uses_a_bounded_number_of_threads(
     start: Start, upstream: FakeUpstream, dead: DeadMount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fallback, "HANG_SECONDS", 0.001)
@@ -280,6 +304,19 @@ async def test_a_manifest_from_the_disk_begins_a_prefetch(
     assert not upstream.count("GET")
 
 
+async def test_what_is_no_file_is_not_there(
+    start: Start, upstream: FakeUpstream, disk: Path
+) -> None:
+    upstream.add("library/app", APP)
+    path = blob_file(disk, LAYER)
+    path.unlink()
+    os.mkfifo(path)
+    proxy = await start(fallback=[str(disk)])
+    answer = await proxy.get(f"/v2/app/blobs/{LAYER}")
+    assert (answer.status, answer.body) == (200, APP.blobs[LAYER])
+    assert upstream.bodies(LAYER) == 1
+
+
 @pytest.mark.parametrize("part", ["blobs", "blobs/sha256", "file", "index.json"])
 async def test_no_link_leads_out_of_the_directory(
     start: Start, upstream: FakeUpstream, disk: Path, tmp_path: Path, part: str
@@ -294,16 +331,14 @@ async def test_no_link_leads_out_of_the_directory(
     assert upstream.bodies(LAYER) == 1
 
 
-async def test_names_of_other_tools_are_understood(start: Start, tmp_path: Path) -> None:
+async def test_names_written_by_other_tools_are_read(start: Start, tmp_path: Path) -> None:
     name = "org.opencontainers.image.ref.name"
     write_layout(tmp_path / "mnt", NAMES, annotation=name)
     proxy = await start(offline=True, fallback=[str(tmp_path / "mnt")])
     await pulled(proxy, "app", APP)
 
 
-async def test_nothing_stays_open_so_that_the_disk_can_be_unmounted(
-    start: Start, disk: Path
-) -> None:
+async def test_no_file_stays_open_so_the_disk_can_be_unmounted(start: Start, disk: Path) -> None:
     proxy = await start(offline=True, fallback=[str(disk)])
     await pulled(proxy, "app", APP)
     await proxy.settled()
@@ -311,7 +346,7 @@ async def test_nothing_stays_open_so_that_the_disk_can_be_unmounted(
     assert not [path for path in links if path.startswith(str(disk))]
 
 
-async def test_a_real_cache_is_carried_in(
+async def test_the_directory_of_a_real_cache_works_as_a_fallback(
     start: Start, upstream: FakeUpstream, tmp_path: Path, clock: Clock
 ) -> None:
     """What one Millpond has pulled, another without a network serves, tags and all."""
@@ -329,3 +364,53 @@ async def test_a_real_cache_is_carried_in(
     assert not upstream.requests
     await second.settled()
     assert {*APP.blobs, *DOCKER.blobs} <= second.held()
+
+
+class Shelf:
+    """A source that is neither a registry nor a directory."""
+
+    is_public = False
+
+    def __init__(self, blobs: dict[str, bytes]) -> None:
+        self._blobs = blobs
+
+    async def open(self, target: Target, digest: Digest, offset: int, _: Priority) -> "ShelfBody":
+        await self.blob_size(target, digest)
+        return ShelfBody(self._blobs[digest], offset)
+
+    async def blob_size(self, target: Target, digest: Digest) -> int:
+        if digest not in self._blobs:
+            raise BlobUnknown(f"{target}@{digest}")
+        return len(self._blobs[digest])
+
+    def reject(self, digest: Digest) -> None:
+        raise AssertionError(digest)
+
+
+class ShelfBody:
+    def __init__(self, data: bytes, offset: int) -> None:
+        self.size = len(data)
+        self._rest = Piece(offset, data[offset:])
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        yield self._rest
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("lacks", [0, 1])
+async def test_offline_an_image_is_complete_if_any_other_source_has_its_blobs(
+    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, lacks: int
+) -> None:
+    upstream.add("library/app", APP)
+    online = await start()
+    assert (await online.get("/v2/app/manifests/latest")).status == 200
+    await online.close()
+    shelf = Shelf(dict(list(APP.blobs.items())[lacks:]))
+    monkeypatch.setattr(Origin, "local_sources", property(lambda _: [shelf]))
+    offline = await start(offline=True)
+    if lacks:
+        assert (await offline.get("/v2/app/manifests/latest")).status == 404
+    else:
+        await pulled(offline, "app", APP)

@@ -75,7 +75,7 @@ async def test_c12_deleted_tags_by_policy(  # noqa: PLR0917 - cases and fixtures
     assert (await proxy.get(f"/v2/app/manifests/{OLD.digest}")).status == 200
 
 
-async def test_c17_a_signature_tag_is_looked_at_often(
+async def test_c17_a_signature_tag_is_checked_often(
     proxy: Proxy, upstream: FakeUpstream, clock: Clock
 ) -> None:
     tag = OLD.digest.replace(":", "-") + ".sig"
@@ -86,7 +86,7 @@ async def test_c17_a_signature_tag_is_looked_at_often(
     assert (await proxy.get(f"/v2/app/manifests/{tag}")).body == NEW.manifest
 
 
-async def test_c09_a_slow_check_does_not_hold_up_a_good_copy(
+async def test_c09_a_slow_check_does_not_delay_a_good_copy(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start(timeouts={"check": "200ms"})
@@ -104,7 +104,7 @@ async def test_c09_a_slow_check_does_not_hold_up_a_good_copy(
     assert (await proxy.get(LATEST)).body == NEW.manifest, "the check went on"
 
 
-async def test_without_a_good_copy_a_check_takes_its_time(
+async def test_without_a_good_copy_a_client_waits_for_the_check(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start(timeouts={"check": "100ms"})
@@ -127,7 +127,7 @@ async def test_c02_a_rate_limit_is_shown(proxy: Proxy, upstream: FakeUpstream) -
     assert (proxy.numbers["pulls_spent"], proxy.numbers["pulls_saved"]) == (1, 1)
 
 
-async def test_c02_the_reserve_is_kept_for_what_is_not_held(
+async def test_c02_the_reserve_is_kept_for_images_without_a_copy(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start(freshness={"rate_limit_reserve": 0.5})
@@ -142,7 +142,7 @@ async def test_c02_the_reserve_is_kept_for_what_is_not_held(
     assert (await proxy.get("/v2/other/manifests/latest")).body == NEW.manifest
 
 
-async def test_c02_at_zero_what_is_held_is_served_and_the_rest_is_told_when(
+async def test_c02_at_zero_copies_are_served_and_other_requests_get_a_retry_after(
     proxy: Proxy, upstream: FakeUpstream, clock: Clock
 ) -> None:
     upstream.behaviour.rate_limit = limit = RateLimit(limit=10, remaining=1, window=3600)
@@ -158,7 +158,7 @@ async def test_c02_at_zero_what_is_held_is_served_and_the_rest_is_told_when(
     assert (await proxy.get("/v2/other/manifests/latest")).body == NEW.manifest
 
 
-async def test_no_cache_doubts_an_absence(proxy: Proxy, upstream: FakeUpstream) -> None:
+async def test_no_cache_checks_a_cached_absence(proxy: Proxy, upstream: FakeUpstream) -> None:
     blob = content.blob(10, seed=5)
     paths = [
         f"/v2/app/blobs/{content.digest(blob)}",
@@ -174,9 +174,7 @@ async def test_no_cache_doubts_an_absence(proxy: Proxy, upstream: FakeUpstream) 
         assert (await proxy.get(path, Cache_Control="no-cache")).status == 200
 
 
-async def test_only_if_cached_lists_the_tags_that_are_known(
-    proxy: Proxy, upstream: FakeUpstream
-) -> None:
+async def test_only_if_cached_lists_known_tags(proxy: Proxy, upstream: FakeUpstream) -> None:
     held = {"Cache_Control": "only-if-cached"}
     assert (await proxy.get("/v2/app/tags/list", **held)).status == 504
     await pull(proxy, OLD)

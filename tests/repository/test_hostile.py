@@ -50,7 +50,7 @@ async def held(proxy: Proxy, path: str = PATH) -> None:
     await proxy.settled()
 
 
-async def test_t33_a_head_that_is_not_supported_vouches_for_nothing(
+async def test_t33_an_unsupported_head_confirms_nothing(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     upstream.add("org/else", content.image(99))
@@ -61,7 +61,7 @@ async def test_t33_a_head_that_is_not_supported_vouches_for_nothing(
     assert (await proxy.get(f"/v2/org/copy/blobs/{LAYER}")).body == DATA
 
 
-async def test_t33_a_head_with_another_digest_vouches_for_nothing(
+async def test_t33_a_head_with_another_digest_confirms_nothing(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     await held(proxy, LATEST)
@@ -78,7 +78,7 @@ async def test_t33_a_head_with_another_digest_vouches_for_nothing(
 
 
 @pytest.mark.parametrize("max_size", ["1GiB", "1MiB"], ids=["kept", "through"])
-async def test_t03_an_empty_body_is_not_served_for_what_is_not_empty(
+async def test_t03_an_empty_body_is_not_served_for_another_digest(
     start: Start, upstream: FakeUpstream, max_size: str
 ) -> None:
     proxy = await start(storage={"max_size": max_size})
@@ -88,15 +88,19 @@ async def test_t03_an_empty_body_is_not_served_for_what_is_not_empty(
     assert (await proxy.get(PATH)).body == DATA
 
 
-async def test_t02_a_login_page_is_no_manifest(proxy: Proxy, upstream: FakeUpstream) -> None:
+async def test_t02_a_login_page_is_not_accepted_as_a_manifest(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
     upstream.fault(body(b"<html>login</html>", "text/html"), digest_header(None), kind="manifest")
     answer = await proxy.get(LATEST)
-    assert (answer.status, b"no manifest" in answer.body) == (502, True)
+    assert (answer.status, b"not a manifest" in answer.body) == (502, True)
     assert not proxy.held()
     assert not await proxy.history("docker.io", "library/app", "latest")
 
 
-async def test_an_empty_head_tells_nothing(proxy: Proxy, upstream: FakeUpstream) -> None:
+async def test_a_head_without_headers_is_followed_by_a_get(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
     upstream.fault(header("Content-Length", "0"), method="HEAD")
     answer = await proxy.head(LATEST)
     assert answer.headers["Content-Length"] == str(len(BIG.manifest))
@@ -127,7 +131,7 @@ async def test_a_manifest_that_lies_about_sizes_harms_only_itself(
         assert (await proxy.get(PATH)).headers["Cache-Status"] == "Millpond; hit"
 
 
-async def test_t04_what_turns_out_not_to_fit_passes_through_from_then_on(
+async def test_t04_a_download_that_outgrows_the_room_passes_through(
     start: Start, upstream: FakeUpstream
 ) -> None:
     proxy = await start(storage={"max_size": "1MiB"})
@@ -140,7 +144,7 @@ async def test_t04_what_turns_out_not_to_fit_passes_through_from_then_on(
     assert not proxy.spooled()
 
 
-async def test_t04_what_comes_anew_must_be_what_came_before(
+async def test_t04_bytes_fetched_again_must_equal_those_already_sent(
     start: Start, upstream: FakeUpstream
 ) -> None:
     proxy = await start(storage={"max_size": "1MiB"})
@@ -151,7 +155,7 @@ async def test_t04_what_comes_anew_must_be_what_came_before(
     assert (await proxy.get(PATH)).body == DATA
 
 
-async def test_t04_a_store_that_fails_is_counted_and_the_client_served(
+async def test_t04_a_failing_store_is_counted_and_the_client_is_served(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def failing(*_: object) -> None:
@@ -181,7 +185,7 @@ async def test_t01_an_unforeseen_failure_never_completes_a_body(
     assert (await proxy.get(PATH)).body == DATA
 
 
-async def test_t36_an_eviction_does_not_take_what_has_come_back_meanwhile(
+async def test_t36_an_eviction_leaves_content_that_was_fetched_again_meanwhile(
     start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = await start(storage={"max_size": "1MiB", "high_mark": 0.5, "low_mark": 0.4})
@@ -216,7 +220,7 @@ async def test_t36_an_eviction_does_not_take_what_has_come_back_meanwhile(
         assert content.digest(answer.body) == digest
 
 
-async def test_c06_what_came_back_through_another_name_is_whole_for_this_one(
+async def test_c06_an_image_fetched_again_by_another_repository_is_complete_for_both(
     start: Start, upstream: FakeUpstream, proxy: Proxy
 ) -> None:
     upstream.add("org/copy", BIG)
@@ -231,7 +235,7 @@ async def test_c06_what_came_back_through_another_name_is_whole_for_this_one(
         assert (await offline.get(f"/v2/app/blobs/{digest}")).status == 200
 
 
-async def test_c06_head_does_not_tell_of_a_blob_whose_file_is_gone(
+async def test_c06_head_does_not_report_a_blob_whose_file_is_gone(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     await held(proxy)
@@ -248,7 +252,7 @@ async def test_c05_a_lowered_limit_holds_after_a_restart(start: Start, proxy: Pr
     await until(lambda: smaller.stats["cache"]["bytes"] == 0)
 
 
-async def test_questions_are_asked_once(proxy: Proxy, upstream: FakeUpstream) -> None:
+async def test_concurrent_heads_cause_one_request(proxy: Proxy, upstream: FakeUpstream) -> None:
     await asyncio.gather(*(proxy.head(LATEST) for _ in range(20)))
     assert upstream.count("HEAD") == 1
     upstream.add("org/copy", BIG)
@@ -258,7 +262,7 @@ async def test_questions_are_asked_once(proxy: Proxy, upstream: FakeUpstream) ->
     assert [request.method for request in upstream.requests] == ["HEAD"]
 
 
-async def test_a_read_error_while_sending_is_the_disks_and_not_the_clients(
+async def test_a_read_error_while_sending_counts_as_a_disk_error(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await held(proxy)
@@ -280,7 +284,7 @@ async def test_a_read_error_while_sending_is_the_disks_and_not_the_clients(
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_http_1_0_gets_bodies_whose_end_is_certain(
+async def test_http_1_0_clients_can_detect_the_end_of_a_body(
     proxy: Proxy, upstream: FakeUpstream, *, announced: bool
 ) -> None:
     effects = [] if announced else [chunked()]
@@ -302,7 +306,9 @@ async def test_http_1_0_gets_bodies_whose_end_is_certain(
             assert b"502" in head.splitlines()[0] or len(received) < len(DATA)
 
 
-async def test_c19_what_was_refused_saves_nothing(proxy: Proxy, upstream: FakeUpstream) -> None:
+async def test_c19_refused_requests_count_as_no_saving(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
     for _ in range(5):
         await proxy.ask("POST", LATEST)
         await proxy.get("/v2/evil.example/app/manifests/latest")
@@ -310,9 +316,7 @@ async def test_c19_what_was_refused_saves_nothing(proxy: Proxy, upstream: FakeUp
     assert (total["requests"], total["upstream_requests_saved"], total["bytes_saved"]) == (10, 0, 0)
 
 
-async def test_c19_a_client_that_leaves_early_is_counted(
-    proxy: Proxy, upstream: FakeUpstream
-) -> None:
+async def test_c19_an_early_disconnect_is_counted(proxy: Proxy, upstream: FakeUpstream) -> None:
     gate = upstream.hold(kind="manifest")
     asked = asyncio.create_task(proxy.get(LATEST))
     await upstream.until(lambda: upstream.count("GET") == 1)
@@ -345,7 +349,7 @@ async def test_secrets_stay_out_of_tracebacks(
         assert secret not in log
 
 
-async def test_t06_a_client_that_leaves_while_content_is_dropped_leaves_it_storable(
+async def test_t06_a_disconnect_while_content_is_dropped_leaves_it_storable(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await held(proxy)
@@ -368,7 +372,7 @@ async def test_t06_a_client_that_leaves_while_content_is_dropped_leaves_it_stora
     assert proxy.held() == {LAYER}
 
 
-async def test_t08_a_blob_is_no_manifest_and_is_not_read_whole(
+async def test_t08_a_blob_requested_as_a_manifest_is_not_read_whole(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     big = upstream.add_blob("library/app", content.blob(9 * 1024 * 1024))
@@ -383,7 +387,7 @@ async def test_t08_a_blob_is_no_manifest_and_is_not_read_whole(
         ] == "Millpond; hit"
 
 
-async def test_t13_a_slow_head_does_not_undo_what_a_get_has_learnt(
+async def test_t13_a_slow_head_does_not_overwrite_the_result_of_a_get(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     new = content.image(77)
@@ -397,7 +401,7 @@ async def test_t13_a_slow_head_does_not_undo_what_a_get_has_learnt(
     assert (await proxy.get(LATEST)).body == new.manifest
 
 
-async def test_without_a_stale_copy_a_slow_check_is_waited_for(
+async def test_without_a_stale_copy_a_client_waits_for_a_slow_check(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start(freshness={"stale_if_error": 0}, timeouts={"check": "100ms"})
@@ -408,7 +412,7 @@ async def test_without_a_stale_copy_a_slow_check_is_waited_for(
     assert (await proxy.get(LATEST)).status == 200
 
 
-async def test_c02_what_is_known_of_a_rate_limit_ends_with_its_window(
+async def test_c02_a_rate_limit_is_forgotten_at_the_end_of_its_window(
     proxy: Proxy, upstream: FakeUpstream, clock: Clock
 ) -> None:
     upstream.behaviour.rate_limit = limit = RateLimit(limit=10, remaining=1, window=3600)
@@ -422,7 +426,7 @@ async def test_c02_what_is_known_of_a_rate_limit_ends_with_its_window(
 
 
 @pytest.mark.parametrize("spoilt", [b"{", b"{}", b"[]", b'{"manifests": {}}'])
-async def test_c17_a_list_that_cannot_be_read_is_not_empty(
+async def test_c17_an_unreadable_list_is_an_error_and_not_empty(
     proxy: Proxy, upstream: FakeUpstream, spoilt: bytes
 ) -> None:
     path = f"/v2/library/app/referrers/{BIG.digest}"
@@ -437,7 +441,7 @@ async def test_c17_a_list_that_cannot_be_read_is_not_empty(
 @pytest.mark.parametrize(
     "link", ["<http://[bad>; rel=next", "</v2/x?n=1>; rel=next", "<?token=a>; rel=next"]
 )
-async def test_pages_that_cannot_be_followed_are_an_error_and_no_loop(
+async def test_invalid_links_between_pages_are_an_error_and_no_loop(
     proxy: Proxy, upstream: FakeUpstream, link: str
 ) -> None:
     upstream.fault(header("Link", link), kind="tags")
@@ -445,7 +449,7 @@ async def test_pages_that_cannot_be_followed_are_an_error_and_no_loop(
     assert (answer.status, b"UNAVAILABLE" in answer.body) == (502, True)
 
 
-async def test_a_resumption_that_fails_is_tried_again(start: Start, upstream: FakeUpstream) -> None:
+async def test_a_failed_resumption_is_retried(start: Start, upstream: FakeUpstream) -> None:
     proxy = await start(patience={})
     upstream.fault(slow(10_000_000), truncate(1_000_000), kind="blob", times=1)
     upstream.fault(status(503), kind="blob", after=1, times=4)

@@ -85,7 +85,7 @@ async def test_only_if_cached_gives_the_last_good_list(
     assert not upstream.requests
 
 
-async def test_t65_a_list_is_as_complete_as_the_pages_that_were_read(
+async def test_t65_a_list_is_complete_only_if_all_pages_were_read(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     upstream.behaviour.page_size = 100
@@ -103,7 +103,7 @@ async def test_t65_a_list_is_as_complete_as_the_pages_that_were_read(
     assert whole.headers["Warning"].startswith('299 - "stale: ')
 
 
-async def test_pages_in_any_order_are_kept_but_make_no_complete_list(
+async def test_pages_out_of_order_are_kept_as_an_incomplete_list(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     for query in ("?n=50&last=v199", "?n=50&last=v099"):
@@ -114,7 +114,7 @@ async def test_pages_in_any_order_are_kept_but_make_no_complete_list(
     assert answer.headers["Warning"].startswith('299 - "incomplete: ')
 
 
-async def test_a_full_page_without_a_link_is_not_taken_for_the_whole_list(
+async def test_a_full_page_without_a_link_is_not_a_complete_list(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     page = json.dumps({"name": "library/app", "tags": ["a", "b"]}).encode()
@@ -136,7 +136,7 @@ async def test_a_new_complete_list_replaces_the_old_one(
 
 
 @pytest.mark.parametrize("was_pulled", [True, False])
-async def test_a_tag_that_upstream_dropped_leaves_the_kept_list(
+async def test_a_tag_deleted_upstream_is_removed_from_the_last_known_list(
     start: Start, upstream: FakeUpstream, clock: Clock, *, was_pulled: bool
 ) -> None:
     proxy = await start(freshness={"negative_ttl": 0})
@@ -150,7 +150,7 @@ async def test_a_tag_that_upstream_dropped_leaves_the_kept_list(
     assert tags(await proxy.get(LIST)) == [tag for tag in MANY if tag != "v007"]
 
 
-async def test_a_list_that_upstream_no_longer_has_is_forgotten(
+async def test_the_list_of_a_deleted_repository_is_forgotten(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     await proxy.get(LIST)
@@ -160,7 +160,7 @@ async def test_a_list_that_upstream_no_longer_has_is_forgotten(
     assert (await proxy.get(LIST)).status == 502
 
 
-async def test_a_kept_list_ends_with_stale_if_error(
+async def test_the_last_known_list_expires_with_stale_if_error(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start(freshness={"tag_ttl": "1m", "stale_if_error": "1h"})
@@ -172,7 +172,7 @@ async def test_a_kept_list_ends_with_stale_if_error(
     assert (await proxy.get(LIST)).status == 502
 
 
-async def test_a_refusal_is_not_answered_with_a_kept_list(
+async def test_a_denial_is_not_replaced_by_the_last_known_list(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     await proxy.get(LIST)
@@ -180,7 +180,7 @@ async def test_a_refusal_is_not_answered_with_a_kept_list(
     assert (await proxy.get(LIST)).status == 403
 
 
-async def test_names_that_are_no_tags_are_not_kept(proxy: Proxy, upstream: FakeUpstream) -> None:
+async def test_invalid_names_in_a_list_are_not_kept(proxy: Proxy, upstream: FakeUpstream) -> None:
     listed: list[Any] = ["good", "x" * 129, "a/b", "", "\ud800", 7, None, "a\nb"]
     page = json.dumps({"name": "library/app", "tags": listed}).encode()
     upstream.fault(spoilt(page, "application/json"), kind="tags", times=1)
@@ -203,7 +203,7 @@ async def test_n_is_bounded(proxy: Proxy, upstream: FakeUpstream, n: str, sent: 
 @pytest.mark.parametrize(
     "n", ["-1", "%2B1", "1.5", "1e3", "x", "%20", "0x10", "1_0", "%D9%A1", "%C2%B2", "9999999999"]
 )
-async def test_n_that_is_no_count_is_refused(proxy: Proxy, upstream: FakeUpstream, n: str) -> None:
+async def test_an_invalid_n_is_refused(proxy: Proxy, upstream: FakeUpstream, n: str) -> None:
     for page in (LIST, "/v2/_catalog"):
         answer = await proxy.get(f"{page}?n={n}")
         assert (answer.status, b"PAGINATION_NUMBER_INVALID" in answer.body) == (400, True)
@@ -225,7 +225,7 @@ async def test_n_that_is_no_count_is_refused(proxy: Proxy, upstream: FakeUpstrea
         ("?n=", MANY, None),
     ],
 )
-async def test_n_and_last_are_followed_to_the_name(
+async def test_n_and_last_select_the_right_tags(
     start: Start,
     upstream: FakeUpstream,
     query: str,
@@ -245,7 +245,7 @@ async def test_n_and_last_are_followed_to_the_name(
     assert last is None or f"last={last}" in str(link)
 
 
-async def test_n_holds_for_an_upstream_that_ignores_it(
+async def test_n_works_with_an_upstream_that_ignores_it(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     page = json.dumps({"name": "library/app", "tags": ["c", "a", "b"]}).encode()
@@ -254,7 +254,7 @@ async def test_n_holds_for_an_upstream_that_ignores_it(
         assert tags(await proxy.get(f"{LIST}?n={count}")) == expected
 
 
-async def test_a_disk_that_keeps_no_list_only_costs_the_outage(
+async def test_without_a_stored_list_only_an_outage_is_visible(
     start: Start, upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     (tmp_path / "cache/index").mkdir(parents=True)

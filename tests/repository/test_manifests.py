@@ -31,7 +31,7 @@ async def pull(proxy: Proxy, image: content.Image, ref: str = "latest") -> None:
     await proxy.settled()
 
 
-async def test_c02_inside_its_ttl_a_tag_asks_nothing(
+async def test_c02_a_fresh_tag_causes_no_request(
     proxy: Proxy, upstream: FakeUpstream, clock: Clock
 ) -> None:
     await pull(proxy, OLD)
@@ -44,7 +44,7 @@ async def test_c02_inside_its_ttl_a_tag_asks_nothing(
     assert proxy.numbers["hits"] == 3 + 2 * len(OLD.blobs)
 
 
-async def test_c09_a_stale_tag_is_answered_at_once_and_checked_behind(
+async def test_c09_a_stale_tag_is_served_at_once_and_checked_in_the_background(
     proxy: Proxy, upstream: FakeUpstream, clock: Clock
 ) -> None:
     await pull(proxy, OLD)
@@ -85,7 +85,7 @@ async def test_a_tag_too_old_is_checked_by_head_and_fetched_only_when_new(
     assert proxy.numbers["revalidated"] == 1
 
 
-async def test_t13_a_head_teaches_the_tag(
+async def test_t13_a_head_records_the_tag(
     proxy: Proxy, upstream: FakeUpstream, start: Start
 ) -> None:
     assert (await proxy.head(LATEST)).headers["Docker-Content-Digest"] == OLD.digest
@@ -95,7 +95,7 @@ async def test_t13_a_head_teaches_the_tag(
     assert not upstream.requests
 
 
-async def test_c04_a_cold_manifest_is_asked_for_once(proxy: Proxy, upstream: FakeUpstream) -> None:
+async def test_c04_a_cold_manifest_is_requested_once(proxy: Proxy, upstream: FakeUpstream) -> None:
     gate = upstream.hold(kind="manifest")
     asked = [asyncio.create_task(proxy.get(LATEST)) for _ in range(20)]
     await upstream.until(lambda: len(upstream.requests) == 1)
@@ -133,7 +133,7 @@ async def test_c03_upstream_gone_and_a_restart(
     assert b'"UNAVAILABLE"' in unknown.body
 
 
-async def test_the_last_good_copy_is_one_that_can_be_pulled(
+async def test_the_last_good_copy_is_complete(
     proxy: Proxy, upstream: FakeUpstream, clock: Clock
 ) -> None:
     await pull(proxy, OLD)
@@ -169,7 +169,7 @@ async def test_c12_a_deleted_tag_is_followed(
     assert (await proxy.get(by_digest(OLD))).status == 200
 
 
-async def test_absence_is_remembered_for_a_while_and_failure_is_not(
+async def test_an_absence_is_cached_and_a_failure_is_not(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     for _ in range(3):
@@ -183,14 +183,16 @@ async def test_absence_is_remembered_for_a_while_and_failure_is_not(
     assert (await proxy.get("/v2/app/manifests/later")).status == 404
 
 
-async def test_c15_a_rate_limit_is_told_with_its_end(proxy: Proxy, upstream: FakeUpstream) -> None:
+async def test_c15_a_rate_limit_is_reported_with_its_end(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
     upstream.fail(429, retry_after=17)
     answer = await proxy.get(LATEST)
     assert (answer.status, answer.headers["Retry-After"]) == (429, "17")
     assert b'"TOOMANYREQUESTS"' in answer.body
 
 
-async def test_offline_asks_nothing_and_serves_what_is_whole(
+async def test_offline_complete_images_are_served_without_requests(
     start: Start, upstream: FakeUpstream, clock: Clock, proxy: Proxy
 ) -> None:
     await pull(proxy, OLD)
@@ -217,13 +219,32 @@ async def test_offline_asks_nothing_and_serves_what_is_whole(
     assert not upstream.requests
 
 
+@pytest.mark.parametrize(("depth", "status"), [(4, 200), (5, 404)])
+async def test_offline_an_index_nested_too_deeply_counts_as_incomplete(
+    start: Start, upstream: FakeUpstream, depth: int, status: int
+) -> None:
+    nested: content.Content = content.image(7)
+    for _ in range(depth):
+        nested = content.index(nested)
+    upstream.add("library/nested", nested)
+    online = await start()
+    for path in ("manifests/latest", *(f"manifests/{digest}" for digest in nested.manifests)):
+        assert (await online.get(f"/v2/nested/{path}")).status == 200
+    for digest in nested.blobs:
+        assert (await online.get(f"/v2/nested/blobs/{digest}")).status == 200
+    await online.settled()
+    await online.close()
+    offline = await start(offline=True)
+    assert (await offline.get("/v2/nested/manifests/latest")).status == status
+
+
 async def test_t15_an_upstream_without_digest_headers(proxy: Proxy, upstream: FakeUpstream) -> None:
     upstream.fault(digest_header(None))
     assert (await proxy.head(LATEST)).headers["Docker-Content-Digest"] == OLD.digest
     await pull(proxy, OLD)
 
 
-async def test_a_wrong_digest_header_is_not_believed(proxy: Proxy, upstream: FakeUpstream) -> None:
+async def test_a_wrong_digest_header_is_refused(proxy: Proxy, upstream: FakeUpstream) -> None:
     upstream.fault(digest_header(NEW.digest))
     answer = await proxy.get(LATEST)
     assert answer.status == 502
@@ -250,7 +271,7 @@ async def test_t21_the_same_manifest_in_two_repositories(
     assert len(upstream.requests) == 1
 
 
-async def test_t33_content_is_not_had_through_another_name(
+async def test_t33_content_is_not_served_to_another_repository(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     await pull(proxy, OLD)

@@ -50,7 +50,7 @@ async def test_an_absence_ends_with_its_ttl_over_a_restart(
     assert asked(upstream) == 4
 
 
-async def test_a_ttl_that_was_made_shorter_holds_for_saved_absences(
+async def test_a_shorter_ttl_applies_to_saved_absences(
     start: Start, upstream: FakeUpstream
 ) -> None:
     await absent(await start(**HOUR))
@@ -59,13 +59,13 @@ async def test_a_ttl_that_was_made_shorter_holds_for_saved_absences(
     assert (await proxy.get(TAG)).status == 200
 
 
-async def test_an_absence_of_seconds_is_not_saved(start: Start, upstream: FakeUpstream) -> None:
+async def test_a_short_absence_is_not_saved(start: Start, upstream: FakeUpstream) -> None:
     await absent(await start(freshness={"negative_ttl": "59s"}))
     await absent(await start(freshness={"negative_ttl": "1h"}))
     assert asked(upstream) == 4
 
 
-async def test_no_cache_doubts_a_saved_absence(start: Start, upstream: FakeUpstream) -> None:
+async def test_no_cache_checks_a_saved_absence(start: Start, upstream: FakeUpstream) -> None:
     await absent(await start(**HOUR))
     upstream.add("library/app", IMAGE)
     proxy = await start(**HOUR)
@@ -74,7 +74,7 @@ async def test_no_cache_doubts_a_saved_absence(start: Start, upstream: FakeUpstr
     assert (await proxy.get(TAG)).status == 200
 
 
-async def test_what_was_pulled_since_is_not_absent_after_a_restart(
+async def test_content_pulled_since_is_not_absent_after_a_restart(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     await absent(await start(**HOUR))
@@ -102,7 +102,7 @@ async def test_a_digest_pulled_by_its_tag_is_not_absent(
     assert (await proxy.get(DIGEST)).status == 200
 
 
-async def test_an_absence_at_another_address_means_nothing(
+async def test_an_absence_does_not_apply_to_another_address(
     start: Start, upstream: FakeUpstream
 ) -> None:
     await absent(await start(**HOUR))
@@ -123,7 +123,7 @@ async def test_absences_of_a_registry_with_credentials_are_not_saved(
     assert asked(upstream) == 6, "and those of anonymous clients do not hold for them"
 
 
-async def test_an_upstream_that_is_gone_has_no_absences(
+async def test_absences_of_a_removed_upstream_are_dropped(
     start: Start, upstream: FakeUpstream
 ) -> None:
     extra = {"upstreams": {"extra": {"url": upstream.url}}}
@@ -146,7 +146,7 @@ async def test_the_newest_absences_are_saved(
 
 
 @pytest.mark.parametrize("row", [5, [5], [["x"]], [["soon", "u", "docker.io", "app", "a", "m"]]])
-async def test_a_row_that_is_no_absence_is_ignored(
+async def test_an_invalid_row_is_ignored(
     start: Start, upstream: FakeUpstream, tmp_path: Path, row: object
 ) -> None:
     async with ExpiringRows(tmp_path / "cache/index/expiring", on_trouble=lambda: None) as rows:

@@ -41,7 +41,7 @@ def counted(proxy: Proxy) -> tuple[int, int, int, int]:
 TOTAL = sum(len(data) for data in IMAGE.blobs.values())
 
 
-async def test_a_manifest_that_is_got_brings_its_blobs(
+async def test_a_get_of_a_manifest_prefetches_its_blobs(
     start: Start, upstream: FakeUpstream
 ) -> None:
     proxy = await with_prefetch(start)
@@ -62,7 +62,7 @@ async def test_a_manifest_that_is_got_brings_its_blobs(
     assert f"millpond_prefetched_used_bytes_total {float(TOTAL)}" in metrics
 
 
-async def test_a_client_joins_what_is_on_its_way(start: Start, upstream: FakeUpstream) -> None:
+async def test_a_client_joins_a_prefetch(start: Start, upstream: FakeUpstream) -> None:
     gate = upstream.hold(kind="blob")
     proxy = await with_prefetch(start)
     await proxy.get(LATEST)
@@ -76,14 +76,14 @@ async def test_a_client_joins_what_is_on_its_way(start: Start, upstream: FakeUps
     await until(lambda: counted(proxy) == (5, TOTAL, 5, TOTAL))
 
 
-async def test_by_digest_it_is_the_same(start: Start, upstream: FakeUpstream) -> None:
+async def test_a_manifest_by_digest_is_prefetched_too(start: Start, upstream: FakeUpstream) -> None:
     proxy = await with_prefetch(start)
     await proxy.head(LATEST)
     await proxy.get(f"/v2/app/manifests/{IMAGE.digest}")
     await until(lambda: proxy.held() == {IMAGE.digest, *BLOBS})
 
 
-async def test_what_shows_no_wish_for_an_image_brings_nothing(
+async def test_requests_that_need_no_layers_prefetch_nothing(
     start: Start, upstream: FakeUpstream
 ) -> None:
     index = upstream.add("library/many", content.multi_platform())
@@ -97,7 +97,7 @@ async def test_what_shows_no_wish_for_an_image_brings_nothing(
     assert upstream.count("GET", "manifest") == 1, "no platform's manifest either"
 
 
-async def test_a_manifest_that_is_held_brings_nothing(start: Start, upstream: FakeUpstream) -> None:
+async def test_a_held_manifest_prefetches_nothing(start: Start, upstream: FakeUpstream) -> None:
     proxy = await start()
     await proxy.get(LATEST)
     await proxy.close()
@@ -108,14 +108,14 @@ async def test_a_manifest_that_is_held_brings_nothing(start: Start, upstream: Fa
     assert upstream.count(kind="blob") == 0
 
 
-async def test_it_can_be_switched_off(start: Start, upstream: FakeUpstream) -> None:
+async def test_prefetching_can_be_switched_off(start: Start, upstream: FakeUpstream) -> None:
     proxy = await with_prefetch(start, **OFF)
     await proxy.get(LATEST)
     await asyncio.sleep(0.05)
     assert upstream.count(kind="blob") == 0
 
 
-async def test_neither_too_many_blobs_nor_too_many_bytes(
+async def test_blobs_and_bytes_of_a_prefetch_are_bounded(
     start: Start, upstream: FakeUpstream
 ) -> None:
     proxy = await with_prefetch(start, blobs=3, max_bytes="100KiB")
@@ -130,7 +130,7 @@ async def test_neither_too_many_blobs_nor_too_many_bytes(
     assert len(proxy.held()) == 7, "the layer that is too large is left out"
 
 
-async def test_only_so_many_at_once(start: Start, upstream: FakeUpstream) -> None:
+async def test_concurrent_prefetches_are_bounded(start: Start, upstream: FakeUpstream) -> None:
     gate = upstream.hold(kind="blob")
     proxy = await with_prefetch(start, concurrency=2)
     await proxy.get(LATEST)
@@ -142,7 +142,7 @@ async def test_only_so_many_at_once(start: Start, upstream: FakeUpstream) -> Non
 
 
 @pytest.mark.parametrize("asks_for", [[], BLOBS[:1]], ids=["nothing", "the configuration"])
-async def test_it_is_given_up_when_no_layer_is_asked_for(
+async def test_a_prefetch_is_abandoned_if_no_layer_is_requested(
     start: Start, upstream: FakeUpstream, asks_for: list[str]
 ) -> None:
     upstream.stall(1000, kind="blob", reference=BLOBS[3])
@@ -162,7 +162,9 @@ async def test_it_is_given_up_when_no_layer_is_asked_for(
         await proxy.close()
 
 
-async def test_it_goes_on_when_a_layer_is_asked_for(start: Start, upstream: FakeUpstream) -> None:
+async def test_a_prefetch_continues_once_a_layer_is_requested(
+    start: Start, upstream: FakeUpstream
+) -> None:
     release = upstream.stall(1000, kind="blob", reference=BLOBS[3])
     proxy = await with_prefetch(start, idle_timeout="1500ms")
     await proxy.get(LATEST)
@@ -174,11 +176,11 @@ async def test_it_goes_on_when_a_layer_is_asked_for(start: Start, upstream: Fake
     assert upstream.count("GET", "blob") == len(BLOBS)
 
 
-async def test_what_a_client_reads_is_not_given_up_with_the_rest(
+async def test_a_blob_that_a_client_reads_is_not_abandoned(
     start: Start, upstream: FakeUpstream
 ) -> None:
     release = upstream.stall(10, kind="blob")
-    proxy = await with_prefetch(start, idle_timeout="100ms")
+    proxy = await with_prefetch(start, idle_timeout="2s")
     await proxy.get(LATEST)
     reading = asyncio.create_task(proxy.get(path(IMAGE.config)))
     await until(lambda: len(proxy.stats["downloads"]) == 1)
@@ -192,7 +194,7 @@ async def test_what_a_client_reads_is_not_given_up_with_the_rest(
     [faults.status(503), faults.status(429, retry_after=60), faults.hang_up()],
     ids=["503", "429", "hung up"],
 )
-async def test_what_fails_ahead_fails_no_client(
+async def test_a_failed_prefetch_fails_no_client(
     start: Start, upstream: FakeUpstream, effect: faults.Effect
 ) -> None:
     gate = upstream.hold(kind="blob", times=len(BLOBS))
@@ -209,7 +211,7 @@ async def test_what_fails_ahead_fails_no_client(
     assert proxy.numbers["errors"] == {}
 
 
-async def test_places_are_left_to_clients(start: Start, upstream: FakeUpstream) -> None:
+async def test_slots_are_left_for_clients(start: Start, upstream: FakeUpstream) -> None:
     other = content.image(8, layers=(2000,))
     upstream.add("library/app", other, "other")
     gate = upstream.hold(kind="blob", reference=None, repository="library/app")
@@ -222,7 +224,7 @@ async def test_places_are_left_to_clients(start: Start, upstream: FakeUpstream) 
     assert [answer.status for answer in await asyncio.gather(*asked)] == [200, 200]
 
 
-async def test_a_scarce_rate_limit_is_not_spent_ahead(start: Start, upstream: FakeUpstream) -> None:
+async def test_a_scarce_rate_limit_stops_prefetching(start: Start, upstream: FakeUpstream) -> None:
     upstream.behaviour.rate_limit = RateLimit(limit=100, remaining=5)
     proxy = await with_prefetch(start)
     assert (await proxy.get(LATEST)).status == 200
@@ -230,7 +232,7 @@ async def test_a_scarce_rate_limit_is_not_spent_ahead(start: Start, upstream: Fa
     assert upstream.count(kind="blob") == 0
 
 
-async def test_what_cannot_fit_is_left_to_be_passed_through(
+async def test_blobs_that_cannot_fit_are_not_prefetched(
     start: Start, upstream: FakeUpstream
 ) -> None:
     proxy = await start(prefetch={}, storage={"max_size": "100KiB"})
@@ -242,7 +244,7 @@ async def test_what_cannot_fit_is_left_to_be_passed_through(
     assert proxy.numbers["through"] == 1
 
 
-async def test_a_shutdown_while_fetching_ahead_leaves_nothing(
+async def test_a_shutdown_during_a_prefetch_leaves_nothing(
     start: Start, upstream: FakeUpstream
 ) -> None:
     async with nothing_left():

@@ -58,7 +58,7 @@ async def test_c17_filtered_by_type(proxy: Proxy) -> None:
     assert not entries(await proxy.get(f"{PATH}?artifactType=application/none"))
 
 
-async def test_none_is_an_empty_list(proxy: Proxy) -> None:
+async def test_a_manifest_without_referrers_has_an_empty_list(proxy: Proxy) -> None:
     random = content.digest(b"random")
     assert not entries(await proxy.get(f"/v2/library/app/referrers/{random}"))
     assert (await proxy.get("/v2/library/app/referrers/sha256:bad")).status == 400
@@ -71,7 +71,7 @@ async def test_c17_from_the_fallback_tag(proxy: Proxy, upstream: FakeUpstream) -
     assert not entries(await proxy.get(PATH)), "believed for a while"
 
 
-async def test_c17_the_fallback_tag_is_looked_at_often(
+async def test_c17_the_fallback_tag_is_checked_often(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start(freshness={"negative_ttl": 0})
@@ -109,7 +109,7 @@ async def test_c17_a_failing_fallback_is_never_an_empty_list(
     assert (await proxy.get(PATH)).status == 502
 
 
-async def test_a_page_that_is_no_index_means_there_is_no_api(
+async def test_an_answer_that_is_not_an_index_means_that_there_is_no_api(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     upstream.fault(body(b"<html>", "text/html"), kind="referrers")
@@ -122,7 +122,7 @@ async def test_all_pages_are_read(proxy: Proxy, upstream: FakeUpstream) -> None:
     assert set(entries(await proxy.get(PATH))) == {SBOM.digest, SIGNATURE.digest}
 
 
-async def test_offline_from_what_is_held_and_says_so_itself(
+async def test_offline_referrers_come_from_held_manifests(
     start: Start, upstream: FakeUpstream, proxy: Proxy
 ) -> None:
     assert (await proxy.get(f"/v2/library/app/manifests/{SBOM.digest}")).status == 200
@@ -154,7 +154,7 @@ async def test_upstreams_list_survives_a_restart(
     assert entries(await (await start(offline=True)).get(PATH)) == found
 
 
-async def test_a_list_that_is_lost_is_asked_for_again(
+async def test_a_lost_list_is_requested_again(
     start: Start, upstream: FakeUpstream, proxy: Proxy
 ) -> None:
     assert (await proxy.get(f"/v2/library/app/manifests/{SBOM.digest}")).status == 200
@@ -172,7 +172,7 @@ async def test_a_list_that_is_lost_is_asked_for_again(
 
 
 @pytest.mark.parametrize("row", [5, [], [1.0, 5], ["x", []], [None, []]])
-async def test_a_row_that_is_no_list_is_asked_for_again(
+async def test_an_invalid_row_is_replaced_by_upstreams_list(
     start: Start, tmp_path: Path, row: object
 ) -> None:
     async with ExpiringRows(tmp_path / "cache/index/expiring", on_trouble=lambda: None) as rows:
@@ -182,7 +182,7 @@ async def test_a_row_that_is_no_list_is_asked_for_again(
     assert proxy.stats["cache"]["storage_errors"] == 1
 
 
-async def test_what_is_listed_can_be_pulled_without_asking_whether_it_may(
+async def test_listed_public_content_is_pulled_without_confirmation(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     await proxy.get(PATH)

@@ -25,7 +25,7 @@ def signed(payload: bytes) -> bytes:
     return payload[: -len(tail)] + b',\n   "signatures": ' + signatures + tail
 
 
-async def test_t19_a_signed_manifest_is_proven_and_passed_on(
+async def test_t19_a_signed_manifest_is_verified_and_passed_on(
     proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     document = signed(PAYLOAD)
@@ -48,9 +48,7 @@ async def test_t19_a_signed_manifest_with_another_payload_is_refused(
     assert (await proxy.get("/v2/library/old/manifests/latest")).status == 502
 
 
-async def test_t19_an_unsigned_manifest_is_like_any_other(
-    proxy: Proxy, upstream: FakeUpstream
-) -> None:
+async def test_t19_an_unsigned_manifest_is_cached(proxy: Proxy, upstream: FakeUpstream) -> None:
     old = upstream.add("library/old", content.schema1("library/old", "latest", 1))
     for ref in ("latest", old.digest):
         answer = await proxy.get(f"/v2/library/old/manifests/{ref}")

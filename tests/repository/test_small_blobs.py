@@ -52,7 +52,7 @@ async def hit(proxy: Proxy, size: int) -> None:
         await proxy.settled()
 
 
-async def test_what_is_small_is_kept_within_bounds(rams: list[SmallBlobs], start: Start) -> None:
+async def test_small_blobs_in_ram_are_bounded(rams: list[SmallBlobs], start: Start) -> None:
     proxy = await start(memory=MEMORY)
     [ram] = rams
     for size in SIZES:
@@ -64,7 +64,7 @@ async def test_what_is_small_is_kept_within_bounds(rams: list[SmallBlobs], start
     assert sum(len(small.body) + 500 for small in ram._ram.values()) == ram._ram.currsize
 
 
-async def test_it_needs_the_disk_no_more(start: Start) -> None:
+async def test_a_blob_in_ram_is_served_without_its_file(start: Start) -> None:
     proxy = await start(memory=MEMORY)
     await hit(proxy, 100)
     lying(proxy, 100).unlink()
@@ -78,20 +78,18 @@ async def test_it_needs_the_disk_no_more(start: Start) -> None:
     assert whole[5:7] in several.body
 
 
-async def test_what_has_left_the_index_leaves_ram(
+async def test_an_evicted_blob_is_dropped_from_ram(
     rams: list[SmallBlobs], start: Start, upstream: FakeUpstream
 ) -> None:
     proxy = await start(memory=MEMORY)
     await hit(proxy, 100)
-    await proxy.app.content.discard([Digest(BY_SIZE[100])])
+    await proxy.app.content.evictor.discard([Digest(BY_SIZE[100])])
     upstream.remove("library/app")
     assert (await proxy.get(path(100))).status == 404
     assert rams[0].in_ram(Digest(BY_SIZE[100])) is None
 
 
-async def test_bytes_that_have_changed_are_fetched_anew(
-    start: Start, upstream: FakeUpstream
-) -> None:
+async def test_changed_bytes_are_fetched_again(start: Start, upstream: FakeUpstream) -> None:
     proxy = await start(memory=MEMORY)
     await proxy.get(path(100))
     await proxy.settled()
@@ -102,13 +100,11 @@ async def test_bytes_that_have_changed_are_fetched_anew(
     assert proxy.stats["cache"]["storage_errors"] == 1
 
 
-async def test_a_manifest_that_has_left_the_index_is_fetched_anew(
-    proxy: Proxy, upstream: FakeUpstream
-) -> None:
+async def test_an_evicted_manifest_is_fetched_again(proxy: Proxy, upstream: FakeUpstream) -> None:
     manifest = f"/v2/library/app/manifests/{IMAGE.digest}"
     for _ in range(2):
         assert (await proxy.get(manifest)).body == IMAGE.manifest
-    await proxy.app.content.discard([Digest(IMAGE.digest)])
+    await proxy.app.content.evictor.discard([Digest(IMAGE.digest)])
     assert (await proxy.get(manifest)).headers["Cache-Status"] == "Millpond; fwd=uri-miss; stored"
     assert (await proxy.get(manifest)).headers["Cache-Status"] == "Millpond; hit"
 

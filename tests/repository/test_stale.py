@@ -68,7 +68,7 @@ async def test_t64_a_tag_never_goes_back_to_an_older_image_while_the_newer_one_i
     assert "Warning" in answer.headers
 
 
-async def test_t64_offline_an_image_that_is_not_whole_stays_refused(
+async def test_t64_offline_an_incomplete_image_is_refused(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     online = await start()
@@ -80,7 +80,23 @@ async def test_t64_offline_an_image_that_is_not_whole_stays_refused(
         assert answer.status == 404, "Podman and CRI-O would ask nowhere else for its layers"
 
 
-async def test_t64_a_deleted_tag_that_is_kept_needs_no_layers_here(
+async def test_offline_an_incomplete_image_keeps_its_tag(
+    start: Start, upstream: FakeUpstream, clock: Clock
+) -> None:
+    kept = {"deleted_tags": "keep"}
+    for freshness in ({}, kept):
+        online = await start(freshness=freshness)
+        assert (await online.get(LATEST)).status == 200
+        await online.close()
+        offline = await start(offline=True, freshness=freshness)
+        assert (await offline.get(LATEST)).status == 404
+        await offline.close()
+    upstream.fail(503)
+    clock.advance(LONG)
+    assert (await (await start()).get(LATEST)).body == OLD.manifest
+
+
+async def test_t64_a_kept_deleted_tag_is_served_without_layers(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start(freshness={"deleted_tags": "keep"})
@@ -92,7 +108,7 @@ async def test_t64_a_deleted_tag_that_is_kept_needs_no_layers_here(
     assert "no longer has this tag" in answer.headers["Warning"]
 
 
-async def test_t64_a_manifest_that_only_another_repository_holds_does_not_stand_in(
+async def test_t64_a_manifest_of_another_repository_is_not_served_instead(
     proxy: Proxy, upstream: FakeUpstream, clock: Clock
 ) -> None:
     upstream.add("team/secret", NEW)
@@ -105,7 +121,7 @@ async def test_t64_a_manifest_that_only_another_repository_holds_does_not_stand_
     assert (await proxy.get(LATEST)).status == 502
 
 
-async def test_a_tag_that_upstream_dropped_does_not_come_back_when_upstream_fails(
+async def test_a_tag_deleted_upstream_stays_deleted_when_upstream_fails(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start(freshness={"negative_ttl": 0})
@@ -121,7 +137,7 @@ async def test_a_tag_that_upstream_dropped_does_not_come_back_when_upstream_fail
     assert (await proxy.get(LATEST)).status == 502, "a restart does not bring it back either"
 
 
-async def test_a_tag_dropped_behind_the_clients_back_does_not_come_back(
+async def test_a_tag_deleted_by_a_background_check_stays_deleted(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start(freshness={"negative_ttl": 0})
@@ -134,7 +150,7 @@ async def test_a_tag_dropped_behind_the_clients_back_does_not_come_back(
     assert (await proxy.get(LATEST)).status == 502
 
 
-async def test_a_tag_dropped_together_with_its_image_does_not_come_back_as_an_older_one(
+async def test_a_tag_deleted_with_its_image_is_not_replaced_by_an_older_image(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start(freshness={"negative_ttl": 0})
@@ -150,40 +166,48 @@ async def test_a_tag_dropped_together_with_its_image_does_not_come_back_as_an_ol
         assert answer.status == 502
 
 
-async def test_a_slow_check_does_not_overwrite_what_a_newer_get_has_learnt(
-    proxy: Proxy, upstream: FakeUpstream, clock: Clock
-) -> None:
-    await pull(proxy, OLD)
+async def overtake_check(proxy: Proxy, upstream: FakeUpstream, clock: Clock) -> None:
+    """Have a GET record the new image while a check of the tag waits for the registry."""
     clock.advance(301)
     gate = upstream.hold(method="HEAD", reference="latest")
     assert (await proxy.get(LATEST)).body == OLD.manifest
     await upstream.until(lambda: upstream.count("HEAD") == 1)
     upstream.add("library/app", NEW, tags=["latest"])
     upstream.remove("library/app", OLD.digest)
-    await proxy.app.content.discard([Digest(OLD.digest)])
+    await proxy.app.content.evictor.discard([Digest(OLD.digest)])
     assert (await proxy.get(LATEST)).body == NEW.manifest
     gate.set()
     await idle("check tag")
     await idle("refresh tag")
+
+
+async def test_the_newest_complete_image_replaces_one_that_was_lost(
+    proxy: Proxy, upstream: FakeUpstream, clock: Clock
+) -> None:
+    latest = content.image(3)
+    for image in (OLD, NEW, latest):
+        upstream.add("library/app", image, tags=["latest"])
+        await pull(proxy, image)
+        clock.advance(LONG)
+    await proxy.app.content.evictor.discard([Digest(latest.digest)])
+    upstream.fail(503)
+    assert (await proxy.get(LATEST)).body == NEW.manifest
+
+
+async def test_a_slow_check_does_not_overwrite_the_result_of_a_later_get(
+    proxy: Proxy, upstream: FakeUpstream, clock: Clock
+) -> None:
+    await pull(proxy, OLD)
+    await overtake_check(proxy, upstream, clock)
     assert (await proxy.head(LATEST)).headers["Docker-Content-Digest"] == NEW.digest
 
 
-async def test_a_slow_check_does_not_drop_a_tag_that_came_back(
+async def test_a_slow_check_does_not_drop_a_tag_that_exists_again(
     proxy: Proxy, upstream: FakeUpstream, clock: Clock
 ) -> None:
     await pull(proxy, OLD)
-    clock.advance(301)
     upstream.remove_tag("library/app", "latest")
-    gate = upstream.hold(method="HEAD", reference="latest")
-    assert (await proxy.get(LATEST)).body == OLD.manifest
-    await upstream.until(lambda: upstream.count("HEAD") == 1)
-    upstream.add("library/app", NEW, tags=["latest"])
-    upstream.remove("library/app", OLD.digest)
-    await proxy.app.content.discard([Digest(OLD.digest)])
-    assert (await proxy.get(LATEST)).body == NEW.manifest
-    gate.set()
-    await idle("check tag")
-    await idle("refresh tag")
+    await overtake_check(proxy, upstream, clock)
     upstream.fail(503)
     answer = await proxy.head(LATEST)
     assert (answer.status, "Warning" in answer.headers) == (200, False)
@@ -191,7 +215,7 @@ async def test_a_slow_check_does_not_drop_a_tag_that_came_back(
 
 
 @pytest.mark.parametrize("path", ["manifests/later", f"blobs/{NEW.layers[0]}"])
-async def test_an_absence_is_believed_for_its_ttl_and_no_longer(
+async def test_an_absence_is_cached_for_its_ttl(
     start: Start, upstream: FakeUpstream, path: str
 ) -> None:
     proxy = await start(freshness={"negative_ttl": "1s"})

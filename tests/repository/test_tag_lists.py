@@ -6,32 +6,34 @@ from pathlib import Path
 import pytest
 
 from proxy.core.names import Repo, Tag, Target
-from proxy.core.records import ListedPage, TagList
+from proxy.core.records import TagList
 from proxy.index.expiring import ExpiringRows
 from proxy.repository import tag_lists
 from proxy.repository.tag_lists import KnownList, TagLists, with_page, without
+from proxy.upstream.registry import TagPage
 from tests.fakes.clock import Clock
+
+Page = tuple[TagPage, dict[str, str]]
+"""A page and the query that requested it."""
 
 APP = Target("docker.io", Repo("library/app"))
 OTHER = Target("docker.io", Repo("library/app2"))
 
 
-def whole(*tags: str) -> ListedPage:
-    return ListedPage([*tags], {}, {}, is_complete=True)
+def whole(*tags: str) -> Page:
+    return TagPage([*tags], {}), {}
 
 
-def page(tags: str, after: str = "", next_query: str = "") -> ListedPage:
+def page(tags: str, after: str = "", next_query: str = "") -> Page:
     """A page of one-letter tags."""
     query = {"n": "2", "last": after} if after else {"n": "2"}
-    return ListedPage(
-        [*tags], query, {"n": "2", "last": next_query} if next_query else {}, is_complete=False
-    )
+    return TagPage([*tags], {"n": "2", "last": next_query} if next_query else {}), query
 
 
-def after(*pages: ListedPage) -> KnownList:
+def after(*pages: Page) -> KnownList:
     known: KnownList | None = None
-    for one in pages:
-        known = with_page(known, one, 1.0)
+    for one, query in pages:
+        known = with_page(known, one, query, 1.0)
     assert known is not None
     return known
 
@@ -66,8 +68,8 @@ def test_a_whole_list_replaces_the_old_one_sorted_and_each_tag_once() -> None:
         ([whole(*"abz"), page("ab", "", "b"), page("c", "b")], "abc", True),
     ],
 )
-def test_a_list_is_complete_when_it_was_read_from_its_beginning_to_its_end(
-    pages: list[ListedPage], tags: str, is_complete: bool
+def test_a_list_read_from_beginning_to_end_is_complete(
+    pages: list[Page], tags: str, is_complete: bool
 ) -> None:
     assert known_tags(after(*pages)) == (tags, is_complete)
 
@@ -90,20 +92,20 @@ def test_a_page_with_too_many_names_makes_an_incomplete_list(
     assert known_tags(after(page("ab", "", "b"), page("cdef", "b"))) == ("abcde", False)
 
 
-def test_a_walk_without_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_list_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tag_lists, "MAX_LIST_BYTES", 1000)
     known: KnownList | None = None
     query: dict[str, str] = {}
     for number in range(200):
         next_query = {"last": f"{number:06}"}
-        known = with_page(known, ListedPage([f"{number:06}"] * 10, query, next_query, False), 1.0)
+        known = with_page(known, TagPage([f"{number:06}"] * 10, next_query), query, 1.0)
         assert sum(map(len, (*known.tags.tags, *known.read))) <= 2000
         query = next_query
     assert known is not None
     assert not known.tags.is_complete
 
 
-def test_a_tag_is_removed_from_the_list_and_from_the_walk() -> None:
+def test_a_tag_is_removed_from_the_list_and_from_the_pages_read() -> None:
     known = without(after(whole(*"ab"), page("ab", "", "b")), Tag("a"))
     assert known is not None
     assert (known_tags(known), known.read) == (("b", True), ["b"])
@@ -113,9 +115,9 @@ def test_a_tag_is_removed_from_the_list_and_from_the_walk() -> None:
 
 async def test_pages_add_up_and_are_forgotten(rows: ExpiringRows, clock: Clock) -> None:
     lists = TagLists(rows, clock)
-    await lists.add(APP, page("ab", "", "b"))
+    await lists.add(APP, *page("ab", "", "b"))
     clock.advance(5)
-    await lists.add(APP, page("c", "b"))
+    await lists.add(APP, *page("c", "b"))
     assert await lists.get(APP) == TagList(("a", "b", "c"), is_complete=True, seen_at=clock())
     await lists.remove(APP, Tag("b"))
     await lists.remove(APP, Tag("none"))
@@ -139,12 +141,12 @@ async def test_pages_add_up_and_are_forgotten(rows: ExpiringRows, clock: Clock) 
         [1.0, True, [], [None], {}],
     ],
 )
-async def test_a_row_that_is_no_list_is_deleted(tmp_path: Path, clock: Clock, row: object) -> None:
+async def test_an_invalid_row_is_deleted(tmp_path: Path, clock: Clock, row: object) -> None:
     troubles: list[int] = []
     async with ExpiringRows(tmp_path / "rows", on_trouble=lambda: troubles.append(1)) as rows:
         await rows.set(("tags", *APP), row, 60)
         lists = TagLists(rows, clock)
         assert await lists.get(APP) is None
         assert troubles == [1]
-        await lists.add(APP, whole("a"))
+        await lists.add(APP, *whole("a"))
         assert await lists.get(APP) == TagList(("a",), is_complete=True, seen_at=clock())

@@ -78,7 +78,7 @@ async def test_t68_a_dropped_tag_frees_its_disk_and_nothing_else(
     assert proxy.held() == tree(ONE, TWO)
 
 
-async def test_t68_what_another_tag_or_repository_needs_stays(
+async def test_t68_content_that_another_tag_or_repository_needs_stays(
     operator: Operator, proxy: Proxy
 ) -> None:
     await pull(proxy, "app", "1", ONE)
@@ -156,9 +156,7 @@ async def test_t68_nothing_of_a_dropped_repository_is_served_by_digest(
     assert (await proxy.get(f"/v2/copy/manifests/{ONE.digest}")).status == 200
 
 
-async def test_a_repository_of_which_no_tag_is_known_is_dropped(
-    operator: Operator, proxy: Proxy
-) -> None:
+async def test_a_repository_without_known_tags_is_dropped(operator: Operator, proxy: Proxy) -> None:
     await pull(proxy, "app", ONE.digest, ONE)
     [done] = await drop(operator, "app")
     assert (done["images"], done["blobs"]) == (0, len(tree(ONE)))
@@ -191,7 +189,7 @@ async def test_dropping_nothing(operator: Operator, proxy: Proxy) -> None:
         assert await drop(operator, name) == [done]
 
 
-async def test_what_the_layout_holds_for_its_readers_goes_too(
+async def test_wrappers_in_the_layout_are_dropped_too(
     operator: Operator, proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     docker = content.image("docker", docker=True)
@@ -203,7 +201,7 @@ async def test_what_the_layout_holds_for_its_readers_goes_too(
     assert proxy.stats["cache"]["bytes"] == 0
 
 
-async def test_many_drops_at_once_leave_nothing(
+async def test_concurrent_drops_leave_nothing(
     operator: Operator, proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     tags = [f"v{number}" for number in range(20)]

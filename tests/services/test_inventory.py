@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.content.tags import TaggedImage
+from proxy.content.facts import TaggedImage
 from proxy.core.names import Digest, sha256
 from proxy.core.records import BLOCK, Descriptor, TagRecord
 from proxy.services.inventory import State, Weight, broken_by, weigh
@@ -33,7 +33,7 @@ async def weight_of(cache: Held) -> Weight:
     return await weigh(cache.content, (await only(cache)).digest)
 
 
-async def test_whole_and_its_weight_and_its_last_use(cache: Held) -> None:
+async def test_a_whole_image_with_its_size_and_last_use(cache: Held) -> None:
     await cache.image("app:1", IMAGE)
     image, weight = await only(cache), await weight_of(cache)
     assert image.name == "docker.io/library/app:1"
@@ -47,20 +47,20 @@ async def test_whole_and_its_weight_and_its_last_use(cache: Held) -> None:
     assert (await only(cache)).held.used_at == used
 
 
-async def test_partial_counts_what_is_missing(cache: Held) -> None:
+async def test_a_partial_image_with_the_number_of_missing_pieces(cache: Held) -> None:
     await cache.image("app:1", IMAGE, but=(IMAGE.layers[1], IMAGE.config))
     weight = await weight_of(cache)
     assert (weight.state, weight.missing, weight.held_bytes) == (State.PARTIAL, 2, 2 * BLOCK)
 
 
-async def test_absent_when_not_even_its_manifest_is_held(cache: Held) -> None:
+async def test_an_image_without_its_manifest_is_absent(cache: Held) -> None:
     await cache.image("app:1", IMAGE, but=(IMAGE.digest,))
     image, weight = await only(cache), await weight_of(cache)
     assert (weight.state, weight.missing) == (State.ABSENT, 1)
     assert (weight.held_bytes, image.held) == (0, None)
 
 
-async def test_an_index_is_whole_by_one_of_its_images(cache: Held) -> None:
+async def test_an_index_is_whole_if_one_of_its_images_is(cache: Held) -> None:
     first, second = INDEX.children
     await cache.image("app:1", INDEX, but=tuple(second.blobs))
     weight = await weight_of(cache)
@@ -89,7 +89,7 @@ async def test_an_index_in_an_index(cache: Held) -> None:
     assert (weight.state, weight.missing) == (State.PARTIAL, 1)
 
 
-async def test_what_the_images_of_an_index_share_weighs_once(cache: Held) -> None:
+async def test_content_shared_by_images_of_an_index_counts_once(cache: Held) -> None:
     twin = content.Image(
         manifest=IMAGE.manifest + b"\n", media_type=IMAGE.media_type, blobs=IMAGE.blobs
     )
@@ -97,7 +97,7 @@ async def test_what_the_images_of_an_index_share_weighs_once(cache: Held) -> Non
     assert (await weight_of(cache)).held_bytes == cache.index.usage().disk_bytes == 7 * BLOCK
 
 
-async def test_all_tags_are_told_by_name_also_two_of_one_image(cache: Held) -> None:
+async def test_all_tags_are_listed_including_two_of_one_image(cache: Held) -> None:
     await cache.image("ghcr.io/team/app:b", IMAGE)
     await cache.image("app:2", IMAGE)
     await cache.image("app:1", INDEX)
@@ -109,7 +109,7 @@ async def test_all_tags_are_told_by_name_also_two_of_one_image(cache: Held) -> N
     ]
 
 
-async def test_what_a_missing_piece_breaks(cache: Held) -> None:
+async def test_the_images_that_a_missing_piece_breaks(cache: Held) -> None:
     child = INDEX.children[0]
     await cache.image("app:image", IMAGE)
     await cache.image("app:index", INDEX)

@@ -44,16 +44,16 @@ class Writes:
         self.fails = False
         self.is_unreadable = False
 
-    def read(self) -> bytes:
+    def read_index(self) -> bytes:
         if self.is_unreadable:
             raise OSError(5, "Input/output error")
-        return self._shelf.read()
+        return self._shelf.read_index()
 
-    def write(self, written: bytes) -> None:
+    def write_index(self, written: bytes) -> None:
         self.count += 1
         if self.fails:
             raise OSError(28, "No space left on device")
-        self._shelf.write(written)
+        self._shelf.write_index(written)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ async def published(cache: Held, *pins: str) -> dict[str, dict[str, Any]]:
     return entries(cache.root)
 
 
-async def test_oci_images_are_listed_as_they_are(cache: Held) -> None:
+async def test_oci_images_are_listed_unchanged(cache: Held) -> None:
     await cache.image("app:1", IMAGE)
     await cache.image("ghcr.io/team/app:2", INDEX)
     found = await published(cache)
@@ -103,7 +103,7 @@ async def test_oci_images_are_listed_as_they_are(cache: Held) -> None:
     assert "annotations" not in head
 
 
-async def test_a_docker_list_is_called_an_oci_index(cache: Held) -> None:
+async def test_a_docker_list_is_listed_as_an_oci_index(cache: Held) -> None:
     await cache.image("app:1", LIST)
     entry = (await published(cache))["docker.io/library/app:1"]
     assert (entry["mediaType"], entry["digest"]) == (OCI_INDEX, LIST.digest)
@@ -136,11 +136,21 @@ async def test_a_docker_manifest_is_wrapped_into_an_index_that_is_held(cache: He
     assert cache.path(entry["digest"]).exists(), "made anew after it was evicted"
 
 
-async def test_only_what_is_held_is_listed(cache: Held) -> None:
+async def test_only_held_images_are_listed(cache: Held) -> None:
     await cache.image("app:held", IMAGE, but=tuple(IMAGE.blobs))
     await cache.image("app:gone", INDEX, but=(INDEX.digest,))
     assert "docker.io/library/app:gone" not in await published(cache)
     assert "docker.io/library/app:held" in await published(cache)
+
+
+async def test_a_tag_that_points_to_an_image_of_another_repository_is_not_listed(
+    cache: Held,
+) -> None:
+    await cache.image("app:1", IMAGE)
+    descriptor = Descriptor(IMAGE.media_type, Digest(IMAGE.digest), len(IMAGE.manifest))
+    target, tag = named("other:1")
+    await cache.content.tags.set(target, tag, TagRecord(descriptor, cache.clock()))
+    assert list(await published(cache)) == ["docker.io/library/app:1"]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +166,7 @@ async def test_only_what_is_held_is_listed(cache: Held) -> None:
         ("team/a---b", "v1", None),
     ],
 )
-async def test_names_that_readers_do_not_take(
+async def test_names_that_readers_reject(
     cache: Held, repo: str, tag: str, readable: str | None
 ) -> None:
     await cache.image(f"{repo.removeprefix('library/')}:{tag}", IMAGE)
@@ -169,14 +179,14 @@ async def test_an_image_without_a_tag_is_listed_by_its_digest(cache: Held) -> No
     await cache.image("app:1", IMAGE)
     await cache.image("app:2", INDEX)
     target, tag = named("app:1")
-    await cache.index.drop_tag(target, tag)
+    await cache.index.set_tag(target, tag, None)
     found = await published(cache)
     name = f"docker.io/library/app@{IMAGE.digest}"
     assert set(found) == {name, "docker.io/library/app:2"}, "no images that an index lists"
     assert found[name]["annotations"] == {OURS: name, REF: name}
 
 
-async def test_schema_1_cannot_be_told(cache: Held) -> None:
+async def test_schema_1_is_not_listed(cache: Held) -> None:
     old = content.schema1()
     digest = await cache.hold(old.manifest, old.media_type)
     target, tag = named("old:1")
@@ -185,8 +195,8 @@ async def test_schema_1_cannot_be_told(cache: Held) -> None:
     assert await published(cache) == {}
 
 
-async def test_what_others_have_put_there_stays(cache: Held) -> None:
-    cache.shelf.write(json.dumps({"schemaVersion": 2, "manifests": [FOREIGN, 7]}).encode())
+async def test_entries_of_other_tools_stay(cache: Held) -> None:
+    cache.shelf.write_index(json.dumps({"schemaVersion": 2, "manifests": [FOREIGN, 7]}).encode())
     await cache.image("app:1", IMAGE)
     names = Layout(cache.content, cache.shelf, list)
     await names.load()
@@ -201,8 +211,8 @@ async def test_what_others_have_put_there_stays(cache: Held) -> None:
 @pytest.mark.parametrize(
     "written", [b"", b"[]", b'{"manifests": 7}', b'{"manifests"', b"\xff", b"[" * 100_000]
 )
-async def test_an_index_that_cannot_be_read_is_written_anew(cache: Held, written: bytes) -> None:
-    cache.shelf.write(written)
+async def test_an_invalid_index_is_replaced(cache: Held, written: bytes) -> None:
+    cache.shelf.write_index(written)
     await cache.image("app:1", IMAGE)
     names = Layout(cache.content, cache.shelf, list)
     await names.load()
@@ -218,7 +228,7 @@ async def test_no_index_at_all(cache: Held) -> None:
     assert await pins_named(cache.shelf) == []
 
 
-async def test_entries_that_only_look_like_ours_teach_nothing(cache: Held) -> None:
+async def test_invalid_entries_record_no_tags(cache: Held) -> None:
     right = {
         "mediaType": OCI_MANIFEST,
         "digest": IMAGE.digest,
@@ -237,12 +247,12 @@ async def test_entries_that_only_look_like_ours_teach_nothing(cache: Held) -> No
         "text",
         None,
     ]
-    cache.shelf.write(json.dumps({"schemaVersion": 2, "manifests": [*wrong, right]}).encode())
+    cache.shelf.write_index(json.dumps({"schemaVersion": 2, "manifests": [*wrong, right]}).encode())
     await Layout(cache.content, cache.shelf, list).load()
     assert [one.name for one in await cache.index.search(None, 9)] == ["docker.io/library/app:1"]
 
 
-async def test_tags_that_the_index_has_lost_are_found_again(tmp_path: Path, clock: Clock) -> None:
+async def test_tags_that_the_index_lost_are_restored(tmp_path: Path, clock: Clock) -> None:
     things = {"app:1": IMAGE, "app:2": INDEX, "app:3": DOCKER, "ghcr.io/x/a__b:4": LIST}
     before = {}
     async with opened(tmp_path, clock) as cache:
@@ -264,7 +274,7 @@ async def test_tags_that_the_index_has_lost_are_found_again(tmp_path: Path, cloc
         assert {record.checked_at for record in found.values()} == {0.0}, "to be checked"
 
 
-async def test_pins_are_told_and_found_again(cache: Held) -> None:
+async def test_pins_are_written_and_restored(cache: Held) -> None:
     await published(cache, "docker.io/library/app:1", "ghcr.io/x/y:2")
     assert document(cache.root)["annotations"] == {
         "dev.millpond.pins": "docker.io/library/app:1 ghcr.io/x/y:2"
@@ -272,7 +282,7 @@ async def test_pins_are_told_and_found_again(cache: Held) -> None:
     assert await pins_named(cache.shelf) == ["docker.io/library/app:1", "ghcr.io/x/y:2"]
 
 
-async def test_it_is_written_when_something_has_changed_and_only_then(
+async def test_it_is_written_only_after_a_change(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oci_index, "PUBLISH_SECONDS", 0.001)
@@ -304,13 +314,13 @@ async def test_it_is_written_when_something_has_changed_and_only_then(
     publishing.cancel()
 
 
-async def test_nothing_is_written_before_the_last_one_was_read(cache: Held) -> None:
+async def test_nothing_is_written_before_the_old_file_was_read(cache: Held) -> None:
     """As at a stop right after the start: what the file says would be lost."""
     await cache.image("app:1", IMAGE)
     await published(cache)
     before = (cache.root / "index.json").read_bytes()
     target, tag = named("app:1")
-    await cache.index.drop_tag(target, tag)
+    await cache.index.set_tag(target, tag, None)
     shelf = Writes(cache)
     names = Layout(cache.content, shelf, list)
     await names.keep()
@@ -361,9 +371,7 @@ async def test_an_index_that_the_disk_refuses_is_not_overwritten(
     publishing.cancel()
 
 
-async def test_a_disk_that_refuses_is_tried_again(
-    cache: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_write_is_retried(cache: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oci_index, "PUBLISH_SECONDS", 0.001)
     monkeypatch.setattr(oci_index, "REST", 0.0)
     shelf = Writes(cache)

@@ -73,7 +73,7 @@ async def test_t68_an_image_is_pulled_whole(operator: Operator, proxy: Proxy) ->
         ("", [0, 1, 2]),
     ],
 )
-async def test_t68_of_an_index_the_wanted_platforms_are_pulled(
+async def test_t68_the_selected_platforms_of_an_index_are_pulled(
     operator: Operator, proxy: Proxy, platforms: str, places: list[int]
 ) -> None:
     done = (await pull(operator, "many", platforms))[-1]
@@ -86,7 +86,7 @@ async def test_all_platforms_of_an_index_in_an_index(operator: Operator, proxy: 
     assert proxy.held() == tree(NESTED)
 
 
-async def test_t68_what_could_not_be_had_is_listed(
+async def test_t68_missing_content_is_listed(
     operator: Operator, proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     [_, missing, done] = await pull(operator, "many", "windows/amd64")
@@ -126,7 +126,7 @@ async def test_t68_the_reserve_of_a_rate_limit_is_left_for_clients(
     assert proxy.numbers["pulls_spent"] == spent
 
 
-async def test_what_a_client_downloads_already_is_joined(
+async def test_a_pull_joins_the_download_of_a_client(
     operator: Operator, proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     answers = await asyncio.gather(
@@ -140,7 +140,7 @@ async def test_what_a_client_downloads_already_is_joined(
     assert len(bodies) == len(ONE.blobs)
 
 
-async def test_t68_refresh_asks_at_once_and_tells_the_difference(
+async def test_t68_refresh_checks_at_once_and_reports_the_difference(
     operator: Operator, proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     name = "docker.io/library/app:1"
@@ -159,7 +159,7 @@ async def test_t68_refresh_asks_at_once_and_tells_the_difference(
     assert (await operator.ask("POST", "refresh", image="app:1")).status == 502
 
 
-async def test_offline_nothing_is_asked(start: Start, upstream: FakeUpstream) -> None:
+async def test_offline_no_request_is_sent(start: Start, upstream: FakeUpstream) -> None:
     proxy = await start(offline=True)
     connector = UnixConnector(str(proxy.storage / "admin.sock"))
     async with ClientSession(connector=connector) as session:

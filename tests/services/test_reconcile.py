@@ -13,6 +13,7 @@ import pytest
 from diskcache import Cache, JSONDisk
 
 from proxy.content import reconciler
+from proxy.core.errors import StorageError
 from proxy.core.names import Digest, sha256
 from proxy.core.records import BLOCK, Descriptor, TagRecord
 from proxy.services import oci_index
@@ -53,11 +54,11 @@ async def test_rows_whose_file_is_gone_are_dropped_and_the_others_stay(
         cache.path(ghost).unlink()
     async with opened(tmp_path, clock) as cache:
         assert await cache.index.blob(ghost) is not None
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
         assert await cache.index.blob(ghost) is None
         assert cache.index.usage().files == len(IMAGE.blobs)
         cache.path(IMAGE.config).unlink()
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
         assert await cache.index.blob(Digest(IMAGE.config)) is None, "also when it runs for long"
         assert cache.index.usage().files == len(IMAGE.blobs) - 1
     async with opened(tmp_path, clock) as cache:
@@ -68,7 +69,7 @@ async def test_t05_files_without_a_row_are_adopted_with_what_they_list(cache: He
     for data in (*IMAGE.blobs.values(), IMAGE.manifest, INDEX.manifest):
         path = cache.path(lay(cache, data))
         os.utime(path, (1_600_000_000, 1_600_000_000))
-    await cache.content.reconcile()
+    await cache.content.reconciler.reconcile()
     for digest, size in {key: len(data) for key, data in IMAGE.blobs.items()}.items():
         record = await cache.index.blob(Digest(digest))
         assert record is not None
@@ -86,9 +87,11 @@ async def test_t05_files_without_a_row_are_adopted_with_what_they_list(cache: He
     "data",
     [b"", b"{", b"{}", b'{"a": 1}', b"[]", b"\x1f\x8b" + bytes(5000), b'{"manifests": 7}'],
 )
-async def test_what_is_no_manifest_is_adopted_as_a_blob(cache: Held, data: bytes) -> None:
+async def test_content_that_is_not_a_manifest_is_adopted_as_a_blob(
+    cache: Held, data: bytes
+) -> None:
     digest = lay(cache, data)
-    await cache.content.reconcile()
+    await cache.content.reconciler.reconcile()
     record = await cache.index.blob(digest)
     assert record is not None
     assert (record.media_type, record.size) == (None, len(data))
@@ -97,19 +100,19 @@ async def test_what_is_no_manifest_is_adopted_as_a_blob(cache: Held, data: bytes
 async def test_a_manifest_without_a_type_is_adopted_by_its_shape(cache: Held) -> None:
     plain = content.untyped(1)
     digest = lay(cache, plain.manifest)
-    await cache.content.reconcile()
+    await cache.content.reconciler.reconcile()
     record = await cache.index.blob(digest)
     assert record is not None
     assert record.media_type == content.OCI_MANIFEST
 
 
-async def test_files_that_are_not_their_name_are_set_aside(cache: Held) -> None:
+async def test_files_with_wrong_content_are_set_aside(cache: Held) -> None:
     bad = lay(cache, b"something else", sha256(b"what it says"))
     empty = lay(cache, b"", sha256(b"not empty"))
     good = lay(cache, b"good")
     stranger = cache.root / "blobs" / "sha256" / "notes.txt"
     stranger.write_text("by hand")
-    await cache.content.reconcile()
+    await cache.content.reconciler.reconcile()
     assert await cache.on_disk() == {good}
     names = {digest.removeprefix("sha256:") for digest in (bad, empty)}
     assert set_aside(cache) == names | {f"{name}.json" for name in names}
@@ -131,7 +134,7 @@ async def test_a_file_that_cannot_be_read_stops_nothing(
         return pread(fd, size, offset)
 
     monkeypatch.setattr(os, "pread", fails)
-    await cache.content.reconcile()
+    await cache.content.reconciler.reconcile()
     assert {digest for digest in digests if await cache.index.blob(digest)} == {*digests} - {
         digests[4]
     }
@@ -150,12 +153,12 @@ async def test_a_row_whose_file_has_become_a_link_stops_nothing(
         cache.path(IMAGE.layers[1]).unlink()
         orphan = lay(cache, b"orphan")
     async with opened(tmp_path, clock) as cache:
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
         assert await cache.index.blob(orphan) is not None
         assert await cache.index.blob(Digest(IMAGE.layers[1])) is None
 
 
-async def test_what_comes_while_it_is_looked_at_stays(
+async def test_content_that_arrives_during_the_scan_stays(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A download renames its file into the store a moment before the index knows of it."""
@@ -170,7 +173,7 @@ async def test_what_comes_while_it_is_looked_at_stays(
             await cache.evictor.evict(1)
 
     monkeypatch.setattr(cache.index, "set_blob", also)
-    await cache.content.reconcile()
+    await cache.content.reconciler.reconcile()
     held = {d for d in await cache.on_disk() if await cache.index.blob(Digest(d))}
     assert held == await cache.on_disk()
     assert len(held) >= len(orphans)
@@ -178,25 +181,29 @@ async def test_what_comes_while_it_is_looked_at_stays(
     assert not set_aside(cache)
 
 
-async def test_what_is_downloaded_anew_while_its_bad_file_is_hashed_is_held(
+async def test_content_fetched_again_while_its_bad_file_is_hashed_is_held(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = lay(cache, b"wrong", sha256(b"right"))
-    prove = reconciler.prove
+    prove, downloads = reconciler.prove, list[asyncio.Task[Digest]]()
 
     async def slow(*args: Any) -> Any:
         found = await prove(*args)
-        await cache.hold(b"right")
+        downloads.append(asyncio.create_task(cache.hold(b"right")))
+        await asyncio.wait(downloads, timeout=0.5)  # it must wait for the bad file
         return found
 
     monkeypatch.setattr(reconciler, "prove", slow)
-    await cache.content.reconcile()
+    await cache.content.reconciler.reconcile()
+    await asyncio.gather(*downloads)
     assert await cache.index.blob(digest) is not None
     assert cache.path(digest).read_bytes() == b"right"
-    assert not set_aside(cache)
+    [quarantined] = [path for path in (cache.root / "quarantine").iterdir() if not path.suffix]
+    assert quarantined.read_bytes() == b"wrong"
+    assert cache.evictor.used == BLOCK + cache.store.quarantine.bytes
 
 
-async def test_what_nobody_needs_is_forgotten_after_a_long_time(cache: Held) -> None:
+async def test_unneeded_rows_are_forgotten_after_a_long_time(cache: Held) -> None:
     hub, kept = named("app:kept")
     await cache.image("app:kept", IMAGE)
     lost = content.image(9)
@@ -215,9 +222,7 @@ async def test_what_nobody_needs_is_forgotten_after_a_long_time(cache: Held) -> 
     assert not await cache.index.referrers(hub, Digest(lost.digest))
 
 
-async def test_who_held_what_is_forgotten_once_nothing_needs_it(
-    tmp_path: Path, clock: Clock
-) -> None:
+async def test_unneeded_links_are_forgotten(tmp_path: Path, clock: Clock) -> None:
     lost = content.image(9)
     hub, _ = named("app:1")
     async with opened(tmp_path, clock) as cache:
@@ -317,7 +322,7 @@ async def test_a_newer_layout_is_refused_and_left_alone(start: Start, tmp_path: 
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-async def test_a_lost_index_leaves_an_image_whole_for_the_name_it_had(
+async def test_after_the_index_is_lost_an_image_is_complete_under_its_name(
     start: Start, upstream: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oci_index, "PUBLISH_SECONDS", 0.01)
@@ -336,7 +341,7 @@ async def test_a_lost_index_leaves_an_image_whole_for_the_name_it_had(
         assert (await proxy.get(f"/v2/library/app/blobs/{digest}")).body == data
 
 
-async def test_a_file_that_could_not_be_adopted_is_counted_once_when_it_comes_anew(
+async def test_a_file_that_was_not_adopted_is_counted_once_when_fetched_again(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = b"some bytes"
@@ -347,7 +352,7 @@ async def test_a_file_that_could_not_be_adopted_is_counted_once_when_it_comes_an
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "pread", fails)
-        await cache.content.reconcile()
+        await cache.content.reconciler.reconcile()
     assert cache.evictor.used == BLOCK
     await cache.hold(data)
     assert cache.evictor.used == BLOCK, "the new file replaces the old one"
@@ -355,37 +360,94 @@ async def test_a_file_that_could_not_be_adopted_is_counted_once_when_it_comes_an
     assert cache.evictor.used == 0
 
 
-async def test_content_that_arrives_while_a_bad_file_is_proven_is_not_set_aside(
+async def test_content_that_lands_has_a_row_before_it_can_be_taken_for_an_orphan(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = b"the right bytes"
-    digest = lay(cache, b"something else", sha256(data))
-    proving, landed = asyncio.Event(), asyncio.Event()
-    prove, put = reconciler.prove, cache.store.put
-
-    async def slowly(file: Any, digest: Digest) -> Any:
-        await proving.wait()
-        return await prove(file, digest)
+    digest = sha256(data)
+    visible, go_on, proven = asyncio.Event(), asyncio.Event(), list[Digest]()
+    put = cache.store.put
 
     async def put_then_wait(digest: Digest, spool: Any) -> None:
         await put(digest, spool)
-        proving.set()
-        await landed.wait()
+        visible.set()
+        await go_on.wait()
 
-    monkeypatch.setattr(reconciler, "prove", slowly)
+    async def prove(file: Any, digest: Digest) -> None:
+        proven.append(digest)
+
+    monkeypatch.setattr(reconciler, "prove", prove)
     monkeypatch.setattr(cache.store, "put", put_then_wait)
-    adopting = asyncio.create_task(cache.content.find(digest))
-    await asyncio.sleep(0)
     holding = asyncio.create_task(cache.hold(data))
-    await proving.wait()
-    await asyncio.wait([adopting], timeout=0.5)
-    landed.set()
+    await visible.wait()
+    finding = asyncio.create_task(cache.content.find(digest))
+    for _ in range(20):  # steps of the loop, in which the file without a row could be taken
+        await asyncio.sleep(0)
+    go_on.set()
     await holding
-    record = await adopting
+    record = await finding
     assert record is not None
     assert record.size == len(data)
+    assert proven == []
     assert set_aside(cache) == set()
     assert await cache.on_disk() == {digest}
+    assert cache.evictor.used == BLOCK
+
+
+async def test_a_file_that_vanishes_before_it_is_adopted_counts_no_more(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = lay(cache, b"gone in a moment")
+    counted: list[int] = []
+    found = cache.evictor.found
+
+    def vanish(orphans: int) -> None:
+        found(orphans)
+        counted.append(cache.evictor.used)
+        cache.path(digest).unlink()
+
+    monkeypatch.setattr(cache.evictor, "found", vanish)
+    await cache.content.reconciler.reconcile()
+    assert counted == [BLOCK]
+    assert cache.evictor.used == 0
+
+
+async def test_a_file_that_could_not_be_opened_is_adopted_by_the_next_comparison(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = lay(cache, b"not readable at first")
+
+    def refuse(digest: Digest) -> None:
+        raise StorageError(f"{digest} cannot be opened")
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(cache.store, "open", refuse)
+        await cache.content.reconciler.reconcile()
+    assert await cache.index.blob(digest) is None
+    assert cache.evictor.used == BLOCK, "it takes its room all the same"
+    await cache.content.reconciler.reconcile()
+    assert await cache.index.blob(digest) is not None
+    assert cache.evictor.used == BLOCK
+
+
+async def test_a_file_whose_row_was_lost_is_found_before_all_files_are_read_again(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cache.content.reconciler.reconcile()
+    digest = lay(cache, b"its row was in the damaged file")
+    assert await cache.content.find(digest) is None, "all files are known to have a row"
+    monkeypatch.setattr(type(cache.index), "damaged", "where the damaged file lies")
+    found: list[bool] = []
+    scan = cache.store.scan
+
+    async def scan_in_the_end() -> Any:
+        found.append(await cache.content.find(digest) is not None)
+        async for batch in scan():
+            yield batch
+
+    monkeypatch.setattr(cache.store, "scan", scan_in_the_end)
+    await cache.content.reconciler.reconcile()
+    assert found == [True]
     assert cache.evictor.used == BLOCK
 
 
@@ -403,7 +465,7 @@ async def test_an_orphan_is_counted_once_while_it_is_adopted(
         await setting
 
     monkeypatch.setattr(cache.index, "set_blob", watched)
-    await cache.content.reconcile()
+    await cache.content.reconciler.reconcile()
     assert await cache.index.blob(digest) is not None
     assert counted == [BLOCK]
 
@@ -424,7 +486,7 @@ async def test_a_second_copy_counts_until_its_readers_have_left(cache: Held) -> 
     assert cache.evictor.used == BLOCK
 
 
-async def test_what_arrives_during_the_scan_is_no_orphan(
+async def test_content_that_arrives_during_the_scan_is_no_orphan(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = b"on its way"
@@ -444,5 +506,5 @@ async def test_what_arrives_during_the_scan_is_no_orphan(
 
     monkeypatch.setattr(cache.store, "scan", then_hold)
     monkeypatch.setattr(cache.evictor, "found", watched)
-    await cache.content.reconcile()
+    await cache.content.reconciler.reconcile()
     assert set(counted) == {BLOCK}

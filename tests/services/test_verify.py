@@ -14,7 +14,7 @@ from aiohttp import ClientSession, UnixConnector
 
 from proxy.core.errors import Conflict, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.services import verify
+from proxy.services import missing, verify
 from proxy.services.verify import Verifier
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -74,7 +74,7 @@ async def run(
     return [event async for event in verifier.run(repair=repair, rate=rate, restart=restart)]
 
 
-async def test_t70_what_is_right_is_only_counted(
+async def test_t70_valid_content_is_only_counted(
     cache: Held, verifier: Verifier, asked: Asked
 ) -> None:
     files, size = len(IMAGE.blobs) + 1, sum(map(len, IMAGE.blobs.values())) + len(IMAGE.manifest)
@@ -98,7 +98,7 @@ async def test_t70_what_is_right_is_only_counted(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-async def test_what_is_bad_is_set_aside_with_a_note(
+async def test_bad_content_is_set_aside_with_a_note(
     cache: Held, verifier: Verifier, asked: Asked, damage: str
 ) -> None:
     found = DAMAGES[damage](DATA)
@@ -136,7 +136,7 @@ async def test_what_is_bad_is_set_aside_with_a_note(
     assert (again["bad"], again["blobs"]) == (1, len(IMAGE.blobs))
 
 
-async def test_what_is_missing_is_told_and_forgotten(cache: Held, verifier: Verifier) -> None:
+async def test_missing_files_are_reported_and_forgotten(cache: Held, verifier: Verifier) -> None:
     cache.path(LAYER).unlink()
     _, bad, _ = await run(verifier)
     assert (bad["digest"], bad["reason"]) == (LAYER, "its file is missing")
@@ -145,7 +145,7 @@ async def test_what_is_missing_is_told_and_forgotten(cache: Held, verifier: Veri
     assert not list((cache.root / "quarantine").iterdir())
 
 
-async def test_what_cannot_be_read_is_set_aside(
+async def test_unreadable_content_is_set_aside(
     cache: Held, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pread, inode = os.pread, cache.path(LAYER).stat().st_ino
@@ -162,7 +162,7 @@ async def test_what_cannot_be_read_is_set_aside(
     assert done["bad"] == 1
 
 
-async def test_what_leads_out_of_the_store_is_set_aside(
+async def test_a_link_out_of_the_store_is_set_aside(
     cache: Held, verifier: Verifier, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret"
@@ -204,7 +204,7 @@ async def test_repairs_go_to_the_newest_holder_first_and_then_to_the_others(
     assert cache.counters.repaired == 2
 
 
-async def test_one_at_a_time(verifier: Verifier) -> None:
+async def test_two_verifications_at_the_same_time_are_refused(verifier: Verifier) -> None:
     async with aclosing(verifier.run(repair=False, rate=0, restart=False)) as first:
         await anext(first)
         with pytest.raises(Conflict, match="a verification is running"):
@@ -212,7 +212,7 @@ async def test_one_at_a_time(verifier: Verifier) -> None:
     assert len(await run(verifier)) == 2, "the one that was broken off is over"
 
 
-async def test_goes_on_where_it_was_interrupted_unless_it_is_to_begin_anew(
+async def test_an_interrupted_run_continues_unless_a_restart_is_requested(
     tmp_path: Path, cache: Held, verifier: Verifier, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(40):
@@ -244,7 +244,7 @@ async def test_goes_on_where_it_was_interrupted_unless_it_is_to_begin_anew(
     assert done["blobs"] == len(order) - 1
 
 
-async def test_a_cancelled_one_goes_on_where_it_was(cache: Held, verifier: Verifier) -> None:
+async def test_a_cancelled_run_continues(cache: Held, verifier: Verifier) -> None:
     for number in range(10):
         await cache.blocks(number, 1)
 
@@ -290,7 +290,7 @@ async def test_the_rate_is_kept(verifier: Verifier, monkeypatch: pytest.MonkeyPa
     assert now == started
 
 
-async def test_what_comes_and_goes_meanwhile_is_no_trouble(
+async def test_content_may_come_and_go_during_verification(
     cache: Held, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify, "REPORT_SECONDS", -1.0)
@@ -373,7 +373,7 @@ async def test_t03_a_blob_altered_to_the_same_size_is_sent_until_it_is_verified_
 
 
 @pytest.mark.parametrize("digest", [LAYER, IMAGE.digest], ids=["blob", "manifest"])
-async def test_what_went_bad_is_fetched_again_from_upstream(
+async def test_bad_content_is_fetched_again_from_upstream(
     pulling: Proxy, upstream: FakeUpstream, digest: str
 ) -> None:
     right = path(pulling, digest).read_bytes()
@@ -402,7 +402,7 @@ async def test_a_manifest_in_ram_is_repaired_on_the_disk_too(
     assert path(proxy, IMAGE.digest).read_bytes() == IMAGE.manifest
 
 
-async def test_while_upstream_is_away_nothing_is_repaired_and_clients_are_told(
+async def test_without_upstream_nothing_is_repaired_and_clients_get_an_error(
     pulling: Proxy, upstream: FakeUpstream
 ) -> None:
     path(pulling, LAYER).write_bytes(altered(DATA))
@@ -414,7 +414,7 @@ async def test_while_upstream_is_away_nothing_is_repaired_and_clients_are_told(
     assert (await pulling.get(PATH)).body == DATA
 
 
-async def test_whoever_reads_a_blob_while_it_is_set_aside_reads_on(
+async def test_clients_finish_reading_a_blob_that_is_set_aside(
     pulling: Proxy, upstream: FakeUpstream
 ) -> None:
     big = upstream.add_blob("library/app", content.blob(30_000_000))
@@ -436,7 +436,7 @@ async def test_whoever_reads_a_blob_while_it_is_set_aside_reads_on(
     assert content.digest(answer.body) == big
 
 
-async def test_t61_what_was_set_aside_is_repaired_although_the_quarantine_was_emptied(
+async def test_t61_content_set_aside_is_repaired_after_the_quarantine_was_emptied(
     pulling: Proxy, upstream: FakeUpstream
 ) -> None:
     path(pulling, LAYER).write_bytes(altered(DATA))
@@ -449,11 +449,13 @@ async def test_t61_what_was_set_aside_is_repaired_although_the_quarantine_was_em
     assert path(pulling, LAYER).read_bytes() == DATA
 
 
-async def test_t61_what_a_client_found_unreadable_is_repaired(
+async def test_t61_content_that_a_client_could_not_read_is_repaired(
     pulling: Proxy, upstream: FakeUpstream
 ) -> None:
     """Set aside by somebody else than a verification, with a note that names no type."""
-    await pulling.app.content.set_aside(Digest(IMAGE.digest), {"reason": "it cannot be read"})
+    await pulling.app.content.faults.set_aside(
+        Digest(IMAGE.digest), {"reason": "it cannot be read"}
+    )
     [_, bad, _] = await verified(pulling)
     assert (bad["digest"], bad["repaired"]) == (IMAGE.digest, True)
     assert path(pulling, IMAGE.digest).read_bytes() == IMAGE.manifest
@@ -477,7 +479,7 @@ async def test_t61_a_pinned_image_is_completed_and_others_are_not(
     assert proxy.held() == {IMAGE.digest, *IMAGE.blobs, other.digest}
 
 
-async def test_t61_of_a_pinned_index_the_images_are_completed_that_are_held(
+async def test_t61_held_images_of_a_pinned_index_are_completed(
     start: Start, upstream: FakeUpstream
 ) -> None:
     index = content.index(content.image(1), content.image(2), content.image(3))
@@ -487,18 +489,28 @@ async def test_t61_of_a_pinned_index_the_images_are_completed_that_are_held(
     for ref in ("latest", held.digest):
         assert (await proxy.get(f"/v2/app/manifests/{ref}")).status == 200
     await proxy.settled()
-    assert (await verified(proxy))[-1]["repaired"] == len(held.blobs)
+    done = (await verified(proxy))[-1]
+    assert done["bad"] == done["repaired"] == len(held.blobs)
     assert proxy.held() == {index.digest, held.digest, *held.blobs}
     assert unwanted.digest not in proxy.held()
 
 
-async def test_t61_a_lost_piece_that_no_image_needs_any_more_is_forgotten(
+async def test_a_missing_piece_is_fetched_last_from_repositories_not_known_to_hold_it(
+    cache: Held,
+) -> None:
+    other, own = named("docker.io/library/other:1")[0], named(NAME)[0]
+    await cache.content.links.add(other, [Digest(IMAGE.digest)])
+    holders = await missing.holders(cache.content, Digest(LAYER))
+    assert holders == [other, own], "the last is tried first"
+
+
+async def test_t61_a_lost_piece_that_no_image_needs_is_forgotten(
     cache: Held, verifier: Verifier, asked: Asked
 ) -> None:
     cache.path(LAYER).write_bytes(altered(DATA))
     assert (await run(verifier))[-1]["bad"] == 1
     target, tag = named(NAME)
-    await cache.index.drop_tag(target, tag)
+    await cache.index.set_tag(target, tag, None)
     assert (await run(verifier, repair=True))[-1]["bad"] == 0
     assert not asked
 
@@ -517,7 +529,7 @@ async def test_t61_an_interrupted_round_counts_each_piece_once(
     assert (done["bad"], done["repaired"]) == (1, 1)
 
 
-async def test_the_scrub_begins_after_its_interval_repairs_and_comes_again(
+async def test_the_scrub_starts_after_its_interval_repairs_and_repeats(
     start: Start, upstream: FakeUpstream, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sleep = asyncio.sleep
@@ -544,6 +556,18 @@ async def test_the_scrub_begins_after_its_interval_repairs_and_comes_again(
     assert '"stage": "done"' in proxy.log.getvalue()
 
 
+async def test_the_scrub_of_a_new_cache_waits_for_its_interval(
+    cache: Held, verifier: Verifier, clock: Clock
+) -> None:
+    scrub = asyncio.create_task(verifier.scrub(3600.0, 0))
+    async with asyncio.timeout(60):
+        while (noted := await cache.index.note("verify")) is None:
+            await asyncio.sleep(0.01)
+    scrub.cancel()
+    await asyncio.wait([scrub])
+    assert noted == {"done_at": clock()}, "nothing was verified yet"
+
+
 async def test_t67_a_stop_ends_the_scrub_for_good(cache: Held, verifier: Verifier) -> None:
     await cache.index.set_note("verify", {"done_at": 0.0})
     scrub = asyncio.create_task(verifier.scrub(1.0, 1))
@@ -554,7 +578,7 @@ async def test_t67_a_stop_ends_the_scrub_for_good(cache: Held, verifier: Verifie
     assert "done_at" not in noted, "the next process goes on"
 
 
-async def test_t67_a_stop_breaks_off_a_repair_that_takes_long(cache: Held, clock: Clock) -> None:
+async def test_t67_a_stop_interrupts_a_long_repair(cache: Held, clock: Clock) -> None:
     fetching = asyncio.Event()
 
     async def fetch(*_: object) -> bool:
@@ -574,7 +598,7 @@ async def test_t67_a_stop_breaks_off_a_repair_that_takes_long(cache: Held, clock
     assert (done["bad"], done["repaired"]) == (1, 1)
 
 
-async def test_the_scrub_waits_while_somebody_verifies(
+async def test_the_scrub_waits_for_a_running_verification(
     cache: Held, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sleep = asyncio.sleep
@@ -593,7 +617,7 @@ async def test_the_scrub_waits_while_somebody_verifies(
         scrub.cancel()
 
 
-async def test_progress_comes_while_one_large_blob_is_read(
+async def test_progress_is_reported_while_a_large_blob_is_read(
     cache: Held, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify, "REPORT_SECONDS", 0.01)

@@ -81,6 +81,24 @@ def test_variables_in_any_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert hub.password.get_secret_value() == "xs3cret"
 
 
+def test_an_escaped_variable_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUB_TOKEN", "s3cret")
+    text = "upstreams: {docker.io: {username: me, password: 'x$${HUB_TOKEN}'}}"
+    password = load(tmp_path, text).upstreams["docker.io"].password
+    assert password is not None
+    assert password.get_secret_value() == "x${HUB_TOKEN}"
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_5000_TCP_ADDR"):
+        monkeypatch.setenv(f"MILLPOND_{name}", "10.0.0.1")
+    assert load(tmp_path, "listen: 127.0.0.1:1").port == 1
+
+
 def test_sizes_and_durations(tmp_path: Path) -> None:
     settings = load(
         tmp_path,
@@ -105,6 +123,7 @@ def test_sizes_and_durations(tmp_path: Path) -> None:
         ("trusted_proxies: [10.0.0.5/8]", ["config.yaml:1: trusted_proxies: '10.0.0.5/8' is no address or network; write 10.0.0.5 or 10.0.0.0/8"]),
         ("storage:\n  max_sise: 1GiB", ["config.yaml:2: storage.max_sise: no such setting; did you mean max_size?"]),
         ("storage:\n  max_size: lots", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
+        ("storage:\n  max_size: true", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
         ("storage:\n  max_size: 1,5TiB", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
         ("freshness:\n  tag_ttl: 5 minutes", ["config.yaml:2: freshness.tag_ttl: not a duration; write 30s, 5m, 12h, 30d or forever"]),
         ("offline: perhaps", ["config.yaml:1: offline: expected true or false"]),
@@ -213,6 +232,21 @@ def test_an_old_name_in_the_environment_overrides_the_file(
     ]
 
 
+def test_an_old_name_may_be_one_of_another_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, [warning] = warned(
+        tmp_path, "access: {anonymous: false}\ntrusted_proxies: [192.0.2.1]\n"
+    )
+    assert settings.access.trusted_proxies == ("192.0.2.1",)
+    assert not settings.access.anonymous
+    assert warning == (f"config.yaml:2: trusted_proxies: renamed to access.trusted_proxies; {SAYS}")
+    monkeypatch.setenv("MILLPOND_TRUSTED_PROXIES", '["192.0.2.2"]')
+    settings, [warning] = warned(tmp_path, "")
+    assert settings.access.trusted_proxies == ("192.0.2.2",)
+    assert warning.startswith("MILLPOND_TRUSTED_PROXIES: trusted_proxies: renamed to")
+
+
 def test_an_old_name_in_flags(tmp_path: Path) -> None:
     settings, [warning] = warned(tmp_path, "", storage={"finish_from": 1})
     assert settings.storage.min_complete_ratio == 1
@@ -227,6 +261,8 @@ def test_current_names_give_no_warning(tmp_path: Path) -> None:
     ("text", "line"),
     [
         ("storage:\n  min_complete_ratio: 0\n  finish_from: 0", "config.yaml:3: storage.finish_from: the old name of min_complete_ratio, which is set too; remove it"),
+        ("trusted_proxies: [a]\naccess:\n  trusted_proxies: []", "config.yaml:1: trusted_proxies: the old name of access.trusted_proxies, which is set too; remove it"),
+        ("listen: x:1\ntrusted_proxies: [a]", "config.yaml:2: trusted_proxies: 'a' is no address or network; write 10.0.0.5 or 10.0.0.0/8"),
         ("prefetch:\n  give_up: soon", "config.yaml:2: prefetch.give_up: not a duration; write 30s, 5m, 12h, 30d or forever"),
         ("prefetch:\n  reserve: 1", "config.yaml:2: prefetch.reserve: no such setting; known here: blobs, max_bytes, concurrency, idle_timeout"),
         ("offline: {reserve: 1}", "config.yaml:1: offline: expected true or false"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from proxy.core.errors import ConfigError
-from proxy.storage.directory import LAYOUT, Directory, IndexFile
+from proxy.storage.directory import LAYOUT, Directory
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_modes_are_as_set_whatever_the_umask(
         try:
             directory = Directory(tmp_path / "cache", file_mode=file_mode)
             os.close(directory.create(f"made{umask}", directory.spool))
-            IndexFile(directory).write(b"{}")
+            directory.write_index(b"{}")
         finally:
             os.umask(before)
         for name in ("spool", "blobs", "blobs/sha256", "quarantine"):
@@ -113,8 +113,7 @@ def test_modes_are_as_set_whatever_the_umask(
 def test_a_file_is_replaced_whole_or_not_at_all(
     directory: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = IndexFile(directory)
-    file.write(b"first")
+    directory.write_index(b"first")
 
     def fails(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
@@ -123,8 +122,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(
         with monkeypatch.context() as patched:
             patched.setattr(os, call, fails)
             with pytest.raises(OSError, match="Input/output"):
-                file.write(b"second")
-        assert file.read() == b"first"
+                directory.write_index(b"second")
+        assert directory.read_index() == b"first"
         assert not (tmp_path / "cache/index.json.new").exists()
-    file.write(b"third")
-    assert file.read() == b"third"
+    directory.write_index(b"third")
+    assert directory.read_index() == b"third"

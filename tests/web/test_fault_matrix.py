@@ -43,6 +43,7 @@ BLOB = f"/v2/{REPO}/blobs/{LAYER}"
 BODIES = {TAG: NEW.manifest, DIGEST: NEW.manifest, BLOB: NEW.blobs[LAYER]}
 PATHS = {"tag": TAG, "digest": DIGEST, "blob": BLOB}
 HASTY = {"connect": "1s", "answer": "400ms", "check": "1s", "idle": "250ms"}
+PATIENT = {"connect": "20s", "answer": "20s", "check": "20s", "idle": "20s"}
 YEAR = 365 * 86400.0
 
 
@@ -74,7 +75,8 @@ class Fault:
 
     `blind`: upstream's HEAD of a manifest does not tell what it must, so there is a GET instead.
     `lies`: nobody can see that upstream's HEAD is wrong. `by_digest`: what a manifest by digest is
-    told, where that differs.
+    told, where that differs. `stalls`: it ends by a timeout, so the test has short ones. All other
+    rows have long ones: on a loaded machine an answer may take longer than a short one.
     """
 
     name: str
@@ -85,6 +87,11 @@ class Fault:
     blind: bool = False
     lies: bool = False
     by_digest: FeedUpdate | None = None
+    stalls: bool = False
+
+    @property
+    def timeouts(self) -> dict[str, str]:
+        return HASTY if self.stalls else PATIENT
 
     def told(self, what: str, method: str) -> FeedUpdate:
         told = self.blob if what == "blob" else self.manifest
@@ -158,7 +165,7 @@ FAULTS = (
         blind=True,
         lies=True,
     ),
-    Fault("stalled in the body", lambda u, k: u.stall(100, kind=k), LATE, BROKEN),
+    Fault("stalled in the body", lambda u, k: u.stall(100, kind=k), LATE, BROKEN, stalls=True),
     Fault("slow", effect(slow(4000)), WHOLE, WHOLE),
     Fault("chunked", effect(chunked()), WHOLE, WHOLE, blind=True),
     Fault("no digest header", effect(digest_header(None)), WHOLE, WHOLE, blind=True),
@@ -176,7 +183,7 @@ FAULTS = (
     early("gzip though identity was asked", BAD, effect(gzipped())),
     early("hung up", BAD, effect(hang_up())),
     early("reset", BAD, effect(hang_up(reset=True))),
-    early("stalled", LATE, lambda u, k: u.hold(kind=k)),
+    Fault("stalled", lambda u, k: u.hold(kind=k), LATE, LATE, early=True, stalls=True),
     status(429, LIMITED),
     status(429, LIMITED, 1),
     status(429, LIMITED, "Wed, 21 Oct 2015 07:28:00 GMT"),
@@ -266,7 +273,7 @@ async def test_c15_cold(
         return
     upstream.add(REPO, NEW)
     async with nothing_left():
-        proxy = await start(timeouts=HASTY, freshness={"negative_ttl": 0})
+        proxy = await start(timeouts=fault.timeouts, freshness={"negative_ttl": 0})
         before = working()
         kind: Kind = "blob" if what == "blob" else "manifest"
         fault.spoil(upstream, kind)
@@ -302,7 +309,7 @@ async def test_c03_a_good_copy_stands_in_for_a_failure(
     """The tag has moved on when upstream fails: what was pulled before is served, and says so."""
     upstream.add(REPO, OLD)
     async with nothing_left():
-        proxy = await start(timeouts=HASTY, freshness={"negative_ttl": 0})
+        proxy = await start(timeouts=fault.timeouts, freshness={"negative_ttl": 0})
         await pulled(proxy, OLD)
         before = working()
         upstream.add(REPO, NEW)

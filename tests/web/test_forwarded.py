@@ -123,7 +123,7 @@ def clients(proxy: Proxy) -> list[Any]:
 async def test_t71_the_request_log_names_the_client(
     start: Start, upstream: FakeUpstream, trusted: list[str], expected: str
 ) -> None:
-    proxy = await start(trusted_proxies=trusted)
+    proxy = await start(access={"trusted_proxies": trusted})
     upstream.add("library/app", IMAGE)
     sent = {"X_Forwarded_For": "1.1.1.1, 203.0.113.5"}
     for _ in range(3):
@@ -138,7 +138,7 @@ async def test_t71_the_request_log_names_the_client(
 async def test_t71_the_same_bytes_from_somebody_else_are_not_believed(
     start: Start, upstream: FakeUpstream, order: tuple[str, str]
 ) -> None:
-    proxy = await start(trusted_proxies=["127.0.0.1"])
+    proxy = await start(access={"trusted_proxies": ["127.0.0.1"]})
     upstream.add("library/app", IMAGE)
     await proxy.get(LATEST)
     host, port = proxy.app.address.split(":")

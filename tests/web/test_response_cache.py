@@ -322,7 +322,7 @@ async def test_evicted_content_is_not_served_from_ram(
         for _ in range(3):
             await client.ask(head(path))
         assert await at_once(proxy) == 1
-        await proxy.app.content.discard([Digest(digest)])
+        await proxy.app.content.evictor.discard([Digest(digest)])
         upstream.remove("library/app")
         asked = len(upstream.requests)
         assert (await client.ask(head(path))).status == 404

@@ -10,7 +10,7 @@ from typing import Final
 
 from aiohttp.web import BaseRequest, StreamResponse
 
-from proxy.access import AdminAccess
+from proxy.access.operator import AdminAccess
 from proxy.content.content import Content
 from proxy.content.in_use import MAX_FILE, Feeds
 from proxy.content.pins import Pin, Pins
@@ -128,7 +128,7 @@ class Control:
         return await stream(request, images.would_evict(self._content, _size(request)))
 
     async def _post_evict(self, request: BaseRequest) -> StreamResponse:
-        blobs, freed = await self._content.evict(_size(request))
+        blobs, freed = await self._content.evictor.evict(_size(request))
         return reply({"blobs": blobs, "bytes": freed})
 
     async def _post_verify(self, request: BaseRequest) -> StreamResponse:
@@ -149,7 +149,7 @@ class Control:
     async def _delete_images(self, request: BaseRequest) -> StreamResponse:
         dropper = self._services.dropper
         selector = self._services.selector(required(request, "match"))
-        act = dropper.foretell if is_true(request, "dry_run") else dropper.drop
+        act = dropper.preview if is_true(request, "dry_run") else dropper.drop
         return await stream(request, act(selector))
 
     async def _post_refresh(self, request: BaseRequest) -> StreamResponse:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
-from proxy.core.errors import RequestInvalid
+from proxy.core.errors import RegistryError, RequestInvalid
 from proxy.web.paced import PacedResponse
 
 JSON: Final = "application/json"
@@ -44,6 +44,13 @@ async def _send(response: StreamResponse, documents: AsyncGenerator[Document]) -
             await asyncio.sleep(0)  # a write waits only for a client that is slow
             pending = b""
     await response.write(pending)
+
+
+def refusal(error: RegistryError) -> Response:
+    """Return the response for an error."""
+    return PacedResponse(
+        status=error.status, body=error.body(), headers=error.headers(), content_type=JSON
+    )
 
 
 def required(request: BaseRequest, name: str) -> str:

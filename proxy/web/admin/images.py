@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Collection
 from typing import Final
 
 from proxy.content.content import Content
-from proxy.content.tags import TaggedImage
+from proxy.content.facts import TaggedImage
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, disk_bytes
 from proxy.core.selection import Selector
@@ -47,7 +47,7 @@ async def would_evict(content: Content, wanted: int) -> AsyncGenerator[Document]
 
     First the content, coldest first, then the images that lose some of it, then the sum.
     """
-    victims = {record.digest: record for record in await content.would_evict(wanted)}
+    victims = {record.digest: record for record in await content.evictor.coldest(wanted)}
     for record in list(victims.values())[:_MOST_LINES]:
         yield {
             "digest": record.digest,

@@ -8,7 +8,7 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from proxy import VERSION
-from proxy.access import OPERATOR, Action, Principal
+from proxy.access.principals import OPERATOR, Principal
 from proxy.content.content import Content
 from proxy.content.downloads import Downloads
 from proxy.core.errors import PathNotFound, RegistryError, Unsupported
@@ -17,7 +17,8 @@ from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
-from proxy.web.admin.documents import JSON, reply
+from proxy.web.admin.documents import refusal, reply
+from proxy.web.gate import presented
 from proxy.web.paced import PacedResponse
 
 
@@ -34,7 +35,6 @@ class Admin:
         control: Control,
     ) -> None:
         self._control = control
-        self._access = control.access.rules
         self._metrics = metrics
         self._upstreams = upstreams
         self._content = content
@@ -47,34 +47,43 @@ class Admin:
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer one request that came over TCP."""
-        authorization = request.headers.get("Authorization", "")
         return await self._handle(
-            request, lambda: self._control.access.identify(request.remote, authorization)
+            request, lambda: self._control.access.authorize(*presented(request))
         )
 
     async def handle_trusted(self, request: BaseRequest) -> StreamResponse:
         """Answer one request that came through the admin socket."""
-        return await self._handle(request, _operator)
+        return await self._handle(request, self._operator)
+
+    async def _operator(self) -> Principal:
+        self._control.access.enforce(OPERATOR)
+        return OPERATOR
 
     async def _handle(
-        self, request: BaseRequest, identify: Callable[[], Awaitable[Principal]]
+        self, request: BaseRequest, authorize: Callable[[], Awaitable[Principal]]
     ) -> StreamResponse:
+        """Answer; ``authorize`` returns who may administer, or raises ``RegistryError``."""
         try:
             if self._control.has(request.path):
-                self._access.allow(await identify(), Action.OPERATE, None).enforce()
+                await authorize()
                 return await self._control.answer(request)
-            self._access.allow(Principal(request.remote), Action.OBSERVE, None).enforce()
+            self._control.access.observe(request.remote)
             if request.path == "/-/stats":
                 _require_read(request)
-                decision = self._access.allow(await identify(), Action.OPERATE, None)
-                stats = self.stats()
-                stats["cache"]["oldest_use"] = await self._content.oldest_use()
-                return reply(_public(stats) if decision.refusal else stats)
+                return await self._stats(authorize)
             return await self._answer(request)
         except RegistryError as error:
-            return PacedResponse(
-                status=error.status, body=error.body(), headers=error.headers(), content_type=JSON
-            )
+            return refusal(error)
+
+    async def _stats(self, authorize: Callable[[], Awaitable[Principal]]) -> Response:
+        """Return the statistics, without names for a client that may not administer."""
+        stats = self.stats()
+        stats["cache"]["oldest_use"] = await self._content.evictor.oldest_use()
+        try:
+            await authorize()
+        except RegistryError:
+            return reply(_public(stats))
+        return reply(stats)
 
     async def _answer(self, request: BaseRequest) -> Response:
         _require_read(request)
@@ -82,7 +91,7 @@ class Admin:
             case "/":
                 return welcome.page(request)
             case "/metrics":
-                self._oldest_use = await self._content.oldest_use()
+                self._oldest_use = await self._content.evictor.oldest_use()
                 return PacedResponse(
                     body=generate_latest(self._prometheus),
                     headers={"Content-Type": CONTENT_TYPE_LATEST},
@@ -188,10 +197,6 @@ def _public(stats: dict[str, Any]) -> dict[str, Any]:
         limit.pop("source", None)
         upstreams[name] = numbers | {"rate_limit": limit or None}
     return stats | {"downloads": downloads, "upstreams": upstreams}
-
-
-async def _operator() -> Principal:
-    return OPERATOR
 
 
 def _health(name: str, breaker: CircuitBreaker) -> list[Gauge]:

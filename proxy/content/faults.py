@@ -1,29 +1,34 @@
-"""Takes bad content out of the cache: deletes it, or moves it to quarantine."""
+"""Counts failures that are survived, and takes bad content out: deleted, or kept in quarantine."""
 
 import json
 from contextlib import ExitStack
+from typing import Final
 
 import structlog
 
+from proxy.content import checks
+from proxy.content.checks import Pace, Verdict
 from proxy.content.eviction import Evictor
 from proxy.content.reservations import NoRoom
-from proxy.core.errors import StorageError
+from proxy.core.errors import ContentMismatch, StorageError
 from proxy.core.names import Digest
 from proxy.core.records import Clock, disk_bytes
 from proxy.index import Index
 from proxy.runtime.executors import Pool, in_thread, to_its_end
 from proxy.runtime.metrics import CacheCounters
-from proxy.storage import BlobStore
+from proxy.storage.disk import DiskStore
+
+_COLD_SECONDS: Final = 86400.0
 
 log = structlog.get_logger(__name__)
 
 
-class Removal:
-    """Removes single blobs from index and store."""
+class Faults:
+    """What goes wrong with single blobs, and with the medium."""
 
     def __init__(
         self,
-        store: BlobStore,
+        store: DiskStore,
         index: Index,
         evictor: Evictor,
         counters: CacheCounters,
@@ -34,6 +39,19 @@ class Removal:
         self._evictor = evictor
         self._counters = counters
         self._clock = clock
+
+    async def check(self, digest: Digest, pace: Pace) -> Verdict:
+        """Hash held content again. Content that was not used for a day leaves the page cache."""
+        record = await self._index.blob(digest)
+        if record is None:
+            return Verdict(None, None)
+        is_cold = self._clock() - record.used_at > _COLD_SECONDS
+        after = checks.uncache if is_cold else checks.keep_cached
+        verdict = await checks.check(self._store, record, pace, after)
+        if verdict.size is not None:
+            self._counters.verified += 1
+            self._counters.verified_bytes += verdict.size
+        return verdict
 
     async def drop(self, digest: Digest, *, reason: str) -> None:
         """Delete content whose file is missing or wrong."""
@@ -49,6 +67,19 @@ class Removal:
         self._counters.corrupted += 1
         return await to_its_end(self._set_aside(digest, note))
 
+    async def notes(self) -> list[str]:
+        """Return the notes that were written with ``set_aside``."""
+        return await in_thread(self._store.quarantine.notes)
+
+    def repaired(self) -> None:
+        """Count bad content that was fetched again."""
+        self._counters.repaired += 1
+
+    def mismatched(self, error: ContentMismatch) -> None:
+        """Count and log a body that is not its digest."""
+        self._counters.mismatches += 1
+        log.error("content mismatch", error=error.message)
+
     def trouble(self, error: StorageError) -> None:
         """Count a failure of the disk that is survived. A full cache is not a failure."""
         if isinstance(error, NoRoom):
@@ -56,6 +87,10 @@ class Removal:
             return
         self._counters.storage_errors += 1
         log.warning("storage trouble, carried on without", error=str(error))
+
+    def read_failed(self) -> None:
+        """Count content that could not be read while it was sent."""
+        self._counters.storage_errors += 1
 
     async def _drop(self, digest: Digest) -> None:
         size = await self._condemned(digest)

@@ -45,7 +45,7 @@ async def test_presumed_links_end_with_the_process(tmp_path: Path, clock: Clock)
     async with opened(tmp_path, clock) as cache:
         digest = await cache.hold(PRIVATE)
         cache.content.links.presume(TARGET, [digest])
-        await cache.content.link(OTHER, [digest])
+        await cache.content.links.add(OTHER, [digest])
     async with opened(tmp_path, clock) as cache:
         assert not await cache.content.links.has(TARGET, digest)
         assert await cache.content.links.has(OTHER, digest)

@@ -1,17 +1,15 @@
-"""What every store must do; each backend is put through it. A new one is added to the list."""
+"""What the store promises to those who keep bytes in it, also across processes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest, sha256
 from proxy.core.records import disk_bytes
-from proxy.storage import BlobStore
 from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
 
@@ -19,12 +17,10 @@ DATA = bytes(range(256)) * 50
 DIGEST = sha256(DATA)
 OTHER = sha256(b"never held")
 
-Backend = Callable[[Path], AbstractAsyncContextManager[BlobStore]]
-"""Opens the store that lies at a path."""
 
-
-@asynccontextmanager
-async def disk(path: Path) -> AsyncIterator[BlobStore]:
+@contextmanager
+def opened(path: Path) -> Iterator[DiskStore]:
+    """Open the store that lies at a path."""
     directory = Directory(path)
     try:
         yield DiskStore(directory)
@@ -32,21 +28,13 @@ async def disk(path: Path) -> AsyncIterator[BlobStore]:
         directory.close()
 
 
-BACKENDS: Final[Mapping[str, Backend]] = {"disk": disk}
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    return BACKENDS[request.param]
-
-
 @pytest.fixture
-async def store(backend: Backend, tmp_path: Path) -> AsyncIterator[BlobStore]:
-    async with backend(tmp_path / "store") as opened:
-        yield opened
+def store(tmp_path: Path) -> Iterator[DiskStore]:
+    with opened(tmp_path) as found:
+        yield found
 
 
-async def put(store: BlobStore, data: bytes, size: int | None = None) -> Digest:
+async def put(store: DiskStore, data: bytes, size: int | None = None) -> Digest:
     spool = await store.spool(sha256(data), size)
     spool.write(data, 0)
     await store.put(sha256(data), spool)
@@ -54,11 +42,11 @@ async def put(store: BlobStore, data: bytes, size: int | None = None) -> Digest:
     return sha256(data)
 
 
-async def scanned(store: BlobStore) -> dict[Digest, int]:
+async def scanned(store: DiskStore) -> dict[Digest, int]:
     return {digest: size async for batch in store.scan() for digest, size, _ in batch}
 
 
-def read(store: BlobStore, digest: Digest) -> bytes | None:
+def read(store: DiskStore, digest: Digest) -> bytes | None:
     file = store.open(digest)
     if file is None:
         return None
@@ -68,20 +56,18 @@ def read(store: BlobStore, digest: Digest) -> bytes | None:
         file.close()
 
 
-async def test_what_is_put_is_there_also_for_the_next_process(
-    backend: Backend, tmp_path: Path
-) -> None:
-    async with backend(tmp_path / "store") as store:
+async def test_what_is_put_is_there_also_for_the_next_process(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
         assert read(store, DIGEST) is None
         await put(store, DATA)
         assert read(store, DIGEST) == DATA
-    async with backend(tmp_path / "store") as store:
+    with opened(tmp_path) as store:
         assert read(store, DIGEST) == DATA
         assert await scanned(store) == {DIGEST: len(DATA)}
 
 
 @pytest.mark.parametrize("size", [None, len(DATA)])
-async def test_a_spool_is_written_in_any_order(store: BlobStore, size: int | None) -> None:
+async def test_a_spool_is_written_in_any_order(store: DiskStore, size: int | None) -> None:
     spool = await store.spool(DIGEST, size)
     spool.write(DATA[5000:], 5000)
     spool.write(DATA[:5000], 0)
@@ -92,12 +78,12 @@ async def test_a_spool_is_written_in_any_order(store: BlobStore, size: int | Non
     assert read(store, DIGEST) == DATA, "to discard what has been put does nothing"
 
 
-async def test_an_empty_blob(store: BlobStore) -> None:
+async def test_an_empty_blob(store: DiskStore) -> None:
     assert read(store, await put(store, b"", 0)) == b""
     assert await scanned(store) == {sha256(b""): 0}
 
 
-async def test_nothing_is_held_before_it_is_put_nor_when_it_is_discarded(store: BlobStore) -> None:
+async def test_nothing_is_held_before_it_is_put_nor_when_it_is_discarded(store: DiskStore) -> None:
     spool = await store.spool(DIGEST, len(DATA))
     spool.write(DATA, 0)
     assert read(store, DIGEST) is None
@@ -109,7 +95,7 @@ async def test_nothing_is_held_before_it_is_put_nor_when_it_is_discarded(store: 
     assert await scanned(store) == {}
 
 
-async def test_two_spools_of_one_digest_do_not_meet(store: BlobStore) -> None:
+async def test_two_spools_of_one_digest_do_not_meet(store: DiskStore) -> None:
     first, second = [await store.spool(DIGEST, None) for _ in range(2)]
     first.write(b"something else", 0)
     second.write(DATA, 0)
@@ -120,13 +106,13 @@ async def test_two_spools_of_one_digest_do_not_meet(store: BlobStore) -> None:
     assert read(store, DIGEST) == DATA
 
 
-async def test_what_is_put_twice_is_held_once(store: BlobStore) -> None:
+async def test_what_is_put_twice_is_held_once(store: DiskStore) -> None:
     for _ in range(2):
         await put(store, DATA)
     assert await scanned(store) == {DIGEST: len(DATA)}
 
 
-async def test_an_open_blob_outlives_its_deletion(store: BlobStore) -> None:
+async def test_an_open_blob_outlives_its_deletion(store: DiskStore) -> None:
     await put(store, DATA)
     file = store.open(DIGEST)
     assert file is not None
@@ -140,7 +126,7 @@ async def test_an_open_blob_outlives_its_deletion(store: BlobStore) -> None:
 
 
 async def test_what_is_condemned_is_held_no_longer_and_is_put_only_after_its_deletion(
-    store: BlobStore,
+    store: DiskStore,
 ) -> None:
     await put(store, DATA)
     store.condemn([DIGEST])
@@ -154,14 +140,14 @@ async def test_what_is_condemned_is_held_no_longer_and_is_put_only_after_its_del
     assert read(store, DIGEST) == DATA
 
 
-async def test_a_scan_meets_everything_once(store: BlobStore) -> None:
+async def test_a_scan_meets_everything_once(store: DiskStore) -> None:
     held = {await put(store, str(number).encode()) for number in range(1200)}
     found = [entry async for batch in store.scan() for entry in batch]
     assert len(found) == len(held)
     assert {digest for digest, _, _ in found} == held
 
 
-async def test_a_scan_survives_what_goes_on_meanwhile(store: BlobStore) -> None:
+async def test_a_scan_survives_what_goes_on_meanwhile(store: DiskStore) -> None:
     held = [await put(store, str(number).encode()) for number in range(1200)]
     found = set()
     async for batch in store.scan():
@@ -170,7 +156,7 @@ async def test_a_scan_survives_what_goes_on_meanwhile(store: BlobStore) -> None:
     assert found >= set(held[600:])
 
 
-async def test_what_has_gone_bad_is_set_aside_and_counted(store: BlobStore) -> None:
+async def test_what_has_gone_bad_is_set_aside_and_counted(store: DiskStore) -> None:
     await put(store, DATA)
     assert store.quarantine.bytes == 0
     where = store.quarantine.take(DIGEST, "what was found\n")
@@ -188,15 +174,13 @@ async def test_what_has_gone_bad_is_set_aside_and_counted(store: BlobStore) -> N
     assert not Path(where).exists()
 
 
-async def test_what_is_set_aside_is_counted_by_the_next_process(
-    backend: Backend, tmp_path: Path
-) -> None:
-    async with backend(tmp_path / "store") as store:
+async def test_what_is_set_aside_is_counted_by_the_next_process(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
         await put(store, DATA)
         store.quarantine.take(DIGEST, "")
-    async with backend(tmp_path / "store") as store:
+    with opened(tmp_path) as store:
         assert store.quarantine.bytes == disk_bytes(len(DATA))
 
 
-async def test_free_room_is_told(store: BlobStore) -> None:
+async def test_free_room_is_told(store: DiskStore) -> None:
     assert store.free() > 0

@@ -1,0 +1,124 @@
+"""The door to access: identifies clients and decides, by the configuration in force."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from proxy.access.identity import Certificate, Identifier
+from proxy.access.memberships import Memberships
+from proxy.access.principals import Principal
+from proxy.access.rules import AccessRules, Action, Decision, Rules
+from proxy.core.names import Target
+from proxy.core.selection import Selector
+from proxy.runtime.metrics import CacheCounters
+from proxy.settings.access import Access
+
+MAX_DECISIONS: Final = 16_384
+
+_anonymous = lru_cache(4096)(Principal)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a configuration says: rules, memberships, and whether clients are identified at all."""
+
+    rules: AccessRules
+    memberships: Memberships
+    is_configured: bool
+
+    @classmethod
+    def of(cls, access: Access, selector: Callable[[str], Selector]) -> "Policy":
+        """Return the policy of settings; ``selector`` parses patterns. Raises ``ConfigError``."""
+        memberships = Memberships(access.networks, access.groups)
+        return cls(Decisions(Rules(access, selector)), memberships, access.is_configured)
+
+
+class Decisions:
+    """Rules with a table of their decisions about pulls; at the limit the oldest is forgotten."""
+
+    def __init__(self, rules: AccessRules) -> None:
+        self._rules = rules
+        self._known: dict[object, Decision] = {}
+
+    def decide(self, principal: Principal, action: Action, target: Target | None) -> Decision:
+        """Decide; ``target`` None for actions that concern no single repository."""
+        if action is not Action.PULL or principal.is_operator:
+            return self._rules.decide(principal, action, target)
+        key = principal.user, principal.groups, principal.networks, principal.scopes, target
+        decision = self._known.get(key)
+        if decision is None:
+            decision = self._rules.decide(principal, action, target)
+            if len(self._known) >= MAX_DECISIONS:
+                del self._known[next(iter(self._known))]
+            self._known[key] = decision
+        return decision
+
+
+class AccessControl:
+    """Identifies clients and decides what they may do."""
+
+    def __init__(self, policy: Policy, identifier: Identifier, counters: CacheCounters) -> None:
+        self._identifier = identifier
+        self._counters = counters
+        self._policy = policy
+
+    def use(self, policy: Policy) -> None:
+        """Replace the policy in one step."""
+        self._policy = policy
+
+    def identify_with(self, identifier: Identifier) -> None:
+        """Let this identify clients from now on."""
+        self._identifier = identifier
+
+    def complete(self, principal: Principal) -> Principal:
+        """Return the principal with its networks and configured groups."""
+        return self._policy.memberships.complete(principal)
+
+    @property
+    def is_configured(self) -> bool:
+        """Clients are identified; otherwise everybody is anonymous, whatever they send."""
+        return self._policy.is_configured
+
+    def recognise(
+        self, authorization: str | None, address: str | None, certificate: Certificate | None
+    ) -> Principal | None:
+        """Return who a client is if that is known without waiting; None: await ``identify``."""
+        policy = self._policy
+        if not policy.is_configured:
+            return _anonymous(address)
+        known = self._identifier.recognise(authorization, address, certificate)
+        return None if known is None else policy.memberships.complete(known)
+
+    async def identify(
+        self, authorization: str | None, address: str | None, certificate: Certificate | None
+    ) -> Principal:
+        """Return who a client is. Raises ``Unauthorized`` or ``TooManyRequests``."""
+        known = self.recognise(authorization, address, certificate)
+        if known is not None:
+            return known
+        found = await self._identifier.identify(authorization, address, certificate)
+        return self._policy.memberships.complete(found)
+
+    def decide(self, principal: Principal, action: Action, target: Target | None) -> Decision:
+        """Decide and count; ``target`` None for actions that concern no single repository."""
+        decision = self.preview(principal, action, target)
+        self._counters.access_decisions[_outcome(decision)] += 1
+        return decision
+
+    def allows(self, principal: Principal, action: Action, target: Target) -> bool:
+        """Return True, and count that, if an action is allowed; ``decide`` counts the others."""
+        if not self._policy.rules.decide(principal, action, target).is_allowed:
+            return False
+        self._counters.access_decisions["allowed"] += 1
+        return True
+
+    def preview(self, principal: Principal, action: Action, target: Target | None) -> Decision:
+        """Return what ``decide`` would return, for lists and tokens: nothing is counted."""
+        return self._policy.rules.decide(principal, action, target)
+
+
+def _outcome(decision: Decision) -> str:
+    if decision.is_allowed:
+        return "allowed"
+    return "login" if decision.login_helps else "denied"

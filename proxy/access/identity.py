@@ -1,0 +1,56 @@
+"""How ``web`` learns who a client is: the seam to everything that verifies credentials."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.access.principals import Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The names in a client certificate that TLS has verified (RFC 5280 §4.1.2.6, §4.2.1.6)."""
+
+    common_name: str | None = None
+    emails: tuple[str, ...] = ()
+    dns: tuple[str, ...] = ()
+    uris: tuple[str, ...] = ()
+
+
+class Identifier(Protocol):
+    """Verifies what a client sends. ``authorization`` is the header's value, None without one."""
+
+    def recognise(
+        self, authorization: str | None, address: str | None, certificate: Certificate | None
+    ) -> Principal | None:
+        """Return who this is if that is known without waiting; None: await ``identify``.
+
+        Known are anonymous clients, unexpired tokens of our own, certificates, and credentials that
+        were verified before.
+        """
+
+    async def identify(
+        self, authorization: str | None, address: str | None, certificate: Certificate | None
+    ) -> Principal:
+        """Return who this is.
+
+        Raises ``Unauthorized`` for a wrong credential, ``TooManyRequests`` for a client that failed
+        too often.
+        """
+
+
+class Everyone:
+    """Nobody has to log in: each client is anonymous, whatever it sends."""
+
+    def recognise(
+        self, authorization: str | None, address: str | None, certificate: Certificate | None
+    ) -> Principal | None:
+        """Return an anonymous client."""
+        del authorization, certificate
+        return Principal(address)
+
+    async def identify(
+        self, authorization: str | None, address: str | None, certificate: Certificate | None
+    ) -> Principal:
+        """Return an anonymous client."""
+        del authorization, certificate
+        return Principal(address)

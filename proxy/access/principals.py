@@ -1,0 +1,52 @@
+"""Who a client is: its address, its user with groups and networks, and how it proved that."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+
+class Method(Enum):
+    """How a client proved who it is."""
+
+    ANONYMOUS = auto()
+    """Not at all."""
+    PASSWORD = auto()
+    """User and password of the htpasswd file."""
+    TOKEN = auto()
+    """An access token of the tokens file."""
+    OIDC = auto()
+    """An ID token of a configured issuer."""
+    CERTIFICATE = auto()
+    """A client certificate."""
+    ADMIN_TOKEN = auto()
+    """The token of ``admin.token_file``."""
+    SOCKET = auto()
+    """The admin socket: only the owner of the cache's directory can connect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A client. ``networks`` and the groups of ``access.groups`` are added by ``Memberships``."""
+
+    address: str | None = None
+    """Its address, taken from a trusted proxy if there is one; None on the admin socket."""
+    user: str | None = None
+    """None: anonymous."""
+    groups: frozenset[str] = frozenset()
+    networks: frozenset[str] = frozenset()
+    """The names in ``access.networks`` that include the address."""
+    method: Method = Method.ANONYMOUS
+    credential_id: str | None = None
+    """The name or id of the token, never a secret."""
+    scopes: frozenset[str] | None = None
+    """The repositories that a token of ``/-/token`` is limited to, with their registry:
+    ``docker.io/library/alpine``. None: there is no limit but the rules."""
+
+    @property
+    def is_operator(self) -> bool:
+        """The client may do everything: it has the admin token, or uses the admin socket."""
+        return self.method is Method.ADMIN_TOKEN or self.method is Method.SOCKET
+
+
+OPERATOR: Final = Principal(method=Method.SOCKET)
+"""The client of the admin socket."""

@@ -1,0 +1,77 @@
+"""Builds what identifies clients, once access is configured.
+
+Its modules need bcrypt, PyJWT and cryptography. They are imported only then: a proxy without access
+control saves their memory.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from aiohttp.web import BaseRequest, StreamResponse
+
+from proxy.access.control import AccessControl
+from proxy.app.issuers import IssuerClients
+from proxy.core.errors import PathNotFound
+from proxy.core.routing import Router
+from proxy.settings.access import Access
+from proxy.web.admin.documents import refusal
+
+if TYPE_CHECKING:
+    from proxy.access.authenticator import Authenticator
+    from proxy.access.sources import Sources
+    from proxy.web.token import TokenEndpoint
+
+KEYS_FILE: Final = "token-keys.json"
+
+
+class Identity:
+    """The identification of clients, by the settings in force. Close it when done."""
+
+    def __init__(self, access: AccessControl, router: Router, directory: Path) -> None:
+        self._access = access
+        self._router = router
+        self._keys_file = directory / KEYS_FILE
+        self._issuers = IssuerClients()
+        self._authenticator: Authenticator | None = None
+        self._tokens: TokenEndpoint | None = None
+
+    async def close(self) -> None:
+        """End work in the background, and all connections to issuers."""
+        if self._authenticator is not None:
+            await self._authenticator.close()
+        await self._issuers.close()
+
+    def prepare(self, access: Access) -> "Sources | None":
+        """Return what settings name, for ``use``; None without access. Raises ``ConfigError``."""
+        if not access.is_configured:
+            return None
+        from proxy.access import sources  # noqa: PLC0415 - see above
+
+        return sources.opened(access, self._issuers.fetch_for)
+
+    def use(self, sources: "Sources | None", access: Access) -> None:
+        """Identify clients by these sources from now on. Neither fails nor waits."""
+        if sources is None:
+            return  # access control does not ask who clients are
+        if self._authenticator is None:
+            self._build(sources, access.token_ttl)
+        else:
+            self._authenticator.use(sources, access.token_ttl)
+        assert self._authenticator is not None
+        self._access.identify_with(self._authenticator)
+
+    async def handle_token(self, request: BaseRequest) -> StreamResponse:
+        """Answer ``/-/token``."""
+        if self._tokens is None or not self._access.is_configured:
+            return refusal(PathNotFound("no such page: access is not configured"))
+        return await self._tokens.handle(request)
+
+    def _build(self, sources: "Sources", ttl: float) -> None:
+        from proxy.access.authenticator import Authenticator  # noqa: PLC0415 - see above
+        from proxy.access.keys import Keys  # noqa: PLC0415
+        from proxy.access.own_tokens import OwnTokens  # noqa: PLC0415
+        from proxy.web.token import TokenEndpoint  # noqa: PLC0415
+
+        own = OwnTokens(Keys(self._keys_file), ttl)
+        self._authenticator = Authenticator(sources, own)
+        self._tokens = TokenEndpoint(self._access, self._authenticator, own, self._router)

@@ -1,0 +1,84 @@
+"""Fetches the documents of OpenID Connect issuers: one HTTP session for each issuer.
+
+Addresses come from the configuration, and from documents of issuers that it trusts.
+"""
+
+import ssl
+from typing import Final
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from yarl import URL
+
+from proxy import VERSION
+from proxy.access.jwks import Fetch
+from proxy.core.errors import ConfigError, UpstreamUnavailable
+from proxy.settings.access import OIDCIssuer
+from proxy.upstream.transport import Proxies
+
+MAX_DOCUMENT: Final = 256 * 1024
+TIMEOUT_SECONDS: Final = 5.0
+
+
+class IssuerClients:
+    """The HTTP sessions of all issuers. Close it when done."""
+
+    def __init__(self) -> None:
+        self._sessions: list[ClientSession] = []
+        self._proxies = Proxies()
+
+    def fetch_for(self, issuer: OIDCIssuer) -> Fetch:
+        """Return what fetches an issuer's documents. Raises ``ConfigError``."""
+        context = issuer_context(issuer)
+        session: ClientSession | None = None
+
+        async def fetch(url: str) -> bytes:
+            nonlocal session
+            if session is None:  # sessions are made on the loop
+                session = _session(context)
+                self._sessions.append(session)
+            return await self._fetch(session, url)
+
+        return fetch
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for session in self._sessions:
+            await session.close()
+
+    async def _fetch(self, session: ClientSession, url: str) -> bytes:
+        """Return a document of at most ``MAX_DOCUMENT`` bytes; redirects are not followed."""
+        try:
+            proxy, headers = self._proxies.route(URL(url))
+            async with session.get(
+                url, allow_redirects=False, proxy=proxy, proxy_headers=headers
+            ) as response:
+                if response.status != 200:
+                    raise UpstreamUnavailable(f"{url} answers {response.status}")
+                body = bytearray()
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > MAX_DOCUMENT:
+                        raise UpstreamUnavailable(f"{url}: more than {MAX_DOCUMENT} bytes")
+                return bytes(body)
+        except (TimeoutError, ClientError, OSError, ValueError) as error:
+            raise UpstreamUnavailable(f"{url}: {type(error).__name__}") from error
+
+
+def issuer_context(issuer: OIDCIssuer) -> ssl.SSLContext:
+    """Return the TLS settings for connections to an issuer. Raises ``ConfigError``."""
+    try:
+        context = ssl.create_default_context()
+        if issuer.ca_file is not None:
+            context.load_verify_locations(issuer.ca_file)
+    except OSError as error:
+        raise ConfigError(f"access.oidc: {issuer.ca_file} cannot be used: {error}") from None
+    return context
+
+
+def _session(context: ssl.SSLContext) -> ClientSession:
+    return ClientSession(
+        connector=TCPConnector(ssl=context, limit=2),
+        cookie_jar=DummyCookieJar(),
+        timeout=ClientTimeout(total=TIMEOUT_SECONDS),
+        headers={"User-Agent": f"millpond/{VERSION}", "Accept": "application/json"},
+    )

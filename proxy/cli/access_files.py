@@ -1,0 +1,57 @@
+"""What the commands for users and tokens share: which file they change, and how."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from proxy.cli.formatting import fail, print_error
+from proxy.core.errors import ConfigError
+
+FileOption = Annotated[
+    Path | None, typer.Option("--file", metavar="FILE", help="Not the configured file but this.")
+]
+
+
+def path_of(
+    setting: Literal["htpasswd_file", "tokens_file"], file: Path | None, config: Path | None
+) -> Path:
+    """Return the file of an option, else that of the settings; without one end the command."""
+    if file is not None:
+        return file
+    from proxy.settings import loading  # noqa: PLC0415 - pydantic, which help does without
+
+    try:
+        access = loading.load(config, {}, print_error).access
+    except ConfigError as error:
+        fail(str(error))
+    found: Path | None = getattr(access, setting)
+    if found is None:
+        fail(f"access.{setting} is not set; set it, or name the file with --file FILE")
+    return found
+
+
+def read(path: Path) -> str:
+    """Return the text of a file; on an error end the command."""
+    from proxy.access import files  # noqa: PLC0415 - structlog, which help does without
+
+    try:
+        return files.read_text(path)
+    except ConfigError as error:
+        fail(str(error))
+
+
+def change(path: Path, edit: Callable[[str], str]) -> None:
+    """Replace a file's text with what ``edit`` makes of it; on ``ConfigError`` end the command.
+
+    A file that is missing is made, for the owner only.
+    """
+    from proxy.access import files  # noqa: PLC0415 - structlog, which help does without
+
+    try:
+        with files.locked(path):
+            text = files.read_text(path) if path.exists() else ""
+            files.write_private(path, edit(text))
+    except ConfigError as error:
+        fail(str(error))

@@ -1,0 +1,118 @@
+"""What the index knows about content: where tags point, who holds it, what manifests list.
+
+Verbs that the index answers itself are documented there.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Set
+from functools import partial
+from typing import Final
+
+from proxy.core.manifests import walk
+from proxy.core.names import Digest, Target
+from proxy.core.records import BlobRecord
+from proxy.index import Index, TaggedImage, pages
+
+__all__ = ["Graph", "Links", "TaggedImage", "Tags"]
+
+_BATCH: Final = 250
+
+
+class Tags:
+    """Where the known tags of all repositories point and have pointed."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.get: Final = index.tag
+        self.peek: Final = index.peek_tag
+        self.set: Final = index.set_tag
+        self.forget: Final = index.forget_tag
+        self.history: Final = index.history
+        self.of: Final = index.tags
+        self.repositories: Final = index.repositories
+
+    async def all(self, digest: Digest | None = None) -> AsyncIterator[list[TaggedImage]]:
+        """Yield all tags, or those that point to ``digest``, sorted, in batches.
+
+        Tags that change meanwhile are as of their batch.
+        """
+        search = partial(self._index.search, digest=digest)
+        async for page in pages(search, lambda image: (image.target, image.tag), _BATCH):
+            yield page
+
+    async def pointing_to(self, digest: Digest) -> list[TaggedImage]:
+        """Return the tags that point to a manifest, sorted."""
+        return [one async for batch in self.all(digest) for one in batch]
+
+
+class Links:
+    """Which repositories hold a digest upstream, and what refers to it there.
+
+    Only these repositories may serve it from here.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._presumed: set[tuple[Target, Digest]] = set()
+        self.is_confirmed: Final = index.linked
+        self.add: Final = index.link
+        self.remove: Final = index.unlink
+        self.holders: Final = index.holders
+        self.of: Final = index.linked_to
+        self.referrers: Final = index.referrers
+        self.add_referrer: Final = index.add_referrer
+
+    async def has(self, target: Target, digest: Digest) -> bool:
+        """Return True if a repository may serve content without a request to upstream."""
+        return (target, digest) in self._presumed or await self.is_confirmed(target, digest)
+
+    async def add_public(self, target: Target, digests: Iterable[Digest]) -> None:
+        """Record that a repository holds those that are held here and public.
+
+        Anybody can get public content, so a claim in a manifest is enough to link it.
+        """
+        records = await self._index.records(digests)
+        await self.add(target, [one.digest for one in records.values() if one.is_public])
+
+    def presume(self, target: Target, digests: Iterable[Digest]) -> None:
+        """Let a repository serve these until the process ends, without a record."""
+        self._presumed.update((target, digest) for digest in digests)
+
+
+class Graph:
+    """The held manifests as a graph (OCI descriptors point from a manifest to its content)."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.parents: Final = index.parents
+
+    async def children(self, digest: Digest) -> tuple[Digest, ...] | None:
+        """Return what a held manifest lists; empty for a blob and for what is not held.
+
+        None for a manifest whose list is not understood or not known yet.
+        """
+        listed = await self._index.children(digest)
+        return None if listed is None else tuple(child.digest for child in listed)
+
+    async def listed(self, digest: Digest) -> tuple[Digest, ...]:
+        """Return what a held manifest lists, as far as it is known; for ``manifests.walk``."""
+        return await self.children(digest) or ()
+
+    async def is_listed(self, digest: Digest) -> bool:
+        """Return True if a held manifest lists this."""
+        return bool(await self.parents(digest))
+
+    async def tree(self, *roots: Digest) -> list[Digest]:
+        """Return manifests and all that they list, held or not, a manifest before its content."""
+        return [node.digest async for node in walk(roots, self.listed)]
+
+    async def listed_besides(self, digests: Set[Digest]) -> set[Digest]:
+        """Return those of ``digests`` that are also listed by a held manifest not among them."""
+        return {one for one in digests if not digests >= set(await self.parents(one))}
+
+    async def untagged(self) -> AsyncIterator[list[tuple[Target, BlobRecord]]]:
+        """Yield in batches the held manifests that no tag and no held manifest names.
+
+        Each with a repository that holds it; without one it is left out.
+        """
+        async for page in pages(self._index.untagged, lambda row: row[1].digest, _BATCH):
+            yield page

@@ -1,0 +1,123 @@
+"""Asks access for each request under ``/v2/``: who sends it, may it, and how to log in."""
+
+from contextlib import suppress
+from typing import Final, NamedTuple
+from urllib.parse import urlencode
+
+from aiohttp.web import BaseRequest
+
+from proxy.access.control import AccessControl
+from proxy.access.identity import Certificate
+from proxy.access.principals import Principal
+from proxy.access.rules import Action
+from proxy.core.errors import RegistryError, Unauthorized
+from proxy.core.names import Kind, Target
+from proxy.core.routing import Router
+from proxy.web.connection import Connection
+from proxy.web.exchange import Exchange
+from proxy.web.forwarded import TrustedProxies
+
+TOKEN_PATH: Final = "/-/token"  # noqa: S105 - a path
+
+
+class Presented(NamedTuple):
+    """What a client presents to be identified."""
+
+    authorization: str | None
+    address: str | None
+    certificate: Certificate | None
+
+    @property
+    def has_token(self) -> bool:
+        """A Bearer token is presented."""
+        return self.authorization is not None and self.authorization[:7].lower() == "bearer "
+
+
+def presented(request: BaseRequest) -> Presented:
+    """Return what the client of a request presents."""
+    connection = request.protocol
+    certificate = connection.certificate if isinstance(connection, Connection) else None
+    return Presented(request.headers.get("Authorization"), request.remote, certificate)
+
+
+class Gate:
+    """Identifies clients and enforces decisions; an exchange keeps both for the log."""
+
+    def __init__(self, access: AccessControl, router: Router, trusted: TrustedProxies) -> None:
+        self._access = access
+        self._router = router
+        self._trusted = trusted
+
+    async def identify(self, request: BaseRequest) -> Principal:
+        """Return who sends a request. Raises ``Unauthorized`` or ``TooManyRequests``."""
+        return await self._access.identify(*presented(request))
+
+    def resolve(self, exchange: Exchange, principal: Principal) -> Target:
+        """Return the repository that a client asks for and may pull from.
+
+        Raises ``RegistryError``. The decision comes before anything is looked up, and a client that
+        may not connect does not learn which upstreams are configured.
+        """
+        assert exchange.route is not None
+        try:
+            target = self._target(exchange)
+        except RegistryError:
+            self.enforce(exchange, principal, Action.CONNECT)
+            raise
+        exchange.target = target
+        self.enforce(exchange, principal, Action.PULL)
+        return target
+
+    def enforce(self, exchange: Exchange, principal: Principal, action: Action) -> None:
+        """Return if the client may do this. Raises ``Unauthorized`` or ``Denied``."""
+        decision = self._access.decide(principal, action, exchange.target)
+        if not decision.is_allowed:
+            exchange.denial = decision
+        decision.enforce()
+
+    def greet(self, exchange: Exchange, principal: Principal) -> None:
+        """Return if ``/v2/`` may be answered. Raises ``Unauthorized`` or ``Denied``.
+
+        With access configured, a client without a user must bring at least an anonymous token:
+        Docker and Podman send credentials later only if they are asked for them here.
+        """
+        self.enforce(exchange, principal, Action.CONNECT)
+        if not self._access.is_configured or principal.user is not None or principal.is_operator:
+            return
+        if not presented(exchange.request).has_token:
+            raise Unauthorized("authentication required")
+
+    def may_see(self, principal: Principal, target: Target) -> bool:
+        """Return True if a list may name a repository to this client."""
+        return self._access.preview(principal, Action.PULL, target).is_allowed
+
+    def challenge(self, exchange: Exchange) -> str:
+        """Return a Bearer challenge that names our token endpoint (distribution ``token.md``).
+
+        Its realm names the upstream, because scopes have only the repository as the client wrote
+        it. A client that already sent a token learns that it does not suffice (RFC 6750 §3.1),
+        which keeps containerd from repeating the request.
+        """
+        request, route = exchange.request, exchange.route
+        scheme, host = self._trusted.origin(request)
+        upstream = self._upstream(exchange)
+        query = "" if upstream is None else "?" + urlencode({"ns": upstream})
+        parts = [f'realm="{scheme}://{host}{TOKEN_PATH}{query}"', f'service="{host}"']
+        if route is not None and route.kind is Kind.CATALOG:
+            parts.append('scope="registry:catalog:*"')
+        elif route is not None and route.repo:
+            parts.append(f'scope="repository:{route.repo}:pull"')
+        if presented(request).has_token:
+            parts.append('error="insufficient_scope"')
+        return "Bearer " + ",".join(parts)
+
+    def _upstream(self, exchange: Exchange) -> str | None:
+        """Return the upstream of a request, None if it names none."""
+        with suppress(RegistryError):
+            if exchange.target is None and exchange.route is not None and exchange.route.repo:
+                return self._target(exchange).upstream
+        return exchange.ns if exchange.target is None else exchange.target.upstream
+
+    def _target(self, exchange: Exchange) -> Target:
+        assert exchange.route is not None
+        return self._router.resolve(exchange.route.repo, exchange.request.host, exchange.ns)

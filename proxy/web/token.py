@@ -1,0 +1,234 @@
+"""The token endpoint ``/-/token``, where clients exchange credentials for a token of ours.
+
+GET with Basic credentials (https://distribution.github.io/distribution/spec/auth/token/), and the
+POST of OAuth 2 (…/spec/auth/oauth/). There are no refresh tokens: a client keeps its password or
+access token, which can be revoked. An access token or ID token is accepted in place of one.
+
+Without credentials, a client gets an anonymous token. Wrong credentials are an error only without
+``scope``, as a login sends them. With a scope they get an anonymous token too: a node sends its
+login for Docker Hub to a mirror, and would bypass a mirror that refuses it.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import parse_qs
+
+import structlog
+from aiohttp.web import BaseRequest, Response, StreamResponse
+
+from proxy.access.authenticator import Authenticator
+from proxy.access.control import AccessControl
+from proxy.access.credentials import Basic, Bearer, basic, parse
+from proxy.access.identity import Certificate
+from proxy.access.logins import Login
+from proxy.access.own_tokens import Entry, OwnTokens
+from proxy.access.principals import Principal
+from proxy.access.rules import Action
+from proxy.core.errors import (
+    RegistryError,
+    RequestInvalid,
+    TooManyFailures,
+    Unauthorized,
+    Unsupported,
+)
+from proxy.core.names import parse_repo
+from proxy.core.routing import Router
+from proxy.web.gate import TOKEN_PATH, presented
+from proxy.web.paced import PacedResponse
+
+MAX_FORM: Final = 32 * 1024
+MAX_FIELDS: Final = 100
+MAX_SCOPES: Final = 50
+FORM_SECONDS: Final = 10.0
+_FORM: Final = "application/x-www-form-urlencoded"
+_CATALOG: Final = "registry:catalog:*"
+
+log = structlog.get_logger(__name__)
+_Fields = dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request: where credentials may be, in order, and what the token is wanted for."""
+
+    authorization: str | None
+    form: "_Fields"
+    scopes: tuple[str, ...]
+    ns: str | None
+
+
+class TokenEndpoint:
+    """Answers ``/-/token``."""
+
+    def __init__(
+        self, access: AccessControl, authenticator: Authenticator, own: OwnTokens, router: Router
+    ) -> None:
+        self._access = access
+        self._authenticator = authenticator
+        self._own = own
+        self._router = router
+
+    async def handle(self, request: BaseRequest) -> StreamResponse:
+        """Answer one request. Raises nothing but cancellation."""
+        try:
+            return await self._answer(request)
+        except RegistryError as error:
+            return _failed(error)
+        except Exception:
+            log.exception("token request failed unexpectedly")
+            return _failed(RegistryError("internal error"))
+
+    async def _answer(self, request: BaseRequest) -> Response:
+        asked = await _read(request)
+        certificate = presented(request).certificate
+        login = await self._log_in(asked, request, certificate)
+        principal = self._principal(login, request, certificate)
+        self._access.preview(principal, Action.CONNECT, None).enforce()
+        granted = [
+            entry
+            for scope in asked.scopes
+            if (entry := self._entry(principal, scope, request.host, asked.ns)) is not None
+        ]
+        token, seconds = self._own.issue(login, granted)
+        return _document(
+            {
+                "token": token,
+                "access_token": token,
+                "expires_in": seconds,
+                "issued_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "scope": " ".join(_shown(entry) for entry in granted),
+            }
+        )
+
+    async def _log_in(
+        self, asked: _Asked, request: BaseRequest, certificate: Certificate | None
+    ) -> Login | None:
+        """Return the login of the first credentials that are right, None for an anonymous client.
+
+        containerd sends the pull secret in the form, and headers of its hosts.toml beside it.
+
+        Raises ``Unauthorized`` or ``TooManyFailures`` for a client that tests its login.
+        """
+        failure: Unauthorized | TooManyFailures | None = None
+        for read in (_form_credentials, _header_credentials):
+            credentials: Basic | Bearer | None = None
+            try:
+                credentials = read(asked)
+                login = await self._authenticator.log_in(credentials, request.remote)
+            except (Unauthorized, TooManyFailures) as error:
+                failure = failure or error
+                if not asked.scopes:
+                    await self._authenticator.slow_down(credentials, request.remote)
+            else:
+                if login is not None:
+                    return login
+        anonymous = self._principal(None, request, certificate)
+        may_stay = self._access.preview(anonymous, Action.CONNECT, None).is_allowed
+        if failure is not None and not (asked.scopes and may_stay):
+            raise failure
+        return None
+
+    def _principal(
+        self, login: Login | None, request: BaseRequest, certificate: Certificate | None
+    ) -> Principal:
+        found = self._authenticator.principal(login, request.remote, certificate)
+        return self._access.complete(found)
+
+    def _entry(self, principal: Principal, scope: str, host: str, ns: str | None) -> Entry | None:
+        """Return what the rules grant of a scope, None for nothing: that is no error."""
+        if scope == _CATALOG:
+            is_granted = self._access.preview(principal, Action.CATALOG, None).is_allowed
+            return {"type": "registry", "name": "catalog", "actions": ["*"]} if is_granted else None
+        kind, _, rest = scope.partition(":")
+        name, _, actions = rest.rpartition(":")
+        if kind != "repository" or not {"pull", "*"}.intersection(actions.split(",")):
+            return None
+        try:
+            target = self._router.resolve(parse_repo(name), host, ns)
+        except RegistryError:  # the request for the image says what is wrong with the name
+            return None
+        if not self._access.preview(principal, Action.PULL, target).is_allowed:
+            return None
+        return {"type": kind, "name": name, "actions": ["pull"], "target": str(target)}
+
+
+async def _read(request: BaseRequest) -> _Asked:
+    """Return what a request asks for. Raises ``RequestInvalid`` or ``Unsupported``."""
+    if request.method not in ("GET", "POST"):
+        problem = f"{request.method} {TOKEN_PATH}: tokens are for GET and POST"
+        raise Unsupported(problem, allowed=("GET", "POST"))
+    form = await _form(request) if request.method == "POST" else {}
+    given = [*request.query.getall("scope", []), *form.get("scope", [])]
+    scopes = tuple(dict.fromkeys(scope for line in given for scope in line.split()))
+    if len(scopes) > MAX_SCOPES:
+        raise RequestInvalid(f"more than {MAX_SCOPES} scopes in one request")
+    ns = request.query.get("ns") or None
+    return _Asked(request.headers.get("Authorization"), form, scopes, ns)
+
+
+async def _form(request: BaseRequest) -> _Fields:
+    if request.content_type != _FORM:
+        raise RequestInvalid(f"a POST needs a body of type {_FORM}")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(FORM_SECONDS):
+            async for piece in request.content.iter_any():
+                body += piece
+                if len(body) > MAX_FORM:
+                    raise RequestInvalid(f"the form is longer than {MAX_FORM} bytes")
+        return parse_qs(body.decode(), max_num_fields=MAX_FIELDS, errors="strict")
+    except (TimeoutError, ValueError):
+        raise RequestInvalid("the form is incomplete or malformed") from None
+
+
+def _form_credentials(asked: _Asked) -> Basic | Bearer | None:
+    """Return the credentials in a form (RFC 6749 §4.3.2, §6)."""
+    if not asked.form:
+        return None
+    match _field(asked.form, "grant_type"):
+        case "password":
+            return basic(_field(asked.form, "username"), _field(asked.form, "password"))
+        case "refresh_token":
+            return parse(f"Bearer {_field(asked.form, 'refresh_token')}")
+        case _:
+            raise RequestInvalid("grant_type must be password or refresh_token")
+
+
+def _header_credentials(asked: _Asked) -> Basic | Bearer | None:
+    return parse(asked.authorization)
+
+
+def _field(form: _Fields, name: str) -> str:
+    return form.get(name, [""])[0]
+
+
+def _shown(entry: Entry) -> str:
+    return f"{entry['type']}:{entry['name']}:{','.join(entry['actions'])}"
+
+
+def _failed(error: RegistryError) -> Response:
+    """Return an error as distribution's clients show it, and with the fields of OAuth 2."""
+    headers = error.headers()
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Basic realm="millpond"'
+    document = json.loads(error.body())
+    document["error"] = {400: "invalid_request", 401: "invalid_client"}.get(error.status, "error")
+    document["error_description"] = document["details"] = error.message
+    return _document(document, status=error.status, headers=headers)
+
+
+def _document(
+    document: dict[str, object], status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    return PacedResponse(
+        status=status,
+        body=json.dumps(document).encode(),
+        headers={
+            "Content-Type": "application/json",
+            "Cache-Control": "no-store",
+            **(headers or {}),
+        },
+    )

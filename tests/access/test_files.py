@@ -1,0 +1,108 @@
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from proxy.access import files
+from proxy.access.files import WatchedFile, locked, read_text, write_private
+from proxy.core.errors import ConfigError
+
+
+def parse(text: str, _: Path) -> str:
+    if text == "bad":
+        raise ConfigError("bad")
+    return text
+
+
+async def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("one")
+    watched = WatchedFile(path, parse)
+    assert not watched.has_changed()
+    write_private(path, "two")
+    watched._next_check = 0.0
+    assert watched.has_changed()
+    await watched.reload()
+    assert watched.value == "two"
+    assert not watched.has_changed()
+
+
+async def test_invalid_content_is_reported_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("good")
+    watched = WatchedFile(path, parse)
+    for damage in (lambda: write_private(path, "bad"), path.unlink):
+        damage()
+        watched._next_check = 0.0
+        assert watched.has_changed()
+        await watched.reload()
+        assert watched.value == "good"
+        watched._next_check = 0.0
+        assert not watched.has_changed()
+    path.write_text("new")
+    watched._next_check = 0.0
+    assert watched.has_changed()
+
+
+def test_a_file_is_looked_at_ten_times_a_second(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("one")
+    watched = WatchedFile(path, parse)
+    assert files.CHECK_SECONDS == 0.1
+    assert not watched.has_changed()
+    write_private(path, "two")
+    watched._next_check = float("inf")
+    assert not watched.has_changed()
+
+
+def test_what_is_written_is_for_the_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_private(path, "x")
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o664)
+    write_private(path, "y")
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ConfigError, match="No space left"):
+        write_private(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_are_bounded_and_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    monkeypatch.setattr(files, "MAX_BYTES", 10)
+    path.write_bytes(b"x" * 11)
+    with pytest.raises(ConfigError, match="more than"):
+        read_text(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        read_text(path)
+    with pytest.raises(ConfigError, match="No such file"):
+        read_text(tmp_path / "none")
+
+
+def test_one_command_changes_a_file_at_a_time(tmp_path: Path) -> None:
+    path, waits = tmp_path / "file", threading.Event()
+
+    def second() -> None:
+        with locked(path):
+            waits.set()
+
+    with locked(path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert not waits.wait(0.1)
+    thread.join(60)
+    assert waits.is_set()

@@ -19,6 +19,7 @@ from tests.fakes import content
 from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start, until
+from tests.upstream.credentials.programs import written
 
 ROOT = Path(__file__).resolve().parents[1]
 API, OPERATING = "docs/http-api.md", "docs/operating.md"
@@ -286,11 +287,24 @@ def test_every_error_is_documented() -> None:
 
 
 @pytest.fixture
-async def used(start: Start, upstream: FakeUpstream) -> Proxy:
-    """A proxy that has answered, denied, failed, and seen a rate limit and a client that leaves."""
+async def used(start: Start, upstream: FakeUpstream, tmp_path: Path) -> Proxy:
+    """A proxy that has answered, denied, failed, and seen a rate limit and a client that leaves.
+
+    Its credentials expire.
+    """
+    upstream.auth.scheme = "basic"
+    upstream.auth.users = {"alice": "wonderland"}
+    helper = written(
+        tmp_path / "helper", 'print(\'{"Username": "alice", "Secret": "wonderland"}\')'
+    )
     rules = [{"deny": "pull", "images": ["docker.io/bad/**"]}, {"allow": "pull"}]
     policies = [{"max_image_size": 1, "audit": True}]
-    proxy = await start(identifier=People(), access={"rules": rules}, policies=policies)
+    proxy = await start(
+        identifier=People(),
+        access={"rules": rules},
+        policies=policies,
+        hub={"credentials": {"exec": {"command": [str(helper)]}}},
+    )
     await proxy.get("/v2/bad/app/tags/list", Authorization="Bearer bob")
     upstream.behaviour.rate_limit = RateLimit(limit=100, remaining=76)
     image = upstream.add("library/app", content.image(1, layers=(300_000,)))

@@ -19,11 +19,12 @@ from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.auth import Authorizer
+from proxy.upstream.bandwidth import Bandwidth
 from proxy.upstream.body import DownloadPolicy
 from proxy.upstream.budget import Budget
 from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.client import Client
-from proxy.upstream.credentials import Credential, Credentials, PasswordFile, Static
+from proxy.upstream.credentials.choosing import check_credentials, make_credentials
 from proxy.upstream.guard import Guard, Network
 from proxy.upstream.ranges import Pieces
 from proxy.upstream.registry import Upstream
@@ -95,6 +96,7 @@ class Upstreams:
                     context = client_context(name, configured.tls)
                 else:  # loading the system's CA certificates takes tens of milliseconds
                     context = shared = shared or client_context("", UpstreamTLS())
+                check_credentials(name, configured)
                 built[name] = self._build(name, settings, context)
         except BaseException:
             await self.discard(Plan(built, {}))
@@ -154,17 +156,20 @@ class Upstreams:
         )
         counters = self._metrics.add(name)
         transport = Transport(name, guard, context, settings.timeouts, counters)
-        authorizer = Authorizer(transport, _credentials(configured), configured.auth_hosts)
+        credentials = make_credentials(configured, transport)
+        authorizer = Authorizer(transport, credentials, configured.auth_hosts)
         breaker = CircuitBreaker(name, patience, time.monotonic)
         client = Client(transport, authorizer, breaker, settings.timeouts.answer)
         parallel = settings.parallel
         pieces = Pieces(parallel.connections, int(parallel.min_blob_size))
+        limit = configured.max_bandwidth
+        bandwidth = Bandwidth(limit) if limit else None
         upstream = Upstream(
             client,
             Budget(self._clock),
-            policy=DownloadPolicy(patience.resumes, pieces),
+            policy=DownloadPolicy(patience.resumes, pieces, bandwidth),
             downloads=min(configured.max_downloads, self._downloads),
-            is_public=configured.username is None and configured.tls.cert_file is None,
+            is_public=configured.is_anonymous,
         )
         self._version += 1
         key = _key(settings, configured)
@@ -193,12 +198,3 @@ def _rule(settings: Settings, name: str) -> Rule:
     fresh = settings.freshness_of(name).model_dump()
     keep_deleted = fresh.pop("deleted_tags")
     return Rule(keep_deleted=keep_deleted, offline=settings.offline, **fresh)
-
-
-def _credentials(configured: UpstreamSettings) -> Credentials:
-    if configured.username is None:
-        return Static()
-    if configured.password_file is not None:
-        return PasswordFile(configured.username, configured.password_file)
-    assert configured.password is not None
-    return Static(Credential(configured.username, configured.password.get_secret_value()))

@@ -18,6 +18,7 @@ from proxy.core.routing import Router
 from proxy.core.units import show_size
 from proxy.policies.rules import compiled
 from proxy.settings import Settings
+from proxy.upstream.credentials.choosing import check_credentials
 from proxy.upstream.transport import client_context
 from proxy.web.certificate import Certificate
 
@@ -102,8 +103,9 @@ def _upstream_files(settings: Settings) -> Iterator[str]:
     for name, upstream in settings.upstreams.items():
         tls = upstream.tls
         yield from _refusal(lambda name=name, tls=tls: client_context(name, tls))  # type: ignore[misc]
-        if upstream.password_file is not None:
-            yield from _unreadable(f"upstreams.{name}.password_file", upstream.password_file)
+        yield from _refusal(lambda name=name, up=upstream: check_credentials(name, up))  # type: ignore[misc]
+        for key, file in upstream.secret_files():
+            yield from _unreadable(f"upstreams.{name}.{key}", file)
 
 
 def _policies(settings: Settings) -> Iterator[str]:

@@ -1,13 +1,20 @@
 """``millpond serve`` and ``millpond check``: run the proxy, and look at its settings."""
 
+import asyncio
 import json
-from typing import Annotated, Any
+from dataclasses import asdict
+from io import StringIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from proxy.cli.command import ConfigOption, JsonOption, StorageOption
-from proxy.cli.formatting import fail, print_error
+from proxy.cli.formatting import fail, print_error, print_table
 from proxy.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from proxy.app.online import Login
+    from proxy.settings import Settings
 
 
 def serve(
@@ -36,17 +43,25 @@ def serve(
         fail(str(error))
 
 
-def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def check(
+    config: ConfigOption = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Log in at every registry, and report.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Validate the settings as serve does, and report all errors.
 
     Reads certificates, keys, passwords, tokens and pins. Does not listen, and writes nothing. Warns
-    of access rules that no client can meet.
+    of access rules that no client can meet. Exits with status 2 for wrong settings, and with 1 if a
+    login of --online fails.
     """
     from proxy.access.review import warnings  # noqa: PLC0415 - settings, which help does without
     from proxy.app.validation import validate, validate_writable  # noqa: PLC0415 - all of the proxy
     from proxy.settings import loading  # noqa: PLC0415 - pydantic, which help does without
 
     problems: list[str] = []
+    logins: list[Login] = []
     text = ""
     try:
         settings = loading.load(config, warn=print_error)
@@ -55,11 +70,33 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         for warning in warnings(settings):
             print_error(f"warning: {warning}")
         text = f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}"
+        logins = _log_in(settings) if online else []
     except ConfigError as error:
         problems = str(error).splitlines()
+    status = 2 if problems else int(any(login.result == "failed" for login in logins))
     if as_json:
-        typer.echo(json.dumps({"ok": not problems, "problems": problems}))
-        raise typer.Exit(2 if problems else 0)
-    if problems:
+        document: dict[str, Any] = {"ok": status == 0, "problems": problems}
+        if online:
+            document["upstreams"] = [asdict(login) for login in logins]
+        typer.echo(json.dumps(document))
+    elif problems:
         fail("\n".join(problems))
-    typer.echo(text)
+    else:
+        typer.echo(text)
+        _print(logins)
+    raise typer.Exit(status)
+
+
+def _log_in(settings: "Settings") -> "list[Login]":
+    """Return the outcome of a login at each registry. Raises ``ConfigError``."""
+    from proxy.app.online import log_in_everywhere  # noqa: PLC0415 - all of the proxy
+    from proxy.runtime import logs  # noqa: PLC0415 - all of the proxy
+
+    logs.configure("error", "console", StringIO())  # the report says the same
+    return asyncio.run(log_in_everywhere(settings))
+
+
+def _print(logins: "list[Login]") -> None:
+    if logins:
+        rows = [(each.upstream, each.credentials, each.result, each.detail) for each in logins]
+        print_table(("UPSTREAM", "CREDENTIALS", "RESULT", "DETAIL"), rows)

@@ -35,7 +35,7 @@ class Images:
 
     async def body(self, target: Target, digest: Digest) -> bytes:
         """Return a manifest, from what is held or from upstream. Raises ``RegistryError``."""
-        if await self._content.linked(target, digest):
+        if await self._content.links.has(target, digest):
             if (known := self._cache.manifests.in_ram(digest)) is not None:
                 return known.body
             body = await self._content.read(digest)
@@ -46,7 +46,7 @@ class Images:
     async def parents(self, target: Target, digest: Digest) -> list[Digest]:
         """Return the held manifests of a repository that list this, the first of them."""
         parents = await self._content.graph.parents(digest)
-        return [one for one in parents[:MAX_PARENTS] if await self._content.linked(target, one)]
+        return [one for one in parents[:MAX_PARENTS] if await self._content.links.has(target, one)]
 
     async def indexes_above(self, target: Target, digest: Digest) -> list[Digest]:
         """Return the held indexes of a repository that list this, directly or not."""

@@ -1,13 +1,14 @@
 """The settings of one registry, and the registries that are built in."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from yarl import URL
 
-from proxy.settings.units import KeptFor, Seconds, Section
+from proxy.settings.units import KeptFor, Rate, Seconds, Section
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(:\d{1,5})?")
 
@@ -43,6 +44,84 @@ class UpstreamTLS(Section):
     """The unencrypted key of that certificate."""
     verify: bool = True
     """Verify the registry's certificate. `false` accepts any certificate; prefer `ca_file`."""
+
+
+class ExecCredentials(Section):
+    """A program that gives credentials, by the protocol of Docker's credential helpers."""
+
+    command: tuple[str, ...]
+    """Program and arguments, run without a shell. It reads the registry's name and prints
+    `{"Username": …, "Secret": …}`; `expires_in` in seconds may be added."""
+    env: dict[str, SecretStr] | None = None
+    """Environment variables for the program, in addition to those of Millpond."""
+
+    @field_validator("command")
+    @classmethod
+    def _check_command(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("names no program; write [/usr/bin/docker-credential-example, get]")
+        return value
+
+
+class KubeletCredentials(Section):
+    """A credential provider plugin of the kubelet (API v1)."""
+
+    name: str
+    """Path of the plugin."""
+    args: tuple[str, ...] | None = None
+    """Arguments of the plugin."""
+    env: dict[str, SecretStr] | None = None
+    """Environment variables for the plugin, in addition to those of Millpond."""
+    default_cache_duration: Seconds | None = None
+    """How long its answer is used if it does not say so; 10 minutes if this is not set. Millpond
+    uses every answer for at least a minute."""
+
+
+class AWSCredentials(Section):
+    """Amazon ECR and ECR Public, with the credentials that AWS's tools find."""
+
+    role_arn: str | None = None
+    """Role to assume first, for a registry of another account."""
+    region: str | None = None
+    """Region of the registry, if its host name does not contain it."""
+    profile: str | None = None
+    """Profile of AWS's configuration files."""
+
+
+class GoogleCredentials(Section):
+    """Google Artifact Registry, with application default credentials."""
+
+    key_file: Path | None = None
+    """Key file of a service account, or configuration of workload identity federation. Without it
+    Google's libraries find the credentials, also on the metadata server."""
+
+
+class AzureCredentials(Section):
+    """Azure Container Registry, with a managed identity or a workload identity."""
+
+    client_id: str | None = None
+    """Client ID of the identity, if the machine has several."""
+
+
+class UpstreamCredentials(Section):
+    """Where the credentials for a registry come from: exactly one source."""
+
+    docker_config: Path | None = None
+    """Docker's `config.json` or Podman's `auth.json`, with its credential helpers. Millpond reads
+    it again when it changes."""
+    exec: ExecCredentials | None = None
+    kubelet: KubeletCredentials | None = None
+    aws: AWSCredentials | None = None
+    google: GoogleCredentials | None = None
+    azure: AzureCredentials | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError(
+                "credentials have exactly one source: " + ", ".join(type(self).model_fields)
+            )
+        return self
 
 
 class FreshnessOverride(Section):
@@ -86,6 +165,14 @@ class Upstream(Section):
     """Password or access token."""
     password_file: Path | None = None
     """File with the password or access token. Millpond reads it at each use."""
+    credentials: UpstreamCredentials | Literal["caller"] | None = None
+    """Another source of the credentials, in place of `username`. `caller` is reserved for the
+    client's own login."""
+    caller_ttl: Seconds = 300.0
+    """How long a client may read a repository after the registry has confirmed its login. Only for
+    `credentials: caller`."""
+    caller_stale: Seconds = 3600.0
+    """How long such a confirmation lasts while the registry cannot be asked."""
     auth_hosts: tuple[str, ...] = ()
     """Token servers outside the registry's domain that may receive the credentials."""
     private: bool = False
@@ -94,6 +181,9 @@ class Upstream(Section):
     max_downloads: Annotated[int, Field(ge=1)] = 64
     """Maximum number of concurrent blob downloads from the registry. Others wait for up to a
     quarter of `timeouts.answer`; then as many again may start. Manifests never wait."""
+    max_bandwidth: Annotated[Rate, Field(ge=0)] = 0
+    """Bytes per second of blobs from the registry, shared fairly by its downloads; `0` means no
+    limit. Manifests are not delayed."""
     tls: UpstreamTLS = UpstreamTLS()
     freshness: FreshnessOverride = FreshnessOverride()
 
@@ -124,7 +214,24 @@ class Upstream(Section):
         has_secret = self.password is not None or self.password_file is not None
         if has_secret != (self.username is not None):
             raise ValueError("credentials are a username with a password or a password_file")
+        if self.credentials is not None and self.username is not None:
+            raise ValueError("credentials and username exclude each other")
         return self
+
+    def secret_files(self) -> Iterator[tuple[str, Path]]:
+        """Yield the files with credentials, each with its setting."""
+        source = self.credentials
+        files = {"password_file": self.password_file}
+        if isinstance(source, UpstreamCredentials):
+            files["credentials.docker_config"] = source.docker_config
+            if source.google is not None:
+                files["credentials.google.key_file"] = source.google.key_file
+        yield from ((key, file) for key, file in files.items() if file is not None)
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Requests to the registry carry no credentials."""
+        return self.username is None and self.credentials is None and self.tls.cert_file is None
 
 
 def over_built_in(configured: dict[str, Any]) -> dict[str, Any]:

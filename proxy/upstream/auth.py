@@ -6,7 +6,7 @@ https://distribution.github.io/distribution/spec/auth/token/. Who we are is the 
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from aiohttp import ClientResponse
@@ -24,10 +24,10 @@ from proxy.core.errors import (
 from proxy.core.tolerant_json import read_object
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
-from proxy.upstream.credentials import Credentials
+from proxy.upstream.credentials import Credential, Credentials
 from proxy.upstream.guard import is_address
 from proxy.upstream.headers import Challenge, parse_challenges, retry_after
-from proxy.upstream.transport import HTTPRequest, Transport
+from proxy.upstream.transport import HTTPRequest, TokenRequest, Transport
 
 DEFAULT_LIFE: Final = 60.0
 """Seconds that a token lives if the server does not say (token specification)."""
@@ -51,6 +51,13 @@ _SUFFIXES: Final = PublicSuffixList()
 log = structlog.get_logger(__name__)
 
 
+class _Asked(NamedTuple):
+    """What a request is for: a repository, and the scope of a token for it."""
+
+    repository: str
+    scope: str
+
+
 class Authorizer:
     """Authorizes requests to one registry. ``auth_hosts`` are further trusted token servers.
 
@@ -63,7 +70,7 @@ class Authorizer:
         self, transport: Transport, credentials: Credentials, auth_hosts: Sequence[str]
     ) -> None:
         self._transport = transport
-        self._credentials = credentials
+        self.credentials: Final = credentials
         self._host = transport.url.host or ""
         self._trusted = frozenset((*auth_hosts, self._host))
         self._challenge: Challenge | None = None
@@ -71,14 +78,22 @@ class Authorizer:
         self._tokens: TTLCache[str] = TTLCache(MAX_TOKENS)
         self._fetches: SingleFlight[str] = SingleFlight("token")
 
+    @property
+    def was_asked(self) -> bool:
+        """The registry has asked for credentials, and got them."""
+        return self._challenge is not None
+
     async def close(self) -> None:
-        """Cancel the running token requests."""
+        """Cancel the running token requests, and what gets credentials."""
         await self._fetches.close()
+        await self.credentials.close()
 
-    async def send(self, request: HTTPRequest, scope: str) -> ClientResponse:
-        """Return the response to a request, authorized for ``scope``; the caller closes it.
+    async def send(self, request: HTTPRequest, repository: str = "") -> ClientResponse:
+        """Return the response to a request that may pull ``repository``; the caller closes it.
 
-        There are four cases:
+        Without a repository it may do nothing in particular, as in ``docker login``.
+
+        There are five cases:
 
         - The response is no refusal, or comes from a host that the registry redirected to. A
           challenge from there is never answered: it could ask for our credential.
@@ -87,12 +102,15 @@ class Authorizer:
           dropped and the request is sent without one, because a fresh 401 says what is wanted
           now. GHCR refuses an expired token with 403, others send 401.
         - The registry says ``insufficient_scope`` (RFC 6750 §3.1): a new token would not help.
+        - The registry refuses our credential (Basic): it is renewed, if its source can do that.
 
         A 401 after an answered challenge is returned: ``refusal`` is its error. Raises
         ``Denied`` or ``UpstreamFailure``, ``CredentialsRejected`` among them.
         """
         transport, known = self._transport, self._challenge
-        sent = None if known is None else await self._authorization(known, scope)
+        scope = f"repository:{repository}:pull" if repository else ""
+        asked = _Asked(repository, scope)
+        sent = None if known is None else await self._authorization(known, asked)
         response = await transport.send(request, sent)
         if known and sent and transport.is_own(response) and _is_refusal(response, sent):
             await self._tokens.delete(_token_key(known, self._scopes.pop(scope, scope)))
@@ -104,11 +122,22 @@ class Authorizer:
             return response
         await transport.drain(response)
         lines = _challenge_lines(response) or await self._base_challenge()
-        return await transport.send(request, await self._answer(lines, scope))
+        sent = await self._answer(lines, asked)
+        response = await transport.send(request, sent)
+        if (
+            response.status != 401
+            or not sent.startswith("Basic ")
+            or not transport.is_own(response)
+        ):
+            return response
+        if (renewed := await self._renewed(repository, sent)) is None:
+            return response
+        await transport.drain(response)
+        return await transport.send(request, renewed)
 
-    async def refusal(self) -> UpstreamFailure | Denied:
+    async def refusal(self, repository: str) -> UpstreamFailure | Denied:
         """Return the error for a 401 that the registry sent to an authorized request."""
-        if await self._credentials.get() is None:
+        if await self.credentials.get(repository) is None:
             return Denied(f"{self._host} denies anonymous access to this")
         if self._challenge is not None and self._challenge.scheme == "basic":
             log.error("credentials rejected", upstream=self._host)
@@ -121,7 +150,7 @@ class Authorizer:
         await self._transport.drain(response)
         return _challenge_lines(response)
 
-    async def _answer(self, lines: Sequence[str], scope: str) -> str:
+    async def _answer(self, lines: Sequence[str], asked: _Asked) -> str:
         """Return the ``Authorization`` that a challenge asks for, and keep the challenge."""
         by_scheme = {challenge.scheme: challenge for challenge in parse_challenges(lines)}
         challenge = by_scheme.get("bearer") or by_scheme.get("basic")
@@ -130,46 +159,58 @@ class Authorizer:
         # A registry behind a path may know the repository under another name than we request.
         wanted = challenge.parameters.get("scope", "")
         if wanted.startswith("repository:") and len(wanted) <= MAX_SCOPE:
-            self._scopes[scope] = wanted
-        answer = await self._authorization(challenge, scope)
+            self._scopes[asked.scope] = wanted
+        answer = await self._authorization(challenge, asked)
         self._challenge = challenge
         return answer
 
-    async def _authorization(self, challenge: Challenge, scope: str) -> str:
+    async def _authorization(self, challenge: Challenge, asked: _Asked) -> str:
         """Return our credential, or a token for the scope by the name that the registry uses."""
         if challenge.scheme == "basic":
-            credential = await self._credentials.get()
+            credential = await self.credentials.get(asked.repository)
             if credential is None:
                 raise Denied(f"{self._host} wants credentials, and none are configured")
+            if credential.is_identity_token:
+                raise CredentialsRejected(f"{self._host} takes no identity token, only passwords")
             return credential.basic
-        scope = self._scopes.get(scope, scope)
-        key = _token_key(challenge, scope)
+        asked = asked._replace(scope=self._scopes.get(asked.scope, asked.scope))
+        key = _token_key(challenge, asked.scope)
         token = await self._tokens.get(key)
         if token is None:
-            token = await self._fetches.do(key, lambda: self._fetch_token(challenge, scope))
+            token = await self._fetches.do(key, lambda: self._fetch_token(challenge, asked))
         return f"Bearer {token}"
 
-    async def _fetch_token(self, challenge: Challenge, scope: str) -> str:
+    async def _renewed(self, repository: str, refused: str) -> str | None:
+        """Return another credential than the refused one, None if there is none (Basic)."""
+        credential = await self.credentials.get(repository)
+        if credential is not None and credential.basic == refused:
+            credential = await self.credentials.renew(repository, credential)
+        usable = credential is not None and credential.basic != refused
+        return credential.basic if credential is not None and usable else None
+
+    async def _fetch_token(self, challenge: Challenge, asked: _Asked) -> str:
         realm = read_realm(challenge.parameters.get("realm", ""))
         secure = ("https",) if self._transport.url.scheme == "https" else ("https", "http")
         if not realm.host or realm.user or realm.scheme not in secure:
             raise UpstreamUnavailable(f"{self._host} names no usable token server")
-        credential = await self._credentials.get()
+        credential = await self.credentials.get(asked.repository)
         if credential is not None and not self._is_trusted(realm.host or ""):
             raise CredentialsRejected(
                 f"{self._host} sends us to {realm.host} for a token, which is not trusted with "
                 f"its credentials; if it should be, add it to this upstream's auth_hosts"
             )
-        query = [("scope", scope)]
-        if service := challenge.parameters.get("service"):
-            query.insert(0, ("service", service))
-        response, body = await self._transport.fetch_token(
-            realm.extend_query(query), None if credential is None else credential.basic
-        )
+        question = {"service": challenge.parameters.get("service", ""), "scope": asked.scope}
+        question = {name: value for name, value in question.items() if value}
+        response, body = await self._transport.fetch_token(_request(realm, question, credential))
+        if response.status == 401 and credential is not None:
+            renewed = await self.credentials.renew(asked.repository, credential)
+            if renewed != credential:
+                request = _request(realm, question, renewed)
+                response, body = await self._transport.fetch_token(request)
         if response.status != 200:
             raise self._token_error(response, is_anonymous=credential is None)
         token, life = _read_token(body, realm)
-        await self._tokens.set(_token_key(challenge, scope), token, life * _USED_LIFE)
+        await self._tokens.set(_token_key(challenge, asked.scope), token, life * _USED_LIFE)
         return token
 
     def _is_trusted(self, host: str) -> bool:
@@ -240,6 +281,15 @@ def _read_token(body: bytes, realm: URL) -> tuple[str, float]:
     if not isinstance(life, int | float) or not 0 < life <= LONGEST_LIFE:
         return token, DEFAULT_LIFE
     return token, float(life)
+
+
+def _request(realm: URL, question: dict[str, str], credential: Credential | None) -> TokenRequest:
+    """Return a token request: for an identity token a POST (Distribution, oauth.md), else a GET."""
+    if credential is None or not credential.is_identity_token:
+        authorization = None if credential is None else credential.basic
+        return TokenRequest(realm.extend_query(question), authorization)
+    grant = {"grant_type": "refresh_token", "refresh_token": credential.password}
+    return TokenRequest(realm, form={**grant, **question, "client_id": "millpond"})
 
 
 def _token_key(challenge: Challenge, scope: str) -> str:

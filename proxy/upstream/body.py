@@ -23,6 +23,7 @@ from proxy.core.errors import (
 from proxy.core.sources import Piece
 from proxy.runtime.executors import to_its_end
 from proxy.runtime.pulse import Pulse
+from proxy.upstream.bandwidth import Bandwidth
 from proxy.upstream.client import Client, UpstreamRequest
 from proxy.upstream.connection import RESUME_PAUSE, Connection
 from proxy.upstream.ranges import Pieces, Span, Spans
@@ -42,10 +43,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DownloadPolicy:
-    """How a body is fetched: attempts without progress, and the pieces of a large one."""
+    """How a body is fetched: attempts without progress, pieces of a large one, a speed limit."""
 
     resumes: int
     pieces: Pieces
+    bandwidth: Bandwidth | None = None
 
 
 class RangeWorker:
@@ -271,7 +273,8 @@ class RegistryBody:
             if span is None:
                 slot.give_back()
                 return
-            worker = RangeWorker(Connection(self._client, self._request), span, slot)
+            beside = Connection(self._client, self._request, self._first.share)
+            worker = RangeWorker(beside, span, slot)
             task = slot.task = asyncio.create_task(self._work(worker), name="range worker")
             self._workers[task] = worker
             task.add_done_callback(self._dismiss)

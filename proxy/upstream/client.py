@@ -90,6 +90,7 @@ class Client:
         self.name: Final = transport.name
         self.transport: Final = transport
         self.circuit_breaker: Final = circuit_breaker
+        self.credentials: Final = authorizer.credentials
         self.answer_seconds: Final = answer_seconds
         self._authorizer = authorizer
         self._large = asyncio.Semaphore(MAX_LARGE)
@@ -171,12 +172,11 @@ class Client:
         url = url.joinpath(request.ref, encoded=True).with_query(request.query)
         buffer = READ_BUFFER if request.kind == "blobs" else SMALL_BUFFER
         response = await self._authorizer.send(
-            HTTPRequest(request.method, url, request.headers, buffer),
-            scope=f"repository:{request.repo}:pull",
+            HTTPRequest(request.method, url, request.headers, buffer), request.repo
         )
         good = (200, 206, *_NO_HEAD) if request.method == "HEAD" else (200, 206)
         if response.status not in good:
-            error = await self._error(response, request.not_found)
+            error = await self._error(response, request)
             error.upstream_status, error.host = response.status, response.url.host
             raise error
         if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -184,7 +184,7 @@ class Client:
             raise UpstreamRejected(f"{self.name} encodes a response although we accept no encoding")
         return response
 
-    async def _error(self, response: ClientResponse, not_found: type[NotFound]) -> RegistryError:
+    async def _error(self, response: ClientResponse, request: UpstreamRequest) -> RegistryError:
         """Return the error for a status that is not good.
 
         Absence and failure never share a class: a failure reported as 404 would make clients
@@ -196,11 +196,11 @@ class Client:
         is_own = self.transport.is_own(response)
         match response.status:
             case 401 if is_own:
-                return await self._authorizer.refusal()
+                return await self._authorizer.refusal(request.repo)
             case 403 if is_own:
                 return Denied(text)
             case 404:
-                return not_found(text)
+                return request.not_found(text)
             case 429:
                 return TooManyRequests(text, retry_after=retry_after(response.headers))
             case status if 400 <= status < 500 and status not in (401, 403, 408):

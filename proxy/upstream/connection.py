@@ -17,6 +17,7 @@ from proxy.core.errors import (
     UpstreamUnavailable,
 )
 from proxy.core.sources import Piece
+from proxy.upstream.bandwidth import Share
 from proxy.upstream.client import Client, UpstreamRequest
 from proxy.upstream.headers import content_range
 from proxy.upstream.ranges import Span
@@ -36,12 +37,17 @@ class Connection:
     """Answers to one request, one after the other; each brings some of the body.
 
     ``size`` is that of the whole body, None if no answer announced it. ``waited`` is for how many
-    seconds in all bytes were waited for.
+    seconds in all bytes were waited for. ``share`` limits the bandwidth, None means no limit.
     """
 
     def __init__(
-        self, client: Client, request: UpstreamRequest, response: ClientResponse | None = None
+        self,
+        client: Client,
+        request: UpstreamRequest,
+        share: Share | None,
+        response: ClientResponse | None = None,
     ) -> None:
+        self.share: Final = share
         self.size: int | None = None
         self.waited = 0.0
         self._client = client
@@ -55,17 +61,19 @@ class Connection:
             self.size = self._announced(response)
 
     @classmethod
-    async def opened(cls, client: Client, request: UpstreamRequest, offset: int) -> Self:
+    async def opened(
+        cls, client: Client, request: UpstreamRequest, share: Share | None, offset: int
+    ) -> Self:
         """Return a connection whose answer brings the byte at ``offset``.
 
         Raises as ``Client.ask`` does, and ``UpstreamRejected`` for another range.
         """
         if offset == 0:
-            return cls(client, request, await client.send(request))
+            return cls(client, request, share, await client.send(request))
         ranged = replace(
             _ranged(request, Span(offset, float("inf"))), is_optional=request.is_optional
         )
-        connection = cls(client, request, await client.send(ranged))
+        connection = cls(client, request, share, await client.send(ranged))
         connection._is_whole = connection._position == 0
         if not connection.leads_to(offset):
             connection.close()
@@ -110,7 +118,9 @@ class Connection:
                 if broken is not None or not self.leads_to(span.position):
                     await self._open(span, broken)
                 await self._skip(span.position - self._position)
-                while span.position < span.stop and (data := await self._next(span)):
+                while span.position < span.stop and (
+                    data := await self._read(span.stop - span.position)
+                ):
                     piece = Piece(span.position, data)
                     span.position += len(data)
                     yield piece
@@ -170,15 +180,17 @@ class Connection:
         sent = content_range(response.headers.get("Content-Range", ""))
         return None if sent is None else sent.size
 
-    async def _next(self, span: Span) -> bytes:
-        """Return some bytes, none at the end of the answer."""
+    async def _read(self, most: float) -> bytes:
+        """Return 1 to ``most`` bytes, none at the end of the answer."""
         assert self._response is not None
-        most = int(min(READ_BUFFER, span.stop - span.position))
         clock = asyncio.get_running_loop().time
         began = clock()
-        data = await self._client.transport.read(self._response, most)
+        piece = READ_BUFFER if self.share is None else self.share.piece
+        data = await self._client.transport.read(self._response, int(min(piece, most)))
         self.waited += clock() - began
         self._position += len(data)
+        if self.share is not None:
+            await self.share.pay(len(data))
         return data
 
     async def _open(self, span: Span, broken: UpstreamFailure | None) -> None:
@@ -207,11 +219,9 @@ class Connection:
 
     async def _skip(self, count: int) -> None:
         while count > 0:
-            assert self._response is not None
-            skipped = await self._client.transport.read(self._response, min(count, READ_BUFFER))
+            skipped = await self._read(count)
             if not skipped:
                 raise UpstreamUnavailable(f"{self._client.name}: the body broke off again")
-            self._position += len(skipped)
             count -= len(skipped)
 
 

@@ -84,6 +84,7 @@ class Upstream:
         self.is_public: Final = is_public
         self.slots = Slots(downloads)
         self.circuit_breaker = client.circuit_breaker
+        self.credentials = client.credentials
         self.failures = FailureLog(client.name, client.transport.url.host or "")
 
     def __repr__(self) -> str:
@@ -147,7 +148,9 @@ class Upstream:
         async with AsyncExitStack() as stack:
             if priority is not Priority.PASS_THROUGH:
                 await self._take_slot(stack)
-            first = await Connection.opened(self._client, request, offset)
+            limit = self._policy.bandwidth
+            share = None if limit is None else limit.share()
+            first = await Connection.opened(self._client, request, share, offset)
             stack.callback(first.close)
             body = RegistryBody(
                 self._client, replace(request, is_optional=False), first, self._policy, self.slots

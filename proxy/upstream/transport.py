@@ -10,7 +10,7 @@ import errno
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Final
 from urllib.request import (  # type: ignore[attr-defined] # typeshed lacks the second
@@ -55,6 +55,15 @@ class HTTPRequest:
     url: URL
     headers: dict[str, str] = field(default_factory=dict)
     buffer: int = SMALL_BUFFER
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """One request to a token server: a GET, or a POST of a ``form`` whose values may be secret."""
+
+    url: URL
+    authorization: str | None = field(default=None, repr=False)
+    form: dict[str, str] | None = field(default=None, repr=False)
 
 
 class Transport:
@@ -112,21 +121,24 @@ class Transport:
             sent = dict(request.headers)
             if authorization is not None and url.origin() == request.url.origin():
                 sent["Authorization"] = authorization
-            response = await self._request(request.method, url, sent, request.buffer)
+            response = await self._request(replace(request, url=url, headers=sent))
             if response.status not in _REDIRECTS:
                 return response
             await self.drain(response)
             url = self._redirect_target(response)
         raise UpstreamUnavailable(f"{self.name} redirects more than {MAX_REDIRECTS} times")
 
-    async def fetch_token(
-        self, url: URL, authorization: str | None
-    ) -> tuple[ClientResponse, bytes]:
+    async def fetch_token(self, request: TokenRequest) -> tuple[ClientResponse, bytes]:
         """Return a token server's response, never redirected, and its body. Raises as ``send``."""
-        self._guard.check(url)
+        self._guard.check(request.url)
         self.counters.token_requests += 1
+        authorization, form = request.authorization, request.form
         headers = {} if authorization is None else {"Authorization": authorization}
-        response = await self._request("GET", url, headers, SMALL_BUFFER)
+        for name, value in (form or {}).items():
+            if name.endswith("_token"):
+                self.redactor.remember(f"Bearer {value}")
+        method = "GET" if form is None else "POST"
+        response = await self._request(HTTPRequest(method, request.url, headers), form)
         return response, await self._read_small(response)
 
     async def drain(self, response: ClientResponse) -> bytes:
@@ -157,9 +169,10 @@ class Transport:
         return bytes(body[:MAX_SMALL_BODY])
 
     async def _request(
-        self, method: str, url: URL, headers: dict[str, str], buffer: int
+        self, request: HTTPRequest, form: dict[str, str] | None = None
     ) -> ClientResponse:
         """Send one request and return the response to it, a redirect included."""
+        url, headers = request.url, request.headers
         proxy, proxy_headers = self._proxies.route(url)
         for value in (headers.get("Authorization"), *proxy_headers.values()):
             if value is not None:
@@ -171,11 +184,12 @@ class Transport:
         try:
             with self.translate_errors(url.host):
                 response = await self._session.request(
-                    method,
+                    request.method,
                     url,
                     headers=headers,
+                    data=form,
                     allow_redirects=False,
-                    read_bufsize=buffer,
+                    read_bufsize=request.buffer,
                     proxy=proxy,
                     proxy_headers=proxy_headers,
                 )

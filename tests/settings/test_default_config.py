@@ -77,6 +77,8 @@ def nested(path: KeyPath, value: Any) -> dict[str, Any]:
 def at(settings: Settings, path: KeyPath) -> Any:
     value: Any = settings
     for key in path:
+        if value is None:  # the default of a section that is left out
+            return None
         value = value[key] if isinstance(value, dict) else getattr(value, key)
     return value
 

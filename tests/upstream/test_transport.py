@@ -25,6 +25,7 @@ from proxy.upstream.transport import (
     MAX_REDIRECTS,
     MAX_SMALL_BODY,
     HTTPRequest,
+    TokenRequest,
     Transport,
     client_context,
 )
@@ -139,7 +140,7 @@ async def test_a_token_server_is_not_followed_and_not_counted_as_content(
 ) -> None:
     upstream.fault(redirect(f"{upstream.url}/v2/"), body(b"elsewhere"), kind="token")
     url = URL(f"{upstream.token_url}/token")
-    response, said = await transport.fetch_token(url, "Basic abc")
+    response, said = await transport.fetch_token(TokenRequest(url, "Basic abc"))
     assert (response.status, said) == (307, b"elsewhere")
     assert upstream.token_requests[0].headers["Authorization"] == "Basic abc"
     counters = transport.counters

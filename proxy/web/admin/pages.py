@@ -187,6 +187,9 @@ class Admin:
         ]
         for name, upstream in self._upstreams.items():
             gauges += _health(name, upstream.circuit_breaker)
+            if (seconds := upstream.credentials.expires_in) is not None:
+                text = "Seconds until the credentials expire."
+                gauges.append(Gauge("upstream_credentials_expire_seconds", text, seconds, name))
             budget = upstream.budget
             if budget.share is not None and budget.limit and budget.remaining is not None:
                 limit, left = "Pulls that upstream allows.", "Pulls that are left of those."
@@ -236,6 +239,7 @@ def _health(name: str, breaker: CircuitBreaker) -> list[Gauge]:
 
 def _state(upstream: Upstream) -> dict[str, object]:
     breaker, budget = upstream.circuit_breaker, upstream.budget
+    left = upstream.credentials.expires_in
     limit = {
         "limit": budget.limit,
         "remaining": budget.remaining,
@@ -247,6 +251,10 @@ def _state(upstream: Upstream) -> dict[str, object]:
         "circuit": breaker.state.name.lower(),
         "last_success": _last_success(breaker),
         "rate_limit": None if budget.share is None else limit,
+        "credentials": {
+            "kind": upstream.credentials.kind,
+            "expires_in_seconds": None if left is None else round(left),
+        },
     }
 
 

@@ -14,8 +14,8 @@ IMAGE = content.image(1)
 
 
 async def test_credentials_of_the_configuration() -> None:
-    assert await Static().get() is None
-    credential = await Static(Credential("alice", "p:w ä")).get()
+    assert await Static().get("app") is None
+    credential = await Static(Credential("alice", "p:w ä")).get("app")
     assert credential is not None
     assert credential.basic == "Basic YWxpY2U6cDp3IMOk", "UTF-8, and only the first colon divides"
     assert "p:w" not in repr(credential)
@@ -25,7 +25,7 @@ async def test_credentials_of_the_configuration() -> None:
 async def test_a_password_file_ends_with_or_without_a_newline(tmp_path: Path, text: str) -> None:
     file = tmp_path / "password"
     file.write_bytes(f" {text}".encode())
-    assert await PasswordFile("me", file).get() == Credential("me", " new")
+    assert await PasswordFile("me", file).get("app") == Credential("me", " new")
 
 
 async def test_basic_from_a_file_that_is_renewed(
@@ -52,4 +52,4 @@ async def test_a_password_file_that_cannot_be_read_is_the_operators_fault(
     if text is not None:
         file.write_bytes(text)
     with pytest.raises(CredentialsRejected, match="cannot be read"):
-        await PasswordFile("me", file).get()
+        await PasswordFile("me", file).get("app")

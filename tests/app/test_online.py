@@ -1,0 +1,111 @@
+"""`millpond check --online`: it logs in everywhere, and shows no secret."""
+
+import asyncio
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+from proxy.app.online import FAILED, LOGGED_IN, REACHED
+from tests.cli.command import run
+from tests.fakes.upstream import FakeUpstream
+from tests.upstream.credentials.programs import written
+
+BUILT_IN = (
+    "ghcr.io",
+    "quay.io",
+    "gcr.io",
+    "registry.k8s.io",
+    "mcr.microsoft.com",
+    "public.ecr.aws",
+)
+
+
+async def check(tmp_path: Path, upstreams: dict[str, Any], *flags: str) -> CompletedProcess[str]:
+    config = tmp_path / "config.yaml"
+    first = next(iter(upstreams))
+    document = {
+        "listen": "127.0.0.1:0",
+        "storage": {"path": str(tmp_path / "cache")},
+        "timeouts": {"answer": "10s"},
+        "default_upstream": first,
+        "upstreams": {**dict.fromkeys((*BUILT_IN, "docker.io")), **upstreams},
+    }
+    config.write_text(json.dumps(document))
+    return await asyncio.to_thread(run, "check", "--online", "--config", str(config), *flags)
+
+
+async def test_every_registry_is_reported(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.auth.scheme = "bearer"
+    upstream.auth.users = {"alice": "wonderland"}
+    helper = written(tmp_path / "helper", "print('wonderland'); sys.exit(1)")
+    login = {"url": upstream.url, "username": "alice", "password": "wonderland"}
+    upstreams = {
+        "public": {"url": upstream.url},
+        "right": login,
+        "wrong": login | {"password": "looking-glass"},
+        "helper": {"url": upstream.url, "credentials": {"exec": {"command": [str(helper)]}}},
+        "away": {"url": "http://127.0.0.1:9"},
+    }
+    done = await check(tmp_path, upstreams, "--json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["ok"], document["problems"]) == (1, False, [])
+    found = {each["upstream"]: each for each in document["upstreams"]}
+    results = {name: (each["credentials"], each["result"]) for name, each in found.items()}
+    assert results == {
+        "public": ("none", REACHED),
+        "right": ("password", LOGGED_IN),
+        "wrong": ("password", FAILED),
+        "helper": ("exec", FAILED),
+        "away": ("none", FAILED),
+    }
+    assert "answers 401 to a token request" in found["wrong"]["detail"]
+    assert "helper ends with status 1" in found["helper"]["detail"]
+    assert "cannot be reached" in found["away"]["detail"]
+    assert found["right"]["detail"] == ""
+    shown = await check(tmp_path, upstreams)
+    assert shown.returncode == 1
+    lines = [line.split()[:3] for line in shown.stdout.splitlines()[1:]]
+    assert lines[0] == ["UPSTREAM", "CREDENTIALS", "RESULT"]
+    assert ["wrong", "password", "failed"] in lines
+    output = done.stdout + done.stderr + shown.stdout + shown.stderr
+    assert "wonderland" not in output
+    assert "looking-glass" not in output
+    assert not (tmp_path / "cache").exists()
+
+
+async def test_all_is_well(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.auth.scheme = "basic"
+    upstream.auth.anonymous = False
+    upstream.auth.users = {"alice": "wonderland"}
+    login = {"url": upstream.url, "username": "alice", "password": "wonderland"}
+    done = await check(tmp_path, {"lab": login, "anonymous": {"url": upstream.url}})
+    assert done.returncode == 0, done
+    assert "logged in" in done.stdout
+    assert "reached" in done.stdout
+    wrong = await check(tmp_path, {"lab": login | {"password": "looking-glass"}})
+    assert wrong.returncode == 1
+    assert "rejects the configured credentials" in wrong.stdout
+
+
+async def test_a_login_that_nobody_asks_for_is_only_reached(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    login = {"url": upstream.url, "username": "alice", "password": "wonderland"}
+    done = await check(tmp_path, {"lab": login}, "--json")
+    [found] = json.loads(done.stdout)["upstreams"]
+    assert (done.returncode, found["result"]) == (0, REACHED)
+
+
+async def test_wrong_settings_are_not_tried(upstream: FakeUpstream, tmp_path: Path) -> None:
+    done = await check(tmp_path, {"lab": {"url": upstream.url, "credentials": "caller"}}, "--json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["ok"], document["upstreams"]) == (2, False, [])
+    assert not upstream.requests
+
+
+async def test_a_registry_that_fails_or_is_slow(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.fail(503, kind="ping")
+    done = await check(tmp_path, {"lab": {"url": upstream.url}}, "--json")
+    [found] = json.loads(done.stdout)["upstreams"]
+    assert (found["result"], found["detail"]) == (FAILED, "127.0.0.1 answers 503")

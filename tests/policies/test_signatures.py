@@ -340,7 +340,7 @@ async def test_the_verdict_outlives_the_signature(
         assert (await proxy.get(path)).status == 200
     await proxy.settled()
     for digest in (signature.digest, *signature.blobs):
-        await proxy.app.content.drop(Digest(digest), reason="the test")
+        await proxy.app.content.faults.drop(Digest(digest), reason="the test")
     await proxy.close()
     await upstream.stop()
     proxy = await start(policies=[policy], offline=True)

@@ -128,6 +128,7 @@ class TokenEndpoint:
             try:
                 credentials = read(asked)
                 login = await self._authenticator.log_in(credentials, request.remote)
+                _check_exchange(login)
             except (Unauthorized, TooManyFailures) as error:
                 failure = failure or error
                 if not asked.scopes:
@@ -211,6 +212,12 @@ def _form_credentials(asked: _Asked) -> Basic | Bearer | None:
 
 def _header_credentials(asked: _Asked) -> Basic | Bearer | None:
     return parse(asked.authorization)
+
+
+def _check_exchange(login: Login | None) -> None:
+    """Raise ``Unauthorized`` for a token of ours: exchanged again and again, it would never end."""
+    if login is not None and login.scopes is not None:
+        raise Unauthorized("a token of this registry is not exchanged for another one")
 
 
 def _field(form: _Fields, name: str) -> str:

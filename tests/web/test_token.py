@@ -140,6 +140,16 @@ async def test_the_post_of_oauth_2(guarded: Guarded, tmp_path: Path) -> None:
         assert (refused.status, json.loads(refused.body)["error"]) == (400, "invalid_request")
 
 
+async def test_a_token_of_ours_gets_no_other_token(guarded: Guarded) -> None:
+    proxy = await guarded()
+    ours = json.loads((await token(proxy, SECRET, Authorization=basic("ann", "secret"))).body)
+    sent, form = ours["token"], {"grant_type": "refresh_token", "refresh_token": ours["token"]}
+    assert (await token(proxy, Authorization=bearer(sent))).status == 401
+    assert (await post(proxy, service="x", **form)).status == 401
+    assert claims(await token(proxy, SECRET, Authorization=bearer(sent)))["sub"] == ""
+    assert granted(await post(proxy, scope=SECRET, **form)) == []
+
+
 async def test_a_node_may_bring_its_own_login_beside_that_of_a_pod(guarded: Guarded) -> None:
     proxy = await guarded()
     form = {"grant_type": "password", "username": "hub", "password": "other", "scope": SECRET}

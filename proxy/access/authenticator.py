@@ -142,9 +142,10 @@ class Authenticator:
             if is_jwt(password) or password.startswith(PREFIX):
                 login = await self._token(password)
             else:
-                if len(self._hashes) >= MAX_WAITING and not self._hashes.is_running(key):
+                flight = key, self._cache.generation  # not one that began before the file changed
+                if len(self._hashes) >= MAX_WAITING and not self._hashes.is_running(flight):
                     raise Overloaded("too many logins at a time; try again")
-                login = await self._hashes.do(key, partial(self._password, credentials, key))
+                login = await self._hashes.do(flight, partial(self._password, credentials, key))
         except Unauthorized:
             self._failures.add(address, user)
             raise

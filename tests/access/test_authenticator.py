@@ -3,6 +3,7 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -189,6 +190,31 @@ async def test_a_file_that_became_invalid_changes_nothing(files: Files) -> None:
         assert await user(files, basic("ann", "secret")) == "ann"
         with pytest.raises(Unauthorized):
             await user(files, basic("ann", "plain"))
+
+
+async def test_a_password_that_is_checked_while_it_changes_is_not_kept(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, check = threading.Event(), threading.Event(), bcrypt.checkpw
+
+    def slow(password: bytes, stored: bytes) -> bool:
+        begun.set()
+        assert may_end.wait(30)
+        return check(password, stored)
+
+    monkeypatch.setattr(bcrypt, "checkpw", slow)
+    old = basic("ann", "secret")
+    first = asyncio.create_task(user(files, old))
+    await asyncio.to_thread(begun.wait, 30)
+    write_users(files.users, ann="other")
+    assert await user(files, bearer(files.robot)) == "robot"  # the file is read again
+    second = asyncio.create_task(user(files, old))
+    await asyncio.sleep(0)
+    may_end.set()
+    assert await first == "ann"
+    with pytest.raises(Unauthorized):
+        await second
+    assert files.authenticator.recognise(old, None, None) is None
 
 
 @pytest.mark.parametrize("change", ["user removed", "password", "token", "groups", "expired"])

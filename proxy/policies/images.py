@@ -82,7 +82,8 @@ class Images:
         if outline is None:
             return Facts(listed, frozenset(above), is_understood=False)
         is_attachment = outline.is_inert and (
-            outline.has_subject or await self._is_tagged_attachment(target, digest, ref)
+            (outline.has_subject and outline.is_artifact)
+            or await self._is_tagged_attachment(target, digest, ref)
         )
         needs_size = any(rule.policy.max_image_size for rule in rules)
         size = await self._size(target, outline, 0) if needs_size else 0

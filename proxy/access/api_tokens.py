@@ -69,7 +69,7 @@ def parse(text: str, file: Path) -> APITokens:
     """Return the tokens of a file. Raises ``ConfigError``, which names the entry."""
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 13-45
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f": line {mark.line + 1}"
         raise ConfigError(f"{file}{line}: not YAML") from None

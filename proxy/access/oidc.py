@@ -34,7 +34,7 @@ class Issuer:
     def __init__(self, settings: OIDCIssuer, keys: JWKS) -> None:
         self.url: Final = settings.issuer
         self._settings = settings
-        self._keys = keys
+        self.keys: Final = keys
 
     async def verify(self, token: str) -> Login:
         """Return the login of an ID token. Raises ``Unauthorized`` or ``Overloaded``.
@@ -46,7 +46,7 @@ class Issuer:
         algorithm = header.get("alg")
         if algorithm not in self._settings.algorithms:
             raise Unauthorized("the ID token has a signature of a kind that is not accepted")
-        key = await self._keys.get(header.get("kid"), algorithm)
+        key = await self.keys.get(header.get("kid"), algorithm)
         if key is None:
             raise Unauthorized("the ID token is signed with a key that its issuer does not list")
         claims = jwt.decode(
@@ -62,7 +62,7 @@ class Issuer:
 
     async def close(self) -> None:
         """Stop fetching keys."""
-        await self._keys.close()
+        await self.keys.close()
 
     def _login(self, claims: _Claims) -> Login:
         for name, wanted in self._settings.require.items():

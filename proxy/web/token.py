@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import parse_qs
 
 import structlog
-from aiohttp.web import BaseRequest, Response, StreamResponse
+from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamResponse
 
 from proxy.access.audit import AuditLog
 from proxy.access.authenticator import Authenticator
@@ -193,7 +193,7 @@ async def _form(request: BaseRequest) -> _Fields:
                 if len(body) > MAX_FORM:
                     raise RequestInvalid(f"the form is longer than {MAX_FORM} bytes")
         return parse_qs(body.decode(), max_num_fields=MAX_FIELDS, errors="strict")
-    except (TimeoutError, ValueError):
+    except (TimeoutError, ValueError, RequestPayloadError):
         raise RequestInvalid("the form is incomplete or malformed") from None
 
 

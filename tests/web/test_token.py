@@ -172,6 +172,14 @@ async def test_requests_are_bounded(guarded: Guarded) -> None:
     assert (await proxy.ask("DELETE", "/-/token")).status == 405
 
 
+async def test_a_form_that_cannot_be_unpacked_is_the_clients_fault(guarded: Guarded) -> None:
+    proxy = await guarded()
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Encoding": "gzip"}
+    async with proxy.client.post("/-/token", data=b"junk", headers=headers) as response:
+        assert response.status == 400
+    assert "unexpectedly" not in proxy.log.getvalue()
+
+
 async def test_repeated_failures_are_slowed_down_and_then_refused(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:

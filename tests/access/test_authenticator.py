@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from proxy.access import own_tokens
 from proxy.access.authenticator import Authenticator
 from proxy.access.credentials import Basic, Bearer, parse
-from proxy.access.failures import LONGEST_DELAY, PER_USER
+from proxy.access.failures import LONGEST_DELAY, PER_ADDRESS, PER_USER
 from proxy.access.htpasswd import parse as parse_users
 from proxy.access.keys import Keys
 from proxy.access.own_tokens import OwnTokens
@@ -149,6 +149,28 @@ async def test_a_client_that_failed_too_often_costs_no_hash(
             await user(files, basic("ann", f"wrong{number}"))
     assert len(hashed) == PER_USER
     assert LONGEST_DELAY < 30
+
+
+async def test_a_token_is_good_whoever_failed_under_its_user_name(files: Files) -> None:
+    log_in = files.authenticator.log_in
+    for number in range(PER_ADDRESS):
+        with pytest.raises((Unauthorized, TooManyFailures)):
+            await log_in(Basic("token", f"mp_wrong{number}"), "10.0.0.1")
+        with pytest.raises((Unauthorized, TooManyFailures)):
+            await log_in(Basic(f"user{number}", "mp_wrong"), "10.0.0.1")
+    with pytest.raises(TooManyFailures):
+        await log_in(Basic("ann", "secret"), "10.0.0.1")
+    assert await log_in(Basic("token", files.robot), "10.0.0.1") is not None
+
+
+async def test_a_token_under_the_name_of_a_user_forgets_no_failures(files: Files) -> None:
+    log_in = files.authenticator.log_in
+    for number in range(PER_USER):
+        with pytest.raises(Unauthorized):
+            await log_in(Basic("ann", f"wrong{number}"), None)
+        assert await log_in(Basic("ann", files.robot), None) is not None
+    with pytest.raises(TooManyFailures):
+        await log_in(Basic("ann", "wrong"), None)
 
 
 async def test_a_login_forgets_the_failures_before_it(files: Files) -> None:

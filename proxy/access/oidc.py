@@ -7,6 +7,7 @@ type. So neither ``none`` nor an HMAC with a public key passes.
 import re
 import time
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, Final
 
 import jwt
@@ -33,6 +34,7 @@ class Issuer:
 
     def __init__(self, settings: OIDCIssuer, keys: JWKS) -> None:
         self.url: Final = settings.issuer
+        self.fingerprint: Final = _fingerprint(settings)
         self._settings = settings
         self.keys: Final = keys
 
@@ -74,6 +76,7 @@ class Issuer:
             min(float(claims["exp"]), time.time() + PASSWORD_SECONDS),
             groups=_groups(claims, self._settings.groups_claim),
             credential_id=self.url,
+            fingerprint=self.fingerprint,
             ends=float(claims["exp"]),
         )
 
@@ -94,6 +97,11 @@ async def verify(issuers: Sequence[Issuer], token: str) -> Login:
     except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
         raise Unauthorized("the ID token is not valid") from None
     raise Unauthorized("the token is from an issuer that is not configured")
+
+
+def _fingerprint(settings: OIDCIssuer) -> str:
+    """Return a value that changes with the settings of an issuer."""
+    return blake2b(settings.model_dump_json().encode(), digest_size=12).hexdigest()
 
 
 def _user(template: str, claims: _Claims) -> str:

@@ -60,7 +60,7 @@ class Sources:
                     found and found.fingerprint == login.fingerprint and not found.has_expired
                 )
             case Method.OIDC:
-                return any(issuer.url == login.credential_id for issuer in self.issuers)
+                return any(issuer.fingerprint == login.fingerprint for issuer in self.issuers)
             case _:
                 return login.user is None
 

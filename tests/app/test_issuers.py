@@ -116,6 +116,18 @@ async def test_a_reload_keeps_the_keys(
         issuer.start()
 
 
+async def test_a_token_of_ours_ends_with_the_settings_of_its_issuer(
+    proxy: Proxy, upstream: FakeUpstream, issuer: issuers.Issuer
+) -> None:
+    job = basic("x", issuer.id_token(repository="acme/app"))
+    token = json.loads((await proxy.get(f"/-/token?scope={SCOPE}", Authorization=job)).body)
+    assert await status(proxy, bearer(token["token"])) == 200
+    access, hub = settings(issuer), {"upstreams": {"docker.io": {"url": upstream.url}}}
+    access["oidc"][0]["require"] = {"repository": "acme/other"}
+    await proxy.app.reload(Settings.model_validate({"access": access, **hub}))
+    assert await status(proxy, bearer(token["token"])) == 401
+
+
 async def test_what_is_fetched_is_bounded() -> None:
     async def answer(request: web.Request) -> web.Response:
         match request.path:

@@ -19,7 +19,7 @@ import yaml
 from proxy.core.errors import ConfigError
 
 PREFIX: Final = "mp_"
-"""Begins every token, so that secret scanners find tokens and nobody takes one for a password."""
+"""Begins every token, so that secret scanners find tokens, and a token differs from a password."""
 
 RANDOM_BYTES: Final = 24
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,127}")
@@ -59,7 +59,7 @@ class APITokens:
     def find(self, token: str) -> APIToken | None:
         """Return the entry of a token that has not expired.
 
-        The lookup is by hash. Its time may depend on the hash, from which nobody gets the token.
+        The lookup is by hash. Its time may depend on the hash, which does not reveal the token.
         """
         found = self.by_hash.get(hash_token(token))
         return None if found is None or found.has_expired else found

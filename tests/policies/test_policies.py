@@ -348,3 +348,23 @@ async def test_a_reload_changes_policies(
     assert is_denied(await proxy.get(manifest("latest")), "bad")
     await proxy.app.reload(reconfigured(proxy, upstream, []))
     assert (await proxy.get(manifest("latest"))).status == 200
+
+
+@pytest.mark.parametrize("path", [manifest("latest"), blob(LAYER)])
+async def test_a_verdict_from_before_a_reload_does_not_outlast_it(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, path: str
+) -> None:
+    signer = signing.p256()
+    tag = signing.sig_tag(IMAGE.digest)
+    upstream.add(REPO, signing.signed_by(signer, IMAGE.digest), tags=[tag])
+    proxy = await start()
+    assert (await proxy.get(manifest("latest"))).status == 200
+    await proxy.app.reload(reconfigured(proxy, upstream, [required(signer, tmp_path)]))
+    gate = upstream.hold(reference=tag)
+    early = asyncio.ensure_future(proxy.get(path))
+    await upstream.until(lambda: upstream.count(ref=tag) == 1)
+    small = {"name": "small", "max_image_size": 10}
+    await proxy.app.reload(reconfigured(proxy, upstream, [small]))
+    gate.set()
+    assert (await early).status in (200, 403)
+    assert is_denied(await proxy.get(path), "small")

@@ -168,9 +168,34 @@ async def test_children_of_a_signed_index_are_signed(
     assert is_denied(await proxy.get(manifest(AMD64.digest)), "signed"), "no index is known yet"
     assert (await proxy.get(manifest("index"))).status == 200
     for child in INDEX.children:
-        assert (await proxy.get(manifest(child.digest))).status == (
-            403 if child is AMD64 else 200
-        ), "absence is remembered for a while"
+        assert (await proxy.get(manifest(child.digest))).status == 200
+
+
+async def test_a_child_that_is_judged_while_its_index_arrives_is_judged_again(
+    start: Start, upstream: FakeUpstream, signer: Signer, tmp_path: Path
+) -> None:
+    sign(upstream, signer, INDEX, "tag")
+    proxy = await start(policies=[required(signer, tmp_path)])
+    tag = signing.sig_tag(AMD64.digest)
+    gate = upstream.hold(reference=tag)
+    early = asyncio.ensure_future(proxy.get(manifest(AMD64.digest)))
+    await upstream.until(lambda: upstream.count(ref=tag) == 1)
+    assert (await proxy.get(manifest("index"))).status == 200
+    gate.set()
+    assert is_denied(await early, "signed")
+    assert (await proxy.get(manifest(AMD64.digest))).status == 200
+
+
+async def test_an_unsigned_child_stays_denied_beside_another_signed_index(
+    start: Start, upstream: FakeUpstream, signer: Signer, tmp_path: Path
+) -> None:
+    sign(upstream, signer, INDEX, "tag")
+    proxy = await start(policies=[required(signer, tmp_path)])
+    assert is_denied(await proxy.get(manifest("latest")), "signed")
+    assert (await proxy.get(manifest("index"))).status == 200
+    upstream.clear()
+    assert is_denied(await proxy.get(manifest("latest")), "signed")
+    assert not upstream.requests, "it is still remembered"
 
 
 async def test_an_image_that_a_signed_image_lists_as_layer_is_not_signed(

@@ -70,7 +70,7 @@ class Images:
             return ()
         body = await self.body(target, digest)
         outline = await by_size(len(body), lambda: read_outline(body))
-        return outline.manifests if outline is not None and outline.is_index else ()
+        return () if outline is None else outline.manifests
 
     async def is_manifest(self, digest: Digest) -> bool:
         """Return True if a manifest with this digest is held."""

@@ -30,6 +30,7 @@ from tests.policies.asking import (
     is_denied,
     manifest,
     required,
+    said,
 )
 from tests.policies.signing import Signer
 from tests.running import Start
@@ -210,6 +211,16 @@ async def test_signatures_themselves_are_served(
     assert (await proxy.get(f"{V2}/referrers/{IMAGE.digest}")).status == 200
 
 
+async def test_a_signature_that_was_denied_by_digest_is_served_under_its_tag(
+    start: Start, upstream: FakeUpstream, signer: Signer, tmp_path: Path
+) -> None:
+    signature = signing.signed_by(signer, IMAGE.digest)
+    upstream.add(REPO, signature, tags=[signing.sig_tag(IMAGE.digest)])
+    proxy = await start(policies=[required(signer, tmp_path)])
+    assert is_denied(await proxy.get(manifest(signature.digest)), "signed"), "nothing says what"
+    assert (await proxy.get(manifest(signing.sig_tag(IMAGE.digest)))).status == 200
+
+
 async def test_signatures_are_denied_by_digest(
     start: Start, upstream: FakeUpstream, signer: Signer, tmp_path: Path
 ) -> None:
@@ -218,6 +229,18 @@ async def test_signatures_are_denied_by_digest(
     upstream.add(REPO, signature, tags=[tag])
     proxy = await start(policies=[denied(tmp_path, signature.digest)])
     assert is_denied(await proxy.get(manifest(tag)), "bad")
+
+
+async def test_a_tag_in_another_repository_makes_no_signature_of_an_image(
+    start: Start, upstream: FakeUpstream, signer: Signer, tmp_path: Path
+) -> None:
+    inert = signing.signed_by(signing.p256(), OTHER.digest)
+    upstream.add(REPO, inert, tags=["inert"])
+    upstream.add("library/strange", inert, tags=[signing.sig_tag(OTHER.digest)])
+    proxy = await start(policies=[required(signer, tmp_path, images=[f"docker.io/{REPO}"])])
+    strange = f"/v2/library/strange/manifests/{signing.sig_tag(OTHER.digest)}"
+    assert (await proxy.get(strange)).status == 200
+    assert is_denied(await proxy.get(manifest("inert")), "signed")
 
 
 async def test_an_image_under_the_tag_of_a_signature_needs_one(
@@ -267,6 +290,7 @@ async def test_a_slow_upstream_ends_in_504(
     answer = await proxy.get(manifest("other"))
     gate.set()
     assert answer.status == 504
+    assert "was not checked in time" in said(answer)["message"]
 
 
 async def test_an_image_that_is_signed_later_is_served_later(

@@ -31,6 +31,7 @@ def signed(own: OwnTokens, **changes: Any) -> str:
 def test_a_token_names_the_repositories_that_it_is_for(own: OwnTokens) -> None:
     entries = [
         {"type": "registry", "name": "catalog", "actions": ["*"]},
+        REPOSITORY | {"type": "registry", "target": "docker.io/d"},
         REPOSITORY,
         REPOSITORY | {"actions": ["push"], "target": "docker.io/b"},
         REPOSITORY | {"actions": [], "target": "docker.io/c"},

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.access.audit import AuditLog
-from proxy.access.control import AccessControl
 from proxy.app.issuers import fetch_for
 from proxy.core.errors import PathNotFound
 from proxy.core.routing import Router
 from proxy.settings.access import Access
 from proxy.web.admin.documents import refusal
+from proxy.web.gate import Guards
 
 if TYPE_CHECKING:
     from proxy.access.authenticator import Authenticator
@@ -28,10 +28,8 @@ KEYS_FILE: Final = "token-keys.json"
 class Identity:
     """The identification of clients, by the settings in force. Close it when done."""
 
-    def __init__(
-        self, access: AccessControl, router: Router, directory: Path, audit: AuditLog
-    ) -> None:
-        self._access = access
+    def __init__(self, guards: Guards, router: Router, directory: Path, audit: AuditLog) -> None:
+        self._guards, self._access = guards, guards.access
         self._audit = audit
         self._router = router
         self._keys_file = directory / KEYS_FILE
@@ -79,5 +77,5 @@ class Identity:
         own = OwnTokens(Keys(self._keys_file), ttl)
         self._authenticator = Authenticator(sources, own)
         self._tokens = TokenEndpoint(
-            self._access, self._authenticator, own, self._router, self._audit
+            self._guards, self._authenticator, own, self._router, self._audit
         )

@@ -99,7 +99,7 @@ def handlers(
         control=Control(services, admin_access, audit, limits),
     )
     is_ours = environment.identifier is None
-    identity = Identity(access, router, settings.storage.path, audit) if is_ours else None
+    identity = Identity(guards, router, settings.storage.path, audit) if is_ours else None
     gate = Gate(guards, router, trusted)
     registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
     return Handlers(

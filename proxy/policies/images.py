@@ -67,6 +67,15 @@ class Images:
             level = above
         return list(found)[:MAX_PARENTS]
 
+    async def manifests(self, target: Target, digest: Digest) -> tuple[Digest, ...]:
+        """Return what a held index lists; nothing for other content. Raises ``RegistryError``."""
+        record = await self._content.record(digest)
+        if record is None or record.media_type not in INDEX_TYPES:
+            return ()
+        body = await self.body(target, digest)
+        outline = await by_size(len(body), lambda: read_outline(body))
+        return () if outline is None else outline.manifests
+
     async def is_manifest(self, digest: Digest) -> bool:
         """Return True if a manifest with this digest is held."""
         record = await self._content.record(digest)
@@ -103,12 +112,7 @@ class Images:
 
     async def _lists(self, target: Target, parent: Digest, child: Digest) -> bool:
         """Return True if ``parent`` is an index of ``child``, by its own bytes."""
-        record = await self._content.record(parent)
-        if record is None or record.media_type not in INDEX_TYPES:
-            return False
-        body = await self.body(target, parent)
-        outline = await by_size(len(body), lambda: read_outline(body))
-        return outline is not None and outline.is_index and child in outline.manifests
+        return child in await self.manifests(target, parent)
 
     async def _is_attached(
         self, target: Target, outline: Outline, digest: Digest, ref: str

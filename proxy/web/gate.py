@@ -86,10 +86,8 @@ class Gate:
 
     def enforce(self, exchange: Exchange, principal: Principal, action: Action) -> None:
         """Return if the client may do this. Raises ``Unauthorized`` or ``Denied``."""
-        decision = self._access.decide(principal, action, exchange.target)
-        if not decision.is_allowed:
-            exchange.denial = decision
-        decision.enforce()
+        exchange.decision = self._access.decide(principal, action, exchange.target)
+        exchange.decision.enforce()
 
     def greet(self, exchange: Exchange, principal: Principal) -> None:
         """Return if ``/v2/`` may be answered. Raises ``Unauthorized`` or ``Denied``.

@@ -21,7 +21,6 @@ from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamRespon
 
 from proxy.access.audit import AuditLog
 from proxy.access.authenticator import Authenticator
-from proxy.access.control import AccessControl
 from proxy.access.credentials import Basic, Bearer, basic, parse
 from proxy.access.identity import Certificate
 from proxy.access.logins import Login
@@ -29,6 +28,7 @@ from proxy.access.own_tokens import Entry, OwnTokens
 from proxy.access.principals import Principal
 from proxy.access.rules import Action
 from proxy.core.errors import (
+    RateLimited,
     RegistryError,
     RequestInvalid,
     TooManyFailures,
@@ -38,7 +38,7 @@ from proxy.core.errors import (
 from proxy.core.names import parse_repo
 from proxy.core.routing import Router
 from proxy.web import audited
-from proxy.web.gate import TOKEN_PATH, presented
+from proxy.web.gate import TOKEN_PATH, Guards, presented
 from proxy.web.paced import PacedResponse
 
 MAX_FORM: Final = 32 * 1024
@@ -67,14 +67,14 @@ class TokenEndpoint:
 
     def __init__(
         self,
-        access: AccessControl,
+        guards: Guards,
         authenticator: Authenticator,
         own: OwnTokens,
         router: Router,
         audit: AuditLog,
     ) -> None:
         self._audit = audit
-        self._access = access
+        self._access, self._limits, _ = guards
         self._authenticator = authenticator
         self._own = own
         self._router = router
@@ -94,6 +94,7 @@ class TokenEndpoint:
         certificate = presented(request).certificate
         login = await self._log_in(asked, request, certificate)
         principal = self._principal(login, request, certificate)
+        await self._admit(request, principal)
         if login is not None and self._audit.is_on:
             self._audit.record(audited.login(request, principal, None))
         self._access.preview(principal, Action.CONNECT, None).enforce()
@@ -141,8 +142,25 @@ class TokenEndpoint:
         anonymous = self._principal(None, request, certificate)
         may_stay = self._access.preview(anonymous, Action.CONNECT, None).is_allowed
         if failure is not None and not (asked.scopes and may_stay):
+            await self._admit(request, anonymous)
             raise failure
         return None
+
+    async def _admit(self, request: BaseRequest, principal: Principal) -> None:
+        """Return when it is the client's turn. Raises ``RateLimited``.
+
+        This comes after the login, because users have limits of their own: anonymous requests and
+        wrong passwords from an address delay no user behind it.
+        """
+        client = self._limits.client(principal)
+        if client is None:
+            return
+        try:
+            await client.admit()
+        except RateLimited as error:
+            if self._audit.is_on:
+                self._audit.record(audited.login(request, principal, error))
+            raise
 
     def _principal(
         self, login: Login | None, request: BaseRequest, certificate: Certificate | None

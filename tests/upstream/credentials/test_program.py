@@ -52,13 +52,14 @@ async def test_a_program_gets_text_and_environment(tmp_path: Path) -> None:
     ],
 )
 async def test_a_bad_program_is_one_error_without_its_output(
-    tmp_path: Path, body: str, words: str
+    tmp_path: Path, body: str, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     program = Program((str(written(tmp_path / "bad", body)),), {})
     with pytest.raises(CredentialsRejected, match=words) as caught:
         read_answer(program, await run(program, "x"))
     assert str(tmp_path / "bad") in caught.value.message
     assert SECRET not in caught.value.message
+    assert SECRET not in capfd.readouterr().err
 
 
 async def test_a_program_that_reads_nothing(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.access.people import basic, write_token, write_users
+from tests.parts import cri, millpond
 from tests.parts import issuer as issuers
-from tests.parts import millpond
 from tests.parts.client import LoginClient, PullError
 from tests.parts.clients import Clients
 from tests.parts.containerd import Containerd
@@ -227,3 +227,17 @@ server = "{mirror}"
   [host."{mirror}".header]
     Authorization = "{authorization}"
 """
+
+
+def test_a_pull_secret_reaches_the_mirror(guarded: Guarded, shelf: Shelf) -> None:
+    """The kubelet sends it without the address of a server; with one, the mirror gets nothing."""
+    tiny, tool = (f"docker.io/{image.by_tag}" for image in (shelf.tiny, shelf.tool))
+    with cri.running(guarded.address) as kubelet:
+        kubelet.pull(tiny, "hubuser", "hubpassword")
+        with pytest.raises(PullError):
+            kubelet.pull(tool, "hubuser", "hubpassword")
+        with pytest.raises(PullError):
+            kubelet.pull(tool, "ann", "secret", "https://index.docker.io/v1/")
+        for user, password in guarded.logins.values():
+            kubelet.pull(tool, user, password)
+            kubelet.remove(tool)

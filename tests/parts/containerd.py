@@ -28,11 +28,11 @@ server = "http://{mirror}"
 
 
 @contextmanager
-def daemon(root: Path) -> Iterator[Path]:
+def daemon(root: Path, template: str = CONFIG) -> Iterator[Path]:
     """Give the socket of a containerd that keeps everything under `root`."""
     socket = root / "containerd.sock"
     config = root / "containerd.toml"
-    config.write_text(CONFIG.format(root=root, socket=socket))
+    config.write_text(template.format(root=root, socket=socket))
     argv = ["containerd", "--config", str(config)]
     process = Daemon(argv, hermetic(root), root / "containerd.log")
     process.start(socket.is_socket)

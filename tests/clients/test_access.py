@@ -11,7 +11,7 @@ from tests.parts import cri, millpond
 from tests.parts import issuer as issuers
 from tests.parts.client import LoginClient, PullError
 from tests.parts.clients import Clients
-from tests.parts.containerd import Containerd
+from tests.parts.containerd import HOSTS, Containerd
 from tests.parts.docker import Docker
 from tests.parts.millpond import Millpond
 from tests.parts.podman import Podman
@@ -70,12 +70,13 @@ def guarded(
                 {"allow": "pull", "images": [shelf.tiny.repository]},
                 {
                     "allow": "pull",
-                    "images": ["org/**"],
+                    "images": ["org/**", "ghcr.io/org/**"],
                     "to": ["user:ann", "group:dev", "user:ci:acme/*"],
                 },
             ],
         }
-        with millpond.running(upstream.url, port, {"access": access}) as proxy:
+        extra = {"access": access, "upstreams": {"ghcr.io": {"url": upstream.url}}}
+        with millpond.running(upstream.url, port, extra) as proxy:
             named = {"password": "ann", "token": "robot", "id-token": "ci:acme/app"}
             yield Guarded(proxy, logins, named)
 
@@ -205,6 +206,15 @@ def test_containerd_sends_a_mirror_its_login_after_a_challenge(
     containerd.log_in("", "ann", "wrong")
     assert containerd.pull(shelf.tiny.by_tag) == shelf.tiny.digest
     refusal(containerd.pull, shelf.tool.by_tag)
+
+
+def test_a_token_is_for_the_registry_that_is_mirrored(
+    containerd: Containerd, guarded: Guarded, shelf: Shelf
+) -> None:
+    """The scope of a token request names no registry, and the token endpoint is asked without ns."""
+    containerd.configure("ghcr.io", HOSTS.format(mirror=guarded.address))
+    containerd.log_in("", "ann", "secret")
+    assert containerd.pull_full(f"ghcr.io/{shelf.tool.by_tag}") == shelf.tool.digest
 
 
 def test_containerd_sends_the_header_in_hosts_toml(

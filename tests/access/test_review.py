@@ -1,8 +1,11 @@
 """Rules that cannot work as written: faults stop the start, warnings come from ``check``."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from proxy.access.review import faults, warnings
 from proxy.settings import Settings
@@ -108,3 +111,17 @@ def test_the_host_of_an_upstream_is_one_of_its_names() -> None:
         "access": USERS | {"rules": [TO_ANN | {"images": ["registry.lab.example/**"]}]},
     }
     assert not list(warnings(Settings.model_validate(document)))
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "access.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+)
+def test_the_recipes_get_no_warning(block: str) -> None:
+    document = yaml.safe_load(block)
+    if "jobs" in document:
+        return  # a workflow of GitHub
+    found = Settings.model_validate(document)
+    assert not [*faults(found.access), *warnings(found)]

@@ -190,7 +190,10 @@ class Policies:
             log.warning("not checked by policy", target=str(target), reason=error.message)
             return _Verdict(violations, self._content.clock())
         lasts = math.inf if not violations else self._content.clock() + NEGATIVE_SECONDS
-        verdict = _Verdict(violations, lasts)
+        return self._kept(target, digest, _Verdict(violations, lasts), revision)
+
+    def _kept(self, target: Target, digest: Digest, verdict: _Verdict, revision: int) -> _Verdict:
+        """Return a verdict, and remember it unless the rules have changed since ``revision``."""
         if revision == self._revision:
             self._verdicts[target, digest] = verdict
         return verdict
@@ -217,6 +220,7 @@ class Policies:
 
         One that is allowed suffices. A manifest that is requested as a blob is judged as one.
         """
+        revision = self._revision
         if await self._images.is_manifest(digest):
             return await self._judged(target, digest, digest)
         alone = Facts(frozenset({digest}))
@@ -234,9 +238,8 @@ class Policies:
                 failure = failure or error
                 continue
             if verdict.denial is None:
-                allowed = _Verdict(own, now + NEGATIVE_SECONDS if own else math.inf)
-                self._verdicts[target, digest] = allowed
-                return allowed
+                lasts = now + NEGATIVE_SECONDS if own else math.inf
+                return self._kept(target, digest, _Verdict(own, lasts), revision)
             denial = denial or verdict.denial
         if failure is not None:
             raise failure

@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import parse_qs
 
 import structlog
-from aiohttp.web import BaseRequest, Response, StreamResponse
+from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamResponse
 
 from proxy.access.audit import AuditLog
 from proxy.access.authenticator import Authenticator
@@ -128,6 +128,7 @@ class TokenEndpoint:
             try:
                 credentials = read(asked)
                 login = await self._authenticator.log_in(credentials, request.remote)
+                _check_exchange(login)
             except (Unauthorized, TooManyFailures) as error:
                 failure = failure or error
                 if not asked.scopes:
@@ -192,7 +193,7 @@ async def _form(request: BaseRequest) -> _Fields:
                 if len(body) > MAX_FORM:
                     raise RequestInvalid(f"the form is longer than {MAX_FORM} bytes")
         return parse_qs(body.decode(), max_num_fields=MAX_FIELDS, errors="strict")
-    except (TimeoutError, ValueError):
+    except (TimeoutError, ValueError, RequestPayloadError):
         raise RequestInvalid("the form is incomplete or malformed") from None
 
 
@@ -211,6 +212,12 @@ def _form_credentials(asked: _Asked) -> Basic | Bearer | None:
 
 def _header_credentials(asked: _Asked) -> Basic | Bearer | None:
     return parse(asked.authorization)
+
+
+def _check_exchange(login: Login | None) -> None:
+    """Raise ``Unauthorized`` for a token of ours: exchanged again and again, it would never end."""
+    if login is not None and login.scopes is not None:
+        raise Unauthorized("a token of this registry is not exchanged for another one")
 
 
 def _field(form: _Fields, name: str) -> str:

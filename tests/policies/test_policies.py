@@ -9,6 +9,8 @@ import pytest
 
 from proxy import policies
 from proxy.core.errors import ConfigError
+from proxy.policies.images import Images
+from proxy.policies.rules import Facts
 from proxy.settings import Settings
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -348,3 +350,26 @@ async def test_a_reload_changes_policies(
     assert is_denied(await proxy.get(manifest("latest")), "bad")
     await proxy.app.reload(reconfigured(proxy, upstream, []))
     assert (await proxy.get(manifest("latest"))).status == 200
+
+
+async def test_what_was_decided_about_a_blob_during_a_reload_is_not_kept(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, facts = asyncio.Event(), asyncio.Event(), Images.facts
+
+    async def slow(*asked: Any) -> Facts:
+        begun.set()
+        await may_end.wait()
+        return await facts(*asked)
+
+    proxy = await start()
+    assert (await proxy.get(manifest("latest"))).status == 200
+    large = {"name": "small", "max_image_size": "1GiB"}
+    await proxy.app.reload(reconfigured(proxy, upstream, [large]))
+    monkeypatch.setattr(Images, "facts", slow)
+    running = asyncio.create_task(proxy.get(blob(LAYER)))
+    await begun.wait()
+    await proxy.app.reload(reconfigured(proxy, upstream, [denied(tmp_path, IMAGE.digest)]))
+    may_end.set()
+    assert (await running).status == 200
+    assert is_denied(await proxy.get(blob(LAYER)), "bad")

@@ -228,6 +228,31 @@ async def test_an_image_under_the_tag_of_a_signature_needs_one(
     assert is_denied(await proxy.get(manifest(with_subject)), "signed")
 
 
+@pytest.mark.parametrize("config", [content.OCI_CONFIG, "application/json"])
+async def test_an_image_with_a_subject_and_layers_of_other_types_needs_one(
+    start: Start, upstream: FakeUpstream, signer: Signer, tmp_path: Path, config: str
+) -> None:
+    document = json.loads(OTHER.manifest) | {"subject": IMAGE.descriptor}
+    document["config"]["mediaType"] = config
+    for layer in document["layers"]:
+        layer["mediaType"] = "application/vnd.example.layer"
+    digest = upstream.add_manifest(REPO, content.encode(document), content.OCI_MANIFEST)
+    proxy = await start(policies=[required(signer, tmp_path)])
+    assert is_denied(await proxy.get(manifest(digest)), "signed")
+
+
+async def test_an_image_that_calls_its_layers_signatures_needs_one(
+    start: Start, upstream: FakeUpstream, signer: Signer, tmp_path: Path
+) -> None:
+    document = json.loads(OTHER.manifest)
+    for layer in document["layers"]:
+        layer["mediaType"] = signing.SIMPLE
+    tag = signing.sig_tag(IMAGE.digest)
+    upstream.add_manifest(REPO, content.encode(document), content.OCI_MANIFEST, tags=[tag])
+    proxy = await start(policies=[required(signer, tmp_path)])
+    assert is_denied(await proxy.get(manifest(tag)), "signed")
+
+
 @pytest.mark.parametrize("kind", ["manifest", "referrers", "blob"])
 async def test_a_failure_of_upstream_is_no_absence_of_signatures(
     start: Start, upstream: FakeUpstream, signer: Signer, tmp_path: Path, kind: str

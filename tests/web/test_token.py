@@ -140,6 +140,16 @@ async def test_the_post_of_oauth_2(guarded: Guarded, tmp_path: Path) -> None:
         assert (refused.status, json.loads(refused.body)["error"]) == (400, "invalid_request")
 
 
+async def test_a_token_of_ours_gets_no_other_token(guarded: Guarded) -> None:
+    proxy = await guarded()
+    ours = json.loads((await token(proxy, SECRET, Authorization=basic("ann", "secret"))).body)
+    sent, form = ours["token"], {"grant_type": "refresh_token", "refresh_token": ours["token"]}
+    assert (await token(proxy, Authorization=bearer(sent))).status == 401
+    assert (await post(proxy, service="x", **form)).status == 401
+    assert claims(await token(proxy, SECRET, Authorization=bearer(sent)))["sub"] == ""
+    assert granted(await post(proxy, scope=SECRET, **form)) == []
+
+
 async def test_a_node_may_bring_its_own_login_beside_that_of_a_pod(guarded: Guarded) -> None:
     proxy = await guarded()
     form = {"grant_type": "password", "username": "hub", "password": "other", "scope": SECRET}
@@ -160,6 +170,14 @@ async def test_requests_are_bounded(guarded: Guarded) -> None:
         async with proxy.client.post("/-/token", data=data, headers=headers) as response:
             assert response.status == 400, body
     assert (await proxy.ask("DELETE", "/-/token")).status == 405
+
+
+async def test_a_form_that_cannot_be_unpacked_is_the_clients_fault(guarded: Guarded) -> None:
+    proxy = await guarded()
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Encoding": "gzip"}
+    async with proxy.client.post("/-/token", data=b"junk", headers=headers) as response:
+        assert response.status == 400
+    assert "unexpectedly" not in proxy.log.getvalue()
 
 
 async def test_repeated_failures_are_slowed_down_and_then_refused(

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from typing import Final
 
+from proxy.core.routing import Router
 from proxy.core.selection import ANY, NamePattern, is_pattern
 from proxy.settings import Settings
 from proxy.settings.access import Access, Rule
 
 _EVERY_IMAGE: Final = (ANY, f"{ANY}/{ANY}")
+_HUB: Final = "docker.io"
 
 
 def faults(access: Access) -> Iterator[str]:
@@ -22,15 +24,16 @@ def faults(access: Access) -> Iterator[str]:
 
 
 def warnings(settings: Settings) -> Iterator[str]:
-    """Yield what is probably not meant."""
-    access = settings.access
+    """Yield what is probably not meant, in settings whose patterns are valid."""
+    access, router = settings.access, Router(settings)
     for number, rule in enumerate(access.rules, 1):
         found = (
             *_without_members(access, rule),
-            *_without_upstream(settings, rule),
-            *_without_mirror_clients(settings, rule),
+            *_without_upstream(settings, router, rule),
+            *_without_mirror_clients(settings, router, rule),
         )
         yield from (f"access.rules: rule {number}: {text}" for text in found)
+    yield from _without_anonymous(settings, router)
     yield from _unreachable(access)
     if access.rules and not any(rule.allow == "pull" for rule in access.rules):
         yield "access.rules: no rule allows a pull, so nobody may pull; add {allow: pull}"
@@ -52,40 +55,66 @@ def _without_members(access: Access, rule: Rule) -> Iterator[str]:
         )
 
 
-def _without_upstream(settings: Settings, rule: Rule) -> Iterator[str]:
+def _without_upstream(settings: Settings, router: Router, rule: Rule) -> Iterator[str]:
     """Yield the patterns that begin with a registry that is not configured."""
-    known = {
-        name
-        for upstream, entry in settings.upstreams.items()
-        for name in (upstream, *entry.aliases, *entry.hostnames)
-    }
     for pattern in rule.images:
-        first, slash, _ = pattern.partition("/")
-        is_registry = slash and not is_pattern(first) and ("." in first or ":" in first)
-        if is_registry and first.lower() not in known:
+        first = _registry(router, pattern)
+        if not is_pattern(first) and first not in settings.upstreams:
             yield f"{pattern}: {first} is not among the upstreams"
 
 
-def _without_mirror_clients(settings: Settings, rule: Rule) -> Iterator[str]:
+def _without_mirror_clients(settings: Settings, router: Router, rule: Rule) -> Iterator[str]:
     """Warn of users only for images that Docker pulls from its mirrors.
 
     dockerd sends a mirror no login but the one of Docker Hub, and silently pulls from Docker Hub
-    instead. Networks and client certificates work with every client.
+    instead. Networks and client certificates work with every client; containerd, Podman and
+    BuildKit can send a login. docs/access.md has a table.
     """
-    if rule.allow != "pull" or not rule.to or settings.access.client_certificates is not None:
+    access = settings.access
+    if rule.allow != "pull" or not rule.to or access.client_certificates is not None:
         return
-    if _named(rule, "network") or not _may_select(rule, settings.default_upstream):
-        return
-    yield (
-        f"no dockerd that uses Millpond as a mirror of {settings.default_upstream} can meet it, "
-        "because dockerd sends its Docker Hub login only; add a network:, or client_certificates"
-    )
+    upstream = _mirrored_by_docker(settings, router, rule)
+    if access.anonymous and upstream is not None and not _named(rule, "network"):
+        yield (
+            f"no dockerd that uses Millpond as a mirror of {upstream} can meet it, because dockerd "
+            "sends its Docker Hub login only; add a network:, or client_certificates"
+        )
 
 
-def _may_select(rule: Rule, upstream: str) -> bool:
-    """Return True if a pattern of the rule may select images of an upstream."""
-    firsts = [pattern.partition("/")[0] for pattern in rule.images]
-    return any(NamePattern.of(first).matches(upstream) for first in firsts)
+def _without_anonymous(settings: Settings, router: Router) -> Iterator[str]:
+    """Warn of a mirror for Docker that refuses everybody without a user."""
+    access = settings.access
+    if access.anonymous or access.client_certificates is not None:
+        return
+    rules = [rule for rule in access.rules if rule.allow == "pull"]
+    upstreams = [
+        _mirrored_by_docker(settings, router, rule) for rule in rules or [Rule(allow="pull")]
+    ]
+    if upstream := next(filter(None, upstreams), None):
+        yield (
+            f"access.anonymous: no dockerd can use Millpond as a mirror of {upstream}, because "
+            "dockerd sends its Docker Hub login only; set it to true and limit rules to a "
+            "network:, or add client_certificates"
+        )
+
+
+def _mirrored_by_docker(settings: Settings, router: Router, rule: Rule) -> str | None:
+    """Return an upstream that the rule may select and that dockerd can have a mirror of.
+
+    dockerd names no registry to a mirror: the default upstream answers, or Docker Hub under a host
+    name that stands for it.
+    """
+    upstreams = [settings.default_upstream]
+    if (hub := settings.upstreams.get(_HUB)) is not None and hub.hostnames:
+        upstreams.append(_HUB)
+    patterns = [NamePattern.of(_registry(router, pattern)) for pattern in rule.images]
+    found = (name for name in upstreams if any(pattern.matches(name) for pattern in patterns))
+    return next(found, None)
+
+
+def _registry(router: Router, pattern: str) -> str:
+    """Return the first component of the whole names that a pattern stands for."""
+    return router.parse_selector(pattern).repositories.text.partition("/")[0]
 
 
 def _unreachable(access: Access) -> Iterator[str]:

@@ -1,14 +1,21 @@
 """Rules that cannot work as written: faults stop the start, warnings come from ``check``."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from proxy.access.review import faults, warnings
 from proxy.settings import Settings
 
 PULL = {"allow": "pull"}
 GROUPS: dict[str, Any] = {"groups": {"dev": ["ann"]}, "htpasswd_file": "/etc/htpasswd"}
+
+
+USERS = {"htpasswd_file": "/etc/htpasswd"}
+TO_ANN = {"allow": "pull", "to": ["user:ann"]}
 
 
 def settings(*rules: dict[str, Any], **access: Any) -> Settings:
@@ -59,3 +66,63 @@ def test_what_works_gets_no_warning(rules: list[dict[str, Any]], access: dict[st
     found = settings(*rules, **access)
     assert not list(faults(found.access))
     assert not list(warnings(found))
+
+
+# --- what dockerd can send to a mirror: docs/access.md ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["nginx", "ngin*", "acme/app", "acme/**", "index.docker.io/acme/**", "*/acme/**", "**/app"],
+)
+def test_short_names_and_aliases_are_images_of_the_mirror_too(pattern: str) -> None:
+    [warning] = warnings(settings(TO_ANN | {"images": [pattern]}, **USERS))
+    assert "no dockerd" in warning
+    assert "docker.io" in warning
+
+
+@pytest.mark.parametrize("rule", [PULL, PULL | {"to": ["network:ci"]}])
+def test_without_anonymous_clients_no_mirror_of_docker_works(rule: dict[str, Any]) -> None:
+    """dockerd sends nothing that proves a user, whatever its network is."""
+    access = USERS | {"networks": {"ci": ["10.0.0.0/8"]}, "anonymous": False}
+    [warning] = warnings(settings(rule, **access))
+    assert "access.anonymous" in warning
+    assert "no dockerd" in warning
+    assert not list(warnings(settings(rule, **access | {"anonymous": True})))
+    certificates = {"client_certificates": {"ca_file": "/ca.pem"}}
+    assert not list(warnings(settings(rule, **access, **certificates)))
+    assert not list(warnings(settings(rule | {"images": ["ghcr.io/**"]}, **access)))
+
+
+def test_docker_hub_with_a_host_name_is_a_mirror_too() -> None:
+    document = {
+        "default_upstream": "ghcr.io",
+        "upstreams": {"docker.io": {"hostnames": ["hub.cache.example"]}},
+        "access": USERS | {"rules": [TO_ANN | {"images": ["docker.io/**"]}]},
+    }
+    [warning] = warnings(Settings.model_validate(document))
+    assert "no dockerd" in warning
+    del document["upstreams"]
+    assert not list(warnings(Settings.model_validate(document)))
+
+
+def test_the_host_of_an_upstream_is_one_of_its_names() -> None:
+    document = {
+        "upstreams": {"lab": {"url": "https://registry.lab.example"}},
+        "access": USERS | {"rules": [TO_ANN | {"images": ["registry.lab.example/**"]}]},
+    }
+    assert not list(warnings(Settings.model_validate(document)))
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "access.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+)
+def test_the_recipes_get_no_warning(block: str) -> None:
+    document = yaml.safe_load(block)
+    if "jobs" in document:
+        return  # a workflow of GitHub
+    found = Settings.model_validate(document)
+    assert not [*faults(found.access), *warnings(found)]

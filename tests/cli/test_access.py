@@ -1,11 +1,13 @@
 """``millpond access test`` and what ``check`` says of rules."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import refused, run
+from tests.cli.command import ROOT, refused, run
 
 CONFIG = """
 listen: 127.0.0.1:0
@@ -102,3 +104,17 @@ def test_check_warns_and_succeeds(config: str) -> None:
 def test_check_names_the_rule_that_is_wrong(config: str, old: str, new: str, word: str) -> None:
     Path(config).write_text(Path(config).read_text().replace(old, new))
     refused(run("check", "--config", config), word)
+
+
+def test_the_examples_of_the_page(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "access.md").read_text().partition("\n## Rules\n")[2]
+    found = re.search(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert found
+    file = tmp_path / "config.yaml"
+    file.write_text(found[1])
+    lines = re.findall(r"^    millpond (access test .*?) +# (.*)$", page, re.MULTILINE)
+    assert len(lines) == 4
+    for words, expected in lines:
+        done = json.loads(run(*shlex.split(words), "--json", "--config", str(file)).stdout)
+        rule = "" if done["rule"] is None else f", rule {done['rule']}"
+        assert ("allowed" if done["allowed"] else "denied") + rule == expected

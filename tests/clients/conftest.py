@@ -24,12 +24,14 @@ from tests.parts.skopeo import Skopeo
 from tests.parts.token_server import Access
 
 USER = {"username": "alice", "password": "wonderland"}
+BOT = {"acme-bot": "bot-secret", "AWS": "123456789012-auth-token"}  # as docs/access.md, and moto
+COMPANY = "acme/app"
 
 
 @pytest.fixture(scope="session")
 def upstream() -> Iterator[Registry]:
-    users = {"pusher": "secret", USER["username"]: USER["password"]}
-    with registry.running(Access(users, private=frozenset({SECRET}))) as running:
+    users = {"pusher": "secret", USER["username"]: USER["password"], **BOT}
+    with registry.running(Access(users, private=frozenset({SECRET, COMPANY}))) as running:
         yield running
 
 

@@ -29,13 +29,32 @@ class Client(Protocol):
         ...
 
 
-def run(argv: Sequence[str], env: Mapping[str, str], timeout: float = 120) -> str:
-    """Run a client's command; return its stdout, or raise PullError with its stderr."""
+class LoginClient(Client, Protocol):
+    """A client that also logs in to registries and pulls by path."""
+
+    def log_in(self, registry: str, user: str, password: str) -> None:
+        """Log in to a registry, a host:port. Raises PullError if the client says that it failed."""
+        ...
+
+    def log_out(self) -> None:
+        """Forget every login."""
+        ...
+
+    def pull_by_path(self, reference: str) -> str:
+        """Pull `127.0.0.1:5000/library/tiny:latest` from there; return its digest, as `pull`."""
+        ...
+
+
+def run(argv: Sequence[str], env: Mapping[str, str], timeout: float = 120, given: str = "") -> str:
+    """Run a client's command; return its stdout, or raise PullError with its stderr.
+
+    `given` is its standard input.
+    """
     try:
         done = subprocess.run(
             [command(argv[0]), *argv[1:]],
             env=dict(env),
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             timeout=timeout,

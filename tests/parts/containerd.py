@@ -1,5 +1,6 @@
 """containerd with a root of its own, driven by ctr."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,11 +28,11 @@ server = "http://{mirror}"
 
 
 @contextmanager
-def daemon(root: Path) -> Iterator[Path]:
+def daemon(root: Path, template: str = CONFIG) -> Iterator[Path]:
     """Give the socket of a containerd that keeps everything under `root`."""
     socket = root / "containerd.sock"
     config = root / "containerd.toml"
-    config.write_text(CONFIG.format(root=root, socket=socket))
+    config.write_text(template.format(root=root, socket=socket))
     argv = ["containerd", "--config", str(config)]
     process = Daemon(argv, hermetic(root), root / "containerd.log")
     process.start(socket.is_socket)
@@ -50,19 +51,50 @@ class Containerd:
         self._env = hermetic(root)
         self._ctr = ["ctr", "--address", str(socket), "--namespace", "tests"]
         self._hosts = root / "hosts"
-        (self._hosts / "docker.io").mkdir(parents=True)
-        (self._hosts / "docker.io" / "hosts.toml").write_text(HOSTS.format(mirror=mirror))
+        self._mirror = mirror
+        self._user: list[str] = []
+        self.configure("docker.io", HOSTS.format(mirror=mirror))
+
+    def configure(self, registry: str, hosts: str) -> None:
+        """Write the hosts.toml of a registry."""
+        folder = self._hosts / registry
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hosts.toml").write_text(hosts)
+
+    def reset(self) -> None:
+        """Forget the login, and have the mirror for docker.io alone."""
+        self.log_out()
+        shutil.rmtree(self._hosts)
+        self.configure("docker.io", HOSTS.format(mirror=self._mirror))
+
+    def log_in(self, registry: str, user: str, password: str) -> None:
+        """Send this login from now on, to every host that asks; containerd verifies nothing."""
+        self._user = ["--user", f"{user}:{password}"]
+
+    def log_out(self) -> None:
+        """Forget the login."""
+        self._user = []
 
     def pull(self, reference: str) -> str:
         """Pull and unpack; return the digest of the index or manifest."""
-        full = f"docker.io/{reference}"
-        hosts = ["--hosts-dir", str(self._hosts), "--snapshotter", "native"]
-        self._run("images", "pull", *hosts, full)
+        return self.pull_full(f"docker.io/{reference}")
+
+    def pull_by_path(self, reference: str) -> str:
+        """Pull from the registry that the reference names."""
+        return self._pull(reference, "--plain-http")
+
+    def pull_full(self, image: str) -> str:
+        """Pull an image with the hosts.toml of its registry."""
+        return self._pull(image, "--hosts-dir", str(self._hosts))
+
+    def _pull(self, image: str, *options: str) -> str:
+        words = (*self._user, *options, "--snapshotter", "native", image)
+        self._run("images", "pull", *words)
         for line in self._run("images", "ls").splitlines()[1:]:
             name, _, digest, *_ = line.split()
-            if name == full:
+            if name == image:
                 return digest
-        raise PullError(f"ctr does not list {full}")
+        raise PullError(f"ctr does not list {image}")
 
     def forget(self) -> None:
         """Remove every image and let the garbage collector end before returning."""

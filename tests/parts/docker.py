@@ -4,6 +4,7 @@ All it leaves on the machine are the empty /run/docker/plugins and /run/containe
 places are built in.
 """
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ class Docker:
     name = "docker"
 
     def __init__(self, root: Path, socket: Path) -> None:
-        config = str(root / "client")
+        self._config = root / "client" / "config.json"
+        config = str(self._config.parent)
         self._env = hermetic(root, DOCKER_HOST=f"unix://{socket}", DOCKER_CONFIG=config)
 
     def pull(self, reference: str) -> str:
@@ -31,6 +33,34 @@ class Docker:
         if not found:
             raise PullError(f"docker pull {reference} names no digest:\n{said}")
         return found[1]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment in which `docker` reaches this daemon."""
+        return self._env
+
+    def log_in(self, registry: str, user: str, password: str) -> None:
+        """`docker login`, which the daemon verifies."""
+        words = ("login", f"--username={user}", "--password-stdin", registry)
+        run(["docker", *words], self._env, given=password)
+
+    def log_in_unchecked(self, registry: str, user: str, password: str) -> None:
+        """Write a login to config.json, as `docker login` does after it has verified it."""
+        encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
+        self._config.parent.mkdir(exist_ok=True)
+        self._config.write_text(json.dumps({"auths": {registry: {"auth": encoded}}}))
+
+    def log_out(self) -> None:
+        """Forget every login."""
+        self._config.unlink(missing_ok=True)
+
+    def pull_by_path(self, reference: str) -> str:
+        """Pull from the registry that the reference names."""
+        return self.pull(reference)
+
+    def build(self, folder: Path) -> str:
+        """Build an image with the BuildKit of the daemon; return what it wrote."""
+        return run(["docker", "build", str(folder)], {**self._env, "DOCKER_BUILDKIT": "1"})
 
     def forget(self) -> None:
         """Remove every image."""

@@ -1,5 +1,6 @@
 """podman with storage and registries.conf of its own."""
 
+import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,8 @@ class Podman:
         (root / "containers.conf").write_text(CONTAINERS)
         (root / "storage.conf").write_text(STORAGE.format(root=root))
         (root / "policy.json").write_text(json.dumps(POLICY))
-        (root / "auth.json").write_text("{}")
+        self._auth = root / "auth.json"
+        self.log_out()
         self._env = hermetic(
             root,
             CONTAINERS_CONF=str(root / "containers.conf"),
@@ -71,6 +73,25 @@ class Podman:
     def pull_from(self, source: str) -> str:
         """Pull from wherever podman can, such as `oci:DIR:NAME`; return the digest of the config."""
         return f"sha256:{self._run('pull', '--quiet', self._policy, source).strip()}"
+
+    def log_in(self, registry: str, user: str, password: str) -> None:
+        """`podman login`, which verifies the login."""
+        words = ("login", "--tls-verify=false", f"--username={user}", "--password-stdin", registry)
+        run([*self._podman, *words], self._env, given=password)
+
+    def log_in_unchecked(self, registry: str, user: str, password: str) -> None:
+        """Write a login to auth.json, as `podman login` does after it has verified it."""
+        encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
+        self._auth.write_text(json.dumps({"auths": {registry: {"auth": encoded}}}))
+
+    def log_out(self) -> None:
+        """Forget every login."""
+        self._auth.write_text("{}")
+
+    def pull_by_path(self, reference: str) -> str:
+        """Pull from the registry that the reference names."""
+        image = self._run("pull", "--quiet", "--tls-verify=false", self._policy, reference)
+        return self._run("image", "inspect", "--format={{.Digest}}", image.strip()).strip()
 
     def forget(self) -> None:
         """Remove every image."""

@@ -20,10 +20,10 @@ class Skopeo:
         self._images = root / "images"
         # Without a user's id, root's cache of blob places would be the system's.
         apart = {"_CONTAINERS_ROOTLESS_UID": "1", "XDG_DATA_HOME": str(root / "data")}
-        registries, auth = root / "registries.conf", root / "auth.json"
+        registries, self._auth = root / "registries.conf", root / "auth.json"
         registries.write_text("")
-        auth.write_text("{}")
-        self._env = hermetic(root, REGISTRY_AUTH_FILE=str(auth), **apart)
+        self.log_out()
+        self._env = hermetic(root, REGISTRY_AUTH_FILE=str(self._auth), **apart)
         self._skopeo = ["skopeo", "--insecure-policy", f"--tmpdir={root}"]
         self._skopeo += [f"--registries-conf={registries}"]
 
@@ -31,10 +31,23 @@ class Skopeo:
         """Copy this platform's image; return the digest of its manifest."""
         return self._copy(reference)
 
+    def log_in(self, registry: str, user: str, password: str) -> None:
+        """`skopeo login`, which verifies the login."""
+        words = ("login", "--tls-verify=false", f"--username={user}", "--password-stdin", registry)
+        run([*self._skopeo, *words], self._env, given=password)
+
+    def log_out(self) -> None:
+        """Forget every login."""
+        self._auth.write_text("{}")
+
+    def pull_by_path(self, reference: str, *options: str) -> str:
+        """Copy from the registry that the reference names; without options, over plain HTTP."""
+        return self._copy_from(f"docker://{reference}", *(options or ("--src-tls-verify=false",)))
+
     def copy_all(self, reference: str) -> Path:
         """Copy every platform; return the directory with each manifest and blob as a file."""
         self._copy(reference, "--all")
-        return self._place(reference)
+        return self._place(self._source + reference)
 
     def read(self, layout: Path, name: str, kind: str) -> Path:
         """Copy an image out of an OCI layout, as `dir`, `oci` or `docker-archive`; return where."""
@@ -58,11 +71,14 @@ class Skopeo:
         return self._images / reference.replace("/", "_").replace(":", "_")
 
     def _copy(self, reference: str, *options: str) -> str:
-        place = self._place(reference)
+        return self._copy_from(self._source + reference, "--src-tls-verify=false", *options)
+
+    def _copy_from(self, source: str, *options: str) -> str:
+        place = self._place(source)
         place.parent.mkdir(exist_ok=True)
         digest = place.parent / "digest"
-        flags = ["--quiet", "--src-tls-verify=false", f"--digestfile={digest}", *options]
-        self._run("copy", *flags, self._source + reference, f"dir:{place}")
+        flags = ["--quiet", f"--digestfile={digest}", *options]
+        self._run("copy", *flags, source, f"dir:{place}")
         return digest.read_text().strip()
 
     def _run(self, *words: str) -> str:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.access.audit import AuditLog
-from proxy.access.control import AccessControl
+from proxy.access.callers import Callers
 from proxy.app.issuers import IssuerClients
 from proxy.core.errors import PathNotFound
 from proxy.core.routing import Router
 from proxy.settings.access import Access
 from proxy.web.admin.documents import refusal
+from proxy.web.gate import Guards
 
 if TYPE_CHECKING:
     from proxy.access.authenticator import Authenticator
@@ -29,9 +30,10 @@ class Identity:
     """The identification of clients, by the settings in force. Close it when done."""
 
     def __init__(
-        self, access: AccessControl, router: Router, directory: Path, audit: AuditLog
+        self, guards: Guards, callers: Callers, router: Router, directory: Path, audit: AuditLog
     ) -> None:
-        self._access = access
+        self._access = guards.access
+        self._guards, self._callers = guards, callers
         self._audit = audit
         self._router = router
         self._keys_file = directory / KEYS_FILE
@@ -77,7 +79,7 @@ class Identity:
         from proxy.web.token import TokenEndpoint  # noqa: PLC0415
 
         own = OwnTokens(Keys(self._keys_file), ttl)
-        self._authenticator = Authenticator(sources, own)
+        self._authenticator = Authenticator(sources, own, self._callers)
         self._tokens = TokenEndpoint(
-            self._access, self._authenticator, own, self._router, self._audit
+            self._guards, self._authenticator, own, self._router, self._audit
         )

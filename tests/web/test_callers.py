@@ -634,9 +634,10 @@ async def test_work_without_a_client_survives_the_refusal(
         ClientSession("http://millpond", connector=socket) as operator,
         operator.post("/-/verify?repair=true") as answer,
     ):
-        assert answer.status == 200, await answer.text()
+        report = await answer.text()
+        assert answer.status == 200, report
     blob = [record for record in simple.requests if record.reference == IMAGE.layers[1]]
-    assert blob[-1].status == 401
+    assert blob[-1].status == 401, report
     assert await Client(proxy, "ann").see("a large blob") == 200
 
 

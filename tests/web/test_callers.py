@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, UnixConnector
 
+from proxy.access import callers
 from proxy.settings import Settings
 from tests.access.people import basic, bearer, write_users
 from tests.fakes import content
@@ -262,7 +263,8 @@ async def test_clients_do_not_share_a_request_for_a_manifest(
     await until(lambda: basics.count("GET", "manifest") == 2)
     gate.set()
     assert await asyncio.gather(*pulls) == [403, 200]
-    assert await ann.see("tags") == 403  # the refusal ended its confirmation
+    assert await ann.see("a manifest") == 403  # the refusal ended its confirmation
+    assert await amy.see("a manifest") == 200
 
 
 async def test_a_revoked_client_is_refused_after_the_ttl(
@@ -338,6 +340,75 @@ async def test_an_outage_does_not_delay_each_request_of_the_confirmed(
             assert await ann.see("a tag") == 200
     assert len(simple.requests) == 1
     gate.set()
+
+
+async def test_a_failing_upstream_is_not_asked_again_at_once(
+    start: Start, basics: FakeUpstream, clock: Clock
+) -> None:
+    proxy = await started(start)
+    ann = Client(proxy, "ann")
+    assert await ann.see("a manifest") == 200
+    basics.fail(status=503)
+    basics.clear()
+    clock.advance(TTL)
+    for asked in (1, 1, 1):
+        assert await ann.see("a manifest") == 200
+        assert len(basics.requests) == asked
+    clock.advance(11)
+    assert await ann.see("a manifest") == 200
+    assert len(basics.requests) == 2
+
+
+async def test_a_login_that_is_not_kept_any_more_is_asked_for(
+    start: Start, simple: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an anonymous client may pull, and for a token that was just used."""
+    simple.auth.private.pop(NAME)
+    proxy = await started(start)
+    login = basic("ann", PASSWORDS["ann"])
+    path = f"/v2/{NAME}/manifests/latest"
+    url = f"http://{proxy.app.address}/-/token?ns=docker.io&scope=repository:{NAME}:pull"
+    async with proxy.client.get(url, headers={"Authorization": login}) as answer:
+        token = bearer((await answer.json())["token"])
+    for _ in range(3):
+        assert (await proxy.get(path, Authorization=token)).status == 200
+    monkeypatch.setattr(callers, "KEPT_SECONDS", 0.0)
+    await proxy.get(path, Authorization=token)  # its last use
+    answered = await proxy.get(path, Authorization=token)
+    assert answered.status == 401
+    assert "ns=docker.io" in answered.headers["WWW-Authenticate"]
+
+
+async def test_a_registry_without_lists_of_tags(
+    start: Start, basics: FakeUpstream, clock: Clock
+) -> None:
+    """A request that waits for the confirmation of another one does not get its 404."""
+    basics.fail(status=405, kind="tags")
+    proxy = await started(start)
+    ann = Client(proxy, "ann", direct=True)
+    assert await ann.see("a manifest") == 200
+    clock.advance(TTL)
+    gate = basics.hold(reference="missing")
+    asking = asyncio.create_task(ann.ask("GET", f"/v2/{NAME}/manifests/missing"))
+    await until(lambda: basics.count(ref="missing") == 1)
+    pull = asyncio.create_task(ann.see("a manifest"))
+    await until(lambda: proxy.app.responses() == 2)
+    gate.set()
+    assert (await asking).status == 404
+    assert await pull == 200
+
+
+async def test_a_missing_object_may_confirm_the_repository(
+    start: Start, basics: FakeUpstream, clock: Clock
+) -> None:
+    proxy = await started(start)
+    ann = Client(proxy, "ann", direct=True)
+    assert await ann.see("a manifest") == 200
+    clock.advance(TTL)
+    assert (await ann.ask("GET", f"/v2/{NAME}/manifests/missing")).status == 404
+    basics.clear()
+    assert await ann.see("a manifest") == 200
+    assert not basics.requests
 
 
 async def test_offline_serves_the_confirmed_only(

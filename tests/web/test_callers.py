@@ -11,7 +11,7 @@ from aiohttp import ClientSession, UnixConnector
 
 from proxy.access import callers
 from proxy.settings import Settings
-from tests.access.people import basic, bearer, write_users
+from tests.access.people import basic, bearer, write_token, write_users
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -620,6 +620,27 @@ async def test_users_of_ours_are_anonymous_upstream(
     async with proxy.client.post(url, data=form, headers={"Authorization": carl}) as answer:
         token = bearer((await answer.json())["token"])
     assert (await proxy.get(private, Authorization=token)).status == 200
+
+
+async def test_tokens_of_ours_never_go_upstream(
+    start: Start, basics: FakeUpstream, tmp_path: Path
+) -> None:
+    """Revoked access tokens, and tokens of the token endpoint, also as a password."""
+    file = tmp_path / "tokens"
+    revoked, other = write_token(file, "robot"), write_token(file, "other")
+    proxy = await started(start, access={"tokens_file": str(file)})
+    path = f"/v2/{NAME}/manifests/latest"
+    url = f"http://{proxy.app.address}/-/token?ns=docker.io&scope=repository:{NAME}:pull"
+    async with proxy.client.get(url, headers={"Authorization": basic("any", other)}) as answer:
+        issued = (await answer.json())["token"]
+    for token in (revoked, issued, f"{issued}forged"):
+        await proxy.get(path, Authorization=basic("any", token))
+        form = {"grant_type": "refresh_token", "refresh_token": token}
+        async with proxy.client.post(url, data=form) as answer:
+            again = bearer((await answer.json())["token"])
+        assert (await proxy.get(path, Authorization=again)).status in (401, 403)
+    assert basics.requests
+    assert not any("Authorization" in record.headers for record in basics.requests)
 
 
 async def test_rejected_logins_are_slowed_down(start: Start, basics: FakeUpstream) -> None:

@@ -55,7 +55,8 @@ def make(directory: Path, blobs: int) -> None:
     database.close()
     images = range(blobs // 10)
     now = time.time()
-    used = [now - random.Random(1).random() * _LIFE for _ in images]
+    chance = random.Random(1)
+    used = [now - chance.random() * _LIFE for _ in images]
     with closing(sqlite3.connect(directory / "index.db", isolation_level=None)) as db:
         db.execute("PRAGMA synchronous = OFF")
         db.execute("BEGIN")

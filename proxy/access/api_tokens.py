@@ -19,7 +19,7 @@ import yaml
 from proxy.core.errors import ConfigError
 
 PREFIX: Final = "mp_"
-"""Begins every token, so that secret scanners find tokens and nobody takes one for a password."""
+"""Begins every token, so that secret scanners find tokens, and a token differs from a password."""
 
 RANDOM_BYTES: Final = 24
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,127}")
@@ -59,7 +59,7 @@ class APITokens:
     def find(self, token: str) -> APIToken | None:
         """Return the entry of a token that has not expired.
 
-        The lookup is by hash. Its time may depend on the hash, from which nobody gets the token.
+        The lookup is by hash. Its time may depend on the hash, which does not reveal the token.
         """
         found = self.by_hash.get(hash_token(token))
         return None if found is None or found.has_expired else found
@@ -69,7 +69,7 @@ def parse(text: str, file: Path) -> APITokens:
     """Return the tokens of a file. Raises ``ConfigError``, which names the entry."""
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 13-45
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f": line {mark.line + 1}"
         raise ConfigError(f"{file}{line}: not YAML") from None

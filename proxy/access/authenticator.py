@@ -191,19 +191,24 @@ class Authenticator:
         key = self._cache.digest(f"{user}\0{password}")
         if (known := self._cache.get(key)) is not None:
             return known
-        self._failures.admit(address, user)
         try:
             if is_jwt(password) or password.startswith(PREFIX):
-                login = await self._token(password)
-            else:
-                if len(self._hashes) >= MAX_WAITING and not self._hashes.is_running(key):
-                    raise Overloaded("too many logins at a time; try again")
-                login = await self._hashes.do(key, partial(self._password, credentials, key))
+                # No failures count: a token cannot be guessed, and many clients share a user name.
+                return await self._token(password)
+            self._failures.admit(address, user)
+            login = await self._hashed(credentials, key)
         except Unauthorized:
             self._failures.add(address, user)
             raise
         self._failures.forget(address, user)
         return login
+
+    async def _hashed(self, credentials: Basic, key: bytes) -> Login:
+        """Return the login of a password that all who send it wait for. Raises ``Overloaded``."""
+        flight = key, self._cache.generation  # not one that began before the file changed
+        if len(self._hashes) >= MAX_WAITING and not self._hashes.is_running(flight):
+            raise Overloaded("too many logins at a time; try again")
+        return await self._hashes.do(flight, partial(self._password, credentials, key))
 
     async def _token(self, token: str) -> Login:
         """Return the login of an access token or an ID token. Raises ``Unauthorized``."""

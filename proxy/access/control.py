@@ -110,19 +110,16 @@ class AccessControl:
     def decide(self, principal: Principal, action: Action, target: Target | None) -> Decision:
         """Decide and count; ``target`` None for actions that concern no single repository."""
         decision = self.preview(principal, action, target)
-        self._counters.access_decisions[_outcome(decision)] += 1
+        self.count(decision)
         return decision
-
-    def allows(self, principal: Principal, action: Action, target: Target) -> bool:
-        """Return True, and count that, if an action is allowed; ``decide`` counts the others."""
-        if not self._policy.rules.decide(principal, action, target).is_allowed:
-            return False
-        self._counters.access_decisions["allowed"] += 1
-        return True
 
     def preview(self, principal: Principal, action: Action, target: Target | None) -> Decision:
         """Return what ``decide`` would return, for lists and tokens: nothing is counted."""
         return self._policy.rules.decide(principal, action, target)
+
+    def count(self, decision: Decision) -> None:
+        """Count a decision of ``preview`` that a client got an answer by."""
+        self._counters.access_decisions[_outcome(decision)] += 1
 
 
 def _outcome(decision: Decision) -> str:

@@ -7,9 +7,9 @@ import asyncio
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 from typing import Final
 
+from proxy.access.principals import network_of
 from proxy.core.errors import TooManyFailures
 
 MAX_ENTRIES: Final = 10_000
@@ -28,8 +28,6 @@ FORGET_SECONDS: Final = 60.0
 """Each failure is forgotten after this time."""
 
 MAX_SLEEPERS: Final = 500
-_NETWORK_BITS: Final = 64
-"""A client commonly has a whole /64 of IPv6 addresses."""
 
 
 @dataclass(slots=True)
@@ -52,7 +50,7 @@ class Failures:
 
     def admit(self, address: str | None, user: str) -> None:
         """Return if the client may try. Raises ``TooManyFailures``."""
-        now, network = time.monotonic(), _network(address)
+        now, network = time.monotonic(), network_of(address)
         for key, limit in (((network, user), PER_USER), ((network, None), PER_ADDRESS)):
             entry = self._entries.get(key)
             if entry is not None and (excess := entry.left(now) - limit + 1) > 0:
@@ -63,7 +61,7 @@ class Failures:
 
     def add(self, address: str | None, user: str) -> None:
         """Count a failure."""
-        now, network = time.monotonic(), _network(address)
+        now, network = time.monotonic(), network_of(address)
         for key in ((network, user), (network, None)):
             entry = self._entries.pop(key, None)
             count = 0.0 if entry is None else entry.left(now)
@@ -73,11 +71,11 @@ class Failures:
 
     def forget(self, address: str | None, user: str) -> None:
         """Forget the failures of a user who has succeeded, but not those of the address."""
-        self._entries.pop((_network(address), user), None)
+        self._entries.pop((network_of(address), user), None)
 
     def delay(self, address: str | None, user: str) -> float:
         """Return how many seconds the answer to a failed login should wait."""
-        entry = self._entries.get((_network(address), user))
+        entry = self._entries.get((network_of(address), user))
         excess = 0 if entry is None else entry.left(time.monotonic()) - FREE
         return 0.0 if excess <= 0 else min(FIRST_DELAY * 2.0**excess, LONGEST_DELAY)
 
@@ -91,16 +89,3 @@ class Failures:
             await asyncio.sleep(delay)
         finally:
             self._sleepers -= 1
-
-
-def _network(address: str | None) -> str:
-    """Return the address; of IPv6 the part that belongs to one client."""
-    if address is None or ":" not in address:
-        return address or ""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if not isinstance(parsed, IPv6Address):
-        return address
-    return parsed.exploded[: _NETWORK_BITS // 4 + 3]

@@ -83,7 +83,7 @@ def read_text(path: Path) -> str:
 def locked(path: Path) -> Iterator[None]:
     """Let no other command change the file meanwhile. Raises ``ConfigError``."""
     try:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise ConfigError(f"{path.parent} cannot be opened: {error.strerror}") from None
     try:
@@ -96,12 +96,13 @@ def locked(path: Path) -> Iterator[None]:
 def write_private(path: Path, text: str) -> None:
     """Replace a file atomically. A new one has mode 0600; an old one keeps owner and mode.
 
-    Raises ``ConfigError``.
+    A link stays, and the file that it leads to is replaced. Raises ``ConfigError``.
     """
+    path = path.resolve()
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "w") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 _copy_mode(path, file.fileno())
                 file.write(text)
                 file.flush()

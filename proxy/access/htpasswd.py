@@ -22,7 +22,9 @@ COST: Final = 10
 MAX_COST: Final = 14
 """A hash of this cost takes about a second. Each further one doubles that."""
 
-_BCRYPT: Final = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
+_BCRYPT: Final = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
+"""The last character of the salt has two bits. bcrypt raises an error for a hash that has more."""
+
 _KINDS: Final = {"$apr1$": "MD5", "{SHA}": "SHA-1", "$5$": "SHA-256 crypt", "$6$": "SHA-512 crypt"}
 
 

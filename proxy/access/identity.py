@@ -43,7 +43,7 @@ class Identifier(Protocol):
 
 
 class Everyone:
-    """Nobody has to log in: each client is anonymous, whatever it sends."""
+    """Without access control each client is anonymous, whatever it sends."""
 
     def recognise(
         self, authorization: str | None, address: str | None, certificate: Certificate | None

@@ -36,11 +36,14 @@ log = structlog.get_logger(__name__)
 class JWKS:
     """The keys of one issuer."""
 
-    def __init__(self, issuer: str, fetch: Fetch) -> None:
-        self._issuer = issuer
+    def __init__(self, issuer: str, fetch: Fetch, before: "JWKS | None" = None) -> None:
+        """``before`` has the keys that were known before a reload."""
+        self.issuer: Final = issuer
         self._fetch = fetch
         self._keys: list[dict[str, Any]] = []
         self._fetched = self._attempted = float("-inf")
+        if before is not None:
+            self._keys, self._fetched, self._attempted = before.known
         self._fetches: SingleFlight[None] = SingleFlight("keys of an issuer")
 
     async def get(self, kid: object, algorithm: str) -> jwt.PyJWK | None:
@@ -52,6 +55,11 @@ class JWKS:
         elif time.monotonic() - self._fetched > FRESH_SECONDS and self._may_fetch():
             self._fetches.start("keys", self._load)
         return found
+
+    @property
+    def known(self) -> tuple[list[dict[str, Any]], float, float]:
+        """The keys, and the times of the last good fetch and of the last one."""
+        return self._keys, self._fetched, self._attempted
 
     async def close(self) -> None:
         """Stop fetching."""
@@ -70,18 +78,18 @@ class JWKS:
         try:
             keys = await self._fetched_keys()
         except RegistryError as error:
-            log.warning("keys of an issuer not fetched", issuer=self._issuer, error=error.message)
+            log.warning("keys of an issuer not fetched", issuer=self.issuer, error=error.message)
             return
         self._keys, self._fetched = keys, time.monotonic()
-        log.info("keys of an issuer fetched", issuer=self._issuer, keys=len(keys))
+        log.info("keys of an issuer fetched", issuer=self.issuer, keys=len(keys))
 
     async def _fetched_keys(self) -> list[dict[str, Any]]:
-        base = self._issuer.rstrip("/")
+        base = self.issuer.rstrip("/")
         document = read_object(await self._fetch(base + _DISCOVERY))
-        if document.get("issuer") != self._issuer:
+        if document.get("issuer") != self.issuer:
             raise UpstreamUnavailable("the issuer's configuration names another issuer")
         url = document.get("jwks_uri")
-        if not isinstance(url, str) or not _is_safe(url, self._issuer):
+        if not isinstance(url, str) or not _is_safe(url, self.issuer):
             raise UpstreamUnavailable("the issuer's configuration has no usable jwks_uri")
         keys = as_list(read_object(await self._fetch(url)).get("keys"))[:MAX_KEYS]
         found = [key for key in keys if isinstance(key, dict)]

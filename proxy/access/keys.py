@@ -19,7 +19,6 @@ from proxy.access.files import read_text, write_private
 from proxy.core.errors import ConfigError
 from proxy.core.tolerant_json import as_list, read_object
 
-FILE: Final = "token-keys.json"
 SIGNS_FOR: Final = 30 * 86400.0
 VERIFIES_FOR: Final = SIGNS_FOR + 86400.0
 

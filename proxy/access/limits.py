@@ -11,13 +11,11 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
 import structlog
 
-from proxy.access.principals import Principal
+from proxy.access.principals import Principal, network_of
 from proxy.core.errors import RateLimited
 from proxy.runtime.metrics import LimitCounters
 from proxy.runtime.token_bucket import TokenBucket
@@ -331,18 +329,4 @@ def _name(principal: Principal) -> str | None:
     """Return what identifies a client, as the statistics show it."""
     if principal.user is not None:
         return f"user:{principal.user}"
-    return None if principal.address is None else _network(principal.address)
-
-
-@lru_cache(MAX_CLIENTS)
-def _network(address: str) -> str:
-    """Return an IPv4 address as it is, and the /64 of an IPv6 address."""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if not isinstance(parsed, IPv6Address):
-        return address
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ip_network((parsed, 64), strict=False))
+    return None if principal.address is None else network_of(principal.address)

@@ -7,6 +7,7 @@ type. So neither ``none`` nor an HMAC with a public key passes.
 import re
 import time
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, Final
 
 import jwt
@@ -33,8 +34,9 @@ class Issuer:
 
     def __init__(self, settings: OIDCIssuer, keys: JWKS) -> None:
         self.url: Final = settings.issuer
+        self.fingerprint: Final = _fingerprint(settings)
         self._settings = settings
-        self._keys = keys
+        self.keys: Final = keys
 
     async def verify(self, token: str) -> Login:
         """Return the login of an ID token. Raises ``Unauthorized`` or ``Overloaded``.
@@ -46,7 +48,7 @@ class Issuer:
         algorithm = header.get("alg")
         if algorithm not in self._settings.algorithms:
             raise Unauthorized("the ID token has a signature of a kind that is not accepted")
-        key = await self._keys.get(header.get("kid"), algorithm)
+        key = await self.keys.get(header.get("kid"), algorithm)
         if key is None:
             raise Unauthorized("the ID token is signed with a key that its issuer does not list")
         claims = jwt.decode(
@@ -62,7 +64,7 @@ class Issuer:
 
     async def close(self) -> None:
         """Stop fetching keys."""
-        await self._keys.close()
+        await self.keys.close()
 
     def _login(self, claims: _Claims) -> Login:
         for name, wanted in self._settings.require.items():
@@ -74,6 +76,7 @@ class Issuer:
             min(float(claims["exp"]), time.time() + PASSWORD_SECONDS),
             groups=_groups(claims, self._settings.groups_claim),
             credential_id=self.url,
+            fingerprint=self.fingerprint,
             ends=float(claims["exp"]),
         )
 
@@ -103,6 +106,11 @@ def is_from(issuers: Sequence[Issuer], token: str) -> bool:
     except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
         return False
     return any(issuer.url == named for issuer in issuers)
+
+
+def _fingerprint(settings: OIDCIssuer) -> str:
+    """Return a value that changes with the settings of an issuer."""
+    return blake2b(settings.model_dump_json().encode(), digest_size=12).hexdigest()
 
 
 def _user(template: str, claims: _Claims) -> str:

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
+
+_NETWORKS: Final = 65_536
+"""Addresses whose network is remembered."""
 
 
 class Method(Enum):
@@ -54,3 +59,20 @@ class Principal:
 
 OPERATOR: Final = Principal(method=Method.SOCKET)
 """The client of the admin socket."""
+
+
+@lru_cache(_NETWORKS)
+def network_of(address: str | None) -> str:
+    """Return what counts as one client: an IPv4 address, or the /64 that an IPv6 host has.
+
+    On a socket of both versions, IPv4 addresses look like ``::ffff:10.0.0.1``.
+    """
+    try:
+        parsed = ip_address((address or "").partition("%")[0])
+    except ValueError:
+        return address or ""
+    if not isinstance(parsed, IPv6Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ip_network((parsed, 64), strict=False))

@@ -7,12 +7,13 @@ everybody who may connect may pull, and only the operator may administer.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from proxy.access.principals import Principal
 from proxy.core.errors import ConfigError, Denied, RegistryError, Unauthorized
 from proxy.core.names import Target
-from proxy.core.selection import NamePattern, Selector
+from proxy.core.selection import NamePattern, Selector, allowing
 from proxy.settings.access import Access, Rule
 
 
@@ -179,8 +180,9 @@ _NAMES: Final[dict[str, Callable[[Principal], Iterable[str]]]] = {
 
 
 def _compiled(number: int, rule: Rule, selector: Callable[[str], Selector]) -> _Compiled:
+    parse = selector if rule.allow is None else partial(allowing, selector=selector)
     try:
-        images = tuple(map(selector, rule.images))
+        images = tuple(map(parse, rule.images))
     except RegistryError as error:
         raise ConfigError(f"access.rules: rule {number}: {error.message}") from None
     if not all(image.is_of_repositories for image in images):

@@ -60,7 +60,7 @@ class Sources:
                     found and found.fingerprint == login.fingerprint and not found.has_expired
                 )
             case Method.OIDC:
-                return any(issuer.url == login.credential_id for issuer in self.issuers)
+                return any(issuer.fingerprint == login.fingerprint for issuer in self.issuers)
             case _:
                 return login.user is None
 
@@ -94,14 +94,19 @@ class Sources:
         return (file for file in (self.users, self.tokens) if file is not None)
 
 
-def opened(access: Access, fetch_for: FetchFor) -> Sources:
-    """Return the sources that the settings name. Raises ``ConfigError``."""
+def opened(access: Access, fetch_for: FetchFor, before: Sources | None = None) -> Sources:
+    """Return the sources that the settings name. Raises ``ConfigError``.
+
+    The keys of an issuer outlast a reload: it may be down. ``before`` are the sources until then.
+    """
     certificates = access.client_certificates
+    known = {} if before is None else {issuer.url: issuer.keys for issuer in before.issuers}
     return Sources(
         users=users_of(access),
         tokens=tokens_of(access),
         issuers=tuple(
-            Issuer(issuer, JWKS(issuer.issuer, fetch_for(issuer))) for issuer in access.oidc
+            Issuer(issuer, JWKS(issuer.issuer, fetch_for(issuer), known.get(issuer.issuer)))
+            for issuer in access.oidc
         ),
         certificate_user=None if certificates is None else certificates.user,
     )

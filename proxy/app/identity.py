@@ -11,7 +11,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.access.audit import AuditLog
 from proxy.access.callers import Callers
-from proxy.app.issuers import IssuerClients
+from proxy.app.issuers import fetch_for
 from proxy.core.errors import PathNotFound
 from proxy.core.routing import Router
 from proxy.settings.access import Access
@@ -37,15 +37,14 @@ class Identity:
         self._audit = audit
         self._router = router
         self._keys_file = directory / KEYS_FILE
-        self._issuers = IssuerClients()
+        self._sources: Sources | None = None
         self._authenticator: Authenticator | None = None
         self._tokens: TokenEndpoint | None = None
 
     async def close(self) -> None:
-        """End work in the background, and all connections to issuers."""
+        """End work in the background."""
         if self._authenticator is not None:
             await self._authenticator.close()
-        await self._issuers.close()
 
     def prepare(self, access: Access) -> "Sources | None":
         """Return what settings name, for ``use``; None without access. Raises ``ConfigError``."""
@@ -53,12 +52,13 @@ class Identity:
             return None
         from proxy.access import sources  # noqa: PLC0415 - see above
 
-        return sources.opened(access, self._issuers.fetch_for)
+        return sources.opened(access, fetch_for, self._sources)
 
     def use(self, sources: "Sources | None", access: Access) -> None:
         """Identify clients by these sources from now on. Neither fails nor waits."""
         if sources is None:
             return  # access control does not ask who clients are
+        self._sources = sources
         if self._authenticator is None:
             self._build(sources, access.token_ttl)
         else:

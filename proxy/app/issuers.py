@@ -1,4 +1,4 @@
-"""Fetches the documents of OpenID Connect issuers: one HTTP session for each issuer.
+"""Fetches the documents of OpenID Connect issuers. That is rare, so no connection is kept.
 
 Addresses come from the configuration, and from documents of issuers that it trusts.
 """
@@ -19,49 +19,34 @@ MAX_DOCUMENT: Final = 256 * 1024
 TIMEOUT_SECONDS: Final = 5.0
 
 
-class IssuerClients:
-    """The HTTP sessions of all issuers. Close it when done."""
+def fetch_for(issuer: OIDCIssuer) -> Fetch:
+    """Return what fetches an issuer's documents. Raises ``ConfigError``."""
+    context, proxies = issuer_context(issuer), Proxies()
 
-    def __init__(self) -> None:
-        self._sessions: list[ClientSession] = []
-        self._proxies = Proxies()
+    async def fetch(url: str) -> bytes:
+        async with _session(context) as session:
+            return await _document(session, proxies, url)
 
-    def fetch_for(self, issuer: OIDCIssuer) -> Fetch:
-        """Return what fetches an issuer's documents. Raises ``ConfigError``."""
-        context = issuer_context(issuer)
-        session: ClientSession | None = None
+    return fetch
 
-        async def fetch(url: str) -> bytes:
-            nonlocal session
-            if session is None:  # sessions are made on the loop
-                session = _session(context)
-                self._sessions.append(session)
-            return await self._fetch(session, url)
 
-        return fetch
-
-    async def close(self) -> None:
-        """Close all connections."""
-        for session in self._sessions:
-            await session.close()
-
-    async def _fetch(self, session: ClientSession, url: str) -> bytes:
-        """Return a document of at most ``MAX_DOCUMENT`` bytes; redirects are not followed."""
-        try:
-            proxy, headers = self._proxies.route(URL(url))
-            async with session.get(
-                url, allow_redirects=False, proxy=proxy, proxy_headers=headers
-            ) as response:
-                if response.status != 200:
-                    raise UpstreamUnavailable(f"{url} answers {response.status}")
-                body = bytearray()
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > MAX_DOCUMENT:
-                        raise UpstreamUnavailable(f"{url}: more than {MAX_DOCUMENT} bytes")
-                return bytes(body)
-        except (TimeoutError, ClientError, OSError, ValueError) as error:
-            raise UpstreamUnavailable(f"{url}: {type(error).__name__}") from error
+async def _document(session: ClientSession, proxies: Proxies, url: str) -> bytes:
+    """Return a document of at most ``MAX_DOCUMENT`` bytes; redirects are not followed."""
+    try:
+        proxy, headers = proxies.route(URL(url))
+        async with session.get(
+            url, allow_redirects=False, proxy=proxy, proxy_headers=headers
+        ) as response:
+            if response.status != 200:
+                raise UpstreamUnavailable(f"{url} answers {response.status}")
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > MAX_DOCUMENT:
+                    raise UpstreamUnavailable(f"{url}: more than {MAX_DOCUMENT} bytes")
+            return bytes(body)
+    except (TimeoutError, ClientError, OSError, ValueError) as error:
+        raise UpstreamUnavailable(f"{url}: {type(error).__name__}") from error
 
 
 def issuer_context(issuer: OIDCIssuer) -> ssl.SSLContext:

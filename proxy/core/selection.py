@@ -6,6 +6,7 @@ separately. Names begin with the upstream; ``routing`` completes shorter ones.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import translate
 from typing import Final, Self
@@ -100,6 +101,18 @@ def make_selector(
         )
     pattern = NamePattern.of(repositories)
     return Selector(text, pattern, None if tags is None else _compiled(tags), digest)
+
+
+def allowing(pattern: str, selector: Callable[[str], Selector]) -> Selector:
+    """Return the selector of a pattern that allows something; ``selector`` parses all others.
+
+    Its first component stands for the registry: ``*/acme/**`` must not select
+    ``ghcr.io/mallory/acme/app``. To select too much is safe where a pattern denies. Raises
+    ``RegistryError``.
+    """
+    if "/" in pattern and is_pattern(pattern[:1]):
+        return make_selector(*split_tag(pattern))
+    return selector(pattern)
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -81,6 +81,7 @@ class Policies:
         self._verdicts: LRUCache[tuple[Target, Digest], _Verdict] = LRUCache(_MAX_KNOWN)
         self._judging: SingleFlight[_Verdict] = SingleFlight("judge image")
         self._revision = 0
+        self._indexes = 0  # that were allowed so far
 
     async def close(self) -> None:
         """Cancel what runs."""
@@ -174,7 +175,12 @@ class Policies:
             raise UpstreamTimeout(f"{target}@{digest} was not checked in time") from None
 
     async def _judge(self, target: Target, digest: Digest, ref: str) -> _Verdict:
-        """Judge a manifest by the rules that deny, then by those of a trial."""
+        """Judge a manifest by the rules that deny, then by those of a trial.
+
+        A verdict is kept only if what it depends on did not change meanwhile: the rules, and for a
+        violation the indexes above, whose signatures count for what they list.
+        """
+        indexes = self._indexes
         revision, rules = self._revision, self._covered(target)
         denying = [rule for rule in rules if not rule.policy.audit]
         trial = [rule for rule in rules if rule.policy.audit]
@@ -190,10 +196,27 @@ class Policies:
             log.warning("not checked by policy", target=str(target), reason=error.message)
             return _Verdict(violations, self._content.clock())
         lasts = math.inf if not violations else self._content.clock() + NEGATIVE_SECONDS
+        if not violations:
+            await self._forget_below(target, digest)
         verdict = _Verdict(violations, lasts)
+        if violations and indexes != self._indexes:
+            return verdict
+        return self._kept(target, digest, verdict, revision)
+
+    def _kept(self, target: Target, digest: Digest, verdict: _Verdict, revision: int) -> _Verdict:
+        """Return a verdict, and remember it unless the rules have changed since ``revision``."""
         if revision == self._revision:
             self._verdicts[target, digest] = verdict
         return verdict
+
+    async def _forget_below(self, target: Target, digest: Digest) -> None:
+        """Forget violations of what an allowed index lists: its signatures count for them too."""
+        below = await self._images.manifests(target, digest)
+        self._indexes += bool(below)
+        for child in below:
+            known = self._verdicts.get((target, child))
+            if known is not None and known.violations:
+                del self._verdicts[target, child]
 
     async def _violations(
         self, target: Target, digest: Digest, ref: str, rules: list[Rule]
@@ -217,6 +240,7 @@ class Policies:
 
         One that is allowed suffices. A manifest that is requested as a blob is judged as one.
         """
+        revision = self._revision
         if await self._images.is_manifest(digest):
             return await self._judged(target, digest, digest)
         alone = Facts(frozenset({digest}))
@@ -234,9 +258,8 @@ class Policies:
                 failure = failure or error
                 continue
             if verdict.denial is None:
-                allowed = _Verdict(own, now + NEGATIVE_SECONDS if own else math.inf)
-                self._verdicts[target, digest] = allowed
-                return allowed
+                lasts = now + NEGATIVE_SECONDS if own else math.inf
+                return self._kept(target, digest, _Verdict(own, lasts), revision)
             denial = denial or verdict.denial
         if failure is not None:
             raise failure

@@ -8,6 +8,7 @@ from proxy.core.errors import NotFound
 from proxy.core.manifests import INDEX_TYPES
 from proxy.core.names import Digest, Target, matches
 from proxy.core.policy import CacheDirective
+from proxy.core.records import Descriptor
 from proxy.policies.outline import IMAGE_CONFIGS, Outline, platform_of, read_outline
 from proxy.policies.reading import read_blob
 from proxy.policies.rules import ATTACHMENT_TAG, Facts, Rule
@@ -16,6 +17,9 @@ from proxy.runtime.executors import by_size
 
 MAX_CONFIG: Final = 4 * 1024 * 1024
 """Bytes of a configuration that is read for its platform."""
+
+MAX_ATTACHED: Final = 64
+"""Layers of an attachment that are read."""
 
 MAX_CHILDREN: Final = 128
 """Manifests of an index whose sizes are added up. An index with more has no known size."""
@@ -63,6 +67,15 @@ class Images:
             level = above
         return list(found)[:MAX_PARENTS]
 
+    async def manifests(self, target: Target, digest: Digest) -> tuple[Digest, ...]:
+        """Return what a held index lists; nothing for other content. Raises ``RegistryError``."""
+        record = await self._content.record(digest)
+        if record is None or record.media_type not in INDEX_TYPES:
+            return ()
+        body = await self.body(target, digest)
+        outline = await by_size(len(body), lambda: read_outline(body))
+        return () if outline is None else outline.manifests
+
     async def is_manifest(self, digest: Digest) -> bool:
         """Return True if a manifest with this digest is held."""
         record = await self._content.record(digest)
@@ -81,9 +94,7 @@ class Images:
         above = await self.indexes_above(target, digest) if has_digests else []
         if outline is None:
             return Facts(listed, frozenset(above), is_understood=False)
-        is_attachment = outline.is_inert and (
-            outline.has_subject or await self._is_tagged_attachment(target, digest, ref)
-        )
+        is_attachment = outline.is_inert and await self._is_attached(target, outline, digest, ref)
         needs_size = any(rule.policy.max_image_size for rule in rules)
         size = await self._size(target, outline, 0) if needs_size else 0
         platform = None
@@ -101,12 +112,30 @@ class Images:
 
     async def _lists(self, target: Target, parent: Digest, child: Digest) -> bool:
         """Return True if ``parent`` is an index of ``child``, by its own bytes."""
-        record = await self._content.record(parent)
-        if record is None or record.media_type not in INDEX_TYPES:
+        return child in await self.manifests(target, parent)
+
+    async def _is_attached(
+        self, target: Target, outline: Outline, digest: Digest, ref: str
+    ) -> bool:
+        """Return True for what is attached to an image and cannot be run itself.
+
+        Signatures under a tag of cosign have the configuration of an image, and Docker and Podman
+        unpack layers whatever their types. So their layers must be text.
+        """
+        if outline.is_artifact and outline.has_subject:
+            return True
+        if not await self._is_tagged_attachment(target, digest, ref):
             return False
-        body = await self.body(target, parent)
-        outline = await by_size(len(body), lambda: read_outline(body))
-        return outline is not None and outline.is_index and child in outline.manifests
+        return outline.is_artifact or await self._is_text(target, outline.layers)
+
+    async def _is_text(self, target: Target, layers: Collection[Descriptor]) -> bool:
+        if len(layers) > MAX_ATTACHED or any(layer.size > MAX_CONFIG for layer in layers):
+            return False
+        for layer in layers:
+            body = await read_blob(self._cache, target, layer)
+            if not await by_size(len(body), lambda body=body: _is_text(body)):  # type: ignore[misc]
+                return False
+        return True
 
     async def _is_tagged_attachment(self, target: Target, digest: Digest, ref: str) -> bool:
         if ATTACHMENT_TAG.fullmatch(ref):
@@ -148,3 +177,11 @@ class Images:
         if config.size > MAX_CONFIG:
             return ""
         return platform_of(await read_blob(self._cache, target, config))
+
+
+def _is_text(body: bytes) -> bool:
+    """Return True for UTF-8 without NUL, which no program and no compressed archive is."""
+    try:
+        return "\0" not in body.decode()
+    except UnicodeDecodeError:
+        return False

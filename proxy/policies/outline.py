@@ -19,6 +19,13 @@ IMAGE_CONFIGS: Final = frozenset(
         "application/vnd.docker.container.image.v1+json",
     }
 )
+_RUN_AS_IMAGES: Final = IMAGE_CONFIGS | {
+    "application/octet-stream",
+    "application/json",
+    "text/html",
+}
+"""Types of configurations that Docker takes for an image's (moby ``distribution/pull_v2.go``)."""
+
 _EMPTY: Final = "application/vnd.oci.empty.v1+json"
 _RUNNABLE: Final = (
     *("application/vnd.oci.image.", "application/vnd.docker.", "application/octet-stream"),
@@ -65,6 +72,11 @@ class Outline:
         kinds = [layer.media_type.lower() for layer in self.layers]
         has_image = not self.is_index and not kinds
         return not has_image and not any(kind.startswith(_RUNNABLE) for kind in kinds)
+
+    @property
+    def is_artifact(self) -> bool:
+        """True if no client takes it for an image, whatever the types of its layers are."""
+        return self.config is None or self.config.media_type not in _RUN_AS_IMAGES
 
     @property
     def is_attestation(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.names import Digest, Target
-from proxy.core.selection import Selector
+from proxy.core.selection import Selector, allowing
 from proxy.core.units import show_size
 from proxy.policies.files import WatchedFile, read_digests
 from proxy.settings.policies import Policy
@@ -167,7 +167,7 @@ def _compiled(policy: Policy, name: str, selector: Callable[[str], Selector]) ->
         name,
         policy,
         images=tuple(map(selector, policy.images)),
-        excluded=tuple(map(selector, policy.except_)),
+        excluded=tuple(allowing(pattern, selector) for pattern in policy.except_),
         digest_file=None if digests is None else WatchedFile(digests, read_digests),
         key_files=tuple(WatchedFile(file, _read_key) for file in files),
     )

@@ -63,7 +63,8 @@ class Rule(Section):
     """What the rule denies."""
     images: tuple[str, ...] = ("**",)
     """Patterns over repository names with their registry, as in commands: `*` within one component,
-    `**` across. Without tags and digests."""
+    `**` across. Without tags and digests. The first component of a pattern with `/` that allows is
+    the registry; other patterns that begin with a wildcard match at any depth."""
     to: tuple[str, ...] = ()
     """Users, groups and networks: `user:NAME`, `group:NAME`, `network:NAME`. In a name, `*` stands
     for anything without a `/`, and `**` between slashes for any number of components. Empty:

@@ -53,7 +53,8 @@ class ExecCredentials(Section):
     """Program and arguments, run without a shell. It reads the registry's name and prints
     `{"Username": …, "Secret": …}`; `expires_in` in seconds may be added."""
     env: dict[str, SecretStr] | None = None
-    """Environment variables for the program, in addition to those of Millpond."""
+    """Environment variables for the program, in addition to those of Millpond except `MILLPOND_…`,
+    its settings."""
 
     @field_validator("command")
     @classmethod
@@ -71,7 +72,8 @@ class KubeletCredentials(Section):
     args: tuple[str, ...] | None = None
     """Arguments of the plugin."""
     env: dict[str, SecretStr] | None = None
-    """Environment variables for the plugin, in addition to those of Millpond."""
+    """Environment variables for the plugin, in addition to those of Millpond except `MILLPOND_…`,
+    its settings."""
     default_cache_duration: Seconds | None = None
     """How long its answer is used if it does not say so; 10 minutes if this is not set. Millpond
     uses every answer for at least a minute."""

@@ -8,21 +8,22 @@ from aiohttp.web import BaseRequest
 from proxy.access.audit import AuditEvent, Event, Verdict
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
-from proxy.core.errors import Denied, RateLimited, RegistryError
+from proxy.core.errors import PolicyDenied, RateLimited, RegistryError
 from proxy.core.names import Digest, Kind
 from proxy.runtime.metrics import Outcome
 
 if TYPE_CHECKING:
     from proxy.web.exchange import Exchange
 
-_REFUSED: Final = (Verdict.DENIED, Verdict.CHALLENGED, Verdict.LIMITED)
+_ALWAYS: Final = (Verdict.DENIED, Verdict.WOULD_DENY, Verdict.CHALLENGED, Verdict.LIMITED)
+"""What is recorded whatever was requested."""
 
 
 def answered(exchange: "Exchange") -> AuditEvent | None:
     """Return what to record of a request under ``/v2/`` that has ended; None: nothing.
 
-    Recorded are requests for manifests by GET, and refused requests. A client without credentials
-    that is asked for some at ``/v2/`` is no decision.
+    Recorded are requests for manifests by GET, refused requests, and those that a policy on trial
+    would refuse. A client without credentials that is asked for some at ``/v2/`` is no decision.
     """
     request, route, failure = exchange.request, exchange.route, exchange.failure
     if exchange.principal is None:
@@ -30,9 +31,9 @@ def answered(exchange: "Exchange") -> AuditEvent | None:
         return login(request, None, failure) if has_failed else None
     verdict = _verdict(exchange)
     is_pull = route is not None and route.kind is Kind.MANIFEST and request.method == "GET"
-    if not is_pull and verdict not in _REFUSED:
+    if not is_pull and verdict not in _ALWAYS:
         return None
-    target, denial, outcome = exchange.target, exchange.denial, exchange.outcome
+    target, decision, outcome = exchange.target, exchange.decision, exchange.outcome
     return AuditEvent(
         **_client(request, exchange.principal),
         event=Event.PULL,
@@ -41,9 +42,9 @@ def answered(exchange: "Exchange") -> AuditEvent | None:
         repository=None if target is None else target.repo,
         reference=(route.ref or None) if route else None,
         digest=exchange.digest,
-        rule=None if denial is None else _rule(denial),
-        policy=_policy(failure),
-        because=_reason(denial, failure),
+        rule=None if decision is None else _rule(decision),
+        policy=exchange.policy,
+        because=_reason(exchange.denial, failure),
         cache=None if outcome is None else outcome.value,
         status=exchange.status,
         bytes=exchange.sent,
@@ -60,7 +61,9 @@ class Remembered:
     user_agent: str | None
     request_id: str | None
 
-    def hit(self, principal: Principal, digest: Digest, size: int) -> AuditEvent:
+    def hit(
+        self, principal: Principal, decision: Decision, digest: Digest, size: int
+    ) -> AuditEvent:
         """Return what to record when such a request is answered from the response cache."""
         return AuditEvent(
             event=Event.PULL,
@@ -74,6 +77,7 @@ class Remembered:
             repository=self.repository,
             reference=self.reference,
             digest=digest,
+            rule=_rule(decision),
             cache=Outcome.HIT.value,
             status=200,
             bytes=size,
@@ -150,19 +154,15 @@ def _verdict(exchange: "Exchange") -> Verdict:
         return Verdict.CHALLENGED if denial.login_helps else Verdict.DENIED
     if isinstance(failure, RateLimited):
         return Verdict.LIMITED
-    if isinstance(failure, Denied) and not failure.was_forwarded:  # by a policy
+    if isinstance(failure, PolicyDenied):
         return Verdict.DENIED
-    return Verdict.FAILED if exchange.status >= 400 else Verdict.ALLOWED
+    if exchange.status >= 400:
+        return Verdict.FAILED
+    return Verdict.ALLOWED if exchange.policy is None else Verdict.WOULD_DENY
 
 
-def _rule(denial: Decision) -> str:
-    return denial.text if denial.rule is None else f"{denial.rule}: {denial.text}"
-
-
-def _policy(failure: RegistryError | None) -> str | None:
-    """Return the name of the policy that refused a request."""
-    detail = None if failure is None else failure.detail
-    return str(detail["policy"]) if isinstance(detail, dict) and "policy" in detail else None
+def _rule(decision: Decision) -> str:
+    return decision.text if decision.rule is None else f"{decision.rule}: {decision.text}"
 
 
 def _reason(denial: Decision | None, failure: RegistryError | None) -> str | None:

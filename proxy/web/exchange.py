@@ -47,8 +47,8 @@ class Exchange:
     """Of the manifest that was sent."""
     principal: Principal | None = None
     """None: not identified yet, or identification failed."""
-    denial: Decision | None = None
-    """The decision that refused the request."""
+    decision: Decision | None = None
+    """The last decision of access, which names the rule."""
     outcome: Outcome | None = None
     status: int = 200
     code: str | None = None
@@ -71,6 +71,11 @@ class Exchange:
     def directive(self) -> CacheDirective:
         """The request's ``Cache-Control``, as far as it is supported."""
         return cache_directive(self.request.headers.get("Cache-Control"))
+
+    @property
+    def denial(self) -> Decision | None:
+        """The decision that refused the request."""
+        return None if self.decision is None or self.decision.is_allowed else self.decision
 
     @property
     def is_head(self) -> bool:

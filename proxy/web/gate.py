@@ -97,10 +97,8 @@ class Gate:
 
     def enforce(self, exchange: Exchange, principal: Principal, action: Action) -> None:
         """Return if the client may do this. Raises ``Unauthorized`` or ``Denied``."""
-        decision = self._access.decide(principal, action, exchange.target)
-        if not decision.is_allowed:
-            exchange.denial = decision
-        decision.enforce()
+        exchange.decision = self._access.decide(principal, action, exchange.target)
+        exchange.decision.enforce()
 
     def greet(self, exchange: Exchange, principal: Principal) -> None:
         """Return if ``/v2/`` may be answered. Raises ``Unauthorized`` or ``Denied``.
@@ -124,8 +122,8 @@ class Gate:
         """Return a Bearer challenge that names our token endpoint (distribution ``token.md``).
 
         Its realm names the upstream, because scopes have only the repository as the client wrote
-        it. A client that already sent a token learns that it does not suffice (RFC 6750 §3.1),
-        which keeps containerd from repeating the request.
+        it. A client that already sent a token learns whether it is wrong or does not suffice (RFC
+        6750 §3.1), which keeps containerd from repeating the request.
         """
         request, route = exchange.request, exchange.route
         scheme, host = self._trusted.origin(request)
@@ -137,7 +135,8 @@ class Gate:
         elif route is not None and route.repo:
             parts.append(f'scope="repository:{route.repo}:pull"')
         if presented(request).has_token:
-            parts.append('error="insufficient_scope"')
+            is_known = exchange.principal is not None
+            parts.append(f'error="{"insufficient_scope" if is_known else "invalid_token"}"')
         return "Bearer " + ",".join(parts)
 
     def _upstream(self, exchange: Exchange) -> str | None:

@@ -20,7 +20,7 @@ from aiohttp import HttpVersion11
 
 from proxy.access.identity import Certificate
 from proxy.access.principals import Principal
-from proxy.access.rules import Action
+from proxy.access.rules import Action, Decision
 from proxy.core.names import Kind, Route, Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
@@ -106,7 +106,8 @@ class ResponseCache:
         principal = self._access.recognise(request.authorization, client, certificate)
         if principal is None:
             return None
-        if not self._access.allows(principal, Action.PULL, request.target):
+        decision = self._access.preview(principal, Action.PULL, request.target)
+        if not decision.is_allowed:
             return None
         if not self._callers.is_confirmed(principal, request.target):
             return None
@@ -119,7 +120,7 @@ class ResponseCache:
         if response is None:
             return None
         body = b"" if request.is_head else found.body
-        if not self._admits(request, response, principal, len(body)):
+        if not self._admits(request, response, principal, decision, len(body)):
             return None
         self._journal.metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
@@ -129,14 +130,21 @@ class ResponseCache:
         return response.headers(found.fresh, self._end()), body
 
     def _admits(
-        self, request: "_Request", response: "_Response", principal: Principal, size: int
+        self,
+        request: "_Request",
+        response: "_Response",
+        principal: Principal,
+        decision: Decision,
+        size: int,
     ) -> bool:
         """Count and audit a response, unless its client must wait for its turn."""
         audit, client = self._journal.audit, self._limits.client(principal)
         if audit.is_nearly_full or (client is not None and not client.try_request(size)):
             return False
+        self._access.count(decision)
         if audit.is_on and request.audited is not None:
-            audit.record(request.audited.hit(principal, response.descriptor.digest, size))
+            digest = response.descriptor.digest
+            audit.record(request.audited.hit(principal, decision, digest, size))
         return True
 
     def _end(self) -> bytes:

@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import parse_qs
 
 import structlog
-from aiohttp.web import BaseRequest, Response, StreamResponse
+from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamResponse
 
 from proxy.access.audit import AuditLog
 from proxy.access.authenticator import Authenticator
@@ -29,6 +29,7 @@ from proxy.access.principals import Method, Principal
 from proxy.access.rules import Action
 from proxy.core.errors import (
     Denied,
+    RateLimited,
     RegistryError,
     RequestInvalid,
     TooManyFailures,
@@ -80,7 +81,7 @@ class TokenEndpoint:
         audit: AuditLog,
     ) -> None:
         self._audit = audit
-        self._access, self._callers = guards.access, guards.callers
+        self._access, self._limits, _, self._callers = guards
         self._authenticator = authenticator
         self._own = own
         self._router = router
@@ -100,6 +101,7 @@ class TokenEndpoint:
         certificate = presented(request).certificate
         login = await self._log_in(asked, request, certificate)
         principal = self._principal(login, request, certificate)
+        await self._admit(request, principal)
         if login is not None and self._audit.is_on:
             self._audit.record(audited.login(request, principal, None))
         self._access.preview(principal, Action.CONNECT, None).enforce()
@@ -138,6 +140,7 @@ class TokenEndpoint:
                 credentials = read(asked)
                 wanted = upstream if _may_be_for_upstream(credentials, asked) else None
                 login = await self._authenticator.log_in(credentials, request.remote, wanted)
+                _check_exchange(login)
                 if login is not None and login.method is Method.CALLER:
                     caller = caller or await self._tested(login, asked, upstream)
                     continue
@@ -155,6 +158,7 @@ class TokenEndpoint:
         anonymous = self._principal(None, request, certificate)
         may_stay = self._access.preview(anonymous, Action.CONNECT, None).is_allowed
         if failure is not None and not (asked.scopes and may_stay):
+            await self._admit(request, anonymous)
             raise failure
         return None
 
@@ -171,6 +175,22 @@ class TokenEndpoint:
             except Denied as error:
                 raise Unauthorized(error.message) from None
         return login
+
+    async def _admit(self, request: BaseRequest, principal: Principal) -> None:
+        """Return when it is the client's turn. Raises ``RateLimited``.
+
+        This comes after the login, because users have limits of their own: anonymous requests and
+        wrong passwords from an address delay no user behind it.
+        """
+        client = self._limits.client(principal)
+        if client is None:
+            return
+        try:
+            await client.admit()
+        except RateLimited as error:
+            if self._audit.is_on:
+                self._audit.record(audited.login(request, principal, error))
+            raise
 
     def _principal(
         self, login: Login | None, request: BaseRequest, certificate: Certificate | None
@@ -221,7 +241,7 @@ async def _form(request: BaseRequest) -> _Fields:
                 if len(body) > MAX_FORM:
                     raise RequestInvalid(f"the form is longer than {MAX_FORM} bytes")
         return parse_qs(body.decode(), max_num_fields=MAX_FIELDS, errors="strict")
-    except (TimeoutError, ValueError):
+    except (TimeoutError, ValueError, RequestPayloadError):
         raise RequestInvalid("the form is incomplete or malformed") from None
 
 
@@ -245,6 +265,12 @@ def _may_be_for_upstream(credentials: Basic | Bearer | None, asked: _Asked) -> b
 
 def _header_credentials(asked: _Asked) -> Basic | Bearer | None:
     return parse(asked.authorization)
+
+
+def _check_exchange(login: Login | None) -> None:
+    """Raise ``Unauthorized`` for a token of ours: exchanged again and again, it would never end."""
+    if login is not None and login.scopes is not None:
+        raise Unauthorized("a token of this registry is not exchanged for another one")
 
 
 def _field(form: _Fields, name: str) -> str:

@@ -49,6 +49,8 @@ def test_a_token_is_found_until_it_expires() -> None:
         ("- {name: x, sha256: mp_secret}", "64 hexadecimal"),
         (f"- {{name: x, sha256: {HASH}, groups: dev}}", "groups"),
         (f"- {{name: x, sha256: {HASH}, expires: soon}}", "expires"),
+        (f"- {{name: x, sha256: {HASH}, expires: 2027-13-01}}", "not YAML"),
+        ("[" * 5000, "not YAML"),
         (f"- {{name: x, sha256: {HASH}}}\n- {{name: x, sha256: {'b' * 64}}}", "two tokens"),
         (f"- {{name: x, sha256: {HASH}}}\n- {{name: y, sha256: {HASH}}}", "two tokens"),
     ],

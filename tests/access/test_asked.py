@@ -127,6 +127,14 @@ async def test_a_remembered_request_is_denied_once_the_rule_changes(
         writer.transport.abort()
 
 
+async def test_a_page_in_an_operators_browser_changes_nothing(proxy: Proxy) -> None:
+    for method, path in (("POST", "/-/evict?bytes=1"), ("PUT", "/-/pins?pin=a")):
+        answer = await proxy.ask(method, path, Origin="http://evil.example")
+        assert answer.status == 403
+        assert (await proxy.ask(method, path)).status == 200
+    assert (await proxy.get("/-/pins", Origin="http://evil.example")).status == 200
+
+
 async def test_the_admin_socket_is_asked_about_too(proxy: Proxy, rules: Rules) -> None:
     connector = UnixConnector(str(proxy.storage / "admin.sock"))
     async with ClientSession("http://millpond", connector=connector) as operator:

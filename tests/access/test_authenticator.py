@@ -3,6 +3,7 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from proxy.access import own_tokens
 from proxy.access.authenticator import Authenticator
 from proxy.access.callers import Callers
 from proxy.access.credentials import Basic, Bearer, parse
-from proxy.access.failures import LONGEST_DELAY, PER_USER
+from proxy.access.failures import LONGEST_DELAY, PER_ADDRESS, PER_USER
 from proxy.access.htpasswd import parse as parse_users
 from proxy.access.keys import Keys
 from proxy.access.own_tokens import OwnTokens
@@ -151,6 +152,28 @@ async def test_a_client_that_failed_too_often_costs_no_hash(
     assert LONGEST_DELAY < 30
 
 
+async def test_a_token_is_good_whoever_failed_under_its_user_name(files: Files) -> None:
+    log_in = files.authenticator.log_in
+    for number in range(PER_ADDRESS):
+        with pytest.raises((Unauthorized, TooManyFailures)):
+            await log_in(Basic("token", f"mp_wrong{number}"), "10.0.0.1")
+        with pytest.raises((Unauthorized, TooManyFailures)):
+            await log_in(Basic(f"user{number}", "mp_wrong"), "10.0.0.1")
+    with pytest.raises(TooManyFailures):
+        await log_in(Basic("ann", "secret"), "10.0.0.1")
+    assert await log_in(Basic("token", files.robot), "10.0.0.1") is not None
+
+
+async def test_a_token_under_the_name_of_a_user_forgets_no_failures(files: Files) -> None:
+    log_in = files.authenticator.log_in
+    for number in range(PER_USER):
+        with pytest.raises(Unauthorized):
+            await log_in(Basic("ann", f"wrong{number}"), None)
+        assert await log_in(Basic("ann", files.robot), None) is not None
+    with pytest.raises(TooManyFailures):
+        await log_in(Basic("ann", "wrong"), None)
+
+
 async def test_a_login_forgets_the_failures_before_it(files: Files) -> None:
     log_in = files.authenticator.log_in
     for _ in range(2):
@@ -190,6 +213,31 @@ async def test_a_file_that_became_invalid_changes_nothing(files: Files) -> None:
         assert await user(files, basic("ann", "secret")) == "ann"
         with pytest.raises(Unauthorized):
             await user(files, basic("ann", "plain"))
+
+
+async def test_a_password_that_is_checked_while_it_changes_is_not_kept(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, check = threading.Event(), threading.Event(), bcrypt.checkpw
+
+    def slow(password: bytes, stored: bytes) -> bool:
+        begun.set()
+        assert may_end.wait(30)
+        return check(password, stored)
+
+    monkeypatch.setattr(bcrypt, "checkpw", slow)
+    old = basic("ann", "secret")
+    first = asyncio.create_task(user(files, old))
+    await asyncio.to_thread(begun.wait, 30)
+    write_users(files.users, ann="other")
+    assert await user(files, bearer(files.robot)) == "robot"  # the file is read again
+    second = asyncio.create_task(user(files, old))
+    await asyncio.sleep(0)
+    may_end.set()
+    assert await first == "ann"
+    with pytest.raises(Unauthorized):
+        await second
+    assert files.authenticator.recognise(old, None, None) is None
 
 
 @pytest.mark.parametrize("change", ["user removed", "password", "token", "groups", "expired"])

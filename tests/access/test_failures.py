@@ -37,6 +37,15 @@ def test_a_network_of_ipv6_is_one_client() -> None:
     table.admit("2001:db8:1:3::1", "ann")
 
 
+def test_clients_of_ipv4_on_a_socket_of_both_versions_are_not_one_network() -> None:
+    table = Failures()
+    for _ in range(PER_ADDRESS):
+        table.add("::ffff:10.0.0.1", "ann")
+    with pytest.raises(TooManyFailures):
+        table.admit("10.0.0.1", "ann")
+    table.admit("::ffff:10.0.0.2", "ann")
+
+
 def test_a_success_forgets_the_failures_of_the_user() -> None:
     table = Failures()
     for _ in range(PER_USER):

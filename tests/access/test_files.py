@@ -1,6 +1,8 @@
 import os
+import sys
 import threading
 from pathlib import Path
+from subprocess import run
 
 import pytest
 
@@ -106,3 +108,24 @@ def test_one_command_changes_a_file_at_a_time(tmp_path: Path) -> None:
         assert not waits.wait(0.1)
     thread.join(60)
     assert waits.is_set()
+
+
+def test_a_file_behind_a_link_is_replaced_and_not_the_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "real" / "htpasswd", tmp_path / "htpasswd"
+    real.parent.mkdir()
+    real.write_text("old")
+    link.symlink_to(real)
+    with locked(link):
+        write_private(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+
+
+def test_files_are_utf8_whatever_the_locale_says(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from proxy.access.files import write_private\n"
+        "write_private(Path(sys.argv[1]), chr(233))"
+    )
+    locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+    run([sys.executable, "-c", program, str(tmp_path / "file")], env=locale, check=True)
+    assert (tmp_path / "file").read_bytes() == b"\xc3\xa9"

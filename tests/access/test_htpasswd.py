@@ -32,6 +32,7 @@ def test_a_file_of_apache_is_read() -> None:
         ("bob:", "another"),
         ("bob", "user:hash"),
         (":" + "x", "user:hash"),
+        ("bob:$2y$05$" + "z" * 53, "another"),
         ("bob:$2y$31$" + "." * 53, "cost 31"),
         ("ann:$2y$04$" + "." * 53, "already"),
     ],

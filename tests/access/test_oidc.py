@@ -202,7 +202,7 @@ async def test_the_last_keys_go_on_while_the_issuer_is_down(
     fake.is_up = False
     now += jwks.FRESH_SECONDS + 1
     assert (await verify(issuer, fake.token())).user == "job"
-    while len(fake.fetched) < 3 or issuer._keys._fetches.is_running("keys"):  # in the background
+    while len(fake.fetched) < 3 or issuer.keys._fetches.is_running("keys"):  # in the background
         await asyncio.sleep(0)
     assert (await verify(issuer, fake.token())).user == "job"
     fake.is_up = True
@@ -211,7 +211,7 @@ async def test_the_last_keys_go_on_while_the_issuer_is_down(
     now += 31
     with pytest.raises(Unauthorized):  # not fetched yet
         await verify(issuer, fake.token())
-    while len(fake.fetched) < 5 or issuer._keys._fetches.is_running("keys"):
+    while len(fake.fetched) < 5 or issuer.keys._fetches.is_running("keys"):
         await asyncio.sleep(0)
     assert (await verify(issuer, fake.token())).user == "job"
 

@@ -52,6 +52,7 @@ def test_what_is_probably_not_meant_is_a_warning(
         ([{"allow": "pull"}, {"allow": "admin", "to": ["user:ann"]}], GROUPS),
         ([{"allow": "pull", "images": ["docker.io/library/**"]}, {"allow": "pull"}], {}),
         ([{"deny": "pull", "images": ["index.docker.io/a", "nginx*", "lab/**"]}, PULL], {}),
+        ([{"deny": "pull", "images": ["GHCR.io/a", "*.example/**"]}, PULL], {}),
     ],
 )
 def test_what_works_gets_no_warning(rules: list[dict[str, Any]], access: dict[str, Any]) -> None:

@@ -76,6 +76,28 @@ def test_a_login_is_asked_for_only_where_it_can_help() -> None:
     mine.decide(ANN, Action.PULL, APP).enforce()
 
 
+@pytest.mark.parametrize(
+    ("pattern", "name", "is_allowed"),
+    [
+        ("*/acme/**", "ghcr.io/acme/app", True),
+        ("*/acme/**", "ghcr.io/mallory/acme/app", False),
+        ("*.io/acme/**", "ghcr.io/mallory/x.io/acme/app", False),
+        ("?hcr.io/acme/**", "ghcr.io/acme/app", True),
+        ("**/acme/**", "ghcr.io/mallory/acme/app", True),
+        ("*", "ghcr.io/mallory/acme/app", True),
+    ],
+)
+def test_a_pattern_that_allows_begins_with_the_registry(
+    pattern: str, name: str, is_allowed: bool
+) -> None:
+    upstream, _, repo = name.partition("/")
+    target = Target(upstream, Repo(repo))
+    allow = rules({"allow": "pull", "images": [pattern]})
+    assert allow.decide(ANN, Action.PULL, target).is_allowed is is_allowed
+    deny = rules({"deny": "pull", "images": [pattern]}, {"allow": "pull"})
+    assert not deny.decide(ANN, Action.PULL, target).is_allowed, "at any depth"
+
+
 def test_to_administer_does_not_mean_to_pull() -> None:
     ops = rules({"allow": "admin", "to": ["user:ann"]})
     ops.decide(ANN, Action.OPERATE, None).enforce()

@@ -9,8 +9,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from proxy.app.issuers import MAX_DOCUMENT, IssuerClients
+from proxy.app.issuers import MAX_DOCUMENT, fetch_for
 from proxy.core.errors import ConfigError, UpstreamUnavailable
+from proxy.settings import Settings
 from proxy.settings.access import OIDCIssuer
 from tests.access.people import basic, bearer
 from tests.fakes.content import image
@@ -34,6 +35,10 @@ async def proxy(
 ) -> Proxy:
     monkeypatch.setattr("proxy.access.jwks.RETRY_SECONDS", 0.0)
     upstream.add("acme/app", image())
+    return await start(access=settings(issuer))
+
+
+def settings(issuer: issuers.Issuer) -> dict[str, Any]:
     oidc = {
         "issuer": issuer.url,
         "audience": "millpond",
@@ -44,7 +49,7 @@ async def proxy(
     rules = [
         {"allow": "pull", "images": ["docker.io/acme/**"], "to": ["user:ci:acme/*", "group:dev"]}
     ]
-    return await start(access={"oidc": [oidc], "rules": rules})
+    return {"oidc": [oidc], "rules": rules}
 
 
 async def status(proxy: Proxy, authorization: str) -> int:
@@ -97,6 +102,32 @@ async def test_the_issuer_may_be_down(proxy: Proxy, issuer: issuers.Issuer) -> N
         issuer.start()
 
 
+async def test_a_reload_keeps_the_keys(
+    proxy: Proxy, upstream: FakeUpstream, issuer: issuers.Issuer
+) -> None:
+    first, second = (issuer.id_token(repository=f"acme/{name}") for name in "ab")
+    assert await status(proxy, bearer(first)) == 200
+    issuer.stop()
+    try:
+        access, hub = settings(issuer), {"upstreams": {"docker.io": {"url": upstream.url}}}
+        await proxy.app.reload(Settings.model_validate({"access": access, **hub}))
+        assert await status(proxy, bearer(second)) == 200
+    finally:
+        issuer.start()
+
+
+async def test_a_token_of_ours_ends_with_the_settings_of_its_issuer(
+    proxy: Proxy, upstream: FakeUpstream, issuer: issuers.Issuer
+) -> None:
+    job = basic("x", issuer.id_token(repository="acme/app"))
+    token = json.loads((await proxy.get(f"/-/token?scope={SCOPE}", Authorization=job)).body)
+    assert await status(proxy, bearer(token["token"])) == 200
+    access, hub = settings(issuer), {"upstreams": {"docker.io": {"url": upstream.url}}}
+    access["oidc"][0]["require"] = {"repository": "acme/other"}
+    await proxy.app.reload(Settings.model_validate({"access": access, **hub}))
+    assert await status(proxy, bearer(token["token"])) == 401
+
+
 async def test_what_is_fetched_is_bounded() -> None:
     async def answer(request: web.Request) -> web.Response:
         match request.path:
@@ -111,17 +142,15 @@ async def test_what_is_fetched_is_bounded() -> None:
 
     application = web.Application()
     application.router.add_get("/{page}", answer)
-    clients = IssuerClients()
     async with TestServer(application) as server:
         base = str(server.make_url("")).rstrip("/")
-        fetch = clients.fetch_for(OIDCIssuer(issuer=base, audience="x"))
+        fetch = fetch_for(OIDCIssuer(issuer=base, audience="x"))
         assert await fetch(f"{base}/good") == b"{}"
         for page in ("long", "moved", "broken"):
             with pytest.raises(UpstreamUnavailable):
                 await fetch(f"{base}/{page}")
     with pytest.raises(UpstreamUnavailable):
         await fetch(f"{base}/good")
-    await clients.close()
 
 
 def test_a_wrong_ca_file_is_a_fault(tmp_path: Path) -> None:
@@ -130,7 +159,7 @@ def test_a_wrong_ca_file_is_a_fault(tmp_path: Path) -> None:
         settings: dict[str, Any] = {"issuer": "https://x.example", "audience": "x"}
         issuer = OIDCIssuer.model_validate(settings | {"ca_file": tmp_path / name})
         with pytest.raises(ConfigError, match=name):
-            IssuerClients().fetch_for(issuer)
+            fetch_for(issuer)
 
 
 @pytest.mark.parametrize("url", ["http://token.example", "token.example", "https://", "ftp://x"])

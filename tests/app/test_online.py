@@ -21,13 +21,15 @@ BUILT_IN = (
 )
 
 
-async def check(tmp_path: Path, upstreams: dict[str, Any], *flags: str) -> CompletedProcess[str]:
+async def check(
+    tmp_path: Path, upstreams: dict[str, Any], *flags: str, seconds: int = 10
+) -> CompletedProcess[str]:
     config = tmp_path / "config.yaml"
     first = next(iter(upstreams))
     document = {
         "listen": "127.0.0.1:0",
         "storage": {"path": str(tmp_path / "cache")},
-        "timeouts": {"answer": "10s"},
+        "timeouts": {"answer": f"{seconds}s"},
         "default_upstream": first,
         "upstreams": {**dict.fromkeys((*BUILT_IN, "docker.io")), **upstreams},
     }
@@ -119,3 +121,11 @@ async def test_a_registry_that_fails_or_is_slow(upstream: FakeUpstream, tmp_path
     done = await check(tmp_path, {"lab": {"url": upstream.url}}, "--json")
     [found] = json.loads(done.stdout)["upstreams"]
     assert (found["result"], found["detail"]) == (FAILED, "127.0.0.1 answers 503")
+
+
+async def test_all_of_it_has_one_time_limit(upstream: FakeUpstream, tmp_path: Path) -> None:
+    helper = written(tmp_path / "helper", "time.sleep(600)")
+    slow = {"url": upstream.url, "credentials": {"exec": {"command": [str(helper)]}}}
+    done = await check(tmp_path, {"lab": slow}, "--json", seconds=1)
+    [found] = json.loads(done.stdout)["upstreams"]
+    assert (found["result"], found["detail"]) == (FAILED, "no answer within 1 seconds")

@@ -48,6 +48,7 @@ def test_the_rule_that_decides_is_named(
     done = run("access", "test", *arguments, "--json", "--config", config)
     found = json.loads(done.stdout)
     assert (found["rule"], found["allowed"]) == (rule, rule == 2)
+    assert found["user"] == (None if arguments[0] == "-" else arguments[0])
     assert done.returncode == (0 if rule == 2 else 1)
     assert found["because"] == ("SEC-12" if rule == 1 else None)
 

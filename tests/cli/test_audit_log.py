@@ -109,6 +109,34 @@ async def test_a_reload_can_turn_the_audit_log_on_elsewhere_and_limits_too(
             assert agents(one) == ["first"]
 
 
+async def test_policies_and_the_rule_that_allowed_a_pull_are_in_it(upstream: FakeUpstream) -> None:
+    upstream.add("library/app", IMAGE)
+    upstream.add("library/miner", IMAGE)
+    policies = [
+        {"name": "no miners", "images": ["docker.io/library/miner"], "deny": True},
+        {"name": "small", "images": ["**"], "max_image_size": "1MB", "audit": True},
+    ]
+    with workdir("audit") as root:
+        file = root / "audit.jsonl"
+        access = {"rules": RULES, "audit_file": str(file)}
+        more = {"policies": policies, "access": access, "prefetch": {"blobs": 0}}
+        millpond = Millpond(root, upstream.url, free_port(), more)
+        await asyncio.to_thread(millpond.start)
+        try:
+            async with ClientSession(millpond.url) as client:
+                for path in (MANIFEST, MANIFEST, "/v2/library/miner/manifests/latest"):
+                    async with client.get(path) as answer:
+                        assert answer.status == (403 if "miner" in path else 200)
+        finally:
+            await asyncio.to_thread(millpond.stop)
+        found = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {line["rule"] for line in found} == {"1: allow pull ** to everybody"}
+    assert [(line["outcome"], line["policy"], line["status"]) for line in found] == [
+        *[("would deny", "small", 200)] * 2,
+        ("denied", "no miners", 403),
+    ]
+
+
 @needs_root
 async def test_a_full_disk_makes_it_unready_and_loses_no_line(upstream: FakeUpstream) -> None:
     upstream.add("library/app", IMAGE)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from proxy.access import api_tokens
+from tests.access.people import write_token
 from tests.cli.command import Done, refused, run
 
 
@@ -41,6 +42,13 @@ def test_a_token_is_shown_once_and_can_be_revoked(file: Path) -> None:
     assert api_tokens.parse(file.read_text(), file).find(token) is None
     assert command(file, "revoke", "other").returncode == 0
     assert command(file, "ls").stdout == ""
+
+
+def test_an_expired_token_is_listed_as_such(file: Path) -> None:
+    write_token(file, "old", seconds=-60)
+    assert "(expired)" in command(file, "ls").stdout
+    write_token(file, "new", seconds=3600)
+    assert "(expired)" not in command(file, "ls").stdout
 
 
 @pytest.mark.parametrize(

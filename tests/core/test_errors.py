@@ -20,6 +20,8 @@ def table() -> list[type[RegistryError]]:
 
 
 def made(kind: type[RegistryError]) -> RegistryError:
+    if kind is errors.PolicyDenied:
+        return errors.PolicyDenied("no", policy="signed")
     return errors.RangeInvalid("no", size=7) if kind is errors.RangeInvalid else kind("no")
 
 

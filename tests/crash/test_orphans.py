@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.crash import disk
 from tests.fakes.content import blob, digest
 from tests.fakes.upstream import FakeUpstream
-from tests.running import Start, until
+from tests.running import Start
 
 BUDGET = 4 * 1024**2
 PIECE = 4096
@@ -39,7 +39,9 @@ async def test_t05_blobs_without_a_row_count_from_the_first_request_on(
 
     watching = asyncio.create_task(weigh())
     answers = await asyncio.gather(*(proxy.get(f"/v2/{REPO}/blobs/{name}") for name in new))
-    await until(lambda: proxy.stats["cache"]["files"] == len(proxy.held()))
+    async with asyncio.timeout(60):
+        while proxy.stats["cache"]["files"] != len(await asyncio.to_thread(proxy.held)):
+            await asyncio.sleep(0.05)
     watching.cancel()
     assert [answer.status for answer in answers] == [200] * len(new)
     assert fullest <= BUDGET

@@ -9,6 +9,9 @@ import pytest
 
 from proxy import policies
 from proxy.core.errors import ConfigError
+from proxy.policies import images
+from proxy.policies.images import Images
+from proxy.policies.rules import Facts
 from proxy.settings import Settings
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -115,17 +118,45 @@ async def test_the_size_of_an_image_is_limited(start: Start) -> None:
     assert (await proxy.get(manifest("latest"))).status == 200
 
 
+async def test_a_damaged_manifest_is_not_believed(start: Start) -> None:
+    size = sum(len(body) for body in OTHER.blobs.values())
+    proxy = await start()
+    assert (await proxy.get(manifest("other"))).status == 200
+    await proxy.close()
+    file = proxy.storage / "blobs" / "sha256" / OTHER.digest.partition(":")[2]
+    smaller = OTHER.manifest.replace(b'"size": 3000', b'"size":    1')
+    assert smaller != OTHER.manifest
+    file.chmod(0o644)
+    file.write_bytes(smaller)
+    proxy = await start(policies=[{"name": "small", "max_image_size": size - 1}])
+    assert is_denied(await proxy.get(blob(OTHER.layers[0])), "small")
+
+
 @pytest.mark.parametrize(("change", "status"), [(0, 200), (-1, 403)])
 async def test_the_size_of_an_index_is_that_of_its_largest_platform(
     start: Start, upstream: FakeUpstream, change: int, status: int
 ) -> None:
     large = content.image("large", layers=(9000,), platform="linux/arm64")
     upstream.add(REPO, content.index(AMD64, large), tags=["uneven"])
+    upstream.add(REPO, content.index(large, AMD64), tags=["falling"])
     size = sum(len(body) for body in large.blobs.values())
     proxy = await start(policies=[{"max_image_size": size + change}])
     assert (await proxy.get(manifest("uneven"))).status == status
+    assert (await proxy.get(manifest("falling"))).status == status
     assert (await proxy.get(manifest(AMD64.digest))).status == 200
     assert (await proxy.get(manifest(large.digest))).status == status
+
+
+async def test_an_index_of_too_many_images_has_no_size_and_is_denied(
+    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "MAX_CHILDREN", 1)
+    upstream.add(REPO, content.index(INDEX), tags=["nested"])
+    upstream.add(REPO, content.index(AMD64), tags=["one"])
+    proxy = await start(policies=[{"name": "small", "max_image_size": "1GB"}])
+    assert is_denied(await proxy.get(manifest("index")), "small")
+    assert is_denied(await proxy.get(manifest("nested")), "small")
+    assert (await proxy.get(manifest("one"))).status == 200
 
 
 async def test_platforms(start: Start) -> None:
@@ -348,3 +379,46 @@ async def test_a_reload_changes_policies(
     assert is_denied(await proxy.get(manifest("latest")), "bad")
     await proxy.app.reload(reconfigured(proxy, upstream, []))
     assert (await proxy.get(manifest("latest"))).status == 200
+
+
+async def test_what_was_decided_about_a_blob_during_a_reload_is_not_kept(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, facts = asyncio.Event(), asyncio.Event(), Images.facts
+
+    async def slow(*asked: Any) -> Facts:
+        begun.set()
+        await may_end.wait()
+        return await facts(*asked)
+
+    proxy = await start()
+    assert (await proxy.get(manifest("latest"))).status == 200
+    large = {"name": "small", "max_image_size": "1GiB"}
+    await proxy.app.reload(reconfigured(proxy, upstream, [large]))
+    monkeypatch.setattr(Images, "facts", slow)
+    running = asyncio.create_task(proxy.get(blob(LAYER)))
+    await begun.wait()
+    await proxy.app.reload(reconfigured(proxy, upstream, [denied(tmp_path, IMAGE.digest)]))
+    may_end.set()
+    assert (await running).status == 200
+    assert is_denied(await proxy.get(blob(LAYER)), "bad")
+
+
+@pytest.mark.parametrize("path", [manifest("latest"), blob(LAYER)])
+async def test_a_verdict_from_before_a_reload_does_not_outlast_it(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, path: str
+) -> None:
+    signer = signing.p256()
+    tag = signing.sig_tag(IMAGE.digest)
+    upstream.add(REPO, signing.signed_by(signer, IMAGE.digest), tags=[tag])
+    proxy = await start()
+    assert (await proxy.get(manifest("latest"))).status == 200
+    await proxy.app.reload(reconfigured(proxy, upstream, [required(signer, tmp_path)]))
+    gate = upstream.hold(reference=tag)
+    early = asyncio.ensure_future(proxy.get(path))
+    await upstream.until(lambda: upstream.count(ref=tag) == 1)
+    small = {"name": "small", "max_image_size": 10}
+    await proxy.app.reload(reconfigured(proxy, upstream, [small]))
+    gate.set()
+    assert (await early).status in (200, 403)
+    assert is_denied(await proxy.get(path), "small")

@@ -97,6 +97,7 @@ async def test_each_pull_of_a_manifest_is_one_line(proxy: Proxy, lines: Lines) -
         "repository": "library/app",
         "reference": "latest",
         "digest": IMAGE.digest,
+        "rule": "2: allow pull docker.io/library/** to everybody",
         "status": 200,
         "bytes": len(IMAGE.manifest),
         "request_id": "r1",
@@ -143,6 +144,50 @@ async def test_a_denial_says_which_rule_and_why(
     assert line["rule"] == "1: deny pull docker.io/library/miner to everybody"
     assert line["because"] == "SEC-12"
     assert (line["user"], line["repository"]) == ("eve", "library/miner")
+
+
+@pytest.mark.parametrize("asked", [("GET", MANIFEST), ("HEAD", MANIFEST), ("GET", BLOB)])
+async def test_a_policy_on_trial_says_what_it_would_deny(
+    start: Start,
+    upstream: FakeUpstream,
+    access: dict[str, Any],
+    lines: Lines,
+    asked: tuple[str, str],
+) -> None:
+    upstream.add("library/app", IMAGE)
+    trial = {"name": "trial", "images": ["**"], "deny": True, "audit": True}
+    proxy = await start(access=access, policies=[trial])
+    for _ in range(4):  # the last of them are known to the response cache
+        assert (await proxy.ask(*asked)).status == 200
+    await until(lambda: len(lines()) >= 4)
+    assert [(line["outcome"], line["policy"]) for line in lines()] == [("would deny", "trial")] * 4
+    await proxy.get(f"{REPO}/manifests/absent")
+    await until(lambda: len(lines()) == 5)
+    assert (lines()[4]["outcome"], lines()[4]["reference"]) == ("failed", "absent")
+
+
+@pytest.mark.parametrize("path", [MANIFEST, BLOB])
+async def test_a_policy_that_denies_is_named(
+    start: Start, upstream: FakeUpstream, access: dict[str, Any], lines: Lines, path: str
+) -> None:
+    upstream.add("library/app", IMAGE)
+    policy = {"name": "none", "images": ["**"], "deny": True, "because": "SEC-9"}
+    proxy = await start(access=access, policies=[policy])
+    for _ in range(3):
+        assert (await proxy.get(path)).status == 403
+    await until(lambda: len(lines()) >= 3)
+    assert [(line["outcome"], line["policy"]) for line in lines()] == [("denied", "none")] * 3
+    assert "SEC-9" in lines()[0]["because"]
+    assert lines()[0]["rule"].startswith("2: allow")
+
+
+async def test_what_upstream_denies_is_no_decision_of_ours(
+    proxy: Proxy, lines: Lines, upstream: FakeUpstream
+) -> None:
+    upstream.fail(status=403)
+    assert (await proxy.get(f"{REPO}/manifests/other")).status == 403
+    await until(lambda: len(lines()) == 1)
+    assert (lines()[0]["outcome"], lines()[0].get("policy")) == ("failed", None)
 
 
 async def test_a_client_that_must_log_in_is_challenged(proxy: Proxy, lines: Lines) -> None:

@@ -208,6 +208,10 @@ async def test_repeated_requests_of_one_connection_have_the_same_limit(start: St
     found = re.search(r"^millpond_prepared_answers_total (\S+)$", metrics, re.MULTILINE)
     assert found is not None
     assert float(found[1]) > 10
+    name = re.escape('millpond_access_decisions_total{outcome="allowed"}')
+    counted = re.search(rf"^{name} (\S+)$", metrics, re.MULTILINE)
+    assert counted is not None
+    assert float(counted[1]) == 1 + 40 + 1, "one for each request, also if it waited"
 
 
 async def test_beyond_the_longest_wait_requests_are_refused(

@@ -110,6 +110,8 @@ async def test_the_challenge_names_upstream_and_repository(
 async def test_a_token_that_does_not_suffice_is_not_repeated(guarded: Proxy) -> None:
     found = challenge(await guarded.get(PATH, Authorization="Bearer anonymous"))
     assert found["error"] == "insufficient_scope"
+    found = challenge(await guarded.get(PATH, Authorization="Bearer wrong"))
+    assert found["error"] == "invalid_token", "another token helps"
 
 
 @pytest.mark.parametrize(

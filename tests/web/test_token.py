@@ -1,3 +1,4 @@
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -9,7 +10,7 @@ from urllib.parse import quote, urlencode
 import jwt
 import pytest
 
-from proxy.access import failures
+from proxy.access import failures, limits
 from proxy.web.token import MAX_FORM, MAX_SCOPES
 from tests.access.people import basic, bearer, write_token, write_users
 from tests.fakes.content import image
@@ -140,6 +141,16 @@ async def test_the_post_of_oauth_2(guarded: Guarded, tmp_path: Path) -> None:
         assert (refused.status, json.loads(refused.body)["error"]) == (400, "invalid_request")
 
 
+async def test_a_token_of_ours_gets_no_other_token(guarded: Guarded) -> None:
+    proxy = await guarded()
+    ours = json.loads((await token(proxy, SECRET, Authorization=basic("ann", "secret"))).body)
+    sent, form = ours["token"], {"grant_type": "refresh_token", "refresh_token": ours["token"]}
+    assert (await token(proxy, Authorization=bearer(sent))).status == 401
+    assert (await post(proxy, service="x", **form)).status == 401
+    assert claims(await token(proxy, SECRET, Authorization=bearer(sent)))["sub"] == ""
+    assert granted(await post(proxy, scope=SECRET, **form)) == []
+
+
 async def test_a_node_may_bring_its_own_login_beside_that_of_a_pod(guarded: Guarded) -> None:
     proxy = await guarded()
     form = {"grant_type": "password", "username": "hub", "password": "other", "scope": SECRET}
@@ -162,6 +173,14 @@ async def test_requests_are_bounded(guarded: Guarded) -> None:
     assert (await proxy.ask("DELETE", "/-/token")).status == 405
 
 
+async def test_a_form_that_cannot_be_unpacked_is_the_clients_fault(guarded: Guarded) -> None:
+    proxy = await guarded()
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Encoding": "gzip"}
+    async with proxy.client.post("/-/token", data=b"junk", headers=headers) as response:
+        assert response.status == 400
+    assert "unexpectedly" not in proxy.log.getvalue()
+
+
 async def test_repeated_failures_are_slowed_down_and_then_refused(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +198,34 @@ async def test_repeated_failures_are_slowed_down_and_then_refused(
     assert (await token(proxy, Authorization=basic("ann", "secret"))).status == 200
     assert granted(await token(proxy, PULL, Authorization=wrong)) == ["library/alpine"]
     assert (await token(proxy, Authorization=basic("bob", "wrong"))).status == 401
+
+
+async def test_tokens_count_as_requests_and_wait_for_their_turn(guarded: Guarded) -> None:
+    proxy = await guarded(limits={"requests_per_second": 10})
+    began = time.monotonic()
+    answers = await asyncio.gather(*(token(proxy, PULL) for _ in range(30)))
+    assert {answer.status for answer in answers} == {200}
+    assert time.monotonic() - began >= 0.9, "20 at once, 10 in a second"
+
+
+async def test_a_flood_of_wrong_and_anonymous_logins_delays_no_user_behind_the_same_address(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_WAIT", 0.0)
+    proxy = await guarded(limits={"requests_per_second": 0.01})
+    assert (await token(proxy, PULL)).status == 200
+    refused = await token(proxy, PULL)
+    assert (refused.status, json.loads(refused.body)["errors"][0]["code"]) == (
+        429,
+        "TOOMANYREQUESTS",
+    )
+    assert int(refused.headers["Retry-After"]) > 0
+    wrong = await token(proxy, PULL, Authorization=basic("ann", "wrong"))
+    assert wrong.status == 429, "it is anonymous"
+    assert (await token(proxy, Authorization="Bearer wrong")).status == 429
+    right = {"Authorization": basic("ann", "secret")}
+    assert (await token(proxy, PULL, **right)).status == 200
+    assert (await token(proxy, PULL, **right)).status == 429, "ann has a limit too"
 
 
 async def test_without_access_there_is_no_token_endpoint(start: Start) -> None:

@@ -13,13 +13,17 @@ from typing import IO, Final, NamedTuple
 
 from proxy.core.errors import CredentialsRejected
 from proxy.core.tolerant_json import read_object
+from proxy.settings.loading import PREFIX
 
 SECONDS: Final = 15.0
 MAX_OUTPUT: Final = 64 * 1024
 
 
 class Program(NamedTuple):
-    """A command, and variables over those of Millpond's environment, which may be secret."""
+    """A command, and variables over those of Millpond's environment, which may be secret.
+
+    It inherits no setting of Millpond: these may contain passwords of other registries.
+    """
 
     command: Sequence[str]
     env: Mapping[str, str]
@@ -90,7 +94,7 @@ class _Running:
                 stdin=question,
                 stdout=PIPE,
                 stderr=DEVNULL,
-                env={**os.environ, **self._program.env},
+                env=_inherited() | dict(self._program.env),
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
@@ -114,6 +118,12 @@ class _Running:
 
     def _time_left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
+
+
+def _inherited() -> dict[str, str]:
+    """Return Millpond's environment without its settings."""
+    names = (name for name in os.environ if not name.upper().startswith(PREFIX))
+    return {name: os.environ[name] for name in names}
 
 
 def read_answer(program: Program, output: Output) -> dict[str, object]:

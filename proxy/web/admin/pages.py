@@ -11,7 +11,7 @@ from proxy import VERSION
 from proxy.access.principals import OPERATOR, Principal
 from proxy.content.content import Content
 from proxy.content.downloads import Downloads
-from proxy.core.errors import PathNotFound, RegistryError, Unsupported
+from proxy.core.errors import Denied, PathNotFound, RegistryError, Unsupported
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.prometheus_view import Gauge, registry
 from proxy.upstream.circuit_breaker import CircuitBreaker
@@ -87,6 +87,7 @@ class Admin:
         failure: RegistryError | None = None
         try:
             principal = await authorize()
+            _refuse_browsers(request)
             return await self._control.answer(request)
         except RegistryError as error:
             failure = error
@@ -196,6 +197,15 @@ class Admin:
                 gauges.append(Gauge("upstream_rate_limit", limit, budget.limit, name))
                 gauges.append(Gauge("upstream_rate_limit_remaining", left, budget.remaining, name))
         return gauges
+
+
+def _refuse_browsers(request: BaseRequest) -> None:
+    """Raise ``Denied`` for a change that a web page asks for (RFC 6454 §7).
+
+    An operator's browser sends it from the operator's network, with the operator's certificate.
+    """
+    if request.method not in ("GET", "HEAD") and "Origin" in request.headers:
+        raise Denied("web pages cannot change anything here")
 
 
 def _require_read(request: BaseRequest) -> None:

@@ -9,7 +9,7 @@ import pytest
 from yarl import URL
 
 from proxy.core.errors import CredentialsRejected
-from proxy.upstream.credentials import Credential
+from proxy.upstream.credentials import Credential, renewing
 from proxy.upstream.credentials.docker_config import HUB, DockerConfig
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
@@ -159,6 +159,21 @@ async def test_helpers_are_asked_before_the_file(tmp_path: Path, helpers: Path) 
         [["get"], f"{HUB}\n"],
         [["get"], "quay.io\n"],
     ]
+
+
+async def test_a_helper_is_asked_again_after_its_login_was_refused(
+    tmp_path: Path, helpers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewing, "LEAST_LIFE", 0.0)
+    source = config(tmp_path, {"credHelpers": {"ghcr.io": "one"}})
+    helper(helpers, "one", {"ghcr.io": {"Username": "old", "Secret": "w"}})
+    old = await source.get("app")
+    assert old == Credential("old", "w")
+    one = helper(helpers, "one", {"ghcr.io": {"Username": "new", "Secret": "w"}})
+    assert await source.renew("app", Credential("another", "w")) == old
+    assert len(runs(one)) == 1
+    assert await source.renew("app", old) == Credential("new", "w")
+    assert len(runs(one)) == 2
 
 
 async def test_a_helper_that_fails_does_not_fall_back_to_the_file(

@@ -41,6 +41,12 @@ async def test_a_helper_that_knows_no_credential(tmp_path: Path) -> None:
     assert await ask_helper(Program((str(file),), {}), "ghcr.io") == (None, None)
 
 
+async def test_a_helper_that_succeeds_must_print_a_login(tmp_path: Path) -> None:
+    file = written(tmp_path / "helper", "print('credentials not found in native keychain')")
+    with pytest.raises(CredentialsRejected, match="prints no JSON object"):
+        await ask_helper(Program((str(file),), {}), "ghcr.io")
+
+
 @pytest.mark.parametrize(
     "answer",
     [{"Username": "a"}, {"Username": "a", "Secret": ""}, {"Username": 1, "Secret": "w"}, {"a": 1}],

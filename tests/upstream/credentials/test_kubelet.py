@@ -8,7 +8,7 @@ import pytest
 from yarl import URL
 
 from proxy.core.errors import CredentialsRejected
-from proxy.upstream.credentials import Credential
+from proxy.upstream.credentials import Credential, renewing
 from proxy.upstream.credentials.kubelet import VERSION, KubeletPlugin, matches
 from proxy.upstream.credentials.program import Program
 from tests.fakes import content
@@ -88,6 +88,21 @@ async def test_an_answer_for_the_registry_is_kept_for_all_images(tmp_path: Path,
     for repository in ("a", "b", "c", "d", ""):
         assert await source.get(repository) == Credential("alice", "w")
     assert len(runs(file)) == 2, "the first answer says how long and for what it holds"
+
+
+async def test_a_plugin_is_asked_again_after_its_login_was_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewing, "LEAST_LIFE", 0.0)
+    file = tmp_path / "plugin"
+    source = plugin(file, answer({"lab.example.io:5000": login("old")}, "Image"))
+    old = await source.get("app")
+    assert old == Credential("old", "w")
+    counting(file, answer({"lab.example.io:5000": login("new")}, "Image"))
+    assert await source.renew("app", Credential("another", "w")) == old
+    assert len(runs(file)) == 1
+    assert await source.renew("app", old) == Credential("new", "w")
+    assert len(runs(file)) == 2
 
 
 @pytest.mark.parametrize("auth", [{}, None, "x", {"quay.io": login("a")}, {"*.example.io:5000": 1}])

@@ -15,6 +15,17 @@ from tests.upstream.credentials.programs import written
 SECRET = "s3cret-of-the-test"
 
 
+async def test_a_program_does_not_get_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MILLPOND_UPSTREAMS", "millpond_upstreams__GHCR__password"):
+        monkeypatch.setenv(name, SECRET)
+    file = written(tmp_path / "ok", "print(dict(os.environ))")
+    output = await run(Program((str(file),), {"MILLPOND_OF_THE_PROGRAM": "kept"}), "")
+    assert SECRET.encode() not in output.text
+    assert b"MILLPOND_OF_THE_PROGRAM" in output.text
+
+
 async def test_a_program_gets_text_and_environment(tmp_path: Path) -> None:
     os.environ["OF_MILLPOND"] = "kept"
     body = "print(sent, sys.argv[1], os.environ['EXTRA'], os.environ['OF_MILLPOND'])"
@@ -41,13 +52,14 @@ async def test_a_program_gets_text_and_environment(tmp_path: Path) -> None:
     ],
 )
 async def test_a_bad_program_is_one_error_without_its_output(
-    tmp_path: Path, body: str, words: str
+    tmp_path: Path, body: str, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     program = Program((str(written(tmp_path / "bad", body)),), {})
     with pytest.raises(CredentialsRejected, match=words) as caught:
         read_answer(program, await run(program, "x"))
     assert str(tmp_path / "bad") in caught.value.message
     assert SECRET not in caught.value.message
+    assert SECRET not in capfd.readouterr().err
 
 
 async def test_a_program_that_reads_nothing(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ count with any user name. A Bearer token is one of ours, an access token, or an 
 """
 
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
 from proxy.access import htpasswd, oidc
 from proxy.access.api_tokens import PREFIX
+from proxy.access.callers import Callers
 from proxy.access.credentials import Basic, Bearer, parse
 from proxy.access.failures import Failures
 from proxy.access.identity import Certificate
@@ -25,12 +27,16 @@ MAX_WAITING: Final = 100
 """Passwords that wait to be hashed. Beyond that clients get 503 and should retry."""
 
 
+_NOBODY: Final = Login(None, Method.ANONYMOUS, 0.0)
+
+
 class Authenticator:
     """The ``Identifier`` of a proxy with access control. Close it when done."""
 
-    def __init__(self, sources: Sources, own: OwnTokens) -> None:
+    def __init__(self, sources: Sources, own: OwnTokens, callers: Callers) -> None:
         self._sources = sources
         self._own = own
+        self._callers = callers
         self._cache = LoginCache()
         self._failures = Failures()
         self._hashes: SingleFlight[Login] = SingleFlight("password")
@@ -59,16 +65,20 @@ class Authenticator:
             return None
         presented = authorization, address, certificate
         if (known := self._cache.recent(presented)) is not None:
-            return known
+            return known if self._is_kept(known.caller) else None
         login = self._cache.get(self._cache.digest(authorization))
-        if login is None:
+        if login is None or not self._is_kept(login.caller):
             return None
         principal = self.principal(login, address, certificate)
         self._cache.put_recent(presented, login, principal)
         return principal
 
     async def identify(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self,
+        authorization: str | None,
+        address: str | None,
+        certificate: Certificate | None,
+        upstream: str | None = None,
     ) -> Principal:
         """Return who this is. Raises ``Unauthorized`` or ``Overloaded``.
 
@@ -77,7 +87,7 @@ class Authenticator:
         """
         credentials, generation = parse(authorization), self._cache.generation
         try:
-            login = await self.log_in(credentials, address)
+            login = await self.log_in(credentials, address, upstream)
         except TooManyFailures as error:
             raise Unauthorized(error.message) from None
         except Unauthorized:
@@ -87,8 +97,12 @@ class Authenticator:
             self._cache.put(self._cache.digest(authorization), login, generation)
         return self.principal(login, address, certificate)
 
-    async def log_in(self, credentials: Basic | Bearer | None, address: str | None) -> Login | None:
+    async def log_in(
+        self, credentials: Basic | Bearer | None, address: str | None, upstream: str | None = None
+    ) -> Login | None:
         """Return the login of verified credentials, None without credentials.
+
+        Credentials that are not ours are kept for ``upstream``, which will verify them.
 
         Raises ``Unauthorized``, ``TooManyFailures`` or ``Overloaded``.
         """
@@ -97,6 +111,8 @@ class Authenticator:
         if self._sources.has_changed():
             await self._sources.reload()
             self._cache.clear()
+        if upstream is not None:
+            return await self._ours_or_for(upstream, credentials, address)
         if isinstance(credentials, Bearer):
             return await self._bearer(credentials.token)
         return await self._basic(credentials, address)
@@ -118,11 +134,13 @@ class Authenticator:
                 method=login.method,
                 credential_id=login.credential_id,
                 scopes=login.scopes,
+                caller=login.caller,
             )
-        scopes = None if login is None else login.scopes
+        login = login or _NOBODY
         if (name := self._sources.certificate_name(certificate)) is not None:
-            return Principal(address, name, method=Method.CERTIFICATE, scopes=scopes)
-        return Principal(address, scopes=scopes)
+            method = Method.CERTIFICATE
+            return Principal(address, name, method=method, scopes=login.scopes, caller=login.caller)
+        return Principal(address, method=login.method, scopes=login.scopes, caller=login.caller)
 
     async def _bearer(self, token: str) -> Login:
         if not is_jwt(token) or not self._own.is_own(token):
@@ -130,7 +148,43 @@ class Authenticator:
         login = self._own.verify(token)
         if not self._sources.is_current(login):
             raise Unauthorized("the credential behind the token was revoked")
+        if not self._is_kept(login.caller):
+            raise Unauthorized("the login behind the token is not kept any more; log in again")
         return login
+
+    def _is_kept(self, caller: str | None) -> bool:
+        return caller is None or self._callers.get(caller) is not None
+
+    async def _ours_or_for(
+        self, upstream: str, credentials: Basic | Bearer, address: str | None
+    ) -> Login:
+        """Return the login of credentials of ours, else one that refers to them.
+
+        A guess at a password of ours counts as a failure. Other credentials count only when
+        upstream has rejected them. Tokens of ours never go upstream, valid or not.
+        """
+        if isinstance(credentials, Bearer):
+            if self._is_token_of_ours(credentials.token):
+                return await self._bearer(credentials.token)
+        elif self._sources.has_user(credentials.user) or self._is_token_of_ours(
+            credentials.password
+        ):
+            with suppress(Unauthorized):
+                return await self._basic(credentials, address)
+            if self._is_token_of_ours(credentials.password):
+                raise Unauthorized("the token is not valid")
+        if isinstance(credentials, Basic):
+            self._callers.failures.admit(address, credentials.user)
+        caller = self._callers.add(upstream, credentials)
+        return Login(None, Method.CALLER, 0.0, caller=caller.key)
+
+    def _is_token_of_ours(self, text: str) -> bool:
+        """Return True for an access token, a token of ours, or an ID token of our issuers."""
+        if text.startswith(PREFIX):
+            return True
+        return is_jwt(text) and (
+            self._own.is_own(text) or oidc.is_from(self._sources.issuers, text)
+        )
 
     async def _basic(self, credentials: Basic, address: str | None) -> Login:
         user, password = credentials.user, credentials.password

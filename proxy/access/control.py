@@ -91,13 +91,20 @@ class AccessControl:
         return None if known is None else policy.memberships.complete(known)
 
     async def identify(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self,
+        authorization: str | None,
+        address: str | None,
+        certificate: Certificate | None,
+        upstream: str | None = None,
     ) -> Principal:
-        """Return who a client is. Raises ``Unauthorized`` or ``TooManyRequests``."""
+        """Return who a client is. Raises ``Unauthorized`` or ``TooManyRequests``.
+
+        Credentials that are not ours may be for ``upstream``; None: they are wrong.
+        """
         known = self.recognise(authorization, address, certificate)
         if known is not None:
             return known
-        found = await self._identifier.identify(authorization, address, certificate)
+        found = await self._identifier.identify(authorization, address, certificate, upstream)
         return self._policy.memberships.complete(found)
 
     def decide(self, principal: Principal, action: Action, target: Target | None) -> Decision:

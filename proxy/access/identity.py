@@ -29,9 +29,13 @@ class Identifier(Protocol):
         """
 
     async def identify(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self,
+        authorization: str | None,
+        address: str | None,
+        certificate: Certificate | None,
+        upstream: str | None = None,
     ) -> Principal:
-        """Return who this is.
+        """Return who this is. Credentials that are not ours may be for ``upstream``.
 
         Raises ``Unauthorized`` for a wrong credential, ``TooManyRequests`` for a client that failed
         too often.
@@ -49,8 +53,12 @@ class Everyone:
         return Principal(address)
 
     async def identify(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self,
+        authorization: str | None,
+        address: str | None,
+        certificate: Certificate | None,
+        upstream: str | None = None,
     ) -> Principal:
         """Return an anonymous client."""
-        del authorization, certificate
+        del authorization, certificate, upstream
         return Principal(address)

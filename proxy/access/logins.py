@@ -36,6 +36,8 @@ class Login:
     """When the credential itself ends, Unix seconds; None: never."""
     scopes: frozenset[str] | None = None
     """Repositories that a token of ours is limited to, as ``docker.io/library/alpine``."""
+    caller: str | None = None
+    """Reference to a login for an upstream: see ``callers``."""
 
 
 class LoginCache:

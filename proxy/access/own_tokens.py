@@ -56,6 +56,8 @@ class OwnTokens:
                 "credential": login.credential_id,
                 "fingerprint": login.fingerprint,
             }
+        if login is not None and login.caller is not None:
+            claims["caller"] = login.caller
         return jwt.encode(claims, key.private, ALGORITHM, {"kid": key.kid}), seconds
 
     def is_own(self, token: str) -> bool:
@@ -97,8 +99,10 @@ def _login(claims: Entry) -> Login:
     entries = [entry for entry in claims["access"] if entry["type"] == "repository"]
     scopes = frozenset(entry["target"] for entry in entries if "pull" in entry["actions"])
     user: str = claims["sub"]
+    caller: str | None = claims.get("caller")
     if not user:
-        return Login(None, Method.ANONYMOUS, claims["exp"], scopes=scopes)
+        method = Method.ANONYMOUS if caller is None else Method.CALLER
+        return Login(None, method, claims["exp"], scopes=scopes, caller=caller)
     return Login(
         user,
         Method[claims["method"]],
@@ -107,6 +111,7 @@ def _login(claims: Entry) -> Login:
         credential_id=claims["credential"],
         fingerprint=claims["fingerprint"],
         scopes=scopes,
+        caller=caller,
     )
 
 

@@ -25,6 +25,8 @@ class Method(Enum):
     """A client certificate."""
     ADMIN_TOKEN = auto()
     """The token of ``admin.token_file``."""
+    CALLER = auto()
+    """A login for an upstream, which only that upstream can verify."""
     SOCKET = auto()
     """The admin socket: only the owner of the cache's directory can connect."""
 
@@ -46,6 +48,8 @@ class Principal:
     scopes: frozenset[str] | None = None
     """The repositories that a token of ``/-/token`` is limited to, with their registry:
     ``docker.io/library/alpine``. None: there is no limit but the rules."""
+    caller: str | None = None
+    """Reference to the login with which an upstream is asked, a keyed hash."""
 
     @property
     def is_operator(self) -> bool:

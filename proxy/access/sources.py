@@ -64,6 +64,10 @@ class Sources:
             case _:
                 return login.user is None
 
+    def has_user(self, name: str) -> bool:
+        """Return True if the htpasswd file has this user."""
+        return self.users is not None and self.users.value.fingerprint(name) is not None
+
     def certificate_name(self, certificate: Certificate | None) -> str | None:
         """Return the user that a client certificate names, None without one.
 

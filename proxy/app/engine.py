@@ -14,6 +14,7 @@ from proxy.content.downloads import Downloads
 from proxy.core.records import Clock
 from proxy.core.routing import Router
 from proxy.repository import Cache
+from proxy.repository.confirmations import Confirmations
 from proxy.repository.origins import Origins
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
@@ -45,6 +46,7 @@ class Engine:
     origins: Origins
     downloads: Downloads
     cache: Cache
+    confirmations: Confirmations
     background: Supervisor
 
 
@@ -66,4 +68,16 @@ async def opened(
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
     cache = await caching.built(stack, settings, storage, downloads, origins)
-    return Engine(metrics, router, storage, upstreams, origins, downloads, cache, background)
+    confirmations = Confirmations(origins, environment.clock, settings.timeouts.check)
+    stack.push_async_callback(confirmations.close)
+    return Engine(
+        metrics,
+        router,
+        storage,
+        upstreams,
+        origins,
+        downloads,
+        cache,
+        confirmations,
+        background,
+    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.access.audit import AuditLog
+from proxy.access.callers import Callers
 from proxy.app.issuers import fetch_for
 from proxy.core.errors import PathNotFound
 from proxy.core.routing import Router
@@ -28,8 +29,11 @@ KEYS_FILE: Final = "token-keys.json"
 class Identity:
     """The identification of clients, by the settings in force. Close it when done."""
 
-    def __init__(self, guards: Guards, router: Router, directory: Path, audit: AuditLog) -> None:
-        self._guards, self._access = guards, guards.access
+    def __init__(
+        self, guards: Guards, callers: Callers, router: Router, directory: Path, audit: AuditLog
+    ) -> None:
+        self._access = guards.access
+        self._guards, self._callers = guards, callers
         self._audit = audit
         self._router = router
         self._keys_file = directory / KEYS_FILE
@@ -75,7 +79,7 @@ class Identity:
         from proxy.web.token import TokenEndpoint  # noqa: PLC0415
 
         own = OwnTokens(Keys(self._keys_file), ttl)
-        self._authenticator = Authenticator(sources, own)
+        self._authenticator = Authenticator(sources, own, self._callers)
         self._tokens = TokenEndpoint(
             self._guards, self._authenticator, own, self._router, self._audit
         )

@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp.web import BaseRequest, ServerRunner, StreamResponse
 
 from proxy.access.audit_log import Audit
+from proxy.access.callers import Callers
 from proxy.access.control import AccessControl, Policy
 from proxy.access.identity import Certificate, Everyone
 from proxy.access.limits import ClientLimits
@@ -26,6 +27,7 @@ from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
 from proxy.web.admin.actions import Control, Services
 from proxy.web.admin.pages import Admin
+from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
 from proxy.web.forwarded import TrustedProxies
@@ -76,7 +78,8 @@ def handlers(
     limits = ClientLimits(settings.access, engine.metrics.limits)
     policies = Policies(cache, content, engine.metrics)
     policies.use(compiled(settings.policies, router.parse_selector))
-    guards = Guards(access, limits, policies)
+    callers = Callers()
+    guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
     journal = Journal(engine.metrics, request_log, audit, upstreams.current)
     responses = ResponseCache(lookup, guards, journal, trusted)
     services = Services(
@@ -99,7 +102,7 @@ def handlers(
         control=Control(services, admin_access, audit, limits),
     )
     is_ours = environment.identifier is None
-    identity = Identity(guards, router, settings.storage.path, audit) if is_ours else None
+    identity = Identity(guards, callers, router, settings.storage.path, audit) if is_ours else None
     gate = Gate(guards, router, trusted)
     registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
     return Handlers(

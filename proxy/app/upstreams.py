@@ -13,7 +13,7 @@ from yarl import URL
 
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
-from proxy.repository.origins import Origin
+from proxy.repository.origins import CallerTimes, Origin
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
@@ -21,7 +21,8 @@ from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.auth import Authorizer
 from proxy.upstream.bandwidth import Bandwidth
 from proxy.upstream.body import DownloadPolicy
-from proxy.upstream.budget import Budget
+from proxy.upstream.budget import Budget, NoBudget
+from proxy.upstream.caller_auth import CallerAuthorizer
 from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.client import Client
 from proxy.upstream.credentials.choosing import check_credentials, make_credentials
@@ -105,7 +106,14 @@ class Upstreams:
         fallbacks = tuple(known_paths.get(p) or FallbackDirectory(p) for p in settings.fallback)
         self._fallbacks = fallbacks
         sources = {
-            name: Origin(entry.upstream, _rule(settings, name), entry.version, entry.url, fallbacks)
+            name: Origin(
+                entry.upstream,
+                _rule(settings, name),
+                entry.version,
+                entry.url,
+                fallbacks,
+                _caller_times(settings.upstreams[name]),
+            )
             for name, entry in built.items()
         }
         return Plan(built, sources)
@@ -157,7 +165,9 @@ class Upstreams:
         counters = self._metrics.add(name)
         transport = Transport(name, guard, context, settings.timeouts, counters)
         credentials = make_credentials(configured, transport)
-        authorizer = Authorizer(transport, credentials, configured.auth_hosts)
+        asks_as_caller = configured.asks_as_caller
+        made = CallerAuthorizer if asks_as_caller else Authorizer
+        authorizer = made(transport, credentials, configured.auth_hosts)
         breaker = CircuitBreaker(name, patience, time.monotonic)
         client = Client(transport, authorizer, breaker, settings.timeouts.answer)
         parallel = settings.parallel
@@ -166,7 +176,7 @@ class Upstreams:
         bandwidth = Bandwidth(limit) if limit else None
         upstream = Upstream(
             client,
-            Budget(self._clock),
+            NoBudget(self._clock) if asks_as_caller else Budget(self._clock),
             policy=DownloadPolicy(patience.resumes, pieces, bandwidth),
             downloads=min(configured.max_downloads, self._downloads),
             is_public=configured.is_anonymous,
@@ -192,6 +202,12 @@ def _stamp(file: Path | None) -> tuple[int, ...] | None:
     except OSError:
         return None
     return None if status is None else (status.st_mtime_ns, status.st_ino, status.st_size)
+
+
+def _caller_times(configured: UpstreamSettings) -> CallerTimes | None:
+    if not configured.asks_as_caller:
+        return None
+    return CallerTimes(configured.caller_ttl, configured.caller_stale)
 
 
 def _rule(settings: Settings, name: str) -> Rule:

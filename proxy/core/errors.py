@@ -181,6 +181,10 @@ class Denied(RegistryError):
     status, code = 403, "DENIED"
 
 
+class LoginRejected(Denied):
+    """Upstream rejects the client's own login."""
+
+
 class PolicyDenied(Denied):
     """A policy denies the image; ``policy`` is its name."""
 

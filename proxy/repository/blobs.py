@@ -13,6 +13,7 @@ from proxy.content.fetching import Fetch, SourcesBody, blob_size
 from proxy.core.errors import (
     BlobUnknown,
     ContentMismatch,
+    Denied,
     NotFound,
     NotHeld,
     StorageError,
@@ -171,8 +172,9 @@ class Blobs:
         """Return the blob as it arrives, or passed through; None to begin again.
 
         The download may be another's: of another repository, whose absence says nothing about this
-        one, or a prefetch, which gives up at the first refusal. When such a one fails before it
-        has opened, this request begins again with its own download.
+        one, or a prefetch, which gives up at the first refusal. Or upstream refuses the client that
+        began it, and not this one. When such a one fails before it has opened, this request begins
+        again with its own download.
         """
         reader = self._downloads.join(self._wanted(target, digest))
         download = reader.download
@@ -193,7 +195,8 @@ class Blobs:
                 raise
             if is_own and isinstance(error, NotFound):
                 await self.absences.learn(target, digest, error)
-            if is_own and not download.is_prefetch:
+            is_others_refusal = isinstance(error, Denied) and not reader.is_first
+            if is_own and not download.is_prefetch and not is_others_refusal:
                 raise
             return None
         return Live(reader)

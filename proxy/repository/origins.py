@@ -12,11 +12,19 @@ from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.registry import Upstream
 
 
+class CallerTimes(NamedTuple):
+    """Seconds that a client counts as confirmed: normally, and while the registry fails."""
+
+    ttl: float
+    stale: float
+
+
 class Origin(NamedTuple):
     """One upstream, its address, and how old its answers may be.
 
     ``version`` differs between two configurations of an upstream, because content that is absent
     under one may exist under the other. ``fallbacks`` are read before the registry is asked.
+    ``callers`` None: the registry is asked with the same login for all clients.
     """
 
     upstream: Upstream
@@ -24,6 +32,7 @@ class Origin(NamedTuple):
     version: int = 0
     url: str = ""
     fallbacks: tuple[FallbackDirectory, ...] = ()
+    callers: CallerTimes | None = None
 
     @property
     def local_sources(self) -> list[Source]:

@@ -1,4 +1,7 @@
-"""One running task per key, shared by all concurrent callers.
+"""One running task per key, shared by all concurrent callers that work for the same client.
+
+Work for different clients of an upstream that asks as its clients is not shared: one client would
+get the answer that another one may have.
 
 No caller owns the task: any of them may be cancelled, including the first. A failure reaches every
 caller; the next call starts a new task.
@@ -9,6 +12,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 import structlog
+
+from proxy.runtime.behalf import BEHALF
 
 Value = TypeVar("Value")
 log = structlog.get_logger(__name__)
@@ -32,11 +37,12 @@ class SingleFlight(Generic[Value]):
     def _task(
         self, key: object, work: Callable[[], Coroutine[Any, Any, Value]]
     ) -> "asyncio.Task[Value]":
-        task = self._running.get(key)
+        shared = BEHALF.get(), key
+        task = self._running.get(shared)
         if task is None:
             task = asyncio.create_task(work(), name=f"{self._name} {key}")
-            self._running[key] = task
-            task.add_done_callback(lambda done: self._ended(key, done))
+            self._running[shared] = task
+            task.add_done_callback(lambda done: self._ended(shared, done))
         return task
 
     def __len__(self) -> int:
@@ -44,7 +50,7 @@ class SingleFlight(Generic[Value]):
 
     def is_running(self, key: object) -> bool:
         """Return True if work for ``key`` is in progress."""
-        return key in self._running
+        return (BEHALF.get(), key) in self._running
 
     async def close(self) -> None:
         """Cancel all tasks and wait until they have ended."""

@@ -269,7 +269,7 @@ class Settings(Section):
     pins: tuple[str, ...] = ()
     """Images, or patterns over image names, that are never evicted."""
     admin: Admin = Admin()
-    access: Access = Access()
+    access: Access = Field(default_factory=Access)
     policies: tuple[Policy, ...] = ()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
@@ -310,6 +310,12 @@ class Settings(Section):
     @classmethod
     def _with_built_in(cls, value: object) -> object:
         return over_built_in(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _expect_callers(self) -> Self:
+        if any(upstream.asks_as_caller for upstream in self.upstreams.values()):
+            self.access.expect_callers()
+        return self
 
     @model_validator(mode="after")
     def _check_fallback(self) -> Self:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from proxy.settings.units import Bytes, Rate, Seconds, Section
 
@@ -141,12 +141,18 @@ class Access(Section):
     audit_max_size: Bytes | None = None
     """Size at which the audit log is renamed to `….1`."""
     limits: Limits = Limits()
+    _has_callers: bool = PrivateAttr(default=False)
+
+    def expect_callers(self) -> None:
+        """Ask clients to log in, because an upstream is asked with their logins."""
+        self._has_callers = True
 
     @property
     def is_configured(self) -> bool:
-        """Clients are identified: a source of users, networks or rules is configured."""
+        """Clients are identified: users, networks, rules or ``credentials: caller`` are there."""
         return bool(
             not self.anonymous
+            or self._has_callers
             or self.htpasswd_file
             or self.tokens_file
             or self.oidc

@@ -168,8 +168,8 @@ class Upstream(Section):
     password_file: Path | None = None
     """File with the password or access token. Millpond reads it at each use."""
     credentials: UpstreamCredentials | Literal["caller"] | None = None
-    """Another source of the credentials, in place of `username`. `caller` is reserved for the
-    client's own login."""
+    """Another source of the credentials, in place of `username`. `caller`: the client's own login;
+    Millpond then serves a repository only to clients that the registry lets read it."""
     caller_ttl: Seconds = 300.0
     """How long a client may read a repository after the registry has confirmed its login. Only for
     `credentials: caller`."""
@@ -229,6 +229,11 @@ class Upstream(Section):
             if source.google is not None:
                 files["credentials.google.key_file"] = source.google.key_file
         yield from ((key, file) for key, file in files.items() if file is not None)
+
+    @property
+    def asks_as_caller(self) -> bool:
+        """The registry is asked with the login of each client."""
+        return self.credentials == "caller"
 
     @property
     def is_anonymous(self) -> bool:

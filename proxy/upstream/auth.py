@@ -6,7 +6,7 @@ https://distribution.github.io/distribution/spec/auth/token/. Who we are is the 
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import structlog
 from aiohttp import ClientResponse
@@ -66,6 +66,9 @@ class Authorizer:
     fetches a token for all that wait for it.
     """
 
+    login: ClassVar[str] = "the configured credentials"
+    """What messages call the credentials."""
+
     def __init__(
         self, transport: Transport, credentials: Credentials, auth_hosts: Sequence[str]
     ) -> None:
@@ -77,6 +80,11 @@ class Authorizer:
         self._scopes: LRUCache[str, str] = LRUCache(MAX_SCOPES)
         self._tokens: TTLCache[str] = TTLCache(MAX_TOKENS)
         self._fetches: SingleFlight[str] = SingleFlight("token")
+
+    @property
+    def identity(self) -> str:
+        """As whom the registry is asked now; empty if that never changes. Tokens are kept by it."""
+        return ""
 
     @property
     def was_asked(self) -> bool:
@@ -113,7 +121,7 @@ class Authorizer:
         sent = None if known is None else await self._authorization(known, asked)
         response = await transport.send(request, sent)
         if known and sent and transport.is_own(response) and _is_refusal(response, sent):
-            await self._tokens.delete(_token_key(known, self._scopes.pop(scope, scope)))
+            await self._tokens.delete(self._token_key(known, self._scopes.pop(scope, scope)))
             if any("insufficient_scope" in line for line in _challenge_lines(response)):
                 return response
             await transport.drain(response)
@@ -135,14 +143,25 @@ class Authorizer:
         await transport.drain(response)
         return await transport.send(request, renewed)
 
+    async def forget_token(self, repository: str) -> None:
+        """Forget the token for a repository, so that the token server decides again."""
+        if self._challenge is not None:
+            scope = f"repository:{repository}:pull"
+            key = self._token_key(self._challenge, self._scopes.get(scope, scope))
+            await self._tokens.delete(key)
+
     async def refusal(self, repository: str) -> UpstreamFailure | Denied:
         """Return the error for a 401 that the registry sent to an authorized request."""
         if await self.credentials.get(repository) is None:
             return Denied(f"{self._host} denies anonymous access to this")
         if self._challenge is not None and self._challenge.scheme == "basic":
-            log.error("credentials rejected", upstream=self._host)
-            return CredentialsRejected(f"{self._host} rejects the configured credentials")
-        return Denied(f"{self._host} denies the configured credentials access to this")
+            return self._rejected(f"{self._host} rejects {self.login}")
+        return Denied(f"{self._host} denies {self.login} access to this")
+
+    def _rejected(self, text: str) -> UpstreamFailure | Denied:
+        """Return the error for credentials that are wrong, and log what the operator must fix."""
+        log.error("credentials rejected", upstream=self._host, reason=text)
+        return CredentialsRejected(text)
 
     async def _base_challenge(self) -> list[str]:
         """Return the challenge of ``/v2/``: some registries send it only there."""
@@ -171,10 +190,10 @@ class Authorizer:
             if credential is None:
                 raise Denied(f"{self._host} wants credentials, and none are configured")
             if credential.is_identity_token:
-                raise CredentialsRejected(f"{self._host} takes no identity token, only passwords")
+                raise self._rejected(f"{self._host} takes no identity token, only passwords")
             return credential.basic
         asked = asked._replace(scope=self._scopes.get(asked.scope, asked.scope))
-        key = _token_key(challenge, asked.scope)
+        key = self._token_key(challenge, asked.scope)
         token = await self._tokens.get(key)
         if token is None:
             token = await self._fetches.do(key, lambda: self._fetch_token(challenge, asked))
@@ -210,8 +229,13 @@ class Authorizer:
         if response.status != 200:
             raise self._token_error(response, is_anonymous=credential is None)
         token, life = _read_token(body, realm)
-        await self._tokens.set(_token_key(challenge, asked.scope), token, life * _USED_LIFE)
+        key = self._token_key(challenge, asked.scope)
+        await self._tokens.set(key, token, life * _USED_LIFE)
         return token
+
+    def _token_key(self, challenge: Challenge, scope: str) -> str:
+        parameters = challenge.parameters
+        return f"{self.identity} {parameters.get('realm')} {parameters.get('service')} {scope}"
 
     def _is_trusted(self, host: str) -> bool:
         """Return True if a token server may see our credential.
@@ -229,8 +253,7 @@ class Authorizer:
         text = f"{host} answers {response.status} to a token request"
         match response.status:
             case 401 if not is_anonymous:
-                log.error("credentials rejected", upstream=self._host, realm=host)
-                return CredentialsRejected(f"{text}: the configured credentials are rejected")
+                return self._rejected(f"{text}: {self.login} are rejected")
             case 401 | 403:
                 return Denied(text)
             case 429:
@@ -290,8 +313,3 @@ def _request(realm: URL, question: dict[str, str], credential: Credential | None
         return TokenRequest(realm.extend_query(question), authorization)
     grant = {"grant_type": "refresh_token", "refresh_token": credential.password}
     return TokenRequest(realm, form={**grant, **question, "client_id": "millpond"})
-
-
-def _token_key(challenge: Challenge, scope: str) -> str:
-    parameters = challenge.parameters
-    return f"{parameters.get('realm')} {parameters.get('service')} {scope}"

@@ -68,3 +68,10 @@ class Budget:
             self._empty_since = None
         elif self._empty_since is None:
             self._empty_since = self._clock()
+
+
+class NoBudget(Budget):
+    """For an upstream that is asked as its clients: each of them has another limit."""
+
+    def note(self, headers: Mapping[str, str], source: str) -> None:
+        """Read nothing: what one client may still pull says nothing about the others."""

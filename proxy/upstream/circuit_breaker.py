@@ -80,7 +80,7 @@ class CircuitBreaker:
         self._name = name
         self._limits = limits
         self._now = now
-        self._cool_until: dict[str, float] = {}
+        self._cool_until: LRUCache[str, float] = LRUCache(MAX_OBJECTS)
         self._upstream = _Circuit(limits)
         self._objects: LRUCache[str, _Circuit] = LRUCache(MAX_OBJECTS)
         self._answered_at: float | None = None

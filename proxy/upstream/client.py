@@ -104,6 +104,24 @@ class Client:
         """
         return await self._retry(request, lambda: self._send_once(request))
 
+    async def log_in(self) -> None:
+        """Ping the registry with our login, as ``docker login`` does.
+
+        Raises ``Denied`` if it is rejected, ``UpstreamFailure`` if that is not known.
+        """
+        async with asyncio.timeout(self.answer_seconds):
+            ping = HTTPRequest("GET", self.transport.url / "v2" / "")
+            response = await self._authorizer.send(ping)
+            await self.transport.drain(response)
+        if response.status in (401, 403):
+            raise await self._authorizer.refusal("")
+        if response.status != 200:
+            raise UpstreamUnavailable(f"{self.name} answers {response.status} to a login")
+
+    async def forget_token(self, repo: Repo) -> None:
+        """Forget the token for a repository, so that the token server decides again."""
+        await self._authorizer.forget_token(repo)
+
     async def read(self, request: UpstreamRequest, limit: int) -> WholeResponse:
         """Return a good response with its body of at most ``limit`` bytes. Raises as ``send``."""
 
@@ -128,7 +146,7 @@ class Client:
         self, request: UpstreamRequest, attempt: Callable[[], Awaitable[Result]]
     ) -> Result:
         """Return the result of the first attempt that succeeds within ``answer_seconds``."""
-        self.circuit_breaker.admit(request.rate_limit_key, request.item)
+        self.circuit_breaker.admit(self._rate_limit_key(request), request.item)
         try:
             async with asyncio.timeout(self.answer_seconds):
                 return await self._attempts(request, attempt)
@@ -165,7 +183,12 @@ class Client:
 
     def _record_failure(self, request: UpstreamRequest, error: RegistryError) -> None:
         if not request.is_optional or isinstance(error, TooManyRequests):
-            self.circuit_breaker.record_failure(request.rate_limit_key, request.item, error)
+            key = self._rate_limit_key(request)
+            self.circuit_breaker.record_failure(key, request.item, error)
+
+    def _rate_limit_key(self, request: UpstreamRequest) -> str:
+        """Return for what a 429 holds: one kind of requests of one client."""
+        return f"{self._authorizer.identity} {request.rate_limit_key}"
 
     async def _send_once(self, request: UpstreamRequest) -> ClientResponse:
         url = self.transport.url / "v2" / request.repo / request.kind

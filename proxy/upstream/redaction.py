@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 from cachetools import LRUCache
 
+from proxy.runtime.behalf import BEHALF
+
 REDACTED: Final = "[redacted]"
 MAX_KNOWN: Final = 128
 """Remembered values of ``Authorization``, the last ones sent. Each scope has its own token."""
@@ -23,16 +25,18 @@ MIN_LENGTH: Final = 8
 class Redactor:
     """The credentials sent to one upstream and its token servers, in all forms of an echo.
 
-    Case is ignored: a host name returns an echo in lower case.
+    Case is ignored: a host name returns an echo in lower case. Each client has its own credentials
+    removed: removing another's would show which words are in them.
     """
 
     def __init__(self) -> None:
-        self._known: LRUCache[str, dict[str, str]] = LRUCache(MAX_KNOWN)
+        self._known: LRUCache[tuple[str, str], dict[str, str]] = LRUCache(MAX_KNOWN)
 
     def remember(self, authorization: str) -> None:
         """Remember a value of ``Authorization`` or ``Proxy-Authorization`` before it is sent."""
-        if self._known.get(authorization) is None:
-            self._known[authorization] = _forms(authorization)
+        key = BEHALF.get(), authorization
+        if self._known.get(key) is None:
+            self._known[key] = _forms(authorization)
 
     def redact(self, text: str) -> str:
         """Return text of an upstream without any form of the credentials."""
@@ -61,10 +65,11 @@ class Redactor:
         The search is a plain one, because compiling a pattern takes milliseconds for a token, and
         every error of an upstream is searched.
         """
-        lowered = text.lower()
+        lowered, behalf = text.lower(), BEHALF.get()
         found = {
             form
-            for forms in self._known.values()
+            for (owner, _), forms in self._known.items()
+            if owner == behalf
             for form, lowered_form in forms.items()
             if len(form) >= shortest and lowered_form in lowered
         }

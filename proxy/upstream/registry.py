@@ -90,6 +90,14 @@ class Upstream:
     def __repr__(self) -> str:
         return f"<Upstream {self._client.name}>"
 
+    async def log_in(self) -> None:
+        """Return if the registry accepts our login. Raises ``TimeoutError`` too."""
+        await self._client.log_in()
+
+    async def forget_token(self, repo: Repo) -> None:
+        """Let the token server decide about a repository again."""
+        await self._client.forget_token(repo)
+
     async def head_manifest(self, repo: Repo, ref: str) -> Descriptor | None:
         """Return what a tag or digest names; None when this registry's HEAD does not tell.
 

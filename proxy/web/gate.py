@@ -12,9 +12,10 @@ from proxy.access.limits import ClientLimits
 from proxy.access.principals import Principal
 from proxy.access.rules import Action
 from proxy.core.errors import RegistryError, Unauthorized
-from proxy.core.names import Kind, Target
+from proxy.core.names import Kind, Target, parse_path
 from proxy.core.routing import Router
 from proxy.policies import Policies
+from proxy.web.callers import CallerGate
 from proxy.web.connection import Connection
 from proxy.web.exchange import Exchange
 from proxy.web.forwarded import TrustedProxies
@@ -43,24 +44,34 @@ def presented(request: BaseRequest) -> Presented:
 
 
 class Guards(NamedTuple):
-    """What decides about requests: who may pull, how much at a time, and what may run."""
+    """What decides about requests: who may pull, how much at a time, what may run, as whom."""
 
     access: AccessControl
     limits: ClientLimits
     policies: Policies
+    callers: CallerGate
 
 
 class Gate:
     """Identifies clients and enforces decisions; an exchange keeps both for the log."""
 
     def __init__(self, guards: Guards, router: Router, trusted: TrustedProxies) -> None:
-        self._access, self._limits, self.policies = guards
+        self._access, self._limits, self.policies, self.callers = guards
         self._router = router
         self._trusted = trusted
 
     async def identify(self, request: BaseRequest) -> Principal:
         """Return who sends a request. Raises ``Unauthorized`` or ``TooManyRequests``."""
-        return await self._access.identify(*presented(request))
+        sent = presented(request)
+        return await self._access.identify(*sent, self._for_upstream(request, sent))
+
+    def _for_upstream(self, request: BaseRequest, sent: Presented) -> str | None:
+        """Return the upstream that Basic credentials of a request may be for."""
+        if sent.authorization is None or sent.authorization[:6].lower() != "basic ":
+            return None
+        repo = parse_path(request.path).repo
+        ns = request.query.get("ns") or None
+        return self.callers.upstream([repo] if repo else [], request.host, ns)
 
     async def admit(self, exchange: Exchange, principal: Principal) -> None:
         """Return when it is the client's turn. Raises ``RateLimited``."""
@@ -98,12 +109,14 @@ class Gate:
         self.enforce(exchange, principal, Action.CONNECT)
         if not self._access.is_configured or principal.user is not None or principal.is_operator:
             return
-        if not presented(exchange.request).has_token:
+        if not presented(exchange.request).has_token and principal.caller is None:
             raise Unauthorized("authentication required")
 
     def may_see(self, principal: Principal, target: Target) -> bool:
         """Return True if a list may name a repository to this client."""
-        return self._access.preview(principal, Action.PULL, target).is_allowed
+        if not self._access.preview(principal, Action.PULL, target).is_allowed:
+            return False
+        return self.callers.is_confirmed(principal, target)
 
     def challenge(self, exchange: Exchange) -> str:
         """Return a Bearer challenge that names our token endpoint (distribution ``token.md``).

@@ -16,7 +16,7 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from proxy.access.principals import OPERATOR, Principal
 from proxy.access.rules import Action
 from proxy.core.errors import PaginationInvalid, RegistryError, Unauthorized, Unsupported
-from proxy.core.names import Digest, Kind, Tag, Target, is_digest, parse_path
+from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, parse_path
 from proxy.core.routing import Router
 from proxy.repository import Cache
 from proxy.repository.results import Described, Manifest
@@ -99,6 +99,10 @@ class Registry:
             return await self._catalog(exchange, principal)
         target = self._gate.resolve(exchange, principal)
         self._policies.check_request(target, route)
+        async with self._gate.callers.asking(principal, target, route):
+            return await self._content(exchange, target, route)
+
+    async def _content(self, exchange: Exchange, target: Target, route: Route) -> StreamResponse:
         match route.kind:
             case Kind.MANIFEST if exchange.is_head:
                 return replies.described(exchange, await self._head(exchange, target, route.ref))
@@ -110,6 +114,8 @@ class Registry:
                 return await self._tags(exchange, target)
             case Kind.REFERRERS:
                 return await self._referrers(exchange, target, Digest(route.ref))
+            case Kind.BASE | Kind.CATALOG:
+                raise AssertionError("not about a repository")
             case _:
                 assert_never(route.kind)
 

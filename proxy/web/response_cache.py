@@ -51,7 +51,7 @@ class ResponseCache:
         self, lookup: MemoryLookup, guards: Guards, journal: Journal, trusted: TrustedProxies
     ) -> None:
         self._lookup = lookup
-        self._access, self._limits, self._policies = guards
+        self._access, self._limits, self._policies, self._callers = guards
         self._journal = journal
         self._trusted = trusted
         self._seen_once: dict[int, None] = {}
@@ -108,6 +108,8 @@ class ResponseCache:
             return None
         decision = self._access.preview(principal, Action.PULL, request.target)
         if not decision.is_allowed:
+            return None
+        if not self._callers.is_confirmed(principal, request.target):
             return None
         found = self._lookup.get(request.target, request.route)
         if found is None or len(found.body) > MAX_BODY:

@@ -11,7 +11,7 @@ login for Docker Hub to a mirror, and would bypass a mirror that refuses it.
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import parse_qs
@@ -25,9 +25,10 @@ from proxy.access.credentials import Basic, Bearer, basic, parse
 from proxy.access.identity import Certificate
 from proxy.access.logins import Login
 from proxy.access.own_tokens import Entry, OwnTokens
-from proxy.access.principals import Principal
+from proxy.access.principals import Method, Principal
 from proxy.access.rules import Action
 from proxy.core.errors import (
+    Denied,
     RateLimited,
     RegistryError,
     RequestInvalid,
@@ -61,6 +62,12 @@ class _Asked:
     scopes: tuple[str, ...]
     ns: str | None
 
+    @property
+    def repositories(self) -> list[str]:
+        """The repositories in the scopes."""
+        parts = (scope.split(":") for scope in self.scopes)
+        return [":".join(part[1:-1]) for part in parts if part[0] == "repository"]
+
 
 class TokenEndpoint:
     """Answers ``/-/token``."""
@@ -74,7 +81,7 @@ class TokenEndpoint:
         audit: AuditLog,
     ) -> None:
         self._audit = audit
-        self._access, self._limits, _ = guards
+        self._access, self._limits, _, self._callers = guards
         self._authenticator = authenticator
         self._own = own
         self._router = router
@@ -119,24 +126,33 @@ class TokenEndpoint:
     ) -> Login | None:
         """Return the login of the first credentials that are right, None for an anonymous client.
 
-        containerd sends the pull secret in the form, and headers of its hosts.toml beside it.
+        containerd sends the pull secret in the form, and headers of its hosts.toml beside it. One
+        of them may be a login of ours, and the other one for the upstream: then both count.
 
         Raises ``Unauthorized`` or ``TooManyFailures`` for a client that tests its login.
         """
         failure: Unauthorized | TooManyFailures | None = None
+        upstream = self._callers.upstream(asked.repositories, request.host, asked.ns)
+        caller: Login | None = None
         for read in (_form_credentials, _header_credentials):
             credentials: Basic | Bearer | None = None
             try:
                 credentials = read(asked)
-                login = await self._authenticator.log_in(credentials, request.remote)
+                wanted = upstream if _may_be_for_upstream(credentials, asked) else None
+                login = await self._authenticator.log_in(credentials, request.remote, wanted)
                 _check_exchange(login)
+                if login is not None and login.method is Method.CALLER:
+                    caller = caller or await self._tested(login, asked, upstream)
+                    continue
             except (Unauthorized, TooManyFailures) as error:
                 failure = failure or error
                 if not asked.scopes:
                     await self._authenticator.slow_down(credentials, request.remote)
             else:
                 if login is not None:
-                    return login
+                    return login if caller is None else replace(login, caller=caller.caller)
+        if caller is not None:
+            return caller
         if failure is not None and self._audit.is_on:
             self._audit.record(audited.login(request, None, failure))
         anonymous = self._principal(None, request, certificate)
@@ -145,6 +161,20 @@ class TokenEndpoint:
             await self._admit(request, anonymous)
             raise failure
         return None
+
+    async def _tested(self, login: Login, asked: _Asked, upstream: str | None) -> Login:
+        """Return a login that refers to credentials for an upstream.
+
+        Without a scope, as ``docker login`` asks, upstream tests it first. Raises ``Unauthorized``.
+        """
+        assert login.caller is not None
+        assert upstream is not None
+        if not asked.scopes:
+            try:
+                await self._callers.log_in(login.caller, upstream)
+            except Denied as error:
+                raise Unauthorized(error.message) from None
+        return login
 
     async def _admit(self, request: BaseRequest, principal: Principal) -> None:
         """Return when it is the client's turn. Raises ``RateLimited``.
@@ -226,6 +256,11 @@ def _form_credentials(asked: _Asked) -> Basic | Bearer | None:
             return parse(f"Bearer {_field(asked.form, 'refresh_token')}")
         case _:
             raise RequestInvalid("grant_type must be password or refresh_token")
+
+
+def _may_be_for_upstream(credentials: Basic | Bearer | None, asked: _Asked) -> bool:
+    """Return True for a user with a password, and for an identity token in a form."""
+    return isinstance(credentials, Basic) or bool(asked.form and credentials is not None)
 
 
 def _header_credentials(asked: _Asked) -> Basic | Bearer | None:

@@ -53,7 +53,11 @@ class People:
         return None
 
     async def identify(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self,
+        authorization: str | None,
+        address: str | None,
+        certificate: Certificate | None,
+        upstream: str | None = None,
     ) -> Principal:
         await asyncio.sleep(0)
         for user in self.users:

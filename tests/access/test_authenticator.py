@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from proxy.access import own_tokens
 from proxy.access.authenticator import Authenticator
+from proxy.access.callers import Callers
 from proxy.access.credentials import Basic, Bearer, parse
 from proxy.access.failures import LONGEST_DELAY, PER_ADDRESS, PER_USER
 from proxy.access.htpasswd import parse as parse_users
@@ -51,7 +52,7 @@ class Files:
         self.robot = write_token(self.tokens, "robot", "dev")
         self.keys = Keys(folder / "keys.json")
         self.own = OwnTokens(self.keys, 300)
-        self.authenticator = Authenticator(self.sources(), self.own)
+        self.authenticator = Authenticator(self.sources(), self.own, Callers())
 
     def settings(self) -> dict[str, Any]:
         return {"htpasswd_file": str(self.users), "tokens_file": str(self.tokens)}

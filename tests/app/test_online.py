@@ -100,10 +100,20 @@ async def test_a_login_that_nobody_asks_for_is_only_reached(
 
 
 async def test_wrong_settings_are_not_tried(upstream: FakeUpstream, tmp_path: Path) -> None:
-    done = await check(tmp_path, {"lab": {"url": upstream.url, "credentials": "caller"}}, "--json")
+    missing = {"docker_config": str(tmp_path / "none")}
+    done = await check(tmp_path, {"lab": {"url": upstream.url, "credentials": missing}}, "--json")
     document = json.loads(done.stdout)
     assert (done.returncode, document["ok"], document["upstreams"]) == (2, False, [])
     assert not upstream.requests
+
+
+async def test_a_registry_that_is_asked_as_its_clients_is_only_reached(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.auth.scheme = "basic"
+    done = await check(tmp_path, {"lab": {"url": upstream.url, "credentials": "caller"}}, "--json")
+    [found] = json.loads(done.stdout)["upstreams"]
+    assert (done.returncode, found["result"], found["credentials"]) == (0, REACHED, "caller")
 
 
 async def test_a_registry_that_fails_or_is_slow(upstream: FakeUpstream, tmp_path: Path) -> None:

@@ -62,10 +62,11 @@ class Registry:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.tokens = tokens
+        self.storage = root / "storage"
         settings = {
             "version": 0.1,
             "log": {"level": "warn", "accesslog": {"disabled": False}},
-            "storage": {"filesystem": {"rootdirectory": str(root / "storage")}},
+            "storage": {"filesystem": {"rootdirectory": str(self.storage)}},
             "http": {"addr": f"127.0.0.1:{self.port}", "secret": "tests"},
             "auth": {
                 "token": {
@@ -131,3 +132,26 @@ def running(access: Access) -> Iterator[Registry]:
         finally:
             registry.stop()
             tokens.stop()
+
+
+@contextmanager
+def with_htpasswd(content: Path, users: Path) -> Iterator[str]:
+    """Give the URL of a registry over the same content that asks for Basic credentials."""
+    with workdir("registry-htpasswd") as root:
+        port = free_port()
+        settings = {
+            "version": 0.1,
+            "log": {"level": "warn", "accesslog": {"disabled": True}},
+            "storage": {"filesystem": {"rootdirectory": str(content)}},
+            "http": {"addr": f"127.0.0.1:{port}", "secret": "tests"},
+            "auth": {"htpasswd": {"realm": "tests", "path": str(users)}},
+        }
+        config = root / "registry.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        argv = ["docker-registry", "serve", str(config)]
+        daemon = Daemon(argv, hermetic(root), root / "registry.log")
+        daemon.start(lambda: listens(port))
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            daemon.stop()

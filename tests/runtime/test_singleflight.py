@@ -3,6 +3,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
+from proxy.runtime.behalf import BEHALF
 from proxy.runtime.singleflight import SingleFlight
 
 
@@ -86,3 +87,25 @@ async def test_t60_what_fails_while_nobody_waits_is_logged() -> None:
         await asyncio.sleep(0)
     assert {entry["work"] for entry in logged} == {"refresh k"}
     assert isinstance(logged[0]["exc_info"], LookupError)
+
+
+async def test_work_for_different_clients_is_not_shared() -> None:
+    once: SingleFlight[str] = SingleFlight("test")
+    gate = asyncio.Event()
+
+    async def work() -> str:
+        await gate.wait()
+        return BEHALF.get()
+
+    async def ask(client: str) -> str:
+        BEHALF.set(client)
+        assert not once.is_running("k")
+        return await once.do("k", work)
+
+    asking = [asyncio.create_task(ask(client)) for client in ("ann", "bob")]
+    await asyncio.sleep(0)
+    assert len(once) == 2
+    gate.set()
+    assert await asyncio.gather(*asking) == ["ann", "bob"]
+    await asyncio.sleep(0)
+    assert not len(once)

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
+from proxy.upstream.credentials.caller import Caller, asking_as
 from proxy.upstream.redaction import Redactor
 from tests.fakes import content
 from tests.fakes.faults import Effect
@@ -220,3 +221,14 @@ def test_many_long_tokens_cost_an_error_next_to_nothing() -> None:
     for _ in range(20):
         assert redactor.redact_message("docker.io answers 404") == "docker.io answers 404"
     assert time.process_time() - began < 0.5
+
+
+def test_clients_do_not_learn_which_words_are_in_the_login_of_another() -> None:
+    redactor = Redactor()
+    with asking_as(Caller("ann")):
+        redactor.remember(f"Basic {ENCODED}")
+    with asking_as(Caller("bob")):
+        assert redactor.redact(f"no {PAIR}") == f"no {PAIR}"
+        assert not redactor.is_leaked_by(PAIR)
+    with asking_as(Caller("ann")):
+        assert redactor.redact(f"no {PAIR}") == "no [redacted]"

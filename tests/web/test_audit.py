@@ -48,7 +48,11 @@ class Tokens:
         return None
 
     async def identify(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self,
+        authorization: str | None,
+        address: str | None,
+        certificate: Certificate | None,
+        upstream: str | None = None,
     ) -> Principal:
         raise Unauthorized("the token is unknown")
 

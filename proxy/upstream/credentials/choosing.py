@@ -2,7 +2,6 @@
 
 import shutil
 from functools import partial
-from typing import Final
 
 from yarl import URL
 
@@ -12,6 +11,7 @@ from proxy.settings.upstreams import UpstreamCredentials as CredentialsSettings
 from proxy.upstream.credentials import Credential, Credentials, PasswordFile, Static
 from proxy.upstream.credentials.aws import AWS, region_of
 from proxy.upstream.credentials.azure import Azure
+from proxy.upstream.credentials.caller import CallerCredentials
 from proxy.upstream.credentials.cloud import EXTRAS, load
 from proxy.upstream.credentials.docker_config import DockerConfig, server_of
 from proxy.upstream.credentials.google import Google
@@ -21,16 +21,12 @@ from proxy.upstream.credentials.program import Program
 from proxy.upstream.credentials.renewing import RenewingCredentials
 from proxy.upstream.transport import Transport
 
-_CALLER: Final = "caller is not available in this version; name a source, or leave it out"
-
 
 def check_credentials(name: str, configured: Upstream) -> None:
     """Return if the source of an upstream can be built on this machine. Raises ``ConfigError``."""
     source, place = configured.credentials, f"upstreams.{name}.credentials"
-    if source is None:
-        return
     if not isinstance(source, CredentialsSettings):
-        raise ConfigError(f"{place}: {_CALLER}")
+        return
     for program in _programs(source):
         if shutil.which(program.name) is None:
             raise ConfigError(f"{place}: {program.name} is not a program that can be run")
@@ -48,6 +44,8 @@ def check_credentials(name: str, configured: Upstream) -> None:
 def make_credentials(configured: Upstream, transport: Transport) -> Credentials:
     """Return the configured source; ``check_credentials`` has accepted it."""
     source = configured.credentials
+    if configured.asks_as_caller:
+        return CallerCredentials(transport.name)
     if isinstance(source, CredentialsSettings):
         return _from_source(source, transport)
     if configured.username is None:

@@ -56,7 +56,6 @@ def test_settings_that_are_right() -> None:
 @pytest.mark.parametrize(
     ("credentials", "url", "words"),
     [
-        ("caller", "https://ghcr.io", r"x\.credentials: caller is not available in this version"),
         ({"exec": {"command": ["/no/such"]}}, "https://ghcr.io", "/no/such is not a program"),
         ({"kubelet": {"name": "/etc/passwd"}}, "https://ghcr.io", "/etc/passwd is not a program"),
         (
@@ -111,7 +110,6 @@ def test_check_and_serve_refuse_what_cannot_work(tmp_path: Path) -> None:
     )
     words = (
         f"upstreams.ghcr.io.credentials.docker_config: {tmp_path}/none cannot be read",
-        "upstreams.quay.io.credentials: caller is not available",
         f"upstreams.gcr.io.credentials.google.key_file: {tmp_path}/empty is empty",
     )
     checked, served = (run(command, "--config", str(config)) for command in ("check", "serve"))

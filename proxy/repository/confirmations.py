@@ -1,0 +1,203 @@
+"""Which clients may read which repository, for upstreams that are asked as their clients.
+
+Content is stored once, whoever fetched it. A client gets it only after upstream has answered that
+client about the repository: a HEAD of what the client requests, with a new token where there are
+tokens. If upstream has no such object, a list of tags tells a missing object from a hidden
+repository. 401 and 403 mean no. All other failures mean that it is not known, which is never a yes:
+then only clients that were confirmed before are served, for a while.
+
+Nothing here looks at what the cache holds. A refused client causes the same requests, and gets the
+same answer, whether the content is here or not.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from cachetools import LRUCache
+
+from proxy.core.errors import (
+    Denied,
+    NotFound,
+    UpstreamFailure,
+    UpstreamRejected,
+    UpstreamTimeout,
+)
+from proxy.core.names import Digest, Kind, Route, Target
+from proxy.core.records import Clock
+from proxy.repository.origins import Origin
+from proxy.runtime.singleflight import SingleFlight
+from proxy.upstream.credentials.caller import ANONYMOUS, Caller
+from proxy.upstream.registry import Upstream
+
+MAX_VERDICTS: Final = 100_000
+REFUSED_SECONDS: Final = 15.0
+"""How long a refusal is believed: access may have been granted since."""
+
+RETRY_SECONDS: Final = 10.0
+"""How long upstream is not asked again about a confirmed client after it has failed."""
+
+
+class _Key(NamedTuple):
+    version: int
+    target: Target
+    caller: str
+
+
+@dataclass(slots=True)
+class _Verdict:
+    """Upstream's answer about a client, and when it was asked (Unix seconds).
+
+    ``failed_at``: when upstream last failed to repeat it.
+    """
+
+    asked_at: float
+    refusal: str | None = None
+    failed_at: float | None = None
+
+    def is_yes(self, now: float, seconds: float) -> bool:
+        """Return True for a confirmation of the last ``seconds``; a clock set back ends it."""
+        return self.refusal is None and _is_within(self.asked_at, now, seconds)
+
+
+class Confirmations:
+    """The verdicts of upstreams about clients, in memory only; at the limit the oldest goes.
+
+    A confirmed client waits at most ``patience`` seconds for the next confirmation.
+    """
+
+    def __init__(self, sources: Mapping[str, Origin], clock: Clock, patience: float) -> None:
+        self._sources = sources
+        self._clock = clock
+        self._patience = patience
+        self._verdicts: LRUCache[_Key, _Verdict] = LRUCache(MAX_VERDICTS)
+        self._flights: SingleFlight[None] = SingleFlight("confirm a client")
+
+    async def close(self) -> None:
+        """Cancel running requests."""
+        await self._flights.close()
+
+    def is_needed(self, upstream: str) -> bool:
+        """Return True if the upstream is asked as its clients."""
+        origin = self._sources.get(upstream)
+        return origin is not None and origin.callers is not None
+
+    def is_confirmed(self, caller: Caller, target: Target) -> bool:
+        """Return True if a client may be answered from the cache now, without asking."""
+        origin = self._sources.get(target.upstream)
+        if origin is None or origin.callers is None:
+            return origin is not None
+        return self._yes(origin, caller, target, origin.callers.ttl) is not None
+
+    async def confirm(self, caller: Caller, target: Target, route: Route) -> None:
+        """Return if a client may read a repository; it must be the one that upstream is asked as.
+
+        Raises ``Denied`` or ``NotFound`` for no, ``UpstreamFailure`` if that is not known.
+        """
+        origin = self._sources[target.upstream]
+        if origin.callers is None or self.is_confirmed(caller, target):
+            return
+        former, now = self._yes(origin, caller, target, origin.callers.stale), self._clock()
+        if origin.rule.offline:
+            if former is None:
+                raise Denied(f"{target.upstream} cannot confirm your access: this is offline")
+            return
+        if former is None:
+            await self._ask(origin, caller, target, route)
+        elif former.failed_at is None or not _is_within(former.failed_at, now, RETRY_SECONDS):
+            try:
+                async with asyncio.timeout(self._patience):
+                    await self._ask(origin, caller, target, route)
+            except (UpstreamFailure, TimeoutError):
+                former.failed_at = self._clock()
+
+    def refuse(self, caller: Caller, target: Target) -> None:
+        """Forget a confirmation: upstream has refused the client since."""
+        self._verdicts.pop(_key(self._sources[target.upstream], target, caller), None)
+
+    async def log_in(self, upstream: str) -> None:
+        """Return if upstream accepts the login of the client that it is asked as.
+
+        Raises ``Denied`` or ``UpstreamFailure``.
+        """
+        try:
+            await self._sources[upstream].upstream.log_in()
+        except TimeoutError:
+            raise UpstreamTimeout(f"{upstream} does not answer in time") from None
+
+    def _yes(
+        self, origin: Origin, caller: Caller, target: Target, seconds: float
+    ) -> _Verdict | None:
+        """Return the confirmation of a client, or of everybody for a public repository."""
+        now = self._clock()
+        for one in (caller, ANONYMOUS):
+            verdict = self._verdicts.get(_key(origin, target, one))
+            if verdict is not None and verdict.is_yes(now, seconds):
+                return verdict
+        return None
+
+    async def _ask(self, origin: Origin, caller: Caller, target: Target, route: Route) -> None:
+        """Ask once for all requests of a client to a repository.
+
+        One that waited for another request does not get its 404, which may be about one object.
+        """
+        key = _key(origin, target, caller)
+        while True:
+            is_first = not self._flights.is_running(key)
+            try:
+                return await self._flights.do(key, lambda: self._decide(origin, key, route))
+            except NotFound:
+                if is_first:
+                    raise
+
+    async def _decide(self, origin: Origin, key: _Key, route: Route) -> None:
+        """Ask upstream, and keep the verdict."""
+        asked_at = self._clock()
+        known = self._verdicts.get(key)
+        if (
+            known is not None
+            and known.refusal
+            and _is_within(known.asked_at, asked_at, REFUSED_SECONDS)
+        ):
+            raise Denied(known.refusal)
+        try:
+            await _look(origin.upstream, key.target, route)
+        except Denied as error:
+            self._verdicts[key] = _Verdict(asked_at, refusal=error.message)
+            raise
+        except NotFound:
+            self._verdicts.pop(key, None)
+            raise
+        self._verdicts[key] = _Verdict(asked_at)
+
+
+async def _look(upstream: Upstream, target: Target, route: Route) -> None:
+    """Return if upstream shows the client a repository. Raises ``RegistryError``.
+
+    The answer about the object counts if upstream lists no tags for this client.
+    """
+    await upstream.forget_token(target.repo)
+    absence: NotFound | None = None
+    try:
+        if route.kind is Kind.BLOB:
+            await upstream.blob_size(target, Digest(route.ref))
+            return
+        if route.kind is not Kind.TAGS and await upstream.head_manifest(target.repo, route.ref):
+            return
+    except NotFound as error:
+        absence = error
+    try:
+        await upstream.tags(target.repo, {"n": "1"})
+    except (Denied, UpstreamRejected):
+        if absence is None:
+            raise
+        raise absence from None
+
+
+def _key(origin: Origin, target: Target, caller: Caller) -> _Key:
+    return _Key(origin.version, target, caller.key)
+
+
+def _is_within(moment: float, now: float, seconds: float) -> bool:
+    return moment <= now < moment + seconds

@@ -1,0 +1,20 @@
+"""Authorizes requests with the logins of clients: tokens and refusals are per client."""
+
+from proxy.core.errors import Denied, LoginRejected, UpstreamFailure
+from proxy.runtime.behalf import BEHALF
+from proxy.upstream.auth import Authorizer
+
+
+class CallerAuthorizer(Authorizer):
+    """An ``Authorizer`` for ``CallerCredentials``."""
+
+    login = "your login"
+
+    @property
+    def identity(self) -> str:
+        """The key of the client that asks."""
+        return BEHALF.get()
+
+    def _rejected(self, text: str) -> UpstreamFailure | Denied:
+        """Return an error that is the client's to solve: the upstream works for others."""
+        return LoginRejected(text)

@@ -8,9 +8,9 @@ from typing import Final
 from proxy.access.identity import Certificate, Identifier
 from proxy.access.memberships import Memberships
 from proxy.access.principals import Principal
-from proxy.access.rules import AccessRules, Action, Decision, Rules
+from proxy.access.rules import AccessRules, Action, Decision, Rules, named_groups
 from proxy.core.names import Target
-from proxy.core.selection import Selector
+from proxy.core.selection import NamePattern, Selector
 from proxy.runtime.metrics import CacheCounters
 from proxy.settings.access import Access
 
@@ -26,12 +26,15 @@ class Policy:
     rules: AccessRules
     memberships: Memberships
     is_configured: bool
+    groups: tuple[NamePattern, ...] = ()
+    """Patterns of the groups that rules name."""
 
     @classmethod
     def of(cls, access: Access, selector: Callable[[str], Selector]) -> "Policy":
         """Return the policy of settings; ``selector`` parses patterns. Raises ``ConfigError``."""
         memberships = Memberships(access.networks, access.groups)
-        return cls(Decisions(Rules(access, selector)), memberships, access.is_configured)
+        rules, groups = Decisions(Rules(access, selector)), named_groups(access.rules)
+        return cls(rules, memberships, access.is_configured, groups)
 
 
 class Decisions:
@@ -74,6 +77,11 @@ class AccessControl:
     def complete(self, principal: Principal) -> Principal:
         """Return the principal with its networks and configured groups."""
         return self._policy.memberships.complete(principal)
+
+    def named(self, groups: frozenset[str]) -> frozenset[str]:
+        """Return those of a login's groups that rules name: no others need a place in a token."""
+        patterns = self._policy.groups
+        return frozenset(one for one in groups if any(each.matches(one) for each in patterns))
 
     @property
     def is_configured(self) -> bool:

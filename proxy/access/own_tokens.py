@@ -13,11 +13,13 @@ import jwt
 from proxy.access.keys import Keys
 from proxy.access.logins import Login
 from proxy.access.principals import Method
-from proxy.core.errors import Unauthorized
+from proxy.core.errors import Denied, Unauthorized
 
 ISSUER: Final = "millpond"
 ALGORITHM: Final = "ES256"
-MAX_TOKEN: Final = 8 * 1024
+MAX_TOKEN: Final = 8000
+"""Characters. Clients send it in a header of at most 8,190."""
+
 LEEWAY: Final = 5
 """Seconds. The tokens are from this host; its clock may step back a little."""
 
@@ -35,7 +37,10 @@ class OwnTokens:
         """Seconds that a token is valid."""
 
     def issue(self, login: Login | None, access: Sequence[Entry]) -> tuple[str, int]:
-        """Return a token for a login (None: anonymous), and the seconds that it is valid."""
+        """Return a token for a login (None: anonymous), and the seconds that it is valid.
+
+        Raises ``Denied`` for a login whose groups do not fit into a token.
+        """
         now, key = int(time.time()), self._keys.current
         seconds = self._seconds(login, now)
         claims: Entry = {
@@ -58,7 +63,10 @@ class OwnTokens:
             }
         if login is not None and login.caller is not None:
             claims["caller"] = login.caller
-        return jwt.encode(claims, key.private, ALGORITHM, {"kid": key.kid}), seconds
+        token = jwt.encode(claims, key.private, ALGORITHM, {"kid": key.kid})
+        if len(token) > MAX_TOKEN:
+            raise Denied("the login has more groups in access.rules than fit into a token")
+        return token, seconds
 
     def is_own(self, token: str) -> bool:
         """Return True if the token names a key of ours; it may still be forged."""

@@ -195,6 +195,12 @@ def _compiled(number: int, rule: Rule, selector: Callable[[str], Selector]) -> _
     return _Compiled(action, decision, images, tuple(map(_entry, rule.to)))
 
 
+def named_groups(rules: Iterable[Rule]) -> tuple[NamePattern, ...]:
+    """Return the patterns of groups in rules."""
+    entries = (entry.partition(":") for rule in rules for entry in rule.to)
+    return tuple(NamePattern.of(name) for kind, _, name in entries if kind == "group")
+
+
 def _entry(text: str) -> _Entry:
     """Return an entry of ``to``; a name may contain colons, as in ``user:ci:acme/*``."""
     kind, _, name = text.partition(":")

@@ -45,6 +45,8 @@ from proxy.web.paced import PacedResponse
 MAX_FORM: Final = 32 * 1024
 MAX_FIELDS: Final = 100
 MAX_SCOPES: Final = 50
+MAX_GRANTED: Final = 3000
+"""Characters of the claim ``access``."""
 FORM_SECONDS: Final = 10.0
 _FORM: Final = "application/x-www-form-urlencoded"
 _CATALOG: Final = "registry:catalog:*"
@@ -105,11 +107,9 @@ class TokenEndpoint:
         if login is not None and self._audit.is_on:
             self._audit.record(audited.login(request, principal, None))
         self._access.preview(principal, Action.CONNECT, None).enforce()
-        granted = [
-            entry
-            for scope in asked.scopes
-            if (entry := self._entry(principal, scope, request.host, asked.ns)) is not None
-        ]
+        granted = self._granted(principal, asked, request.host)
+        if login is not None:
+            login = replace(login, groups=self._access.named(login.groups))
         token, seconds = self._own.issue(login, granted)
         return _document(
             {
@@ -197,6 +197,19 @@ class TokenEndpoint:
     ) -> Principal:
         found = self._authenticator.principal(login, request.remote, certificate)
         return self._access.complete(found)
+
+    def _granted(self, principal: Principal, asked: _Asked, host: str) -> list[Entry]:
+        """Return what the rules grant of the scopes, as far as it fits into a token."""
+        granted: list[Entry] = []
+        room = MAX_GRANTED
+        for scope in asked.scopes:
+            entry = self._entry(principal, scope, host, asked.ns)
+            room -= 0 if entry is None else len(json.dumps(entry))
+            if room < 0:
+                break
+            if entry is not None:
+                granted.append(entry)
+        return granted
 
     def _entry(self, principal: Principal, scope: str, host: str, ns: str | None) -> Entry | None:
         """Return what the rules grant of a scope, None for nothing: that is no error."""

@@ -173,6 +173,42 @@ async def test_requests_are_bounded(guarded: Guarded) -> None:
     assert (await proxy.ask("DELETE", "/-/token")).status == 405
 
 
+DEPARTMENTS = [f"department-{number}-of-the-company" for number in range(900)]
+
+
+async def test_a_login_with_many_groups_gets_a_token_that_fits(
+    guarded: Guarded, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.add("team/secret", image(1), tags=["1"])
+    robot = basic("x", write_token(tmp_path / "tokens.yaml", "robot", "dev", *DEPARTMENTS))
+    proxy = await guarded(tokens_file=str(tmp_path / "tokens.yaml"))
+    answer = await token(proxy, SECRET, Authorization=robot)
+    assert claims(answer)["groups"] == ["dev"]
+    ours = bearer(json.loads(answer.body)["token"])
+    assert (await proxy.get("/v2/team/secret/manifests/1", Authorization=ours)).status == 200
+
+
+async def test_groups_that_do_not_fit_into_a_token_are_an_error(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    robot = basic("x", write_token(tmp_path / "tokens.yaml", "robot", *DEPARTMENTS))
+    rules = [{"allow": "pull", "to": ["group:*"]}]
+    proxy = await guarded(tokens_file=str(tmp_path / "tokens.yaml"), rules=rules)
+    refused = await token(proxy, SECRET, Authorization=robot)
+    assert refused.status == 403
+    assert b"groups" in refused.body
+
+
+async def test_scopes_that_do_not_fit_into_a_token_are_left_out(guarded: Guarded) -> None:
+    proxy = await guarded()
+    scopes = [f"repository:library/{'x' * 200}{number}:pull" for number in range(MAX_SCOPES)]
+    answer = await post(proxy, grant_type="password", scope=" ".join(scopes))
+    names = granted(answer)
+    assert 0 < len(names) < MAX_SCOPES
+    assert [f"repository:{name}:pull" for name in names] == scopes[: len(names)]
+    assert len(json.loads(answer.body)["token"]) < 8000
+
+
 async def test_a_form_that_cannot_be_unpacked_is_the_clients_fault(guarded: Guarded) -> None:
     proxy = await guarded()
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Encoding": "gzip"}

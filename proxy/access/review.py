@@ -35,6 +35,8 @@ def warnings(settings: Settings) -> Iterator[str]:
         yield from (f"access.rules: rule {number}: {text}" for text in found)
     yield from _without_anonymous(settings, router)
     yield from _unreachable(access)
+    yield from _shared_names(access)
+    yield from _callers_without_user(settings)
     if access.rules and not any(rule.allow == "pull" for rule in access.rules):
         yield "access.rules: no rule allows a pull, so nobody may pull; add {allow: pull}"
 
@@ -125,6 +127,30 @@ def _unreachable(access: Access) -> Iterator[str]:
             yield f"access.rules: rule {number}: never used; rule {before} decides everything"
         elif not rule.to and any(pattern in _EVERY_IMAGE for pattern in rule.images):
             final[rule.is_admin] = number
+
+
+def _shared_names(access: Access) -> Iterator[str]:
+    """Warn of issuers whose users can have the names of other users, and so their rights."""
+    others = (access.htpasswd_file, access.tokens_file, access.client_certificates)
+    if len(access.oidc) + sum(other is not None for other in others) < 2:
+        return
+    for number, issuer in enumerate(access.oidc, 1):
+        if issuer.user.startswith("{"):
+            yield (
+                f"access.oidc: issuer {number}: its users can have the names of other users; begin "
+                f"`user` with a text, for example user: 'ci:{issuer.user}'"
+            )
+
+
+def _callers_without_user(settings: Settings) -> Iterator[str]:
+    """Warn of registries that are asked as their clients, who are not users of ours."""
+    for name, upstream in settings.upstreams.items():
+        if upstream.credentials == "caller" and not settings.access.anonymous:
+            yield (
+                f"upstreams.{name}: a client that logs in to the registry is anonymous here, and "
+                "access.anonymous: false refuses it unless it also has a certificate, or sends a "
+                "login of Millpond on the same request"
+            )
 
 
 def _named(rule: Rule, kind: str) -> list[str]:

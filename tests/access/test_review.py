@@ -106,6 +106,35 @@ def test_docker_hub_with_a_host_name_is_a_mirror_too() -> None:
     assert not list(warnings(Settings.model_validate(document)))
 
 
+@pytest.mark.parametrize(
+    ("access", "count"),
+    [
+        ({"htpasswd_file": "/etc/htpasswd"}, 1),
+        ({"htpasswd_file": "/etc/htpasswd", "user": "ci:{sub}"}, 0),
+        ({}, 0),
+    ],
+)
+def test_names_that_two_sources_can_give_are_a_warning(access: dict[str, Any], count: int) -> None:
+    user = access.pop("user", "{sub}")
+    issuer = {"issuer": "https://issuer.example", "audience": "millpond", "user": user}
+    found = [
+        text for text in warnings(settings(PULL, oidc=[issuer], **access)) if "issuer 1" in text
+    ]
+    assert len(found) == count
+
+
+@pytest.mark.parametrize(("anonymous", "count"), [(False, 1), (True, 0)])
+def test_callers_who_are_refused_as_anonymous_are_a_warning(anonymous: bool, count: int) -> None:
+    asked_as_caller = Settings.model_validate(
+        {
+            "access": {**USERS, "anonymous": anonymous},
+            "upstreams": {"lab": {"url": "https://lab.example", "credentials": "caller"}},
+        }
+    )
+    found = [text for text in warnings(asked_as_caller) if text.startswith("upstreams.lab")]
+    assert len(found) == count
+
+
 def test_the_host_of_an_upstream_is_one_of_its_names() -> None:
     document = {
         "upstreams": {"lab": {"url": "https://registry.lab.example"}},

@@ -7,10 +7,12 @@ has no field for a secret: ``credential_id`` is the name of a token or the ``jti
 
 import json
 import time
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, Protocol
 
 MAX_TEXT: Final = 1024
 """Characters of one field; the rest is cut off. Clients choose names, tags and user agents."""
@@ -91,6 +93,36 @@ class AuditEvent:
 _NAMES: Final = tuple(each.name for each in fields(AuditEvent) if each.name != "time")
 
 
+@dataclass(slots=True, eq=False)
+class Recurring:
+    """An event that happens often. All of it but time and address is rendered once."""
+
+    event: AuditEvent
+    rendered: dict[str, str] = field(default_factory=dict)
+    """The end of its line as JSON, by the key that its time has there."""
+
+
+class Recurrence(NamedTuple):
+    """One time that such an event happened, in Unix seconds, and the client's address."""
+
+    what: Recurring
+    time: float
+    address: str | None
+
+    def event(self) -> AuditEvent:
+        """Return it as an event like others."""
+        return replace(self.what.event, time=self.time, address=self.address)
+
+    def text(self, time_key: str, known: Callable[[AuditEvent], dict[str, Any]]) -> str:
+        """Return it as JSON; ``known`` returns the fields of an event."""
+        end = self.what.rendered.get(time_key)
+        if end is None:
+            others = {key: each for key, each in known(self.what.event).items() if key != time_key}
+            end = self.what.rendered[time_key] = json.dumps(others, separators=(",", ":"))[1:]
+        address = "" if self.address is None else f'"address":{_quoted(self.address)},'
+        return f'{{"{time_key}":"{_rfc3339(self.time)}",{address}{end}'
+
+
 class AuditLog(Protocol):
     """Where events are recorded."""
 
@@ -98,7 +130,7 @@ class AuditLog(Protocol):
     def is_on(self) -> bool:
         """Events are recorded; without configured access there is no need to make any."""
 
-    def record(self, event: AuditEvent) -> None:
+    def record(self, event: AuditEvent | Recurrence) -> None:
         """Record an event, after all that were recorded before it. Never waits, never fails."""
 
     @property
@@ -109,12 +141,14 @@ class AuditLog(Protocol):
         """Wait for room for more events, for a moment."""
 
 
-def line(event: AuditEvent) -> bytes:
+def line(event: AuditEvent | Recurrence) -> bytes:
     """Return the event as one line of JSON, in ASCII, with its line end.
 
     JSON escapes line ends and all other control characters, so no text of a client can begin
     another line or change a terminal.
     """
+    if isinstance(event, Recurrence):
+        return event.text("time", AuditEvent.known).encode("ascii") + b"\n"
     return json.dumps(event.known(), separators=(",", ":")).encode("ascii") + b"\n"
 
 
@@ -133,4 +167,13 @@ def _printable(value: Any) -> Any:
 
 
 def _rfc3339(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second = int(at)
+    return f"{_date(second)}.{int((at - second) * 1000):03d}Z"
+
+
+@lru_cache(16)
+def _date(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+_quoted = lru_cache(4096)(json.dumps)

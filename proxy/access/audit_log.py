@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 from typing import Final
 
-from proxy.access.audit import AuditEvent, Event, Verdict, entry, line
+from proxy.access.audit import AuditEvent, Event, Recurrence, Verdict, entry, line
 from proxy.core.errors import ConfigError
 from proxy.runtime.append_file import AppendFile
 from proxy.runtime.line_writer import LineWriter, Sink
@@ -19,7 +19,7 @@ REASON: Final = "audit log"
 class _File(AppendFile):
     """The file of ``access.audit_file``."""
 
-    def render(self, item: AuditEvent) -> bytes:
+    def render(self, item: AuditEvent | Recurrence) -> bytes:
         """Return the event as a line of JSON."""
         return line(item)
 
@@ -33,8 +33,12 @@ class _OrdinaryLog:
     def open(self) -> None:
         """Do nothing."""
 
-    def render(self, item: AuditEvent) -> bytes:
+    def render(self, item: AuditEvent | Recurrence) -> bytes:
         """Return the event as a line of the log, whatever the log's level is."""
+        if isinstance(item, Recurrence):
+            if self._output.is_json:
+                return item.text("timestamp", entry).encode("ascii") + b"\n"
+            item = item.event()
         return self._output.render(entry(item)).encode("utf-8", "backslashreplace") + b"\n"
 
     def write(self, lines: list[bytes]) -> int:
@@ -71,7 +75,7 @@ class Audit:
                 f"access.audit_file: {self._access.audit_file} cannot be written: {error.strerror}"
             ) from None
 
-    def record(self, event: AuditEvent) -> None:
+    def record(self, event: AuditEvent | Recurrence) -> None:
         """Record an event, after all that were recorded before it. Never waits, never fails."""
         if self.is_on:
             self._lines.add(event)
@@ -99,7 +103,7 @@ class Audit:
         """Write what is recorded; what the file does not take goes to the ordinary log."""
         await self._lines.close(self._ordinary_log)
 
-    def _sink(self) -> Sink[AuditEvent]:
+    def _sink(self) -> Sink[AuditEvent | Recurrence]:
         file = self._access.audit_file
         return self._ordinary_log if file is None else _File(file, self._access.audit_max_size)
 

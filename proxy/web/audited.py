@@ -1,11 +1,12 @@
 """What the audit log says about requests: pulls and what was refused, admin actions, logins."""
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp.web import BaseRequest
 
-from proxy.access.audit import AuditEvent, Event, Verdict
+from proxy.access.audit import AuditEvent, Event, Recurrence, Recurring, Verdict
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
 from proxy.core.errors import PolicyDenied, RateLimited, RegistryError
@@ -51,7 +52,7 @@ def answered(exchange: "Exchange") -> AuditEvent | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Remembered:
     """What the response cache knows of a request for a manifest."""
 
@@ -60,18 +61,28 @@ class Remembered:
     reference: str
     user_agent: str | None
     request_id: str | None
+    last: tuple[object, Recurring] | None = None
+    """What was recorded last, and what it depends on."""
 
     def hit(
         self, principal: Principal, decision: Decision, digest: Digest, size: int
-    ) -> AuditEvent:
+    ) -> Recurrence:
         """Return what to record when such a request is answered from the response cache."""
+        proof = principal.user, principal.method, principal.credential_id
+        key = proof, decision, digest, size
+        if self.last is None or self.last[0] != key:
+            self.last = key, Recurring(self._event(principal, decision, digest, size))
+        return Recurrence(self.last[1], time.time(), principal.address)
+
+    def _event(
+        self, principal: Principal, decision: Decision, digest: Digest, size: int
+    ) -> AuditEvent:
         return AuditEvent(
             event=Event.PULL,
             outcome=Verdict.ALLOWED,
             user=principal.user,
             method=principal.method.name.lower(),
             credential_id=principal.credential_id,
-            address=principal.address,
             user_agent=self.user_agent,
             upstream=self.upstream,
             repository=self.repository,

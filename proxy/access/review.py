@@ -15,7 +15,7 @@ _HUB: Final = "docker.io"
 def faults(access: Access) -> Iterator[str]:
     """Yield what is wrong with rules whatever clients do."""
     for number, rule in enumerate(access.rules, 1):
-        for name in _named(rule, "network"):
+        for name in rule.named("network"):
             if not _is_any_like(name, access.networks):
                 yield (
                     f"access.rules: rule {number}: network:{name} is not among access.networks; "
@@ -44,14 +44,14 @@ def warnings(settings: Settings) -> Iterator[str]:
 def _without_members(access: Access, rule: Rule) -> Iterator[str]:
     """Yield the entries of ``to`` that no client can match."""
     has_claims = any(issuer.groups_claim is not None for issuer in access.oidc)
-    for name in _named(rule, "group"):
+    for name in rule.named("group"):
         if not (access.tokens_file or has_claims or _is_any_like(name, access.groups)):
             yield (
                 f"nobody is in group:{name}; list it in access.groups, or configure tokens_file, "
                 "or oidc with groups_claim"
             )
     has_users = access.htpasswd_file or access.tokens_file or access.oidc
-    if _named(rule, "user") and not (has_users or access.client_certificates):
+    if rule.named("user") and not (has_users or access.client_certificates):
         yield (
             "there are no users; configure htpasswd_file, tokens_file, oidc or client_certificates"
         )
@@ -76,7 +76,7 @@ def _without_mirror_clients(settings: Settings, router: Router, rule: Rule) -> I
     if rule.allow != "pull" or not rule.to or access.client_certificates is not None:
         return
     upstream = _mirrored_by_docker(settings, router, rule)
-    if access.anonymous and upstream is not None and not _named(rule, "network"):
+    if access.anonymous and upstream is not None and not rule.named("network"):
         yield (
             f"no dockerd that uses Millpond as a mirror of {upstream} can meet it, because dockerd "
             "sends its Docker Hub login only; add a network:, or client_certificates"
@@ -151,11 +151,6 @@ def _callers_without_user(settings: Settings) -> Iterator[str]:
                 "access.anonymous: false refuses it unless it also has a certificate, or sends a "
                 "login of Millpond on the same request"
             )
-
-
-def _named(rule: Rule, kind: str) -> list[str]:
-    """Return the names of one kind in ``to``."""
-    return [name for entry in rule.to for found, _, name in [entry.partition(":")] if found == kind]
 
 
 def _is_any_like(pattern: str, names: dict[str, tuple[str, ...]]) -> bool:

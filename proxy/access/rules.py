@@ -197,8 +197,7 @@ def _compiled(number: int, rule: Rule, selector: Callable[[str], Selector]) -> _
 
 def named_groups(rules: Iterable[Rule]) -> tuple[NamePattern, ...]:
     """Return the patterns of groups in rules."""
-    entries = (entry.partition(":") for rule in rules for entry in rule.to)
-    return tuple(NamePattern.of(name) for kind, _, name in entries if kind == "group")
+    return tuple(NamePattern.of(name) for rule in rules for name in rule.named("group"))
 
 
 def _entry(text: str) -> _Entry:

@@ -84,6 +84,11 @@ class Rule(Section):
         images = "" if self.is_admin else f" {', '.join(self.images)}"
         return f"{verb}{images} to {', '.join(self.to) or 'everybody'}"
 
+    def named(self, kind: str) -> list[str]:
+        """Return the names in ``to`` of one kind: ``user``, ``group`` or ``network``."""
+        entries = (entry.partition(":") for entry in self.to)
+        return [name for found, _, name in entries if found == kind]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.allow is None) == (self.deny is None):

@@ -204,11 +204,12 @@ class TokenEndpoint:
         room = MAX_GRANTED
         for scope in asked.scopes:
             entry = self._entry(principal, scope, host, asked.ns)
-            room -= 0 if entry is None else len(json.dumps(entry))
+            if entry is None:
+                continue
+            room -= len(json.dumps(entry))
             if room < 0:
                 break
-            if entry is not None:
-                granted.append(entry)
+            granted.append(entry)
         return granted
 
     def _entry(self, principal: Principal, scope: str, host: str, ns: str | None) -> Entry | None:

@@ -1,4 +1,4 @@
-"""Policies: which images may be served, whoever asks.
+"""Policies: which images may be served to any client.
 
 ``rules`` decides by facts, ``images`` and ``signatures`` gather them through the cache, ``outline``
 and ``cosign`` read what registries send. ``web`` asks on every path before content is sent: three

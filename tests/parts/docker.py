@@ -63,7 +63,8 @@ class Docker:
         return run(["docker", "build", str(folder)], {**self._env, "DOCKER_BUILDKIT": "1"})
 
     def forget(self) -> None:
-        """Remove every image."""
+        """Remove every image, and the layers that BuildKit holds: a pull would skip them."""
+        self._run("builder", "prune", "--all", "--force")
         if ids := self._run("images", "--all", "--quiet").split():
             self._run("rmi", "--force", *sorted(set(ids)))
         left = self._run("images", "--all", "--quiet")

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -91,6 +92,10 @@ QUIET_STORAGE = {
 """Evicts only what must go, and all that must, so that a test can say what stays."""
 
 
+WORKERS = int(os.environ.get("MILLPOND_TEST_WORKERS", "1"))
+"""With 2, the same tests go through worker processes."""
+
+
 @asynccontextmanager
 async def started(
     upstream: FakeUpstream, storage: Path, clock: Clock, changes: dict[str, Any]
@@ -100,6 +105,7 @@ async def started(
     hub = {"url": upstream.url} | changes.pop("hub", {})
     document: dict[str, Any] = {
         "listen": "127.0.0.1:0",
+        "workers": WORKERS,
         "storage": QUIET_STORAGE | {"path": str(storage), **changes.pop("storage", {})},
         "upstreams": {"docker.io": hub, **changes.pop("upstreams", {})},
         "shutdown_grace": "2s",

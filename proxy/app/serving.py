@@ -16,6 +16,7 @@ from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
+from proxy.app.workers.inside import InsideServer
 from proxy.policies import Policies
 from proxy.policies.rules import compiled
 from proxy.repository.memory_lookup import MemoryLookup
@@ -172,6 +173,13 @@ class Servers:
         acceptor = Acceptor(listener, server, clients, limit=limit, context=context)
         await self._start(server, acceptor)
         return clients
+
+    async def serve_workers(self, listener: socket.socket, *, limit: int) -> None:
+        """Accept connections of workers, which relay requests of clients."""
+        clients = Clients(self._counters)
+        parts = self._parts
+        server = InsideServer(parts.registry.handle, parts.handle_own, clients, parts.trusted)
+        await self._start(server, Acceptor(listener, server, clients, limit=limit))
 
     async def _start(self, server: RegistryServer, acceptor: Acceptor) -> None:
         runner = ServerRunner(server, shutdown_timeout=self._grace)

@@ -13,6 +13,7 @@ from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
 from proxy.core.routing import Router
 from proxy.index.expiring import ExpiringRows
+from proxy.index.generations import Generations
 from proxy.index.sqlite import SqliteIndex
 from proxy.runtime.metrics import CacheCounters, Metrics
 from proxy.runtime.supervisor import Supervisor
@@ -34,6 +35,7 @@ class Storage:
     directory: Directory
     clock: Clock
     counters: CacheCounters
+    index: SqliteIndex
     expiring: ExpiringRows
     pins: Pins
     feeds: Feeds
@@ -63,6 +65,9 @@ async def opened(
         supervisor=supervisor,
         max_bytes=max(INDEX_LEAST, INDEX_SHARE * quota.max_size),
     )
+    if settings.processes > 1:
+        index.generations = Generations()
+        stack.callback(index.generations.close)
     await stack.enter_async_context(index)
     expiring = ExpiringRows(rows / "expiring", on_trouble=counters.storage_trouble)
     await stack.enter_async_context(expiring)
@@ -80,7 +85,7 @@ async def opened(
     stack.push_async_callback(content.reconciler.close)
     await content.reconciler.begin()
     layout = Layout(content, directory, pins.added)
-    return Storage(directory, clock, counters, expiring, pins, feeds, content, layout)
+    return Storage(directory, clock, counters, index, expiring, pins, feeds, content, layout)
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

@@ -108,7 +108,7 @@ class Upstreams:
         sources = {
             name: Origin(
                 entry.upstream,
-                _rule(settings, name),
+                freshness_rule(settings, name),
                 entry.version,
                 entry.url,
                 fallbacks,
@@ -210,7 +210,8 @@ def _caller_times(configured: UpstreamSettings) -> CallerTimes | None:
     return CallerTimes(configured.caller_ttl, configured.caller_stale)
 
 
-def _rule(settings: Settings, name: str) -> Rule:
+def freshness_rule(settings: Settings, name: str) -> Rule:
+    """Return how old the answers of an upstream may be."""
     fresh = settings.freshness_of(name).model_dump()
     keep_deleted = fresh.pop("deleted_tags")
     return Rule(keep_deleted=keep_deleted, offline=settings.offline, **fresh)

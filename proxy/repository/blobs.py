@@ -52,13 +52,13 @@ class Blobs:
         self._downloads = downloads
         self._sources = sources
         self._sizes = sizes
-        self._on_request = on_request
+        self.requested: Final = on_request
         self.absences: Final = NegativeCache(sources, BlobUnknown, content.clock)
         self._heads: SingleFlight[int | None] = SingleFlight("confirm blob")
 
     async def get(self, target: Target, digest: Digest, directive: CacheDirective) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
-        self._on_request(target, digest)
+        self.requested(target, digest)
         if directive is CacheDirective.REVALIDATE:
             await self.absences.forget(target, digest)
         while True:

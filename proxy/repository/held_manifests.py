@@ -110,17 +110,22 @@ class HeldManifests:
             body = await self._content.read(record.digest)
             if body is None:
                 return None
-            found = await by_size(len(body), lambda: _verified(record.digest, body))
+            found = await by_size(len(body), lambda: verified(record.digest, body))
         if found is None:
             await self._content.faults.drop(record.digest, reason="its bytes have changed")
             return None
-        if record.media_type is None and not found.is_manifest:
-            return None
-        media_type = found.own_type or record.media_type or found.implied_type
-        descriptor = Descriptor(media_type, record.digest, len(body))
-        return Manifest(descriptor, body, Outcome.HIT, found.children)
+        return stored(record, body, found)
 
 
-def _verified(digest: Digest, body: bytes) -> ManifestContent | None:
+def verified(digest: Digest, body: bytes) -> ManifestContent | None:
     """Return a manifest's content, None if its bytes do not match ``digest``."""
     return manifests.read(body) if matches(digest, body) else None
+
+
+def stored(record: BlobRecord, body: bytes, content: ManifestContent) -> Manifest | None:
+    """Return the manifest that a record and verified bytes make, None if it is none."""
+    if record.media_type is None and not content.is_manifest:
+        return None
+    media_type = content.own_type or record.media_type or content.implied_type
+    descriptor = Descriptor(media_type, record.digest, len(body))
+    return Manifest(descriptor, body, Outcome.HIT, content.children)

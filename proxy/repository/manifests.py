@@ -95,6 +95,11 @@ class Manifests:
         held = self._held.in_ram(digest)
         return None if held is None else held.hit
 
+    def note_sizes(self, target: Target, digest: Digest) -> None:
+        """Note what a manifest in memory lists, which another process has served."""
+        if (held := self._held.in_ram(digest)) is not None:
+            self._held.note_sizes(target, held.hit)
+
     async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> Described:
         """Return the descriptor of a digest; upstream gets no GET. Raises ``RegistryError``."""
         await self.copy_from_fallback(target, digest, directive)

@@ -273,6 +273,23 @@ class TaskCounters:
 
 
 @dataclass(slots=True)
+class WorkerCounters:
+    """What one worker process does, by the label ``worker``; also part of the other totals."""
+
+    requests: int = counter("Requests that a worker answered by itself.", name="worker_requests")
+    bytes: int = counter("Body bytes that a worker sent by itself.", name="worker_client_bytes")
+    relayed: int = counter(
+        "Requests that a worker relayed to the main process.", name="worker_relayed"
+    )
+    cpu_seconds: float = counter("CPU time of a worker.", name="worker_cpu_seconds")
+    memory: int = gauge(
+        "Resident memory that a worker shares with no other process.",
+        default=0,
+        name="worker_memory_bytes",
+    )
+
+
+@dataclass(slots=True)
 class LimitCounters:
     """One of the limits for clients, by the label ``limit``."""
 
@@ -312,6 +329,7 @@ class Metrics:
         self.unrouted: Final = UpstreamCounters()
         self.cache: Final = CacheCounters()
         self.tasks: Final[dict[str, TaskCounters]] = {}
+        self.workers: Final[dict[str, WorkerCounters]] = {}
         self.limits: Final = {name: LimitCounters() for name in LIMITS}
         self.policies: Final[defaultdict[str, PolicyCounters]] = defaultdict(PolicyCounters)
         self.process: Final = ProcessGauges()

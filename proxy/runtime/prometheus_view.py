@@ -18,6 +18,7 @@ from proxy.runtime.metrics import (
     ProcessGauges,
     TaskCounters,
     UpstreamCounters,
+    WorkerCounters,
 )
 
 
@@ -56,6 +57,8 @@ class _View(Collector):
         yield from _families(UpstreamCounters, "upstream", by_upstream)
         yield from _families(CacheCounters, None, {"": metrics.cache})
         yield from _families(TaskCounters, "task", metrics.tasks)
+        if metrics.workers:
+            yield from _families(WorkerCounters, "worker", metrics.workers)
         yield from _families(LimitCounters, "limit", metrics.limits)
         yield from _families(PolicyCounters, "policy", metrics.policies)
         yield from _families(ProcessGauges, None, {"": metrics.process})

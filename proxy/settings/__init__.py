@@ -248,6 +248,9 @@ class Settings(Section):
 
     listen: str = "127.0.0.1:5000"
     """Address and port. `0.0.0.0:5000` serves the network; `[::1]:5000` is IPv6."""
+    workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
+    """Processes that answer clients. `1`: one process does everything. More: as many answer hits,
+    and a main process everything else. `auto`: one for each core."""
     tls: ServerTLS | None = None
     shutdown_delay: Seconds = 0.0
     """After SIGTERM, how long `/-/readyz` answers 503 before the port closes. Set it behind a load
@@ -287,6 +290,11 @@ class Settings(Section):
     def port(self) -> int:
         """The port to listen on; 0 lets the system choose."""
         return int(self.listen.rpartition(":")[2])
+
+    @property
+    def processes(self) -> int:
+        """How many processes answer clients; 1: there are no workers."""
+        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
 
     @property
     def most_downloads(self) -> int:

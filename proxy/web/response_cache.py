@@ -14,24 +14,25 @@ import math
 import time
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp import HttpVersion11
 
+from proxy.access.control import AccessControl
 from proxy.access.identity import Certificate
+from proxy.access.limits import ClientLimits
 from proxy.access.principals import Principal
 from proxy.access.rules import Action, Decision
-from proxy.core.names import Kind, Route, Target
+from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
-from proxy.repository.memory_lookup import Found, MemoryLookup
+from proxy.repository.memory_lookup import Found
 from proxy.runtime.metrics import Outcome, UpstreamCounters
 from proxy.web.audited import Remembered, remembered
 from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
 from proxy.web.exchange import HIT_STATUS, Exchange, Journal, common_headers
 from proxy.web.forwarded import TrustedProxies
-from proxy.web.gate import Guards
 from proxy.web.replies import manifest_headers
 
 MAX_REQUESTS: Final = 4096
@@ -44,12 +45,38 @@ _CREDENTIALS: Final = ("Proxy-Authorization", "Cookie")
 _STATUS_LINE: Final = f"Cache-Status: {HIT_STATUS}"
 
 
+class Lookup(Protocol):
+    """Looks up content in RAM, as ``MemoryLookup`` does."""
+
+    def get(self, target: Target, route: Route) -> Found | None:
+        """Return the content of a route and count its use; None if it is not in RAM."""
+
+
+class Allowed(Protocol):
+    """Knows which content violates no policy, as ``Policies`` does."""
+
+    def is_allowed(self, target: Target, digest: Digest) -> bool:
+        """Return True if content is known to violate nothing."""
+
+
+class Confirmed(Protocol):
+    """Knows which clients may be answered from the cache, as ``CallerGate`` does."""
+
+    def is_confirmed(self, principal: Principal, target: Target) -> bool:
+        """Return True if a client may be answered now."""
+
+
 class ResponseCache:
     """Up to ``MAX_REQUESTS`` requests; at the limit the oldest is forgotten."""
 
     def __init__(
-        self, lookup: MemoryLookup, guards: Guards, journal: Journal, trusted: TrustedProxies
+        self,
+        lookup: Lookup,
+        guards: tuple[AccessControl, ClientLimits, Allowed, Confirmed],
+        journal: Journal,
+        trusted: TrustedProxies,
     ) -> None:
+        """``guards`` decide about requests, as ``Guards`` do."""
         self._lookup = lookup
         self._access, self._limits, self._policies, self._callers = guards
         self._journal = journal

@@ -65,6 +65,8 @@ class Channel:
 
     async def send(self, frame: bytes) -> None:
         """Send a frame, at the pace of the other end. Raises ``OSError``."""
+        if self._writer.is_closing():
+            raise ConnectionResetError("the other end is closed")
         self._writer.write(_LENGTH.pack(len(frame)))
         self._writer.write(frame)
         await self._writer.drain()

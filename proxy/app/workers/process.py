@@ -5,7 +5,6 @@ that has ended without a word, running responses go on until they end.
 """
 
 import asyncio
-import math
 import os
 import signal
 import socket
@@ -44,6 +43,7 @@ from proxy.web.server import RegistryServer
 REPORT_SECONDS: Final = 0.25
 """Between two reports."""
 
+_FOREVER: Final = 10 * 365 * 86400.0
 _DOWNLOADS: Final = 2
 """Downloads that descriptors are set aside for: there are none."""
 
@@ -118,7 +118,7 @@ class _Worker:
             relay = Relay(at, self._reports, limit=self._start.relayed)
             stack.push_async_callback(relay.close)
             server, acceptor = self._server(relay, socket.socket(fileno=listener), background)
-            runner = ServerRunner(server, shutdown_timeout=math.inf)
+            runner = ServerRunner(server, shutdown_timeout=_FOREVER)
             await runner.setup()
             acceptor.start()
             background.start("reports", lambda: self._report(server))

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from prometheus_client import generate_latest
 
-from proxy.runtime.metrics import CacheCounters, Metrics, Outcome
+from proxy.runtime.metrics import CacheCounters, Metrics, Outcome, WorkerCounters
 from proxy.runtime.prometheus_view import Gauge, registry
 from tests.running import Proxy
 
@@ -39,6 +39,11 @@ TYPES = {
     "access_decisions": "counter",
     "audit_failures": "counter",
     "audit_lost_lines": "counter",
+    "worker_requests": "counter",
+    "worker_client_bytes": "counter",
+    "worker_relayed": "counter",
+    "worker_cpu_seconds": "counter",
+    "worker_memory_bytes": "gauge",
     "limit_delays": "counter",
     "limit_refusals": "counter",
     "limit_wait_seconds": "counter",
@@ -58,8 +63,10 @@ def exposed(metrics: Metrics) -> list[str]:
 
 
 def test_names_and_types_stay() -> None:
-    found = {}
-    for line in exposed(Metrics([])):
+    metrics, found = Metrics([]), {}
+    assert not any("worker" in line for line in exposed(metrics))
+    metrics.workers["1"] = WorkerCounters()
+    for line in exposed(metrics):
         if line.startswith("# TYPE millpond_"):
             _, _, name, kind = line.split()
             found[name.removeprefix("millpond_").removesuffix("_total")] = kind

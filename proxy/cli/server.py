@@ -70,6 +70,8 @@ def check(
         for warning in warnings(settings):
             print_error(f"warning: {warning}")
         text = f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}"
+        if settings.processes > 1:
+            text += f", with {settings.processes} workers and a main process"
         logins = _log_in(settings) if online else []
     except ConfigError as error:
         problems = str(error).splitlines()

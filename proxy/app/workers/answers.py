@@ -8,6 +8,7 @@ import asyncio
 from dataclasses import replace
 from typing import Final
 
+import structlog
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.app.workers.decisions import Decisions
@@ -23,6 +24,7 @@ from proxy.web.blob import send_blob
 from proxy.web.exchange import Exchange, Journal
 from proxy.web.response_cache import ResponseCache
 
+log = structlog.get_logger(__name__)
 _KINDS: Final = (Kind.MANIFEST, Kind.BLOB)
 
 
@@ -53,9 +55,11 @@ class Answers:
             answer = None
         except asyncio.CancelledError:
             exchange.leave()
-            if exchange.outcome is not Outcome.LEFT:  # it is being answered
-                self._journal.record(exchange)
+            self._journal.record(exchange)
             raise
+        except Exception:
+            log.exception("request failed unexpectedly", path=request.path)
+            return replies.failed(exchange, RegistryError("internal error"))
         if answer is None:
             return await self._relay.handle(request)
         assert exchange.decision is not None

@@ -65,7 +65,7 @@ class Decisions:
         self.limits.use(_unlimited(settings.access))
         self._freshness = {name: freshness_rule(settings, name) for name in settings.upstreams}
         self._policies = compiled(settings.policies, self.router.parse_selector)
-        self._covered: dict[Target, bool] = {}
+        self._ours: dict[Target, bool] = {}
         for name in settings.upstreams:
             self._metrics.add(name)
         if settings.access.is_configured:
@@ -111,10 +111,7 @@ class Decisions:
     def is_confirmed(self, principal: Principal, target: Target) -> bool:
         """Return True if a worker may answer for this repository."""
         del principal  # an upstream that is asked as its clients is left to the main process
-        upstream = self._settings.upstreams.get(target.upstream)
-        if upstream is None or upstream.asks_as_caller or not self.is_current:
-            return False
-        return self._settings.access.limits == Limits() and not self._is_covered(target)
+        return self._number == self._generations.settings and self._is_ours(target)
 
     def is_allowed(self, target: Target, digest: Digest) -> bool:
         """Return True: ``is_confirmed`` refuses all that policies cover."""
@@ -137,14 +134,20 @@ class Decisions:
             return None
         return policy.seconds_fresh(record.checked_at, rule, now)
 
-    def _is_covered(self, target: Target) -> bool:
-        covered = self._covered.get(target)
-        if covered is None:
-            if len(self._covered) >= _MAX_KNOWN:
-                self._covered.clear()
-            covered = any(rule.covers(target) for rule in self._policies)
-            self._covered[target] = covered
-        return covered
+    def _is_ours(self, target: Target) -> bool:
+        """Return True if nothing about a repository needs the main process."""
+        known = self._ours.get(target)
+        if known is None:
+            if len(self._ours) >= _MAX_KNOWN:
+                self._ours.clear()
+            upstream = self._settings.upstreams.get(target.upstream)
+            known = self._ours[target] = (
+                upstream is not None
+                and not upstream.asks_as_caller
+                and self._settings.access.limits == Limits()
+                and not any(rule.covers(target) for rule in self._policies)
+            )
+        return known
 
     def _policy(self, settings: Settings) -> Policy:
         return Policy.of(settings.access, Router(settings).parse_selector)

@@ -1,10 +1,13 @@
 """Takes the reports of workers, so that the numbers of the main process are those of the whole."""
 
 import json
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from proxy.access.limits import ClientLimits
 from proxy.app.engine import Engine
+from proxy.app.workers.reports import COUNTS, LINES
 from proxy.core.names import Digest, Kind, Repo, Target
 from proxy.runtime import deltas
 from proxy.runtime.executors import Pool, in_thread
@@ -29,11 +32,12 @@ class Ledger:
 
     async def add(self, worker: str, frame: bytes) -> None:
         """Take one report. Raises ``ValueError`` or ``LookupError`` if it is none."""
-        report = json.loads(frame)
-        if "uses" in report:
-            self._add(worker, report)
-        if text := report["log"]:
-            await in_thread(lambda: self.output.write(text), Pool.UPKEEP)
+        if frame.startswith(LINES):
+            text = frame[len(LINES) :].decode(errors="backslashreplace")
+            with suppress(OSError, ValueError):  # a full disk or a closed pipe
+                await in_thread(partial(self.output.write, text), Pool.UPKEEP)
+            return
+        self._add(worker, json.loads(frame[len(COUNTS) :]))
 
     def forget(self, worker: str) -> None:
         """Forget the responses of a worker that has ended."""

@@ -124,9 +124,7 @@ class _Worker:
             background.start("reports", lambda: self._report(server))
             grace = await self._obey()
             await acceptor.close()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await runner.cleanup()
+            await self._end(runner, grace)
 
     def _server(
         self, relay: Relay, listener: socket.socket, background: Supervisor
@@ -161,6 +159,16 @@ class _Worker:
                     return order.grace
         log.warning("the main process has ended")
         return None
+
+    async def _end(self, runner: ServerRunner, grace: float | None) -> None:
+        """Let running responses end; a main process that said stop, and has ended, ends them."""
+        ends = [asyncio.create_task(runner.cleanup(), name="end responses")]
+        if grace is not None:
+            ends.append(asyncio.create_task(self._channel.ordered(), name="end at once"))
+        await asyncio.wait(ends, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        for task in ends:
+            task.cancel()
+        await asyncio.gather(*ends, return_exceptions=True)
 
     def _use(self, in_force: InForce) -> None:
         """Use other settings; if they are invalid here, everything is relayed from now on."""

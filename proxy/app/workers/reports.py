@@ -15,6 +15,10 @@ from proxy.core.names import Digest, Kind, Target
 from proxy.runtime import deltas
 from proxy.runtime.metrics import Metrics
 
+LINES: Final = b"l"
+COUNTS: Final = b"c"
+"""What a frame begins with: lines of the log follow, or a report in JSON."""
+
 MAX_USES: Final = 50_000
 """Uses of one report; while the main process takes none, the oldest are forgotten."""
 
@@ -102,13 +106,9 @@ class Reports:
     async def send(self) -> None:
         """Report everything until now. Raises ``OSError``."""
         async with self._sending:
-            report = self._report()
-            while True:
-                text = self._lines.taken()
-                await self._channel.send(json.dumps(report | {"log": text}).encode())
-                if len(text) < _TEXT_EACH:
-                    return
-                report = {}
+            while text := self._lines.taken():
+                await self._channel.send(LINES + text.encode(errors="backslashreplace"))
+            await self._channel.send(COUNTS + json.dumps(self._report()).encode())
 
     def _report(self) -> dict[str, Any]:
         cpu = time.process_time()

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from proxy.settings import Settings
 from proxy.upstream.guard import SYSTEM_NETWORK
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
+from tests.parts.millpond import WORKERS
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,6 @@ QUIET_STORAGE = {
     "scrub_every": "forever",
 }
 """Evicts only what must go, and all that must, so that a test can say what stays."""
-
-
-WORKERS = int(os.environ.get("MILLPOND_TEST_WORKERS", "1"))
-"""With 2, the same tests go through worker processes."""
 
 
 @asynccontextmanager

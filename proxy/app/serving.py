@@ -21,6 +21,7 @@ from proxy.policies.rules import compiled
 from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
+from proxy.services.expansion import Expansion
 from proxy.services.pull import Puller
 from proxy.services.verify import Verifier
 from proxy.settings import Settings
@@ -89,6 +90,7 @@ def handlers(
         verifier=Verifier(content, cache.fetch, storage.clock, storage.pins.roots),
         dropper=Dropper(content, storage.pins, storage.layout, cache.manifests.forget),
         puller=Puller(cache, content, engine.origins, engine.downloads),
+        expansion=Expansion(content, engine.origins, cache.listings),
         cache=cache,
         image=router.parse_image,
         selector=router.parse_selector,

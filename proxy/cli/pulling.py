@@ -29,21 +29,22 @@ ImagesArgument = Annotated[
     list[str], typer.Argument(metavar="IMAGE...", help="As nginx:1.27 or ghcr.io/org/app.")
 ]
 
+PlatformOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--platform",
+        metavar="OS/ARCH",
+        help="Platform to fetch; may be repeated. Default: the one of this machine.",
+    ),
+]
+AllPlatformsOption = Annotated[bool, typer.Option("--all-platforms", help="Fetch every platform.")]
+
 
 @on_server
 def pull(
     names: ImagesArgument,
-    platforms: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--platform",
-            metavar="OS/ARCH",
-            help="Platform to fetch; may be repeated. Default: the one of this machine.",
-        ),
-    ] = None,
-    all_platforms: Annotated[
-        bool, typer.Option("--all-platforms", help="Fetch every platform.")
-    ] = False,
+    platforms: PlatformOption = None,
+    all_platforms: AllPlatformsOption = False,
     as_json: JsonOption = False,
 ) -> Work:
     """Fetch whole images into the cache before clients need them.
@@ -51,11 +52,7 @@ def pull(
     Asks the registry where each tag points now, and fetches what the cache does not have. Exit
     status 1: something could not be fetched.
     """
-    if platforms and all_platforms:
-        fail("--platform: goes without --all-platforms")
-    if wrong := [one for one in platforms or () if "/" not in one or "," in one]:
-        fail(f"--platform: {wrong[0]} is no platform; write linux/amd64 or linux/arm/v7")
-    wanted = [] if all_platforms else platforms or [own_platform()]
+    wanted = chosen_platforms(platforms, all_platforms=all_platforms)
 
     return for_each(
         names,
@@ -77,6 +74,15 @@ def refresh(names: ImagesArgument, as_json: JsonOption = False) -> Work:
         return 0
 
     return for_each(names, refresh_tag, _status)
+
+
+def chosen_platforms(platforms: list[str] | None, *, all_platforms: bool) -> list[str]:
+    """Return the platforms that options select: none means all. Wrong ones end the command."""
+    if platforms and all_platforms:
+        fail("--platform: goes without --all-platforms")
+    if wrong := [one for one in platforms or () if "/" not in one or "," in one]:
+        fail(f"--platform: {wrong[0]} is no platform; write linux/amd64 or linux/arm/v7")
+    return [] if all_platforms else platforms or [own_platform()]
 
 
 def own_platform() -> str:

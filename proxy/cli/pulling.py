@@ -1,7 +1,6 @@
 """``millpond pull`` and ``millpond refresh``: fetch images, or check where their tags point."""
 
 import json
-import platform
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -9,6 +8,7 @@ import typer
 from proxy.cli.command import JsonOption, Work, for_each, on_server
 from proxy.cli.formatting import fail, print_line
 from proxy.cli.progress import Display, follow
+from proxy.core.platforms import own_platform
 from proxy.core.units import show_size
 
 if TYPE_CHECKING:
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 
 PULL: Final = "/-/pull"
 REFRESH: Final = "/-/refresh"
-_ARCHITECTURES: Final = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm/v7",
-    "armv6l": "arm/v6",
-    "i686": "386",
-}
-"""Linux's names of machines, and those of images (Go's GOARCH)."""
 
 ImagesArgument = Annotated[
     list[str], typer.Argument(metavar="IMAGE...", help="As nginx:1.27 or ghcr.io/org/app.")
@@ -83,12 +75,6 @@ def chosen_platforms(platforms: list[str] | None, *, all_platforms: bool) -> lis
     if wrong := [one for one in platforms or () if "/" not in one or "," in one]:
         fail(f"--platform: {wrong[0]} is no platform; write linux/amd64 or linux/arm/v7")
     return [] if all_platforms else platforms or [own_platform()]
-
-
-def own_platform() -> str:
-    """Return this machine's platform, as ``linux/amd64``."""
-    machine = platform.machine()
-    return f"linux/{_ARCHITECTURES.get(machine, machine)}"
 
 
 async def pull_image(client: "Client", name: str, platforms: list[str], *, as_json: bool) -> int:

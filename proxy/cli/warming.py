@@ -14,7 +14,7 @@ from proxy.cli.command import JsonOption, Work, on_server
 from proxy.cli.formatting import UNKNOWN, count, fail, print_error, print_line, print_table
 from proxy.cli.progress import Bars, bars
 from proxy.cli.pulling import PULL, AllPlatformsOption, PlatformOption, chosen_platforms
-from proxy.cli.pulling import own_platform as machine_platform
+from proxy.core.platforms import own_platform
 from proxy.core.selection import is_pattern
 from proxy.core.units import show_size
 
@@ -148,7 +148,7 @@ def _from_files(
     problems: list[str] = []
     for file in files:
         try:
-            for found in _found(file, wanted or (machine_platform(),), arguments):
+            for found in _found(file, wanted or (own_platform(),), arguments):
                 for image in found.images:
                     platforms = wanted if image.platform is None else (image.platform,)
                     wishes.setdefault(Wish(image.name, platforms))
@@ -171,7 +171,7 @@ def _found(file: Path, platforms: Iterable[str], arguments: dict[str, str]) -> I
         fail(f"{name}: {error.strerror if isinstance(error, OSError) else 'not UTF-8 text'}")
     folder = Path() if is_input else file.parent
     for platform in platforms:
-        build = Build(machine_platform(), platform, arguments, os.environ, folder)
+        build = Build(own_platform(), platform, arguments, os.environ, folder)
         yield image_files.read(text, name, build)
 
 

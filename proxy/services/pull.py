@@ -22,6 +22,7 @@ from proxy.core.errors import (
 )
 from proxy.core.manifests import walk
 from proxy.core.names import Digest, Image, Tag, Target, parse_digest
+from proxy.core.platforms import platform_name, usual_name
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Child
 from proxy.core.tolerant_json import as_list, read_object
@@ -67,7 +68,9 @@ class Platforms:
         }
         chosen = [one for one in listed if self._has(platforms.get(one.digest))]
         if not chosen:
-            names = sorted({_platform(entry) for entry in platforms.values()} - {"unknown/unknown"})
+            names = sorted(
+                {platform_name(entry) for entry in platforms.values()} - {"unknown/unknown"}
+            )
             raise ManifestUnknown(
                 f"there is no image for {', '.join(self.wanted)}; there is {', '.join(names)}"
             )
@@ -76,8 +79,10 @@ class Platforms:
     def _has(self, platform: object) -> bool:
         if not isinstance(platform, dict):
             return True
-        name = _platform(platform)
-        return any(name == one or name.startswith(f"{one}/") for one in map(_usual, self.wanted))
+        name = platform_name(platform)
+        return any(
+            name == one or name.startswith(f"{one}/") for one in map(usual_name, self.wanted)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,16 +288,3 @@ class Puller:
 
 def _miss(pull: _Pull, digest: str, reason: str) -> None:
     pull.missing.append({"event": "missing", "digest": digest, "reason": reason})
-
-
-def _platform(entry: object) -> str:
-    """Return a platform's name in its usual form."""
-    if not isinstance(entry, dict):
-        return "any"
-    parts = [str(entry.get(key) or "") for key in ("os", "architecture", "variant")]
-    return _usual("/".join(filter(None, parts)))
-
-
-def _usual(platform: str) -> str:
-    """Return a platform as containerd normalises it: arm64 is v8 anyway."""
-    return platform.removesuffix("/v8") if platform.endswith("/arm64/v8") else platform

@@ -26,8 +26,8 @@ Warm = Callable[..., Awaitable[Done]]
 @pytest.fixture
 async def proxy(start: Start, upstream: FakeUpstream) -> Proxy:
     upstream.add("library/web", WEB, tags=["1", "1.0", "2"])
-    upstream.add("library/web", SBOM)
-    upstream.add("library/web", ABOUT_SBOM)
+    upstream.add("library/web", SBOM, tags=[])
+    upstream.add("library/web", ABOUT_SBOM, tags=[])
     upstream.add("library/web", SIGNATURE, tags=[WEB.digest.replace(":", "-") + ".sig"])
     upstream.add("acme/db", DB, tags=["latest"])
     upstream.add("acme/many", MANY, tags=["latest"])

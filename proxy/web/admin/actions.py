@@ -31,6 +31,7 @@ from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
 from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.verify import Verifier
+from proxy.services.warm import Warmer
 from proxy.web.admin import images
 from proxy.web.admin.documents import Document, Page, is_true, reply, required, stream
 
@@ -49,6 +50,7 @@ class Services:
     dropper: Dropper
     puller: Puller
     expansion: Expansion
+    warmer: Warmer
     cache: Cache
     image: Callable[[str], Image]
     selector: Callable[[str], Selector]

@@ -101,6 +101,7 @@ async def running(
             crew = await crews.started(stack, settings, engine, ledger, listeners)
             apply, count = crew.reloading(apply), ledger.responses
         if listeners:
+            background.start("warm", parts.services.warmer.watch)
             _scrub(background, parts.services.verifier, settings)
         yield App(address, parts.admin, storage.content, apply, audit.reopen, count)
         parts.admin.is_stopping = True

@@ -22,7 +22,8 @@ PLACES: Final = 1 << 14
 
 _EVERYTHING: Final = 2 * PLACES
 _SETTINGS: Final = _EVERYTHING + 2
-_BYTES: Final = 4 * (_SETTINGS + 1)
+_CHANGES: Final = _SETTINGS + 1
+_BYTES: Final = 4 * (_CHANGES + 1)
 _MAX: Final = (1 << 32) - 1
 
 Stamp = tuple[int, int]
@@ -55,12 +56,14 @@ class Generations:
     def mark(self, key: Hashable) -> None:
         """Make a fact unknown to others: the file does not have it yet."""
         self._numbers[place(key)] += 1
+        self._count(_CHANGES)
 
     def unmark(self, key: Hashable) -> None:
         """Count a marked fact as changed: the file has it now."""
         number = place(key)
         self._count(number + 1)
         self._numbers[number] -= 1
+        self._count(_CHANGES)
 
     def stamp(self, place: int) -> Stamp | None:
         """Return the stamp of the facts of a place; None while they are marked."""
@@ -70,6 +73,11 @@ class Generations:
         return numbers[place + 1], numbers[_EVERYTHING + 1]
 
     @property
+    def changes(self) -> int:
+        """While this is the same, so is every stamp."""
+        return self._numbers[_CHANGES]
+
+    @property
     def file(self) -> int:
         """Changes when the file is replaced by another one."""
         return self._numbers[_EVERYTHING + 1]
@@ -77,6 +85,7 @@ class Generations:
     def change_file(self) -> None:
         """Count every fact as changed: the file is another one."""
         self._count(_EVERYTHING + 1)
+        self._count(_CHANGES)
 
     @property
     def settings(self) -> int:

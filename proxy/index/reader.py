@@ -31,14 +31,15 @@ log = structlog.get_logger(__name__)
 
 
 class _Known:
-    """A fact, valid while its place has this stamp."""
+    """A fact, valid while its place has this stamp; ``changes`` says when that was looked at."""
 
-    __slots__ = ("place", "stamp", "value")
+    __slots__ = ("changes", "place", "stamp", "value")
 
     def __init__(self, place: int, stamp: Stamp, value: Any) -> None:
         self.place = place
         self.stamp = stamp
         self.value = value
+        self.changes = -1
 
 
 class IndexReader:
@@ -84,8 +85,13 @@ class IndexReader:
 
     def _peek(self, key: Hashable) -> Any:
         known: _Known | None = self._ram.get(key, None)
-        if known is None or self._generations.stamp(known.place) != known.stamp:
+        if known is None:
             return None
+        changes = self._generations.changes  # nearly always those of the last look
+        if known.changes != changes:
+            if self._generations.stamp(known.place) != known.stamp:
+                return None
+            known.changes = changes
         return known.value
 
     async def _read(self, key: Hashable, read: _Query) -> Any:

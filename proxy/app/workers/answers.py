@@ -55,7 +55,7 @@ class Answers:
             answer = None
         except asyncio.CancelledError:
             exchange.leave()
-            self._journal.record(exchange)
+            self._record(exchange)
             raise
         except Exception:
             log.exception("request failed unexpectedly", path=request.path)
@@ -64,7 +64,7 @@ class Answers:
             return await self._relay.handle(request)
         assert exchange.decision is not None
         self._decisions.access.count(exchange.decision)
-        self._journal.record(exchange)
+        self._record(exchange)
         self._responses.learn(exchange)
         return answer
 
@@ -110,7 +110,6 @@ class Answers:
         found = await self._held.manifest(target, digest)
         if found is None:
             return None
-        await self._count(exchange)
         if not exchange.is_head:
             return replies.manifest(exchange, replace(found, fresh=fresh))
         descriptor = pointed or found.descriptor
@@ -123,19 +122,17 @@ class Answers:
             size = await self._held.size(target, digest)
             if size is None:
                 return None
-            await self._count(exchange)
             return replies.sized(exchange, digest, Sized(size, Outcome.HIT))
         blob = await self._held.blob(target, digest)
         if blob is None:
             return None
         try:
-            await self._count(exchange)
             rest = self._relay.rest_of(exchange.request)
             return await send_blob(exchange, digest, blob, rest)
         finally:
             await blob.aclose()
 
-    async def _count(self, exchange: Exchange) -> None:
-        """Count a request of its client, which no limit holds up here."""
+    def _record(self, exchange: Exchange) -> None:
         if exchange.client is not None:
-            await exchange.client.admit()
+            exchange.client.requests += 1
+        self._journal.record(exchange)

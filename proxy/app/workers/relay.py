@@ -37,6 +37,8 @@ CLIENT: Final = "Millpond-Client"
 _ORIGIN: Final = "http://millpond"
 _PIECE: Final = 128 * 1024
 _CONNECT_SECONDS: Final = 10.0
+"""How long a request waits for a connection; then its client is asked to retry."""
+
 _HOP_BY_HOP: Final = (
     *("Connection", "Expect", "Keep-Alive", "Proxy-Connection"),
     *("TE", "Trailer", "Transfer-Encoding", "Upgrade"),
@@ -55,7 +57,7 @@ class Relay:
             connector=UnixConnector(path, limit=limit, keepalive_timeout=30.0),
             auto_decompress=False,
             cookie_jar=DummyCookieJar(),
-            timeout=ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+            timeout=ClientTimeout(total=None, connect=_CONNECT_SECONDS),
             read_bufsize=_PIECE,
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         )

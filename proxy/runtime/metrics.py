@@ -247,9 +247,9 @@ class CacheCounters:
         """Count one disk error."""
         self.storage_errors += 1
 
-    def unlogged(self) -> None:
-        """Count one dropped access-log line."""
-        self.unlogged_requests += 1
+    def unlogged(self, lines: int) -> None:
+        """Count dropped request lines."""
+        self.unlogged_requests += lines
 
     def snapshot(self) -> dict[str, int]:
         """Return the totals of ``/-/stats`` by the names of their metrics."""

@@ -233,7 +233,9 @@ class CacheCounters:
     prepared_answers: int = counter("Requests answered from the response cache.", in_stats=False)
     refused_connections: int = counter("Connections answered with 503 because of the limit.")
     stalled_clients: int = counter("Clients disconnected because they stopped reading.")
-    unlogged_requests: int = counter("Access-log lines dropped under load.", in_stats=False)
+    unlogged_requests: int = counter(
+        "Request lines dropped under load, or not written.", in_stats=False
+    )
     audit_failures: int = counter("Failed attempts to write the audit log.", in_stats=False)
     audit_lost_lines: int = counter("Audit lines that could not be kept.", in_stats=False)
     access_decisions: Counter[str] = counter_by(

@@ -232,7 +232,6 @@ class Journal:
             if upstream is not None:  # a reload may have removed it
                 upstream.failures.report(exchange.failure, _served(exchange))
 
-
     @property
     def audits_in_request_lines(self) -> bool:
         """Request lines record allowed pulls: both go to the same log, and no line is dropped."""

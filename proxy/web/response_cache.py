@@ -1,8 +1,9 @@
 """Response cache for repeated requests: a hit in memory without parsing HTTP.
 
-A request is identified by its bytes, or by a keyed hash of them if they contain credentials. It is remembered when the general path has answered it twice,
-with what the general path found out: route, target, log fields. Content is looked up and access is
-asked on each request; only the header block of the last response is kept.
+A request is identified by its bytes, or by a keyed hash of them if they contain credentials. It is
+remembered when the general path has answered it twice, with what the general path found out: route,
+target, log fields. Content is looked up and access is asked on each request; only the header block
+of the last response is kept.
 
 A request is remembered only if the same bytes always mean the same response. Left out are
 conditional and range requests, cache directives, connections that close, and cookies; also
@@ -120,14 +121,8 @@ class ResponseCache:
             decision = last.decision  # by the same rules: a reload forgets all requests
         else:
             decision = self._access.preview(principal, Action.PULL, request.target)
-        if not decision.is_allowed:
-            return None
-        if request.is_callers and not self._callers.is_confirmed(principal, request.target):
-            return None
-        found = self._lookup.get(request.target, request.route)
-        if found is None or len(found.body) > MAX_BODY:
-            return None
-        if not self._policies.is_allowed(request.target, found.descriptor.digest):
+        found = self._found(request, principal) if decision.is_allowed else None
+        if found is None:
             return None
         response = request.response(found, principal, decision)
         if response is None:
@@ -142,6 +137,16 @@ class ResponseCache:
         request.counters.timed(Outcome.HIT, seconds, seconds)
         self._log(response, principal, seconds)
         return response.headers(found.fresh, self._end()), body
+
+    def _found(self, request: "_Request", principal: Principal) -> Found | None:
+        """Return the content of a request, None if it may not be sent, or not in one step."""
+        target = request.target
+        if request.is_callers and not self._callers.is_confirmed(principal, target):
+            return None
+        found = self._lookup.get(target, request.route)
+        if found is None or len(found.body) > MAX_BODY:
+            return None
+        return found if self._policies.is_allowed(target, found.descriptor.digest) else None
 
     def _key(self, head: bytes) -> bytes:
         """Return what identifies a request: no password or token stays in memory."""
@@ -233,9 +238,7 @@ class _Request:
         """Counts as a pull in rate limits."""
         return self.route.kind is Kind.MANIFEST and not self.is_head
 
-    def response(
-        self, found: Found, principal: Principal, decision: Decision
-    ) -> _Response | None:
+    def response(self, found: Found, principal: Principal, decision: Decision) -> _Response | None:
         """Return the response for what was found, None if a header is not printable."""
         last = self.last
         if last is None or not last.is_for(found.descriptor, principal, decision):

@@ -168,6 +168,38 @@ async def test_platforms(start: Start) -> None:
         assert (await proxy.head(manifest(ARM64.digest))).status == 403
 
 
+@pytest.mark.parametrize("kind", ["application/octet-stream", "application/json", "text/html"])
+@pytest.mark.parametrize("platform", ["linux/amd64", "linux/arm64", None])
+async def test_platforms_of_what_docker_runs_whatever_its_type_says(
+    start: Start, upstream: FakeUpstream, kind: str, platform: str | None
+) -> None:
+    image = content.image("typed", platform=platform or "linux/amd64")
+    document = json.loads(image.manifest)
+    if platform is None:
+        data = upstream.add_blob(REPO, b"no configuration")
+        document["config"] |= {"digest": data, "size": 16}
+    document["config"]["mediaType"] = kind
+    upstream.add(REPO, image)
+    upstream.add_manifest(REPO, content.encode(document), content.OCI_MANIFEST, tags=["typed"])
+    proxy = await start(policies=[{"name": "only", "platforms": ["linux/amd64"]}])
+    answer = await proxy.get(manifest("typed"))
+    assert is_denied(answer, "only") is (platform != "linux/amd64"), answer
+    if platform is None:
+        assert "its platform is unknown" in said(answer)["message"]
+
+
+@pytest.mark.parametrize(("named", "denied_by"), [("sha256", "sha512"), ("sha512", "sha256")])
+async def test_a_denied_manifest_is_denied_under_its_other_digest(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, named: str, denied_by: str
+) -> None:
+    image = content.image("twice", algorithm=named)
+    upstream.add(REPO, image, tags=["twice"])
+    proxy = await start(policies=[denied(tmp_path, content.digest(image.manifest, denied_by))])
+    for ref in ("twice", image.digest):
+        assert is_denied(await proxy.get(manifest(ref)), "bad")
+    assert (await proxy.get(manifest("latest"))).status == 200
+
+
 async def test_media_types(start: Start, upstream: FakeUpstream) -> None:
     chart = content.artifact(None, "application/vnd.cncf.helm.config.v1+json")
     upstream.add(REPO, chart, tags=["chart"])

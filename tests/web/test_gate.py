@@ -225,6 +225,7 @@ async def test_the_same_bytes_from_another_user_are_decided_and_logged_anew(
             assert (await client.ask(request)).status == status
         people.user = "ci:acme/app"
         assert (await client.ask(request)).status == 200
+
     def requests() -> list[dict[str, Any]]:
         events = [json.loads(text) for text in proxy.log.getvalue().splitlines()]
         return [event for event in events if event["event"] == "request"]

@@ -135,6 +135,13 @@ class UpstreamCounters:
         "code", "Requests answered with an error, by OCI error code.", name="errors"
     )
     bytes_to_clients: int = counter("Body bytes sent to clients.", name="client_bytes")
+    confirmations: Counter[str] = counter_by(
+        "outcome",
+        "Answers of upstream about clients that pull as themselves; stale: it gave none, and the "
+        "client counted as confirmed.",
+        ("confirmed", "refused", "failed", "stale"),
+        name="confirmations",
+    )
     bytes_from_upstream: int = counter("Body bytes received from upstream.", name="upstream_bytes")
     upstream_requests: int = counter("Requests sent to upstream.")
     token_requests: int = counter("Requests sent to token servers.", name="upstream_token_requests")

@@ -255,6 +255,28 @@ async def test_what_a_limit_refused_says_so(
     assert lines()[0]["outcome"] == "limited"
 
 
+async def test_a_login_that_a_limit_refused_says_so(
+    start: Start,
+    access: dict[str, Any],
+    lines: Lines,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "MAX_WAIT", 0.0)
+    users = write_users(tmp_path / "htpasswd", eve="c0rrect")
+    few = {"htpasswd_file": str(users), "limits": {"requests_per_second": 0.01}}
+    proxy = await start(access=access | few)
+    for status in (200, 429):
+        answer = await proxy.get("/-/token", Authorization=basic("eve", "c0rrect"))
+        assert answer.status == status
+    await until(lambda: len(lines()) == 2)
+    assert [(line["event"], line["outcome"], line["status"]) for line in lines()] == [
+        ("login", "allowed", 200),
+        ("login", "limited", 429),
+    ]
+    assert lines()[1]["user"] == "eve"
+
+
 async def test_what_operators_do_and_what_others_try(proxy: Proxy, lines: Lines) -> None:
     connector = UnixConnector(str(proxy.storage / "admin.sock"))
     async with ClientSession("http://millpond", connector=connector) as operator:

@@ -118,9 +118,11 @@ class Confirmations:
         if former.failed_at is None or not _is_within(former.failed_at, now, RETRY_SECONDS):
             try:
                 async with asyncio.timeout(self._patience):
-                    return await self._ask(origin, caller, target, route)
+                    await self._ask(origin, caller, target, route)
             except (UpstreamFailure, TimeoutError):
                 former.failed_at = self._clock()
+            else:
+                return
         self._count(target, "stale")
 
     def refuse(self, caller: Caller, target: Target) -> None:

@@ -116,11 +116,7 @@ class ResponseCache:
         principal = self._access.recognise(request.credential, client, certificate)
         if principal is None:
             return None
-        last = request.last
-        if last is not None and last.principal is principal:
-            decision = last.decision  # by the same rules: a reload forgets all requests
-        else:
-            decision = self._access.preview(principal, Action.PULL, request.target)
+        decision = self._access.preview(principal, Action.PULL, request.target)
         found = self._found(request, principal) if decision.is_allowed else None
         if found is None:
             return None

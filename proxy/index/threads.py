@@ -86,11 +86,6 @@ class Threads:
         if not self._is_writing:
             self._begin()
 
-    @property
-    def is_idle(self) -> bool:
-        """Nothing is being written."""
-        return not self._is_writing
-
     async def written(self) -> None:
         """Return once everything that was written until now is committed, or has failed."""
         if self._is_writing and self._last is not None:

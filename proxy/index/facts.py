@@ -185,7 +185,7 @@ class Facts:
         outdated: set[Key] = set()
         self._reads.append(outdated)
         try:
-            facts = await self.threads.read(lambda db: read(db, keys))
+            facts = await self.threads.look_up(lambda db: read(db, keys))
         finally:
             self._reads = [one for one in self._reads if one is not outdated]
         valid = facts.keys() - outdated - self._writing.keys()

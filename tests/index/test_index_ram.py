@@ -328,6 +328,49 @@ async def test_many_writes_share_a_transaction(
     assert len(sizes) < 100
 
 
+async def test_look_ups_of_one_moment_share_a_switch_of_threads(
+    files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = await files.open()
+    readers, begun = index._facts.threads._readers, 0
+    submit = readers.submit
+
+    def counted(*args: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        return submit(*args)
+
+    monkeypatch.setattr(readers, "submit", counted)
+    await asyncio.gather(*(index.tag(NGINX, Tag(f"t{number}")) for number in range(20)))
+    assert begun == 1
+
+
+async def test_a_look_up_that_fails_does_not_fail_others(
+    files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(await files.open())
+    index = await files.open()
+    read = name_rows.tag
+
+    def failing(db: Any, target: Target, tag: Tag) -> Any:
+        if tag == "bug":
+            raise TypeError("a bug")
+        if tag == "disk":
+            raise sqlite3.OperationalError("disk I/O error")
+        return read(db, target, tag)
+
+    monkeypatch.setattr(name_rows, "tag", failing)
+    asked = [asyncio.ensure_future(index.tag(NGINX, Tag(name))) for name in ("bug", "disk", "gone")]
+    gone = asyncio.ensure_future(index.tag(NGINX, Tag("left")))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert await index.tag(NGINX, LATEST) == tagged(1, 1.0)
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(found[0], TypeError)
+    assert found[1:] == [None, None]
+    files.troubles.clear()
+
+
 async def test_the_ram_does_not_grow_with_what_is_held(
     files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

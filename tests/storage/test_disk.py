@@ -128,3 +128,33 @@ async def test_the_quarantine_keeps_a_hundred_and_the_oldest_goes_first(
     names = {digest.removeprefix("sha256:") for digest in found[3:]}
     assert {path.name for path in place.iterdir()} == names | {f"{name}.json" for name in names}
     assert store.quarantine.bytes == 2 * 100 * 4096
+
+
+async def test_a_blob_is_read_from_the_page_cache_and_never_from_the_disk(
+    store: DiskStore,
+) -> None:
+    for data in (b"", b"some bytes" * 1000):
+        file = store.open(await put(store, data))
+        assert file is not None
+        assert file.read_cached() == data
+        os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            os.preadv(file.fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+        except BlockingIOError:
+            assert file.read_cached() is None
+        assert file.read(0, file.size) == data
+        file.close()
+
+
+async def test_a_file_system_that_does_not_know_its_page_cache_is_not_read_at_once(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = store.open(await put(store, b"some bytes"))
+    assert file is not None
+
+    def unsupported(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "preadv", unsupported)
+    assert file.read_cached() is None
+    file.close()

@@ -4,12 +4,12 @@ import sqlite3
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Child, Usage
 from proxy.index import Position, values
-from proxy.index.values import packed
+from proxy.index.values import Row, packed
 
 AFTER: Final = 1e-6
 """Seconds by which content counts as used later than a manifest that lists it."""
@@ -20,22 +20,8 @@ _MARKS: Final = 500
 _DEPTH: Final = 100
 """Manifests in manifests. A circle, which no honest digests make, ends there."""
 
-_LIFTED: Final = """CREATE TEMP TABLE IF NOT EXISTS lifted (level INTEGER, id INTEGER,
-  used_at REAL, PRIMARY KEY (level, id)) WITHOUT ROWID"""
-_USED: Final = """INSERT OR REPLACE INTO lifted SELECT 0, b.id, v.column2
-  FROM (VALUES {}) v CROSS JOIN blob b ON b.digest = v.column1"""
-_CHANGED: Final = """SELECT group_concat(hex(b.digest) || ' ' || quote(l.used_at))
-  FROM lifted l CROSS JOIN blob b ON b.id = l.id WHERE l.level = ? AND b.used_at < l.used_at"""
-_CHANGE: Final = """UPDATE blob SET used_at = l.used_at FROM lifted l
-  WHERE l.level = ? AND blob.id = l.id AND blob.used_at < l.used_at"""
-_BELOW: Final = f"""INSERT INTO lifted SELECT ?, b.id, max(p.used_at + {AFTER})
-  FROM lifted l CROSS JOIN blob p ON p.id = l.id AND p.lists > 0
-  CROSS JOIN child c ON c.parent = p.id CROSS JOIN blob b ON b.digest = c.digest
-  WHERE l.level = ? AND b.used_at < p.used_at + {AFTER} GROUP BY b.id"""
-"""``CROSS JOIN`` makes SQLite read the tables in this order. ``quote`` returns all digits."""
 
 Connection = sqlite3.Connection
-Each = TypeVar("Each")
 Key = Hashable
 """Of a fact in RAM; see ``sqlite``."""
 
@@ -186,41 +172,51 @@ def loose_files(db: Connection) -> list[Digest]:
 
 
 def use(db: Connection, uses: Iterable[tuple[Digest, float]]) -> dict[Digest, float]:
-    """Count uses; return the new times of last use.
+    """Count uses, in their order; return the new times of last use.
 
     A use of a manifest counts for all below it, each a moment later than what lists it: an image
-    then goes manifest first, and what a warmer image shares with it stays. Level by level from
-    what was used downwards; content that is used late enough already is left out, with all below
-    it.
-
-    Each statement makes one step at most: a step releases Python's lock, and a thread that waits
-    for the lock after each row delays the event loop, and itself, more than SQLite's work does.
+    then goes manifest first, and what a warmer image shares with it stays.
     """
-    db.execute(_LIFTED)
-    for rows in batches((packed(digest), used_at) for digest, used_at in uses):
-        values_ = ", ".join(["(?, ?)"] * len(rows))
-        db.execute(_USED.format(values_), [column for row in rows for column in row])
-    changed: dict[Digest, float] = {}
-    for level in range(_DEPTH):
-        (text,) = db.execute(_CHANGED, (level,)).fetchone()
-        for found in (text or "").split(","):
-            key, _, used_at = found.partition(" ")
-            if key:
-                changed[values.digest(bytes.fromhex(key))] = float(used_at)
-        db.execute(_CHANGE, (level,))
-        if not db.execute(_BELOW, (level + 1, level)).rowcount:
-            break
-    db.execute("DELETE FROM lifted")
-    return changed
+    changed: dict[bytes, float] = {}
+    for digest, used_at in uses:
+        key = packed(digest)
+        query = "UPDATE blob SET used_at = ? WHERE digest = ? AND used_at < ?"
+        if db.execute(query, (used_at, key, used_at)).rowcount:
+            changed[key] = used_at
+        manifests = [*db.execute("SELECT id FROM blob WHERE digest = ? AND lists > 0", (key,))]
+        for _ in range(_DEPTH):
+            if not manifests:
+                break
+            manifests = _lift(db, manifests, changed)
+    return {values.digest(key): used_at for key, used_at in changed.items()}
+
+
+def _lift(db: Connection, manifests: list[Row], changed: dict[bytes, float]) -> list[Row]:
+    """Have what manifests list be used later than they; return the manifests that were changed.
+
+    What is used late enough already is later than all below it: nothing changes there.
+    """
+    query = f"""SELECT p.used_at + {AFTER} AS later, b.id, b.digest, b.lists
+        FROM blob p JOIN child c ON c.parent = p.id JOIN blob b ON b.digest = c.digest
+        WHERE p.id = ? AND b.used_at < later"""
+    lifted: dict[int, Row] = {}
+    for manifest in manifests:
+        rows = db.execute(query, manifest).fetchall()
+        db.executemany("UPDATE blob SET used_at = ? WHERE id = ?", (row[:2] for row in rows))
+        for later, id_, key, lists in rows:
+            changed[key] = later
+            if lists:
+                lifted[id_] = (id_,)
+    return [*lifted.values()]
 
 
 def _key(digest: Digest | None) -> bytes:
     return b"" if digest is None else packed(digest)
 
 
-def batches(rows: Iterable[Each]) -> Iterator[list[Each]]:
-    """Yield some rows at a time: the variables of a statement are limited."""
-    iterator = iter(rows)
+def batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield some keys at a time: the variables of a statement are limited."""
+    iterator = iter(keys)
     while batch := list(islice(iterator, _MARKS)):
         yield batch
 

@@ -256,7 +256,6 @@ class Database:
             connection.execute("PRAGMA journal_mode = WAL").fetchone()
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            connection.execute("PRAGMA temp_store = MEMORY")
             (pages,) = connection.execute("PRAGMA page_count").fetchone()
             journal = max(_JOURNAL_PAGES, pages // _JOURNAL_SHARE)
             connection.execute(f"PRAGMA wal_autocheckpoint = {journal}").fetchone()

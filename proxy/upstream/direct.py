@@ -74,9 +74,19 @@ class DirectBody(asyncio.BufferedProtocol):
         self._handler.start_timeout()  # which stops it
         self._switch_to(self)
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait to be read."""
+        return sum(map(len, self._ready)) + self._filled - self._passed
+
+    @property
+    def is_reading(self) -> bool:
+        """False while too much is held, or all has arrived."""
+        return not self._is_paused
+
     async def read(self, most: int) -> memoryview:
         """Return 1 to ``most`` bytes. Raises ``TimeoutError`` and ``ClientPayloadError``."""
-        while not self._ready and self._passed == self._filled:
+        while not self.held:
             if self._is_lost:
                 raise ClientPayloadError("the connection was lost")
             self._arrived.clear()
@@ -89,7 +99,7 @@ class DirectBody(asyncio.BufferedProtocol):
             self._ready.appendleft(piece[most:])
             piece = piece[:most]
         self._pace()
-        if self._left == 0 and not self._ready:
+        if self._left == 0 and not self.held:
             self._switch_to(self._handler)
             self._payload.feed_eof()
         return piece

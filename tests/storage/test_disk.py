@@ -68,7 +68,8 @@ async def test_a_spool_that_cannot_be_unlinked_takes_no_room(
 async def test_long_writes_have_their_blocks_allocated_at_once(
     store: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allocate, asked = disk._fallocate, []
+    allocate, asked = disk._fallocate, list[tuple[int, int]]()
+    assert allocate is not None
 
     def watched(fd: int, mode: int, offset: ctypes.c_long, length: ctypes.c_long) -> int:
         asked.append((offset.value, length.value))

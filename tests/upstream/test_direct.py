@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -62,7 +61,7 @@ Serve = Callable[[Send], contextlib.AbstractAsyncContextManager[Registry]]
 def serving(request: pytest.FixtureRequest, tmp_path: Path) -> Serve:
     made = certificate(tmp_path) if request.param == "https" else None
     tls = UpstreamTLS() if made is None else UpstreamTLS(ca_file=made.authority)
-    context: ssl.SSLContext | None = None if made is None else made.server
+    context = None if made is None else made.server
 
     @asynccontextmanager
     async def serve(send: Send) -> AsyncIterator[Registry]:

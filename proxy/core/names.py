@@ -65,6 +65,10 @@ class Image(NamedTuple):
         return f"{self.target}@{self.digest}" if self.digest else f"{self.target}:{self.tag}"
 
 
+CATALOG: Final = Repo("_catalog")
+"""Stands for a registry's list of repositories; no repository has this name."""
+
+
 def parse_digest(text: str) -> Digest:
     """Return ``text`` as a digest with sha256 or sha512. Raises ``DigestInvalid``."""
     match = _DIGEST.fullmatch(text)

@@ -230,6 +230,8 @@ class CacheCounters:
     prefetched_bytes: int = counter("Bytes of prefetched blobs, abandoned ones included.")
     prefetched_used_blobs: int = counter("Prefetched blobs that a client requested later.")
     prefetched_used_bytes: int = counter("Bytes of prefetched blobs that a client requested later.")
+    warmed_images: int = counter("Images that a schedule has fetched or found whole.")
+    warm_failures: int = counter("Images that a schedule could not fetch whole.")
     prepared_answers: int = counter("Requests answered from the response cache.", in_stats=False)
     refused_connections: int = counter("Connections answered with 503 because of the limit.")
     stalled_clients: int = counter("Clients disconnected because they stopped reading.")

@@ -21,6 +21,7 @@ from proxy.core.errors import (
     UpstreamFailure,
     UpstreamUnavailable,
 )
+from proxy.core.names import CATALOG
 from proxy.core.tolerant_json import read_object
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
@@ -116,7 +117,7 @@ class Authorizer:
         ``Denied`` or ``UpstreamFailure``, ``CredentialsRejected`` among them.
         """
         transport, known = self._transport, self._challenge
-        scope = f"repository:{repository}:pull" if repository else ""
+        scope = _scope(repository)
         asked = _Asked(repository, scope)
         sent = None if known is None else await self._authorization(known, asked)
         response = await transport.send(request, sent)
@@ -146,7 +147,7 @@ class Authorizer:
     async def forget_token(self, repository: str) -> None:
         """Forget the token for a repository, so that the token server decides again."""
         if self._challenge is not None:
-            scope = f"repository:{repository}:pull"
+            scope = _scope(repository)
             key = self._token_key(self._challenge, self._scopes.get(scope, scope))
             await self._tokens.delete(key)
 
@@ -286,6 +287,13 @@ def shares_domain(host: str, own: str) -> bool:
 
 def _is_refusal(response: ClientResponse, sent: str) -> bool:
     return response.status == 401 or (response.status == 403 and sent.startswith("Bearer "))
+
+
+def _scope(repository: str) -> str:
+    """Return what a token must allow (token specification, "Resource Scope Grammar")."""
+    if repository == CATALOG:
+        return "registry:catalog:*"
+    return f"repository:{repository}:pull" if repository else ""
 
 
 def _challenge_lines(response: ClientResponse) -> list[str]:

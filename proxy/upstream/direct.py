@@ -46,7 +46,7 @@ class DirectBody(asyncio.BufferedProtocol):
     def of(cls, response: ClientResponse, most: int) -> Self | None:
         """Return the reader of a body, None if aiohttp has to read it.
 
-        It takes the body over if ``most`` bytes of it, which can be read at once, are a buffer.
+        A body is taken over if ``most`` and what is left of it are at least ``READ_BUFFER``.
         """
         connection, payload = response.connection, response.content
         if connection is None or connection.transport is None or connection.protocol is None:

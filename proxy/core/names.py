@@ -123,7 +123,7 @@ class DigestVerifier:
         self._digest = digest
         self._state = hashlib.new(algorithm)
 
-    def update(self, chunk: bytes) -> None:
+    def update(self, chunk: bytes | memoryview) -> None:
         """Hash the next bytes."""
         self._state.update(chunk)
 

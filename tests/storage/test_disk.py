@@ -1,4 +1,5 @@
 import asyncio
+import ctypes
 import errno
 import json
 import os
@@ -9,6 +10,8 @@ import pytest
 
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest, sha256
+from proxy.core.records import BLOCK
+from proxy.storage import disk
 from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
 
@@ -60,6 +63,43 @@ async def test_a_spool_that_cannot_be_unlinked_takes_no_room(
     spool.close()
     [left] = (tmp_path / "cache/spool").iterdir()
     assert left.stat().st_blocks == 0
+
+
+async def test_long_writes_have_their_blocks_allocated_at_once(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate, asked = disk._fallocate, list[tuple[int, int]]()
+    assert allocate is not None
+
+    def watched(fd: int, mode: int, offset: ctypes.c_long, length: ctypes.c_long) -> int:
+        asked.append((offset.value, length.value))
+        return int(allocate(fd, mode, offset, length))
+
+    monkeypatch.setattr(disk, "_fallocate", watched)
+    spool = await store.spool(DIGEST, None)
+    data = os.urandom(1_000_000)
+    spool.write(data, 0)
+    spool.write(data[:1000], len(data))
+    assert asked == [(0, len(data))]
+    status = os.fstat(spool.fd)
+    assert status.st_size == len(data) + 1000
+    assert status.st_blocks * 512 <= status.st_size + BLOCK
+    assert spool.read(0, status.st_size) == data + data[:1000]
+    spool.discard()
+    spool.close()
+
+
+@pytest.mark.parametrize("unable", [None, lambda *_: -1], ids=["no such call", "fails"])
+async def test_blocks_that_cannot_be_allocated_at_once_are_written_all_the_same(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch, unable: object
+) -> None:
+    monkeypatch.setattr(disk, "_fallocate", unable)
+    data = os.urandom(300_000)
+    digest = await put(store, data)
+    blob = store.open(digest)
+    assert blob is not None
+    assert blob.read(0, blob.size) == data
+    blob.close()
 
 
 async def test_the_directory_is_an_oci_image_layout(store: DiskStore, tmp_path: Path) -> None:

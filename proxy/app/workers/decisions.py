@@ -90,7 +90,8 @@ class Decisions:
     async def principal(self, request: BaseRequest) -> Principal | None:
         """Return who sends a request; None if the main process has to find out."""
         sent = presented(request)
-        known = self.access.recognise(*sent)
+        sealed = self.access.sealed(sent.authorization)
+        known = self.access.recognise(sealed, sent.address, sent.certificate)
         credentials = parse(sent.authorization) if known is None else None
         if known is not None or self._own is None or not isinstance(credentials, Bearer):
             return known
@@ -103,20 +104,29 @@ class Decisions:
 
     def allows(self, principal: Principal, target: Target) -> Decision | None:
         """Return the decision that lets a client pull, None if the main process has to answer."""
-        if not self.is_confirmed(principal, target):
+        if not self.may_answer(target):
             return None
         decision = self.access.preview(principal, Action.PULL, target)
         return decision if decision.is_allowed else None
 
-    def is_confirmed(self, principal: Principal, target: Target) -> bool:
-        """Return True if a worker may answer for this repository."""
-        del principal  # an upstream that is asked as its clients is left to the main process
+    def may_answer(self, target: Target) -> bool:
+        """Return True if nothing about a repository needs the main process."""
         return self._number == self._generations.settings and self._is_ours(target)
 
     def is_allowed(self, target: Target, digest: Digest) -> bool:
-        """Return True: ``is_confirmed`` refuses all that policies cover."""
-        del target, digest
-        return True
+        """Return ``may_answer``, for the response cache: policies then cover nothing of it."""
+        del digest
+        return self.may_answer(target)
+
+    def is_needed(self, target: Target) -> bool:
+        """Return False: upstreams that are asked as their clients are never ours."""
+        del target
+        return False
+
+    def is_confirmed(self, principal: Principal, target: Target) -> bool:
+        """Return ``may_answer``: there is nothing to confirm."""
+        del principal
+        return self.may_answer(target)
 
     def is_offline(self, target: Target) -> bool:
         """Return True if an image is served only if all of it is held."""
@@ -135,7 +145,7 @@ class Decisions:
         return policy.seconds_fresh(record.checked_at, rule, now)
 
     def _is_ours(self, target: Target) -> bool:
-        """Return True if nothing about a repository needs the main process."""
+        """Return True if no setting leaves a repository to the main process."""
         known = self._ours.get(target)
         if known is None:
             if len(self._ours) >= _MAX_KNOWN:

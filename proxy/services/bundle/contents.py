@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from proxy.core.errors import RegistryError, RequestInvalid
 from proxy.core.manifests import is_media_type
-from proxy.core.names import Digest, Tag, Target, parse_digest, parse_repo, parse_tag
+from proxy.core.names import Digest, Image, Tag, Target, parse_digest, parse_repo, parse_tag
 from proxy.core.records import Descriptor, TagHistoryEntry, TagRecord
 from proxy.core.tolerant_json import as_list
 
@@ -54,7 +54,12 @@ class BundledTag:
     @property
     def name(self) -> str:
         """Its full name, with the registry."""
-        return f"{self.target}:{self.tag}"
+        return str(self.image)
+
+    @property
+    def image(self) -> Image:
+        """The image that it names."""
+        return Image(self.target, self.tag, None)
 
 
 @dataclass(slots=True)
@@ -71,6 +76,8 @@ class Contents:
     tags: list[BundledTag] = field(default_factory=list)
     links: dict[Target, list[Digest]] = field(default_factory=dict)
     pins: list[str] = field(default_factory=list)
+    files: dict[str, Digest] = field(default_factory=dict)
+    """Further files of the bundle, for other tools, with their digests."""
 
     @property
     def included(self) -> Iterator[BundledBlob]:
@@ -101,6 +108,7 @@ class Contents:
             "creator": self.creator,
             "created_at": self.created_at,
             "pins": self.pins,
+            "files": self.files,
             "blobs": [_blob_json(blob) for blob in self.blobs.values()],
             "tags": [_tag_json(tag) for tag in self.tags],
             "links": {str(target): digests for target, digests in self.links.items()},
@@ -137,6 +145,7 @@ def _parsed(document: dict[str, Any]) -> Contents:
         tags=[_tag(entry) for entry in as_list(document["tags"])],
         links={_target(name): _digests(listed) for name, listed in document["links"].items()},
         pins=[str(pin)[:1024] for pin in as_list(document.get("pins"))],
+        files={name: parse_digest(one) for name, one in dict(document.get("files", {})).items()},
     )
     if len(found.blobs) < len(blobs):
         raise ValueError("a blob is listed twice")
@@ -218,7 +227,7 @@ def _target(name: str) -> Target:
 
 
 def _digests(listed: Any) -> list[Digest]:
-    return [parse_digest(digest) for digest in as_list(listed)]
+    return [parse_digest(str(digest)) for digest in as_list(listed)]
 
 
 def _time(value: Any) -> float:

@@ -52,6 +52,9 @@ class Tree(Protocol):
     def open(self, name: str) -> TreeFile | None:
         """Return a file, None if there is none. Raises ``RequestInvalid`` for anything else."""
 
+    def is_folder(self, name: str) -> bool:
+        """Return True if a name is that of a folder."""
+
     def close(self) -> None:
         """Close what is open."""
 
@@ -133,6 +136,29 @@ class DirectoryTree:
                 raise _unreadable(name, error) from None
         return _DescriptorFile(fd, name)
 
+    def is_folder(self, name: str) -> bool:
+        """Return True if a name is that of a folder; a link is none."""
+        folder, _, last = checked(name).rpartition("/")
+        with ExitStack() as stack:
+            parent = self._folder(folder, stack)
+            if parent is None:
+                return False
+            try:
+                mode = os.stat(last, dir_fd=parent, follow_symlinks=False).st_mode
+            except FileNotFoundError:
+                return False
+            return stat.S_ISDIR(mode)
+
+    def modified_at(self, name: str) -> float:
+        """Return when a file was modified, in Unix seconds; 0 if there is none."""
+        folder, _, last = checked(name).rpartition("/")
+        with ExitStack() as stack:
+            parent = self._folder(folder, stack)
+            try:
+                return 0.0 if parent is None else os.stat(last, dir_fd=parent).st_mtime
+            except FileNotFoundError:
+                return 0.0
+
     def close(self) -> None:
         """Close the directory."""
         os.close(self._fd)
@@ -157,12 +183,13 @@ class TarTree:
         self._parts = JoinedFiles.opened(paths)
         try:
             self._refuse_compressed(paths[0])
-            self._files = self._scan(str(paths[0]))
+            self.files: Final = self._scan(str(paths[0]))
+            """Offset and size in bytes of each file, in the order of the archive."""
         except BaseException:
             self._parts.close()
             raise
         self._folders: dict[str, list[str]] = {}
-        for name in sorted(self._files):
+        for name in sorted(self.files):
             folder, _, last = name.rpartition("/")
             self._folders.setdefault(folder, []).append(last)
 
@@ -177,8 +204,12 @@ class TarTree:
 
     def open(self, name: str) -> TreeFile | None:
         """Return a file, None if there is none."""
-        place = self._files.get(checked(name))
+        place = self.files.get(checked(name))
         return None if place is None else _TarFile(self._parts, *place)
+
+    def is_folder(self, name: str) -> bool:
+        """Return True if a name is that of a folder with files."""
+        return any(one == name or one.startswith(f"{name}/") for one in self._folders)
 
     def close(self) -> None:
         """Close the parts."""

@@ -33,6 +33,7 @@ from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.verify import Verifier
 from proxy.services.warm import Warmer
 from proxy.web.admin import images
+from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.documents import Document, Page, is_true, reply, required, stream
 
 _DEFAULT_TTL: Final = 3600.0
@@ -51,6 +52,7 @@ class Services:
     puller: Puller
     expansion: Expansion
     warmer: Warmer
+    bundles: Bundles
     cache: Cache
     image: Callable[[str], Image]
     selector: Callable[[str], Selector]
@@ -78,6 +80,7 @@ class Control:
             "/-/refresh": {"POST": self._post_refresh},
             "/-/pull": {"POST": self._post_pull},
             "/-/expand": {"GET": self._get_expand},
+            **services.bundles.pages,
         }
 
     def has(self, path: str) -> bool:

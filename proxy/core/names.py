@@ -21,6 +21,7 @@ _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _DIGEST = re.compile(r"([a-z0-9]+(?:[+._-][a-z0-9]+)*):([a-zA-Z0-9=_-]+)")
 _HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[a-f0-9]+")
+_SHA256 = re.compile(r"sha256:[a-f0-9]{64}")
 
 
 class Kind(Enum):
@@ -71,6 +72,8 @@ CATALOG: Final = Repo("_catalog")
 
 def parse_digest(text: str) -> Digest:
     """Return ``text`` as a digest with sha256 or sha512. Raises ``DigestInvalid``."""
+    if _SHA256.fullmatch(text):  # nearly all of them
+        return Digest(text)
     match = _DIGEST.fullmatch(text)
     if match is None:
         raise DigestInvalid(f"{_shown(text)} is not a digest; expected algorithm:hex")
@@ -120,7 +123,7 @@ class DigestVerifier:
         self._digest = digest
         self._state = hashlib.new(algorithm)
 
-    def update(self, chunk: bytes) -> None:
+    def update(self, chunk: bytes | memoryview) -> None:
         """Hash the next bytes."""
         self._state.update(chunk)
 

@@ -6,6 +6,7 @@ https://distribution.github.io/distribution/spec/auth/token/. Who we are is the 
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, Final, NamedTuple
 
 import structlog
@@ -46,8 +47,6 @@ MAX_HOST: Final = 253
 
 _USED_LIFE: Final = 0.9
 """Share of its life for which a token is used, so that none expires on its way."""
-
-_SUFFIXES: Final = PublicSuffixList()
 
 log = structlog.get_logger(__name__)
 
@@ -281,8 +280,14 @@ def shares_domain(host: str, own: str) -> bool:
     """
     if is_address(host) or is_address(own) or max(len(host), len(own)) > MAX_HOST:
         return False
-    domain = _SUFFIXES.privatesuffix(own)
-    return domain is not None and domain == _SUFFIXES.privatesuffix(host)
+    domain = _suffixes().privatesuffix(own)
+    return domain is not None and domain == _suffixes().privatesuffix(host)
+
+
+@cache
+def _suffixes() -> PublicSuffixList:
+    """Return the list. Reading it takes 40 ms, and only credentials for a token server need it."""
+    return PublicSuffixList()
 
 
 def _is_refusal(response: ClientResponse, sent: str) -> bool:

@@ -25,8 +25,9 @@ from proxy.core.names import Repo
 from proxy.core.tolerant_json import as_list, read_object
 from proxy.upstream.auth import Authorizer
 from proxy.upstream.circuit_breaker import CircuitBreaker
+from proxy.upstream.direct import READ_BUFFER
 from proxy.upstream.headers import retry_after
-from proxy.upstream.transport import READ_BUFFER, SMALL_BUFFER, HTTPRequest, Transport
+from proxy.upstream.transport import SMALL_BUFFER, HTTPRequest, Transport
 
 LARGE: Final = 512 * 1024
 """Bytes. Bodies that are read whole are rarely longer."""

@@ -59,7 +59,8 @@ class Bundles:
                 yield {"digest": digest, "size": record.size}
 
     async def _post_export(self, request: BaseRequest) -> StreamResponse:
-        selection = self._selection(_object(await _read(request, MAX_SELECTION)))
+        wanted = await _read(request, MAX_SELECTION)
+        selection = self._selection(_object(wanted or b"{}"))
         found, problems = await self.exporter.contents(selection)
         text = await in_thread(found.to_json, Pool.COMPUTE)
         return reply({"contents": text.decode(), "problems": problems})
@@ -104,9 +105,9 @@ class Bundles:
         media_type = request.query.get("media_type")
         if media_type is not None and not is_media_type(media_type):
             raise RequestInvalid("media_type is no media type")
-        size = required(request, "size")
+        size = request.query.get("size", "")
         if not size.isdecimal() or len(size) > 18:
-            raise RequestInvalid("size is a number of bytes")
+            raise RequestInvalid("digest and size, a number of bytes, say what this is")
         digest = parse_digest(required(request, "digest"))
         blob = BundledBlob(digest, int(size), media_type, is_public=False)
         await self.importer.receive(blob, _pieces(request))

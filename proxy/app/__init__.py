@@ -120,6 +120,10 @@ def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> Non
     background.start("names", layout.publish_forever)
     background.start("feeds", storage.feeds.watch)
     background.start("upstreams", engine.upstreams.close_retired)
+    if engine.bucket is not None:
+        background.start("bucket uploads", engine.bucket.uploads.run)
+        if settings.storage.bucket is not None and settings.storage.bucket.max_size is not None:
+            background.start("bucket eviction", engine.bucket.evictor.watch)
 
 
 def _scrub(background: Supervisor, verifier: Verifier, settings: Settings) -> None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
+from proxy.app import bucket as buckets
 from proxy.app import cache as caching
 from proxy.app import storage as storages
+from proxy.app.bucket import SecondTier
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
 from proxy.content.downloads import Downloads
@@ -48,6 +50,7 @@ class Engine:
     cache: Cache
     confirmations: Confirmations
     background: Supervisor
+    bucket: SecondTier | None
 
 
 async def opened(
@@ -62,9 +65,15 @@ async def opened(
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
+    bucket, tier = settings.storage.bucket, None
+    if bucket is not None:
+        tier = await buckets.opened(stack, bucket, storage)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
     stack.push_async_callback(downloads.close)
-    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network)
+    shared = None if tier is None else tier.source
+    upstreams = Upstreams(
+        metrics, environment.clock, max_downloads, environment.network, shared=shared
+    )
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
     cache = await caching.built(stack, settings, storage, downloads, origins)
@@ -80,4 +89,5 @@ async def opened(
         cache,
         confirmations,
         background,
+        tier,
     )

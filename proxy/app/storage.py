@@ -9,6 +9,7 @@ from proxy.content.content import Content
 from proxy.content.eviction import Evictor, Quota
 from proxy.content.in_use import Feeds
 from proxy.content.pins import Pins
+from proxy.content.shelf import Shelf
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
 from proxy.core.routing import Router
@@ -39,6 +40,7 @@ class Storage:
     feeds: Feeds
     content: Content
     layout: Layout
+    shelf: Shelf
 
 
 async def opened(
@@ -80,7 +82,8 @@ async def opened(
     stack.push_async_callback(content.reconciler.close)
     await content.reconciler.begin()
     layout = Layout(content, directory, pins.added)
-    return Storage(directory, clock, counters, expiring, pins, feeds, content, layout)
+    shelf = Shelf(store, index, counters, clock)
+    return Storage(directory, clock, counters, expiring, pins, feeds, content, layout, shelf)
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from proxy.core.errors import ConfigError, StorageError
+from proxy.core.names import Digest
 from proxy.settings import Bucket
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ class SecondTier:
     source: "BucketSource"
     uploads: "Uploads"
     evictor: "BucketEvictor"
+    recency: "LocalRecency"
+
+    async def sign(self, digest: Digest, seconds: float) -> str | None:
+        """Return a URL that is valid for so long, None unless the object is known to be there."""
+        if not self.client.has(digest):
+            return None
+        self.recency.touch(digest)
+        return await self.client.url(digest, seconds)
 
 
 async def opened(stack: AsyncExitStack, configured: Bucket, storage: "Storage") -> SecondTier:
@@ -62,7 +71,7 @@ async def opened(stack: AsyncExitStack, configured: Bucket, storage: "Storage") 
     evictor = BucketEvictor(
         client, shelf, recency, limit=configured.max_size, protected=storage.pins.protected
     )
-    return SecondTier(client, source, uploads, evictor)
+    return SecondTier(client, source, uploads, evictor, recency)
 
 
 def stores(configured: Bucket, secret: str | None) -> "Stores":

@@ -2,14 +2,13 @@
 
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
 from proxy.app import bucket as buckets
 from proxy.app import cache as caching
 from proxy.app import storage as storages
-from proxy.app.bucket import SecondTier
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
 from proxy.content.downloads import Downloads
@@ -50,7 +49,6 @@ class Engine:
     cache: Cache
     confirmations: Confirmations
     background: Supervisor
-    bucket: SecondTier | None
 
 
 async def opened(
@@ -65,12 +63,12 @@ async def opened(
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
-    bucket, tier = settings.storage.bucket, None
-    if bucket is not None:
-        tier = await buckets.opened(stack, bucket, storage)
+    if settings.storage.bucket is not None:
+        tier = await buckets.opened(stack, settings.storage.bucket, storage)
+        storage = replace(storage, bucket=tier)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
     stack.push_async_callback(downloads.close)
-    shared = None if tier is None else tier.source
+    shared = None if storage.bucket is None else storage.bucket.source
     upstreams = Upstreams(
         metrics, environment.clock, max_downloads, environment.network, shared=shared
     )
@@ -89,5 +87,4 @@ async def opened(
         cache,
         confirmations,
         background,
-        tier,
     )

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
+from proxy.app.bucket import SecondTier
 from proxy.content.content import Content
 from proxy.content.eviction import Evictor, Quota
 from proxy.content.in_use import Feeds
@@ -30,7 +31,10 @@ INDEX_SHARE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What the cache holds, and what the parts of the cache need besides."""
+    """What the cache holds, and what the parts of the cache need besides.
+
+    ``bucket`` is the second tier, if there is one.
+    """
 
     directory: Directory
     clock: Clock
@@ -41,6 +45,7 @@ class Storage:
     content: Content
     layout: Layout
     shelf: Shelf
+    bucket: SecondTier | None = None
 
 
 async def opened(

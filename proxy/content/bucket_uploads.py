@@ -36,6 +36,9 @@ RATE: Final = 100_000_000
 GRACE_SECONDS: Final = 10.0
 """How long a stop waits for uploads. The rest follows at the next start."""
 
+STOP_SECONDS: Final = 5.0
+"""How long a stop then waits until large uploads have removed their parts."""
+
 NOTE_SECONDS: Final = 30.0
 MARGIN_SECONDS: Final = 60.0
 """Files that are older than the note by less are looked at again: between the last write to a file
@@ -80,7 +83,7 @@ class Uploads:
         self._in_parts: set[Digest] = set()
         self._wrong: set[Digest] = set()
         self._is_behind = True  # not all files were looked at
-        self._is_stopping = False
+        self._stopping = asyncio.Event()
         self._noted_at = float("-inf")
         self._changed = Pulse()
         self._pace = TokenBucket(RATE, RATE / 4, time.monotonic())
@@ -118,9 +121,9 @@ class Uploads:
             async with asyncio.timeout(GRACE_SECONDS):
                 while self.pending and not self._client.writing.is_open:
                     await self._changed.wait()
-        self._is_stopping = True
+        self._stopping.set()
         with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE_SECONDS / 2):
+            async with asyncio.timeout(STOP_SECONDS):
                 while self._running:
                     await self._changed.wait()
         await self._note(is_complete=not self.pending)
@@ -155,7 +158,7 @@ class Uploads:
 
     async def _work(self) -> None:
         while True:
-            while not self._waiting or self._is_stopping:
+            while not self._waiting or self._stopping.is_set():
                 await self._changed.wait()
             digest = next(iter(self._waiting))
             del self._waiting[digest]
@@ -224,7 +227,7 @@ class Uploads:
 
     async def _chunks(self, blob: DiskBlob) -> AsyncGenerator[bytes, None]:
         for start in range(0, blob.size, _STEP):
-            if self._is_stopping:
+            if self._stopping.is_set():
                 raise _StoppedError
             stop = min(start + _STEP, blob.size)
             data = await in_thread(partial(blob.read, start, stop), Pool.UPKEEP)
@@ -234,7 +237,10 @@ class Uploads:
             yield data
 
     async def _paced(self, count: int) -> None:
-        await asyncio.sleep(self._pace.take(count, time.monotonic()))
+        """Wait until the rate allows so many bytes, or until a stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._pace.take(count, time.monotonic())):
+                await self._stopping.wait()
 
     async def _note(self, *, is_complete: bool) -> None:
         """Note that all content up to now is copied, if it is."""

@@ -253,7 +253,7 @@ class Manifests:
     async def copy_from_elsewhere(
         self, target: Target, digest: Digest, directive: CacheDirective
     ) -> bool:
-        """Copy a manifest from a fallback directory or the bucket, if it is this repository's there.
+        """Copy a manifest from a fallback directory or the bucket, if its repository has it there.
 
         Returns True if it was copied.
         """
@@ -261,7 +261,9 @@ class Manifests:
         fallbacks, shared = origin.fallbacks, origin.shared
         if not origin.local_sources or directive is CacheDirective.ONLY_IF_CACHED:
             return False
-        is_held = self._held.in_ram(digest) is not None or await self._content.holds(digest)
+        held = self._held.in_ram(digest)  # an evicted one may still be in memory
+        in_ram_only = held is not None and not held.is_stored
+        is_held = in_ram_only or await self._content.holds(digest)
         if is_held and await self._content.links.has(target, digest):
             return False
         for fallback in fallbacks:

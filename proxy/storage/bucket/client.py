@@ -221,7 +221,7 @@ class BucketClient:
 class ObjectReader:
     """The body of one object, from an offset on. ``size`` in bytes is that of the whole object."""
 
-    def __init__(self, client: BucketClient, found: obstore.GetResult, offset: int) -> None:
+    def __init__(self, client: BucketClient, found: "obstore.GetResult", offset: int) -> None:
         self.size: Final = found.meta["size"]
         self.card: Final = _card(found)
         self.offset = offset
@@ -277,5 +277,5 @@ def _attributes(card: Card) -> Any:
     return {"Content-Type": "application/octet-stream", KEY: card.text()}
 
 
-def _card(found: obstore.GetResult) -> Card:
+def _card(found: "obstore.GetResult") -> Card:
     return Card.parse(found.attributes.get(KEY))

@@ -64,6 +64,11 @@ class BucketClient:
         """Return whether an object was there when it was last looked at; None if unknown."""
         return self._known.get(digest)
 
+    @property
+    def seconds_left(self) -> float:
+        """How long the bucket is skipped, for reading or for writing; 0 if it is not."""
+        return max(self.reading.seconds_left, self.writing.seconds_left)
+
     async def open(self, digest: Digest, offset: int = 0) -> "ObjectReader":
         """Return an object to be read from ``offset`` on.
 

@@ -6,7 +6,7 @@ bucket. Why it failed is logged, and not shown to clients.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -144,7 +144,7 @@ class BucketClient:
                     async with self._asked("delete", None, _WRITE_SECONDS):
                         await obstore.delete_async(self._stores.writing, _path(digest))
 
-    async def scan(self) -> AsyncIterator[list[Entry]]:
+    async def scan(self) -> AsyncGenerator[list[Entry], None]:
         """Yield all objects in pages. Raises ``UpstreamUnavailable``, also for a missing bucket."""
         pages = self._stores.reading.list("blobs", chunk_size=_PAGE)
         while True:
@@ -207,7 +207,7 @@ class BucketClient:
                 yield
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
-                raise self._failed(breaker, "there is no such bucket") from None
+                raise self._failed(breaker, reason(error)) from None
             breaker.succeeded()
             if digest is not None:
                 self._known[digest] = False

@@ -135,6 +135,13 @@ class UpstreamCounters:
         "code", "Requests answered with an error, by OCI error code.", name="errors"
     )
     bytes_to_clients: int = counter("Body bytes sent to clients.", name="client_bytes")
+    confirmations: Counter[str] = counter_by(
+        "outcome",
+        "Answers of upstream about clients that pull as themselves; stale: it gave none, and the "
+        "client counted as confirmed.",
+        ("confirmed", "refused", "failed", "stale"),
+        name="confirmations",
+    )
     bytes_from_upstream: int = counter("Body bytes received from upstream.", name="upstream_bytes")
     upstream_requests: int = counter("Requests sent to upstream.")
     token_requests: int = counter("Requests sent to token servers.", name="upstream_token_requests")
@@ -230,10 +237,14 @@ class CacheCounters:
     prefetched_bytes: int = counter("Bytes of prefetched blobs, abandoned ones included.")
     prefetched_used_blobs: int = counter("Prefetched blobs that a client requested later.")
     prefetched_used_bytes: int = counter("Bytes of prefetched blobs that a client requested later.")
+    warmed_images: int = counter("Images that a schedule has fetched or found whole.")
+    warm_failures: int = counter("Images that a schedule could not fetch whole.")
     prepared_answers: int = counter("Requests answered from the response cache.", in_stats=False)
     refused_connections: int = counter("Connections answered with 503 because of the limit.")
     stalled_clients: int = counter("Clients disconnected because they stopped reading.")
-    unlogged_requests: int = counter("Access-log lines dropped under load.", in_stats=False)
+    unlogged_requests: int = counter(
+        "Request lines dropped under load, or not written.", in_stats=False
+    )
     audit_failures: int = counter("Failed attempts to write the audit log.", in_stats=False)
     audit_lost_lines: int = counter("Audit lines that could not be kept.", in_stats=False)
     bucket_requests: Counter[str] = counter_by(
@@ -259,9 +270,9 @@ class CacheCounters:
         """Count one disk error."""
         self.storage_errors += 1
 
-    def unlogged(self) -> None:
-        """Count one dropped access-log line."""
-        self.unlogged_requests += 1
+    def unlogged(self, lines: int) -> None:
+        """Count dropped request lines."""
+        self.unlogged_requests += lines
 
     def snapshot(self) -> dict[str, int]:
         """Return the totals of ``/-/stats`` by the names of their metrics."""

@@ -50,11 +50,9 @@ class Origin(NamedTuple):
     def confirming_sources(self) -> list[Source]:
         """What confirms that a repository holds a blob, in order.
 
-        The registry knows best; others are for the time when it fails.
+        Other machines are asked only if the registry is not: what they lack may exist there.
         """
-        if self.rule.offline or self.shared is None:
-            return self.blob_sources
-        return [*self.fallbacks, self.upstream, self.shared]
+        return self.local_sources if self.rule.offline else [*self.fallbacks, self.upstream]
 
     @property
     def is_scarce(self) -> bool:

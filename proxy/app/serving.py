@@ -113,6 +113,7 @@ def handlers(
         cache=cache,
         image=router.parse_image,
         selector=router.parse_selector,
+        bucket=None if storage.bucket is None else storage.bucket.evictor,
     )
     admin_access = AdminAccess(access, settings.admin.token_file)
     admin = Admin(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from proxy.access.audit_log import Audit
 from proxy.app import engine as engines
 from proxy.app import listening, reload, serving
+from proxy.app.bucket import SecondTier
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine, Environment
 from proxy.app.workers import crew as crews
@@ -40,6 +41,7 @@ class App:
     reload: Apply
     reopen: Callable[[], None]
     responses: Callable[[], int]
+    bucket: SecondTier | None = None
 
 
 @asynccontextmanager
@@ -103,7 +105,7 @@ async def running(
         if listeners:
             background.start("warm", parts.services.warmer.watch)
             _scrub(background, parts.services.verifier, settings)
-        yield App(address, parts.admin, storage.content, apply, audit.reopen, count)
+        yield App(address, parts.admin, storage.content, apply, audit.reopen, count, storage.bucket)
         parts.admin.is_stopping = True
         parts.services.verifier.stop()
         parts.services.puller.stop()
@@ -121,6 +123,10 @@ def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> Non
     background.start("names", layout.publish_forever)
     background.start("feeds", storage.feeds.watch)
     background.start("upstreams", engine.upstreams.close_retired)
+    if storage.bucket is not None:
+        background.start("bucket uploads", storage.bucket.uploads.run)
+        if storage.bucket.evictor.usage.limit_bytes is not None:
+            background.start("bucket eviction", storage.bucket.evictor.watch)
 
 
 def _scrub(background: Supervisor, verifier: Verifier, settings: Settings) -> None:

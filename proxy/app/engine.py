@@ -2,10 +2,11 @@
 
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
+from proxy.app import bucket as buckets
 from proxy.app import cache as caching
 from proxy.app import storage as storages
 from proxy.app.storage import Storage
@@ -62,9 +63,15 @@ async def opened(
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
+    if settings.storage.bucket is not None:
+        tier = await buckets.opened(stack, settings.storage.bucket, storage)
+        storage = replace(storage, bucket=tier)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
     stack.push_async_callback(downloads.close)
-    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network)
+    shared = None if storage.bucket is None else storage.bucket.source
+    upstreams = Upstreams(
+        metrics, environment.clock, max_downloads, environment.network, shared=shared
+    )
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
     cache = await caching.built(stack, settings, storage, downloads, origins)

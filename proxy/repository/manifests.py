@@ -22,6 +22,7 @@ from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor, TagRecord
+from proxy.core.sources import SharedSource
 from proxy.repository.held_manifests import Held, HeldManifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
@@ -74,7 +75,7 @@ class Manifests:
         """Return a manifest by digest. Raises ``RegistryError``."""
         if directive is CacheDirective.REVALIDATE:
             await self.absences.forget(target, digest)
-        is_new = await self.copy_from_fallback(target, digest, directive)
+        is_new = await self.copy_from_elsewhere(target, digest, directive)
         linked = await self._content.links.has(target, digest)  # also brings the record into RAM
         hit = await self._held.get(digest)
         if hit is None or not linked:
@@ -102,7 +103,7 @@ class Manifests:
 
     async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> Described:
         """Return the descriptor of a digest; upstream gets no GET. Raises ``RegistryError``."""
-        await self.copy_from_fallback(target, digest, directive)
+        await self.copy_from_elsewhere(target, digest, directive)
         held = self._held.in_ram(digest)
         if (held is not None and not held.is_stored) or await self._content.holds(digest):
             manifest = await self.get(target, digest, directive)
@@ -254,17 +255,20 @@ class Manifests:
             entry = content.subject.entry(hit.descriptor)
             await self._content.links.add_referrer(target, content.subject.digest, entry)
 
-    async def copy_from_fallback(
+    async def copy_from_elsewhere(
         self, target: Target, digest: Digest, directive: CacheDirective
     ) -> bool:
-        """Copy a manifest from a fallback directory that lists it for this repository.
+        """Copy a manifest from a fallback directory or the bucket, if its repository has it there.
 
         Returns True if it was copied.
         """
-        fallbacks = self._sources[target.upstream].fallbacks
-        if not fallbacks or directive is CacheDirective.ONLY_IF_CACHED:
+        origin = self._sources[target.upstream]
+        fallbacks, shared = origin.fallbacks, origin.shared
+        if not origin.local_sources or directive is CacheDirective.ONLY_IF_CACHED:
             return False
-        is_held = self._held.in_ram(digest) is not None or await self._content.holds(digest)
+        held = self._held.in_ram(digest)  # an evicted one may still be in memory
+        in_ram_only = held is not None and not held.is_stored
+        is_held = in_ram_only or await self._content.holds(digest)
         if is_held and await self._content.links.has(target, digest):
             return False
         for fallback in fallbacks:
@@ -278,7 +282,19 @@ class Manifests:
                 hit = Manifest(descriptor, body, Outcome.HIT, content.children)
                 await self._keep(target, hit, content, is_public=False)
                 return True
-        return False
+        return (
+            shared is not None and not is_held and await self._copy_shared(shared, target, digest)
+        )
+
+    async def _copy_shared(self, shared: SharedSource, target: Target, digest: Digest) -> bool:
+        found = await shared.manifest(target, digest)
+        if found is None:
+            return False
+        content = await by_size(len(found.body), partial(manifests.read, found.body))
+        descriptor = Descriptor(found.media_type, digest, len(found.body))
+        hit = Manifest(descriptor, found.body, Outcome.HIT, content.children)
+        await self._keep(target, hit, content, is_public=found.is_public)
+        return True
 
     async def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
         """Return a signed schema 1 manifest, which is passed on and not kept.
@@ -313,7 +329,7 @@ class Manifests:
             if depth == _MAX_DEPTH or not await _may_look_up(lookups):
                 return False
             if await self._may_serve(target, child.digest):
-                await self.copy_from_fallback(target, child.digest, CacheDirective.ANY)
+                await self.copy_from_elsewhere(target, child.digest, CacheDirective.ANY)
                 below = await self._held.get(child.digest)
                 if below is not None and await self._is_whole(
                     target, below, lookups, depth=depth + 1

@@ -7,7 +7,7 @@ from proxy.core import policy
 from proxy.core.errors import NameUnknown
 from proxy.core.names import Tag
 from proxy.core.policy import Rule
-from proxy.core.sources import Source
+from proxy.core.sources import SharedSource, Source
 from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.registry import Upstream
 
@@ -24,7 +24,8 @@ class Origin(NamedTuple):
 
     ``version`` differs between two configurations of an upstream, because content that is absent
     under one may exist under the other. ``fallbacks`` are read before the registry is asked.
-    ``callers`` None: the registry is asked with the same login for all clients.
+    ``callers`` None: the registry is asked with the same login for all clients. ``shared`` has what
+    other machines have fetched; it is read before the registry is asked.
     """
 
     upstream: Upstream
@@ -33,16 +34,25 @@ class Origin(NamedTuple):
     url: str = ""
     fallbacks: tuple[FallbackDirectory, ...] = ()
     callers: CallerTimes | None = None
+    shared: SharedSource | None = None
 
     @property
     def local_sources(self) -> list[Source]:
         """Where blobs come from without the registry, in order."""
-        return [*self.fallbacks]
+        return [*self.fallbacks] if self.shared is None else [*self.fallbacks, self.shared]
 
     @property
     def blob_sources(self) -> list[Source]:
         """Where blobs come from, in order: no registry if offline."""
         return self.local_sources if self.rule.offline else [*self.local_sources, self.upstream]
+
+    @property
+    def confirming_sources(self) -> list[Source]:
+        """What confirms that a repository holds a blob, in order.
+
+        Other machines are asked only if the registry is not: what they lack may exist there.
+        """
+        return self.local_sources if self.rule.offline else [*self.fallbacks, self.upstream]
 
     @property
     def is_scarce(self) -> bool:

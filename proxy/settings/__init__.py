@@ -14,12 +14,14 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from proxy.core.units import Amount
 from proxy.settings.access import Access
+from proxy.settings.bucket import Bucket
 from proxy.settings.policies import Policy
 from proxy.settings.units import Bytes, Disk, Fraction, KeptFor, Rate, Seconds, Section, Wait
 from proxy.settings.upstreams import FreshnessOverride, Upstream, UpstreamTLS, over_built_in
 from proxy.settings.warm import Warm
 
 __all__ = [
+    "Bucket",
     "Freshness",
     "FreshnessOverride",
     "Policy",
@@ -101,6 +103,7 @@ class Storage(Section):
     """How often Millpond hashes all content again and repairs it; `forever` disables this."""
     scrub_rate: Rate = 20_000_000
     """Reading speed of that check; `0` means no limit."""
+    bucket: Bucket | None = None
 
     @field_validator("max_size")
     @classmethod
@@ -194,6 +197,16 @@ class Admin(Section):
     """File with the admin token, which gives the same access over the network."""
 
 
+class Bundles(Section):
+    """Keys of bundles, the files in which images are carried to another cache."""
+
+    trusted_keys: tuple[Path, ...] = ()
+    """Files of public keys in OpenSSH's format (Ed25519). `millpond import` accepts bundles that
+    are signed by one of them."""
+    signing_key_file: Path | None = None
+    """Private key that `millpond export` signs with; `millpond key new FILE` makes one."""
+
+
 class Parallel(Section):
     """Downloads of one large blob over several connections."""
 
@@ -276,6 +289,7 @@ class Settings(Section):
     access: Access = Field(default_factory=Access)
     policies: tuple[Policy, ...] = ()
     warm: tuple[Warm, ...] = ()
+    bundles: Bundles = Bundles()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
     parallel: Parallel = Parallel()

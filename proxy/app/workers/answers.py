@@ -81,6 +81,8 @@ class Answers:
             return None
         if decisions.is_audited and route.kind is Kind.MANIFEST and not exchange.is_head:
             return None
+        if decisions.redirects and route.kind is Kind.BLOB:
+            return None
         target = decisions.router.resolve(route.repo, request.host, exchange.ns)
         principal = exchange.principal = await decisions.principal(request)
         if principal is None:

@@ -87,6 +87,12 @@ class Decisions:
         """Each pull is recorded before it is answered, which the main process does."""
         return self._settings.access.is_configured or self._settings.access.audit_file is not None
 
+    @property
+    def redirects(self) -> bool:
+        """Clients may be sent to the bucket for a blob, which the main process signs."""
+        bucket = self._settings.storage.bucket
+        return bucket is not None and bucket.redirect is not None
+
     async def principal(self, request: BaseRequest) -> Principal | None:
         """Return who sends a request; None if the main process has to find out."""
         sent = presented(request)

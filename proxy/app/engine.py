@@ -86,7 +86,7 @@ async def opened(
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
     cache = await caching.built(stack, settings, storage, downloads, origins)
-    confirmations = Confirmations(origins, environment.clock, settings.timeouts.check)
+    confirmations = Confirmations(origins, metrics.of, environment.clock, settings.timeouts.check)
     stack.push_async_callback(confirmations.close)
     return Engine(
         metrics,

@@ -74,6 +74,15 @@ def _pins(settings: Settings) -> Iterator[str]:
             yield f"pins: {error.message}"
 
 
+def _warm(settings: Settings) -> Iterator[str]:
+    router = Router(settings)
+    for image in (image for entry in settings.warm for image in entry.images):
+        try:
+            router.parse_pin(image)
+        except RegistryError as error:
+            yield f"warm: {error.message}"
+
+
 def _rules(settings: Settings) -> Iterator[str]:
     yield from _refusal(lambda: Rules(settings.access, Router(settings).parse_selector))
     yield from faults(settings.access)
@@ -212,6 +221,7 @@ def _unreadable(key: str, file: Path) -> Iterator[str]:
 _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _size,
     _pins,
+    _warm,
     _rules,
     _certificate,
     _credentials,

@@ -107,9 +107,9 @@ class Tags:
             if self._rule(target, tag).offline:
                 raise
             return await self._manifests.fetch(target, tag)
-        if manifest.outcome is Outcome.HIT:
-            manifest = replace(manifest, outcome=found.outcome, fresh=found.fresh)
-        return replace(manifest, forward=found.forward)
+        if manifest.outcome is not Outcome.HIT:
+            return replace(manifest, forward=found.forward)
+        return replace(manifest, outcome=found.outcome, fresh=found.fresh, forward=found.forward)
 
     async def head(self, target: Target, tag: Tag, directive: CacheDirective) -> Described:
         """Return the descriptor of a tag; upstream gets no GET. Raises ``RegistryError``."""

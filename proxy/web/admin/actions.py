@@ -29,8 +29,10 @@ from proxy.core.selection import Selector
 from proxy.core.units import parse_size
 from proxy.repository import Cache
 from proxy.services.drop import Dropper
-from proxy.services.pull import Platforms, Puller
+from proxy.services.expansion import Expansion
+from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.verify import Verifier
+from proxy.services.warm import Warmer
 from proxy.web.admin import images
 from proxy.web.admin.documents import Document, Page, is_true, reply, required, stream
 
@@ -55,6 +57,8 @@ class Services:
     verifier: Verifier
     dropper: Dropper
     puller: Puller
+    expansion: Expansion
+    warmer: Warmer
     cache: Cache
     image: Callable[[str], Image]
     selector: Callable[[str], Selector]
@@ -84,6 +88,7 @@ class Control:
             "/-/images": {"GET": self._get_images, "DELETE": self._delete_images},
             "/-/refresh": {"POST": self._post_refresh},
             "/-/pull": {"POST": self._post_pull},
+            "/-/expand": {"GET": self._get_expand},
         }
 
     def has(self, path: str) -> bool:
@@ -209,8 +214,17 @@ class Control:
     async def _post_pull(self, request: BaseRequest) -> StreamResponse:
         image = self._services.image(required(request, "image"))
         named = request.query.get("platforms", "")
-        platforms = Platforms(tuple(filter(None, named.split(","))))
-        return await stream(request, self._services.puller.run(image, platforms))
+        wanted = Wanted(
+            Platforms(tuple(filter(None, named.split(",")))),
+            with_referrers=is_true(request, "referrers"),
+            is_dry=is_true(request, "dry_run"),
+        )
+        return await stream(request, self._services.puller.run(image, wanted))
+
+    async def _get_expand(self, request: BaseRequest) -> StreamResponse:
+        selector = self._services.selector(required(request, "match"))
+        found = await self._services.expansion.images(selector)
+        return reply({"images": found.images, "notes": found.notes})
 
 
 async def _body(request: BaseRequest) -> str:

@@ -101,10 +101,7 @@ async def opened(
         holding = Holding(leases, client, replicas.others)
         manifests = Manifests(leases, client, [*([] if bucket is None else [bucket]), holding])
         stack.push_async_callback(manifests.close)
-        following, rescuing = (
-            Following(leases, client),
-            Rescuing(leases, client, replicas.others),
-        )
+        following, rescuing = Following(leases, client), Rescuing(leases, client, holding)
         peers = Peers(following, holding, manifests, rescuing, leases.release)
         exchange = Exchange(signer, leases, peers)
         log.info("this replica exchanges content with others", address=address)

@@ -11,6 +11,7 @@ from proxy.app import listening, reload, serving
 from proxy.app.bucket import SecondTier
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine, Environment
+from proxy.app.fleet import Fleet
 from proxy.app.workers import crew as crews
 from proxy.app.workers.ledger import Ledger
 from proxy.content.content import Content
@@ -41,7 +42,9 @@ class App:
     reload: Apply
     reopen: Callable[[], None]
     responses: Callable[[], int]
-    bucket: SecondTier | None = None
+    bucket: SecondTier | None
+    fleet: Fleet | None
+    """None: there are no other replicas."""
 
 
 @asynccontextmanager
@@ -64,7 +67,8 @@ async def running(
         for listener in listeners:
             stack.enter_context(listener)
         limits = descriptor_limits(raise_limit(), settings.most_downloads)
-        engine = await engines.opened(stack, settings, environment, limits.downloads)
+        address = listening.address(listeners[0]) if listeners else None
+        engine = await engines.opened(stack, settings, environment, limits.downloads, address)
         level, metrics, storage = settings.log.level, engine.metrics, engine.storage
         request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
         audit = Audit(settings.access, output, metrics)
@@ -82,7 +86,6 @@ async def running(
         servers = serving.Servers(stack, engine, parts, grace=settings.shutdown_grace)
         if settings.admin.socket:
             await servers.serve_operator(stack.enter_context(listening.admin(storage.directory)))
-        address = listening.address(listeners[0]) if listeners else None
         reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
         apply: Apply = reloader.apply
         count: Callable[[], int] = lambda: servers.responses  # noqa: E731 - one of two
@@ -105,7 +108,16 @@ async def running(
         if listeners:
             background.start("warm", parts.services.warmer.watch)
             _scrub(background, parts.services.verifier, settings)
-        yield App(address, parts.admin, storage.content, apply, audit.reopen, count, storage.bucket)
+        yield App(
+            address,
+            parts.admin,
+            storage.content,
+            apply,
+            audit.reopen,
+            count,
+            storage.bucket,
+            engine.fleet,
+        )
         parts.admin.is_stopping = True
         parts.services.verifier.stop()
         parts.services.puller.stop()

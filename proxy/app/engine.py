@@ -8,7 +8,9 @@ from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
 from proxy.app import bucket as buckets
 from proxy.app import cache as caching
+from proxy.app import fleet as fleets
 from proxy.app import storage as storages
+from proxy.app.fleet import Fleet
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
 from proxy.content.downloads import Downloads
@@ -16,7 +18,7 @@ from proxy.core.records import Clock
 from proxy.core.routing import Router
 from proxy.repository import Cache
 from proxy.repository.confirmations import Confirmations
-from proxy.repository.origins import Origins
+from proxy.repository.origins import Elsewhere, Origins
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Settings
@@ -49,14 +51,21 @@ class Engine:
     cache: Cache
     confirmations: Confirmations
     background: Supervisor
+    fleet: Fleet | None
+    """None: this replica is alone."""
 
 
 async def opened(
-    stack: AsyncExitStack, settings: Settings, environment: Environment, max_downloads: int
+    stack: AsyncExitStack,
+    settings: Settings,
+    environment: Environment,
+    max_downloads: int,
+    listens_at: str | None,
 ) -> Engine:
     """Open the storage and connect the rest to it; ``stack`` closes everything.
 
-    ``max_downloads`` is per upstream, and caps what its settings say. Raises ``ConfigError``.
+    ``max_downloads`` is per upstream, and caps what its settings say. ``listens_at`` is HOST:PORT,
+    None without clients. Raises ``ConfigError``.
     """
     metrics, router = Metrics(settings.upstreams), Router(settings)
     storage = await storages.opened(stack, settings, router, metrics, environment.clock)
@@ -67,11 +76,13 @@ async def opened(
         tier = await buckets.opened(stack, settings.storage.bucket, storage)
         storage = replace(storage, bucket=tier)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
-    stack.push_async_callback(downloads.close)
     shared = None if storage.bucket is None else storage.bucket.source
-    upstreams = Upstreams(
-        metrics, environment.clock, max_downloads, environment.network, shared=shared
-    )
+    local = fleets.Local(storage.content, downloads, shared)
+    fleet = await fleets.opened(stack, settings, listens_at, metrics, local)
+    stack.push_async_callback(downloads.close)
+    exchange = None if fleet is None else fleet.exchange
+    elsewhere = Elsewhere(shared, None if exchange is None else exchange.peers)
+    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network, elsewhere)
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
     cache = await caching.built(stack, settings, storage, downloads, origins)
@@ -87,4 +98,5 @@ async def opened(
         cache,
         confirmations,
         background,
+        fleet,
     )

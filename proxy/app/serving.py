@@ -38,6 +38,7 @@ from proxy.web.admin.pages import Admin
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
+from proxy.web.fleet import PeerServer, Served
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.gate import TOKEN_PATH, Gate, Guards
 from proxy.web.registry import Registry
@@ -61,12 +62,17 @@ class Handlers:
     admin_access: AdminAccess
     trusted: TrustedProxies
     audit: Audit
+    peers: PeerServer | None
+    """None: replicas exchange no content."""
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
         """Answer a request over TCP that is not for the registry."""
         identity = self.identity
         if request.rel_url.raw_path == TOKEN_PATH and identity is not None:
             return await identity.handle_token(request)
+        peers = self.peers
+        if peers is not None and peers.admits(request):
+            return await peers.handle(request)
         return await self.admin.handle(request)
 
 
@@ -114,6 +120,7 @@ def handlers(
         cache=cache,
         image=router.parse_image,
         selector=router.parse_selector,
+        replicas=dict if engine.fleet is None else engine.fleet.replicas.all,
         bucket=None if storage.bucket is None else storage.bucket.evictor,
     )
     admin_access = AdminAccess(access, settings.admin.token_file)
@@ -129,8 +136,25 @@ def handlers(
     gate = Gate(guards, router, trusted)
     registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
     return Handlers(
-        registry, admin, responses, services, guards, identity, admin_access, trusted, audit
+        registry,
+        admin,
+        responses,
+        services,
+        guards,
+        identity,
+        admin_access,
+        trusted,
+        audit,
+        _peer_server(engine),
     )
+
+
+def _peer_server(engine: Engine) -> PeerServer | None:
+    exchange = None if engine.fleet is None else engine.fleet.exchange
+    if exchange is None:
+        return None
+    served = Served(engine.storage.content, engine.downloads, engine.cache.manifests)
+    return PeerServer(exchange.signer, exchange.leases, served, engine.metrics.fleet)
 
 
 def warmings(settings: Settings) -> list[Warming]:

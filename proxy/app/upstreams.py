@@ -13,8 +13,7 @@ from yarl import URL
 
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
-from proxy.core.sources import SharedSource
-from proxy.repository.origins import CallerTimes, Origin
+from proxy.repository.origins import CallerTimes, Elsewhere, Origin
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
@@ -76,11 +75,10 @@ class Upstreams:
         clock: Clock,
         downloads: int,
         network: Network,
-        *,
-        shared: SharedSource | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
-        self._shared = shared
+        self._elsewhere = elsewhere or Elsewhere()
         self._metrics = metrics
         self._clock = clock
         self._downloads = downloads
@@ -123,7 +121,7 @@ class Upstreams:
                 entry.url,
                 fallbacks,
                 _caller_times(settings.upstreams[name]),
-                self._shared,
+                self._elsewhere,
             )
             for name, entry in built.items()
         }

@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import fields
 from typing import Any
 
-from proxy.runtime.metrics import CacheCounters, Histogram, Metrics, UpstreamCounters
+from proxy.runtime.declarations import Histogram
+from proxy.runtime.metrics import CacheCounters, Metrics, UpstreamCounters
 
 Counts = dict[str, Any]
 _Counters = UpstreamCounters | CacheCounters

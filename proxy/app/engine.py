@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
 from proxy.app import cache as caching
+from proxy.app import facts
 from proxy.app import fleet as fleets
 from proxy.app import storage as storages
 from proxy.app.fleet import Fleet
@@ -72,7 +73,12 @@ async def opened(
     upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network)
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
-    cache = await caching.built(stack, settings, storage, downloads, origins)
+    shared = None if fleet is None else facts.SharedFacts(fleet.store, storage, origins)
+    sharing = None if shared is None else shared.tags
+    below = caching.Below(storage, downloads, origins, sharing)
+    cache = await caching.built(stack, settings, below)
+    if shared is not None:
+        shared.start(stack, metrics)
     confirmations = Confirmations(origins, environment.clock, settings.timeouts.check)
     stack.push_async_callback(confirmations.close)
     return Engine(

@@ -24,5 +24,4 @@ def opened(
         return None
     store = Store(settings.redis.get_secret_value(), settings.name, metrics.fleet)
     stack.push_async_callback(store.close)
-    background.start("fleet", store.watch)
     return Fleet(store)

@@ -21,7 +21,7 @@ from proxy.core.errors import (
 from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
-from proxy.core.records import Descriptor, TagRecord
+from proxy.core.records import Descriptor
 from proxy.repository.held_manifests import Held, HeldManifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
@@ -202,7 +202,7 @@ class Manifests:
         return hit
 
     async def fetch(self, target: Target, ref: str) -> Manifest:
-        """Return upstream's manifest, and record a tag; concurrent callers share one request.
+        """Return upstream's manifest; concurrent callers share one request. Tags are not recorded.
 
         Raises ``RegistryError``.
         """
@@ -225,8 +225,6 @@ class Manifests:
             return await self._signed(target, descriptor, body)
         hit = Manifest(descriptor, body, Outcome.HIT, content.children)
         await self._keep(target, hit, content, is_public=upstream.is_public)
-        if not is_digest(ref):
-            await self._content.tags.set(target, Tag(ref), TagRecord(descriptor, self._clock()))
         for existing in {ref, digest}:
             await self.absences.forget(target, existing)
         return replace(hit, outcome=Outcome.MISS)

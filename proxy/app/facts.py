@@ -1,0 +1,31 @@
+"""Connects what this replica knows to what the others of its fleet know."""
+
+from contextlib import AsyncExitStack
+
+from proxy.app.storage import Storage
+from proxy.fleet.store import Store
+from proxy.fleet.tags import SharedTags
+from proxy.repository.origins import Origins
+from proxy.runtime.metrics import Metrics
+from proxy.runtime.supervisor import Supervisor
+
+
+class SharedFacts:
+    """The facts that replicas share through Redis."""
+
+    def __init__(self, store: Store, storage: Storage, origins: Origins) -> None:
+        self._store = store
+        self._origins = origins
+        self.tags = SharedTags(store, storage.content.tags, storage.clock, self._is_shared)
+
+    def start(self, stack: AsyncExitStack, metrics: Metrics) -> None:
+        """Follow the other replicas until ``stack`` closes."""
+        background = Supervisor(metrics.tasks, metrics.readiness)
+        stack.push_async_callback(background.close)
+        background.start("fleet", self._store.watch)
+        background.start("fleet tags", self.tags.follow)
+
+    def _is_shared(self, upstream: str) -> bool:
+        """Return True if every client of an upstream may see what it says."""
+        origin = self._origins.get(upstream)
+        return origin is not None and origin.callers is None

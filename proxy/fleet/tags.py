@@ -74,13 +74,18 @@ class LocalTags(Protocol):
 
 
 class Check:
-    """One check of a tag. ``known``: another replica has just checked it, so none is needed."""
+    """One check of a tag, which begins now and has the lease of ``holder``.
 
-    def __init__(self, tags: "SharedTags", key: Key, known: TagRecord | None) -> None:
+    ``known``: another replica has just checked it, so none is needed.
+    """
+
+    def __init__(
+        self, tags: "SharedTags", key: Key, holder: str, known: TagRecord | None = None
+    ) -> None:
         self._tags = tags
         self.key: Final = key
         self.known: Final = known
-        self.holder: Final = secrets.token_hex(8)
+        self.holder: Final = holder
         self._started = time.monotonic()
         latest = tags.latest(key)
         self._after = 0.0 if latest is None else latest.at + _TICK
@@ -112,6 +117,8 @@ class SharedTags:
         self._clock = clock
         self._is_shared = is_shared
         self._latest: LRUCache[Key, Fact] = LRUCache(MAX_FACTS)
+        self._taken: LRUCache[Key, Fact] = LRUCache(MAX_FACTS)
+        """Facts of which the records here were made: a record has another clock."""
         self._waiting: dict[Key, set[asyncio.Future[Fact | None]]] = {}
         self._changed: dict[Key, None] = {}
         self._outdated: dict[Key, None] = {}
@@ -139,18 +146,18 @@ class SharedTags:
 
         If another replica checks it now, wait for the result.
         """
-        key = target, tag
-        check = Check(self, key, None)
-        fact = await self._claim(check, max_age)
+        key, holder = (target, tag), secrets.token_hex(8)
+        fact = await self._claim(key, holder, max_age)
         if fact is not None:
-            yield Check(self, key, await self._take(fact))
+            yield Check(self, key, holder, await self._take(fact))
             return
+        check = Check(self, key, holder)
         try:
             yield check
         finally:
             if not check.is_settled:
                 with suppress(FleetUnavailable):
-                    await self._facts.release(key, check.holder)
+                    await self._facts.release(key, holder)
                 self._wake(key, None)
 
     async def settle(self, check: Check, descriptor: Descriptor) -> TagRecord:
@@ -194,7 +201,7 @@ class SharedTags:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._woken.set()
 
-    async def _claim(self, check: Check, max_age: float) -> Fact | None:
+    async def _claim(self, key: Key, holder: str, max_age: float) -> Fact | None:
         """Return a fact that is new enough; None if this replica has to check the tag.
 
         A check that fails is tried by one of those that wait for it. After that each is on its own,
@@ -203,8 +210,8 @@ class SharedTags:
         oldest = self._store.now() - max_age
         with suppress(FleetUnavailable, TimeoutError):
             for _ in range(2):
-                with self._awaited(check.key) as result:
-                    claim = await self._facts.claim(check.key, check.holder, oldest)
+                with self._awaited(key) as result:
+                    claim = await self._facts.claim(key, holder, oldest)
                     if claim.fact is not None or claim.is_ours:
                         return claim.fact
                     async with asyncio.timeout(LEASE_SECONDS):
@@ -237,16 +244,18 @@ class SharedTags:
         fact = newest(self._own(key, await self._local.get(*key)), fact)
         # Nothing is awaited between here and the change of the record in memory.
         fact = newest(self._latest.get(key), fact)
-        self._latest[key] = fact
+        self._latest[key] = self._taken[key] = fact
         record = self._record(fact)
         await self._local.set(*key, record)
         return record
 
     def _own(self, key: Key, record: TagRecord | None) -> Fact | None:
         """Return what this replica's record says, by the clock of Redis."""
-        known = self._latest.get(key)
-        if record is None or (known is not None and known.descriptor == record.descriptor):
-            return known
+        if record is None:
+            return None
+        taken: Fact | None = self._taken.get(key)
+        if taken is not None and taken.descriptor == record.descriptor:
+            return taken
         age = max(0.0, self._clock() - record.checked_at)
         return Fact(*key, record.descriptor, self._store.now() - age)
 
@@ -257,6 +266,7 @@ class SharedTags:
     def _on_gap(self) -> None:
         """Forget what is known by another clock: Redis may run on another machine now."""
         self._latest.clear()
+        self._taken.clear()
         self._has_gap = True
         self._woken.set()
 

@@ -12,7 +12,7 @@ from proxy.app import fleet as fleets
 from proxy.app import storage as storages
 from proxy.app.fleet import Fleet
 from proxy.app.storage import Storage
-from proxy.app.upstreams import Upstreams
+from proxy.app.upstreams import ALONE, Others, Upstreams
 from proxy.content.downloads import Downloads
 from proxy.core.records import Clock
 from proxy.core.routing import Router
@@ -76,11 +76,11 @@ async def opened(
     local = storage.content, downloads
     fleet = await fleets.opened(stack, settings, listens_at, metrics, local)
     stack.push_async_callback(downloads.close)
-    peers = None if fleet is None else fleet.peers
-    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network, peers)
+    others = ALONE if fleet is None else Others(fleet.peers, fleet.tokens)
+    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network, others)
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
-    shared = None if fleet is None else facts.SharedFacts(fleet.store, storage, origins)
+    shared = None if fleet is None else facts.SharedFacts(fleet.store, storage, origins, upstreams)
     sharing = None if shared is None else shared.tags
     below = caching.Below(storage, downloads, origins, sharing)
     cache = await caching.built(stack, settings, below)

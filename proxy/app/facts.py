@@ -3,6 +3,8 @@
 from contextlib import AsyncExitStack
 
 from proxy.app.storage import Storage
+from proxy.app.upstreams import Upstreams
+from proxy.fleet.limits import SharedLimits
 from proxy.fleet.store import Store
 from proxy.fleet.tags import SharedTags
 from proxy.repository.origins import Origins
@@ -13,10 +15,14 @@ from proxy.runtime.supervisor import Supervisor
 class SharedFacts:
     """The facts that replicas share through Redis."""
 
-    def __init__(self, store: Store, storage: Storage, origins: Origins) -> None:
+    def __init__(
+        self, store: Store, storage: Storage, origins: Origins, upstreams: Upstreams
+    ) -> None:
         self._store = store
         self._origins = origins
         self.tags = SharedTags(store, storage.content.tags, storage.clock, self._is_shared)
+        self._limits = SharedLimits(store, upstreams.current, self._is_shared)
+        upstreams.on_limits.append(self._limits.change)
 
     def start(self, stack: AsyncExitStack, metrics: Metrics) -> None:
         """Follow the other replicas until ``stack`` closes."""
@@ -24,6 +30,7 @@ class SharedFacts:
         stack.push_async_callback(background.close)
         background.start("fleet", self._store.watch)
         background.start("fleet tags", self.tags.follow)
+        background.start("fleet limits", self._limits.follow)
 
     def _is_shared(self, upstream: str) -> bool:
         """Return True if every client of an upstream may see what it says."""

@@ -23,6 +23,7 @@ from proxy.fleet.replicas import Replicas
 from proxy.fleet.signatures import MIN_SECRET, Signer
 from proxy.fleet.sources import Following, Holding
 from proxy.fleet.store import Store
+from proxy.fleet.tokens import TokenVault
 from proxy.repository.origins import Peers
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
@@ -36,13 +37,17 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What replicas share. ``signer`` and ``peers`` None: they exchange no content."""
+    """What replicas share. ``signer`` and ``peers`` None: they exchange no content.
+
+    ``tokens`` None: each replica gets tokens for itself.
+    """
 
     store: Store
     address: str
     replicas: Replicas
     signer: Signer | None
     peers: Peers | None
+    tokens: TokenVault | None
 
 
 async def opened(
@@ -69,11 +74,13 @@ async def opened(
     )
     replicas = Replicas(store, address, _describe(content, downloads, metrics))
     stack.push_async_callback(replicas.leave)
-    signer = peers = None
+    signer = peers = tokens = None
     if settings.fleet.secret_file is None:
         log.warning("replicas exchange no content without fleet.secret_file", address=address)
     else:
-        signer = Signer(_secret(settings.fleet.secret_file), address, store.now)
+        secret = _secret(settings.fleet.secret_file)
+        signer = Signer(secret, address, store.now)
+        tokens = TokenVault(store, secret)
         client = PeerClient(signer, metrics.fleet)
         stack.push_async_callback(client.close)
         leases = Leases(store, address)
@@ -83,7 +90,7 @@ async def opened(
         peers = Peers(Following(leases, client), Holding(leases, client, replicas.others))
         log.info("this replica exchanges content with others", address=address)
     background.start("fleet heartbeat", replicas.beat)
-    return Fleet(store, address, replicas, signer, peers)
+    return Fleet(store, address, replicas, signer, peers, tokens)
 
 
 def _secret(file: Path) -> bytes:

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from proxy.app.storage import Storage
 from proxy.content.downloads import Downloads
 from proxy.core.errors import ManifestUnknown
+from proxy.core.names import Digest, Target
 from proxy.repository import Cache
 from proxy.repository.blobs import Blobs
 from proxy.repository.held_manifests import HeldManifests
@@ -16,6 +19,7 @@ from proxy.repository.manifests import Manifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
 from proxy.repository.prefetch import Bounds, Prefetcher, PrefetchTracker
+from proxy.repository.redirects import Redirects
 from proxy.repository.referrers import ReferrersCache
 from proxy.repository.sharing import Sharing
 from proxy.repository.small_blobs import SmallBlobs
@@ -68,4 +72,23 @@ async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cach
     listings = Listings(content, lists, sources, has_catalog=settings.catalog)
     referrers = ReferrersCache(manifests, content, sources, rows=storage.expiring)
     stack.push_async_callback(referrers.close)
-    return Cache(manifests, tags, blobs, small, listings, referrers, prefetcher, link_checks)
+    redirects = _redirects(settings, storage, held.sizes)
+    return Cache(
+        manifests, tags, blobs, small, listings, referrers, prefetcher, link_checks, redirects
+    )
+
+
+def _redirects(
+    settings: Settings, storage: Storage, sizes: Mapping[tuple[Target, Digest], int]
+) -> Redirects | None:
+    tier = storage.bucket
+    configured = None if settings.storage.bucket is None else settings.storage.bucket.redirect
+    if configured is None or tier is None:
+        return None
+    return Redirects(
+        storage.content,
+        sizes,
+        partial(tier.sign, seconds=configured.valid_for),
+        min_size=configured.min_size,
+        public_host=urlsplit(configured.public_endpoint).hostname or "",
+    )

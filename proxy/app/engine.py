@@ -2,23 +2,24 @@
 
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
+from proxy.app import bucket as buckets
 from proxy.app import cache as caching
 from proxy.app import facts
 from proxy.app import fleet as fleets
 from proxy.app import storage as storages
 from proxy.app.fleet import Fleet
 from proxy.app.storage import Storage
-from proxy.app.upstreams import ALONE, Others, Upstreams
+from proxy.app.upstreams import Upstreams
 from proxy.content.downloads import Downloads
 from proxy.core.records import Clock
 from proxy.core.routing import Router
 from proxy.repository import Cache
 from proxy.repository.confirmations import Confirmations
-from proxy.repository.origins import Origins
+from proxy.repository.origins import Elsewhere, Origins
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Settings
@@ -72,20 +73,28 @@ async def opened(
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
+    if settings.storage.bucket is not None:
+        tier = await buckets.opened(stack, settings.storage.bucket, storage)
+        storage = replace(storage, bucket=tier)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
-    local = storage.content, downloads
+    shared = None if storage.bucket is None else storage.bucket.source
+    local = fleets.Local(storage.content, downloads, shared)
     fleet = await fleets.opened(stack, settings, listens_at, metrics, local)
     stack.push_async_callback(downloads.close)
-    others = ALONE if fleet is None else Others(fleet.peers, fleet.tokens)
-    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network, others)
+    exchange = None if fleet is None else fleet.exchange
+    peers, tokens = (None, None) if exchange is None else (exchange.peers, exchange.tokens)
+    elsewhere = Elsewhere(shared, peers)
+    upstreams = Upstreams(
+        metrics, environment.clock, max_downloads, environment.network, (elsewhere, tokens)
+    )
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
-    shared = None if fleet is None else facts.SharedFacts(fleet.store, storage, origins, upstreams)
-    sharing = None if shared is None else shared.tags
+    known = None if fleet is None else facts.SharedFacts(fleet.store, storage, origins, upstreams)
+    sharing = None if known is None else known.tags
     below = caching.Below(storage, downloads, origins, sharing)
     cache = await caching.built(stack, settings, below)
-    if shared is not None:
-        shared.start(stack, metrics)
+    if known is not None:
+        known.start(stack, metrics)
     confirmations = Confirmations(origins, environment.clock, settings.timeouts.check)
     stack.push_async_callback(confirmations.close)
     return Engine(

@@ -13,7 +13,7 @@ from yarl import URL
 
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
-from proxy.repository.origins import CallerTimes, Origin, Peers
+from proxy.repository.origins import CallerTimes, Elsewhere, Origin
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
@@ -59,16 +59,6 @@ class _Built:
         await self.transport.close()
 
 
-class Others(NamedTuple):
-    """What other replicas give. None: there are none, or they share it with nobody."""
-
-    peers: Peers | None = None
-    tokens: TokenVault | None = None
-
-
-ALONE: Final = Others()
-
-
 class Plan(NamedTuple):
     """Upstreams that are built, but not in use until ``Upstreams.commit``."""
 
@@ -85,11 +75,10 @@ class Upstreams:
         clock: Clock,
         downloads: int,
         network: Network,
-        others: Others = ALONE,
+        others: tuple[Elsewhere, TokenVault | None] = (Elsewhere(), None),
     ) -> None:
         """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
-        self._peers = others.peers
-        self._tokens = others.tokens
+        self._elsewhere, self._tokens = others
         self.on_limits: Final[list[Callable[[str], None]]] = []
         """Called with the name of an upstream when what limits its requests has changed."""
         self._metrics = metrics
@@ -134,7 +123,7 @@ class Upstreams:
                 entry.url,
                 fallbacks,
                 _caller_times(settings.upstreams[name]),
-                self._peers,
+                self._elsewhere,
             )
             for name, entry in built.items()
         }

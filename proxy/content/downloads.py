@@ -17,7 +17,7 @@ from proxy.content.fetching import Fetch, SourcesBody
 from proxy.content.writer import Writer
 from proxy.core.errors import ContentMismatch, RegistryError, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.core.sources import Priority
+from proxy.core.sources import Place, Priority
 from proxy.runtime.pulse import Pulse
 from proxy.runtime.ttl_cache import TTLCache
 
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 class Download:
     """One download: not begun, then growing, then landed (all bytes proven) or failed.
 
-    Then it is stored, unless that fails. ``size`` is None until a source announces it.
+    ``size`` is None until a source announces it.
     ``is_prefetch``: no client has asked for it.
     """
 
@@ -46,7 +46,7 @@ class Download:
         self.is_prefetch: Final = fetch.priority is Priority.PREFETCH
         self.landed = False
         self.is_public = False
-        self.is_stored = False
+        self.place = Place.REGISTRY
         self.failure: Exception | None = None
         self.writer: Writer | None = None
         self._changed = Pulse()  # the writer's own, once there is one
@@ -76,9 +76,9 @@ class Download:
         """At least one reader has it open."""
         return self._holds > 1
 
-    def begin(self, writer: Writer, *, is_public: bool) -> None:
-        """Let readers read what ``writer`` has written."""
-        self.is_public = is_public
+    def begin(self, writer: Writer, body: SourcesBody) -> None:
+        """Let readers read what ``writer`` has written of ``body``."""
+        self.is_public, self.place = body.is_public, body.place
         before, self.writer, self._changed = self._changed, writer, writer.progress
         before.beat()
 
@@ -256,7 +256,7 @@ class Downloads:
             async with aclosing(await SourcesBody.opened(fetch)) as body:
                 writer = await self._content.writer(fetch.target, fetch.digest, body.size)
                 await stack.enter_async_context(writer)
-                download.begin(writer, is_public=body.is_public)
+                download.begin(writer, body)
                 async with aclosing(body.pieces()) as pieces:
                     async for offset, data in pieces:
                         await writer.write(offset, data)
@@ -267,7 +267,6 @@ class Downloads:
                     raise
                 download.land()
             await writer.commit(is_public=body.is_public)
-            download.is_stored = True
 
     async def _run(self, download: Download, fetch: Fetch) -> None:
         """Do all of one download. What fails is kept in it for its readers, and raised nowhere."""

@@ -23,6 +23,7 @@ from prometheus_client.core import (
     Metric,
 )
 
+from proxy.core.sources import Place
 from proxy.runtime.readiness import Readiness
 
 
@@ -161,6 +162,18 @@ class UpstreamCounters:
         _STATUSES,
         name="upstream_response_seconds",
     )
+    source_requests: Counter[str] = counter_by(
+        "source",
+        "Requests for content that succeeded, by where the content came from.",
+        Place,
+        name="source_requests",
+    )
+    source_bytes: Counter[str] = counter_by(
+        "source",
+        "Body bytes sent to clients, by where the content came from.",
+        Place,
+        name="source_bytes",
+    )
     bytes_delivered: int = 0
     """Body bytes sent to clients, without error documents."""
 
@@ -176,6 +189,23 @@ class UpstreamCounters:
         if outcome is not Outcome.ERROR:
             self.bytes_delivered += sent
         self.manifest_pulls += manifest
+
+    def fetched(self, place: Place, sent: int) -> None:
+        """Count where the content of a request came from that was not in the cache."""
+        self.source_requests[place] += 1
+        self.source_bytes[place] += sent
+
+    def derive(self) -> None:
+        """Set what came from the disk: all that did not come from elsewhere.
+
+        It is not counted, because requests from memory cost a few microseconds each.
+        """
+        failed = self.outcomes[Outcome.ERROR] + self.outcomes[Outcome.LEFT]
+        self.source_requests[Place.DISK] = self.source_bytes[Place.DISK] = 0
+        self.source_requests[Place.DISK] = (
+            self.outcomes.total() - failed - self.source_requests.total()
+        )
+        self.source_bytes[Place.DISK] = self.bytes_delivered - self.source_bytes.total()
 
     def timed(self, outcome: Outcome, first_byte: float, whole: float) -> None:
         """Record the durations of one request, in seconds from its start."""
@@ -195,12 +225,17 @@ class UpstreamCounters:
         Saved bytes are those delivered to clients minus those fetched from upstream: negative
         while the cache has fetched more than clients have read.
         """
+        self.derive()
         requests = self.outcomes.total()
         delivered = requests - self.outcomes[Outcome.ERROR] - self.outcomes[Outcome.LEFT]
         return {
             "requests": requests,
             **{key: self.outcomes[outcome] for key, outcome in _STATS_KEYS.items()},
             "errors": dict(self.errors),
+            "sources": {
+                place: {"requests": self.source_requests[place], "bytes": self.source_bytes[place]}
+                for place in Place
+            },
             "bytes_to_clients": self.bytes_to_clients,
             "bytes_from_upstream": self.bytes_from_upstream,
             "bytes_saved": self.bytes_delivered - self.bytes_from_upstream,
@@ -236,6 +271,18 @@ class CacheCounters:
     unlogged_requests: int = counter("Access-log lines dropped under load.", in_stats=False)
     audit_failures: int = counter("Failed attempts to write the audit log.", in_stats=False)
     audit_lost_lines: int = counter("Audit lines that could not be kept.", in_stats=False)
+    bucket_requests: Counter[str] = counter_by(
+        "operation",
+        "Requests to the bucket; a large put and a list are one each.",
+        ("get", "head", "put", "list", "delete"),
+        name="bucket_requests",
+    )
+    bucket_read_bytes: int = counter("Bytes of content read from the bucket.")
+    bucket_uploads: int = counter("Objects written to the bucket.")
+    bucket_uploaded_bytes: int = counter("Bytes of content written to the bucket.")
+    bucket_failures: int = counter("Failures of the bucket that Millpond recovered from.")
+    bucket_evictions: int = counter("Objects deleted from the bucket to make room.")
+    bucket_evicted_bytes: int = counter("Bytes of objects deleted from the bucket to make room.")
     access_decisions: Counter[str] = counter_by(
         "outcome",
         "Decisions of the access rules; login: denied to an anonymous client.",

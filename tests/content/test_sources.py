@@ -13,7 +13,7 @@ from proxy.content.downloads import Downloads
 from proxy.content.fetching import Fetch, SourcesBody
 from proxy.core.errors import ContentMismatch, NotFound, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Repo, Target, sha256
-from proxy.core.sources import Body, Piece, Priority, Source
+from proxy.core.sources import Body, Piece, Place, Priority, Source
 from proxy.storage.fallback import FallbackDirectory
 from tests.fakes import content, faults
 from tests.fakes.clock import Clock
@@ -133,9 +133,9 @@ async def replicas(
             await acquainted(one, other)
             assert (await one.get(f"/v2/library/app/blobs/{LAYER}")).body == DATA
             await one.settled()
-            peers = fleet(other).peers
-            assert peers is not None
-            yield Holder(peers.holding, blob_file(one.storage, LAYER), monkeypatch)
+            exchange = fleet(other).exchange
+            assert exchange is not None
+            yield Holder(exchange.peers.holding, blob_file(one.storage, LAYER), monkeypatch)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -273,6 +273,7 @@ class Second(Stage):
     """A source that notes from where it was asked to go on."""
 
     is_public = is_confirmed = True
+    place = Place.PEER
 
     def __init__(self, size: int | None = SIZE) -> None:
         self.size = size

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
 from proxy.fleet.limits import SharedLimits
+from proxy.fleet.pins import SharedPins
 from proxy.fleet.store import Store
 from proxy.fleet.tags import SharedTags
 from proxy.repository.origins import Origins
@@ -23,6 +24,7 @@ class SharedFacts:
         self.tags = SharedTags(store, storage.content.tags, storage.clock, self._is_shared)
         self._limits = SharedLimits(store, upstreams.current, self._is_shared)
         upstreams.on_limits.append(self._limits.change)
+        self._pins = SharedPins(store, storage.pins)
 
     def start(self, stack: AsyncExitStack, metrics: Metrics) -> None:
         """Follow the other replicas until ``stack`` closes."""
@@ -31,6 +33,7 @@ class SharedFacts:
         background.start("fleet", self._store.watch)
         background.start("fleet tags", self.tags.follow)
         background.start("fleet limits", self._limits.follow)
+        background.start("fleet pins", self._pins.run)
 
     def _is_shared(self, upstream: str) -> bool:
         """Return True if every client of an upstream may see what it says."""

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from proxy.core.errors import FleetUnavailable
-from proxy.core.names import Digest
+from proxy.core.errors import DigestInvalid, FleetUnavailable
+from proxy.core.names import parse_digest
 from proxy.core.records import TagHistoryEntry
 from proxy.fleet.store import Argument, Store
 from proxy.fleet.tag_facts import GONE, Fact, Key, named, read_fact
@@ -118,10 +118,10 @@ class TagStore:
         lines = [line.split() for line in (text or b"").decode(errors="replace").splitlines()]
         try:
             return tuple(
-                TagHistoryEntry(Digest(digest), float(first), float(last))
+                TagHistoryEntry(parse_digest(digest), float(first), float(last))
                 for digest, first, last in lines
             )
-        except ValueError:
+        except (ValueError, DigestInvalid):
             return ()
 
     def _keys(self, key: Key) -> list[str]:

@@ -15,7 +15,7 @@ time, so they are compared by their age.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, Protocol
 
@@ -24,10 +24,10 @@ from cachetools import LRUCache
 
 from proxy.core.errors import FleetUnavailable
 from proxy.core.names import Tag, Target
-from proxy.core.records import Clock, Descriptor, TagRecord
+from proxy.core.records import Clock, Descriptor, TagHistoryEntry, TagRecord
 from proxy.core.tolerant_json import read_object
 from proxy.fleet.store import Store, Subscription
-from proxy.fleet.tag_facts import GONE, Fact, Key, newest, read_fact, read_key
+from proxy.fleet.tag_facts import GONE, Fact, Key, merged, newest, read_fact, read_key
 from proxy.fleet.tag_store import CHANNEL, FACT_SECONDS, LEASE_SECONDS, TagStore
 
 MAX_FACTS: Final = 10_000
@@ -68,6 +68,14 @@ class LocalTags(Protocol):
 
     async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
         """Record where a tag points."""
+
+    async def history(self, target: Target, tag: Tag) -> Sequence[TagHistoryEntry]:
+        """Return where a tag has pointed, the latest last."""
+
+    async def set_history(
+        self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
+    ) -> None:
+        """Replace that."""
 
     def all(self) -> AsyncIterator[Sequence[Image]]:
         """Yield all tags in batches."""
@@ -138,7 +146,22 @@ class SharedTags:
             (fact,) = await self._facts.read([(target, tag)])
         except FleetUnavailable:
             return None
-        return None if fact is None or fact.descriptor is GONE else await self._take(fact)
+        if fact is None or fact.descriptor is GONE:
+            return None
+        with suppress(FleetUnavailable):
+            await self._learn_history(fact.key)
+        return await self._take(fact)
+
+    async def _learn_history(self, key: Key) -> None:
+        """Add where a tag has pointed before, as others have seen. Raises ``FleetUnavailable``."""
+        own = await self._local.history(*key)
+        offset = self._clock() - self._store.now()
+        theirs = [
+            TagHistoryEntry(one.digest, one.first_seen + offset, one.last_seen + offset)
+            for one in await self._facts.history(key)
+        ]
+        if theirs:
+            await self._local.set_history(*key, merged(own, theirs))
 
     @asynccontextmanager
     async def check(self, target: Target, tag: Tag, max_age: float) -> AsyncIterator[Check]:
@@ -332,7 +355,10 @@ class SharedTags:
             own = self._own(key, record)
             assert own is not None
             if fact is not None and newest(own, fact) is fact:
-                if fact.descriptor is not GONE:
-                    await self._take(fact)
+                if fact.descriptor is GONE:
+                    continue
+                if fact.descriptor.digest != own.descriptor.digest:
+                    await self._learn_history(key)
+                await self._take(fact)
             elif fact is None or fact.descriptor.digest != own.descriptor.digest:
                 await self._facts.settle(own, "")

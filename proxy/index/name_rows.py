@@ -122,6 +122,16 @@ def set_tag(db: Connection, target: Target, tag: Tag, record: TagRecord | None) 
     )
 
 
+def set_history(
+    db: Connection, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
+) -> None:
+    """Replace a tag's history, the latest last."""
+    number = repo(db, target)
+    db.execute("DELETE FROM sighting WHERE repo = ? AND tag = ?", (number, tag))
+    rows = [(number, tag, packed(one.digest), one.first_seen, one.last_seen) for one in entries]
+    db.executemany("INSERT INTO sighting VALUES (NULL, ?, ?, ?, ?, ?)", rows[-HISTORY_LIMIT:])
+
+
 def forget_tag(db: Connection, target: Target, tag: Tag) -> None:
     """Forget a tag and its history."""
     set_tag(db, target, tag, None)

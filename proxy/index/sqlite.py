@@ -271,6 +271,12 @@ class SqliteIndex:
     async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
         return await self._facts.get(("history", target, tag), (), name_rows.history, target, tag)
 
+    async def set_history(
+        self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
+    ) -> None:
+        keys = [("history", target, tag)]
+        await self._facts.write({}, keys, name_rows.set_history, target, tag, tuple(entries))
+
     async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
         with suppress(StorageError):
             return await self._facts.page(name_rows.referrers, target, subject)

@@ -130,6 +130,20 @@ async def test_a_replica_with_an_empty_disk_knows_the_tags(
     assert upstream.count() == 0
 
 
+async def test_a_replica_with_an_empty_disk_knows_where_a_tag_has_pointed(
+    join: Join, upstream: FakeUpstream
+) -> None:
+    first, second = await join(), await join(60.0)
+    assert await serves(first, OLD)
+    upstream.retag("library/app", "latest", NEW)
+    await see(first, NEW)
+    began = time.time()
+    assert await serves(second, NEW)
+    history = await second.history("docker.io", "library/app", "latest")
+    assert [entry.digest for entry in history] == [OLD.digest, NEW.digest]
+    assert abs(history[0].first_seen - (began + 60.0)) < 10, "by its own clock"
+
+
 async def test_skewed_clocks_order_nothing(join: Join, upstream: FakeUpstream) -> None:
     early, late = await join(-60.0), await join(60.0)
     assert await serves(late, OLD)

@@ -1,15 +1,18 @@
 """Writes the generated parts of the documents: ``python -m docs.generate``, or ``make docs``.
 
 - ``docs/configuration.md``: the table of all settings, from ``proxy/settings/``. A setting's
-  meaning is its ``description`` there; without one, the text that the table has already.
+  meaning is its docstring there; without one, the text that the table has already.
 - ``README.md`` and ``docs/performance.md``: measured figures, from ``benchmarks/results.md``.
 
 ``tests/test_docs.py`` fails when a document lags behind its source.
 """
 
+import ast
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -36,7 +39,7 @@ _BINARY: Final = ((1024**4, "TiB"), (1024**3, "GiB"), (1024**2, "MiB"), (1024, "
 
 
 class Row(NamedTuple):
-    """One setting: its key with dots, its type, its default as YAML, its description."""
+    """One setting: its key with dots, its type, its default as YAML, its docstring."""
 
     key: str
     type: str
@@ -63,7 +66,7 @@ def settings() -> list[Row]:
 
 
 def _rows(model: type[BaseModel], above: str) -> Iterator[Row]:
-    hints = get_type_hints(model, include_extras=True)
+    hints, meanings = get_type_hints(model, include_extras=True), docstrings(model)
     for name, field in model.model_fields.items():
         key, hint = above + (field.alias or name), hints[name]
         kinds = [kind for kind in (hint, *get_args(hint)) if _is_model(kind)]
@@ -74,8 +77,25 @@ def _rows(model: type[BaseModel], above: str) -> Iterator[Row]:
             yield from _rows(kinds[0], f"{key}{items}.")
         else:
             kind, show = _kind(_without_none(hint))
-            meaning = None if field.description is None else " ".join(field.description.split())
+            meaning = meanings.get(name)
             yield Row(key, kind, _default(key, field, show), meaning)
+
+
+def docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """Return the docstrings below the fields of a model and its bases, each in one line."""
+    found: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if issubclass(base, units.Section):
+            (definition,) = ast.parse(inspect.getsource(base)).body
+            assert isinstance(definition, ast.ClassDef)
+            for field, text in pairwise(definition.body):
+                match field, text:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str(docstring))),
+                    ):
+                        found[name] = " ".join(docstring.split())
+    return found
 
 
 def _is_model(kind: object) -> bool:

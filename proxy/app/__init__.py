@@ -88,6 +88,7 @@ async def running(
                 send_timeout=settings.timeouts.send,
             )
             background.start("stalled clients", clients.watch)
+            background.start("warm", parts.services.warmer.watch)
             _scrub(background, parts.services.verifier, settings)
         if certificate is not None:
             background.start("certificate", certificate.watch)

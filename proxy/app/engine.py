@@ -95,7 +95,7 @@ async def opened(
     cache = await caching.built(stack, settings, below)
     if known is not None:
         known.start(stack, metrics)
-    confirmations = Confirmations(origins, environment.clock, settings.timeouts.check)
+    confirmations = Confirmations(origins, metrics.of, environment.clock, settings.timeouts.check)
     stack.push_async_callback(confirmations.close)
     return Engine(
         metrics,

@@ -4,22 +4,24 @@ Addresses come from the configuration, and from documents of issuers that it tru
 """
 
 import ssl
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from yarl import URL
 
 from proxy import VERSION
-from proxy.access.jwks import Fetch
 from proxy.core.errors import ConfigError, UpstreamUnavailable
 from proxy.settings.access import OIDCIssuer
 from proxy.upstream.transport import Proxies
+
+if TYPE_CHECKING:  # it imports PyJWT and cryptography, which a proxy without issuers does not need
+    from proxy.access.jwks import Fetch
 
 MAX_DOCUMENT: Final = 256 * 1024
 TIMEOUT_SECONDS: Final = 5.0
 
 
-def fetch_for(issuer: OIDCIssuer) -> Fetch:
+def fetch_for(issuer: OIDCIssuer) -> "Fetch":
     """Return what fetches an issuer's documents. Raises ``ConfigError``."""
     context, proxies = issuer_context(issuer), Proxies()
 

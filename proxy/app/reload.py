@@ -8,7 +8,7 @@ import structlog
 
 from proxy.access.control import Policy
 from proxy.app.engine import Engine
-from proxy.app.serving import Handlers
+from proxy.app.serving import Handlers, warmings
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.policies.rules import compiled
@@ -86,6 +86,7 @@ class Reloader:
         self._handlers.guards.policies.use(rules)
         self._handlers.guards.access.use(policy)
         self._handlers.guards.limits.use(settings.access)
+        self._handlers.services.warmer.use(warmings(settings))
         self._handlers.audit.use(settings.access)
         self._handlers.trusted.use(settings.access.trusted_proxies)
         self._handlers.admin_access.use(settings.admin.token_file)
@@ -107,6 +108,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "pins": wanted.pins,
             "access": _applicable_access(running.access, wanted.access),
             "policies": wanted.policies,
+            "warm": wanted.warm,
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
             "timeouts": wanted.timeouts.model_copy(update=fixed),
             "patience": wanted.patience,

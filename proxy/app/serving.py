@@ -16,13 +16,16 @@ from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
+from proxy.core.platforms import own_platform
 from proxy.policies import Policies
 from proxy.policies.rules import compiled
 from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
-from proxy.services.pull import Puller
+from proxy.services.expansion import Expansion
+from proxy.services.pull import Platforms, Puller
 from proxy.services.verify import Verifier
+from proxy.services.warm import Warmer, Warming
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
 from proxy.web.admin.actions import Control, Services
@@ -88,17 +91,24 @@ def handlers(
     guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
     journal = Journal(engine.metrics, request_log, audit, upstreams.current)
     responses = ResponseCache(lookup, guards, journal, trusted)
+    puller = Puller(cache, content, engine.origins, engine.downloads)
+    expansion = Expansion(content, engine.origins, cache.listings)
+    warmer = Warmer(puller, expansion, router, storage.clock, storage.counters)
+    warmer.use(warmings(settings))
     services = Services(
         content,
         storage.pins,
         storage.feeds,
         verifier=Verifier(content, cache.fetch, storage.clock, storage.pins.roots),
         dropper=Dropper(content, storage.pins, storage.layout, cache.manifests.forget),
-        puller=Puller(cache, content, engine.origins, engine.downloads),
+        puller=puller,
+        expansion=expansion,
+        warmer=warmer,
         cache=cache,
         image=router.parse_image,
         selector=router.parse_selector,
         replicas=dict if engine.fleet is None else engine.fleet.replicas.all,
+        bucket=None if storage.bucket is None else storage.bucket.evictor,
     )
     admin_access = AdminAccess(access, settings.admin.token_file)
     admin = Admin(
@@ -132,6 +142,18 @@ def _peer_server(engine: Engine) -> PeerServer | None:
         return None
     served = Served(engine.storage.content, engine.downloads, engine.cache.manifests)
     return PeerServer(exchange.signer, exchange.leases, served, engine.metrics.fleet)
+
+
+def warmings(settings: Settings) -> list[Warming]:
+    """Return the schedules of the settings."""
+    return [
+        Warming(one.images, _platforms(one.platforms), one.schedule, one.referrers)
+        for one in settings.warm
+    ]
+
+
+def _platforms(named: tuple[str, ...]) -> Platforms:
+    return Platforms(() if named == ("all",) else named or (own_platform(),))
 
 
 def access_control(engine: Engine, settings: Settings, environment: Environment) -> AccessControl:

@@ -13,6 +13,7 @@ from typing import Final
 
 from proxy.access.review import faults
 from proxy.access.rules import Rules
+from proxy.app import bucket as buckets
 from proxy.app.issuers import issuer_context
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
@@ -73,6 +74,15 @@ def _pins(settings: Settings) -> Iterator[str]:
             yield f"pins: {error.message}"
 
 
+def _warm(settings: Settings) -> Iterator[str]:
+    router = Router(settings)
+    for image in (image for entry in settings.warm for image in entry.images):
+        try:
+            router.parse_pin(image)
+        except RegistryError as error:
+            yield f"warm: {error.message}"
+
+
 def _rules(settings: Settings) -> Iterator[str]:
     yield from _refusal(lambda: Rules(settings.access, Router(settings).parse_selector))
     yield from faults(settings.access)
@@ -111,6 +121,13 @@ def _upstream_files(settings: Settings) -> Iterator[str]:
 
 def _policies(settings: Settings) -> Iterator[str]:
     yield from _refusal(lambda: compiled(settings.policies, Router(settings).parse_selector))
+
+
+def _bucket(settings: Settings) -> Iterator[str]:
+    """Yield a fault if the secret cannot be read, or obstore is missing or refuses a setting."""
+    bucket = settings.storage.bucket
+    if bucket is not None:
+        yield from _refusal(lambda: buckets.stores(bucket, buckets.read_secret(bucket)))
 
 
 def _token_file(settings: Settings) -> Iterator[str]:
@@ -204,11 +221,13 @@ def _unreadable(key: str, file: Path) -> Iterator[str]:
 _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _size,
     _pins,
+    _warm,
     _rules,
     _certificate,
     _credentials,
     _upstream_files,
     _policies,
+    _bucket,
     _token_file,
     _audit_file,
     _directory,

@@ -22,6 +22,7 @@ from proxy.cli import (
     tokens,
     users,
     verifying,
+    warming,
 )
 from proxy.cli.formatting import print_error
 
@@ -90,6 +91,7 @@ cli.command(rich_help_panel=_SERVER)(server.check)
 cli.command(rich_help_panel=_SERVER)(fleet.fleet)
 cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
+cli.command(rich_help_panel=_CACHE)(warming.warm)
 cli.command(rich_help_panel=_CACHE)(pulling.refresh)
 cli.command(rich_help_panel=_CACHE)(images.drop)
 cli.command(rich_help_panel=_CACHE)(pins.pin)

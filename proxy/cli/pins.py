@@ -7,7 +7,8 @@ import typer
 
 from proxy.cli.command import JsonOption, Work, for_each, on_server
 from proxy.cli.formatting import count, is_terminal, print_error, print_line, print_table
-from proxy.cli.pulling import own_platform, pull_image
+from proxy.cli.pulling import pull_image
+from proxy.core.platforms import own_platform
 from proxy.core.units import show_size
 
 if TYPE_CHECKING:

@@ -1,7 +1,10 @@
 """Shows the events of long work: as JSON, as lines, or with a progress bar on a terminal."""
 
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import typer
@@ -9,7 +12,7 @@ import typer
 from proxy.cli.formatting import is_terminal, print_error, print_line, printable
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from proxy.cli.client import Client, Document
 
@@ -89,6 +92,59 @@ class _Bar(Display):
         self._progress.console.print(printable(text), soft_wrap=True, markup=False)
 
     print_error = print_line
+
+
+class Bars:
+    """Shows no progress of several pulls."""
+
+    def show(self, name: str, line: bytes, event: Mapping[str, Any]) -> None:
+        """Show an event of one pull."""
+
+    def remove(self, name: str) -> None:
+        """Stop showing a pull that has ended."""
+
+
+class _JsonLines(Bars):
+    """Prints the events of several pulls, each with its image."""
+
+    def __init__(self) -> None:
+        self._printed: dict[str, EventLines] = defaultdict(EventLines)
+
+    def show(self, name: str, line: bytes, event: Mapping[str, Any]) -> None:
+        line = json.dumps({**event, "image": name}).encode()
+        self._printed[name].show(line, event)
+
+
+class _TerminalBars(Bars):
+    """A progress bar for each pull. They disappear as they end."""
+
+    def __init__(self, progress: "Progress") -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, name: str, line: bytes, event: Mapping[str, Any]) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(printable(name), total=None)
+        if event["event"] == "progress":
+            self._progress.update(
+                self._tasks[name], completed=event["bytes"], total=event["total"] or None
+            )
+
+    def remove(self, name: str) -> None:
+        if (task := self._tasks.pop(name, None)) is not None:
+            self._progress.remove_task(task)
+
+
+@contextmanager
+def bars(*, as_json: bool) -> Iterator[Bars]:
+    """Show several pulls at once: as JSON lines, as bars on a terminal, else not at all."""
+    if as_json:
+        yield _JsonLines()
+    elif not is_terminal():
+        yield Bars()
+    else:
+        with _progress("{task.description}") as progress:
+            yield _TerminalBars(progress)
 
 
 def _progress(label: str) -> "Progress":

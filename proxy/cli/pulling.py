@@ -1,7 +1,6 @@
 """``millpond pull`` and ``millpond refresh``: fetch images, or check where their tags point."""
 
 import json
-import platform
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -9,6 +8,7 @@ import typer
 from proxy.cli.command import JsonOption, Work, for_each, on_server
 from proxy.cli.formatting import fail, print_line
 from proxy.cli.progress import Display, follow
+from proxy.core.platforms import own_platform
 from proxy.core.units import show_size
 
 if TYPE_CHECKING:
@@ -16,34 +16,27 @@ if TYPE_CHECKING:
 
 PULL: Final = "/-/pull"
 REFRESH: Final = "/-/refresh"
-_ARCHITECTURES: Final = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm/v7",
-    "armv6l": "arm/v6",
-    "i686": "386",
-}
-"""Linux's names of machines, and those of images (Go's GOARCH)."""
 
 ImagesArgument = Annotated[
     list[str], typer.Argument(metavar="IMAGE...", help="As nginx:1.27 or ghcr.io/org/app.")
 ]
 
+PlatformOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--platform",
+        metavar="OS/ARCH",
+        help="Platform to fetch; may be repeated. Default: the one of this machine.",
+    ),
+]
+AllPlatformsOption = Annotated[bool, typer.Option("--all-platforms", help="Fetch every platform.")]
+
 
 @on_server
 def pull(
     names: ImagesArgument,
-    platforms: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--platform",
-            metavar="OS/ARCH",
-            help="Platform to fetch; may be repeated. Default: the one of this machine.",
-        ),
-    ] = None,
-    all_platforms: Annotated[
-        bool, typer.Option("--all-platforms", help="Fetch every platform.")
-    ] = False,
+    platforms: PlatformOption = None,
+    all_platforms: AllPlatformsOption = False,
     as_json: JsonOption = False,
 ) -> Work:
     """Fetch whole images into the cache before clients need them.
@@ -51,11 +44,7 @@ def pull(
     Asks the registry where each tag points now, and fetches what the cache does not have. Exit
     status 1: something could not be fetched.
     """
-    if platforms and all_platforms:
-        fail("--platform: goes without --all-platforms")
-    if wrong := [one for one in platforms or () if "/" not in one or "," in one]:
-        fail(f"--platform: {wrong[0]} is no platform; write linux/amd64 or linux/arm/v7")
-    wanted = [] if all_platforms else platforms or [own_platform()]
+    wanted = chosen_platforms(platforms, all_platforms=all_platforms)
 
     return for_each(
         names,
@@ -79,10 +68,13 @@ def refresh(names: ImagesArgument, as_json: JsonOption = False) -> Work:
     return for_each(names, refresh_tag, _status)
 
 
-def own_platform() -> str:
-    """Return this machine's platform, as ``linux/amd64``."""
-    machine = platform.machine()
-    return f"linux/{_ARCHITECTURES.get(machine, machine)}"
+def chosen_platforms(platforms: list[str] | None, *, all_platforms: bool) -> list[str]:
+    """Return the platforms that options select: none means all. Wrong ones end the command."""
+    if platforms and all_platforms:
+        fail("--platform: goes without --all-platforms")
+    if wrong := [one for one in platforms or () if "/" not in one or "," in one]:
+        fail(f"--platform: {wrong[0]} is no platform; write linux/amd64 or linux/arm/v7")
+    return [] if all_platforms else platforms or [own_platform()]
 
 
 async def pull_image(client: "Client", name: str, platforms: list[str], *, as_json: bool) -> int:

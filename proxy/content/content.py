@@ -119,6 +119,25 @@ class Content:
         finally:
             file.close()
 
+    def read_cached(self, record: BlobRecord) -> bytes | None:
+        """Return held content whole if the page cache has it, and count a use.
+
+        None says nothing else: ``read`` knows more.
+        """
+        try:
+            file = self._store.open(record.digest)
+        except StorageError:
+            return None
+        if file is None:
+            return None
+        try:
+            body = file.read_cached() if file.size == record.size else None
+        finally:
+            file.close()
+        if body is not None:
+            self.touch(record.digest)
+        return body
+
     def peek_use(self, target: Target, digest: Digest) -> bool:
         """Return True if RAM says that a repository may serve held content; count the use then."""
         if not self._index.peek_linked(target, digest) or self._index.peek_blob(digest) is None:

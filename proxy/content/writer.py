@@ -80,7 +80,7 @@ class Writer:
         """Return written bytes. Blocks. Raises ``StorageError``."""
         return self._spool.read(start, stop)
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Take some bytes; they are readable a little later.
 
         Bytes that a second source sends again are ignored, or the file could differ from what was

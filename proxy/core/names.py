@@ -21,6 +21,7 @@ _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _DIGEST = re.compile(r"([a-z0-9]+(?:[+._-][a-z0-9]+)*):([a-zA-Z0-9=_-]+)")
 _HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[a-f0-9]+")
+_SHA256 = re.compile(r"sha256:[a-f0-9]{64}")
 
 
 class Kind(Enum):
@@ -65,8 +66,14 @@ class Image(NamedTuple):
         return f"{self.target}@{self.digest}" if self.digest else f"{self.target}:{self.tag}"
 
 
+CATALOG: Final = Repo("_catalog")
+"""Stands for a registry's list of repositories; no repository has this name."""
+
+
 def parse_digest(text: str) -> Digest:
     """Return ``text`` as a digest with sha256 or sha512. Raises ``DigestInvalid``."""
+    if _SHA256.fullmatch(text):  # nearly all of them
+        return Digest(text)
     match = _DIGEST.fullmatch(text)
     if match is None:
         raise DigestInvalid(f"{_shown(text)} is not a digest; expected algorithm:hex")
@@ -102,6 +109,14 @@ def is_digest(ref: str) -> bool:
     return ":" in ref
 
 
+def digests_of(data: bytes) -> frozenset[Digest]:
+    """Return the digest of ``data`` by each supported algorithm."""
+    return frozenset(
+        Digest(f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}")
+        for algorithm in _HEX_LENGTH
+    )
+
+
 def matches(digest: Digest, data: bytes) -> bool:
     """Return True if ``digest`` is the digest of ``data``."""
     algorithm, _, encoded = digest.partition(":")
@@ -116,7 +131,7 @@ class DigestVerifier:
         self._digest = digest
         self._state = hashlib.new(algorithm)
 
-    def update(self, chunk: bytes) -> None:
+    def update(self, chunk: bytes | memoryview) -> None:
         """Hash the next bytes."""
         self._state.update(chunk)
 

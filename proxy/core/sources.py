@@ -36,7 +36,7 @@ class Piece(NamedTuple):
     """Some bytes of a body and the offset at which they belong."""
 
     offset: int
-    data: bytes
+    data: bytes | memoryview
 
 
 class Body(Protocol):

@@ -27,9 +27,7 @@ def read_object(text: bytes) -> dict[str, object]:
 def read_large_object(text: bytes) -> dict[str, object]:
     """Return a JSON object with any number of values; empty for anything else."""
     try:
-        document = json.loads(
-            text, parse_int=_integer, parse_float=_number, parse_constant=_no_constant
-        )
+        document = _DECODER.decode(text.decode(json.detect_encoding(text), "surrogatepass"))
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
@@ -64,3 +62,9 @@ def _number(text: str) -> float:
 def _no_constant(text: str) -> float:
     """Refuse ``NaN`` and ``Infinity``, which are not JSON (RFC 8259 §6)."""
     raise ValueError(f"{text} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(
+    parse_int=_integer, parse_float=_number, parse_constant=_no_constant
+)
+"""``json.loads`` would make one for each document."""

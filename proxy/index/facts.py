@@ -4,7 +4,8 @@ A write changes RAM at once. There are three cases for a key that is read and no
 
 - It is being written: the reader waits for the commit.
 - Nothing writes it: it is read in a thread, and put into RAM.
-- It is written while it is being read: what was read is outdated, and the reader begins anew.
+- It is written while it is being read: what was read is outdated, and the reader begins anew. Other
+  facts that came with it are put into RAM unless they are written meanwhile, or still have to be.
 
 A write that fails stays in RAM and is tried again by ``write_again``, unless its keys have been
 written since. Work that changes rows without knowing their keys writes ``EVERYTHING``: RAM forgets
@@ -53,10 +54,9 @@ class Facts:
         self._on_trouble = on_trouble
         self._ram = RamCache(RAM_WEIGHT)
         self.peek: Final = self._ram.get
-        self._reading: dict[Key, object] = {}
+        self._reads: list[set[Key]] = []
         self._writing: dict[Key, Write] = {}
         self._unwritten: dict[Key, Write] = {}
-        self._writes = 0
 
     async def get(
         self, key: Key, otherwise: Result, read: Callable[..., Any], *args: Any
@@ -148,16 +148,18 @@ class Facts:
             if (write := self._writing.get(key)) is not None:
                 await asyncio.shield(write.done)
 
-    def correct(self, key: Key, change: Callable[[Any], Any]) -> None:
-        """Change a value if it is in RAM, and is not being written; a read of it begins anew."""
-        self._reading.pop(key, None)
-        if key not in self._writing and (value := self._ram.get(key)) is not MISSING:
-            self._ram.put(key, change(value))
+    def correct(self, changes: Mapping[Key, Result], change: Callable[[Any, Result], Any]) -> None:
+        """Change values that are in RAM and are not being written; reads of them begin anew."""
+        self._outdate_reads(changes)
+        for key, by in changes.items():
+            if key not in self._writing and (value := self._ram.get(key)) is not MISSING:
+                self._ram.put(key, change(value, by))
 
-    def outdate(self, key: Key) -> None:
-        """Have a key read anew."""
-        self._reading.pop(key, None)
-        self._ram.pop(key)
+    def outdate(self, keys: Iterable[Key]) -> None:
+        """Have keys read anew."""
+        self._outdate_reads(keys)
+        for key in keys:
+            self._ram.pop(key)
 
     def write_again(self) -> None:
         """Begin to write what has failed and was not replaced since."""
@@ -167,11 +169,10 @@ class Facts:
                 self._begin(Write(write.work, write.keys, write.then))
 
     def _begin(self, write: Write) -> asyncio.Future[Any]:
-        self._writes += 1
         if EVERYTHING in write.keys:
             self.forget()
+        self._outdate_reads(write.keys)
         for key in write.keys:
-            self._reading.pop(key, None)
             self._unwritten.pop(key, None)
             self._writing[key] = write
         self.threads.submit(write)
@@ -181,28 +182,26 @@ class Facts:
         self, keys: list[Key], read: Callable[[Connection, list[Key]], dict[Key, Any]]
     ) -> dict[Key, Any]:
         """Return what was read and is not outdated. Raises ``StorageError``."""
-        tokens = {key: self._reading.setdefault(key, object()) for key in keys}
-        before, is_idle = self._writes, self.threads.is_idle
+        outdated: set[Key] = set()
+        self._reads.append(outdated)
         try:
-            facts = await self.threads.read(lambda db: read(db, keys))
-        except BaseException:
-            for key in keys:
-                self._reading.pop(key, None)
-            raise
-        found: dict[Key, Any] = {}
-        for key, token in tokens.items():
-            if self._reading.get(key) is token:
-                del self._reading[key]
-                self._ram.put(key, facts[key])
-                found[key] = facts[key]
-            else:
-                found[key] = self._ram.get(key)
-        if is_idle and before == self._writes:
-            for key in facts.keys() - tokens.keys():
-                self._ram.put(key, facts[key])
-        return found
+            facts = await self.threads.look_up(lambda db: read(db, keys))
+        finally:
+            self._reads = [one for one in self._reads if one is not outdated]
+        valid = facts.keys() - outdated - self._writing.keys()
+        if EVERYTHING in outdated or EVERYTHING in self._writing:
+            valid = set()
+        for key in valid - (self._unwritten.keys() - keys):
+            self._ram.put(key, facts[key])
+        return {key: facts[key] if key in valid else self._ram.get(key) for key in keys}
+
+    def _outdate_reads(self, keys: Iterable[Key]) -> None:
+        """Have running reads leave out keys: they may have read the rows before the change."""
+        for outdated in self._reads:
+            outdated.update(keys)
 
     def _settle(self, write: Write, outcome: Any) -> None:
+        self._outdate_reads(write.keys)
         for key in write.keys:
             if self._writing.get(key) is write:
                 del self._writing[key]
@@ -225,7 +224,7 @@ class Facts:
         What is being written is read when that is done.
         """
         self._ram.keep(self._unwritten)
-        self._reading.clear()
+        self._outdate_reads([EVERYTHING])
 
     def _replaced(self) -> None:
         """Forget what RAM has of a file that has been replaced."""

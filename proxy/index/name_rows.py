@@ -86,15 +86,15 @@ def linked_to(db: Connection, wanted: Callable[[Target], bool]) -> dict[Target, 
 
 def tag(db: Connection, target: Target, name: Tag) -> dict[Key, Any]:
     """Return where a tag points, and what a request for it asks next, by their keys."""
-    row = db.execute(
-        f"SELECT media_type, digest, size, checked_at FROM tag WHERE repo = {_REPO} AND name = ?",
-        (*target, name),
-    ).fetchone()
     key = ("tag", target, name)
+    row = db.execute(
+        f"{_BY_NAME} WHERE r.upstream = ? AND r.name = ? AND t.name = ?", (*target, name)
+    ).fetchone()
     if row is None:
         return {key: None}
-    record = values.tag_record(row)
-    return {key: record} | linked(db, target, record.descriptor.digest)
+    image = _image(row)
+    link = ("link", target, image.digest)
+    return {key: image.record, link: image.is_linked, ("blob", image.digest): image.held}
 
 
 def set_tag(db: Connection, target: Target, tag: Tag, record: TagRecord | None) -> None:

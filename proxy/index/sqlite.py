@@ -327,8 +327,7 @@ class SqliteIndex:
     def _correct(self, stored: blob_rows.Stored) -> None:
         """Bring RAM into agreement with what storing a blob has changed."""
         self._used(stored.uses)
-        for manifest in stored.resized:
-            self._facts.outdate(("children", manifest))
+        self._facts.outdate([("children", manifest) for manifest in stored.resized])
 
     def _used(self, uses: dict[Digest, float]) -> None:
         """Correct the times of last use in RAM."""
@@ -336,8 +335,7 @@ class SqliteIndex:
         def later(record: BlobRecord | None, used_at: float) -> BlobRecord | None:
             return record and replace(record, used_at=max(record.used_at, used_at))
 
-        for digest, used_at in uses.items():
-            self._facts.correct(("blob", digest), partial(later, used_at=used_at))
+        self._facts.correct({("blob", one): used_at for one, used_at in uses.items()}, later)
 
     async def _flush_forever(self) -> None:
         while True:

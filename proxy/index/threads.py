@@ -2,6 +2,8 @@
 
 Writes that wait while others are being committed share the next transaction, so many callers cost
 one commit. If a transaction fails, each of its writes is tried alone: one must not spoil others.
+Look-ups that begin in the same turn of the loop share one switch of threads, which costs more than
+one of them.
 """
 
 import asyncio
@@ -62,6 +64,7 @@ class Threads:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="index-write")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="index-read")
         self._connections: deque[tuple[int, sqlite3.Connection]] = deque()
+        self._lookups: list[tuple[Work[Any], asyncio.Future[Any]]] = []
         self._queue: list[Write] = []
         self._last: asyncio.Future[Any] | None = None
         self._is_writing = False
@@ -86,11 +89,6 @@ class Threads:
         if not self._is_writing:
             self._begin()
 
-    @property
-    def is_idle(self) -> bool:
-        """Nothing is being written."""
-        return not self._is_writing
-
     async def written(self) -> None:
         """Return once everything that was written until now is committed, or has failed."""
         if self._is_writing and self._last is not None:
@@ -98,12 +96,33 @@ class Threads:
 
     async def read(self, work: Work[Result]) -> Result:
         """Return what ``work`` returns. Raises ``StorageError``."""
-        try:
-            return await self._loop.run_in_executor(self._readers, self._read, work)
-        except _TROUBLE as error:
-            raise StorageError(f"reading the index: {error}") from error
-        finally:
+        found = await self._loop.run_in_executor(self._readers, self._outcome, work)
+        self._notice()
+        result: Result = _result(found)
+        return result
+
+    async def look_up(self, work: Work[Result]) -> Result:
+        """As ``read``, for ``work`` that is short: others may wait until it is done."""
+        done: asyncio.Future[Any] = _future()
+        self._lookups.append((work, done))
+        if len(self._lookups) == 1:
+            self._loop.call_soon(self._begin_lookups)
+        result: Result = _result(await done)
+        return result
+
+    def _begin_lookups(self) -> None:
+        batch, self._lookups = self._lookups, []
+
+        def look_up() -> list[Any]:
+            return [self._outcome(work) for work, _ in batch]
+
+        def answer(ended: asyncio.Future[list[Any]]) -> None:
             self._notice()
+            for (_, done), outcome in zip(batch, ended.result(), strict=True):
+                if not done.done():  # the caller may have been cancelled
+                    done.set_result(outcome)
+
+        self._loop.run_in_executor(self._readers, look_up).add_done_callback(answer)
 
     def _begin(self) -> None:
         batch, self._queue = self._queue, []
@@ -148,6 +167,13 @@ class Threads:
             self._database.rebuild(generation, error)
             return self._database.transact(steps, is_durable=is_durable)
 
+    def _outcome(self, work: Work[Any]) -> Any:
+        """Return what ``work`` returns, or the exception."""
+        try:
+            return self._read(work)
+        except Exception as error:
+            return error
+
     def _read(self, work: Work[Result]) -> Result:
         generation = self._database.generation
         try:
@@ -177,3 +203,12 @@ class Threads:
             if generation == self._database.generation:
                 return generation, connection
             connection.close()
+
+
+def _result(outcome: Result | Exception) -> Result:
+    """Return an outcome. Raises it if it is an exception, trouble as ``StorageError``."""
+    if isinstance(outcome, _TROUBLE):
+        raise StorageError(f"reading the index: {outcome}") from outcome
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

@@ -263,7 +263,7 @@ class Blobs:
             async for _, data in pieces:
                 verifier.update(data)
                 yield held_back + data[:-1]
-                held_back = data[-1:]
+                held_back = bytes(data[-1:])
         try:
             verifier.check(target)
         except ContentMismatch as error:

@@ -80,7 +80,7 @@ class HeldManifests:
         self._ram.pop(digest, None)  # evicted manifests leave memory too
         if record is None or record.size > manifests.MAX_SIZE:
             return None
-        hit = await self._loads.do(digest, lambda: self._load(record))
+        hit = self._cached(record) or await self._loads.do(digest, lambda: self._load(record))
         if hit is not None:
             self.add(Held(hit, is_stored=True))
         return hit
@@ -105,6 +105,12 @@ class HeldManifests:
         if not await self._content.holds(digest):
             self._ram.pop(digest, None)
 
+    def _cached(self, record: BlobRecord) -> Manifest | None:
+        """Return a small manifest from the page cache: faster than asking a thread to read it."""
+        body = self._content.read_cached(record) if record.size <= LARGE else None
+        found = None if body is None else _verified(record.digest, body)
+        return None if body is None or found is None else _manifest(record, body, found)
+
     async def _load(self, record: BlobRecord) -> Manifest | None:
         async with self._large if record.size > LARGE else nullcontext():
             body = await self._content.read(record.digest)
@@ -114,11 +120,16 @@ class HeldManifests:
         if found is None:
             await self._content.faults.drop(record.digest, reason="its bytes have changed")
             return None
-        if record.media_type is None and not found.is_manifest:
-            return None
-        media_type = found.own_type or record.media_type or found.implied_type
-        descriptor = Descriptor(media_type, record.digest, len(body))
-        return Manifest(descriptor, body, Outcome.HIT, found.children)
+        return _manifest(record, body, found)
+
+
+def _manifest(record: BlobRecord, body: bytes, found: ManifestContent) -> Manifest | None:
+    """Return held content as a manifest, None if it is none."""
+    if record.media_type is None and not found.is_manifest:
+        return None
+    media_type = found.own_type or record.media_type or found.implied_type
+    descriptor = Descriptor(media_type, record.digest, len(body))
+    return Manifest(descriptor, body, Outcome.HIT, found.children)
 
 
 def _verified(digest: Digest, body: bytes) -> ManifestContent | None:

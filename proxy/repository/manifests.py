@@ -77,8 +77,8 @@ class Manifests:
         if directive is CacheDirective.REVALIDATE:
             await self.absences.forget(target, digest)
         is_new = await self.copy_from_elsewhere(target, digest, directive)
+        linked = await self._content.links.has(target, digest)  # also brings the record into RAM
         hit = await self._held.get(digest)
-        linked = hit is not None and await self._content.links.has(target, digest)
         if hit is None or not linked:
             self._refuse_asking(target, digest, directive)
         elif self.is_offline(target) and not await self._is_whole(target, hit, count()):

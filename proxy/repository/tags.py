@@ -116,9 +116,9 @@ class Tags:
             if self._rule(target, tag).offline:
                 raise
             return await self._fetch(target, tag, 0.0)
-        if manifest.outcome is Outcome.HIT:
-            manifest = replace(manifest, outcome=found.outcome, fresh=found.fresh)
-        return replace(manifest, forward=found.forward)
+        if manifest.outcome is not Outcome.HIT:
+            return replace(manifest, forward=found.forward)
+        return replace(manifest, outcome=found.outcome, fresh=found.fresh, forward=found.forward)
 
     async def _fetch(self, target: Target, tag: Tag, max_age: float) -> Manifest:
         """Return and record upstream's manifest of a tag; concurrent callers share one request."""

@@ -8,22 +8,14 @@ The hot path changes plain integers, which Prometheus reads when it scrapes: a l
 counter costs 20 times as much. Every request for content counts once, under exactly one outcome.
 """
 
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from itertools import accumulate
-from typing import Any, Final, NamedTuple
-
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from typing import Final
 
 from proxy.core.sources import Place
+from proxy.runtime.declarations import Histogram, counter, counter_by, gauge, histogram_by
 from proxy.runtime.readiness import Readiness
 
 
@@ -48,13 +40,6 @@ class Outcome(StrEnum):
     """Not at all: the client disconnected first."""
 
 
-BUCKETS: Final = (
-    *(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
-)
-"""Upper bounds of a histogram's buckets in seconds; one more bucket has no bound."""
-
-_BUCKET_LABELS: Final = (*(str(bound) for bound in BUCKETS), "+Inf")
 _STATS_KEYS: Final = {
     "hits": Outcome.HIT,
     "revalidated": Outcome.REVALIDATED,
@@ -70,61 +55,6 @@ LIMITS: Final = ("requests", "bytes", "downloads")
 _STATUSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
 
 
-class Histogram:
-    """Durations in seconds, counted by bucket."""
-
-    __slots__ = ("counts", "total")
-
-    def __init__(self) -> None:
-        self.counts = [0] * len(_BUCKET_LABELS)
-        self.total = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one duration."""
-        self.counts[bisect_left(BUCKETS, seconds)] += 1
-        self.total += seconds
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Return the upper bounds with cumulative counts, as Prometheus expects them."""
-        return list(zip(_BUCKET_LABELS, accumulate(self.counts), strict=True))
-
-
-class Declaration(NamedTuple):
-    """What Prometheus needs to know of a field; ``name`` None stands for the field's own name."""
-
-    text: str
-    family: type[Metric]
-    name: str | None
-    label: str | None = None
-    in_stats: bool = False
-
-
-def _metric(about: Declaration, **default: Any) -> Any:
-    return field(**default, metadata={"metric": about})
-
-
-def counter(text: str, *, name: str | None = None, in_stats: bool = True) -> Any:
-    """Declare an integer that only grows, exposed as ``millpond_<name>_total``."""
-    return _metric(Declaration(text, CounterMetricFamily, name, in_stats=in_stats), default=0)
-
-
-def gauge(text: str, default: float, *, name: str) -> Any:
-    """Declare a number that goes up and down, exposed as ``millpond_<name>``."""
-    return _metric(Declaration(text, GaugeMetricFamily, name), default=default)
-
-
-def counter_by(label: str, text: str, values: Iterable[str] = (), *, name: str) -> Any:
-    """Declare a ``Counter`` by the values of ``label``; ``values`` are exposed from the start."""
-    about = Declaration(text, CounterMetricFamily, name, label)
-    return _metric(about, default_factory=lambda: Counter(dict.fromkeys(values, 0)))
-
-
-def histogram_by(label: str, text: str, values: Iterable[str], *, name: str) -> Any:
-    """Declare a dict of histograms by the values of ``label``; empty ones are not exposed."""
-    about = Declaration(text, HistogramMetricFamily, name, label)
-    return _metric(about, default_factory=lambda: {value: Histogram() for value in values})
-
-
 @dataclass(slots=True)
 class UpstreamCounters:
     """Totals of one upstream since the start, by the label ``upstream``; bytes are of bodies."""
@@ -136,6 +66,13 @@ class UpstreamCounters:
         "code", "Requests answered with an error, by OCI error code.", name="errors"
     )
     bytes_to_clients: int = counter("Body bytes sent to clients.", name="client_bytes")
+    confirmations: Counter[str] = counter_by(
+        "outcome",
+        "Answers of upstream about clients that pull as themselves; stale: it gave none, and the "
+        "client counted as confirmed.",
+        ("confirmed", "refused", "failed", "stale"),
+        name="confirmations",
+    )
     bytes_from_upstream: int = counter("Body bytes received from upstream.", name="upstream_bytes")
     upstream_requests: int = counter("Requests sent to upstream.")
     token_requests: int = counter("Requests sent to token servers.", name="upstream_token_requests")
@@ -265,10 +202,14 @@ class CacheCounters:
     prefetched_bytes: int = counter("Bytes of prefetched blobs, abandoned ones included.")
     prefetched_used_blobs: int = counter("Prefetched blobs that a client requested later.")
     prefetched_used_bytes: int = counter("Bytes of prefetched blobs that a client requested later.")
+    warmed_images: int = counter("Images that a schedule has fetched or found whole.")
+    warm_failures: int = counter("Images that a schedule could not fetch whole.")
     prepared_answers: int = counter("Requests answered from the response cache.", in_stats=False)
     refused_connections: int = counter("Connections answered with 503 because of the limit.")
     stalled_clients: int = counter("Clients disconnected because they stopped reading.")
-    unlogged_requests: int = counter("Access-log lines dropped under load.", in_stats=False)
+    unlogged_requests: int = counter(
+        "Request lines dropped under load, or not written.", in_stats=False
+    )
     audit_failures: int = counter("Failed attempts to write the audit log.", in_stats=False)
     audit_lost_lines: int = counter("Audit lines that could not be kept.", in_stats=False)
     bucket_requests: Counter[str] = counter_by(
@@ -294,9 +235,9 @@ class CacheCounters:
         """Count one disk error."""
         self.storage_errors += 1
 
-    def unlogged(self) -> None:
-        """Count one dropped access-log line."""
-        self.unlogged_requests += 1
+    def unlogged(self, lines: int) -> None:
+        """Count dropped request lines."""
+        self.unlogged_requests += lines
 
     def snapshot(self) -> dict[str, int]:
         """Return the totals of ``/-/stats`` by the names of their metrics."""

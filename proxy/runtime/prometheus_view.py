@@ -8,11 +8,10 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from proxy.runtime.declarations import Declaration, Histogram
 from proxy.runtime.metrics import (
     CacheCounters,
-    Declaration,
     FleetCounters,
-    Histogram,
     LimitCounters,
     Metrics,
     PolicyCounters,

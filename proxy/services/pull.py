@@ -13,14 +13,22 @@ from typing import Any, Final
 
 from proxy.content.content import Content
 from proxy.content.downloads import Downloads
-from proxy.core.errors import ManifestUnknown, RegistryError, RequestInvalid, TooManyRequests
+from proxy.core.errors import (
+    ManifestUnknown,
+    NotFound,
+    RegistryError,
+    RequestInvalid,
+    TooManyRequests,
+)
 from proxy.core.manifests import walk
-from proxy.core.names import Digest, Image, Target
+from proxy.core.names import Digest, Image, Tag, Target, parse_digest
+from proxy.core.platforms import platform_name, usual_name
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Child
 from proxy.core.tolerant_json import as_list, read_object
 from proxy.repository import Cache
 from proxy.repository.origins import Origin
+from proxy.repository.referrers import fallback_tag
 from proxy.repository.results import Manifest
 from proxy.runtime.executors import by_size
 from proxy.runtime.metrics import Outcome
@@ -32,6 +40,9 @@ AT_ONCE: Final = 4
 REPORT_SECONDS: Final = 0.5
 _MAX_DEPTH: Final = 5
 """Manifests that are fetched on the way down from an image's name."""
+
+_ATTACHED: Final = ("sig", "att", "sbom")
+"""Suffixes of the tags under which cosign keeps signatures, attestations and SBOMs."""
 
 Event = dict[str, Any]
 
@@ -57,7 +68,9 @@ class Platforms:
         }
         chosen = [one for one in listed if self._has(platforms.get(one.digest))]
         if not chosen:
-            names = sorted({_platform(entry) for entry in platforms.values()} - {"unknown/unknown"})
+            names = sorted(
+                {platform_name(entry) for entry in platforms.values()} - {"unknown/unknown"}
+            )
             raise ManifestUnknown(
                 f"there is no image for {', '.join(self.wanted)}; there is {', '.join(names)}"
             )
@@ -66,8 +79,22 @@ class Platforms:
     def _has(self, platform: object) -> bool:
         if not isinstance(platform, dict):
             return True
-        name = _platform(platform)
-        return any(name == one or name.startswith(f"{one}/") for one in map(_usual, self.wanted))
+        name = platform_name(platform)
+        return any(
+            name == one or name.startswith(f"{one}/") for one in map(usual_name, self.wanted)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a pull fetches: the images for some platforms, and what refers to them.
+
+    ``is_dry`` fetches manifests alone, and reports the bytes of blobs that are not held.
+    """
+
+    platforms: Platforms
+    with_referrers: bool = False
+    is_dry: bool = False
 
 
 @dataclass(slots=True)
@@ -75,7 +102,7 @@ class _Pull:
     """One pull and its progress: ``sizes`` of the selected blobs, and those that have ``ended``."""
 
     target: Target
-    platforms: Platforms
+    wanted: Wanted
     sizes: dict[Digest, int] = field(default_factory=dict)
     ended: set[Digest] = field(default_factory=set)
     held: set[Digest] = field(default_factory=set)
@@ -105,7 +132,7 @@ class Puller:
         """End all pulls soon: their events end without ``done``."""
         self._is_stopping = True
 
-    async def run(self, image: Image, platforms: Platforms) -> AsyncGenerator[Event]:
+    async def run(self, image: Image, wanted: Wanted) -> AsyncGenerator[Event]:
         """Pull an image; yield the progress, what could not be pulled, and the sums.
 
         The pull ends when the caller stops reading; downloads that have begun continue. Without
@@ -114,7 +141,7 @@ class Puller:
         """
         if image.target is None:
             raise RequestInvalid(f"{image}: name the repository too, as nginx@{image.digest}")
-        pull = _Pull(image.target, platforms)
+        pull = _Pull(image.target, wanted)
         yield {"event": "start", "image": str(image)}
         async with running_beside(self._fetch(image, pull), f"pull {image}") as work:
             while not (await asyncio.wait([work], timeout=REPORT_SECONDS))[0]:
@@ -122,7 +149,8 @@ class Puller:
                     return
                 yield {"event": "progress", **self._so_far(pull)}
             work.result()
-        await self._report_evicted(pull)
+        if not wanted.is_dry:
+            await self._report_evicted(pull)
         for missing in pull.missing:
             yield missing
         yield {
@@ -130,7 +158,7 @@ class Puller:
             "image": str(image),
             "digest": pull.root,
             **self._so_far(pull),
-            "fetched_bytes": self._fetched(pull),
+            ("to_fetch_bytes" if wanted.is_dry else "fetched_bytes"): self._fetched(pull),
             "missing": len(pull.missing),
             "warning": pull.warning,
         }
@@ -186,7 +214,7 @@ class Puller:
             listed = manifest.children
             if listed is None:
                 raise ManifestUnknown("the content that it lists is not understood")
-            choose = partial(pull.platforms.choose, manifest.body, listed.manifests)
+            choose = partial(pull.wanted.platforms.choose, manifest.body, listed.manifests)
             chosen = await by_size(len(manifest.body), choose) if listed.manifests else []
         except RegistryError as error:
             _miss(pull, digest, error.message)
@@ -195,8 +223,36 @@ class Puller:
         for blob in listed.blobs:
             if blob.digest not in pull.sizes:
                 pull.sizes[blob.digest] = blob.size
-                group.create_task(self._blob(pull, blob.digest), name="pull a blob")
-        return [child.digest for child in chosen]
+                fetch = self._look if pull.wanted.is_dry else self._blob
+                group.create_task(fetch(pull, blob.digest), name="pull a blob")
+        referrers = await self._referrers(pull, digest) if pull.wanted.with_referrers else []
+        return [*(child.digest for child in chosen), *referrers]
+
+    async def _referrers(self, pull: _Pull, digest: Digest) -> list[Digest]:
+        """Return the manifests that refer to one: by the API, and by the tags of cosign."""
+        found: list[Digest] = []
+        try:
+            listed = await self._cache.referrers.get(
+                pull.target, digest, None, CacheDirective.REVALIDATE
+            )
+            found += (parse_digest(str(entry["digest"])) for entry in listed.entries)
+        except RegistryError as error:
+            _miss(pull, digest, f"what refers to it is not known: {error.message}")
+        for suffix in _ATTACHED:
+            tag = Tag(f"{fallback_tag(digest)}.{suffix}")
+            try:
+                attached = await self._cache.tags.get(pull.target, tag, CacheDirective.REVALIDATE)
+                found.append(attached.descriptor.digest)
+            except NotFound:
+                continue
+            except RegistryError as error:
+                _miss(pull, tag, error.message)
+        return found
+
+    async def _look(self, pull: _Pull, digest: Digest) -> None:
+        if await self._content.holds(digest):
+            pull.held.add(digest)
+        pull.ended.add(digest)
 
     async def _blob(self, pull: _Pull, digest: Digest) -> None:
         async with self._slots:
@@ -232,16 +288,3 @@ class Puller:
 
 def _miss(pull: _Pull, digest: str, reason: str) -> None:
     pull.missing.append({"event": "missing", "digest": digest, "reason": reason})
-
-
-def _platform(entry: object) -> str:
-    """Return a platform's name in its usual form."""
-    if not isinstance(entry, dict):
-        return "any"
-    parts = [str(entry.get(key) or "") for key in ("os", "architecture", "variant")]
-    return _usual("/".join(filter(None, parts)))
-
-
-def _usual(platform: str) -> str:
-    """Return a platform as containerd normalises it: arm64 is v8 anyway."""
-    return platform.removesuffix("/v8") if platform.endswith("/arm64/v8") else platform

@@ -19,6 +19,7 @@ from proxy.settings.fleet import Fleet
 from proxy.settings.policies import Policy
 from proxy.settings.units import Bytes, Disk, Fraction, KeptFor, Rate, Seconds, Section, Wait
 from proxy.settings.upstreams import FreshnessOverride, Upstream, UpstreamTLS, over_built_in
+from proxy.settings.warm import Warm
 
 __all__ = [
     "Bucket",
@@ -277,6 +278,7 @@ class Settings(Section):
     admin: Admin = Admin()
     access: Access = Field(default_factory=Access)
     policies: tuple[Policy, ...] = ()
+    warm: tuple[Warm, ...] = ()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
     parallel: Parallel = Parallel()

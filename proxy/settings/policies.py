@@ -1,6 +1,5 @@
 """The settings of ``policies``: which images may run."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Final, Self
 
@@ -8,10 +7,10 @@ from pydantic import Field, field_validator, model_validator
 
 from proxy.core.errors import NameInvalid
 from proxy.core.manifests import is_media_type
+from proxy.core.platforms import is_platform
 from proxy.core.selection import make_selector
 from proxy.settings.units import Bytes, Section
 
-_PLATFORM: Final = re.compile(r"[a-z0-9]+/[a-z0-9]+(/[a-z0-9.]+)?")
 _CONDITIONS: Final = (
     *("require", "deny", "deny_digests_file", "max_image_size", "platforms", "media_types"),
 )
@@ -72,7 +71,7 @@ class Policy(Section):
     @classmethod
     def _check_platforms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for platform in value:
-            if _PLATFORM.fullmatch(platform) is None:
+            if not is_platform(platform):
                 raise ValueError(f"{platform!r} is no platform; write linux/amd64")
         return value
 

@@ -6,6 +6,7 @@ https://distribution.github.io/distribution/spec/auth/token/. Who we are is the 
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, Final, NamedTuple, Protocol
 
 import structlog
@@ -21,6 +22,7 @@ from proxy.core.errors import (
     UpstreamFailure,
     UpstreamUnavailable,
 )
+from proxy.core.names import CATALOG
 from proxy.core.tolerant_json import read_object
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
@@ -45,8 +47,6 @@ MAX_HOST: Final = 253
 
 _USED_LIFE: Final = 0.9
 """Share of its life for which a token is used, so that none expires on its way."""
-
-_SUFFIXES: Final = PublicSuffixList()
 
 log = structlog.get_logger(__name__)
 
@@ -135,7 +135,7 @@ class Authorizer:
         ``Denied`` or ``UpstreamFailure``, ``CredentialsRejected`` among them.
         """
         transport, known = self._transport, self._challenge
-        scope = f"repository:{repository}:pull" if repository else ""
+        scope = _scope(repository)
         asked = _Asked(repository, scope)
         sent = None if known is None else await self._authorization(known, asked)
         response = await transport.send(request, sent)
@@ -165,7 +165,7 @@ class Authorizer:
     async def forget_token(self, repository: str) -> None:
         """Forget the token for a repository, so that the token server decides again."""
         if self._challenge is not None:
-            scope = f"repository:{repository}:pull"
+            scope = _scope(repository)
             asked = _Asked(repository, self._scopes.get(scope, scope))
             await self._forget(self._challenge, asked)
 
@@ -322,12 +322,25 @@ def shares_domain(host: str, own: str) -> bool:
     """
     if is_address(host) or is_address(own) or max(len(host), len(own)) > MAX_HOST:
         return False
-    domain = _SUFFIXES.privatesuffix(own)
-    return domain is not None and domain == _SUFFIXES.privatesuffix(host)
+    domain = _suffixes().privatesuffix(own)
+    return domain is not None and domain == _suffixes().privatesuffix(host)
+
+
+@cache
+def _suffixes() -> PublicSuffixList:
+    """Return the list. Reading it takes 40 ms, and only credentials for a token server need it."""
+    return PublicSuffixList()
 
 
 def _is_refusal(response: ClientResponse, sent: str) -> bool:
     return response.status == 401 or (response.status == 403 and sent.startswith("Bearer "))
+
+
+def _scope(repository: str) -> str:
+    """Return what a token must allow (token specification, "Resource Scope Grammar")."""
+    if repository == CATALOG:
+        return "registry:catalog:*"
+    return f"repository:{repository}:pull" if repository else ""
 
 
 def _challenge_lines(response: ClientResponse) -> list[str]:

@@ -25,8 +25,9 @@ from proxy.core.names import Repo
 from proxy.core.tolerant_json import as_list, read_object
 from proxy.upstream.auth import Authorizer
 from proxy.upstream.circuit_breaker import CircuitBreaker
+from proxy.upstream.direct import READ_BUFFER
 from proxy.upstream.headers import retry_after
-from proxy.upstream.transport import READ_BUFFER, SMALL_BUFFER, HTTPRequest, Transport
+from proxy.upstream.transport import SMALL_BUFFER, HTTPRequest, Transport
 
 LARGE: Final = 512 * 1024
 """Bytes. Bodies that are read whole are rarely longer."""
@@ -45,6 +46,8 @@ Result = TypeVar("Result")
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
     """One request. ``kind`` is the end-point: manifests, blobs, tags, referrers.
+
+    The list of repositories has ``CATALOG`` for a repository, and no kind and reference.
 
     ``not_found`` is the error for a 404. An ``is_optional`` request is sent once, and its failure
     does not count against the upstream, unless it is a 429.
@@ -191,8 +194,10 @@ class Client:
         return f"{self._authorizer.identity} {request.rate_limit_key}"
 
     async def _send_once(self, request: UpstreamRequest) -> ClientResponse:
-        url = self.transport.url / "v2" / request.repo / request.kind
-        url = url.joinpath(request.ref, encoded=True).with_query(request.query)
+        url = self.transport.url / "v2" / request.repo
+        if request.kind:
+            url = (url / request.kind).joinpath(request.ref, encoded=True)
+        url = url.with_query(request.query)
         buffer = READ_BUFFER if request.kind == "blobs" else SMALL_BUFFER
         response = await self._authorizer.send(
             HTTPRequest(request.method, url, request.headers, buffer), request.repo

@@ -19,9 +19,9 @@ from proxy.core.errors import (
 from proxy.core.sources import Piece
 from proxy.upstream.bandwidth import Share
 from proxy.upstream.client import Client, UpstreamRequest
+from proxy.upstream.direct import READ_BUFFER
 from proxy.upstream.headers import content_range
 from proxy.upstream.ranges import Span
-from proxy.upstream.transport import READ_BUFFER
 
 RESUME_PAUSE: Final = 0.5
 MAX_RESUME_PAUSE: Final = 10.0
@@ -180,7 +180,7 @@ class Connection:
         sent = content_range(response.headers.get("Content-Range", ""))
         return None if sent is None else sent.size
 
-    async def _read(self, most: float) -> bytes:
+    async def _read(self, most: float) -> bytes | memoryview:
         """Return 1 to ``most`` bytes, none at the end of the answer."""
         assert self._response is not None
         clock = asyncio.get_running_loop().time

@@ -25,7 +25,7 @@ from proxy.core.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from proxy.core.names import Digest, Repo, Target, parse_digest
+from proxy.core.names import CATALOG, Digest, Repo, Target, parse_digest
 from proxy.core.records import Descriptor
 from proxy.core.sources import Body, Place, Priority
 from proxy.core.tolerant_json import as_list
@@ -60,6 +60,13 @@ class TagPage(NamedTuple):
     """One page of a tags list, and the query of the next page; empty at the end."""
 
     tags: list[str]
+    next_query: dict[str, str]
+
+
+class RepositoryPage(NamedTuple):
+    """One page of a registry's repositories, and the query of the next page; empty at the end."""
+
+    repositories: list[str]
     next_query: dict[str, str]
 
 
@@ -197,18 +204,30 @@ class Upstream:
 
     async def tags(self, repo: Repo, query: dict[str, str]) -> TagPage:
         """Return one page of tags; ``query`` may hold ``n`` and ``last``."""
-        bounds = Bounds(self._client.name, "tags")
-        response, body = await self._client.read(
-            UpstreamRequest("GET", repo, "tags", "list", NameUnknown, _ANY, query),
-            bounds.bytes_left,
-        )
+        request = UpstreamRequest("GET", repo, "tags", "list", NameUnknown, _ANY, query)
+        return TagPage(*await self._names(request, "tags"))
+
+    async def repositories(self, query: dict[str, str]) -> RepositoryPage:
+        """Return one page of the catalogue, which many registries do not have.
+
+        It is no part of the distribution-spec; Distribution documents it.
+        """
+        request = UpstreamRequest("GET", CATALOG, "", "", NameUnknown, _ANY, query)
+        return RepositoryPage(*await self._names(request, "repositories"))
+
+    async def _names(
+        self, request: UpstreamRequest, field: str
+    ) -> tuple[list[str], dict[str, str]]:
+        """Return the strings of a page's ``field``, and the query of the next page."""
+        bounds = Bounds(self._client.name, field)
+        response, body = await self._client.read(request, bounds.bytes_left)
         next_query = self._next_page(response)
         document = await by_size(len(body or b""), lambda: bounds.page(body))
-        if not isinstance(document.get("tags", False), list | None):  # some say null for none
-            raise UpstreamUnavailable(f"{self._client.name}: the tags list cannot be read")
-        tags = [tag for tag in as_list(document["tags"]) if isinstance(tag, str)]
-        bounds.count(len(tags), MAX_TAGS)
-        return TagPage(tags, next_query)
+        if not isinstance(document.get(field, False), list | None):  # some say null for none
+            raise UpstreamUnavailable(f"{self._client.name}: the {field} list cannot be read")
+        names = [name for name in as_list(document[field]) if isinstance(name, str)]
+        bounds.count(len(names), MAX_TAGS)
+        return names, next_query
 
     async def referrers(self, repo: Repo, subject: Digest) -> list[dict[str, object]] | None:
         """Return descriptors of what refers to ``subject``; None when the API is not there.

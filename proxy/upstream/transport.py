@@ -36,12 +36,12 @@ from proxy.core.errors import ConfigError, Overloaded, UpstreamTimeout, Upstream
 from proxy.runtime.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.connector import Connector, TooManyInterimError
+from proxy.upstream.direct import DirectBody
 from proxy.upstream.guard import Guard, GuardedResolver
 from proxy.upstream.redaction import Redactor
 
 MAX_REDIRECTS: Final = 5
 MAX_SMALL_BODY: Final = 64 * 1024
-READ_BUFFER: Final = 1024 * 1024
 SMALL_BUFFER: Final = 64 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
@@ -147,13 +147,15 @@ class Transport:
         self.counters.bytes_from_upstream += len(body)
         return body
 
-    async def read(self, response: ClientResponse, most: int) -> bytes:
+    async def read(self, response: ClientResponse, most: int) -> bytes | memoryview:
         """Return 1 to ``most`` bytes of a body, none at its end. Raises as ``send``.
 
-        ``most`` may not exceed ``READ_BUFFER``, because aiohttp would buffer as much.
+        ``most`` may not exceed ``READ_BUFFER``, because aiohttp would buffer as much. A long body
+        from which as much is read goes through a ``DirectBody``.
         """
         with self.translate_errors(response.url.host):
-            chunk = await response.content.read(most)
+            direct = DirectBody.of(response, most)
+            chunk = await (response.content if direct is None else direct).read(most)
         self.counters.bytes_from_upstream += len(chunk)
         return chunk
 

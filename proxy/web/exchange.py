@@ -9,7 +9,7 @@ from typing import Any, Final, assert_never
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
 
-from proxy.access.audit import AuditLog
+from proxy.access.audit import AuditLog, Verdict, carried
 from proxy.access.limits import Client
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
@@ -138,7 +138,7 @@ class Exchange:
             "bytes": self.sent,
             "user": _cut(self.principal.user) if self.principal else None,
             "policy": self.policy,
-            "rule": self.denial.rule if self.denial else None,
+            "rule": audited.rule_text(self.denial) if self.denial else None,
             "agent": _cut(request.headers.get("User-Agent")),
         }
 
@@ -232,15 +232,28 @@ class Journal:
                 counters.errors[exchange.code] += 1
             first_byte = seconds if exchange.first_byte is None else exchange.first_byte
             counters.timed(outcome, first_byte, seconds)
-        self.request_log.add(exchange.fields(), seconds, exchange.request.remote)
+        self._log(exchange, seconds)
         if exchange.client is not None:
             exchange.client.sent += exchange.sent
-        if self.audit.is_on and (event := audited.answered(exchange)) is not None:
-            self.audit.record(event)
         if exchange.failure is not None and target is not None:
             upstream = self._upstreams.get(target.upstream)
             if upstream is not None:  # a reload may have removed it
                 upstream.failures.report(exchange.failure, _served(exchange))
+
+    @property
+    def audits_in_request_lines(self) -> bool:
+        """Request lines record allowed pulls: both go to the same log, and no line is dropped."""
+        return not self.audit.has_file and self.request_log.is_complete
+
+    def _log(self, exchange: Exchange, seconds: float) -> None:
+        fields = exchange.fields()
+        event = audited.answered(exchange) if self.audit.is_on else None
+        if event is not None:
+            if event.outcome is Verdict.ALLOWED and self.audits_in_request_lines:
+                fields |= carried(event)
+            else:
+                self.audit.record(event)
+        self.request_log.add(fields, seconds, exchange.request.remote)
 
 
 def _served(exchange: Exchange) -> str:

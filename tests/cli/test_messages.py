@@ -168,6 +168,30 @@ def test_t70_help_imports_nothing_that_takes_long(arguments: list[str]) -> None:
     assert not {name for name in imported if name.startswith("proxy.app")}
 
 
+def test_a_start_imports_nothing_that_only_other_settings_need(tmp_path: Path) -> None:
+    script = (
+        "import sys, json, asyncio\n"
+        "asyncio.Runner.run = lambda _, work: work.close()\n"
+        f"sys.argv[1:] = ['serve', '--storage', {str(tmp_path)!r}]\n"
+        "from proxy.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    imported = set(json.loads(done.stderr.splitlines()[-1]))
+    assert {"proxy.app.serving", "structlog", "aiohttp"} <= imported
+    assert not imported & {"rich", "jwt", "cryptography", "bcrypt", "botocore", "google", "azure"}
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shell_completion(shell: str) -> None:
     done = run("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")

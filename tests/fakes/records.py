@@ -10,11 +10,12 @@ from multidict import CIMultiDictProxy, MultiDict, MultiDictProxy, MultiMapping
 
 Server = Literal["registry", "token", "cdn"]
 ContentKind = Literal["manifest", "blob", "tags", "referrers"]
-Kind = ContentKind | Literal["ping", "token", "data", "other"]
+Kind = ContentKind | Literal["ping", "catalog", "token", "data", "other"]
 Outcome = Literal["open", "whole", "cut", "dropped"]
 
 _PATHS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("ping", re.compile(r"/v2/?")),
+    ("catalog", re.compile(r"/v2/_catalog")),
     ("tags", re.compile(r"/v2/(?P<repository>.+)/tags/list")),
     ("manifest", re.compile(r"/v2/(?P<repository>.+)/manifests/(?P<reference>[^/]+)")),
     ("blob", re.compile(r"/v2/(?P<repository>.+)/blobs/(?P<reference>[^/]+)")),

@@ -45,6 +45,7 @@ class Behaviour:
     relative_location: bool = False
     signature_ttl: float = 300.0
     referrers: bool = True
+    catalog: bool = True
     page_size: int | None = None
     absolute_links: bool = False
     strict_accept: bool = False
@@ -98,7 +99,10 @@ class Registry:
                 return json_reply({}, headers={"Docker-Distribution-API-Version": "registry/2.0"})
             case "data":
                 return self.data(record)
-            case "other" | "token":
+            case "catalog" if self.behaviour.catalog:
+                page, headers = self._page(record, sorted(self.repositories), at)
+                return json_reply({"repositories": page}, headers=headers)
+            case "other" | "token" | "catalog":
                 return _NO_PAGE
             case kind:
                 return self._content(kind, record, at)

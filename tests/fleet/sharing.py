@@ -60,4 +60,3 @@ async def joining(upstream: FakeUpstream, redis: Redis, root: Path) -> AsyncIter
             return replica
 
         yield join
-

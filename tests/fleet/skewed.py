@@ -9,6 +9,6 @@ if __name__ == "__main__":
     module = sys.argv[4]
     real = time.time
     time.time = lambda: real() + seconds
-    sys.argv = sys.argv[3:]
+    sys.argv = sys.argv[4:]
     sys.path.insert(0, "")
     runpy.run_module(module, run_name="__main__", alter_sys=True)

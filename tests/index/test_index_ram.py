@@ -14,7 +14,7 @@ import pytest
 
 from proxy.core.names import Repo, Tag, Target
 from proxy.core.records import BLOCK, Usage
-from proxy.index import facts
+from proxy.index import facts, name_rows
 from proxy.index.database import Database
 from proxy.index.ram_cache import MISSING, RamCache
 from proxy.index.sqlite import SqliteIndex
@@ -108,6 +108,45 @@ async def test_a_tag_brings_what_a_request_for_it_needs(files: SqliteFiles) -> N
     assert at_once(index.linked(NGINX, digest(1))) is True
     await index.children(digest(1))
     assert at_once(index.blob(digest(2))) is not None
+
+
+async def test_a_tag_brings_that_also_while_other_rows_are_written(
+    files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(await files.open())
+    index = await files.open()
+    await index.blob(digest(9))
+    held = Held(monkeypatch)
+    writing = asyncio.ensure_future(index.set_blob(blob(9)))
+    await asyncio.sleep(0)
+    await index.tag(NGINX, LATEST)
+    assert not writing.done()
+    assert at_once(index.blob(digest(1))) == manifest(1)
+    assert at_once(index.linked(NGINX, digest(1))) is True
+    held.gate.set()
+    await writing
+
+
+async def test_a_tag_does_not_bring_what_is_written_meanwhile(
+    files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(await files.open())
+    index = await files.open()
+    read, gate = name_rows.tag, threading.Event()
+
+    def late(*args: Any) -> Any:
+        found = read(*args)
+        gate.wait(30)
+        return found
+
+    monkeypatch.setattr(name_rows, "tag", late)
+    asked = asyncio.ensure_future(index.tag(NGINX, LATEST))
+    await asyncio.sleep(0)
+    await index.unlink(NGINX, [digest(1)])
+    gate.set()
+    assert await asked == tagged(1, 1.0)
+    assert at_once(index.linked(NGINX, digest(1))) is False
+    assert at_once(index.blob(digest(1))) == manifest(1)
 
 
 class Held:
@@ -289,6 +328,50 @@ async def test_many_writes_share_a_transaction(
     assert len(sizes) < 100
 
 
+async def test_look_ups_of_one_moment_share_a_switch_of_threads(
+    files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = await files.open()
+    readers, begun = index._facts.threads._readers, 0
+    submit = readers.submit
+
+    def counted(*args: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        return submit(*args)
+
+    monkeypatch.setattr(readers, "submit", counted)
+    await asyncio.gather(*(index.tag(NGINX, Tag(f"t{number}")) for number in range(20)))
+    assert begun == 1
+
+
+async def test_a_look_up_that_fails_does_not_fail_others(
+    files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(await files.open())
+    index = await files.open()
+    read = name_rows.tag
+
+    def failing(db: Any, target: Target, tag: Tag) -> Any:
+        if tag == "bug":
+            raise TypeError("a bug")
+        if tag == "disk":
+            raise sqlite3.OperationalError("disk I/O error")
+        return read(db, target, tag)
+
+    monkeypatch.setattr(name_rows, "tag", failing)
+    asked = [asyncio.ensure_future(index.tag(NGINX, Tag(name))) for name in ("bug", "disk", "gone")]
+    gone = asyncio.ensure_future(index.tag(NGINX, Tag("left")))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert await index.tag(NGINX, LATEST) == tagged(1, 1.0)
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(found[0], TypeError)
+    assert found[1:] == [None, None]
+    assert files.troubles == 1
+    files.troubles = 0
+
+
 async def test_the_ram_does_not_grow_with_what_is_held(
     files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,7 +397,7 @@ async def test_the_ram_does_not_grow_with_what_is_held(
     finally:
         tracemalloc.stop()
     assert len(index._facts._ram) <= 1002
-    assert not index._facts._reading
+    assert not index._facts._reads
     assert not index._facts._writing
 
 

@@ -22,6 +22,7 @@ TYPES = {
     "upstream_response_seconds": "histogram",
     "evictions": "counter",
     "evicted_bytes": "counter",
+    "confirmations": "counter",
     "content_mismatches": "counter",
     "corrupted": "counter",
     "repaired": "counter",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from docs.generate import docstrings
 from proxy.settings import Settings, Upstream, loading
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,23 +102,30 @@ def is_in_optional_section(path: KeyPath) -> bool:
 
 def description(path: KeyPath) -> str:
     """Return what the model says about a setting."""
-    return field_at(path).description or ""
+    model, name, _ = at_path(path)
+    return docstrings(model).get(name, "")
 
 
 def field_at(path: KeyPath) -> FieldInfo:
+    return at_path(path)[2]
+
+
+def at_path(path: KeyPath) -> tuple[type[BaseModel], str, FieldInfo]:
+    """Return the model of a setting, the field's name in it, and the field."""
     model: Any = Settings
     for key in path:
         if key != NAME:
             name = key.removesuffix(LIST)
             fields = model.model_fields
-            aliased = {one.alias: one for one in fields.values() if one.alias}
-            field: FieldInfo = aliased.get(name) or fields[name]
+            aliased = {one.alias: key for key, one in fields.items() if one.alias}
+            name = aliased.get(name, name)
+            field: FieldInfo = fields[name]
             kinds = [field.annotation, *get_args(field.annotation)]
             below = [
                 kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)
             ]
-            model = below[0] if below else model
-    return field
+            owner, model = model, below[0] if below else model
+    return owner, name, field
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +169,7 @@ def test_the_default_file_has_every_setting_in_its_place() -> None:
     text = COMMENTED_OUT.sub(r"\1", DEFAULT.read_text())
     for section in ("freshness: {}", "limits: {}", "oidc: []", "rules: []", "policies: []"):
         text = text.replace(section, section[:-3])
+    text = text.replace("warm: []", "warm:")
     written = set(keys_of(yaml.safe_load(text)))
     assert ALL - written == set(), "missing from config/default.yaml"
     assert written - ALL == set(), "no such settings"

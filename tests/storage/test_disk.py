@@ -1,4 +1,5 @@
 import asyncio
+import ctypes
 import errno
 import json
 import os
@@ -9,6 +10,8 @@ import pytest
 
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest, sha256
+from proxy.core.records import BLOCK
+from proxy.storage import disk
 from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
 
@@ -60,6 +63,43 @@ async def test_a_spool_that_cannot_be_unlinked_takes_no_room(
     spool.close()
     [left] = (tmp_path / "cache/spool").iterdir()
     assert left.stat().st_blocks == 0
+
+
+async def test_long_writes_have_their_blocks_allocated_at_once(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate, asked = disk._fallocate, list[tuple[int, int]]()
+    assert allocate is not None
+
+    def watched(fd: int, mode: int, offset: ctypes.c_long, length: ctypes.c_long) -> int:
+        asked.append((offset.value, length.value))
+        return int(allocate(fd, mode, offset, length))
+
+    monkeypatch.setattr(disk, "_fallocate", watched)
+    spool = await store.spool(DIGEST, None)
+    data = os.urandom(1_000_000)
+    spool.write(data, 0)
+    spool.write(data[:1000], len(data))
+    assert asked == [(0, len(data))]
+    status = os.fstat(spool.fd)
+    assert status.st_size == len(data) + 1000
+    assert status.st_blocks * 512 <= status.st_size + BLOCK
+    assert spool.read(0, status.st_size) == data + data[:1000]
+    spool.discard()
+    spool.close()
+
+
+@pytest.mark.parametrize("unable", [None, lambda *_: -1], ids=["no such call", "fails"])
+async def test_blocks_that_cannot_be_allocated_at_once_are_written_all_the_same(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch, unable: object
+) -> None:
+    monkeypatch.setattr(disk, "_fallocate", unable)
+    data = os.urandom(300_000)
+    digest = await put(store, data)
+    blob = store.open(digest)
+    assert blob is not None
+    assert blob.read(0, blob.size) == data
+    blob.close()
 
 
 async def test_the_directory_is_an_oci_image_layout(store: DiskStore, tmp_path: Path) -> None:
@@ -128,3 +168,33 @@ async def test_the_quarantine_keeps_a_hundred_and_the_oldest_goes_first(
     names = {digest.removeprefix("sha256:") for digest in found[3:]}
     assert {path.name for path in place.iterdir()} == names | {f"{name}.json" for name in names}
     assert store.quarantine.bytes == 2 * 100 * 4096
+
+
+async def test_a_blob_is_read_from_the_page_cache_and_never_from_the_disk(
+    store: DiskStore,
+) -> None:
+    for data in (b"", b"some bytes" * 1000):
+        file = store.open(await put(store, data))
+        assert file is not None
+        assert file.read_cached() == data
+        os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            os.preadv(file.fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+        except BlockingIOError:
+            assert file.read_cached() is None
+        assert file.read(0, file.size) == data
+        file.close()
+
+
+async def test_a_file_system_that_does_not_know_its_page_cache_is_not_read_at_once(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = store.open(await put(store, b"some bytes"))
+    assert file is not None
+
+    def unsupported(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "preadv", unsupported)
+    assert file.read_cached() is None
+    file.close()

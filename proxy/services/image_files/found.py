@@ -1,0 +1,47 @@
+"""What the readers of files take and return."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An image that a file names, and the platform that the file wants (None: says nothing)."""
+
+    name: str
+    platform: str | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """Images in the order of the file, each once, and what was not understood, with its place."""
+
+    images: dict[Named, None] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, name: str, platform: str | None = None) -> None:
+        """Add an image."""
+        self.images.setdefault(Named(name, platform))
+
+    def include(self, other: Self) -> None:
+        """Add the images and problems of another file."""
+        self.images.update(other.images)
+        self.problems += (one for one in other.problems if one not in self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What decides about the images of a build.
+
+    ``arguments`` are the values of ``--build-arg``, ``variables`` those of the environment, which
+    Compose files use. Platforms are as ``linux/arm64/v8``; ``target`` is the one that the build is
+    for. ``folder`` is where a Compose file lies; None forbids to read other files.
+    """
+
+    machine: str
+    target: str
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None

@@ -37,7 +37,7 @@ async def all_serve(
 
 async def test_a_moved_tag_is_served_by_all_and_never_goes_back(upstream: FakeUpstream) -> None:
     upstream.add("library/app", OLD)
-    fleets = running(upstream.url, 3)
+    fleets = running(upstream.url, (0, 60, -60))
     fleet = await in_loop(fleets.__enter__)
     try:
         async with client() as session:
@@ -63,7 +63,7 @@ async def test_a_moved_tag_is_served_by_all_and_never_goes_back(upstream: FakeUp
 async def test_one_check_per_tag_and_ttl_under_load(upstream: FakeUpstream) -> None:
     upstream.add("library/app", OLD)
     freshness = {"tag_ttl": "1s", "stale_while_revalidate": 0}
-    fleets = running(upstream.url, 3, {"freshness": freshness})
+    fleets = running(upstream.url, extra={"freshness": freshness})
     fleet = await in_loop(fleets.__enter__)
     try:
         async with client() as session:
@@ -85,7 +85,7 @@ async def test_a_tag_that_nobody_knows_costs_at_most_four_commands(
 ) -> None:
     tags = [f"v{number}" for number in range(50)]
     upstream.add("library/app", OLD, tags=["latest", *tags])
-    fleets = running(upstream.url, 1)
+    fleets = running(upstream.url, (0,))
     fleet = await in_loop(fleets.__enter__)
     try:
         async with client() as session:

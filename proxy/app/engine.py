@@ -94,6 +94,8 @@ async def opened(
     below = caching.Below(storage, downloads, origins, sharing)
     cache = await caching.built(stack, settings, below)
     if known is not None:
+        if exchange is not None:
+            known.share_manifests(cache.manifests, exchange.small)
         known.start(stack, metrics)
     confirmations = Confirmations(origins, metrics.of, environment.clock, settings.timeouts.check)
     stack.push_async_callback(confirmations.close)

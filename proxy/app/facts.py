@@ -4,10 +4,14 @@ from contextlib import AsyncExitStack
 
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
+from proxy.core.names import Target
+from proxy.core.records import Descriptor
 from proxy.fleet.limits import SharedLimits
 from proxy.fleet.pins import SharedPins
+from proxy.fleet.small_content import SmallContent
 from proxy.fleet.store import Store
 from proxy.fleet.tags import SharedTags
+from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origins
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
@@ -34,6 +38,20 @@ class SharedFacts:
         background.start("fleet tags", self.tags.follow)
         background.start("fleet limits", self._limits.follow)
         background.start("fleet pins", self._pins.run)
+
+    def share_manifests(self, manifests: Manifests, small: SmallContent) -> None:
+        """Give other replicas the small manifests that the registry sends from now on."""
+
+        def fetched(
+            target: Target,
+            descriptor: Descriptor,
+            body: bytes,
+            is_public: bool,  # noqa: FBT001
+        ) -> None:
+            if self._is_shared(target.upstream):
+                small.add(target, descriptor, body, is_public)
+
+        manifests.on_fetched.append(fetched)
 
     def _is_shared(self, upstream: str) -> bool:
         """Return True if every client of an upstream may see what it says."""

@@ -23,6 +23,7 @@ from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
 from proxy.fleet.replicas import Replicas
 from proxy.fleet.signatures import MIN_SECRET, Signer
+from proxy.fleet.small_content import SmallContent
 from proxy.fleet.sources import Following, Holding, Rescuing
 from proxy.fleet.store import Store
 from proxy.fleet.tokens import TokenVault
@@ -52,6 +53,7 @@ class Exchange(NamedTuple):
     leases: Leases
     peers: Peers
     tokens: TokenVault
+    small: SmallContent
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +104,17 @@ async def opened(
         downloads.on_ended.append(_release(leases))
         background.start("fleet leases", lambda: leases.keep(_progress(downloads)))
         holding = Holding(leases, client, replicas.others)
-        manifests = Manifests(leases, client, [*([] if bucket is None else [bucket]), holding])
+        small = SmallContent(store)
+        background.start("fleet manifests", small.run)
+        sources = [small, *([] if bucket is None else [bucket]), holding]
+        manifests = Manifests(leases, client, sources)
         stack.push_async_callback(manifests.close)
         following, rescuing = (
             Following(leases, client),
             Rescuing(leases, client, replicas.others),
         )
         peers = Peers(following, holding, manifests, rescuing, leases.release)
-        exchange = Exchange(signer, leases, peers, TokenVault(store, secret))
+        exchange = Exchange(signer, leases, peers, TokenVault(store, secret), small)
         log.info("this replica exchanges content with others", address=address)
     background.start("fleet heartbeat", replicas.beat)
     return Fleet(store, address, replicas, exchange)

@@ -62,7 +62,8 @@ class Manifests:
         self._held = held
         self._lists = lists
         self.absences: Final = absences
-        self._clock = content.clock
+        self.on_fetched: Final[list[Callable[[Target, Descriptor, bytes, bool], None]]] = []
+        """Called with a manifest that the registry has sent, and whether it is public."""
         self._described: TTLCache[Descriptor] = TTLCache()
         self._fetches: SingleFlight[Manifest] = SingleFlight("fetch manifest")
         self._heads: SingleFlight[Descriptor] = SingleFlight("head manifest")
@@ -239,6 +240,8 @@ class Manifests:
             return await self._signed(target, descriptor, body)
         hit = Manifest(descriptor, body, Outcome.HIT, content.children)
         await self._keep(target, hit, content, is_public=upstream.is_public)
+        for listener in self.on_fetched:
+            listener(target, descriptor, body, upstream.is_public)
         for existing in {ref, digest}:
             await self.absences.forget(target, existing)
         return replace(hit, outcome=Outcome.MISS)

@@ -34,13 +34,16 @@ async def holds(condition: Callable[[], Awaitable[bool]], within: float = 20) ->
 
 @asynccontextmanager
 async def joining(upstream: FakeUpstream, redis: Redis, root: Path) -> AsyncIterator[Join]:
-    """Give what starts a replica with an empty directory and a clock that is `skew` s wrong."""
+    """Give what starts a replica with an empty directory and a clock that is `skew` s wrong.
+
+    It returns when so many `followers` listen to Redis; all that were started unless it is given.
+    """
     secret = root / "secret"
     secret.write_text(SECRET)
     async with AsyncExitStack() as stack:
         count = 0
 
-        async def join(skew: float = 0.0, **changes: Any) -> Proxy:
+        async def join(skew: float = 0.0, followers: int = 0, **changes: Any) -> Proxy:
             nonlocal count
             count += 1
             fleet = {"redis": redis.url, "secret_file": str(secret)} | changes.pop("fleet", {})
@@ -54,7 +57,9 @@ async def joining(upstream: FakeUpstream, redis: Redis, root: Path) -> AsyncIter
             )
 
             async def follows() -> bool:
-                return bool((await asked(redis, "PUBSUB", "NUMSUB", CHANNEL))[1] >= count)
+                return bool(
+                    (await asked(redis, "PUBSUB", "NUMSUB", CHANNEL))[1] >= (followers or count)
+                )
 
             await holds(follows)
             return replica

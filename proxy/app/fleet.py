@@ -109,10 +109,7 @@ async def opened(
         sources = [small, *([] if bucket is None else [bucket]), holding]
         manifests = Manifests(leases, client, sources)
         stack.push_async_callback(manifests.close)
-        following, rescuing = (
-            Following(leases, client),
-            Rescuing(leases, client, replicas.others),
-        )
+        following, rescuing = Following(leases, client), Rescuing(leases, client, holding)
         peers = Peers(following, holding, manifests, rescuing, leases.release)
         exchange = Exchange(signer, leases, peers, TokenVault(store, secret), small)
         log.info("this replica exchanges content with others", address=address)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 from proxy.core.errors import BlobUnknown, NotFound, UpstreamFailure, UpstreamUnavailable
@@ -20,8 +20,8 @@ which then fetches for itself."""
 MAX_ASKED: Final = 8
 """Replicas that are asked whether they hold something when Redis does not say who does."""
 
-RESCUE_SECONDS: Final = STALL_SECONDS + 1.0
-"""The others notice within ``STALL_SECONDS`` that this replica has no more bytes for them."""
+RESCUE_SECONDS: Final = STALL_SECONDS + 4.0
+"""The others notice after ``STALL_SECONDS`` that this replica has no more bytes for them."""
 
 _PAUSE: Final = 0.1
 
@@ -55,48 +55,6 @@ class Following:
 
     def reject(self, digest: Digest) -> None:
         """Do nothing: that replica finds out as well."""
-
-
-class Rescuing:
-    """A replica that goes on with a blob after this one's registry has broken off.
-
-    The others follow this one until they see that it stalls. Then one of them fetches the rest.
-    """
-
-    place: Final = Place.PEER
-
-    def __init__(self, leases: Leases, peers: Peers, others: Callable[[], Iterable[str]]) -> None:
-        self._leases = leases
-        self._peers = peers
-        self._others = others
-
-    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
-        """Return the bytes of another replica's download from ``offset`` on.
-
-        Raises ``BlobUnknown`` if there is none, or nothing has arrived here yet.
-        """
-        if offset == 0 or not any(True for _ in self._others()):
-            raise BlobUnknown(f"{target}@{digest}: no other replica fetches it")
-        self._leases.release(target.upstream, digest)
-        chase = _Chase(self._leases, self._peers, Question(BLOBS, target, digest, live=True))
-        chase.holder = lambda: self._successor(target.upstream, digest)
-        return _FollowingBody(chase, await chase.next(offset), offset)
-
-    async def blob_size(self, target: Target, digest: Digest) -> int | None:
-        """Raise ``BlobUnknown``: a download in progress proves nothing yet."""
-        raise BlobUnknown(f"{target}@{digest} is not proven yet")
-
-    def reject(self, digest: Digest) -> None:
-        """Do nothing: that replica finds out as well."""
-
-    async def _successor(self, upstream: str, digest: Digest) -> Held | None:
-        """Return the replica that takes the download over, None if none does in time."""
-        end = time.monotonic() + RESCUE_SECONDS
-        while (held := await self._leases.holder(upstream, digest)) is None:
-            if time.monotonic() > end:
-                return None
-            await asyncio.sleep(_PAUSE)
-        return held
 
 
 class _Chase:
@@ -198,6 +156,11 @@ class Holding:
         self._peers = peers
         self._others = others
 
+    @property
+    def has_others(self) -> bool:
+        """There are other replicas."""
+        return any(True for _ in self._others())
+
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return a blob from ``offset`` on. Raises ``BlobUnknown``, ``UpstreamUnavailable``."""
         question = Question(BLOBS, target, digest, offset)
@@ -255,3 +218,46 @@ class Holding:
             return address, await self._peers.head(address, question)
         except (NotFound, UpstreamFailure):
             return address, None
+
+
+class Rescuing:
+    """A replica that goes on with a blob after this one's registry has broken off.
+
+    The others follow this one until they see that it stalls. Then one of them fetches the rest, and
+    soon holds all of it.
+    """
+
+    place: Final = Place.PEER
+
+    def __init__(self, leases: Leases, peers: Peers, holding: Holding) -> None:
+        self._leases = leases
+        self._peers = peers
+        self._holding = holding
+
+    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
+        """Return the bytes of another replica from ``offset`` on.
+
+        Raises ``BlobUnknown`` if there is none, or nothing has arrived here yet.
+        """
+        if offset == 0 or not self._holding.has_others:
+            raise BlobUnknown(f"{target}@{digest}: no other replica fetches it")
+        self._leases.release(target.upstream, digest)
+        chase = _Chase(self._leases, self._peers, Question(BLOBS, target, digest, live=True))
+        chase.holder = lambda: self._leases.holder(target.upstream, digest)
+        end = time.monotonic() + RESCUE_SECONDS
+        while True:
+            with suppress(NotFound):
+                return _FollowingBody(chase, await chase.next(offset), offset)
+            try:
+                return await self._holding.open(target, digest, offset, priority)
+            except (NotFound, UpstreamFailure):
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(_PAUSE)
+
+    async def blob_size(self, target: Target, digest: Digest) -> int | None:
+        """Raise ``BlobUnknown``: a download in progress proves nothing yet."""
+        raise BlobUnknown(f"{target}@{digest} is not proven yet")
+
+    def reject(self, digest: Digest) -> None:
+        """Do nothing: that replica finds out as well."""

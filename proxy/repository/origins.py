@@ -86,13 +86,9 @@ class Origin(NamedTuple):
     def confirming_sources(self) -> list[Source]:
         """What confirms that a repository holds a blob, in order.
 
-        The registry knows best; others are for the time when it fails.
+        Other machines are asked only if the registry is not: what they lack may exist there.
         """
-        bucket, peers = self.elsewhere
-        if self.rule.offline or (bucket is None and peers is None):
-            return self.blob_sources
-        others = [bucket, None if peers is None else peers.holding]
-        return [*self.fallbacks, self.upstream, *(one for one in others if one is not None)]
+        return self.blob_sources if self.rule.offline else [*self.fallbacks, self.upstream]
 
     @property
     def manifest_source(self) -> SharedManifests | None:

@@ -55,7 +55,7 @@ def sweep(
 
 def _client(botocore: Any, configured: Bucket, secret: str | None) -> Any:
     config = importlib.import_module("botocore.config").Config(
-        connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2}
+        connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}
     )
     session = botocore.Session()
     return session.create_client(

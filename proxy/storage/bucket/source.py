@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 import structlog
+from cachetools import TTLCache
 
 from proxy.core import manifests
 from proxy.core.errors import BlobUnknown, NotFound, UpstreamUnavailable
@@ -17,6 +18,11 @@ from proxy.storage.bucket.recency import Recency
 PROVEN_FIRST: Final = 1024 * 1024
 """Objects of at most so many bytes are verified before a byte of them is given: a wrong one then
 costs a request, and the client does not notice."""
+
+REJECTED_SECONDS: Final = 60.0
+"""A wrong object is not read again for so long."""
+
+_MAX_REJECTED: Final = 10_000
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +41,7 @@ class BucketSource:
         self._client = client
         self._recency = recency
         self._replace = replace
+        self._rejected: TTLCache[Digest, None] = TTLCache(_MAX_REJECTED, REJECTED_SECONDS)
         self._manifests: SingleFlight[SharedManifest | None] = SingleFlight("read from the bucket")
 
     def __repr__(self) -> str:
@@ -46,7 +53,7 @@ class BucketSource:
 
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return an object from ``offset`` on. Raises ``BlobUnknown``, ``UpstreamUnavailable``."""
-        reader = await self._client.open(digest, offset)
+        reader = await self._opened(digest, offset)
         self._recency.touch(digest)
         proven = None
         if offset == 0 and reader.size <= PROVEN_FIRST:
@@ -70,11 +77,21 @@ class BucketSource:
     def reject(self, digest: Digest) -> None:
         """Have an object replaced: its bytes were wrong."""
         log.error("wrong bytes in the bucket", bucket=self._client.name, digest=digest)
+        self._rejected[digest] = None
         self._replace(digest)
+
+    async def _opened(self, digest: Digest, offset: int = 0) -> ObjectReader:
+        """Return an object that was not rejected. Raises ``BlobUnknown``, ``UpstreamUnavailable``.
+
+        A client tries again before a wrong object is replaced.
+        """
+        if digest in self._rejected:
+            raise BlobUnknown(f"{digest} is wrong in the bucket")
+        return await self._client.open(digest, offset)
 
     async def _manifest(self, target: Target, digest: Digest) -> SharedManifest | None:
         try:
-            reader = await self._client.open(digest)
+            reader = await self._opened(digest)
             card = reader.card
             media_type = card.media_type
             if media_type is None or target not in card.holders or reader.size > manifests.MAX_SIZE:

@@ -323,6 +323,17 @@ async def test_a_registry_that_is_away_is_not_missed(
     await pulled(second)
 
 
+async def test_a_failure_of_the_registry_is_not_reported_as_absence(
+    machine: Machine, upstream: FakeUpstream
+) -> None:
+    proxy = await machine()
+    upstream.fault(faults.hang_up())
+    for kind in ("blobs", "manifests"):
+        for ask in (proxy.head, proxy.get):
+            answer = await ask(f"/v2/app/{kind}/{LARGE}")
+            assert answer.status == 502, (kind, ask)
+
+
 # --- uploads
 
 

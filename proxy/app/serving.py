@@ -8,6 +8,7 @@ from typing import Final
 
 from aiohttp.web import BaseRequest, ServerRunner, StreamResponse
 
+from proxy import VERSION
 from proxy.access.audit_log import Audit
 from proxy.access.callers import Callers
 from proxy.access.control import AccessControl, Policy
@@ -23,12 +24,15 @@ from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
+from proxy.services.export import Exporter
+from proxy.services.importing import Importer
 from proxy.services.pull import Platforms, Puller
 from proxy.services.verify import Verifier
 from proxy.services.warm import Warmer, Warming
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
 from proxy.web.admin.actions import Control, Services
+from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.pages import Admin
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
@@ -95,6 +99,13 @@ def handlers(
     expansion = Expansion(content, engine.origins, cache.listings)
     warmer = Warmer(puller, expansion, router, storage.clock, storage.counters)
     warmer.use(warmings(settings))
+    source, creator = f"{socket.gethostname()}:{settings.port}", f"millpond {VERSION}"
+    bundles = Bundles(
+        content,
+        Exporter(content, storage.pins, source=source, creator=creator),
+        Importer(content, storage.pins, engine.origins),
+        router,
+    )
     services = Services(
         content,
         storage.pins,
@@ -104,6 +115,7 @@ def handlers(
         puller=puller,
         expansion=expansion,
         warmer=warmer,
+        bundles=bundles,
         cache=cache,
         image=router.parse_image,
         selector=router.parse_selector,

@@ -7,7 +7,7 @@ counted here.
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from proxy.content.eviction import Evictor
@@ -217,6 +217,13 @@ class Content:
                 await self.adopt(reservation, spool, descriptor, children, is_public=is_public)
         except StorageError as error:
             self.faults.trouble(error)
+
+    async def publish(self, digests: Iterable[Digest]) -> None:
+        """Record that anybody may get held content. Raises ``StorageError``."""
+        for digest, record in (await self._index.records(digests)).items():
+            if not record.is_public:
+                children = await self._index.children(digest)
+                await self._index.set_blob(replace(record, is_public=True), children)
 
     async def prune(self, age: float) -> int:
         """Forget rows about content that is not held, if nothing confirmed them for ``age`` s.

@@ -4,14 +4,13 @@ Facts are ordered by the time at which the registry was asked, by the clock of R
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from proxy.core.errors import RegistryError
 from proxy.core.manifests import is_media_type
 from proxy.core.names import Digest, Tag, Target, parse_digest, parse_repo, parse_tag
-from proxy.core.records import Descriptor, TagHistoryEntry
+from proxy.core.records import Descriptor
 
 MAX_NAME: Final = 255
 _MAX_SIZE: Final = 1 << 40
@@ -61,20 +60,6 @@ def newest(one: Fact | None, other: Fact) -> Fact:
 
 def _order(fact: Fact) -> tuple[float, str]:
     return fact.at, fact.descriptor.digest
-
-
-def merged(
-    own: Iterable[TagHistoryEntry], theirs: Iterable[TagHistoryEntry]
-) -> list[TagHistoryEntry]:
-    """Return both histories as one, the latest last; a digest that stays has one entry."""
-    found: list[TagHistoryEntry] = []
-    for entry in sorted((*own, *theirs), key=lambda one: (one.first_seen, one.last_seen)):
-        if found and found[-1].digest == entry.digest:
-            last_seen = max(found[-1].last_seen, entry.last_seen)
-            found[-1] = replace(found[-1], last_seen=last_seen)
-        else:
-            found.append(entry)
-    return found
 
 
 def named(key: Key) -> dict[str, str]:

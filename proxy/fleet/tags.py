@@ -27,7 +27,7 @@ from proxy.core.names import Tag, Target
 from proxy.core.records import Clock, Descriptor, TagHistoryEntry, TagRecord
 from proxy.core.tolerant_json import read_object
 from proxy.fleet.store import Store, Subscription
-from proxy.fleet.tag_facts import GONE, Fact, Key, merged, newest, read_fact, read_key
+from proxy.fleet.tag_facts import GONE, Fact, Key, newest, read_fact, read_key
 from proxy.fleet.tag_store import CHANNEL, FACT_SECONDS, LEASE_SECONDS, TagStore
 
 MAX_FACTS: Final = 10_000
@@ -69,13 +69,10 @@ class LocalTags(Protocol):
     async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
         """Record where a tag points."""
 
-    async def history(self, target: Target, tag: Tag) -> Sequence[TagHistoryEntry]:
-        """Return where a tag has pointed, the latest last."""
-
-    async def set_history(
+    async def add_history(
         self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
     ) -> None:
-        """Replace that."""
+        """Merge what others saw into the history of a tag."""
 
     def all(self) -> AsyncIterator[Sequence[Image]]:
         """Yield all tags in batches."""
@@ -154,14 +151,13 @@ class SharedTags:
 
     async def _learn_history(self, key: Key) -> None:
         """Add where a tag has pointed before, as others have seen. Raises ``FleetUnavailable``."""
-        own = await self._local.history(*key)
         offset = self._clock() - self._store.now()
         theirs = [
             TagHistoryEntry(one.digest, one.first_seen + offset, one.last_seen + offset)
             for one in await self._facts.history(key)
         ]
         if theirs:
-            await self._local.set_history(*key, merged(own, theirs))
+            await self._local.add_history(*key, theirs)
 
     @asynccontextmanager
     async def check(self, target: Target, tag: Tag, max_age: float) -> AsyncIterator[Check]:

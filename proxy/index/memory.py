@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, Child, Clock, TagHistoryEntry, TagRecord, Usage
+from proxy.core.records import BlobRecord, Child, Clock, TagRecord, Usage
 from proxy.index import blob_rows, name_rows, retention, values
 from proxy.index.database import SCHEMA
 
@@ -62,6 +62,7 @@ class MemoryIndex:
     untagged = _verb(name_rows.untagged)
     linked_to = _verb(name_rows.linked_to)
     history = _verb(name_rows.history)
+    add_history = _verb(name_rows.add_history)
     repositories = _verb(name_rows.repositories)
     search = _verb(name_rows.search)
     referrers = _verb(name_rows.referrers)
@@ -130,11 +131,6 @@ class MemoryIndex:
     async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
         self.revision += 1
         name_rows.unlink(self._db, target, digests)
-
-    async def set_history(
-        self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
-    ) -> None:
-        name_rows.set_history(self._db, target, tag, entries)
 
     async def forget_tag(self, target: Target, tag: Tag) -> None:
         self.revision += 1

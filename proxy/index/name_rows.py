@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final
 
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, TagHistoryEntry, TagRecord
+from proxy.core.records import BlobRecord, TagHistoryEntry, TagRecord, merged_history
 from proxy.index import HISTORY_LIMIT, REFERRERS_BYTES, REFERRERS_LIMIT, TaggedImage, values
 from proxy.index.blob_rows import batches, marks
 from proxy.index.values import Row, packed
@@ -122,14 +122,17 @@ def set_tag(db: Connection, target: Target, tag: Tag, record: TagRecord | None) 
     )
 
 
-def set_history(
+def add_history(
     db: Connection, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
 ) -> None:
-    """Replace a tag's history, the latest last."""
-    number = repo(db, target)
+    """Merge what another cache saw into a tag's history."""
+    number, merged = repo(db, target), merged_history((*history(db, target, tag), *entries))
     db.execute("DELETE FROM sighting WHERE repo = ? AND tag = ?", (number, tag))
-    rows = [(number, tag, packed(one.digest), one.first_seen, one.last_seen) for one in entries]
-    db.executemany("INSERT INTO sighting VALUES (NULL, ?, ?, ?, ?, ?)", rows[-HISTORY_LIMIT:])
+    rows = (
+        (number, tag, packed(entry.digest), entry.first_seen, entry.last_seen)
+        for entry in merged[-HISTORY_LIMIT:]
+    )
+    db.executemany("INSERT INTO sighting VALUES (NULL, ?, ?, ?, ?, ?)", rows)
 
 
 def forget_tag(db: Connection, target: Target, tag: Tag) -> None:

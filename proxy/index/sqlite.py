@@ -271,11 +271,11 @@ class SqliteIndex:
     async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
         return await self._facts.get(("history", target, tag), (), name_rows.history, target, tag)
 
-    async def set_history(
+    async def add_history(
         self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
     ) -> None:
-        keys = [("history", target, tag)]
-        await self._facts.write({}, keys, name_rows.set_history, target, tag, tuple(entries))
+        outdated: list[Key] = [("history", target, tag)]
+        await self._facts.write({}, outdated, name_rows.add_history, target, tag, tuple(entries))
 
     async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
         with suppress(StorageError):

@@ -199,6 +199,16 @@ class Admin(Section):
     """File with the admin token, which gives the same access over the network."""
 
 
+class Bundles(Section):
+    """Keys of bundles, the files in which images are carried to another cache."""
+
+    trusted_keys: tuple[Path, ...] = ()
+    """Files of public keys in OpenSSH's format (Ed25519). `millpond import` accepts bundles that
+    are signed by one of them."""
+    signing_key_file: Path | None = None
+    """Private key that `millpond export` signs with; `millpond key new FILE` makes one."""
+
+
 class Parallel(Section):
     """Downloads of one large blob over several connections."""
 
@@ -279,6 +289,7 @@ class Settings(Section):
     access: Access = Field(default_factory=Access)
     policies: tuple[Policy, ...] = ()
     warm: tuple[Warm, ...] = ()
+    bundles: Bundles = Bundles()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
     parallel: Parallel = Parallel()

@@ -1,12 +1,11 @@
-import itertools
 import json
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.names import Digest, Repo, Tag, Target, sha256
-from proxy.core.records import Descriptor, TagHistoryEntry
-from proxy.fleet.tag_facts import Fact, merged, newest, read_fact, read_key
+from proxy.core.records import Descriptor
+from proxy.fleet.tag_facts import Fact, newest, read_fact, read_key
 
 NGINX = Target("docker.io", Repo("library/nginx"))
 LATEST = Tag("latest")
@@ -22,14 +21,6 @@ def fact(number: int, at: float) -> Fact:
 
 
 FACTS = st.builds(fact, st.integers(0, 3), st.integers(0, 5).map(float))
-ENTRIES = st.lists(
-    st.builds(
-        lambda number, first, life: TagHistoryEntry(digest(number), first, first + life),
-        st.integers(0, 3),
-        st.integers(0, 20).map(float),
-        st.integers(0, 5).map(float),
-    )
-)
 
 
 @given(FACTS)
@@ -59,13 +50,3 @@ def test_all_replicas_choose_the_same_fact_in_any_order(facts: list[Fact]) -> No
         known = newest(known, one)
         assert before is None or known.at >= before.at, "never back"
     assert known == max(facts, key=lambda one: (one.at, one.descriptor.digest))
-
-
-@given(ENTRIES, ENTRIES)
-def test_histories_merge_the_same_from_both_sides(
-    own: list[TagHistoryEntry], theirs: list[TagHistoryEntry]
-) -> None:
-    both = merged(own, theirs)
-    assert {one.digest for one in both} == {one.digest for one in (*own, *theirs)}
-    assert all(a.digest != b.digest for a, b in itertools.pairwise(both))
-    assert [one.first_seen for one in both] == sorted(one.first_seen for one in both)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.core.names import Digest, Repo, Tag, Target
-from proxy.core.records import BLOCK, BlobRecord, Child, TagHistoryEntry, Usage
+from proxy.core.records import BLOCK, BlobRecord, Child, Usage
 from proxy.index import HISTORY_LIMIT, TaggedImage
 from tests.fakes.clock import Clock
 from tests.index.indexes import (
@@ -134,19 +134,6 @@ async def test_the_tags_of_a_digest_come_in_pages(files: Files) -> None:
     assert [row[:2] for row in rows] == [
         (target, tag) for target in (NGINX, OTHER) for tag in ("v1", "v3")
     ]
-
-
-async def test_a_history_is_replaced_and_bounded(files: Files) -> None:
-    index = await files.open()
-    await index.set_tag(NGINX, LATEST, tagged(1, 5.0))
-    await index.history(NGINX, LATEST)
-    entries = [TagHistoryEntry(digest(n), n, n + 0.5) for n in range(2, HISTORY_LIMIT + 5)]
-    await index.set_history(NGINX, LATEST, entries)
-    async for index in opened(files):
-        assert await index.history(NGINX, LATEST) == tuple(entries[-HISTORY_LIMIT:])
-    index = await files.open()
-    await index.set_tag(NGINX, LATEST, tagged(1, 100.0))
-    assert [one.digest for one in await index.history(NGINX, LATEST)][-1] == digest(1)
 
 
 async def test_t68_a_tag_that_is_forgotten_leaves_no_history(files: Files) -> None:

@@ -79,6 +79,14 @@ class Docker:
         left = self._run("images", "--all", "--quiet")
         assert not left, f"docker still holds {left}"
 
+    def load(self, archive: Path) -> str:
+        """`docker load`; return what it says."""
+        return self._run("load", "--input", str(archive))
+
+    def save(self, archive: Path, *images: str) -> None:
+        """`docker save`."""
+        self._run("save", "--output", str(archive), *images)
+
     def import_image(self, tarball: Path, name: str) -> None:
         """Make an image of a root file system, with no registry involved."""
         self._run("import", str(tarball), name)

@@ -34,6 +34,7 @@ from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.verify import Verifier
 from proxy.services.warm import Warmer
 from proxy.web.admin import images
+from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.documents import Document, Page, is_true, reply, required, stream
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Services:
     puller: Puller
     expansion: Expansion
     warmer: Warmer
+    bundles: Bundles
     cache: Cache
     image: Callable[[str], Image]
     selector: Callable[[str], Selector]
@@ -89,6 +91,7 @@ class Control:
             "/-/refresh": {"POST": self._post_refresh},
             "/-/pull": {"POST": self._post_pull},
             "/-/expand": {"GET": self._get_expand},
+            **services.bundles.pages,
         }
 
     def has(self, path: str) -> bool:

@@ -203,6 +203,8 @@ async def test_there_is_no_such_page(operator: Operator) -> None:
         ("DELETE", "pins", {}, "?pin="),
         ("GET", "evict", {}, "?bytes="),
         ("GET", "evict", {"bytes": "many"}, "bytes: 'many' is not a size"),
+        ("GET", "evict", {"bytes": "1", "tier": "tape"}, "tier is disk or bucket"),
+        ("POST", "evict", {"bytes": "1", "tier": "bucket"}, "no bucket is configured"),
         ("POST", "evict", {}, "?bytes="),
         ("DELETE", "images", {}, "?match="),
         ("DELETE", "images", {"match": "A"}, "not a repository name"),

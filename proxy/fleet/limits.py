@@ -48,6 +48,8 @@ class SharedLimits:
         self._is_shared = is_shared
         self._tell = store.script("tell_limits", _TELL)
         self._changed: set[str] = set()
+        self._limited: set[str] = set()
+        """Upstreams that have ever told this replica of a limit."""
         self._has_gap = False
         self._woken = asyncio.Event()
         store.subscribe(CHANNEL, Subscription(self._on_message, self._on_gap))
@@ -55,6 +57,7 @@ class SharedLimits:
     def change(self, upstream: str) -> None:
         """Note that the limits of an upstream have changed."""
         self._changed.add(upstream)
+        self._limited.add(upstream)
         self._woken.set()
 
     async def follow(self) -> None:
@@ -84,11 +87,11 @@ class SharedLimits:
         """Read what was told before, and tell what is known here. Raises ``FleetUnavailable``."""
         names = [name for name in self._upstreams if self._is_shared(name)]
         keys = [self._store.key("limits", name) for name in names]
-        for told in await self._store.run_all(*(["GET", key] for key in keys)):
+        for told in await self._store.run("MGET", *keys) if keys else ():
             if isinstance(told, bytes):
                 self._on_message(told)
         self._has_gap = False
-        self._changed.update(names)
+        self._changed.update(self._limited)
 
     def _on_gap(self) -> None:
         self._has_gap = True

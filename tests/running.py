@@ -14,11 +14,10 @@ from multidict import CIMultiDictProxy
 from proxy.app import App, running
 from proxy.app.engine import Environment
 from proxy.core.names import Repo, Tag, Target
-from proxy.core.records import TagHistoryEntry
+from proxy.core.records import Clock, TagHistoryEntry
 from proxy.runtime import logs
 from proxy.settings import Settings
 from proxy.upstream.guard import SYSTEM_NETWORK
-from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
 from tests.parts.millpond import WORKERS
 

@@ -96,7 +96,7 @@ def goes_through(way: str, file: str, module: str) -> bool:
         case "HTTP":
             return bool(parameters(file) & {"proxy", "start"}) and "tests.running" in seen
         case "replicas":
-            return "tests.fleet.together" in seen
+            return not seen.isdisjoint({"tests.fleet.together", "tests.fleet.sharing"})
         case "the command":
             return not seen.isdisjoint({"tests.cli.command", "tests.parts.millpond"})
         case "a cache on the disk":

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from proxy.app.storage import Storage
@@ -20,20 +21,25 @@ from proxy.repository.origins import Origin
 from proxy.repository.prefetch import Bounds, Prefetcher, PrefetchTracker
 from proxy.repository.redirects import Redirects
 from proxy.repository.referrers import ReferrersCache
+from proxy.repository.sharing import Sharing
 from proxy.repository.small_blobs import SmallBlobs
 from proxy.repository.tag_lists import TagLists
 from proxy.repository.tags import Tags
 from proxy.settings import Settings
 
 
-async def built(
-    stack: AsyncExitStack,
-    settings: Settings,
-    storage: Storage,
-    downloads: Downloads,
-    sources: Mapping[str, Origin],
-) -> Cache:
-    """Return the cache over what is on the disk and in the bucket; ``stack`` closes it."""
+class Below(NamedTuple):
+    """What the cache is built on. ``sharing`` None: there are no other replicas."""
+
+    storage: Storage
+    downloads: Downloads
+    sources: Mapping[str, Origin]
+    sharing: Sharing | None
+
+
+async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cache:
+    """Return the cache over what is on the disk; ``stack`` closes it."""
+    storage, downloads, sources, sharing = below
     content, clock = storage.content, storage.clock
     lists = TagLists(storage.expiring, clock)
     absences = NegativeCache(sources, ManifestUnknown, clock)
@@ -43,7 +49,7 @@ async def built(
     stack.push_async_callback(held.close)
     manifests = Manifests(content, sources, held=held, lists=lists, absences=absences)
     stack.push_async_callback(manifests.close)
-    tags = Tags(manifests, content, sources, patience=settings.timeouts.check)
+    tags = Tags(manifests, content, sources, patience=settings.timeouts.check, sharing=sharing)
     stack.push_async_callback(tags.close)
     expected = PrefetchTracker(storage.counters)
     blobs = Blobs(

@@ -8,6 +8,7 @@ from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
 from proxy.app import bucket as buckets
 from proxy.app import cache as caching
+from proxy.app import facts
 from proxy.app import fleet as fleets
 from proxy.app import storage as storages
 from proxy.app.fleet import Fleet
@@ -81,11 +82,21 @@ async def opened(
     fleet = await fleets.opened(stack, settings, listens_at, metrics, local)
     stack.push_async_callback(downloads.close)
     exchange = None if fleet is None else fleet.exchange
-    elsewhere = Elsewhere(shared, None if exchange is None else exchange.peers)
-    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network, elsewhere)
+    peers, tokens = (None, None) if exchange is None else (exchange.peers, exchange.tokens)
+    elsewhere = Elsewhere(shared, peers)
+    upstreams = Upstreams(
+        metrics, environment.clock, max_downloads, environment.network, (elsewhere, tokens)
+    )
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
-    cache = await caching.built(stack, settings, storage, downloads, origins)
+    known = None if fleet is None else facts.SharedFacts(fleet.store, storage, origins, upstreams)
+    sharing = None if known is None else known.tags
+    below = caching.Below(storage, downloads, origins, sharing)
+    cache = await caching.built(stack, settings, below)
+    if known is not None:
+        if exchange is not None:
+            known.share_manifests(cache.manifests, exchange.small)
+        known.start(stack, metrics)
     confirmations = Confirmations(origins, metrics.of, environment.clock, settings.timeouts.check)
     stack.push_async_callback(confirmations.close)
     return Engine(

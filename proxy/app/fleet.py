@@ -23,8 +23,10 @@ from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
 from proxy.fleet.replicas import Replicas
 from proxy.fleet.signatures import MIN_SECRET, Signer
+from proxy.fleet.small_content import SmallContent
 from proxy.fleet.sources import Following, Holding, Rescuing
 from proxy.fleet.store import Store
+from proxy.fleet.tokens import TokenVault
 from proxy.repository.origins import Peers
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
@@ -45,11 +47,13 @@ class Local(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """What exchanges content."""
+    """What exchanges content and secrets."""
 
     signer: Signer
     leases: Leases
     peers: Peers
+    tokens: TokenVault
+    small: SmallContent
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,8 @@ async def opened(
     if settings.fleet.secret_file is None:
         log.warning("replicas exchange no content without fleet.secret_file", address=address)
     else:
-        signer = Signer(_secret(settings.fleet.secret_file), address, store.now)
+        secret = _secret(settings.fleet.secret_file)
+        signer = Signer(secret, address, store.now)
         client = PeerClient(signer, metrics.fleet)
         stack.push_async_callback(client.close)
         leases = Leases(store, address)
@@ -99,13 +104,15 @@ async def opened(
         downloads.on_ended.append(_release(leases))
         background.start("fleet leases", lambda: leases.keep(_progress(downloads)))
         holding = Holding(leases, client, replicas.others)
-        manifests = Manifests(leases, client, [*([] if bucket is None else [bucket]), holding])
+        small = SmallContent(store)
+        background.start("fleet manifests", small.run)
+        sources = [small, *([] if bucket is None else [bucket]), holding]
+        manifests = Manifests(leases, client, sources)
         stack.push_async_callback(manifests.close)
         following, rescuing = Following(leases, client), Rescuing(leases, client, holding)
         peers = Peers(following, holding, manifests, rescuing, leases.release)
-        exchange = Exchange(signer, leases, peers)
+        exchange = Exchange(signer, leases, peers, TokenVault(store, secret), small)
         log.info("this replica exchanges content with others", address=address)
-    background.start("fleet", store.watch)
     background.start("fleet heartbeat", replicas.beat)
     return Fleet(store, address, replicas, exchange)
 

@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -18,7 +18,7 @@ from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.storage.fallback import FallbackDirectory
-from proxy.upstream.auth import Authorizer
+from proxy.upstream.auth import Authorizer, TokenVault
 from proxy.upstream.bandwidth import Bandwidth
 from proxy.upstream.body import DownloadPolicy
 from proxy.upstream.budget import Budget, NoBudget
@@ -75,10 +75,12 @@ class Upstreams:
         clock: Clock,
         downloads: int,
         network: Network,
-        elsewhere: Elsewhere | None = None,
+        others: tuple[Elsewhere, TokenVault | None] = (Elsewhere(), None),
     ) -> None:
         """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
-        self._elsewhere = elsewhere or Elsewhere()
+        self._elsewhere, self._tokens = others
+        self.on_limits: Final[list[Callable[[str], None]]] = []
+        """Called with the name of an upstream when what limits its requests has changed."""
         self._metrics = metrics
         self._clock = clock
         self._downloads = downloads
@@ -176,8 +178,14 @@ class Upstreams:
         credentials = make_credentials(configured, transport)
         asks_as_caller = configured.asks_as_caller
         made = CallerAuthorizer if asks_as_caller else Authorizer
-        authorizer = made(transport, credentials, configured.auth_hosts)
-        breaker = CircuitBreaker(name, patience, time.monotonic)
+        tokens = None if asks_as_caller else self._tokens
+        authorizer = made(transport, credentials, configured.auth_hosts, tokens)
+
+        def changed() -> None:
+            for listener in self.on_limits:
+                listener(name)
+
+        breaker = CircuitBreaker(name, patience, time.monotonic, changed)
         client = Client(transport, authorizer, breaker, settings.timeouts.answer)
         parallel = settings.parallel
         pieces = Pieces(parallel.connections, int(parallel.min_blob_size))
@@ -185,7 +193,7 @@ class Upstreams:
         bandwidth = Bandwidth(limit) if limit else None
         upstream = Upstream(
             client,
-            NoBudget(self._clock) if asks_as_caller else Budget(self._clock),
+            NoBudget(self._clock) if asks_as_caller else Budget(self._clock, changed),
             policy=DownloadPolicy(patience.resumes, pieces, bandwidth),
             downloads=min(configured.max_downloads, self._downloads),
             is_public=configured.is_anonymous,

@@ -139,6 +139,7 @@ class Store:
             try:
                 await self._follow()
             except self._errors as error:
+                _end_if_cancelled(0)
                 self._leave_alone(error)
             await asyncio.sleep(WATCH_SECONDS)
 
@@ -158,6 +159,7 @@ class Store:
             raise FleetUnavailable("Redis is away")
         for command in commands:
             self._counters.redis_commands[command] += 1
+        cancellations = _cancellations()
         started = time.monotonic()
         try:
             yield
@@ -170,6 +172,7 @@ class Store:
             raise FleetUnavailable(type(error).__name__) from error
         finally:
             self._counters.redis_seconds += time.monotonic() - started
+            _end_if_cancelled(cancellations)
 
     def _leave_alone(self, error: Exception) -> None:
         """Log the class of an error, because a message may quote the URL."""
@@ -185,6 +188,7 @@ class Store:
             heard = time.monotonic()
             while time.monotonic() - heard < SILENCE_SECONDS:
                 message = await pubsub.get_message(timeout=WATCH_SECONDS)
+                _end_if_cancelled(0)
                 if message is not None:
                     heard = time.monotonic()
                     self._deliver(message)
@@ -225,3 +229,18 @@ class Store:
         if self.is_away:
             self.is_away = False
             log.info("Redis is back")
+
+
+def _cancellations() -> int:
+    """Return how often this task was cancelled."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _end_if_cancelled(before: int) -> None:
+    """Raise ``CancelledError`` if this task was cancelled more often than ``before``.
+
+    redis-py may lose a cancellation, or replace it by an error of its own: the task would go on.
+    """
+    if _cancellations() > before:
+        raise asyncio.CancelledError

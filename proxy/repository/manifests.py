@@ -21,7 +21,7 @@ from proxy.core.errors import (
 from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
-from proxy.core.records import Descriptor, TagRecord
+from proxy.core.records import Descriptor
 from proxy.core.sources import Place, SharedManifests
 from proxy.repository.held_manifests import Held, HeldManifests
 from proxy.repository.negative_cache import NegativeCache
@@ -62,7 +62,8 @@ class Manifests:
         self._held = held
         self._lists = lists
         self.absences: Final = absences
-        self._clock = content.clock
+        self.on_fetched: Final[list[Callable[[Target, Descriptor, bytes, bool], None]]] = []
+        """Called with a manifest that the registry has sent, and whether it is public."""
         self._described: TTLCache[Descriptor] = TTLCache()
         self._fetches: SingleFlight[Manifest] = SingleFlight("fetch manifest")
         self._heads: SingleFlight[Descriptor] = SingleFlight("head manifest")
@@ -220,7 +221,7 @@ class Manifests:
         return hit
 
     async def fetch(self, target: Target, ref: str) -> Manifest:
-        """Return upstream's manifest, and record a tag; concurrent callers share one request.
+        """Return upstream's manifest; concurrent callers share one request. Tags are not recorded.
 
         Raises ``RegistryError``.
         """
@@ -244,8 +245,8 @@ class Manifests:
             return await self._signed(target, descriptor, body)
         hit = Manifest(descriptor, body, Outcome.HIT, content.children)
         await self._keep(target, hit, content, is_public=upstream.is_public)
-        if not is_digest(ref):
-            await self._content.tags.set(target, Tag(ref), TagRecord(descriptor, self._clock()))
+        for listener in self.on_fetched:
+            listener(target, descriptor, body, upstream.is_public)
         for existing in {ref, digest}:
             await self.absences.forget(target, existing)
         return replace(hit, outcome=Outcome.MISS)

@@ -23,6 +23,7 @@ from proxy.core.records import TagRecord
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.results import Described, Forward, Manifest
+from proxy.repository.sharing import Alone, Check, Sharing
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 
@@ -64,14 +65,21 @@ class Tags:
         sources: Mapping[str, Origin],
         *,
         patience: float,
+        sharing: Sharing | None = None,
     ) -> None:
-        """Use a held copy if a check takes longer than ``patience`` seconds."""
+        """Use a held copy if a check takes longer than ``patience`` seconds.
+
+        ``sharing`` None: there are no other replicas.
+        """
         self._manifests = manifests
         self._content = content
         self._records = content.tags
         self._sources = sources
         self._clock = content.clock
         self._patience = patience
+        self._alone = Alone(content.tags)
+        self._sharing = sharing or self._alone
+        self._fetches: SingleFlight[Manifest] = SingleFlight("fetch tag")
         self._checks: SingleFlight[TagRecord] = SingleFlight("check tag")
         self._refreshes: SingleFlight[None] = SingleFlight("refresh tag")
 
@@ -79,13 +87,14 @@ class Tags:
         """Cancel running checks."""
         await self._refreshes.close()
         await self._checks.close()
+        await self._fetches.close()
 
     async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
         """Return the manifest that a tag points to. Raises ``RegistryError``."""
         found = await self._resolve(target, tag, directive)
         if found is None:
             try:
-                return await self._manifests.fetch(target, tag)
+                return await self._fetch(target, tag, self._rule(target, tag).tag_ttl)
             except UpstreamFailure as error:
                 return await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
@@ -106,10 +115,30 @@ class Tags:
         except ManifestUnknown:
             if self._rule(target, tag).offline:
                 raise
-            return await self._manifests.fetch(target, tag)
+            return await self._fetch(target, tag, 0.0)
         if manifest.outcome is not Outcome.HIT:
             return replace(manifest, forward=found.forward)
         return replace(manifest, outcome=found.outcome, fresh=found.fresh, forward=found.forward)
+
+    async def _fetch(self, target: Target, tag: Tag, max_age: float) -> Manifest:
+        """Return and record upstream's manifest of a tag; concurrent callers share one request."""
+        key = target, tag
+        joined = self._fetches.is_running(key)
+        manifest = await self._fetches.do(key, lambda: self._fetch_once(target, tag, max_age))
+        return replace(manifest, outcome=Outcome.JOIN) if joined else manifest
+
+    async def _fetch_once(self, target: Target, tag: Tag, max_age: float) -> Manifest:
+        async with self._shared(target).check(target, tag, max_age) as check:
+            newest = check.known
+            if newest is None:
+                manifest = await self._manifests.fetch(target, tag)
+                if manifest.outcome is Outcome.THROUGH:  # its digest is not that of its bytes
+                    return manifest
+                found = manifest.descriptor
+                newest = await check.settle(TagRecord(found, self._clock()))
+                if newest.descriptor.digest == found.digest:
+                    return manifest
+            return await self._manifests.get(target, newest.descriptor.digest, CacheDirective.ANY)
 
     async def head(self, target: Target, tag: Tag, directive: CacheDirective) -> Described:
         """Return the descriptor of a tag; upstream gets no GET. Raises ``RegistryError``."""
@@ -117,7 +146,7 @@ class Tags:
         if found is None:
             try:
                 # Some clients never send a GET for a tag, so a HEAD records it too.
-                known = await self._check(target, tag, None)
+                known = await self._check(target, tag, None, self._rule(target, tag).tag_ttl)
                 return Described(known.descriptor, Outcome.MISS)
             except UpstreamFailure as error:
                 found = await self._from_fallback(target, tag, error)
@@ -138,7 +167,7 @@ class Tags:
         """
         await self._manifests.absences.forget(target, tag)
         before = await self._records.get(target, tag)
-        now = await self._check(target, tag, before)
+        now = await self._check(target, tag, before, 0.0)
         recorded = await self._records.get(target, tag)
         digest = now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest
@@ -178,7 +207,9 @@ class Tags:
                 return _Pointed(record, Outcome.STALE, fresh)
             case Action.CHECK:
                 try:
-                    checked = await self._check_in_time(target, tag, record)
+                    is_forced = directive is CacheDirective.REVALIDATE
+                    max_age = 0.0 if is_forced else rule.tag_ttl
+                    checked = await self._check_in_time(target, tag, record, max_age)
                 except RegistryError as error:
                     return await self._serve_stale(target, tag, record, error)
                 if (copy := await self._copy_if_scarce(target, tag, record, checked)) is not None:
@@ -188,10 +219,12 @@ class Tags:
                 assert_never(action)
 
     async def _known(self, target: Target, tag: Tag, directive: CacheDirective) -> TagRecord | None:
-        """Return where a tag points; offline, a fallback directory is asked too."""
+        """Return where a tag points; other replicas know, and offline a fallback directory."""
         record = await self._records.get(target, tag)
-        is_local = directive is CacheDirective.ONLY_IF_CACHED or not self._rule(target, tag).offline
-        if record is None and not is_local:
+        if record is not None or directive is CacheDirective.ONLY_IF_CACHED:
+            return record
+        record = await self._shared(target).find(target, tag)
+        if record is None and self._rule(target, tag).offline:
             return await self._tag_in_fallback(target, tag)
         return record
 
@@ -221,45 +254,64 @@ class Tags:
         copy = await self._manifests.last_good(target, [digest], FALLBACK_WARNING)
         return _instead_of(error, copy)
 
-    async def _check_in_time(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
+    async def _check_in_time(
+        self, target: Target, tag: Tag, record: TagRecord, max_age: float
+    ) -> TagRecord:
         """Check a tag. If a good copy is held, time out early; the check itself continues."""
         late = UpstreamTimeout(f"{target.upstream} does not confirm {tag} in time")
         may_replace = self._may_replace(target, tag, record, late)
         held = may_replace and await self._manifests.is_whole(target, record.descriptor.digest)
         try:
             async with asyncio.timeout(self._patience if held else None):
-                return await self._check(target, tag, record)
+                return await self._check(target, tag, record, max_age)
         except TimeoutError:
             raise late from None
 
-    async def _check(self, target: Target, tag: Tag, record: TagRecord | None) -> TagRecord:
+    async def _check(
+        self, target: Target, tag: Tag, record: TagRecord | None, max_age: float
+    ) -> TagRecord:
         """Ask upstream by HEAD where a tag points; concurrent callers share one request.
 
-        ``record`` is the last one, None for an unknown tag.
+        ``record`` is the last one, None for an unknown tag. Another replica's check counts for
+        ``max_age`` seconds.
         """
 
         async def ask() -> TagRecord:
-            try:
-                descriptor = await self._manifests.ask(target, tag)
-            except NotFound as error:
-                if (newer := await self._newer(target, tag, record)) is not None:
-                    return newer
-                if record is not None and not self._may_replace(target, tag, record, error):
-                    await self._records.set(target, tag, None)
-                raise
-            checked = TagRecord(descriptor, self._clock())
-            if (newer := await self._newer(target, tag, record)) is not None:
-                return newer  # a GET was faster
-            if await self._copy_if_scarce(target, tag, record, checked) is None:
-                await self._records.set(target, tag, checked)
-            return checked
+            async with self._shared(target).check(target, tag, max_age) as check:
+                return check.known or await self._ask(target, tag, record, check)
 
         return await self._checks.do((target, tag), ask)
+
+    async def _ask(
+        self, target: Target, tag: Tag, record: TagRecord | None, check: Check
+    ) -> TagRecord:
+        started = self._clock()
+        try:
+            descriptor = await self._manifests.ask(target, tag)
+        except NotFound as error:
+            if (newer := await self._newer(target, tag, record)) is not None:
+                return newer
+            if record is not None and not self._may_replace(target, tag, record, error):
+                await self._records.set(target, tag, None)
+            await check.gone()
+            raise
+        checked = TagRecord(descriptor, self._clock())
+        newer = await self._newer(target, tag, record)
+        if newer is not None and newer.checked_at >= started:
+            return newer  # a GET was faster
+        if await self._copy_if_scarce(target, tag, record, checked) is None:
+            return await check.settle(checked)
+        return checked
 
     async def _newer(self, target: Target, tag: Tag, record: TagRecord | None) -> TagRecord | None:
         """Return the tag's record if another request replaced ``record`` meanwhile."""
         current = await self._records.get(target, tag)
         return current if current is not None and current != record else None
+
+    def _shared(self, target: Target) -> Sharing:
+        """Return who shares tags: nobody those that are visible to some clients only."""
+        is_private = self._sources[target.upstream].callers is not None
+        return self._alone if is_private else self._sharing
 
     def _may_replace(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
@@ -274,7 +326,7 @@ class Tags:
         if record is None:
             return
         try:
-            checked = await self._check(target, tag, record)
+            checked = await self._check(target, tag, record, self._rule(target, tag).tag_ttl)
             if await self._copy_if_scarce(target, tag, record, checked) is None:
                 await self._manifests.get(target, checked.descriptor.digest, CacheDirective.ANY)
         except UpstreamFailure as error:

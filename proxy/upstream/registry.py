@@ -5,6 +5,7 @@ that an image or a signature does not exist.
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -102,6 +103,18 @@ class Upstream:
     async def log_in(self) -> None:
         """Return if the registry accepts our login. Raises ``TimeoutError`` too."""
         await self._client.log_in()
+
+    def told(self) -> dict[str, object]:
+        """Return for other replicas what limits requests now, as JSON values."""
+        return {"budget": self.budget.told(), "circuit": self.circuit_breaker.told()}
+
+    def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
+        """Take over what another replica told ``seconds_ago``, as far as it is newer."""
+        budget, circuit = told.get("budget"), told.get("circuit")
+        if isinstance(budget, dict):
+            self.budget.hear(budget, seconds_ago)
+        if isinstance(circuit, dict):
+            self.circuit_breaker.hear(circuit, seconds_ago)
 
     async def forget_token(self, repo: Repo) -> None:
         """Let the token server decide about a repository again."""

@@ -11,6 +11,7 @@ from proxy.runtime.metrics import FleetCounters
 from proxy.runtime.supervisor import running_beside
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
+from tests.fleet.sharing import Join, joining
 from tests.fleet.together import StartReplica, starting
 from tests.parts import redis as redises
 from tests.parts.redis import Redis
@@ -48,3 +49,10 @@ async def replica(
     """Start replicas over the fake upstream; each call may change settings."""
     async with starting(upstream, redis, clock, tmp_path) as start:
         yield start
+
+
+@pytest.fixture
+async def join(upstream: FakeUpstream, redis: Redis, tmp_path: Path) -> AsyncIterator[Join]:
+    """Start replicas with real clocks; each call may change settings."""
+    async with joining(upstream, redis, tmp_path) as join:
+        yield join

@@ -1,7 +1,7 @@
 """One body from several sources: the first that has the blob, then the next one from there on."""
 
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Self
@@ -20,7 +20,9 @@ log = structlog.get_logger(__name__)
 class Fetch:
     """A blob that is wanted, and its sources in the order in which they are asked.
 
-    ``size`` in bytes is what manifests say, for a source that announces none.
+    ``size`` in bytes is what manifests of the repository say, for a source that announces none.
+    ``confirm`` asks whether the repository holds the blob, for a source that does not know; it
+    raises ``NotFound`` or ``UpstreamFailure``.
     """
 
     target: Target
@@ -28,6 +30,18 @@ class Fetch:
     sources: Sequence[Source]
     size: int | None = None
     priority: Priority = Priority.DOWNLOAD
+    confirm: Callable[[], Awaitable[object]] | None = None
+
+    async def allow(self, body: Body) -> None:
+        """Return if the repository may serve a body. Raises ``RegistryError``.
+
+        Anybody can get public content, so a claim in a manifest is enough for it.
+        """
+        if body.is_confirmed or (body.is_public and self.size is not None):
+            return
+        if self.confirm is None:
+            raise _nowhere(self)
+        await self.confirm()
 
 
 class SourcesBody:
@@ -40,6 +54,8 @@ class SourcesBody:
         self._asked: list[Source] = []
         self._body: Body | None = None
         self._given = Stretches()
+        self.is_public = True
+        """Whether every source that gave bytes needed no credentials for them."""
 
     @classmethod
     async def opened(cls, fetch: Fetch) -> Self:
@@ -52,11 +68,6 @@ class SourcesBody:
         assert body._body is not None
         body.size = fetch.size if body._body.size is None else body._body.size
         return body
-
-    @property
-    def is_public(self) -> bool:
-        """Whether every source that gave bytes needed no credentials for them."""
-        return all(source.is_public for source in self._asked)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield every byte. A source that breaks off is followed by the next, from its last byte.
@@ -104,12 +115,21 @@ class SourcesBody:
             except RegistryError as error:
                 failure = error
                 continue
+            try:
+                await fetch.allow(body)
+            except BaseException as error:
+                await body.aclose()
+                if not isinstance(error, RegistryError):
+                    raise
+                failure = error
+                continue
             if self.size is not None and body.size not in (None, self.size):
                 await body.aclose()
                 failure = UpstreamUnavailable(f"{fetch.target}: the next source has another size")
                 continue
             self._body = body
             self._asked.append(source)
+            self.is_public = self.is_public and body.is_public
             return
         raise failure
 

@@ -1,4 +1,4 @@
-"""The seam to where blobs come from: a registry, or a directory of Millpond's layout.
+"""The seam to where blobs come from: a registry, a bucket, or a directory of Millpond's layout.
 
 The bytes of a source are not verified. They are hashed before they are kept or passed on.
 """
@@ -29,9 +29,16 @@ class Piece(NamedTuple):
 
 
 class Body(Protocol):
-    """One blob from one source, as it arrives. ``size`` is that of the whole blob, if announced."""
+    """One blob from one source, as it arrives. ``size`` is that of the whole blob, if announced.
+
+    ``is_public``: no credentials were needed for it, so every client may have it.
+    ``is_confirmed``: the repository that was asked for holds it. Otherwise the source only has
+    these bytes, and the registry must confirm it before a client gets any.
+    """
 
     size: int | None
+    is_public: bool
+    is_confirmed: bool
 
     def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield every byte once, from the offset that was asked for to the end.
@@ -45,11 +52,7 @@ class Body(Protocol):
 
 
 class Source(Protocol):
-    """A place that has blobs. ``is_public``: everything it gives may be shown to every client."""
-
-    @property
-    def is_public(self) -> bool:
-        """Whether no credentials were needed for any of its content."""
+    """A place that has blobs."""
 
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return a body from ``offset`` on. Raises ``NotFound`` or ``UpstreamFailure``."""
@@ -62,3 +65,21 @@ class Source(Protocol):
 
     def reject(self, digest: Digest) -> None:
         """Note that the bytes it gave for ``digest`` were wrong."""
+
+
+class SharedManifest(NamedTuple):
+    """A manifest whose bytes match its digest, as others of this cache's kind have stored it."""
+
+    body: bytes
+    media_type: str
+    is_public: bool
+
+
+class SharedSource(Source, Protocol):
+    """A source that other machines fill, and that keeps manifests too."""
+
+    async def manifest(self, target: Target, digest: Digest) -> SharedManifest | None:
+        """Return a manifest that the repository is known to hold, None without one.
+
+        Raises nothing: a failure means None.
+        """

@@ -14,11 +14,13 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from proxy.core.units import Amount
 from proxy.settings.access import Access
+from proxy.settings.bucket import Bucket
 from proxy.settings.policies import Policy
 from proxy.settings.units import Bytes, Disk, Fraction, KeptFor, Rate, Seconds, Section, Wait
 from proxy.settings.upstreams import FreshnessOverride, Upstream, UpstreamTLS, over_built_in
 
 __all__ = [
+    "Bucket",
     "Freshness",
     "FreshnessOverride",
     "Policy",
@@ -100,6 +102,7 @@ class Storage(Section):
     """How often Millpond hashes all content again and repairs it; `forever` disables this."""
     scrub_rate: Rate = 20_000_000
     """Reading speed of that check; `0` means no limit."""
+    bucket: Bucket | None = None
 
     @field_validator("max_size")
     @classmethod

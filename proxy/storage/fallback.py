@@ -76,8 +76,6 @@ class FallbackDirectory:
     Content may be private, so it is linked only to the repositories that ``index.json`` names.
     """
 
-    is_public: Final = False
-
     def __init__(self, path: Path) -> None:
         self.path: Final = path
         self._names: _Names | None = None
@@ -240,6 +238,9 @@ class FallbackDirectory:
 
 class _FileBody:
     """A blob from a file, from an offset on; ``read`` opens the file for each step."""
+
+    is_public = False
+    is_confirmed = True
 
     def __init__(
         self, read: Callable[[int, int], Awaitable[bytes]], offset: int, size: int

@@ -164,7 +164,7 @@ class Upstream:
                 self._client, replace(request, is_optional=False), first, self._policy, self.slots
             )
             may_split = priority is not Priority.PASS_THROUGH and first.may_split
-            body.begin(offset, stack.pop_all(), may_split=may_split)
+            body.begin(offset, stack.pop_all(), may_split=may_split, is_public=self.is_public)
             return body
         raise AssertionError("unreachable")
 

@@ -30,6 +30,7 @@ class Pieces:
     """A source that gives what it is told to, piece by piece, from the offset that is wanted."""
 
     is_public = False
+    is_confirmed = True
 
     def __init__(self, pieces: list[Piece], size: int | None) -> None:
         self.size = size

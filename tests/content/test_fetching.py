@@ -21,11 +21,17 @@ class Place:
     """A source and its body: breaks off at ``stops`` bytes, or has nothing (``stops`` None)."""
 
     def __init__(
-        self, stops: int | None, *, size: int | None = len(DATA), is_public: bool = True
+        self,
+        stops: int | None,
+        *,
+        size: int | None = len(DATA),
+        is_public: bool = True,
+        is_confirmed: bool = True,
     ) -> None:
         self.stops = stops
         self.size = size
         self.is_public = is_public
+        self.is_confirmed = is_confirmed
         self.opened_at: list[int] = []
         self.rejected: list[Digest] = []
         self.open_bodies = 0

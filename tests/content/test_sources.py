@@ -224,7 +224,7 @@ async def test_closing_twice_does_nothing(stage: Stage) -> None:
 class Second(Stage):
     """A source that notes from where it was asked to go on."""
 
-    is_public = True
+    is_public = is_confirmed = True
 
     def __init__(self, size: int | None = SIZE) -> None:
         self.size = size

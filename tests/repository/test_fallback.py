@@ -369,8 +369,6 @@ async def test_the_directory_of_a_real_cache_works_as_a_fallback(
 class Shelf:
     """A source that is neither a registry nor a directory."""
 
-    is_public = False
-
     def __init__(self, blobs: dict[str, bytes]) -> None:
         self._blobs = blobs
 
@@ -388,6 +386,9 @@ class Shelf:
 
 
 class ShelfBody:
+    is_public = False
+    is_confirmed = True
+
     def __init__(self, data: bytes, offset: int) -> None:
         self.size = len(data)
         self._rest = Piece(offset, data[offset:])

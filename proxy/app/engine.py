@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
 from proxy.app import cache as caching
+from proxy.app import fleet as fleets
 from proxy.app import storage as storages
+from proxy.app.fleet import Fleet
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
 from proxy.content.downloads import Downloads
@@ -48,6 +50,8 @@ class Engine:
     cache: Cache
     confirmations: Confirmations
     background: Supervisor
+    fleet: Fleet | None
+    """None: this replica is alone."""
 
 
 async def opened(
@@ -62,6 +66,7 @@ async def opened(
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
+    fleet = fleets.opened(stack, settings.fleet, metrics, background)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
     stack.push_async_callback(downloads.close)
     upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network)
@@ -80,4 +85,5 @@ async def opened(
         cache,
         confirmations,
         background,
+        fleet,
     )

@@ -7,6 +7,7 @@ address and the cache's directory.
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -167,6 +168,19 @@ def _fallback(settings: Settings) -> Iterator[str]:
             yield f"fallback: {path} cannot be used: {error.strerror}"
 
 
+def _fleet(settings: Settings) -> Iterator[str]:
+    fleet = settings.fleet
+    if fleet.redis is None and (fleet.secret_file or fleet.advertise):
+        yield "fleet: replicas find each other in Redis; set fleet.redis too"
+    if fleet.redis is not None and find_spec("redis") is None:
+        yield (
+            "fleet.redis: the library for it is not installed; "
+            "install it with: pip install 'millpond[fleet]'"
+        )
+    if fleet.secret_file is not None:
+        yield from _unreadable("fleet.secret_file", fleet.secret_file)
+
+
 def _refusal(build: Callable[[], object]) -> Iterator[str]:
     """Yield the message of the ``ConfigError`` that ``build`` raises."""
     try:
@@ -199,5 +213,6 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _audit_file,
     _directory,
     _fallback,
+    _fleet,
     _address,
 )

@@ -294,6 +294,22 @@ class PolicyCounters:
 
 
 @dataclass(slots=True)
+class FleetCounters:
+    """Totals of what replicas share."""
+
+    redis_commands: Counter[str] = counter_by(
+        "command", "Commands sent to Redis.", ("get", "set"), name="fleet_redis_commands"
+    )
+    redis_failures: int = counter("Commands that Redis failed.", name="fleet_redis_failures")
+    redis_skipped: int = counter(
+        "Commands that were not sent because Redis is away.", name="fleet_redis_skipped"
+    )
+    redis_seconds: float = counter(
+        "Seconds spent waiting for Redis.", name="fleet_redis_wait_seconds"
+    )
+
+
+@dataclass(slots=True)
 class ProcessGauges:
     """The state of the process."""
 
@@ -314,6 +330,7 @@ class Metrics:
         self.tasks: Final[dict[str, TaskCounters]] = {}
         self.limits: Final = {name: LimitCounters() for name in LIMITS}
         self.policies: Final[defaultdict[str, PolicyCounters]] = defaultdict(PolicyCounters)
+        self.fleet: Final = FleetCounters()
         self.process: Final = ProcessGauges()
         self.readiness: Final = Readiness()
 

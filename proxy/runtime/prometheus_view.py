@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from proxy.runtime.metrics import (
     CacheCounters,
     Declaration,
+    FleetCounters,
     Histogram,
     LimitCounters,
     Metrics,
@@ -58,6 +59,7 @@ class _View(Collector):
         yield from _families(TaskCounters, "task", metrics.tasks)
         yield from _families(LimitCounters, "limit", metrics.limits)
         yield from _families(PolicyCounters, "policy", metrics.policies)
+        yield from _families(FleetCounters, None, {"": metrics.fleet})
         yield from _families(ProcessGauges, None, {"": metrics.process})
         yield from self._readings()
         yield self._info

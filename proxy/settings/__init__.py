@@ -15,12 +15,14 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from proxy.core.units import Amount
 from proxy.settings.access import Access
 from proxy.settings.bucket import Bucket
+from proxy.settings.fleet import Fleet
 from proxy.settings.policies import Policy
 from proxy.settings.units import Bytes, Disk, Fraction, KeptFor, Rate, Seconds, Section, Wait
 from proxy.settings.upstreams import FreshnessOverride, Upstream, UpstreamTLS, over_built_in
 
 __all__ = [
     "Bucket",
+    "Fleet",
     "Freshness",
     "FreshnessOverride",
     "Policy",
@@ -267,6 +269,7 @@ class Settings(Section):
     fallback: tuple[Annotated[Path, AfterValidator(_absolute)], ...] = ()
     """Directories of other Millponds to read from, such as a mounted removable disk. They
     are asked before the registries and never written to."""
+    fleet: Fleet = Fleet()
     catalog: bool = False
     """Let `/v2/_catalog` list the repositories that the cache knows."""
     pins: tuple[str, ...] = ()

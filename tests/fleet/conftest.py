@@ -1,0 +1,37 @@
+"""Redis servers, and clients of them."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from proxy.fleet.store import Store
+from proxy.runtime.metrics import FleetCounters
+from proxy.runtime.supervisor import running_beside
+from tests.parts import redis as redises
+from tests.parts.redis import Redis
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    with redises.running() as server:
+        yield server
+
+
+@asynccontextmanager
+async def connected(
+    url: str, name: str = "default", counters: FleetCounters | None = None
+) -> AsyncIterator[Store]:
+    """Give a store that is watched."""
+    store = Store(url, name, counters or FleetCounters())
+    async with running_beside(store.watch(), "watch"):
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
+@pytest.fixture
+async def store(redis: Redis) -> AsyncIterator[Store]:
+    async with connected(redis.url) as store:
+        yield store

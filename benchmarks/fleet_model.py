@@ -61,7 +61,8 @@ def table(found: Sequence[Outcome]) -> str:
     """Return a row for each rollout, as Markdown."""
     lines = [
         "| nodes | system | last node (s) | bodies from the registry, per layer "
-        "| GB from the registry | bucket requests | Redis commands, busiest second | $ a month | full for longest |",
+        "| GB from the registry | bucket requests | Redis commands, busiest second | $ a month "
+        "| full for longest |",
         "|---:|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for outcome in found:

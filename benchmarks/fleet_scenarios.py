@@ -219,6 +219,8 @@ class Fleet(Rollout):
         self, site: Site, nodes: int, replicas: int, layers: tuple[float, ...] = LAYERS
     ) -> None:
         super().__init__(site, nodes, replicas, layers)
+        self.downloaders: dict[int, int] = {}
+        """The replica that gets the lease of a layer. Without it, the first one that asks."""
         self._holders: dict[int, Replica] = {}
         self._stored: set[int] = set()
 
@@ -230,9 +232,11 @@ class Fleet(Rollout):
     def layer(self, cohort: Cohort, number: int) -> Flow:
         """Return the layer from the replica, while it arrives there or afterwards."""
         replica = self.replicas[cohort.replica]
-        fill = replica.fills.get(number)
-        if fill is None:
-            fill = replica.fills[number] = self.network.send(self._fill(replica, number))
+        first = self.replicas[self.downloaders.get(number, cohort.replica)]
+        for each in (first, replica):
+            if number not in each.fills:
+                each.fills[number] = self.network.send(self._fill(each, number))
+        fill = replica.fills[number]
         uses = {
             cohort.cable: 1.0,
             replica.out: cohort.members,

@@ -61,6 +61,17 @@ def test_the_cable_of_a_replica_is_shared_by_its_nodes() -> None:
     assert three.narrowest == "cable out of replica 0"
 
 
+def test_it_matters_who_downloads() -> None:
+    site = of(replica_link=8 * GBIT, uplink=800 * GBIT)
+    halves = (GB, GB)
+    one, two = Fleet(site, 12, 3, halves), Fleet(site, 12, 3, halves)
+    one.downloaders, two.downloaders = {0: 0, 1: 0}, {0: 0, 1: 2}
+    # One cable carries 4 nodes and 2 replicas twice, or 4 nodes twice and 2 replicas once.
+    assert one.play().seconds == pytest.approx(2 * 6 + 2, abs=2)
+    assert two.play().seconds < one.outcome.seconds
+    assert two.outcome.bodies == 2
+
+
 def test_each_replica_asks_redis_once_for_each_digest() -> None:
     outcome = Fleet(SITE, 12, 3, (GB, GB)).play()
     renewals = outcome.redis_commands - 3 * 2 * Protocol().redis_per_fill

@@ -10,6 +10,7 @@ from proxy.app import engine as engines
 from proxy.app import listening, reload, serving
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine, Environment
+from proxy.app.fleet import Fleet
 from proxy.content.content import Content
 from proxy.runtime import loop_monitor
 from proxy.runtime.logs import Output, RequestLog
@@ -36,6 +37,8 @@ class App:
     reload: Callable[[Settings], Awaitable[Settings]]
     reopen: Callable[[], None]
     responses: Callable[[], int]
+    fleet: Fleet | None
+    """None: there are no other replicas."""
 
 
 @asynccontextmanager
@@ -56,7 +59,8 @@ async def running(
         certificate = _certificate(settings) if is_public else None
         listener = stack.enter_context(listening.public(settings)) if is_public else None
         limits = descriptor_limits(raise_limit(), settings.most_downloads)
-        engine = await engines.opened(stack, settings, environment, limits.downloads)
+        address = listening.address(listener) if listener else None
+        engine = await engines.opened(stack, settings, environment, limits.downloads, address)
         level, metrics, storage = settings.log.level, engine.metrics, engine.storage
         request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
         audit = Audit(settings.access, output, metrics)
@@ -86,7 +90,6 @@ async def running(
         if certificate is not None:
             background.start("certificate", certificate.watch)
         reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
-        address = listening.address(listener) if listener else None
         yield App(
             address,
             parts.admin,
@@ -94,6 +97,7 @@ async def running(
             reloader.apply,
             audit.reopen,
             lambda: servers.responses,
+            engine.fleet,
         )
         parts.admin.is_stopping = True
         parts.services.verifier.stop()

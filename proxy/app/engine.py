@@ -55,21 +55,28 @@ class Engine:
 
 
 async def opened(
-    stack: AsyncExitStack, settings: Settings, environment: Environment, max_downloads: int
+    stack: AsyncExitStack,
+    settings: Settings,
+    environment: Environment,
+    max_downloads: int,
+    listens_at: str | None,
 ) -> Engine:
     """Open the storage and connect the rest to it; ``stack`` closes everything.
 
-    ``max_downloads`` is per upstream, and caps what its settings say. Raises ``ConfigError``.
+    ``max_downloads`` is per upstream, and caps what its settings say. ``listens_at`` is HOST:PORT,
+    None without clients. Raises ``ConfigError``.
     """
     metrics, router = Metrics(settings.upstreams), Router(settings)
     storage = await storages.opened(stack, settings, router, metrics, environment.clock)
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
-    fleet = fleets.opened(stack, settings.fleet, metrics, background)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
+    local = storage.content, downloads
+    fleet = await fleets.opened(stack, settings, listens_at, metrics, local)
     stack.push_async_callback(downloads.close)
-    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network)
+    peers = None if fleet is None else fleet.peers
+    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network, peers)
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
     cache = await caching.built(stack, settings, storage, downloads, origins)

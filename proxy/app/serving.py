@@ -30,6 +30,7 @@ from proxy.web.admin.pages import Admin
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
+from proxy.web.fleet import PeerServer
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.gate import TOKEN_PATH, Gate, Guards
 from proxy.web.registry import Registry
@@ -53,12 +54,17 @@ class Handlers:
     admin_access: AdminAccess
     trusted: TrustedProxies
     audit: Audit
+    peers: PeerServer | None
+    """None: replicas exchange no content."""
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
         """Answer a request over TCP that is not for the registry."""
         identity = self.identity
         if request.rel_url.raw_path == TOKEN_PATH and identity is not None:
             return await identity.handle_token(request)
+        peers = self.peers
+        if peers is not None and peers.admits(request):
+            return await peers.handle(request)
         return await self.admin.handle(request)
 
 
@@ -106,7 +112,29 @@ def handlers(
     gate = Gate(guards, router, trusted)
     registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
     return Handlers(
-        registry, admin, responses, services, guards, identity, admin_access, trusted, audit
+        registry,
+        admin,
+        responses,
+        services,
+        guards,
+        identity,
+        admin_access,
+        trusted,
+        audit,
+        _peer_server(engine),
+    )
+
+
+def _peer_server(engine: Engine) -> PeerServer | None:
+    fleet = engine.fleet
+    if fleet is None or fleet.signer is None:
+        return None
+    return PeerServer(
+        fleet.signer,
+        engine.storage.content,
+        downloads=engine.downloads,
+        manifests=engine.cache.manifests,
+        counters=engine.metrics.fleet,
     )
 
 

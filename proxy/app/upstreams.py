@@ -13,7 +13,7 @@ from yarl import URL
 
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
-from proxy.repository.origins import CallerTimes, Origin
+from proxy.repository.origins import CallerTimes, Origin, Peers
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
@@ -69,8 +69,16 @@ class Plan(NamedTuple):
 class Upstreams:
     """Owns the connections to all upstreams, until ``close``."""
 
-    def __init__(self, metrics: Metrics, clock: Clock, downloads: int, network: Network) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        clock: Clock,
+        downloads: int,
+        network: Network,
+        peers: Peers | None = None,
+    ) -> None:
         """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
+        self._peers = peers
         self._metrics = metrics
         self._clock = clock
         self._downloads = downloads
@@ -113,6 +121,7 @@ class Upstreams:
                 entry.url,
                 fallbacks,
                 _caller_times(settings.upstreams[name]),
+                self._peers,
             )
             for name, entry in built.items()
         }

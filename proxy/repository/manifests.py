@@ -108,6 +108,10 @@ class Manifests:
             return Described(descriptor, Outcome.HIT)
         return Described(await self.ask(target, digest), Outcome.MISS)
 
+    def is_fetching(self, target: Target, digest: Digest) -> bool:
+        """Return True while upstream is asked for a manifest."""
+        return self._fetches.is_running((target, digest))
+
     def is_offline(self, target: Target) -> bool:
         """Return True if the settings forbid requests to an upstream."""
         return self._sources[target.upstream].rule.offline

@@ -19,12 +19,20 @@ class CallerTimes(NamedTuple):
     stale: float
 
 
+class Peers(NamedTuple):
+    """Other replicas as sources: one that fetches a blob right now, and those that hold content."""
+
+    following: Source
+    holding: Source
+
+
 class Origin(NamedTuple):
     """One upstream, its address, and how old its answers may be.
 
     ``version`` differs between two configurations of an upstream, because content that is absent
     under one may exist under the other. ``fallbacks`` are read before the registry is asked.
-    ``callers`` None: the registry is asked with the same login for all clients.
+    ``callers`` None: the registry is asked with the same login for all clients. ``peers``
+    None: this replica is alone.
     """
 
     upstream: Upstream
@@ -33,6 +41,7 @@ class Origin(NamedTuple):
     url: str = ""
     fallbacks: tuple[FallbackDirectory, ...] = ()
     callers: CallerTimes | None = None
+    peers: Peers | None = None
 
     @property
     def local_sources(self) -> list[Source]:
@@ -41,8 +50,17 @@ class Origin(NamedTuple):
 
     @property
     def blob_sources(self) -> list[Source]:
-        """Where blobs come from, in order: no registry if offline."""
-        return self.local_sources if self.rule.offline else [*self.local_sources, self.upstream]
+        """Where blobs come from, in order: no registry if offline.
+
+        A replica that finds no other one that fetches a blob becomes the one that does, so it
+        stands before all that only one replica should ask.
+        """
+        local, peers = self.local_sources, self.peers
+        if self.rule.offline:
+            return local if peers is None else [*local, peers.holding]
+        if peers is None:
+            return [*local, self.upstream]
+        return [*local, peers.following, peers.holding, self.upstream]
 
     @property
     def is_scarce(self) -> bool:

@@ -307,6 +307,9 @@ class FleetCounters:
     redis_seconds: float = counter(
         "Seconds spent waiting for Redis.", name="fleet_redis_wait_seconds"
     )
+    peer_bytes: int = counter("Body bytes received from replicas.", name="fleet_received_bytes")
+    peer_bytes_sent: int = counter("Body bytes sent to replicas.", name="fleet_sent_bytes")
+    peer_failures: int = counter("Requests to replicas that failed.", name="fleet_peer_failures")
 
 
 @dataclass(slots=True)

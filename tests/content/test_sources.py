@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,9 @@ from tests.fakes import content, faults
 from tests.fakes.clock import Clock
 from tests.fakes.layout import blob_file, write_layout
 from tests.fakes.upstream import FakeUpstream
+from tests.fleet.together import acquainted, fleet, starting
 from tests.held import opened
+from tests.parts import redis
 from tests.running import Start, until
 
 SIZE = 3_000_000
@@ -91,7 +94,48 @@ class Directory(Stage):
             file.write(bytes([DATA[SIZE // 2] ^ 0xFF]))
 
 
-BACKENDS: Final = ("registry", "registry without lengths", "directory")
+class Holder(Stage):
+    """A replica that holds the blob."""
+
+    def __init__(self, source: Source, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.source = source
+        self.file = file
+        self._monkeypatch = monkeypatch
+
+    def break_at(self, offset: int) -> None:
+        sendfile, inode = os.sendfile, self.file.stat().st_ino
+
+        def failing(socket: int, fd: int, start: int, count: int) -> int:
+            if os.fstat(fd).st_ino != inode:
+                return sendfile(socket, fd, start, count)
+            if start >= offset:
+                raise OSError(5, "Input/output error")
+            return sendfile(socket, fd, start, min(count, offset - start))
+
+        self._monkeypatch.setattr(os, "sendfile", failing)
+
+    def spoil(self) -> None:
+        with self.file.open("r+b") as file:
+            file.seek(SIZE // 2)
+            file.write(bytes([DATA[SIZE // 2] ^ 0xFF]))
+
+
+BACKENDS: Final = ("registry", "registry without lengths", "directory", "replica")
+
+
+@asynccontextmanager
+async def replicas(
+    upstream: FakeUpstream, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Holder]:
+    with redis.running() as server:
+        async with starting(upstream, server, Clock(), root) as start:
+            one, other = await start(), await start()
+            await acquainted(one, other)
+            assert (await one.get(f"/v2/library/app/blobs/{LAYER}")).body == DATA
+            await one.settled()
+            peers = fleet(other).peers
+            assert peers is not None
+            yield Holder(peers.holding, blob_file(one.storage, LAYER), monkeypatch)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -101,18 +145,22 @@ async def stage(
     start: Start,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Stage:
-    if request.param == "directory":
-        return Directory(tmp_path / "carried in", monkeypatch)
+) -> AsyncIterator[Stage]:
     upstream.add("library/app", IMAGE)
     upstream.add("org/else", OTHERS, "1")
+    if request.param == "replica":
+        async with replicas(upstream, tmp_path, monkeypatch) as holder:
+            yield holder
+    elif request.param == "directory":
+        yield Directory(tmp_path / "carried in", monkeypatch)
+    else:
+        yield await _registry(request.param, upstream, start)
+
+
+async def _registry(kind: str, upstream: FakeUpstream, start: Start) -> Stage:
     proxy = await start()
     source = proxy.app.admin._upstreams["docker.io"]
-    return (
-        Registry(source, upstream)
-        if request.param == "registry"
-        else WithoutLengths(source, upstream)
-    )
+    return Registry(source, upstream) if kind == "registry" else WithoutLengths(source, upstream)
 
 
 async def joined(body: Body, offset: int = 0) -> bytes:

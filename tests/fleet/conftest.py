@@ -2,12 +2,16 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from proxy.fleet.store import Store
 from proxy.runtime.metrics import FleetCounters
 from proxy.runtime.supervisor import running_beside
+from tests.fakes.clock import Clock
+from tests.fakes.upstream import FakeUpstream
+from tests.fleet.together import StartReplica, starting
 from tests.parts import redis as redises
 from tests.parts.redis import Redis
 
@@ -35,3 +39,12 @@ async def connected(
 async def store(redis: Redis) -> AsyncIterator[Store]:
     async with connected(redis.url) as store:
         yield store
+
+
+@pytest.fixture
+async def replica(
+    upstream: FakeUpstream, redis: Redis, clock: Clock, tmp_path: Path
+) -> AsyncIterator[StartReplica]:
+    """Start replicas over the fake upstream; each call may change settings."""
+    async with starting(upstream, redis, clock, tmp_path) as start:
+        yield start

@@ -113,18 +113,18 @@ def measured() -> Seen:
                 )
                 for name in names
             ]
-            return _pulled(image, addresses, redis, root / "registry" / "registry.out")
+            return _pulled(image, addresses, root / "registry" / "registry.out")
 
 
-def _pulled(image: Any, addresses: Sequence[str], redis: str, log: Path) -> Seen:
-    idle = _commands_per_second(redis)
-    before, begin = _commands(redis), time.monotonic()
+def _pulled(image: Any, addresses: Sequence[str], log: Path) -> Seen:
+    idle = _commands_per_second(addresses)
+    before, begin = _commands(addresses), time.monotonic()
     with ThreadPoolExecutor(CLIENTS) as clients:
         ends = list(clients.map(lambda n: _client(addresses[n % REPLICAS], image), range(CLIENTS)))
     seconds = max(ends) - begin
     _settled(addresses)
     took = time.monotonic() - begin
-    commands = _commands(redis) - before - idle * took
+    commands = _commands(addresses) - before - idle * took
     sent: Counter[str] = Counter()
     downloaders = {}
     hosts = [address.rpartition(":")[0] for address in addresses]
@@ -234,35 +234,34 @@ def _environment(root: Path, **more: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if "_proxy" not in name.lower()}
 
 
-def _commands(redis: str) -> int:
-    """Return how many commands Redis has carried out, without those that ask for this."""
-    host, _, port = redis.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(b"INFO stats\r\n")
-        said = b""
-        while b"total_commands_processed:" not in said:
-            said += connection.recv(65536)
-    found = re.search(rb"total_commands_processed:(\d+)", said)
-    assert found
-    return int(found[1])
+def _commands(addresses: Sequence[str]) -> float:
+    """Return how many commands the replicas have sent to Redis.
 
-
-def _commands_per_second(redis: str, seconds: float = 10.0) -> float:
-    """Return what replicas that do nothing ask of Redis."""
-    before = _commands(redis)
-    time.sleep(seconds)
-    return (_commands(redis) - before) / seconds
+    Redis itself also counts those that a script runs inside.
+    """
+    return _counted(addresses, "millpond_fleet_redis_commands_total")
 
 
 def _bucket_requests(addresses: Sequence[str]) -> int:
-    """Return how many requests the replicas have sent to the bucket, by their metrics."""
+    """Return how many requests the replicas have sent to the bucket."""
+    return int(_counted(addresses, "millpond_bucket_requests_total"))
+
+
+def _counted(addresses: Sequence[str], metric: str) -> float:
     total = 0.0
     for address in addresses:
         with urlopen(f"http://{address}/metrics", timeout=10) as answer:
             text = answer.read().decode()
-        lines = re.findall(r"^millpond_bucket_requests_total\S* (\S+)", text, re.MULTILINE)
-        total += sum(map(float, lines))
-    return int(total)
+        values = re.findall(rf"^{metric}\S* (\S+)", text, re.MULTILINE)
+        total += sum(map(float, values))
+    return total
+
+
+def _commands_per_second(addresses: Sequence[str], seconds: float = 10.0) -> float:
+    """Return what replicas that do nothing ask of Redis."""
+    before = _commands(addresses)
+    time.sleep(seconds)
+    return (_commands(addresses) - before) / seconds
 
 
 def _settled(addresses: Sequence[str]) -> None:

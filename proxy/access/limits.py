@@ -79,6 +79,12 @@ class Client:
         )
         self.downloads.use(limits.downloads)
 
+    @property
+    def is_paced(self) -> bool:
+        """Its transfers are limited, in bytes per second or in number."""
+        limits = self._owner.limits
+        return bool(limits.bytes_per_second) or limits.downloads is not None
+
     def is_idle(self, now: float) -> bool:
         """Return True if the client does nothing, and its past no longer matters."""
         buckets = (self._requests, self._bytes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from proxy.access.audit_log import Audit
 from proxy.app import engine as engines
 from proxy.app import listening, reload, serving
+from proxy.app.bucket import SecondTier
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine, Environment
 from proxy.app.fleet import Fleet
@@ -37,6 +38,7 @@ class App:
     reload: Callable[[Settings], Awaitable[Settings]]
     reopen: Callable[[], None]
     responses: Callable[[], int]
+    bucket: SecondTier | None
     fleet: Fleet | None
     """None: there are no other replicas."""
 
@@ -97,6 +99,7 @@ async def running(
             reloader.apply,
             audit.reopen,
             lambda: servers.responses,
+            storage.bucket,
             engine.fleet,
         )
         parts.admin.is_stopping = True
@@ -124,6 +127,10 @@ def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> Non
     background.start("names", layout.publish_forever)
     background.start("feeds", storage.feeds.watch)
     background.start("upstreams", engine.upstreams.close_retired)
+    if storage.bucket is not None:
+        background.start("bucket uploads", storage.bucket.uploads.run)
+        if storage.bucket.evictor.usage.limit_bytes is not None:
+            background.start("bucket eviction", storage.bucket.evictor.watch)
 
 
 def _scrub(background: Supervisor, verifier: Verifier, settings: Settings) -> None:

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
+from urllib.parse import urlsplit
 
 from proxy.app.storage import Storage
 from proxy.content.downloads import Downloads
 from proxy.core.errors import ManifestUnknown
+from proxy.core.names import Digest, Target
 from proxy.repository import Cache
 from proxy.repository.blobs import Blobs
 from proxy.repository.held_manifests import HeldManifests
@@ -15,6 +18,7 @@ from proxy.repository.manifests import Manifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
 from proxy.repository.prefetch import Bounds, Prefetcher, PrefetchTracker
+from proxy.repository.redirects import Redirects
 from proxy.repository.referrers import ReferrersCache
 from proxy.repository.small_blobs import SmallBlobs
 from proxy.repository.tag_lists import TagLists
@@ -29,7 +33,7 @@ async def built(
     downloads: Downloads,
     sources: Mapping[str, Origin],
 ) -> Cache:
-    """Return the cache over what is on the disk; ``stack`` closes it."""
+    """Return the cache over what is on the disk and in the bucket; ``stack`` closes it."""
     content, clock = storage.content, storage.clock
     lists = TagLists(storage.expiring, clock)
     absences = NegativeCache(sources, ManifestUnknown, clock)
@@ -62,4 +66,23 @@ async def built(
     listings = Listings(content, lists, sources, has_catalog=settings.catalog)
     referrers = ReferrersCache(manifests, content, sources, rows=storage.expiring)
     stack.push_async_callback(referrers.close)
-    return Cache(manifests, tags, blobs, small, listings, referrers, prefetcher, link_checks)
+    redirects = _redirects(settings, storage, held.sizes)
+    return Cache(
+        manifests, tags, blobs, small, listings, referrers, prefetcher, link_checks, redirects
+    )
+
+
+def _redirects(
+    settings: Settings, storage: Storage, sizes: Mapping[tuple[Target, Digest], int]
+) -> Redirects | None:
+    tier = storage.bucket
+    configured = None if settings.storage.bucket is None else settings.storage.bucket.redirect
+    if configured is None or tier is None:
+        return None
+    return Redirects(
+        storage.content,
+        sizes,
+        partial(tier.sign, seconds=configured.valid_for),
+        min_size=configured.min_size,
+        public_host=urlsplit(configured.public_endpoint).hostname or "",
+    )

@@ -2,10 +2,11 @@
 
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
+from proxy.app import bucket as buckets
 from proxy.app import cache as caching
 from proxy.app import fleet as fleets
 from proxy.app import storage as storages
@@ -17,7 +18,7 @@ from proxy.core.records import Clock
 from proxy.core.routing import Router
 from proxy.repository import Cache
 from proxy.repository.confirmations import Confirmations
-from proxy.repository.origins import Origins
+from proxy.repository.origins import Elsewhere, Origins
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Settings
@@ -71,12 +72,17 @@ async def opened(
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
+    if settings.storage.bucket is not None:
+        tier = await buckets.opened(stack, settings.storage.bucket, storage)
+        storage = replace(storage, bucket=tier)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
-    local = storage.content, downloads
+    shared = None if storage.bucket is None else storage.bucket.source
+    local = fleets.Local(storage.content, downloads, shared)
     fleet = await fleets.opened(stack, settings, listens_at, metrics, local)
     stack.push_async_callback(downloads.close)
-    peers = None if fleet is None else fleet.peers
-    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network, peers)
+    exchange = None if fleet is None else fleet.exchange
+    elsewhere = Elsewhere(shared, None if exchange is None else exchange.peers)
+    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network, elsewhere)
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
     cache = await caching.built(stack, settings, storage, downloads, origins)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
@@ -17,7 +17,9 @@ from proxy.content.content import Content
 from proxy.content.downloads import Download, Downloads
 from proxy.core.errors import ConfigError
 from proxy.core.names import Digest
+from proxy.core.sources import SharedSource
 from proxy.fleet.leases import Leases, Progress
+from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
 from proxy.fleet.replicas import Replicas
 from proxy.fleet.signatures import MIN_SECRET, Signer
@@ -34,15 +36,30 @@ _MAX_DOWNLOADS: Final = 20
 log = structlog.get_logger(__name__)
 
 
+class Local(NamedTuple):
+    """What this replica has."""
+
+    content: Content
+    downloads: Downloads
+    bucket: SharedSource | None
+
+
+class Exchange(NamedTuple):
+    """What exchanges content."""
+
+    signer: Signer
+    leases: Leases
+    peers: Peers
+
+
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What replicas share. ``signer`` and ``peers`` None: they exchange no content."""
+    """What replicas share. ``exchange`` None: they exchange no content."""
 
     store: Store
     address: str
     replicas: Replicas
-    signer: Signer | None
-    peers: Peers | None
+    exchange: Exchange | None
 
 
 async def opened(
@@ -50,7 +67,7 @@ async def opened(
     settings: Settings,
     listens_at: str | None,
     metrics: Metrics,
-    local: tuple[Content, Downloads],
+    local: Local,
 ) -> Fleet | None:
     """Return the parts of a replica; ``stack`` closes them. Raises ``ConfigError``.
 
@@ -58,7 +75,7 @@ async def opened(
     """
     if settings.fleet.redis is None or listens_at is None:
         return None
-    content, downloads = local
+    content, downloads, bucket = local
     url = settings.fleet.redis.get_secret_value()
     store = Store(url, settings.fleet.name, metrics.fleet)
     stack.push_async_callback(store.close)
@@ -69,7 +86,7 @@ async def opened(
     )
     replicas = Replicas(store, address, _describe(content, downloads, metrics))
     stack.push_async_callback(replicas.leave)
-    signer = peers = None
+    exchange = None
     if settings.fleet.secret_file is None:
         log.warning("replicas exchange no content without fleet.secret_file", address=address)
     else:
@@ -78,13 +95,18 @@ async def opened(
         stack.push_async_callback(client.close)
         leases = Leases(store, address)
         stack.push_async_callback(leases.close)
+        content.on_stored.append(leases.stored)
         downloads.on_ended.append(_release(leases))
         background.start("fleet leases", lambda: leases.keep(_progress(downloads)))
-        peers = Peers(Following(leases, client), Holding(leases, client, replicas.others))
+        holding = Holding(leases, client, replicas.others)
+        manifests = Manifests(leases, client, [*([] if bucket is None else [bucket]), holding])
+        stack.push_async_callback(manifests.close)
+        peers = Peers(Following(leases, client), holding, manifests, leases.release)
+        exchange = Exchange(signer, leases, peers)
         log.info("this replica exchanges content with others", address=address)
     background.start("fleet", store.watch)
     background.start("fleet heartbeat", replicas.beat)
-    return Fleet(store, address, replicas, signer, peers)
+    return Fleet(store, address, replicas, exchange)
 
 
 def _secret(file: Path) -> bytes:
@@ -144,7 +166,7 @@ def _progress(downloads: Downloads) -> Callable[[str, Digest], Progress | None]:
 
 def _release(leases: Leases) -> Callable[[Download], None]:
     def release(download: Download) -> None:
-        leases.end(download.target.upstream, download.digest, is_stored=download.is_stored)
+        leases.release(download.target.upstream, download.digest)
 
     return release
 

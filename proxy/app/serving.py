@@ -30,7 +30,7 @@ from proxy.web.admin.pages import Admin
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
-from proxy.web.fleet import PeerServer
+from proxy.web.fleet import PeerServer, Served
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.gate import TOKEN_PATH, Gate, Guards
 from proxy.web.registry import Registry
@@ -126,16 +126,11 @@ def handlers(
 
 
 def _peer_server(engine: Engine) -> PeerServer | None:
-    fleet = engine.fleet
-    if fleet is None or fleet.signer is None:
+    exchange = None if engine.fleet is None else engine.fleet.exchange
+    if exchange is None:
         return None
-    return PeerServer(
-        fleet.signer,
-        engine.storage.content,
-        downloads=engine.downloads,
-        manifests=engine.cache.manifests,
-        counters=engine.metrics.fleet,
-    )
+    served = Served(engine.storage.content, engine.downloads, engine.cache.manifests)
+    return PeerServer(exchange.signer, exchange.leases, served, engine.metrics.fleet)
 
 
 def access_control(engine: Engine, settings: Settings, environment: Environment) -> AccessControl:

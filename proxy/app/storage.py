@@ -5,10 +5,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
+from proxy.app.bucket import SecondTier
 from proxy.content.content import Content
 from proxy.content.eviction import Evictor, Quota
 from proxy.content.in_use import Feeds
 from proxy.content.pins import Pins
+from proxy.content.shelf import Shelf
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
 from proxy.core.routing import Router
@@ -29,7 +31,10 @@ INDEX_SHARE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What the cache holds, and what the parts of the cache need besides."""
+    """What the cache holds, and what the parts of the cache need besides.
+
+    ``bucket`` is the second tier, if there is one.
+    """
 
     directory: Directory
     clock: Clock
@@ -39,6 +44,8 @@ class Storage:
     feeds: Feeds
     content: Content
     layout: Layout
+    shelf: Shelf
+    bucket: SecondTier | None = None
 
 
 async def opened(
@@ -80,7 +87,8 @@ async def opened(
     stack.push_async_callback(content.reconciler.close)
     await content.reconciler.begin()
     layout = Layout(content, directory, pins.added)
-    return Storage(directory, clock, counters, expiring, pins, feeds, content, layout)
+    shelf = Shelf(store, index, counters, clock)
+    return Storage(directory, clock, counters, expiring, pins, feeds, content, layout, shelf)
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

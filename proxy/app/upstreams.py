@@ -13,7 +13,7 @@ from yarl import URL
 
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
-from proxy.repository.origins import CallerTimes, Origin, Peers
+from proxy.repository.origins import CallerTimes, Elsewhere, Origin
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
@@ -75,10 +75,10 @@ class Upstreams:
         clock: Clock,
         downloads: int,
         network: Network,
-        peers: Peers | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
-        self._peers = peers
+        self._elsewhere = elsewhere or Elsewhere()
         self._metrics = metrics
         self._clock = clock
         self._downloads = downloads
@@ -121,7 +121,7 @@ class Upstreams:
                 entry.url,
                 fallbacks,
                 _caller_times(settings.upstreams[name]),
-                self._peers,
+                self._elsewhere,
             )
             for name, entry in built.items()
         }

@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 class Download:
     """One download: not begun, then growing, then landed (all bytes proven) or failed.
 
-    Then it is stored, unless that fails. ``size`` is None until a source announces it.
+    ``size`` is None until a source announces it.
     ``is_prefetch``: no client has asked for it.
     """
 
@@ -46,7 +46,6 @@ class Download:
         self.is_prefetch: Final = fetch.priority is Priority.PREFETCH
         self.landed = False
         self.is_public = False
-        self.is_stored = False
         self.failure: Exception | None = None
         self.writer: Writer | None = None
         self._changed = Pulse()  # the writer's own, once there is one
@@ -267,7 +266,6 @@ class Downloads:
                     raise
                 download.land()
             await writer.commit(is_public=body.is_public)
-            download.is_stored = True
 
     async def _run(self, download: Download, fetch: Fetch) -> None:
         """Do all of one download. What fails is kept in it for its readers, and raised nowhere."""

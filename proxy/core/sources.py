@@ -75,11 +75,15 @@ class SharedManifest(NamedTuple):
     is_public: bool
 
 
-class SharedSource(Source, Protocol):
-    """A source that other machines fill, and that keeps manifests too."""
+class SharedManifests(Protocol):
+    """A place of manifests that other machines fill."""
 
     async def manifest(self, target: Target, digest: Digest) -> SharedManifest | None:
         """Return a manifest that the repository is known to hold, None without one.
 
         Raises nothing: a failure means None.
         """
+
+
+class SharedSource(Source, SharedManifests, Protocol):
+    """A source that other machines fill, and that keeps manifests too."""

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -84,9 +84,9 @@ class Lease:
 
     value: str
     holders: tuple[str, ...]
+    renew_until: float
     written: int = 0
     is_complete: bool = False
-    renew_until: float = field(default_factory=lambda: time.monotonic() + OPEN_SECONDS)
 
     def is_due(self, progress: Progress) -> bool:
         """Note the progress of the download, and return True if it earns a renewal."""
@@ -116,8 +116,13 @@ class Leases:
         self._end = store.script("release", _END)
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def take(self, upstream: str, digest: Digest) -> Lease | Held | None:
-        """Return the lease if it is free, else its holder; None if Redis is away."""
+    async def take(
+        self, upstream: str, digest: Digest, seconds: float = OPEN_SECONDS
+    ) -> Lease | Held | None:
+        """Return the lease if it is free, else its holder; None if Redis is away.
+
+        It lasts for about ``seconds`` without a download that makes progress.
+        """
         value = f"{self.address} {secrets.token_hex(8)}"
         try:
             first, *holders = await self._take(
@@ -129,7 +134,11 @@ class Leases:
         if first:
             return _held(first)
         others = (holder.decode() for holder in holders)
-        lease = Lease(value, tuple(other for other in others if other != self.address))
+        lease = Lease(
+            value,
+            tuple(other for other in others if other != self.address),
+            renew_until=time.monotonic() + seconds,
+        )
         self._held[upstream, digest] = lease
         return lease
 
@@ -154,14 +163,26 @@ class Leases:
         except FleetUnavailable:
             return
 
-    def end(self, upstream: str, digest: Digest, *, is_stored: bool) -> None:
-        """Release the lease, if this replica has it, and say who has the content if it is stored.
+    def has(self, upstream: str, digest: Digest) -> bool:
+        """Return True while this replica is the one that fetches a digest."""
+        return (upstream, digest) in self._held
 
-        It returns at once; ``close`` waits until Redis has it.
+    def stored(self, digest: Digest) -> None:
+        """Say that this replica has a digest, and release its leases for it.
+
+        It returns at once, as ``release``; ``close`` waits until Redis has it.
         """
+        upstreams = [key[0] for key in self._held if key[1] == digest] or [""]
+        for upstream in upstreams:
+            self._end_later(upstream, digest, is_stored=True)
+
+    def release(self, upstream: str, digest: Digest) -> None:
+        """Release the lease, if this replica has it: another one may fetch the digest."""
+        if self.has(upstream, digest):
+            self._end_later(upstream, digest, is_stored=False)
+
+    def _end_later(self, upstream: str, digest: Digest, *, is_stored: bool) -> None:
         lease = self._held.pop((upstream, digest), None)
-        if lease is None and not is_stored:
-            return
         task = asyncio.create_task(self._ended(upstream, digest, lease, is_stored=is_stored))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
@@ -180,7 +201,7 @@ class Leases:
     async def close(self) -> None:
         """Release all leases."""
         for upstream, digest in list(self._held):
-            self.end(upstream, digest, is_stored=False)
+            self.release(upstream, digest)
         await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def _renewed(self, key: Key, lease: Lease) -> None:

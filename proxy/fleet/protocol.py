@@ -38,7 +38,7 @@ class Question(NamedTuple):
         """The path with its query."""
         query = {"upstream": self.target.upstream, "repository": self.target.repo}
         more = {"offset": self.offset, "live": int(self.live)}
-        return f"{PREFIX}{self.kind}/{self.digest}?{urlencode(query | more)}"
+        return f"{PREFIX}{self.kind}/{self.digest}?{urlencode(query | more, safe='/:')}"
 
     @classmethod
     def parse(cls, path: str) -> Self | None:

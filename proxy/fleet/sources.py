@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from proxy.core.errors import BlobUnknown, NotFound, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.core.sources import Body, Piece, Priority
+from proxy.core.sources import Body, Piece, Priority, SharedManifest
 from proxy.fleet.leases import LEASE_SECONDS, OPEN_SECONDS, Held, Leases
 from proxy.fleet.peers import NotYet, PeerBody, Peers
-from proxy.fleet.protocol import BLOBS, Facts, Question
+from proxy.fleet.protocol import BLOBS, MANIFESTS, Facts, Question
 
 GIVE_UP_SECONDS: Final = 3 * LEASE_SECONDS
 """A holder that renews its lease and cannot be reached for so long is cut off from this replica,
@@ -169,6 +169,16 @@ class Holding:
         """
         _, facts = await self._first(Question(BLOBS, target, digest), must_confirm=True)
         return facts.size
+
+    async def manifest(self, target: Target, digest: Digest) -> SharedManifest | None:
+        """Return a manifest that a replica has confirmed for the repository."""
+        question = Question(MANIFESTS, target, digest)
+        known = self._leases.holders(target.upstream, digest)
+        try:
+            address = known[0] if known else (await self._first(question, must_confirm=True))[0]
+            return await self._peers.manifest(address, question)
+        except (NotFound, UpstreamFailure):
+            return None
 
     def reject(self, digest: Digest) -> None:
         """Do nothing: the replica finds out when it hashes its content."""

@@ -161,7 +161,8 @@ class Blobs:
     async def _ask(self, target: Target, digest: Digest) -> int | None:
         await self.absences.refuse(target, digest)
         try:
-            size = await blob_size(self._wanted(target, digest))
+            sources = self._sources[target.upstream].confirming_sources
+            size = await blob_size(Fetch(target, digest, sources))
         except NotFound as error:
             await self.absences.learn(target, digest, error)
             raise
@@ -207,7 +208,12 @@ class Blobs:
         """Return what to fetch, and from where."""
         size = self._sizes.get((target, digest))
         sources = self._sources[target.upstream].blob_sources
-        return Fetch(target, digest, sources, size, priority)
+        return Fetch(target, digest, sources, size, priority, partial(self._allow, target, digest))
+
+    async def _allow(self, target: Target, digest: Digest) -> None:
+        """Return if the repository may serve a blob. Raises ``RegistryError``."""
+        if not await self._linked(target, digest):
+            await self.confirm(target, digest)
 
     async def _size(self, digest: Digest) -> int | None:
         """Return the size of held content in bytes; opening it proves that it is there."""

@@ -1,13 +1,13 @@
 """The configured upstreams, each with the rule that holds for it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from proxy.core import policy
 from proxy.core.errors import NameUnknown
-from proxy.core.names import Tag
+from proxy.core.names import Digest, Tag, is_digest
 from proxy.core.policy import Rule
-from proxy.core.sources import Source
+from proxy.core.sources import SharedManifests, SharedSource, Source
 from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.registry import Upstream
 
@@ -20,10 +20,23 @@ class CallerTimes(NamedTuple):
 
 
 class Peers(NamedTuple):
-    """Other replicas as sources: one that fetches a blob right now, and those that hold content."""
+    """Other replicas as sources: one that fetches a blob right now, and those that hold content.
+
+    ``manifests`` finds a manifest there or in the bucket; without one this replica has the right
+    to ask the registry, until ``release``.
+    """
 
     following: Source
-    holding: Source
+    holding: SharedSource
+    manifests: SharedManifests
+    release: Callable[[str, Digest], None]
+
+
+class Elsewhere(NamedTuple):
+    """What other machines have fetched: in the bucket, and at other replicas."""
+
+    bucket: SharedSource | None = None
+    peers: Peers | None = None
 
 
 class Origin(NamedTuple):
@@ -31,8 +44,8 @@ class Origin(NamedTuple):
 
     ``version`` differs between two configurations of an upstream, because content that is absent
     under one may exist under the other. ``fallbacks`` are read before the registry is asked.
-    ``callers`` None: the registry is asked with the same login for all clients. ``peers``
-    None: this replica is alone.
+    ``callers`` None: the registry is asked with the same login for all clients. ``elsewhere`` has
+    what other machines have fetched; it is read before the registry is asked.
     """
 
     upstream: Upstream
@@ -41,26 +54,54 @@ class Origin(NamedTuple):
     url: str = ""
     fallbacks: tuple[FallbackDirectory, ...] = ()
     callers: CallerTimes | None = None
-    peers: Peers | None = None
+    elsewhere: Elsewhere = Elsewhere()
 
     @property
     def local_sources(self) -> list[Source]:
         """Where blobs come from without the registry, in order."""
-        return [*self.fallbacks]
+        bucket = self.elsewhere.bucket
+        return [*self.fallbacks] if bucket is None else [*self.fallbacks, bucket]
 
     @property
     def blob_sources(self) -> list[Source]:
         """Where blobs come from, in order: no registry if offline.
 
-        A replica that finds no other one that fetches a blob becomes the one that does, so it
-        stands before all that only one replica should ask.
+        If no replica fetches a blob right now, this one becomes the one that does. So that is asked
+        before all that only one replica should ask.
         """
-        local, peers = self.local_sources, self.peers
-        if self.rule.offline:
-            return local if peers is None else [*local, peers.holding]
+        registry: list[Source] = [] if self.rule.offline else [self.upstream]
+        bucket, peers = self.elsewhere
         if peers is None:
-            return [*local, self.upstream]
-        return [*local, peers.following, peers.holding, self.upstream]
+            return [*self.local_sources, *registry]
+        shared: list[Source] = [] if bucket is None else [bucket]
+        following = [peers.following] if registry else []
+        return [*self.fallbacks, *following, *shared, peers.holding, *registry]
+
+    @property
+    def confirming_sources(self) -> list[Source]:
+        """What confirms that a repository holds a blob, in order.
+
+        The registry knows best; others are for the time when it fails.
+        """
+        bucket, peers = self.elsewhere
+        if self.rule.offline or (bucket is None and peers is None):
+            return self.blob_sources
+        others = [bucket, None if peers is None else peers.holding]
+        return [*self.fallbacks, self.upstream, *(one for one in others if one is not None)]
+
+    @property
+    def manifest_source(self) -> SharedManifests | None:
+        """Where manifests come from besides fallback directories and the registry."""
+        bucket, peers = self.elsewhere
+        if peers is None:
+            return bucket
+        return peers.holding if self.rule.offline else peers.manifests
+
+    def release(self, upstream: str, ref: str) -> None:
+        """Let other replicas ask the registry for a manifest, which this one has done."""
+        peers = self.elsewhere.peers
+        if peers is not None and is_digest(ref):
+            peers.release(upstream, Digest(ref))
 
     @property
     def is_scarce(self) -> bool:

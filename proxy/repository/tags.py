@@ -217,7 +217,7 @@ class Tags:
         if record is None:
             raise error
         digest = record.descriptor.digest
-        await self._manifests.copy_from_fallback(target, digest, CacheDirective.ANY)
+        await self._manifests.copy_from_elsewhere(target, digest, CacheDirective.ANY)
         copy = await self._manifests.last_good(target, [digest], FALLBACK_WARNING)
         return _instead_of(error, copy)
 

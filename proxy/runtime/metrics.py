@@ -236,6 +236,18 @@ class CacheCounters:
     unlogged_requests: int = counter("Access-log lines dropped under load.", in_stats=False)
     audit_failures: int = counter("Failed attempts to write the audit log.", in_stats=False)
     audit_lost_lines: int = counter("Audit lines that could not be kept.", in_stats=False)
+    bucket_requests: Counter[str] = counter_by(
+        "operation",
+        "Requests to the bucket; a large put and a list are one each.",
+        ("get", "head", "put", "list", "delete"),
+        name="bucket_requests",
+    )
+    bucket_read_bytes: int = counter("Bytes of content read from the bucket.")
+    bucket_uploads: int = counter("Objects written to the bucket.")
+    bucket_uploaded_bytes: int = counter("Bytes of content written to the bucket.")
+    bucket_failures: int = counter("Failures of the bucket that Millpond recovered from.")
+    bucket_evictions: int = counter("Objects deleted from the bucket to make room.")
+    bucket_evicted_bytes: int = counter("Bytes of objects deleted from the bucket to make room.")
     access_decisions: Counter[str] = counter_by(
         "outcome",
         "Decisions of the access rules; login: denied to an anonymous client.",

@@ -6,7 +6,7 @@ the repository holds it, so that privacy rules hold on the other side too.
 
 import asyncio
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from aiohttp.web import BaseRequest, Response, StreamResponse
@@ -14,6 +14,7 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from proxy.content.content import Content
 from proxy.content.downloads import Downloads, Reader
 from proxy.core.errors import RegistryError, StorageError
+from proxy.fleet.leases import Leases
 from proxy.fleet.protocol import CONTENT_HEADER, MANIFESTS, NOT_YET, PREFIX, Facts, Question
 from proxy.fleet.signatures import HEADER, Signer
 from proxy.repository.manifests import Manifests
@@ -31,22 +32,23 @@ _MISSING: Final = Facts(None, is_public=False, is_confirmed=False)
 log = structlog.get_logger(__name__)
 
 
+class Served(NamedTuple):
+    """What replicas may have."""
+
+    content: Content
+    downloads: Downloads
+    manifests: Manifests
+
+
 class PeerServer:
     """Answers replicas."""
 
     def __init__(
-        self,
-        signer: Signer,
-        content: Content,
-        *,
-        downloads: Downloads,
-        manifests: Manifests,
-        counters: FleetCounters,
+        self, signer: Signer, leases: Leases, served: Served, counters: FleetCounters
     ) -> None:
         self._signer = signer
-        self._content = content
-        self._downloads = downloads
-        self._manifests = manifests
+        self._leases = leases
+        self._content, self._downloads, self._manifests = served
         self._counters = counters
         self._transfers = 0
 
@@ -84,7 +86,7 @@ class PeerServer:
         target, digest = question.target, question.digest
         hit = await self._manifests.held(target, digest, "")
         if hit is None:
-            is_coming = question.live and self._manifests.is_fetching(target, digest)
+            is_coming = question.live and self._leases.has(target.upstream, digest)
             return answering.refuse(NOT_YET if is_coming else 404)
         is_public = await self._content.is_public(digest)
         facts = Facts(

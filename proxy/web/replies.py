@@ -10,6 +10,7 @@ from proxy.core.manifests import OCI_INDEX
 from proxy.core.names import Digest
 from proxy.core.records import Descriptor
 from proxy.repository.results import Described, Listed, Manifest, Referrers, Sized
+from proxy.runtime.metrics import Outcome
 from proxy.web.blob import blob_headers
 from proxy.web.exchange import Exchange
 from proxy.web.paced import PacedResponse
@@ -56,6 +57,14 @@ def sized(exchange: Exchange, digest: Digest, found: Sized) -> Response:
     if found.size is not None:
         headers["Content-Length"] = str(found.size)
     return Response(headers=exchange.headers(headers))
+
+
+def redirected(exchange: Exchange, digest: Digest, url: str) -> Response:
+    """Return 307 to where a blob can be had (distribution-spec "Pulling blobs")."""
+    exchange.answered(Outcome.HIT)
+    exchange.status = 307
+    headers = {"Location": url, "Docker-Content-Digest": digest, "Cache-Control": "no-store"}
+    return Response(status=307, headers=exchange.headers(headers))
 
 
 def listed(exchange: Exchange, found: Listed, document: dict[str, object], path: str) -> Response:

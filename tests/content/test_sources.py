@@ -133,9 +133,9 @@ async def replicas(
             await acquainted(one, other)
             assert (await one.get(f"/v2/library/app/blobs/{LAYER}")).body == DATA
             await one.settled()
-            peers = fleet(other).peers
-            assert peers is not None
-            yield Holder(peers.holding, blob_file(one.storage, LAYER), monkeypatch)
+            exchange = fleet(other).exchange
+            assert exchange is not None
+            yield Holder(exchange.peers.holding, blob_file(one.storage, LAYER), monkeypatch)
 
 
 @pytest.fixture(params=BACKENDS)

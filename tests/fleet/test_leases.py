@@ -74,7 +74,7 @@ async def test_a_lease_that_ends_is_free_at_once_and_names_who_stored_it(
     a: Leases, b: Leases
 ) -> None:
     await a.take(HUB, DIGEST)
-    a.end(HUB, DIGEST, is_stored=True)
+    a.stored(DIGEST)
     await a.close()
     lease = await b.take(HUB, DIGEST)
     assert isinstance(lease, Lease)
@@ -86,7 +86,7 @@ async def test_a_lease_that_ends_is_free_at_once_and_names_who_stored_it(
 
 async def test_only_the_owner_releases_a_lease(a: Leases, b: Leases) -> None:
     await a.take(HUB, DIGEST)
-    b._held[HUB, DIGEST] = Lease(f"{B} stale", ())
+    b._held[HUB, DIGEST] = Lease(f"{B} stale", (), 0.0)
     await b.close()
     assert isinstance(await b.take(HUB, DIGEST), Held)
 
@@ -143,5 +143,5 @@ async def test_without_redis_there_is_no_lease(redis: Redis) -> None:
         leases = Leases(store, A)
         assert await leases.take(HUB, DIGEST) is None
         assert await leases.holder(HUB, DIGEST) is None
-        leases.end(HUB, DIGEST, is_stored=True)
+        leases.stored(DIGEST)
         await leases.close()

@@ -193,3 +193,49 @@ async def test_a_replica_that_stops_hands_its_download_over(
     await a.close()
     assert (await second).body == IMAGE.blobs[LAYER]
     first.cancel()
+
+
+MANIFEST = f"/v2/library/app/manifests/{IMAGE.digest}"
+
+
+async def test_a_manifest_is_fetched_once(replica: StartReplica, upstream: FakeUpstream) -> None:
+    a, b = await replica(), await replica()
+    gate = upstream.hold(kind="manifest")
+    gets = [asyncio.create_task(one.get(MANIFEST)) for one in (a, b, a, b)]
+    await until(lambda: upstream.count("GET", "manifest") == 1)
+    await asyncio.sleep(3)  # beyond the life of a lease
+    gate.set()
+    for get in gets:
+        assert (await get).body == IMAGE.manifest
+    assert upstream.count("GET", "manifest") == 1
+
+
+async def test_a_held_manifest_is_taken_from_a_replica(
+    replica: StartReplica, upstream: FakeUpstream
+) -> None:
+    a, b = await replica(), await replica()
+    first = await a.get(MANIFEST)
+    upstream.fail(503)
+    second = await b.get(MANIFEST)
+    assert second.body == IMAGE.manifest
+    assert second.headers["Content-Type"] == first.headers["Content-Type"]
+
+
+async def test_a_manifest_of_another_repository_is_not_given(
+    replica: StartReplica, upstream: FakeUpstream
+) -> None:
+    a, b = await replica(), await replica()
+    await a.get(MANIFEST)
+    upstream.add("org/without", content.image("without"))
+    assert (await b.get(f"/v2/org/without/manifests/{IMAGE.digest}")).status == 404
+    assert (await b.get(f"/v2/org/other/manifests/{IMAGE.digest}")).body == IMAGE.manifest
+
+
+async def test_a_missing_manifest_is_missing_at_once_for_all(
+    replica: StartReplica, upstream: FakeUpstream
+) -> None:
+    a, b = await replica(), await replica()
+    missing = f"/v2/library/app/manifests/{LAYER}"
+    async with asyncio.timeout(4):
+        for get in [asyncio.create_task(one.get(missing)) for one in (a, b)]:
+            assert (await get).status == 404

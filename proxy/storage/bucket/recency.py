@@ -11,7 +11,7 @@ from proxy.core.names import Digest, parse_digest
 from proxy.core.records import Clock
 from proxy.core.tolerant_json import as_list
 
-MAX_USES: Final = 50_000
+MAX_USES: Final = 20_000
 """Uses that one machine remembers. An object without one counts as used when it was written."""
 
 

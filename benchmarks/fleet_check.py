@@ -7,6 +7,7 @@ not matter: the model is about cables and about who asks whom how often.
 import json
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,8 @@ from tests.parts.push import Recipe, push_image, random_layer
 ROOT: Final = Path(__file__).resolve().parents[1]
 UPLINK, CABLE, OPEN = 200, 320, 10_000  # megabits a second
 REPLICAS, CLIENTS = 3, 12
+CONFIG: Final = 600
+"""About as many bytes has a configuration."""
 LAYERS: Final = (60_000_000, 30_000_000, 20_000_000, 10_000_000)
 TOLERANCE: Final = 0.15
 _KEYS: Final = {"AWS_ACCESS_KEY_ID": "check", "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-check"}
@@ -63,7 +66,7 @@ def main() -> int:
         ("seconds to the last client", said.seconds, seen.seconds),
         ("bodies from the registry, per layer", said.bodies_per_digest, seen.bodies),
         # Millpond counts an upload in parts as one request.
-        ("bucket requests", said.heads + said.gets + len(LAYERS), seen.bucket_requests),
+        ("bucket requests", said.heads + said.gets + len(LAYERS) + 1, seen.bucket_requests),
         ("Redis commands", said.redis_commands, seen.redis_commands),
     ):
         ratio = real / expected
@@ -81,8 +84,8 @@ def predicted(downloaders: dict[int, int]) -> Outcome:
         replica_link=CABLE * GBIT / 1000,
         spread=0.0,
     )
-    rollout = Fleet(site, CLIENTS, REPLICAS, tuple(float(size) for size in LAYERS))
-    rollout.downloaders = downloaders
+    rollout = Fleet(site, CLIENTS, REPLICAS, tuple(map(float, (CONFIG, *LAYERS))))
+    rollout.downloaders = {number + 1: replica for number, replica in downloaders.items()}
     return rollout.play()
 
 
@@ -191,7 +194,7 @@ def _redis(root: Path, host: str) -> Iterator[str]:
 
 @contextmanager
 def _bucket(root: Path, host: str) -> Iterator[str]:
-    """Give the URL of a SeaweedFS, which makes the bucket when the first object arrives."""
+    """Give the URL of a SeaweedFS with a bucket."""
     port = free_port()
     options: dict[str, object] = {"dir": root, "ip": host, "ip.bind": host, "s3.port": port}
     for server in ("master", "volume", "filer"):
@@ -208,8 +211,16 @@ def _bucket(root: Path, host: str) -> Iterator[str]:
     ]
     daemon = Daemon(argv, _environment(root, GOMEMLIMIT="1GiB", **_KEYS), root / "log")
     daemon.cwd = root
+    url = f"http://{host}:{port}"
     with _running(daemon, host, port):
-        yield f"http://{host}:{port}"
+        made = [
+            weed,
+            "shell",
+            f"-master={host}:{options['master.port']}.{options['master.port.grpc']}",
+        ]
+        command = b"s3.bucket.create -name check\n"
+        subprocess.run(made, input=command, check=True, capture_output=True, cwd=root, timeout=60)
+        yield url
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """`python -m benchmarks.fleet_model`: how long a rollout takes, and what it costs, by size.
 
-It prints the tables of docs/scaling.md and draws its plots. `--measure` measures the costs that
-`fleet_site` states, on this machine. `--check` compares the model with three real replicas.
+It writes the table of docs/scaling.md, which `make docs` inserts there, and draws its plots.
+`--measure` measures the costs that `fleet_site` states, on this machine. `--check` compares the
+model with three real replicas.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,9 @@ from benchmarks import curves
 from benchmarks.fleet_scenarios import Direct, Fleet, NodeFleet, Outcome, RegistryTwo
 from benchmarks.fleet_site import GB, MONTHLY_ROLLOUTS, OTHER_ZONE, Prices, Site
 
-PLOTS: Final = Path(__file__).parent / "plots"
+HERE: Final = Path(__file__).parent
+PLOTS: Final = HERE / "plots"
+TABLE: Final = HERE / "fleet.md"
 SIZES: Final = (10, 100, 1_000, 10_000)
 
 
@@ -67,11 +71,12 @@ def table(found: Sequence[Outcome]) -> str:
     ]
     for outcome in found:
         cost = sum(monthly(outcome).values())
+        narrowest = re.sub(r"replica \d+", "a replica", outcome.narrowest)
         lines.append(
             f"| {outcome.nodes:,} | {name(outcome)} | {outcome.seconds:,.0f} "
             f"| {outcome.bodies_per_digest:,.0f} | {outcome.upstream_bytes / GB:,.0f} "
             f"| {outcome.bucket_requests:,} | {outcome.redis_peak:,.0f} | {cost:,.0f} "
-            f"| {outcome.narrowest} |"
+            f"| {narrowest} |"
         )
     return "\n".join(lines)
 
@@ -107,7 +112,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return fleet_check.main()
     found = outcomes()
     draw(found, PLOTS)
-    print(table(found))
+    TABLE.write_text(table(found) + "\n")
+    print(TABLE.read_text())
     return 0
 
 

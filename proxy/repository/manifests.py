@@ -22,7 +22,7 @@ from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor, TagRecord
-from proxy.core.sources import SharedManifests
+from proxy.core.sources import Place, SharedManifests
 from proxy.repository.held_manifests import Held, HeldManifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
@@ -287,7 +287,7 @@ class Manifests:
             if content.is_manifest:
                 media_type = content.own_type or content.implied_type
                 descriptor = Descriptor(media_type, digest, len(body))
-                hit = Manifest(descriptor, body, Outcome.HIT, content.children)
+                hit = Manifest(descriptor, body, Outcome.HIT, content.children, place=Place.DISK)
                 await self._keep(target, hit, content, is_public=False)
                 return True
         return (
@@ -300,7 +300,7 @@ class Manifests:
             return False
         content = await by_size(len(found.body), partial(manifests.read, found.body))
         descriptor = Descriptor(found.media_type, digest, len(found.body))
-        hit = Manifest(descriptor, found.body, Outcome.HIT, content.children)
+        hit = Manifest(descriptor, found.body, Outcome.HIT, content.children, place=found.place)
         await self._keep(target, hit, content, is_public=found.is_public)
         return True
 

@@ -23,6 +23,7 @@ from prometheus_client.core import (
     Metric,
 )
 
+from proxy.core.sources import Place
 from proxy.runtime.readiness import Readiness
 
 
@@ -161,6 +162,18 @@ class UpstreamCounters:
         _STATUSES,
         name="upstream_response_seconds",
     )
+    source_requests: Counter[str] = counter_by(
+        "source",
+        "Requests for content that succeeded, by where the content came from.",
+        Place,
+        name="source_requests",
+    )
+    source_bytes: Counter[str] = counter_by(
+        "source",
+        "Body bytes sent to clients, by where the content came from.",
+        Place,
+        name="source_bytes",
+    )
     bytes_delivered: int = 0
     """Body bytes sent to clients, without error documents."""
 
@@ -176,6 +189,23 @@ class UpstreamCounters:
         if outcome is not Outcome.ERROR:
             self.bytes_delivered += sent
         self.manifest_pulls += manifest
+
+    def fetched(self, place: Place, sent: int) -> None:
+        """Count where the content of a request came from that was not in the cache."""
+        self.source_requests[place] += 1
+        self.source_bytes[place] += sent
+
+    def derive(self) -> None:
+        """Set what came from the disk: all that did not come from elsewhere.
+
+        It is not counted, because requests from memory cost a few microseconds each.
+        """
+        failed = self.outcomes[Outcome.ERROR] + self.outcomes[Outcome.LEFT]
+        self.source_requests[Place.DISK] = self.source_bytes[Place.DISK] = 0
+        self.source_requests[Place.DISK] = (
+            self.outcomes.total() - failed - self.source_requests.total()
+        )
+        self.source_bytes[Place.DISK] = self.bytes_delivered - self.source_bytes.total()
 
     def timed(self, outcome: Outcome, first_byte: float, whole: float) -> None:
         """Record the durations of one request, in seconds from its start."""
@@ -195,12 +225,17 @@ class UpstreamCounters:
         Saved bytes are those delivered to clients minus those fetched from upstream: negative
         while the cache has fetched more than clients have read.
         """
+        self.derive()
         requests = self.outcomes.total()
         delivered = requests - self.outcomes[Outcome.ERROR] - self.outcomes[Outcome.LEFT]
         return {
             "requests": requests,
             **{key: self.outcomes[outcome] for key, outcome in _STATS_KEYS.items()},
             "errors": dict(self.errors),
+            "sources": {
+                place: {"requests": self.source_requests[place], "bytes": self.source_bytes[place]}
+                for place in Place
+            },
             "bytes_to_clients": self.bytes_to_clients,
             "bytes_from_upstream": self.bytes_from_upstream,
             "bytes_saved": self.bytes_delivered - self.bytes_from_upstream,

@@ -54,6 +54,8 @@ class _View(Collector):
     def collect(self) -> Iterator[Metric]:
         metrics = self._metrics
         by_upstream = {**metrics.upstreams, "": metrics.unrouted}
+        for counters in by_upstream.values():
+            counters.derive()
         yield from _families(UpstreamCounters, "upstream", by_upstream)
         yield from _families(CacheCounters, None, {"": metrics.cache})
         yield from _families(TaskCounters, "task", metrics.tasks)

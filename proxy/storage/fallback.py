@@ -26,7 +26,7 @@ from proxy.core.errors import BlobUnknown, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, Tag, Target, matches
 from proxy.core.oci_layout import entries, named_image
 from proxy.core.records import Descriptor
-from proxy.core.sources import Body, Piece, Priority
+from proxy.core.sources import Body, Piece, Place, Priority
 from proxy.runtime.executors import by_size, start_apart
 from proxy.storage.disk import DiskBlob
 
@@ -75,6 +75,8 @@ class FallbackDirectory:
 
     Content may be private, so it is linked only to the repositories that ``index.json`` names.
     """
+
+    place: Final = Place.DISK
 
     def __init__(self, path: Path) -> None:
         self.path: Final = path

@@ -26,7 +26,7 @@ from proxy.core.errors import (
 )
 from proxy.core.names import Digest, Repo, Target, parse_digest
 from proxy.core.records import Descriptor
-from proxy.core.sources import Body, Priority
+from proxy.core.sources import Body, Place, Priority
 from proxy.core.tolerant_json import as_list
 from proxy.runtime.executors import by_size
 from proxy.upstream.body import DownloadPolicy, RegistryBody
@@ -68,6 +68,8 @@ class Upstream:
     At most ``downloads`` bodies are open at once; manifests do not wait for them.
     ``is_public``: no request carries credentials, so every client may get its content.
     """
+
+    place: Final = Place.REGISTRY
 
     def __init__(
         self,

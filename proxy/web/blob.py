@@ -41,7 +41,7 @@ async def send_blob(exchange: Exchange, digest: Digest, blob: Blob, blobs: Blobs
 
     Raises ``RegistryError`` or ``StorageError`` before anything is sent.
     """
-    exchange.outcome = blob.outcome
+    exchange.outcome, exchange.place = blob.outcome, blob.place
     await _prove_what_has_no_last_byte(exchange, blob)
     parts = _Parts(_spans(exchange, digest, blob), blob.size)
     response = _response(exchange, digest, parts)

@@ -16,6 +16,7 @@ from proxy.access.rules import Decision
 from proxy.core.errors import PolicyDenied, RegistryError
 from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective, cache_directive
+from proxy.core.sources import Place
 from proxy.repository.results import Forward
 from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
@@ -25,6 +26,7 @@ from proxy.web import audited
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
 HIT_STATUS: Final = "Millpond; hit"
+_FETCHED: Final = (Outcome.MISS, Outcome.JOIN, Outcome.THROUGH)
 _SERVED_STALE: Final = {
     Kind.MANIFEST: "the last good copy",
     Kind.TAGS: "the last list of tags",
@@ -50,6 +52,8 @@ class Exchange:
     decision: Decision | None = None
     """The last decision of access, which names the rule."""
     outcome: Outcome | None = None
+    place: Place = Place.REGISTRY
+    """Where content came from that was not in the cache."""
     status: int = 200
     code: str | None = None
     fresh: float | None = None
@@ -149,6 +153,8 @@ class Exchange:
             parts.append(f"detail={self.failure.code if self.failure else 'stale'}")
         elif outcome is Outcome.ERROR:
             parts.append(f"detail={self.code}")
+        elif outcome in _FETCHED and self.place in (Place.PEER, Place.BUCKET):
+            parts.append(f"detail={self.place}")
         return "; ".join(filter(None, parts))
 
     def _handling(self, outcome: Outcome) -> str:
@@ -220,6 +226,8 @@ class Journal:
             is_manifest = exchange.route is not None and exchange.route.kind is Kind.MANIFEST
             is_pull = is_manifest and exchange.status == 200 and not exchange.is_head
             counters.answered(outcome, exchange.sent, manifest=is_pull)
+            if outcome in _FETCHED:
+                counters.fetched(exchange.place, exchange.sent)
             if exchange.code is not None:
                 counters.errors[exchange.code] += 1
             first_byte = seconds if exchange.first_byte is None else exchange.first_byte

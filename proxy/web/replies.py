@@ -29,6 +29,7 @@ def manifest(exchange: Exchange, found: Manifest) -> Response:
     exchange.fresh = found.fresh
     if is_unmodified(exchange, found.descriptor.digest):
         return unmodified(exchange, found.descriptor.digest)
+    exchange.place = found.place
     exchange.sent, exchange.digest = len(found.body), found.descriptor.digest
     headers = manifest_headers(found.descriptor, found.warning)
     response = PacedResponse(body=found.body, headers=exchange.headers(headers))

@@ -13,7 +13,7 @@ from proxy.content.downloads import Downloads
 from proxy.content.fetching import Fetch, SourcesBody
 from proxy.core.errors import ContentMismatch, NotFound, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Repo, Target, sha256
-from proxy.core.sources import Body, Piece, Priority, Source
+from proxy.core.sources import Body, Piece, Place, Priority, Source
 from proxy.storage.fallback import FallbackDirectory
 from tests.fakes import content, faults
 from tests.fakes.clock import Clock
@@ -273,6 +273,7 @@ class Second(Stage):
     """A source that notes from where it was asked to go on."""
 
     is_public = is_confirmed = True
+    place = Place.PEER
 
     def __init__(self, size: int | None = SIZE) -> None:
         self.size = size

@@ -3,9 +3,12 @@
 import asyncio
 import hashlib
 import signal
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout
@@ -15,6 +18,7 @@ from tests.parts.millpond import Millpond
 from tests.parts.process import free_port, workdir
 from tests.parts.redis import Redis
 
+SKEWED = Path(__file__).with_name("skewed.py")
 SECRET = "0123456789abcdef0123456789abcdef"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
@@ -33,13 +37,16 @@ class Fleet:
 
 @contextmanager
 def running(
-    upstream: str, count: int = 3, extra: Mapping[str, Any] | None = None
+    upstream: str, clocks: Sequence[float] = (0, 0, 0), extra: Mapping[str, Any] | None = None
 ) -> Iterator[Fleet]:
-    """Give replicas with empty caches before `upstream`, a base URL."""
+    """Give replicas with empty caches before `upstream`, a base URL.
+
+    `clocks` says by how many seconds the clock of each is wrong.
+    """
     with ExitStack() as stack:
         redis = stack.enter_context(redises.running())
         replicas = []
-        for _ in range(count):
+        for seconds in clocks:
             root = stack.enter_context(workdir("replica"))
             secret = root / "secret"
             secret.write_text(SECRET)
@@ -53,11 +60,17 @@ def running(
                 "log": {"level": "debug"},
                 **(extra or {}),
             }
-            replica = Millpond(root, upstream, free_port(), settings)
+            replica = Millpond(root, upstream, free_port(), settings, _under(seconds))
             stack.callback(_end, replica)
-            replica.start()
             replicas.append(replica)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Millpond.start, replicas))
         yield Fleet(redis, replicas)
+
+
+def _under(seconds: float) -> list[str]:
+    """Return the command under which a clock is wrong."""
+    return [sys.executable, str(SKEWED), str(seconds)] if seconds else []
 
 
 def _end(replica: Millpond) -> None:

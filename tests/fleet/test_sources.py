@@ -34,10 +34,16 @@ async def test_a_replica_takes_from_another_what_that_one_holds(
 ) -> None:
     a, b = await replica(), await replica()
     await warm(a)
-    assert (await b.get(BLOB)).body == IMAGE.blobs[LAYER]
+    answer = await b.get(BLOB)
+    assert answer.body == IMAGE.blobs[LAYER]
+    assert answer.headers["Cache-Status"] == "Millpond; fwd=uri-miss; stored; detail=peer"
     assert upstream.bodies(LAYER) == 1
     await b.settled()
     assert LAYER in b.held()
+    assert (await b.get(BLOB)).headers["Cache-Status"] == "Millpond; hit"
+    assert b.numbers["sources"]["peer"] == {"requests": 1, "bytes": SIZE}
+    assert b.numbers["sources"]["disk"] == {"requests": 1, "bytes": SIZE}
+    assert a.numbers["sources"]["registry"] == {"requests": 1, "bytes": SIZE}
 
 
 async def test_a_replica_finds_holders_without_the_help_of_redis(

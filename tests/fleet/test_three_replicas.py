@@ -73,9 +73,7 @@ async def holder(fleet: Fleet, upstream: FakeUpstream) -> int:
 
 
 def _lease(fleet: Fleet) -> str:
-    from redis import Redis  # noqa: PLC0415
-
-    with Redis.from_url(fleet.redis.url) as redis:
+    with fleet.redis.client() as redis:
         value = redis.get(f"millpond:1:default:lease:docker.io:{BIG}")
     assert isinstance(value, bytes)
     return value.decode().split(" ")[0]
@@ -101,3 +99,12 @@ async def test_a_holder_that_dies_or_hangs_is_followed_by_another(
     assert upstream.bodies(BIG) == 2
     second = [one for one in upstream.requests if one.reference == BIG][1]
     assert re.fullmatch(r"bytes=[1-9]\d*-.*", second.headers["Range"])
+
+
+async def test_clocks_that_are_wrong_by_a_minute_change_nothing(upstream: FakeUpstream) -> None:
+    upstream.add(APP, IMAGE)
+    upstream.fault(faults.slow(3_000_000), kind="blob")
+    with fleets.running(upstream.url, (0, 60, -60)) as fleet:
+        await pull(fleet)
+        assert {upstream.bodies(digest) for digest in IMAGE.blobs} == {1}
+        assert upstream.count("GET", "manifest") == 1

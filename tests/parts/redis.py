@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from redis import Redis as Client
+
 from tests.parts.process import Daemon, command, free_port, hermetic, listens, workdir
 
 
@@ -23,6 +25,10 @@ class Redis:
     def start(self) -> None:
         """Start it; return when it accepts connections."""
         self._daemon.start(lambda: listens(self.port))
+
+    def client(self) -> Client:
+        """Return a client; use it as a context manager."""
+        return Client.from_url(self.url)
 
     def kill(self) -> None:
         """End it by SIGKILL."""

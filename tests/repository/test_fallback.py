@@ -12,7 +12,7 @@ from aiohttp import ClientPayloadError
 
 from proxy.core.errors import BlobUnknown
 from proxy.core.names import Digest, Target
-from proxy.core.sources import Piece, Priority
+from proxy.core.sources import Piece, Place, Priority
 from proxy.repository.origins import Origin
 from proxy.storage import fallback
 from tests.fakes import content, faults
@@ -368,6 +368,8 @@ async def test_the_directory_of_a_real_cache_works_as_a_fallback(
 
 class Shelf:
     """A source that is neither a registry nor a directory."""
+
+    place = Place.DISK
 
     def __init__(self, blobs: dict[str, bytes]) -> None:
         self._blobs = blobs

@@ -45,6 +45,8 @@ TYPES = {
     "background_failures": "counter",
     "background_up": "gauge",
     "policy_decisions": "counter",
+    "source_requests": "counter",
+    "source_bytes": "counter",
     "fleet_redis_commands": "counter",
     "fleet_redis_failures": "counter",
     "fleet_redis_skipped": "counter",

@@ -8,7 +8,7 @@ import structlog
 from proxy.core import manifests
 from proxy.core.errors import BlobUnknown, NotFound, UpstreamUnavailable
 from proxy.core.names import Digest, Target, matches
-from proxy.core.sources import Body, Piece, Priority, SharedManifest
+from proxy.core.sources import Body, Piece, Place, Priority, SharedManifest
 from proxy.runtime.executors import by_size
 from proxy.runtime.singleflight import SingleFlight
 from proxy.storage.bucket.client import BucketClient, ObjectReader
@@ -26,6 +26,8 @@ class BucketSource:
 
     ``replace`` gets the digests of objects with wrong bytes.
     """
+
+    place: Final = Place.BUCKET
 
     def __init__(
         self, client: BucketClient, recency: Recency, replace: Callable[[Digest], None]

@@ -4,7 +4,7 @@ Only for the operator: names are confidential, and most of it changes something.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,7 +39,10 @@ _LONGEST_TTL: Final = 7 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What commands work on, and the parsers of image names and selectors."""
+    """What commands work on, and the parsers of image names and selectors.
+
+    ``replicas`` returns what every replica of the fleet says of itself, by address.
+    """
 
     content: Content
     pins: Pins
@@ -50,6 +53,7 @@ class Services:
     cache: Cache
     image: Callable[[str], Image]
     selector: Callable[[str], Selector]
+    replicas: Callable[[], Mapping[str, Document]]
 
 
 class Control:
@@ -67,6 +71,7 @@ class Control:
         self.access = access
         self._pages: dict[str, dict[str, Page]] = {
             "/-/pins": {"GET": self._get_pins, "PUT": self._put_pin, "DELETE": self._delete_pin},
+            "/-/fleet": {"GET": self._get_fleet},
             "/-/in-use": {"GET": self._get_in_use, "PUT": self._put_in_use},
             "/-/evict": {"GET": self._get_evict, "POST": self._post_evict},
             "/-/verify": {"POST": self._post_verify},
@@ -107,6 +112,10 @@ class Control:
         except StorageError as error:
             raise StorageUnavailable(f"the pin cannot be removed: {error}") from error
         return reply({"pin": name, "removed": removed})
+
+    async def _get_fleet(self, _: BaseRequest) -> StreamResponse:
+        replicas = sorted(self._services.replicas().items())
+        return reply({"replicas": [{"address": one} | facts for one, facts in replicas]})
 
     async def _get_in_use(self, _: BaseRequest) -> StreamResponse:
         feeds = [

@@ -26,6 +26,7 @@ PAGES = {
     "/-/refresh": {"POST"},
     "/-/pull": {"POST"},
     "/-/pins": {"GET", "PUT", "DELETE"},
+    "/-/fleet": {"GET"},
     "/-/in-use": {"GET", "PUT"},
     "/-/evict": {"GET", "POST"},
     "/-/verify": {"POST"},

@@ -32,6 +32,8 @@ class Outcome:
     puts: int = 0
     redis: list[tuple[float, float]] = field(default_factory=list)
     """Times and numbers of commands."""
+    renewals: int = 0
+    """How many of these renew a lease."""
     narrowest: str = ""
     """The link that was full for the longest time."""
     digests: int = len(LAYERS)
@@ -266,6 +268,7 @@ class Fleet(Rollout):
 
         def complete() -> None:
             renewals = int((self.network.now - begun) / self.protocol.renew_every)
+            self.outcome.renewals += renewals
             for renewal in range(renewals):
                 self._commands(1, begun + renewal * self.protocol.renew_every)
             self.network.send(self._upload(replica, number))

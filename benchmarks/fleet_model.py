@@ -13,13 +13,22 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import curves
-from benchmarks.fleet_scenarios import Direct, Fleet, NodeFleet, Outcome, RegistryTwo
+from benchmarks.fleet_scenarios import (
+    Direct,
+    Fleet,
+    NodeFleet,
+    Outcome,
+    RegistryTwo,
+    WarmFleet,
+)
 from benchmarks.fleet_site import GB, MONTHLY_ROLLOUTS, OTHER_ZONE, Prices, Site
 
 HERE: Final = Path(__file__).parent
 PLOTS: Final = HERE / "plots"
 TABLE: Final = HERE / "fleet.md"
 SIZES: Final = (10, 100, 1_000, 10_000)
+_SERVERS: Final = ("Millpond", "Millpond, pulled before", "registry:2")
+"""Systems that need machines for replicas."""
 
 
 def outcomes(site: Site | None = None) -> list[Outcome]:
@@ -30,16 +39,18 @@ def outcomes(site: Site | None = None) -> list[Outcome]:
         found.append(Direct(site, nodes, 0).play())
         found.append(RegistryTwo(site, nodes, 1).play())
         found += [Fleet(site, nodes, replicas).play() for replicas in (1, 3, 10, 30)]
+        found.append(WarmFleet(site, nodes, 30).play())
         found.append(NodeFleet(site, nodes, nodes).play())
     return found
 
 
 def name(outcome: Outcome) -> str:
     """Return the system as the tables name it."""
-    if outcome.system != "Millpond":
+    if outcome.system not in _SERVERS[:2]:
         return outcome.system
+    product, _, how = outcome.system.partition(", ")
     many = outcome.replicas
-    return f"Millpond, {many} replica{'s' * (many > 1)}"
+    return f"{product}, {many} replica{'s' * (many > 1)}{', ' * bool(how)}{how}"
 
 
 def monthly(outcome: Outcome, prices: Prices | None = None) -> dict[str, float]:
@@ -47,8 +58,8 @@ def monthly(outcome: Outcome, prices: Prices | None = None) -> dict[str, float]:
     prices = prices or Prices()
     upstream, to_nodes = outcome.upstream_bytes / GB, outcome.node_bytes / GB
     stored = outcome.upstream_bytes / GB if outcome.puts else 0.0
-    is_server = outcome.system in {"Millpond", "registry:2"}
-    machines = prices.replica_hour * outcome.replicas * prices.hours if is_server else 0.0
+    servers = outcome.replicas if outcome.system in _SERVERS else 0
+    machines = prices.replica_hour * servers * prices.hours
     has_redis = bool(outcome.redis) and outcome.replicas > 1
     requests = outcome.puts * prices.put + (outcome.gets + outcome.heads) * prices.get
     return {

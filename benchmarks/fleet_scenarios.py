@@ -287,6 +287,24 @@ class Fleet(Rollout):
         self.outcome.redis.append((self.network.now if time is None else time, number))
 
 
+class WarmFleet(Fleet):
+    """One replica has pulled the image before the rollout, so the bucket has it too."""
+
+    system = "Millpond, pulled before"
+
+    def __init__(
+        self, site: Site, nodes: int, replicas: int, layers: tuple[float, ...] = LAYERS
+    ) -> None:
+        super().__init__(site, nodes, replicas, layers)
+        first = self.replicas[0]
+        for number, size in enumerate(layers):
+            first.fills[number] = Flow(size, {}, position=size)
+            self._holders[number] = first
+            self._stored.add(number)
+            self.outcome.puts += self.protocol.puts(size)
+        self.outcome.bodies, self.outcome.upstream_bytes = len(layers), sum(layers)
+
+
 class NodeFleet(Rollout):
     """A Millpond on every node, without a bucket.
 

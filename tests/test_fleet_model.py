@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from benchmarks import fleet_model
-from benchmarks.fleet_scenarios import Direct, Fleet, NodeFleet, RegistryTwo
+from benchmarks.fleet_scenarios import Direct, Fleet, NodeFleet, RegistryTwo, WarmFleet
 from benchmarks.fleet_site import GB, GBIT, MB, Prices, Protocol, Site
 
 ONE = (1 * GB,)
@@ -70,6 +70,14 @@ def test_it_matters_who_downloads() -> None:
     assert one.play().seconds == pytest.approx(2 * 6 + 2, abs=2)
     assert two.play().seconds < one.outcome.seconds
     assert two.outcome.bodies == 2
+
+
+def test_what_was_pulled_before_comes_from_the_bucket() -> None:
+    rollout = WarmFleet(SITE, 12, 3, ONE)
+    outcome = rollout.play()
+    assert (outcome.bodies, outcome.gets, outcome.heads) == (1, 2, 0)
+    assert outcome.seconds == pytest.approx(GB / rollout.costs.bucket_stream, rel=0.01)
+    assert WarmFleet(SITE, 12, 1, ONE).play().seconds < 0.1
 
 
 def test_each_replica_asks_redis_once_for_each_digest() -> None:

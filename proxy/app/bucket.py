@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.content.bucket_eviction import BucketEvictor
     from proxy.content.bucket_uploads import Uploads
     from proxy.storage.bucket.client import BucketClient
-    from proxy.storage.bucket.recency import LocalRecency
+    from proxy.storage.bucket.recency import LocalRecency, Recency
     from proxy.storage.bucket.source import BucketSource
     from proxy.storage.bucket.stores import Stores
 
@@ -35,7 +35,7 @@ class SecondTier:
     source: "BucketSource"
     uploads: "Uploads"
     evictor: "BucketEvictor"
-    recency: "LocalRecency"
+    recency: "Recency"
 
     async def sign(self, digest: Digest, seconds: float) -> str | None:
         """Return a URL that is valid for so long, None unless the object is known to be there."""
@@ -45,10 +45,17 @@ class SecondTier:
         return await self.client.url(digest, seconds)
 
 
-async def opened(stack: AsyncExitStack, configured: Bucket, storage: "Storage") -> SecondTier:
+async def opened(
+    stack: AsyncExitStack,
+    configured: Bucket,
+    storage: "Storage",
+    shared: "Recency | None" = None,
+) -> SecondTier:
     """Return the second tier; ``stack`` closes it. Needs no network. Raises ``ConfigError``.
 
-    Closing waits for uploads, so it belongs after whatever stores content has ended.
+    ``shared`` is what machines know together of the last uses; these also give each other small
+    content, so that the bucket can do without it. Closing waits for uploads, so it belongs after
+    whatever stores content has ended.
     """
     from proxy.content.bucket_eviction import BucketEvictor  # noqa: PLC0415 - needs obstore
     from proxy.content.bucket_uploads import Uploads  # noqa: PLC0415 - needs obstore
@@ -60,10 +67,13 @@ async def opened(stack: AsyncExitStack, configured: Bucket, storage: "Storage") 
     secret = read_secret(configured)
     shelf = storage.shelf
     client = BucketClient(configured.url, stores(configured, secret), shelf.counters)
-    recency = LocalRecency(shelf.clock)
-    await _load(recency, storage)
-    stack.push_async_callback(_save, recency, storage)
-    uploads = Uploads(client, shelf, smallest=0, sweep=partial(sweep, configured, secret))
+    recency = shared
+    if recency is None:
+        recency = own = LocalRecency(shelf.clock)
+        await _load(own, storage)
+        stack.push_async_callback(_save, own, storage)
+    smallest = 0 if shared is None else configured.min_object
+    uploads = Uploads(client, shelf, smallest=smallest, sweep=partial(sweep, configured, secret))
     stack.push_async_callback(uploads.close)
     storage.content.on_stored.append(uploads.add)
     source = BucketSource(client, recency, uploads.replace)

@@ -23,7 +23,7 @@ from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
 from proxy.fleet.replicas import Replicas
 from proxy.fleet.signatures import MIN_SECRET, Signer
-from proxy.fleet.sources import Following, Holding
+from proxy.fleet.sources import Following, Holding, Rescuing
 from proxy.fleet.store import Store
 from proxy.repository.origins import Peers
 from proxy.runtime.metrics import Metrics
@@ -101,7 +101,11 @@ async def opened(
         holding = Holding(leases, client, replicas.others)
         manifests = Manifests(leases, client, [*([] if bucket is None else [bucket]), holding])
         stack.push_async_callback(manifests.close)
-        peers = Peers(Following(leases, client), holding, manifests, leases.release)
+        following, rescuing = (
+            Following(leases, client),
+            Rescuing(leases, client, replicas.others),
+        )
+        peers = Peers(following, holding, manifests, rescuing, leases.release)
         exchange = Exchange(signer, leases, peers)
         log.info("this replica exchanges content with others", address=address)
     background.start("fleet", store.watch)

@@ -99,6 +99,7 @@ def handlers(
         image=router.parse_image,
         selector=router.parse_selector,
         replicas=dict if engine.fleet is None else engine.fleet.replicas.all,
+        bucket=None if storage.bucket is None else storage.bucket.evictor,
     )
     admin_access = AdminAccess(access, settings.admin.token_file)
     admin = Admin(

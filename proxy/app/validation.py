@@ -13,6 +13,7 @@ from typing import Final
 
 from proxy.access.review import faults
 from proxy.access.rules import Rules
+from proxy.app import bucket as buckets
 from proxy.app.issuers import issuer_context
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
@@ -113,6 +114,13 @@ def _policies(settings: Settings) -> Iterator[str]:
     yield from _refusal(lambda: compiled(settings.policies, Router(settings).parse_selector))
 
 
+def _bucket(settings: Settings) -> Iterator[str]:
+    """Yield a fault if the secret cannot be read, or obstore is missing or refuses a setting."""
+    bucket = settings.storage.bucket
+    if bucket is not None:
+        yield from _refusal(lambda: buckets.stores(bucket, buckets.read_secret(bucket)))
+
+
 def _token_file(settings: Settings) -> Iterator[str]:
     if settings.admin.token_file is not None:
         yield from _unreadable("admin.token_file", settings.admin.token_file)
@@ -209,6 +217,7 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _credentials,
     _upstream_files,
     _policies,
+    _bucket,
     _token_file,
     _audit_file,
     _directory,

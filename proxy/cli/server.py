@@ -46,7 +46,7 @@ def serve(
 def check(
     config: ConfigOption = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Log in at every registry, and report.")
+        bool, typer.Option("--online", help="Log in at every registry and bucket, and report.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

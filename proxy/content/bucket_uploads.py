@@ -61,7 +61,8 @@ class _StoppedError(Exception):
 class Uploads:
     """The content that the bucket does not have yet; less than ``smallest`` bytes are not copied.
 
-    ``sweep`` removes abandoned uploads, and those of the given objects. It blocks.
+    ``sweep`` removes abandoned uploads, and those of its first objects, but none of its second. It
+    blocks.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Uploads:
         shelf: Shelf,
         *,
         smallest: int,
-        sweep: Callable[[Collection[Digest]], int],
+        sweep: Callable[[Collection[Digest], Collection[Digest]], int],
     ) -> None:
         self._client = client
         self._store, self._index = shelf.store, shelf.index
@@ -110,6 +111,7 @@ class Uploads:
 
     async def run(self) -> None:
         """Copy what is added, and what an earlier process has left, until cancelled."""
+        await self._clean()  # before the first upload: it removes those of an earlier process
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resume(), name="resume uploads")
             for number in range(AT_ONCE):
@@ -119,7 +121,7 @@ class Uploads:
         """Wait for uploads, but not for long; what is left is noted for the next start."""
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE_SECONDS):
-                while self.pending and not self._client.writing.is_open:
+                while self.pending and not self._client.seconds_left:
                     await self._changed.wait()
         self._stopping.set()
         with suppress(TimeoutError):
@@ -129,10 +131,10 @@ class Uploads:
         await self._note(is_complete=not self.pending)
 
     async def _resume(self) -> None:
-        """Remove the parts of broken uploads, and add what was not copied before this start."""
+        """Add what was not copied before this start; then remove abandoned uploads every day."""
         begun = self._clock()
         name, until, is_complete = await self._read_note()
-        since = until - MARGIN_SECONDS if name == self._client.name else 0.0
+        since = max(0.0, until - MARGIN_SECONDS) if name == self._client.name else 0.0
         if name != self._client.name or not is_complete:
             log.info("looking for content that the bucket lacks", stored_since=since)
             async for batch in self._store.scan():
@@ -144,13 +146,14 @@ class Uploads:
         self._is_behind = False
         await self._set_note(since if self.pending else begun, is_complete=False)
         while True:
-            await self._clean()
             await asyncio.sleep(_SWEEP_SECONDS)
+            await self._clean()
 
     async def _clean(self) -> None:
         noted = as_list(await self._noted(_PARTS))
         begun = {parse_digest(one) for one in noted if isinstance(one, str)} - self._in_parts
-        swept = await in_thread(lambda: self._sweep(begun), Pool.UPKEEP)
+        spared = frozenset(self._in_parts)
+        swept = await in_thread(lambda: self._sweep(begun, spared), Pool.UPKEEP)
         if swept:
             log.info("abandoned uploads removed", uploads=swept)
         if begun:
@@ -167,7 +170,7 @@ class Uploads:
             self._running.add(digest)
             try:
                 await self._copy(digest)
-            except (UpstreamUnavailable, _StoppedError):
+            except (UpstreamUnavailable, BlobUnknown, _StoppedError):
                 self._waiting[digest] = None
             except StorageError as error:
                 log.warning("content cannot be copied", digest=digest, error=str(error))
@@ -176,7 +179,7 @@ class Uploads:
                 self._changed.beat()
             if not self.pending and time.monotonic() - self._noted_at > NOTE_SECONDS:
                 await self._note(is_complete=False)
-            await asyncio.sleep(self._client.writing.seconds_left)
+            await asyncio.sleep(self._client.seconds_left)
 
     async def _copy(self, digest: Digest) -> None:
         """Make an object of held content, unless there is one with right bytes.

@@ -63,7 +63,8 @@ class SourcesBody:
     async def opened(cls, fetch: Fetch) -> Self:
         """Return the body of the first source that has it.
 
-        Raises what the last source raised: ``NotFound`` or ``UpstreamFailure``.
+        Raises what the registry raised, or the last source without one: ``NotFound`` or
+        ``UpstreamFailure``.
         """
         body = cls(fetch)
         await body._open_next()
@@ -109,25 +110,14 @@ class SourcesBody:
 
     async def _open_next(self) -> None:
         fetch, at = self._fetch, self._given.contiguous
-        failure: RegistryError = _nowhere(fetch)
+        failures = _Failures(fetch)
         while self._left:
             source = self._left.popleft()
             try:
                 body = await source.open(fetch.target, fetch.digest, at, fetch.priority)
+                await self._accept(body)
             except RegistryError as error:
-                failure = error
-                continue
-            try:
-                await fetch.allow(body)
-            except BaseException as error:
-                await body.aclose()
-                if not isinstance(error, RegistryError):
-                    raise
-                failure = error
-                continue
-            if self.size is not None and body.size not in (None, self.size):
-                await body.aclose()
-                failure = UpstreamUnavailable(f"{fetch.target}: the next source has another size")
+                failures.add(source, error)
                 continue
             if self._body is None:
                 self.place = source.place
@@ -135,21 +125,51 @@ class SourcesBody:
             self._asked.append(source)
             self.is_public = self.is_public and body.is_public
             return
-        raise failure
+        raise failures.final
+
+    async def _accept(self, body: Body) -> None:
+        """Return if a body can go on with the blob, else close it. Raises ``RegistryError``."""
+        try:
+            await self._fetch.allow(body)
+        except BaseException:
+            await body.aclose()
+            raise
+        if self.size is not None and body.size not in (None, self.size):
+            await body.aclose()
+            raise UpstreamUnavailable(f"{self._fetch.target}: the next source has another size")
 
 
 async def blob_size(fetch: Fetch) -> int | None:
     """Return a blob's size in bytes from the first source that has it, None if not announced.
 
-    Raises what the last source raised: ``NotFound`` or ``UpstreamFailure``.
+    Raises what the registry raised, or the last source without one: ``NotFound`` or
+    ``UpstreamFailure``.
     """
-    failure: RegistryError = _nowhere(fetch)
+    failures = _Failures(fetch)
     for source in fetch.sources:
         try:
             return await source.blob_size(fetch.target, fetch.digest)
         except RegistryError as error:
-            failure = error
-    raise failure
+            failures.add(source, error)
+    raise failures.final
+
+
+class _Failures:
+    """Why no source has a blob. ``final`` is what the registry raised, else the last source.
+
+    Only the registry knows that a blob does not exist. A source asked after it, in place of a
+    registry that fails, must not turn its failure into an absence.
+    """
+
+    def __init__(self, fetch: Fetch) -> None:
+        self.final: RegistryError = _nowhere(fetch)
+        self._is_decided = False
+
+    def add(self, source: Source, error: RegistryError) -> None:
+        """Note the failure of one source."""
+        if not self._is_decided:
+            self.final = error
+            self._is_decided = source.place is Place.REGISTRY
 
 
 def _nowhere(fetch: Fetch) -> RegistryError:

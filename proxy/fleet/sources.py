@@ -10,7 +10,7 @@ from proxy.core.errors import BlobUnknown, NotFound, UpstreamFailure, UpstreamUn
 from proxy.core.names import Digest, Target
 from proxy.core.sources import Body, Piece, Place, Priority, SharedManifest
 from proxy.fleet.leases import LEASE_SECONDS, OPEN_SECONDS, Held, Leases
-from proxy.fleet.peers import NotYet, PeerBody, Peers
+from proxy.fleet.peers import STALL_SECONDS, NotYet, PeerBody, Peers
 from proxy.fleet.protocol import BLOBS, MANIFESTS, Facts, Question
 
 GIVE_UP_SECONDS: Final = 3 * LEASE_SECONDS
@@ -19,6 +19,9 @@ which then fetches for itself."""
 
 MAX_ASKED: Final = 8
 """Replicas that are asked whether they hold something when Redis does not say who does."""
+
+RESCUE_SECONDS: Final = STALL_SECONDS + 1.0
+"""The others notice within ``STALL_SECONDS`` that this replica has no more bytes for them."""
 
 _PAUSE: Final = 0.1
 
@@ -52,6 +55,48 @@ class Following:
 
     def reject(self, digest: Digest) -> None:
         """Do nothing: that replica finds out as well."""
+
+
+class Rescuing:
+    """A replica that goes on with a blob after this one's registry has broken off.
+
+    The others follow this one until they see that it stalls. Then one of them fetches the rest.
+    """
+
+    place: Final = Place.PEER
+
+    def __init__(self, leases: Leases, peers: Peers, others: Callable[[], Iterable[str]]) -> None:
+        self._leases = leases
+        self._peers = peers
+        self._others = others
+
+    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
+        """Return the bytes of another replica's download from ``offset`` on.
+
+        Raises ``BlobUnknown`` if there is none, or nothing has arrived here yet.
+        """
+        if offset == 0 or not any(True for _ in self._others()):
+            raise BlobUnknown(f"{target}@{digest}: no other replica fetches it")
+        self._leases.release(target.upstream, digest)
+        chase = _Chase(self._leases, self._peers, Question(BLOBS, target, digest, live=True))
+        chase.holder = lambda: self._successor(target.upstream, digest)
+        return _FollowingBody(chase, await chase.next(offset), offset)
+
+    async def blob_size(self, target: Target, digest: Digest) -> int | None:
+        """Raise ``BlobUnknown``: a download in progress proves nothing yet."""
+        raise BlobUnknown(f"{target}@{digest} is not proven yet")
+
+    def reject(self, digest: Digest) -> None:
+        """Do nothing: that replica finds out as well."""
+
+    async def _successor(self, upstream: str, digest: Digest) -> Held | None:
+        """Return the replica that takes the download over, None if none does in time."""
+        end = time.monotonic() + RESCUE_SECONDS
+        while (held := await self._leases.holder(upstream, digest)) is None:
+            if time.monotonic() > end:
+                return None
+            await asyncio.sleep(_PAUSE)
+        return held
 
 
 class _Chase:

@@ -22,6 +22,8 @@ class CallerTimes(NamedTuple):
 class Peers(NamedTuple):
     """Other replicas as sources: one that fetches a blob right now, and those that hold content.
 
+    ``rescuing`` is one that goes on with a blob after the registry has broken off here.
+
     ``manifests`` finds a manifest there or in the bucket; without one this replica has the right
     to ask the registry, until ``release``.
     """
@@ -29,6 +31,7 @@ class Peers(NamedTuple):
     following: Source
     holding: SharedSource
     manifests: SharedManifests
+    rescuing: Source
     release: Callable[[str, Digest], None]
 
 
@@ -74,8 +77,10 @@ class Origin(NamedTuple):
         if peers is None:
             return [*self.local_sources, *registry]
         shared: list[Source] = [] if bucket is None else [bucket]
-        following = [peers.following] if registry else []
-        return [*self.fallbacks, *following, *shared, peers.holding, *registry]
+        if not registry:
+            return [*self.local_sources, peers.holding]
+        fetched = [peers.following, *shared, peers.holding]
+        return [*self.fallbacks, *fetched, *registry, peers.rescuing]
 
     @property
     def confirming_sources(self) -> list[Source]:

@@ -9,11 +9,17 @@ from typing import Final
 
 import pytest
 
+from proxy.app.bucket import read_secret, stores
 from proxy.content.downloads import Downloads
 from proxy.content.fetching import Fetch, SourcesBody
 from proxy.core.errors import ContentMismatch, NotFound, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Repo, Target, sha256
 from proxy.core.sources import Body, Piece, Place, Priority, Source
+from proxy.runtime.metrics import CacheCounters
+from proxy.settings import Bucket as BucketSettings
+from proxy.storage.bucket.client import BucketClient, ObjectReader
+from proxy.storage.bucket.recency import LocalRecency
+from proxy.storage.bucket.source import BucketSource
 from proxy.storage.fallback import FallbackDirectory
 from tests.fakes import content, faults
 from tests.fakes.clock import Clock
@@ -22,6 +28,7 @@ from tests.fakes.upstream import FakeUpstream
 from tests.fleet.together import acquainted, fleet, starting
 from tests.held import opened
 from tests.parts import redis
+from tests.parts.seaweed import TestBucket
 from tests.running import Start, until
 
 SIZE = 3_000_000
@@ -120,7 +127,50 @@ class Holder(Stage):
             file.write(bytes([DATA[SIZE // 2] ^ 0xFF]))
 
 
-BACKENDS: Final = ("registry", "registry without lengths", "directory", "replica")
+class Bucket(Stage):
+    """A bucket. What it does not say of its objects, the registry would be asked about."""
+
+    def __init__(self, bucket: TestBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bucket = bucket
+        self._monkeypatch = monkeypatch
+        for image, repo in ((IMAGE, "library/app"), (OTHERS, "org/else")):
+            for digest, data in image.blobs.items():
+                bucket.put(digest, data, {"v": 1, "in": [f"docker.io/{repo}"]})
+        settings = BucketSettings.model_validate(bucket.settings())
+        client = BucketClient("test", stores(settings, read_secret(settings)), CacheCounters())
+        self.source = Confirmed(BucketSource(client, LocalRecency(Clock()), lambda _: None))
+
+    def break_at(self, offset: int) -> None:
+        read = ObjectReader.read
+
+        async def failing(self: ObjectReader) -> bytes:
+            if self.offset + (len(data := await read(self))) > offset:
+                raise self._client.fail("a test breaks it off")
+            return data
+
+        self._monkeypatch.setattr(ObjectReader, "read", failing)
+
+    def spoil(self) -> None:
+        self.bucket.spoil(LAYER)
+
+
+class Confirmed:
+    """A bucket asked as a download asks it: what is not confirmed is not given."""
+
+    def __init__(self, source: BucketSource) -> None:
+        self._source = source
+        self.place = source.place
+        self.blob_size = source.blob_size
+        self.reject = source.reject
+
+    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
+        body = await self._source.open(target, digest, offset, priority)
+        try:
+            await Fetch(target, digest, [self]).allow(body)
+        except BaseException:
+            await body.aclose()
+            raise
+        return body
 
 
 @asynccontextmanager
@@ -138,6 +188,9 @@ async def replicas(
             yield Holder(exchange.peers.holding, blob_file(one.storage, LAYER), monkeypatch)
 
 
+BACKENDS: Final = ("registry", "registry without lengths", "directory", "bucket", "replica")
+
+
 @pytest.fixture(params=BACKENDS)
 async def stage(
     request: pytest.FixtureRequest,
@@ -153,6 +206,8 @@ async def stage(
             yield holder
     elif request.param == "directory":
         yield Directory(tmp_path / "carried in", monkeypatch)
+    elif request.param == "bucket":
+        yield Bucket(request.getfixturevalue("bucket"), monkeypatch)
     else:
         yield await _registry(request.param, upstream, start)
 
@@ -300,7 +355,7 @@ async def test_a_body_that_breaks_off_goes_on_from_the_next_byte_of_the_next_sou
     assert await joined(body) == DATA
     assert len(second.asked) == 1
     assert 0 <= second.asked[0] <= 1_000_000
-    assert second.asked[0] > 0 or not isinstance(stage, Directory)
+    assert second.asked[0] > 0 or not isinstance(stage, Directory | Bucket)
 
 
 async def test_a_source_without_the_blob_is_passed_over(stage: Stage) -> None:

@@ -92,7 +92,7 @@ async def test_only_the_owner_releases_a_lease(a: Leases, b: Leases) -> None:
 
 
 async def test_no_bytes_no_lease(a: Leases, b: Leases) -> None:
-    await a.take(HUB, DIGEST)
+    await a.take(HUB, DIGEST, seconds=1000)
     async with kept(a, Progress(1000, is_complete=False)):
         await freed(b)
 

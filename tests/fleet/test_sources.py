@@ -201,6 +201,33 @@ async def test_a_replica_that_stops_hands_its_download_over(
     first.cancel()
 
 
+async def test_a_registry_that_breaks_off_for_one_replica_is_asked_by_another(
+    replica: StartReplica, upstream: FakeUpstream
+) -> None:
+    a, b = await replica(), await replica()
+    await acquainted(a, b)
+    gate = asyncio.Event()
+    upstream.fault(faults.stall(SIZE // 2, gate), faults.truncate(SIZE // 2), kind="blob", times=1)
+    first = asyncio.create_task(a.get(BLOB))
+    await until(lambda: bool(a.stats["downloads"]) and a.stats["downloads"][0]["bytes"] > 0)
+    second = asyncio.create_task(b.get(BLOB))
+    await until(lambda: bool(b.stats["downloads"]) and b.stats["downloads"][0]["bytes"] > 0)
+    gate.set()
+    for get in (first, second):
+        assert (await get).body == IMAGE.blobs[LAYER]
+    assert upstream.bodies(LAYER) == 2
+
+
+async def test_a_registry_that_fails_is_no_absence(
+    replica: StartReplica, upstream: FakeUpstream
+) -> None:
+    a, b = await replica(), await replica()
+    await acquainted(a, b)
+    upstream.fail(503)
+    assert (await a.get(BLOB)).status == 502
+    assert (await a.head(BLOB)).status == 502
+
+
 MANIFEST = f"/v2/library/app/manifests/{IMAGE.digest}"
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,21 @@ class Server:
     def bucket(self, prefix: str | None = None) -> "TestBucket":
         """Return a prefix that no other test uses."""
         return TestBucket(self, f"{os.getpid()}-{next(_SERIAL)}" if prefix is None else prefix)
+
+    @cached_property
+    def client(self) -> Any:
+        """A second client, which can do what obstore cannot."""
+        import botocore.session  # noqa: PLC0415 - slow
+        from botocore.config import Config  # noqa: PLC0415 - slow
+
+        return botocore.session.Session().create_client(
+            "s3",
+            region_name=REGION,
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.key,
+            aws_secret_access_key=self.secret,
+            config=Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}),
+        )
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -117,16 +133,7 @@ class TestBucket:
 
     def uploads(self) -> list[str]:
         """Return the keys of uploads that were begun and not completed."""
-        import botocore.session  # noqa: PLC0415 - slow
-
-        client = botocore.session.Session().create_client(
-            "s3",
-            region_name=REGION,
-            endpoint_url=self.server.endpoint,
-            aws_access_key_id=self.server.key,
-            aws_secret_access_key=self.server.secret,
-        )
-        found = client.list_multipart_uploads(Bucket=BUCKET, Prefix=f"{self.prefix}/")
+        found = self.server.client.list_multipart_uploads(Bucket=BUCKET, Prefix=f"{self.prefix}/")
         return [one["Key"] for one in found.get("Uploads", ())]
 
 
@@ -175,22 +182,12 @@ def running(directory: Path) -> Iterator[Server]:
 
 def _has_bucket(server: Server) -> bool:
     """Make the bucket; False while the server is not ready."""
-    import botocore.session  # noqa: PLC0415 - slow
-    from botocore.config import Config  # noqa: PLC0415 - slow
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow
 
     assert server.process.poll() is None, (server.directory / "weed.log").read_text()[-2000:]
-    client = botocore.session.Session().create_client(
-        "s3",
-        region_name=REGION,
-        endpoint_url=server.endpoint,
-        aws_access_key_id=server.key,
-        aws_secret_access_key=server.secret,
-        config=Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}),
-    )
     try:
-        client.create_bucket(Bucket=BUCKET)
-        client.put_object(Bucket=BUCKET, Key="probe", Body=b"x")
+        server.client.create_bucket(Bucket=BUCKET)
+        server.client.put_object(Bucket=BUCKET, Key="probe", Body=b"x")
     except ClientError as error:
         return "BucketAlready" in str(error)
     except BotoCoreError:

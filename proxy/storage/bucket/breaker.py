@@ -38,6 +38,11 @@ class Breaker:
         """How long the bucket is skipped; 0 if it is not."""
         return max(0.0, self._skip_until - time.monotonic())
 
+    @property
+    def problem(self) -> str | None:
+        """Why the bucket was last skipped; None once it has answered since."""
+        return self._problem
+
     def enter(self) -> None:
         """Return if a request may be sent. Raises ``UpstreamUnavailable``."""
         if self.is_open:

@@ -6,6 +6,7 @@ to which repositories private content belongs.
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -69,7 +70,6 @@ def _shown(document: dict[str, object]) -> str:
 def _targets(names: Iterable[object]) -> Iterable[Target]:
     for name in names:
         upstream, _, repo = str(name).partition("/")
-        try:
-            yield Target(upstream, parse_repo(repo))
-        except RegistryError:
-            continue
+        with suppress(RegistryError):
+            if upstream:
+                yield Target(upstream, parse_repo(repo))

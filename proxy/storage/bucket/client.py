@@ -6,7 +6,7 @@ bucket. Why it failed is logged, and not shown to clients.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -63,6 +63,11 @@ class BucketClient:
     def has(self, digest: Digest) -> bool | None:
         """Return whether an object was there when it was last looked at; None if unknown."""
         return self._known.get(digest)
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the bucket is skipped, for reading or for writing; 0 if it is not."""
+        return max(self.reading.seconds_left, self.writing.seconds_left)
 
     async def open(self, digest: Digest, offset: int = 0) -> "ObjectReader":
         """Return an object to be read from ``offset`` on.
@@ -139,7 +144,7 @@ class BucketClient:
                     async with self._asked("delete", None, _WRITE_SECONDS):
                         await obstore.delete_async(self._stores.writing, _path(digest))
 
-    async def scan(self) -> AsyncIterator[list[Entry]]:
+    async def scan(self) -> AsyncGenerator[list[Entry], None]:
         """Yield all objects in pages. Raises ``UpstreamUnavailable``, also for a missing bucket."""
         pages = self._stores.reading.list("blobs", chunk_size=_PAGE)
         while True:
@@ -202,7 +207,7 @@ class BucketClient:
                 yield
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
-                raise self._failed(breaker, "there is no such bucket") from None
+                raise self._failed(breaker, reason(error)) from None
             breaker.succeeded()
             if digest is not None:
                 self._known[digest] = False

@@ -20,8 +20,15 @@ ABANDONED_SECONDS: Final = 3600.0
 log = structlog.get_logger(__name__)
 
 
-def sweep(configured: Bucket, secret: str | None, begun_here: Collection[Digest]) -> int:
+def sweep(
+    configured: Bucket,
+    secret: str | None,
+    begun_here: Collection[Digest],
+    running: Collection[Digest],
+) -> int:
     """Remove abandoned uploads, and those of objects that this machine has begun before.
+
+    Those of ``running`` objects stay.
 
     Returns their number; 0 where there is nothing to do. Blocks. Failures are logged.
     """
@@ -34,8 +41,12 @@ def sweep(configured: Bucket, secret: str | None, begun_here: Collection[Digest]
         return 0
     try:
         client = _client(botocore, configured, secret)
+        spared = {_key(configured, digest) for digest in running}
+        own = {_key(configured, digest) for digest in begun_here}
         return sum(
-            _abort(client, configured, one) for one in _found(client, configured, begun_here)
+            _abort(client, configured, one)
+            for one in _found(client, configured, own)
+            if one["Key"] not in spared
         )
     except Exception as error:  # botocore has many kinds of them
         log.warning("abandoned uploads cannot be removed", error=f"{type(error).__name__}: {error}")
@@ -57,16 +68,19 @@ def _client(botocore: Any, configured: Bucket, secret: str | None) -> Any:
     )
 
 
-def _found(client: Any, configured: Bucket, begun_here: Collection[Digest]) -> Iterator[Any]:
+def _found(client: Any, configured: Bucket, own: Collection[str]) -> Iterator[Any]:
     oldest = datetime.now(UTC) - timedelta(seconds=ABANDONED_SECONDS)
-    prefix = "/".join(filter(None, (configured.prefix, "blobs/")))
-    own = {prefix + digest.replace(":", "/") for digest in begun_here}
     for page in client.get_paginator("list_multipart_uploads").paginate(
-        Bucket=configured.name, Prefix=prefix
+        Bucket=configured.name, Prefix=_key(configured)
     ):
         for upload in page.get("Uploads", ()):
             if upload["Key"] in own or upload["Initiated"] < oldest:
                 yield upload
+
+
+def _key(configured: Bucket, digest: str = "") -> str:
+    """Return the name of an object, or what all names begin with."""
+    return "/".join(filter(None, (configured.prefix, "blobs", digest.replace(":", "/"))))
 
 
 def _abort(client: Any, configured: Bucket, upload: Any) -> int:

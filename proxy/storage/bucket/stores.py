@@ -1,5 +1,6 @@
 """Opens a bucket with obstore, once for each purpose, with bounds of time and few retries."""
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -17,6 +18,11 @@ STALL_SECONDS: Final = 5.0
 """Longest pause between two pieces of a body."""
 
 _LONGEST_REASON: Final = 200
+_STATUS: Final = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
+_CODE: Final = re.compile(r"<Code>(\w{1,60})</Code>")
+_DETAILS: Final = re.compile(
+    r"^Generic \w+ error:|Error performing list request:| in [\d.]+\S?s\b|, after .*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,12 @@ def _plain(bounds: dict[str, Any], endpoint: str | None) -> dict[str, Any]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error of obstore, without the document of the service."""
-    text = str(error).partition("\n")[0].partition(": <?xml")[0]
-    return text[:_LONGEST_REASON] or type(error).__name__
+    """Return what an error of obstore means, in words that are the same each time."""
+    text = str(error)
+    if "NoSuchBucket" in text:
+        return "there is no such bucket"
+    status, code = _STATUS.search(text), _CODE.search(text)
+    if status is not None:
+        return f"it answers {status[1].strip()}" + (f" ({code[1]})" if code else "")
+    line = _DETAILS.sub("", text.partition("\n")[0]).strip(" -:,")
+    return line[:_LONGEST_REASON] or type(error).__name__

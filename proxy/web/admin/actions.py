@@ -6,7 +6,7 @@ Only for the operator: names are confidential, and most of it changes something.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp.web import BaseRequest, StreamResponse
 
@@ -24,6 +24,7 @@ from proxy.core.errors import (
     Unsupported,
 )
 from proxy.core.names import Image
+from proxy.core.records import BlobRecord
 from proxy.core.selection import Selector
 from proxy.core.units import parse_size
 from proxy.repository import Cache
@@ -33,6 +34,9 @@ from proxy.services.verify import Verifier
 from proxy.web.admin import images
 from proxy.web.admin.documents import Document, Page, is_true, reply, required, stream
 
+if TYPE_CHECKING:
+    from proxy.content.bucket_eviction import BucketEvictor  # it needs obstore
+
 _DEFAULT_TTL: Final = 3600.0
 _LONGEST_TTL: Final = 7 * 86400.0
 
@@ -41,7 +45,8 @@ _LONGEST_TTL: Final = 7 * 86400.0
 class Services:
     """What commands work on, and the parsers of image names and selectors.
 
-    ``replicas`` returns what every replica of the fleet says of itself, by address.
+    ``replicas`` returns what every replica of the fleet says of itself, by address. ``bucket``
+    evicts from the second tier, if there is one.
     """
 
     content: Content
@@ -54,6 +59,7 @@ class Services:
     image: Callable[[str], Image]
     selector: Callable[[str], Selector]
     replicas: Callable[[], Mapping[str, Document]]
+    bucket: "BucketEvictor | None" = None
 
 
 class Control:
@@ -140,11 +146,26 @@ class Control:
         )
 
     async def _get_evict(self, request: BaseRequest) -> StreamResponse:
-        return await stream(request, images.would_evict(self._content, _size(request)))
+        size, bucket = _size(request), self._bucket(request)
+        if bucket is None:
+            coldest = await self._content.evictor.coldest(size)
+        else:
+            victims = await bucket.coldest(size)
+            coldest = [BlobRecord(one.digest, one.size, None, one.used_at) for one in victims]
+        return await stream(request, images.would_evict(self._content, coldest))
 
     async def _post_evict(self, request: BaseRequest) -> StreamResponse:
-        blobs, freed = await self._content.evictor.evict(_size(request))
+        blobs, freed = await (self._bucket(request) or self._content.evictor).evict(_size(request))
         return reply({"blobs": blobs, "bytes": freed})
+
+    def _bucket(self, request: BaseRequest) -> "BucketEvictor | None":
+        """Return what evicts from the bucket, None for the disk. Raises ``RequestInvalid``."""
+        tier = request.query.get("tier", "disk")
+        if tier not in ("disk", "bucket"):
+            raise RequestInvalid("tier is disk or bucket")
+        if tier == "bucket" and self._services.bucket is None:
+            raise RequestInvalid("no bucket is configured")
+        return self._services.bucket if tier == "bucket" else None
 
     async def _post_verify(self, request: BaseRequest) -> StreamResponse:
         events = self._services.verifier.run(

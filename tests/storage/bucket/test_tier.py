@@ -189,7 +189,7 @@ async def test_the_credentials_are_refused(
     (tmp_path / "wrong").write_text("wrong secret")
     proxy = await machine(bucket={"secret_access_key_file": str(tmp_path / "wrong")})
     await pulled(proxy)
-    await until(lambda: "privileges" in proxy.log.getvalue())
+    await until(lambda: "it answers 403 Forbidden" in proxy.log.getvalue())
     assert "wrong secret" not in proxy.log.getvalue()
 
 

@@ -26,7 +26,7 @@ API, OPERATING = "docs/http-api.md", "docs/operating.md"
 PAGES = sorted(
     path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 )
-LINKING = [*PAGES, "proxy/README.md", "tests/README.md", "benchmarks/README.md"]
+LINKING = [*PAGES, "deploy/README.md", "proxy/README.md", "tests/README.md", "benchmarks/README.md"]
 
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)

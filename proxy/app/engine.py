@@ -17,6 +17,7 @@ from proxy.app.upstreams import Upstreams
 from proxy.content.downloads import Downloads
 from proxy.core.records import Clock
 from proxy.core.routing import Router
+from proxy.fleet.recency import SharedRecency
 from proxy.repository import Cache
 from proxy.repository.confirmations import Confirmations
 from proxy.repository.origins import Elsewhere, Origins
@@ -73,17 +74,23 @@ async def opened(
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
+    store = None if listens_at is None else fleets.open_store(stack, settings, metrics)
     if settings.storage.bucket is not None:
-        tier = await buckets.opened(stack, settings.storage.bucket, storage)
+        recency = None if store is None else SharedRecency(store)
+        if recency is not None:
+            storage.index.on_used = recency.touch_all
+            background.start("bucket uses", recency.run)
+        tier = await buckets.opened(stack, settings.storage.bucket, storage, recency)
         storage = replace(storage, bucket=tier)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
-    shared = None if storage.bucket is None else storage.bucket.source
-    local = fleets.Local(storage.content, downloads, shared)
-    fleet = await fleets.opened(stack, settings, listens_at, metrics, local)
+    fleet = None
+    if store is not None and listens_at is not None:
+        local = fleets.Local(storage.content, downloads, storage.bucket, listens_at)
+        fleet = await fleets.opened(stack, settings, store, metrics, local)
     stack.push_async_callback(downloads.close)
     exchange = None if fleet is None else fleet.exchange
     peers, tokens = (None, None) if exchange is None else (exchange.peers, exchange.tokens)
-    elsewhere = Elsewhere(shared, peers)
+    elsewhere = Elsewhere(None if storage.bucket is None else storage.bucket.source, peers)
     upstreams = Upstreams(
         metrics, environment.clock, max_downloads, environment.network, (elsewhere, tokens)
     )

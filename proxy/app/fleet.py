@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 import structlog
 
 from proxy import VERSION
+from proxy.app.bucket import SecondTier
 from proxy.content.content import Content
 from proxy.content.downloads import Download, Downloads
 from proxy.core.errors import ConfigError
 from proxy.core.names import Digest
-from proxy.core.sources import SharedSource
 from proxy.fleet.leases import Leases, Progress
 from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
@@ -43,7 +43,9 @@ class Local(NamedTuple):
 
     content: Content
     downloads: Downloads
-    bucket: SharedSource | None
+    bucket: SecondTier | None
+    listens_at: str
+    """HOST:PORT."""
 
 
 class Exchange(NamedTuple):
@@ -66,23 +68,28 @@ class Fleet:
     exchange: Exchange | None
 
 
-async def opened(
-    stack: AsyncExitStack,
-    settings: Settings,
-    listens_at: str | None,
-    metrics: Metrics,
-    local: Local,
-) -> Fleet | None:
-    """Return the parts of a replica; ``stack`` closes them. Raises ``ConfigError``.
-
-    None without ``fleet.redis``, and for a Millpond without clients (``listens_at`` None).
-    """
-    if settings.fleet.redis is None or listens_at is None:
+def open_store(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Store | None:
+    """Return the client of the fleet's Redis, None without ``fleet.redis``; ``stack`` closes it."""
+    if settings.fleet.redis is None:
         return None
-    content, downloads, bucket = local
     url = settings.fleet.redis.get_secret_value()
     store = Store(url, settings.fleet.name, metrics.fleet)
     stack.push_async_callback(store.close)
+    return store
+
+
+async def opened(
+    stack: AsyncExitStack,
+    settings: Settings,
+    store: Store,
+    metrics: Metrics,
+    local: Local,
+) -> Fleet:
+    """Return the parts of a replica; ``stack`` closes them. Raises ``ConfigError``."""
+    content, downloads, tier, listens_at = local
+    assert settings.fleet.redis is not None
+    url = settings.fleet.redis.get_secret_value()
+    bucket = None if tier is None else tier.source
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
     address = settings.fleet.advertise or _address(
@@ -101,13 +108,15 @@ async def opened(
         leases = Leases(store, address)
         stack.push_async_callback(leases.close)
         content.on_stored.append(leases.stored)
+        if tier is not None:
+            tier.uploads.is_left_to_others = leases.was_followed
         downloads.on_ended.append(_release(leases))
         background.start("fleet leases", lambda: leases.keep(_progress(downloads)))
         holding = Holding(leases, client, replicas.others)
         small = SmallContent(store)
         background.start("fleet manifests", small.run)
-        sources = [small, *([] if bucket is None else [bucket]), holding]
-        manifests = Manifests(leases, client, sources)
+        others = (holding,) if bucket is None else (bucket, holding)
+        manifests = Manifests(leases, client, (small, *others))
         stack.push_async_callback(manifests.close)
         following, rescuing = Following(leases, client), Rescuing(leases, client, holding)
         peers = Peers(following, holding, manifests, rescuing, leases.release)

@@ -79,6 +79,8 @@ class Uploads:
         self._sweep = sweep
         self._counters = shelf.counters
         self._clock = shelf.clock
+        self.is_left_to_others: Callable[[Digest], bool] = lambda _: False
+        """Returns True for stored content that another machine uploads."""
         self._waiting: dict[Digest, None] = {}
         self._running: set[Digest] = set()
         self._in_parts: set[Digest] = set()
@@ -95,8 +97,12 @@ class Uploads:
         return len(self._waiting) + len(self._running)
 
     def add(self, digest: Digest) -> None:
-        """Copy content that was stored, unless the bucket has it."""
-        if self._client.has(digest) and digest not in self._wrong:
+        """Copy content that was stored, unless the bucket has it or another machine copies it.
+
+        If that machine dies first, this one copies it after its next start.
+        """
+        is_wrong = digest in self._wrong
+        if not is_wrong and (self._client.has(digest) or self.is_left_to_others(digest)):
             return
         if len(self._waiting) >= MAX_WAITING:
             self._is_behind = True

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import structlog
+from cachetools import LRUCache
 
 from proxy.core.errors import FleetUnavailable
 from proxy.core.names import Digest
@@ -34,6 +35,7 @@ ASKED: Final = 3
 """Of these, so many are asked."""
 
 HOLDERS_SECONDS: Final = 7 * 86400
+MAX_FOLLOWED: Final = 10_000
 
 _TAKE: Final = """
 local held = redis.call('GET', KEYS[1])
@@ -115,6 +117,7 @@ class Leases:
         self._renew = store.script("renew", _RENEW)
         self._end = store.script("release", _END)
         self._ending: set[asyncio.Task[None]] = set()
+        self._followed: LRUCache[Digest, None] = LRUCache(MAX_FOLLOWED)
 
     async def take(
         self, upstream: str, digest: Digest, seconds: float = OPEN_SECONDS
@@ -140,6 +143,7 @@ class Leases:
             renew_until=time.monotonic() + seconds,
         )
         self._held[upstream, digest] = lease
+        self._followed.pop(digest, None)
         return lease
 
     async def holder(self, upstream: str, digest: Digest) -> Held | None:
@@ -162,6 +166,14 @@ class Leases:
             await self._store.run("SREM", self._store.key("holders", digest), address)
         except FleetUnavailable:
             return
+
+    def follow(self, digest: Digest) -> None:
+        """Note that another replica fetches content, and this one gets it from there."""
+        self._followed[digest] = None
+
+    def was_followed(self, digest: Digest) -> bool:
+        """Return True for content whose last copy came from a replica that was fetching it."""
+        return digest in self._followed
 
     def has(self, upstream: str, digest: Digest) -> bool:
         """Return True while this replica is the one that fetches a digest."""

@@ -11,6 +11,7 @@ from proxy.core.sources import SharedManifest, SharedManifests
 from proxy.fleet.leases import LEASE_SECONDS, Held, Leases
 from proxy.fleet.peers import NotYet, Peers
 from proxy.fleet.protocol import MANIFESTS, Question
+from proxy.fleet.small_content import SmallContent
 from proxy.runtime.singleflight import SingleFlight
 
 FETCH_SECONDS: Final = 8.0
@@ -47,6 +48,8 @@ class Manifests:
             if found is not None:
                 break
             found = await source.manifest(target, digest)
+            if found is not None and isinstance(source, SmallContent):
+                self._leases.follow(digest)
         return found
 
     async def _fetched_now(self, target: Target, digest: Digest) -> SharedManifest | None:
@@ -58,13 +61,16 @@ class Manifests:
         began = time.monotonic()
         while isinstance(held := await self._take(target, digest), Held):
             try:
-                return await self._peers.manifest(held.address, question)
+                found = await self._peers.manifest(held.address, question)
             except NotYet:
                 limit = FETCH_SECONDS
             except NotFound:
                 return None
             except UpstreamFailure:
                 limit = LEASE_SECONDS
+            else:
+                self._leases.follow(digest)
+                return found
             if time.monotonic() - began > limit:
                 return None
             await asyncio.sleep(_PAUSE)

@@ -88,11 +88,14 @@ class _Chase:
             if held.value != self._value:
                 self._value, self._since = held.value, time.monotonic()
             try:
-                return await self._peers.open(held.address, question)
+                body = await self._peers.open(held.address, question)
             except NotYet:
                 limit = OPEN_SECONDS
             except (NotFound, UpstreamFailure):
                 limit = GIVE_UP_SECONDS
+            else:
+                self._leases.follow(question.digest)
+                return body
             if time.monotonic() - self._since > limit:
                 raise UpstreamUnavailable("the replica that fetches it cannot be followed")
             await asyncio.sleep(_PAUSE)

@@ -83,6 +83,8 @@ class SqliteIndex:
         self._max_bytes = max_bytes
         self.generations: Generations | None = None
         """Tells the processes that read the file what changes. Set before the file is opened."""
+        self.on_used: Callable[[Iterable[Digest]], None] = lambda _: None
+        """Gets content with a new time of last use, after it is written."""
         self._uses: dict[Digest, float] = {}
         self._last_use = 0.0
         self._usage = Usage(0, 0)
@@ -351,6 +353,7 @@ class SqliteIndex:
             return record and replace(record, used_at=max(record.used_at, used_at))
 
         self._facts.correct({("blob", one): used_at for one, used_at in uses.items()}, later)
+        self.on_used(uses)
 
     async def _flush_forever(self) -> None:
         while True:

@@ -11,6 +11,7 @@ from tests.fakes import content, faults
 from tests.fakes.upstream import FakeUpstream
 from tests.fleet import fleets
 from tests.fleet.fleets import Fleet, client, fetch, in_loop
+from tests.parts.seaweed import TestBucket
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -47,6 +48,40 @@ async def test_a_cold_image_is_fetched_once(fleet: Fleet, upstream: FakeUpstream
         IMAGE.blobs, 1
     )
     assert upstream.count("GET", "manifest") == 1
+
+
+async def test_a_cold_image_goes_to_the_bucket_once(
+    upstream: FakeUpstream, bucket: TestBucket
+) -> None:
+    """One GET that finds nothing, and one upload, for each piece and the whole fleet."""
+    upstream.add(APP, IMAGE)
+    upstream.fault(faults.slow(3_000_000), kind="blob")
+    storage = {"storage": {"min_free": 0, "bucket": bucket.settings(min_object=1)}}
+    with fleets.running(upstream.url, extra=storage) as fleet:
+        await pull(fleet)
+        assert {upstream.bodies(digest) for digest in IMAGE.blobs} == {1}
+        wanted = {IMAGE.digest, *IMAGE.blobs}
+        while not wanted <= set(await in_loop(bucket.objects)):
+            await asyncio.sleep(0.1)
+        stats = [await in_loop(replica.stats) for replica in fleet.replicas]
+    assert sum(one["cache"]["bucket_uploads"] for one in stats) == len(wanted)
+
+
+async def test_a_new_replica_serves_what_the_fleet_has(
+    upstream: FakeUpstream, bucket: TestBucket
+) -> None:
+    upstream.add(APP, IMAGE)
+    storage = {"storage": {"min_free": 0, "bucket": bucket.settings(min_object=1)}}
+    with fleets.running(upstream.url, extra=storage) as fleet:
+        async with client() as session:
+            for place in (0, 2):
+                url = fleet[place].url
+                if place:
+                    upstream.clear()
+                await fetch(session, url, f"{APP}/manifests/latest")
+                for digest in IMAGE.blobs:
+                    await fetch(session, url, f"{APP}/blobs/{digest}")
+    assert not upstream.requests, "the registry is not asked"
 
 
 async def holder(fleet: Fleet, upstream: FakeUpstream) -> int:

@@ -123,6 +123,7 @@ def _kind(hint: Any) -> tuple[str, Callable[[Any], str]]:
         (units.Fraction, "share", str),
         (units.Disk, "size or share", _amount),
         (units.Rate, "rate", lambda value: f"{value // 10**6}MB/s"),
+        (units.Moment, "time", str),
         (units.Bytes, "size", _size),
         (bool, "boolean", lambda value: str(value).lower()),
     )

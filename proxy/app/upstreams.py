@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import structlog
 from yarl import URL
 
+from proxy.app import tag_rules
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
 from proxy.repository.origins import CallerTimes, Origin
@@ -36,8 +37,17 @@ IDLE_SECONDS: Final = 60.0
 """Time without an open response after which a replaced upstream is closed. A download that resumes
 has none for at most ``answer`` and ``MAX_RESUME_PAUSE`` seconds."""
 
-_ROUTING: Final = {"aliases": (), "hostnames": (), "library_prefix": False}
-"""Settings of an upstream that affect routing only, not its connections."""
+_APART: Final = {
+    "aliases": (),
+    "hostnames": (),
+    "library_prefix": False,
+    "min_age": 0.0,
+    "min_age_except": (),
+    "first_seen": None,
+    "as_of": None,
+    "tag_rules": (),
+}
+"""Settings of an upstream that do not affect its connections."""
 
 log = structlog.get_logger(__name__)
 
@@ -113,6 +123,7 @@ class Upstreams:
                 entry.url,
                 fallbacks,
                 _caller_times(settings.upstreams[name]),
+                tag_rules.made(name, settings.upstreams[name]),
             )
             for name, entry in built.items()
         }
@@ -188,7 +199,7 @@ class Upstreams:
 
 def _key(settings: Settings, configured: UpstreamSettings) -> object:
     """Return what an upstream's connections depend on: settings, and its files' stamps."""
-    own = configured.model_copy(update=_ROUTING | {"freshness": FreshnessOverride()})
+    own = configured.model_copy(update=_APART | {"freshness": FreshnessOverride()})
     tls = configured.tls
     files = [_stamp(file) for file in (tls.ca_file, tls.cert_file, tls.key_file)]
     files.append(_stamp(configured.password_file))

@@ -193,6 +193,14 @@ class PolicyDenied(Denied):
         self.policy = policy
 
 
+class HeldBack(Denied):
+    """The image is too young to be served; ``until`` is when it will be (Unix seconds)."""
+
+    def __init__(self, message: str, *, until: float | None) -> None:
+        super().__init__(message)
+        self.until = until
+
+
 class Unsupported(RegistryError):
     """The endpoint does not support the method; ``allowed`` are the ones that it supports."""
 

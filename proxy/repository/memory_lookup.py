@@ -36,8 +36,11 @@ class MemoryLookup:
         """Return the content of a route and count its use; None if it is not in RAM."""
         match route.kind:
             case Kind.MANIFEST if is_digest(route.ref):
-                return self._manifest(target, Digest(route.ref), None)
-            case Kind.MANIFEST:
+                digest = Digest(route.ref)
+                if not self._tags.cool_downs.is_allowed(target, digest, digest):
+                    return None
+                return self._manifest(target, digest, None)
+            case Kind.MANIFEST if route.as_of is None:
                 return self._tagged(target, Tag(route.ref))
             case Kind.BLOB:
                 return self._blob(target, Digest(route.ref))

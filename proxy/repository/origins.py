@@ -1,15 +1,19 @@
 """The configured upstreams, each with the rule that holds for it."""
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from proxy.core import policy
 from proxy.core.errors import NameUnknown
 from proxy.core.names import Tag
 from proxy.core.policy import Rule
 from proxy.core.sources import Source
+from proxy.core.tag_rules import TagRules
 from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.registry import Upstream
+
+NO_TAG_RULES: Final = TagRules()
 
 
 class CallerTimes(NamedTuple):
@@ -33,6 +37,7 @@ class Origin(NamedTuple):
     url: str = ""
     fallbacks: tuple[FallbackDirectory, ...] = ()
     callers: CallerTimes | None = None
+    tag_rules: TagRules = NO_TAG_RULES
 
     @property
     def local_sources(self) -> list[Source]:
@@ -52,6 +57,11 @@ class Origin(NamedTuple):
     def rule_for(self, tag: Tag) -> Rule:
         """Return the rule for one tag."""
         return self.rule.for_tag(tag, self.upstream.budget.share)
+
+    def seconds_trusted(self, tag: Tag) -> float:
+        """Return for how long a tag is served after a check before upstream is asked again."""
+        rule = self.rule_for(tag)
+        return math.inf if rule.offline else rule.tag_ttl + rule.stale_while_revalidate
 
 
 class NotConfigured(NameUnknown, KeyError):

@@ -29,7 +29,8 @@ class Manifest:
 
     ``children`` is the listed content, None if unknown; ``warning`` is for a ``Warning: 299``
     header; ``fresh`` is for how many seconds a tag needs no check, None for a digest; ``forward``
-    is set if upstream was asked although the answer was held.
+    is set if upstream was asked although the answer was held; ``held_until`` is when the tag will
+    follow upstream to a younger image (Unix seconds), None if it does now.
     """
 
     descriptor: Descriptor
@@ -39,6 +40,7 @@ class Manifest:
     warning: str | None = None
     fresh: float | None = None
     forward: Forward | None = None
+    held_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Described:
     warning: str | None = None
     fresh: float | None = None
     forward: Forward | None = None
+    held_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

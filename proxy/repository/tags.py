@@ -20,6 +20,8 @@ from proxy.core.errors import (
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.policy import Action, CacheDirective, Rule
 from proxy.core.records import TagRecord
+from proxy.repository.cool_downs import CoolDowns, Served
+from proxy.repository.history import History
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.results import Described, Forward, Manifest
@@ -37,21 +39,34 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Pointed:
-    """Where a tag points, the outcome to report, and for how many seconds that stays fresh."""
+    """Where a tag points, the outcome to report, and for how many seconds that stays fresh.
+
+    ``served`` is the digest to serve: a younger one in ``record`` may be held back.
+    """
 
     record: TagRecord
+    served: Served
     outcome: Outcome
     fresh: float
     forward: Forward | None = None
 
+    @property
+    def is_held_back(self) -> bool:
+        """The tag points to another digest upstream."""
+        return self.served.digest != self.record.descriptor.digest
+
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """Where a tag pointed (None: unknown) and points now, and whether that was recorded."""
+    """Where a tag pointed (None: unknown) and points now, and whether that was recorded.
+
+    ``served`` is what clients get: ``now`` may be held back.
+    """
 
     before: Digest | None
     now: Digest
     is_recorded: bool
+    served: Digest
 
 
 class Tags:
@@ -63,6 +78,7 @@ class Tags:
         content: Content,
         sources: Mapping[str, Origin],
         *,
+        cool_downs: CoolDowns,
         patience: float,
     ) -> None:
         """Use a held copy if a check takes longer than ``patience`` seconds."""
@@ -71,6 +87,8 @@ class Tags:
         self._records = content.tags
         self._sources = sources
         self._clock = content.clock
+        self.cool_downs: Final = cool_downs
+        self.past: Final = History(content, sources)
         self._patience = patience
         self._checks: SingleFlight[TagRecord] = SingleFlight("check tag")
         self._refreshes: SingleFlight[None] = SingleFlight("refresh tag")
@@ -82,10 +100,12 @@ class Tags:
 
     async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
         """Return the manifest that a tag points to. Raises ``RegistryError``."""
+        if (digest := await self.past.configured(target, tag)) is not None:
+            return await self._manifests.get(target, digest, directive)
         found = await self._resolve(target, tag, directive)
         if found is None:
             try:
-                return await self._manifests.fetch(target, tag)
+                return await self._fetch(target, tag, directive)
             except UpstreamFailure as error:
                 return await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
@@ -97,39 +117,63 @@ class Tags:
                 raise
             return await self._serve_stale(target, tag, found.record, error)
 
+    async def _fetch(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
+        """Fetch a tag's manifest; return it, or an older one while it is held back."""
+        manifest = await self._manifests.fetch(target, tag)
+        record = TagRecord(manifest.descriptor, self._clock())
+        served = await self.cool_downs.served(target, tag, record)
+        if served.digest != manifest.descriptor.digest:
+            manifest = await self._manifests.get(target, served.digest, directive)
+        return replace(manifest, held_until=served.held_until)
+
     async def _image(
         self, target: Target, tag: Tag, found: _Pointed, directive: CacheDirective
     ) -> Manifest:
         """Return a resolved tag's manifest, by tag if upstream no longer has the digest."""
         try:
-            manifest = await self._manifests.get(target, found.record.descriptor.digest, directive)
+            manifest = await self._manifests.get(target, found.served.digest, directive)
         except ManifestUnknown:
-            if self._rule(target, tag).offline:
+            if self._rule(target, tag).offline or found.is_held_back:
                 raise
-            return await self._manifests.fetch(target, tag)
+            return await self._fetch(target, tag, directive)
+        manifest = replace(manifest, held_until=found.served.held_until)
         if manifest.outcome is not Outcome.HIT:
             return replace(manifest, forward=found.forward)
         return replace(manifest, outcome=found.outcome, fresh=found.fresh, forward=found.forward)
 
     async def head(self, target: Target, tag: Tag, directive: CacheDirective) -> Described:
         """Return the descriptor of a tag; upstream gets no GET. Raises ``RegistryError``."""
+        if (digest := await self.past.configured(target, tag)) is not None:
+            return await self._manifests.head(target, digest, directive)
         found = await self._resolve(target, tag, directive)
         if found is None:
             try:
                 # Some clients never send a GET for a tag, so a HEAD records it too.
                 known = await self._check(target, tag, None)
-                return Described(known.descriptor, Outcome.MISS)
+                served = await self.cool_downs.served(target, tag, known)
+                found = _Pointed(known, served, Outcome.MISS, self._rule(target, tag).tag_ttl)
             except UpstreamFailure as error:
                 found = await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
-            return Described(found.descriptor, found.outcome, found.warning, forward=found.forward)
-        descriptor = found.record.descriptor
-        self._content.touch(descriptor.digest)
-        if self._rule(target, tag).offline or directive is CacheDirective.ONLY_IF_CACHED:
+            held = found.held_until
+            return Described(
+                found.descriptor, found.outcome, found.warning, None, found.forward, held
+            )
+        return await self._described(target, tag, found, directive)
+
+    async def _described(
+        self, target: Target, tag: Tag, found: _Pointed, directive: CacheDirective
+    ) -> Described:
+        descriptor, served = found.record.descriptor, found.served
+        self._content.touch(served.digest)
+        if found.is_held_back:
+            descriptor = (await self._manifests.head(target, served.digest, directive)).descriptor
+        elif self._rule(target, tag).offline or directive is CacheDirective.ONLY_IF_CACHED:
             descriptor = (
                 await self._manifests.get(target, descriptor.digest, directive)
             ).descriptor
-        return Described(descriptor, found.outcome, fresh=found.fresh, forward=found.forward)
+        held = served.held_until
+        return Described(descriptor, found.outcome, None, found.fresh, found.forward, held)
 
     async def refresh(self, target: Target, tag: Tag) -> Refreshed:
         """Ask upstream now where a tag points. Raises ``RegistryError``.
@@ -143,13 +187,16 @@ class Tags:
         digest = now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest
         former = None if before is None else before.descriptor.digest
-        return Refreshed(former, digest, is_recorded)
+        served = await self.cool_downs.served(target, tag, now)
+        return Refreshed(former, digest, is_recorded, served.digest)
 
     def seconds_fresh(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
         """Return for how many seconds a record is served without a check; None if it is not."""
         rule = self._rule(target, tag)
         now = self._clock()
         if rule.offline or policy.decide(record.checked_at, rule, now) is not Action.SERVE:
+            return None
+        if not self.cool_downs.is_allowed(target, tag, record.descriptor.digest):
             return None
         return policy.seconds_fresh(record.checked_at, rule, now)
 
@@ -172,10 +219,12 @@ class Tags:
         fresh = policy.seconds_fresh(record.checked_at, rule, self._clock())
         match action:
             case Action.SERVE:
-                return _Pointed(record, Outcome.HIT, fresh)
+                served = await self.cool_downs.served(target, tag, record)
+                return _Pointed(record, served, Outcome.HIT, fresh)
             case Action.SERVE_THEN_CHECK:
                 self._refreshes.start((target, tag), lambda: self._refresh(target, tag))
-                return _Pointed(record, Outcome.STALE, fresh)
+                served = await self.cool_downs.served(target, tag, record)
+                return _Pointed(record, served, Outcome.STALE, fresh)
             case Action.CHECK:
                 try:
                     checked = await self._check_in_time(target, tag, record)
@@ -183,7 +232,8 @@ class Tags:
                     return await self._serve_stale(target, tag, record, error)
                 if (copy := await self._copy_if_scarce(target, tag, record, checked)) is not None:
                     return replace(copy, forward=Forward(200))
-                return _Pointed(checked, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
+                served = await self.cool_downs.served(target, tag, checked)
+                return _Pointed(checked, served, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
             case _:
                 assert_never(action)
 
@@ -216,7 +266,7 @@ class Tags:
         record = await self._tag_in_fallback(target, tag)
         if record is None:
             raise error
-        digest = record.descriptor.digest
+        digest = (await self.cool_downs.served(target, tag, record)).digest
         await self._manifests.copy_from_fallback(target, digest, CacheDirective.ANY)
         copy = await self._manifests.last_good(target, [digest], FALLBACK_WARNING)
         return _instead_of(error, copy)
@@ -276,7 +326,8 @@ class Tags:
         try:
             checked = await self._check(target, tag, record)
             if await self._copy_if_scarce(target, tag, record, checked) is None:
-                await self._manifests.get(target, checked.descriptor.digest, CacheDirective.ANY)
+                served = await self.cool_downs.served(target, tag, checked)
+                await self._manifests.get(target, served.digest, CacheDirective.ANY)
         except UpstreamFailure as error:
             failures = self._sources[target.upstream].upstream.failures
             failures.report(error, "the copy that is held")
@@ -294,7 +345,8 @@ class Tags:
             return None
         if await self._manifests.is_whole(target, checked.descriptor.digest):
             return None
-        return await self._manifests.last_good(target, [record.descriptor.digest], SCARCE_WARNING)
+        last = (await self.cool_downs.served(target, tag, record)).digest
+        return await self._manifests.last_good(target, [last], SCARCE_WARNING)
 
     async def _serve_stale(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
@@ -317,15 +369,19 @@ class Tags:
             raise error
         warning = DELETED_WARNING if is_deleted else FAILED_WARNING
         partial = DELETED_WARNING if is_deleted else PARTIAL_WARNING
-        current = record.descriptor.digest
+        served = await self.cool_downs.served(target, tag, record)
+        current = served.digest
         copy = await self._manifests.last_good(target, [current], warning)
         if copy is None:
             copy = await self._manifests.held(target, current, partial)
         if copy is None:
             history = await self._records.history(target, tag)
-            earlier = [entry.digest for entry in reversed(history)]
+            earlier = dict.fromkeys(entry.digest for entry in reversed(history))
+            if served.held_until is not None:  # what is younger must not be served
+                earlier = dict.fromkeys(list(earlier)[list(earlier).index(current) :])
             copy = await self._manifests.last_good(target, earlier, warning)
-        return _instead_of(error, copy)
+        copy = _instead_of(error, copy)
+        return replace(copy, held_until=served.held_until)
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         return self._sources[target.upstream].rule_for(tag)

@@ -105,9 +105,11 @@ class Registry:
     async def _content(self, exchange: Exchange, target: Target, route: Route) -> StreamResponse:
         match route.kind:
             case Kind.MANIFEST if exchange.is_head:
-                return replies.described(exchange, await self._head(exchange, target, route.ref))
+                ref = await self._ref(target, route)
+                return replies.described(exchange, await self._head(exchange, target, ref))
             case Kind.MANIFEST:
-                return replies.manifest(exchange, await self._get(exchange, target, route.ref))
+                ref = await self._ref(target, route)
+                return replies.manifest(exchange, await self._get(exchange, target, ref))
             case Kind.BLOB:
                 return await self._blob(exchange, target, Digest(route.ref))
             case Kind.TAGS:
@@ -119,6 +121,12 @@ class Registry:
             case _:
                 assert_never(route.kind)
 
+    async def _ref(self, target: Target, route: Route) -> str:
+        """Return the tag or digest of a request; of a tag in the past, the digest it pointed to."""
+        if route.as_of is None or is_digest(route.ref):
+            return route.ref
+        return await self._cache.tags.past.at(target, Tag(route.ref), route.as_of)
+
     async def _get(self, exchange: Exchange, target: Target, ref: str) -> Manifest:
         if is_digest(ref):
             manifest = await self._cache.manifests.get(target, Digest(ref), exchange.directive)
@@ -127,6 +135,8 @@ class Registry:
         # A stale answer, also one from a fallback directory, means that upstream fails: a prefetch
         # would only add requests. Clients still get each blob that a directory has when they ask.
         digest = manifest.descriptor.digest
+        if ref == digest:
+            await self._cache.tags.cool_downs.check(target, digest)
         exchange.policy = await self._policies.check_manifest(target, digest, ref)
         if manifest.outcome is Outcome.MISS:
             self._cache.prefetcher.begin(target, manifest.children)
@@ -139,6 +149,8 @@ class Registry:
         else:
             described = await self._cache.tags.head(target, Tag(ref), exchange.directive)
         digest = described.descriptor.digest
+        if ref == digest:
+            await self._cache.tags.cool_downs.check(target, digest)
         exchange.policy = await self._policies.check_manifest(target, digest, ref)
         self._confirm(target, described)
         return described

@@ -22,6 +22,8 @@ def table() -> list[type[RegistryError]]:
 def made(kind: type[RegistryError]) -> RegistryError:
     if kind is errors.PolicyDenied:
         return errors.PolicyDenied("no", policy="signed")
+    if kind is errors.HeldBack:
+        return errors.HeldBack("no", until=None)
     return errors.RangeInvalid("no", size=7) if kind is errors.RangeInvalid else kind("no")
 
 

@@ -155,7 +155,9 @@ class Control:
         selector = None if match is None else self._services.selector(match)
         used = {str(image) for image in self._feeds.images()}
         pinned = await self.pins.pinned()
-        return await stream(request, images.described(self._content, selector, pinned, used))
+        cool_downs = self._services.cache.tags.cool_downs
+        found = images.described(self._content, cool_downs, selector, pinned=pinned, used=used)
+        return await stream(request, found)
 
     async def _delete_images(self, request: BaseRequest) -> StreamResponse:
         dropper = self._services.dropper

@@ -14,6 +14,7 @@ import typer
 from proxy.cli import (
     access,
     eviction,
+    history,
     images,
     pins,
     pulling,
@@ -91,6 +92,8 @@ cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
 cli.command(rich_help_panel=_CACHE)(warming.warm)
 cli.command(rich_help_panel=_CACHE)(pulling.refresh)
+cli.command(rich_help_panel=_CACHE)(history.history)
+cli.command(rich_help_panel=_CACHE)(history.lock)
 cli.command(rich_help_panel=_CACHE)(images.drop)
 cli.command(rich_help_panel=_CACHE)(pins.pin)
 cli.command(rich_help_panel=_CACHE)(pins.unpin)

@@ -26,9 +26,13 @@ class History:
         return None if moment is None else await self.at(target, tag, moment)
 
     async def at(self, target: Target, tag: Tag, moment: float) -> Digest:
-        """Return the digest of a tag at a moment. Raises ``ManifestUnknown``, ``RequestInvalid``."""
+        """Return the digest of a tag at a moment.
+
+        Raises ``ManifestUnknown``, or ``RequestInvalid`` for the future.
+        """
         if moment > self._content.clock():
-            raise RequestInvalid(f"{target}:{tag} as of {show_time(moment)}: that is in the future")
+            when = show_time(moment)
+            raise RequestInvalid(f"{target}:{tag} as of {when}: that is in the future")
         history = await self._content.tags.history(target, tag)
         digest = cool_down.at(history, moment)
         if digest is not None:

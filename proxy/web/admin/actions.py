@@ -32,7 +32,7 @@ from proxy.services.expansion import Expansion
 from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.verify import Verifier
 from proxy.services.warm import Warmer
-from proxy.web.admin import images
+from proxy.web.admin import images, tags
 from proxy.web.admin.documents import Document, Page, is_true, reply, required, stream
 
 _DEFAULT_TTL: Final = 3600.0
@@ -77,6 +77,8 @@ class Control:
             "/-/images": {"GET": self._get_images, "DELETE": self._delete_images},
             "/-/refresh": {"POST": self._post_refresh},
             "/-/pull": {"POST": self._post_pull},
+            "/-/history": {"GET": self._get_history},
+            "/-/resolve": {"GET": self._get_resolve},
             "/-/expand": {"GET": self._get_expand},
         }
 
@@ -192,6 +194,14 @@ class Control:
             is_dry=is_true(request, "dry_run"),
         )
         return await stream(request, self._services.puller.run(image, wanted))
+
+    async def _get_history(self, request: BaseRequest) -> StreamResponse:
+        image = self._services.image(required(request, "image"))
+        return reply(await tags.history(self._content, self._services.cache, image))
+
+    async def _get_resolve(self, request: BaseRequest) -> StreamResponse:
+        image = self._services.image(required(request, "image"))
+        return reply(await tags.resolved(self._services.cache, image))
 
     async def _get_expand(self, request: BaseRequest) -> StreamResponse:
         selector = self._services.selector(required(request, "match"))

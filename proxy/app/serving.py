@@ -99,6 +99,7 @@ def handlers(
         expansion=expansion,
         warmer=warmer,
         cache=cache,
+        upstreams=engine.upstreams.current,
         image=router.parse_image,
         selector=router.parse_selector,
     )

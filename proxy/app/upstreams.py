@@ -28,6 +28,7 @@ from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.client import Client
 from proxy.upstream.credentials.choosing import check_credentials, make_credentials
 from proxy.upstream.guard import Guard, Network
+from proxy.upstream.offline import OfflineMode
 from proxy.upstream.ranges import Pieces
 from proxy.upstream.registry import Upstream
 from proxy.upstream.transport import Transport, client_context
@@ -38,6 +39,7 @@ IDLE_SECONDS: Final = 60.0
 has none for at most ``answer`` and ``MAX_RESUME_PAUSE`` seconds."""
 
 _APART: Final = {
+    "offline": None,
     "aliases": (),
     "hostnames": (),
     "library_prefix": False,
@@ -74,6 +76,7 @@ class Plan(NamedTuple):
 
     built: dict[str, _Built]
     sources: dict[str, Origin]
+    offline: dict[str, OfflineMode]
 
 
 class Upstreams:
@@ -110,7 +113,7 @@ class Upstreams:
                 check_credentials(name, configured)
                 built[name] = self._build(name, settings, context)
         except BaseException:
-            await self.discard(Plan(built, {}))
+            await self.discard(Plan(built, {}, {}))
             raise
         known_paths = {fallback.path: fallback for fallback in self._fallbacks}
         fallbacks = tuple(known_paths.get(p) or FallbackDirectory(p) for p in settings.fallback)
@@ -127,7 +130,8 @@ class Upstreams:
             )
             for name, entry in built.items()
         }
-        return Plan(built, sources)
+        modes = {name: OfflineMode(settings.offline_mode(name)) for name in built}
+        return Plan(built, sources, modes)
 
     async def discard(self, plan: Plan) -> None:
         """Close the upstreams of a plan that is not committed."""
@@ -142,6 +146,10 @@ class Upstreams:
             if plan.built.get(name) is not entry:
                 entry.busy_at = now
                 self._retired.append(entry)
+        for name, entry in plan.built.items():
+            if (before := self._built.get(name)) is not None:
+                entry.upstream.offline.live = before.upstream.offline.live
+            entry.upstream.offline.configured = plan.offline[name]
         self._built = plan.built
         self.current.clear()
         self.current.update({name: entry.upstream for name, entry in plan.built.items()})
@@ -224,4 +232,4 @@ def _caller_times(configured: UpstreamSettings) -> CallerTimes | None:
 def _rule(settings: Settings, name: str) -> Rule:
     fresh = settings.freshness_of(name).model_dump()
     keep_deleted = fresh.pop("deleted_tags")
-    return Rule(keep_deleted=keep_deleted, offline=settings.offline, **fresh)
+    return Rule(keep_deleted=keep_deleted, **fresh)

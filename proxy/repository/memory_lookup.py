@@ -33,7 +33,9 @@ class MemoryLookup:
         self._small = small
 
     def get(self, target: Target, route: Route) -> Found | None:
-        """Return the content of a route and count its use; None if it is not in RAM."""
+        """Return the content of a route and count its use; None if it is not in RAM, or offline."""
+        if self._manifests.is_offline(target):
+            return None
         match route.kind:
             case Kind.MANIFEST if is_digest(route.ref):
                 digest = Digest(route.ref)
@@ -49,9 +51,7 @@ class MemoryLookup:
 
     def _manifest(self, target: Target, digest: Digest, fresh: float | None) -> Found | None:
         manifest = self._manifests.in_ram(digest)
-        if manifest is None or self._manifests.is_offline(target):
-            return None
-        if not self._content.peek_use(target, digest):
+        if manifest is None or not self._content.peek_use(target, digest):
             return None
         return Found(manifest.descriptor, manifest.body, fresh)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from proxy.core import policy
@@ -32,12 +33,19 @@ class Origin(NamedTuple):
     """
 
     upstream: Upstream
-    rule: Rule
+    online_rule: Rule
     version: int = 0
     url: str = ""
     fallbacks: tuple[FallbackDirectory, ...] = ()
     callers: CallerTimes | None = None
     tag_rules: TagRules = NO_TAG_RULES
+
+    @property
+    def rule(self) -> Rule:
+        """How old its answers may be now: offline, any age will do."""
+        if not self.upstream.is_offline:
+            return self.online_rule
+        return replace(self.online_rule, offline=True)
 
     @property
     def local_sources(self) -> list[Source]:

@@ -3,7 +3,7 @@
 import math
 from contextlib import suppress
 from datetime import UTC, date, datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf
 
@@ -94,6 +94,7 @@ def _rate(value: object) -> object:
     return parse_size(value) if isinstance(value, str) else value
 
 
+Offline = bool | Literal["auto"]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 Wait = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]
 KeptFor = Annotated[float, BeforeValidator(_retention), Field(ge=0)]

@@ -10,7 +10,7 @@ from yarl import URL
 
 from proxy.core.errors import NameInvalid
 from proxy.core.selection import make_selector, split_tag
-from proxy.settings.units import KeptFor, Moment, Rate, Seconds, Section
+from proxy.settings.units import KeptFor, Moment, Offline, Rate, Seconds, Section
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(:\d{1,5})?")
 
@@ -214,6 +214,8 @@ class Upstream(Section):
     max_bandwidth: Annotated[Rate, Field(ge=0)] = 0
     """Bytes per second of blobs from the registry, shared fairly by its downloads; `0` means no
     limit. Manifests are not delayed."""
+    offline: Offline | None = None
+    """Overrides `offline` for this registry, unless that is `true`."""
     min_age: Seconds = 0.0
     """How long a digest has to be on a tag before Millpond serves it. Until then the tag stays at
     the newest digest that is old enough. `0` follows the registry at once."""

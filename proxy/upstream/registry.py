@@ -31,11 +31,13 @@ from proxy.core.tolerant_json import as_list
 from proxy.runtime.executors import by_size
 from proxy.upstream.body import DownloadPolicy, RegistryBody
 from proxy.upstream.budget import Budget
+from proxy.upstream.circuit_breaker import CircuitState
 from proxy.upstream.client import Client, UpstreamRequest
 from proxy.upstream.connection import Connection
 from proxy.upstream.failures import FailureLog
 from proxy.upstream.headers import next_link
 from proxy.upstream.lists import MAX_REFERRERS, MAX_TAGS, Bounds
+from proxy.upstream.offline import OfflineMode
 from proxy.upstream.slots import Slots
 
 PAGE_KEYS: Final = ("n", "last", "next_page", "orderby", "artifactType")
@@ -92,10 +94,18 @@ class Upstream:
         self.slots = Slots(downloads)
         self.circuit_breaker = client.circuit_breaker
         self.credentials = client.credentials
+        self.offline = client.transport.offline
         self.failures = FailureLog(client.name, client.transport.url.host or "")
 
     def __repr__(self) -> str:
         return f"<Upstream {self._client.name}>"
+
+    @property
+    def is_offline(self) -> bool:
+        """It must not be asked now."""
+        if self.offline.mode is OfflineMode.AUTO:
+            return self.circuit_breaker.state is CircuitState.OPEN
+        return self.offline.is_forced
 
     async def log_in(self) -> None:
         """Return if the registry accepts our login. Raises ``TimeoutError`` too."""

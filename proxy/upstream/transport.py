@@ -38,6 +38,7 @@ from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream.connector import Connector, TooManyInterimError
 from proxy.upstream.direct import DirectBody
 from proxy.upstream.guard import Guard, GuardedResolver
+from proxy.upstream.offline import OfflineSwitch
 from proxy.upstream.redaction import Redactor
 
 MAX_REDIRECTS: Final = 5
@@ -81,6 +82,7 @@ class Transport:
         self.url: Final = guard.url
         self.counters: Final = counters
         self.redactor: Final = Redactor()
+        self.offline: Final = OfflineSwitch()
         self._guard = guard
         self._responses: WeakSet[ClientResponse] = WeakSet()
         self._proxies = Proxies()
@@ -174,6 +176,10 @@ class Transport:
         self, request: HTTPRequest, form: dict[str, str] | None = None
     ) -> ClientResponse:
         """Send one request and return the response to it, a redirect included."""
+        if self.offline.is_forced:
+            error = UpstreamUnavailable(f"{self.name} is not asked: this is offline")
+            error.was_forwarded = False
+            raise error
         url, headers = request.url, request.headers
         proxy, proxy_headers = self._proxies.route(url)
         for value in (headers.get("Authorization"), *proxy_headers.values()):

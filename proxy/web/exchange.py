@@ -54,6 +54,8 @@ class Exchange:
     status: int = 200
     code: str | None = None
     fresh: float | None = None
+    is_offline: bool = False
+    """Upstream must not be asked."""
     held_until: float | None = None
     """Until when a younger image of the tag is held back (Unix seconds)."""
     forward: Forward | None = None
@@ -160,6 +162,8 @@ class Exchange:
             yield self.failure.code if self.failure else "stale"
         elif outcome is Outcome.ERROR:
             yield self.code
+        if self.is_offline:
+            yield "offline"
         if self.held_until is not None:
             yield f"held until {show_time(self.held_until)}"
 

@@ -98,6 +98,7 @@ class Registry:
             self._gate.enforce(exchange, principal, Action.CATALOG)
             return await self._catalog(exchange, principal)
         target = self._gate.resolve(exchange, principal)
+        exchange.is_offline = self._cache.manifests.is_offline(target)
         self._policies.check_request(target, route)
         async with self._gate.callers.asking(principal, target, route):
             return await self._content(exchange, target, route)

@@ -4,7 +4,7 @@ Only for the operator: names are confidential, and most of it changes something.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,7 +32,8 @@ from proxy.services.expansion import Expansion
 from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.verify import Verifier
 from proxy.services.warm import Warmer
-from proxy.web.admin import images, tags
+from proxy.upstream.registry import Upstream
+from proxy.web.admin import images, offline, tags
 from proxy.web.admin.documents import Document, Page, is_true, reply, required, stream
 
 _DEFAULT_TTL: Final = 3600.0
@@ -52,6 +53,7 @@ class Services:
     expansion: Expansion
     warmer: Warmer
     cache: Cache
+    upstreams: Mapping[str, Upstream]
     image: Callable[[str], Image]
     selector: Callable[[str], Selector]
 
@@ -77,6 +79,7 @@ class Control:
             "/-/images": {"GET": self._get_images, "DELETE": self._delete_images},
             "/-/refresh": {"POST": self._post_refresh},
             "/-/pull": {"POST": self._post_pull},
+            "/-/offline": {"GET": self._get_offline, "POST": self._post_offline},
             "/-/history": {"GET": self._get_history},
             "/-/resolve": {"GET": self._get_resolve},
             "/-/expand": {"GET": self._get_expand},
@@ -194,6 +197,14 @@ class Control:
             is_dry=is_true(request, "dry_run"),
         )
         return await stream(request, self._services.puller.run(image, wanted))
+
+    async def _get_offline(self, _: BaseRequest) -> StreamResponse:
+        return reply(offline.shown(self._services.upstreams))
+
+    async def _post_offline(self, request: BaseRequest) -> StreamResponse:
+        upstreams, value = self._services.upstreams, required(request, "value")
+        offline.switch(upstreams, request.query.get("upstream"), value)
+        return reply(offline.shown(upstreams))
 
     async def _get_history(self, request: BaseRequest) -> StreamResponse:
         image = self._services.image(required(request, "image"))

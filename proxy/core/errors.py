@@ -284,6 +284,12 @@ class UpstreamRejected(UpstreamFailure):
     """Upstream works and refuses the request. A retry would get the same answer."""
 
 
+class LoopDetected(UpstreamRejected):
+    """The request came back to a proxy that has sent it on (RFC 5842 §7.2)."""
+
+    status = 508
+
+
 class UpstreamTimeout(UpstreamFailure):
     """Upstream took too long. The answer is sent well before containerd's limit of 30 seconds."""
 

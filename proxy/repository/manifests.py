@@ -229,7 +229,7 @@ class Manifests:
             await self._content.tags.set(target, Tag(ref), TagRecord(descriptor, self._clock()))
         for existing in {ref, digest}:
             await self.absences.forget(target, existing)
-        return replace(hit, outcome=Outcome.MISS)
+        return replace(hit, outcome=Outcome.MISS, warning=fetched.warning)
 
     async def _keep(
         self, target: Target, hit: Manifest, content: ManifestContent, *, is_public: bool

@@ -35,7 +35,7 @@ from proxy.upstream.circuit_breaker import CircuitState
 from proxy.upstream.client import Client, UpstreamRequest
 from proxy.upstream.connection import Connection
 from proxy.upstream.failures import FailureLog
-from proxy.upstream.headers import next_link
+from proxy.upstream.headers import next_link, warning_text
 from proxy.upstream.lists import MAX_REFERRERS, MAX_TAGS, Bounds
 from proxy.upstream.offline import OfflineMode
 from proxy.upstream.slots import Slots
@@ -49,12 +49,16 @@ _ANY: Final = {"Accept": "*/*"}
 
 
 class FetchedManifest(NamedTuple):
-    """A manifest as upstream sent it: not yet verified. ``digest`` is what upstream claims."""
+    """A manifest as upstream sent it: not yet verified. ``digest`` is what upstream claims.
+
+    ``warning`` is the text of its ``Warning: 299`` (distribution-spec "Warnings").
+    """
 
     media_type: str
     body: bytes
     content: manifests.ManifestContent
     digest: Digest | None
+    warning: str | None = None
 
 
 class TagPage(NamedTuple):
@@ -150,7 +154,8 @@ class Upstream:
             )
         content = await by_size(len(body), lambda: manifests.read(body))
         media_type = content.own_type or self._media_type(response) or content.implied_type
-        return FetchedManifest(media_type, body, content, self._digest(response))
+        warning = warning_text(self._said(response, "Warning"))
+        return FetchedManifest(media_type, body, content, self._digest(response), warning)
 
     async def blob_size(self, target: Target, digest: Digest) -> int | None:
         """Return a blob's size in bytes, None when upstream does not announce it."""

@@ -35,6 +35,7 @@ from proxy import VERSION
 from proxy.core.errors import ConfigError, Overloaded, UpstreamTimeout, UpstreamUnavailable
 from proxy.runtime.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
+from proxy.upstream import hops
 from proxy.upstream.connector import Connector, TooManyInterimError
 from proxy.upstream.direct import DirectBody
 from proxy.upstream.guard import Guard, GuardedResolver
@@ -121,8 +122,10 @@ class Transport:
         for _ in range(MAX_REDIRECTS + 1):
             # aiohttp could follow redirects, but not ask the guard at each step.
             sent = dict(request.headers)
-            if authorization is not None and url.origin() == request.url.origin():
-                sent["Authorization"] = authorization
+            if url.origin() == request.url.origin():
+                sent |= hops.headers()
+                if authorization is not None:
+                    sent["Authorization"] = authorization
             response = await self._request(replace(request, url=url, headers=sent))
             if response.status not in _REDIRECTS:
                 return response

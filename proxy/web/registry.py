@@ -17,10 +17,12 @@ from proxy.access.principals import OPERATOR, Principal
 from proxy.access.rules import Action
 from proxy.core.errors import PaginationInvalid, RegistryError, Unauthorized, Unsupported
 from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, parse_path
+from proxy.core.policy import CacheDirective
 from proxy.core.routing import Router
 from proxy.repository import Cache
 from proxy.repository.results import Described, Manifest
 from proxy.runtime.metrics import Outcome
+from proxy.upstream import hops
 from proxy.upstream.registry import PAGE_KEYS
 from proxy.web import replies
 from proxy.web.blob import send_blob
@@ -100,8 +102,11 @@ class Registry:
         target = self._gate.resolve(exchange, principal)
         exchange.is_offline = self._cache.manifests.is_offline(target)
         self._policies.check_request(target, route)
-        async with self._gate.callers.asking(principal, target, route):
-            return await self._content(exchange, target, route)
+        via = request.headers.getall("Via", ())
+        revalidates = exchange.directive is CacheDirective.REVALIDATE
+        with hops.continuing(via, revalidates=revalidates):
+            async with self._gate.callers.asking(principal, target, route):
+                return await self._content(exchange, target, route)
 
     async def _content(self, exchange: Exchange, target: Target, route: Route) -> StreamResponse:
         match route.kind:

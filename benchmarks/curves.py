@@ -28,7 +28,7 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 860, 480, 56, 250, 48, 44
 def draw(folder: Path, rows: Sequence[Row]) -> None:
     """Write the plot, if there are rows for it."""
     if curves := points(rows):
-        (folder / "scale.svg").write_text(svg(curves))
+        (folder / "scale.svg").write_text(svg(curves, "Cost against the number of blobs", CURVES))
 
 
 def points(rows: Sequence[Row]) -> dict[str, Points]:
@@ -41,16 +41,16 @@ def points(rows: Sequence[Row]) -> dict[str, Points]:
     return {name: sorted(found[name]) for name in CURVES if name in found}
 
 
-def svg(curves: Mapping[str, Points]) -> str:
-    """Return a plot of all curves, each with its last value."""
+def svg(curves: Mapping[str, Points], title: str, names: Mapping[str, str]) -> str:
+    """Return a plot of all curves, each with its last value and what it is called."""
     spots = [spot for each in curves.values() for spot in each]
     across = _Axis([x for x, _ in spots], _LEFT, _WIDTH - _RIGHT)
     up = _Axis([y for _, y in spots], _HEIGHT - _BOTTOM, _TOP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="Cost against size">',
+        f'width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="{escape(title)}">',
         f"<style>{STYLE}</style>",
-        f'<text class="title" x="{_LEFT}" y="24">Cost against the number of blobs</text>',
+        f'<text class="title" x="{_LEFT}" y="24">{escape(title)}</text>',
     ]
     for power in range(across.first, across.last + 1):
         x = across.place(10**power)
@@ -69,7 +69,7 @@ def svg(curves: Mapping[str, Points]) -> str:
     labels = _apart(ends)
     for (name, each), colour in zip(curves.items(), _COLOURS, strict=False):
         line = " ".join(f"{across.place(x):.1f},{up.place(y):.1f}" for x, y in each)
-        said = f"{number(each[-1][1])}  {CURVES[name]}"
+        said = f"{number(each[-1][1])}  {names[name]}"
         parts.append(
             f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>'
             f'<text x="{_WIDTH - _RIGHT + 10}" y="{labels[name] + 4:.1f}" '

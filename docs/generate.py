@@ -25,8 +25,10 @@ from proxy.settings import Settings, Upstream, units
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
 PERFORMANCE: Final = ROOT / "docs" / "performance.md"
+SCALING: Final = ROOT / "docs" / "scaling.md"
 README: Final = ROOT / "README.md"
 RESULTS: Final = ROOT / "benchmarks" / "results.md"
+ROLLOUTS: Final = ROOT / "benchmarks" / "fleet.md"
 
 RIVAL: Final = "docker-registry proxy"
 MISSED: Final = "**no**"
@@ -237,6 +239,7 @@ def documents() -> dict[Path, str]:
         CONFIGURATION: filled(page, "settings", table(page)),
         README: filled(README.read_text(), "comparison", comparison()),
         PERFORMANCE: filled(PERFORMANCE.read_text(), "missed targets", missed()),
+        SCALING: filled(SCALING.read_text(), "rollouts", ROLLOUTS.read_text().strip()),
     }
 
 

@@ -1,10 +1,10 @@
 """What all in-process tests share: the production event loop, a fake upstream, a running proxy."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
@@ -20,6 +20,9 @@ from tests.limits import (
     pytest_unconfigure,
 )
 from tests.running import Proxy, Start, started
+
+if TYPE_CHECKING:
+    from tests.parts.seaweed import Server, TestBucket
 
 __all__ = (
     "pytest_configure",
@@ -42,16 +45,33 @@ def pytest_asyncio_loop_factories(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests that drive whole programs together: one worker runs them, one at a time.
 
-    They share daemons, or measure a program's memory and stalls.
+    They share daemons, or measure a program's memory and stalls. So are those that share an S3
+    server.
     """
     for item in items:
         if item.path.parent.name in PROGRAMS:
             item.add_marker(pytest.mark.xdist_group("programs"))
+        elif "object_storage" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("bucket"))
 
 
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture(scope="session")
+def object_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
+    """One S3 server for all tests of a process: it takes seconds to start."""
+    from tests.parts import seaweed  # noqa: PLC0415 - obstore
+
+    with seaweed.running(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(object_storage: "Server") -> "TestBucket":
+    return object_storage.bucket()
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from multidict import CIMultiDictProxy
 from proxy.app import App, running
 from proxy.app.engine import Environment
 from proxy.core.names import Repo, Tag, Target
-from proxy.core.records import TagHistoryEntry
+from proxy.core.records import Clock, TagHistoryEntry
 from proxy.runtime import logs
 from proxy.settings import Settings
 from proxy.upstream.guard import SYSTEM_NETWORK
-from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
+from tests.parts.millpond import WORKERS
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ async def started(
     hub = {"url": upstream.url} | changes.pop("hub", {})
     document: dict[str, Any] = {
         "listen": "127.0.0.1:0",
+        "workers": WORKERS,
         "storage": QUIET_STORAGE | {"path": str(storage), **changes.pop("storage", {})},
         "upstreams": {"docker.io": hub, **changes.pop("upstreams", {})},
         "shutdown_grace": "2s",

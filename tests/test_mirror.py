@@ -95,6 +95,8 @@ def goes_through(way: str, file: str, module: str) -> bool:
             return any(name.startswith(package) for name in seen)
         case "HTTP":
             return bool(parameters(file) & {"proxy", "start"}) and "tests.running" in seen
+        case "replicas":
+            return not seen.isdisjoint({"tests.fleet.together", "tests.fleet.sharing"})
         case "the command":
             return not seen.isdisjoint({"tests.cli.command", "tests.parts.millpond"})
         case "a cache on the disk":

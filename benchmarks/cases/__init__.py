@@ -21,6 +21,7 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
     "load_stalls": ("wrk",),
     "load_idle": (),
     "second_core": ("wrk",),
+    "workers": ("wrk",),
     "scale": ("wrk",),
 }
 """In the order in which they run, with the programs that they cannot do without."""

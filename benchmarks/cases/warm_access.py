@@ -23,7 +23,10 @@ _BCRYPT = "$2b$10$BoOYwmpEzD0VEpL73InrrOSmD3cpzmNBSMTIlM1W3mAQDaDumsRqq"
 
 
 def run(bench: Bench) -> list[Row]:
-    """Return the CPU of a manifest by tag with rules and a token, beside one without access."""
+    """Return the CPU of a manifest by tag with rules and a token, beside one without access.
+
+    Pulls are audited: in their request lines, and in a file.
+    """
     image = bench.content.image(_LAYER)
     path = f"/v2/{image.repository}/manifests/{image.tag}"
     users = bench.root / "htpasswd"
@@ -32,18 +35,24 @@ def run(bench: Bench) -> list[Row]:
         body = connection.get(path, **ACCEPT)
     with ExitStack() as stack:
         open_to_all = stack.enter_context(ours.millpond(bench.url))
-        guarded = stack.enter_context(ours.millpond(bench.url, {"access": _access(str(users))}))
-        token = _token(guarded, image.repository)
-        turns = {}
-        for name, server, headers in (
-            ("open", open_to_all, ACCEPT),
-            ("rules", guarded, {**ACCEPT, "Authorization": f"Bearer {token}"}),
+        _warm(open_to_all, path, ACCEPT, body)
+        turns = {"open": partial(_turn, open_to_all, path, ACCEPT)}
+        for name, more in (
+            ("rules", {}),
+            ("file", {"audit_file": str(bench.root / "audit.jsonl")}),
         ):
-            _warm(server, path, headers, body)
-            turns[name] = partial(_turn, server, path, headers)
+            access = {"access": {**_access(str(users)), **more}}
+            guarded = stack.enter_context(ours.millpond(bench.url, access))
+            headers = {**ACCEPT, "Authorization": f"Bearer {_token(guarded, image.repository)}"}
+            _warm(guarded, path, headers, body)
+            turns[name] = partial(_turn, guarded, path, headers)
         results = bench.interleaved(turns)
-    work, rival = f"manifest by tag with {_RULES} rules and a token, CPU", "without access"
-    return [Row("access_cpu", work, "µs", results["rules"], rival, results["open"], at_most(1.3))]
+    rules, file, rival = results["rules"], results["file"], "without access"
+    work = f"manifest by tag with {_RULES} rules and a token"
+    return [
+        Row("access_cpu", f"{work}, CPU", "µs", rules, rival, results["open"], at_most(1.3)),
+        Row("audit_cpu", f"{work}, audit file, CPU", "µs", file, rival, results["open"]),
+    ]
 
 
 def _access(users: str) -> dict[str, Any]:

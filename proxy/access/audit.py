@@ -134,6 +134,10 @@ class AuditLog(Protocol):
         """Record an event, after all that were recorded before it. Never waits, never fails."""
 
     @property
+    def has_file(self) -> bool:
+        """Events go to a file, not to the log that requests go to."""
+
+    @property
     def is_nearly_full(self) -> bool:
         """Await ``room`` before the next request is answered."""
 
@@ -157,6 +161,18 @@ def entry(event: AuditEvent) -> dict[str, Any]:
     known = {name: _printable(value) for name, value in event.known().items()}
     about = {"event": "audit", "level": "info", "timestamp": known.pop("time")}
     return about | {"audit": known.pop("event")} | known
+
+
+def carried(event: AuditEvent) -> dict[str, Any]:
+    """Return what the request line of an allowed pull lacks to stand for its audit line."""
+    return {
+        "audit": event.event.value,
+        "digest": event.digest,
+        "login": event.method,
+        "credential_id": _printable(event.credential_id),
+        "rule": event.rule,
+        "request_id": _printable(event.request_id and event.request_id[:MAX_TEXT]),
+    }
 
 
 def _printable(value: Any) -> Any:

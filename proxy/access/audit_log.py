@@ -59,6 +59,7 @@ class Audit:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self.is_on = _is_wanted(access)
+        self.has_file = access.audit_file is not None
         self._lines: Final = LineWriter(
             self._sink(),
             lost=lambda count: AuditEvent(event=Event.LOST, outcome=Verdict.FAILED, count=count),
@@ -93,6 +94,7 @@ class Audit:
         """Use the file of these settings from now on."""
         self._access = access
         self.is_on = _is_wanted(access)
+        self.has_file = access.audit_file is not None
         self.reopen()
 
     def reopen(self) -> None:

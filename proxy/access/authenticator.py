@@ -55,18 +55,22 @@ class Authenticator:
         await self._hashes.close()
         await self._sources.close()
 
+    def seal(self, authorization: str) -> bytes:
+        """Return the keyed hash of a value of ``Authorization``."""
+        return self._cache.digest(authorization)
+
     def recognise(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self, credential: bytes | None, address: str | None, certificate: Certificate | None
     ) -> Principal | None:
         """Return who this is if that is known without waiting; None: await ``identify``."""
-        if not authorization:
+        if credential is None:
             return self.principal(None, address, certificate)
         if self._sources.has_changed():
             return None
-        presented = authorization, address, certificate
+        presented = credential, address, certificate
         if (known := self._cache.recent(presented)) is not None:
             return known if self._is_kept(known.caller) else None
-        login = self._cache.get(self._cache.digest(authorization))
+        login = self._cache.get(credential)
         if login is None or not self._is_kept(login.caller):
             return None
         principal = self.principal(login, address, certificate)

@@ -88,14 +88,21 @@ class AccessControl:
         """Clients are identified; otherwise everybody is anonymous, whatever they send."""
         return self._policy.is_configured
 
+    def sealed(self, authorization: str | None) -> bytes | None:
+        """Return what stands for ``Authorization`` in memory, None without one."""
+        return self._identifier.seal(authorization) if authorization else None
+
     def recognise(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self, credential: bytes | None, address: str | None, certificate: Certificate | None
     ) -> Principal | None:
-        """Return who a client is if that is known without waiting; None: await ``identify``."""
+        """Return who a client is if that is known without waiting; None: await ``identify``.
+
+        ``credential`` is what ``sealed`` returned.
+        """
         policy = self._policy
         if not policy.is_configured:
             return _anonymous(address)
-        known = self._identifier.recognise(authorization, address, certificate)
+        known = self._identifier.recognise(credential, address, certificate)
         return None if known is None else policy.memberships.complete(known)
 
     async def identify(
@@ -109,7 +116,7 @@ class AccessControl:
 
         Credentials that are not ours may be for ``upstream``; None: they are wrong.
         """
-        known = self.recognise(authorization, address, certificate)
+        known = self.recognise(self.sealed(authorization), address, certificate)
         if known is not None:
             return known
         found = await self._identifier.identify(authorization, address, certificate, upstream)

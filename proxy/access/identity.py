@@ -19,13 +19,16 @@ class Certificate:
 class Identifier(Protocol):
     """Verifies what a client sends. ``authorization`` is the header's value, None without one."""
 
+    def seal(self, authorization: str) -> bytes:
+        """Return a keyed hash, which may stay in memory where the value itself may not."""
+
     def recognise(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self, credential: bytes | None, address: str | None, certificate: Certificate | None
     ) -> Principal | None:
         """Return who this is if that is known without waiting; None: await ``identify``.
 
         Known are anonymous clients, unexpired tokens of our own, certificates, and credentials that
-        were verified before.
+        were verified before. ``credential`` is the sealed ``Authorization``, None without one.
         """
 
     async def identify(
@@ -45,11 +48,16 @@ class Identifier(Protocol):
 class Everyone:
     """Without access control each client is anonymous, whatever it sends."""
 
+    def seal(self, authorization: str) -> bytes:
+        """Return nothing of a value that is not looked at."""
+        del authorization
+        return b""
+
     def recognise(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self, credential: bytes | None, address: str | None, certificate: Certificate | None
     ) -> Principal | None:
         """Return an anonymous client."""
-        del authorization, certificate
+        del credential, certificate
         return Principal(address)
 
     async def identify(

@@ -79,6 +79,12 @@ class Client:
         )
         self.downloads.use(limits.downloads)
 
+    @property
+    def is_paced(self) -> bool:
+        """Its transfers are limited, in bytes per second or in number."""
+        limits = self._owner.limits
+        return bool(limits.bytes_per_second) or limits.downloads is not None
+
     def is_idle(self, now: float) -> bool:
         """Return True if the client does nothing, and its past no longer matters."""
         buckets = (self._requests, self._bytes)
@@ -266,6 +272,9 @@ class ClientLimits:
         """Return the client, None if it is not counted: without limits, and on the admin socket."""
         if not self._is_used or (name := _name(principal)) is None:
             return None
+        return self._of(name)
+
+    def _of(self, name: str) -> Client:
         client = self._clients.pop(name, None) or Client(name, self)
         self._clients[name] = client
         client.seen = self.now()
@@ -293,6 +302,24 @@ class ClientLimits:
             }
             for client in dict.fromkeys((*by_requests, *by_bytes))
         ]
+
+    def taken(self) -> dict[str, list[int]]:
+        """Return each client's requests and bytes until now, and count from zero again."""
+        found = {
+            name: [client.requests, client.sent]
+            for name, client in self._clients.items()
+            if client.requests or client.sent
+        }
+        for name in found:
+            self._clients[name].requests = self._clients[name].sent = 0
+        return found
+
+    def add(self, counts: Mapping[str, list[int]]) -> None:
+        """Add what ``taken`` returned in another process."""
+        for name, (requests, sent) in counts.items():
+            client = self._of(name)
+            client.requests += requests
+            client.sent += sent
 
     def refused(self, client: Client, limit: str) -> None:
         """Count a refusal, and log it unless one was logged just now."""

@@ -16,8 +16,8 @@ MAX_RECENT: Final = 4096
 PASSWORD_SECONDS: Final = 300.0
 """How long a password counts as verified before it is hashed again."""
 
-Presented = tuple[str | None, str | None, Certificate | None]
-"""``Authorization``, address and certificate of a client."""
+Presented = tuple[bytes, str | None, Certificate | None]
+"""The key of a client's credential, its address and certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +77,10 @@ class LoginCache:
         return known[1] if known is not None and time.time() < known[0] else None
 
     def put_recent(self, presented: Presented, login: Login, principal: Principal) -> None:
-        """Keep who presented a Bearer token, because to hash it costs most of a repeated request.
-
-        Passwords are not kept: in memory they are only hashes.
-        """
+        """Keep who presented this: to make it anew costs more than to look it up."""
         if len(self._recent) >= MAX_RECENT:
             self._recent.clear()
-        if presented[0] is not None and presented[0].startswith("Bearer "):
-            self._recent[presented] = login.expires, principal
+        self._recent[presented] = login.expires, principal
 
     def clear(self) -> None:
         """Forget all: a file or a setting has changed."""

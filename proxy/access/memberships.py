@@ -1,6 +1,6 @@
 """Which networks and groups of ``access`` a principal belongs to."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
@@ -21,7 +21,9 @@ class Memberships:
             (name, ip_network(network)) for name, listed in networks.items() for network in listed
         ]
         self._groups = {name: frozenset(users) for name, users in groups.items()}
-        self.complete = lru_cache(_CACHED)(self._complete)
+        is_empty = not self._networks and not self._groups
+        complete = _unchanged if is_empty else lru_cache(_CACHED)(self._complete)
+        self.complete: Callable[[Principal], Principal] = complete
 
     def _complete(self, principal: Principal) -> Principal:
         """Return the principal with its memberships."""
@@ -41,3 +43,8 @@ class Memberships:
             return frozenset()
         known = getattr(parsed, "ipv4_mapped", None) or parsed
         return frozenset(name for name, network in self._networks if known in network)
+
+
+def _unchanged(principal: Principal) -> Principal:
+    """Return a principal whom the configuration adds nothing to."""
+    return principal

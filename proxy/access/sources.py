@@ -36,7 +36,10 @@ class Sources:
 
     def has_changed(self) -> bool:
         """Return True if a file is newer than its content here."""
-        return any(file.has_changed() for file in self._files())
+        users, tokens = self.users, self.tokens  # each request asks, so no generator is made
+        return (users is not None and users.has_changed()) or (
+            tokens is not None and tokens.has_changed()
+        )
 
     async def reload(self) -> None:
         """Read the files that have changed."""

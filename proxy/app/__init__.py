@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from proxy.access.audit_log import Audit
 from proxy.app import engine as engines
 from proxy.app import listening, reload, serving
+from proxy.app.bucket import SecondTier
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine, Environment
+from proxy.app.fleet import Fleet
+from proxy.app.workers import crew as crews
+from proxy.app.workers.ledger import Ledger
 from proxy.content.content import Content
 from proxy.runtime import loop_monitor
 from proxy.runtime.logs import Output, RequestLog
@@ -18,7 +22,9 @@ from proxy.services.reconcile import look_after
 from proxy.services.verify import Verifier
 from proxy.settings import Settings
 from proxy.web.admin.pages import Admin
-from proxy.web.certificate import Certificate
+from proxy.web.certificate import certificate_of
+
+Apply = Callable[[Settings], Awaitable[Settings]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +39,12 @@ class App:
     address: str | None
     admin: Admin
     content: Content
-    reload: Callable[[Settings], Awaitable[Settings]]
+    reload: Apply
     reopen: Callable[[], None]
     responses: Callable[[], int]
+    bucket: SecondTier | None
+    fleet: Fleet | None
+    """None: there are no other replicas."""
 
 
 @asynccontextmanager
@@ -53,10 +62,13 @@ async def running(
     """
     environment = environment or Environment()
     async with AsyncExitStack() as stack:
-        certificate = _certificate(settings) if is_public else None
-        listener = stack.enter_context(listening.public(settings)) if is_public else None
+        certificate = certificate_of(settings) if is_public else None
+        listeners = listening.for_processes(settings) if is_public else []
+        for listener in listeners:
+            stack.enter_context(listener)
         limits = descriptor_limits(raise_limit(), settings.most_downloads)
-        engine = await engines.opened(stack, settings, environment, limits.downloads)
+        address = listening.address(listeners[0]) if listeners else None
+        engine = await engines.opened(stack, settings, environment, limits.downloads, address)
         level, metrics, storage = settings.log.level, engine.metrics, engine.storage
         request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
         audit = Audit(settings.access, output, metrics)
@@ -74,41 +86,43 @@ async def running(
         servers = serving.Servers(stack, engine, parts, grace=settings.shutdown_grace)
         if settings.admin.socket:
             await servers.serve_operator(stack.enter_context(listening.admin(storage.directory)))
-        if listener is not None:
+        reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
+        apply: Apply = reloader.apply
+        count: Callable[[], int] = lambda: servers.responses  # noqa: E731 - one of two
+        if len(listeners) == 1:
             clients = await servers.serve_clients(
-                listener,
+                listeners[0],
                 certificate.context if certificate else None,
                 limit=limits.clients,
                 send_timeout=settings.timeouts.send,
             )
             background.start("stalled clients", clients.watch)
+            if certificate is not None:
+                background.start("certificate", certificate.watch)
+        elif listeners:
+            inside = stack.enter_context(listening.inside(storage.directory))
+            await servers.serve_workers(inside, limit=limits.clients)
+            ledger = Ledger(engine, parts.guards.limits, output)
+            crew = await crews.started(stack, settings, engine, ledger, listeners)
+            apply, count = crew.reloading(apply), ledger.responses
+        if listeners:
             background.start("warm", parts.services.warmer.watch)
             _scrub(background, parts.services.verifier, settings)
-        if certificate is not None:
-            background.start("certificate", certificate.watch)
-        reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
-        address = listening.address(listener) if listener else None
         yield App(
             address,
             parts.admin,
             storage.content,
-            reloader.apply,
+            apply,
             audit.reopen,
-            lambda: servers.responses,
+            count,
+            storage.bucket,
+            engine.fleet,
         )
         parts.admin.is_stopping = True
         parts.services.verifier.stop()
         parts.services.puller.stop()
         if is_public:
             await asyncio.sleep(settings.shutdown_delay)
-
-
-def _certificate(settings: Settings) -> Certificate | None:
-    """Return the certificate of a server that speaks TLS. Raises ``ConfigError``."""
-    if settings.tls is None:
-        return None
-    clients = settings.access.client_certificates
-    return Certificate(settings.tls, None if clients is None else clients.ca_file)
 
 
 def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> None:
@@ -125,6 +139,10 @@ def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> Non
     background.start("names", layout.publish_forever)
     background.start("feeds", storage.feeds.watch)
     background.start("upstreams", engine.upstreams.close_retired)
+    if storage.bucket is not None:
+        background.start("bucket uploads", storage.bucket.uploads.run)
+        if storage.bucket.evictor.usage.limit_bytes is not None:
+            background.start("bucket eviction", storage.bucket.evictor.watch)
 
 
 def _scrub(background: Supervisor, verifier: Verifier, settings: Settings) -> None:

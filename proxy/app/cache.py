@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from proxy.app.storage import Storage
 from proxy.content.downloads import Downloads
 from proxy.core.errors import ManifestUnknown
+from proxy.core.names import Digest, Target
 from proxy.repository import Cache
 from proxy.repository.blobs import Blobs
 from proxy.repository.cool_downs import CoolDowns
@@ -16,21 +20,27 @@ from proxy.repository.manifests import Manifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
 from proxy.repository.prefetch import Bounds, Prefetcher, PrefetchTracker
+from proxy.repository.redirects import Redirects
 from proxy.repository.referrers import ReferrersCache
+from proxy.repository.sharing import Sharing
 from proxy.repository.small_blobs import SmallBlobs
 from proxy.repository.tag_lists import TagLists
 from proxy.repository.tags import Tags
 from proxy.settings import Settings
 
 
-async def built(
-    stack: AsyncExitStack,
-    settings: Settings,
-    storage: Storage,
-    downloads: Downloads,
-    sources: Mapping[str, Origin],
-) -> Cache:
+class Below(NamedTuple):
+    """What the cache is built on. ``sharing`` None: there are no other replicas."""
+
+    storage: Storage
+    downloads: Downloads
+    sources: Mapping[str, Origin]
+    sharing: Sharing | None
+
+
+async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cache:
     """Return the cache over what is on the disk; ``stack`` closes it."""
+    storage, downloads, sources, sharing = below
     content, clock = storage.content, storage.clock
     lists = TagLists(storage.expiring, clock)
     absences = NegativeCache(sources, ManifestUnknown, clock)
@@ -60,9 +70,28 @@ async def built(
     )
     cool_downs = CoolDowns(content, sources, manifests=manifests, small=small)
     patience = settings.timeouts.check
-    tags = Tags(manifests, content, sources, cool_downs=cool_downs, patience=patience)
+    tags = Tags(manifests, cool_downs, patience=patience, sharing=sharing)
     stack.push_async_callback(tags.close)
     listings = Listings(content, lists, sources, has_catalog=settings.catalog)
     referrers = ReferrersCache(manifests, content, sources, rows=storage.expiring)
     stack.push_async_callback(referrers.close)
-    return Cache(manifests, tags, blobs, small, listings, referrers, prefetcher, link_checks)
+    redirects = _redirects(settings, storage, held.sizes)
+    return Cache(
+        manifests, tags, blobs, small, listings, referrers, prefetcher, link_checks, redirects
+    )
+
+
+def _redirects(
+    settings: Settings, storage: Storage, sizes: Mapping[tuple[Target, Digest], int]
+) -> Redirects | None:
+    tier = storage.bucket
+    configured = None if settings.storage.bucket is None else settings.storage.bucket.redirect
+    if configured is None or tier is None:
+        return None
+    return Redirects(
+        storage.content,
+        sizes,
+        partial(tier.sign, seconds=configured.valid_for),
+        min_size=configured.min_size,
+        public_host=urlsplit(configured.public_endpoint).hostname or "",
+    )

@@ -2,12 +2,16 @@
 
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
+from proxy.app import bucket as buckets
 from proxy.app import cache as caching
+from proxy.app import facts
+from proxy.app import fleet as fleets
 from proxy.app import storage as storages
+from proxy.app.fleet import Fleet
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
 from proxy.content.downloads import Downloads
@@ -15,7 +19,7 @@ from proxy.core.records import Clock
 from proxy.core.routing import Router
 from proxy.repository import Cache
 from proxy.repository.confirmations import Confirmations
-from proxy.repository.origins import Origins
+from proxy.repository.origins import Elsewhere, Origins
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Settings
@@ -48,27 +52,52 @@ class Engine:
     cache: Cache
     confirmations: Confirmations
     background: Supervisor
+    fleet: Fleet | None
+    """None: this replica is alone."""
 
 
 async def opened(
-    stack: AsyncExitStack, settings: Settings, environment: Environment, max_downloads: int
+    stack: AsyncExitStack,
+    settings: Settings,
+    environment: Environment,
+    max_downloads: int,
+    listens_at: str | None,
 ) -> Engine:
     """Open the storage and connect the rest to it; ``stack`` closes everything.
 
-    ``max_downloads`` is per upstream, and caps what its settings say. Raises ``ConfigError``.
+    ``max_downloads`` is per upstream, and caps what its settings say. ``listens_at`` is HOST:PORT,
+    None without clients. Raises ``ConfigError``.
     """
     metrics, router = Metrics(settings.upstreams), Router(settings)
     storage = await storages.opened(stack, settings, router, metrics, environment.clock)
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
+    if settings.storage.bucket is not None:
+        tier = await buckets.opened(stack, settings.storage.bucket, storage)
+        storage = replace(storage, bucket=tier)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
+    shared = None if storage.bucket is None else storage.bucket.source
+    local = fleets.Local(storage.content, downloads, shared)
+    fleet = await fleets.opened(stack, settings, listens_at, metrics, local)
     stack.push_async_callback(downloads.close)
-    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network)
+    exchange = None if fleet is None else fleet.exchange
+    peers, tokens = (None, None) if exchange is None else (exchange.peers, exchange.tokens)
+    elsewhere = Elsewhere(shared, peers)
+    upstreams = Upstreams(
+        metrics, environment.clock, max_downloads, environment.network, (elsewhere, tokens)
+    )
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
-    cache = await caching.built(stack, settings, storage, downloads, origins)
-    confirmations = Confirmations(origins, environment.clock, settings.timeouts.check)
+    known = None if fleet is None else facts.SharedFacts(fleet.store, storage, origins, upstreams)
+    sharing = None if known is None else known.tags
+    below = caching.Below(storage, downloads, origins, sharing)
+    cache = await caching.built(stack, settings, below)
+    if known is not None:
+        if exchange is not None:
+            known.share_manifests(cache.manifests, exchange.small)
+        known.start(stack, metrics)
+    confirmations = Confirmations(origins, metrics.of, environment.clock, settings.timeouts.check)
     stack.push_async_callback(confirmations.close)
     return Engine(
         metrics,
@@ -80,4 +109,5 @@ async def opened(
         cache,
         confirmations,
         background,
+        fleet,
     )

@@ -13,16 +13,43 @@ from proxy.storage.directory import Directory, remove
 
 BACKLOG: Final = 1024
 ADMIN_SOCKET: Final = "admin.sock"
+WORKERS_SOCKET: Final = "workers.sock"
 
 
 def public(settings: Settings) -> socket.socket:
     """Return a TCP socket that listens on ``settings.listen``. Raises ``ConfigError``."""
+    return _listening(settings, settings.port, is_shared=False)
+
+
+def for_processes(settings: Settings) -> list[socket.socket]:
+    """Return the sockets that listen on ``settings.listen``, one for each process.
+
+    The kernel divides connections between several. With them it would also let another Millpond of
+    this user share the port, so one that listens there is looked for first. Raises ``ConfigError``.
+    """
+    listeners = [public(settings)]
+    if settings.processes == 1:
+        return listeners
+    with listeners.pop() as trial:
+        port = trial.getsockname()[1]
+    try:
+        for _ in range(settings.processes):
+            listeners.append(_listening(settings, port, is_shared=True))  # noqa: PERF401 - see below
+    except ConfigError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _listening(settings: Settings, port: int, *, is_shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server(
-            (settings.host, settings.port),
+            (settings.host, port),
             family=family,
             backlog=BACKLOG,
+            reuse_port=is_shared,
             dualstack_ipv6=settings.host == "::",
         )
     except OSError as error:
@@ -40,26 +67,40 @@ def address(listener: socket.socket) -> str:
 
 @contextmanager
 def admin(directory: Directory) -> Iterator[socket.socket]:
-    """Listen on ``admin.sock`` in the cache's directory, with permissions for this user only.
+    """Listen on ``admin.sock`` in the cache's directory. Raises ``ConfigError``."""
+    with _private(
+        directory, ADMIN_SOCKET, "admin.socket", "; switch it off with admin: {socket: false}"
+    ) as listener:
+        yield listener
+
+
+@contextmanager
+def inside(directory: Directory) -> Iterator[socket.socket]:
+    """Listen on ``workers.sock`` in the cache's directory. Raises ``ConfigError``."""
+    with _private(directory, WORKERS_SOCKET, "workers", "") as listener:
+        yield listener
+
+
+@contextmanager
+def _private(directory: Directory, name: str, setting: str, advice: str) -> Iterator[socket.socket]:
+    """Listen in the cache's directory, with permissions for this user only.
 
     The path goes through the directory's descriptor, because a socket's path has at most 107 bytes.
-    Raises ``ConfigError``.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        remove(ADMIN_SOCKET, directory.fd)
-        listener.bind(f"/proc/self/fd/{directory.fd}/{ADMIN_SOCKET}")
-        os.chmod(ADMIN_SOCKET, stat.S_IRUSR | stat.S_IWUSR, dir_fd=directory.fd)
+        remove(name, directory.fd)
+        listener.bind(f"/proc/self/fd/{directory.fd}/{name}")
+        os.chmod(name, stat.S_IRUSR | stat.S_IWUSR, dir_fd=directory.fd)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"admin.socket: {directory.root / ADMIN_SOCKET} cannot be listened on: "
-            f"{error.strerror}; switch it off with admin: {{socket: false}}"
+            f"{setting}: {directory.root / name} cannot be listened on: {error.strerror}{advice}"
         ) from None
     try:
         yield listener
     finally:
         listener.close()
         with suppress(OSError):  # the next start removes it
-            remove(ADMIN_SOCKET, directory.fd)
+            remove(name, directory.fd)

@@ -8,6 +8,7 @@ from typing import Final
 
 from aiohttp.web import BaseRequest, ServerRunner, StreamResponse
 
+from proxy import VERSION
 from proxy.access.audit_log import Audit
 from proxy.access.callers import Callers
 from proxy.access.control import AccessControl, Policy
@@ -16,6 +17,7 @@ from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
+from proxy.app.workers.inside import InsideServer
 from proxy.core.platforms import own_platform
 from proxy.policies import Policies
 from proxy.policies.rules import compiled
@@ -23,16 +25,20 @@ from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
+from proxy.services.export import Exporter
+from proxy.services.importing import Importer
 from proxy.services.pull import Platforms, Puller
 from proxy.services.verify import Verifier
 from proxy.services.warm import Warmer, Warming
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
 from proxy.web.admin.actions import Control, Services
+from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.pages import Admin
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
+from proxy.web.fleet import PeerServer, Served
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.gate import TOKEN_PATH, Gate, Guards
 from proxy.web.registry import Registry
@@ -56,12 +62,17 @@ class Handlers:
     admin_access: AdminAccess
     trusted: TrustedProxies
     audit: Audit
+    peers: PeerServer | None
+    """None: replicas exchange no content."""
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
         """Answer a request over TCP that is not for the registry."""
         identity = self.identity
         if request.rel_url.raw_path == TOKEN_PATH and identity is not None:
             return await identity.handle_token(request)
+        peers = self.peers
+        if peers is not None and peers.admits(request):
+            return await peers.handle(request)
         return await self.admin.handle(request)
 
 
@@ -89,6 +100,13 @@ def handlers(
     expansion = Expansion(content, engine.origins, cache.listings)
     warmer = Warmer(puller, expansion, router, storage.clock, storage.counters)
     warmer.use(warmings(settings))
+    source, creator = f"{socket.gethostname()}:{settings.port}", f"millpond {VERSION}"
+    bundles = Bundles(
+        content,
+        Exporter(content, storage.pins, source=source, creator=creator),
+        Importer(content, storage.pins, engine.origins),
+        router,
+    )
     services = Services(
         content,
         storage.pins,
@@ -98,10 +116,13 @@ def handlers(
         puller=puller,
         expansion=expansion,
         warmer=warmer,
+        bundles=bundles,
         cache=cache,
         upstreams=engine.upstreams.current,
         image=router.parse_image,
         selector=router.parse_selector,
+        replicas=dict if engine.fleet is None else engine.fleet.replicas.all,
+        bucket=None if storage.bucket is None else storage.bucket.evictor,
     )
     admin_access = AdminAccess(access, settings.admin.token_file)
     admin = Admin(
@@ -116,8 +137,25 @@ def handlers(
     gate = Gate(guards, router, trusted)
     registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
     return Handlers(
-        registry, admin, responses, services, guards, identity, admin_access, trusted, audit
+        registry,
+        admin,
+        responses,
+        services,
+        guards,
+        identity,
+        admin_access,
+        trusted,
+        audit,
+        _peer_server(engine),
     )
+
+
+def _peer_server(engine: Engine) -> PeerServer | None:
+    exchange = None if engine.fleet is None else engine.fleet.exchange
+    if exchange is None:
+        return None
+    served = Served(engine.storage.content, engine.downloads, engine.cache.manifests)
+    return PeerServer(exchange.signer, exchange.leases, served, engine.metrics.fleet)
 
 
 def warmings(settings: Settings) -> list[Warming]:
@@ -194,6 +232,13 @@ class Servers:
         acceptor = Acceptor(listener, server, clients, limit=limit, context=context)
         await self._start(server, acceptor)
         return clients
+
+    async def serve_workers(self, listener: socket.socket, *, limit: int) -> None:
+        """Accept connections of workers, which relay requests of clients."""
+        clients = Clients(self._counters)
+        parts = self._parts
+        server = InsideServer(parts.registry.handle, parts.handle_own, clients, parts.trusted)
+        await self._start(server, Acceptor(listener, server, clients, limit=limit))
 
     async def _start(self, server: RegistryServer, acceptor: Acceptor) -> None:
         runner = ServerRunner(server, shutdown_timeout=self._grace)

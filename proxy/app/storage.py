@@ -5,14 +5,17 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
+from proxy.app.bucket import SecondTier
 from proxy.content.content import Content
 from proxy.content.eviction import Evictor, Quota
 from proxy.content.in_use import Feeds
 from proxy.content.pins import Pins
+from proxy.content.shelf import Shelf
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
 from proxy.core.routing import Router
 from proxy.index.expiring import ExpiringRows
+from proxy.index.generations import Generations
 from proxy.index.sqlite import SqliteIndex
 from proxy.runtime.metrics import CacheCounters, Metrics
 from proxy.runtime.supervisor import Supervisor
@@ -29,16 +32,22 @@ INDEX_SHARE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What the cache holds, and what the parts of the cache need besides."""
+    """What the cache holds, and what the parts of the cache need besides.
+
+    ``bucket`` is the second tier, if there is one.
+    """
 
     directory: Directory
     clock: Clock
     counters: CacheCounters
+    index: SqliteIndex
     expiring: ExpiringRows
     pins: Pins
     feeds: Feeds
     content: Content
     layout: Layout
+    shelf: Shelf
+    bucket: SecondTier | None = None
 
 
 async def opened(
@@ -63,6 +72,9 @@ async def opened(
         supervisor=supervisor,
         max_bytes=max(INDEX_LEAST, INDEX_SHARE * quota.max_size),
     )
+    if settings.processes > 1:
+        index.generations = Generations()
+        stack.callback(index.generations.close)
     await stack.enter_async_context(index)
     expiring = ExpiringRows(rows / "expiring", on_trouble=counters.storage_trouble)
     await stack.enter_async_context(expiring)
@@ -80,7 +92,8 @@ async def opened(
     stack.push_async_callback(content.reconciler.close)
     await content.reconciler.begin()
     layout = Layout(content, directory, pins.added)
-    return Storage(directory, clock, counters, expiring, pins, feeds, content, layout)
+    shelf = Shelf(store, index, counters, clock)
+    return Storage(directory, clock, counters, index, expiring, pins, feeds, content, layout, shelf)
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

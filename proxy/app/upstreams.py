@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,12 +14,12 @@ from yarl import URL
 from proxy.app import tag_rules
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
-from proxy.repository.origins import CallerTimes, Origin
+from proxy.repository.origins import CallerTimes, Elsewhere, Origin
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.storage.fallback import FallbackDirectory
-from proxy.upstream.auth import Authorizer
+from proxy.upstream.auth import Authorizer, TokenVault
 from proxy.upstream.bandwidth import Bandwidth
 from proxy.upstream.body import DownloadPolicy
 from proxy.upstream.budget import Budget, NoBudget
@@ -82,8 +82,18 @@ class Plan(NamedTuple):
 class Upstreams:
     """Owns the connections to all upstreams, until ``close``."""
 
-    def __init__(self, metrics: Metrics, clock: Clock, downloads: int, network: Network) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        clock: Clock,
+        downloads: int,
+        network: Network,
+        others: tuple[Elsewhere, TokenVault | None] = (Elsewhere(), None),
+    ) -> None:
         """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
+        self._elsewhere, self._tokens = others
+        self.on_limits: Final[list[Callable[[str], None]]] = []
+        """Called with the name of an upstream when what limits its requests has changed."""
         self._metrics = metrics
         self._clock = clock
         self._downloads = downloads
@@ -121,11 +131,12 @@ class Upstreams:
         sources = {
             name: Origin(
                 entry.upstream,
-                _rule(settings, name),
+                freshness_rule(settings, name),
                 entry.version,
                 entry.url,
                 fallbacks,
                 _caller_times(settings.upstreams[name]),
+                self._elsewhere,
                 tag_rules.made(name, settings.upstreams[name]),
             )
             for name, entry in built.items()
@@ -186,8 +197,14 @@ class Upstreams:
         credentials = make_credentials(configured, transport)
         asks_as_caller = configured.asks_as_caller
         made = CallerAuthorizer if asks_as_caller else Authorizer
-        authorizer = made(transport, credentials, configured.auth_hosts)
-        breaker = CircuitBreaker(name, patience, time.monotonic)
+        tokens = None if asks_as_caller else self._tokens
+        authorizer = made(transport, credentials, configured.auth_hosts, tokens)
+
+        def changed() -> None:
+            for listener in self.on_limits:
+                listener(name)
+
+        breaker = CircuitBreaker(name, patience, time.monotonic, changed)
         client = Client(transport, authorizer, breaker, settings.timeouts.answer)
         parallel = settings.parallel
         pieces = Pieces(parallel.connections, int(parallel.min_blob_size))
@@ -195,7 +212,7 @@ class Upstreams:
         bandwidth = Bandwidth(limit) if limit else None
         upstream = Upstream(
             client,
-            NoBudget(self._clock) if asks_as_caller else Budget(self._clock),
+            NoBudget(self._clock) if asks_as_caller else Budget(self._clock, changed),
             policy=DownloadPolicy(patience.resumes, pieces, bandwidth),
             downloads=min(configured.max_downloads, self._downloads),
             is_public=configured.is_anonymous,
@@ -229,7 +246,8 @@ def _caller_times(configured: UpstreamSettings) -> CallerTimes | None:
     return CallerTimes(configured.caller_ttl, configured.caller_stale)
 
 
-def _rule(settings: Settings, name: str) -> Rule:
+def freshness_rule(settings: Settings, name: str) -> Rule:
+    """Return how old the answers of an upstream may be."""
     fresh = settings.freshness_of(name).model_dump()
     keep_deleted = fresh.pop("deleted_tags")
     return Rule(keep_deleted=keep_deleted, **fresh)

@@ -7,11 +7,13 @@ address and the cache's directory.
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 from proxy.access.review import faults
 from proxy.access.rules import Rules
+from proxy.app import bucket as buckets
 from proxy.app.issuers import issuer_context
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
@@ -121,6 +123,13 @@ def _policies(settings: Settings) -> Iterator[str]:
     yield from _refusal(lambda: compiled(settings.policies, Router(settings).parse_selector))
 
 
+def _bucket(settings: Settings) -> Iterator[str]:
+    """Yield a fault if the secret cannot be read, or obstore is missing or refuses a setting."""
+    bucket = settings.storage.bucket
+    if bucket is not None:
+        yield from _refusal(lambda: buckets.stores(bucket, buckets.read_secret(bucket)))
+
+
 def _token_file(settings: Settings) -> Iterator[str]:
     if settings.admin.token_file is not None:
         yield from _unreadable("admin.token_file", settings.admin.token_file)
@@ -176,6 +185,19 @@ def _fallback(settings: Settings) -> Iterator[str]:
             yield f"fallback: {path} cannot be used: {error.strerror}"
 
 
+def _fleet(settings: Settings) -> Iterator[str]:
+    fleet = settings.fleet
+    if fleet.redis is None and (fleet.secret_file or fleet.advertise):
+        yield "fleet: replicas find each other in Redis; set fleet.redis too"
+    if fleet.redis is not None and find_spec("redis") is None:
+        yield (
+            "fleet.redis: the library for it is not installed; "
+            "install it with: pip install 'millpond[fleet]'"
+        )
+    if fleet.secret_file is not None:
+        yield from _unreadable("fleet.secret_file", fleet.secret_file)
+
+
 def _refusal(build: Callable[[], object]) -> Iterator[str]:
     """Yield the message of the ``ConfigError`` that ``build`` raises."""
     try:
@@ -205,9 +227,11 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _credentials,
     _upstream_files,
     _policies,
+    _bucket,
     _token_file,
     _audit_file,
     _directory,
     _fallback,
+    _fleet,
     _address,
 )

@@ -13,13 +13,16 @@ import typer
 
 from proxy.cli import (
     access,
+    bundling,
     eviction,
+    fleet,
     history,
     images,
     pins,
     pulling,
     server,
     tokens,
+    unbundling,
     users,
     verifying,
     warming,
@@ -84,10 +87,12 @@ def _options(
 
 _SERVER = "The server"
 _ACCESS = "Who may pull"
+_BUNDLES = "Bundles, to carry images to another cache"
 _CACHE = "The cache (the server may be running or not)"
 
 cli.command(rich_help_panel=_SERVER)(server.serve)
 cli.command(rich_help_panel=_SERVER)(server.check)
+cli.command(rich_help_panel=_SERVER)(fleet.fleet)
 cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
 cli.command(rich_help_panel=_CACHE)(warming.warm)
@@ -101,6 +106,10 @@ cli.command(rich_help_panel=_CACHE, name="pins")(pins.list_pins)
 cli.command(rich_help_panel=_CACHE)(eviction.in_use)
 cli.command(rich_help_panel=_CACHE)(eviction.evict)
 cli.command(rich_help_panel=_CACHE)(verifying.verify)
+cli.command(rich_help_panel=_BUNDLES)(bundling.inventory)
+cli.command(rich_help_panel=_BUNDLES)(bundling.export)
+cli.command(rich_help_panel=_BUNDLES, name="import")(unbundling.import_bundle)
+cli.add_typer(unbundling.keys, rich_help_panel=_BUNDLES, name="key")
 cli.add_typer(access.access, rich_help_panel=_ACCESS, name="access")
 cli.add_typer(users.users, rich_help_panel=_ACCESS, name="user")
 cli.add_typer(tokens.tokens, rich_help_panel=_ACCESS, name="token")

@@ -80,6 +80,20 @@ class Client:
         async with self._answer(method, self._url(path, query), body) as response:
             return await response.read()
 
+    async def send(
+        self, path: str, query: Query, pieces: AsyncIterator[bytes], size: int
+    ) -> Document:
+        """Send a body of ``size`` bytes with PUT; return the answer. Raises as ``ask``."""
+        headers = {"Content-Length": str(size)}
+        async with self._answer("PUT", self._url(path, query), pieces, headers) as response:
+            return _parsed(await response.read())
+
+    async def bytes_of(self, path: str, query: Query) -> AsyncIterator[bytes]:
+        """Yield the body of an answer as it arrives. Raises ``Refused``, ``Unanswered``."""
+        async with self._answer("GET", self._url(path, query), None) as response:
+            async for piece in response.content.iter_any():
+                yield piece
+
     async def objects(self, path: str, query: Query) -> AsyncIterator[Document]:
         """Yield the JSON objects of an answer that has one a line.
 
@@ -118,11 +132,15 @@ class Client:
 
     @asynccontextmanager
     async def _answer(
-        self, method: str, url: URL, body: bytes | None
+        self,
+        method: str,
+        url: URL,
+        body: bytes | AsyncIterator[bytes] | None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[ClientResponse]:
         try:
             async with self._session.request(
-                method, url, data=body, allow_redirects=False
+                method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 if response.status != 200:
                     text = await response.content.read(ERROR_BYTES)

@@ -65,8 +65,11 @@ class ServerOptions:
 def on_server(command: Callable[..., Work]) -> Callable[..., None]:
     """Make a command of a function that returns the work to do with a server.
 
-    The command has the parameters of the function, and the options that choose the server.
+    The command has the parameters of the function, and the options that choose the server; the
+    function may take one of them, ``config``.
     """
+    taken = inspect.signature(command).parameters
+    takes_config = "config" in taken
 
     def run(
         config: ConfigOption = None,
@@ -76,13 +79,15 @@ def on_server(command: Callable[..., Work]) -> Callable[..., None]:
         ca_file: CaFileOption = None,
         **own: Any,
     ) -> None:
+        if takes_config:
+            own["config"] = config
         work = command(**own)
         from proxy.cli import connect  # noqa: PLC0415 - it imports all of the proxy
 
         connect.run(ServerOptions(config, storage, server, token_file, ca_file), work)
 
     *shared, _ = inspect.signature(run).parameters.values()
-    parameters = [*inspect.signature(command).parameters.values(), *shared]
+    parameters = [*(one for one in taken.values() if one.name != "config"), *shared]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -32,13 +32,16 @@ PATH = "/-/evict"
 def evict(
     size: Annotated[str, typer.Argument(metavar="SIZE", help="Space to free, as 10GiB.")],
     dry_run: DryRunOption = False,
+    bucket: Annotated[
+        bool, typer.Option("--bucket", help="Free space in the bucket instead of on the disk.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> Work:
     """Free space now: remove the least recently used content."""
     wanted = parsed_option("SIZE", size, parse_size)
     if wanted == 0:
         fail("SIZE: must be more than 0")
-    query = {"bytes": str(wanted)}
+    query = {"bytes": str(wanted)} | ({"tier": "bucket"} if bucket else {})
 
     async def work(client: "Client") -> int:
         if as_json and dry_run:
@@ -85,7 +88,7 @@ def _row(image: "Document") -> tuple[str, ...]:
 
 async def _evict(client: "Client", query: dict[str, str]) -> "Document":
     total = await client.ask("POST", PATH, query)
-    left = [entry async for entry in client.objects(PATH, {"bytes": "1"})]
+    left = [entry async for entry in client.objects(PATH, query | {"bytes": "1"})]
     coldest = left[0].get("last_used") if left else None
     since = f"; the coldest that is left was last used {age(coldest)} ago" if coldest else ""
     print_line(f"evicted: {_extent(total)}{since}")

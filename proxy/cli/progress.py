@@ -135,6 +135,32 @@ class _TerminalBars(Bars):
             self._progress.remove_task(task)
 
 
+class Bytes:
+    """Shows no progress of one transfer."""
+
+    def advance(self, count: int) -> None:
+        """Show that so many more bytes are done."""
+
+
+class _BytesBar(Bytes):
+    def __init__(self, progress: "Progress", task: "TaskID") -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, count: int) -> None:
+        self._progress.advance(self._task, count)
+
+
+@contextmanager
+def byte_bar(label: str, total: int, *, as_json: bool) -> Iterator[Bytes]:
+    """Show a transfer of ``total`` bytes: as a bar on a terminal, else not at all."""
+    if as_json or not is_terminal():
+        yield Bytes()
+        return
+    with _progress(label) as progress:
+        yield _BytesBar(progress, progress.add_task(label, total=total))
+
+
 @contextmanager
 def bars(*, as_json: bool) -> Iterator[Bars]:
     """Show several pulls at once: as JSON lines, as bars on a terminal, else not at all."""

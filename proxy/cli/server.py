@@ -67,7 +67,7 @@ def _import_structlog() -> None:
 def check(
     config: ConfigOption = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Log in at every registry, and report.")
+        bool, typer.Option("--online", help="Log in at every registry and bucket, and report.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -91,6 +91,8 @@ def check(
         for warning in warnings(settings):
             print_error(f"warning: {warning}")
         text = f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}"
+        if settings.processes > 1:
+            text += f", with {settings.processes} workers and a main process"
         logins = _log_in(settings) if online else []
     except ConfigError as error:
         problems = str(error).splitlines()

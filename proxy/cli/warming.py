@@ -1,11 +1,8 @@
 """``millpond warm``: fetch whole images, with what refers to them, before clients need them."""
 
 import asyncio
-import os
-import sys
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -14,28 +11,22 @@ from proxy.cli.command import JsonOption, Work, on_server
 from proxy.cli.formatting import UNKNOWN, count, fail, print_error, print_line, print_table
 from proxy.cli.progress import Bars, bars
 from proxy.cli.pulling import PULL, AllPlatformsOption, PlatformOption, chosen_platforms
-from proxy.core.platforms import own_platform
+from proxy.cli.selectors import (
+    BuildArgsOption,
+    FilesOption,
+    NamesArgument,
+    Wish,
+    gathered,
+)
 from proxy.core.selection import is_pattern
 from proxy.core.units import show_size
 
 if TYPE_CHECKING:
     from proxy.cli.client import Client, Document
-    from proxy.services.image_files.found import Found
 
 EXPAND: Final = "/-/expand"
 CONCURRENCY: Final = 4
 """Images that are fetched at the same time. The server bounds the blobs of all of them."""
-
-_CATALOGUE: Final = "/v2/_catalog"
-_STANDARD_INPUT: Final = "-"
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """An image that is wanted, for some platforms; none means all."""
-
-    name: str
-    platforms: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -48,36 +39,15 @@ class _Results:
 
 @on_server
 def warm(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[IMAGE|PATTERN|URL]...",
-            help="As nginx:1.27 or 'ghcr.io/org/**:v1*'. https://registry/v2/_catalog stands for "
-            "its repositories, or for those that the patterns after it select.",
-        ),
-    ] = None,
-    files: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--file",
-            "-f",
-            metavar="FILE",
-            help="List of images, Compose file, Kubernetes objects or Dockerfile; - is standard "
-            "input. May be repeated.",
-        ),
-    ] = None,
+    names: NamesArgument = None,
+    files: FilesOption = None,
     platforms: PlatformOption = None,
     all_platforms: AllPlatformsOption = False,
     no_referrers: Annotated[
         bool,
         typer.Option("--no-referrers", help="Leave signatures, SBOMs and other referrers out."),
     ] = False,
-    build_args: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--build-arg", metavar="NAME=VALUE", help="Value of an ARG of a Dockerfile. Repeatable."
-        ),
-    ] = None,
+    build_args: BuildArgsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Fetch manifests only; show the bytes to fetch.")
     ] = False,
@@ -91,8 +61,7 @@ def warm(
     if not names and not files:
         fail("name images, or a file that names them with -f FILE")
     wanted = tuple(chosen_platforms(platforms, all_platforms=all_platforms))
-    wishes, problems = _from_files(files or [], wanted, _arguments(build_args or []))
-    wishes.update(dict.fromkeys(Wish(name, wanted) for name in _arguments_of_catalogues(names)))
+    wishes, problems = gathered(names, files, build_args, wanted)
     query = {
         "referrers": "false" if no_referrers else "true",
         "dry_run": "true" if dry_run else "false",
@@ -110,69 +79,6 @@ def warm(
         return _print_problems(results, problems)
 
     return work
-
-
-def _arguments(pairs: Iterable[str]) -> dict[str, str]:
-    arguments = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals and name not in os.environ:
-            fail(f"--build-arg: {name} has no value here; write {name}=VALUE")
-        arguments[name] = value if equals else os.environ[name]
-    return arguments
-
-
-def _arguments_of_catalogues(names: Iterable[str] | None) -> Iterable[str]:
-    """Yield names and patterns; those after a catalogue's address get its registry in front."""
-    registry, has_patterns = None, True
-    for name in names or ():
-        if name.endswith(_CATALOGUE) and "://" in name:
-            if not has_patterns:
-                yield f"{registry}/**"
-            registry = name.partition("://")[2].removesuffix(_CATALOGUE)
-            has_patterns = False
-        else:
-            has_patterns = True
-            yield name if registry is None else f"{registry}/{name}"
-    if not has_patterns:
-        yield f"{registry}/**"
-
-
-def _from_files(
-    files: Iterable[Path], wanted: tuple[str, ...], arguments: dict[str, str]
-) -> tuple[dict[Wish, None], list[str]]:
-    """Return the images that files name, once each, and what was not understood in them."""
-    from proxy.core.errors import RegistryError  # noqa: PLC0415 - not needed for help
-
-    wishes: dict[Wish, None] = {}
-    problems: list[str] = []
-    for file in files:
-        try:
-            for found in _found(file, wanted or (own_platform(),), arguments):
-                for image in found.images:
-                    platforms = wanted if image.platform is None else (image.platform,)
-                    wishes.setdefault(Wish(image.name, platforms))
-                problems += (one for one in found.problems if one not in problems)
-        except RegistryError as error:
-            problems.append(error.message)
-    return wishes, problems
-
-
-def _found(file: Path, platforms: Iterable[str], arguments: dict[str, str]) -> Iterable["Found"]:
-    """Yield what a file names, for each platform: in a Dockerfile this may differ."""
-    from proxy.services import image_files  # noqa: PLC0415 - reads YAML
-    from proxy.services.image_files.found import Build  # noqa: PLC0415
-
-    is_input = str(file) == _STANDARD_INPUT
-    name = "standard input" if is_input else str(file)
-    try:
-        text = sys.stdin.read() if is_input else file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{name}: {error.strerror if isinstance(error, OSError) else 'not UTF-8 text'}")
-    folder = Path() if is_input else file.parent
-    for platform in platforms:
-        build = Build(own_platform(), platform, arguments, os.environ, folder)
-        yield image_files.read(text, name, build)
 
 
 async def _expanded(

@@ -5,9 +5,9 @@ fail at any time: callers then learn that content is not held, or is not kept, a
 counted here.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from proxy.content.eviction import Evictor
@@ -72,6 +72,8 @@ class Content:
         self.touch: Final = index.touch
         self.note: Final = index.note
         self.set_note: Final = index.set_note
+        self.on_stored: Final[list[Callable[[Digest], None]]] = []
+        """Called, in the loop, with the digest of content that was stored, once it is linked."""
 
     async def find(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content; a file that has lost its row gets it again first."""
@@ -177,6 +179,8 @@ class Content:
             record = BlobRecord(digest, descriptor.size, media_type, self.clock(), is_public)
             await self._index.set_blob(record, children)
             self.touch(digest)  # also warmer than what was used before the clock was set back
+        for stored in self.on_stored:
+            stored(digest)
 
     async def writer(self, target: Target, digest: Digest, size: int | None) -> Writer:
         """Return a writer with room for a blob of ``size`` bytes (None: not announced).
@@ -213,6 +217,13 @@ class Content:
                 await self.adopt(reservation, spool, descriptor, children, is_public=is_public)
         except StorageError as error:
             self.faults.trouble(error)
+
+    async def publish(self, digests: Iterable[Digest]) -> None:
+        """Record that anybody may get held content. Raises ``StorageError``."""
+        for digest, record in (await self._index.records(digests)).items():
+            if not record.is_public:
+                children = await self._index.children(digest)
+                await self._index.set_blob(replace(record, is_public=True), children)
 
     async def prune(self, age: float) -> int:
         """Forget rows about content that is not held, if nothing confirmed them for ``age`` s.

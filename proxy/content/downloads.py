@@ -8,7 +8,7 @@ complete one is wrong.
 
 import asyncio
 from contextlib import AsyncExitStack, aclosing
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -17,9 +17,12 @@ from proxy.content.fetching import Fetch, SourcesBody
 from proxy.content.writer import Writer
 from proxy.core.errors import ContentMismatch, RegistryError, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.core.sources import Priority
+from proxy.core.sources import Place, Priority
 from proxy.runtime.pulse import Pulse
 from proxy.runtime.ttl_cache import TTLCache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 UNFIT_SECONDS: Final = 30.0
 """For so long a blob that could not be kept is passed through without another attempt."""
@@ -33,7 +36,8 @@ log = structlog.get_logger(__name__)
 class Download:
     """One download: not begun, then growing, then landed (all bytes proven) or failed.
 
-    ``size`` is None until a source announces it. ``is_prefetch``: no client has asked for it.
+    ``size`` is None until a source announces it.
+    ``is_prefetch``: no client has asked for it.
     """
 
     def __init__(self, fetch: Fetch) -> None:
@@ -41,6 +45,8 @@ class Download:
         self.digest: Final = fetch.digest
         self.is_prefetch: Final = fetch.priority is Priority.PREFETCH
         self.landed = False
+        self.is_public = False
+        self.place = Place.REGISTRY
         self.failure: Exception | None = None
         self.writer: Writer | None = None
         self._changed = Pulse()  # the writer's own, once there is one
@@ -70,8 +76,9 @@ class Download:
         """At least one reader has it open."""
         return self._holds > 1
 
-    def begin(self, writer: Writer) -> None:
-        """Let readers read what ``writer`` has written."""
+    def begin(self, writer: Writer, body: SourcesBody) -> None:
+        """Let readers read what ``writer`` has written of ``body``."""
+        self.is_public, self.place = body.is_public, body.place
         before, self.writer, self._changed = self._changed, writer, writer.progress
         before.beat()
 
@@ -179,6 +186,8 @@ class Downloads:
         self._live: dict[tuple[str, Digest], Download] = {}
         self._tasks: dict[Download, asyncio.Task[None]] = {}
         self._unfit: TTLCache[bool] = TTLCache()
+        self.on_ended: Final[list[Callable[[Download], None]]] = []
+        """Called with each download after its last step, stored or failed."""
 
     def all(self) -> list[Download]:
         """Return the downloads in progress."""
@@ -186,7 +195,16 @@ class Downloads:
 
     def live(self, target: Target, digest: Digest) -> Download | None:
         """Return the download that ``join`` would join."""
-        return self._live.get((target.upstream, digest))
+        return self.of(target.upstream, digest)
+
+    def of(self, upstream: str, digest: Digest) -> Download | None:
+        """Return an upstream's download of a digest."""
+        return self._live.get((upstream, digest))
+
+    def follow(self, target: Target, digest: Digest) -> Reader | None:
+        """Return a reader of a download that runs already, None if there is none."""
+        download = self.live(target, digest)
+        return None if download is None else Reader(download, self, is_first=False)
 
     def join(self, fetch: Fetch) -> Reader:
         """Return a reader of the upstream's one download of a digest, begun here if need be."""
@@ -238,7 +256,7 @@ class Downloads:
             async with aclosing(await SourcesBody.opened(fetch)) as body:
                 writer = await self._content.writer(fetch.target, fetch.digest, body.size)
                 await stack.enter_async_context(writer)
-                download.begin(writer)
+                download.begin(writer, body)
                 async with aclosing(body.pieces()) as pieces:
                     async for offset, data in pieces:
                         await writer.write(offset, data)
@@ -281,6 +299,8 @@ class Downloads:
         del self._tasks[download]
         if download.failure is None and not download.landed:
             self._end(download, _cancelled())
+        for ended in self.on_ended:
+            ended(download)
 
     def _drop(self, download: Download) -> None:
         task = self._tasks.get(download)

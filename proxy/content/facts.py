@@ -27,6 +27,7 @@ class Tags:
         self.set: Final = index.set_tag
         self.forget: Final = index.forget_tag
         self.history: Final = index.history
+        self.add_history: Final = index.add_history
         self.of: Final = index.tags
         self.repositories: Final = index.repositories
 

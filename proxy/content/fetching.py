@@ -1,7 +1,7 @@
 """One body from several sources: the first that has the blob, then the next one from there on."""
 
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Self
@@ -11,7 +11,7 @@ import structlog
 from proxy.content.stretches import Stretches
 from proxy.core.errors import BlobUnknown, RegistryError, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.core.sources import Body, Piece, Priority, Source
+from proxy.core.sources import Body, Piece, Place, Priority, Source
 
 log = structlog.get_logger(__name__)
 
@@ -20,7 +20,9 @@ log = structlog.get_logger(__name__)
 class Fetch:
     """A blob that is wanted, and its sources in the order in which they are asked.
 
-    ``size`` in bytes is what manifests say, for a source that announces none.
+    ``size`` in bytes is what manifests of the repository say, for a source that announces none.
+    ``confirm`` asks whether the repository holds the blob, for a source that does not know; it
+    raises ``NotFound`` or ``UpstreamFailure``.
     """
 
     target: Target
@@ -28,6 +30,18 @@ class Fetch:
     sources: Sequence[Source]
     size: int | None = None
     priority: Priority = Priority.DOWNLOAD
+    confirm: Callable[[], Awaitable[object]] | None = None
+
+    async def allow(self, body: Body) -> None:
+        """Return if the repository may serve a body. Raises ``RegistryError``.
+
+        Anybody can get public content, so a claim in a manifest is enough for it.
+        """
+        if body.is_confirmed or (body.is_public and self.size is not None):
+            return
+        if self.confirm is None:
+            raise _nowhere(self)
+        await self.confirm()
 
 
 class SourcesBody:
@@ -40,23 +54,23 @@ class SourcesBody:
         self._asked: list[Source] = []
         self._body: Body | None = None
         self._given = Stretches()
+        self.place = Place.REGISTRY
+        """Where the first byte came from."""
+        self.is_public = True
+        """Whether every source that gave bytes needed no credentials for them."""
 
     @classmethod
     async def opened(cls, fetch: Fetch) -> Self:
         """Return the body of the first source that has it.
 
-        Raises what the last source raised: ``NotFound`` or ``UpstreamFailure``.
+        Raises what the registry raised, or the last source without one: ``NotFound`` or
+        ``UpstreamFailure``.
         """
         body = cls(fetch)
         await body._open_next()
         assert body._body is not None
         body.size = fetch.size if body._body.size is None else body._body.size
         return body
-
-    @property
-    def is_public(self) -> bool:
-        """Whether every source that gave bytes needed no credentials for them."""
-        return all(source.is_public for source in self._asked)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield every byte. A source that breaks off is followed by the next, from its last byte.
@@ -96,36 +110,66 @@ class SourcesBody:
 
     async def _open_next(self) -> None:
         fetch, at = self._fetch, self._given.contiguous
-        failure: RegistryError = _nowhere(fetch)
+        failures = _Failures(fetch)
         while self._left:
             source = self._left.popleft()
             try:
                 body = await source.open(fetch.target, fetch.digest, at, fetch.priority)
+                await self._accept(body)
             except RegistryError as error:
-                failure = error
+                failures.add(source, error)
                 continue
-            if self.size is not None and body.size not in (None, self.size):
-                await body.aclose()
-                failure = UpstreamUnavailable(f"{fetch.target}: the next source has another size")
-                continue
+            if self._body is None:
+                self.place = source.place
             self._body = body
             self._asked.append(source)
+            self.is_public = self.is_public and body.is_public
             return
-        raise failure
+        raise failures.final
+
+    async def _accept(self, body: Body) -> None:
+        """Return if a body can go on with the blob, else close it. Raises ``RegistryError``."""
+        try:
+            await self._fetch.allow(body)
+        except BaseException:
+            await body.aclose()
+            raise
+        if self.size is not None and body.size not in (None, self.size):
+            await body.aclose()
+            raise UpstreamUnavailable(f"{self._fetch.target}: the next source has another size")
 
 
 async def blob_size(fetch: Fetch) -> int | None:
     """Return a blob's size in bytes from the first source that has it, None if not announced.
 
-    Raises what the last source raised: ``NotFound`` or ``UpstreamFailure``.
+    Raises what the registry raised, or the last source without one: ``NotFound`` or
+    ``UpstreamFailure``.
     """
-    failure: RegistryError = _nowhere(fetch)
+    failures = _Failures(fetch)
     for source in fetch.sources:
         try:
             return await source.blob_size(fetch.target, fetch.digest)
         except RegistryError as error:
-            failure = error
-    raise failure
+            failures.add(source, error)
+    raise failures.final
+
+
+class _Failures:
+    """Why no source has a blob. ``final`` is what the registry raised, else the last source.
+
+    Only the registry knows that a blob does not exist. A source asked after it, in place of a
+    registry that fails, must not turn its failure into an absence.
+    """
+
+    def __init__(self, fetch: Fetch) -> None:
+        self.final: RegistryError = _nowhere(fetch)
+        self._is_decided = False
+
+    def add(self, source: Source, error: RegistryError) -> None:
+        """Note the failure of one source."""
+        if not self._is_decided:
+            self.final = error
+            self._is_decided = source.place is Place.REGISTRY
 
 
 def _nowhere(fetch: Fetch) -> RegistryError:

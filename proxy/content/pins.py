@@ -7,7 +7,7 @@ at run time and kept in the index. Either may be patterns.
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from fnmatch import translate
 from typing import Final
@@ -99,6 +99,8 @@ class Pins:
         """Added pins that cannot be parsed now. Other settings may make them valid again."""
         self._is_loaded = False
         self._named_elsewhere: Callable[[], Awaitable[list[str]]] = _nowhere
+        self.on_change: Final[list[Callable[[str, bool], None]]] = []
+        """Called with the name of a pin that was added or removed, and whether it is pinned."""
         self.revision = 0
         """Grows whenever a pin is added, removed or configured anew."""
         self._computing = asyncio.Lock()
@@ -147,12 +149,7 @@ class Pins:
     async def _load(self) -> None:
         noted = await self._index.note(_NOTE)
         is_lost = not isinstance(noted, list)
-        for name in await self._named_elsewhere() if is_lost else map(str, noted):
-            try:
-                self._added.append(self._named(name))
-            except RegistryError:
-                self._unreadable.append(name)
-                log.warning("a pin cannot be read any more", pin=name)
+        self._read(await self._named_elsewhere() if is_lost else map(str, noted))
         self._is_loaded = True
         self.revision += 1
         if not is_lost:
@@ -163,6 +160,14 @@ class Pins:
             await self._index.set_note(_NOTE, self.added())
         except StorageError as error:
             log.warning("pins cannot be noted", error=str(error))
+
+    def _read(self, names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                self._added.append(self._named(name))
+            except RegistryError:
+                self._unreadable.append(name)
+                log.warning("a pin cannot be read any more", pin=name)
 
     def added(self) -> list[str]:
         """Return the names of the pins that were added while running."""
@@ -189,7 +194,7 @@ class Pins:
                 await self._refuse_too_much(pin.meant)
                 await self._index.set_note(_NOTE, [*self.added(), pin.name])
                 self._added.append(pin)
-                self.revision += 1
+                self._changed({pin.name: True})
 
     async def remove(self, name: str) -> list[str]:
         """Remove an added pin, or all that a pattern matches; return their names.
@@ -205,8 +210,35 @@ class Pins:
             await self._index.set_note(_NOTE, [one for one in self.added() if one not in ended])
             self._added = [pin for pin in self._added if pin.name not in ended]
             self._unreadable = [one for one in self._unreadable if one not in ended]
-            self.revision += 1
+            self._changed(dict.fromkeys(ended, False))
             return ended
+
+    def _changed(self, changes: Mapping[str, bool]) -> None:
+        self.revision += 1
+        for name, is_pinned in changes.items():
+            for listener in self.on_change:
+                listener(name, is_pinned)
+
+    async def follow(self, changes: Mapping[str, bool]) -> None:
+        """Pin (True) and unpin what other replicas did. Raises ``StorageError``.
+
+        Nothing is refused: the pins report what does not fit here.
+        """
+        await to_its_end(self._follow(changes))
+
+    async def _follow(self, changes: Mapping[str, bool]) -> None:
+        async with self._noting:
+            await self._load_if_needed()
+            before = self.added()
+            kept = [name for name in before if changes.get(name, True)]
+            names = kept + [name for name, pinned in changes.items() if pinned]
+            names = list(dict.fromkeys(names))
+            if names == before:
+                return
+            await self._index.set_note(_NOTE, names)
+            self._added, self._unreadable = [], []
+            self._read(names)
+            self.revision += 1
 
     def _removable(self, pin: Named) -> list[str]:
         """Return the added pins that a name or a pattern means. Raises ``RegistryError``."""

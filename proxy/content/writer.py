@@ -122,6 +122,13 @@ class Writer:
         Raises ``StorageError``.
         """
         await self._content.links.add(self._target, [self._digest])
+        await self.store(is_public=is_public)
+
+    async def store(self, *, is_public: bool) -> None:
+        """Store and index the proven blob; no repository may serve it yet.
+
+        Raises ``StorageError``.
+        """
         arrived = Descriptor("", self._digest, self.written)
         await self._content.adopt(self._room, self._spool, arrived, is_public=is_public)
 

@@ -304,6 +304,10 @@ class StorageError(Exception):
     """Storage failed. The caller passes content through or fetches it again."""
 
 
+class FleetUnavailable(Exception):
+    """Redis is away or refuses a command. The caller works on without it."""
+
+
 def is_disk_error(error: BaseException) -> bool:
     """Return True if the error means that a file or its disk is damaged.
 

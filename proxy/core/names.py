@@ -115,6 +115,14 @@ def is_digest(ref: str) -> bool:
     return ":" in ref
 
 
+def digests_of(data: bytes) -> frozenset[Digest]:
+    """Return the digest of ``data`` by each supported algorithm."""
+    return frozenset(
+        Digest(f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}")
+        for algorithm in _HEX_LENGTH
+    )
+
+
 def matches(digest: Digest, data: bytes) -> bool:
     """Return True if ``digest`` is the digest of ``data``."""
     algorithm, _, encoded = digest.partition(":")

@@ -1,6 +1,6 @@
 """Immutable values that modules store or pass to one another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -35,6 +35,21 @@ class TagHistoryEntry:
     digest: "Digest"
     first_seen: float
     last_seen: float
+
+
+def merged_history(entries: Iterable[TagHistoryEntry]) -> list[TagHistoryEntry]:
+    """Return what several caches saw of one tag as one history, in the order of first sight.
+
+    Sights of one digest count as one while no other digest was seen in between.
+    """
+    merged: list[TagHistoryEntry] = []
+    for entry in sorted(entries, key=lambda one: (one.first_seen, one.last_seen)):
+        if merged and merged[-1].digest == entry.digest:
+            last = max(merged[-1].last_seen, entry.last_seen)
+            merged[-1] = TagHistoryEntry(entry.digest, merged[-1].first_seen, last)
+        else:
+            merged.append(entry)
+    return merged
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
-"""The seam to where blobs come from: a registry, or a directory of Millpond's layout.
+"""The seam to where blobs come from: a registry, a bucket, or a directory of Millpond's layout.
 
 The bytes of a source are not verified. They are hashed before they are kept or passed on.
 """
 
 from collections.abc import AsyncGenerator
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol
 
 from proxy.core.names import Digest, Target
@@ -21,6 +21,17 @@ class Priority(Enum):
     """No client yet: one attempt, and a refusal does not count as a failure of the source."""
 
 
+class Place(StrEnum):
+    """Where content came from."""
+
+    DISK = "disk"
+    """This machine's cache, or a fallback directory."""
+    PEER = "peer"
+    """Another replica."""
+    BUCKET = "bucket"
+    REGISTRY = "registry"
+
+
 class Piece(NamedTuple):
     """Some bytes of a body and the offset at which they belong."""
 
@@ -29,9 +40,16 @@ class Piece(NamedTuple):
 
 
 class Body(Protocol):
-    """One blob from one source, as it arrives. ``size`` is that of the whole blob, if announced."""
+    """One blob from one source, as it arrives. ``size`` is that of the whole blob, if announced.
+
+    ``is_public``: no credentials were needed for it, so every client may have it.
+    ``is_confirmed``: the repository that was asked for holds it. Otherwise the source only has
+    these bytes, and the registry must confirm it before a client gets any.
+    """
 
     size: int | None
+    is_public: bool
+    is_confirmed: bool
 
     def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield every byte once, from the offset that was asked for to the end.
@@ -45,11 +63,11 @@ class Body(Protocol):
 
 
 class Source(Protocol):
-    """A place that has blobs. ``is_public``: everything it gives may be shown to every client."""
+    """A place that has blobs; ``place`` is its kind."""
 
     @property
-    def is_public(self) -> bool:
-        """Whether no credentials were needed for any of its content."""
+    def place(self) -> Place:
+        """The kind of place, for statistics and ``Cache-Status``."""
 
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return a body from ``offset`` on. Raises ``NotFound`` or ``UpstreamFailure``."""
@@ -62,3 +80,26 @@ class Source(Protocol):
 
     def reject(self, digest: Digest) -> None:
         """Note that the bytes it gave for ``digest`` were wrong."""
+
+
+class SharedManifest(NamedTuple):
+    """A manifest whose bytes match its digest, as others of this cache's kind have stored it."""
+
+    body: bytes
+    media_type: str
+    is_public: bool
+    place: Place = Place.BUCKET
+
+
+class SharedManifests(Protocol):
+    """A place of manifests that other machines fill."""
+
+    async def manifest(self, target: Target, digest: Digest) -> SharedManifest | None:
+        """Return a manifest that the repository is known to hold, None without one.
+
+        Raises nothing: a failure means None.
+        """
+
+
+class SharedSource(Source, SharedManifests, Protocol):
+    """A source that other machines fill, and that keeps manifests too."""

@@ -172,6 +172,11 @@ class Index(Protocol):
     async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
         """Return the last digests that a tag pointed to, the latest last."""
 
+    async def add_history(
+        self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
+    ) -> None:
+        """Merge what another cache saw into the history of a tag."""
+
     async def repositories(self) -> list[Target]:
         """Return the repositories with known tags, sorted."""
 

@@ -111,6 +111,11 @@ class Database:
                 raise
 
     @property
+    def file(self) -> Path:
+        """Where the file is."""
+        return self._path
+
+    @property
     def is_temporary(self) -> bool:
         """The file is removed when it is closed."""
         return self._instead is not None
@@ -123,9 +128,7 @@ class Database:
 
     def reader(self) -> sqlite3.Connection:
         """Return a new connection that cannot write."""
-        connection = _connect(self._path)
-        connection.execute("PRAGMA query_only = 1")
-        return connection
+        return reader(self._path)
 
     def transact(
         self, steps: Sequence[Callable[[sqlite3.Connection], Result]], *, is_durable: bool = False
@@ -309,6 +312,13 @@ class Database:
 def is_damage(error: Exception) -> bool:
     """Return True if the file is damaged, or has values that this program has not written."""
     return isinstance(error, Unreadable) or _code(error) in _DAMAGE
+
+
+def reader(path: Path) -> sqlite3.Connection:
+    """Return a new connection that cannot write, to the file of this or another process."""
+    connection = _connect(path)
+    connection.execute("PRAGMA query_only = 1")
+    return connection
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -21,14 +21,12 @@ import structlog
 from proxy.core.errors import StorageError
 from proxy.index.blob_rows import Connection
 from proxy.index.database import Database
+from proxy.index.generations import EVERYTHING, Generations
 from proxy.index.ram_cache import MISSING, RamCache
 from proxy.index.threads import Threads, Work, Write
 
 RAM_WEIGHT: Final = 40_000
 """Entries of one generation of the cache: about 20 MB."""
-
-EVERYTHING: Final = "everything"
-"""The key of all facts."""
 
 _UNWRITTEN: Final = 10_000
 """Keys whose writes are tried again; the writes of more are forgotten."""
@@ -42,14 +40,23 @@ class Facts:
     """``failure`` says why the last write failed; None if it did not."""
 
     def __init__(
-        self, database: Database, *, on_trouble: Callable[[], None], renewed: Callable[[], None]
+        self,
+        database: Database,
+        *,
+        on_trouble: Callable[[], None],
+        renewed: Callable[[], None],
+        generations: Generations | None = None,
     ) -> None:
         """``renewed`` is called when a damaged file has been replaced: rows may be lost.
+
+        Processes that read the file learn from ``generations`` what has changed; None: there are
+        none.
 
         ``peek`` returns the value of a key if it is in RAM, else its second argument, ``MISSING``.
         """
         self.threads = Threads(database, self._settle, self._replaced)
         self._renewed = renewed
+        self._generations = generations
         self.failure: str | None = None
         self._on_trouble = on_trouble
         self._ram = RamCache(RAM_WEIGHT)
@@ -171,6 +178,8 @@ class Facts:
     def _begin(self, write: Write) -> asyncio.Future[Any]:
         if EVERYTHING in write.keys:
             self.forget()
+        if self._generations is not None:
+            self._mark(self._generations, write)
         self._outdate_reads(write.keys)
         for key in write.keys:
             self._unwritten.pop(key, None)
@@ -202,21 +211,33 @@ class Facts:
 
     def _settle(self, write: Write, outcome: Any) -> None:
         self._outdate_reads(write.keys)
-        for key in write.keys:
-            if self._writing.get(key) is write:
-                del self._writing[key]
+        settled = [key for key in write.keys if self._writing.get(key) is write]
+        for key in settled:
+            del self._writing[key]
         if not isinstance(outcome, Exception):
             if write.keys:  # counting alone shows nothing about writes
                 self.failure = None
             write.then(outcome)
-        if not isinstance(outcome, StorageError):
-            return
-        self.failure = str(outcome)
-        self._trouble(outcome)
+        if isinstance(outcome, StorageError):
+            self._failed(write, outcome)
+        if self._generations is not None:
+            for key in settled:
+                if key not in self._unwritten:
+                    self._generations.unmark(key)
+
+    def _failed(self, write: Write, error: StorageError) -> None:
+        self.failure = str(error)
+        self._trouble(error)
         if len(self._unwritten) + len(write.keys) <= _UNWRITTEN:
             for key in write.keys:
                 if key not in self._writing and key is not EVERYTHING:
                     self._unwritten[key] = write
+
+    def _mark(self, generations: Generations, write: Write) -> None:
+        """Mark the facts of a write that no other write has marked."""
+        for key in write.keys:
+            if key not in self._writing and key not in self._unwritten:
+                generations.mark(key)
 
     def forget(self) -> None:
         """Forget what RAM has, but for what could not be written.
@@ -230,6 +251,8 @@ class Facts:
         """Forget what RAM has of a file that has been replaced."""
         self._on_trouble()
         self.forget()
+        if self._generations is not None:
+            self._generations.change_file()
         self._renewed()
 
     def _trouble(self, error: StorageError) -> None:

@@ -62,6 +62,7 @@ class MemoryIndex:
     untagged = _verb(name_rows.untagged)
     linked_to = _verb(name_rows.linked_to)
     history = _verb(name_rows.history)
+    add_history = _verb(name_rows.add_history)
     repositories = _verb(name_rows.repositories)
     search = _verb(name_rows.search)
     referrers = _verb(name_rows.referrers)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final
 
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, TagHistoryEntry, TagRecord
+from proxy.core.records import BlobRecord, TagHistoryEntry, TagRecord, merged_history
 from proxy.index import HISTORY_LIMIT, REFERRERS_BYTES, REFERRERS_LIMIT, TaggedImage, values
 from proxy.index.blob_rows import batches, marks
 from proxy.index.values import Row, packed
@@ -120,6 +120,19 @@ def set_tag(db: Connection, target: Target, tag: Tag, record: TagRecord | None) 
         ORDER BY id DESC LIMIT -1 OFFSET ?)""",
         (number, tag, HISTORY_LIMIT),
     )
+
+
+def add_history(
+    db: Connection, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
+) -> None:
+    """Merge what another cache saw into a tag's history."""
+    number, merged = repo(db, target), merged_history((*history(db, target, tag), *entries))
+    db.execute("DELETE FROM sighting WHERE repo = ? AND tag = ?", (number, tag))
+    rows = (
+        (number, tag, packed(entry.digest), entry.first_seen, entry.last_seen)
+        for entry in merged[-HISTORY_LIMIT:]
+    )
+    db.executemany("INSERT INTO sighting VALUES (NULL, ?, ?, ?, ?, ?)", rows)
 
 
 def forget_tag(db: Connection, target: Target, tag: Tag) -> None:

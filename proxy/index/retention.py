@@ -14,7 +14,8 @@ import structlog
 
 from proxy.core.errors import StorageError
 from proxy.index.database import Database
-from proxy.index.facts import EVERYTHING, Facts
+from proxy.index.facts import Facts
+from proxy.index.generations import EVERYTHING
 from proxy.index.values import Row
 
 AGES: Final = (30 * 86400.0, 7 * 86400.0, 86400.0, 3600.0, -1.0)

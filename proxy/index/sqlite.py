@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 import structlog
 
@@ -35,6 +35,9 @@ from proxy.index.facts import Facts, Key
 from proxy.index.ram_cache import MISSING
 from proxy.index.retention import Pruner
 from proxy.runtime.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from proxy.index.generations import Generations
 
 FLUSH_SECONDS: Final = 5.0
 
@@ -78,6 +81,8 @@ class SqliteIndex:
         self._on_trouble = on_trouble
         self._supervisor = Supervisor() if supervisor is None else supervisor
         self._max_bytes = max_bytes
+        self.generations: Generations | None = None
+        """Tells the processes that read the file what changes. Set before the file is opened."""
         self._uses: dict[Digest, float] = {}
         self._last_use = 0.0
         self._usage = Usage(0, 0)
@@ -87,7 +92,12 @@ class SqliteIndex:
     async def __aenter__(self) -> Self:
         """Open the file. Raises ``ConfigError``, ``StorageError``."""
         started = time.perf_counter()
-        self._facts = Facts(self._database, on_trouble=self._trouble, renewed=self._recount)
+        self._facts = Facts(
+            self._database,
+            on_trouble=self._trouble,
+            renewed=self._recount,
+            generations=self.generations,
+        )
         self._pruner = Pruner(self._facts, self._database, max_bytes=self._max_bytes)
         threads = self._facts.threads
         try:
@@ -125,6 +135,11 @@ class SqliteIndex:
         if self._database.is_temporary:
             return "the index cannot be opened; it is in a temporary directory"
         return self._facts.failure
+
+    @property
+    def file(self) -> Path:
+        """The file that other processes may read."""
+        return self._database.file
 
     @property
     def damaged(self) -> str | None:
@@ -270,6 +285,12 @@ class SqliteIndex:
 
     async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
         return await self._facts.get(("history", target, tag), (), name_rows.history, target, tag)
+
+    async def add_history(
+        self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
+    ) -> None:
+        outdated: list[Key] = [("history", target, tag)]
+        await self._facts.write({}, outdated, name_rows.add_history, target, tag, tuple(entries))
 
     async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
         with suppress(StorageError):

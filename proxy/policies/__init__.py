@@ -22,6 +22,7 @@ from proxy.policies.images import Images
 from proxy.policies.rules import ATTACHMENT_TAG, UNSIGNED, Facts, Rule, objection
 from proxy.policies.signatures import Keys, Signatures
 from proxy.repository import Cache
+from proxy.runtime.behalf import BEHALF
 from proxy.runtime.executors import in_thread
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.singleflight import SingleFlight
@@ -57,10 +58,15 @@ class _Violation(NamedTuple):
 
 
 class _Verdict(NamedTuple):
-    """What rules object to, valid until a time of the clock (Unix seconds)."""
+    """What rules object to, valid until a time of the clock (Unix seconds).
+
+    ``behalf``: the client that upstream was asked as. Another one may find a signature where this
+    one was refused.
+    """
 
     violations: tuple[_Violation, ...]
     until: float
+    behalf: object = None
 
     @property
     def denial(self) -> _Violation | None:
@@ -156,7 +162,10 @@ class Policies:
 
     def _known(self, target: Target, digest: Digest) -> _Verdict | None:
         verdict = self._verdicts.get((target, digest))
-        return verdict if verdict is not None and verdict.until > self._content.clock() else None
+        if verdict is None or verdict.until <= self._content.clock():
+            return None
+        is_shared = not verdict.violations or verdict.behalf == BEHALF.get()
+        return verdict if is_shared else None
 
     def _forget(self) -> None:
         self._revision += 1
@@ -198,7 +207,7 @@ class Policies:
         lasts = math.inf if not violations else self._content.clock() + NEGATIVE_SECONDS
         if not violations:
             await self._forget_below(target, digest)
-        verdict = _Verdict(violations, lasts)
+        verdict = _Verdict(violations, lasts, BEHALF.get())
         if violations and indexes != self._indexes:
             return verdict
         return self._kept(target, digest, verdict, revision)
@@ -259,7 +268,8 @@ class Policies:
                 continue
             if verdict.denial is None:
                 lasts = now + NEGATIVE_SECONDS if own else math.inf
-                return self._kept(target, digest, _Verdict(own, lasts), revision)
+                verdict = _Verdict(own, lasts, BEHALF.get())
+                return self._kept(target, digest, verdict, revision)
             denial = denial or verdict.denial
         if failure is not None:
             raise failure

@@ -6,10 +6,10 @@ from typing import Final
 from proxy.content.content import Content
 from proxy.core.errors import NotFound
 from proxy.core.manifests import INDEX_TYPES
-from proxy.core.names import Digest, Target, matches
+from proxy.core.names import Digest, Target, digests_of, matches
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
-from proxy.policies.outline import IMAGE_CONFIGS, Outline, platform_of, read_outline
+from proxy.policies.outline import RUN_AS_IMAGES, Outline, platform_of, read_outline
 from proxy.policies.rules import ATTACHMENT_TAG, Facts, Rule
 from proxy.repository import Cache
 from proxy.repository.reading import read_blob
@@ -91,6 +91,8 @@ class Images:
         body = await self.body(target, digest)
         outline = await by_size(len(body), lambda: read_outline(body))
         has_digests = any(rule.digest_file for rule in rules)
+        if has_digests:
+            listed |= await by_size(len(body), lambda: digests_of(body))
         above = await self.indexes_above(target, digest) if has_digests else []
         if outline is None:
             return Facts(listed, frozenset(above), is_understood=False)
@@ -168,11 +170,14 @@ class Images:
         return largest
 
     async def _platform(self, target: Target, outline: Outline) -> str | None:
-        """Return the platform in an image's configuration; None for what is no image to run."""
+        """Return the platform in a configuration that clients run, empty if it states none.
+
+        None for what no client runs.
+        """
         config = outline.config
         if outline.is_index or outline.is_attestation or config is None:
             return None
-        if config.media_type not in IMAGE_CONFIGS:
+        if config.media_type not in RUN_AS_IMAGES:
             return None
         if config.size > MAX_CONFIG:
             return ""

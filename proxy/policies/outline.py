@@ -13,17 +13,15 @@ from proxy.core.names import Digest
 from proxy.core.records import Descriptor
 from proxy.core.tolerant_json import read_object
 
-IMAGE_CONFIGS: Final = frozenset(
+RUN_AS_IMAGES: Final = frozenset(
     {
         "application/vnd.oci.image.config.v1+json",
         "application/vnd.docker.container.image.v1+json",
+        "application/octet-stream",
+        "application/json",
+        "text/html",
     }
 )
-_RUN_AS_IMAGES: Final = IMAGE_CONFIGS | {
-    "application/octet-stream",
-    "application/json",
-    "text/html",
-}
 """Types of configurations that Docker takes for an image's (moby ``distribution/pull_v2.go``)."""
 
 _EMPTY: Final = "application/vnd.oci.empty.v1+json"
@@ -76,7 +74,7 @@ class Outline:
     @property
     def is_artifact(self) -> bool:
         """True if no client takes it for an image, whatever the types of its layers are."""
-        return self.config is None or self.config.media_type not in _RUN_AS_IMAGES
+        return self.config is None or self.config.media_type not in RUN_AS_IMAGES
 
     @property
     def is_attestation(self) -> bool:

@@ -31,7 +31,7 @@ _VARIANTS: Final = {"arm64": "v8", "arm": "v7"}
 class Facts:
     """What is known of an image.
 
-    ``listed`` is its digest with those that it lists, ``parents`` the held indexes of the
+    ``listed`` are its digests with those that it lists, ``parents`` the held indexes of the
     repository that list it. ``size`` is in bytes. ``platform`` is None if it has none. Without
     ``is_understood`` its manifest could not be read. ``is_attachment``: it is a signature or
     another attachment of an image, and clients cannot run it.

@@ -3,8 +3,9 @@
 ``manifests``, ``tags``, ``blobs``, ``referrers`` and ``listings`` answer for one kind each, from
 ``content`` or from the upstreams in ``origins``; ``results`` are what they return. ``small_blobs``
 keeps small blobs in RAM, ``memory_lookup`` finds what needs no waiting, ``prefetch`` fetches blobs
-before clients request them, and ``link_checks`` confirms links of held content. There is no policy
-here (``core.policy`` decides) and no HTTP. If the disk fails, content is passed through.
+before clients request them, ``link_checks`` confirms links of held content, and ``redirects`` lets
+clients read from the bucket. There is no policy here (``core.policy`` decides) and no HTTP. If the
+disk fails, content is passed through.
 """
 
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from proxy.repository.link_checks import LinkChecks
 from proxy.repository.listings import Listings
 from proxy.repository.manifests import Manifests
 from proxy.repository.prefetch import Prefetcher
+from proxy.repository.redirects import Redirects
 from proxy.repository.referrers import ReferrersCache
 from proxy.repository.small_blobs import SmallBlobs
 from proxy.repository.tags import Tags
@@ -31,6 +33,7 @@ class Cache(NamedTuple):
     referrers: ReferrersCache
     prefetcher: Prefetcher
     link_checks: LinkChecks
+    redirects: Redirects | None = None
 
     async def fetch(self, target: Target, digest: Digest, media_type: str | None) -> bool:
         """Fetch content that is not held; return True if it is held now.

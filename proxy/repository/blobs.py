@@ -52,13 +52,13 @@ class Blobs:
         self._downloads = downloads
         self._sources = sources
         self._sizes = sizes
-        self._on_request = on_request
+        self.requested: Final = on_request
         self.absences: Final = NegativeCache(sources, BlobUnknown, content.clock)
         self._heads: SingleFlight[int | None] = SingleFlight("confirm blob")
 
     async def get(self, target: Target, digest: Digest, directive: CacheDirective) -> Blob:
         """Return a blob to be sent and then closed. Raises ``RegistryError``."""
-        self._on_request(target, digest)
+        self.requested(target, digest)
         if directive is CacheDirective.REVALIDATE:
             await self.absences.forget(target, digest)
         while True:
@@ -161,7 +161,8 @@ class Blobs:
     async def _ask(self, target: Target, digest: Digest) -> int | None:
         await self.absences.refuse(target, digest)
         try:
-            size = await blob_size(self._wanted(target, digest))
+            sources = self._sources[target.upstream].confirming_sources
+            size = await blob_size(Fetch(target, digest, sources))
         except NotFound as error:
             await self.absences.learn(target, digest, error)
             raise
@@ -207,7 +208,12 @@ class Blobs:
         """Return what to fetch, and from where."""
         size = self._sizes.get((target, digest))
         sources = self._sources[target.upstream].blob_sources
-        return Fetch(target, digest, sources, size, priority)
+        return Fetch(target, digest, sources, size, priority, partial(self._allow, target, digest))
+
+    async def _allow(self, target: Target, digest: Digest) -> None:
+        """Return if the repository may serve a blob. Raises ``RegistryError``."""
+        if not await self._linked(target, digest):
+            await self.confirm(target, digest)
 
     async def _size(self, digest: Digest) -> int | None:
         """Return the size of held content in bytes; opening it proves that it is there."""

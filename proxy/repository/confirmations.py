@@ -11,7 +11,7 @@ same answer, whether the content is here or not.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -27,6 +27,7 @@ from proxy.core.errors import (
 from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.records import Clock
 from proxy.repository.origins import Origin
+from proxy.runtime.metrics import UpstreamCounters
 from proxy.runtime.singleflight import SingleFlight
 from proxy.upstream.credentials.caller import ANONYMOUS, Caller
 from proxy.upstream.registry import Upstream
@@ -67,8 +68,15 @@ class Confirmations:
     A confirmed client waits at most ``patience`` seconds for the next confirmation.
     """
 
-    def __init__(self, sources: Mapping[str, Origin], clock: Clock, patience: float) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Origin],
+        counters: Callable[[str], UpstreamCounters],
+        clock: Clock,
+        patience: float,
+    ) -> None:
         self._sources = sources
+        self._counters = counters
         self._clock = clock
         self._patience = patience
         self._verdicts: LRUCache[_Key, _Verdict] = LRUCache(MAX_VERDICTS)
@@ -102,15 +110,20 @@ class Confirmations:
         if origin.rule.offline:
             if former is None:
                 raise Denied(f"{target.upstream} cannot confirm your access: this is offline")
+            self._count(target, "stale")
             return
         if former is None:
             await self._ask(origin, caller, target, route)
-        elif former.failed_at is None or not _is_within(former.failed_at, now, RETRY_SECONDS):
+            return
+        if former.failed_at is None or not _is_within(former.failed_at, now, RETRY_SECONDS):
             try:
                 async with asyncio.timeout(self._patience):
                     await self._ask(origin, caller, target, route)
             except (UpstreamFailure, TimeoutError):
                 former.failed_at = self._clock()
+            else:
+                return
+        self._count(target, "stale")
 
     def refuse(self, caller: Caller, target: Target) -> None:
         """Forget a confirmation: upstream has refused the client since."""
@@ -165,11 +178,20 @@ class Confirmations:
             await _look(origin.upstream, key.target, route)
         except Denied as error:
             self._verdicts[key] = _Verdict(asked_at, refusal=error.message)
+            self._count(key.target, "refused")
             raise
         except NotFound:
             self._verdicts.pop(key, None)
+            self._count(key.target, "refused")
+            raise
+        except UpstreamFailure:
+            self._count(key.target, "failed")
             raise
         self._verdicts[key] = _Verdict(asked_at)
+        self._count(key.target, "confirmed")
+
+    def _count(self, target: Target, outcome: str) -> None:
+        self._counters(target.upstream).confirmations[outcome] += 1
 
 
 async def _look(upstream: Upstream, target: Target, route: Route) -> None:

@@ -43,6 +43,11 @@ class Served(NamedTuple):
     digest: Digest
     held_until: float | None = None
 
+    def earlier(self, history: Sequence[TagHistoryEntry]) -> list[Digest]:
+        """Return the digests of a history, the latest first, without what is held."""
+        digests = list(dict.fromkeys(entry.digest for entry in reversed(history)))
+        return digests if self.held_until is None else digests[digests.index(self.digest) :]
+
 
 class CoolDowns:
     """Decides which digest of a tag is served, and which digests are."""
@@ -55,8 +60,8 @@ class CoolDowns:
         manifests: Manifests,
         small: SmallBlobs,
     ) -> None:
-        self._content = content
-        self._sources = sources
+        self.content: Final = content
+        self.sources: Final = sources
         self._manifests = manifests
         self._small = small
         self._clock = content.clock
@@ -70,7 +75,7 @@ class CoolDowns:
 
         False means that ``served`` or ``check`` decides.
         """
-        rules = self._sources[target.upstream].tag_rules
+        rules = self.sources[target.upstream].tag_rules
         tag = None if ref == digest else Tag(ref)
         if tag is not None and rules.as_of(target, tag) is not None:
             return False
@@ -83,11 +88,11 @@ class CoolDowns:
         Raises ``HeldBack`` if it was never seen with an image that is old enough.
         """
         digest = record.descriptor.digest
-        rule = self._sources[target.upstream].tag_rules.cool_down(target, tag)
+        rule = self.sources[target.upstream].tag_rules.cool_down(target, tag)
         if rule is None or self._allowed.get((target, tag)) == (rule, digest):
             return Served(digest)
         history = await self._history(target, tag, record)
-        origin = self._sources[target.upstream]
+        origin = self.sources[target.upstream]
         choice = cool_down.choose(history, self._clock(), rule, origin.seconds_trusted(tag))
         if choice.digest is None:
             choice = await self._first_sight(target, history, rule, choice)
@@ -115,7 +120,7 @@ class CoolDowns:
         It may if a tag serves it or has served it, alone or within an index. If all tags that name
         it hold it, it is held. One that no tag names is judged like the first image of a tag.
         """
-        rule = self._sources[target.upstream].tag_rules.cool_down(target, None)
+        rule = self.sources[target.upstream].tag_rules.cool_down(target, None)
         if rule is None or self._allowed.get((target, digest)) == (rule, digest):
             return
         if (until := await self._held(target, digest, rule, 0)) is not None:
@@ -128,8 +133,8 @@ class CoolDowns:
         """Return until when a digest is held (``inf``: not known); None if it is not."""
         holds = await self._holds_of_tags(target, digest)
         if depth < _MAX_DEPTH:
-            for parent in (await self._content.graph.parents(digest))[:_MAX_PARENTS]:
-                if await self._content.links.has(target, parent):
+            for parent in (await self.content.graph.parents(digest))[:_MAX_PARENTS]:
+                if await self.content.links.has(target, parent):
                     holds.append(await self._held(target, parent, rule, depth + 1))
         if holds:
             return None if None in holds else min(one for one in holds if one is not None)
@@ -146,9 +151,9 @@ class CoolDowns:
     async def _holds_of_tags(self, target: Target, digest: Digest) -> list[float | None]:
         """Return for each tag that has pointed to a digest until when it holds it."""
         holds: list[float | None] = []
-        origin = self._sources[target.upstream]
-        for tag in (await self._content.tags.of(target))[:MAX_TAGS]:
-            record = await self._content.tags.get(target, tag)
+        origin = self.sources[target.upstream]
+        for tag in (await self.content.tags.of(target))[:MAX_TAGS]:
+            record = await self.content.tags.get(target, tag)
             if record is None:
                 continue
             history = await self._history(target, tag, record)
@@ -171,7 +176,7 @@ class CoolDowns:
         self, target: Target, tag: Tag, record: TagRecord
     ) -> tuple[TagHistoryEntry, ...]:
         """Return a tag's history up to ``record``, which may not be in it yet."""
-        history = await self._content.tags.history(target, tag)
+        history = await self.content.tags.history(target, tag)
         digest = record.descriptor.digest
         if history and history[-1].digest == digest:
             return history

@@ -108,30 +108,30 @@ class HeldManifests:
     def _cached(self, record: BlobRecord) -> Manifest | None:
         """Return a small manifest from the page cache: faster than asking a thread to read it."""
         body = self._content.read_cached(record) if record.size <= LARGE else None
-        found = None if body is None else _verified(record.digest, body)
-        return None if body is None or found is None else _manifest(record, body, found)
+        found = None if body is None else verified(record.digest, body)
+        return None if body is None or found is None else stored(record, body, found)
 
     async def _load(self, record: BlobRecord) -> Manifest | None:
         async with self._large if record.size > LARGE else nullcontext():
             body = await self._content.read(record.digest)
             if body is None:
                 return None
-            found = await by_size(len(body), lambda: _verified(record.digest, body))
+            found = await by_size(len(body), lambda: verified(record.digest, body))
         if found is None:
             await self._content.faults.drop(record.digest, reason="its bytes have changed")
             return None
-        return _manifest(record, body, found)
+        return stored(record, body, found)
 
 
-def _manifest(record: BlobRecord, body: bytes, found: ManifestContent) -> Manifest | None:
-    """Return held content as a manifest, None if it is none."""
-    if record.media_type is None and not found.is_manifest:
-        return None
-    media_type = found.own_type or record.media_type or found.implied_type
-    descriptor = Descriptor(media_type, record.digest, len(body))
-    return Manifest(descriptor, body, Outcome.HIT, found.children)
-
-
-def _verified(digest: Digest, body: bytes) -> ManifestContent | None:
+def verified(digest: Digest, body: bytes) -> ManifestContent | None:
     """Return a manifest's content, None if its bytes do not match ``digest``."""
     return manifests.read(body) if matches(digest, body) else None
+
+
+def stored(record: BlobRecord, body: bytes, content: ManifestContent) -> Manifest | None:
+    """Return the manifest that a record and verified bytes make, None if it is none."""
+    if record.media_type is None and not content.is_manifest:
+        return None
+    media_type = content.own_type or record.media_type or content.implied_type
+    descriptor = Descriptor(media_type, record.digest, len(body))
+    return Manifest(descriptor, body, Outcome.HIT, content.children)

@@ -1,12 +1,12 @@
 """The read-through for manifests: from memory, the disk or upstream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Final
+from typing import Final, TypeVar
 
 from proxy.content.content import Content
 from proxy.core import manifests
@@ -21,7 +21,8 @@ from proxy.core.errors import (
 from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
-from proxy.core.records import Descriptor, TagRecord
+from proxy.core.records import Descriptor
+from proxy.core.sources import Place, SharedManifests
 from proxy.repository.held_manifests import Held, HeldManifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
@@ -34,6 +35,7 @@ from proxy.runtime.ttl_cache import TTLCache
 from proxy.upstream.budget import SHORTEST_REFILL
 from proxy.upstream.registry import Upstream
 
+Result = TypeVar("Result")
 DESCRIBED_SECONDS: Final = 3600.0
 _MAX_DEPTH: Final = 4
 _MAX_LOOKUPS: Final = 20_000
@@ -60,7 +62,8 @@ class Manifests:
         self._held = held
         self._lists = lists
         self.absences: Final = absences
-        self._clock = content.clock
+        self.on_fetched: Final[list[Callable[[Target, Descriptor, bytes, bool], None]]] = []
+        """Called with a manifest that the registry has sent, and whether it is public."""
         self._described: TTLCache[Descriptor] = TTLCache()
         self._fetches: SingleFlight[Manifest] = SingleFlight("fetch manifest")
         self._heads: SingleFlight[Descriptor] = SingleFlight("head manifest")
@@ -74,7 +77,7 @@ class Manifests:
         """Return a manifest by digest. Raises ``RegistryError``."""
         if directive is CacheDirective.REVALIDATE:
             await self.absences.forget(target, digest)
-        is_new = await self.copy_from_fallback(target, digest, directive)
+        is_new = await self.copy_from_elsewhere(target, digest, directive)
         linked = await self._content.links.has(target, digest)  # also brings the record into RAM
         hit = await self._held.get(digest)
         if hit is None or not linked:
@@ -95,9 +98,14 @@ class Manifests:
         held = self._held.in_ram(digest)
         return None if held is None else held.hit
 
+    def note_sizes(self, target: Target, digest: Digest) -> None:
+        """Note what a manifest in memory lists, which another process has served."""
+        if (held := self._held.in_ram(digest)) is not None:
+            self._held.note_sizes(target, held.hit)
+
     async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> Described:
         """Return the descriptor of a digest; upstream gets no GET. Raises ``RegistryError``."""
-        await self.copy_from_fallback(target, digest, directive)
+        await self.copy_from_elsewhere(target, digest, directive)
         held = self._held.in_ram(digest)
         if (held is not None and not held.is_stored) or await self._content.holds(digest):
             manifest = await self.get(target, digest, directive)
@@ -140,7 +148,18 @@ class Manifests:
         the answer is a claim: its digest may belong to another repository's private content.
         Raises ``RegistryError``.
         """
-        return await self._heads.do((target, ref), lambda: self._ask(target, ref))
+        ask = partial(self._released, target, ref, self._ask)
+        return await self._heads.do((target, ref), ask)
+
+    async def _released(
+        self, target: Target, ref: str, ask: Callable[[Target, str], Awaitable[Result]]
+    ) -> Result:
+        """Ask upstream, then let other replicas do so."""
+        try:
+            return await ask(target, ref)
+        finally:
+            if target.upstream in self._sources:  # a reload may have removed it
+                self._sources[target.upstream].release(target.upstream, ref)
 
     async def _ask(self, target: Target, ref: str) -> Descriptor:
         async with self._asking(target, ref) as upstream:
@@ -202,13 +221,14 @@ class Manifests:
         return hit
 
     async def fetch(self, target: Target, ref: str) -> Manifest:
-        """Return upstream's manifest, and record a tag; concurrent callers share one request.
+        """Return upstream's manifest; concurrent callers share one request. Tags are not recorded.
 
         Raises ``RegistryError``.
         """
         key = (target, ref)
         joined = self._fetches.is_running(key)
-        manifest = await self._fetches.do(key, lambda: self._fetch(target, ref))
+        fetch = partial(self._released, target, ref, self._fetch)
+        manifest = await self._fetches.do(key, fetch)
         return replace(manifest, outcome=Outcome.JOIN) if joined else manifest
 
     async def _fetch(self, target: Target, ref: str) -> Manifest:
@@ -225,8 +245,8 @@ class Manifests:
             return await self._signed(target, descriptor, body)
         hit = Manifest(descriptor, body, Outcome.HIT, content.children)
         await self._keep(target, hit, content, is_public=upstream.is_public)
-        if not is_digest(ref):
-            await self._content.tags.set(target, Tag(ref), TagRecord(descriptor, self._clock()))
+        for listener in self.on_fetched:
+            listener(target, descriptor, body, upstream.is_public)
         for existing in {ref, digest}:
             await self.absences.forget(target, existing)
         return replace(hit, outcome=Outcome.MISS, warning=fetched.warning)
@@ -249,17 +269,20 @@ class Manifests:
             entry = content.subject.entry(hit.descriptor)
             await self._content.links.add_referrer(target, content.subject.digest, entry)
 
-    async def copy_from_fallback(
+    async def copy_from_elsewhere(
         self, target: Target, digest: Digest, directive: CacheDirective
     ) -> bool:
-        """Copy a manifest from a fallback directory that lists it for this repository.
+        """Copy a manifest from a fallback directory, the bucket or a replica.
 
-        Returns True if it was copied.
+        Only one that belongs to the repository there. Returns True if it was copied.
         """
-        fallbacks = self._sources[target.upstream].fallbacks
-        if not fallbacks or directive is CacheDirective.ONLY_IF_CACHED:
+        origin = self._sources[target.upstream]
+        fallbacks, shared = origin.fallbacks, origin.manifest_source
+        if (not fallbacks and shared is None) or directive is CacheDirective.ONLY_IF_CACHED:
             return False
-        is_held = self._held.in_ram(digest) is not None or await self._content.holds(digest)
+        held = self._held.in_ram(digest)  # an evicted one may still be in memory
+        in_ram_only = held is not None and not held.is_stored
+        is_held = in_ram_only or await self._content.holds(digest)
         if is_held and await self._content.links.has(target, digest):
             return False
         for fallback in fallbacks:
@@ -270,10 +293,22 @@ class Manifests:
             if content.is_manifest:
                 media_type = content.own_type or content.implied_type
                 descriptor = Descriptor(media_type, digest, len(body))
-                hit = Manifest(descriptor, body, Outcome.HIT, content.children)
+                hit = Manifest(descriptor, body, Outcome.HIT, content.children, place=Place.DISK)
                 await self._keep(target, hit, content, is_public=False)
                 return True
-        return False
+        return (
+            shared is not None and not is_held and await self._copy_shared(shared, target, digest)
+        )
+
+    async def _copy_shared(self, shared: SharedManifests, target: Target, digest: Digest) -> bool:
+        found = await shared.manifest(target, digest)
+        if found is None:
+            return False
+        content = await by_size(len(found.body), partial(manifests.read, found.body))
+        descriptor = Descriptor(found.media_type, digest, len(found.body))
+        hit = Manifest(descriptor, found.body, Outcome.HIT, content.children, place=found.place)
+        await self._keep(target, hit, content, is_public=found.is_public)
+        return True
 
     async def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
         """Return a signed schema 1 manifest, which is passed on and not kept.
@@ -308,7 +343,7 @@ class Manifests:
             if depth == _MAX_DEPTH or not await _may_look_up(lookups):
                 return False
             if await self._may_serve(target, child.digest):
-                await self.copy_from_fallback(target, child.digest, CacheDirective.ANY)
+                await self.copy_from_elsewhere(target, child.digest, CacheDirective.ANY)
                 below = await self._held.get(child.digest)
                 if below is not None and await self._is_whole(
                     target, below, lookups, depth=depth + 1

@@ -1,15 +1,15 @@
 """The configured upstreams, each with the rule that holds for it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple
 
 from proxy.core import policy
 from proxy.core.errors import NameUnknown
-from proxy.core.names import Tag
+from proxy.core.names import Digest, Tag, is_digest
 from proxy.core.policy import Rule
-from proxy.core.sources import Source
+from proxy.core.sources import SharedManifests, SharedSource, Source
 from proxy.core.tag_rules import TagRules
 from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.registry import Upstream
@@ -24,12 +24,36 @@ class CallerTimes(NamedTuple):
     stale: float
 
 
+class Peers(NamedTuple):
+    """Other replicas as sources: one that fetches a blob right now, and those that hold content.
+
+    ``rescuing`` is one that goes on with a blob after the registry has broken off here.
+
+    ``manifests`` finds a manifest there or in the bucket; without one this replica has the right
+    to ask the registry, until ``release``.
+    """
+
+    following: Source
+    holding: SharedSource
+    manifests: SharedManifests
+    rescuing: Source
+    release: Callable[[str, Digest], None]
+
+
+class Elsewhere(NamedTuple):
+    """What other machines have fetched: in the bucket, and at other replicas."""
+
+    bucket: SharedSource | None = None
+    peers: Peers | None = None
+
+
 class Origin(NamedTuple):
     """One upstream, its address, and how old its answers may be.
 
     ``version`` differs between two configurations of an upstream, because content that is absent
     under one may exist under the other. ``fallbacks`` are read before the registry is asked.
-    ``callers`` None: the registry is asked with the same login for all clients.
+    ``callers`` None: the registry is asked with the same login for all clients. ``elsewhere`` has
+    what other machines have fetched; it is read before the registry is asked.
     """
 
     upstream: Upstream
@@ -38,6 +62,7 @@ class Origin(NamedTuple):
     url: str = ""
     fallbacks: tuple[FallbackDirectory, ...] = ()
     callers: CallerTimes | None = None
+    elsewhere: Elsewhere = Elsewhere()
     tag_rules: TagRules = NO_TAG_RULES
 
     @property
@@ -50,12 +75,47 @@ class Origin(NamedTuple):
     @property
     def local_sources(self) -> list[Source]:
         """Where blobs come from without the registry, in order."""
-        return [*self.fallbacks]
+        bucket = self.elsewhere.bucket
+        return [*self.fallbacks] if bucket is None else [*self.fallbacks, bucket]
 
     @property
     def blob_sources(self) -> list[Source]:
-        """Where blobs come from, in order: no registry if offline."""
-        return self.local_sources if self.rule.offline else [*self.local_sources, self.upstream]
+        """Where blobs come from, in order: no registry if offline.
+
+        If no replica fetches a blob right now, this one becomes the one that does. So that is asked
+        before all that only one replica should ask.
+        """
+        registry: list[Source] = [] if self.rule.offline else [self.upstream]
+        bucket, peers = self.elsewhere
+        if peers is None:
+            return [*self.local_sources, *registry]
+        shared: list[Source] = [] if bucket is None else [bucket]
+        if not registry:
+            return [*self.local_sources, peers.holding]
+        fetched = [peers.following, *shared, peers.holding]
+        return [*self.fallbacks, *fetched, *registry, peers.rescuing]
+
+    @property
+    def confirming_sources(self) -> list[Source]:
+        """What confirms that a repository holds a blob, in order.
+
+        Other machines are asked only if the registry is not: what they lack may exist there.
+        """
+        return self.blob_sources if self.rule.offline else [*self.fallbacks, self.upstream]
+
+    @property
+    def manifest_source(self) -> SharedManifests | None:
+        """Where manifests come from besides fallback directories and the registry."""
+        bucket, peers = self.elsewhere
+        if peers is None:
+            return bucket
+        return peers.holding if self.rule.offline else peers.manifests
+
+    def release(self, upstream: str, ref: str) -> None:
+        """Let other replicas ask the registry for a manifest, which this one has done."""
+        peers = self.elsewhere.peers
+        if peers is not None and is_digest(ref):
+            peers.release(upstream, Digest(ref))
 
     @property
     def is_scarce(self) -> bool:

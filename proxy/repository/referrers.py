@@ -16,7 +16,7 @@ from proxy.core.errors import NotFound, NotHeld, RegistryError, UpstreamUnavaila
 from proxy.core.manifests import read_referrers, referrers_in
 from proxy.core.names import Digest, Tag, Target, parse_digest
 from proxy.core.policy import Action, CacheDirective
-from proxy.core.records import ReferrersRecord
+from proxy.core.records import ReferrersRecord, TagRecord
 from proxy.index.expiring import ExpiringRows, Key
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
@@ -126,9 +126,11 @@ class ReferrersCache:
     async def _tagged(self, target: Target, tag: Tag) -> list[dict[str, object]]:
         """Return the list under the fallback tag, empty if upstream has no such tag."""
         try:
-            body = (await self._manifests.fetch(target, tag)).body
+            manifest = await self._manifests.fetch(target, tag)
         except NotFound:
             return []
+        await self._content.tags.set(target, tag, TagRecord(manifest.descriptor, self._clock()))
+        body = manifest.body
         entries = await by_size(len(body), lambda: read_referrers(body))
         if entries is None:
             raise UpstreamUnavailable(f"{target}:{tag} is no list of referrers")

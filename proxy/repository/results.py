@@ -9,6 +9,7 @@ from proxy.content.fetching import SourcesBody
 from proxy.core.errors import RegistryError
 from proxy.core.manifests import Children
 from proxy.core.records import Descriptor
+from proxy.core.sources import Place
 from proxy.runtime.metrics import Outcome
 from proxy.storage.disk import DiskBlob
 
@@ -29,8 +30,9 @@ class Manifest:
 
     ``children`` is the listed content, None if unknown; ``warning`` is for a ``Warning: 299``
     header; ``fresh`` is for how many seconds a tag needs no check, None for a digest; ``forward``
-    is set if upstream was asked although the answer was held; ``held_until`` is when the tag will
-    follow upstream to a younger image (Unix seconds), None if it does now.
+    is set if upstream was asked although the answer was held; ``place`` is where it came from.
+    ``held_until`` is when the tag follows upstream to a younger image (Unix seconds), None if it
+    does now.
     """
 
     descriptor: Descriptor
@@ -40,6 +42,7 @@ class Manifest:
     warning: str | None = None
     fresh: float | None = None
     forward: Forward | None = None
+    place: Place = Place.REGISTRY
     held_until: float | None = None
 
 
@@ -91,6 +94,7 @@ class Local:
 
     blob: DiskBlob
     outcome: Outcome = Outcome.HIT
+    place: Place = Place.DISK
 
     @property
     def size(self) -> int:
@@ -121,6 +125,7 @@ class Small:
 
     body: bytes
     outcome: Outcome = Outcome.HIT
+    place: Place = Place.DISK
 
     @property
     def size(self) -> int:
@@ -143,6 +148,11 @@ class Live:
         return Outcome.MISS if self.reader.is_first else Outcome.JOIN
 
     @property
+    def place(self) -> Place:
+        """Where its first byte came from."""
+        return self.reader.download.place
+
+    @property
     def size(self) -> int | None:
         """Length in bytes, None if it is not known yet."""
         return self.reader.size
@@ -159,6 +169,11 @@ class Through:
     body: SourcesBody
     chunks: AsyncGenerator[bytes, None]
     outcome: Outcome = Outcome.THROUGH
+
+    @property
+    def place(self) -> Place:
+        """Where its first byte came from."""
+        return self.body.place
 
     @property
     def size(self) -> int | None:

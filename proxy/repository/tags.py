@@ -1,13 +1,11 @@
 """Resolves tags: from the last check, by a new check, or from the last good copy."""
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, assert_never
 
 import structlog
 
-from proxy.content.content import Content
 from proxy.core import policy
 from proxy.core.errors import (
     ManifestUnknown,
@@ -17,56 +15,29 @@ from proxy.core.errors import (
     UpstreamFailure,
     UpstreamTimeout,
 )
-from proxy.core.names import Digest, Tag, Target
+from proxy.core.names import Tag, Target
 from proxy.core.policy import Action, CacheDirective, Rule
 from proxy.core.records import TagRecord
-from proxy.repository.cool_downs import CoolDowns, Served
+from proxy.repository.cool_downs import CoolDowns
 from proxy.repository.history import History
 from proxy.repository.manifests import Manifests
-from proxy.repository.origins import Origin
+from proxy.repository.pointed import (
+    DELETED_WARNING,
+    FAILED_WARNING,
+    FALLBACK_WARNING,
+    PARTIAL_WARNING,
+    SCARCE_WARNING,
+    Pointed,
+    Refreshed,
+    described,
+    instead_of,
+)
 from proxy.repository.results import Described, Forward, Manifest
+from proxy.repository.sharing import Alone, Check, Sharing
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 
-FAILED_WARNING: Final = "stale: upstream failed, this is the last good copy"
-PARTIAL_WARNING: Final = "stale: upstream failed, and not all of this image is held here"
-FALLBACK_WARNING: Final = "stale: upstream failed, this is the copy in a fallback directory"
-SCARCE_WARNING: Final = "stale: there is a newer image, and pulls are nearly used up"
-DELETED_WARNING: Final = "kept: upstream no longer has this tag"
-
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pointed:
-    """Where a tag points, the outcome to report, and for how many seconds that stays fresh.
-
-    ``served`` is the digest to serve: a younger one in ``record`` may be held back.
-    """
-
-    record: TagRecord
-    served: Served
-    outcome: Outcome
-    fresh: float
-    forward: Forward | None = None
-
-    @property
-    def is_held_back(self) -> bool:
-        """The tag points to another digest upstream."""
-        return self.served.digest != self.record.descriptor.digest
-
-
-@dataclass(frozen=True, slots=True)
-class Refreshed:
-    """Where a tag pointed (None: unknown) and points now, and whether that was recorded.
-
-    ``served`` is what clients get: ``now`` may be held back.
-    """
-
-    before: Digest | None
-    now: Digest
-    is_recorded: bool
-    served: Digest
 
 
 class Tags:
@@ -75,21 +46,25 @@ class Tags:
     def __init__(
         self,
         manifests: Manifests,
-        content: Content,
-        sources: Mapping[str, Origin],
-        *,
         cool_downs: CoolDowns,
+        *,
         patience: float,
+        sharing: Sharing | None = None,
     ) -> None:
-        """Use a held copy if a check takes longer than ``patience`` seconds."""
+        """Use a held copy if a check takes longer than ``patience`` seconds.
+
+        ``sharing`` None: there are no other replicas.
+        """
         self._manifests = manifests
-        self._content = content
-        self._records = content.tags
-        self._sources = sources
-        self._clock = content.clock
+        content, sources = cool_downs.content, cool_downs.sources
+        self._content, self._sources = content, sources
+        self._records, self._clock = content.tags, content.clock
         self.cool_downs: Final = cool_downs
         self.past: Final = History(content, sources)
         self._patience = patience
+        self._alone = Alone(content.tags)
+        self._sharing = sharing or self._alone
+        self._fetches: SingleFlight[Manifest] = SingleFlight("fetch tag")
         self._checks: SingleFlight[TagRecord] = SingleFlight("check tag")
         self._refreshes: SingleFlight[None] = SingleFlight("refresh tag")
 
@@ -97,6 +72,7 @@ class Tags:
         """Cancel running checks."""
         await self._refreshes.close()
         await self._checks.close()
+        await self._fetches.close()
 
     async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
         """Return the manifest that a tag points to. Raises ``RegistryError``."""
@@ -105,7 +81,8 @@ class Tags:
         found = await self._resolve(target, tag, directive)
         if found is None:
             try:
-                return await self._fetch(target, tag, directive)
+                max_age = self._rule(target, tag).tag_ttl
+                return await self._fetch_old_enough(target, tag, directive, max_age)
             except UpstreamFailure as error:
                 return await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
@@ -117,9 +94,11 @@ class Tags:
                 raise
             return await self._serve_stale(target, tag, found.record, error)
 
-    async def _fetch(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
+    async def _fetch_old_enough(
+        self, target: Target, tag: Tag, directive: CacheDirective, max_age: float
+    ) -> Manifest:
         """Fetch a tag's manifest; return it, or an older one while it is held back."""
-        manifest = await self._manifests.fetch(target, tag)
+        manifest = await self._fetch(target, tag, max_age)
         record = TagRecord(manifest.descriptor, self._clock())
         served = await self.cool_downs.served(target, tag, record)
         if served.digest != manifest.descriptor.digest:
@@ -127,7 +106,7 @@ class Tags:
         return replace(manifest, held_until=served.held_until)
 
     async def _image(
-        self, target: Target, tag: Tag, found: _Pointed, directive: CacheDirective
+        self, target: Target, tag: Tag, found: Pointed, directive: CacheDirective
     ) -> Manifest:
         """Return a resolved tag's manifest, by tag if upstream no longer has the digest."""
         try:
@@ -135,11 +114,31 @@ class Tags:
         except ManifestUnknown:
             if self._rule(target, tag).offline or found.is_held_back:
                 raise
-            return await self._fetch(target, tag, directive)
+            return await self._fetch_old_enough(target, tag, directive, 0.0)
         manifest = replace(manifest, held_until=found.served.held_until)
         if manifest.outcome is not Outcome.HIT:
             return replace(manifest, forward=found.forward)
         return replace(manifest, outcome=found.outcome, fresh=found.fresh, forward=found.forward)
+
+    async def _fetch(self, target: Target, tag: Tag, max_age: float) -> Manifest:
+        """Return and record upstream's manifest of a tag; concurrent callers share one request."""
+        key = target, tag
+        joined = self._fetches.is_running(key)
+        manifest = await self._fetches.do(key, lambda: self._fetch_once(target, tag, max_age))
+        return replace(manifest, outcome=Outcome.JOIN) if joined else manifest
+
+    async def _fetch_once(self, target: Target, tag: Tag, max_age: float) -> Manifest:
+        async with self._shared(target).check(target, tag, max_age) as check:
+            newest = check.known
+            if newest is None:
+                manifest = await self._manifests.fetch(target, tag)
+                if manifest.outcome is Outcome.THROUGH:  # its digest is not that of its bytes
+                    return manifest
+                found = manifest.descriptor
+                newest = await check.settle(TagRecord(found, self._clock()))
+                if newest.descriptor.digest == found.digest:
+                    return manifest
+            return await self._manifests.get(target, newest.descriptor.digest, CacheDirective.ANY)
 
     async def head(self, target: Target, tag: Tag, directive: CacheDirective) -> Described:
         """Return the descriptor of a tag; upstream gets no GET. Raises ``RegistryError``."""
@@ -149,20 +148,17 @@ class Tags:
         if found is None:
             try:
                 # Some clients never send a GET for a tag, so a HEAD records it too.
-                known = await self._check(target, tag, None)
+                known = await self._check(target, tag, None, self._rule(target, tag).tag_ttl)
                 served = await self.cool_downs.served(target, tag, known)
-                found = _Pointed(known, served, Outcome.MISS, self._rule(target, tag).tag_ttl)
+                found = Pointed(known, served, Outcome.MISS, self._rule(target, tag).tag_ttl)
             except UpstreamFailure as error:
                 found = await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
-            held = found.held_until
-            return Described(
-                found.descriptor, found.outcome, found.warning, None, found.forward, held
-            )
+            return described(found)
         return await self._described(target, tag, found, directive)
 
     async def _described(
-        self, target: Target, tag: Tag, found: _Pointed, directive: CacheDirective
+        self, target: Target, tag: Tag, found: Pointed, directive: CacheDirective
     ) -> Described:
         descriptor, served = found.record.descriptor, found.served
         self._content.touch(served.digest)
@@ -182,7 +178,7 @@ class Tags:
         """
         await self._manifests.absences.forget(target, tag)
         before = await self._records.get(target, tag)
-        now = await self._check(target, tag, before)
+        now = await self._check(target, tag, before, 0.0)
         recorded = await self._records.get(target, tag)
         digest = now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest
@@ -202,7 +198,7 @@ class Tags:
 
     async def _resolve(
         self, target: Target, tag: Tag, directive: CacheDirective
-    ) -> _Pointed | Manifest | None:
+    ) -> Pointed | Manifest | None:
         """Return where the tag points, a stale manifest if upstream fails, or None if unknown."""
         if directive is CacheDirective.REVALIDATE:
             await self._manifests.absences.forget(target, tag)
@@ -218,30 +214,32 @@ class Tags:
             return None
         fresh = policy.seconds_fresh(record.checked_at, rule, self._clock())
         match action:
-            case Action.SERVE:
+            case Action.SERVE | Action.SERVE_THEN_CHECK:
+                if is_stale := action is Action.SERVE_THEN_CHECK:
+                    self._refreshes.start((target, tag), lambda: self._refresh(target, tag))
                 served = await self.cool_downs.served(target, tag, record)
-                return _Pointed(record, served, Outcome.HIT, fresh)
-            case Action.SERVE_THEN_CHECK:
-                self._refreshes.start((target, tag), lambda: self._refresh(target, tag))
-                served = await self.cool_downs.served(target, tag, record)
-                return _Pointed(record, served, Outcome.STALE, fresh)
+                return Pointed(record, served, Outcome.STALE if is_stale else Outcome.HIT, fresh)
             case Action.CHECK:
                 try:
-                    checked = await self._check_in_time(target, tag, record)
+                    is_forced = directive is CacheDirective.REVALIDATE
+                    max_age = 0.0 if is_forced else rule.tag_ttl
+                    checked = await self._check_in_time(target, tag, record, max_age)
                 except RegistryError as error:
                     return await self._serve_stale(target, tag, record, error)
                 if (copy := await self._copy_if_scarce(target, tag, record, checked)) is not None:
                     return replace(copy, forward=Forward(200))
                 served = await self.cool_downs.served(target, tag, checked)
-                return _Pointed(checked, served, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
+                return Pointed(checked, served, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
             case _:
                 assert_never(action)
 
     async def _known(self, target: Target, tag: Tag, directive: CacheDirective) -> TagRecord | None:
-        """Return where a tag points; offline, a fallback directory is asked too."""
+        """Return where a tag points; other replicas know, and offline a fallback directory."""
         record = await self._records.get(target, tag)
-        is_local = directive is CacheDirective.ONLY_IF_CACHED or not self._rule(target, tag).offline
-        if record is None and not is_local:
+        if record is not None or directive is CacheDirective.ONLY_IF_CACHED:
+            return record
+        record = await self._shared(target).find(target, tag)
+        if record is None and self._rule(target, tag).offline:
             return await self._tag_in_fallback(target, tag)
         return record
 
@@ -267,49 +265,68 @@ class Tags:
         if record is None:
             raise error
         digest = (await self.cool_downs.served(target, tag, record)).digest
-        await self._manifests.copy_from_fallback(target, digest, CacheDirective.ANY)
+        await self._manifests.copy_from_elsewhere(target, digest, CacheDirective.ANY)
         copy = await self._manifests.last_good(target, [digest], FALLBACK_WARNING)
-        return _instead_of(error, copy)
+        return instead_of(error, copy)
 
-    async def _check_in_time(self, target: Target, tag: Tag, record: TagRecord) -> TagRecord:
+    async def _check_in_time(
+        self, target: Target, tag: Tag, record: TagRecord, max_age: float
+    ) -> TagRecord:
         """Check a tag. If a good copy is held, time out early; the check itself continues."""
         late = UpstreamTimeout(f"{target.upstream} does not confirm {tag} in time")
         may_replace = self._may_replace(target, tag, record, late)
         held = may_replace and await self._manifests.is_whole(target, record.descriptor.digest)
         try:
             async with asyncio.timeout(self._patience if held else None):
-                return await self._check(target, tag, record)
+                return await self._check(target, tag, record, max_age)
         except TimeoutError:
             raise late from None
 
-    async def _check(self, target: Target, tag: Tag, record: TagRecord | None) -> TagRecord:
+    async def _check(
+        self, target: Target, tag: Tag, record: TagRecord | None, max_age: float
+    ) -> TagRecord:
         """Ask upstream by HEAD where a tag points; concurrent callers share one request.
 
-        ``record`` is the last one, None for an unknown tag.
+        ``record`` is the last one, None for an unknown tag. Another replica's check counts for
+        ``max_age`` seconds.
         """
 
         async def ask() -> TagRecord:
-            try:
-                descriptor = await self._manifests.ask(target, tag)
-            except NotFound as error:
-                if (newer := await self._newer(target, tag, record)) is not None:
-                    return newer
-                if record is not None and not self._may_replace(target, tag, record, error):
-                    await self._records.set(target, tag, None)
-                raise
-            checked = TagRecord(descriptor, self._clock())
-            if (newer := await self._newer(target, tag, record)) is not None:
-                return newer  # a GET was faster
-            if await self._copy_if_scarce(target, tag, record, checked) is None:
-                await self._records.set(target, tag, checked)
-            return checked
+            async with self._shared(target).check(target, tag, max_age) as check:
+                return check.known or await self._ask(target, tag, record, check)
 
         return await self._checks.do((target, tag), ask)
+
+    async def _ask(
+        self, target: Target, tag: Tag, record: TagRecord | None, check: Check
+    ) -> TagRecord:
+        started = self._clock()
+        try:
+            descriptor = await self._manifests.ask(target, tag)
+        except NotFound as error:
+            if (newer := await self._newer(target, tag, record)) is not None:
+                return newer
+            if record is not None and not self._may_replace(target, tag, record, error):
+                await self._records.set(target, tag, None)
+            await check.gone()
+            raise
+        checked = TagRecord(descriptor, self._clock())
+        newer = await self._newer(target, tag, record)
+        if newer is not None and newer.checked_at >= started:
+            return newer  # a GET was faster
+        if await self._copy_if_scarce(target, tag, record, checked) is None:
+            return await check.settle(checked)
+        return checked
 
     async def _newer(self, target: Target, tag: Tag, record: TagRecord | None) -> TagRecord | None:
         """Return the tag's record if another request replaced ``record`` meanwhile."""
         current = await self._records.get(target, tag)
         return current if current is not None and current != record else None
+
+    def _shared(self, target: Target) -> Sharing:
+        """Return who shares tags: nobody those that are visible to some clients only."""
+        is_private = self._sources[target.upstream].callers is not None
+        return self._alone if is_private else self._sharing
 
     def _may_replace(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
@@ -324,7 +341,7 @@ class Tags:
         if record is None:
             return
         try:
-            checked = await self._check(target, tag, record)
+            checked = await self._check(target, tag, record, self._rule(target, tag).tag_ttl)
             if await self._copy_if_scarce(target, tag, record, checked) is None:
                 served = await self.cool_downs.served(target, tag, checked)
                 await self._manifests.get(target, served.digest, CacheDirective.ANY)
@@ -376,19 +393,8 @@ class Tags:
             copy = await self._manifests.held(target, current, partial)
         if copy is None:
             history = await self._records.history(target, tag)
-            earlier = dict.fromkeys(entry.digest for entry in reversed(history))
-            if served.held_until is not None:  # what is younger must not be served
-                earlier = dict.fromkeys(list(earlier)[list(earlier).index(current) :])
-            copy = await self._manifests.last_good(target, earlier, warning)
-        copy = _instead_of(error, copy)
-        return replace(copy, held_until=served.held_until)
+            copy = await self._manifests.last_good(target, served.earlier(history), warning)
+        return replace(instead_of(error, copy), held_until=served.held_until)
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         return self._sources[target.upstream].rule_for(tag)
-
-
-def _instead_of(error: RegistryError, copy: Manifest | None) -> Manifest:
-    """Return the copy that replaces upstream's answer; raise ``error`` if there is none."""
-    if copy is None:
-        raise error
-    return replace(copy, forward=Forward(error.upstream_status, error))

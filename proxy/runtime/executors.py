@@ -40,6 +40,8 @@ class Pool(Enum):
     """Hashing and parsing that a request waits for."""
     PASSWORD = "password"  # noqa: S105 - the name of its threads
     """Hashing passwords, which is slow by intent: at most half of the cores do it."""
+    PROGRAM = "program"
+    """Programs that know credentials. A slow one delays only others."""
     UPKEEP = "upkeep"
     """Listing, verifying and repairing the store: no request waits for it."""
     EXPIRING = "expiring"
@@ -54,6 +56,7 @@ THREADS: Final[Mapping[Pool, int]] = {
     Pool.SYNC: 32,
     Pool.COMPUTE: _CORES + 2,
     Pool.PASSWORD: max(1, _CORES // 2),
+    Pool.PROGRAM: 4,
     Pool.UPKEEP: 4,
     Pool.EXPIRING: 1,
 }

@@ -24,7 +24,7 @@ ROOM_SECONDS: Final = 2.0
 """How long they wait."""
 
 BATCH: Final = 500
-COLLECT_SECONDS: Final = 0.01
+COLLECT_SECONDS: Final = 0.05
 """Lines are collected for so long: waking the thread for each line would slow the loop down."""
 
 RETRY_SECONDS: Final = 1.0

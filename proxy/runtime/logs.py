@@ -1,8 +1,8 @@
 """Structured logs: readable lines on a terminal, else JSON; one line for each request.
 
 The hot path only queues request lines. A thread formats and writes them in batches, because
-formatting a line costs more than answering a request. When the queue is full, lines are dropped
-and counted: logging never delays a request.
+formatting a line costs more than answering a request. When the queue is full, or its lines cannot
+be written, lines are dropped and counted: logging never delays a request.
 """
 
 import asyncio
@@ -19,6 +19,9 @@ import structlog
 
 FLUSH_SECONDS: Final = 0.2
 MAX_PENDING: Final = 50_000
+NEARLY_FULL: Final = 40_000
+"""Waiting lines above which nothing should rely on request lines."""
+
 BATCH: Final = 1000
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -117,18 +120,27 @@ class _Lines:
 class RequestLog:
     """Queues request lines until ``write_forever`` writes them."""
 
-    def __init__(self, output: Output, *, level: Level, on_drop: Callable[[], None]) -> None:
-        """``level``: requests are logged at ``info``, those with a 5xx status at ``warning``."""
+    def __init__(self, output: Output, *, level: Level, on_drop: Callable[[int], None]) -> None:
+        """``level``: requests are logged at ``info``, those with a 5xx status at ``warning``.
+
+        ``on_drop`` gets the number of dropped lines.
+        """
         self._output = output
         self.set_level(level)
         self._on_drop = on_drop
         self._pending: deque[_Answered] = deque()
         self._writing = threading.Lock()
+        self._is_failing = False
 
     def set_level(self, level: Level) -> None:
         """Log requests of this level and above from now on."""
         self._logs_all = level in ("debug", "info")
         self._logs_failed = level != "error"
+
+    @property
+    def is_complete(self) -> bool:
+        """Each request gets a line, and at the moment no line is dropped."""
+        return self._logs_all and not self._is_failing and len(self._pending) < NEARLY_FULL
 
     def add(self, fields: Mapping[str, Any], seconds: float, client: str | None) -> None:
         """Queue the line of one request; fields that are None are left out.
@@ -138,7 +150,7 @@ class RequestLog:
         if not self._logs_all and not (self._logs_failed and _is_failed(fields)):
             return
         if len(self._pending) >= MAX_PENDING:
-            self._on_drop()
+            self._on_drop(1)
             return
         self._pending.append(_Answered(time.time(), fields, seconds, client))
 
@@ -148,27 +160,33 @@ class RequestLog:
             while True:
                 await asyncio.sleep(FLUSH_SECONDS)
                 while self._pending:
-                    await asyncio.to_thread(self._flush_or_drop)
+                    await asyncio.to_thread(self.flush)
         finally:
             while self._pending:
-                self._flush_or_drop()
-
-    def _flush_or_drop(self) -> None:
-        """Flush; a batch that cannot be written is dropped and counted."""
-        with self._writing:
-            try:
                 self.flush()
-            except (OSError, ValueError):
-                self._on_drop()
 
     def flush(self) -> None:
-        """Write one batch: a larger one would hold the interpreter lock for too long."""
+        """Write one batch, which is dropped and counted if that fails.
+
+        A larger one would hold the interpreter lock for too long.
+        """
+        with self._writing:
+            if not (lines := self._rendered()):
+                return
+            try:
+                self._output.write("".join(lines))
+                self._is_failing = False
+            except (OSError, ValueError):
+                self._is_failing = True
+                self._on_drop(len(lines))
+
+    def _rendered(self) -> list[str]:
+        """Remove the next batch from the queue, and return its lines."""
         lines: list[str] = []
         line = _JSONLines(self._output) if self._output.is_json else self._line
         while self._pending and len(lines) < BATCH:
-            lines.append(line(self._pending.popleft()))
-        if lines:
-            self._output.write("\n".join(lines) + "\n")
+            lines.append(line(self._pending.popleft()) + "\n")
+        return lines
 
     def _line(self, answered: _Answered) -> str:
         at, fields, seconds, client = answered

@@ -8,21 +8,14 @@ The hot path changes plain integers, which Prometheus reads when it scrapes: a l
 counter costs 20 times as much. Every request for content counts once, under exactly one outcome.
 """
 
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from itertools import accumulate
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-
+from proxy.core.sources import Place
+from proxy.runtime.declarations import Histogram, counter, counter_by, gauge, histogram_by
 from proxy.runtime.readiness import Readiness
 
 
@@ -47,13 +40,6 @@ class Outcome(StrEnum):
     """Not at all: the client disconnected first."""
 
 
-BUCKETS: Final = (
-    *(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
-)
-"""Upper bounds of a histogram's buckets in seconds; one more bucket has no bound."""
-
-_BUCKET_LABELS: Final = (*(str(bound) for bound in BUCKETS), "+Inf")
 _STATS_KEYS: Final = {
     "hits": Outcome.HIT,
     "revalidated": Outcome.REVALIDATED,
@@ -69,61 +55,6 @@ LIMITS: Final = ("requests", "bytes", "downloads")
 _STATUSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
 
 
-class Histogram:
-    """Durations in seconds, counted by bucket."""
-
-    __slots__ = ("counts", "total")
-
-    def __init__(self) -> None:
-        self.counts = [0] * len(_BUCKET_LABELS)
-        self.total = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one duration."""
-        self.counts[bisect_left(BUCKETS, seconds)] += 1
-        self.total += seconds
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Return the upper bounds with cumulative counts, as Prometheus expects them."""
-        return list(zip(_BUCKET_LABELS, accumulate(self.counts), strict=True))
-
-
-class Declaration(NamedTuple):
-    """What Prometheus needs to know of a field; ``name`` None stands for the field's own name."""
-
-    text: str
-    family: type[Metric]
-    name: str | None
-    label: str | None = None
-    in_stats: bool = False
-
-
-def _metric(about: Declaration, **default: Any) -> Any:
-    return field(**default, metadata={"metric": about})
-
-
-def counter(text: str, *, name: str | None = None, in_stats: bool = True) -> Any:
-    """Declare an integer that only grows, exposed as ``millpond_<name>_total``."""
-    return _metric(Declaration(text, CounterMetricFamily, name, in_stats=in_stats), default=0)
-
-
-def gauge(text: str, default: float, *, name: str) -> Any:
-    """Declare a number that goes up and down, exposed as ``millpond_<name>``."""
-    return _metric(Declaration(text, GaugeMetricFamily, name), default=default)
-
-
-def counter_by(label: str, text: str, values: Iterable[str] = (), *, name: str) -> Any:
-    """Declare a ``Counter`` by the values of ``label``; ``values`` are exposed from the start."""
-    about = Declaration(text, CounterMetricFamily, name, label)
-    return _metric(about, default_factory=lambda: Counter(dict.fromkeys(values, 0)))
-
-
-def histogram_by(label: str, text: str, values: Iterable[str], *, name: str) -> Any:
-    """Declare a dict of histograms by the values of ``label``; empty ones are not exposed."""
-    about = Declaration(text, HistogramMetricFamily, name, label)
-    return _metric(about, default_factory=lambda: {value: Histogram() for value in values})
-
-
 @dataclass(slots=True)
 class UpstreamCounters:
     """Totals of one upstream since the start, by the label ``upstream``; bytes are of bodies."""
@@ -135,6 +66,13 @@ class UpstreamCounters:
         "code", "Requests answered with an error, by OCI error code.", name="errors"
     )
     bytes_to_clients: int = counter("Body bytes sent to clients.", name="client_bytes")
+    confirmations: Counter[str] = counter_by(
+        "outcome",
+        "Answers of upstream about clients that pull as themselves; stale: it gave none, and the "
+        "client counted as confirmed.",
+        ("confirmed", "refused", "failed", "stale"),
+        name="confirmations",
+    )
     bytes_from_upstream: int = counter("Body bytes received from upstream.", name="upstream_bytes")
     upstream_requests: int = counter("Requests sent to upstream.")
     token_requests: int = counter("Requests sent to token servers.", name="upstream_token_requests")
@@ -161,6 +99,18 @@ class UpstreamCounters:
         _STATUSES,
         name="upstream_response_seconds",
     )
+    source_requests: Counter[str] = counter_by(
+        "source",
+        "Requests for content that succeeded, by where the content came from.",
+        Place,
+        name="source_requests",
+    )
+    source_bytes: Counter[str] = counter_by(
+        "source",
+        "Body bytes sent to clients, by where the content came from.",
+        Place,
+        name="source_bytes",
+    )
     bytes_delivered: int = 0
     """Body bytes sent to clients, without error documents."""
 
@@ -176,6 +126,23 @@ class UpstreamCounters:
         if outcome is not Outcome.ERROR:
             self.bytes_delivered += sent
         self.manifest_pulls += manifest
+
+    def fetched(self, place: Place, sent: int) -> None:
+        """Count where the content of a request came from that was not in the cache."""
+        self.source_requests[place] += 1
+        self.source_bytes[place] += sent
+
+    def derive(self) -> None:
+        """Set what came from the disk: all that did not come from elsewhere.
+
+        It is not counted, because requests from memory cost a few microseconds each.
+        """
+        failed = self.outcomes[Outcome.ERROR] + self.outcomes[Outcome.LEFT]
+        self.source_requests[Place.DISK] = self.source_bytes[Place.DISK] = 0
+        self.source_requests[Place.DISK] = (
+            self.outcomes.total() - failed - self.source_requests.total()
+        )
+        self.source_bytes[Place.DISK] = self.bytes_delivered - self.source_bytes.total()
 
     def timed(self, outcome: Outcome, first_byte: float, whole: float) -> None:
         """Record the durations of one request, in seconds from its start."""
@@ -195,12 +162,17 @@ class UpstreamCounters:
         Saved bytes are those delivered to clients minus those fetched from upstream: negative
         while the cache has fetched more than clients have read.
         """
+        self.derive()
         requests = self.outcomes.total()
         delivered = requests - self.outcomes[Outcome.ERROR] - self.outcomes[Outcome.LEFT]
         return {
             "requests": requests,
             **{key: self.outcomes[outcome] for key, outcome in _STATS_KEYS.items()},
             "errors": dict(self.errors),
+            "sources": {
+                place: {"requests": self.source_requests[place], "bytes": self.source_bytes[place]}
+                for place in Place
+            },
             "bytes_to_clients": self.bytes_to_clients,
             "bytes_from_upstream": self.bytes_from_upstream,
             "bytes_saved": self.bytes_delivered - self.bytes_from_upstream,
@@ -235,9 +207,23 @@ class CacheCounters:
     prepared_answers: int = counter("Requests answered from the response cache.", in_stats=False)
     refused_connections: int = counter("Connections answered with 503 because of the limit.")
     stalled_clients: int = counter("Clients disconnected because they stopped reading.")
-    unlogged_requests: int = counter("Access-log lines dropped under load.", in_stats=False)
+    unlogged_requests: int = counter(
+        "Request lines dropped under load, or not written.", in_stats=False
+    )
     audit_failures: int = counter("Failed attempts to write the audit log.", in_stats=False)
     audit_lost_lines: int = counter("Audit lines that could not be kept.", in_stats=False)
+    bucket_requests: Counter[str] = counter_by(
+        "operation",
+        "Requests to the bucket; a large put and a list are one each.",
+        ("get", "head", "put", "list", "delete"),
+        name="bucket_requests",
+    )
+    bucket_read_bytes: int = counter("Bytes of content read from the bucket.")
+    bucket_uploads: int = counter("Objects written to the bucket.")
+    bucket_uploaded_bytes: int = counter("Bytes of content written to the bucket.")
+    bucket_failures: int = counter("Failures of the bucket that Millpond recovered from.")
+    bucket_evictions: int = counter("Objects deleted from the bucket to make room.")
+    bucket_evicted_bytes: int = counter("Bytes of objects deleted from the bucket to make room.")
     access_decisions: Counter[str] = counter_by(
         "outcome",
         "Decisions of the access rules; login: denied to an anonymous client.",
@@ -249,9 +235,9 @@ class CacheCounters:
         """Count one disk error."""
         self.storage_errors += 1
 
-    def unlogged(self) -> None:
-        """Count one dropped access-log line."""
-        self.unlogged_requests += 1
+    def unlogged(self, lines: int) -> None:
+        """Count dropped request lines."""
+        self.unlogged_requests += lines
 
     def snapshot(self) -> dict[str, int]:
         """Return the totals of ``/-/stats`` by the names of their metrics."""
@@ -271,6 +257,23 @@ class TaskCounters:
         "0 while a background task waits for its restart after a failure, else 1.",
         default=True,
         name="background_up",
+    )
+
+
+@dataclass(slots=True)
+class WorkerCounters:
+    """What one worker process does, by the label ``worker``; also part of the other totals."""
+
+    requests: int = counter("Requests that a worker answered by itself.", name="worker_requests")
+    bytes: int = counter("Body bytes that a worker sent by itself.", name="worker_client_bytes")
+    relayed: int = counter(
+        "Requests that a worker relayed to the main process.", name="worker_relayed"
+    )
+    cpu_seconds: float = counter("CPU time of a worker.", name="worker_cpu_seconds")
+    memory: int = gauge(
+        "Resident memory that a worker shares with no other process.",
+        default=0,
+        name="worker_memory_bytes",
     )
 
 
@@ -296,6 +299,25 @@ class PolicyCounters:
 
 
 @dataclass(slots=True)
+class FleetCounters:
+    """Totals of what replicas share."""
+
+    redis_commands: Counter[str] = counter_by(
+        "command", "Commands sent to Redis.", ("get", "set"), name="fleet_redis_commands"
+    )
+    redis_failures: int = counter("Commands that Redis failed.", name="fleet_redis_failures")
+    redis_skipped: int = counter(
+        "Commands that were not sent because Redis is away.", name="fleet_redis_skipped"
+    )
+    redis_seconds: float = counter(
+        "Seconds spent waiting for Redis.", name="fleet_redis_wait_seconds"
+    )
+    peer_bytes: int = counter("Body bytes received from replicas.", name="fleet_received_bytes")
+    peer_bytes_sent: int = counter("Body bytes sent to replicas.", name="fleet_sent_bytes")
+    peer_failures: int = counter("Requests to replicas that failed.", name="fleet_peer_failures")
+
+
+@dataclass(slots=True)
 class ProcessGauges:
     """The state of the process."""
 
@@ -314,8 +336,10 @@ class Metrics:
         self.unrouted: Final = UpstreamCounters()
         self.cache: Final = CacheCounters()
         self.tasks: Final[dict[str, TaskCounters]] = {}
+        self.workers: Final[dict[str, WorkerCounters]] = {}
         self.limits: Final = {name: LimitCounters() for name in LIMITS}
         self.policies: Final[defaultdict[str, PolicyCounters]] = defaultdict(PolicyCounters)
+        self.fleet: Final = FleetCounters()
         self.process: Final = ProcessGauges()
         self.readiness: Final = Readiness()
 

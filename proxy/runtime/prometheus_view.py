@@ -8,16 +8,17 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from proxy.runtime.declarations import Declaration, Histogram
 from proxy.runtime.metrics import (
     CacheCounters,
-    Declaration,
-    Histogram,
+    FleetCounters,
     LimitCounters,
     Metrics,
     PolicyCounters,
     ProcessGauges,
     TaskCounters,
     UpstreamCounters,
+    WorkerCounters,
 )
 
 
@@ -53,11 +54,16 @@ class _View(Collector):
     def collect(self) -> Iterator[Metric]:
         metrics = self._metrics
         by_upstream = {**metrics.upstreams, "": metrics.unrouted}
+        for counters in by_upstream.values():
+            counters.derive()
         yield from _families(UpstreamCounters, "upstream", by_upstream)
         yield from _families(CacheCounters, None, {"": metrics.cache})
         yield from _families(TaskCounters, "task", metrics.tasks)
+        if metrics.workers:
+            yield from _families(WorkerCounters, "worker", metrics.workers)
         yield from _families(LimitCounters, "limit", metrics.limits)
         yield from _families(PolicyCounters, "policy", metrics.policies)
+        yield from _families(FleetCounters, None, {"": metrics.fleet})
         yield from _families(ProcessGauges, None, {"": metrics.process})
         yield from self._readings()
         yield self._info

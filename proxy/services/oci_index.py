@@ -6,7 +6,6 @@ tags and pins are restored from there if the index was lost.
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ from proxy.core import manifests
 from proxy.core.errors import StorageError
 from proxy.core.manifests import OCI_INDEX
 from proxy.core.names import Digest, Image, Tag, Target, sha256
-from proxy.core.oci_layout import BEGIN, END, NAME, NEXT, OURS, TRUE, entries, named_image
+from proxy.core.oci_layout import BEGIN, END, NEXT, OURS, entries, entry_of, named_image, wrapping
 from proxy.core.oci_layout import annotations as annotations_of
 from proxy.core.records import Descriptor, TagRecord
 from proxy.core.tolerant_json import read_large_object, read_object
@@ -32,10 +31,6 @@ REST: Final = 20.0
 """The pause after a write is so many times as long as the write took."""
 
 _SLICE: Final = 100
-_ALPHANUMERIC: Final = r"[A-Za-z0-9]+"
-_COMPONENT: Final = rf"{_ALPHANUMERIC}(?:(?:[-._:@+]|--){_ALPHANUMERIC})*"
-_READABLE = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
-"""Names in a layout that containers/image accepts (``oci/internal/oci_util.go``)."""
 
 log = structlog.get_logger(__name__)
 
@@ -163,37 +158,13 @@ class Layout:
                 yield await self._entry(Image(target, None, held.digest), held.descriptor)
 
     async def _entry(self, image: Image, descriptor: Descriptor) -> bytes:
-        """Return the line of one image; empty for a type that the layout cannot name.
-
-        Readers accept OCI types only. A Docker list can be read as an OCI index under that type; a
-        Docker manifest cannot, so it is wrapped in an index of our own.
-        """
-        annotations = {OURS: str(image)}
-        if _READABLE.fullmatch(str(image)):
-            annotations[NAME] = str(image)
-        elif _READABLE.fullmatch(by_digest := f"{image.target}@{descriptor.digest}"):
-            annotations[NAME] = by_digest
-        shown = descriptor
-        match descriptor.media_type:
-            case manifests.OCI_MANIFEST | manifests.OCI_INDEX:
-                pass
-            case manifests.DOCKER_LIST:
-                shown = Descriptor(OCI_INDEX, descriptor.digest, descriptor.size)
-            case manifests.DOCKER_MANIFEST:
-                shown = await self._wrapped(descriptor)
-            case _:
-                return b""
-        if shown is not descriptor:
-            annotations[TRUE] = json.dumps(_json(descriptor))
-        return json.dumps(_json(shown) | {"annotations": annotations}).encode() + NEXT
-
-    async def _wrapped(self, descriptor: Descriptor) -> Descriptor:
-        """Store an index of one manifest, without a platform so that any reader takes it."""
-        body = _wrapping(descriptor)
-        wrapper = Descriptor(OCI_INDEX, sha256(body), len(body))
-        if await self._content.record(wrapper.digest) is None:
-            await self._content.keep(wrapper, body)
-        return wrapper
+        """Return the line of one image; empty for a type that the layout cannot name."""
+        made = entry_of(image, descriptor)
+        if made is None:
+            return b""
+        if made.wrapper is not None and await self._content.record(made.wrapper.digest) is None:
+            await self._content.keep(made.wrapper, made.wrapper_body)
+        return json.dumps(made.document).encode() + NEXT
 
 
 async def pins_named(file: LayoutFile) -> list[str]:
@@ -212,18 +183,4 @@ def wrapper_of(manifest: Descriptor) -> Digest | None:
     """Return the index that wraps a Docker manifest, None for other manifests."""
     if manifest.media_type != manifests.DOCKER_MANIFEST:
         return None
-    return sha256(_wrapping(manifest))
-
-
-def _wrapping(descriptor: Descriptor) -> bytes:
-    """Return an index of one manifest."""
-    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [_json(descriptor)]}
-    return json.dumps(document).encode()
-
-
-def _json(descriptor: Descriptor) -> dict[str, object]:
-    return {
-        "mediaType": descriptor.media_type,
-        "digest": descriptor.digest,
-        "size": descriptor.size,
-    }
+    return sha256(wrapping(manifest))

@@ -41,7 +41,7 @@ REPORT_SECONDS: Final = 0.5
 _MAX_DEPTH: Final = 5
 """Manifests that are fetched on the way down from an image's name."""
 
-_ATTACHED: Final = ("sig", "att", "sbom")
+ATTACHED: Final = ("sig", "att", "sbom")
 """Suffixes of the tags under which cosign keeps signatures, attestations and SBOMs."""
 
 Event = dict[str, Any]
@@ -241,7 +241,7 @@ class Puller:
             found += (parse_digest(str(entry["digest"])) for entry in listed.entries)
         except RegistryError as error:
             _miss(pull, digest, f"what refers to it is not known: {error.message}")
-        for suffix in _ATTACHED:
+        for suffix in ATTACHED:
             tag = Tag(f"{fallback_tag(digest)}.{suffix}")
             try:
                 attached = await self._cache.tags.get(pull.target, tag, CacheDirective.REVALIDATE)

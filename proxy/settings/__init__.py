@@ -14,6 +14,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from proxy.core.units import Amount
 from proxy.settings.access import Access
+from proxy.settings.bucket import Bucket
+from proxy.settings.fleet import Fleet
 from proxy.settings.policies import Policy
 from proxy.settings.units import (
     Bytes,
@@ -30,6 +32,8 @@ from proxy.settings.upstreams import FreshnessOverride, Upstream, UpstreamTLS, o
 from proxy.settings.warm import Warm
 
 __all__ = [
+    "Bucket",
+    "Fleet",
     "Freshness",
     "FreshnessOverride",
     "Policy",
@@ -111,6 +115,7 @@ class Storage(Section):
     """How often Millpond hashes all content again and repairs it; `forever` disables this."""
     scrub_rate: Rate = 20_000_000
     """Reading speed of that check; `0` means no limit."""
+    bucket: Bucket | None = None
 
     @field_validator("max_size")
     @classmethod
@@ -204,6 +209,16 @@ class Admin(Section):
     """File with the admin token, which gives the same access over the network."""
 
 
+class Bundles(Section):
+    """Keys of bundles, the files in which images are carried to another cache."""
+
+    trusted_keys: tuple[Path, ...] = ()
+    """Files of public keys in OpenSSH's format (Ed25519). `millpond import` accepts bundles that
+    are signed by one of them."""
+    signing_key_file: Path | None = None
+    """Private key that `millpond export` signs with; `millpond key new FILE` makes one."""
+
+
 class Parallel(Section):
     """Downloads of one large blob over several connections."""
 
@@ -259,6 +274,9 @@ class Settings(Section):
 
     listen: str = "127.0.0.1:5000"
     """Address and port. `0.0.0.0:5000` serves the network; `[::1]:5000` is IPv6."""
+    workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
+    """Processes that answer clients. `1`: one process does everything. More: as many answer hits,
+    and a main process everything else. `auto`: one for each core."""
     tls: ServerTLS | None = None
     shutdown_delay: Seconds = 0.0
     """After SIGTERM, how long `/-/readyz` answers 503 before the port closes. Set it behind a load
@@ -276,6 +294,7 @@ class Settings(Section):
     fallback: tuple[Annotated[Path, AfterValidator(_absolute)], ...] = ()
     """Directories of other Millponds to read from, such as a mounted removable disk. They
     are asked before the registries and never written to."""
+    fleet: Fleet = Fleet()
     catalog: bool = False
     """Let `/v2/_catalog` list the repositories that the cache knows."""
     pins: tuple[str, ...] = ()
@@ -284,6 +303,7 @@ class Settings(Section):
     access: Access = Field(default_factory=Access)
     policies: tuple[Policy, ...] = ()
     warm: tuple[Warm, ...] = ()
+    bundles: Bundles = Bundles()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
     parallel: Parallel = Parallel()
@@ -300,6 +320,11 @@ class Settings(Section):
     def port(self) -> int:
         """The port to listen on; 0 lets the system choose."""
         return int(self.listen.rpartition(":")[2])
+
+    @property
+    def processes(self) -> int:
+        """How many processes answer clients; 1: there are no workers."""
+        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
 
     @property
     def most_downloads(self) -> int:

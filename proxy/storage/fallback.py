@@ -26,7 +26,7 @@ from proxy.core.errors import BlobUnknown, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, Tag, Target, matches
 from proxy.core.oci_layout import entries, named_image
 from proxy.core.records import Descriptor
-from proxy.core.sources import Body, Piece, Priority
+from proxy.core.sources import Body, Piece, Place, Priority
 from proxy.runtime.executors import by_size, start_apart
 from proxy.storage.disk import DiskBlob
 
@@ -76,7 +76,7 @@ class FallbackDirectory:
     Content may be private, so it is linked only to the repositories that ``index.json`` names.
     """
 
-    is_public: Final = False
+    place: Final = Place.DISK
 
     def __init__(self, path: Path) -> None:
         self.path: Final = path
@@ -240,6 +240,9 @@ class FallbackDirectory:
 
 class _FileBody:
     """A blob from a file, from an offset on; ``read`` opens the file for each step."""
+
+    is_public = False
+    is_confirmed = True
 
     def __init__(
         self, read: Callable[[int, int], Awaitable[bytes]], offset: int, size: int

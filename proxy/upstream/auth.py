@@ -7,7 +7,7 @@ https://distribution.github.io/distribution/spec/auth/token/. Who we are is the 
 
 from collections.abc import Sequence
 from functools import cache
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 import structlog
 from aiohttp import ClientResponse
@@ -58,6 +58,19 @@ class _Asked(NamedTuple):
     scope: str
 
 
+class TokenVault(Protocol):
+    """Tokens that other replicas may use too. A ``use`` is secret; nothing raises."""
+
+    async def get(self, use: str) -> tuple[str, float] | None:
+        """Return the token for a use and the seconds that it still lives, None without one."""
+
+    async def put(self, use: str, token: str, life: float) -> None:
+        """Keep a token for its remaining ``life`` in seconds."""
+
+    async def forget(self, use: str) -> None:
+        """Forget a token that the registry refuses."""
+
+
 class Authorizer:
     """Authorizes requests to one registry. ``auth_hosts`` are further trusted token servers.
 
@@ -70,9 +83,15 @@ class Authorizer:
     """What messages call the credentials."""
 
     def __init__(
-        self, transport: Transport, credentials: Credentials, auth_hosts: Sequence[str]
+        self,
+        transport: Transport,
+        credentials: Credentials,
+        auth_hosts: Sequence[str],
+        vault: TokenVault | None = None,
     ) -> None:
+        """``vault`` None: tokens are not shared."""
         self._transport = transport
+        self._vault = vault
         self.credentials: Final = credentials
         self._host = transport.url.host or ""
         self._trusted = frozenset((*auth_hosts, self._host))
@@ -121,7 +140,7 @@ class Authorizer:
         sent = None if known is None else await self._authorization(known, asked)
         response = await transport.send(request, sent)
         if known and sent and transport.is_own(response) and _is_refusal(response, sent):
-            await self._tokens.delete(self._token_key(known, self._scopes.pop(scope, scope)))
+            await self._forget(known, asked._replace(scope=self._scopes.pop(scope, scope)))
             if any("insufficient_scope" in line for line in _challenge_lines(response)):
                 return response
             await transport.drain(response)
@@ -147,8 +166,14 @@ class Authorizer:
         """Forget the token for a repository, so that the token server decides again."""
         if self._challenge is not None:
             scope = _scope(repository)
-            key = self._token_key(self._challenge, self._scopes.get(scope, scope))
-            await self._tokens.delete(key)
+            asked = _Asked(repository, self._scopes.get(scope, scope))
+            await self._forget(self._challenge, asked)
+
+    async def _forget(self, challenge: Challenge, asked: _Asked) -> None:
+        await self._tokens.delete(self._token_key(challenge, asked.scope))
+        if self._vault is not None:
+            credential = await self.credentials.get(asked.repository)
+            await self._vault.forget(self._use(challenge, asked, credential))
 
     async def refusal(self, repository: str) -> UpstreamFailure | Denied:
         """Return the error for a 401 that the registry sent to an authorized request."""
@@ -218,6 +243,21 @@ class Authorizer:
                 f"{self._host} sends us to {realm.host} for a token, which is not trusted with "
                 f"its credentials; if it should be, add it to this upstream's auth_hosts"
             )
+        use = self._use(challenge, asked, credential)
+        key = self._token_key(challenge, asked.scope)
+        if self._vault is not None and (known := await self._vault.get(use)) is not None:
+            await self._tokens.set(key, *known)
+            return known[0]
+        token, life = await self._ask_token(realm, challenge, asked, credential)
+        await self._tokens.set(key, token, life * _USED_LIFE)
+        if self._vault is not None:
+            await self._vault.put(use, token, life * _USED_LIFE)
+        return token
+
+    async def _ask_token(
+        self, realm: URL, challenge: Challenge, asked: _Asked, credential: Credential | None
+    ) -> tuple[str, float]:
+        """Return a token from the token server, and its life in seconds."""
         question = {"service": challenge.parameters.get("service", ""), "scope": asked.scope}
         question = {name: value for name, value in question.items() if value}
         response, body = await self._transport.fetch_token(_request(realm, question, credential))
@@ -228,10 +268,12 @@ class Authorizer:
                 response, body = await self._transport.fetch_token(request)
         if response.status != 200:
             raise self._token_error(response, is_anonymous=credential is None)
-        token, life = _read_token(body, realm)
-        key = self._token_key(challenge, asked.scope)
-        await self._tokens.set(key, token, life * _USED_LIFE)
-        return token
+        return _read_token(body, realm)
+
+    def _use(self, challenge: Challenge, asked: _Asked, credential: Credential | None) -> str:
+        """Return what a token is for: the registry, the scope, and as whom it is asked."""
+        login = "" if credential is None else f"{credential.basic} {credential.is_identity_token}"
+        return f"{self._transport.url} {self._token_key(challenge, asked.scope)} {login}"
 
     def _token_key(self, challenge: Challenge, scope: str) -> str:
         parameters = challenge.parameters

@@ -65,6 +65,8 @@ class RegistryBody:
     ``may_split``: the first answer says that parallel ranges could work.
     """
 
+    is_confirmed = True
+
     def __init__(
         self,
         client: Client,
@@ -74,6 +76,7 @@ class RegistryBody:
         slots: Slots,
     ) -> None:
         self.size = first.size
+        self.is_public = False
         self._client = client
         self._request = request
         self._first = first
@@ -94,8 +97,11 @@ class RegistryBody:
         self._watched_since = 0.0
         self._watched_bytes = 0
 
-    def begin(self, offset: int, resources: AsyncExitStack, *, may_split: bool) -> None:
+    def begin(
+        self, offset: int, resources: AsyncExitStack, *, may_split: bool, is_public: bool
+    ) -> None:
         """Fetch from ``offset`` on; ``resources`` are closed with the body."""
+        self.is_public = is_public
         size = float("inf") if self.size is None else self.size
         self._spans = Spans(size, self._policy.pieces, offset)
         self._resources = resources

@@ -6,7 +6,7 @@ there is no limit.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from proxy.core.records import Clock
@@ -23,8 +23,10 @@ class Budget:
     ``source`` is the account or address that the limit is for.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, on_report: Callable[[], None] = lambda: None) -> None:
+        """``on_report`` is called for each report of the upstream."""
         self._clock = clock
+        self._on_report = on_report
         self._empty_since: float | None = None
         self._noted_at = 0.0
         self.limit: int | None = None
@@ -68,6 +70,42 @@ class Budget:
             self._empty_since = None
         elif self._empty_since is None:
             self._empty_since = self._clock()
+        self._on_report()
+
+    def told(self) -> dict[str, object]:
+        """Return the last report for another replica, as JSON values with ages in seconds."""
+        if self.limit is None:
+            return {}
+        now, empty = self._clock(), self._empty_since
+        return {
+            "limit": self.limit,
+            "remaining": self.remaining,
+            "window": self.window,
+            "source": self.source,
+            "age": now - self._noted_at,
+            "empty_age": None if empty is None else now - empty,
+        }
+
+    def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
+        """Take over what another replica told ``seconds_ago``, if it is newer.
+
+        Not the limit of another account or address: it says nothing about this one.
+        """
+        limit, remaining, window = (told.get(name) for name in ("limit", "remaining", "window"))
+        age, empty_age, source = (told.get(name) for name in ("age", "empty_age", "source"))
+        if not (isinstance(limit, int) and isinstance(remaining, int)):
+            return
+        if not (isinstance(window, int | float) and isinstance(age, int | float)):
+            return
+        noted_at = self._clock() - seconds_ago - age
+        if noted_at <= self._noted_at or (self.source is not None and source != self.source):
+            return
+        self.limit, self.remaining, self.window = limit, remaining, float(window)
+        self.source = source if isinstance(source, str) else None
+        self._noted_at = noted_at
+        self._empty_since = None
+        if remaining == 0 and isinstance(empty_age, int | float):
+            self._empty_since = self._clock() - seconds_ago - empty_age
 
 
 class NoBudget(Budget):

@@ -10,7 +10,7 @@ Three mechanisms, from the narrowest to the widest:
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final
 
@@ -23,6 +23,9 @@ from proxy.settings import Patience
 MAX_PAUSE: Final = 60.0
 MAX_COOL_DOWN: Final = 900.0
 MAX_OBJECTS: Final = 10_000
+MAX_TOLD: Final = 100
+"""Cool-downs that other replicas hear of."""
+
 _FIRST_DELAY: Final = 0.2
 _TRANSIENT: Final = (UpstreamUnavailable, UpstreamTimeout)
 
@@ -47,6 +50,7 @@ class _Circuit:
         self._limits = limits
         self._pause = limits.pause
         self.failures = 0
+        self.failed_at = float("-inf")
         self.blocked_until = 0.0
         self.opened_at: float | None = None
 
@@ -57,6 +61,7 @@ class _Circuit:
 
     def fail(self, now: float) -> None:
         self.failures += 1
+        self.failed_at = now
         if self.failures >= self._limits.failures:
             if self.opened_at is None:
                 self.opened_at = now
@@ -76,8 +81,16 @@ class CircuitBreaker:
     - A further one of the same object: for the object only.
     """
 
-    def __init__(self, name: str, limits: Patience, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        limits: Patience,
+        now: Callable[[], float],
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_change`` is called when requests are blocked, and when they are sent again."""
         self._name = name
+        self._on_change = on_change
         self._limits = limits
         self._now = now
         self._cool_until: LRUCache[str, float] = LRUCache(MAX_OBJECTS)
@@ -128,6 +141,8 @@ class CircuitBreaker:
             seconds = round(self._answered_at - opened_at, 1)
             log.warning("circuit closed", upstream=self._name, open_seconds=seconds)
         self._upstream = _Circuit(self._limits)
+        if opened_at is not None:
+            self._on_change()
         self._objects.pop(item, None)
 
     def record_failure(self, kind: str, item: str, error: RegistryError) -> None:
@@ -136,6 +151,7 @@ class CircuitBreaker:
             wait = error.retry_after
             error.retry_after = self._limits.cool_down if wait is None else max(wait, 1.0)
             self._cool_until[kind] = self._now() + min(error.retry_after, MAX_COOL_DOWN)
+            self._on_change()
             return
         if not isinstance(error, _TRANSIENT):
             self.record_answer(item)
@@ -149,6 +165,8 @@ class CircuitBreaker:
     def _fail_upstream(self, error: RegistryError) -> None:
         was_open = self._upstream.opened_at is not None
         self._upstream.fail(self._now())
+        if self._upstream.opened_at is not None:
+            self._on_change()
         if not was_open and self._upstream.opened_at is not None:
             log.warning(
                 "circuit opened",
@@ -157,6 +175,53 @@ class CircuitBreaker:
                 pause_seconds=self._limits.pause,
                 cause=error.message,
             )
+
+    def told(self) -> dict[str, object]:
+        """Return the state for another replica, as JSON values with ages and rests in seconds."""
+        now, circuit = self._now(), self._upstream
+        cooling = {kind: until - now for kind, until in self._cool_until.items() if until > now}
+        return {
+            "cooling": dict(list(cooling.items())[-MAX_TOLD:]),
+            "is_open": circuit.opened_at is not None,
+            "failed_age": None if circuit.failures == 0 else now - circuit.failed_at,
+            "answered_age": None if self._answered_at is None else now - self._answered_at,
+            "blocked": max(0.0, circuit.blocked_until - now),
+        }
+
+    def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
+        """Take over what another replica told ``seconds_ago``, as far as it is newer.
+
+        - A cool-down holds for all, and the longest one counts.
+        - An open circuit opens this one, unless upstream has answered here since its last failure.
+        - An answer to the other replica closes this circuit, unless it failed here since then.
+        """
+        now = self._now()
+        cooling = told.get("cooling")
+        for kind, left in cooling.items() if isinstance(cooling, dict) else ():
+            if isinstance(left, int | float) and left > seconds_ago:
+                until = now + min(left - seconds_ago, MAX_COOL_DOWN)
+                self._cool_until[kind] = max(until, self._cool_until.get(kind, 0.0))
+        answered_age, failed_age = told.get("answered_age"), told.get("failed_age")
+        if told.get("is_open") is True and isinstance(failed_age, int | float):
+            self._hear_open(now - seconds_ago - failed_age, told.get("blocked"), seconds_ago)
+        elif isinstance(answered_age, int | float):
+            is_newer = now - seconds_ago - answered_age > self._upstream.failed_at
+            if self._upstream.opened_at is not None and is_newer:
+                log.warning("circuit closed by another replica", upstream=self._name)
+                self._upstream = _Circuit(self._limits)
+
+    def _hear_open(self, failed_at: float, blocked: object, seconds_ago: float) -> None:
+        circuit, now = self._upstream, self._now()
+        answered_at = float("-inf") if self._answered_at is None else self._answered_at
+        if failed_at <= max(answered_at, circuit.failed_at) or not isinstance(blocked, int | float):
+            return
+        if circuit.opened_at is None:
+            circuit.opened_at = failed_at
+            log.warning("circuit opened by another replica", upstream=self._name)
+        circuit.failed_at = failed_at
+        circuit.failures = max(circuit.failures, self._limits.failures)
+        until = now + min(blocked, MAX_PAUSE) - seconds_ago
+        circuit.blocked_until = max(circuit.blocked_until, until)
 
     def retry_delay(self, failures: int, error: RegistryError) -> float | None:
         """Return the seconds until a request is repeated after ``failures`` in a row; None: never.

@@ -5,6 +5,7 @@ that an image or a signature does not exist.
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from proxy.core.errors import (
 )
 from proxy.core.names import CATALOG, Digest, Repo, Target, parse_digest
 from proxy.core.records import Descriptor
-from proxy.core.sources import Body, Priority
+from proxy.core.sources import Body, Place, Priority
 from proxy.core.tolerant_json import as_list
 from proxy.runtime.executors import by_size
 from proxy.upstream.body import DownloadPolicy, RegistryBody
@@ -82,6 +83,8 @@ class Upstream:
     ``is_public``: no request carries credentials, so every client may get its content.
     """
 
+    place: Final = Place.REGISTRY
+
     def __init__(
         self,
         client: Client,
@@ -114,6 +117,18 @@ class Upstream:
     async def log_in(self) -> None:
         """Return if the registry accepts our login. Raises ``TimeoutError`` too."""
         await self._client.log_in()
+
+    def told(self) -> dict[str, object]:
+        """Return for other replicas what limits requests now, as JSON values."""
+        return {"budget": self.budget.told(), "circuit": self.circuit_breaker.told()}
+
+    def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
+        """Take over what another replica told ``seconds_ago``, as far as it is newer."""
+        budget, circuit = told.get("budget"), told.get("circuit")
+        if isinstance(budget, dict):
+            self.budget.hear(budget, seconds_ago)
+        if isinstance(circuit, dict):
+            self.circuit_breaker.hear(circuit, seconds_ago)
 
     async def forget_token(self, repo: Repo) -> None:
         """Let the token server decide about a repository again."""
@@ -186,7 +201,7 @@ class Upstream:
                 self._client, replace(request, is_optional=False), first, self._policy, self.slots
             )
             may_split = priority is not Priority.PASS_THROUGH and first.may_split
-            body.begin(offset, stack.pop_all(), may_split=may_split)
+            body.begin(offset, stack.pop_all(), may_split=may_split, is_public=self.is_public)
             return body
         raise AssertionError("unreachable")
 

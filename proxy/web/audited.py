@@ -1,12 +1,11 @@
 """What the audit log says about requests: pulls and what was refused, admin actions, logins."""
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp.web import BaseRequest
 
-from proxy.access.audit import AuditEvent, Event, Recurrence, Recurring, Verdict
+from proxy.access.audit import AuditEvent, Event, Verdict
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
 from proxy.core.errors import PolicyDenied, RateLimited, RegistryError
@@ -43,7 +42,7 @@ def answered(exchange: "Exchange") -> AuditEvent | None:
         repository=None if target is None else target.repo,
         reference=(route.ref or None) if route else None,
         digest=exchange.digest,
-        rule=None if decision is None else _rule(decision),
+        rule=None if decision is None else rule_text(decision),
         policy=exchange.policy,
         because=_reason(exchange.denial, failure),
         cache=None if outcome is None else outcome.value,
@@ -52,7 +51,7 @@ def answered(exchange: "Exchange") -> AuditEvent | None:
     )
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Remembered:
     """What the response cache knows of a request for a manifest."""
 
@@ -61,22 +60,11 @@ class Remembered:
     reference: str
     user_agent: str | None
     request_id: str | None
-    last: tuple[object, Recurring] | None = None
-    """What was recorded last, and what it depends on."""
 
     def hit(
         self, principal: Principal, decision: Decision, digest: Digest, size: int
-    ) -> Recurrence:
-        """Return what to record when such a request is answered from the response cache."""
-        proof = principal.user, principal.method, principal.credential_id
-        key = proof, decision, digest, size
-        if self.last is None or self.last[0] != key:
-            self.last = key, Recurring(self._event(principal, decision, digest, size))
-        return Recurrence(self.last[1], time.time(), principal.address)
-
-    def _event(
-        self, principal: Principal, decision: Decision, digest: Digest, size: int
     ) -> AuditEvent:
+        """Return what to record when such a request is answered from the response cache."""
         return AuditEvent(
             event=Event.PULL,
             outcome=Verdict.ALLOWED,
@@ -88,7 +76,7 @@ class Remembered:
             repository=self.repository,
             reference=self.reference,
             digest=digest,
-            rule=_rule(decision),
+            rule=rule_text(decision),
             cache=Outcome.HIT.value,
             status=200,
             bytes=size,
@@ -172,7 +160,8 @@ def _verdict(exchange: "Exchange") -> Verdict:
     return Verdict.ALLOWED if exchange.policy is None else Verdict.WOULD_DENY
 
 
-def _rule(decision: Decision) -> str:
+def rule_text(decision: Decision) -> str:
+    """Return number and text of the rule that decided, or why none did."""
     return decision.text if decision.rule is None else f"{decision.rule}: {decision.text}"
 
 

@@ -5,17 +5,16 @@ would be taken for its end.
 """
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Final, assert_never
+from typing import Final, Protocol, assert_never
 
 import structlog
 from aiohttp import HttpVersion11
 from aiohttp.web import StreamResponse
 
 from proxy.core.errors import RegistryError, StorageError, UpstreamUnavailable
-from proxy.core.names import Digest
-from proxy.repository.blobs import Blobs
+from proxy.core.names import Digest, Target
 from proxy.repository.results import Blob, Live, Local, Small, Through
 from proxy.web.exchange import Exchange
 from proxy.web.ranges import Span, requested
@@ -36,12 +35,23 @@ def blob_headers(digest: Digest) -> dict[str, str]:
     }
 
 
-async def send_blob(exchange: Exchange, digest: Digest, blob: Blob, blobs: Blobs) -> StreamResponse:
+class Remainder(Protocol):
+    """Gives the rest of a blob when the disk fails in the middle of it."""
+
+    def rest(
+        self, target: Target, digest: Digest, failed: Local | Live, offset: int
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield a blob from ``offset`` on. Raises ``RegistryError``."""
+
+
+async def send_blob(
+    exchange: Exchange, digest: Digest, blob: Blob, blobs: Remainder
+) -> StreamResponse:
     """Send a blob and return the response. ``blobs`` gives the rest when the disk fails.
 
     Raises ``RegistryError`` or ``StorageError`` before anything is sent.
     """
-    exchange.outcome = blob.outcome
+    exchange.outcome, exchange.place = blob.outcome, blob.place
     await _prove_what_has_no_last_byte(exchange, blob)
     parts = _Parts(_spans(exchange, digest, blob), blob.size)
     response = _response(exchange, digest, parts)
@@ -132,7 +142,9 @@ class _Parts:
 class _Body:
     """Sends the body of one response."""
 
-    def __init__(self, exchange: Exchange, sending: Sending, blobs: Blobs, digest: Digest) -> None:
+    def __init__(
+        self, exchange: Exchange, sending: Sending, blobs: Remainder, digest: Digest
+    ) -> None:
         assert exchange.target is not None
         self._target = exchange.target
         self._sending = sending

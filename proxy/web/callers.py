@@ -37,6 +37,10 @@ class CallerGate:
                     return found
         return None
 
+    def is_needed(self, target: Target) -> bool:
+        """Return True if the repository's upstream is asked as its clients."""
+        return self._confirmations.is_needed(target.upstream)
+
     def is_confirmed(self, principal: Principal, target: Target) -> bool:
         """Return True if a client may be answered from the cache now."""
         if principal.is_operator:

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from proxy.core.errors import ConfigError
-from proxy.settings import ServerTLS
+from proxy.settings import ServerTLS, Settings
 from proxy.web.client_certificate import ask_for_certificates
 
 POLL_SECONDS: Final = 5.0
@@ -68,3 +68,11 @@ def _stamp(tls: ServerTLS) -> tuple[tuple[int, int], ...]:
 def _no_password() -> str:
     """Fail for an encrypted key: without this, OpenSSL prompts on the terminal."""
     raise OSError("the key is encrypted")
+
+
+def certificate_of(settings: Settings) -> Certificate | None:
+    """Return the certificate of a server that speaks TLS. Raises ``ConfigError``."""
+    if settings.tls is None:
+        return None
+    clients = settings.access.client_certificates
+    return Certificate(settings.tls, None if clients is None else clients.ca_file)

@@ -9,7 +9,7 @@ from typing import Any, Final, assert_never
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
 
-from proxy.access.audit import AuditLog
+from proxy.access.audit import AuditLog, Verdict, carried
 from proxy.access.limits import Client
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
@@ -17,6 +17,7 @@ from proxy.core.cool_down import show_time
 from proxy.core.errors import HeldBack, PolicyDenied, RegistryError
 from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective, cache_directive
+from proxy.core.sources import Place
 from proxy.repository.results import Forward
 from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
@@ -26,6 +27,7 @@ from proxy.web import audited
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
 HIT_STATUS: Final = "Millpond; hit"
+_FETCHED: Final = (Outcome.MISS, Outcome.JOIN, Outcome.THROUGH)
 _SERVED_STALE: Final = {
     Kind.MANIFEST: "the last good copy",
     Kind.TAGS: "the last list of tags",
@@ -51,6 +53,8 @@ class Exchange:
     decision: Decision | None = None
     """The last decision of access, which names the rule."""
     outcome: Outcome | None = None
+    place: Place = Place.REGISTRY
+    """Where content came from that was not in the cache."""
     status: int = 200
     code: str | None = None
     fresh: float | None = None
@@ -142,7 +146,7 @@ class Exchange:
             "user": _cut(self.principal.user) if self.principal else None,
             "policy": self.policy,
             "held_until": None if self.held_until is None else show_time(self.held_until),
-            "rule": self.denial.rule if self.denial else None,
+            "rule": audited.rule_text(self.denial) if self.denial else None,
             "agent": _cut(request.headers.get("User-Agent")),
         }
 
@@ -162,6 +166,8 @@ class Exchange:
             yield self.failure.code if self.failure else "stale"
         elif outcome is Outcome.ERROR:
             yield self.code
+        elif outcome in _FETCHED and self.place in (Place.PEER, Place.BUCKET):
+            yield self.place
         if self.is_offline:
             yield "offline"
         if self.held_until is not None:
@@ -236,19 +242,34 @@ class Journal:
             is_manifest = exchange.route is not None and exchange.route.kind is Kind.MANIFEST
             is_pull = is_manifest and exchange.status == 200 and not exchange.is_head
             counters.answered(outcome, exchange.sent, manifest=is_pull)
+            if outcome in _FETCHED:
+                counters.fetched(exchange.place, exchange.sent)
             if exchange.code is not None:
                 counters.errors[exchange.code] += 1
             first_byte = seconds if exchange.first_byte is None else exchange.first_byte
             counters.timed(outcome, first_byte, seconds)
-        self.request_log.add(exchange.fields(), seconds, exchange.request.remote)
+        self._log(exchange, seconds)
         if exchange.client is not None:
             exchange.client.sent += exchange.sent
-        if self.audit.is_on and (event := audited.answered(exchange)) is not None:
-            self.audit.record(event)
         if exchange.failure is not None and target is not None:
             upstream = self._upstreams.get(target.upstream)
             if upstream is not None:  # a reload may have removed it
                 upstream.failures.report(exchange.failure, _served(exchange))
+
+    @property
+    def audits_in_request_lines(self) -> bool:
+        """Request lines record allowed pulls: both go to the same log, and no line is dropped."""
+        return not self.audit.has_file and self.request_log.is_complete
+
+    def _log(self, exchange: Exchange, seconds: float) -> None:
+        fields = exchange.fields()
+        event = audited.answered(exchange) if self.audit.is_on else None
+        if event is not None:
+            if event.outcome is Verdict.ALLOWED and self.audits_in_request_lines:
+                fields |= carried(event)
+            else:
+                self.audit.record(event)
+        self.request_log.add(fields, seconds, exchange.request.remote)
 
 
 def _served(exchange: Exchange) -> str:

@@ -28,6 +28,7 @@ from proxy.web import replies
 from proxy.web.blob import send_blob
 from proxy.web.exchange import Exchange, Journal
 from proxy.web.gate import Gate
+from proxy.web.redirects import may_redirect
 from proxy.web.response_cache import ResponseCache
 
 MAX_PAGE: Final = 10_000
@@ -174,12 +175,26 @@ class Registry:
         if exchange.is_head or replies.is_unmodified(exchange, digest):
             sized = await self._cache.blobs.head(target, digest, exchange.directive)
             return replies.sized(exchange, digest, sized)
+        if (url := await self._redirect(exchange, target, digest)) is not None:
+            return replies.redirected(exchange, digest, url)
         async with nullcontext() if exchange.client is None else exchange.client.download():
             blob = await self._cache.small.get(target, digest, exchange.directive)
             try:
                 return await send_blob(exchange, digest, blob, self._cache.blobs)
             finally:
                 await blob.aclose()
+
+    async def _redirect(self, exchange: Exchange, target: Target, digest: Digest) -> str | None:
+        """Return where the client can get a blob; None if it gets it here.
+
+        Limits for clients hold only for what is sent from here.
+        """
+        redirects, client = self._cache.redirects, exchange.client
+        if redirects is None or (client is not None and client.is_paced):
+            return None
+        if not may_redirect(exchange.request, redirects.public_host):
+            return None
+        return await redirects.url(target, digest)
 
     async def _tags(self, exchange: Exchange, target: Target) -> Response:
         assert exchange.route is not None

@@ -10,6 +10,7 @@ from proxy.core.manifests import OCI_INDEX
 from proxy.core.names import Digest
 from proxy.core.records import Descriptor
 from proxy.repository.results import Described, Listed, Manifest, Referrers, Sized
+from proxy.runtime.metrics import Outcome
 from proxy.web.blob import blob_headers
 from proxy.web.exchange import Exchange
 from proxy.web.paced import PacedResponse
@@ -28,6 +29,7 @@ def manifest(exchange: Exchange, found: Manifest) -> Response:
     exchange.fresh, exchange.held_until = found.fresh, found.held_until
     if is_unmodified(exchange, found.descriptor.digest):
         return unmodified(exchange, found.descriptor.digest)
+    exchange.place = found.place
     exchange.sent, exchange.digest = len(found.body), found.descriptor.digest
     headers = manifest_headers(found.descriptor, found.warning)
     response = PacedResponse(body=found.body, headers=exchange.headers(headers))
@@ -57,6 +59,14 @@ def sized(exchange: Exchange, digest: Digest, found: Sized) -> Response:
     if found.size is not None:
         headers["Content-Length"] = str(found.size)
     return Response(headers=exchange.headers(headers))
+
+
+def redirected(exchange: Exchange, digest: Digest, url: str) -> Response:
+    """Return 307 to where a blob can be had (distribution-spec "Pulling blobs")."""
+    exchange.answered(Outcome.HIT)
+    exchange.status = 307
+    headers = {"Location": url, "Docker-Content-Digest": digest, "Cache-Control": "no-store"}
+    return Response(status=307, headers=exchange.headers(headers))
 
 
 def listed(exchange: Exchange, found: Listed, document: dict[str, object], path: str) -> Response:

@@ -1,8 +1,9 @@
 """Response cache for repeated requests: a hit in memory without parsing HTTP.
 
-A request is identified by its bytes. It is remembered when the general path has answered it twice,
-with what the general path found out: route, target, log fields. Content is looked up and access is
-asked on each request; only the header block of the last response is kept.
+A request is identified by its bytes, or by a keyed hash of them if they contain credentials. It is
+remembered when the general path has answered it twice, with what the general path found out: route,
+target, log fields. Content is looked up and access is asked on each request; only the header block
+of the last response is kept.
 
 A request is remembered only if the same bytes always mean the same response. Left out are
 conditional and range requests, cache directives, connections that close, and cookies; also
@@ -10,28 +11,32 @@ credentials while access does not identify clients. Where it does, who sends the
 time: the same token may have expired, or come from another network.
 """
 
+import hashlib
 import math
+import secrets
 import time
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp import HttpVersion11
 
+from proxy.access.audit import Recurrence, Recurring, carried
+from proxy.access.control import AccessControl
 from proxy.access.identity import Certificate
+from proxy.access.limits import ClientLimits
 from proxy.access.principals import Principal
 from proxy.access.rules import Action, Decision
-from proxy.core.names import Kind, Route, Target
+from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
-from proxy.repository.memory_lookup import Found, MemoryLookup
+from proxy.repository.memory_lookup import Found
 from proxy.runtime.metrics import Outcome, UpstreamCounters
 from proxy.web.audited import Remembered, remembered
 from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
 from proxy.web.exchange import HIT_STATUS, Exchange, Journal, common_headers
 from proxy.web.forwarded import TrustedProxies
-from proxy.web.gate import Guards
 from proxy.web.replies import manifest_headers
 
 MAX_REQUESTS: Final = 4096
@@ -39,21 +44,54 @@ MAX_REQUEST_BYTES: Final = 2048
 MAX_BODY: Final = 128 * 1024
 """Longer bodies are sent at the client's pace, so not in one step."""
 
+_AUTHORIZATION: Final = b"uthorization: "
+"""In every request with credentials that is remembered, with a small or a capital A."""
+
 _CONDITIONAL: Final = ("If-None-Match", "Range", "If-Range")
 _CREDENTIALS: Final = ("Proxy-Authorization", "Cookie")
 _STATUS_LINE: Final = f"Cache-Status: {HIT_STATUS}"
+
+
+class Lookup(Protocol):
+    """Looks up content in RAM, as ``MemoryLookup`` does."""
+
+    def get(self, target: Target, route: Route) -> Found | None:
+        """Return the content of a route and count its use; None if it is not in RAM."""
+
+
+class Allowed(Protocol):
+    """Knows which content violates no policy, as ``Policies`` does."""
+
+    def is_allowed(self, target: Target, digest: Digest) -> bool:
+        """Return True if content is known to violate nothing."""
+
+
+class Confirmed(Protocol):
+    """Knows which clients may be answered from the cache, as ``CallerGate`` does."""
+
+    def is_needed(self, target: Target) -> bool:
+        """Return True if the repository's upstream is asked as its clients."""
+
+    def is_confirmed(self, principal: Principal, target: Target) -> bool:
+        """Return True if a client may be answered now."""
 
 
 class ResponseCache:
     """Up to ``MAX_REQUESTS`` requests; at the limit the oldest is forgotten."""
 
     def __init__(
-        self, lookup: MemoryLookup, guards: Guards, journal: Journal, trusted: TrustedProxies
+        self,
+        lookup: Lookup,
+        guards: tuple[AccessControl, ClientLimits, Allowed, Confirmed],
+        journal: Journal,
+        trusted: TrustedProxies,
     ) -> None:
+        """``guards`` decide about requests, as ``Guards`` do."""
         self._lookup = lookup
         self._access, self._limits, self._policies, self._callers = guards
         self._journal = journal
         self._trusted = trusted
+        self._hash = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=32)
         self._seen_once: dict[int, None] = {}
         self._requests: dict[bytes, _Request] = {}
         self._second, self._date = -1, b""
@@ -63,14 +101,15 @@ class ResponseCache:
         connection, route, target = exchange.request.protocol, exchange.route, exchange.target
         if not isinstance(connection, Connection) or (head := connection.head) is None:
             return
+        connection.head = None  # it may contain credentials, and the connection may stay open
         if route is None or target is None or not _is_plain(exchange):
             return
-        if len(head) > MAX_REQUEST_BYTES or head in self._requests:
+        if len(head) > MAX_REQUEST_BYTES or (key := self._key(head)) in self._requests:
             return
         authorization = exchange.request.headers.get("Authorization")
-        if authorization is not None and not self._access.is_configured:
+        if authorization is not None and (not self._access.is_configured or key is head):
             return
-        if (number := hash(head)) not in self._seen_once:
+        if (number := hash(key)) not in self._seen_once:
             _put(self._seen_once, number, None)
             return
         request = _Request(
@@ -81,10 +120,11 @@ class ResponseCache:
             fields=exchange.fields(),
             counters=self._journal.metrics.of(target.upstream),
             named_client=self._trusted.named(exchange.request.headers),
-            authorization=authorization,
+            is_callers=self._callers.is_needed(target),
+            credential=self._access.sealed(authorization),
             audited=remembered(exchange),
         )
-        _put(self._requests, head, request)
+        _put(self._requests, key, request)
 
     def forget(self) -> None:
         """Forget every request: its name may resolve to another target now."""
@@ -97,55 +137,67 @@ class ResponseCache:
 
         None: the general path must answer. ``client`` is the address of the peer.
         """
-        request = self._requests.get(head)
+        request = self._requests.get(self._key(head))
         if request is None:
             return None
         started = time.perf_counter()
         if request.named_client is not None and self._trusted.trusts(client):
             client = request.named_client
-        principal = self._access.recognise(request.authorization, client, certificate)
+        principal = self._access.recognise(request.credential, client, certificate)
         if principal is None:
             return None
         decision = self._access.preview(principal, Action.PULL, request.target)
-        if not decision.is_allowed:
+        found = self._found(request, principal) if decision.is_allowed else None
+        if found is None:
             return None
-        if not self._callers.is_confirmed(principal, request.target):
-            return None
-        found = self._lookup.get(request.target, request.route)
-        if found is None or len(found.body) > MAX_BODY:
-            return None
-        if not self._policies.is_allowed(request.target, found.descriptor.digest):
-            return None
-        response = request.response(found, principal.user)
+        response = request.response(found, principal, decision)
         if response is None:
             return None
         body = b"" if request.is_head else found.body
-        if not self._admits(request, response, principal, decision, len(body)):
+        if not self._admits(principal, len(body)):
             return None
+        self._access.count(decision)
         self._journal.metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
         seconds = time.perf_counter() - started
         request.counters.timed(Outcome.HIT, seconds, seconds)
-        self._journal.request_log.add(response.fields, seconds, client)
+        self._log(response, principal, seconds)
         return response.headers(found.fresh, self._end()), body
 
-    def _admits(
-        self,
-        request: "_Request",
-        response: "_Response",
-        principal: Principal,
-        decision: Decision,
-        size: int,
-    ) -> bool:
-        """Count and audit a response, unless its client must wait for its turn."""
-        audit, client = self._journal.audit, self._limits.client(principal)
-        if audit.is_nearly_full or (client is not None and not client.try_request(size)):
+    def _found(self, request: "_Request", principal: Principal) -> Found | None:
+        """Return the content of a request, None if it may not be sent, or not in one step."""
+        target = request.target
+        if request.is_callers and not self._callers.is_confirmed(principal, target):
+            return None
+        found = self._lookup.get(target, request.route)
+        if found is None or len(found.body) > MAX_BODY:
+            return None
+        return found if self._policies.is_allowed(target, found.descriptor.digest) else None
+
+    def _key(self, head: bytes) -> bytes:
+        """Return what identifies a request: no password or token stays in memory."""
+        if _AUTHORIZATION not in head:
+            return head
+        state = self._hash.copy()
+        state.update(head)
+        return state.digest()
+
+    def _admits(self, principal: Principal, size: int) -> bool:
+        """Count a response for its client, unless that must wait for its turn."""
+        client = self._limits.client(principal)
+        if self._journal.audit.is_nearly_full:
             return False
-        self._access.count(decision)
-        if audit.is_on and request.audited is not None:
-            digest = response.descriptor.digest
-            audit.record(request.audited.hit(principal, decision, digest, size))
-        return True
+        return client is None or client.try_request(size)
+
+    def _log(self, response: "_Response", principal: Principal, seconds: float) -> None:
+        """Log and audit a response, in one line if possible."""
+        journal, fields, audited = self._journal, response.fields, response.audited
+        if audited is not None and journal.audit.is_on:
+            if journal.audits_in_request_lines:
+                fields = response.audited_fields
+            else:
+                journal.audit.record(Recurrence(audited, time.time(), principal.address))
+        journal.request_log.add(fields, seconds, principal.address)
 
     def _end(self) -> bytes:
         """Return the current second's ``Date`` (RFC 9110 §6.6.1), and the end of the block."""
@@ -157,17 +209,29 @@ class ResponseCache:
 
 
 class _Response(NamedTuple):
-    """The header block of one response in two parts, and its log fields.
+    """The header block of one response in two parts, what is logged, and what it depends on.
 
     Between the parts goes the freshness, behind them the date. The body is not kept here: it would
     exceed the RAM set aside for content.
     """
 
     descriptor: Descriptor
+    principal: Principal
+    decision: Decision
     before: bytes
     after: bytes
-    user: str | None
     fields: dict[str, Any]
+    audited: Recurring | None
+    """What the audit log records; None: the request is for no manifest."""
+    audited_fields: dict[str, Any]
+    """The fields of a request line that records it too."""
+
+    def is_for(self, descriptor: Descriptor, principal: Principal, decision: Decision) -> bool:
+        """Return True if all is the same, but perhaps the client's address."""
+        if self.descriptor is not descriptor and self.descriptor != descriptor:
+            return False
+        is_same = self.principal is principal or _proof(self.principal) == _proof(principal)
+        return is_same and self.decision == decision
 
     def headers(self, fresh: float | None, date: bytes) -> bytes:
         """Return the block; ``fresh`` is for how many more seconds a tag is fresh."""
@@ -188,7 +252,10 @@ class _Request:
     counters: UpstreamCounters
     named_client: str | None
     """The client that the headers name; counts only on connections of trusted proxies."""
-    authorization: str | None
+    is_callers: bool
+    """Its upstream is asked as its clients, and has to confirm each of them."""
+    credential: bytes | None
+    """A keyed hash of ``Authorization``."""
     audited: Remembered | None
     last: _Response | None = None
 
@@ -197,14 +264,14 @@ class _Request:
         """Counts as a pull in rate limits."""
         return self.route.kind is Kind.MANIFEST and not self.is_head
 
-    def response(self, found: Found, user: str | None) -> _Response | None:
+    def response(self, found: Found, principal: Principal, decision: Decision) -> _Response | None:
         """Return the response for what was found, None if a header is not printable."""
         last = self.last
-        if last is None or last.descriptor != found.descriptor or last.user != user:
-            self.last = last = self._make(found, user)
+        if last is None or not last.is_for(found.descriptor, principal, decision):
+            self.last = last = self._make(found, principal, decision)
         return last
 
-    def _make(self, found: Found, user: str | None) -> _Response | None:
+    def _make(self, found: Found, principal: Principal, decision: Decision) -> _Response | None:
         descriptor = found.descriptor
         is_blob = self.route.kind is Kind.BLOB
         headers = common_headers(self.ns, HIT_STATUS)
@@ -215,8 +282,27 @@ class _Request:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         before, status, after = f"HTTP/1.1 200 OK\r\n{lines}".partition(_STATUS_LINE)
         sent = 0 if self.is_head else len(found.body)
-        fields = self.fields | {"outcome": Outcome.HIT.value, "bytes": sent, "user": user}
-        return _Response(descriptor, (before + status).encode(), after.encode(), user, fields)
+        own = {"outcome": Outcome.HIT.value, "bytes": sent, "user": principal.user}
+        fields = audited_fields = self.fields | own
+        event = None
+        if self.audited is not None:
+            event = self.audited.hit(principal, decision, descriptor.digest, sent)
+            audited_fields = fields | carried(event)
+        return _Response(
+            descriptor,
+            principal,
+            decision,
+            (before + status).encode(),
+            after.encode(),
+            fields,
+            None if event is None else Recurring(event),
+            audited_fields,
+        )
+
+
+def _proof(principal: Principal) -> tuple[object, ...]:
+    """Return what is logged about a client, but for its address."""
+    return principal.user, principal.method, principal.credential_id
 
 
 def _put(table: dict[Any, Any], key: object, value: object) -> None:

@@ -36,9 +36,13 @@ class People:
     users: set[str] = field(default_factory=lambda: set(GROUPS))
     verified: set[str] = field(default_factory=set)
 
+    def seal(self, authorization: str) -> bytes:
+        return authorization.encode()
+
     def recognise(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self, credential: bytes | None, address: str | None, certificate: Certificate | None
     ) -> Principal | None:
+        authorization = None if credential is None else credential.decode()
         if certificate is not None:
             return self._user(address, certificate.common_name or "", Method.CERTIFICATE)
         if authorization in (None, "Bearer anonymous"):

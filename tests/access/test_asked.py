@@ -38,6 +38,7 @@ PATHS = {
     "/-/none": Action.OBSERVE,
     "/-/images": Action.OPERATE,
     "/-/pins": Action.OPERATE,
+    "/-/fleet": Action.OPERATE,
     "/-/in-use": Action.OPERATE,
     "/-/evict?bytes=1": Action.OPERATE,
 }

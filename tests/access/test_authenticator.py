@@ -99,7 +99,7 @@ async def test_passwords_and_tokens_say_who_a_client_is(files: Files) -> None:
 async def test_wrong_credentials_are_refused(files: Files, sent: str) -> None:
     with pytest.raises(Unauthorized):
         await files.authenticator.identify(sent, None, None)
-    assert files.authenticator.recognise(sent, None, None) is None
+    assert files.authenticator.recognise(files.authenticator.seal(sent), None, None) is None
 
 
 async def test_a_password_is_hashed_once_in_five_minutes(
@@ -107,15 +107,15 @@ async def test_a_password_is_hashed_once_in_five_minutes(
 ) -> None:
     hashed = count_hashes(monkeypatch)
     sent = basic("ann", "secret")
-    assert files.authenticator.recognise(sent, None, None) is None
+    assert files.authenticator.recognise(files.authenticator.seal(sent), None, None) is None
     for _ in range(5):
         assert await user(files, sent) == "ann"
-    found = files.authenticator.recognise(sent, "10.0.0.9", None)
+    found = files.authenticator.recognise(files.authenticator.seal(sent), "10.0.0.9", None)
     assert found is not None
     assert (found.user, found.address, len(hashed)) == ("ann", "10.0.0.9", 1)
     now = time.time()
     monkeypatch.setattr("proxy.access.logins.time.time", lambda: now + 301)
-    assert files.authenticator.recognise(sent, None, None) is None
+    assert files.authenticator.recognise(files.authenticator.seal(sent), None, None) is None
     assert await user(files, sent) == "ann"
     assert len(hashed) == 2
 
@@ -197,7 +197,7 @@ async def test_a_changed_password_counts_at_once(files: Files) -> None:
     old = basic("ann", "secret")
     assert await user(files, old) == "ann"
     write_users(files.users, ann="other", bob="new")
-    assert files.authenticator.recognise(old, None, None) is None
+    assert files.authenticator.recognise(files.authenticator.seal(old), None, None) is None
     with pytest.raises(Unauthorized):
         await user(files, old)
     assert await user(files, basic("ann", "other")) == "ann"
@@ -237,7 +237,7 @@ async def test_a_password_that_is_checked_while_it_changes_is_not_kept(
     assert await first == "ann"
     with pytest.raises(Unauthorized):
         await second
-    assert files.authenticator.recognise(old, None, None) is None
+    assert files.authenticator.recognise(files.authenticator.seal(old), None, None) is None
 
 
 @pytest.mark.parametrize("change", ["user removed", "password", "token", "groups", "expired"])
@@ -252,7 +252,7 @@ async def test_our_token_ends_with_the_credential_behind_it(
     login = await credentials.log_in(parse(sent), None)
     token = bearer(files.own.issue(login, [])[0])
     assert await user(files, token) == ("ann" if by_password else "robot")
-    assert credentials.recognise(token, None, None) is not None
+    assert credentials.recognise(credentials.seal(token), None, None) is not None
     match change:
         case "user removed":
             write_users(files.users, bob="x")
@@ -265,7 +265,7 @@ async def test_our_token_ends_with_the_credential_behind_it(
             replace(files.tokens, text.replace("dev", "ops"))
         case "expired":
             write_token(files.tokens, "robot", "dev", seconds=-1)
-    assert credentials.recognise(token, None, None) is None
+    assert credentials.recognise(credentials.seal(token), None, None) is None
     with pytest.raises(Unauthorized, match="revoked"):
         await user(files, token)
 

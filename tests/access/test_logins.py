@@ -8,7 +8,7 @@ from proxy.access import logins
 from proxy.access.logins import MAX_RECENT, Login, LoginCache
 from proxy.access.principals import Method, Principal
 
-PRESENTED = ("Bearer token", "10.0.0.1", None)
+PRESENTED = (b"key", "10.0.0.1", None)
 ANN = Principal("10.0.0.1", "ann")
 
 
@@ -37,7 +37,7 @@ def test_logins_expire() -> None:
     assert (cache.get(key), cache.recent(PRESENTED)) == (None, None)
 
 
-@pytest.mark.parametrize("other", [("Bearer token", "10.0.0.2", None), ("Bearer x", None, None)])
+@pytest.mark.parametrize("other", [(b"key", "10.0.0.2", None), (b"x", None, None)])
 def test_another_client_is_not_known(other: logins.Presented) -> None:
     cache = LoginCache()
     cache.put_recent(PRESENTED, login(), ANN)
@@ -48,14 +48,11 @@ def test_passwords_are_kept_as_keyed_hashes_only() -> None:
     one, other = LoginCache(), LoginCache()
     assert one.digest("ann\0secret") == one.digest("ann\0secret")
     assert one.digest("ann\0secret") != other.digest("ann\0secret")
-    password = ("Basic YW5uOnNlY3JldA==", "10.0.0.1", None)
-    one.put_recent(password, login(), ANN)
-    assert one.recent(password) is None
 
 
 def test_recent_logins_are_bounded() -> None:
     cache = LoginCache()
     for number in range(MAX_RECENT + 1):
-        cache.put_recent((f"Bearer {number}", None, None), login(), ANN)
-    assert cache.recent(("Bearer 0", None, None)) is None
-    assert cache.recent((f"Bearer {MAX_RECENT}", None, None)) == ANN
+        cache.put_recent((str(number).encode(), None, None), login(), ANN)
+    assert cache.recent((b"0", None, None)) is None
+    assert cache.recent((str(MAX_RECENT).encode(), None, None)) == ANN

@@ -312,6 +312,7 @@ async def test_only_admins_administer(world: World, principal: str) -> None:
         ("GET", "/-/pins"),
         ("PUT", "/-/pins?pin=docker.io/library/app:latest"),
         ("DELETE", "/-/pins?pin=docker.io/library/app:latest"),
+        ("GET", "/-/fleet"),
         ("GET", "/-/in-use"),
         ("GET", "/-/evict?bytes=1"),
         ("POST", "/-/evict?bytes=1"),

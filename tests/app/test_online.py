@@ -6,9 +6,11 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-from proxy.app.online import FAILED, LOGGED_IN, REACHED
+from proxy.app.online import FAILED, LOGGED_IN, REACHED, ask_bucket
+from proxy.settings import Bucket
 from tests.cli.command import run
 from tests.fakes.upstream import FakeUpstream
+from tests.parts.seaweed import TestBucket
 from tests.upstream.credentials.programs import written
 
 BUILT_IN = (
@@ -22,13 +24,17 @@ BUILT_IN = (
 
 
 async def check(
-    tmp_path: Path, upstreams: dict[str, Any], *flags: str, seconds: int = 10
+    tmp_path: Path,
+    upstreams: dict[str, Any],
+    *flags: str,
+    seconds: int = 10,
+    storage: dict[str, Any] | None = None,
 ) -> CompletedProcess[str]:
     config = tmp_path / "config.yaml"
     first = next(iter(upstreams))
     document = {
         "listen": "127.0.0.1:0",
-        "storage": {"path": str(tmp_path / "cache")},
+        "storage": {"path": str(tmp_path / "cache"), **(storage or {})},
         "timeouts": {"answer": f"{seconds}s"},
         "default_upstream": first,
         "upstreams": {**dict.fromkeys((*BUILT_IN, "docker.io")), **upstreams},
@@ -129,3 +135,46 @@ async def test_all_of_it_has_one_time_limit(upstream: FakeUpstream, tmp_path: Pa
     done = await check(tmp_path, {"lab": slow}, "--json", seconds=1)
     [found] = json.loads(done.stdout)["upstreams"]
     assert (found["result"], found["detail"]) == (FAILED, "no answer within 1 seconds")
+
+
+async def test_the_bucket_is_asked(
+    upstream: FakeUpstream, tmp_path: Path, bucket: TestBucket
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("not the secret")
+    buckets = {
+        "right": bucket.settings(),
+        "wrong": bucket.settings(secret_access_key_file=str(wrong)),
+        "missing": bucket.settings(url="s3://nowhere"),
+        "away": bucket.settings(endpoint="http://127.0.0.1:9"),
+    }
+    found = {}
+    for name, settings in buckets.items():
+        found[name] = await ask_bucket(Bucket.model_validate(settings))
+    assert {name: one.result for name, one in found.items()} == {
+        "right": LOGGED_IN,
+        "wrong": FAILED,
+        "missing": FAILED,
+        "away": FAILED,
+    }
+    assert found["wrong"].detail == "it answers 403 Forbidden (SignatureDoesNotMatch)"
+    assert "not the secret" not in found["wrong"].detail
+    assert found["missing"].detail == "there is no such bucket"
+    assert "127.0.0.1:9" in found["away"].detail
+    assert not bucket.objects(), "nothing is written"
+
+
+async def test_the_report_has_the_bucket_last(
+    upstream: FakeUpstream, tmp_path: Path, bucket: TestBucket
+) -> None:
+    storage = {"bucket": bucket.settings()}
+    done = await check(tmp_path, {"public": {"url": upstream.url}}, "--json", storage=storage)
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["ok"]) == (0, True)
+    assert document["upstreams"][-1] == {
+        "upstream": "storage.bucket",
+        "url": f"s3://cache/{bucket.prefix}",
+        "credentials": "secret_access_key_file",
+        "result": LOGGED_IN,
+        "detail": "",
+    }

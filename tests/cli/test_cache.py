@@ -229,6 +229,16 @@ async def test_t68_a_dry_eviction_lists_the_images_that_lose_content(
     assert [json.loads(line) for line in done.stdout.splitlines()] == told
 
 
+async def test_an_eviction_may_be_about_the_bucket(tmp_path: Path, admin: FakeAdmin) -> None:
+    admin.answers["GET /-/evict"] = [{"blobs": 0, "bytes": 0}]
+    admin.answers["POST /-/evict"] = [{"blobs": 2, "bytes": 4096}]
+    for flags in (["--dry-run"], []):
+        await ask(tmp_path, "evict", "4096", "--bucket", *flags)
+    asked = {(one.method, one.query["tier"]) for one in admin.asked}
+    assert asked == {("GET", "bucket"), ("POST", "bucket")}
+    assert len(admin.asked) == 3
+
+
 async def test_an_eviction_says_what_went_and_what_is_coldest_now(
     admin: FakeAdmin, tmp_path: Path
 ) -> None:

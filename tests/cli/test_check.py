@@ -36,6 +36,10 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "a relative fallback": ("fallback: [mnt/usb]", ("fallback", "not an absolute path")),
     "an audit log without a directory": ("access: {audit_file: TMP/no/a}", ("access.audit_file: TMP/no is not a directory",)),
     "an audit log that is a directory": ("access: {audit_file: TMP}", ("access.audit_file: TMP is not a regular file",)),
+    "no secret of a bucket": ("storage: {bucket: {url: s3://cache, access_key_id: a, secret_access_key_file: TMP/no}}", ("storage.bucket.secret_access_key_file: TMP/no cannot be read",)),
+    "an empty secret of a bucket": ("storage: {bucket: {url: s3://cache, access_key_id: a, secret_access_key_file: TMP/empty}}", ("storage.bucket.secret_access_key_file: TMP/empty is empty",)),
+    "a bucket that is none": ("storage: {bucket: {url: https://cache.example}}", ("storage.bucket.url", "s3://bucket/prefix")),
+    "a key of Google that is none": ("storage: {bucket: {url: gs://cache, secret_access_key_file: TMP/file}}", ("storage.bucket: ", "service account file")),
     "a token that is binary": ("admin: {token_file: TMP/binary}", ("admin.token_file", "not UTF-8")),
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Real clients before a proxy with access configured: they log in, pull, and are refused."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.access.people import basic, write_token, write_users
-from tests.parts import cri, millpond
+from tests.clients.conftest import USER
+from tests.parts import cri, helm, millpond
 from tests.parts import issuer as issuers
 from tests.parts.client import LoginClient, PullError
 from tests.parts.clients import Clients
 from tests.parts.containerd import HOSTS, Containerd
 from tests.parts.docker import Docker
+from tests.parts.images import OCI
 from tests.parts.millpond import Millpond
 from tests.parts.podman import Podman
-from tests.parts.process import wait_until
+from tests.parts.process import free_port, wait_until
+from tests.parts.push import Pusher, layer_of, sha256
 from tests.parts.registry import Registry
 from tests.parts.shelf import Shelf
 from tests.parts.skopeo import Skopeo
@@ -254,3 +258,71 @@ def test_a_pull_secret_reaches_the_mirror(guarded: Guarded, shelf: Shelf) -> Non
         for user, password in guarded.logins.values():
             kubelet.pull(tool, user, password)
             kubelet.remove(tool)
+
+
+def test_a_pull_secret_is_the_login_for_a_registry_that_is_asked_as_its_clients(
+    upstream: Registry, shelf: Shelf
+) -> None:
+    secret = f"docker.io/{shelf.secret.by_tag}"
+    right = (USER["username"], USER["password"])
+    extra = {"upstreams": {"docker.io": {"credentials": "caller"}}}
+    with (
+        millpond.running(upstream.url, free_port(), extra) as proxy,
+        cri.running(proxy.address) as kubelet,
+    ):
+        for given in ((), (right[0], "wrong"), (*right, HUB)):
+            with pytest.raises(PullError):
+                kubelet.pull(secret, *given)
+        for _ in range(2):
+            kubelet.pull(secret, *right)
+            kubelet.remove(secret)
+        with pytest.raises(PullError):
+            kubelet.pull(secret, right[0], "wrong")
+        kubelet.pull(f"docker.io/{shelf.tiny.by_tag}")
+        stored = proxy.events("request")
+        assert {line["outcome"] for line in stored if line.get("status") == 200} >= {"hit", "miss"}
+        assert right[1] not in proxy.log()
+
+
+# --- charts ----------------------------------------------------------------------------------
+
+
+def test_helm_logs_in_and_pulls_a_chart(guarded: Guarded, upstream: Registry) -> None:
+    digest = push_chart(Pusher(upstream), "org/charts/ripple", "1.0.0")
+    chart = f"oci://{guarded.address}/org/charts/ripple"
+    pull = ("pull", chart, "--version", "1.0.0", "--plain-http", "--destination")
+    login = ("registry", "login", guarded.address, "--plain-http", "--password-stdin", "--username")
+    with helm.running() as client:
+        with pytest.raises(PullError):
+            client.run(*pull, str(client.root))
+        with pytest.raises(PullError):
+            client.run(*login, "ann", given="wrong")
+        for kind, (user, password) in guarded.logins.items():
+            client.run(*login, user, given=password)
+            folder = client.root / kind
+            folder.mkdir()
+            client.run(*pull, str(folder))
+            [packed] = folder.iterdir()
+            assert sha256(packed.read_bytes()) == digest
+            client.run("registry", "logout", guarded.address)
+        with pytest.raises(PullError):
+            client.run(*pull, str(client.root))
+
+
+def push_chart(pusher: Pusher, repository: str, version: str) -> str:
+    """Push a Helm chart as an OCI artifact (helm.sh/docs/topics/registries); return its digest."""
+    name = repository.rpartition("/")[2]
+    about = f"apiVersion: v2\nname: {name}\nversion: {version}\n"
+    packed = layer_of(f"{name}/Chart.yaml", about.encode()).data
+    kind = "application/vnd.cncf.helm"
+    document = {"apiVersion": "v2", "name": name, "version": version}
+    config = pusher.blob(repository, f"{kind}.config.v1+json", json.dumps(document).encode())
+    content = pusher.blob(repository, f"{kind}.chart.content.v1.tar+gzip", packed)
+    body = {
+        "schemaVersion": 2,
+        "mediaType": OCI.manifest,
+        "config": config.json(),
+        "layers": [content.json()],
+    }
+    pusher.manifest(repository, version, OCI.manifest, body)
+    return content.digest

@@ -1,5 +1,7 @@
 """Every client pulls every kind of image through a cold cache, then from the cache alone."""
 
+from urllib.request import urlopen
+
 import pytest
 
 from tests.parts.client import Client
@@ -25,6 +27,19 @@ def test_a_warm_pull_asks_upstream_nothing(
         assert client.pull(getattr(image, how)) in {image.digest, image.here.digest}
     assert upstream.since(cold) == []
     assert upstream.tokens.since(tokens) == []
+
+
+@pytest.mark.parametrize("settings", [{"workers": 2}])
+def test_workers_serve_every_client(
+    client: Client, proxy: Millpond, upstream: Registry, shelf: Shelf
+) -> None:
+    client.pull(shelf.multi.by_tag)
+    client.forget()
+    before = upstream.mark()
+    assert client.pull(shelf.multi.by_tag) in {shelf.multi.digest, shelf.multi.here.digest}
+    assert upstream.since(before) == []
+    with urlopen(f"{proxy.url}/metrics", timeout=10) as answer:
+        assert b'millpond_worker_requests_total{worker="2"}' in answer.read()
 
 
 def test_a_restart_forgets_nothing(

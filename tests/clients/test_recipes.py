@@ -34,7 +34,7 @@ from tests.parts.containerd import Containerd
 from tests.parts.docker import Docker
 from tests.parts.images import OCI, Image
 from tests.parts.issuer import Issuer
-from tests.parts.process import command, hermetic
+from tests.parts.process import command, free_port, hermetic
 from tests.parts.push import Pusher, Recipe, push_image, random_layer
 from tests.parts.registry import Registry
 from tests.parts.shelf import Shelf
@@ -294,6 +294,53 @@ def _status(url: str, user: str) -> int:
 
 
 # --- certificates ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """An address of this machine that is not loopback: for dockerd, loopback is insecure."""
+    name, found = f"mpd{os.getpid()}", f"198.18.{os.getpid() % 250}.9"
+
+    def ip(words: str) -> None:
+        subprocess.run([command("ip"), *words.split()], check=True, capture_output=True)
+
+    ip(f"link add {name} type veth peer name {name}p")
+    try:
+        ip(f"addr add {found}/32 dev {name}")
+        ip(f"link set {name} up")
+        yield found
+    finally:
+        ip(f"link del {name}")
+
+
+def test_docker_sends_a_mirror_its_certificate(
+    upstream: Registry, shelf: Shelf, address: str, tmp_path: Path
+) -> None:
+    commands, config, _ = blocks("Client certificates for nodes")
+    assert shell(commands, tmp_path).returncode == 0
+    server = tmp_path / "server"
+    server.mkdir()
+    tls.certificate(server, (address, "127.0.0.1"))
+    places: dict[str, object] = {
+        "/etc/millpond/tls/fullchain.pem": server / "authority.pem",
+        "/etc/millpond/tls/key.pem": server / "key.pem",
+        "/etc/millpond/clients.pem": tmp_path / "clients.pem",
+    }
+    port = free_port()
+    listening = settings(config, places, {}) | {"listen": f"0.0.0.0:{port}"}
+    with millpond.running(upstream.url, port, listening) as proxy:
+        mirror = f"{address}:{port}"
+        node = tmp_path / "certs.d" / mirror
+        node.mkdir(parents=True)
+        shutil.copy(server / "authority.pem", node / "ca.crt")
+        with docker_part.running(f"https://{mirror}", tmp_path / "certs.d") as stranger:
+            refused(stranger.pull, shelf.tiny.by_tag)
+        for name in ("client.cert", "client.key"):
+            shutil.copy(tmp_path / name, node)
+        with docker_part.running(f"https://{mirror}", tmp_path / "certs.d") as known:
+            assert known.pull(shelf.tiny.by_tag) == shelf.tiny.digest
+        served = [line for line in proxy.events("request") if line["status"] == 200]
+        assert {line.get("user") for line in served} == {"node1"}
 
 
 def test_nodes_with_certificates(

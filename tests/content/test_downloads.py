@@ -14,7 +14,7 @@ from proxy.content.reservations import Arrival
 from proxy.content.writer import MAX_WAITING, STEP
 from proxy.core.errors import ContentMismatch, UpstreamUnavailable
 from proxy.core.names import Digest, Repo, Target, sha256
-from proxy.core.sources import Piece, Priority
+from proxy.core.sources import Piece, Place, Priority
 from proxy.storage.disk import DiskSpool
 from tests.fakes.clock import Clock
 from tests.fakes.content import blob
@@ -30,6 +30,8 @@ class Pieces:
     """A source that gives what it is told to, piece by piece, from the offset that is wanted."""
 
     is_public = False
+    is_confirmed = True
+    place = Place.REGISTRY
 
     def __init__(self, pieces: list[Piece], size: int | None) -> None:
         self.size = size

@@ -11,6 +11,7 @@ from proxy.content.fetching import Fetch, SourcesBody, blob_size
 from proxy.core.errors import BlobUnknown, UpstreamUnavailable
 from proxy.core.names import Digest, Repo, Target, sha256
 from proxy.core.sources import Body, Piece, Priority
+from proxy.core.sources import Place as Kind
 
 DATA = bytes(range(250)) * 4
 DIGEST = sha256(DATA)
@@ -20,12 +21,20 @@ TARGET = Target("docker.io", Repo("library/app"))
 class Place:
     """A source and its body: breaks off at ``stops`` bytes, or has nothing (``stops`` None)."""
 
+    place = Kind.PEER
+
     def __init__(
-        self, stops: int | None, *, size: int | None = len(DATA), is_public: bool = True
+        self,
+        stops: int | None,
+        *,
+        size: int | None = len(DATA),
+        is_public: bool = True,
+        is_confirmed: bool = True,
     ) -> None:
         self.stops = stops
         self.size = size
         self.is_public = is_public
+        self.is_confirmed = is_confirmed
         self.opened_at: list[int] = []
         self.rejected: list[Digest] = []
         self.open_bodies = 0

@@ -2,23 +2,33 @@
 
 import asyncio
 import os
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from proxy.app.bucket import read_secret, stores
 from proxy.content.downloads import Downloads
 from proxy.content.fetching import Fetch, SourcesBody
 from proxy.core.errors import ContentMismatch, NotFound, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Repo, Target, sha256
-from proxy.core.sources import Body, Piece, Priority, Source
+from proxy.core.sources import Body, Piece, Place, Priority, Source
+from proxy.runtime.metrics import CacheCounters
+from proxy.settings import Bucket as BucketSettings
+from proxy.storage.bucket.client import BucketClient, ObjectReader
+from proxy.storage.bucket.recency import LocalRecency
+from proxy.storage.bucket.source import BucketSource
 from proxy.storage.fallback import FallbackDirectory
 from tests.fakes import content, faults
 from tests.fakes.clock import Clock
 from tests.fakes.layout import blob_file, write_layout
 from tests.fakes.upstream import FakeUpstream
+from tests.fleet.together import acquainted, fleet, starting
 from tests.held import opened
+from tests.parts import redis
+from tests.parts.seaweed import TestBucket
 from tests.running import Start, until
 
 SIZE = 3_000_000
@@ -91,7 +101,94 @@ class Directory(Stage):
             file.write(bytes([DATA[SIZE // 2] ^ 0xFF]))
 
 
-BACKENDS: Final = ("registry", "registry without lengths", "directory")
+class Holder(Stage):
+    """A replica that holds the blob."""
+
+    def __init__(self, source: Source, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.source = source
+        self.file = file
+        self._monkeypatch = monkeypatch
+
+    def break_at(self, offset: int) -> None:
+        sendfile, inode = os.sendfile, self.file.stat().st_ino
+
+        def failing(socket: int, fd: int, start: int, count: int) -> int:
+            if os.fstat(fd).st_ino != inode:
+                return sendfile(socket, fd, start, count)
+            if start >= offset:
+                raise OSError(5, "Input/output error")
+            return sendfile(socket, fd, start, min(count, offset - start))
+
+        self._monkeypatch.setattr(os, "sendfile", failing)
+
+    def spoil(self) -> None:
+        with self.file.open("r+b") as file:
+            file.seek(SIZE // 2)
+            file.write(bytes([DATA[SIZE // 2] ^ 0xFF]))
+
+
+class Bucket(Stage):
+    """A bucket. What it does not say of its objects, the registry would be asked about."""
+
+    def __init__(self, bucket: TestBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bucket = bucket
+        self._monkeypatch = monkeypatch
+        for image, repo in ((IMAGE, "library/app"), (OTHERS, "org/else")):
+            for digest, data in image.blobs.items():
+                bucket.put(digest, data, {"v": 1, "in": [f"docker.io/{repo}"]})
+        settings = BucketSettings.model_validate(bucket.settings())
+        client = BucketClient("test", stores(settings, read_secret(settings)), CacheCounters())
+        self.source = Confirmed(BucketSource(client, LocalRecency(Clock()), lambda _: None))
+
+    def break_at(self, offset: int) -> None:
+        read = ObjectReader.read
+
+        async def failing(self: ObjectReader) -> bytes:
+            if self.offset + (len(data := await read(self))) > offset:
+                raise self._client.fail("a test breaks it off")
+            return data
+
+        self._monkeypatch.setattr(ObjectReader, "read", failing)
+
+    def spoil(self) -> None:
+        self.bucket.spoil(LAYER)
+
+
+class Confirmed:
+    """A bucket asked as a download asks it: what is not confirmed is not given."""
+
+    def __init__(self, source: BucketSource) -> None:
+        self._source = source
+        self.place = source.place
+        self.blob_size = source.blob_size
+        self.reject = source.reject
+
+    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
+        body = await self._source.open(target, digest, offset, priority)
+        try:
+            await Fetch(target, digest, [self]).allow(body)
+        except BaseException:
+            await body.aclose()
+            raise
+        return body
+
+
+@asynccontextmanager
+async def replicas(
+    upstream: FakeUpstream, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Holder]:
+    with redis.running() as server:
+        async with starting(upstream, server, Clock(), root) as start:
+            one, other = await start(), await start()
+            await acquainted(one, other)
+            assert (await one.get(f"/v2/library/app/blobs/{LAYER}")).body == DATA
+            await one.settled()
+            exchange = fleet(other).exchange
+            assert exchange is not None
+            yield Holder(exchange.peers.holding, blob_file(one.storage, LAYER), monkeypatch)
+
+
+BACKENDS: Final = ("registry", "registry without lengths", "directory", "bucket", "replica")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -101,18 +198,24 @@ async def stage(
     start: Start,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Stage:
-    if request.param == "directory":
-        return Directory(tmp_path / "carried in", monkeypatch)
+) -> AsyncIterator[Stage]:
     upstream.add("library/app", IMAGE)
     upstream.add("org/else", OTHERS, "1")
+    if request.param == "replica":
+        async with replicas(upstream, tmp_path, monkeypatch) as holder:
+            yield holder
+    elif request.param == "directory":
+        yield Directory(tmp_path / "carried in", monkeypatch)
+    elif request.param == "bucket":
+        yield Bucket(request.getfixturevalue("bucket"), monkeypatch)
+    else:
+        yield await _registry(request.param, upstream, start)
+
+
+async def _registry(kind: str, upstream: FakeUpstream, start: Start) -> Stage:
     proxy = await start()
     source = proxy.app.admin._upstreams["docker.io"]
-    return (
-        Registry(source, upstream)
-        if request.param == "registry"
-        else WithoutLengths(source, upstream)
-    )
+    return Registry(source, upstream) if kind == "registry" else WithoutLengths(source, upstream)
 
 
 async def joined(body: Body, offset: int = 0) -> bytes:
@@ -224,7 +327,8 @@ async def test_closing_twice_does_nothing(stage: Stage) -> None:
 class Second(Stage):
     """A source that notes from where it was asked to go on."""
 
-    is_public = True
+    is_public = is_confirmed = True
+    place = Place.PEER
 
     def __init__(self, size: int | None = SIZE) -> None:
         self.size = size
@@ -251,7 +355,7 @@ async def test_a_body_that_breaks_off_goes_on_from_the_next_byte_of_the_next_sou
     assert await joined(body) == DATA
     assert len(second.asked) == 1
     assert 0 <= second.asked[0] <= 1_000_000
-    assert second.asked[0] > 0 or not isinstance(stage, Directory)
+    assert second.asked[0] > 0 or not isinstance(stage, Directory | Bucket)
 
 
 async def test_a_source_without_the_blob_is_passed_over(stage: Stage) -> None:

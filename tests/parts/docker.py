@@ -10,10 +10,19 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tests.parts import containerd
 from tests.parts.client import PullError, run
 from tests.parts.process import Daemon, hermetic, workdir
+
+_MOUNT = "mkdir -p /etc/docker && mount -t tmpfs none /etc/docker"
+_COPY = 'cp -r "$0" /etc/docker/certs.d'
+_WITH_CERTIFICATES = (
+    *("unshare", "--mount", "sh", "-c"),
+    f'{_MOUNT} && {_COPY} && exec dockerd "$@"',
+)
+"""Words that start dockerd with a certs.d of its own: the place is built in."""
 
 
 class Docker:
@@ -70,6 +79,14 @@ class Docker:
         left = self._run("images", "--all", "--quiet")
         assert not left, f"docker still holds {left}"
 
+    def load(self, archive: Path) -> str:
+        """`docker load`; return what it says."""
+        return self._run("load", "--input", str(archive))
+
+    def save(self, archive: Path, *images: str) -> None:
+        """`docker save`."""
+        self._run("save", "--output", str(archive), *images)
+
     def import_image(self, tarball: Path, name: str) -> None:
         """Make an image of a root file system, with no registry involved."""
         self._run("import", str(tarball), name)
@@ -97,21 +114,28 @@ def settings(root: Path, containerd_socket: Path, mirror: str) -> dict[str, obje
         "ip6tables": False,
         "iptables": False,
         "pidfile": f"{root}/docker.pid",
-        "registry-mirrors": [f"http://{mirror}"],
+        "registry-mirrors": [mirror if "://" in mirror else f"http://{mirror}"],
         "storage-driver": "vfs",
         "userland-proxy": False,
     }
 
 
 @contextmanager
-def running(mirror: str) -> Iterator[Docker]:
-    """Give a docker that reaches docker.io through `mirror`, a host:port."""
+def running(mirror: str, certificates: Path | None = None) -> Iterator[Docker]:
+    """Give a docker that reaches docker.io through `mirror`, a host:port or a URL.
+
+    `certificates` is what dockerd sees as /etc/docker/certs.d, for a mirror beyond loopback.
+    """
     with workdir("docker") as root, containerd.daemon(root) as containerd_socket:
         config = root / "daemon.json"
         config.write_text(json.dumps(settings(root, containerd_socket, mirror)))
         socket = root / "docker.sock"
         argv = ["dockerd", "--config-file", str(config)]
-        daemon = Daemon(argv, hermetic(root), root / "dockerd.log")
+        env = hermetic(root)
+        if certificates is not None:
+            env |= dict.fromkeys(("NO_PROXY", "no_proxy"), f"127.0.0.1,{urlsplit(mirror).hostname}")
+            argv = [*_WITH_CERTIFICATES, str(certificates), *argv[1:]]
+        daemon = Daemon(argv, env, root / "dockerd.log")
         daemon.start(socket.is_socket, within=60)
         try:
             docker = Docker(root, socket)

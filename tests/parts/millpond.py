@@ -30,6 +30,10 @@ def merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
+WORKERS = int(os.environ.get("MILLPOND_TEST_WORKERS", "1"))
+"""With 2, the same tests go through worker processes."""
+
+
 class Millpond:
     """The proxy on a loopback port and a storage directory it keeps over restarts."""
 
@@ -47,6 +51,7 @@ class Millpond:
         self.storage = root / "storage"
         settings = {
             "listen": self.address,
+            "workers": WORKERS,
             "storage": {"path": str(self.storage), "max_size": "5GiB"},
             "default_upstream": "docker.io",
             "upstreams": {"docker.io": {"url": upstream, "library_prefix": True}},

@@ -56,6 +56,10 @@ class Skopeo:
         self._run("copy", "--quiet", f"oci:{layout}:{name}", f"{kind}:{place}")
         return place
 
+    def read_from(self, source: str) -> str:
+        """Copy an image from wherever skopeo can read; return the digest of its manifest."""
+        return self._copy_from(source)
+
     def inspect(self, reference: str) -> dict[str, Any]:
         """Return what `skopeo inspect` tells."""
         said: dict[str, Any] = json.loads(

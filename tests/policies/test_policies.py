@@ -12,6 +12,8 @@ from proxy.core.errors import ConfigError
 from proxy.policies import images
 from proxy.policies.images import Images
 from proxy.policies.rules import Facts
+from proxy.policies.signatures import Signatures
+from proxy.runtime.behalf import BEHALF
 from proxy.settings import Settings
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -39,6 +41,7 @@ from tests.policies.asking import (
 )
 from tests.policies.signing import Signer
 from tests.running import Proxy, Start, until
+from tests.web import pulling_as
 
 # --- each condition --------------------------------------------------------------------------
 
@@ -166,6 +169,38 @@ async def test_platforms(start: Start) -> None:
     for _ in range(2):
         assert is_denied(await proxy.get(manifest(ARM64.digest)), "only")
         assert (await proxy.head(manifest(ARM64.digest))).status == 403
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "application/json", "text/html"])
+@pytest.mark.parametrize("platform", ["linux/amd64", "linux/arm64", None])
+async def test_platforms_of_what_docker_runs_whatever_its_type_says(
+    start: Start, upstream: FakeUpstream, kind: str, platform: str | None
+) -> None:
+    image = content.image("typed", platform=platform or "linux/amd64")
+    document = json.loads(image.manifest)
+    if platform is None:
+        data = upstream.add_blob(REPO, b"no configuration")
+        document["config"] |= {"digest": data, "size": 16}
+    document["config"]["mediaType"] = kind
+    upstream.add(REPO, image)
+    upstream.add_manifest(REPO, content.encode(document), content.OCI_MANIFEST, tags=["typed"])
+    proxy = await start(policies=[{"name": "only", "platforms": ["linux/amd64"]}])
+    answer = await proxy.get(manifest("typed"))
+    assert is_denied(answer, "only") is (platform != "linux/amd64"), answer
+    if platform is None:
+        assert "its platform is unknown" in said(answer)["message"]
+
+
+@pytest.mark.parametrize(("named", "denied_by"), [("sha256", "sha512"), ("sha512", "sha256")])
+async def test_a_denied_manifest_is_denied_under_its_other_digest(
+    start: Start, upstream: FakeUpstream, tmp_path: Path, named: str, denied_by: str
+) -> None:
+    image = content.image("twice", algorithm=named)
+    upstream.add(REPO, image, tags=["twice"])
+    proxy = await start(policies=[denied(tmp_path, content.digest(image.manifest, denied_by))])
+    for ref in ("twice", image.digest):
+        assert is_denied(await proxy.get(manifest(ref)), "bad")
+    assert (await proxy.get(manifest("latest"))).status == 200
 
 
 async def test_media_types(start: Start, upstream: FakeUpstream) -> None:
@@ -351,6 +386,56 @@ async def test_decisions_are_counted_and_logged(start: Start, tmp_path: Path) ->
     await until(lambda: len(logged()) == 2)
     assert logged() == ["bad", None]
     assert IMAGE.digest in event["reason"]
+
+
+async def test_what_one_client_cannot_see_denies_no_other_client(
+    start: Start,
+    upstream: FakeUpstream,
+    signer: Signer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The registry refuses the first client the signature, and shows it to the others."""
+    pulling_as.prepare(upstream, "bearer")
+    asked: list[str] = []
+
+    async def is_signed(*_: object) -> bool:
+        asked.append(BEHALF.get())
+        return BEHALF.get() != asked[0]
+
+    monkeypatch.setattr(Signatures, "is_signed", is_signed)
+    proxy = await pulling_as.started(start, policies=[required(signer, tmp_path)])
+    ann, amy = pulling_as.Client(proxy, "ann"), pulling_as.Client(proxy, "amy")
+    for _ in range(2):
+        assert await ann.see("a manifest") == 403
+    assert len(asked) == 1, "the client itself gets the same answer for a while"
+    assert await amy.see("a manifest") == 200
+    assert len(set(asked)) == 2
+
+
+async def test_an_allowed_index_leaves_what_is_known_of_its_images(
+    start: Start,
+    upstream: FakeUpstream,
+    signer: Signer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for signed in (AMD64, INDEX):
+        signature = signing.signed_by(signer, signed.digest)
+        upstream.add(REPO, signature, tags=[signing.sig_tag(signed.digest)])
+    judged: list[str] = []
+    facts = Images.facts
+
+    async def counted(self: Images, target: Any, digest: Any, *more: Any) -> Facts:
+        judged.append(digest)
+        return await facts(self, target, digest, *more)
+
+    monkeypatch.setattr(Images, "facts", counted)
+    proxy = await start(policies=[required(signer, tmp_path)])
+    assert is_denied(await proxy.get(manifest(ARM64.digest)), "signed")
+    for digest in (AMD64.digest, INDEX.digest, AMD64.digest, ARM64.digest):
+        assert (await proxy.get(manifest(digest))).status == 200
+    assert judged == [ARM64.digest, AMD64.digest, INDEX.digest, ARM64.digest]
 
 
 # --- reload ----------------------------------------------------------------------------------

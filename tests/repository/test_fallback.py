@@ -12,7 +12,7 @@ from aiohttp import ClientPayloadError
 
 from proxy.core.errors import BlobUnknown
 from proxy.core.names import Digest, Target
-from proxy.core.sources import Piece, Priority
+from proxy.core.sources import Piece, Place, Priority
 from proxy.repository.origins import Origin
 from proxy.storage import fallback
 from tests.fakes import content, faults
@@ -369,7 +369,7 @@ async def test_the_directory_of_a_real_cache_works_as_a_fallback(
 class Shelf:
     """A source that is neither a registry nor a directory."""
 
-    is_public = False
+    place = Place.DISK
 
     def __init__(self, blobs: dict[str, bytes]) -> None:
         self._blobs = blobs
@@ -388,6 +388,9 @@ class Shelf:
 
 
 class ShelfBody:
+    is_public = False
+    is_confirmed = True
+
     def __init__(self, data: bytes, offset: int) -> None:
         self.size = len(data)
         self._rest = Piece(offset, data[offset:])

@@ -12,14 +12,18 @@ from proxy.runtime.logs import RequestLog
 
 
 class Broken(io.StringIO):
+    is_full = True
+
     def write(self, text: str) -> int:
-        raise OSError("no space")
+        if self.is_full:
+            raise OSError("no space")
+        return super().write(text)
 
 
 def log_to(stream: io.StringIO, form: Any = "json", drops: list[int] | None = None) -> RequestLog:
     output = logs.configure("info", form, stream)
     lost: list[int] = [] if drops is None else drops
-    return RequestLog(output, level="info", on_drop=lambda: lost.append(1))
+    return RequestLog(output, level="info", on_drop=lost.append)
 
 
 def test_a_line_has_what_is_known() -> None:
@@ -76,12 +80,32 @@ def test_a_flood_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_cannot_be_written_is_counted() -> None:
     drops: list[int] = []
-    log = log_to(Broken(), drops=drops)
+    stream = Broken()
+    log = log_to(stream, drops=drops)
+    assert log.is_complete
+    for _ in range(3):
+        log.add({}, 0.0, None)
+    log.flush()
+    assert (drops, log.is_complete) == ([3], False)
+    log.flush()
+    assert (drops, log.is_complete) == ([3], False)
+    stream.is_full = False
     log.add({}, 0.0, None)
-    log._flush_or_drop()
-    assert drops == [1]
-    log._flush_or_drop()
-    assert drops == [1]
+    log.flush()
+    assert (drops, log.is_complete) == ([3], True)
+
+
+def test_nothing_relies_on_lines_that_may_be_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "NEARLY_FULL", 2)
+    log = log_to(io.StringIO())
+    found = []
+    for _ in range(3):
+        found.append(log.is_complete)
+        log.add({}, 0.0, None)
+    log.flush()
+    assert [*found, log.is_complete] == [True, True, False, True]
+    log.set_level("warning")
+    assert not log.is_complete
 
 
 def test_what_cannot_be_said_fails_nobody() -> None:
@@ -101,7 +125,7 @@ def test_t66_requests_that_end_in_5xx_are_warnings(
 ) -> None:
     stream = io.StringIO()
     output = logs.configure(level, form, stream)
-    log = RequestLog(output, level=level, on_drop=lambda: None)
+    log = RequestLog(output, level=level, on_drop=lambda _: None)
     for status in (200, 404, 500, 502):
         log.add({"status": status}, 0.0, None)
     log.flush()

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from prometheus_client import generate_latest
 
-from proxy.runtime.metrics import CacheCounters, Metrics, Outcome
+from proxy.runtime.metrics import CacheCounters, Metrics, Outcome, WorkerCounters
 from proxy.runtime.prometheus_view import Gauge, registry
 from tests.running import Proxy
 
@@ -22,6 +22,7 @@ TYPES = {
     "upstream_response_seconds": "histogram",
     "evictions": "counter",
     "evicted_bytes": "counter",
+    "confirmations": "counter",
     "content_mismatches": "counter",
     "corrupted": "counter",
     "repaired": "counter",
@@ -39,12 +40,35 @@ TYPES = {
     "access_decisions": "counter",
     "audit_failures": "counter",
     "audit_lost_lines": "counter",
+    "worker_requests": "counter",
+    "worker_client_bytes": "counter",
+    "worker_relayed": "counter",
+    "worker_cpu_seconds": "counter",
+    "worker_memory_bytes": "gauge",
     "limit_delays": "counter",
     "limit_refusals": "counter",
     "limit_wait_seconds": "counter",
     "background_failures": "counter",
     "background_up": "gauge",
     "policy_decisions": "counter",
+    "warmed_images": "counter",
+    "warm_failures": "counter",
+    "bucket_requests": "counter",
+    "bucket_read_bytes": "counter",
+    "bucket_uploads": "counter",
+    "bucket_uploaded_bytes": "counter",
+    "bucket_failures": "counter",
+    "bucket_evictions": "counter",
+    "bucket_evicted_bytes": "counter",
+    "source_requests": "counter",
+    "source_bytes": "counter",
+    "fleet_redis_commands": "counter",
+    "fleet_redis_failures": "counter",
+    "fleet_redis_skipped": "counter",
+    "fleet_redis_wait_seconds": "counter",
+    "fleet_received_bytes": "counter",
+    "fleet_sent_bytes": "counter",
+    "fleet_peer_failures": "counter",
     "loop_lag_seconds": "gauge",
     "build_info": "gauge",
     "cache_bytes": "gauge",
@@ -58,8 +82,10 @@ def exposed(metrics: Metrics) -> list[str]:
 
 
 def test_names_and_types_stay() -> None:
-    found = {}
-    for line in exposed(Metrics([])):
+    metrics, found = Metrics([]), {}
+    assert not any("worker" in line for line in exposed(metrics))
+    metrics.workers["1"] = WorkerCounters()
+    for line in exposed(metrics):
         if line.startswith("# TYPE millpond_"):
             _, _, name, kind = line.split()
             found[name.removeprefix("millpond_").removesuffix("_total")] = kind

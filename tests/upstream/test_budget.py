@@ -82,3 +82,34 @@ def test_the_source_is_bounded_and_may_be_missing(budget: Budget) -> None:
     assert budget.source == "x" * 64
     note(budget, "10", "1", "")
     assert budget.source is None
+
+
+def test_a_report_of_another_replica_counts_if_it_is_newer(clock: Clock) -> None:
+    first, second = Budget(clock), Budget(clock)
+    note(first, "100;w=600", "40")
+    clock.advance(10)
+    second.hear(first.told(), 2.0)
+    assert (second.limit, second.remaining, second.source) == (100, 40, "192.0.2.1")
+    note(second, "100;w=600", "30")
+    second.hear(first.told(), 0.0)
+    assert second.remaining == 30
+    first.hear(second.told(), 0.0)
+    assert first.remaining == 30
+
+
+def test_the_limit_of_another_address_is_not_taken_over(clock: Clock) -> None:
+    first, second = Budget(clock), Budget(clock)
+    note(first, "100;w=600", "40")
+    clock.advance(1)
+    note(second, "100;w=600", "90", "192.0.2.2")
+    first.hear(second.told(), 0.0)
+    assert first.remaining == 40
+
+
+@pytest.mark.parametrize(
+    "told", [{}, {"limit": "x"}, {"limit": 5, "remaining": 1}, {"limit": 5, "remaining": None}]
+)
+def test_a_malformed_report_is_ignored(clock: Clock, told: dict[str, object]) -> None:
+    budget = Budget(clock)
+    budget.hear(told, 0.0)
+    assert budget.limit is None

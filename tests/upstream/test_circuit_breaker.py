@@ -163,3 +163,38 @@ def test_what_upstream_rejects_is_no_failure_of_its(breaker: CircuitBreaker) -> 
         breaker.record_failure(PULL, ITEM, UpstreamRejected("400"))
     assert refusal(breaker) is None
     assert breaker.retry_delay(1, UpstreamRejected("400")) is None
+
+
+def test_another_replica_s_cool_down_and_circuit_are_taken_over(clock: Clock) -> None:
+    first, second = (CircuitBreaker("hub", SETTINGS, clock) for _ in range(2))
+    first.record_failure(PULL, ITEM, TooManyRequests("slow down", retry_after=60))
+    for number in range(3):
+        first.record_failure(CHECK, f"{ITEM} {number}", DOWN)
+    second.hear(first.told(), 1.0)
+    limited = refusal(second)
+    assert isinstance(limited, TooManyRequests)
+    assert limited.retry_after == pytest.approx(59)
+    assert isinstance(refusal(second, CHECK), UpstreamUnavailable)
+    clock.advance(5)
+    assert refusal(second, CHECK) is None, "the probe"
+    second.record_answer(ITEM)
+    first.hear(second.told(), 0.0)
+    assert first.state is CircuitState.CLOSED
+
+
+def test_an_older_failure_elsewhere_does_not_open_a_circuit(clock: Clock) -> None:
+    first, second = (CircuitBreaker("hub", SETTINGS, clock) for _ in range(2))
+    for number in range(3):
+        first.record_failure(CHECK, f"{ITEM} {number}", DOWN)
+    clock.advance(1)
+    second.record_answer(ITEM)
+    second.hear(first.told(), 0.0)
+    assert second.state is CircuitState.CLOSED
+
+
+@pytest.mark.parametrize(
+    "told", [{}, {"cooling": 1}, {"cooling": {PULL: "x"}}, {"is_open": True, "failed_age": None}]
+)
+def test_a_malformed_state_is_ignored(breaker: CircuitBreaker, told: dict[str, object]) -> None:
+    breaker.hear(told, 0.0)
+    assert refusal(breaker) is None

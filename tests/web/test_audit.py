@@ -16,6 +16,7 @@ from proxy.access.identity import Certificate
 from proxy.access.principals import Method, Principal
 from proxy.core.errors import Unauthorized
 from proxy.runtime import line_writer
+from proxy.runtime.logs import RequestLog
 from tests.access.people import basic, write_users
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
@@ -38,12 +39,15 @@ RULES = [
 class Tokens:
     """Knows one token."""
 
+    def seal(self, authorization: str) -> bytes:
+        return authorization.encode()
+
     def recognise(
-        self, authorization: str | None, address: str | None, certificate: Certificate | None
+        self, credential: bytes | None, address: str | None, certificate: Certificate | None
     ) -> Principal | None:
-        if authorization is None:
+        if credential is None:
             return Principal(address)
-        if authorization == f"Bearer {SECRET}":
+        if credential == f"Bearer {SECRET}".encode():
             return Principal(address, "eve", method=Method.TOKEN, credential_id="ci")
         return None
 
@@ -111,13 +115,18 @@ async def test_the_response_cache_records_the_same_as_the_general_path(
     for _ in range(6):
         await proxy.get(MANIFEST, Authorization=f"Bearer {SECRET}")
     await until(lambda: len(lines()) == 6)
-    metrics = (await proxy.get("/metrics")).body.decode()
-    assert "millpond_prepared_answers_total 0.0" not in metrics
+    assert await prepared(proxy) > 0
     told = [{k: v for k, v in line.items() if k != "time"} for line in lines()]
     assert told[0] | {"cache": "hit"} == told[-1]
     assert [line["cache"] for line in told] == ["miss", *["hit"] * 5]
     assert told[-1]["user"] == "eve"
     assert (told[-1]["method"], told[-1]["credential_id"]) == ("token", "ci")
+
+
+async def prepared(proxy: Proxy) -> float:
+    """How many requests the response cache has answered."""
+    page = (await proxy.get("/metrics")).body.decode()
+    return float(page.partition("\nmillpond_prepared_answers_total ")[2].split()[0])
 
 
 async def test_what_is_no_pull_has_no_line(proxy: Proxy, lines: Lines) -> None:
@@ -246,6 +255,28 @@ async def test_what_a_limit_refused_says_so(
     assert lines()[0]["outcome"] == "limited"
 
 
+async def test_a_login_that_a_limit_refused_says_so(
+    start: Start,
+    access: dict[str, Any],
+    lines: Lines,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "MAX_WAIT", 0.0)
+    users = write_users(tmp_path / "htpasswd", eve="c0rrect")
+    few = {"htpasswd_file": str(users), "limits": {"requests_per_second": 0.01}}
+    proxy = await start(access=access | few)
+    for status in (200, 429):
+        answer = await proxy.get("/-/token", Authorization=basic("eve", "c0rrect"))
+        assert answer.status == status
+    await until(lambda: len(lines()) == 2)
+    assert [(line["event"], line["outcome"], line["status"]) for line in lines()] == [
+        ("login", "allowed", 200),
+        ("login", "limited", 429),
+    ]
+    assert lines()[1]["user"] == "eve"
+
+
 async def test_what_operators_do_and_what_others_try(proxy: Proxy, lines: Lines) -> None:
     connector = UnixConnector(str(proxy.storage / "admin.sock"))
     async with ClientSession("http://millpond", connector=connector) as operator:
@@ -275,17 +306,77 @@ async def test_no_secret_and_no_second_line_gets_in(proxy: Proxy, lines: Lines, 
         assert secret not in written
 
 
-@pytest.mark.parametrize("level", ["info", "error"])
-async def test_without_a_file_the_lines_are_in_the_log_whatever_its_level(
+def logged(proxy: Proxy, event: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, proxy.log.getvalue().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+async def test_without_a_file_the_request_line_of_a_pull_is_its_audit_line(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", IMAGE)
+    proxy = await start(access={"rules": RULES}, identifier=Tokens())
+    for _ in range(6):
+        await proxy.get(MANIFEST, Authorization=f"Bearer {SECRET}", X_Request_Id="r1")
+    await until(lambda: len(logged(proxy, "request")) == 6)
+    assert await prepared(proxy) > 0
+    recorded = {
+        "audit": "pull",
+        "user": "eve",
+        "login": "token",
+        "credential_id": "ci",
+        "rule": "2: allow pull docker.io/library/** to everybody",
+        "digest": IMAGE.digest,
+        "request_id": "r1",
+        "status": 200,
+        "client": "127.0.0.1",
+    }
+    lines = logged(proxy, "request")
+    assert [line | recorded for line in lines] == lines
+    assert [line["outcome"] for line in lines] == ["miss", *["hit"] * 5]
+    assert logged(proxy, "audit") == []
+
+
+async def test_without_a_file_what_is_no_allowed_pull_has_a_line_of_its_own(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/app", IMAGE)
+    proxy = await start(access={"rules": RULES}, identifier=Tokens())
+    for path in (BLOB, f"{REPO}/manifests/absent", "/v2/library/miner/manifests/latest"):
+        await proxy.get(path, Authorization=f"Bearer {SECRET}")
+    await proxy.head(MANIFEST)
+    await until(lambda: len(logged(proxy, "request")) == 4)
+    await until(lambda: len(logged(proxy, "audit")) == 2)
+    assert [line["outcome"] for line in logged(proxy, "audit")] == ["failed", "denied"]
+    assert not any("audit" in line for line in logged(proxy, "request"))
+
+
+@pytest.mark.parametrize("level", ["warning", "error"])
+async def test_without_request_lines_the_audit_lines_are_in_the_log_whatever_its_level(
     start: Start, upstream: FakeUpstream, level: str
 ) -> None:
     upstream.add("library/app", IMAGE)
     proxy = await start(access={"rules": RULES}, log={"level": level})
+    for _ in range(4):
+        await proxy.get(MANIFEST)
+    await until(lambda: len(logged(proxy, "audit")) == 4)
+    assert await prepared(proxy) > 0
+    for line in logged(proxy, "audit"):
+        assert (line["audit"], line["outcome"], line["digest"]) == ("pull", "allowed", IMAGE.digest)
+
+
+async def test_pulls_have_audit_lines_while_request_lines_may_be_dropped(
+    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.add("library/app", IMAGE)
+    proxy = await start(access={"rules": RULES})
     await proxy.get(MANIFEST)
-    await until(lambda: '"event": "audit"' in proxy.log.getvalue())
-    logged = [json.loads(line) for line in proxy.log.getvalue().splitlines()]
-    [line] = [line for line in logged if line["event"] == "audit"]
-    assert (line["audit"], line["outcome"], line["digest"]) == ("pull", "allowed", IMAGE.digest)
+    monkeypatch.setattr(RequestLog, "is_complete", False)
+    for _ in range(4):
+        await proxy.get(MANIFEST)
+    await until(lambda: len(logged(proxy, "request")) == 5)
+    await until(lambda: len(logged(proxy, "audit")) == 4)
+    assert sum("audit" in line for line in logged(proxy, "request")) == 1
 
 
 async def test_without_configured_access_there_is_no_audit_log(

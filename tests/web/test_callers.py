@@ -89,6 +89,28 @@ async def test_each_client_gets_what_upstream_gives_it(
     assert (await fast(proxy) > 0) == (not direct)
 
 
+async def confirmations(proxy: Proxy) -> dict[str, int]:
+    page = (await proxy.get("/metrics")).body.decode()
+    pattern = r'^millpond_confirmations_total\{outcome="(\w+)",upstream="docker.io"\} (\S+)$'
+    return {name: int(float(count)) for name, count in re.findall(pattern, page, re.MULTILINE)}
+
+
+async def test_confirmations_are_counted(start: Start, simple: FakeUpstream, clock: Clock) -> None:
+    proxy = await started(start)
+    ann, bob = Client(proxy, "ann"), Client(proxy, "bob")
+    for _ in range(3):
+        assert await ann.see("a tag") == 200
+    counted = {"confirmed": 1, "refused": 1, "failed": 0, "stale": 0}  # first without a login
+    assert await confirmations(proxy) == counted
+    assert await bob.see("a tag") in (403, 404)
+    assert await confirmations(proxy) == (counted := counted | {"refused": 2})
+    clock.advance(TTL)
+    simple.fail(503)
+    for _ in range(2):
+        assert await ann.see("a tag") == 200
+    assert await confirmations(proxy) == counted | {"failed": 1, "stale": 2}
+
+
 async def test_repeated_requests_are_fast_for_the_confirmed_only(
     start: Start, simple: FakeUpstream, clock: Clock
 ) -> None:

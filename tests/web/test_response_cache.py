@@ -14,6 +14,9 @@ import pytest
 from proxy.core.names import Digest, Kind, Repo, Route, Target
 from proxy.repository.memory_lookup import MemoryLookup
 from proxy.web import response_cache
+from proxy.web.connection import Connection
+from proxy.web.response_cache import ResponseCache
+from tests.access.company import People
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -390,13 +393,49 @@ async def test_requests_known_are_bounded(proxy: Proxy, monkeypatch: pytest.Monk
         assert await at_once(proxy) == 2
 
 
+def connections(client: Line) -> list[Connection]:
+    """Return the other side of a connection."""
+    frames = [task.get_coro().cr_frame for task in asyncio.all_tasks()]
+    held = [frame.f_locals.get("self") for frame in frames if frame is not None]
+    own = client.writer.get_extra_info("sockname")
+    return [it for it in held if isinstance(it, Connection) and it.peername == own]
+
+
+@pytest.mark.parametrize("name", ["Authorization", "authorization"])
+async def test_credentials_of_remembered_requests_are_not_kept(
+    start: Start, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    made: list[ResponseCache] = []
+    learn = ResponseCache.learn
+    monkeypatch.setattr(
+        ResponseCache, "learn", lambda self, exchange: (made.append(self), learn(self, exchange))
+    )
+    proxy = await start(identifier=People(), access={"rules": [{"allow": "pull"}]})
+    request = head(TAG, f"{name}: Bearer ann")
+    async with line(proxy) as client:
+        await client.teach(request)
+        await client.ask(request)
+        assert await at_once(proxy) == 1
+        kept = repr((made[0]._requests, made[0]._seen_once))
+        assert "library/app" in kept
+        assert "Bearer ann" not in kept.replace(repr(b"Bearer ann"), ""), "but for the fake's hash"
+        assert [connection.head for connection in connections(client)] == [None]
+
+
+@pytest.mark.parametrize("name", ["AUTHORIZATION", "AuthoriZation"])
+async def test_credentials_that_would_be_kept_are_not_remembered(start: Start, name: str) -> None:
+    proxy = await start(identifier=People(), access={"rules": [{"allow": "pull"}]})
+    async with line(proxy) as client:
+        await client.teach(request := head(TAG, f"{name}: Bearer ann"))
+        await client.ask(request)
+        assert await at_once(proxy) == 0
+
+
 async def test_a_busy_connection_is_not_closed_as_idle(proxy: Proxy) -> None:
     await fill(proxy)
     async with line(proxy) as client:
         await client.teach(head(TAG))
-        frames = [task.get_coro().cr_frame for task in asyncio.all_tasks()]
-        held = [frame.f_locals.get("self") for frame in frames if frame is not None]
-        [connection] = [it for it in held if getattr(it, "_client", None) and it.head == head(TAG)]
+        [connection] = connections(client)
         connection._next_keepalive_close_time = 0.0
         await client.ask(head(TAG))
         assert await at_once(proxy) == 1

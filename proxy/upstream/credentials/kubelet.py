@@ -4,6 +4,7 @@ Source: kubernetes/kubelet ``pkg/apis/credentialprovider/v1/types.go``. The plug
 without its tag, and answers with credentials by patterns of images.
 """
 
+import asyncio
 import json
 import re
 from fnmatch import fnmatchcase
@@ -18,6 +19,12 @@ from proxy.upstream.credentials.program import Program, read_answer, run
 from proxy.upstream.credentials.renewing import Issued, Renewing
 
 VERSION: Final = "credentialprovider.kubelet.k8s.io/v1"
+MAX_RUNNING: Final = 2
+"""Runs of one plugin at a time."""
+
+MAX_WAITING: Final = 32
+"""Images that wait for a run. Clients may invent names, and others wait behind them."""
+
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:h|ms|m|s))+")
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
 _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -26,8 +33,9 @@ _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 class KubeletPlugin:
     """What a plugin answers for images of the registry at ``url``.
 
-    Its answer is kept for the image, or for the registry if the plugin says so. A plugin that sets
-    no ``cacheDuration`` is asked again after ``default_life`` seconds.
+    Its answer, or that it has none, is kept for the image, or for the registry if the plugin says
+    so. A plugin that sets no ``cacheDuration`` is asked again after ``default_life`` seconds.
+    Requests for one image share a run, and only a few images have theirs at a time.
     """
 
     kind: Final = "kubelet"
@@ -37,6 +45,8 @@ class KubeletPlugin:
         self._url = url
         self._default_life = default_life
         self._is_by_image = True
+        self._slots = asyncio.Semaphore(MAX_RUNNING)
+        self._asking = 0
         self._answers: Renewing[dict[str, Credential]] = Renewing(self.kind)
 
     async def get(self, repository: str) -> Credential | None:
@@ -72,6 +82,17 @@ class KubeletPlugin:
         return image if self._is_by_image else ""
 
     async def _ask(self, image: str) -> Issued[dict[str, Credential]]:
+        """Run the plugin for an image. Raises ``CredentialsRejected``."""
+        if self._asking >= MAX_RUNNING + MAX_WAITING:
+            raise CredentialsRejected(f"{self._program.name} has to run for too many images")
+        self._asking += 1
+        try:
+            async with self._slots:
+                return await self._run(image)
+        finally:
+            self._asking -= 1
+
+    async def _run(self, image: str) -> Issued[dict[str, Credential]]:
         request = {"apiVersion": VERSION, "kind": "CredentialProviderRequest", "image": image}
         document = read_answer(self._program, await run(self._program, json.dumps(request)))
         kind: Final = document.get("cacheKeyType")

@@ -1,18 +1,19 @@
 """Runs a program that knows credentials: without a shell, with bounded time and output."""
 
-import asyncio
 import os
 import select
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from tempfile import TemporaryFile
 from typing import IO, Final, NamedTuple
 
 from proxy.core.errors import CredentialsRejected
 from proxy.core.tolerant_json import read_object
+from proxy.runtime.executors import Pool, start_in_thread
 from proxy.settings.loading import PREFIX
 
 SECONDS: Final = 15.0
@@ -49,7 +50,7 @@ async def run(program: Program, text: str, seconds: float = SECONDS) -> Output:
     """
     running = _Running(program, seconds)
     try:
-        return await asyncio.to_thread(running.output, text.encode())
+        return await start_in_thread(partial(running.output, text.encode()), Pool.PROGRAM)
     finally:
         running.kill()  # when the wait is cancelled, the program ends, and the thread with it
 
@@ -60,11 +61,12 @@ class _Running:
     def __init__(self, program: Program, seconds: float) -> None:
         self._program = program
         self._seconds = seconds
-        self._deadline = time.monotonic() + seconds
+        self._deadline = 0.0
         self._process: Popen[bytes] | None = None
         self._is_killed = False
 
     def output(self, sent: bytes) -> Output:
+        self._deadline = time.monotonic() + self._seconds  # without the wait for a thread
         with TemporaryFile() as question:  # unlike a pipe, it never fills up
             question.write(sent)
             question.seek(0)

@@ -6,7 +6,7 @@ Only for the operator: names are confidential, and most of it changes something.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp.web import BaseRequest, StreamResponse
 
@@ -24,6 +24,7 @@ from proxy.core.errors import (
     Unsupported,
 )
 from proxy.core.names import Image
+from proxy.core.records import BlobRecord
 from proxy.core.selection import Selector
 from proxy.core.units import parse_size
 from proxy.repository import Cache
@@ -34,7 +35,11 @@ from proxy.services.verify import Verifier
 from proxy.services.warm import Warmer
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import images, offline, tags
+from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.documents import Document, Page, is_true, reply, required, stream
+
+if TYPE_CHECKING:
+    from proxy.content.bucket_eviction import BucketEvictor  # it needs obstore
 
 _DEFAULT_TTL: Final = 3600.0
 _LONGEST_TTL: Final = 7 * 86400.0
@@ -42,7 +47,11 @@ _LONGEST_TTL: Final = 7 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What commands work on, and the parsers of image names and selectors."""
+    """What commands work on, and the parsers of image names and selectors.
+
+    ``replicas`` returns what every replica of the fleet says of itself, by address. ``bucket``
+    evicts from the second tier, if there is one.
+    """
 
     content: Content
     pins: Pins
@@ -52,10 +61,13 @@ class Services:
     puller: Puller
     expansion: Expansion
     warmer: Warmer
+    bundles: Bundles
     cache: Cache
     upstreams: Mapping[str, Upstream]
     image: Callable[[str], Image]
     selector: Callable[[str], Selector]
+    replicas: Callable[[], Mapping[str, Document]]
+    bucket: "BucketEvictor | None" = None
 
 
 class Control:
@@ -73,6 +85,7 @@ class Control:
         self.access = access
         self._pages: dict[str, dict[str, Page]] = {
             "/-/pins": {"GET": self._get_pins, "PUT": self._put_pin, "DELETE": self._delete_pin},
+            "/-/fleet": {"GET": self._get_fleet},
             "/-/in-use": {"GET": self._get_in_use, "PUT": self._put_in_use},
             "/-/evict": {"GET": self._get_evict, "POST": self._post_evict},
             "/-/verify": {"POST": self._post_verify},
@@ -83,6 +96,7 @@ class Control:
             "/-/history": {"GET": self._get_history},
             "/-/resolve": {"GET": self._get_resolve},
             "/-/expand": {"GET": self._get_expand},
+            **services.bundles.pages,
         }
 
     def has(self, path: str) -> bool:
@@ -118,6 +132,10 @@ class Control:
             raise StorageUnavailable(f"the pin cannot be removed: {error}") from error
         return reply({"pin": name, "removed": removed})
 
+    async def _get_fleet(self, _: BaseRequest) -> StreamResponse:
+        replicas = sorted(self._services.replicas().items())
+        return reply({"replicas": [{"address": one} | facts for one, facts in replicas]})
+
     async def _get_in_use(self, _: BaseRequest) -> StreamResponse:
         feeds = [
             {"source": feed.source, "images": feed.named, "expires_at": feed.expires_at}
@@ -141,11 +159,26 @@ class Control:
         )
 
     async def _get_evict(self, request: BaseRequest) -> StreamResponse:
-        return await stream(request, images.would_evict(self._content, _size(request)))
+        size, bucket = _size(request), self._bucket(request)
+        if bucket is None:
+            coldest = await self._content.evictor.coldest(size)
+        else:
+            victims = await bucket.coldest(size)
+            coldest = [BlobRecord(one.digest, one.size, None, one.used_at) for one in victims]
+        return await stream(request, images.would_evict(self._content, coldest))
 
     async def _post_evict(self, request: BaseRequest) -> StreamResponse:
-        blobs, freed = await self._content.evictor.evict(_size(request))
+        blobs, freed = await (self._bucket(request) or self._content.evictor).evict(_size(request))
         return reply({"blobs": blobs, "bytes": freed})
+
+    def _bucket(self, request: BaseRequest) -> "BucketEvictor | None":
+        """Return what evicts from the bucket, None for the disk. Raises ``RequestInvalid``."""
+        tier = request.query.get("tier", "disk")
+        if tier not in ("disk", "bucket"):
+            raise RequestInvalid("tier is disk or bucket")
+        if tier == "bucket" and self._services.bucket is None:
+            raise RequestInvalid("no bucket is configured")
+        return self._services.bucket if tier == "bucket" else None
 
     async def _post_verify(self, request: BaseRequest) -> StreamResponse:
         events = self._services.verifier.run(

@@ -59,12 +59,12 @@ async def _described(content: Content, image: TaggedImage) -> Document:
     }
 
 
-async def would_evict(content: Content, wanted: int) -> AsyncGenerator[Document]:
-    """Yield what an eviction of ``wanted`` disk bytes would delete.
+async def would_evict(content: Content, coldest: list[BlobRecord]) -> AsyncGenerator[Document]:
+    """Yield what an eviction of this content would delete.
 
     First the content, coldest first, then the images that lose some of it, then the sum.
     """
-    victims = {record.digest: record for record in await content.evictor.coldest(wanted)}
+    victims = {record.digest: record for record in coldest}
     for record in list(victims.values())[:_MOST_LINES]:
         yield {
             "digest": record.digest,

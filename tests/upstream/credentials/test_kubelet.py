@@ -1,5 +1,7 @@
 """A real exec plugin, as the kubelet runs them."""
 
+import asyncio
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 from yarl import URL
 
 from proxy.core.errors import CredentialsRejected
-from proxy.upstream.credentials import Credential, renewing
+from proxy.upstream.credentials import Credential, kubelet, renewing
 from proxy.upstream.credentials.kubelet import VERSION, KubeletPlugin, matches
 from proxy.upstream.credentials.program import Program
 from tests.fakes import content
@@ -79,6 +81,33 @@ async def test_the_request_and_the_most_specific_answer(tmp_path: Path) -> None:
         {"apiVersion": VERSION, "kind": "CredentialProviderRequest", "image": image}
         for image in images
     ]
+
+
+async def test_invented_images_run_few_plugins_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubelet, "MAX_WAITING", 6)
+    file, go, log = tmp_path / "plugin", tmp_path / "go", tmp_path / "runs"
+    note = f"open({str(log)!r}, 'a').write"
+    wait = f"while not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    reply = answer({"*.example.io:5000": login("alice")}, "Image")
+    source = plugin(file, f"{note}('+')\n{wait}\n{reply}\n{note}('-')")
+    asked = [asyncio.create_task(source.get(f"invented-{number % 9}")) for number in range(18)]
+    async with asyncio.timeout(30):
+        while not log.exists() or len(log.read_text()) < kubelet.MAX_RUNNING:
+            await asyncio.sleep(0.01)
+        failed, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.to_thread(int, 1)  # other work goes on
+    go.touch()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    rejected = [one for one in answers if isinstance(one, CredentialsRejected)]
+    assert len(rejected) == 2, "of one image too many, which two requests are for"
+    assert "too many images" in rejected[0].message
+    assert len(failed) <= 2
+    assert answers.count(Credential("alice", "w")) == 16
+    assert len(runs(file)) == 8, "requests for one image share a run"
+    running = list(itertools.accumulate(1 if it == "+" else -1 for it in log.read_text()))
+    assert max(running) == kubelet.MAX_RUNNING
 
 
 @pytest.mark.parametrize("kind", ["Registry", "Global"])

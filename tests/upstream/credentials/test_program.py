@@ -48,7 +48,7 @@ async def test_a_program_gets_text_and_environment(tmp_path: Path) -> None:
         ("sys.stdout.buffer.write(b'\\xff' * 100)", "prints no JSON object"),
         ("", "prints no JSON object"),
         (f"print('{SECRET}' * 100000)", f"prints more than {MAX_OUTPUT} bytes"),
-        ("while True: print('x' * 1000)", f"prints more than {MAX_OUTPUT} bytes"),
+        ("for _ in range(10_000): print('x' * 1000)", f"prints more than {MAX_OUTPUT} bytes"),
     ],
 )
 async def test_a_bad_program_is_one_error_without_its_output(
@@ -82,21 +82,25 @@ async def test_a_program_that_is_missing_or_none(tmp_path: Path, mode: int | Non
 
 async def test_a_program_that_hangs_ends_with_all_its_children(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    body = (
-        f"child = os.fork()\nif child: open({str(pid)!r}, 'w').write(str(child))\ntime.sleep(600)"
-    )
+    body = f"child = os.fork()\nif child: open({str(pid)!r}, 'w').write(str(child))\ntime.sleep(60)"
     program = Program((str(written(tmp_path / "slow", body)),), {})
     began = time.monotonic()
     with pytest.raises(CredentialsRejected, match="does not end within 2 seconds"):
         await run(program, "x", seconds=2)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 40
     child = int(pid.read_text())
     await until(lambda: not is_running(child))
 
 
+async def test_a_program_that_hangs_after_its_answer_ends(tmp_path: Path) -> None:
+    file = written(tmp_path / "mute", "print('{}', flush=True)\nos.close(1)\ntime.sleep(60)")
+    with pytest.raises(CredentialsRejected, match="does not end within 2 seconds"):
+        await run(Program((str(file),), {}), "x", seconds=2)
+
+
 async def test_a_program_ends_when_the_wait_for_it_is_cancelled(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    body = f"open({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
+    body = f"open({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
     task = asyncio.create_task(run(Program((str(written(tmp_path / "slow", body)),), {}), "x", 500))
     await until(lambda: pid.exists() and pid.read_text() != "")
     task.cancel()

@@ -1,0 +1,211 @@
+"""Builds what this replica shares with the others of its fleet."""
+
+import ipaddress
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import structlog
+
+from proxy import VERSION
+from proxy.content.content import Content
+from proxy.content.downloads import Download, Downloads
+from proxy.core.errors import ConfigError
+from proxy.core.names import Digest
+from proxy.core.sources import SharedSource
+from proxy.fleet.leases import Leases, Progress
+from proxy.fleet.manifests import Manifests
+from proxy.fleet.peers import Peers as PeerClient
+from proxy.fleet.replicas import Replicas
+from proxy.fleet.signatures import MIN_SECRET, Signer
+from proxy.fleet.small_content import SmallContent
+from proxy.fleet.sources import Following, Holding, Rescuing
+from proxy.fleet.store import Store
+from proxy.fleet.tokens import TokenVault
+from proxy.repository.origins import Peers
+from proxy.runtime.metrics import Metrics
+from proxy.runtime.supervisor import Supervisor
+from proxy.settings import Settings
+
+_MAX_DOWNLOADS: Final = 20
+"""Downloads that a replica tells the others of."""
+
+log = structlog.get_logger(__name__)
+
+
+class Local(NamedTuple):
+    """What this replica has."""
+
+    content: Content
+    downloads: Downloads
+    bucket: SharedSource | None
+
+
+class Exchange(NamedTuple):
+    """What exchanges content and secrets."""
+
+    signer: Signer
+    leases: Leases
+    peers: Peers
+    tokens: TokenVault
+    small: SmallContent
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What replicas share. ``exchange`` None: they exchange no content."""
+
+    store: Store
+    address: str
+    replicas: Replicas
+    exchange: Exchange | None
+
+
+async def opened(
+    stack: AsyncExitStack,
+    settings: Settings,
+    listens_at: str | None,
+    metrics: Metrics,
+    local: Local,
+) -> Fleet | None:
+    """Return the parts of a replica; ``stack`` closes them. Raises ``ConfigError``.
+
+    None without ``fleet.redis``, and for a Millpond without clients (``listens_at`` None).
+    """
+    if settings.fleet.redis is None or listens_at is None:
+        return None
+    content, downloads, bucket = local
+    url = settings.fleet.redis.get_secret_value()
+    store = Store(url, settings.fleet.name, metrics.fleet)
+    stack.push_async_callback(store.close)
+    background = Supervisor(metrics.tasks, metrics.readiness)
+    stack.push_async_callback(background.close)
+    address = settings.fleet.advertise or _address(
+        url, listens_at, has_tls=settings.tls is not None
+    )
+    replicas = Replicas(store, address, _describe(content, downloads, metrics))
+    stack.push_async_callback(replicas.leave)
+    exchange = None
+    if settings.fleet.secret_file is None:
+        log.warning("replicas exchange no content without fleet.secret_file", address=address)
+    else:
+        secret = _secret(settings.fleet.secret_file)
+        signer = Signer(secret, address, store.now)
+        client = PeerClient(signer, metrics.fleet)
+        stack.push_async_callback(client.close)
+        leases = Leases(store, address)
+        stack.push_async_callback(leases.close)
+        content.on_stored.append(leases.stored)
+        downloads.on_ended.append(_release(leases))
+        background.start("fleet leases", lambda: leases.keep(_progress(downloads)))
+        holding = Holding(leases, client, replicas.others)
+        small = SmallContent(store)
+        background.start("fleet manifests", small.run)
+        sources = [small, *([] if bucket is None else [bucket]), holding]
+        manifests = Manifests(leases, client, sources)
+        stack.push_async_callback(manifests.close)
+        following, rescuing = Following(leases, client), Rescuing(leases, client, holding)
+        peers = Peers(following, holding, manifests, rescuing, leases.release)
+        exchange = Exchange(signer, leases, peers, TokenVault(store, secret), small)
+        log.info("this replica exchanges content with others", address=address)
+    background.start("fleet heartbeat", replicas.beat)
+    return Fleet(store, address, replicas, exchange)
+
+
+def _secret(file: Path) -> bytes:
+    try:
+        secret = file.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"fleet.secret_file: {file} cannot be read: {error.strerror}") from None
+    if len(secret) < MIN_SECRET:
+        raise ConfigError(
+            f"fleet.secret_file: {file} has less than {MIN_SECRET} bytes; "
+            "make one with: openssl rand -hex 32"
+        )
+    return secret
+
+
+def _address(redis: str, listens_at: str, *, has_tls: bool) -> str:
+    """Return where the others reach this replica, as far as it can be known from here.
+
+    There are two cases: it listens on one address, or on all, and then the one on the route to
+    Redis leads to the other replicas too.
+    """
+    host, _, port = listens_at.rpartition(":")
+    host = host.strip("[]")
+    if ipaddress.ip_address(host).is_unspecified:
+        host = _route_to(redis) or "127.0.0.1"
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if has_tls else 'http'}://{shown}:{port}"
+
+
+def _route_to(redis: str) -> str | None:
+    """Return this machine's address on the route to Redis, None for a unix socket."""
+    url = urlsplit(redis)
+    if url.hostname is None:
+        return None
+    try:
+        found = socket.getaddrinfo(url.hostname, url.port or 6379, type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise ConfigError(
+            f"fleet.advertise: the address of this replica is not known, because the host of "
+            f"fleet.redis is not: {error.strerror}; set fleet.advertise"
+        ) from None
+
+
+def _progress(downloads: Downloads) -> Callable[[str, Digest], Progress | None]:
+    def progress(upstream: str, digest: Digest) -> Progress | None:
+        download = downloads.of(upstream, digest)
+        if download is None or not download.is_open:
+            return None
+        return Progress(download.written, is_complete=download.written == download.size)
+
+    return progress
+
+
+def _release(leases: Leases) -> Callable[[Download], None]:
+    def release(download: Download) -> None:
+        leases.release(download.target.upstream, download.digest)
+
+    return release
+
+
+def _describe(
+    content: Content, downloads: Downloads, metrics: Metrics
+) -> Callable[[], dict[str, Any]]:
+    """Return what says how this replica is, in JSON values; bytes and seconds."""
+    started = time.monotonic()
+
+    def describe() -> dict[str, Any]:
+        usage, running = content.usage(), downloads.all()
+        reasons = content.failures() | dict(metrics.readiness.reasons)
+        return {
+            "version": VERSION,
+            "uptime_seconds": round(time.monotonic() - started),
+            "health": "; ".join(reasons.values()) or "ok",
+            "disk_bytes": usage.used_bytes,
+            "disk_limit_bytes": usage.limit_bytes,
+            "downloads": len(running),
+            "downloading": [_shown(download) for download in running[:_MAX_DOWNLOADS]],
+        }
+
+    return describe
+
+
+def _shown(download: Download) -> dict[str, Any]:
+    return {
+        "digest": download.digest,
+        "upstream": download.target.upstream,
+        "repository": download.target.repo,
+        "bytes": download.written,
+        "size": download.size,
+    }

@@ -1,0 +1,93 @@
+"""What the main process and a worker say to each other, over a socket that only they have.
+
+The worker gets the settings, with the secrets in them, as the main process has read them. It says
+only JSON, so that the main process need not trust it.
+"""
+
+import asyncio
+import pickle
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from proxy.settings import Settings
+
+MAX_FRAME: Final = 32 * 1024 * 1024
+_LENGTH: Final = struct.Struct("!I")
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """Settings, and their number in ``Generations``."""
+
+    settings: Settings
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first thing that a worker gets."""
+
+    in_force: InForce
+    index: Path
+    relayed: int
+    """Requests that it may relay at a time."""
+    is_json: bool
+    """The log has lines of JSON."""
+    is_terminal: bool
+    """The log is a terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Accept no more connections, and end; running responses may take ``grace`` seconds."""
+
+    grace: float
+
+
+Order = Start | InForce | Stop
+
+
+class Channel:
+    """One end of the socket. Close it when done."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def over(cls, end: socket.socket) -> "Channel":
+        """Return the channel over one end of a socket pair."""
+        end.setblocking(False)  # noqa: FBT003 - the standard library's own
+        return cls(*await asyncio.open_unix_connection(sock=end))
+
+    async def send(self, frame: bytes) -> None:
+        """Send a frame, at the pace of the other end. Raises ``OSError``."""
+        if self._writer.is_closing():
+            raise ConnectionResetError("the other end is closed")
+        self._writer.write(_LENGTH.pack(len(frame)))
+        self._writer.write(frame)
+        await self._writer.drain()
+
+    async def order(self, order: Order) -> None:
+        """Send an order to a worker. Raises ``OSError``."""
+        await self.send(pickle.dumps(order))
+
+    async def ordered(self) -> Any:
+        """Return the next ``Order`` of the main process, None once it has ended."""
+        frame = await self.receive()
+        return None if frame is None else pickle.loads(frame)  # noqa: S301 - of our own parent
+
+    async def receive(self) -> bytes | None:
+        """Return the next frame, None once the other end is closed."""
+        try:
+            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            return await self._reader.readexactly(length) if length <= MAX_FRAME else None
+        except (asyncio.IncompleteReadError, OSError):
+            return None
+
+    def close(self) -> None:
+        """Close this end."""
+        self._writer.close()

@@ -1,0 +1,181 @@
+"""Starts the workers, restarts those that die, and stops them.
+
+Each worker has a listening socket, all on one port (SO_REUSEPORT). The main process keeps the
+sockets open: connections to a worker that has died wait until the next one accepts them.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+import proxy
+from proxy.app.descriptors import descriptor_limits, raise_limit
+from proxy.app.engine import Engine
+from proxy.app.workers.channel import Channel, InForce, Order, Start, Stop
+from proxy.app.workers.ledger import Ledger
+from proxy.index.generations import Generations
+from proxy.runtime.supervisor import Supervisor
+from proxy.settings import Settings
+
+_Apply = Callable[[Settings], Awaitable[Settings]]
+
+_LATE_SECONDS: Final = 5.0
+"""How much longer than allowed a worker may take to stop, before it is killed."""
+
+_START_SECONDS: Final = 30.0
+_ROOT: Final = Path(proxy.__file__).resolve().parents[1]
+
+log = structlog.get_logger(__name__)
+
+
+class WorkerEndedError(Exception):
+    """A worker has died."""
+
+
+@dataclass(slots=True)
+class _Running:
+    process: Process
+    channel: Channel
+
+
+class Crew:
+    """The workers, from ``start`` until ``close``."""
+
+    def __init__(
+        self,
+        start: Start,
+        listeners: Sequence[socket.socket],
+        generations: Generations,
+        ledger: Ledger,
+        supervisor: Supervisor,
+    ) -> None:
+        self._start = start
+        self._listeners = listeners
+        self._generations = generations
+        self._ledger = ledger
+        self._supervisor = supervisor
+        self._running: dict[str, _Running] = {}
+        self._reporting: set[str] = set()
+        self._all_report = asyncio.Event()
+        self._is_stopping = False
+
+    async def start(self) -> None:
+        """Start all workers, and return when they serve, or after a while."""
+        for number, listener in enumerate(self._listeners, 1):
+            name = str(number)
+            run = partial(self._run, name, listener)
+            self._supervisor.start_essential(f"worker {name}", run)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_START_SECONDS):
+                await self._all_report.wait()
+
+    def reloading(self, apply: _Apply) -> _Apply:
+        """Return what applies settings by ``apply``, and then in all workers.
+
+        From the moment at which they are in force, no worker decides by older ones.
+        """
+
+        async def reload(settings: Settings) -> Settings:
+            applied = await apply(settings)
+            in_force = InForce(applied, self._generations.change_settings())
+            self._start = replace(self._start, in_force=in_force)
+            await self._order(in_force)
+            return applied
+
+        return reload
+
+    async def close(self, grace: float) -> None:
+        """Stop all workers; running responses may take ``grace`` seconds."""
+        self._is_stopping = True
+        for listener in self._listeners:
+            listener.close()
+        await self._order(Stop(grace))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace + _LATE_SECONDS):
+                while self._running:
+                    await next(iter(self._running.values())).process.wait()
+                    await asyncio.sleep(0.01)  # its last report
+        await self._supervisor.close()
+
+    async def _order(self, order: Order) -> None:
+        for running in list(self._running.values()):
+            with suppress(OSError):  # it is about to be restarted
+                await running.channel.order(order)
+
+    async def _run(self, name: str, listener: socket.socket) -> None:
+        """Run a worker until it ends. Raises ``WorkerEndedError`` unless it was told to."""
+        if self._is_stopping:
+            return
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await self._spawn(theirs, listener)
+            channel = await Channel.over(ours)
+        except BaseException:
+            ours.close()
+            raise
+        self._running[name] = _Running(process, channel)
+        try:
+            await channel.order(self._start)
+            while (frame := await channel.receive()) is not None:
+                await self._ledger.add(name, frame)
+                self._reporting.add(name)
+                if len(self._reporting) == len(self._listeners):
+                    self._all_report.set()
+            status = await process.wait()
+        finally:
+            del self._running[name]
+            self._ledger.forget(name)
+            channel.close()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if not self._is_stopping:
+            raise WorkerEndedError(f"it ended with status {status}")
+
+    async def _spawn(self, channel: socket.socket, listener: socket.socket) -> Process:
+        fds = channel.fileno(), listener.fileno(), self._generations.fd
+        known = os.environ.get("PYTHONPATH")
+        path = str(_ROOT) if not known else f"{_ROOT}{os.pathsep}{known}"
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "proxy.app.workers", *map(str, fds)),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=fds,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )
+
+
+async def started(
+    stack: AsyncExitStack,
+    settings: Settings,
+    engine: Engine,
+    ledger: Ledger,
+    listeners: Sequence[socket.socket],
+) -> Crew:
+    """Return the running workers, one for each of ``listeners``; ``stack`` stops them."""
+    index, metrics, output = engine.storage.index, engine.metrics, ledger.output
+    assert index.generations is not None
+    limits = descriptor_limits(raise_limit(), settings.most_downloads)
+    start = Start(
+        InForce(settings, index.generations.settings),
+        index.file,
+        relayed=max(1, limits.clients // len(listeners)),
+        is_json=output.is_json,
+        is_terminal=output.stream.isatty(),
+    )
+    supervisor = Supervisor(metrics.tasks, metrics.readiness)
+    crew = Crew(start, listeners, index.generations, ledger, supervisor)
+    stack.push_async_callback(crew.close, settings.shutdown_grace)
+    await crew.start()
+    return crew

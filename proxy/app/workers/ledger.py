@@ -1,0 +1,65 @@
+"""Takes the reports of workers, so that the numbers of the main process are those of the whole."""
+
+import json
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+from proxy.access.limits import ClientLimits
+from proxy.app.engine import Engine
+from proxy.app.workers.reports import COUNTS, LINES
+from proxy.core.names import Digest, Kind, Repo, Target
+from proxy.runtime import deltas
+from proxy.runtime.executors import Pool, in_thread
+from proxy.runtime.logs import Output
+from proxy.runtime.metrics import WorkerCounters
+
+
+class Ledger:
+    """Adds reports to the counters, the index and the log."""
+
+    def __init__(self, engine: Engine, limits: ClientLimits, output: Output) -> None:
+        self._metrics = engine.metrics
+        self._limits = limits
+        self._content = engine.storage.content
+        self._cache = engine.cache
+        self.output: Final = output
+        self._responses: dict[str, int] = {}
+
+    def responses(self) -> int:
+        """Return how many responses of workers are in progress, as of their last reports."""
+        return sum(self._responses.values())
+
+    async def add(self, worker: str, frame: bytes) -> None:
+        """Take one report. Raises ``ValueError`` or ``LookupError`` if it is none."""
+        if frame.startswith(LINES):
+            text = frame[len(LINES) :].decode(errors="backslashreplace")
+            with suppress(OSError, ValueError):  # a full disk or a closed pipe
+                await in_thread(partial(self.output.write, text), Pool.UPKEEP)
+            return
+        self._add(worker, json.loads(frame[len(COUNTS) :]))
+
+    def forget(self, worker: str) -> None:
+        """Forget the responses of a worker that has ended."""
+        self._responses.pop(worker, None)
+
+    def _add(self, worker: str, report: dict[str, Any]) -> None:
+        for kind, upstream, repo, digest in report["uses"]:
+            self._used(Kind[kind], Target(upstream, Repo(repo)), Digest(digest))
+        deltas.add(self._metrics, report["counts"])
+        self._limits.add(report["clients"])
+        self._responses[worker] = report["responses"]
+        counters = self._metrics.workers.setdefault(worker, WorkerCounters())
+        for counts in report["counts"]["upstreams"].values():
+            counters.requests += sum(counts.get("outcomes", {}).values())
+            counters.bytes += counts.get("bytes_to_clients", 0)
+        counters.relayed += report["relayed"]
+        counters.cpu_seconds += report["cpu_seconds"]
+        counters.memory = report["memory_bytes"]
+
+    def _used(self, kind: Kind, target: Target, digest: Digest) -> None:
+        self._content.touch(digest)
+        if kind is Kind.BLOB:
+            self._cache.blobs.requested(target, digest)
+        else:
+            self._cache.manifests.note_sizes(target, digest)

@@ -1,0 +1,166 @@
+"""Asks other replicas for content by HTTP. Their bytes are verified like those of any source.
+
+Times are short: a replica that hangs must delay nothing for longer than a registry would.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
+from yarl import URL
+
+from proxy.core.errors import BlobUnknown, UpstreamUnavailable
+from proxy.core.manifests import MAX_SIZE
+from proxy.core.names import matches
+from proxy.core.sources import Piece, Place, SharedManifest
+from proxy.fleet.protocol import CONTENT_HEADER, NOT_YET, Facts, Question
+from proxy.fleet.signatures import HEADER, Signer
+from proxy.runtime.executors import by_size
+from proxy.runtime.metrics import FleetCounters
+
+CONNECT_SECONDS: Final = 0.5
+ANSWER_SECONDS: Final = 2.0
+STALL_SECONDS: Final = 3.0
+"""Longest pause between two pieces of a body."""
+
+SKIP_SECONDS: Final = 3.0
+"""After a failure a replica is asked for nothing that others may have as well."""
+
+CONNECTIONS: Final = 64
+_BUFFER: Final = 256 * 1024
+_ERRORS: Final = (ClientError, TimeoutError, OSError)
+
+
+class NotYet(UpstreamUnavailable):
+    """The replica fetches it, and has no byte yet."""
+
+
+class Peers:
+    """The client of all other replicas."""
+
+    def __init__(self, signer: Signer, counters: FleetCounters) -> None:
+        self._signer = signer
+        self._counters = counters
+        self._skipped: dict[str, float] = {}
+        self._session = ClientSession(
+            connector=TCPConnector(limit=CONNECTIONS),
+            timeout=ClientTimeout(None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS),
+            auto_decompress=False,
+            read_bufsize=_BUFFER,
+            headers={"Accept-Encoding": "identity", "User-Agent": "millpond"},
+        )
+
+    def is_skipped(self, address: str) -> bool:
+        """Return True if a replica has failed just now."""
+        return time.monotonic() < self._skipped.get(address, 0.0)
+
+    async def open(self, address: str, question: Question) -> "PeerBody":
+        """Return a body. Raises ``BlobUnknown``, ``NotYet`` or ``UpstreamUnavailable``."""
+        response, facts = await self._send("GET", address, question)
+        return PeerBody(response, facts, question.offset, self._counters)
+
+    async def head(self, address: str, question: Question) -> Facts:
+        """Return what a replica says of content. Raises as ``open``."""
+        response, facts = await self._send("HEAD", address, question)
+        response.close()
+        return facts
+
+    async def manifest(self, address: str, question: Question) -> SharedManifest | None:
+        """Return a manifest, None for one that does not match its digest. Raises as ``open``.
+
+        Only one that is confirmed for the repository: a manifest names all that is in it.
+        """
+        response, facts = await self._send("GET", address, question)
+        async with _closing(response):
+            if facts.size is None or facts.size > MAX_SIZE or not facts.is_confirmed:
+                return None
+            try:
+                body = await response.content.readexactly(facts.size)
+            except (*_ERRORS, EOFError) as error:
+                raise self._failed(address, error) from error
+        if not await by_size(len(body), lambda: matches(question.digest, body)):
+            return None
+        self._counters.peer_bytes += len(body)
+        return SharedManifest(body, facts.media_type, facts.is_public, Place.PEER)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def _send(
+        self, method: str, address: str, question: Question
+    ) -> tuple[ClientResponse, Facts]:
+        """Return a response with what it says, after the replica has proven itself."""
+        path = question.path
+        proof = self._signer.sign(method, address, path)
+        url = URL(address + path, encoded=True)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                response = await self._session.request(
+                    method, url, headers={HEADER: proof}, allow_redirects=False
+                )
+        except (*_ERRORS, ValueError) as error:
+            raise self._failed(address, error) from error
+        said = response.headers.get(CONTENT_HEADER, "")
+        facts = Facts.parse(response.headers)
+        if not self._signer.verify_response(
+            proof, response.headers.get(HEADER), response.status, said
+        ):
+            response.close()
+            raise UpstreamUnavailable("another replica does not prove itself")
+        if response.status == 200 and facts is not None:
+            self._skipped.pop(address, None)
+            return response, facts
+        response.close()
+        if response.status == NOT_YET:
+            raise NotYet("another replica has no byte yet")
+        raise BlobUnknown(f"{question.target}@{question.digest}: another replica does not have it")
+
+    def _failed(self, address: str, error: BaseException) -> UpstreamUnavailable:
+        self._skipped[address] = time.monotonic() + SKIP_SECONDS
+        self._counters.peer_failures += 1
+        return UpstreamUnavailable(f"another replica failed: {type(error).__name__}")
+
+
+class PeerBody:
+    """One blob from a replica, from an offset on, in order."""
+
+    def __init__(
+        self, response: ClientResponse, facts: Facts, offset: int, counters: FleetCounters
+    ) -> None:
+        self.size = facts.size
+        self.is_public = facts.is_public
+        self.is_confirmed = facts.is_confirmed
+        self._response = response
+        self._offset = offset
+        self._counters = counters
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield the bytes. Raises ``UpstreamUnavailable`` when the replica breaks off."""
+        offset = self._offset
+        try:
+            while data := await self._response.content.readany():
+                yield Piece(offset, data)
+                offset += len(data)
+                self._counters.peer_bytes += len(data)
+        except _ERRORS as error:
+            raise UpstreamUnavailable(
+                f"another replica broke off: {type(error).__name__}"
+            ) from error
+        if self.size is not None and offset != self.size:
+            raise UpstreamUnavailable("another replica broke off")
+
+    async def aclose(self) -> None:
+        """End the transfer."""
+        self._response.close()
+
+
+@asynccontextmanager
+async def _closing(response: ClientResponse) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        response.close()

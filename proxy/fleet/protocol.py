@@ -1,0 +1,91 @@
+"""What replicas ask each other, as paths and headers. Clients cannot use it: see ``signatures``.
+
+``GET`` or ``HEAD /-/fleet/{blobs,manifests}/<digest>?upstream=…&repository=…&offset=…&live=1``.
+A body with an unknown size is chunked. Unknown parameters are ignored, so that a newer replica can
+ask an older one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Self
+from urllib.parse import parse_qs, urlencode
+
+from proxy.core.names import Digest, Target, parse_digest, parse_repo
+
+PREFIX: Final = "/-/fleet/"
+CONTENT_HEADER: Final = "Millpond-Content"
+NOT_YET: Final = 503
+"""The replica fetches it, and its registry has not answered yet; or it is busy."""
+
+BLOBS: Final = "blobs"
+MANIFESTS: Final = "manifests"
+
+
+class Question(NamedTuple):
+    """Which content, for which repository, from which byte on.
+
+    ``live``: also from a download in progress, before its digest is proven.
+    """
+
+    kind: str
+    target: Target
+    digest: Digest
+    offset: int = 0
+    live: bool = False
+
+    @property
+    def path(self) -> str:
+        """The path with its query."""
+        query = {"upstream": self.target.upstream, "repository": self.target.repo}
+        more = {"offset": self.offset, "live": int(self.live)}
+        return f"{PREFIX}{self.kind}/{self.digest}?{urlencode(query | more, safe='/:')}"
+
+    @classmethod
+    def parse(cls, path: str) -> Self | None:
+        """Return what a path asks for, None for anything else. Raises ``RegistryError``."""
+        bare, _, query = path.partition("?")
+        kind, _, digest = bare.removeprefix(PREFIX).partition("/")
+        values = {name: found[0] for name, found in parse_qs(query, max_num_fields=20).items()}
+        offset = values.get("offset", "0")
+        is_known = kind in {BLOBS, MANIFESTS} and offset.isdecimal() and len(offset) < 16
+        if not is_known or "upstream" not in values or "repository" not in values:
+            return None
+        target = Target(values["upstream"], parse_repo(values["repository"]))
+        live = values.get("live") == "1"
+        return cls(kind, target, parse_digest(digest), int(offset), live)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a replica says of content. ``size`` in bytes is that of the whole, None if unknown.
+
+    ``is_confirmed``: the registry has said there that the repository holds it.
+    """
+
+    size: int | None
+    is_public: bool
+    is_confirmed: bool
+    media_type: str = ""
+
+    @property
+    def header(self) -> str:
+        """The value of ``CONTENT_HEADER``."""
+        size = "" if self.size is None else self.size
+        return f"size={size};public={self.is_public:d};confirmed={self.is_confirmed:d}" + (
+            f";type={self.media_type}" if self.media_type else ""
+        )
+
+    @classmethod
+    def parse(cls, headers: Mapping[str, str]) -> Self | None:
+        """Return what a response says, None if it is malformed."""
+        pairs = (part.partition("=") for part in headers.get(CONTENT_HEADER, "").split(";"))
+        values = {name: value for name, _, value in pairs}
+        size = values.get("size", "?")
+        if size and not (size.isdecimal() and len(size) < 16):
+            return None
+        return cls(
+            int(size) if size else None,
+            values.get("public") == "1",
+            values.get("confirmed") == "1",
+            values.get("type", ""),
+        )

@@ -1,0 +1,84 @@
+"""The replicas of this fleet: each says in Redis every few seconds that it lives, and how it is."""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from proxy.core.errors import FleetUnavailable
+from proxy.core.tolerant_json import read_object
+from proxy.fleet.store import Store
+
+BEAT_SECONDS: Final = 2.0
+LOST_SECONDS: Final = 10.0
+"""A replica that has said nothing for so long counts as gone."""
+
+FORGET_SECONDS: Final = 3600.0
+MAX_REPLICAS: Final = 1000
+
+_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.\-:\[\]]{1,250}")
+Facts = dict[str, Any]
+
+
+class Replicas:
+    """Those that live. ``describe`` returns what this one says of itself, as JSON values."""
+
+    def __init__(self, store: Store, address: str, describe: Callable[[], Facts]) -> None:
+        self._store = store
+        self._address = address
+        self._describe = describe
+        self._known: dict[str, Facts] = {}
+
+    def others(self) -> list[str]:
+        """Return the addresses of the other replicas that live, as of the last heartbeat."""
+        return [address for address in self._known if address != self._address]
+
+    def all(self) -> Mapping[str, Facts]:
+        """Return what every replica said last, this one included, by address."""
+        return self._known | {self._address: self._describe()}
+
+    async def beat(self) -> None:
+        """Say that this replica lives, and learn of the others, until cancelled."""
+        while True:
+            with suppress(FleetUnavailable):
+                await self._beat_once()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def leave(self) -> None:
+        """Say that this replica is gone."""
+        with suppress(FleetUnavailable):
+            await self._store.run("HDEL", self._store.key("replicas"), self._address)
+
+    async def _beat_once(self) -> None:
+        key, now = self._store.key("replicas"), self._store.now()
+        said = json.dumps(self._describe() | {"seen_at": now})
+        _, _, rows = await self._store.run_all(
+            ["HSET", key, self._address, said],
+            ["EXPIRE", key, int(FORGET_SECONDS)],
+            ["HGETALL", key],
+        )
+        if isinstance(rows, Exception):
+            return
+        known, forgotten = _read(rows, now)
+        self._known = known
+        if forgotten:
+            await self._store.run("HDEL", key, *forgotten)
+
+
+def _read(rows: Any, now: float) -> tuple[dict[str, Facts], list[str]]:
+    """Return the replicas that live, and those to forget. What is not understood is ignored."""
+    pairs = rows.items() if isinstance(rows, dict) else zip(rows[::2], rows[1::2], strict=False)
+    known: dict[str, Facts] = {}
+    forgotten: list[str] = []
+    for field, value in pairs:
+        address, facts = field.decode("utf-8", "replace"), read_object(value)
+        seen_at = facts.get("seen_at")
+        if not isinstance(seen_at, int | float):
+            continue
+        if now - seen_at > FORGET_SECONDS:
+            forgotten.append(field)
+        elif now - seen_at <= LOST_SECONDS and _ADDRESS.fullmatch(address):
+            known[address] = facts
+    return dict(list(known.items())[:MAX_REPLICAS]), forgotten

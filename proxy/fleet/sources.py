@@ -1,0 +1,263 @@
+"""Other replicas as sources of content: one that fetches it right now, and those that hold it."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from contextlib import aclosing, suppress
+from typing import Any, Final
+
+from proxy.core.errors import BlobUnknown, NotFound, UpstreamFailure, UpstreamUnavailable
+from proxy.core.names import Digest, Target
+from proxy.core.sources import Body, Piece, Place, Priority, SharedManifest
+from proxy.fleet.leases import LEASE_SECONDS, OPEN_SECONDS, Held, Leases
+from proxy.fleet.peers import STALL_SECONDS, NotYet, PeerBody, Peers
+from proxy.fleet.protocol import BLOBS, MANIFESTS, Facts, Question
+
+GIVE_UP_SECONDS: Final = 3 * LEASE_SECONDS
+"""A holder that renews its lease and cannot be reached for so long is cut off from this replica,
+which then fetches for itself."""
+
+MAX_ASKED: Final = 8
+"""Replicas that are asked whether they hold something when Redis does not say who does."""
+
+RESCUE_SECONDS: Final = STALL_SECONDS + 4.0
+"""The others notice after ``STALL_SECONDS`` that this replica has no more bytes for them."""
+
+_PAUSE: Final = 0.1
+
+
+class Following:
+    """The replica that fetches a blob right now. If there is none, this one becomes it.
+
+    ``open`` then raises ``BlobUnknown`` with the lease taken, so that the sources behind this one
+    are asked.
+    """
+
+    place: Final = Place.PEER
+
+    def __init__(self, leases: Leases, peers: Peers) -> None:
+        self._leases = leases
+        self._peers = peers
+
+    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
+        """Return the bytes of another replica's download, from ``offset`` on as they arrive there.
+
+        Raises ``BlobUnknown``, ``UpstreamUnavailable``.
+        """
+        chase = _Chase(self._leases, self._peers, Question(BLOBS, target, digest, live=True))
+        if priority is Priority.PASS_THROUGH:  # its bytes are not kept, so nobody can follow it
+            chase.holder = lambda: self._leases.holder(target.upstream, digest)
+        return _FollowingBody(chase, await chase.next(offset), offset)
+
+    async def blob_size(self, target: Target, digest: Digest) -> int | None:
+        """Raise ``BlobUnknown``: a download in progress proves nothing yet."""
+        raise BlobUnknown(f"{target}@{digest} is not proven yet")
+
+    def reject(self, digest: Digest) -> None:
+        """Do nothing: that replica finds out as well."""
+
+
+class _Chase:
+    """Finds the replica that fetches a blob, again and again as they die."""
+
+    def __init__(self, leases: Leases, peers: Peers, question: Question) -> None:
+        self._leases = leases
+        self._peers = peers
+        self._question = question
+        self._value = ""
+        self._since = 0.0
+        self._offset = -1
+        self.holder: Callable[[], Coroutine[Any, Any, Held | None]] = self._take
+
+    async def next(self, offset: int) -> PeerBody:
+        """Return a body from ``offset`` on. Raises ``BlobUnknown`` if this replica must fetch it.
+
+        A holder that dies keeps its lease for a moment, and one that has just begun has nothing to
+        give: both are asked again. One that cannot be reached although it lives is given up:
+        ``UpstreamUnavailable``.
+        """
+        if offset > self._offset:
+            self._offset, self._value = offset, ""
+        question = self._question._replace(offset=offset)
+        while True:
+            held = await self.holder()
+            if held is None:
+                raise BlobUnknown(
+                    f"{question.target}@{question.digest}: no other replica fetches it"
+                )
+            if held.value != self._value:
+                self._value, self._since = held.value, time.monotonic()
+            try:
+                return await self._peers.open(held.address, question)
+            except NotYet:
+                limit = OPEN_SECONDS
+            except (NotFound, UpstreamFailure):
+                limit = GIVE_UP_SECONDS
+            if time.monotonic() - self._since > limit:
+                raise UpstreamUnavailable("the replica that fetches it cannot be followed")
+            await asyncio.sleep(_PAUSE)
+
+    async def _take(self) -> Held | None:
+        question = self._question
+        taken = await self._leases.take(question.target.upstream, question.digest)
+        return taken if isinstance(taken, Held) else None
+
+
+class _FollowingBody:
+    """One blob, from one replica after the other."""
+
+    def __init__(self, chase: _Chase, first: PeerBody, offset: int) -> None:
+        self.size = first.size
+        self.is_public = first.is_public
+        self.is_confirmed = first.is_confirmed
+        self._chase = chase
+        self._transfer = first
+        self._offset = offset
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield the bytes in order.
+
+        Raises ``UpstreamUnavailable`` when no other replica fetches it any more, and this one has
+        to go on by itself.
+        """
+        while True:
+            try:
+                async with aclosing(self._transfer.pieces()) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                        self._offset = piece.offset + len(piece.data)
+            except UpstreamFailure as error:
+                await self._transfer.aclose()
+                await self._go_on(error)
+            else:
+                return
+
+    async def aclose(self) -> None:
+        """End the transfer."""
+        await self._transfer.aclose()
+
+    async def _go_on(self, broken: UpstreamFailure) -> None:
+        try:
+            self._transfer = await self._chase.next(self._offset)
+        except NotFound:
+            raise UpstreamUnavailable(broken.message) from broken
+        if self._transfer.size not in (None, self.size) and self.size is not None:
+            await self._transfer.aclose()
+            raise UpstreamUnavailable("the next replica has another size")
+
+
+class Holding:
+    """The replicas that hold content. ``others`` returns the addresses of those that live."""
+
+    place: Final = Place.PEER
+
+    def __init__(self, leases: Leases, peers: Peers, others: Callable[[], Iterable[str]]) -> None:
+        self._leases = leases
+        self._peers = peers
+        self._others = others
+
+    @property
+    def has_others(self) -> bool:
+        """There are other replicas."""
+        return any(True for _ in self._others())
+
+    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
+        """Return a blob from ``offset`` on. Raises ``BlobUnknown``, ``UpstreamUnavailable``."""
+        question = Question(BLOBS, target, digest, offset)
+        for address in self._leases.holders(target.upstream, digest):
+            try:
+                return await self._peers.open(address, question)
+            except NotFound:
+                await self._leases.forget_holder(digest, address)
+            except UpstreamFailure:
+                continue
+        address, _ = await self._first(question)
+        return await self._peers.open(address, question)
+
+    async def blob_size(self, target: Target, digest: Digest) -> int | None:
+        """Return the size of a blob that a replica has confirmed for the repository.
+
+        Raises ``BlobUnknown``.
+        """
+        _, facts = await self._first(Question(BLOBS, target, digest), must_confirm=True)
+        return facts.size
+
+    async def manifest(self, target: Target, digest: Digest) -> SharedManifest | None:
+        """Return a manifest that a replica has confirmed for the repository."""
+        question = Question(MANIFESTS, target, digest)
+        known = self._leases.holders(target.upstream, digest)
+        try:
+            address = known[0] if known else (await self._first(question, must_confirm=True))[0]
+            return await self._peers.manifest(address, question)
+        except (NotFound, UpstreamFailure):
+            return None
+
+    def reject(self, digest: Digest) -> None:
+        """Do nothing: the replica finds out when it hashes its content."""
+
+    async def _first(self, question: Question, *, must_confirm: bool = False) -> tuple[str, Facts]:
+        """Return the first replica that has it. Raises ``BlobUnknown``."""
+        addresses = [one for one in self._others() if not self._peers.is_skipped(one)]
+        asked = [
+            asyncio.create_task(self._asked(address, question), name="ask a replica")
+            for address in addresses[:MAX_ASKED]
+        ]
+        try:
+            for answer in asyncio.as_completed(asked):
+                address, facts = await answer
+                if facts is not None and (facts.is_confirmed or not must_confirm):
+                    return address, facts
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        raise BlobUnknown(f"{question.target}@{question.digest}: no other replica holds it")
+
+    async def _asked(self, address: str, question: Question) -> tuple[str, Facts | None]:
+        try:
+            return address, await self._peers.head(address, question)
+        except (NotFound, UpstreamFailure):
+            return address, None
+
+
+class Rescuing:
+    """A replica that goes on with a blob after this one's registry has broken off.
+
+    The others follow this one until they see that it stalls. Then one of them fetches the rest, and
+    soon holds all of it.
+    """
+
+    place: Final = Place.PEER
+
+    def __init__(self, leases: Leases, peers: Peers, holding: Holding) -> None:
+        self._leases = leases
+        self._peers = peers
+        self._holding = holding
+
+    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
+        """Return the bytes of another replica from ``offset`` on.
+
+        Raises ``BlobUnknown`` if there is none, or nothing has arrived here yet.
+        """
+        if offset == 0 or not self._holding.has_others:
+            raise BlobUnknown(f"{target}@{digest}: no other replica fetches it")
+        self._leases.release(target.upstream, digest)
+        chase = _Chase(self._leases, self._peers, Question(BLOBS, target, digest, live=True))
+        chase.holder = lambda: self._leases.holder(target.upstream, digest)
+        end = time.monotonic() + RESCUE_SECONDS
+        while True:
+            with suppress(NotFound):
+                return _FollowingBody(chase, await chase.next(offset), offset)
+            try:
+                return await self._holding.open(target, digest, offset, priority)
+            except (NotFound, UpstreamFailure):
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(_PAUSE)
+
+    async def blob_size(self, target: Target, digest: Digest) -> int | None:
+        """Raise ``BlobUnknown``: a download in progress proves nothing yet."""
+        raise BlobUnknown(f"{target}@{digest} is not proven yet")
+
+    def reject(self, digest: Digest) -> None:
+        """Do nothing: that replica finds out as well."""

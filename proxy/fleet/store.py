@@ -1,0 +1,246 @@
+"""The Redis that replicas share, in bounded time: it may be slow, empty or away at any moment.
+
+A command is sent twice at most. After a failure Redis is left alone: until ``watch`` reaches it
+again, every command fails at once and costs nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import structlog
+
+from proxy.core.errors import FleetUnavailable
+from proxy.runtime.metrics import FleetCounters
+
+if TYPE_CHECKING:
+    from redis.asyncio.client import PubSub
+
+SCHEMA: Final = 1
+"""Part of every key. A version that changes what is stored counts it up, so that two versions can
+share a Redis during an upgrade."""
+
+CONNECT_SECONDS: Final = 0.3
+ANSWER_SECONDS: Final = 0.5
+"""Limits of one attempt; the library's own are seconds, with ten retries."""
+
+CONNECTIONS: Final = 16
+WATCH_SECONDS: Final = 1.0
+"""After a failure Redis is tried again so often."""
+
+SILENCE_SECONDS: Final = 5.0
+"""A subscription without an answer to its pings for so long is lost."""
+
+CLOCK_SECONDS: Final = 10.0
+"""How often the clock of Redis is read."""
+
+Argument = str | bytes | int | float
+Script = Callable[[Sequence[str], Sequence[Argument]], Awaitable[Any]]
+"""Runs a Lua script with keys and arguments. Raises ``FleetUnavailable``."""
+
+log = structlog.get_logger(__name__)
+
+
+class Subscription(NamedTuple):
+    """What follows a channel. ``on_gap``: messages may have been lost before this moment."""
+
+    on_message: Callable[[bytes], None]
+    on_gap: Callable[[], None]
+
+
+class Store:
+    """One client of Redis for the whole process. Run ``watch`` as a task, and ``close`` it."""
+
+    def __init__(self, url: str, name: str, counters: FleetCounters) -> None:
+        """``name`` is the fleet's. Nothing connects yet."""
+        from redis import asyncio as redis  # noqa: PLC0415 - optional, and slow to import
+        from redis.asyncio.retry import Retry  # noqa: PLC0415
+        from redis.backoff import NoBackoff  # noqa: PLC0415
+        from redis.exceptions import ConnectionError as NoConnection  # noqa: PLC0415
+        from redis.exceptions import RedisError  # noqa: PLC0415
+        from redis.exceptions import TimeoutError as NoAnswer  # noqa: PLC0415
+
+        pool = redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=CONNECTIONS,
+            timeout=ANSWER_SECONDS,
+            socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 1),
+            protocol=2,
+            driver_info=None,
+        )
+        self._redis: Final = redis.Redis.from_pool(pool)
+        self._errors: Final = (RedisError, OSError)
+        self._lost: Final = (NoConnection, NoAnswer, OSError)
+        self._prefix: Final = f"millpond:{SCHEMA}:{name}:"
+        self._counters = counters
+        self._subscriptions: dict[str, Subscription] = {}
+        self._offset = 0.0
+        self._offset_until = float("-inf")
+        self.is_away = False
+        """Commands fail at once."""
+
+    def __repr__(self) -> str:
+        return f"<Store {self._prefix} {'away' if self.is_away else 'there'}>"
+
+    def key(self, *parts: str) -> str:
+        """Return the key or channel of this fleet with these parts."""
+        return self._prefix + ":".join(parts)
+
+    async def run(self, command: str, *arguments: Argument) -> Any:
+        """Return the answer to one command, as redis-py does. Raises ``FleetUnavailable``."""
+        with self._counted(command.lower()):
+            return await self._redis.execute_command(command, *arguments)  # type: ignore[no-untyped-call]
+
+    async def run_all(self, *commands: Sequence[Argument]) -> list[Any]:
+        """Return the answers to several commands in one round trip. Raises ``FleetUnavailable``.
+
+        Other commands may run between them; the answer to a command that fails is its exception.
+        """
+        with self._counted(*(str(command[0]).lower() for command in commands)):
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command)
+                return await pipeline.execute(raise_on_error=False)
+
+    def script(self, name: str, source: str) -> Script:
+        """Return a Lua script as a function. Metrics count it as the command ``name``."""
+        registered = self._redis.register_script(source)
+
+        async def run(keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+            with self._counted(name):
+                return await registered(keys=list(keys), args=list(arguments))
+
+        return run
+
+    def subscribe(self, channel: str, subscription: Subscription) -> None:
+        """Follow a channel. Call it before ``watch``."""
+        self._subscriptions[self.key(channel)] = subscription
+
+    async def publish(self, channel: str, message: bytes) -> None:
+        """Send a message to all subscribers, this replica included. Raises ``FleetUnavailable``."""
+        await self.run("PUBLISH", self.key(channel), message)
+
+    def now(self) -> float:
+        """Return the time of Redis in Unix seconds, which all replicas share.
+
+        It is measured now and then; this machine's own time before the first measurement.
+        """
+        if self._offset_until == float("-inf"):
+            return time.time()
+        return time.monotonic() + self._offset
+
+    async def watch(self) -> None:
+        """Follow the channels, and find out when Redis is back, until cancelled."""
+        while True:
+            try:
+                await self._follow()
+            except self._errors as error:
+                _end_if_cancelled(0)
+                self._leave_alone(error)
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._redis.aclose()
+        await self._redis.connection_pool.disconnect()
+
+    @contextmanager
+    def _counted(self, *commands: str) -> Iterator[None]:
+        """Count commands and their time. Raises ``FleetUnavailable`` for what the library raises.
+
+        An answer that is an error is a failure too, but Redis is there.
+        """
+        if self.is_away:
+            self._counters.redis_skipped += len(commands)
+            raise FleetUnavailable("Redis is away")
+        for command in commands:
+            self._counters.redis_commands[command] += 1
+        cancellations = _cancellations()
+        started = time.monotonic()
+        try:
+            yield
+        except self._errors as error:
+            self._counters.redis_failures += 1
+            if isinstance(error, self._lost):
+                self._leave_alone(error)
+            else:
+                log.error("Redis refuses a command", commands=commands, reason=str(error))
+            raise FleetUnavailable(type(error).__name__) from error
+        finally:
+            self._counters.redis_seconds += time.monotonic() - started
+            _end_if_cancelled(cancellations)
+
+    def _leave_alone(self, error: Exception) -> None:
+        """Log the class of an error, because a message may quote the URL."""
+        if not self.is_away:
+            self.is_away = True
+            log.warning("Redis is away, this replica works alone", reason=type(error).__name__)
+
+    async def _follow(self) -> None:
+        """Give messages to their subscriptions until the connection is lost. Raises that."""
+        await self._look()
+        async with self._subscribed() as pubsub:
+            self._return()
+            heard = time.monotonic()
+            while time.monotonic() - heard < SILENCE_SECONDS:
+                message = await pubsub.get_message(timeout=WATCH_SECONDS)
+                _end_if_cancelled(0)
+                if message is not None:
+                    heard = time.monotonic()
+                    self._deliver(message)
+                else:
+                    await pubsub.ping()
+                if self.is_away or time.monotonic() > self._offset_until:
+                    await self._look()
+                    self._return()
+        raise TimeoutError("no answer to pings")
+
+    @asynccontextmanager
+    async def _subscribed(self) -> AsyncIterator["PubSub"]:
+        """Have a connection that follows the channels. Raises what the library raises."""
+        async with self._redis.pubsub() as pubsub:
+            await pubsub.subscribe(self._prefix, *self._subscriptions)
+            yield pubsub
+
+    def _deliver(self, message: dict[str, Any]) -> None:
+        channel = message["channel"]
+        subscription = None if channel is None else self._subscriptions.get(channel.decode())
+        if subscription is None:
+            return
+        match message["type"]:
+            case "subscribe":  # what was sent before is lost, all after it arrives
+                subscription.on_gap()
+            case "message":
+                subscription.on_message(message["data"])
+
+    async def _look(self) -> None:
+        """Read the clock of Redis. Raises what the library raises."""
+        before = time.monotonic()
+        seconds, micros = await self._redis.time()
+        after = time.monotonic()
+        self._offset = seconds + micros / 1e6 - (before + after) / 2
+        self._offset_until = after + CLOCK_SECONDS
+
+    def _return(self) -> None:
+        if self.is_away:
+            self.is_away = False
+            log.info("Redis is back")
+
+
+def _cancellations() -> int:
+    """Return how often this task was cancelled."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _end_if_cancelled(before: int) -> None:
+    """Raise ``CancelledError`` if this task was cancelled more often than ``before``.
+
+    redis-py may lose a cancellation, or replace it by an error of its own: the task would go on.
+    """
+    if _cancellations() > before:
+        raise asyncio.CancelledError

@@ -1,0 +1,100 @@
+"""Where a tag points, as replicas tell each other. No I/O.
+
+Facts are ordered by the time at which the registry was asked, by the clock of Redis.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from proxy.core.errors import RegistryError
+from proxy.core.manifests import is_media_type
+from proxy.core.names import Digest, Tag, Target, parse_digest, parse_repo, parse_tag
+from proxy.core.records import Descriptor
+
+MAX_NAME: Final = 255
+_MAX_SIZE: Final = 1 << 40
+
+GONE: Final = Descriptor("", Digest(""), 0)
+"""Where a tag points that the registry no longer has."""
+
+Key = tuple[Target, Tag]
+
+
+class Fact(NamedTuple):
+    """A tag pointed to ``descriptor`` when the registry was asked ``at`` (seconds of Redis)."""
+
+    target: Target
+    tag: Tag
+    descriptor: Descriptor
+    at: float
+
+    @property
+    def key(self) -> Key:
+        """What it is about."""
+        return self.target, self.tag
+
+    def encoded(self) -> bytes:
+        """Return it as JSON; ``read_fact`` reads that."""
+        found = self.descriptor
+        return json.dumps(
+            {
+                **named(self.key),
+                "digest": found.digest,
+                "type": found.media_type,
+                "size": found.size,
+                "at": self.at,
+            }
+        ).encode()
+
+
+def newest(one: Fact | None, other: Fact) -> Fact:
+    """Return the newer fact; of two of the same time, the one with the greater digest.
+
+    So all replicas choose the same one, in whatever order they get them.
+    """
+    if one is None or _order(other) > _order(one):
+        return other
+    return one
+
+
+def _order(fact: Fact) -> tuple[float, str]:
+    return fact.at, fact.descriptor.digest
+
+
+def named(key: Key) -> dict[str, str]:
+    """Return the names of a tag as JSON values."""
+    (upstream, repo), tag = key
+    return {"upstream": upstream, "repo": repo, "tag": tag}
+
+
+def read_key(message: Mapping[str, object]) -> Key | None:
+    """Return the tag that a message is about; None if it is malformed."""
+    upstream, repo, tag = (message.get(name) for name in ("upstream", "repo", "tag"))
+    if not (isinstance(upstream, str) and isinstance(repo, str) and isinstance(tag, str)):
+        return None
+    try:
+        return Target(upstream[:MAX_NAME], parse_repo(repo)), parse_tag(tag)
+    except RegistryError:
+        return None
+
+
+def read_fact(message: Mapping[str, object]) -> Fact | None:
+    """Return the fact in a message; None if there is none that this version understands."""
+    key = read_key(message)
+    media_type, size, at = message.get("type"), message.get("size"), message.get("at")
+    digest = _digest(message.get("digest"))
+    if key is None or digest is None or not isinstance(media_type, str):
+        return None
+    if not isinstance(size, int) or not 0 <= size < _MAX_SIZE or not is_media_type(media_type):
+        return None
+    if not isinstance(at, int | float) or not 0 <= at < float("inf"):
+        return None
+    return Fact(*key, Descriptor(media_type, digest, size), float(at))
+
+
+def _digest(value: object) -> Digest | None:
+    try:
+        return parse_digest(value) if isinstance(value, str) else None
+    except RegistryError:
+        return None

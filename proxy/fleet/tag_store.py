@@ -1,0 +1,152 @@
+"""Facts about tags in Redis, and the lease of who checks a tag now."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from proxy.core.errors import DigestInvalid, FleetUnavailable
+from proxy.core.names import parse_digest
+from proxy.core.records import TagHistoryEntry
+from proxy.fleet.store import Argument, Store
+from proxy.fleet.tag_facts import GONE, Fact, Key, named, read_fact
+
+CHANNEL: Final = "tags"
+FACT_SECONDS: Final = 7 * 86400.0
+LEASE_SECONDS: Final = 3.0
+"""Replicas that wait for the check of another one ask the registry themselves after this."""
+
+HISTORY_LIMIT: Final = 50
+_FIELDS: Final = ("at", "digest", "type", "size")
+
+_CLAIM: Final = """
+local found = redis.call('HMGET', KEYS[1], 'at', 'digest', 'type', 'size')
+if found[1] and found[2] ~= '' and tonumber(found[1]) >= tonumber(ARGV[3]) then
+  return {0, found}
+end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return {1, found} end
+return {0, false}
+"""
+"""Arguments: the holder, the life of the lease, and from when on a fact is new enough."""
+
+_SETTLE: Final = f"""
+local found = redis.call('HMGET', KEYS[1], 'at', 'digest', 'type', 'size', 'since', 'history')
+local holder, at, digest = ARGV[1], ARGV[2], ARGV[3]
+local at_before = found[1] and tonumber(found[1])
+local is_older = found[1] and (at_before > tonumber(at)
+  or (at_before == tonumber(at) and found[2] > digest))
+if redis.call('GET', KEYS[2]) == holder then redis.call('DEL', KEYS[2]) end
+if is_older then
+  redis.call('PUBLISH', ARGV[7], ARGV[9])
+  return {{found[1], found[2], found[3], found[4]}}
+end
+local since, history = found[5] or at, found[6] or ''
+if found[2] and found[2] ~= digest then since = at end
+if found[2] and found[2] ~= digest and found[2] ~= '' then
+  history = history .. found[2] .. ' ' .. (found[5] or at) .. ' ' .. found[1] .. '\\n'
+  local _, count = string.gsub(history, '\\n', '')
+  if count > {HISTORY_LIMIT} then history = string.gsub(history, '^[^\\n]*\\n', '', 1) end
+end
+redis.call('HSET', KEYS[1], 'at', at, 'digest', digest, 'type', ARGV[4], 'size', ARGV[5],
+  'since', since, 'history', history)
+redis.call('PEXPIRE', KEYS[1], ARGV[6])
+redis.call('PUBLISH', ARGV[7], ARGV[8])
+return false
+"""
+"""Compare and set: an older fact never replaces a newer one. Returns the newer one."""
+
+_RELEASE: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+return redis.call('PUBLISH', ARGV[2], ARGV[3])
+"""
+
+
+class Claim(NamedTuple):
+    """What to do for a check: use ``fact``, or check if it ``is_ours``, or wait for another's."""
+
+    fact: Fact | None
+    is_ours: bool
+
+
+class TagStore:
+    """All verbs raise ``FleetUnavailable``."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._claim = store.script("claim_tag", _CLAIM)
+        self._settle = store.script("settle_tag", _SETTLE)
+        self._release = store.script("release_tag", _RELEASE)
+        self._channel = store.key(CHANNEL)
+
+    async def claim(self, key: Key, holder: str, oldest: float) -> Claim:
+        """Return the fact if it is not from before ``oldest``, else take the lease of a check."""
+        lease = int(LEASE_SECONDS * 1000)
+        is_ours, found = await self._claim(self._keys(key), [holder, lease, oldest])
+        fact = None if is_ours or not found else _fact(key, found)
+        return Claim(fact, bool(is_ours))
+
+    async def settle(self, fact: Fact, holder: str) -> Fact:
+        """Publish a fact unless a newer one is known; return the newer one. Ends the lease."""
+        found = fact.descriptor
+        released = _released(fact.key)
+        message = released if found is GONE else fact.encoded()
+        arguments: list[Argument] = [
+            holder,
+            repr(fact.at),
+            found.digest,
+            found.media_type,
+            found.size,
+        ]
+        arguments += [int(FACT_SECONDS * 1000), self._channel, message, released]
+        newer = await self._settle(self._keys(fact.key), arguments)
+        return fact if newer is None else _fact(fact.key, newer) or fact
+
+    async def release(self, key: Key, holder: str) -> None:
+        """End the lease of a check that has failed, and wake those that wait for it."""
+        await self._release(self._keys(key)[1:], [holder, self._channel, _released(key)])
+
+    async def read(self, keys: Sequence[Key]) -> list[Fact | None]:
+        """Return the facts about tags, ``GONE`` ones too, in one round trip."""
+        answers = await self._store.run_all(
+            *(["HMGET", self._keys(key)[0], *_FIELDS] for key in keys)
+        )
+        return [_fact(key, found) for key, found in zip(keys, answers, strict=True)]
+
+    async def history(self, key: Key) -> tuple[TagHistoryEntry, ...]:
+        """Return where a tag has pointed before, the latest last, by the clock of Redis."""
+        text = await self._store.run("HGET", self._keys(key)[0], "history")
+        lines = [line.split() for line in (text or b"").decode(errors="replace").splitlines()]
+        try:
+            return tuple(
+                TagHistoryEntry(parse_digest(digest), float(first), float(last))
+                for digest, first, last in lines
+            )
+        except (ValueError, DigestInvalid):
+            return ()
+
+    def _keys(self, key: Key) -> list[str]:
+        """Return the keys of the fact and of the lease, which a cluster keeps on one node."""
+        (upstream, repo), tag = key
+        name = f"{{{upstream}/{repo}:{tag}}}"
+        return [self._store.key("tag", name), self._store.key("check", name)]
+
+
+def _released(key: Key) -> bytes:
+    return json.dumps(named(key)).encode()
+
+
+def _fact(key: Key, found: Any) -> Fact | None:
+    """Return what the fields of a fact say; None if they are missing or malformed."""
+    if isinstance(found, Exception):
+        raise FleetUnavailable(type(found).__name__)
+    if not found or None in found:
+        return None
+    texts = [field.decode(errors="replace") for field in found]
+    try:
+        at, size = float(texts[0]), int(texts[3])
+    except ValueError:
+        return None
+    if not texts[1]:
+        return Fact(*key, GONE, at)
+    read = named(key) | {"digest": texts[1], "type": texts[2]}
+    return read_fact({**read, "size": size, "at": at})

@@ -1,0 +1,71 @@
+"""Counters that one process hands over to another: what it has counted since the last time.
+
+A process takes its counts as JSON values, which sets them back to zero; the other one adds them to
+its own. Taken are requests and the cache's counters: all that answering a client changes.
+"""
+
+from collections import Counter
+from dataclasses import fields
+from typing import Any
+
+from proxy.runtime.declarations import Histogram
+from proxy.runtime.metrics import CacheCounters, Metrics, UpstreamCounters
+
+Counts = dict[str, Any]
+_Counters = UpstreamCounters | CacheCounters
+
+
+def taken(metrics: Metrics) -> Counts:
+    """Return what was counted, by upstream and for the cache, and set it back to zero."""
+    by_upstream = {name: _taken(counters) for name, counters in metrics.upstreams.items()}
+    cache = _taken(metrics.cache)
+    return {"upstreams": {name: counts for name, counts in by_upstream.items() if counts}} | (
+        {"cache": cache} if cache else {}
+    )
+
+
+def add(metrics: Metrics, counts: Counts) -> None:
+    """Add what ``taken`` returned in another process."""
+    for name, of_upstream in counts["upstreams"].items():
+        _add(metrics.add(name), of_upstream)
+    _add(metrics.cache, counts.get("cache", {}))
+
+
+def _taken(counters: _Counters) -> Counts:
+    found: Counts = {}
+    for each in fields(counters):
+        value = getattr(counters, each.name)
+        if isinstance(value, int | float) and value:
+            found[each.name] = value
+            setattr(counters, each.name, 0)
+        elif isinstance(value, Counter):
+            if counted := {str(key): count for key, count in value.items() if count}:
+                found[each.name] = counted
+                for key in value:
+                    value[key] = 0
+        elif isinstance(value, dict) and (observed := _taken_histograms(value)):
+            found[each.name] = observed
+    return found
+
+
+def _taken_histograms(histograms: dict[Any, Histogram]) -> Counts:
+    found: Counts = {}
+    for key, histogram in histograms.items():
+        if any(histogram.counts):
+            found[str(key)] = [histogram.counts, histogram.total]
+            histogram.counts, histogram.total = [0] * len(histogram.counts), 0.0
+    return found
+
+
+def _add(counters: _Counters, counts: Counts) -> None:
+    for name, count in counts.items():
+        value = getattr(counters, name)
+        if isinstance(value, Counter):
+            value.update(count)
+        elif isinstance(value, dict):
+            for key, (buckets, total) in count.items():
+                histogram = value[key]
+                histogram.counts = [a + b for a, b in zip(histogram.counts, buckets, strict=True)]
+                histogram.total += total
+        else:
+            setattr(counters, name, value + count)

@@ -1,0 +1,220 @@
+"""Takes the content of a bundle, and makes its images visible once all of it is here.
+
+Blobs arrive one by one. Each is hashed before it is stored, and no repository may serve it until
+``commit`` has found everything that the contents name. So an import that is interrupted, or whose
+bundle is damaged, leaves nothing behind but blobs that no client can get; the next import of the
+same bundle does not transfer them again.
+"""
+
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Final
+
+import structlog
+
+from proxy.content.content import Content
+from proxy.content.pins import Pins
+from proxy.core import manifests
+from proxy.core.errors import (
+    Conflict,
+    ContentMismatch,
+    RegistryError,
+    RequestInvalid,
+    StorageError,
+    StorageUnavailable,
+)
+from proxy.core.names import Digest, Repo, Target, matches
+from proxy.core.records import Descriptor
+from proxy.runtime.executors import by_size
+from proxy.services.bundle.contents import BundledBlob, BundledTag, Contents
+
+NOTE: Final = "imports"
+MAX_NOTED: Final = 100
+MAX_NAMED: Final = 1000
+"""Missing digests that an error names."""
+
+_NOWHERE: Final = Target("import", Repo("import"))
+"""Stands for the repository of content that belongs to none yet."""
+
+_BATCH: Final = 1000
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Report:
+    """What an import made visible. ``kept`` are tags that point to something newer here."""
+
+    images: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    pins: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    blobs: int = 0
+    bytes: int = 0
+
+
+class Importer:
+    """Imports bundles. ``upstreams`` are the names of the configured registries."""
+
+    def __init__(self, content: Content, pins: Pins, upstreams: Collection[str]) -> None:
+        self._content = content
+        self._pins = pins
+        self._upstreams = upstreams
+
+    async def missing(self, digests: Iterable[Digest]) -> list[Digest]:
+        """Return those that are not held."""
+        wanted = [*digests]
+        return [digest for digest in wanted if not await self._content.holds(digest)]
+
+    async def receive(self, blob: BundledBlob, pieces: AsyncIterator[bytes]) -> None:
+        """Store content that no repository may serve yet.
+
+        Raises ``ContentMismatch`` for other bytes, ``RequestInvalid`` for more or fewer of them,
+        ``StorageUnavailable`` if there is no room.
+        """
+        try:
+            if blob.media_type is None:
+                await self._receive_blob(blob, pieces)
+            else:
+                await self._receive_manifest(blob, blob.media_type, pieces)
+        except StorageError as error:
+            raise StorageUnavailable(f"{blob.digest} cannot be stored: {error}") from error
+
+    async def commit(self, contents: Contents) -> Report:
+        """Link everything to its repositories, then set the tags.
+
+        Raises ``RequestInvalid`` that names what is missing; nothing becomes visible then.
+        """
+        await self._check(contents)
+        report = Report(blobs=len(contents.blobs))
+        report.bytes = sum(blob.size for blob in contents.blobs.values())
+        public = [blob.digest for blob in contents.blobs.values() if blob.is_public]
+        for at in range(0, len(public), _BATCH):
+            await self._content.publish(public[at : at + _BATCH])
+        for target, digests in contents.links.items():
+            await self._content.links.add(target, digests)
+            await self._add_referrers(contents, target, digests)
+        for one in contents.tags:
+            await self._set_tag(one, report)
+        for pin in contents.pins:
+            await self._pin(pin, report)
+        await self._note(contents, report)
+        for upstream in sorted({one.upstream for one in contents.links} - {*self._upstreams}):
+            report.notes.append(
+                f"{upstream} is not configured here, so its images cannot be pulled; add it under "
+                "upstreams"
+            )
+        log.info("imported", source=contents.source, images=len(report.images))
+        return report
+
+    async def _receive_blob(self, blob: BundledBlob, pieces: AsyncIterator[bytes]) -> None:
+        writer = await self._content.writer(_NOWHERE, blob.digest, blob.size)
+        with closing(writer):
+            async with writer:
+                offset = 0
+                async for piece in pieces:
+                    offset = _counted(blob, offset + len(piece))
+                    await writer.write(offset - len(piece), piece)
+                _complete(blob, offset)
+                await writer.prove()
+                await writer.store(is_public=False)
+
+    async def _receive_manifest(
+        self, blob: BundledBlob, media_type: str, pieces: AsyncIterator[bytes]
+    ) -> None:
+        if blob.size > manifests.MAX_SIZE:
+            raise RequestInvalid(f"{blob.digest}: no manifest is as long as {blob.size} bytes")
+        body = bytearray()
+        async for piece in pieces:
+            body += piece
+            _counted(blob, len(body))
+        _complete(blob, len(body))
+        content = bytes(body)
+        if not await by_size(len(content), lambda: matches(blob.digest, content)):
+            raise ContentMismatch(f"the bundle: the content does not match {blob.digest}")
+        parsed = await by_size(len(content), lambda: manifests.read(content))
+        descriptor = Descriptor(media_type, blob.digest, blob.size)
+        await self._content.keep(descriptor, content, parsed.listed)
+        if not await self._content.holds(blob.digest):
+            raise StorageUnavailable(f"{blob.digest} cannot be stored: there is no room")
+
+    async def _check(self, contents: Contents) -> None:
+        """Raise ``RequestInvalid`` unless everything is held, with the sizes of the contents."""
+        wrong: list[Digest] = []
+        digests = [*contents.blobs]
+        for at in range(0, len(digests), _BATCH):
+            batch = digests[at : at + _BATCH]
+            records = await self._content.records(batch)
+            for digest in batch:
+                record = records.get(digest)
+                if record is None or record.size != contents.blobs[digest].size:
+                    wrong.append(digest)
+        if wrong:
+            shown = "\n".join(wrong[:MAX_NAMED])
+            raise Conflict(f"{len(wrong):,} of {len(digests):,} pieces are missing:\n{shown}")
+        for one in contents.tags:
+            about = one.record.descriptor
+            if contents.blobs[about.digest].size != about.size:
+                raise RequestInvalid(f"{one.name}: its size is not that of {about.digest}")
+
+    async def _add_referrers(
+        self, contents: Contents, target: Target, digests: Iterable[Digest]
+    ) -> None:
+        for digest in digests:
+            media_type = contents.blobs[digest].media_type
+            if media_type is None:
+                continue
+            body = await self._content.read(digest) or b""
+            parsed = await by_size(len(body), partial(manifests.read, body))
+            if parsed.subject is not None:
+                entry = parsed.subject.entry(Descriptor(media_type, digest, len(body)))
+                await self._content.links.add_referrer(target, parsed.subject.digest, entry)
+
+    async def _set_tag(self, one: BundledTag, report: Report) -> None:
+        """Let a tag point where the bundle says, unless it was seen here later."""
+        await self._content.tags.add_history(one.target, one.tag, one.history)
+        known = await self._content.tags.get(one.target, one.tag)
+        if known is not None and known.checked_at > one.record.checked_at:
+            report.kept.append(one.name)
+            return
+        await self._content.tags.set(one.target, one.tag, one.record)
+        report.images.append(one.name)
+
+    async def _pin(self, pin: str, report: Report) -> None:
+        try:
+            report.pins.append((await self._pins.add(pin)).name)
+        except RegistryError as error:
+            report.notes.append(f"pin {pin}: {error.message}")
+
+    async def _note(self, contents: Contents, report: Report) -> None:
+        """Remember where the images came from."""
+        known = await self._content.note(NOTE)
+        imports = known if isinstance(known, list) else []
+        imports.append(
+            {
+                "at": self._content.clock(),
+                "source": contents.source,
+                "creator": contents.creator,
+                "created_at": contents.created_at,
+                "images": report.images[:MAX_NAMED],
+            }
+        )
+        await self._content.set_note(NOTE, imports[-MAX_NOTED:])
+
+
+def as_document(report: Report) -> dict[str, object]:
+    """Return a report as JSON values."""
+    return asdict(report)
+
+
+def _counted(blob: BundledBlob, received: int) -> int:
+    if received > blob.size:
+        raise RequestInvalid(f"{blob.digest}: more than its {blob.size} bytes")
+    return received
+
+
+def _complete(blob: BundledBlob, received: int) -> None:
+    if received < blob.size:
+        raise RequestInvalid(f"{blob.digest}: {received} of its {blob.size} bytes")

@@ -1,0 +1,75 @@
+"""What the metadata of an object says about its content: its type, and who may have it.
+
+Bytes are verified by their digest, but a card is believed: whoever may write to the bucket decides
+to which repositories private content belongs.
+"""
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Self
+
+from proxy.core.errors import RegistryError
+from proxy.core.names import Target, parse_repo
+from proxy.core.tolerant_json import as_list, read_object
+
+KEY: Final = "millpond"
+"""Name of the metadata. Azure allows no hyphens in it."""
+
+MAX_BYTES: Final = 1800
+"""S3 allows 2 KiB for all metadata of an object."""
+
+_SCHEMA: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """``media_type`` is None for content that is not a manifest, or not known to be one.
+
+    ``is_public``: its registry gives it to everybody. ``holders`` are repositories of which their
+    registry has confirmed that they hold it.
+    """
+
+    media_type: str | None = None
+    is_public: bool = False
+    holders: frozenset[Target] = frozenset()
+
+    @classmethod
+    def parse(cls, text: str | None) -> Self:
+        """Return the card in an object's metadata; one that allows nothing if it is not readable.
+
+        What a later version adds is ignored.
+        """
+        document = read_object((text or "").encode())
+        media_type = document.get("type")
+        return cls(
+            media_type if isinstance(media_type, str) and media_type else None,
+            document.get("public") is True,
+            frozenset(_targets(as_list(document.get("in")))),
+        )
+
+    def text(self) -> str:
+        """Return the metadata. It names as many holders as there is room for."""
+        document: dict[str, object] = {"v": _SCHEMA, "type": self.media_type}
+        document |= {"public": self.is_public, "in": []}
+        names: list[str] = []
+        room = MAX_BYTES - len(_shown(document))
+        for name in sorted(map(str, self.holders), key=len):
+            room -= len(name) + 3
+            if room < 0:
+                break
+            names.append(name)
+        return _shown(document | {"in": names})
+
+
+def _shown(document: dict[str, object]) -> str:
+    return json.dumps(document, separators=(",", ":"))
+
+
+def _targets(names: Iterable[object]) -> Iterable[Target]:
+    for name in names:
+        upstream, _, repo = str(name).partition("/")
+        with suppress(RegistryError):
+            if upstream:
+                yield Target(upstream, parse_repo(repo))

@@ -1,0 +1,180 @@
+"""Gives content to other replicas. Clients cannot use it, and see a page that does not exist.
+
+A replica gets what is held and what is arriving, and verifies it itself. The answer says whether
+the repository holds it, so that privacy rules hold on the other side too.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import structlog
+from aiohttp.web import BaseRequest, Response, StreamResponse
+
+from proxy.content.content import Content
+from proxy.content.downloads import Downloads, Reader
+from proxy.core.errors import RegistryError, StorageError
+from proxy.fleet.leases import Leases
+from proxy.fleet.protocol import CONTENT_HEADER, MANIFESTS, NOT_YET, PREFIX, Facts, Question
+from proxy.fleet.signatures import HEADER, Signer
+from proxy.repository.manifests import Manifests
+from proxy.repository.results import Local
+from proxy.runtime.metrics import FleetCounters
+from proxy.web.paced import PacedResponse
+from proxy.web.sendfile import ClientLeftError, Sending
+
+MAX_TRANSFERS: Final = 64
+WAIT_SECONDS: Final = 1.0
+"""For so long a request waits for the registry's answer; then the replica asks again."""
+
+_MISSING: Final = Facts(None, is_public=False, is_confirmed=False)
+
+log = structlog.get_logger(__name__)
+
+
+class Served(NamedTuple):
+    """What replicas may have."""
+
+    content: Content
+    downloads: Downloads
+    manifests: Manifests
+
+
+class PeerServer:
+    """Answers replicas."""
+
+    def __init__(
+        self, signer: Signer, leases: Leases, served: Served, counters: FleetCounters
+    ) -> None:
+        self._signer = signer
+        self._leases = leases
+        self._content, self._downloads, self._manifests = served
+        self._counters = counters
+        self._transfers = 0
+
+    def admits(self, request: BaseRequest) -> bool:
+        """Return True for a request of a replica, which is then used up."""
+        path, proof = request.raw_path, request.headers.get(HEADER)
+        return (
+            path.startswith(PREFIX)
+            and request.method in ("GET", "HEAD")
+            and self._signer.verify(request.method, path, proof)
+        )
+
+    async def handle(self, request: BaseRequest) -> StreamResponse:
+        """Answer a request that is admitted."""
+        answering = _Answering(self._signer, request)
+        try:
+            question = Question.parse(request.raw_path)
+        except RegistryError:
+            question = None
+        if question is None:
+            return answering.refuse(404)
+        if self._transfers >= MAX_TRANSFERS:
+            return answering.refuse(NOT_YET)
+        self._transfers += 1
+        try:
+            if question.kind == MANIFESTS:
+                return await self._manifest(question, answering)
+            return await self._blob(question, answering)
+        finally:
+            self._transfers -= 1
+            self._counters.peer_bytes_sent += answering.sent
+
+    async def _manifest(self, question: Question, answering: "_Answering") -> StreamResponse:
+        """Answer with a manifest that this repository holds."""
+        target, digest = question.target, question.digest
+        hit = await self._manifests.held(target, digest, "")
+        if hit is None:
+            is_coming = question.live and self._leases.has(target.upstream, digest)
+            return answering.refuse(NOT_YET if is_coming else 404)
+        is_public = await self._content.is_public(digest)
+        facts = Facts(
+            len(hit.body), is_public, is_confirmed=True, media_type=hit.descriptor.media_type
+        )
+        return answering.whole(facts, hit.body)
+
+    async def _blob(self, question: Question, answering: "_Answering") -> StreamResponse:
+        target, digest = question.target, question.digest
+        is_linked = await self._content.links.has(target, digest)
+        held = await self._content.open(digest)
+        if held is not None:
+            is_public = await self._content.is_public(digest)
+            facts = Facts(held.size, is_public, is_linked)
+            local = Local(held)
+            try:
+                return await answering.body(facts, local, question.offset)
+            finally:
+                held.close()
+        reader = self._downloads.follow(target, digest) if question.live else None
+        if reader is None:
+            return answering.refuse(404)
+        try:
+            return await self._arriving(question, reader, answering, is_linked=is_linked)
+        finally:
+            reader.close()
+
+    async def _arriving(
+        self, question: Question, reader: Reader, answering: "_Answering", *, is_linked: bool
+    ) -> StreamResponse:
+        download = reader.download
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await download.opened()
+        except TimeoutError:
+            return answering.refuse(NOT_YET)
+        except (RegistryError, StorageError):
+            return answering.refuse(404)
+        is_confirmed = is_linked or download.target == question.target
+        facts = Facts(download.size, download.is_public, is_confirmed)
+        return await answering.body(facts, reader, question.offset)
+
+
+class _Answering:
+    """One response to a replica. ``sent`` counts body bytes."""
+
+    def __init__(self, signer: Signer, request: BaseRequest) -> None:
+        self._signer = signer
+        self._request = request
+        self.sent = 0
+
+    def refuse(self, status: int) -> Response:
+        """Return a response without content."""
+        return PacedResponse(status=status, headers=self._headers(status, _MISSING))
+
+    def whole(self, facts: Facts, body: bytes) -> Response:
+        """Return a response from memory."""
+        self.sent = len(body)
+        return PacedResponse(body=body, headers=self._headers(200, facts))
+
+    async def body(self, facts: Facts, source: Local | Reader, offset: int) -> StreamResponse:
+        """Send a blob from ``offset`` on, as it arrives; hang up if it fails."""
+        if facts.size is not None and offset > facts.size:
+            return self.refuse(404)
+        response = StreamResponse(headers=self._headers(200, facts))
+        if facts.size is None:
+            response.enable_chunked_encoding()
+        else:
+            response.content_length = facts.size - offset
+        sending = Sending(self._request, response)
+        try:
+            await sending.begin()
+            if self._request.method != "HEAD":
+                await sending.file(source, offset, facts.size)
+            await sending.finish()
+        except (ClientLeftError, RegistryError, StorageError) as error:
+            log.debug("a transfer to a replica broke off", reason=str(error))
+            if self._request.transport is not None:
+                self._request.transport.close()
+        finally:
+            self.sent = sending.sent
+        return response
+
+    def _headers(self, status: int, facts: Facts) -> Mapping[str, str]:
+        header = self._request.headers[HEADER]
+        proof = self._signer.sign_response(header, status, facts.header)
+        return {
+            HEADER: proof,
+            CONTENT_HEADER: facts.header,
+            "Content-Type": "application/octet-stream",
+        }

@@ -1,0 +1,393 @@
+"""Bundles: from one cache to another that has no network."""
+
+import json
+import tarfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from aiohttp import ClientSession, UnixConnector
+
+from proxy.services.bundle import signatures
+from tests.cli.command import Done, beside, refused
+from tests.fakes import content
+from tests.fakes.clock import Clock
+from tests.fakes.upstream import FakeUpstream
+from tests.running import Proxy, started
+from tests.services.test_drop import tree
+
+ONE = content.image("one", layers=(300_000,))
+TWO = content.image("two", layers=(200_000, 100))
+MANY = content.multi_platform("many", ("linux/amd64", "linux/arm64/v8"))
+DOCKER = content.image("docker", docker=True)
+SBOM = content.artifact(ONE)
+SIGNED = content.artifact(None, "application/vnd.dev.cosign.simplesigning.v1+json")
+SIGNATURE_TAG = ONE.digest.replace(":", "-") + ".sig"
+
+Command = Callable[..., Awaitable[Done]]
+Open = Callable[..., Awaitable[Proxy]]
+
+
+@pytest.fixture(autouse=True)
+def images(upstream: FakeUpstream) -> None:
+    upstream.add("library/one", ONE, tags=["1"])
+    upstream.add("library/one", SBOM, tags=[])
+    upstream.add("library/one", SIGNED, tags=[SIGNATURE_TAG])
+    upstream.add("acme/two", TWO, tags=["2"])
+    upstream.add("acme/many", MANY, tags=["latest"])
+    upstream.add("acme/docker", DOCKER, tags=["v1"])
+
+
+@pytest.fixture
+async def opened(upstream: FakeUpstream, clock: Clock, tmp_path: Path) -> AsyncIterator[Open]:
+    """Open caches by name, each with a directory of its own."""
+    async with AsyncExitStack() as stack:
+
+        async def opened(name: str, **settings: Any) -> Proxy:
+            return await stack.enter_async_context(
+                started(upstream, tmp_path / name, clock, settings)
+            )
+
+        yield opened
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Command:
+    """Run a command on a cache."""
+
+    async def at(proxy: Proxy, *arguments: str, **given: str) -> Done:
+        return await beside(*arguments, "--storage", str(proxy.storage), **given)
+
+    return at
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    path = tmp_path / "key"
+    signatures.write_key(path, "outside")
+    return path
+
+
+class World(NamedTuple):
+    """A cache with a network, one without, a command on a cache, and a key to sign with."""
+
+    outside: Proxy
+    lab: Proxy
+    at: Command
+    key: Path
+
+
+@pytest.fixture
+async def world(opened: Open, at: Command, key: Path) -> World:
+    return World(await opened("outside"), await opened("lab", offline=True), at, key)
+
+
+MADE: dict[str, bytes] = {}
+"""The bundle that most tests carry, and its keys, made once."""
+
+
+@pytest.fixture
+async def bundle(opened: Open, at: Command, key: Path, tmp_path: Path) -> Path:
+    """A signed bundle with one image and what refers to it."""
+    path = tmp_path / "one.tar"
+    files = {"key": key, "key.pub": key.with_name("key.pub"), "one.tar": path}
+    if MADE:
+        for name, file in files.items():
+            file.write_bytes(MADE[name])
+        return path
+    outside = await opened("outside first")
+    assert (await at(outside, "warm", "one:1", "--platform", "linux/amd64")).returncode == 0
+    done = await at(outside, "export", "one:1", "-o", str(path), "--key", str(key))
+    assert (done.returncode, done.stderr) == (0, ""), done
+    MADE.update({name: file.read_bytes() for name, file in files.items()})
+    return path
+
+
+async def whole(proxy: Proxy, path: str, image: content.Image) -> bool:
+    """Pull an image as a client does; return if all of it is served and right."""
+    found = await proxy.get(f"/v2/{path}")
+    repository = path.partition("/manifests/")[0]
+    bodies = {one: (await proxy.get(f"/v2/{repository}/blobs/{one}")).body for one in image.blobs}
+    return found.body == image.manifest and bodies == dict(image.blobs)
+
+
+def trusting(key: Path) -> tuple[str, str]:
+    return "--trust", f"{key}.pub"
+
+
+async def test_an_image_is_carried_with_all_that_refers_to_it(
+    bundle: Path, world: World, upstream: FakeUpstream
+) -> None:
+    _, lab, at, key = world
+    upstream.clear()
+    done = await at(lab, "import", str(bundle), *trusting(key))
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert done.stdout.startswith("imported: 2 images from bundle, signed by outside, ")
+    assert lab.held() == tree(ONE, SBOM, SIGNED)
+    assert await whole(lab, "library/one/manifests/1", ONE)
+    found = await lab.get(f"/v2/library/one/referrers/{ONE.digest}")
+    assert [entry["digest"] for entry in json.loads(found.body)["manifests"]] == [SBOM.digest]
+    assert (await lab.get(f"/v2/library/one/manifests/{SIGNATURE_TAG}")).status == 200
+    assert not upstream.requests
+
+
+async def test_a_second_import_transfers_nothing(bundle: Path, world: World) -> None:
+    _, lab, at, key = world
+    assert (await at(lab, "import", str(bundle), *trusting(key))).returncode == 0
+    done = await at(lab, "import", str(bundle), *trusting(key), "--json")
+    assert json.loads(done.stdout)["imported_bytes"] == 0
+
+
+async def test_a_dry_run_changes_nothing(bundle: Path, world: World) -> None:
+    _, lab, at, key = world
+    done = await at(lab, "import", str(bundle), *trusting(key), "--dry-run")
+    assert done.returncode == 0
+    assert "docker.io/library/one:1" in done.stdout.splitlines()
+    assert lab.held() == set()
+
+
+async def test_a_delta_has_what_is_missing_and_nothing_else(
+    bundle: Path, world: World, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    outside, lab, at, key = world
+    assert (await at(outside, "warm", "one:1")).returncode == 0
+    assert (await at(lab, "import", str(bundle), *trusting(key))).returncode == 0
+    newer = content.image("one", layers=(300_000, 400_000))
+    upstream.add("library/one", newer, tags=["1"])
+    assert (await at(outside, "warm", "one:1", "--no-referrers")).returncode == 0
+    inventory = tmp_path / "lab.inv"
+    inventory.write_text((await at(lab, "inventory")).stdout)
+    path = tmp_path / "delta.tar"
+    options = ("--missing-from", str(inventory), "--no-referrers", "--key", str(key))
+    done = await at(outside, "export", "one:1", "-o", str(path), *options)
+    assert done.returncode == 0, done
+    fresh = {d: len(b) for d, b in newer.blobs.items() if d not in ONE.blobs}
+    with tarfile.open(path) as archive:
+        blobs = {m.name.rpartition("/")[2]: m.size for m in archive if m.name.startswith("blobs/")}
+    expected = {d.partition(":")[2]: size for d, size in fresh.items()}
+    assert blobs == expected | {newer.digest.partition(":")[2]: len(newer.manifest)}
+    done = await at(lab, "import", str(path), *trusting(key))
+    assert done.returncode == 0, done
+    assert await whole(lab, "library/one/manifests/1", newer)
+
+
+async def test_a_delta_for_another_cache_names_what_is_missing(
+    bundle: Path, world: World, opened: Open, tmp_path: Path
+) -> None:
+    outside, _, at, key = world
+    assert (await at(outside, "warm", "one:1")).returncode == 0
+    inventory = tmp_path / "inventory"
+    layer = ONE.layers[0]
+    inventory.write_text(f"# millpond inventory 1\n{layer} 300000\n")
+    path = tmp_path / "delta.tar"
+    options = ("--missing-from", str(inventory), "--key", str(key))
+    assert (await at(outside, "export", "one:1", "-o", str(path), *options)).returncode == 0
+    other = await opened("other", offline=True)
+    done = await at(other, "import", str(path), *trusting(key))
+    assert done.returncode == 1
+    assert "1 blobs are neither in the bundle nor in the cache" in done.stderr
+    assert layer in done.stderr
+    assert other.held() == set()
+
+
+async def test_tags_history_and_pins_are_carried(
+    world: World, upstream: FakeUpstream, clock: Clock, tmp_path: Path
+) -> None:
+    outside, lab, at, key = world
+    assert (await at(outside, "pin", "acme/two:2", "--pull")).returncode == 0
+    clock.advance(100)
+    newer = content.image("newer two")
+    upstream.retag("acme/two", "2", newer) if False else upstream.add("acme/two", newer, tags=["2"])
+    assert (await at(outside, "warm", "acme/two:2")).returncode == 0
+    history = await outside.history("docker.io", "acme/two", "2")
+    assert [entry.digest for entry in history] == [TWO.digest, newer.digest]
+    path = tmp_path / "pinned.tar"
+    done = await at(outside, "export", "--pinned", "-o", str(path), "--key", str(key))
+    assert done.returncode == 0, done
+    clock.advance(1000)
+    assert (await at(lab, "import", str(path), *trusting(key))).returncode == 0
+    assert await lab.history("docker.io", "acme/two", "2") == history
+    pins = json.loads((await at(lab, "pins", "--json")).stdout)["pins"]
+    assert [pin["pin"] for pin in pins] == ["docker.io/acme/two:2"]
+    [image] = map(json.loads, (await at(lab, "ls", "--json")).stdout.splitlines())
+    assert (image["state"], image["pinned"]) == ("whole", True)
+
+
+async def test_a_tag_never_goes_back(
+    bundle: Path, world: World, opened: Open, upstream: FakeUpstream, clock: Clock
+) -> None:
+    _, _, at, key = world
+    online = await opened("online")
+    newer = content.image("newest")
+    upstream.add("library/one", newer, tags=["1"])
+    clock.advance(100)
+    assert (await online.get("/v2/library/one/manifests/1")).status == 200
+    done = await at(online, "import", str(bundle), *trusting(key))
+    assert "docker.io/library/one:1: unchanged, it was seen here later" in done.stdout
+    assert (await online.get("/v2/library/one/manifests/1")).body == newer.manifest
+
+
+async def test_parts_make_one_bundle(world: World, upstream: FakeUpstream, tmp_path: Path) -> None:
+    outside, lab, at, key = world
+    large = content.image("large", layers=(3_000_000,))
+    upstream.add("acme/large", large, tags=["latest"])
+    assert (await at(outside, "warm", "acme/large", "--no-referrers")).returncode == 0
+    path = tmp_path / "parts.tar"
+    options = ("--max-part-size", "1MiB", "--key", str(key))
+    assert (await at(outside, "export", "acme/large", "-o", str(path), *options)).returncode == 0
+    parts = sorted(tmp_path.glob("parts.tar.*"))
+    assert [part.name[-3:] for part in parts] == ["001", "002", "003"]
+    assert all(part.stat().st_size <= 1024 * 1024 for part in parts)
+    gone = parts[1].rename(tmp_path / "elsewhere")
+    done = await at(lab, "import", str(path), *trusting(key))
+    assert done.returncode == 1
+    assert "parts.tar.002: this part is missing" in done.stderr
+    gone.rename(parts[1])
+    assert (await at(lab, "import", str(parts[0]), *trusting(key))).returncode == 0
+    assert await whole(lab, "acme/large/manifests/latest", large)
+
+
+async def test_a_directory(world: World, tmp_path: Path) -> None:
+    outside, lab, at, key = world
+    assert (await at(outside, "warm", "acme/many", "--all-platforms")).returncode == 0
+    path = tmp_path / "bundle"
+    done = await at(outside, "export", "--all", "-o", f"{path}/", "--key", str(key))
+    assert done.returncode == 0, done
+    assert (await at(lab, "import", str(path), *trusting(key))).returncode == 0
+    assert lab.held() == tree(MANY)
+    (path / "extra").write_text("x")
+    done = await at(lab, "import", str(path), *trusting(key))
+    assert "a file that its contents do not name: extra" in done.stderr
+
+
+async def test_one_platform_of_an_index(world: World, tmp_path: Path) -> None:
+    outside, lab, at, key = world
+    assert (await at(outside, "warm", "acme/many", "--all-platforms")).returncode == 0
+    path = tmp_path / "arm.tar"
+    options = ("--platform", "linux/arm64", "-o", str(path), "--key", str(key))
+    assert (await at(outside, "export", "acme/many", *options)).returncode == 0
+    assert (await at(lab, "import", str(path), *trusting(key))).returncode == 0
+    assert lab.held() == {MANY.digest} | tree(MANY.children[1])
+
+
+async def test_what_is_not_complete_is_named_and_the_rest_is_written(
+    world: World, tmp_path: Path
+) -> None:
+    outside, _, at, _ = world
+    assert (await outside.get("/v2/acme/two/manifests/2")).status == 200
+    assert (await at(outside, "warm", "one:1", "--no-referrers")).returncode == 0
+    path = tmp_path / "both.tar"
+    done = await at(outside, "export", "one:1", "acme/two:2", "none", "-o", str(path))
+    assert done.returncode == 1
+    assert "docker.io/acme/two:2: incomplete, 3 missing" in done.stderr
+    assert "docker.io/library/none:latest: no such image is in the cache" in done.stderr
+    assert "the bundle is not signed" in done.stderr
+    assert path.exists()
+
+
+async def test_since_selects_what_has_moved(world: World, clock: Clock) -> None:
+    outside, _, at, _ = world
+    assert (await at(outside, "warm", "one:1", "--no-referrers")).returncode == 0
+    clock.advance(86400)
+    assert (await at(outside, "warm", "acme/two:2")).returncode == 0
+    # The clock of the tests begins at 2023-11-14T22:13:20Z.
+    done = await at(outside, "export", "--since", "2023-11-15", "--dry-run")
+    assert done.stdout.splitlines()[0] == "docker.io/acme/two:2"
+    assert len(done.stdout.splitlines()) == 2
+
+
+def flipped(path: Path, name: str, at: int) -> None:
+    """Change one bit of a file in an archive."""
+    with tarfile.open(path) as archive:
+        member = archive.getmember(name)
+    body = bytearray(path.read_bytes())
+    body[member.offset_data + at] ^= 1
+    path.write_bytes(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("contents.json", "does not match the contents"),
+        (f"blobs/{ONE.layers[0].replace(':', '/')}", "does not match"),
+    ],
+    ids=["contents", "layer"],
+)
+async def test_a_damaged_bundle_is_refused_whole(
+    bundle: Path, world: World, name: str, words: str
+) -> None:
+    _, lab, at, key = world
+    flipped(bundle, name, 100)
+    done = await at(lab, "import", str(bundle), *trusting(key))
+    assert done.returncode in (1, 2), done
+    assert words in done.stderr
+    for reference in ("1", ONE.digest):
+        assert (await lab.get(f"/v2/library/one/manifests/{reference}")).status == 404
+    for digest in ONE.blobs:
+        assert (await lab.get(f"/v2/library/one/blobs/{digest}")).status == 404
+    assert (await at(lab, "ls", "--json")).stdout == ""
+
+
+async def test_without_a_trusted_signature_it_needs_insecure(
+    bundle: Path, world: World, tmp_path: Path
+) -> None:
+    _, lab, at, _ = world
+    refused(await at(lab, "import", str(bundle)), "no key is trusted", status=1)
+    other = tmp_path / "other"
+    done = await beside("key", "new", str(other), "--comment", "other")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{other}.pub: public key SHA256:" in done.stdout
+    done = await at(lab, "import", str(bundle), *trusting(other))
+    refused(done, "not among the trusted keys", status=1)
+    assert lab.held() == set()
+    assert (await at(lab, "import", str(bundle), "--insecure")).returncode == 0
+    assert await whole(lab, "library/one/manifests/1", ONE)
+
+
+async def test_docker_manifests_keep_their_digest(world: World, tmp_path: Path) -> None:
+    outside, lab, at, key = world
+    assert (await at(outside, "warm", "acme/docker:v1", "--no-referrers")).returncode == 0
+    path = tmp_path / "docker.tar"
+    assert (
+        await at(outside, "export", "--all", "-o", str(path), "--key", str(key))
+    ).returncode == 0
+    assert (await at(lab, "import", str(path), *trusting(key))).returncode == 0
+    assert await whole(lab, "acme/docker/manifests/v1", DOCKER)
+
+
+async def test_an_import_that_was_stopped_goes_on(bundle: Path, world: World) -> None:
+    """The state after a kill: some blobs are here, unseen."""
+    _, lab, at, key = world
+    digest, body = list(ONE.blobs.items())[-1]
+    path = lab.storage / "admin.sock"
+    async with ClientSession(connector=UnixConnector(str(path))) as session:
+        query = {"digest": digest, "size": str(len(body))}
+        async with session.put("http://m/-/content", params=query, data=body) as response:
+            assert response.status == 200
+        async with session.put("http://m/-/content", params=query, data=body + b"x") as response:
+            assert response.status == 400
+    assert lab.held() == {digest}
+    assert (await lab.get(f"/v2/library/one/blobs/{digest}")).status == 404
+    done = await at(lab, "import", str(bundle), *trusting(key), "--json")
+    assert json.loads(done.stdout)["imported_bytes"] > 0
+    assert await whole(lab, "library/one/manifests/1", ONE)
+
+
+async def test_bad_outputs_are_refused_before_anything_is_written(
+    world: World, tmp_path: Path
+) -> None:
+    outside, _, at, _ = world
+    taken = tmp_path / "taken.tar"
+    taken.write_text("mine")
+    assert (await at(outside, "warm", "one:1", "--no-referrers")).returncode == 0
+    done = await at(outside, "export", "one:1", "-o", str(taken))
+    assert done.returncode == 2
+    assert "exists" in done.stderr
+    assert taken.read_text() == "mine"
+    done = await at(outside, "export", "one:1", "-o", str(tmp_path / "none" / "x.tar"))
+    assert done.returncode == 2
+    assert not (tmp_path / "none").exists()
+    refused(await at(outside, "export", "one:1"), "--output: name a file")
+    refused(await at(outside, "export", "-o", "x"), "name images, or choose --all")

@@ -1,0 +1,147 @@
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from proxy.core.names import Digest, sha256
+from proxy.fleet import leases as lease_module
+from proxy.fleet.leases import Held, Lease, Leases, Progress
+from proxy.fleet.store import Store
+from proxy.runtime.supervisor import running_beside
+from tests.fleet.conftest import connected
+from tests.parts.redis import Redis
+
+A, B = "http://10.0.0.1:5000", "http://10.0.0.2:5000"
+HUB, DIGEST = "docker.io", sha256(b"x")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.1)
+
+
+@pytest.fixture
+def a(store: Store) -> Leases:
+    return Leases(store, A)
+
+
+@pytest.fixture
+def b(store: Store) -> Leases:
+    return Leases(store, B)
+
+
+async def freed(leases: Leases, digest: Digest = DIGEST) -> Lease:
+    """Return the lease once it can be had."""
+    async with asyncio.timeout(30):
+        while not isinstance(taken := await leases.take(HUB, digest), Lease):
+            await asyncio.sleep(0.02)
+    return taken
+
+
+@asynccontextmanager
+async def kept(leases: Leases, progress: Progress | None) -> AsyncIterator[list[Progress | None]]:
+    """Keep leases; the progress may be changed in the list."""
+    now = [progress]
+    async with running_beside(leases.keep(lambda *_: now[0]), "keep"):
+        yield now
+
+
+async def test_one_replica_gets_the_lease_and_the_others_its_address(a: Leases, b: Leases) -> None:
+    assert isinstance(await a.take(HUB, DIGEST), Lease)
+    held = await b.take(HUB, DIGEST)
+    assert isinstance(held, Held)
+    assert held.address == A
+    assert await b.holder(HUB, DIGEST) == held
+    assert await a.holder(HUB, DIGEST) is None
+
+
+async def test_of_many_at_once_one_gets_it(store: Store) -> None:
+    replicas = [Leases(store, f"http://10.0.0.{i}:5000") for i in range(20)]
+    taken = await asyncio.gather(*(one.take(HUB, DIGEST) for one in replicas))
+    assert sum(isinstance(one, Lease) for one in taken) == 1
+
+
+async def test_upstreams_and_digests_have_leases_apart(a: Leases, b: Leases) -> None:
+    assert isinstance(await a.take(HUB, DIGEST), Lease)
+    assert isinstance(await b.take("quay.io", DIGEST), Lease)
+    assert isinstance(await b.take(HUB, sha256(b"y")), Lease)
+
+
+async def test_a_lease_that_ends_is_free_at_once_and_names_who_stored_it(
+    a: Leases, b: Leases
+) -> None:
+    await a.take(HUB, DIGEST)
+    a.stored(DIGEST)
+    await a.close()
+    lease = await b.take(HUB, DIGEST)
+    assert isinstance(lease, Lease)
+    assert lease.holders == (A,)
+    assert b.holders(HUB, DIGEST) == (A,)
+    await b.forget_holder(DIGEST, A)
+    assert (await freed(b)).holders == ()
+
+
+async def test_only_the_owner_releases_a_lease(a: Leases, b: Leases) -> None:
+    await a.take(HUB, DIGEST)
+    b._held[HUB, DIGEST] = Lease(f"{B} stale", (), 0.0)
+    await b.close()
+    assert isinstance(await b.take(HUB, DIGEST), Held)
+
+
+async def test_no_bytes_no_lease(a: Leases, b: Leases) -> None:
+    await a.take(HUB, DIGEST, seconds=1000)
+    async with kept(a, Progress(1000, is_complete=False)):
+        await freed(b)
+
+
+async def test_a_lease_lasts_while_bytes_flow(a: Leases, b: Leases) -> None:
+    await a.take(HUB, DIGEST)
+    async with kept(a, Progress(1, is_complete=False)) as progress:
+        end = time.monotonic() + 4 * lease_module.LEASE_SECONDS
+        written = 1
+        while time.monotonic() < end:
+            written += 1
+            progress[0] = Progress(written, is_complete=False)
+            assert isinstance(await b.take(HUB, DIGEST), Held)
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("progress", [None, Progress(5, is_complete=True)])
+async def test_a_lease_lasts_before_the_first_byte_and_after_the_last(
+    a: Leases, b: Leases, progress: Progress | None
+) -> None:
+    await a.take(HUB, DIGEST)
+    async with kept(a, progress):
+        end = time.monotonic() + 3 * lease_module.LEASE_SECONDS
+        while time.monotonic() < end:
+            assert isinstance(await b.take(HUB, DIGEST), Held)
+            await asyncio.sleep(0.02)
+
+
+async def test_a_lease_that_redis_forgot_comes_back(a: Leases, b: Leases, store: Store) -> None:
+    await a.take(HUB, DIGEST)
+    async with kept(a, None):
+        await store.run("FLUSHALL")
+        async with asyncio.timeout(30):
+            while await b.holder(HUB, DIGEST) is None:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_lease_of_an_earlier_life_is_replaced(a: Leases, store: Store) -> None:
+    await a.take(HUB, DIGEST)
+    assert isinstance(await Leases(store, A).take(HUB, DIGEST), Lease)
+    longer = Leases(store, A + "1")
+    assert isinstance(await longer.take(HUB, DIGEST), Held)
+
+
+async def test_without_redis_there_is_no_lease(redis: Redis) -> None:
+    async with connected(redis.url) as store:
+        redis.kill()
+        leases = Leases(store, A)
+        assert await leases.take(HUB, DIGEST) is None
+        assert await leases.holder(HUB, DIGEST) is None
+        leases.stored(DIGEST)
+        await leases.close()

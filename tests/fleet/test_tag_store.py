@@ -1,0 +1,67 @@
+from itertools import permutations
+
+from proxy.core.names import Repo, Tag, Target, sha256
+from proxy.core.records import Descriptor
+from proxy.fleet.store import Store
+from proxy.fleet.tag_facts import GONE, Fact
+from proxy.fleet.tag_store import Claim, TagStore
+
+KIND = "application/vnd.oci.image.manifest.v1+json"
+NGINX = Target("docker.io", Repo("library/nginx"))
+
+
+def fact(tag: Tag, number: int, at: float) -> Fact:
+    return Fact(NGINX, tag, Descriptor(KIND, sha256(str(number).encode()), number), at)
+
+
+async def test_the_newest_fact_stays_in_whatever_order_they_come(store: Store) -> None:
+    facts = TagStore(store)
+    for place, order in enumerate(permutations((1, 2, 3))):
+        tag = Tag(f"v{place}")
+        newest = 0
+        for number in order:
+            newest = max(newest, number)
+            won = await facts.settle(fact(tag, number, 1000.0 + number), "")
+            assert won == fact(tag, newest, 1000.0 + newest)
+        assert await facts.read([(NGINX, tag)]) == [fact(tag, 3, 1003.0)]
+
+
+async def test_facts_of_the_same_time_have_one_order(store: Store) -> None:
+    facts = TagStore(store)
+    for tag, order in ((Tag("a"), (1, 2)), (Tag("b"), (2, 1))):
+        for number in order:
+            await facts.settle(fact(tag, number, 1000.0), "")
+    a, b = await facts.read([(NGINX, Tag("a")), (NGINX, Tag("b"))])
+    assert a is not None
+    assert b is not None
+    assert a.descriptor == b.descriptor
+
+
+async def test_one_replica_has_the_lease_until_it_settles(store: Store) -> None:
+    facts, key = TagStore(store), (NGINX, Tag("latest"))
+    assert await facts.claim(key, "me", 900.0) == Claim(None, is_ours=True)
+    assert await facts.claim(key, "you", 900.0) == Claim(None, is_ours=False)
+    await facts.release(key, "you")
+    assert await facts.claim(key, "you", 900.0) == Claim(None, is_ours=False)
+    found = fact(Tag("latest"), 1, 1000.0)
+    await facts.settle(found, "me")
+    assert await facts.claim(key, "you", 900.0) == Claim(found, is_ours=False)
+    assert await facts.claim(key, "you", 1000.5) == Claim(None, is_ours=True)
+
+
+async def test_a_tag_that_is_gone_is_no_fact(store: Store) -> None:
+    facts, key = TagStore(store), (NGINX, Tag("latest"))
+    await facts.settle(fact(Tag("latest"), 1, 1000.0), "")
+    await facts.settle(Fact(*key, GONE, 1001.0), "")
+    assert await facts.claim(key, "me", 0.0) == Claim(None, is_ours=True)
+    await facts.settle(fact(Tag("latest"), 1, 1000.5), "")
+    assert [found.descriptor for found in await facts.read([key]) if found] == [GONE]
+
+
+async def test_the_history_is_bounded_and_names_each_digest_once_in_a_row(store: Store) -> None:
+    facts, key = TagStore(store), (NGINX, Tag("latest"))
+    for number in range(130):
+        await facts.settle(fact(Tag("latest"), number // 2, 1000.0 + number), "")
+    history = await facts.history(key)
+    assert [one.digest for one in history] == [sha256(str(n).encode()) for n in range(14, 64)]
+    assert (history[-1].first_seen, history[-1].last_seen) == (1126.0, 1127.0)

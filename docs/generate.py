@@ -106,6 +106,8 @@ def _is_model(kind: object) -> bool:
 
 def _without_none(hint: Any) -> Any:
     others = [kind for kind in get_args(hint) if kind is not NoneType]
+    if others == list(get_args(units.Offline)):
+        return units.Offline
     return others[0] if NoneType in get_args(hint) else hint
 
 
@@ -125,7 +127,9 @@ def _kind(hint: Any) -> tuple[str, Callable[[Any], str]]:
         (units.Fraction, "share", str),
         (units.Disk, "size or share", _amount),
         (units.Rate, "rate", lambda value: f"{value // 10**6}MB/s"),
+        (units.Moment, "time", str),
         (units.Bytes, "size", _size),
+        (units.Offline, "boolean or `auto`", lambda value: str(value).lower()),
         (bool, "boolean", lambda value: str(value).lower()),
     )
     for known, name, show in kinds:

@@ -128,9 +128,13 @@ async def running(
 def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> None:
     """Start the tasks that maintain the cache's directory and the connections to upstreams."""
     storage = engine.storage
-    content, layout, offline = storage.content, storage.layout, settings.offline
+    content, layout, origins = storage.content, storage.layout, engine.origins
+
+    def is_offline(upstream: str) -> bool:
+        return upstream in origins and origins[upstream].upstream.offline.is_forced
+
     background.start("loop lag", lambda: loop_monitor.watch(engine.metrics))
-    background.start_essential("reconcile", lambda: look_after(content, layout, offline=offline))
+    background.start_essential("reconcile", lambda: look_after(content, layout, is_offline))
     background.start_essential("eviction", lambda: content.evictor.watch(content.clock))
     background.start("names", layout.publish_forever)
     background.start("feeds", storage.feeds.watch)

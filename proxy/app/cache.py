@@ -12,6 +12,7 @@ from proxy.core.errors import ManifestUnknown
 from proxy.core.names import Digest, Target
 from proxy.repository import Cache
 from proxy.repository.blobs import Blobs
+from proxy.repository.cool_downs import CoolDowns
 from proxy.repository.held_manifests import HeldManifests
 from proxy.repository.link_checks import LinkChecks
 from proxy.repository.listings import Listings
@@ -49,8 +50,6 @@ async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cach
     stack.push_async_callback(held.close)
     manifests = Manifests(content, sources, held=held, lists=lists, absences=absences)
     stack.push_async_callback(manifests.close)
-    tags = Tags(manifests, content, sources, patience=settings.timeouts.check, sharing=sharing)
-    stack.push_async_callback(tags.close)
     expected = PrefetchTracker(storage.counters)
     blobs = Blobs(
         content,
@@ -69,6 +68,10 @@ async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cach
     small = SmallBlobs(
         blobs, content, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
     )
+    cool_downs = CoolDowns(content, sources, manifests=manifests, small=small)
+    patience = settings.timeouts.check
+    tags = Tags(manifests, cool_downs, patience=patience, sharing=sharing)
+    stack.push_async_callback(tags.close)
     listings = Listings(content, lists, sources, has_catalog=settings.catalog)
     referrers = ReferrersCache(manifests, content, sources, rows=storage.expiring)
     stack.push_async_callback(referrers.close)

@@ -118,6 +118,7 @@ def handlers(
         warmer=warmer,
         bundles=bundles,
         cache=cache,
+        upstreams=engine.upstreams.current,
         image=router.parse_image,
         selector=router.parse_selector,
         replicas=dict if engine.fleet is None else engine.fleet.replicas.all,

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import structlog
 from yarl import URL
 
+from proxy.app import tag_rules
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
 from proxy.repository.origins import CallerTimes, Elsewhere, Origin
@@ -27,6 +28,7 @@ from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.client import Client
 from proxy.upstream.credentials.choosing import check_credentials, make_credentials
 from proxy.upstream.guard import Guard, Network
+from proxy.upstream.offline import OfflineMode
 from proxy.upstream.ranges import Pieces
 from proxy.upstream.registry import Upstream
 from proxy.upstream.transport import Transport, client_context
@@ -36,8 +38,18 @@ IDLE_SECONDS: Final = 60.0
 """Time without an open response after which a replaced upstream is closed. A download that resumes
 has none for at most ``answer`` and ``MAX_RESUME_PAUSE`` seconds."""
 
-_ROUTING: Final = {"aliases": (), "hostnames": (), "library_prefix": False}
-"""Settings of an upstream that affect routing only, not its connections."""
+_APART: Final = {
+    "offline": None,
+    "aliases": (),
+    "hostnames": (),
+    "library_prefix": False,
+    "min_age": 0.0,
+    "min_age_except": (),
+    "first_seen": None,
+    "as_of": None,
+    "tag_rules": (),
+}
+"""Settings of an upstream that do not affect its connections."""
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +76,7 @@ class Plan(NamedTuple):
 
     built: dict[str, _Built]
     sources: dict[str, Origin]
+    offline: dict[str, OfflineMode]
 
 
 class Upstreams:
@@ -110,7 +123,7 @@ class Upstreams:
                 check_credentials(name, configured)
                 built[name] = self._build(name, settings, context)
         except BaseException:
-            await self.discard(Plan(built, {}))
+            await self.discard(Plan(built, {}, {}))
             raise
         known_paths = {fallback.path: fallback for fallback in self._fallbacks}
         fallbacks = tuple(known_paths.get(p) or FallbackDirectory(p) for p in settings.fallback)
@@ -124,10 +137,12 @@ class Upstreams:
                 fallbacks,
                 _caller_times(settings.upstreams[name]),
                 self._elsewhere,
+                tag_rules.made(name, settings.upstreams[name]),
             )
             for name, entry in built.items()
         }
-        return Plan(built, sources)
+        modes = {name: OfflineMode(settings.offline_mode(name)) for name in built}
+        return Plan(built, sources, modes)
 
     async def discard(self, plan: Plan) -> None:
         """Close the upstreams of a plan that is not committed."""
@@ -142,6 +157,10 @@ class Upstreams:
             if plan.built.get(name) is not entry:
                 entry.busy_at = now
                 self._retired.append(entry)
+        for name, entry in plan.built.items():
+            if (before := self._built.get(name)) is not None:
+                entry.upstream.offline.live = before.upstream.offline.live
+            entry.upstream.offline.configured = plan.offline[name]
         self._built = plan.built
         self.current.clear()
         self.current.update({name: entry.upstream for name, entry in plan.built.items()})
@@ -205,7 +224,7 @@ class Upstreams:
 
 def _key(settings: Settings, configured: UpstreamSettings) -> object:
     """Return what an upstream's connections depend on: settings, and its files' stamps."""
-    own = configured.model_copy(update=_ROUTING | {"freshness": FreshnessOverride()})
+    own = configured.model_copy(update=_APART | {"freshness": FreshnessOverride()})
     tls = configured.tls
     files = [_stamp(file) for file in (tls.ca_file, tls.cert_file, tls.key_file)]
     files.append(_stamp(configured.password_file))
@@ -231,4 +250,4 @@ def freshness_rule(settings: Settings, name: str) -> Rule:
     """Return how old the answers of an upstream may be."""
     fresh = settings.freshness_of(name).model_dump()
     keep_deleted = fresh.pop("deleted_tags")
-    return Rule(keep_deleted=keep_deleted, offline=settings.offline, **fresh)
+    return Rule(keep_deleted=keep_deleted, **fresh)

@@ -16,6 +16,7 @@ from proxy.cli import (
     bundling,
     eviction,
     fleet,
+    history,
     images,
     pins,
     pulling,
@@ -96,6 +97,8 @@ cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
 cli.command(rich_help_panel=_CACHE)(warming.warm)
 cli.command(rich_help_panel=_CACHE)(pulling.refresh)
+cli.command(rich_help_panel=_CACHE)(history.history)
+cli.command(rich_help_panel=_CACHE)(history.lock)
 cli.command(rich_help_panel=_CACHE)(images.drop)
 cli.command(rich_help_panel=_CACHE)(pins.pin)
 cli.command(rich_help_panel=_CACHE)(pins.unpin)

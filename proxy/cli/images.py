@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from proxy.cli.command import DryRunOption, JsonOption, Work, for_each, on_server
-from proxy.cli.formatting import age, count, is_terminal, print_error, print_line, print_table
+from proxy.cli.formatting import (
+    age,
+    count,
+    is_terminal,
+    moment,
+    print_error,
+    print_line,
+    print_table,
+)
 from proxy.core.units import show_size
 
 if TYPE_CHECKING:
@@ -28,7 +36,8 @@ def ls(
     """List the images that the cache knows.
 
     STATE is whole if the cache has all of an image, partial if parts are missing, and absent if
-    it has only the name. KEPT is the reason why an image is not evicted: pinned, or in use. Images
+    it has only the name. A tag that is held until a time is served with an older image. KEPT is the
+    reason why an image is not evicted: pinned, or in use. Images
     share layers, so the sum of their sizes is more than the size of the cache.
     """
     query = {"match": pattern} if pattern is not None else {}
@@ -56,10 +65,13 @@ def ls(
 
 def _row(image: "Document") -> tuple[str, ...]:
     state, missing = image["state"], image["missing"]
+    state = f"partial: {missing} missing" if state == "partial" else state
+    if (until := image.get("held_until")) is not None:
+        state += f", held until {moment(until)}"
     reasons = ("pinned" if image["pinned"] else "", "in use" if image["in_use"] else "")
     return (
         image["name"],
-        f"partial: {missing} missing" if state == "partial" else state,
+        state,
         show_size(image["held_bytes"]),
         age(image["last_used"]),
         ", ".join(filter(None, reasons)),

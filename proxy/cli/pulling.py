@@ -1,6 +1,7 @@
 """``millpond pull`` and ``millpond refresh``: fetch images, or check where their tags point."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 PULL: Final = "/-/pull"
 REFRESH: Final = "/-/refresh"
 
+ImageFilesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--file", "-f", metavar="FILE", help="List of images, such as a lock file. Repeatable."
+    ),
+]
 ImagesArgument = Annotated[
     list[str], typer.Argument(metavar="IMAGE...", help="As nginx:1.27 or ghcr.io/org/app.")
 ]
@@ -34,7 +41,11 @@ AllPlatformsOption = Annotated[bool, typer.Option("--all-platforms", help="Fetch
 
 @on_server
 def pull(
-    names: ImagesArgument,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE]...", help="As nginx:1.27 or ghcr.io/org/app."),
+    ] = None,
+    files: ImageFilesOption = None,
     platforms: PlatformOption = None,
     all_platforms: AllPlatformsOption = False,
     as_json: JsonOption = False,
@@ -47,7 +58,7 @@ def pull(
     wanted = chosen_platforms(platforms, all_platforms=all_platforms)
 
     return for_each(
-        names,
+        images_of(names, files),
         lambda client, name: pull_image(client, name, wanted, as_json=as_json),
         lambda error: 2 if error.status in (400, 404) else None,
     )
@@ -66,6 +77,24 @@ def refresh(names: ImagesArgument, as_json: JsonOption = False) -> Work:
         return 0
 
     return for_each(names, refresh_tag, _status)
+
+
+def images_of(names: list[str] | None, files: list[Path] | None) -> list[str]:
+    """Return the images that arguments and lists name; none at all ends the command."""
+    from proxy.services.image_files import lines  # noqa: PLC0415 - not needed for help
+
+    images = list(names or ())
+    for file in files or ():
+        try:
+            found = lines.read(file.read_text(), str(file))
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"{file}: {error.strerror if isinstance(error, OSError) else 'not UTF-8 text'}")
+        if found.problems:
+            fail(found.problems[0])
+        images += (image.name for image in found.images)
+    if not images:
+        fail("name images, or a file that lists them with -f FILE")
+    return list(dict.fromkeys(images))
 
 
 def chosen_platforms(platforms: list[str] | None, *, all_platforms: bool) -> list[str]:

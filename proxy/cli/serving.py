@@ -116,7 +116,7 @@ def _banner(settings: Settings, app: App) -> str:
     default = settings.default_upstream
     lines = [
         f"Millpond {VERSION} listens on {scheme}://{app.address}, mirroring {default}"
-        + (", offline" if settings.offline else ""),
+        + offline_note(settings),
         f"cache: {settings.storage.path}, up to {_limit(settings, app)}",
         "to pull through it, put this into Docker's /etc/docker/daemon.json and reload Docker:",
         "  {",
@@ -124,6 +124,17 @@ def _banner(settings: Settings, app: App) -> str:
         "  }",
     ]
     return "\n".join(lines)
+
+
+def offline_note(settings: Settings) -> str:
+    """Return which upstreams are not contacted, or not while they fail."""
+    modes = {name: settings.offline_mode(name) for name in settings.upstreams}
+    shown = {"true": "offline", "auto": "offline while it fails"}
+    if len(set(modes.values())) == 1:
+        mode = next(iter(modes.values()))
+        return f", {shown[mode]}" if mode in shown else ""
+    parts = {mode: [name for name in modes if modes[name] == mode] for mode in shown}
+    return "".join(f", {shown[mode]}: {' '.join(names)}" for mode, names in parts.items() if names)
 
 
 def _limit(settings: Settings, app: App) -> str:

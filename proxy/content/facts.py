@@ -10,9 +10,9 @@ from typing import Final
 from proxy.core.manifests import walk
 from proxy.core.names import Digest, Target
 from proxy.core.records import BlobRecord
-from proxy.index import Index, TaggedImage, pages
+from proxy.index import HISTORY_LIMIT, Index, TaggedImage, pages
 
-__all__ = ["Graph", "Links", "TaggedImage", "Tags"]
+__all__ = ["HISTORY_LIMIT", "Graph", "Links", "TaggedImage", "Tags"]
 
 _BATCH: Final = 250
 

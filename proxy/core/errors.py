@@ -193,6 +193,14 @@ class PolicyDenied(Denied):
         self.policy = policy
 
 
+class HeldBack(Denied):
+    """The image is too young to be served; ``until`` is when it will be (Unix seconds)."""
+
+    def __init__(self, message: str, *, until: float | None) -> None:
+        super().__init__(message)
+        self.until = until
+
+
 class Unsupported(RegistryError):
     """The endpoint does not support the method; ``allowed`` are the ones that it supports."""
 
@@ -274,6 +282,12 @@ class UpstreamUnavailable(UpstreamFailure):
 
 class UpstreamRejected(UpstreamFailure):
     """Upstream works and refuses the request. A retry would get the same answer."""
+
+
+class LoopDetected(UpstreamRejected):
+    """The request came back to a proxy that has sent it on (RFC 5842 §7.2)."""
+
+    status = 508
 
 
 class UpstreamTimeout(UpstreamFailure):

@@ -5,6 +5,7 @@ Distribution-spec "Pulling manifests", image-spec ``descriptor.md`` "Digests".
 
 import hashlib
 import re
+from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Final, NamedTuple, NewType
 
@@ -20,6 +21,7 @@ _REPO = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _DIGEST = re.compile(r"([a-z0-9]+(?:[+._-][a-z0-9]+)*):([a-zA-Z0-9=_-]+)")
 _HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
+_AS_OF = re.compile(r"/v2/as-of/(\d{4}-\d{2}-\d{2})/(.+)", re.ASCII)
 _HEX = re.compile(r"[a-f0-9]+")
 _SHA256 = re.compile(r"sha256:[a-f0-9]{64}")
 
@@ -36,11 +38,15 @@ class Kind(Enum):
 
 
 class Route(NamedTuple):
-    """A parsed path: ``ref`` is a tag, a digest, or empty."""
+    """A parsed path: ``ref`` is a tag, a digest, or empty.
+
+    ``as_of`` is the moment whose tags are requested (Unix seconds), None for the present.
+    """
 
     kind: Kind
     repo: Repo
     ref: str
+    as_of: float | None = None
 
 
 class Target(NamedTuple):
@@ -159,9 +165,23 @@ def sha256(data: bytes) -> Digest:
 def parse_path(path: str) -> Route:
     """Return the parsed form of a decoded ``/v2/`` path (distribution-spec "Endpoints").
 
-    Raises ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``, or ``PathNotFound`` if no
-    endpoint has this path.
+    ``/v2/as-of/2026-10-01/<name>/…`` is ``/v2/<name>/…`` at the beginning of a day in UTC. Raises
+    ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``, or ``PathNotFound`` if no endpoint has this
+    path.
     """
+    if (dated := _AS_OF.fullmatch(path)) is not None:
+        return _parse_plain(f"/v2/{dated[2]}")._replace(as_of=_day(dated[1]))
+    return _parse_plain(path)
+
+
+def _day(text: str) -> float:
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        raise NameInvalid(f"as-of/{text}: there is no such day; write as-of/2026-10-01") from None
+
+
+def _parse_plain(path: str) -> Route:
     if path in ("/v2/", "/v2"):
         return Route(Kind.BASE, Repo(""), "")
     if path == "/v2/_catalog":

@@ -60,7 +60,7 @@ class Rule:
         Tags of signatures, attestations and referrers change in place, so they expire sooner. As
         the rate limit is used up, cached tags stay fresh for longer.
         """
-        if _SIGNATURE.fullmatch(tag):
+        if is_attachment(tag):
             return replace(
                 self, tag_ttl=min(self.tag_ttl, self.signature_ttl), stale_while_revalidate=0.0
             )
@@ -68,6 +68,11 @@ class Rule:
             return self
         factor = min(_EXTEND_BELOW / share, _MAX_FACTOR) if share > 0 else _MAX_FACTOR
         return replace(self, tag_ttl=self.tag_ttl * factor)
+
+
+def is_attachment(tag: "Tag") -> bool:
+    """Return True for the tag of a signature, an attestation or referrers."""
+    return _SIGNATURE.fullmatch(tag) is not None
 
 
 def cache_directive(cache_control: str | None) -> CacheDirective:

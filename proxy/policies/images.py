@@ -10,9 +10,9 @@ from proxy.core.names import Digest, Target, digests_of, matches
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
 from proxy.policies.outline import RUN_AS_IMAGES, Outline, platform_of, read_outline
-from proxy.policies.reading import read_blob
 from proxy.policies.rules import ATTACHMENT_TAG, Facts, Rule
 from proxy.repository import Cache
+from proxy.repository.reading import read_blob
 from proxy.runtime.executors import by_size
 
 MAX_CONFIG: Final = 4 * 1024 * 1024
@@ -134,7 +134,7 @@ class Images:
         if len(layers) > MAX_ATTACHED or any(layer.size > MAX_CONFIG for layer in layers):
             return False
         for layer in layers:
-            body = await read_blob(self._cache, target, layer)
+            body = await read_blob(self._cache.small, target, layer)
             if not await by_size(len(body), lambda body=body: _is_text(body)):  # type: ignore[misc]
                 return False
         return True
@@ -181,7 +181,7 @@ class Images:
             return None
         if config.size > MAX_CONFIG:
             return ""
-        return platform_of(await read_blob(self._cache, target, config))
+        return platform_of(await read_blob(self._cache.small, target, config))
 
 
 def _is_text(body: bytes) -> bool:

@@ -21,8 +21,8 @@ from proxy.core.records import Descriptor
 from proxy.core.tolerant_json import as_list, read_object
 from proxy.policies import cosign
 from proxy.policies.images import Images
-from proxy.policies.reading import read_blob
 from proxy.repository import Cache
+from proxy.repository.reading import read_blob
 from proxy.runtime.executors import by_size
 from proxy.runtime.singleflight import SingleFlight
 
@@ -144,7 +144,7 @@ class Signatures:
                 signature = annotations.get(cosign.SIGNATURE_ANNOTATION)
 
                 async def check(found: Descriptor = found, signature: object = signature) -> bool:
-                    payload = await read_blob(self._cache, target, found)
+                    payload = await read_blob(self._cache.small, target, found)
                     return cosign.is_signed_payload(payload, signature, image, keys.keys)
 
                 checks.append(check)
@@ -190,7 +190,7 @@ class Signatures:
         found = read_descriptor(layers[0]) if len(layers) == 1 else None
         if found is None or found.size > MAX_BUNDLE:
             return False
-        bundle = await read_blob(self._cache, target, found)
+        bundle = await read_blob(self._cache.small, target, found)
         signed = await self._images.body(target, image)
         return await by_size(
             len(bundle), lambda: cosign.is_signed_bundle(bundle, image, signed, keys.keys)

@@ -249,7 +249,7 @@ class Manifests:
             listener(target, descriptor, body, upstream.is_public)
         for existing in {ref, digest}:
             await self.absences.forget(target, existing)
-        return replace(hit, outcome=Outcome.MISS)
+        return replace(hit, outcome=Outcome.MISS, warning=fetched.warning)
 
     async def _keep(
         self, target: Target, hit: Manifest, content: ManifestContent, *, is_public: bool

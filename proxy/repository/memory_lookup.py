@@ -33,11 +33,16 @@ class MemoryLookup:
         self._small = small
 
     def get(self, target: Target, route: Route) -> Found | None:
-        """Return the content of a route and count its use; None if it is not in RAM."""
+        """Return the content of a route and count its use; None if it is not in RAM, or offline."""
+        if self._manifests.is_offline(target):
+            return None
         match route.kind:
             case Kind.MANIFEST if is_digest(route.ref):
-                return self._manifest(target, Digest(route.ref), None)
-            case Kind.MANIFEST:
+                digest = Digest(route.ref)
+                if not self._tags.cool_downs.is_allowed(target, digest, digest):
+                    return None
+                return self._manifest(target, digest, None)
+            case Kind.MANIFEST if route.as_of is None:
                 return self._tagged(target, Tag(route.ref))
             case Kind.BLOB:
                 return self._blob(target, Digest(route.ref))
@@ -46,9 +51,7 @@ class MemoryLookup:
 
     def _manifest(self, target: Target, digest: Digest, fresh: float | None) -> Found | None:
         manifest = self._manifests.in_ram(digest)
-        if manifest is None or self._manifests.is_offline(target):
-            return None
-        if not self._content.peek_use(target, digest):
+        if manifest is None or not self._content.peek_use(target, digest):
             return None
         return Found(manifest.descriptor, manifest.body, fresh)
 

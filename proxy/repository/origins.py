@@ -1,15 +1,20 @@
 """The configured upstreams, each with the rule that holds for it."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from proxy.core import policy
 from proxy.core.errors import NameUnknown
 from proxy.core.names import Digest, Tag, is_digest
 from proxy.core.policy import Rule
 from proxy.core.sources import SharedManifests, SharedSource, Source
+from proxy.core.tag_rules import TagRules
 from proxy.storage.fallback import FallbackDirectory
 from proxy.upstream.registry import Upstream
+
+NO_TAG_RULES: Final = TagRules()
 
 
 class CallerTimes(NamedTuple):
@@ -52,12 +57,20 @@ class Origin(NamedTuple):
     """
 
     upstream: Upstream
-    rule: Rule
+    online_rule: Rule
     version: int = 0
     url: str = ""
     fallbacks: tuple[FallbackDirectory, ...] = ()
     callers: CallerTimes | None = None
     elsewhere: Elsewhere = Elsewhere()
+    tag_rules: TagRules = NO_TAG_RULES
+
+    @property
+    def rule(self) -> Rule:
+        """How old its answers may be now: offline, any age will do."""
+        if not self.upstream.is_offline:
+            return self.online_rule
+        return replace(self.online_rule, offline=True)
 
     @property
     def local_sources(self) -> list[Source]:
@@ -112,6 +125,11 @@ class Origin(NamedTuple):
     def rule_for(self, tag: Tag) -> Rule:
         """Return the rule for one tag."""
         return self.rule.for_tag(tag, self.upstream.budget.share)
+
+    def seconds_trusted(self, tag: Tag) -> float:
+        """Return for how long a tag is served after a check before upstream is asked again."""
+        rule = self.rule_for(tag)
+        return math.inf if rule.offline else rule.tag_ttl + rule.stale_while_revalidate
 
 
 class NotConfigured(NameUnknown, KeyError):

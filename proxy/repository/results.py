@@ -31,6 +31,8 @@ class Manifest:
     ``children`` is the listed content, None if unknown; ``warning`` is for a ``Warning: 299``
     header; ``fresh`` is for how many seconds a tag needs no check, None for a digest; ``forward``
     is set if upstream was asked although the answer was held; ``place`` is where it came from.
+    ``held_until`` is when the tag follows upstream to a younger image (Unix seconds), None if it
+    does now.
     """
 
     descriptor: Descriptor
@@ -41,6 +43,7 @@ class Manifest:
     fresh: float | None = None
     forward: Forward | None = None
     place: Place = Place.REGISTRY
+    held_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Described:
     warning: str | None = None
     fresh: float | None = None
     forward: Forward | None = None
+    held_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

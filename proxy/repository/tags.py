@@ -1,13 +1,11 @@
 """Resolves tags: from the last check, by a new check, or from the last good copy."""
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, assert_never
 
 import structlog
 
-from proxy.content.content import Content
 from proxy.core import policy
 from proxy.core.errors import (
     ManifestUnknown,
@@ -17,42 +15,29 @@ from proxy.core.errors import (
     UpstreamFailure,
     UpstreamTimeout,
 )
-from proxy.core.names import Digest, Tag, Target
+from proxy.core.names import Tag, Target
 from proxy.core.policy import Action, CacheDirective, Rule
 from proxy.core.records import TagRecord
+from proxy.repository.cool_downs import CoolDowns
+from proxy.repository.history import History
 from proxy.repository.manifests import Manifests
-from proxy.repository.origins import Origin
+from proxy.repository.pointed import (
+    DELETED_WARNING,
+    FAILED_WARNING,
+    FALLBACK_WARNING,
+    PARTIAL_WARNING,
+    SCARCE_WARNING,
+    Pointed,
+    Refreshed,
+    described,
+    instead_of,
+)
 from proxy.repository.results import Described, Forward, Manifest
 from proxy.repository.sharing import Alone, Check, Sharing
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 
-FAILED_WARNING: Final = "stale: upstream failed, this is the last good copy"
-PARTIAL_WARNING: Final = "stale: upstream failed, and not all of this image is held here"
-FALLBACK_WARNING: Final = "stale: upstream failed, this is the copy in a fallback directory"
-SCARCE_WARNING: Final = "stale: there is a newer image, and pulls are nearly used up"
-DELETED_WARNING: Final = "kept: upstream no longer has this tag"
-
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pointed:
-    """Where a tag points, the outcome to report, and for how many seconds that stays fresh."""
-
-    record: TagRecord
-    outcome: Outcome
-    fresh: float
-    forward: Forward | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refreshed:
-    """Where a tag pointed (None: unknown) and points now, and whether that was recorded."""
-
-    before: Digest | None
-    now: Digest
-    is_recorded: bool
 
 
 class Tags:
@@ -61,8 +46,7 @@ class Tags:
     def __init__(
         self,
         manifests: Manifests,
-        content: Content,
-        sources: Mapping[str, Origin],
+        cool_downs: CoolDowns,
         *,
         patience: float,
         sharing: Sharing | None = None,
@@ -72,10 +56,11 @@ class Tags:
         ``sharing`` None: there are no other replicas.
         """
         self._manifests = manifests
-        self._content = content
-        self._records = content.tags
-        self._sources = sources
-        self._clock = content.clock
+        content, sources = cool_downs.content, cool_downs.sources
+        self._content, self._sources = content, sources
+        self._records, self._clock = content.tags, content.clock
+        self.cool_downs: Final = cool_downs
+        self.past: Final = History(content, sources)
         self._patience = patience
         self._alone = Alone(content.tags)
         self._sharing = sharing or self._alone
@@ -91,10 +76,13 @@ class Tags:
 
     async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
         """Return the manifest that a tag points to. Raises ``RegistryError``."""
+        if (digest := await self.past.configured(target, tag)) is not None:
+            return await self._manifests.get(target, digest, directive)
         found = await self._resolve(target, tag, directive)
         if found is None:
             try:
-                return await self._fetch(target, tag, self._rule(target, tag).tag_ttl)
+                max_age = self._rule(target, tag).tag_ttl
+                return await self._fetch_old_enough(target, tag, directive, max_age)
             except UpstreamFailure as error:
                 return await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
@@ -106,16 +94,28 @@ class Tags:
                 raise
             return await self._serve_stale(target, tag, found.record, error)
 
+    async def _fetch_old_enough(
+        self, target: Target, tag: Tag, directive: CacheDirective, max_age: float
+    ) -> Manifest:
+        """Fetch a tag's manifest; return it, or an older one while it is held back."""
+        manifest = await self._fetch(target, tag, max_age)
+        record = TagRecord(manifest.descriptor, self._clock())
+        served = await self.cool_downs.served(target, tag, record)
+        if served.digest != manifest.descriptor.digest:
+            manifest = await self._manifests.get(target, served.digest, directive)
+        return replace(manifest, held_until=served.held_until)
+
     async def _image(
-        self, target: Target, tag: Tag, found: _Pointed, directive: CacheDirective
+        self, target: Target, tag: Tag, found: Pointed, directive: CacheDirective
     ) -> Manifest:
         """Return a resolved tag's manifest, by tag if upstream no longer has the digest."""
         try:
-            manifest = await self._manifests.get(target, found.record.descriptor.digest, directive)
+            manifest = await self._manifests.get(target, found.served.digest, directive)
         except ManifestUnknown:
-            if self._rule(target, tag).offline:
+            if self._rule(target, tag).offline or found.is_held_back:
                 raise
-            return await self._fetch(target, tag, 0.0)
+            return await self._fetch_old_enough(target, tag, directive, 0.0)
+        manifest = replace(manifest, held_until=found.served.held_until)
         if manifest.outcome is not Outcome.HIT:
             return replace(manifest, forward=found.forward)
         return replace(manifest, outcome=found.outcome, fresh=found.fresh, forward=found.forward)
@@ -142,23 +142,34 @@ class Tags:
 
     async def head(self, target: Target, tag: Tag, directive: CacheDirective) -> Described:
         """Return the descriptor of a tag; upstream gets no GET. Raises ``RegistryError``."""
+        if (digest := await self.past.configured(target, tag)) is not None:
+            return await self._manifests.head(target, digest, directive)
         found = await self._resolve(target, tag, directive)
         if found is None:
             try:
                 # Some clients never send a GET for a tag, so a HEAD records it too.
                 known = await self._check(target, tag, None, self._rule(target, tag).tag_ttl)
-                return Described(known.descriptor, Outcome.MISS)
+                served = await self.cool_downs.served(target, tag, known)
+                found = Pointed(known, served, Outcome.MISS, self._rule(target, tag).tag_ttl)
             except UpstreamFailure as error:
                 found = await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
-            return Described(found.descriptor, found.outcome, found.warning, forward=found.forward)
-        descriptor = found.record.descriptor
-        self._content.touch(descriptor.digest)
-        if self._rule(target, tag).offline or directive is CacheDirective.ONLY_IF_CACHED:
+            return described(found)
+        return await self._described(target, tag, found, directive)
+
+    async def _described(
+        self, target: Target, tag: Tag, found: Pointed, directive: CacheDirective
+    ) -> Described:
+        descriptor, served = found.record.descriptor, found.served
+        self._content.touch(served.digest)
+        if found.is_held_back:
+            descriptor = (await self._manifests.head(target, served.digest, directive)).descriptor
+        elif self._rule(target, tag).offline or directive is CacheDirective.ONLY_IF_CACHED:
             descriptor = (
                 await self._manifests.get(target, descriptor.digest, directive)
             ).descriptor
-        return Described(descriptor, found.outcome, fresh=found.fresh, forward=found.forward)
+        held = served.held_until
+        return Described(descriptor, found.outcome, None, found.fresh, found.forward, held)
 
     async def refresh(self, target: Target, tag: Tag) -> Refreshed:
         """Ask upstream now where a tag points. Raises ``RegistryError``.
@@ -172,7 +183,8 @@ class Tags:
         digest = now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest
         former = None if before is None else before.descriptor.digest
-        return Refreshed(former, digest, is_recorded)
+        served = await self.cool_downs.served(target, tag, now)
+        return Refreshed(former, digest, is_recorded, served.digest)
 
     def seconds_fresh(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
         """Return for how many seconds a record is served without a check; None if it is not."""
@@ -180,11 +192,13 @@ class Tags:
         now = self._clock()
         if rule.offline or policy.decide(record.checked_at, rule, now) is not Action.SERVE:
             return None
+        if not self.cool_downs.is_allowed(target, tag, record.descriptor.digest):
+            return None
         return policy.seconds_fresh(record.checked_at, rule, now)
 
     async def _resolve(
         self, target: Target, tag: Tag, directive: CacheDirective
-    ) -> _Pointed | Manifest | None:
+    ) -> Pointed | Manifest | None:
         """Return where the tag points, a stale manifest if upstream fails, or None if unknown."""
         if directive is CacheDirective.REVALIDATE:
             await self._manifests.absences.forget(target, tag)
@@ -200,11 +214,11 @@ class Tags:
             return None
         fresh = policy.seconds_fresh(record.checked_at, rule, self._clock())
         match action:
-            case Action.SERVE:
-                return _Pointed(record, Outcome.HIT, fresh)
-            case Action.SERVE_THEN_CHECK:
-                self._refreshes.start((target, tag), lambda: self._refresh(target, tag))
-                return _Pointed(record, Outcome.STALE, fresh)
+            case Action.SERVE | Action.SERVE_THEN_CHECK:
+                if is_stale := action is Action.SERVE_THEN_CHECK:
+                    self._refreshes.start((target, tag), lambda: self._refresh(target, tag))
+                served = await self.cool_downs.served(target, tag, record)
+                return Pointed(record, served, Outcome.STALE if is_stale else Outcome.HIT, fresh)
             case Action.CHECK:
                 try:
                     is_forced = directive is CacheDirective.REVALIDATE
@@ -214,7 +228,8 @@ class Tags:
                     return await self._serve_stale(target, tag, record, error)
                 if (copy := await self._copy_if_scarce(target, tag, record, checked)) is not None:
                     return replace(copy, forward=Forward(200))
-                return _Pointed(checked, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
+                served = await self.cool_downs.served(target, tag, checked)
+                return Pointed(checked, served, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
             case _:
                 assert_never(action)
 
@@ -249,10 +264,10 @@ class Tags:
         record = await self._tag_in_fallback(target, tag)
         if record is None:
             raise error
-        digest = record.descriptor.digest
+        digest = (await self.cool_downs.served(target, tag, record)).digest
         await self._manifests.copy_from_elsewhere(target, digest, CacheDirective.ANY)
         copy = await self._manifests.last_good(target, [digest], FALLBACK_WARNING)
-        return _instead_of(error, copy)
+        return instead_of(error, copy)
 
     async def _check_in_time(
         self, target: Target, tag: Tag, record: TagRecord, max_age: float
@@ -328,7 +343,8 @@ class Tags:
         try:
             checked = await self._check(target, tag, record, self._rule(target, tag).tag_ttl)
             if await self._copy_if_scarce(target, tag, record, checked) is None:
-                await self._manifests.get(target, checked.descriptor.digest, CacheDirective.ANY)
+                served = await self.cool_downs.served(target, tag, checked)
+                await self._manifests.get(target, served.digest, CacheDirective.ANY)
         except UpstreamFailure as error:
             failures = self._sources[target.upstream].upstream.failures
             failures.report(error, "the copy that is held")
@@ -346,7 +362,8 @@ class Tags:
             return None
         if await self._manifests.is_whole(target, checked.descriptor.digest):
             return None
-        return await self._manifests.last_good(target, [record.descriptor.digest], SCARCE_WARNING)
+        last = (await self.cool_downs.served(target, tag, record)).digest
+        return await self._manifests.last_good(target, [last], SCARCE_WARNING)
 
     async def _serve_stale(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
@@ -369,22 +386,15 @@ class Tags:
             raise error
         warning = DELETED_WARNING if is_deleted else FAILED_WARNING
         partial = DELETED_WARNING if is_deleted else PARTIAL_WARNING
-        current = record.descriptor.digest
+        served = await self.cool_downs.served(target, tag, record)
+        current = served.digest
         copy = await self._manifests.last_good(target, [current], warning)
         if copy is None:
             copy = await self._manifests.held(target, current, partial)
         if copy is None:
             history = await self._records.history(target, tag)
-            earlier = [entry.digest for entry in reversed(history)]
-            copy = await self._manifests.last_good(target, earlier, warning)
-        return _instead_of(error, copy)
+            copy = await self._manifests.last_good(target, served.earlier(history), warning)
+        return replace(instead_of(error, copy), held_until=served.held_until)
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         return self._sources[target.upstream].rule_for(tag)
-
-
-def _instead_of(error: RegistryError, copy: Manifest | None) -> Manifest:
-    """Return the copy that replaces upstream's answer; raise ``error`` if there is none."""
-    if copy is None:
-        raise error
-    return replace(copy, forward=Forward(error.upstream_status, error))

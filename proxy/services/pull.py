@@ -181,12 +181,15 @@ class Puller:
 
     async def _root(self, image: Image, target: Target) -> Manifest:
         if image.digest is not None:
-            return await self._manifest(target, image.digest)
+            manifest = await self._manifest(target, image.digest)
+            await self._cache.tags.cool_downs.check(target, image.digest)
+            return manifest
         assert image.tag is not None
-        if not self._sources[target.upstream].is_scarce:
+        is_past = await self._cache.tags.past.configured(target, image.tag) is not None
+        if is_past or not self._sources[target.upstream].is_scarce:
             return await self._cache.tags.get(target, image.tag, CacheDirective.REVALIDATE)
         refreshed = await self._cache.tags.refresh(target, image.tag)  # by HEAD, which is free
-        return await self._manifest(target, refreshed.now)
+        return await self._manifest(target, refreshed.served)
 
     async def _manifest(self, target: Target, digest: Digest) -> Manifest:
         """Return a manifest. Raises ``TooManyRequests`` if it is not held and pulls are scarce."""

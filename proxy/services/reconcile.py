@@ -1,6 +1,7 @@
 """Keeps index and store in agreement: after every start, and once a day."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -19,12 +20,14 @@ DAY_SECONDS: Final = 86400.0
 log = structlog.get_logger(__name__)
 
 
-async def look_after(content: Content, layout: Layout, *, offline: bool) -> None:
-    """Reconcile now and every day. Raises ``StorageError``, and may then be called again."""
+async def look_after(content: Content, layout: Layout, is_offline: Callable[[str], bool]) -> None:
+    """Reconcile now and every day; ``is_offline`` says if an upstream must not be asked.
+
+    Raises ``StorageError``, and may then be called again.
+    """
     await layout.load()
     await content.reconciler.reconcile()
-    if offline:
-        await presume(content)
+    await presume(content, is_offline)
     if not await _lost_within(SETTLED_SECONDS, content):
         await prune(content)
     while True:
@@ -42,7 +45,7 @@ async def _lost_within(seconds: float, content: Content) -> bool:
     return False
 
 
-async def presume(content: Content) -> None:
+async def presume(content: Content, is_offline: Callable[[str], bool]) -> None:
     """Let images that ``index.json`` has restored be served offline, until the process ends.
 
     A lost index also knew which repository holds what. The names in ``index.json`` are those of
@@ -52,7 +55,7 @@ async def presume(content: Content) -> None:
     """
     async for batch in content.tags.all():
         for image in batch:
-            if image.record.checked_at <= 0.0:
+            if image.record.checked_at <= 0.0 and is_offline(image.target.upstream):
                 content.links.presume(image.target, await content.graph.tree(image.digest))
 
 

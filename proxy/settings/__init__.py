@@ -17,7 +17,17 @@ from proxy.settings.access import Access
 from proxy.settings.bucket import Bucket
 from proxy.settings.fleet import Fleet
 from proxy.settings.policies import Policy
-from proxy.settings.units import Bytes, Disk, Fraction, KeptFor, Rate, Seconds, Section, Wait
+from proxy.settings.units import (
+    Bytes,
+    Disk,
+    Fraction,
+    KeptFor,
+    Offline,
+    Rate,
+    Seconds,
+    Section,
+    Wait,
+)
 from proxy.settings.upstreams import FreshnessOverride, Upstream, UpstreamTLS, over_built_in
 from proxy.settings.warm import Warm
 
@@ -278,8 +288,9 @@ class Settings(Section):
     """Registry for names that contain no registry. It must be one of `upstreams`."""
     upstreams: dict[str, Upstream] = Field(default_factory=dict)
     freshness: Freshness = Freshness()
-    offline: bool = False
-    """Contact no registry. Serve complete images, and answer 404 for everything else."""
+    offline: Offline = False
+    """`true`: contact no registry; serve complete images, and answer 404 for everything else.
+    `auto`: do so for a registry while it fails, see `patience.failures`."""
     fallback: tuple[Annotated[Path, AfterValidator(_absolute)], ...] = ()
     """Directories of other Millponds to read from, such as a mounted removable disk. They
     are asked before the registries and never written to."""
@@ -319,6 +330,11 @@ class Settings(Section):
     def most_downloads(self) -> int:
         """The largest ``max_downloads`` of all upstreams."""
         return max(upstream.max_downloads for upstream in self.upstreams.values())
+
+    def offline_mode(self, upstream: str) -> str:
+        """Return ``true``, ``false`` or ``auto`` for one upstream."""
+        own = self.upstreams[upstream].offline
+        return str(self.offline if own is None or self.offline is True else own).lower()
 
     def freshness_of(self, upstream: str) -> Freshness:
         """Return the freshness settings of one upstream, its overrides applied."""

@@ -2,7 +2,8 @@
 
 import math
 from contextlib import suppress
-from typing import Annotated, ClassVar
+from datetime import UTC, date, datetime
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf
 
@@ -76,14 +77,29 @@ def _share(value: object) -> float:
     return parse_share(_text(value))
 
 
+def _moment(value: object) -> float:
+    """Return a time in Unix seconds. A day begins at 00:00 UTC, as does a time without a zone."""
+    with suppress(ValueError, OverflowError):
+        if isinstance(value, float):
+            return value
+        if isinstance(value, date) and not isinstance(value, datetime):
+            value = value.isoformat()
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if isinstance(moment, datetime):
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    raise ValueError("not a time; write 2026-10-01 or 2026-10-01T12:00:00Z")
+
+
 def _rate(value: object) -> object:
     return parse_size(value) if isinstance(value, str) else value
 
 
+Offline = bool | Literal["auto"]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 Wait = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]
 KeptFor = Annotated[float, BeforeValidator(_retention), Field(ge=0)]
 Fraction = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
 Disk = Annotated[InstanceOf[Amount], BeforeValidator(_amount)]
+Moment = Annotated[float, BeforeValidator(_moment)]
 Rate = Annotated[int, BeforeValidator(_rate)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]

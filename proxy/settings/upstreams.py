@@ -8,7 +8,9 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from yarl import URL
 
-from proxy.settings.units import KeptFor, Rate, Seconds, Section
+from proxy.core.errors import NameInvalid
+from proxy.core.selection import make_selector, split_tag
+from proxy.settings.units import KeptFor, Moment, Offline, Rate, Seconds, Section
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(:\d{1,5})?")
 
@@ -147,6 +149,32 @@ class FreshnessOverride(Section):
     """Overrides `freshness.rate_limit_reserve` for this registry."""
 
 
+def _check_images(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return patterns over names in a registry. Raises ``ValueError``."""
+    for pattern in value:
+        try:
+            make_selector(*split_tag(pattern))
+        except NameInvalid as error:
+            raise ValueError(error.message) from None
+    return value
+
+
+class TagRule(Section):
+    """Values for some images of a registry."""
+
+    images: tuple[str, ...]
+    """Patterns over names in this registry, such as `library/*`, `acme/**` or `acme/app:1.*`. The
+    first rule that has a value for an image decides."""
+    min_age: Seconds | None = None
+    """Overrides `min_age` for these images; `0` lets their tags move at once."""
+    first_seen: Literal["allow", "deny"] | None = None
+    """Overrides `first_seen` for these images."""
+    as_of: Moment | None = None
+    """Overrides `as_of` for these images."""
+
+    _check = field_validator("images")(_check_images)
+
+
 class Upstream(Section):
     """One registry that Millpond pulls from."""
 
@@ -186,8 +214,24 @@ class Upstream(Section):
     max_bandwidth: Annotated[Rate, Field(ge=0)] = 0
     """Bytes per second of blobs from the registry, shared fairly by its downloads; `0` means no
     limit. Manifests are not delayed."""
+    offline: Offline | None = None
+    """Overrides `offline` for this registry, unless that is `true`."""
+    min_age: Seconds = 0.0
+    """How long a digest has to be on a tag before Millpond serves it. Until then the tag stays at
+    the newest digest that is old enough. `0` follows the registry at once."""
+    min_age_except: tuple[str, ...] = ()
+    """Images that `min_age` does not apply to, as patterns such as `acme/**` or `library/nginx`."""
+    first_seen: Literal["allow", "deny"] | None = None
+    """How `min_age` judges the first image that a tag is seen with: `allow` serves it, `deny` holds
+    it. If it is not set, the time at which the image was created decides."""
+    as_of: Moment | None = None
+    """Tags point to what they pointed to at this time, as far as this cache saw it: a day, which
+    begins at 00:00 UTC, or a time such as `2026-10-01T12:00:00Z`."""
+    tag_rules: tuple[TagRule, ...] = ()
     tls: UpstreamTLS = UpstreamTLS()
     freshness: FreshnessOverride = FreshnessOverride()
+
+    _check_exceptions = field_validator("min_age_except")(_check_images)
 
     @field_validator("url")
     @classmethod

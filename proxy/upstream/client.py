@@ -14,6 +14,7 @@ from aiohttp import ClientResponse
 
 from proxy.core.errors import (
     Denied,
+    LoopDetected,
     NotFound,
     RegistryError,
     TooManyRequests,
@@ -231,6 +232,8 @@ class Client:
                 return request.not_found(text)
             case 429:
                 return TooManyRequests(text, retry_after=retry_after(response.headers))
+            case 508:
+                return LoopDetected(text)
             case status if 400 <= status < 500 and status not in (401, 403, 408):
                 return UpstreamRejected(text)
             case _:

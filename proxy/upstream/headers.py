@@ -48,6 +48,9 @@ class Challenge:
     parameters: Mapping[str, str]
 
 
+MAX_WARNING: Final = 1024
+
+
 def parse_challenges(lines: Iterable[str]) -> list[Challenge]:
     """Return the challenges of all ``WWW-Authenticate`` lines in order (RFC 9110 §11.6.1).
 
@@ -152,3 +155,14 @@ def next_link(lines: Iterable[str]) -> str | None:
                 return match[1]
             position = match.end()
     return None
+
+
+def warning_text(value: str) -> str | None:
+    """Return the text of ``299 - "text"`` (distribution-spec "Warnings"); None for anything else.
+
+    It can be sent in a header again.
+    """
+    if not value.startswith('299 - "') or not value.endswith('"') or len(value) > MAX_WARNING:
+        return None
+    text = value[7:-1]
+    return text if text and text.isascii() and text.isprintable() and '"' not in text else None

@@ -32,11 +32,13 @@ from proxy.core.tolerant_json import as_list
 from proxy.runtime.executors import by_size
 from proxy.upstream.body import DownloadPolicy, RegistryBody
 from proxy.upstream.budget import Budget
+from proxy.upstream.circuit_breaker import CircuitState
 from proxy.upstream.client import Client, UpstreamRequest
 from proxy.upstream.connection import Connection
 from proxy.upstream.failures import FailureLog
-from proxy.upstream.headers import next_link
+from proxy.upstream.headers import next_link, warning_text
 from proxy.upstream.lists import MAX_REFERRERS, MAX_TAGS, Bounds
+from proxy.upstream.offline import OfflineMode
 from proxy.upstream.slots import Slots
 
 PAGE_KEYS: Final = ("n", "last", "next_page", "orderby", "artifactType")
@@ -48,12 +50,16 @@ _ANY: Final = {"Accept": "*/*"}
 
 
 class FetchedManifest(NamedTuple):
-    """A manifest as upstream sent it: not yet verified. ``digest`` is what upstream claims."""
+    """A manifest as upstream sent it: not yet verified. ``digest`` is what upstream claims.
+
+    ``warning`` is the text of its ``Warning: 299`` (distribution-spec "Warnings").
+    """
 
     media_type: str
     body: bytes
     content: manifests.ManifestContent
     digest: Digest | None
+    warning: str | None = None
 
 
 class TagPage(NamedTuple):
@@ -95,10 +101,18 @@ class Upstream:
         self.slots = Slots(downloads)
         self.circuit_breaker = client.circuit_breaker
         self.credentials = client.credentials
+        self.offline = client.transport.offline
         self.failures = FailureLog(client.name, client.transport.url.host or "")
 
     def __repr__(self) -> str:
         return f"<Upstream {self._client.name}>"
+
+    @property
+    def is_offline(self) -> bool:
+        """It must not be asked now."""
+        if self.offline.mode is OfflineMode.AUTO:
+            return self.circuit_breaker.state is CircuitState.OPEN
+        return self.offline.is_forced
 
     async def log_in(self) -> None:
         """Return if the registry accepts our login. Raises ``TimeoutError`` too."""
@@ -155,7 +169,8 @@ class Upstream:
             )
         content = await by_size(len(body), lambda: manifests.read(body))
         media_type = content.own_type or self._media_type(response) or content.implied_type
-        return FetchedManifest(media_type, body, content, self._digest(response))
+        warning = warning_text(self._said(response, "Warning"))
+        return FetchedManifest(media_type, body, content, self._digest(response), warning)
 
     async def blob_size(self, target: Target, digest: Digest) -> int | None:
         """Return a blob's size in bytes, None when upstream does not announce it."""

@@ -35,9 +35,11 @@ from proxy import VERSION
 from proxy.core.errors import ConfigError, Overloaded, UpstreamTimeout, UpstreamUnavailable
 from proxy.runtime.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
+from proxy.upstream import hops
 from proxy.upstream.connector import Connector, TooManyInterimError
 from proxy.upstream.direct import DirectBody
 from proxy.upstream.guard import Guard, GuardedResolver
+from proxy.upstream.offline import OfflineSwitch
 from proxy.upstream.redaction import Redactor
 
 MAX_REDIRECTS: Final = 5
@@ -81,6 +83,7 @@ class Transport:
         self.url: Final = guard.url
         self.counters: Final = counters
         self.redactor: Final = Redactor()
+        self.offline: Final = OfflineSwitch()
         self._guard = guard
         self._responses: WeakSet[ClientResponse] = WeakSet()
         self._proxies = Proxies()
@@ -119,8 +122,10 @@ class Transport:
         for _ in range(MAX_REDIRECTS + 1):
             # aiohttp could follow redirects, but not ask the guard at each step.
             sent = dict(request.headers)
-            if authorization is not None and url.origin() == request.url.origin():
-                sent["Authorization"] = authorization
+            if url.origin() == request.url.origin():
+                sent |= hops.headers()
+                if authorization is not None:
+                    sent["Authorization"] = authorization
             response = await self._request(replace(request, url=url, headers=sent))
             if response.status not in _REDIRECTS:
                 return response
@@ -174,6 +179,10 @@ class Transport:
         self, request: HTTPRequest, form: dict[str, str] | None = None
     ) -> ClientResponse:
         """Send one request and return the response to it, a redirect included."""
+        if self.offline.is_forced:
+            error = UpstreamUnavailable(f"{self.name} is not asked: this is offline")
+            error.was_forwarded = False
+            raise error
         url, headers = request.url, request.headers
         proxy, proxy_headers = self._proxies.route(url)
         for value in (headers.get("Authorization"), *proxy_headers.values()):

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
@@ -13,7 +13,8 @@ from proxy.access.audit import AuditLog, Verdict, carried
 from proxy.access.limits import Client
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
-from proxy.core.errors import PolicyDenied, RegistryError
+from proxy.core.cool_down import show_time
+from proxy.core.errors import HeldBack, PolicyDenied, RegistryError
 from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective, cache_directive
 from proxy.core.sources import Place
@@ -57,6 +58,10 @@ class Exchange:
     status: int = 200
     code: str | None = None
     fresh: float | None = None
+    is_offline: bool = False
+    """Upstream must not be asked."""
+    held_until: float | None = None
+    """Until when a younger image of the tag is held back (Unix seconds)."""
     forward: Forward | None = None
     failure: RegistryError | None = None
     policy: str | None = None
@@ -99,6 +104,8 @@ class Exchange:
         self.failure = error
         if isinstance(error, PolicyDenied):
             self.policy = error.policy
+        if isinstance(error, HeldBack):
+            self.held_until = error.until
 
     def answered(self, outcome: Outcome, forward: Forward | None = None) -> None:
         """Record the outcome; ``forward`` if upstream was asked about a stored answer."""
@@ -138,6 +145,7 @@ class Exchange:
             "bytes": self.sent,
             "user": _cut(self.principal.user) if self.principal else None,
             "policy": self.policy,
+            "held_until": None if self.held_until is None else show_time(self.held_until),
             "rule": audited.rule_text(self.denial) if self.denial else None,
             "agent": _cut(request.headers.get("User-Agent")),
         }
@@ -147,15 +155,23 @@ class Exchange:
         parts = ["Millpond", self._handling(outcome)]
         if self.fresh is not None and math.isfinite(self.fresh):
             parts.append(f"ttl={int(self.fresh)}")
-        if outcome is Outcome.REVALIDATED:
-            parts.append("detail=confirmed")
-        elif outcome is Outcome.STALE:
-            parts.append(f"detail={self.failure.code if self.failure else 'stale'}")
-        elif outcome is Outcome.ERROR:
-            parts.append(f"detail={self.code}")
-        elif outcome in _FETCHED and self.place in (Place.PEER, Place.BUCKET):
-            parts.append(f"detail={self.place}")
+        parts.append(_detail(list(filter(None, self._details(outcome)))))
         return "; ".join(filter(None, parts))
+
+    def _details(self, outcome: Outcome) -> Iterator[str | None]:
+        """Yield what the standard parameters do not say."""
+        if outcome is Outcome.REVALIDATED:
+            yield "confirmed"
+        elif outcome is Outcome.STALE:
+            yield self.failure.code if self.failure else "stale"
+        elif outcome is Outcome.ERROR:
+            yield self.code
+        elif outcome in _FETCHED and self.place in (Place.PEER, Place.BUCKET):
+            yield self.place
+        if self.is_offline:
+            yield "offline"
+        if self.held_until is not None:
+            yield f"held until {show_time(self.held_until)}"
 
     def _handling(self, outcome: Outcome) -> str:
         """Return the parameters for an answer from the cache, or from upstream with the reason."""
@@ -273,6 +289,12 @@ def common_headers(ns: str | None, status: str | None) -> CIMultiDict[str]:
     if status is not None:
         headers["Cache-Status"] = status
     return headers
+
+
+def _detail(texts: list[str]) -> str:
+    """Return the parameter ``detail``: a token if there is one word, else a string (RFC 8941)."""
+    text = ", ".join(texts)
+    return f"detail={text}" if len(texts) == 1 and " " not in text else text and f'detail="{text}"'
 
 
 def _cut(text: str | None) -> str | None:

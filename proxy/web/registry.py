@@ -17,10 +17,12 @@ from proxy.access.principals import OPERATOR, Principal
 from proxy.access.rules import Action
 from proxy.core.errors import PaginationInvalid, RegistryError, Unauthorized, Unsupported
 from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, parse_path
+from proxy.core.policy import CacheDirective
 from proxy.core.routing import Router
 from proxy.repository import Cache
 from proxy.repository.results import Described, Manifest
 from proxy.runtime.metrics import Outcome
+from proxy.upstream import hops
 from proxy.upstream.registry import PAGE_KEYS
 from proxy.web import replies
 from proxy.web.blob import send_blob
@@ -99,16 +101,22 @@ class Registry:
             self._gate.enforce(exchange, principal, Action.CATALOG)
             return await self._catalog(exchange, principal)
         target = self._gate.resolve(exchange, principal)
+        exchange.is_offline = self._cache.manifests.is_offline(target)
         self._policies.check_request(target, route)
-        async with self._gate.callers.asking(principal, target, route):
-            return await self._content(exchange, target, route)
+        via = request.headers.getall("Via", ())
+        revalidates = exchange.directive is CacheDirective.REVALIDATE
+        with hops.continuing(via, revalidates=revalidates):
+            async with self._gate.callers.asking(principal, target, route):
+                return await self._content(exchange, target, route)
 
     async def _content(self, exchange: Exchange, target: Target, route: Route) -> StreamResponse:
         match route.kind:
             case Kind.MANIFEST if exchange.is_head:
-                return replies.described(exchange, await self._head(exchange, target, route.ref))
+                ref = await self._ref(target, route)
+                return replies.described(exchange, await self._head(exchange, target, ref))
             case Kind.MANIFEST:
-                return replies.manifest(exchange, await self._get(exchange, target, route.ref))
+                ref = await self._ref(target, route)
+                return replies.manifest(exchange, await self._get(exchange, target, ref))
             case Kind.BLOB:
                 return await self._blob(exchange, target, Digest(route.ref))
             case Kind.TAGS:
@@ -120,6 +128,12 @@ class Registry:
             case _:
                 assert_never(route.kind)
 
+    async def _ref(self, target: Target, route: Route) -> str:
+        """Return the tag or digest of a request; of a tag in the past, the digest it pointed to."""
+        if route.as_of is None or is_digest(route.ref):
+            return route.ref
+        return await self._cache.tags.past.at(target, Tag(route.ref), route.as_of)
+
     async def _get(self, exchange: Exchange, target: Target, ref: str) -> Manifest:
         if is_digest(ref):
             manifest = await self._cache.manifests.get(target, Digest(ref), exchange.directive)
@@ -128,6 +142,8 @@ class Registry:
         # A stale answer, also one from a fallback directory, means that upstream fails: a prefetch
         # would only add requests. Clients still get each blob that a directory has when they ask.
         digest = manifest.descriptor.digest
+        if ref == digest:
+            await self._cache.tags.cool_downs.check(target, digest)
         exchange.policy = await self._policies.check_manifest(target, digest, ref)
         if manifest.outcome is Outcome.MISS:
             self._cache.prefetcher.begin(target, manifest.children)
@@ -140,6 +156,8 @@ class Registry:
         else:
             described = await self._cache.tags.head(target, Tag(ref), exchange.directive)
         digest = described.descriptor.digest
+        if ref == digest:
+            await self._cache.tags.cool_downs.check(target, digest)
         exchange.policy = await self._policies.check_manifest(target, digest, ref)
         self._confirm(target, described)
         return described

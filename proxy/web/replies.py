@@ -26,7 +26,7 @@ def base(exchange: Exchange) -> Response:
 def manifest(exchange: Exchange, found: Manifest) -> Response:
     """Return a manifest (distribution-spec "Pulling manifests")."""
     exchange.answered(found.outcome, found.forward)
-    exchange.fresh = found.fresh
+    exchange.fresh, exchange.held_until = found.fresh, found.held_until
     if is_unmodified(exchange, found.descriptor.digest):
         return unmodified(exchange, found.descriptor.digest)
     exchange.place = found.place
@@ -41,6 +41,7 @@ def described(exchange: Exchange, found: Described) -> Response:
     """Return the headers of a manifest."""
     exchange.answered(found.outcome, found.forward)
     exchange.fresh, exchange.stores = found.fresh, False
+    exchange.held_until = found.held_until
     if is_unmodified(exchange, found.descriptor.digest):
         return unmodified(exchange, found.descriptor.digest)
     headers = manifest_headers(found.descriptor, found.warning)

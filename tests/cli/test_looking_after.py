@@ -288,3 +288,35 @@ async def test_t68_refresh_and_pull_say_what_failed(
     assert json.loads((await command("pull", "none:1", "--json")).stdout.splitlines()[-1])[
         "missing"
     ]
+
+
+async def test_history_and_lock(command: Command, upstream: FakeUpstream, tmp_path: Path) -> None:
+    [known] = lines(await command("history", "--json", "app:1.0"))
+    assert (known["image"], known["digest"], known["held_until"]) == (APP, SMALL.digest, None)
+    [entry] = known["history"]
+    assert (entry["digest"], entry["held"]) == (SMALL.digest, True)
+    table = (await command("history", "app:1.0")).stdout.splitlines()
+    assert table[0] == APP
+    assert table[2].split()[0] == SMALL.digest
+    done = await command("history", "app:none")
+    assert done.returncode == 1
+    assert "has never seen it" in done.stderr
+
+    images, locked = tmp_path / "images.txt", tmp_path / "images.lock"
+    images.write_text("# ours\napp:1.0\nbig\n")
+    assert (await command("lock", "-f", str(images), "-o", str(locked))).returncode == 0
+    assert locked.read_text().splitlines() == [f"{APP}@{SMALL.digest}", f"{BIG}@{LARGE.digest}"]
+    upstream.add("library/app", LARGE, tags=["1.0"])
+    done = await command("lock", "-f", str(locked))
+    assert done.stdout == locked.read_text(), "what is locked stays"
+    done = await command("pull", "-f", str(locked), "--all-platforms", "--json")
+    assert [one["digest"] for one in lines(done) if one["event"] == "done"] == [
+        SMALL.digest,
+        LARGE.digest,
+    ]
+    done = await command("warm", "-f", str(locked), "--no-referrers")
+    assert done.returncode == 0, done.stderr
+    images.write_text("app:none\n")
+    done = await command("lock", "-f", str(images), "-o", str(tmp_path / "none"))
+    assert done.returncode == 1
+    assert not (tmp_path / "none").exists()

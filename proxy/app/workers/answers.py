@@ -77,7 +77,7 @@ class Answers:
         if request.method not in ("GET", "HEAD") or exchange.directive is not CacheDirective.ANY:
             return None
         route = exchange.route = parse_path(request.path)
-        if route.kind not in _KINDS or not decisions.is_current:
+        if route.kind not in _KINDS or route.as_of is not None or not decisions.is_current:
             return None
         if decisions.is_audited and route.kind is Kind.MANIFEST and not exchange.is_head:
             return None

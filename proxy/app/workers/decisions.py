@@ -4,6 +4,7 @@ Some decisions need what only the main process knows: who has failed to log in h
 client has used up of its limits, what an upstream has confirmed, whether an image is signed.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,7 @@ from proxy.access.identity import Everyone
 from proxy.access.limits import ClientLimits
 from proxy.access.principals import Principal
 from proxy.access.rules import Action, Decision
+from proxy.app import tag_rules
 from proxy.app.identity import KEYS_FILE
 from proxy.app.issuers import fetch_for
 from proxy.app.upstreams import freshness_rule
@@ -29,6 +31,7 @@ from proxy.policies.rules import compiled
 from proxy.runtime.metrics import Metrics
 from proxy.settings import Settings
 from proxy.settings.access import Access, Limits
+from proxy.upstream.offline import OfflineMode
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.gate import presented
 
@@ -63,7 +66,13 @@ class Decisions:
         self.trusted.use(settings.access.trusted_proxies)
         self.access.use(self._policy(settings))
         self.limits.use(_unlimited(settings.access))
-        self._freshness = {name: freshness_rule(settings, name) for name in settings.upstreams}
+        self._freshness = {
+            name: replace(
+                freshness_rule(settings, name),
+                offline=settings.offline_mode(name) != OfflineMode.NEVER,
+            )
+            for name in settings.upstreams
+        }
         self._policies = compiled(settings.policies, self.router.parse_selector)
         self._ours: dict[Target, bool] = {}
         for name in settings.upstreams:
@@ -161,9 +170,16 @@ class Decisions:
                 upstream is not None
                 and not upstream.asks_as_caller
                 and self._settings.access.limits == Limits()
+                and self._is_plain(target.upstream)
                 and not any(rule.covers(target) for rule in self._policies)
             )
         return known
+
+    def _is_plain(self, upstream: str) -> bool:
+        """Return True if no tag is held back or in the past, and upstream is always asked."""
+        rules = tag_rules.made(upstream, self._settings.upstreams[upstream])
+        is_online = self._settings.offline_mode(upstream) == OfflineMode.NEVER
+        return is_online and not rules.hold and not rules.travel
 
     def _policy(self, settings: Settings) -> Policy:
         return Policy.of(settings.access, Router(settings).parse_selector)

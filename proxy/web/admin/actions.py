@@ -33,7 +33,8 @@ from proxy.services.expansion import Expansion
 from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.verify import Verifier
 from proxy.services.warm import Warmer
-from proxy.web.admin import images
+from proxy.upstream.registry import Upstream
+from proxy.web.admin import images, offline, tags
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.documents import Document, Page, is_true, reply, required, stream
 
@@ -62,6 +63,7 @@ class Services:
     warmer: Warmer
     bundles: Bundles
     cache: Cache
+    upstreams: Mapping[str, Upstream]
     image: Callable[[str], Image]
     selector: Callable[[str], Selector]
     replicas: Callable[[], Mapping[str, Document]]
@@ -90,6 +92,9 @@ class Control:
             "/-/images": {"GET": self._get_images, "DELETE": self._delete_images},
             "/-/refresh": {"POST": self._post_refresh},
             "/-/pull": {"POST": self._post_pull},
+            "/-/offline": {"GET": self._get_offline, "POST": self._post_offline},
+            "/-/history": {"GET": self._get_history},
+            "/-/resolve": {"GET": self._get_resolve},
             "/-/expand": {"GET": self._get_expand},
             **services.bundles.pages,
         }
@@ -188,7 +193,9 @@ class Control:
         selector = None if match is None else self._services.selector(match)
         used = {str(image) for image in self._feeds.images()}
         pinned = await self.pins.pinned()
-        return await stream(request, images.described(self._content, selector, pinned, used))
+        cool_downs = self._services.cache.tags.cool_downs
+        found = images.described(self._content, cool_downs, selector, pinned=pinned, used=used)
+        return await stream(request, found)
 
     async def _delete_images(self, request: BaseRequest) -> StreamResponse:
         dropper = self._services.dropper
@@ -223,6 +230,22 @@ class Control:
             is_dry=is_true(request, "dry_run"),
         )
         return await stream(request, self._services.puller.run(image, wanted))
+
+    async def _get_offline(self, _: BaseRequest) -> StreamResponse:
+        return reply(offline.shown(self._services.upstreams))
+
+    async def _post_offline(self, request: BaseRequest) -> StreamResponse:
+        upstreams, value = self._services.upstreams, required(request, "value")
+        offline.switch(upstreams, request.query.get("upstream"), value)
+        return reply(offline.shown(upstreams))
+
+    async def _get_history(self, request: BaseRequest) -> StreamResponse:
+        image = self._services.image(required(request, "image"))
+        return reply(await tags.history(self._content, self._services.cache, image))
+
+    async def _get_resolve(self, request: BaseRequest) -> StreamResponse:
+        image = self._services.image(required(request, "image"))
+        return reply(await tags.resolved(self._services.cache, image))
 
     async def _get_expand(self, request: BaseRequest) -> StreamResponse:
         selector = self._services.selector(required(request, "match"))

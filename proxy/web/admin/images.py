@@ -5,9 +5,11 @@ from typing import Final
 
 from proxy.content.content import Content
 from proxy.content.facts import TaggedImage
+from proxy.core.errors import RegistryError
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, disk_bytes
 from proxy.core.selection import Selector
+from proxy.repository.cool_downs import CoolDowns
 from proxy.services.inventory import weigh
 from proxy.web.admin.documents import Document
 
@@ -15,17 +17,32 @@ _MOST_LINES: Final = 10_000
 
 
 async def described(
-    content: Content, selector: Selector | None, pinned: Collection[Digest], used: set[str]
+    content: Content,
+    cool_downs: CoolDowns,
+    selector: Selector | None,
+    *,
+    pinned: Collection[Digest],
+    used: set[str],
 ) -> AsyncGenerator[Document]:
     """Yield the selected images; ``used`` names the images in use."""
     async for batch in content.tags.all():
         for image in batch:
             if selector is None or selector.matches(image.target, image.tag, image.digest):
                 names = {image.name, f"{image.target}@{image.digest}", image.digest}
+                until = await _held_until(cool_downs, image)
                 yield await _described(content, image) | {
+                    "held_until": until,
                     "pinned": image.digest in pinned,
                     "in_use": not used.isdisjoint(names),
                 }
+
+
+async def _held_until(cool_downs: CoolDowns, image: TaggedImage) -> float | None:
+    """Return until when a tag does not follow upstream (Unix seconds); None if it does."""
+    try:
+        return await cool_downs.held_until(image.target, image.tag, image.record)
+    except RegistryError:  # its upstream has been removed, or fails
+        return None
 
 
 async def _described(content: Content, image: TaggedImage) -> Document:

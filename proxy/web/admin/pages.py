@@ -258,6 +258,8 @@ def _state(upstream: Upstream) -> dict[str, object]:
     }
     return {
         "up": breaker.is_up,
+        "offline": upstream.is_offline,
+        "offline_mode": upstream.offline.mode.value,
         "circuit": breaker.state.name.lower(),
         "last_success": _last_success(breaker),
         "rate_limit": None if budget.share is None else limit,

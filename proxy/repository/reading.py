@@ -7,17 +7,17 @@ from proxy.core.errors import ContentMismatch, Overloaded, StorageError
 from proxy.core.names import Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
-from proxy.repository import Cache
 from proxy.repository.results import Blob, Live, Local, Small, Through
+from proxy.repository.small_blobs import SmallBlobs
 from proxy.runtime.executors import in_thread
 
 
-async def read_blob(cache: Cache, target: Target, descriptor: Descriptor) -> bytes:
+async def read_blob(small: SmallBlobs, target: Target, descriptor: Descriptor) -> bytes:
     """Return a verified blob of the size that its descriptor states. Raises ``RegistryError``.
 
     The caller bounds the size.
     """
-    blob = await cache.small.get(target, descriptor.digest, CacheDirective.ANY)
+    blob = await small.get(target, descriptor.digest, CacheDirective.ANY)
     try:
         body = await _whole(blob, descriptor.size)
     except StorageError as error:

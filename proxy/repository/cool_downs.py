@@ -1,0 +1,251 @@
+"""Holds back tags that moved lately, and digests that only such tags name.
+
+``core.cool_down`` decides by the history of a tag. If that does not suffice, because the tag was
+never seen with an older image, the image says when it was created.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import structlog
+from cachetools import LRUCache
+
+from proxy.content.content import Content
+from proxy.content.facts import HISTORY_LIMIT
+from proxy.core import cool_down
+from proxy.core.cool_down import CoolDown, FirstSight, show_time
+from proxy.core.creation import Claim, read_claim, read_created
+from proxy.core.errors import HeldBack, NotFound
+from proxy.core.names import Digest, Tag, Target
+from proxy.core.policy import CacheDirective
+from proxy.core.records import TagHistoryEntry, TagRecord
+from proxy.repository.manifests import Manifests
+from proxy.repository.origins import Origin
+from proxy.repository.reading import read_blob
+from proxy.repository.small_blobs import SmallBlobs
+from proxy.runtime.executors import by_size
+
+MAX_TAGS: Final = 2000
+"""Tags of a repository whose history is searched for a digest."""
+
+_MAX_CONFIG: Final = 4 * 1024 * 1024
+_MAX_KNOWN: Final = 50_000
+_MAX_DEPTH: Final = 3
+_MAX_PARENTS: Final = 32
+
+log = structlog.get_logger(__name__)
+
+
+class Served(NamedTuple):
+    """The digest that a tag is served with, and until when a younger one is held (Unix seconds)."""
+
+    digest: Digest
+    held_until: float | None = None
+
+    def earlier(self, history: Sequence[TagHistoryEntry]) -> list[Digest]:
+        """Return the digests of a history, the latest first, without what is held."""
+        digests = list(dict.fromkeys(entry.digest for entry in reversed(history)))
+        return digests if self.held_until is None else digests[digests.index(self.digest) :]
+
+
+class CoolDowns:
+    """Decides which digest of a tag is served, and which digests are."""
+
+    def __init__(
+        self,
+        content: Content,
+        sources: Mapping[str, Origin],
+        *,
+        manifests: Manifests,
+        small: SmallBlobs,
+    ) -> None:
+        self.content: Final = content
+        self.sources: Final = sources
+        self._manifests = manifests
+        self._small = small
+        self._clock = content.clock
+        self._allowed: LRUCache[tuple[Target, str], tuple[CoolDown, Digest]] = LRUCache(_MAX_KNOWN)
+        """Tags and digests with the digest that may be served, and the rule that allowed it."""
+        self._created: LRUCache[Digest, Claim] = LRUCache(_MAX_KNOWN)
+        self._logged: LRUCache[tuple[Target, Tag], Digest] = LRUCache(_MAX_KNOWN)
+
+    def is_allowed(self, target: Target, ref: str, digest: Digest) -> bool:
+        """Return True if ``ref``, a tag or the digest itself, is known to be served as ``digest``.
+
+        False means that ``served`` or ``check`` decides.
+        """
+        rules = self.sources[target.upstream].tag_rules
+        tag = None if ref == digest else Tag(ref)
+        if tag is not None and rules.as_of(target, tag) is not None:
+            return False
+        rule = rules.cool_down(target, tag)
+        return rule is None or self._allowed.get((target, ref)) == (rule, digest)
+
+    async def served(self, target: Target, tag: Tag, record: TagRecord) -> Served:
+        """Return what a tag is served with that points to ``record`` upstream.
+
+        Raises ``HeldBack`` if it was never seen with an image that is old enough.
+        """
+        digest = record.descriptor.digest
+        rule = self.sources[target.upstream].tag_rules.cool_down(target, tag)
+        if rule is None or self._allowed.get((target, tag)) == (rule, digest):
+            return Served(digest)
+        history = await self._history(target, tag, record)
+        origin = self.sources[target.upstream]
+        choice = cool_down.choose(history, self._clock(), rule, origin.seconds_trusted(tag))
+        if choice.digest is None:
+            choice = await self._first_sight(target, history, rule, choice)
+        if choice.digest is None:
+            self._report(target, tag, digest, choice.held_until)
+            raise _held(f"{target}:{tag}", choice.held_until)
+        if choice.held_until is None:
+            self._allowed[target, tag] = rule, digest
+        else:
+            self._report(target, tag, digest, choice.held_until)
+        if (general := origin.tag_rules.cool_down(target, None)) is not None:
+            self._allowed[target, choice.digest] = general, choice.digest
+        return Served(choice.digest, choice.held_until)
+
+    async def held_until(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
+        """Return until when a tag does not follow upstream (Unix seconds); None if it does."""
+        try:
+            return (await self.served(target, tag, record)).held_until
+        except HeldBack as error:
+            return error.until
+
+    async def check(self, target: Target, digest: Digest) -> None:
+        """Return if a digest may be served by itself. Raises ``HeldBack`` or ``RegistryError``.
+
+        It may if a tag serves it or has served it, alone or within an index. If all tags that name
+        it hold it, it is held. One that no tag names is judged like the first image of a tag.
+        """
+        rule = self.sources[target.upstream].tag_rules.cool_down(target, None)
+        if rule is None or self._allowed.get((target, digest)) == (rule, digest):
+            return
+        if (until := await self._held(target, digest, rule, 0)) is not None:
+            raise _held(f"{target}@{digest}", until)
+        self._allowed[target, digest] = rule, digest
+
+    async def _held(
+        self, target: Target, digest: Digest, rule: CoolDown, depth: int
+    ) -> float | None:
+        """Return until when a digest is held (``inf``: not known); None if it is not."""
+        holds = await self._holds_of_tags(target, digest)
+        if depth < _MAX_DEPTH:
+            for parent in (await self.content.graph.parents(digest))[:_MAX_PARENTS]:
+                if await self.content.links.has(target, parent):
+                    holds.append(await self._held(target, parent, rule, depth + 1))
+        if holds:
+            return None if None in holds else min(one for one in holds if one is not None)
+        if rule.first_sight is FirstSight.ALLOW:
+            return None
+        claim = await self._claim(target, digest)
+        if claim is not None and claim.is_attached and not claim.images:
+            return None
+        if rule.first_sight is FirstSight.DENY or claim is None or claim.created is None:
+            return math.inf
+        until = claim.created + rule.min_age
+        return until if until > self._clock() else None
+
+    async def _holds_of_tags(self, target: Target, digest: Digest) -> list[float | None]:
+        """Return for each tag that has pointed to a digest until when it holds it."""
+        holds: list[float | None] = []
+        origin = self.sources[target.upstream]
+        for tag in (await self.content.tags.of(target))[:MAX_TAGS]:
+            record = await self.content.tags.get(target, tag)
+            if record is None:
+                continue
+            history = await self._history(target, tag, record)
+            last = max((at for at, one in enumerate(history) if one.digest == digest), default=None)
+            if last is None:
+                continue
+            rule = origin.tag_rules.cool_down(target, tag)
+            if rule is None:
+                return [None]
+            past = history[: last + 1]
+            end = self._clock() if last + 1 == len(history) else history[last + 1].first_seen
+            choice = cool_down.choose(past, end, rule, origin.seconds_trusted(tag))
+            if choice.digest is None:
+                choice = await self._first_sight(target, past, rule, choice)
+            until = choice.held_until if last + 1 == len(history) else math.inf
+            holds.append(None if choice.digest == digest else until)
+        return holds
+
+    async def _history(
+        self, target: Target, tag: Tag, record: TagRecord
+    ) -> tuple[TagHistoryEntry, ...]:
+        """Return a tag's history up to ``record``, which may not be in it yet."""
+        history = await self.content.tags.history(target, tag)
+        digest = record.descriptor.digest
+        if history and history[-1].digest == digest:
+            return history
+        return (*history, TagHistoryEntry(digest, record.checked_at, record.checked_at))
+
+    async def _first_sight(
+        self,
+        target: Target,
+        history: Sequence[TagHistoryEntry],
+        rule: CoolDown,
+        choice: cool_down.Choice,
+    ) -> cool_down.Choice:
+        """Judge the first image of a tag, if the history still has it."""
+        first, newest = history[0], history[-1]
+        if len(history) >= HISTORY_LIMIT:
+            return choice
+        if rule.first_sight is FirstSight.ALLOW:
+            until = 0.0
+        elif rule.first_sight is FirstSight.DENY and first.first_seen > 0:
+            return choice
+        else:
+            claim = await self._claim(target, first.digest)
+            if claim is None or claim.created is None:
+                return choice
+            until = claim.created + rule.min_age
+        if until <= self._clock():
+            held = None if first.digest == newest.digest else choice.held_until
+            return cool_down.Choice(first.digest, held)
+        if first.digest != newest.digest or choice.held_until is None:
+            return choice
+        return cool_down.Choice(None, min(until, choice.held_until))
+
+    async def _claim(self, target: Target, digest: Digest, depth: int = 0) -> Claim | None:
+        """Return what an image says about its creation, its configuration included.
+
+        None if upstream does not have it. An index is as young as its youngest image. Raises
+        ``RegistryError``.
+        """
+        if (known := self._created.get(digest)) is not None:
+            return known
+        try:
+            manifest = await self._manifests.get(target, digest, CacheDirective.ANY)
+            claim = await by_size(len(manifest.body), lambda: read_claim(manifest.body))
+            times: list[float | None] = []
+            if claim.images and depth < _MAX_DEPTH:
+                for image in claim.images:
+                    below = await self._claim(target, image, depth + 1)
+                    times += [] if below is None else [below.created]
+            elif claim.config is not None and claim.config.size <= _MAX_CONFIG:
+                body = await read_blob(self._small, target, claim.config)
+                times = [await by_size(len(body), lambda: read_created(body))]
+        except NotFound:
+            return None
+        known_times = [one for one in times if one is not None]
+        created = max(known_times) if known_times else claim.created
+        found = Claim(created, claim.config, claim.images, claim.is_attached)
+        self._created[digest] = found
+        return found
+
+    def _report(self, target: Target, tag: Tag, digest: Digest, until: float | None) -> None:
+        """Log once that a tag does not follow upstream to a digest."""
+        if self._logged.get((target, tag)) != digest:
+            self._logged[target, tag] = digest
+            end = None if until is None else show_time(until)
+            log.info("tag held", target=str(target), tag=tag, digest=digest, until=end)
+
+
+def _held(name: str, until: float | None) -> HeldBack:
+    if until is None or until == math.inf:
+        reason = "held: no tag has had it for long enough, and it does not say when it was created"
+        return HeldBack(f"{name} is {reason}", until=None)
+    return HeldBack(f"{name} is held until {show_time(until)}: it is too young", until=until)

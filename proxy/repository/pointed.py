@@ -1,0 +1,67 @@
+"""What ``tags`` works with: where a tag points, and the warnings of old copies."""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from proxy.core.errors import RegistryError
+from proxy.core.names import Digest
+from proxy.core.records import TagRecord
+from proxy.repository.cool_downs import Served
+from proxy.repository.results import Described, Forward, Manifest
+from proxy.runtime.metrics import Outcome
+
+FAILED_WARNING: Final = "stale: upstream failed, this is the last good copy"
+PARTIAL_WARNING: Final = "stale: upstream failed, and not all of this image is held here"
+FALLBACK_WARNING: Final = "stale: upstream failed, this is the copy in a fallback directory"
+SCARCE_WARNING: Final = "stale: there is a newer image, and pulls are nearly used up"
+DELETED_WARNING: Final = "kept: upstream no longer has this tag"
+
+
+@dataclass(frozen=True, slots=True)
+class Pointed:
+    """Where a tag points, the outcome to report, and for how many seconds that stays fresh.
+
+    ``served`` is the digest to serve: a younger one in ``record`` may be held back.
+    """
+
+    record: TagRecord
+    served: Served
+    outcome: Outcome
+    fresh: float
+    forward: Forward | None = None
+
+    @property
+    def is_held_back(self) -> bool:
+        """The tag points to another digest upstream."""
+        return self.served.digest != self.record.descriptor.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """Where a tag pointed (None: unknown) and points now, and whether that was recorded.
+
+    ``served`` is what clients get: ``now`` may be held back.
+    """
+
+    before: Digest | None
+    now: Digest
+    is_recorded: bool
+    served: Digest
+
+
+def described(manifest: Manifest) -> Described:
+    """Return the answer to a HEAD for which a stale manifest was found."""
+    return Described(
+        manifest.descriptor,
+        manifest.outcome,
+        manifest.warning,
+        forward=manifest.forward,
+        held_until=manifest.held_until,
+    )
+
+
+def instead_of(error: RegistryError, copy: Manifest | None) -> Manifest:
+    """Return the copy that replaces upstream's answer; raise ``error`` if there is none."""
+    if copy is None:
+        raise error
+    return replace(copy, forward=Forward(error.upstream_status, error))

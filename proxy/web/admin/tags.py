@@ -1,0 +1,52 @@
+"""Where tags point and have pointed."""
+
+from proxy.content.content import Content
+from proxy.core.errors import NameUnknown, RequestInvalid
+from proxy.core.names import Digest, Image, Tag, Target
+from proxy.core.policy import CacheDirective
+from proxy.repository import Cache
+from proxy.web.admin.documents import Document
+
+
+async def history(content: Content, cache: Cache, image: Image) -> Document:
+    """Return the digests that a tag pointed to, the latest last, with times in Unix seconds.
+
+    Raises ``NameUnknown`` for a tag that this cache never saw.
+    """
+    target, tag = _tag(image)
+    entries = await content.tags.history(target, tag)
+    record = await content.tags.get(target, tag)
+    if not entries and record is None:
+        raise NameUnknown(f"{image}: this cache has never seen it")
+    until = None if record is None else await cache.tags.cool_downs.held_until(target, tag, record)
+    return {
+        "image": str(image),
+        "digest": None if record is None else record.descriptor.digest,
+        "held_until": until,
+        "history": [
+            {
+                "digest": entry.digest,
+                "first_seen": entry.first_seen or None,
+                "last_seen": entry.last_seen or None,
+                "held": await content.holds(entry.digest),
+            }
+            for entry in entries
+        ],
+    }
+
+
+async def resolved(cache: Cache, image: Image) -> Document:
+    """Return the digest that a client gets for an image now. Raises ``RegistryError``."""
+    digest: Digest
+    if image.tag is None and image.digest is not None:
+        digest = image.digest
+    else:
+        found = await cache.tags.head(*_tag(image), CacheDirective.REVALIDATE)
+        digest = found.descriptor.digest
+    return {"image": str(image), "digest": digest}
+
+
+def _tag(image: Image) -> tuple[Target, Tag]:
+    if image.target is None or image.tag is None:
+        raise RequestInvalid(f"{image}: a digest never changes; name a tag")
+    return image.target, image.tag

@@ -31,7 +31,7 @@ async def described(
                 names = {image.name, f"{image.target}@{image.digest}", image.digest}
                 until = await _held_until(cool_downs, image)
                 yield await _described(content, image) | {
-                    "held_until": until,
+                    **({} if until is None else {"held_until": until}),
                     "pinned": image.digest in pinned,
                     "in_use": not used.isdisjoint(names),
                 }

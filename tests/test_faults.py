@@ -16,6 +16,7 @@ from aiohttp import ClientPayloadError
 
 from proxy.core.errors import ConfigError, StorageError
 from proxy.storage.directory import Directory
+from proxy.storage.disk import DiskBlob
 from tests.failing import READ_ONLY, WRITES, FailingDisk, Failure, Fault, Site, faults_of
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -158,8 +159,14 @@ class Trial:
 
 @pytest.fixture
 async def trial(
-    disk: FailingDisk, upstream: FakeUpstream, clock: Clock, tmp_path: Path
+    disk: FailingDisk,
+    upstream: FakeUpstream,
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Trial]:
+    # A page cache that has nothing, or it would depend on the machine which calls a pull makes.
+    monkeypatch.setattr(DiskBlob, "read_cached", lambda _: None)
     async with nothing_left(), started(upstream, tmp_path / "cache", clock, dict(SMALL)) as proxy:
         trial = Trial(proxy, upstream)
         for _ in range(4):  # until it evicts

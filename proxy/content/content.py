@@ -126,7 +126,8 @@ class Content:
         """
         try:
             file = self._store.open(record.digest)
-        except StorageError:
+        except StorageError as error:
+            self.faults.trouble(error)
             return None
         if file is None:
             return None

@@ -30,6 +30,9 @@ OWNERS = {
     "runtime/singleflight.py": "hands the result to its callers",
     "content/downloads.py": "keeps the failure in the download",
     "upstream/body.py": "raises it where the body is read",
+    "fleet/leases.py": "survives what Redis raises, and waits for the rest at the end",
+    "fleet/sources.py": "asks several replicas, and takes the first that answers",
+    "app/workers/process.py": "waits for them at the end of the process",
 }
 """Modules that may start tasks, and what becomes of a failure there."""
 

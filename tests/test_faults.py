@@ -191,7 +191,8 @@ async def test_no_failing_call_fails_a_pull(trial: Trial, disk: FailingDisk) -> 
             for new in sorted(disk.seen - revealed.keys()):
                 revealed[new] = (case.failure(), *others)
                 todo.append(new)
-        if not fired and not revealed[site]:
+        # Whether bytes are read back depends on how far the thread is that writes them.
+        if not fired and not revealed[site] and site.call != "pread":
             never.append(str(site))
     assert not problems, "\n".join(problems)
     assert not never, "each of these was passed in an undisturbed pull"

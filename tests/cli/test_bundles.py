@@ -391,3 +391,55 @@ async def test_bad_outputs_are_refused_before_anything_is_written(
     assert not (tmp_path / "none").exists()
     refused(await at(outside, "export", "one:1"), "--output: name a file")
     refused(await at(outside, "export", "-o", "x"), "name images, or choose --all")
+
+
+def layout(path: Path, image: content.Image, name: str) -> None:
+    """Write an OCI layout as other tools do, whose image is named by its tag alone."""
+    blobs = path / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    for digest, body in {image.digest: image.manifest, **image.blobs}.items():
+        (blobs / digest.partition(":")[2]).write_bytes(body)
+    entry = image.descriptor | {"annotations": {"org.opencontainers.image.ref.name": name}}
+    (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+
+async def test_the_layout_of_another_tool(world: World, tmp_path: Path) -> None:
+    _, lab, at, _ = world
+    layout(tmp_path / "layout", TWO, "2.1")
+    done = await at(lab, "import", str(tmp_path / "layout"), "--insecure")
+    assert done.returncode == 1
+    assert "index.json gives it no full name; add --name IMAGE" in done.stderr
+    words = ("import", str(tmp_path / "layout"), "--insecure", "--name", "acme/app")
+    assert (await at(lab, *words)).returncode == 0
+    assert await whole(lab, "acme/app/manifests/2.1", TWO)
+
+
+async def test_a_layout_with_wrong_bytes_is_refused(world: World, tmp_path: Path) -> None:
+    _, lab, at, _ = world
+    layout(tmp_path / "layout", TWO, "docker.io/acme/app:1")
+    layer = tmp_path / "layout" / "blobs" / TWO.layers[0].replace(":", "/")
+    layer.write_bytes(bytes(len(TWO.blobs[TWO.layers[0]])))
+    done = await at(lab, "import", str(tmp_path / "layout"), "--insecure")
+    assert done.returncode == 2
+    assert f"does not match {TWO.layers[0]}" in done.stderr
+    assert (await lab.get("/v2/acme/app/manifests/1")).status == 404
+
+
+async def test_a_lock_file_selects_what_it_names(
+    world: World, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    outside, lab, at, key = world
+    (tmp_path / "images.txt").write_text("one:1\nacme/two:2\n")
+    lock = tmp_path / "images.lock"
+    assert (await at(outside, "warm", "-f", str(tmp_path / "images.txt"))).returncode == 0
+    done = await at(outside, "lock", "-f", str(tmp_path / "images.txt"), "-o", str(lock))
+    assert (done.returncode, done.stderr) == (0, "")
+    upstream.add("acme/two", content.image("newer two"), tags=["2"])
+    assert (await at(outside, "warm", "acme/two:2")).returncode == 0
+    path = tmp_path / "locked.tar"
+    done = await at(outside, "export", "-f", str(lock), "-o", str(path), "--key", str(key))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (await at(lab, "import", str(path), *trusting(key))).returncode == 0
+    assert lab.held() == tree(ONE, SBOM, SIGNED, TWO)
+    assert (await lab.get(f"/v2/acme/two/manifests/{TWO.digest}")).body == TWO.manifest

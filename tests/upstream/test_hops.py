@@ -119,6 +119,7 @@ async def test_a_path_in_front(start: Start, upstream: FakeUpstream, relay: Rela
 @pytest.mark.parametrize(
     "via",
     [f"1.1 other, 1.1 {hops.INSTANCE}", ", ".join(["1.1 x"] * hops.MAX_HOPS), "1.1 " + "x" * 3000],
+    ids=["a loop", "too many", "too long"],
 )
 async def test_the_way_is_bounded(start: Start, upstream: FakeUpstream, via: str) -> None:
     upstream.add("library/app", IMAGE, tags=["latest"])

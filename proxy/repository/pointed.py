@@ -27,7 +27,7 @@ class Pointed:
     record: TagRecord
     served: Served
     outcome: Outcome
-    fresh: float
+    fresh: float | None
     forward: Forward | None = None
 
     @property

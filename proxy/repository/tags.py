@@ -150,7 +150,7 @@ class Tags:
                 # Some clients never send a GET for a tag, so a HEAD records it too.
                 known = await self._check(target, tag, None, self._rule(target, tag).tag_ttl)
                 served = await self.cool_downs.served(target, tag, known)
-                found = Pointed(known, served, Outcome.MISS, self._rule(target, tag).tag_ttl)
+                found = Pointed(known, served, Outcome.MISS, None)
             except UpstreamFailure as error:
                 found = await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):

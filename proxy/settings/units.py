@@ -5,7 +5,16 @@ from contextlib import suppress
 from datetime import UTC, date, datetime
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from proxy.core.units import Amount, parse_seconds, parse_share, parse_size
 
@@ -26,6 +35,14 @@ class Section(BaseModel):
 def _text(value: object) -> str:
     """Return a text; "" for anything else, which no parser accepts."""
     return value if isinstance(value, str) else ""
+
+
+def _offline(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    """Give one error, not one for each of the types."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError("expected true, false or auto") from None
 
 
 def _seconds(value: object) -> float:
@@ -94,7 +111,7 @@ def _rate(value: object) -> object:
     return parse_size(value) if isinstance(value, str) else value
 
 
-Offline = bool | Literal["auto"]
+Offline = Annotated[bool | Literal["auto"], WrapValidator(_offline)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 Wait = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]
 KeptFor = Annotated[float, BeforeValidator(_retention), Field(ge=0)]

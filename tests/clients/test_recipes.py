@@ -34,7 +34,7 @@ from tests.parts.containerd import Containerd
 from tests.parts.docker import Docker
 from tests.parts.images import OCI, Image
 from tests.parts.issuer import Issuer
-from tests.parts.process import command, free_port, hermetic
+from tests.parts.process import command, free_port, hermetic, wait_until
 from tests.parts.push import Pusher, Recipe, push_image, random_layer
 from tests.parts.registry import Registry
 from tests.parts.shelf import Shelf
@@ -339,8 +339,12 @@ def test_docker_sends_a_mirror_its_certificate(
             shutil.copy(tmp_path / name, node)
         with docker_part.running(f"https://{mirror}", tmp_path / "certs.d") as known:
             assert known.pull(shelf.tiny.by_tag) == shelf.tiny.digest
-        served = [line for line in proxy.events("request") if line["status"] == 200]
-        assert {line.get("user") for line in served} == {"node1"}
+
+        def served() -> list[dict[str, Any]]:
+            return [line for line in proxy.events("request") if line["status"] == 200]
+
+        wait_until(lambda: bool(served()), "request lines, which are written a little later")
+        assert {line.get("user") for line in served()} == {"node1"}
 
 
 def test_nodes_with_certificates(

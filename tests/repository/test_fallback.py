@@ -299,7 +299,8 @@ async def test_a_manifest_from_the_disk_begins_a_prefetch(
     proxy = await start(offline=offline, fallback=[str(disk)], prefetch={"idle_timeout": "60s"})
     answer = await proxy.get(f"/v2/app/manifests/{APP.digest}")
     assert (answer.status, answer.body) == (200, APP.manifest)
-    assert answer.headers["Cache-Status"] == "Millpond; fwd=uri-miss; stored"
+    said = "Millpond; fwd=uri-miss; stored"
+    assert answer.headers["Cache-Status"] == said + ("; detail=offline" if offline else "")
     await until(lambda: set(APP.blobs) <= proxy.held())
     assert not upstream.count("GET")
 

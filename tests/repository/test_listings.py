@@ -71,7 +71,7 @@ async def test_t65_the_last_good_list_is_served_offline_and_after_a_restart(
     answer = await offline.get(LIST)
     assert tags(answer) == MANY
     assert "offline" in answer.headers["Warning"]
-    assert answer.headers["Cache-Status"] == "Millpond; hit"
+    assert answer.headers["Cache-Status"] == "Millpond; hit; detail=offline"
     assert not upstream.requests
     assert (await offline.get("/v2/none/tags/list")).status == 404
 

@@ -126,7 +126,7 @@ def test_sizes_and_durations(tmp_path: Path) -> None:
         ("storage:\n  max_size: true", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
         ("storage:\n  max_size: 1,5TiB", ["config.yaml:2: storage.max_size: not a size; write 500MiB, 50GiB, or 80% of the file system"]),
         ("freshness:\n  tag_ttl: 5 minutes", ["config.yaml:2: freshness.tag_ttl: not a duration; write 30s, 5m, 12h, 30d or forever"]),
-        ("offline: perhaps", ["config.yaml:1: offline: expected true or false"]),
+        ("offline: perhaps", ["config.yaml:1: offline: expected true, false or auto"]),
         ("tls: {cert_file: a}", ["config.yaml:1: tls.key_file: must be set"]),
         ("upstreams:\n  x:\n    username: a", ["config.yaml:2: upstreams.x.url: must be set"]),
         ("upstreams:\n  x: {url: ftp://x}", ["config.yaml:2: upstreams.x.url: not an address; write https://registry.example.com"]),
@@ -265,7 +265,7 @@ def test_current_names_give_no_warning(tmp_path: Path) -> None:
         ("listen: x:1\ntrusted_proxies: [a]", "config.yaml:2: trusted_proxies: 'a' is no address or network; write 10.0.0.5 or 10.0.0.0/8"),
         ("prefetch:\n  give_up: soon", "config.yaml:2: prefetch.give_up: not a duration; write 30s, 5m, 12h, 30d or forever"),
         ("prefetch:\n  reserve: 1", "config.yaml:2: prefetch.reserve: no such setting; known here: blobs, max_bytes, concurrency, idle_timeout"),
-        ("offline: {reserve: 1}", "config.yaml:1: offline: expected true or false"),
+        ("offline: {reserve: 1}", "config.yaml:1: offline: expected true, false or auto"),
     ],
 )  # fmt: skip
 def test_a_fault_of_an_old_name_is_named_as_it_is_written(

@@ -15,7 +15,13 @@ from proxy.cli.command import ConfigOption, JsonOption, Work, on_server, parsed_
 from proxy.cli.formatting import count, fail, print_error, print_line
 from proxy.cli.progress import Bytes, byte_bar
 from proxy.cli.pulling import AllPlatformsOption, PlatformOption, chosen_platforms
-from proxy.cli.selectors import BuildArgsOption, FilesOption, NamesArgument, gathered
+from proxy.cli.selectors import (
+    BuildArgsOption,
+    FilesOption,
+    NamesArgument,
+    NoReferrersOption,
+    gathered,
+)
 from proxy.core.units import parse_size, show_size
 
 if TYPE_CHECKING:
@@ -73,10 +79,7 @@ def export(
     ] = None,
     platforms: PlatformOption = None,
     all_platforms: AllPlatformsOption = False,
-    no_referrers: Annotated[
-        bool,
-        typer.Option("--no-referrers", help="Leave signatures, SBOMs and other referrers out."),
-    ] = False,
+    no_referrers: NoReferrersOption = False,
     build_args: BuildArgsOption = None,
     missing_from: Annotated[
         Path | None,

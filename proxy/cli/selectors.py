@@ -42,6 +42,9 @@ BuildArgsOption = Annotated[
         "--build-arg", metavar="NAME=VALUE", help="Value of an ARG of a Dockerfile. Repeatable."
     ),
 ]
+NoReferrersOption = Annotated[
+    bool, typer.Option("--no-referrers", help="Leave signatures, SBOMs and other referrers out.")
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from proxy.cli.selectors import (
     BuildArgsOption,
     FilesOption,
     NamesArgument,
+    NoReferrersOption,
     Wish,
     gathered,
 )
@@ -43,10 +44,7 @@ def warm(
     files: FilesOption = None,
     platforms: PlatformOption = None,
     all_platforms: AllPlatformsOption = False,
-    no_referrers: Annotated[
-        bool,
-        typer.Option("--no-referrers", help="Leave signatures, SBOMs and other referrers out."),
-    ] = False,
+    no_referrers: NoReferrersOption = False,
     build_args: BuildArgsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Fetch manifests only; show the bytes to fetch.")
@@ -55,7 +53,7 @@ def warm(
 ) -> Work:
     """Fetch whole images into the cache, with the manifests that refer to them.
 
-    What is held already is not fetched again, so an interrupted run continues. Exit status 1: a
+    Content in the cache is not fetched again, so an interrupted run continues. Exit status 1: a
     list of what could not be fetched was printed.
     """
     if not names and not files:

@@ -36,7 +36,7 @@ from proxy.services.warm import Warmer
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import images, offline, tags
 from proxy.web.admin.bundles import Bundles
-from proxy.web.admin.documents import Document, Page, is_true, reply, required, stream
+from proxy.web.admin.documents import Document, Page, is_true, read_body, reply, required, stream
 
 if TYPE_CHECKING:
     from proxy.content.bucket_eviction import BucketEvictor  # it needs obstore
@@ -254,13 +254,8 @@ class Control:
 
 
 async def _body(request: BaseRequest) -> str:
-    content = await request.content.read(MAX_FILE + 1)
-    while len(content) <= MAX_FILE and (more := await request.content.read(MAX_FILE)):
-        content += more
-    if len(content) > MAX_FILE:
-        raise RequestInvalid(f"at most {MAX_FILE} bytes")
     try:
-        return content.decode()
+        return (await read_body(request, MAX_FILE)).decode()
     except UnicodeDecodeError:
         raise RequestInvalid("not UTF-8 text") from None
 

@@ -23,7 +23,7 @@ from proxy.services.bundle.contents import BundledBlob
 from proxy.services.export import Exporter, Selection
 from proxy.services.importing import Importer, as_document
 from proxy.services.pull import Platforms
-from proxy.web.admin.documents import Document, Page, reply, required, stream
+from proxy.web.admin.documents import Document, Page, read_body, reply, required, stream
 from proxy.web.sendfile import Sending
 
 MAX_DIGESTS: Final = 16 * 1024 * 1024
@@ -59,7 +59,7 @@ class Bundles:
                 yield {"digest": digest, "size": record.size}
 
     async def _post_export(self, request: BaseRequest) -> StreamResponse:
-        wanted = await _read(request, MAX_SELECTION)
+        wanted = await read_body(request, MAX_SELECTION)
         selection = self._selection(_object(wanted or b"{}"))
         found, problems = await self.exporter.contents(selection)
         text = await in_thread(found.to_json, Pool.COMPUTE)
@@ -114,12 +114,12 @@ class Bundles:
         return reply({"digest": digest})
 
     async def _post_missing(self, request: BaseRequest) -> StreamResponse:
-        lines = (await _read(request, MAX_DIGESTS)).decode(errors="replace").split()
+        lines = (await read_body(request, MAX_DIGESTS)).decode(errors="replace").split()
         missing = await self.importer.missing([parse_digest(line) for line in lines])
         return reply({"missing": missing})
 
     async def _post_import(self, request: BaseRequest) -> StreamResponse:
-        text = await _read(request, bundle.MAX_BYTES)
+        text = await read_body(request, bundle.MAX_BYTES)
         contents = await in_thread(partial(bundle.parse, text), Pool.COMPUTE)
         return reply(as_document(await self.importer.commit(contents)))
 
@@ -127,15 +127,6 @@ class Bundles:
 async def _pieces(request: BaseRequest) -> AsyncIterator[bytes]:
     while piece := await request.content.readany():
         yield piece
-
-
-async def _read(request: BaseRequest, limit: int) -> bytes:
-    body = bytearray()
-    async for piece in _pieces(request):
-        body += piece
-        if len(body) > limit:
-            raise RequestInvalid(f"at most {limit} bytes")
-    return bytes(body)
 
 
 def _object(text: bytes) -> dict[str, Any]:

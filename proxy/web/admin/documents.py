@@ -61,6 +61,16 @@ def required(request: BaseRequest, name: str) -> str:
     return value
 
 
+async def read_body(request: BaseRequest, limit: int) -> bytes:
+    """Return the body of a request. Raises ``RequestInvalid`` above ``limit`` bytes."""
+    body = bytearray()
+    while piece := await request.content.readany():
+        body += piece
+        if len(body) > limit:
+            raise RequestInvalid(f"at most {limit} bytes")
+    return bytes(body)
+
+
 def is_true(request: BaseRequest, name: str) -> bool:
     """Return an optional parameter that is ``true`` or ``false`` (the default)."""
     value = request.query.get(name, "false")

@@ -21,6 +21,7 @@ from proxy.fleet.recency import SharedRecency
 from proxy.repository import Cache
 from proxy.repository.confirmations import Confirmations
 from proxy.repository.origins import Elsewhere, Origins
+from proxy.runtime.events import Events
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Settings
@@ -45,6 +46,7 @@ class Engine:
     """The cache and everything below it."""
 
     metrics: Metrics
+    events: Events
     router: Router
     storage: Storage
     upstreams: Upstreams
@@ -70,6 +72,7 @@ async def opened(
     None without clients. Raises ``ConfigError``.
     """
     metrics, router = Metrics(settings.upstreams), Router(settings)
+    events = Events(environment.clock)
     storage = await storages.opened(stack, settings, router, metrics, environment.clock)
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
@@ -108,6 +111,7 @@ async def opened(
     stack.push_async_callback(confirmations.close)
     return Engine(
         metrics,
+        events,
         router,
         storage,
         upstreams,

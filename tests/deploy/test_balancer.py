@@ -18,6 +18,7 @@ from tests.parts import millpond, nginx
 from tests.parts.millpond import Millpond
 from tests.parts.nginx import Nginx
 from tests.parts.process import wait_until
+from tests.running import until
 
 CONFIG = DEPLOY / "fleet" / "nginx.conf"
 REPLICAS = [f"172.30.5.1{number}:5000" for number in (1, 2, 3)]
@@ -39,6 +40,15 @@ class Balanced:
         async with self.client.get(f"{self.front.url}{path}") as answer:
             await answer.read()
             return answer.status
+
+    async def logged(self, text: str) -> list[str]:
+        """Return nginx's log lines with this text; it writes them after the response."""
+
+        def found() -> list[str]:
+            return [line for line in self.front.requests() if text in line]
+
+        await until(lambda: bool(found()))
+        return found()
 
 
 @pytest.fixture
@@ -76,7 +86,7 @@ async def test_a_registry_that_does_not_have_it_is_not_asked_again(
     upstream.fail(status=500, kind="manifest")
     upstream.clear()
     assert await balanced.status("/v2/library/none/manifests/latest") in {404, 502}
-    served = [line for line in balanced.front.requests() if "/none/" in line]
+    served = await balanced.logged("/none/")
     assert len(served) == 1
     assert ", 50" not in served[0].rpartition('"')[2].replace(", 200", "")
 
@@ -92,7 +102,7 @@ async def test_a_replica_that_fails_costs_no_request(
     os.kill(lost.pid, end)
     try:
         assert [await balanced.status(path) for _ in range(20)] == [200] * 20
-        assert any(f"{lost.address}, {left.address}" in line for line in balanced.front.requests())
+        assert await balanced.logged(f"{lost.address}, {left.address}")
     finally:
         if end is signal.SIGSTOP:
             os.kill(lost.pid, signal.SIGCONT)

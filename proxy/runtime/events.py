@@ -1,0 +1,135 @@
+"""What happened in the cache that people and programs outside of it want to hear about.
+
+Any part may emit an event; that costs next to nothing if there is no subscriber. Subscribers get
+events in order, each through a bounded queue: a slow one loses events and learns how many.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+Fact = str | int | float | bool | None
+"""A value in the data of an event."""
+
+RECENT: Final = 1000
+"""Events that are kept for subscribers that come later."""
+QUEUED: Final = 1000
+"""Events that wait for one subscriber."""
+
+
+class EventKind(StrEnum):
+    """What happened."""
+
+    PULL = "pull"
+    """A client got a manifest."""
+    CACHED = "cached"
+    """A blob or manifest arrived, verified, and was stored."""
+    TAG_MOVED = "tag-moved"
+    """A tag points to another digest than before."""
+    EVICTED = "evicted"
+    """Content was removed to make room."""
+    CORRUPT = "corrupt"
+    """Bytes did not match their digest: on the disk, or from upstream."""
+    UPSTREAM_DOWN = "upstream-down"
+    UPSTREAM_UP = "upstream-up"
+    BUDGET_LOW = "budget-low"
+    """Few pulls are left of those that upstream allows."""
+    DENIED = "denied"
+    """A rule denied a pull."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened.
+
+    ``serial`` grows by one with each event since the start of the process. ``time`` is Unix
+    seconds. ``subject`` is what it happened to: an image, a digest or an upstream.
+    """
+
+    serial: int
+    time: float
+    kind: EventKind
+    subject: str
+    data: Mapping[str, Fact] = field(default_factory=dict)
+
+
+class Subscription:
+    """The events of one subscriber, in order."""
+
+    def __init__(self, kinds: Collection[EventKind], queued: int) -> None:
+        self._kinds = frozenset(kinds)
+        self._queue: deque[Event] = deque()
+        self._most = queued
+        self._waiting: asyncio.Future[None] | None = None
+        self.dropped = 0
+        """Events that were lost because the queue was full."""
+
+    def wants(self, kind: EventKind) -> bool:
+        """Return True if events of this kind are delivered; no kinds were named: all are."""
+        return not self._kinds or kind in self._kinds
+
+    def offer(self, event: Event) -> None:
+        """Queue an event; if the queue is full, the oldest one is lost."""
+        if not self.wants(event.kind):
+            return
+        if len(self._queue) >= self._most:
+            self._queue.popleft()
+            self.dropped += 1
+        self._queue.append(event)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def next(self) -> Event:
+        """Return the next event, once there is one. Only one task may wait."""
+        while not self._queue:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        return self._queue.popleft()
+
+
+class Events:
+    """The events of one process. ``clock`` returns Unix seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._serial = 0
+        self._recent: deque[Event] = deque(maxlen=RECENT)
+        self._subscriptions: list[Subscription] = []
+
+    def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
+        """Tell all subscribers."""
+        self._serial += 1
+        event = Event(self._serial, self._clock(), kind, subject, data)
+        if kind is not EventKind.PULL:  # pulls would push everything else out
+            self._recent.append(event)
+        for subscription in self._subscriptions:
+            subscription.offer(event)
+
+    def wanted(self, kind: EventKind) -> bool:
+        """Return True if a subscriber wants events of this kind: ask before costly ones."""
+        return any(each.wants(kind) for each in self._subscriptions)
+
+    def recent(self, kinds: Collection[EventKind] = (), *, after: int = 0) -> list[Event]:
+        """Return the latest events but pulls, oldest first: those with a larger serial number."""
+        return [
+            event
+            for event in self._recent
+            if event.serial > after and (not kinds or event.kind in kinds)
+        ]
+
+    @contextmanager
+    def subscribed(
+        self, kinds: Collection[EventKind] = (), *, queued: int = QUEUED
+    ) -> Iterator[Subscription]:
+        """Deliver events of these kinds, or of all if none is named, until the context ends."""
+        subscription = Subscription(kinds, queued)
+        self._subscriptions.append(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.remove(subscription)

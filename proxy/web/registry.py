@@ -21,6 +21,7 @@ from proxy.core.policy import CacheDirective
 from proxy.core.routing import Router
 from proxy.repository import Cache
 from proxy.repository.results import Described, Manifest
+from proxy.runtime import request_ids
 from proxy.runtime.metrics import Outcome
 from proxy.upstream import hops
 from proxy.upstream.registry import PAGE_KEYS
@@ -66,6 +67,7 @@ class Registry:
         self, request: BaseRequest, identify: Callable[[BaseRequest], Awaitable[Principal]]
     ) -> StreamResponse:
         exchange, revision = Exchange(request), self._router.revision
+        request_ids.use(exchange.request_id)
         try:
             if self._journal.audit.is_nearly_full:
                 await self._journal.audit.room()

@@ -22,6 +22,7 @@ from proxy.repository.results import Forward
 from proxy.runtime import request_ids
 from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
+from proxy.runtime.spans import NoTracer, Tracer
 from proxy.upstream.registry import Upstream
 from proxy.web import audited
 
@@ -233,10 +234,12 @@ class Journal:
         request_log: RequestLog,
         audit: AuditLog,
         upstreams: Mapping[str, Upstream],
+        tracer: Tracer | None = None,
     ) -> None:
         self.metrics = metrics
         self.request_log = request_log
         self.audit = audit
+        self.tracer: Final = tracer or NoTracer()
         self._upstreams = upstreams
 
     def record(self, exchange: Exchange) -> None:

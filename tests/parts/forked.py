@@ -14,6 +14,7 @@ import io
 import json
 import os
 import runpy
+import secrets
 import select
 import signal
 import socket
@@ -215,6 +216,8 @@ def _tell(descriptor: int, number: int) -> None:
 
 def _become(order: dict[str, Any]) -> None:
     """Take over the arguments, environment, directory and descriptors of an order."""
+    from proxy.upstream import hops  # noqa: PLC0415 - slow
+
     if order["session"]:
         os.setsid()
     os.chdir(order["cwd"])
@@ -224,6 +227,7 @@ def _become(order: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(order["env"])
     sys.argv[:] = order["argv"][2:]
+    hops.INSTANCE = f"millpond-{secrets.token_hex(8)}"  # each process has its own name
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), "utf-8")
     sys.stdout = sys.__stdout__ = _writer(1, "strict")
     sys.stderr = sys.__stderr__ = _writer(2, "backslashreplace")

@@ -2,6 +2,7 @@
 
 - ``docs/configuration.md``: the table of all settings, from ``proxy/settings/``. A setting's
   meaning is its docstring there; without one, the text that the table has already.
+- ``docs/commands.md``: all commands and options, from ``proxy/cli/``.
 - ``README.md`` and ``docs/performance.md``: measured figures, from ``benchmarks/results.md``.
 
 ``tests/test_docs.py`` fails when a document lags behind its source.
@@ -20,10 +21,12 @@ from typing import Any, Final, Literal, NamedTuple, get_args, get_origin, get_ty
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from docs import commands
 from proxy.settings import Settings, Upstream, units
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
+COMMANDS: Final = ROOT / "docs" / "commands.md"
 PERFORMANCE: Final = ROOT / "docs" / "performance.md"
 SCALING: Final = ROOT / "docs" / "scaling.md"
 README: Final = ROOT / "README.md"
@@ -236,6 +239,7 @@ def documents() -> dict[Path, str]:
     """Return every document with a generated part, as it must read."""
     page = CONFIGURATION.read_text()
     return {
+        COMMANDS: filled(COMMANDS.read_text(), "commands", commands.reference()),
         CONFIGURATION: filled(page, "settings", table(page)),
         README: filled(README.read_text(), "comparison", comparison()),
         PERFORMANCE: filled(PERFORMANCE.read_text(), "missed targets", missed()),

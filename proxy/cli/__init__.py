@@ -14,6 +14,7 @@ import typer
 from proxy.cli import (
     access,
     bundling,
+    doctor,
     eviction,
     fleet,
     history,
@@ -92,6 +93,7 @@ _CACHE = "The cache (the server may be running or not)"
 
 cli.command(rich_help_panel=_SERVER)(server.serve)
 cli.command(rich_help_panel=_SERVER)(server.check)
+cli.command(rich_help_panel=_SERVER)(doctor.doctor)
 cli.command(rich_help_panel=_SERVER)(fleet.fleet)
 cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)

@@ -1,0 +1,83 @@
+"""What a check finds. A check is a function that returns a ``Finding``; ``ran`` bounds its time."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from proxy.core.errors import RegistryError
+
+CHECK_SECONDS: Final = 15.0
+
+
+class Status(StrEnum):
+    """How a check ends."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """It works, but something needs attention."""
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """It does not apply, or another check has to succeed first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check has found, without secrets; ``remedy`` says what to do about it."""
+
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+Check = Callable[[], Awaitable[Finding]]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The finding of one check; ``subject`` is what was checked, ``seconds`` how long it took."""
+
+    subject: str
+    check: str
+    status: Status
+    detail: str
+    remedy: str
+    seconds: float
+
+
+def ok(detail: str) -> Finding:
+    """Return that all is well."""
+    return Finding(Status.OK, detail)
+
+
+def warning(detail: str, remedy: str) -> Finding:
+    """Return that something needs attention."""
+    return Finding(Status.WARNING, detail, remedy)
+
+
+def failed(detail: str, remedy: str) -> Finding:
+    """Return that something is wrong."""
+    return Finding(Status.FAILED, detail, remedy)
+
+
+def skipped(reason: str) -> Finding:
+    """Return why there was nothing to check."""
+    return Finding(Status.SKIPPED, reason)
+
+
+async def ran(subject: str, name: str, check: Check, seconds: float = CHECK_SECONDS) -> Result:
+    """Return the result of a check, which may take ``seconds``."""
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(seconds):
+            found = await check()
+    except TimeoutError:
+        found = failed(f"no answer within {seconds:g} seconds", "look at the network and its load")
+    except RegistryError as error:
+        found = failed(error.message, "see the message")
+    except OSError as error:
+        found = failed(error.strerror or type(error).__name__, "see the message")
+    took = round(time.monotonic() - began, 3)
+    return Result(subject, name, found.status, found.detail, found.remedy, took)

@@ -109,8 +109,19 @@ class Content:
     async def read(self, digest: Digest) -> bytes | None:
         """Return small content whole, and count a use."""
         file = await self.open(digest)
-        if file is None:
+        return None if file is None else await self._whole(file)
+
+    async def inspect(self, record: BlobRecord) -> bytes | None:
+        """Return held content whole, unverified, without counting a use."""
+        try:
+            file = self._store.open(record.digest)
+        except StorageError as error:
+            self.faults.trouble(error)
             return None
+        return None if file is None else await self._whole(file)
+
+    async def _whole(self, file: DiskBlob) -> bytes | None:
+        """Return all bytes of a file and close it; None if it cannot be read."""
         try:
             return await in_thread(lambda: file.read(0, file.size))
         except StorageError as error:

@@ -85,6 +85,7 @@ class Graph:
     def __init__(self, index: Index) -> None:
         self._index = index
         self.parents: Final = index.parents
+        self.described: Final = index.children
 
     async def children(self, digest: Digest) -> tuple[Digest, ...] | None:
         """Return what a held manifest lists; empty for a blob and for what is not held.

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from proxy.app.engine import Environment
-from proxy.settings import Settings
 from proxy.web.admin.actions import Services
 from proxy.web.admin.api.application import Api
+from proxy.web.admin.api.explaining import Explaining
 from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.api.keeping import Keeping
 from proxy.web.admin.api.openapi import Description
@@ -26,11 +25,10 @@ def built(
     statistics: Statistics,
     services: Services,
     guard: Guard,
-    settings: Settings,
-    environment: Environment,
+    process: Process,
+    explaining: Explaining,
 ) -> Operating:
     """Return the Admin API."""
-    process = Process(settings, environment.load)
-    groups = (State(statistics, guard.access), Keeping(services), process)
+    groups = (State(statistics, guard.access), Keeping(services), explaining, process)
     routes = [route for group in groups for route in group.routes]
     return Operating(Api(Description(routes).routes, guard), process)

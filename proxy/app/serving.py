@@ -27,6 +27,7 @@ from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
+from proxy.services.explain import Explainer
 from proxy.services.export import Exporter
 from proxy.services.importing import Importer
 from proxy.services.pull import Platforms, Puller
@@ -35,7 +36,9 @@ from proxy.services.warm import Warmer, Warming
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
 from proxy.web.admin.actions import Control, Services
+from proxy.web.admin.api.explaining import Explaining
 from proxy.web.admin.api.guard import Guard
+from proxy.web.admin.api.process import Process
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.pages import Admin
 from proxy.web.admin.statistics import Statistics
@@ -134,7 +137,14 @@ def handlers(
         engine.metrics, content, engine.downloads, upstreams.current, storage.pins, limits
     )
     guard = Guard(admin_access, audit, trusted)
-    operating = api.built(statistics, services, guard, settings, environment)
+    explainer = Explainer(content, cache, engine.origins, pins=storage.pins, feeds=storage.feeds)
+    operating = api.built(
+        statistics,
+        services,
+        guard,
+        Process(settings, environment.load),
+        Explaining(explainer, router, guards),
+    )
     admin = Admin(statistics, Control(services, admin_access, audit), operating.api)
     is_ours = environment.identifier is None
     identity = Identity(guards, callers, router, settings.storage.path, audit) if is_ours else None

@@ -16,6 +16,7 @@ from proxy.cli import (
     bundling,
     doctor,
     eviction,
+    explaining,
     fleet,
     history,
     images,
@@ -99,6 +100,7 @@ cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
 cli.command(rich_help_panel=_CACHE)(warming.warm)
 cli.command(rich_help_panel=_CACHE)(pulling.refresh)
+cli.command(rich_help_panel=_CACHE)(explaining.explain)
 cli.command(rich_help_panel=_CACHE)(history.history)
 cli.command(rich_help_panel=_CACHE)(history.lock)
 cli.command(rich_help_panel=_CACHE)(images.drop)

@@ -33,8 +33,8 @@ async def over_tls(
         yield upstream.url, UpstreamTLS(ca_file=made.authority)
 
 
-def way(url: str, tls: UpstreamTLS = UpstreamTLS()) -> Way:
-    return Way.to("docker.io", URL(url), tls)
+def way(url: str, tls: UpstreamTLS | None = None) -> Way:
+    return Way.to("docker.io", URL(url), tls or UpstreamTLS())
 
 
 async def test_a_name_that_is_found_and_one_that_is_not() -> None:

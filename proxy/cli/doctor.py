@@ -31,6 +31,9 @@ def doctor(
         str | None, typer.Option(metavar="HOST:PORT", help="Address of the server, as in serve.")
     ] = None,
     storage: StorageOption = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Contact no registry, as in serve.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check everything that Millpond needs, and say what to do about what fails.
@@ -44,6 +47,8 @@ def doctor(
         flags["listen"] = listen
     if storage is not None:
         flags["storage"] = {"path": str(storage)}
+    if offline:
+        flags["offline"] = True
     try:
         results = _examined(config, flags, upstream, image)
     except ConfigError as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy.app.doctor import examined
-from proxy.app.doctor.results import Result, Status
+from proxy.app.doctor.results import Finding, Result, Status
 from proxy.core.routing import Router
 from proxy.settings import Settings
 
@@ -16,10 +16,10 @@ OTHERS = dict.fromkeys(
 Found = dict[str, Result]
 
 
-def settings_of(storage: Path, hub: dict[str, Any], **changes: Any) -> Settings:
+def settings_of(folder: Path, hub: dict[str, Any], **changes: Any) -> Settings:
     document: dict[str, Any] = {
         "listen": "127.0.0.1:0",
-        "storage": {"path": str(storage / "cache"), **changes.pop("storage", {})},
+        "storage": {"path": str(folder / "cache"), **changes.pop("storage", {})},
         "upstreams": {"docker.io": hub, **OTHERS},
         "patience": {"retries": 0},
         **changes,
@@ -36,7 +36,7 @@ async def checked(
     return {result.check: result for result in results}
 
 
-def says(result: Result, status: str, *words: str) -> None:
+def says(result: Result | Finding, status: str, *words: str) -> None:
     """Assert what a result says; a failure and a warning say what to do."""
     assert result.status == status, result
     for word in words:

@@ -54,9 +54,9 @@ class Way:
             found = await asyncio.get_running_loop().getaddrinfo(
                 host, port, type=socket.SOCK_STREAM
             )
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the second for a name that can be none
             return failed(
-                f"{host} is not found: {error.strerror}",
+                f"{host} is not found: {_reason(error)}",
                 "check the name in url, and the name servers in /etc/resolv.conf",
             )
         addresses = sorted({str(entry[4][0]) for entry in found})
@@ -151,8 +151,9 @@ def _day(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | UnicodeError) -> str:
     """Return why a connection failed, without addresses that repeat."""
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).replace("_", " ").lower()
-    return error.strerror or str(error) or type(error).__name__
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return strerror or str(error) or type(error).__name__

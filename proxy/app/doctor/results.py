@@ -11,6 +11,8 @@ from proxy.core.errors import RegistryError
 
 CHECK_SECONDS: Final = 15.0
 
+_ELSEWHERE: Final = "look at the log of the other side, and at proxies and firewalls in between"
+
 
 class Status(StrEnum):
     """How a check ends."""
@@ -76,8 +78,8 @@ async def ran(subject: str, name: str, check: Check, seconds: float = CHECK_SECO
     except TimeoutError:
         found = failed(f"no answer within {seconds:g} seconds", "look at the network and its load")
     except RegistryError as error:
-        found = failed(error.message, "see the message")
+        found = failed(error.message, _ELSEWHERE)
     except OSError as error:
-        found = failed(error.strerror or type(error).__name__, "see the message")
+        found = failed(error.strerror or type(error).__name__, _ELSEWHERE)
     took = round(time.monotonic() - began, 3)
     return Result(subject, name, found.status, found.detail, found.remedy, took)

@@ -5,6 +5,7 @@ gather them.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from proxy.content.content import Content
 from proxy.content.in_use import Feeds
@@ -13,7 +14,7 @@ from proxy.core.names import Image
 from proxy.core.routing import Choice
 from proxy.repository import Cache
 from proxy.repository.origins import Origin
-from proxy.services.explain.facts import Explanation, RateLimit, Registry, Route
+from proxy.services.explain.facts import Explanation, Pull, RateLimit, Registry, Route
 from proxy.services.explain.freshness import freshness_of, standing_of
 from proxy.services.explain.holding import held_of
 from proxy.services.explain.keeping import Keeper
@@ -62,10 +63,15 @@ class Explainer:
             registry=_registry(origin, target.repo),
             held=held,
             freshness=freshness,
-            pull=pull,
+            pull=pull if origin.callers is None else _confirmed(pull),
             offline=offline_of(held, origin),
             keeping=await self._keeper.keeping(image, held.digest),
         )
+
+
+def _confirmed(pull: Pull) -> Pull:
+    """Return a pull of an upstream that is asked with the login of each client."""
+    return replace(pull, because=f"{pull.because}; the registry has to confirm each client")
 
 
 def _registry(origin: Origin, repository: str) -> Registry:

@@ -5,7 +5,7 @@ from typing import Final
 
 from proxy.content.content import Content
 from proxy.content.in_use import Feeds
-from proxy.content.pins import Pins
+from proxy.content.pins import Pin, Pins
 from proxy.core.names import Digest, Image
 from proxy.services.explain.facts import Keeping
 
@@ -26,11 +26,12 @@ class Keeper:
         limit, quota = evictor.limit, evictor.quota
         record = None if digest is None else await self._content.record(digest)
         pins = await self._pinning(image, digest)
+        refusals = [pin.refused for pin in pins if pin.refused is not None]
         last_used = None if record is None else record.used_at
         expires = math.inf if last_used is None else last_used + quota.max_age
         return Keeping(
-            pinned_by=tuple(pins),
-            pin_refused=await self._refusal(pins),
+            pinned_by=tuple(pin.name for pin in pins),
+            pin_refused=next(iter(refusals), None),
             in_use_by=await self._using(image, digest),
             is_protected=record is not None and digest in await self._pins.protected(),
             last_used=last_used,
@@ -42,23 +43,16 @@ class Keeper:
             limit_bytes=limit,
         )
 
-    async def _pinning(self, image: Image, digest: Digest | None) -> list[str]:
+    async def _pinning(self, image: Image, digest: Digest | None) -> list[Pin]:
         """Return the pins that name the image, or a tag that points to it."""
-        found: dict[str, None] = {}
+        names = {str(image)}
         if image.target is not None and image.tag is not None:
-            of = digest or _NO_DIGEST
-            found |= dict.fromkeys(self._pins.pinning(image.target, image.tag, of))
+            names.update(self._pins.pinning(image.target, image.tag, digest or _NO_DIGEST))
         if digest is not None:
+            names |= {digest, f"{image.target}@{digest}"}
             for one in await self._content.tags.pointing_to(digest):
-                found |= dict.fromkeys(self._pins.pinning(one.target, one.tag, digest))
-            exact = {str(image), digest}
-            found |= dict.fromkeys(pin.name for pin in await self._pins.all() if pin.name in exact)
-        return list(found)
-
-    async def _refusal(self, names: list[str]) -> str | None:
-        """Return why one of these pins keeps less than it names."""
-        pins = await self._pins.all() if names else []
-        return next((pin.refused for pin in pins if pin.name in names and pin.refused), None)
+                names.update(self._pins.pinning(one.target, one.tag, digest))
+        return [pin for pin in await self._pins.all() if pin.name in names]
 
     async def _using(self, image: Image, digest: Digest | None) -> tuple[str, ...]:
         """Return the sources that report the image as in use."""

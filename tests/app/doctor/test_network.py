@@ -41,6 +41,8 @@ async def test_a_name_that_is_found_and_one_that_is_not() -> None:
     says(await way("https://localhost").dns(), "ok", "localhost is", "127.0.0.1")
     lost = await way("https://registry.invalid").dns()
     says(lost, "failed", "registry.invalid is not found", "/etc/resolv.conf")
+    odd = await way(f"https://{'a' * 64}.example").dns()
+    says(odd, "failed", "is not found", "the name in url")
     says(await way("https://127.0.0.1").dns(), "skipped", "is an address")
 
 

@@ -104,6 +104,13 @@ async def test_scope_and_kind_of_credentials(explaining: Started, upstream: Fake
     assert registry["rate_limit"] is None
 
 
+async def test_an_upstream_that_is_asked_as_its_clients(explaining: Started) -> None:
+    _, explain = await explaining(hub={"credentials": "caller"})
+    found = await explain("app")
+    assert found["registry"]["credentials"] == "caller"
+    assert found["pull"]["because"].endswith("the registry has to confirm each client")
+
+
 async def test_the_rate_limit_as_last_reported(
     explaining: Started, upstream: FakeUpstream, image: Image, clock: Clock
 ) -> None:
@@ -425,6 +432,20 @@ async def test_why_an_image_is_kept(explaining: Started, image: Image) -> None:
     assert found["pin_refused"] is None
     found = (await explain(f"app@{image.digest}"))["keeping"]
     assert (found["in_use_by"], found["is_protected"]) == (["node1"], True)
+
+
+async def test_a_pin_that_is_not_honoured(
+    explaining: Started, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    large = content.image(3, layers=(700_000, 700_000))
+    upstream.add("library/app", large)
+    storage = {"max_size": "2MiB", "low_mark": 0.5, "high_mark": 1.0}
+    proxy, explain = await explaining(pins=["app"], storage=storage)
+    await pull(proxy, large)
+    found = (await explain("app"))["keeping"]
+    assert found["pinned_by"] == ["docker.io/library/app:latest"]
+    assert "would exceed" in found["pin_refused"]
+    assert found["is_protected"] is False
 
 
 async def test_when_an_image_goes(

@@ -27,7 +27,6 @@ from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
-from proxy.services.explain import Explainer
 from proxy.services.export import Exporter
 from proxy.services.importing import Importer
 from proxy.services.pull import Platforms, Puller
@@ -36,7 +35,6 @@ from proxy.services.warm import Warmer, Warming
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
 from proxy.web.admin.actions import Control, Services
-from proxy.web.admin.api.explaining import Explaining
 from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.api.process import Process
 from proxy.web.admin.bundles import Bundles
@@ -72,6 +70,12 @@ class Handlers:
     audit: Audit
     peers: PeerServer | None
     """None: replicas exchange no content."""
+
+    def stop(self) -> None:
+        """End what would delay the end of the process: verification, pulls and streams."""
+        self.services.verifier.stop()
+        self.services.puller.stop()
+        self.operating.streams.close()
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
         """Answer a request over TCP that is not for the registry."""
@@ -126,6 +130,7 @@ def handlers(
         warmer=warmer,
         bundles=bundles,
         cache=cache,
+        guards=guards,
         upstreams=engine.upstreams.current,
         image=router.parse_image,
         selector=router.parse_selector,
@@ -137,14 +142,8 @@ def handlers(
         engine.metrics, content, engine.downloads, upstreams.current, storage.pins, limits
     )
     guard = Guard(admin_access, audit, trusted)
-    explainer = Explainer(content, cache, engine.origins, pins=storage.pins, feeds=storage.feeds)
-    operating = api.built(
-        statistics,
-        services,
-        guard,
-        Process(settings, environment.load),
-        Explaining(explainer, router, guards),
-    )
+    process = Process(settings, environment.load)
+    operating = api.built(engine, statistics, services, guard, process)
     admin = Admin(statistics, Control(services, admin_access, audit), operating.api)
     is_ours = environment.identifier is None
     identity = Identity(guards, callers, router, settings.storage.path, audit) if is_ours else None

@@ -33,6 +33,7 @@ from proxy.core.records import Descriptor
 from proxy.repository.memory_lookup import Found
 from proxy.runtime import request_ids
 from proxy.runtime.metrics import Outcome, UpstreamCounters
+from proxy.runtime.tally import Key
 from proxy.web.audited import Remembered, remembered
 from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
@@ -125,6 +126,7 @@ class ResponseCache:
             credential=self._access.sealed(authorization),
             audited=remembered(exchange),
             request_id=request_ids.accepted(exchange.request.headers.get(request_ids.HEADER)),
+            tallied=(target, "" if exchange.is_head or route.kind is Kind.BLOB else route.ref),
         )
         _put(self._requests, key, request)
 
@@ -161,6 +163,7 @@ class ResponseCache:
         self._access.count(decision)
         self._journal.metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
+        self._journal.metrics.tally.counts[request.tallied] += 1 if request.is_pull else len(body)
         seconds = time.perf_counter() - started
         request.counters.timed(Outcome.HIT, seconds, seconds)
         request_id = request.request_id or request_ids.make()
@@ -264,6 +267,8 @@ class _Request:
     audited: Remembered | None
     request_id: str | None
     """That the client sent; None: each response has a new one."""
+    tallied: Key
+    """What it counts for, by image."""
     last: _Response | None = None
 
     @property

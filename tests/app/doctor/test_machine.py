@@ -15,6 +15,7 @@ import pytest
 from proxy.app.doctor import machine
 from proxy.app.doctor.machine import Machine
 from tests.app.doctor.checking import says, settings_of
+from tests.fakes import faults
 from tests.fakes.upstream import FakeUpstream
 from tests.parts.process import free_port
 from tests.running import Proxy
@@ -101,6 +102,9 @@ async def test_a_port_that_is_free(tmp_path: Path) -> None:
 async def test_a_port_that_another_program_has(tmp_path: Path, upstream: FakeUpstream) -> None:
     taken = await made(tmp_path, listen=upstream.host).port()
     says(taken, "failed", "another program listens", "ss -ltnp")
+    upstream.fault(faults.status(200, body=b'{"version": "1.0"}'))
+    other = await made(tmp_path, listen=upstream.host).port()
+    says(other, "failed", "another program listens")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         check = made(tmp_path, listen=f"127.0.0.1:{port}").port()

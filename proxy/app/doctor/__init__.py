@@ -18,7 +18,7 @@ from proxy.app.doctor.clients import Clients
 from proxy.app.doctor.machine import Machine
 from proxy.app.doctor.network import Way
 from proxy.app.doctor.registry import Parts, RegistryChecks, Sample, well_known
-from proxy.app.doctor.results import Check, Finding, Result, Status, ran, skipped
+from proxy.app.doctor.results import Check, Finding, Result, Status, blocking, ran, skipped
 from proxy.app.upstreams import Upstreams
 from proxy.core.errors import ConfigError
 from proxy.core.names import Image
@@ -106,10 +106,10 @@ def _local(settings: Settings, root: Path) -> Sequence[tuple[str, list[Named]]]:
         (
             "machine",
             [
-                ("permissions", machine.permissions),
-                ("space", machine.space),
-                ("disk speed", machine.disk),
-                ("descriptors", machine.descriptors),
+                ("permissions", blocking(machine.permissions)),
+                ("space", blocking(machine.space)),
+                ("disk speed", blocking(machine.disk)),
+                ("descriptors", blocking(machine.descriptors)),
                 ("port", machine.port),
             ],
         ),
@@ -123,10 +123,10 @@ def _local(settings: Settings, root: Path) -> Sequence[tuple[str, list[Named]]]:
         (
             "clients",
             [
-                ("docker", clients.docker),
-                ("containerd", clients.containerd),
-                ("podman", clients.podman),
-                ("buildkit", clients.buildkit),
+                ("docker", blocking(clients.docker)),
+                ("containerd", blocking(clients.containerd)),
+                ("podman", blocking(clients.podman)),
+                ("buildkit", blocking(clients.buildkit)),
             ],
         ),
     )

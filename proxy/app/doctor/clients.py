@@ -3,7 +3,6 @@
 Reads files only. A client without a configuration, or with one that leads elsewhere, is no fault.
 """
 
-import asyncio
 import json
 import socket
 import tomllib
@@ -43,27 +42,27 @@ class Clients:
         self._settings = settings
         self._root = root
 
-    async def docker(self) -> Finding:
+    def docker(self) -> Finding:
         """Look at ``daemon.json``."""
-        return await self._checked("docker", [self._root / "etc/docker/daemon.json"], _of_docker)
+        return self._checked("docker", [self._root / "etc/docker/daemon.json"], _of_docker)
 
-    async def containerd(self) -> Finding:
+    def containerd(self) -> Finding:
         """Look at the ``hosts.toml`` of each registry."""
         files = sorted((self._root / "etc/containerd/certs.d").glob("*/hosts.toml"))
-        return await self._checked("containerd", files, _of_containerd)
+        return self._checked("containerd", files, _of_containerd)
 
-    async def podman(self) -> Finding:
+    def podman(self) -> Finding:
         """Look at ``registries.conf`` and its parts, which CRI-O and Skopeo read too."""
         folder = self._root / "etc/containers"
         files = [folder / "registries.conf", *sorted(folder.glob("registries.conf.d/*.conf"))]
-        return await self._checked("podman", files, _of_podman)
+        return self._checked("podman", files, _of_podman)
 
-    async def buildkit(self) -> Finding:
+    def buildkit(self) -> Finding:
         """Look at ``buildkitd.toml``."""
         files = [self._root / "etc/buildkit/buildkitd.toml"]
-        return await self._checked("buildkit", files, _of_buildkit)
+        return self._checked("buildkit", files, _of_buildkit)
 
-    async def _checked(
+    def _checked(
         self, client: str, files: list[Path], read: Callable[[Path, str], Iterator[Mirror]]
     ) -> Finding:
         found = [file for file in files if file.is_file()][:MAX_FILES]
@@ -72,14 +71,14 @@ class Clients:
         mirrors: list[Mirror] = []
         for file in found:
             try:
-                mirrors += read(file, await asyncio.to_thread(_text, file))
+                mirrors += read(file, _text(file))
             except (OSError, ValueError, AttributeError, TypeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is malformed"
                 return failed(f"{file} cannot be used: {reason}", f"correct {file}")
-        return await asyncio.to_thread(self._judged, client, mirrors)
+        return self._judged(client, mirrors)
 
     def _judged(self, client: str, mirrors: list[Mirror]) -> Finding:
-        """Return what mirrors mean. Blocks: it looks up the names of this machine."""
+        """Return what mirrors mean. Looks up the names of this machine."""
         own = [mirror for mirror in mirrors if self._is_own(mirror.address)]
         if not own:
             return skipped(f"none of its {len(mirrors)} mirrors leads here")

@@ -1,6 +1,5 @@
 """The cache's directory, descriptors and the port of this machine."""
 
-import asyncio
 import errno
 import os
 import resource
@@ -45,7 +44,7 @@ class Machine:
         self._settings = settings
         self._path = settings.storage.path
 
-    async def permissions(self) -> Finding:
+    def permissions(self) -> Finding:
         """Check that this user may write, and that others may not."""
         try:
             validate_writable(self._settings)
@@ -62,7 +61,7 @@ class Machine:
             )
         return ok(f"{self._path} can be written, mode {mode:o}")
 
-    async def space(self) -> Finding:
+    def space(self) -> Finding:
         """Compare the free space with ``max_size`` and ``min_free``."""
         status = os.statvfs(_nearest(self._path))
         free, total = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
@@ -85,18 +84,18 @@ class Machine:
             )
         return ok(text)
 
-    async def disk(self) -> Finding:
+    def disk(self) -> Finding:
         """Measure writing and fsync, with a file that has no name."""
         path = _nearest(self._path)
         if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
             return skipped(f"{path} cannot be written")
-        rate, sync = await asyncio.to_thread(_measured, path)
+        rate, sync = _measured(path)
         text = f"it writes {show_size(int(rate))}/s, and one fsync takes {sync * 1000:.1f} ms"
         if rate < SLOW_RATE or sync > SLOW_SYNC:
             return warning(text, "pulls that miss wait for it: use a faster disk for storage.path")
         return ok(text)
 
-    async def descriptors(self) -> Finding:
+    def descriptors(self) -> Finding:
         """Compute how many clients the limit of open files allows."""
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = descriptor_limits(hard, self._settings.most_downloads).clients

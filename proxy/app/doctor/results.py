@@ -3,8 +3,11 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
+from threading import Thread
 from typing import Final
 
 from proxy.core.errors import RegistryError
@@ -67,6 +70,30 @@ def failed(detail: str, remedy: str) -> Finding:
 def skipped(reason: str) -> Finding:
     """Return why there was nothing to check."""
     return Finding(Status.SKIPPED, reason)
+
+
+def blocking(check: Callable[[], Finding]) -> Check:
+    """Return a check that runs in a thread, which nothing waits for after the check's time.
+
+    A directory of a server that is away blocks whoever looks into it, without an end.
+    """
+
+    async def run() -> Finding:
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Finding] = loop.create_future()
+
+        def work() -> None:
+            try:
+                end = partial(found.set_result, check())
+            except Exception as error:
+                end = partial(found.set_exception, error)
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(lambda: None if found.done() else end())
+
+        Thread(target=work, daemon=True).start()
+        return await found
+
+    return run
 
 
 async def ran(subject: str, name: str, check: Check, seconds: float = CHECK_SECONDS) -> Result:

@@ -37,26 +37,26 @@ def shared() -> Iterator[Path]:
 
 
 async def test_a_directory_that_may_be_written(tmp_path: Path) -> None:
-    says(await made(tmp_path).permissions(), "ok", "is not there yet")
+    says(made(tmp_path).permissions(), "ok", "is not there yet")
     (tmp_path / "cache").mkdir(mode=0o700)
-    says(await made(tmp_path).permissions(), "ok", "can be written, mode 700")
+    says(made(tmp_path).permissions(), "ok", "can be written, mode 700")
     (tmp_path / "cache").chmod(0o777)
-    says(await made(tmp_path).permissions(), "warning", "others may write", "chmod 700")
+    says(made(tmp_path).permissions(), "warning", "others may write", "chmod 700")
 
 
 async def test_a_directory_that_may_not_be_written(shared: Path) -> None:
     (shared / "cache").mkdir(mode=0o755)
     os.seteuid(65534)  # the tests run as root, who may write anywhere
     try:
-        says(await made(shared).permissions(), "failed", "cannot be written", "chown")
-        says(await made(shared).disk(), "skipped", "cannot be written")
+        says(made(shared).permissions(), "failed", "cannot be written", "chown")
+        says(made(shared).disk(), "skipped", "cannot be written")
     finally:
         os.seteuid(0)
 
 
 async def test_a_disk_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
-    found = await made(tmp_path).disk()
+    found = made(tmp_path).disk()
     assert found.status in ("ok", "warning"), found  # by the disk of the tests
     assert "/s, and one fsync takes" in found.detail
     assert not list((tmp_path / "cache").iterdir())
@@ -64,10 +64,10 @@ async def test_a_disk_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
 
 async def test_a_disk_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_measured", lambda _: (1e9, 0.001))
-    says(await made(tmp_path).disk(), "ok", "one fsync takes 1.0 ms")
+    says(made(tmp_path).disk(), "ok", "one fsync takes 1.0 ms")
     for measured in ((1e9, 0.5), (1e6, 0.001)):
         monkeypatch.setattr(machine, "_measured", lambda _, measured=measured: measured)
-        says(await made(tmp_path).disk(), "warning", "a faster disk for storage.path")
+        says(made(tmp_path).disk(), "warning", "a faster disk for storage.path")
 
 
 async def test_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,19 +76,19 @@ async def test_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "statvfs", lambda _: space)
         return made(tmp_path, storage={"max_size": "50GiB", "min_free": "5GiB"})
 
-    says(await with_space(60).space(), "ok", "60.0GiB of 100.0GiB are free")
-    says(await with_space(2).space(), "failed", "less than min_free (5.0GiB)", "delete other files")
-    says(await with_space(60, files=9).space(), "failed", "only 9 files", "inodes")
+    says(with_space(60).space(), "ok", "60.0GiB of 100.0GiB are free")
+    says(with_space(2).space(), "failed", "less than min_free (5.0GiB)", "delete other files")
+    says(with_space(60, files=9).space(), "failed", "only 9 files", "inodes")
     with_space(60)
     large = made(tmp_path, storage={"max_size": "200GiB", "min_free": 0})
-    says(await large.space(), "warning", "storage.max_size is 200.0GiB", "such as 80%")
+    says(large.space(), "warning", "storage.max_size is 200.0GiB", "such as 80%")
 
 
 async def test_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 65536))
-    says(await made(tmp_path).descriptors(), "ok", "65,536 open files allow")
+    says(made(tmp_path).descriptors(), "ok", "65,536 open files allow")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
-    says(await made(tmp_path).descriptors(), "failed", "256 open files", "LimitNOFILE=65536")
+    says(made(tmp_path).descriptors(), "failed", "256 open files", "LimitNOFILE=65536")
 
 
 async def test_a_port_that_is_free(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import asyncio
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from proxy.app.doctor.registry import WELL_KNOWN, well_known
-from proxy.app.doctor.results import Status, ok, ran
+from proxy.app.doctor.results import Finding, Status, blocking, ok, ran
 from proxy.settings import Settings
 from proxy.settings.upstreams import BUILT_IN
 from tests.app.doctor.checking import Found, checked, says, settings_of
@@ -204,21 +205,30 @@ async def test_an_upstream_that_is_offline_is_not_asked(
 
 
 async def test_a_check_that_takes_too_long_fails() -> None:
-    async def late() -> object:
+    async def late() -> Finding:
         await asyncio.Event().wait()
+        return ok("late")
 
-    says(await ran("here", "late", late, 0.01), "failed", "no answer within 0.01 seconds")  # type: ignore[arg-type]
+    says(await ran("here", "late", late, 0.01), "failed", "no answer within 0.01 seconds")
+
+
+async def test_a_check_that_blocks_is_left_behind() -> None:
+    released = Event()
+
+    def stuck() -> Finding:
+        released.wait(60)
+        return ok("late")
+
+    says(await ran("here", "stuck", blocking(stuck), 0.05), "failed", "no answer within")
+    released.set()
+    says(await ran("here", "free", blocking(stuck)), "ok", "late")
 
 
 async def test_a_check_that_the_system_fails() -> None:
-    async def broken() -> object:
+    def broken() -> Finding:
         raise PermissionError(13, "Permission denied")
 
-    async def fine() -> object:
-        return ok("it works")
-
-    says(await ran("here", "broken", broken), "failed", "Permission denied")  # type: ignore[arg-type]
-    says(await ran("here", "fine", fine), "ok", "it works")  # type: ignore[arg-type]
+    says(await ran("here", "broken", blocking(broken)), "failed", "Permission denied")
 
 
 def test_well_known_images_are_those_of_the_registries_themselves() -> None:

@@ -417,7 +417,25 @@ async def test_which_policies_apply(explaining: Started, image: Image) -> None:
 # --- why it stays ----------------------------------------------------------------------------
 
 
-async def test_why_an_image_is_kept(explaining: Started, image: Image) -> None:
+async def test_explaining_an_index_is_no_use(
+    explaining: Started, upstream: FakeUpstream, clock: Clock
+) -> None:
+    index = content.multi_platform()
+    upstream.add("library/app", index)
+    proxy, explain = await explaining()
+    await proxy.get("/v2/app/manifests/latest")
+    used = clock()
+    clock.advance(60)
+    for _ in range(2):
+        keeping = (await explain("app"))["keeping"]
+        assert keeping["last_used"] == pytest.approx(used, abs=1)
+        assert keeping["oldest_use"] == pytest.approx(used, abs=1)
+
+
+async def test_why_an_image_is_kept(
+    explaining: Started, upstream: FakeUpstream, image: Image
+) -> None:
+    upstream.retag("library/app", "other", image)
     proxy, explain = await explaining(pins=["library/app:*"])
     found = (await explain("app"))["keeping"]
     assert (found["pinned_by"], found["is_protected"]) == (["library/app:*"], False)
@@ -431,6 +449,9 @@ async def test_why_an_image_is_kept(explaining: Started, image: Image) -> None:
     assert (found["in_use_by"], found["is_protected"]) == (["node1"], True)
     assert found["pin_refused"] is None
     found = (await explain(f"app@{image.digest}"))["keeping"]
+    assert (found["in_use_by"], found["is_protected"]) == (["node1"], True)
+    await pull(proxy, image, tag="other")
+    found = (await explain("app:other"))["keeping"]
     assert (found["in_use_by"], found["is_protected"]) == (["node1"], True)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from proxy.app.engine import Engine
 from proxy.runtime.events import Events
 from proxy.runtime.supervisor import Supervisor
+from proxy.services.catalogue import Catalogue
 from proxy.services.explain import Explainer
 from proxy.services.jobs import Jobs
 from proxy.services.popularity import Popularity
@@ -17,6 +18,7 @@ from proxy.web.admin.api.events import EventFeed
 from proxy.web.admin.api.explaining import Explaining
 from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.api.history import History
+from proxy.web.admin.api.images import Images
 from proxy.web.admin.api.jobs import JobRoutes
 from proxy.web.admin.api.keeping import Keeping
 from proxy.web.admin.api.live import Live
@@ -39,6 +41,7 @@ class Operating:
     jobs: Jobs
     series: Series
     popularity: Popularity
+    catalogue: Catalogue
 
     @asynccontextmanager
     async def running(self, background: Supervisor) -> AsyncIterator[None]:
@@ -61,6 +64,7 @@ def built(
     jobs, streams = Jobs(), Streams()
     series = Series(engine.storage.content, engine.metrics)
     popularity = Popularity(engine.storage.content, engine.metrics.tally)
+    catalogue = Catalogue(engine.storage.content, popularity.pulls)
     live = Live(statistics, streams)
     explainer = Explainer(
         engine.storage.content,
@@ -75,10 +79,13 @@ def built(
         EventFeed(engine.events, streams),
         History(series, popularity, engine.storage.clock),
         Keeping(services),
+        Images(services, catalogue, popularity),
         Explaining(explainer, engine.router, services.guards),
         JobRoutes(services, jobs),
         process,
     )
     routes = [route for group in groups for route in group.routes]
     api = Api(Description(routes).routes, guard)
-    return Operating(api, engine.events, process, live, streams, jobs, series, popularity)
+    return Operating(
+        api, engine.events, process, live, streams, jobs, series, popularity, catalogue
+    )

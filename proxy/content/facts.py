@@ -86,6 +86,8 @@ class Graph:
         self._index = index
         self.parents: Final = index.parents
         self.described: Final = index.children
+        self.weights: Final = index.weights
+        self.listings: Final = index.listings
 
     async def children(self, digest: Digest) -> tuple[Digest, ...] | None:
         """Return what a held manifest lists; empty for a blob and for what is not held.

@@ -193,7 +193,7 @@ class RegistryChecks:
                 f"the answer to a HEAD of {self._image} says no digest",
                 "nothing is wrong here, but each check of a tag takes a GET",
             )
-        return ok(f"{self._image} is {found.digest}")
+        return ok(f"{self._image} is {found.descriptor.digest}")
 
     async def rate_limit(self) -> Finding:
         """Look at the rate limit that the HEAD has shown."""

@@ -3,13 +3,11 @@
 from typing import Final
 
 from proxy.content.content import Content
-from proxy.core import manifests
 from proxy.core.errors import DigestInvalid
 from proxy.core.manifests import INDEX_TYPES
 from proxy.core.names import Digest, Target, parse_digest
 from proxy.core.platforms import platform_name
-from proxy.core.records import BlobRecord
-from proxy.core.tolerant_json import as_list, is_bounded, read_object
+from proxy.core.tolerant_json import as_list, read_object
 from proxy.runtime.executors import by_size
 from proxy.services.explain.facts import Held, Missing, Part
 from proxy.services.inventory import State, weigh
@@ -30,17 +28,17 @@ async def held_of(content: Content, target: Target, digest: Digest | None) -> He
     weight = await weigh(content, digest)
     is_linked = await content.links.has(target, digest)
     if record.media_type in INDEX_TYPES:
-        listed = await _listed(content, record)
+        listed = await _listed(content, digest)
         parts = [await _part(content, platform, child) for platform, child in listed]
     else:
         parts = [await _part(content, None, digest)]
     return Held(digest, record.media_type, weight.state, weight.held_bytes, is_linked, tuple(parts))
 
 
-async def _listed(content: Content, record: BlobRecord) -> list[tuple[str, Digest]]:
+async def _listed(content: Content, digest: Digest) -> list[tuple[str, Digest]]:
     """Return the images of a held index with their platforms; the first ``MAX_PARTS``."""
-    body = await content.inspect(record) if record.size <= manifests.MAX_SIZE else None
-    if body is None or not is_bounded(body):
+    body = await content.look(digest)
+    if body is None:
         return []
     document = await by_size(len(body), lambda: read_object(body))
     found: list[tuple[str, Digest]] = []
@@ -48,10 +46,10 @@ async def _listed(content: Content, record: BlobRecord) -> list[tuple[str, Diges
         if isinstance(entry, dict) and len(found) < MAX_PARTS:
             name = platform_name(entry.get("platform"))
             try:
-                digest = parse_digest(str(entry.get("digest")))
+                child = parse_digest(str(entry.get("digest")))
             except DigestInvalid:
                 continue
-            found.append((ATTESTATION if name == "unknown/unknown" else name, digest))
+            found.append((ATTESTATION if name == "unknown/unknown" else name, child))
     return found
 
 

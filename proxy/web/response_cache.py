@@ -125,8 +125,8 @@ class ResponseCache:
             is_callers=self._callers.is_needed(target),
             credential=self._access.sealed(authorization),
             audited=remembered(exchange),
-            request_id=request_ids.accepted(exchange.request.headers.get(request_ids.HEADER)),
             tallied=(target, "" if exchange.is_head or route.kind is Kind.BLOB else route.ref),
+            request_id=request_ids.accepted(exchange.request.headers.get(request_ids.HEADER)),
         )
         _put(self._requests, key, request)
 
@@ -265,10 +265,10 @@ class _Request:
     credential: bytes | None
     """A keyed hash of ``Authorization``."""
     audited: Remembered | None
-    request_id: str | None
-    """That the client sent; None: each response has a new one."""
     tallied: Key
     """What it counts for, by image."""
+    request_id: str | None
+    """That the client sent; None: each response has a new one."""
     last: _Response | None = None
 
     @property

@@ -70,7 +70,12 @@ def object_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server
     """One S3 server for all tests of a process: it takes seconds to start."""
     from tests.parts import seaweed  # noqa: PLC0415 - obstore
 
-    with seaweed.running(tmp_path_factory.mktemp("seaweed")) as server:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        seaweed.running(tmp_path_factory.mktemp("seaweed")) as server,
+    ):
+        for name in NO_AUTHORITIES:  # obstore opens no bucket without authorities
+            patch.delenv(name, raising=False)
         yield server
 
 

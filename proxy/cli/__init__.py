@@ -14,6 +14,7 @@ import typer
 from proxy.cli import (
     access,
     bundling,
+    client_setup,
     eviction,
     fleet,
     history,
@@ -93,6 +94,7 @@ _CACHE = "The cache (the server may be running or not)"
 cli.command(rich_help_panel=_SERVER)(server.serve)
 cli.command(rich_help_panel=_SERVER)(server.check)
 cli.command(rich_help_panel=_SERVER)(fleet.fleet)
+cli.command(rich_help_panel=_SERVER)(client_setup.client)
 cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
 cli.command(rich_help_panel=_CACHE)(warming.warm)

@@ -5,7 +5,6 @@ public counters, which also move when other clients pull at the same time.
 """
 
 import asyncio
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -184,7 +183,6 @@ async def _run(words: Sequence[str], image: str) -> tuple[int, str]:
         process = await asyncio.create_subprocess_exec(
             *words,
             cwd=folder,
-            env=os.environ,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

@@ -1,6 +1,7 @@
 """The Millpond that clients are set up for: its address, its registries, and what it asks for."""
 
 import base64
+import json
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
@@ -90,7 +91,10 @@ class Instance:
         """Return a text without the password."""
         if self.login is None:
             return text
-        return text.replace(self.login.basic, "***").replace(self.login.password, "***")
+        quoted = json.dumps(self.login.password)[1:-1]
+        for secret in (self.login.basic, quoted, self.login.password):
+            text = text.replace(secret, "***")
+        return text
 
 
 def parse_address(text: str) -> URL:

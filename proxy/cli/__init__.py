@@ -15,6 +15,7 @@ from proxy.cli import (
     access,
     bundling,
     client_setup,
+    events,
     eviction,
     fleet,
     history,
@@ -22,6 +23,7 @@ from proxy.cli import (
     pins,
     pulling,
     server,
+    statistics,
     tokens,
     unbundling,
     users,
@@ -94,6 +96,9 @@ _CACHE = "The cache (the server may be running or not)"
 cli.command(rich_help_panel=_SERVER)(server.serve)
 cli.command(rich_help_panel=_SERVER)(server.check)
 cli.command(rich_help_panel=_SERVER)(fleet.fleet)
+cli.command(rich_help_panel=_SERVER)(statistics.stats)
+cli.command(rich_help_panel=_SERVER)(statistics.top)
+cli.command(rich_help_panel=_SERVER)(events.events)
 cli.command(rich_help_panel=_SERVER)(client_setup.client)
 cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)

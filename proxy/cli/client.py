@@ -1,11 +1,12 @@
 """An HTTP client of a running Millpond, over its admin socket or over TCP. Prints nothing."""
 
+import asyncio
 import json
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp import BaseConnector, ClientError, ClientResponse, ClientSession, ClientTimeout
 from aiohttp.client_exceptions import (
@@ -19,6 +20,8 @@ from proxy.core.tolerant_json import as_list, read_object
 
 CONNECT_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 10.0
+SILENCE_SECONDS: Final = 60.0
+"""A stream of events has at least a comment every 15 seconds."""
 ERROR_BYTES: Final = 64 * 1024
 
 Query = Mapping[str, str]
@@ -48,6 +51,13 @@ class Document(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise Unanswered(f"the server's answer lacks {key!r}; is it another version of Millpond?")
+
+
+class ServerEvent(NamedTuple):
+    """An event of a stream: its id, by which the stream can be continued, and its data."""
+
+    id: str
+    data: str
 
 
 class Client:
@@ -117,10 +127,36 @@ class Client:
             raise Unanswered("the server stopped before the end; the same command continues")
         return event
 
-    async def lines(self, method: str, path: str, query: Query) -> AsyncIterator[bytes]:
+    async def events(self, path: str, query: Query, last_id: str) -> AsyncIterator[ServerEvent]:
+        """Yield server-sent events (WHATWG HTML §9.2), those after ``last_id`` first.
+
+        Raises ``Refused``; and ``Unanswered`` if nothing arrives for ``SILENCE_SECONDS``.
+        """
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        lines = aiter(self.lines("GET", path, query, headers))
+        fields: dict[str, str] = {}
+        while (line := await self._soon(lines)) is not None:
+            name, _, value = line.decode(errors="replace").rstrip("\r").partition(":")
+            if name:
+                fields[name] = value.removeprefix(" ")
+            elif not line.strip() and "data" in fields:
+                yield ServerEvent(fields.get("id", last_id), fields["data"])
+                fields = {}
+
+    async def _soon(self, lines: AsyncIterator[bytes]) -> bytes | None:
+        """Return the next line, None at the end. Raises ``Unanswered`` after a long silence."""
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                return await anext(lines, None)
+        except TimeoutError as error:
+            raise self._unanswered(error) from None
+
+    async def lines(
+        self, method: str, path: str, query: Query, headers: Query | None = None
+    ) -> AsyncIterator[bytes]:
         """Yield the lines of an answer as they arrive, without their ends."""
         begun: list[bytes] = []
-        async with self._answer(method, self._url(path, query), None) as response:
+        async with self._answer(method, self._url(path, query), None, headers) as response:
             async for piece in response.content.iter_any():  # a line may exceed aiohttp's limit
                 first, *others = piece.split(b"\n")
                 begun.append(first)

@@ -127,20 +127,31 @@ class Client:
             raise Unanswered("the server stopped before the end; the same command continues")
         return event
 
-    async def events(self, path: str, query: Query, last_id: str) -> AsyncIterator[ServerEvent]:
-        """Yield server-sent events (WHATWG HTML §9.2), those after ``last_id`` first.
+    @asynccontextmanager
+    async def events(
+        self, path: str, query: Query, last_id: str = ""
+    ) -> AsyncIterator[AsyncIterator[ServerEvent]]:
+        """Open a stream of server-sent events; those after ``last_id`` come first.
 
-        Raises ``Refused``; and ``Unanswered`` if nothing arrives for ``SILENCE_SECONDS``.
+        The server has accepted the subscription when the context is entered. Raises ``Refused``;
+        and ``Unanswered``, also if nothing arrives for ``SILENCE_SECONDS``.
         """
         headers = {"Last-Event-ID": last_id} if last_id else {}
-        lines = aiter(self.lines("GET", path, query, headers))
-        fields: dict[str, str] = {}
+        async with self._answer("GET", self._url(path, query), None, headers) as response:
+            yield self._events_of(response, last_id)
+
+    async def _events_of(
+        self, response: ClientResponse, last_id: str
+    ) -> AsyncIterator[ServerEvent]:
+        """Yield the events of a stream (WHATWG HTML §9.2)."""
+        lines, fields = aiter(_lines_of(response)), dict[str, str]()
         while (line := await self._soon(lines)) is not None:
             name, _, value = line.decode(errors="replace").rstrip("\r").partition(":")
             if name:
                 fields[name] = value.removeprefix(" ")
             elif not line.strip() and "data" in fields:
-                yield ServerEvent(fields.get("id", last_id), fields["data"])
+                last_id = fields.get("id", last_id)
+                yield ServerEvent(last_id, fields["data"])
                 fields = {}
 
     async def _soon(self, lines: AsyncIterator[bytes]) -> bytes | None:
@@ -151,20 +162,11 @@ class Client:
         except TimeoutError as error:
             raise self._unanswered(error) from None
 
-    async def lines(
-        self, method: str, path: str, query: Query, headers: Query | None = None
-    ) -> AsyncIterator[bytes]:
+    async def lines(self, method: str, path: str, query: Query) -> AsyncIterator[bytes]:
         """Yield the lines of an answer as they arrive, without their ends."""
-        begun: list[bytes] = []
-        async with self._answer(method, self._url(path, query), None, headers) as response:
-            async for piece in response.content.iter_any():  # a line may exceed aiohttp's limit
-                first, *others = piece.split(b"\n")
-                begun.append(first)
-                for other in others:
-                    yield b"".join(begun)
-                    begun = [other]
-        if last := b"".join(begun):
-            yield last
+        async with self._answer(method, self._url(path, query), None) as response:
+            async for line in _lines_of(response):
+                yield line
 
     @asynccontextmanager
     async def _answer(
@@ -225,6 +227,18 @@ async def connected(
     timeout = ClientTimeout(total=None, connect=CONNECT_SECONDS)
     async with ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
         yield Client(session, base, where)
+
+
+async def _lines_of(response: ClientResponse) -> AsyncIterator[bytes]:
+    begun: list[bytes] = []
+    async for piece in response.content.iter_any():  # a line may exceed aiohttp's limit
+        first, *others = piece.split(b"\n")
+        begun.append(first)
+        for other in others:
+            yield b"".join(begun)
+            begun = [other]
+    if last := b"".join(begun):
+        yield last
 
 
 def _parsed(text: bytes) -> Document:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from proxy.cli.command import ConfigOption, JsonOption, ServerOptions
+from proxy.cli.command import ConfigOption, JsonOption, ServerOptions, TokenFileOption
 from proxy.cli.formatting import fail, print_error, print_line, printable
 from proxy.core.errors import ConfigError
 
@@ -75,6 +75,7 @@ def client(
             "--ca-file", metavar="FILE", help="PEM file of the authority of Millpond's certificate."
         ),
     ] = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -95,7 +96,8 @@ def client(
         elif not check:
             _print(name, instance, as_json=as_json)
         if check:
-            _check(name, instance, image, ca_file)
+            server = ServerOptions(None, None, instance.address, token_file, ca_file)
+            _check(name, instance, image, server)
     except ConfigError as error:
         fail(str(error))
 
@@ -169,7 +171,7 @@ def _write(name: ClientName, instance: "Instance", root: Path, *, asks: bool) ->
 
 
 def _check(
-    name: ClientName, instance: "Instance", image: str | None, ca_file: Path | None
+    name: ClientName, instance: "Instance", image: str | None, server: ServerOptions
 ) -> NoReturn:
     """Pull with the client; exit with status 0 if Millpond served it. Raises ``ConfigError``."""
     from proxy.cli import connect  # noqa: PLC0415 - it imports all of the proxy
@@ -178,10 +180,10 @@ def _check(
     pulled = image or checking.default_image(name, instance)
     words = checking.programs(name, instance, pulled)
 
-    async def work(server: "Client") -> int:
-        finding = await checking.check(server, words, pulled)
+    async def work(client: "Client") -> int:
+        finding = await checking.check(client, words, pulled)
         is_used = finding.verdict is checking.Verdict.USED
         (print_line if is_used else print_error)(finding.text)
         return 0 if is_used else 1
 
-    connect.run(ServerOptions(None, None, instance.address, None, ca_file), work)
+    connect.run(server, work)

@@ -68,16 +68,19 @@ async def _followed(client: "Client", query: Mapping[str, str]) -> AsyncIterator
 
     Raises ``Unanswered`` if there is no first answer, and ``Refused``.
     """
-    from proxy.cli.client import Unanswered  # noqa: PLC0415 - aiohttp, which help does without
+    from proxy.cli.client import Refused, Unanswered  # noqa: PLC0415 - aiohttp, not for help
 
     last, failures, was_reached = "", 0, False
     while True:
         try:
-            async for event in client.events(PATH, query, last):
-                last, failures, was_reached = event.id, 0, True
-                yield json.loads(event.data)
-        except Unanswered as error:
-            if not was_reached:
+            async with client.events(PATH, query, last) as stream:
+                failures, was_reached = 0, True
+                async for event in stream:
+                    last = event.id
+                    yield json.loads(event.data)
+        except (Unanswered, Refused) as error:
+            is_stopping = isinstance(error, Refused) and error.status == 503
+            if not was_reached or not (is_stopping or isinstance(error, Unanswered)):
                 raise
             if not failures:
                 print_error(f"{error}; trying again")

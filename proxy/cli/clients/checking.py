@@ -5,28 +5,33 @@ public counters, which also move when other clients pull at the same time.
 """
 
 import asyncio
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from proxy.cli.client_setup import ClientName
 from proxy.cli.clients.instance import Instance
 from proxy.cli.clients.recipes import CERTS_D
+from proxy.cli.formatting import count
 from proxy.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from proxy.cli.client import Client
+    from collections.abc import AsyncIterator
 
+    from proxy.cli.client import Client, ServerEvent
+
+EVENTS: Final = "/-/api/v1/events"
 PULL_SECONDS: Final = 600.0
 QUIET_SECONDS: Final = 1.0
 """How long the counters are watched before the pull: do others pull?"""
-SETTLE_SECONDS: Final = 5.0
-"""How long counters may lag behind a pull: worker processes report twice a second."""
+SETTLE_SECONDS: Final = 3.0
+"""How long counters may lag behind a pull: worker processes report four times a second."""
 _STEP: Final = 0.2
 _LAST_LINES: Final = 5
 
@@ -126,33 +131,67 @@ async def check(server: "Client", programs: Programs, image: str) -> Finding:
 
     Raises ``Refused``, ``Unanswered``.
     """
-    upstream = image.split("/", maxsplit=1)[0]
+    upstream, program = image.split("/", maxsplit=1)[0], programs.pull[0]
     before = await _served(server, upstream)
     await asyncio.sleep(QUIET_SECONDS)
-    quiet = await _served(server, upstream)
-    has_image = bool(programs.inspect) and (await _run(programs.inspect, image))[0] == 0
-    status, said = await _run(programs.pull, image)
-    after = await _moved(server, upstream, quiet)
-    if status == 0 and programs.remove and not has_image:
-        await _run(programs.remove, image)
-    program = programs.pull[0]
-    requests = after - quiet
+    async with _Pulls(server, image) as pulls:
+        quiet = await _served(server, upstream)
+        has_image = bool(programs.inspect) and (await _run(programs.inspect, image))[0] == 0
+        status, said = await _run(programs.pull, image)
+        requests = await _moved(server, upstream, quiet) - quiet
     if status != 0:
-        seen = f"Millpond got {requests} requests" if requests else "Millpond got no request"
+        seen = f"Millpond got {count(requests, 'request')}"
         return Finding(Verdict.FAILED, f"{program} cannot pull {image}: {said}; {seen}")
+    if programs.remove and not has_image:
+        await _run(programs.remove, image)
+    pulled = f"{program} pulled {image}"
+    if pulls.seen is not None:
+        return Finding(Verdict.USED, f"{pulled} through Millpond: {pulls.seen}")
     if not requests:
-        return Finding(
-            Verdict.BYPASSED, f"{program} pulled {image} without Millpond: it bypasses the mirror"
-        )
+        return Finding(Verdict.BYPASSED, f"{pulled} without Millpond: it bypasses the mirror")
     if quiet != before:
         return Finding(
             Verdict.UNKNOWN,
-            f"{program} pulled {image}, but others pull from {upstream} through Millpond at the "
-            "same time; check again later",
+            f"{pulled}, but others pull from {upstream} through Millpond at the same time: give "
+            "the admin token with --token-file FILE, or check again later",
         )
-    return Finding(
-        Verdict.USED, f"{program} pulled {image} through Millpond, with {requests} requests"
-    )
+    return Finding(Verdict.USED, f"{pulled} through Millpond: {count(requests, 'request')}")
+
+
+class _Pulls:
+    """Watches the server's events for a pull of one repository, if it gives them to us."""
+
+    def __init__(self, server: "Client", image: str) -> None:
+        self._server = server
+        name = image.partition("@")[0]
+        self._repository = name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name
+        self._stack = AsyncExitStack()
+        self._task: asyncio.Task[None] | None = None
+        self.seen: str | None = None
+        """Who pulled it, once the event has arrived."""
+
+    async def __aenter__(self) -> Self:
+        from proxy.cli.client import Refused, Unanswered  # noqa: PLC0415 - aiohttp
+
+        stream = self._server.events(EVENTS, {"kinds": "pull"})
+        with suppress(Refused, Unanswered):  # the counters have to do
+            events = await self._stack.enter_async_context(stream)
+            self._task = asyncio.create_task(self._watch(events), name="pulls")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._stack.aclose()
+
+    async def _watch(self, events: "AsyncIterator[ServerEvent]") -> None:
+        async for event in events:
+            pull = json.loads(event.data)
+            subject = str(pull["subject"])
+            if subject.startswith((f"{self._repository}:", f"{self._repository}@")):
+                agent = str(pull["data"].get("user_agent") or "an unnamed program")
+                self.seen = f"{agent.split(' ', maxsplit=1)[0]} at {pull['data'].get('client')}"
 
 
 async def _served(server: "Client", upstream: str) -> int:

@@ -64,7 +64,7 @@ def configured(docker: Docker) -> Iterator[Docker]:
     docker.reload()
 
 
-def test_docker(configured: Docker, proxy: Millpond, upstream: Registry, tiny: str) -> None:
+def test_c24_docker(configured: Docker, proxy: Millpond, upstream: Registry, tiny: str) -> None:
     check = client(proxy, "docker", "--check", "--image", tiny)
     settings = json.loads(configured.settings.read_text())
     settings["registry-mirrors"] = [upstream.url]
@@ -108,7 +108,7 @@ def apart(podman: Podman, root: Path) -> tuple[dict[str, str], Binds]:
 
 
 @pytest.mark.parametrize("name", ["podman", "skopeo"])
-def test_containers_image(
+def test_c24_containers_image(
     apart: tuple[dict[str, str], Binds], proxy: Millpond, upstream: Registry, tiny: str, name: str
 ) -> None:
     environment, binds = apart
@@ -130,7 +130,7 @@ def test_containers_image(
     assert "bypasses the mirror" in elsewhere.stderr
 
 
-def test_containerd(
+def test_c24_containerd(
     clients: Clients, proxy: Millpond, upstream: Registry, tiny: str, root: Path
 ) -> None:
     containerd = clients["containerd"]
@@ -156,7 +156,7 @@ def test_containerd(
     assert "bypasses the mirror" in elsewhere.stderr
 
 
-def test_helm(proxy: Millpond, upstream: Registry, root: Path) -> None:
+def test_c24_helm(proxy: Millpond, upstream: Registry, root: Path) -> None:
     helm_part.push_chart(Pusher(upstream), "org/charts/setup", "1.0.0")
     environment = hermetic(root, PATH=f"{HELM.parent}:{PATH}")
     chart = ("--image", "docker.io/org/charts/setup:1.0.0")

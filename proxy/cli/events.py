@@ -70,11 +70,11 @@ async def _followed(client: "Client", query: Mapping[str, str]) -> AsyncIterator
     """
     from proxy.cli.client import Refused, Unanswered  # noqa: PLC0415 - aiohttp, not for help
 
-    last, failures, was_reached = "", 0, False
+    last, failures, was_reached, is_reported = "", 0, False, False
     while True:
         try:
             async with client.events(PATH, query, last) as stream:
-                failures, was_reached = 0, True
+                failures, was_reached, is_reported = 0, True, False
                 async for event in stream:
                     last = event.id
                     yield json.loads(event.data)
@@ -82,8 +82,9 @@ async def _followed(client: "Client", query: Mapping[str, str]) -> AsyncIterator
             is_stopping = isinstance(error, Refused) and error.status == 503
             if not was_reached or not (is_stopping or isinstance(error, Unanswered)):
                 raise
-            if not failures:
+            if not is_reported:
                 print_error(f"{error}; trying again")
+            is_reported = True
         await asyncio.sleep(PAUSES[min(failures, len(PAUSES) - 1)])
         failures += 1
 

@@ -56,11 +56,13 @@ async def test_follow_goes_on_after_a_restart(start: Start) -> None:
         proxy.app.operating.events.emit(EventKind.PULL, NGINX, client="10.0.0.1")
         assert NGINX in await printed(process)
         await proxy.close()
+        assert process.stderr is not None
+        async with asyncio.timeout(60):
+            assert "trying again" in (await process.stderr.readline()).decode()
         again = await start()
         again.app.operating.events.emit(EventKind.CORRUPT, "sha256:2")
         assert "sha256:2" in await printed(process)
         process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 60) == 130
-        assert process.stderr is not None
         said = (await process.stderr.read()).decode()
     assert "Traceback" not in said

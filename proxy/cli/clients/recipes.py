@@ -223,20 +223,7 @@ def _kaniko(instance: Instance, _: Read) -> Recipe:
     go-containerregistry). So registries besides Docker Hub need a host name at Millpond, or an
     alias without a dot.
     """
-    flags = [f"--registry-mirror={instance.host}"] if instance.mirrors_docker_hub else []
-    hosts, unmapped = [instance.host], []
-    for registry in instance.registries:
-        if registry.name == DOCKER_HUB:
-            continue
-        alias = next((name for name in registry.aliases if not set(name) & {".", ":"}), None)
-        if registry.hostnames:
-            host = instance.host.replace(instance.url.host or "", registry.hostnames[0])
-            hosts.append(host)
-            flags.append(f"--registry-map={registry.name}={host}")
-        elif alias is not None:
-            flags.append(f"--registry-map={registry.name}={instance.host}/{alias}")
-        else:
-            unmapped.append(registry.name)
+    flags, hosts, unmapped = _kaniko_maps(instance)
     if instance.is_plain:
         flags += [f"--insecure-registry={host}" for host in hosts]
     if instance.ca is not None:
@@ -256,6 +243,25 @@ def _kaniko(instance: Instance, _: Read) -> Recipe:
     )
     example = " \\\n  ".join(("/kaniko/executor", *flags))
     return Recipe((), (), (example,), tuple(notes))
+
+
+def _kaniko_maps(instance: Instance) -> tuple[list[str], list[str], list[str]]:
+    """Return flags that map registries, the hosts in them, and registries that have no map."""
+    flags = [f"--registry-mirror={instance.host}"] if instance.mirrors_docker_hub else []
+    hosts, unmapped = [instance.host], []
+    for registry in instance.registries:
+        if registry.name == DOCKER_HUB:
+            continue
+        alias = next((name for name in registry.aliases if not set(name) & {".", ":"}), None)
+        if registry.hostnames:
+            host = instance.host.replace(instance.url.host or "", registry.hostnames[0])
+            hosts.append(host)
+            flags.append(f"--registry-map={registry.name}={host}")
+        elif alias is not None:
+            flags.append(f"--registry-map={registry.name}={instance.host}/{alias}")
+        else:
+            unmapped.append(registry.name)
+    return flags, hosts, unmapped
 
 
 def _helm(instance: Instance, _: Read) -> Recipe:

@@ -121,7 +121,7 @@ class Series:
         self._loading = asyncio.Lock()
 
     async def run(self) -> None:
-        """Sample for ever, and keep the samples every minute."""
+        """Sample until cancelled, and keep the samples every minute."""
         await self.load()
         kept = self._content.clock()
         while True:
@@ -133,9 +133,9 @@ class Series:
 
     async def close(self) -> None:
         """Keep what was counted until now."""
+        await self.load()
         self.sample()
-        if self._is_loaded:
-            await self._keep()
+        await self._keep()
 
     def sample(self) -> None:
         """Add what was counted since the last sample, once earlier ones are loaded."""

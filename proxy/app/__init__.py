@@ -106,7 +106,7 @@ async def running(
             crew = await crews.started(stack, settings, engine, ledger, listeners)
             apply, count = crew.reloading(apply), ledger.responses
         if listeners:
-            background.start("warm", parts.services.warmer.watch)
+            parts.keeping.start(background)
             _scrub(background, parts.services.verifier, settings)
         yield App(
             address,

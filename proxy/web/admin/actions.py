@@ -32,7 +32,6 @@ from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
 from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.verify import Verifier
-from proxy.services.warm import Warmer
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import images, offline, tags
 from proxy.web.admin.bundles import Bundles
@@ -60,7 +59,6 @@ class Services:
     dropper: Dropper
     puller: Puller
     expansion: Expansion
-    warmer: Warmer
     bundles: Bundles
     cache: Cache
     upstreams: Mapping[str, Upstream]

@@ -137,7 +137,7 @@ class Watcher:
         """Yield the tags that one image or pattern selects. Raises ``RegistryError``.
 
         With a pattern for tags these are tags of the registry. Without one they are those that are
-        known here: nobody means to fetch every image of a repository.
+        known here, because all images of a repository are too many.
         """
         if isinstance(one.meant, Image):
             if one.meant.target is not None and one.meant.tag is not None:

@@ -100,7 +100,9 @@ def at_default(path: KeyPath) -> Any:
 
 def is_in_optional_section(path: KeyPath) -> bool:
     """The setting belongs to a list of sections, or to a section without a default."""
-    return any(key.endswith(LIST) or key in ("client_certificates", "bucket") for key in path)
+    return any(
+        key.endswith(LIST) or key in ("client_certificates", "bucket", "hooks") for key in path
+    )
 
 
 def description(path: KeyPath) -> str:
@@ -170,7 +172,14 @@ def test_the_default_file_writes_every_default_out() -> None:
 
 def test_the_default_file_has_every_setting_in_its_place() -> None:
     text = COMMENTED_OUT.sub(r"\1", DEFAULT.read_text())
-    for section in ("freshness: {}", "limits: {}", "oidc: []", "rules: []", "policies: []"):
+    for section in (
+        "hooks: {}",
+        "freshness: {}",
+        "limits: {}",
+        "oidc: []",
+        "rules: []",
+        "policies: []",
+    ):
         text = text.replace(section, section[:-3])
     text = text.replace("warm: []", "warm:")
     written = set(keys_of(yaml.safe_load(text)))

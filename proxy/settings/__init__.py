@@ -18,6 +18,7 @@ from proxy.settings.bucket import Bucket
 from proxy.settings.fleet import Fleet
 from proxy.settings.hooks import Hook, HookName
 from proxy.settings.policies import Policy
+from proxy.settings.tracing import Tracing
 from proxy.settings.units import (
     Bytes,
     Disk,
@@ -43,6 +44,7 @@ __all__ = [
     "Settings",
     "Storage",
     "Timeouts",
+    "Tracing",
     "Upstream",
     "UpstreamTLS",
 ]
@@ -314,6 +316,7 @@ class Settings(Section):
     prefetch: Prefetch = Prefetch()
     memory: Memory = Memory()
     log: Log = Log()
+    tracing: Tracing = Tracing()
 
     @property
     def host(self) -> str:

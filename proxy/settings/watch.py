@@ -1,8 +1,6 @@
 """The settings of ``watch``: tags that are checked on a schedule."""
 
-from typing import Annotated
-
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from proxy.core.errors import NameInvalid
 from proxy.core.selection import make_selector, split_tag
@@ -21,7 +19,7 @@ class Watch(Section):
     `ghcr.io/acme/app:v*`, selects what the registry lists; one without a tag, such as
     `ghcr.io/acme/**`, the tags that this cache knows. `watch: [nginx]` is short for
     `watch: {images: [nginx]}`."""
-    every: Annotated[Seconds, Field(ge=1)] = 600.0
+    every: Seconds = 600.0
     """How often each tag is checked, by HEAD. The checks are spread over time."""
     platforms: tuple[str, ...] = ()
     """Platforms to fetch of a new image, such as `linux/amd64`; `all` stands for every platform.
@@ -35,6 +33,13 @@ class Watch(Section):
     @classmethod
     def _of_list(cls, value: object) -> object:
         return {"images": value} if isinstance(value, list | tuple) else value
+
+    @field_validator("every")
+    @classmethod
+    def _check_every(cls, value: float) -> float:
+        if not 1 <= value < float("inf"):
+            raise ValueError("not an interval for checks; write 10m")
+        return value
 
     @field_validator("images")
     @classmethod

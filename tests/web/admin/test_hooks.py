@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from proxy.settings import Settings
 from proxy.upstream.offline import OfflineMode
 from proxy.web.admin import hooks
 from proxy.web.admin.hooks import BURST, MAX_BODY, MAX_TAGS
@@ -25,8 +26,9 @@ MANIFEST = f"/v2/{REPO}/manifests/{TAG}"
 
 
 @pytest.fixture(autouse=True)
-def images(upstream: FakeUpstream) -> None:
+def images(upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     upstream.add(REPO, OLD, TAG)
+    monkeypatch.setattr(hooks, "PAUSE", 600.0)  # longer than any test takes
 
 
 @pytest.fixture
@@ -373,6 +375,20 @@ async def test_a_secret_can_be_replaced_without_a_restart(
         assert (await post(proxy, "harbor", Sent({"Authorization": ""}, "", b""))).status == 401
     secret_file.unlink()
     assert (await post(proxy, "harbor", new)).status == 401
+
+
+async def test_a_reload_adds_and_removes_hooks(
+    start: Start, upstream: FakeUpstream, all_hooks: dict[str, Any]
+) -> None:
+    proxy = await held(start, all_hooks)
+    sent = SENDERS["github"].send(REPO, TAG)
+    assert (await post(proxy, "github", sent)).status == 202
+    changed = {"github": all_hooks["github"], "new": all_hooks["quay"]}
+    settings = {"upstreams": {"docker.io": {"url": upstream.url}}, "hooks": changed}
+    await proxy.app.reload(Settings.model_validate(settings))
+    assert (await post(proxy, "quay", SENDERS["quay"].send(REPO, TAG))).status == 404
+    assert (await post(proxy, "new", SENDERS["quay"].send(REPO, TAG))).status == 202
+    assert json.loads((await post(proxy, "github", sent)).body) == {"repeated": True}
 
 
 @pytest.mark.parametrize("sender", SENDERS.values(), ids=SENDERS)

@@ -25,7 +25,7 @@ from yarl import URL
 from proxy.cli.client_setup import ClientName
 from proxy.cli.clients.instance import Instance, Registry
 from proxy.cli.clients.recipes import File, recipe
-from proxy.settings import Settings, Upstream, units
+from proxy.settings import Settings, units
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
@@ -85,10 +85,8 @@ def _rows(model: type[BaseModel], above: str) -> Iterator[Row]:
     for name, field in model.model_fields.items():
         key, hint = above + (field.alias or name), hints[name]
         kinds = [kind for kind in (hint, *get_args(hint)) if _is_model(kind)]
-        if Upstream in kinds:
-            yield from _rows(Upstream, f"{key}.<name>.")
-        elif kinds:
-            items = "[]" if get_origin(hint) is tuple else ""
+        if kinds:
+            items = {tuple: "[]", dict: ".<name>"}.get(get_origin(hint), "")
             yield from _rows(kinds[0], f"{key}{items}.")
         else:
             kind, show = _kind(_without_none(hint))

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from docs import generate
 from proxy.cli import cli
 from proxy.core.errors import RegistryError
-from proxy.runtime.metrics import Outcome, WorkerCounters
+from proxy.runtime.metrics import HookCounters, Outcome, WorkerCounters
 from tests.access.company import People
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
@@ -351,6 +351,7 @@ async def used(start: Start, upstream: FakeUpstream, tmp_path: Path) -> Proxy:
 
 async def test_every_metric_is_documented(used: Proxy) -> None:
     used.app.admin._metrics.workers["1"] = WorkerCounters()  # this one has no workers
+    used.app.admin._metrics.hooks["hub"] = HookCounters()  # nor hooks
     page = (await used.get("/metrics")).body.decode()
     served = {
         family.name + ("_total" if family.type == "counter" else ""): {

@@ -16,6 +16,7 @@ from proxy.app.workers import crew as crews
 from proxy.app.workers.ledger import Ledger
 from proxy.content.content import Content
 from proxy.runtime import loop_monitor
+from proxy.runtime.events import Events
 from proxy.runtime.logs import Output, RequestLog
 from proxy.runtime.supervisor import Supervisor
 from proxy.services.reconcile import look_after
@@ -45,6 +46,7 @@ class App:
     bucket: SecondTier | None
     fleet: Fleet | None
     """None: there are no other replicas."""
+    events: Events
 
 
 @asynccontextmanager
@@ -117,6 +119,7 @@ async def running(
             count,
             storage.bucket,
             engine.fleet,
+            engine.events,
         )
         parts.admin.is_stopping = True
         parts.services.verifier.stop()

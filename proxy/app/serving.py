@@ -35,6 +35,7 @@ from proxy.web.acceptor import Acceptor
 from proxy.web.admin.actions import Control, Services
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.pages import Admin
+from proxy.web.announced import Announcer
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
@@ -94,7 +95,8 @@ def handlers(
     policies.use(compiled(settings.policies, router.parse_selector))
     callers = Callers()
     guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
-    journal = Journal(engine.metrics, request_log, audit, upstreams.current)
+    announcer = Announcer(engine.events)
+    journal = Journal(engine.metrics, request_log, audit, upstreams.current, announcer)
     responses = ResponseCache(lookup, guards, journal, trusted)
     puller = Puller(cache, content, engine.origins, engine.downloads)
     expansion = Expansion(content, engine.origins, cache.listings)

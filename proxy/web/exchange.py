@@ -23,6 +23,7 @@ from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
 from proxy.upstream.registry import Upstream
 from proxy.web import audited
+from proxy.web.announced import Announcer
 
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
@@ -90,6 +91,13 @@ class Exchange:
     def is_head(self) -> bool:
         """The method is HEAD."""
         return self.request.method == "HEAD"
+
+    @property
+    def is_pull(self) -> bool:
+        """The client got a manifest by GET, which registries count as a pull."""
+        route = self.route
+        is_manifest = route is not None and route.kind is Kind.MANIFEST
+        return is_manifest and self.status == 200 and not self.is_head
 
     def headers(self, more: dict[str, str]) -> CIMultiDict[str]:
         """Return the headers of every response, and ``more``."""
@@ -220,7 +228,7 @@ class Exchange:
 
 
 class Journal:
-    """Counts and logs each request once, and reports failures of upstreams to their logs."""
+    """Counts, logs and announces each request once, and logs failures of upstreams."""
 
     def __init__(
         self,
@@ -228,10 +236,12 @@ class Journal:
         request_log: RequestLog,
         audit: AuditLog,
         upstreams: Mapping[str, Upstream],
+        announcer: Announcer,
     ) -> None:
         self.metrics = metrics
         self.request_log = request_log
         self.audit = audit
+        self.announcer = announcer
         self._upstreams = upstreams
 
     def record(self, exchange: Exchange) -> None:
@@ -239,9 +249,7 @@ class Journal:
         target, outcome, seconds = exchange.target, exchange.outcome, exchange.seconds
         if outcome is not None:
             counters = self.metrics.of(target.upstream if target else None)
-            is_manifest = exchange.route is not None and exchange.route.kind is Kind.MANIFEST
-            is_pull = is_manifest and exchange.status == 200 and not exchange.is_head
-            counters.answered(outcome, exchange.sent, manifest=is_pull)
+            counters.answered(outcome, exchange.sent, manifest=exchange.is_pull)
             if outcome in _FETCHED:
                 counters.fetched(exchange.place, exchange.sent)
             if exchange.code is not None:
@@ -249,6 +257,7 @@ class Journal:
             first_byte = seconds if exchange.first_byte is None else exchange.first_byte
             counters.timed(outcome, first_byte, seconds)
         self._log(exchange, seconds)
+        self.announcer.ended(exchange)
         if exchange.client is not None:
             exchange.client.sent += exchange.sent
         if exchange.failure is not None and target is not None:

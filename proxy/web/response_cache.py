@@ -162,6 +162,9 @@ class ResponseCache:
         seconds = time.perf_counter() - started
         request.counters.timed(Outcome.HIT, seconds, seconds)
         self._log(response, principal, seconds)
+        if request.audited is not None and self._journal.announcer.announces_pulls:
+            digest = found.descriptor.digest
+            self._journal.announcer.repeated(request.audited, principal, digest, len(body))
         return response.headers(found.fresh, self._end()), body
 
     def _found(self, request: "_Request", principal: Principal) -> Found | None:

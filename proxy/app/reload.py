@@ -8,6 +8,7 @@ import structlog
 
 from proxy.access.control import Policy
 from proxy.app.engine import Engine
+from proxy.app.notifications import receivers
 from proxy.app.serving import Handlers, warmings
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
@@ -71,6 +72,7 @@ class Reloader:
         except RegistryError as error:
             raise ConfigError(f"pins: {error.message}") from None
         rules = await in_thread(partial(compiled, settings.policies, wanted.parse_selector))
+        heard = await in_thread(partial(receivers, settings, wanted))
         plan = await upstreams.prepare(settings)
         try:
             if certificate is not None and settings.tls is not None:
@@ -87,6 +89,7 @@ class Reloader:
         self._handlers.guards.access.use(policy)
         self._handlers.guards.limits.use(settings.access)
         self._handlers.services.warmer.use(warmings(settings))
+        self._handlers.notifications.use(heard)
         self._handlers.audit.use(settings.access)
         self._handlers.trusted.use(settings.access.trusted_proxies)
         self._handlers.admin_access.use(settings.admin.token_file)
@@ -109,6 +112,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "access": _applicable_access(running.access, wanted.access),
             "policies": wanted.policies,
             "warm": wanted.warm,
+            "notifications": wanted.notifications,
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
             "timeouts": wanted.timeouts.model_copy(update=fixed),
             "patience": wanted.patience,

@@ -19,6 +19,7 @@ from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
 from proxy.app.workers.inside import InsideServer
 from proxy.core.platforms import own_platform
+from proxy.index.outbox import Outbox
 from proxy.policies import Policies
 from proxy.policies.rules import compiled
 from proxy.repository.memory_lookup import MemoryLookup
@@ -27,6 +28,7 @@ from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
 from proxy.services.export import Exporter
 from proxy.services.importing import Importer
+from proxy.services.notifications import Notifications
 from proxy.services.pull import Platforms, Puller
 from proxy.services.verify import Verifier
 from proxy.services.warm import Warmer, Warming
@@ -65,6 +67,7 @@ class Handlers:
     audit: Audit
     peers: PeerServer | None
     """None: replicas exchange no content."""
+    notifications: Notifications
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
         """Answer a request over TCP that is not for the registry."""
@@ -149,6 +152,7 @@ def handlers(
         trusted,
         audit,
         _peer_server(engine),
+        _notifications(engine, settings),
     )
 
 
@@ -158,6 +162,12 @@ def _peer_server(engine: Engine) -> PeerServer | None:
         return None
     served = Served(engine.storage.content, engine.downloads, engine.cache.manifests)
     return PeerServer(exchange.signer, exchange.leases, served, engine.metrics.fleet)
+
+
+def _notifications(engine: Engine, settings: Settings) -> Notifications:
+    outbox = Outbox(engine.storage.directory.root / "index" / "outbox.db")
+    source = f"millpond://{socket.gethostname()}:{settings.port}"
+    return Notifications(engine.events, outbox, engine.metrics, source)
 
 
 def warmings(settings: Settings) -> list[Warming]:

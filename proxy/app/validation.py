@@ -15,6 +15,7 @@ from proxy.access.review import faults
 from proxy.access.rules import Rules
 from proxy.app import bucket as buckets
 from proxy.app.issuers import issuer_context
+from proxy.app.notifications import receivers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.core.units import show_size
@@ -81,6 +82,10 @@ def _warm(settings: Settings) -> Iterator[str]:
             router.parse_pin(image)
         except RegistryError as error:
             yield f"warm: {error.message}"
+
+
+def _notifications(settings: Settings) -> Iterator[str]:
+    yield from _refusal(lambda: receivers(settings, Router(settings)))
 
 
 def _rules(settings: Settings) -> Iterator[str]:
@@ -222,6 +227,7 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _size,
     _pins,
     _warm,
+    _notifications,
     _rules,
     _certificate,
     _credentials,

@@ -112,10 +112,20 @@ class Subscription:
 
     async def next(self) -> Event:
         """Return the next event, once there is one. Only one task may wait."""
+        await self.some()
+        return self._queue.popleft()
+
+    async def some(self) -> None:
+        """Return once there is an event. Only one task may wait."""
         while not self._queue:
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
-        return self._queue.popleft()
+
+    def taken(self) -> list[Event]:
+        """Return the events that wait, which may be none."""
+        taken = [*self._queue]
+        self._queue.clear()
+        return taken
 
 
 class Events:

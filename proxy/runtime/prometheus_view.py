@@ -14,6 +14,7 @@ from proxy.runtime.metrics import (
     FleetCounters,
     LimitCounters,
     Metrics,
+    NotificationCounters,
     PolicyCounters,
     ProcessGauges,
     TaskCounters,
@@ -63,6 +64,7 @@ class _View(Collector):
             yield from _families(WorkerCounters, "worker", metrics.workers)
         yield from _families(LimitCounters, "limit", metrics.limits)
         yield from _families(PolicyCounters, "policy", metrics.policies)
+        yield from _families(NotificationCounters, "receiver", metrics.notifications)
         yield from _families(FleetCounters, None, {"": metrics.fleet})
         yield from _families(ProcessGauges, None, {"": metrics.process})
         yield from self._readings()

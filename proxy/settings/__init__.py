@@ -16,6 +16,7 @@ from proxy.core.units import Amount
 from proxy.settings.access import Access
 from proxy.settings.bucket import Bucket
 from proxy.settings.fleet import Fleet
+from proxy.settings.notifications import Notification, check_names
 from proxy.settings.policies import Policy
 from proxy.settings.units import (
     Bytes,
@@ -303,6 +304,7 @@ class Settings(Section):
     access: Access = Field(default_factory=Access)
     policies: tuple[Policy, ...] = ()
     warm: tuple[Warm, ...] = ()
+    notifications: tuple[Notification, ...] = ()
     bundles: Bundles = Bundles()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
@@ -359,6 +361,8 @@ class Settings(Section):
         if any(upstream.asks_as_caller for upstream in self.upstreams.values()):
             self.access.expect_callers()
         return self
+
+    _check_receivers = field_validator("notifications")(check_names)
 
     @model_validator(mode="after")
     def _check_fallback(self) -> Self:

@@ -1,8 +1,9 @@
 """Each kind of event is emitted by its cause, with the data that subscribers rely on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 from aiohttp import ClientPayloadError
 
 from proxy.core.names import Digest, Repo, Tag, Target
-from proxy.runtime.events import Event, EventKind
+from proxy.runtime.events import EventKind
 from proxy.web.announced import DENIED_SECONDS
 from tests.access.people import basic, write_users
 from tests.fakes import content, faults
 from tests.fakes.clock import Clock
+from tests.fakes.receiver import Receiver
 from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start, until
@@ -28,41 +30,48 @@ NAME = "docker.io/library/app"
 
 @dataclass
 class Heard:
-    """The events of a proxy, as one subscriber gets them."""
+    """The events of a proxy, as a receiver gets them over HTTP."""
 
-    events: list[Event] = field(default_factory=list)
+    receiver: Receiver
 
     def of(self, kind: EventKind) -> list[tuple[str, dict[str, Any]]]:
-        return [(event.subject, dict(event.data)) for event in self.events if event.kind is kind]
+        return [(event["subject"], event["data"]) for event in self.receiver.of(kind)]
 
     async def have(self, kind: EventKind, count: int) -> list[tuple[str, dict[str, Any]]]:
         await until(lambda: len(self.of(kind)) >= count)
         await asyncio.sleep(0.05)  # for one too many
-        assert len(self.of(kind)) == count, self.events
-        return self.of(kind)
+        found = self.of(kind)
+        assert len(found) == count, found
+        for _, data in found:
+            assert data.keys() == DOCUMENTED[kind] or data.keys() == {"blobs", "bytes"}
+        return found
 
 
-Hear = Callable[[Proxy], Heard]
+def documented() -> dict[str, set[str]]:
+    """The data of each kind of event, as the documents list them."""
+    text = (Path(__file__).parents[2] / "docs/events.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| [^|]+ \| ((?:`\w+` ?)+) \|", text, re.MULTILINE)
+    return {kind: set(re.findall(r"\w+", names)) for kind, names in rows}
+
+
+DOCUMENTED = documented()
 
 
 @pytest.fixture
-async def hear() -> AsyncIterator[Hear]:
-    tasks: list[asyncio.Task[None]] = []
+async def heard() -> AsyncIterator[Heard]:
+    async with Receiver() as receiver:
+        yield Heard(receiver)
 
-    async def follow(proxy: Proxy, heard: Heard) -> None:
-        with proxy.app.events.subscribed() as subscription:
-            while True:
-                heard.events.append(await subscription.next())
 
-    def hear(proxy: Proxy) -> Heard:
-        heard = Heard()
-        tasks.append(asyncio.create_task(follow(proxy, heard)))
-        return heard
+@pytest.fixture
+def start(start: Start, heard: Heard) -> Start:
+    """Start a proxy that sends all events to a receiver."""
 
-    yield hear
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    async def begin(**settings: Any) -> Proxy:
+        known = {"url": heard.receiver.url, "events": [*EventKind]}
+        return await start(**({"notifications": [known]} | settings))
+
+    return begin
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +80,8 @@ def images(upstream: FakeUpstream) -> None:
 
 
 async def test_pulls_are_gets_of_manifests_also_from_the_response_cache(
-    proxy: Proxy, hear: Hear
+    proxy: Proxy, heard: Heard
 ) -> None:
-    heard = hear(proxy)
     for _ in range(5):
         assert (await proxy.get(MANIFEST, User_Agent="docker/27" + "x" * 200)).status == 200
         assert (await proxy.head(MANIFEST)).status == 200
@@ -92,7 +100,8 @@ async def test_pulls_are_gets_of_manifests_also_from_the_response_cache(
     assert {data["user_agent"] for _, data in pulls[:5]} == {agent}
 
 
-async def test_nothing_is_emitted_for_pulls_without_a_subscriber(proxy: Proxy) -> None:
+async def test_nothing_is_emitted_for_pulls_without_a_subscriber(start: Start) -> None:
+    proxy = await start(notifications=[])
     for _ in range(4):
         await proxy.get(MANIFEST)
     with proxy.app.events.subscribed([EventKind.PULL]) as subscription:
@@ -103,9 +112,8 @@ async def test_nothing_is_emitted_for_pulls_without_a_subscriber(proxy: Proxy) -
 
 
 async def test_content_that_arrives_is_cached_once(
-    proxy: Proxy, hear: Hear, clock: Clock, upstream: FakeUpstream
+    proxy: Proxy, heard: Heard, clock: Clock, upstream: FakeUpstream
 ) -> None:
-    heard = hear(proxy)
     for path in (MANIFEST, f"{REPO}/blobs/{LAYER}"):
         await asyncio.gather(proxy.get(path), proxy.get(path))
     cached = dict(await heard.have(EventKind.CACHED, 2))
@@ -121,9 +129,8 @@ async def test_content_that_arrives_is_cached_once(
 
 
 async def test_a_tag_that_moves_names_both_digests(
-    proxy: Proxy, hear: Hear, upstream: FakeUpstream
+    proxy: Proxy, heard: Heard, upstream: FakeUpstream
 ) -> None:
-    heard = hear(proxy)
     await proxy.get(MANIFEST)
     assert await heard.have(EventKind.TAG_MOVED, 1) == [
         (f"{NAME}:latest", {"from": None, "to": IMAGE.digest})
@@ -139,10 +146,9 @@ async def test_a_tag_that_moves_names_both_digests(
 
 
 async def test_what_is_evicted_is_told_one_by_one(
-    start: Start, hear: Hear, upstream: FakeUpstream, clock: Clock
+    start: Start, heard: Heard, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start(storage={"max_size": 100 * 1024})
-    heard = hear(proxy)
     digests = [upstream.add_blob("library/app", content.blob(40 * 1024, n)) for n in range(3)]
     for digest in digests:
         await proxy.get(f"{REPO}/blobs/{digest}")
@@ -154,10 +160,9 @@ async def test_what_is_evicted_is_told_one_by_one(
 
 
 async def test_many_evictions_of_one_run_are_told_as_one(
-    start: Start, hear: Hear, upstream: FakeUpstream, clock: Clock
+    start: Start, heard: Heard, upstream: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await start()
-    heard = hear(proxy)
     digests = [upstream.add_blob("library/app", content.blob(10, n)) for n in range(102)]
     for digest in digests:
         await proxy.get(f"{REPO}/blobs/{digest}")
@@ -170,9 +175,8 @@ async def test_many_evictions_of_one_run_are_told_as_one(
 
 
 async def test_wrong_bytes_of_an_upstream_are_corrupt(
-    proxy: Proxy, hear: Hear, upstream: FakeUpstream
+    proxy: Proxy, heard: Heard, upstream: FakeUpstream
 ) -> None:
-    heard = hear(proxy)
     upstream.fault(faults.corrupt(), kind="blob", times=1)
     upstream.fault(faults.corrupt(), kind="manifest", method="GET", times=1)
     await proxy.get(f"{REPO}/manifests/{IMAGE.digest}")
@@ -187,8 +191,7 @@ async def test_wrong_bytes_of_an_upstream_are_corrupt(
         assert data["found"] != digest
 
 
-async def test_content_that_goes_bad_on_the_disk_is_corrupt(proxy: Proxy, hear: Hear) -> None:
-    heard = hear(proxy)
+async def test_content_that_goes_bad_on_the_disk_is_corrupt(proxy: Proxy, heard: Heard) -> None:
     await proxy.get(MANIFEST)
     await proxy.get(f"{REPO}/blobs/{LAYER}")
     await proxy.settled()
@@ -209,11 +212,10 @@ async def _at_once(_: int) -> None:
 
 
 async def test_an_upstream_that_fails_is_down_once_and_then_up(
-    start: Start, hear: Hear, upstream: FakeUpstream
+    start: Start, heard: Heard, upstream: FakeUpstream
 ) -> None:
     patience = {"retries": 0, "failures": 2, "pause": "50ms", "cool_down": 0}
     proxy = await start(patience=patience)
-    heard = hear(proxy)
     upstream.fault(faults.status(503))
     for number in range(4):
         assert (await proxy.get(f"{REPO}/manifests/t{number}")).status == 502
@@ -228,9 +230,8 @@ async def test_an_upstream_that_fails_is_down_once_and_then_up(
 
 
 async def test_a_low_budget_is_told_once_a_window(
-    proxy: Proxy, hear: Hear, upstream: FakeUpstream, clock: Clock
+    proxy: Proxy, heard: Heard, upstream: FakeUpstream, clock: Clock
 ) -> None:
-    heard = hear(proxy)
     upstream.behaviour.rate_limit = RateLimit(limit=10, remaining=3, window=3600)
     images = [content.image(10 + n) for n in range(3)]
     for number, image in enumerate(images):
@@ -248,14 +249,13 @@ async def test_a_low_budget_is_told_once_a_window(
 
 
 async def test_a_rule_that_denies_is_told_once_a_minute(
-    start: Start, hear: Hear, tmp_path: Path
+    start: Start, heard: Heard, tmp_path: Path
 ) -> None:
     rules = [{"deny": "pull", "images": ["docker.io/library/miner"], "because": "SEC-12"}]
     users = write_users(tmp_path / "users", ada="secret")
     access = {"htpasswd_file": str(users), "rules": [*rules, {"allow": "pull", "to": ["user:*"]}]}
     policy = {"name": "none", "images": ["docker.io/library/app"], "deny": True, "because": "P1"}
     proxy = await start(access=access, policies=[policy])
-    heard = hear(proxy)
     login = basic("ada", "secret")
     for _ in range(3):
         path = "/v2/library/miner/manifests/1"
@@ -270,8 +270,7 @@ async def test_a_rule_that_denies_is_told_once_a_minute(
     assert "P1" in second[1]["because"]
 
 
-async def test_a_restored_tag_is_no_move(proxy: Proxy, hear: Hear) -> None:
-    heard = hear(proxy)
+async def test_a_restored_tag_is_no_move(proxy: Proxy, heard: Heard) -> None:
     await proxy.get(MANIFEST)
     await heard.have(EventKind.TAG_MOVED, 1)
     target, tag = Target("docker.io", Repo("library/app")), Tag("latest")

@@ -134,10 +134,12 @@ async def running(
 async def _notify(
     stack: AsyncExitStack, notifications: Notifications, engine: Engine, settings: Settings
 ) -> None:
-    """Send events to the receivers of the settings. Raises ``ConfigError``."""
+    """Send events to the receivers of the settings; ``stack`` ends it. Raises ``ConfigError``."""
     await stack.enter_async_context(notifications)
     notifications.use(receivers(settings, engine.router))
-    engine.background.start("notifications", notifications.run)
+    background = Supervisor(engine.metrics.tasks, engine.metrics.readiness)
+    stack.push_async_callback(background.close)
+    background.start("notifications", notifications.run)
 
 
 def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> None:

@@ -14,7 +14,7 @@ from proxy.content.reservations import NoRoom
 from proxy.core.errors import ContentMismatch, StorageError
 from proxy.core.names import Digest, Target
 from proxy.core.records import Clock, disk_bytes
-from proxy.core.sources import Place
+from proxy.core.sources import Place, WrongBytes
 from proxy.index import Index
 from proxy.runtime.executors import Pool, in_thread, to_its_end
 from proxy.runtime.metrics import CacheCounters
@@ -89,6 +89,14 @@ class Faults:
         self._counters.mismatches += 1
         log.error("content mismatch", error=error.message)
         self._tell(Corrupt(target, digest, error.found, where))
+
+    def wrong_from(self, place: Place) -> WrongBytes:
+        """Return what tells listeners about bytes that a source itself has found to be wrong."""
+
+        def tell(target: Target, digest: Digest, found: str) -> None:
+            self._tell(Corrupt(target, digest, found, place))
+
+        return tell
 
     def trouble(self, error: StorageError) -> None:
         """Count a failure of the disk that is survived. A full cache is not a failure."""

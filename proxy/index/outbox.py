@@ -8,6 +8,7 @@ or sent again. A damaged file is set aside, and its events are lost.
 import asyncio
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -50,6 +51,8 @@ class Outbox:
     """The queues of all receivers. Close it when done. Verbs raise ``StorageError``."""
 
     def __init__(self, file: Path) -> None:
+        self.lengths: Final[Counter[str]] = Counter()
+        """How many events wait for each receiver, as of the last ``trim`` and removals since."""
         self._file = file
         self._connection: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
@@ -77,10 +80,14 @@ class Outbox:
         left: float = row[0] - time.monotonic()
         return left if left > 0 else Waiting(*row[1:])
 
-    async def remove(self, waiting: Waiting) -> None:
+    async def remove(self, receiver: str, waiting: Waiting) -> None:
         """Remove an event: it was delivered, or is dropped."""
         sql = "DELETE FROM waiting WHERE id = ?"
-        await self._change(lambda db: db.execute(sql, [waiting.id]))
+
+        def remove(db: sqlite3.Connection) -> None:
+            self.lengths[receiver] -= db.execute(sql, [waiting.id]).rowcount
+
+        await self._change(remove)
 
     async def postpone(self, waiting: Waiting, seconds: float) -> None:
         """Count a failed attempt, and have the event due in so many seconds."""
@@ -88,10 +95,10 @@ class Outbox:
         due = time.monotonic() + seconds
         await self._change(lambda db: db.execute(sql, [due, waiting.id]))
 
-    async def trim(self, receiver: str, most: int) -> tuple[int, int]:
-        """Remove the oldest events beyond ``most``; return how many are left and were removed."""
+    async def trim(self, receiver: str, most: int) -> int:
+        """Remove the oldest events beyond ``most``; return how many were removed."""
 
-        def trim(db: sqlite3.Connection) -> tuple[int, int]:
+        def trim(db: sqlite3.Connection) -> int:
             count = "SELECT count(*) FROM waiting WHERE receiver = ?"
             found: int = db.execute(count, [receiver]).fetchone()[0]
             excess = max(0, found - most)
@@ -101,7 +108,8 @@ class Outbox:
                     "(SELECT id FROM waiting WHERE receiver = ? ORDER BY id LIMIT ?)",
                     [receiver, excess],
                 )
-            return found - excess, excess
+            self.lengths[receiver] = found - excess
+            return excess
 
         return await self._change(trim)
 

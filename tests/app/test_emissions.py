@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError
 
+from proxy.core.errors import ContentMismatch
 from proxy.core.names import Digest, Repo, Tag, Target
 from proxy.runtime.events import EventKind
+from proxy.services.bundle.contents import BundledBlob
+from proxy.services.importing import Importer
 from proxy.web.announced import DENIED_SECONDS
 from tests.access.people import basic, write_users
 from tests.fakes import content, faults
@@ -278,3 +281,28 @@ async def test_a_restored_tag_is_no_move(proxy: Proxy, heard: Heard) -> None:
     await proxy.app.content.tags.set(target, tag, None)
     await proxy.app.content.tags.restore(target, tag, record)
     await heard.have(EventKind.TAG_MOVED, 1)
+
+
+async def test_content_of_a_bundle_is_cached_or_corrupt(proxy: Proxy, heard: Heard) -> None:
+    importer = Importer(proxy.app.content, None, ["docker.io"])  # type: ignore[arg-type]
+
+    async def pieces(data: bytes) -> AsyncIterator[bytes]:
+        yield data
+
+    blob = BundledBlob(Digest(LAYER), 1000, None, is_public=True)
+    manifest = BundledBlob(
+        Digest(IMAGE.digest), len(IMAGE.manifest), IMAGE.media_type, is_public=True
+    )
+    for one in (blob, manifest):
+        with pytest.raises(ContentMismatch):
+            await importer.receive(one, pieces(b"x" * one.size))
+    await importer.receive(blob, pieces(IMAGE.blobs[LAYER]))
+    await importer.receive(manifest, pieces(IMAGE.manifest))
+    corrupt, cached = await heard.have(EventKind.CORRUPT, 2), await heard.have(EventKind.CACHED, 2)
+    for found in (corrupt, cached):
+        assert [subject for subject, _ in found] == [LAYER, IMAGE.digest]
+    assert [data["where"] for _, data in corrupt] == ["bundle", "bundle"]
+    assert [data["found"] for _, data in corrupt] == [
+        content.digest(b"x" * one.size) for one in (blob, manifest)
+    ]
+    assert [(data["source"], data["upstream"]) for _, data in cached] == [("import", None)] * 2

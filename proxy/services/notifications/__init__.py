@@ -142,9 +142,9 @@ class Notifications:
         for delivery in self._deliveries:
             receiver, counters = delivery.receiver, delivery.counters
             with suppress(StorageError):
-                left, dropped = await self._outbox.trim(receiver.name, receiver.max_queue)
-                counters.queued = left
+                dropped = await self._outbox.trim(receiver.name, receiver.max_queue)
                 counters.dropped["full"] += dropped
+                counters.queued = self._outbox.lengths[receiver.name]
             delivery.wake()
 
     def _count_lost(self) -> None:

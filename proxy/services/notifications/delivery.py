@@ -99,8 +99,7 @@ class Delivery:
         if answer.end is _End.DELIVERED:
             self._failures = 0
             self.counters.delivered += 1
-            self.counters.queued -= 1
-            await self._outbox.remove(waiting)
+            await self._remove(waiting)
             return
         self._failures += 1
         self.counters.failures += 1
@@ -116,8 +115,12 @@ class Delivery:
 
     async def _drop(self, waiting: Waiting, reason: str) -> None:
         self.counters.dropped[reason] += 1
-        self.counters.queued -= 1
-        await self._outbox.remove(waiting)
+        await self._remove(waiting)
+
+    async def _remove(self, waiting: Waiting) -> None:
+        name = self.receiver.name
+        await self._outbox.remove(name, waiting)
+        self.counters.queued = self._outbox.lengths[name]
 
     async def _post(self, waiting: Waiting) -> _Answer:
         receiver = self.receiver

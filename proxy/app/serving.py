@@ -40,7 +40,7 @@ from proxy.web.admin.pages import Admin
 from proxy.web.announced import Announcer
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
-from proxy.web.exchange import Journal
+from proxy.web.exchange import Journal, Watchers
 from proxy.web.fleet import PeerServer, Served
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.gate import TOKEN_PATH, Gate, Guards
@@ -98,8 +98,8 @@ def handlers(
     policies.use(compiled(settings.policies, router.parse_selector))
     callers = Callers()
     guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
-    announcer = Announcer(engine.events)
-    journal = Journal(engine.metrics, request_log, audit, upstreams.current, announcer)
+    watchers = Watchers(Announcer(engine.events), engine.tracer)
+    journal = Journal(engine.metrics, request_log, audit, upstreams.current, watchers)
     responses = ResponseCache(lookup, guards, journal, trusted)
     puller = Puller(cache, content, engine.origins, engine.downloads)
     expansion = Expansion(content, engine.origins, cache.listings)

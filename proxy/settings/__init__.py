@@ -18,6 +18,7 @@ from proxy.settings.bucket import Bucket
 from proxy.settings.fleet import Fleet
 from proxy.settings.notifications import Notification, check_names
 from proxy.settings.policies import Policy
+from proxy.settings.tracing import Tracing
 from proxy.settings.units import (
     Bytes,
     Disk,
@@ -42,6 +43,7 @@ __all__ = [
     "Settings",
     "Storage",
     "Timeouts",
+    "Tracing",
     "Upstream",
     "UpstreamTLS",
 ]
@@ -312,6 +314,7 @@ class Settings(Section):
     prefetch: Prefetch = Prefetch()
     memory: Memory = Memory()
     log: Log = Log()
+    tracing: Tracing = Tracing()
 
     @property
     def host(self) -> str:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
@@ -19,8 +19,10 @@ from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective, cache_directive
 from proxy.core.sources import Place
 from proxy.repository.results import Forward
+from proxy.runtime import request_ids
 from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
+from proxy.runtime.spans import NoTracer, Tracer
 from proxy.upstream.registry import Upstream
 from proxy.web import audited
 from proxy.web.announced import Announcer
@@ -43,6 +45,7 @@ class Exchange:
     request: BaseRequest
     started: float = field(default_factory=time.perf_counter)
     ns: str | None = field(init=False)
+    request_id: str = field(init=False)
     route: Route | None = None
     target: Target | None = None
     client: Client | None = None
@@ -76,6 +79,8 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self.ns = self.request.query.get("ns") or None
+        sent = self.request.headers.get(request_ids.HEADER)
+        self.request_id = request_ids.accepted(sent) or request_ids.make()
 
     @property
     def directive(self) -> CacheDirective:
@@ -103,6 +108,7 @@ class Exchange:
         """Return the headers of every response, and ``more``."""
         status = None if self.outcome is None else self._cache_status(self.outcome)
         headers = common_headers(self.ns if self.target is not None else None, status)
+        headers[request_ids.HEADER] = self.request_id
         headers.update(more)
         return headers
 
@@ -227,6 +233,13 @@ class Exchange:
         return f"fwd={reason}" if status is None else f"fwd={reason}; fwd-status={status}"
 
 
+class Watchers(NamedTuple):
+    """What follows each request besides the logs: events, and spans."""
+
+    announcer: Announcer
+    tracer: Tracer = NoTracer()
+
+
 class Journal:
     """Counts, logs and announces each request once, and logs failures of upstreams."""
 
@@ -236,12 +249,12 @@ class Journal:
         request_log: RequestLog,
         audit: AuditLog,
         upstreams: Mapping[str, Upstream],
-        announcer: Announcer,
+        watchers: Watchers,
     ) -> None:
         self.metrics = metrics
         self.request_log = request_log
         self.audit = audit
-        self.announcer = announcer
+        self.announcer, self.tracer = watchers
         self._upstreams = upstreams
 
     def record(self, exchange: Exchange) -> None:
@@ -278,7 +291,8 @@ class Journal:
                 fields |= carried(event)
             else:
                 self.audit.record(event)
-        self.request_log.add(fields, seconds, exchange.request.remote)
+        client = exchange.request.remote
+        self.request_log.add(fields, seconds, client, exchange.request_id)
 
 
 def _served(exchange: Exchange) -> str:
@@ -291,7 +305,7 @@ def _served(exchange: Exchange) -> str:
 
 
 def common_headers(ns: str | None, status: str | None) -> CIMultiDict[str]:
-    """Return the headers of every response; ``ns`` is the request's, ``status`` the cache's."""
+    """Return the headers of all responses but the id; ``ns`` is that of the request."""
     headers = CIMultiDict(COMMON_HEADERS)
     if ns is not None:
         headers["OCI-Namespace"] = ns

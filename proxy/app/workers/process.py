@@ -37,7 +37,7 @@ from proxy.web.acceptor import Acceptor
 from proxy.web.announced import Announcer
 from proxy.web.certificate import certificate_of
 from proxy.web.clients import Clients
-from proxy.web.exchange import Journal
+from proxy.web.exchange import Journal, Watchers
 from proxy.web.response_cache import ResponseCache
 from proxy.web.server import RegistryServer
 
@@ -95,7 +95,7 @@ class _Worker:
             output, level=settings.log.level, on_drop=metrics.cache.unlogged
         )
         audit, announcer = Audit(Access(), output, metrics), Announcer(self._reports.pulls)
-        self._journal = Journal(metrics, self._request_log, audit, {}, announcer)
+        self._journal = Journal(metrics, self._request_log, audit, {}, Watchers(announcer))
         self._certificate = certificate_of(settings)
         self._held = Held(
             settings.storage.path,

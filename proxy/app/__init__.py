@@ -13,12 +13,15 @@ from proxy.app.bucket import SecondTier
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine, Environment
 from proxy.app.fleet import Fleet
+from proxy.app.notifications import receivers
 from proxy.app.workers import crew as crews
 from proxy.app.workers.ledger import Ledger
 from proxy.content.content import Content
 from proxy.runtime import loop_monitor
+from proxy.runtime.events import Events
 from proxy.runtime.logs import Output, RequestLog
 from proxy.runtime.supervisor import Supervisor
+from proxy.services.notifications import Notifications
 from proxy.services.reconcile import look_after
 from proxy.services.verify import Verifier
 from proxy.settings import Settings
@@ -47,6 +50,7 @@ class App:
     bucket: SecondTier | None
     fleet: Fleet | None
     """None: there are no other replicas."""
+    events: Events
 
 
 @asynccontextmanager
@@ -82,6 +86,7 @@ async def running(
             identity.use(identity.prepare(settings.access), settings.access)
         background = engine.background
         background.start("request log", request_log.write_forever)
+        await _notify(stack, parts.notifications, engine, settings)
         background.start("policies", parts.guards.policies.watch)
         stack.push_async_callback(parts.guards.policies.close)
         _maintain(background, engine, settings)
@@ -121,11 +126,23 @@ async def running(
             count,
             storage.bucket,
             engine.fleet,
+            engine.events,
         )
         parts.admin.is_stopping = True
         parts.stop()
         if is_public:
             await asyncio.sleep(settings.shutdown_delay)
+
+
+async def _notify(
+    stack: AsyncExitStack, notifications: Notifications, engine: Engine, settings: Settings
+) -> None:
+    """Send events to the receivers of the settings; ``stack`` ends it. Raises ``ConfigError``."""
+    await stack.enter_async_context(notifications)
+    notifications.use(receivers(settings, engine.router))
+    background = Supervisor(engine.metrics.tasks, engine.metrics.readiness)
+    stack.push_async_callback(background.close)
+    background.start("notifications", notifications.run)
 
 
 def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> None:

@@ -18,6 +18,7 @@ from proxy.content.content import Content
 from proxy.content.downloads import Download, Downloads
 from proxy.core.errors import ConfigError
 from proxy.core.names import Digest
+from proxy.core.sources import Place
 from proxy.fleet.leases import Leases, Progress
 from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
@@ -105,6 +106,7 @@ async def opened(
         signer = Signer(secret, address, store.now)
         client = PeerClient(signer, metrics.fleet)
         stack.push_async_callback(client.close)
+        client.on_wrong.append(content.faults.wrong_from(Place.PEER))
         leases = Leases(store, address)
         stack.push_async_callback(leases.close)
         content.on_stored.append(leases.stored)

@@ -268,7 +268,7 @@ class Blobs:
             verifier.check(target)
         except ContentMismatch as error:
             body.reject()
-            self._content.faults.mismatched(error)
+            self._content.faults.mismatched(error, target, digest, body.place)
             raise
         await self._content.links.add(target, [digest])
         yield held_back

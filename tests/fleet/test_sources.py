@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from proxy.core.names import Digest
+from proxy.runtime.events import EventKind
 from tests.fakes import content, faults
 from tests.fakes.upstream import FakeUpstream
 from tests.fleet.together import StartReplica, acquainted, fleet
@@ -112,6 +113,8 @@ async def test_wrong_bytes_of_a_replica_reach_no_client(
     except Exception:
         pass
     assert LAYER not in b.held()
+    corrupt = b.app.events.recent([EventKind.CORRUPT])
+    assert {(event.subject, event.data["where"]) for event in corrupt} == {(LAYER, "peer")}
 
 
 async def test_private_content_is_confirmed_for_each_repository(

@@ -38,6 +38,8 @@ class Start:
     """The log has lines of JSON."""
     is_terminal: bool
     """The log is a terminal."""
+    reports_pulls: bool
+    """As ``Watch`` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,14 @@ class Stop:
     grace: float
 
 
-Order = Start | InForce | Stop
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Report pulls from now on, or no longer."""
+
+    reports_pulls: bool
+
+
+Order = Start | InForce | Stop | Watch
 
 
 class Channel:

@@ -21,9 +21,10 @@ import structlog
 import proxy
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine
-from proxy.app.workers.channel import Channel, InForce, Order, Start, Stop
+from proxy.app.workers.channel import Channel, InForce, Order, Start, Stop, Watch
 from proxy.app.workers.ledger import Ledger
 from proxy.index.generations import Generations
+from proxy.runtime.events import EventKind, Events
 from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Settings
 
@@ -78,6 +79,18 @@ class Crew:
         with suppress(TimeoutError):
             async with asyncio.timeout(_START_SECONDS):
                 await self._all_report.wait()
+
+    async def watch_pulls(self, events: Events) -> None:
+        """Tell all workers whether somebody wants to hear of pulls, until cancelled."""
+        changed = asyncio.Event()
+        events.on_wanted.append(changed.set)
+        while True:
+            changed.clear()
+            watch = Watch(events.wanted(EventKind.PULL))
+            if watch.reports_pulls is not self._start.reports_pulls:
+                self._start = replace(self._start, reports_pulls=watch.reports_pulls)
+                await self._order(watch)
+            await changed.wait()
 
     def reloading(self, apply: _Apply) -> _Apply:
         """Return what applies settings by ``apply``, and then in all workers.
@@ -173,9 +186,11 @@ async def started(
         relayed=max(1, limits.clients // len(listeners)),
         is_json=output.is_json,
         is_terminal=output.stream.isatty(),
+        reports_pulls=engine.events.wanted(EventKind.PULL),
     )
     supervisor = Supervisor(metrics.tasks, metrics.readiness)
     crew = Crew(start, listeners, index.generations, ledger, supervisor)
     stack.push_async_callback(crew.close, settings.shutdown_grace)
     await crew.start()
+    supervisor.start("watched pulls", partial(crew.watch_pulls, engine.events))
     return crew

@@ -17,6 +17,7 @@ from urllib.request import urlopen
 import pytest
 from aiohttp import ClientError, ClientSession, TCPConnector
 
+from proxy.runtime.events import EventKind
 from proxy.settings import Settings
 from tests.access.people import basic, write_users
 from tests.fakes import content
@@ -93,6 +94,28 @@ async def test_hits_are_answered_by_workers_and_counted_once(proxy: Proxy) -> No
     logged = [one for one in lines if one["event"] == "request" and one.get("kind")]
     assert len(logged) == 1 + len(IMAGE.blobs) + 12
     assert {one["client"] for one in logged} == {"127.0.0.1"}
+
+
+async def test_pulls_from_workers_are_events_once_somebody_wants_them(proxy: Proxy) -> None:
+    await warm(proxy)
+    began, events = time.time(), proxy.app.events
+    with events.subscribed([EventKind.PULL]) as subscription:
+        async with asyncio.timeout(30), fresh(proxy) as client:
+            event = None
+            while event is None:  # each worker learns of the subscriber in its turn
+                await client.get(MANIFEST, headers={"User-Agent": "test/1"})
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        event = await subscription.next()
+    assert event.subject == "docker.io/library/app:latest"
+    assert began < event.time < time.time()
+    assert dict(event.data) == {
+        "digest": IMAGE.digest,
+        "client": "127.0.0.1",
+        "outcome": "hit",
+        "bytes": len(IMAGE.manifest),
+        "user_agent": "test/1",
+    }
 
 
 def fresh(proxy: Proxy) -> ClientSession:

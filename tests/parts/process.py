@@ -47,10 +47,10 @@ def free_port() -> int:
         return port
 
 
-def listens(port: int) -> bool:
-    """Tell whether something accepts connections on the loopback port."""
+def listens(port: int, host: str = "127.0.0.1") -> bool:
+    """Return True if something accepts connections on the port."""
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection((host, port), timeout=1).close()
     except OSError:
         return False
     return True

@@ -15,7 +15,7 @@ from tests.fleet.chaos.crowd import Crowd, Judgement
 from tests.fleet.chaos.faults import LANES, Chaos, Fault
 from tests.fleet.chaos.machines import HERE
 from tests.fleet.chaos.spells import Spells
-from tests.fleet.chaos.world import Traffic, World
+from tests.fleet.chaos.world import Sent, World
 
 BODIES: Final = 1.1
 """Bodies from the registry for a blob while Redis is there, on average."""
@@ -52,14 +52,16 @@ class Report:
     went_back_while_apart: int = 0
     slowest_pull: float = 0.0
     blobs: int = 0
-    """Blobs that the registry has sent."""
+    """Blobs that the registry has sent, while all replicas reached Redis."""
+    blobs_alone: int = 0
+    """And those of which it has sent something while one did not."""
     bodies: float = 0.0
-    """Bodies for each of them, on average, while Redis was there."""
+    """Bodies for each of the former, on average."""
     bodies_alone: float = 0.0
-    """And for those that were fetched while Redis was away from one."""
+    """Bodies for each of the latter."""
     most_bodies: float = 0.0
     more: dict[str, str] = field(default_factory=dict)
-    """Blobs with more than `BODIES` while Redis was there, and what was broken then."""
+    """Blobs with more bodies than they should have: who has asked when, and what was broken."""
     sources: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
@@ -144,38 +146,40 @@ class _Course:
         self._count_bodies()
 
     def _count_bodies(self) -> None:
-        report, spells = self._report, self._chaos.spells
-        traffic = self._chaos.world.traffic()
+        """Judge what the registry has sent of each blob.
+
+        A request counts as alone if its replica could not see the others through Redis then.
+        """
+        report, replicas = self._report, len(self._chaos.site.replicas)
         together: list[float] = []
         alone: list[float] = []
-        for digest, one in traffic.items():
-            last = one.last + _LATE
-            if spells.between(one.first, last, ALONE):
-                alone.append(one.bodies)
-            else:
-                together.append(one.bodies)
-                if one.bodies > BODIES:
-                    report.more[digest[:19]] = self._said(one)
-            wiped = len(spells.between(one.first, last, frozenset({"wiped"})))
-            if one.bodies > len(self._chaos.site.replicas) + wiped:
-                report.wrong.append(f"{digest}: {self._said(one)}")
-        report.blobs = len(traffic)
+        for digest, sent in self._chaos.world.traffic().items():
+            apart = [one for one in sent if self._chaos.spells.between(one.at, one.at, ALONE)]
+            both = sum(one.bodies for one in sent)
+            (alone if apart else together).append(both)
+            allowed = BODIES if not apart else replicas
+            if both > allowed:
+                report.more[digest[:19]] = self._said(sent)
+            first, last = sent[0].at, sent[-1].at + _LATE
+            wiped = len(self._chaos.spells.between(first, last, frozenset({"wiped"})))
+            if both > replicas + wiped:
+                report.wrong.append(f"{digest}: {self._said(sent)}")
+        report.blobs, report.blobs_alone = len(together), len(alone)
         report.bodies, report.bodies_alone = _mean(together), _mean(alone)
         report.most_bodies = round(max([*together, *alone], default=0.0), 2)
         if report.bodies > BODIES:
             report.wrong.append(f"{report.bodies} bodies from the registry for each blob")
 
-    def _said(self, one: Traffic) -> str:
-        found = self._chaos.spells.all
+    def _said(self, sent: Sequence[Sent]) -> str:
+        first, last = sent[0].at, sent[-1].at
         met = [
-            f"{spell.kind} {spell.place.rpartition('.')[2]} {spell.began - one.first:+.1f}"
-            for spell in found
-            if spell.began <= one.last + _LATE and spell.ended >= one.first - _LATE
+            f"{spell.kind} {spell.place.rpartition('.')[2]} {spell.began - first:+.1f} to "
+            f"{spell.ended - first:+.1f}"
+            for spell in self._chaos.spells.all
+            if spell.began <= last + _LATE and spell.ended >= first - _LATE
         ]
-        spent = one.last - one.first
-        return (
-            f"{one.bodies:.2f} bodies, {one.requests} requests in {spent:.1f} s; {', '.join(met)}"
-        )
+        asked = [f"{one.by} {one.at - first:+.1f} {one.bodies:.2f}" for one in sent]
+        return f"{', '.join(asked)}; {', '.join(met)}"
 
 
 def _mean(values: list[float]) -> float:

@@ -1,12 +1,12 @@
 """What breaks, and for how long. Each fault ends healed."""
 
 import asyncio
-import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from redis import RedisError
@@ -73,9 +73,7 @@ async def fill_a_disk(chaos: Chaos) -> None:
     filler = storage / "filler"
     with chaos.spells.during("disk", replica.address):
         try:
-            with filler.open("wb") as opened:
-                free = os.statvfs(storage)
-                os.posix_fallocate(opened.fileno(), 0, free.f_bavail * free.f_frsize)
+            await asyncio.to_thread(_fill, filler)
             await asyncio.sleep(chaos.seconds())
         finally:
             filler.unlink()
@@ -168,6 +166,13 @@ def _holder(chaos: Chaos) -> Replica | None:
             if digest in running and chaos.world.is_large(digest) and value is not None:
                 return chaos.site.of(value.decode().split()[0].removeprefix("http://"))
     return None
+
+
+def _fill(filler: Path) -> None:
+    """Write until there is no room."""
+    with filler.open("wb", buffering=0) as opened, suppress(OSError):
+        while opened.write(bytes(4096)):
+            pass
 
 
 def _flush(chaos: Chaos) -> None:

@@ -32,7 +32,7 @@ ADDRESSES: Final = {
     "2": "172.30.5.12",
     "3": "172.30.5.13",
 }
-DISK_SIZE: Final = 1024**3
+DISK_SIZE: Final = 400 * 1024**2
 _CLOCK: Final = Path(__file__).with_name("clock.py")
 _PYTHON: Final = sys.executable
 
@@ -134,7 +134,7 @@ def _settings(root: Path, redis: Redis, bucket: Server) -> dict[str, Any]:
     secret.write_text("0123456789abcdef0123456789abcdef")
     changes = {
         "storage": {
-            "max_size": "512MiB",
+            "max_size": "300MiB",
             "min_free": 0,
             "bucket": bucket.bucket("fleet").settings(),
         },

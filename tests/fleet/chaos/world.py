@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -24,19 +23,13 @@ class Name(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """What the registry has sent of one blob."""
+class Sent:
+    """One body that the registry began to send. ``by`` is the replica that asked."""
 
-    size: int
-    sent: int
-    requests: int
-    first: float
-    last: float
-
-    @property
-    def bodies(self) -> float:
-        """How many times its size."""
-        return self.sent / self.size
+    at: float
+    bodies: float
+    """What was sent of it, as a part of its size."""
+    by: str
 
 
 class World:
@@ -79,27 +72,16 @@ class World:
             return Name(rng.choice(REPOSITORIES), "latest")
         return rng.choice(self._names[-6:] if kind < 0.8 else self._names)
 
-    def traffic(self) -> dict[str, Traffic]:
-        """Return what was sent of each blob that anybody has asked for."""
-        found: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    def traffic(self) -> dict[str, list[Sent]]:
+        """Return what was sent of each blob, in order of time."""
+        found: defaultdict[str, list[Sent]] = defaultdict(list)
         for record in self.upstream.requests:
-            if record.kind == "blob" and record.begun and record.reference in self.sizes:
-                found[record.reference].append((record.sent, record.at))
-        return {
-            digest: Traffic(
-                self.sizes[digest],
-                sum(sent for sent, _ in parts),
-                len(parts),
-                min(at for _, at in parts),
-                max(at for _, at in parts),
-            )
-            for digest, parts in found.items()
-        }
+            digest = record.reference
+            if record.kind == "blob" and record.begun and digest in self.sizes:
+                part = record.sent / self.sizes[digest]
+                found[digest].append(Sent(record.at, part, record.client.rpartition(".")[2]))
+        return found
 
     def is_large(self, digest: str) -> bool:
         """Return True for a blob whose download takes a while."""
         return self.sizes.get(digest, 0) >= 1_000_000
-
-    def now(self) -> float:
-        """Return the time of the registry's records."""
-        return time.time()

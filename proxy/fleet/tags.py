@@ -64,7 +64,10 @@ class Image(Protocol):
 
 
 class _Taken(NamedTuple):
-    """A fact of which a record was made ``at`` this machine's monotonic time, after so many gaps."""
+    """A fact of which a record was made; ``at`` is this machine's monotonic time of the check.
+
+    ``gaps`` counts those before it.
+    """
 
     fact: Fact
     at: float
@@ -134,7 +137,7 @@ class SharedTags:
         self._is_shared = is_shared
         self._latest: LRUCache[Key, Fact] = LRUCache(MAX_FACTS)
         self._taken: LRUCache[Key, _Taken] = LRUCache(MAX_FACTS)
-        """Facts of which the records here were made: a record has another clock, which may be set."""
+        """Facts of which the records here were made: a record has another clock, which jumps."""
         self._waiting: dict[Key, set[asyncio.Future[Fact | None]]] = {}
         self._changed: dict[Key, None] = {}
         self._outdated: dict[Key, None] = {}

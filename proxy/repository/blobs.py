@@ -80,17 +80,17 @@ class Blobs:
             if arriving is not None:
                 return arriving
 
-    async def prefetch(self, target: Target, digest: Digest) -> Reader | None:
+    async def begin(self, target: Target, digest: Digest, priority: Priority) -> Reader | None:
         """Begin to fetch a blob that no client has asked for; None if it is here or cannot be kept.
 
-        The reader ends by ``Downloads.abandon``. Raises ``NotFound`` if upstream lacks the blob.
+        Also None if it arrives already. Raises ``NotFound`` if upstream lacks the blob.
         """
         await self.absences.refuse(target, digest)
         if await self._content.holds(digest) or await self._cannot_fit(target, digest):
             return None
         if self._downloads.live(target, digest) is not None:
             return None
-        return self._downloads.join(self._wanted(target, digest, Priority.PREFETCH))
+        return self._downloads.join(self._wanted(target, digest, priority))
 
     async def rest(
         self, target: Target, digest: Digest, failed: Local | Live, offset: int

@@ -20,7 +20,7 @@ which then fetches for itself."""
 MAX_ASKED: Final = 8
 """Replicas that are asked whether they hold something when Redis does not say who does."""
 
-UPLOAD_SECONDS: Final = 3.0
+UPLOAD_SECONDS: Final = 1.5
 """Content that a replica has just stored is in the bucket after so long."""
 
 RESCUE_SECONDS: Final = STALL_SECONDS + 4.0

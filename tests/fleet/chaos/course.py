@@ -159,18 +159,19 @@ class _Course:
             (alone if apart else together).append(both)
             allowed = BODIES if not apart else replicas
             if both > allowed:
-                report.more[digest[:19]] = self._said(sent)
+                report.more[digest[:19]] = self._said(digest, sent)
             first, last = sent[0].at, sent[-1].at + _LATE
             wiped = len(self._chaos.spells.between(first, last, frozenset({"wiped"})))
             if both > replicas + wiped:
-                report.wrong.append(f"{digest}: {self._said(sent)}")
+                report.wrong.append(f"{digest}: {self._said(digest, sent)}")
         report.blobs, report.blobs_alone = len(together), len(alone)
         report.bodies, report.bodies_alone = _mean(together), _mean(alone)
         report.most_bodies = round(max([*together, *alone], default=0.0), 2)
         if report.bodies > BODIES:
             report.wrong.append(f"{report.bodies} bodies from the registry for each blob")
 
-    def _said(self, sent: Sequence[Sent]) -> str:
+    def _said(self, digest: str, sent: Sequence[Sent]) -> str:
+        size = self._chaos.world.sizes[digest]
         first, last = sent[0].at, sent[-1].at
         met = [
             f"{spell.kind} {spell.place.rpartition('.')[2]} {spell.began - first:+.1f} to "
@@ -179,7 +180,7 @@ class _Course:
             if spell.began <= last + _LATE and spell.ended >= first - _LATE
         ]
         asked = [f"{one.by} {one.at - first:+.1f} {one.bodies:.2f}" for one in sent]
-        return f"{', '.join(asked)}; {', '.join(met)}"
+        return f"{size} bytes: {', '.join(asked)}; {', '.join(met)}"
 
 
 def _mean(values: list[float]) -> float:

@@ -105,6 +105,7 @@ async def running(
             ledger = Ledger(engine, parts.guards.limits, output)
             crew = await crews.started(stack, settings, engine, ledger, listeners)
             apply, count = crew.reloading(apply), ledger.responses
+            parts.services.on_switch.append(crew.switch)
         if listeners:
             background.start("warm", parts.services.warmer.watch)
             _scrub(background, parts.services.verifier, settings)

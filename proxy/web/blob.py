@@ -173,11 +173,11 @@ class _Body:
             await self._sending.file(blob.reader if isinstance(blob, Live) else blob, start, stop)
         except StorageError as error:
             log.warning("passing the rest through", error=str(error))
-            offset = start + self._sending.sent - before
+            sent = range(start, start + self._sending.sent - before)
             async with aclosing(
-                self._blobs.rest(self._target, self._digest, blob, offset)
+                self._blobs.rest(self._target, self._digest, blob, sent)
             ) as chunks:
-                await self._sending.chunks(_until(chunks, stop, offset))
+                await self._sending.chunks(_until(chunks, stop, sent.stop))
 
 
 async def _until(

@@ -23,6 +23,11 @@ BODIES: Final = 1.1
 ALONE: Final = frozenset({"redis", "flush", "cut from redis"})
 """Faults of Redis: each replica may fetch for itself."""
 
+CUT_OFF: Final = frozenset({"cut from others"})
+NO_BUCKET: Final = frozenset({"bucket", "cut from bucket"})
+IN_BUCKET: Final = 4096
+"""Smaller blobs are not in the bucket; replicas give them to each other."""
+
 _LATE: Final = 2.0
 """Seconds after the last request for a blob in which its download may still run."""
 
@@ -148,14 +153,15 @@ class _Course:
     def _count_bodies(self) -> None:
         """Judge what the registry has sent of each blob.
 
-        A blob counts as alone if a replica could not see the others through Redis meanwhile. Then
-        one with a full disk passes each pull through, as a single machine does.
+        A blob counts as alone if a replica could not see the others through Redis meanwhile, or
+        could neither reach them nor find it in the bucket. Then one with a full disk passes each
+        pull through, as a single machine does.
         """
         report, replicas = self._report, len(self._chaos.site.replicas)
         together: list[float] = []
         alone: list[float] = []
         for digest, sent in self._chaos.world.traffic().items():
-            apart = [one for one in sent if self._chaos.spells.between(one.at, one.at, ALONE)]
+            apart = any(self._is_alone(digest, one.at) for one in sent)
             both = sum(one.bodies for one in sent)
             (alone if apart else together).append(both)
             allowed = BODIES if not apart else replicas
@@ -171,6 +177,14 @@ class _Course:
         report.most_bodies = round(max([*together, *alone], default=0.0), 2)
         if report.bodies > BODIES:
             report.wrong.append(f"{report.bodies} bodies from the registry for each blob")
+
+    def _is_alone(self, digest: str, at: float) -> bool:
+        """Return True if a replica could not know at that time what the others have."""
+        has, size = self._chaos.spells.between, self._chaos.world.sizes[digest]
+        if has(at, at, ALONE):
+            return True
+        is_in_bucket = size >= IN_BUCKET and not has(at, at, NO_BUCKET)
+        return bool(has(at, at, CUT_OFF)) and not is_in_bucket
 
     def _said(self, digest: str, sent: Sequence[Sent]) -> str:
         size = self._chaos.world.sizes[digest]

@@ -1,15 +1,22 @@
 """Where tags point and have pointed."""
 
+from collections.abc import Sequence
+
 from proxy.content.content import Content
 from proxy.core.errors import NameUnknown, RequestInvalid
 from proxy.core.names import Digest, Image, Tag, Target
 from proxy.core.policy import CacheDirective
 from proxy.repository import Cache
+from proxy.services.imports import Imported
 from proxy.web.admin.documents import Document
 
 
-async def history(content: Content, cache: Cache, image: Image) -> Document:
+async def history(
+    content: Content, cache: Cache, image: Image, imported: Sequence[Imported]
+) -> Document:
     """Return the digests that a tag pointed to, the latest last, with times in Unix seconds.
+
+    ``imported`` are the imports that brought the image.
 
     Raises ``NameUnknown`` for a tag that this cache never saw.
     """
@@ -32,6 +39,19 @@ async def history(content: Content, cache: Cache, image: Image) -> Document:
             }
             for entry in entries
         ],
+        "imported": [
+            import_as_document(one) | {"digest": one.images[str(image)]} for one in imported
+        ],
+    }
+
+
+def import_as_document(one: Imported) -> Document:
+    """Return what an import says of itself, without its images."""
+    return {
+        "at": one.at,
+        "source": one.source,
+        "creator": one.creator,
+        "created_at": one.created_at,
     }
 
 

@@ -112,6 +112,7 @@ async def running(
             ledger = Ledger(engine, parts.guards.limits, output)
             crew = await crews.started(stack, settings, engine, ledger, listeners)
             apply, count = crew.reloading(apply), ledger.responses
+            parts.services.on_switch.append(crew.switch)
         apply = parts.operating.process.begin(apply)
         if listeners:
             parts.keeping.start(background)

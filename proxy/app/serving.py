@@ -177,7 +177,9 @@ def _peer_server(engine: Engine) -> PeerServer | None:
     exchange = None if engine.fleet is None else engine.fleet.exchange
     if exchange is None:
         return None
-    served = Served(engine.storage.content, engine.downloads, engine.cache.manifests)
+    served = Served(
+        engine.storage.content, engine.downloads, engine.cache.manifests, engine.cache.blobs
+    )
     return PeerServer(exchange.signer, exchange.leases, served, engine.metrics.fleet)
 
 

@@ -20,10 +20,15 @@ _LENGTH: Final = struct.Struct("!I")
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """Settings, and their number in ``Generations``."""
+    """Settings, and their number in ``Generations``.
+
+    The main process answers for the upstreams of ``switched``: the operator has taken them offline,
+    or online, without the settings.
+    """
 
     settings: Settings
     number: int
+    switched: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from proxy.upstream.registry import Upstream
 from proxy.web import audited
 from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
+from proxy.web.admin.dashboard.serving import Dashboard
 from proxy.web.admin.documents import refusal, reply
 from proxy.web.gate import presented
 from proxy.web.paced import PacedResponse
@@ -40,6 +41,7 @@ class Admin:
         control: Control,
     ) -> None:
         self._control = control
+        self._dashboard = Dashboard()
         self._metrics = metrics
         self._upstreams = upstreams
         self._content = content
@@ -127,9 +129,11 @@ class Admin:
                 return reply({"status": "not ready", "reasons": reasons}, status=503)
             case "/-/readyz":
                 return reply({"status": "ready"})
+            case path if self._dashboard.has(path):
+                return self._dashboard.answer(request)
             case _:
                 raise PathNotFound(
-                    "no such page; there are /-/stats, /-/healthz, /-/readyz and /metrics"
+                    "no such page; there are /-/, /-/stats, /-/healthz, /-/readyz and /metrics"
                 )
 
     def stats(self) -> dict[str, Any]:

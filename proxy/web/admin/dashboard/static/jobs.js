@@ -1,0 +1,55 @@
+// Lists long work with its progress, and can cancel it.
+
+import { get } from "./api.js";
+import { badge, bar, button, h, render, table } from "./dom.js";
+import * as format from "./format.js";
+import { poll } from "./live.js";
+
+const TONES = { running: "plain", done: "good", failed: "bad", cancelled: "warn" };
+
+/** Return a list of jobs that keeps itself up to date; `isWanted` selects some of them. */
+export function jobList({ signal, start, empty, isWanted = () => true, most = 20 }) {
+  const element = h("div");
+  let isBusy = false;
+  const load = async () => {
+    const jobs = (await get("jobs", {}, { signal })).jobs.filter(isWanted);
+    jobs.sort((one, other) => other.started - one.started);
+    isBusy = jobs.some(({ state }) => state === "running");
+    render(element, jobTable(jobs.slice(0, most), empty));
+  };
+  start(poll(() => (isBusy ? 2 : 10), load, signal));
+  return { element, load: () => start(load()) };
+}
+
+function jobTable(jobs, empty) {
+  return table(
+    "Long work",
+    [
+      { title: "Work", kind: "name", cell: (job) => `${job.kind} ${job.what ?? ""}` },
+      { title: "State", cell: (job) => badge(job.state, TONES[job.state]) },
+      { title: "Progress", kind: "wide", cell: progress },
+      { title: "Began", cell: (job) => format.ago(job.started) },
+      { title: "", kind: "tool", cell: (job) => job.state === "running" && button("Cancel", "cancel-job", job.id) },
+    ],
+    jobs,
+    { key: (job) => job.id, empty },
+  );
+}
+
+function progress({ state, kind, what, progress: done, error, result }) {
+  if (state === "failed") return h("span", { class: "error" }, error ?? "failed");
+  if (state !== "running") return h("span", { class: "note" }, outcome(result));
+  const isKnown = done?.total > 0;
+  const text = isKnown ? format.percent(done.done, done.total) : "";
+  return [bar(`${kind} ${what ?? ""}: ${text}`, done?.done, done?.total), h("span", {}, text)];
+}
+
+/** Return the numbers of a job's result in words. */
+function outcome(result) {
+  const known = Object.entries(result ?? {}).filter(([, value]) => typeof value === "number");
+  return known.map(([name, value]) => (name.endsWith("bytes") || name === "total" ? `${words(name)} ${format.bytes(value)}` : `${words(name)} ${format.number(value)}`)).join(", ");
+}
+
+function words(name) {
+  return name.replaceAll("_", " ");
+}

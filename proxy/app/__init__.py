@@ -83,11 +83,11 @@ async def running(
         background.start("policies", parts.guards.policies.watch)
         stack.push_async_callback(parts.guards.policies.close)
         _maintain(background, engine, settings)
+        await stack.enter_async_context(parts.operating.api.running())
         servers = serving.Servers(stack, engine, parts, grace=settings.shutdown_grace)
         if settings.admin.socket:
             await servers.serve_operator(stack.enter_context(listening.admin(storage.directory)))
-        reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
-        apply: Apply = reloader.apply
+        apply: Apply = reload.Reloader(settings, engine, parts, certificate, request_log).apply
         count: Callable[[], int] = lambda: servers.responses  # noqa: E731 - one of two
         if len(listeners) == 1:
             clients = await servers.serve_clients(
@@ -105,6 +105,7 @@ async def running(
             ledger = Ledger(engine, parts.guards.limits, output)
             crew = await crews.started(stack, settings, engine, ledger, listeners)
             apply, count = crew.reloading(apply), ledger.responses
+        apply = parts.operating.process.begin(apply)
         if listeners:
             background.start("warm", parts.services.warmer.watch)
             _scrub(background, parts.services.verifier, settings)

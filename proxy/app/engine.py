@@ -1,6 +1,7 @@
 """Builds everything below HTTP: storage, upstreams, and the read-through cache over them."""
 
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -30,15 +31,18 @@ from proxy.upstream.guard import SYSTEM_NETWORK, Network
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What tests replace: the clock (Unix seconds), name resolution, identity, and access rules.
+    """What is around the proxy: where its settings come from, and what tests replace.
 
-    ``identifier`` and ``rules`` None: those of the settings.
+    Tests replace the clock (Unix seconds), name resolution, identity, and access rules;
+    ``identifier`` and ``rules`` None: those of the settings. ``load`` reads the settings again and
+    raises ``ConfigError``; None: they come from no file.
     """
 
     clock: Clock = time.time
     network: Network = SYSTEM_NETWORK
     identifier: Identifier | None = None
     rules: AccessRules | None = None
+    load: Callable[[], Settings] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from proxy.access.control import AccessControl, Policy
 from proxy.access.identity import Certificate, Everyone
 from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
+from proxy.app import api
+from proxy.app.api import Operating
 from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
 from proxy.app.workers.inside import InsideServer
@@ -33,8 +35,10 @@ from proxy.services.warm import Warmer, Warming
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
 from proxy.web.admin.actions import Control, Services
+from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.pages import Admin
+from proxy.web.admin.statistics import Statistics
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal
@@ -54,6 +58,7 @@ class Handlers:
 
     registry: Registry
     admin: Admin
+    operating: Operating
     responses: ResponseCache
     services: Services
     guards: Guards
@@ -125,13 +130,12 @@ def handlers(
         bucket=None if storage.bucket is None else storage.bucket.evictor,
     )
     admin_access = AdminAccess(access, settings.admin.token_file)
-    admin = Admin(
-        engine.metrics,
-        content,
-        downloads=engine.downloads,
-        upstreams=upstreams.current,
-        control=Control(services, admin_access, audit, limits),
+    statistics = Statistics(
+        engine.metrics, content, engine.downloads, upstreams.current, storage.pins, limits
     )
+    guard = Guard(admin_access, audit, trusted)
+    operating = api.built(statistics, services, guard, settings, environment)
+    admin = Admin(statistics, Control(services, admin_access, audit), operating.api)
     is_ours = environment.identifier is None
     identity = Identity(guards, callers, router, settings.storage.path, audit) if is_ours else None
     gate = Gate(guards, router, trusted)
@@ -139,6 +143,7 @@ def handlers(
     return Handlers(
         registry,
         admin,
+        operating,
         responses,
         services,
         guards,

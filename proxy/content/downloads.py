@@ -76,6 +76,11 @@ class Download:
         """At least one reader has it open."""
         return self._holds > 1
 
+    @property
+    def readers(self) -> int:
+        """How many readers have it open."""
+        return max(0, self._holds - 1)
+
     def begin(self, writer: Writer, body: SourcesBody) -> None:
         """Let readers read what ``writer`` has written of ``body``."""
         self.is_public, self.place = body.is_public, body.place

@@ -54,6 +54,14 @@ class Budget:
             return 0.0
         return max(0.0, self._empty_since + self.window - self._clock())
 
+    @property
+    def refills_at(self) -> float | None:
+        """When the limit is certainly full again (Unix seconds); None as for ``share``."""
+        if self.share is None:
+            return None
+        since = self._noted_at if self._empty_since is None else self._empty_since
+        return since + self.window
+
     def note(self, headers: Mapping[str, str], source: str) -> None:
         """Read the headers of a manifest response."""
         limit = _VALUE.fullmatch(headers.get("ratelimit-limit", ""))

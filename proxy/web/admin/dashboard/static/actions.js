@@ -61,10 +61,17 @@ function consequence({ images, blobs, bytes }) {
 
 /** Do what the buttons inside an element say; `done(action)` is called after each success. */
 export function listen(element, done, signal) {
-  element.addEventListener("click", (event) => {
-    const pressed = event.target.closest("[data-action]");
-    if (pressed) act(pressed.dataset.action, pressed.dataset.subject, pressed).then((isDone) => isDone && done(pressed.dataset.action));
-  }, { signal });
+  element.addEventListener(
+    "click",
+    (event) => {
+      const pressed = event.target.closest("[data-action]");
+      if (pressed)
+        act(pressed.dataset.action, pressed.dataset.subject, pressed).then(
+          (isDone) => isDone && done(pressed.dataset.action),
+        );
+    },
+    { signal },
+  );
 }
 
 /** Do one thing, and say how it went; return true if it was done. */

@@ -1,6 +1,5 @@
 // The page with events, clients and jobs.
 
-import { listen } from "./actions.js";
 import { get } from "./api.js";
 import { h, render, table } from "./dom.js";
 import { eventList, KINDS } from "./events.js";
@@ -13,7 +12,7 @@ import { session } from "./session.js";
 const MOST = 200;
 
 /** Show the page; return its title. */
-export function activity(main, { signal, start }) {
+export function activity(main, { signal, start, changed }) {
   main.append(h("h1", {}, "Activity"));
   if (!session.may_administer) {
     main.append(invitation());
@@ -21,7 +20,8 @@ export function activity(main, { signal, start }) {
   }
   const jobs = jobList({ signal, start, empty: "Nothing has been started." });
   const clients = h("div");
-  const showClients = async () => render(clients, clientTable((await get("clients", {}, { signal })).clients));
+  const showClients = async () =>
+    render(clients, clientTable((await get("clients", {}, { signal })).clients));
   const kinds = kindChoice();
   const list = eventList(MOST);
   main.append(
@@ -29,7 +29,7 @@ export function activity(main, { signal, start }) {
     section("Clients", {}, clients),
     section("Events", { tools: kinds }, list.element),
   );
-  listen(jobs.element, jobs.load, signal);
+  changed.addEventListener("change", jobs.load);
   start(poll(10, showClients, signal));
   followEvents(kinds, list, { signal, start });
   return "Activity";
@@ -52,7 +52,16 @@ function followEvents(kinds, list, { signal, start }) {
 function kindChoice() {
   const all = KINDS.filter((kind) => kind !== "pull").join(",");
   const options = [["all but pulls", all], ["all", ""], ...KINDS.map((kind) => [kind, kind])];
-  return h("label", { class: "choice" }, "Show ", h("select", {}, options.map(([text, value]) => h("option", { value }, text))));
+  return h(
+    "label",
+    { class: "choice" },
+    "Show ",
+    h(
+      "select",
+      {},
+      options.map(([text, value]) => h("option", { value }, text)),
+    ),
+  );
 }
 
 function clientTable(clients) {
@@ -65,7 +74,10 @@ function clientTable(clients) {
       { title: "Receiving", kind: "number", cell: (row) => format.number(row.downloads) },
       { title: "Delayed", kind: "number", cell: (row) => format.number(row.delayed) },
       { title: "Refused", kind: "number", cell: (row) => format.number(row.refused) },
-      { title: "Last request", cell: (row) => format.ago(Date.now() / 1000 - row.seen_seconds_ago) },
+      {
+        title: "Last request",
+        cell: (row) => format.ago(Date.now() / 1000 - row.seen_seconds_ago),
+      },
     ],
     clients,
     { key: (row) => row.client, empty: "None seen. Clients are counted with access configured." },

@@ -1,29 +1,45 @@
 // Starts the dashboard: chooses the page by the address, and shows the state of the connection.
 
-import { ApiError } from "./api.js";
+import { listen } from "./actions.js";
 import { activity } from "./activity.js";
+import { ApiError } from "./api.js";
 import { byId, h, render } from "./dom.js";
 import { image } from "./image.js";
 import { images } from "./images.js";
 import { connection, onConnection, pause } from "./live.js";
 import { overview } from "./overview.js";
-import { begin, refresh } from "./session.js";
+import { begin, refresh, session } from "./session.js";
 
-const STATES = { live: "Live", paused: "Paused", away: "The server does not answer. Trying again …" };
+const STATES = {
+  live: "Live",
+  paused: "Paused",
+  away: "The server does not answer. Trying again …",
+};
 const PAGES = { overview, images, image, activity };
 
 let current = new AbortController();
 
 /** Return the name of the page that the address means, and the rest of the address. */
 function route() {
-  const [path, query] = location.hash.slice(1).split("?");
+  const [path, search] = location.hash.slice(1).split("?");
   const [, page = "", ...rest] = path.split("/");
-  const name = rest.map(decodeURIComponent).join("/");
-  const query_ = Object.fromEntries(new URLSearchParams(query));
-  return { page: Object.hasOwn(PAGES, page) ? page : "overview", name, query: query_ };
+  const query = Object.fromEntries(new URLSearchParams(search));
+  return {
+    page: Object.hasOwn(PAGES, page) ? page : "overview",
+    name: decoded(rest.join("/")),
+    query,
+  };
 }
 
-/** Show the page of the address; a function of a page gets its parts started. */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // somebody typed it
+  }
+}
+
+/** Show the page of the address. Its parts run until the next page begins. */
 function open({ focus }) {
   current.abort();
   current = new AbortController();
@@ -36,7 +52,9 @@ function open({ focus }) {
   }
   main.replaceChildren();
   const start = (task) => task.catch(failed);
-  const title = PAGES[page](main, { name, query, signal: current.signal, start });
+  const changed = new EventTarget();
+  listen(main, () => changed.dispatchEvent(new Event("change")), current.signal);
+  const title = PAGES[page](main, { name, query, signal: current.signal, start, changed });
   document.title = `${title} · Millpond`;
   if (focus) {
     main.focus({ preventScroll: true });
@@ -56,9 +74,20 @@ async function failed(error) {
   console.info(error.message);
 }
 
+/** Ask who this client is if the server did not answer at the start. */
+async function reconnected() {
+  if (connection() !== "live" || session.version !== "") return;
+  await refresh().catch(() => {});
+  if (session.version !== "") open({ focus: false });
+}
+
 function showConnection() {
   const state = connection();
-  render(byId("connection"), h("span", { class: `dot ${state}`, "aria-hidden": "true" }), STATES[state]);
+  render(
+    byId("connection"),
+    h("span", { class: `dot ${state}`, "aria-hidden": "true" }),
+    STATES[state],
+  );
   byId("pause").textContent = state === "paused" ? "Continue" : "Pause";
 }
 
@@ -69,9 +98,8 @@ document.querySelector(".skip").addEventListener("click", (event) => {
 });
 onConnection(showConnection);
 showConnection();
+onConnection(reconnected);
+window.addEventListener("hashchange", () => open({ focus: true }));
 begin(() => open({ focus: false }))
-  .catch(() => {})
-  .finally(() => {
-    window.addEventListener("hashchange", () => open({ focus: true }));
-    open({ focus: false });
-  });
+  .catch(() => {}) // the page says that the server does not answer
+  .finally(() => open({ focus: false }));

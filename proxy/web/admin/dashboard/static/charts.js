@@ -21,7 +21,12 @@ export function chart(title, { axes, lines, bands, scale, summary, columns, valu
   function options() {
     const style = getComputedStyle(element);
     const colour = (name) => style.getPropertyValue(name).trim();
-    const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
+    const axis = {
+      stroke: colour("--muted"),
+      grid: { stroke: colour("--line"), width: 1 },
+      ticks: { show: false },
+      font: "12px system-ui",
+    };
     const range = shown.step * shown.points.length;
     return {
       width: Math.max(200, canvas.clientWidth),
@@ -30,7 +35,12 @@ export function chart(title, { axes, lines, bands, scale, summary, columns, valu
       legend: { show: true, live: true },
       scales: { x: { time: true }, y: scale },
       axes: [
-        { ...axis, size: 30, space: 60, values: (_, ticks) => ticks.map((tick) => format.tick(tick, range)) },
+        {
+          ...axis,
+          size: 30,
+          space: 60,
+          values: (_, ticks) => ticks.map((tick) => format.tick(tick, range)),
+        },
         { ...axis, size: 72, space: 36, values: (_, ticks) => ticks.map(axes) },
       ],
       series: [
@@ -55,7 +65,9 @@ export function chart(title, { axes, lines, bands, scale, summary, columns, valu
     plot = shown && new window.uPlot(options(), values(shown), canvas);
   }
 
-  const resized = new ResizeObserver(() => plot?.setSize({ width: Math.max(200, canvas.clientWidth), height: HEIGHT }));
+  const resized = new ResizeObserver(() =>
+    plot?.setSize({ width: Math.max(200, canvas.clientWidth), height: HEIGHT }),
+  );
   resized.observe(canvas);
   dark.addEventListener("change", draw);
 
@@ -80,7 +92,14 @@ export function chart(title, { axes, lines, bands, scale, summary, columns, valu
 
 /** Return the sum of what was counted at these points. */
 export function total(points) {
-  const sum = { requests: 0, hits: 0, client_bytes: 0, upstream_bytes: 0, errors: 0, pulls_spent: 0 };
+  const sum = {
+    requests: 0,
+    hits: 0,
+    client_bytes: 0,
+    upstream_bytes: 0,
+    errors: 0,
+    pulls_spent: 0,
+  };
   for (const point of points) {
     for (const name of Object.keys(sum)) sum[name] += point[name] ?? 0;
   }
@@ -145,7 +164,11 @@ export function traffic() {
     },
     columns: [
       time,
-      { title: "Saved", kind: "number", cell: (row) => format.bytes(row.client_bytes - row.upstream_bytes) },
+      {
+        title: "Saved",
+        kind: "number",
+        cell: (row) => format.bytes(row.client_bytes - row.upstream_bytes),
+      },
       { title: "To clients", kind: "number", cell: (row) => format.bytes(row.client_bytes) },
       { title: "From registries", kind: "number", cell: (row) => format.bytes(row.upstream_bytes) },
     ],

@@ -85,7 +85,9 @@ export function table(caption, columns, rows, { key, empty } = {}) {
   const head = columns.map(({ title, kind }) =>
     h("th", { role: "columnheader", scope: "col", class: kind }, title),
   );
-  const body = rows.map((row) => h("tr", { role: "row", "data-key": key?.(row) }, cells(columns, row)));
+  const body = rows.map((row) =>
+    h("tr", { role: "row", "data-key": key?.(row) }, cells(columns, row)),
+  );
   return h(
     "table",
     { role: "table" },
@@ -119,12 +121,20 @@ export function badge(text, tone = "plain") {
 
 /** Return a button that the page's listener of actions handles. */
 export function button(text, action, subject, kind) {
-  return h("button", { type: "button", class: kind, "data-action": action, "data-subject": subject }, text);
+  return h(
+    "button",
+    { type: "button", class: kind, "data-action": action, "data-subject": subject },
+    text,
+  );
 }
 
 /** Return a bar; without a total it shows that something goes on. */
 export function bar(label, value, total) {
-  return h("progress", { "aria-label": label, value: total > 0 ? value : null, max: total > 0 ? total : null });
+  return h("progress", {
+    "aria-label": label,
+    value: total > 0 ? value : null,
+    max: total > 0 ? total : null,
+  });
 }
 
 /** Return a link to the page of an image. */

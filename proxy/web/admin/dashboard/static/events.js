@@ -4,14 +4,25 @@ import { badge, h, imageLink, render } from "./dom.js";
 import * as format from "./format.js";
 
 const TONES = {
-  "upstream-down": "bad", corrupt: "bad", denied: "warn", "budget-low": "warn",
-  "upstream-up": "good", "tag-moved": "warn",
+  "upstream-down": "bad",
+  corrupt: "bad",
+  denied: "warn",
+  "budget-low": "warn",
+  "upstream-up": "good",
+  "tag-moved": "warn",
 };
 
 /** All kinds of events. */
 export const KINDS = [
-  "pull", "cached", "tag-moved", "evicted", "corrupt", "upstream-down", "upstream-up",
-  "budget-low", "denied",
+  "pull",
+  "cached",
+  "tag-moved",
+  "evicted",
+  "corrupt",
+  "upstream-down",
+  "upstream-up",
+  "budget-low",
+  "denied",
 ];
 
 /** All but the one kind that a busy cache has hundreds of in a second. */
@@ -26,7 +37,10 @@ export function eventList(most) {
   function show() {
     isScheduled = false;
     const items = events.map((event) => item(event));
-    render(element, items.length ? h("ol", { class: "events" }, items) : h("p", { class: "empty" }, "None yet."));
+    render(
+      element,
+      items.length ? h("ol", { class: "events" }, items) : h("p", { class: "empty" }, "None yet."),
+    );
   }
 
   show();
@@ -34,7 +48,9 @@ export function eventList(most) {
     element,
     add({ data }) {
       if (!isEvent(data)) return;
-      const isKnown = events.some(({ serial, time }) => serial === data.serial && time === data.time);
+      const isKnown = events.some(
+        ({ serial, time }) => serial === data.serial && time === data.time,
+      );
       if (!isKnown) events = [data, ...events].slice(0, most);
       if (!isScheduled) setTimeout(show, 100); // many come at once
       isScheduled = true;
@@ -51,8 +67,14 @@ function isEvent(data) {
 }
 
 function item({ serial, time, kind, subject, data }) {
-  return h("li", { "data-key": `${serial} ${time}` },
-    h("time", { class: "note", datetime: new Date(time * 1000).toISOString() }, format.instant(time)),
+  return h(
+    "li",
+    { "data-key": `${serial} ${time}` },
+    h(
+      "time",
+      { class: "note", datetime: new Date(time * 1000).toISOString() },
+      format.instant(time),
+    ),
     badge(kind, TONES[kind]),
     h("span", { class: "subject" }, subjectOf(kind, subject)),
     h("span", { class: "note detail" }, detail(kind, data)),
@@ -73,15 +95,23 @@ function detail(kind, data) {
     case "cached":
       return `${data.upstream}/${data.repository}, ${format.bytes(data.bytes)} in ${(data.seconds ?? 0).toFixed(1)} s from ${data.source}`;
     case "pull":
-      return [data.outcome, format.bytes(data.bytes), data.client, data.user_agent].filter(Boolean).join(", ");
+      return [data.outcome, format.bytes(data.bytes), data.client, data.user_agent]
+        .filter(Boolean)
+        .join(", ");
     case "budget-low":
-      return `${data.remaining} of ${data.limit} left` + (data.refills_at ? `, refills ${format.clock(data.refills_at)}` : "");
+      return (
+        `${data.remaining} of ${data.limit} left` +
+        (data.refills_at ? `, refills ${format.clock(data.refills_at)}` : "")
+      );
     case "denied":
       return [data.client, data.because].filter(Boolean).join(": ");
     case "upstream-up":
       return data.seconds_down == null ? "" : `after ${format.duration(data.seconds_down)}`;
     default:
-      return Object.entries(data).filter(([, value]) => value != null).map(named).join(", ");
+      return Object.entries(data)
+        .filter(([, value]) => value != null)
+        .map(named)
+        .join(", ");
   }
 }
 

@@ -1,7 +1,11 @@
 // How numbers, times and digests are written.
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-const AGES = [[86400, "day"], [3600, "hour"], [60, "minute"]];
+const AGES = [
+  [86400, "day"],
+  [3600, "hour"],
+  [60, "minute"],
+];
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
 const SECONDS = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
 const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });

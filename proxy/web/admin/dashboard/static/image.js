@@ -1,6 +1,5 @@
 // The page of one image: what is held of it, where its tag pointed, and what a pull would do now.
 
-import { listen } from "./actions.js";
 import { ApiError, get } from "./api.js";
 import { badge, button, facts, h, render, table } from "./dom.js";
 import { explained } from "./explained.js";
@@ -13,14 +12,25 @@ import { session } from "./session.js";
 const AGAIN = 30; // seconds
 
 /** Show the page; return its title. */
-export function image(main, { name, signal, start }) {
+export function image(main, { name, signal, start, changed }) {
   main.append(h("h1", { class: "name" }, name));
   if (!session.may_administer) {
     main.append(invitation());
     return name;
   }
-  const [tools, about, now, parts] = [h("div", { class: "buttons", role: "group", "aria-label": "Actions" }), h("div"), h("div"), h("div")];
-  const jobs = jobList({ signal, start, empty: "", isWanted: ({ what }) => what === name, most: 3 });
+  const [tools, about, now, parts] = [
+    h("div", { class: "buttons", role: "group", "aria-label": "Actions" }),
+    h("div"),
+    h("div"),
+    h("div"),
+  ];
+  const jobs = jobList({
+    signal,
+    start,
+    empty: "",
+    isWanted: ({ what }) => what === name,
+    most: 3,
+  });
   main.append(tools, about, jobs.element, section("What a pull would do now", {}, now), parts);
 
   const load = async () => {
@@ -33,7 +43,7 @@ export function image(main, { name, signal, start }) {
     render(now, why.error ? h("p", { class: "note" }, why.error) : explained(why));
     render(parts, found.error ? [] : sections(found));
   };
-  listen(main, () => (jobs.load(), start(load())), signal);
+  changed.addEventListener("change", () => (jobs.load(), start(load())));
   start(poll(AGAIN, load, signal));
   return name;
 }
@@ -88,8 +98,20 @@ function platformList(platforms) {
   if (platforms.length === 0) return h("p", { class: "empty" }, "No manifest is held.");
   return platforms.map((platform, number) => {
     const words = `${format.bytes(platform.held_bytes)} of ${format.bytes(platform.size)} held, ${format.count(platform.layers.length, "layer")}`;
-    return h("details", { "data-key": platform.digest, class: "platform", open: number === 0 && platforms.length === 1 },
-      h("summary", {}, h("span", { class: "name" }, platform.platform ?? "any platform"), h("code", {}, format.short(platform.digest)), h("span", { class: "note" }, words)),
+    return h(
+      "details",
+      {
+        "data-key": platform.digest,
+        class: "platform",
+        open: number === 0 && platforms.length === 1,
+      },
+      h(
+        "summary",
+        {},
+        h("span", { class: "name" }, platform.platform ?? "any platform"),
+        h("code", {}, format.short(platform.digest)),
+        h("span", { class: "note" }, words),
+      ),
       layerTable(platform),
     );
   });
@@ -99,10 +121,21 @@ function layerTable({ platform, layers }) {
   return table(
     `Layers of ${platform ?? "the image"}`,
     [
-      { title: "Layer", kind: "digest", cell: (row) => h("code", { title: row.digest }, format.short(row.digest)) },
+      {
+        title: "Layer",
+        kind: "digest",
+        cell: (row) => h("code", { title: row.digest }, format.short(row.digest)),
+      },
       { title: "Size", kind: "number", cell: (row) => format.bytes(row.size) },
-      { title: "Held", cell: (row) => (row.held ? badge("held", "good") : badge("missing", "warn")) },
-      { title: "Shared with", kind: "number", cell: (row) => (row.shared_with ? format.count(row.shared_with, "image") : "–") },
+      {
+        title: "Held",
+        cell: (row) => (row.held ? badge("held", "good") : badge("missing", "warn")),
+      },
+      {
+        title: "Shared with",
+        kind: "number",
+        cell: (row) => (row.shared_with ? format.count(row.shared_with, "image") : "–"),
+      },
     ],
     layers,
     { empty: "No layers are known." },
@@ -113,10 +146,17 @@ function historyTable(history) {
   return table(
     "Digests that the tag pointed to, the latest first",
     [
-      { title: "Digest", kind: "digest", cell: (row) => h("code", { title: row.digest }, format.short(row.digest)) },
+      {
+        title: "Digest",
+        kind: "digest",
+        cell: (row) => h("code", { title: row.digest }, format.short(row.digest)),
+      },
       { title: "From", cell: (row) => format.moment(row.first_seen) },
       { title: "Until", cell: (row) => format.moment(row.last_seen) },
-      { title: "Held", cell: (row) => (row.held ? badge("held", "good") : badge("missing", "warn")) },
+      {
+        title: "Held",
+        cell: (row) => (row.held ? badge("held", "good") : badge("missing", "warn")),
+      },
     ],
     [...history].reverse(),
     { empty: "The tag has not been seen here." },
@@ -127,9 +167,16 @@ function referrerTable(referrers) {
   return table(
     "Signatures, SBOMs and other content that refers to the image",
     [
-      { title: "Digest", kind: "digest", cell: (row) => h("code", { title: row.digest }, format.short(row.digest)) },
+      {
+        title: "Digest",
+        kind: "digest",
+        cell: (row) => h("code", { title: row.digest }, format.short(row.digest)),
+      },
       { title: "Type", cell: (row) => row.artifact_type ?? "–" },
-      { title: "Held", cell: (row) => (row.held ? badge("held", "good") : badge("missing", "warn")) },
+      {
+        title: "Held",
+        cell: (row) => (row.held ? badge("held", "good") : badge("missing", "warn")),
+      },
     ],
     referrers,
     { key: (row) => row.digest, empty: "None are known." },

@@ -9,7 +9,12 @@ import { session } from "./session.js";
 
 const PAGE = 50;
 const TYPING = 250; // milliseconds without a key before a search
-const SORTS = [["Name", "name"], ["Last use", "used"], ["Size", "bytes"], ["Pulls", "pulls"]];
+const SORTS = [
+  ["Name", "name"],
+  ["Last use", "used"],
+  ["Size", "bytes"],
+  ["Pulls", "pulls"],
+];
 const TONES = { whole: "good", partial: "warn", absent: "bad" };
 
 /** Show the page; return its title. */
@@ -51,9 +56,26 @@ export function images(main, { query, signal, start }) {
 }
 
 function searchForm({ q = "", sort = "used" }) {
-  const options = SORTS.map(([text, value]) => h("option", { value, selected: value === sort }, text));
-  return h("form", { class: "search", role: "search" },
-    h("label", {}, "Search", h("input", { type: "search", name: "q", value: q, placeholder: "nginx", spellcheck: "false", autocapitalize: "none", autocomplete: "off" })),
+  const options = SORTS.map(([text, value]) =>
+    h("option", { value, selected: value === sort }, text),
+  );
+  return h(
+    "form",
+    { class: "search", role: "search" },
+    h(
+      "label",
+      {},
+      "Search",
+      h("input", {
+        type: "search",
+        name: "q",
+        value: q,
+        placeholder: "for example nginx",
+        spellcheck: "false",
+        autocapitalize: "none",
+        autocomplete: "off",
+      }),
+    ),
     h("label", {}, "Order", h("select", { name: "sort" }, options)),
     h("span", { class: "note", role: "status" }),
   );
@@ -77,7 +99,11 @@ function imageTable(rows, q) {
       { title: "Size", kind: "number", cell: (row) => format.bytes(row.held_bytes) },
       { title: "Pulls", kind: "number", cell: (row) => format.number(row.pulls) },
       { title: "Last use", cell: (row) => format.ago(row.last_used) },
-      { title: "Digest", kind: "digest", cell: (row) => h("code", { title: row.digest }, format.short(row.digest)) },
+      {
+        title: "Digest",
+        kind: "digest",
+        cell: (row) => h("code", { title: row.digest }, format.short(row.digest)),
+      },
     ],
     rows,
     { key: (row) => row.name, empty: q ? "No image matches." : "This cache holds no image yet." },
@@ -93,18 +119,55 @@ function marks(row) {
 }
 
 function pullForm() {
-  const platform = "linux/amd64, linux/arm64/v8";
-  const form = h("form", { class: "search" },
-    h("label", {}, "Image", h("input", { name: "image", required: true, placeholder: "nginx:1.27", spellcheck: "false", autocapitalize: "none", autocomplete: "off" })),
-    h("label", {}, "Platforms (all, if empty)", h("input", { name: "platforms", placeholder: platform, spellcheck: "false", autocapitalize: "none", autocomplete: "off" })),
-    h("label", { class: "check" }, h("input", { type: "checkbox", name: "referrers" }), " With signatures and SBOMs"),
+  const platform = "linux/amd64, …";
+  const form = h(
+    "form",
+    { class: "search" },
+    h(
+      "label",
+      {},
+      "Image",
+      h("input", {
+        name: "image",
+        required: true,
+        placeholder: "for example nginx:1.27",
+        spellcheck: "false",
+        autocapitalize: "none",
+        autocomplete: "off",
+      }),
+    ),
+    h(
+      "label",
+      {},
+      "Platforms (all, if empty)",
+      h("input", {
+        name: "platforms",
+        placeholder: platform,
+        spellcheck: "false",
+        autocapitalize: "none",
+        autocomplete: "off",
+      }),
+    ),
+    h(
+      "label",
+      { class: "check" },
+      h("input", { type: "checkbox", name: "referrers" }),
+      " With signatures and SBOMs",
+    ),
     h("button", { type: "submit", class: "primary" }, "Pull"),
   );
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const { image, platforms, referrers } = form.elements;
-    const list = platforms.value.split(",").map((each) => each.trim()).filter(Boolean);
-    const isDone = await act("pull-with", { image: image.value.trim(), platforms: list, referrers: referrers.checked });
+    const list = platforms.value
+      .split(",")
+      .map((each) => each.trim())
+      .filter(Boolean);
+    const isDone = await act("pull-with", {
+      image: image.value.trim(),
+      platforms: list,
+      referrers: referrers.checked,
+    });
     if (isDone) location.hash = "#/activity";
   });
   return form;

@@ -7,15 +7,18 @@ import { poll } from "./live.js";
 
 const TONES = { running: "plain", done: "good", failed: "bad", cancelled: "warn" };
 
-/** Return a list of jobs that keeps itself up to date; `isWanted` selects some of them. */
+/**
+ * Return a list of jobs that keeps itself up to date; `isWanted` selects some of them, and `empty`
+ * is said if there are none.
+ */
 export function jobList({ signal, start, empty, isWanted = () => true, most = 20 }) {
-  const element = h("div");
+  const element = h("div", { class: empty ? null : "card" });
   let isBusy = false;
   const load = async () => {
     const jobs = (await get("jobs", {}, { signal })).jobs.filter(isWanted);
     jobs.sort((one, other) => other.started - one.started);
     isBusy = jobs.some(({ state }) => state === "running");
-    render(element, jobTable(jobs.slice(0, most), empty));
+    render(element, jobs.length || empty ? jobTable(jobs.slice(0, most), empty) : []);
   };
   start(poll(() => (isBusy ? 2 : 10), load, signal));
   return { element, load: () => start(load()) };
@@ -29,7 +32,11 @@ function jobTable(jobs, empty) {
       { title: "State", cell: (job) => badge(job.state, TONES[job.state]) },
       { title: "Progress", kind: "wide", cell: progress },
       { title: "Began", cell: (job) => format.ago(job.started) },
-      { title: "", kind: "tool", cell: (job) => job.state === "running" && button("Cancel", "cancel-job", job.id) },
+      {
+        title: "",
+        kind: "tool",
+        cell: (job) => job.state === "running" && button("Cancel", "cancel-job", job.id),
+      },
     ],
     jobs,
     { key: (job) => job.id, empty },
@@ -47,7 +54,13 @@ function progress({ state, kind, what, progress: done, error, result }) {
 /** Return the numbers of a job's result in words. */
 function outcome(result) {
   const known = Object.entries(result ?? {}).filter(([, value]) => typeof value === "number");
-  return known.map(([name, value]) => (name.endsWith("bytes") || name === "total" ? `${words(name)} ${format.bytes(value)}` : `${words(name)} ${format.number(value)}`)).join(", ");
+  return known
+    .map(([name, value]) =>
+      name.endsWith("bytes") || name === "total"
+        ? `${words(name)} ${format.bytes(value)}`
+        : `${words(name)} ${format.number(value)}`,
+    )
+    .join(", ");
 }
 
 function words(name) {

@@ -83,7 +83,9 @@ async function isActive(signal) {
 function whileActive(signal) {
   const controller = new AbortController();
   const check = () => (paused || document.hidden) && controller.abort();
-  changes.addEventListener("change", check, { signal: AbortSignal.any([signal, controller.signal]) });
+  changes.addEventListener("change", check, {
+    signal: AbortSignal.any([signal, controller.signal]),
+  });
   return AbortSignal.any([signal, controller.signal]);
 }
 
@@ -97,7 +99,10 @@ function change(signal) {
 function sleep(seconds, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, seconds * 1000);
-    for (const [target, name] of [[signal, "abort"], [changes, "retry"]]) {
+    for (const [target, name] of [
+      [signal, "abort"],
+      [changes, "retry"],
+    ]) {
       target.addEventListener(name, () => (clearTimeout(timer), resolve()), { once: true });
     }
   });

@@ -8,7 +8,12 @@ import * as format from "./format.js";
 import { follow, poll } from "./live.js";
 import { session } from "./session.js";
 
-const RANGES = [["1 hour", 3600], ["24 hours", 86400], ["7 days", 7 * 86400], ["30 days", 30 * 86400]];
+const RANGES = [
+  ["1 hour", 3600],
+  ["24 hours", 86400],
+  ["7 days", 7 * 86400],
+  ["30 days", 30 * 86400],
+];
 const POINTS = 180;
 const KEY = "millpond-range";
 
@@ -20,7 +25,11 @@ export function overview(main, { signal, start }) {
   main.append(
     h("h1", {}, "Overview"),
     tiles,
-    section("Over time", { tools: range.element }, h("div", { class: "charts" }, ratio.element, bytes.element)),
+    section(
+      "Over time",
+      { tools: range.element },
+      h("div", { class: "charts" }, ratio.element, bytes.element),
+    ),
     section("Registries", {}, upstreams),
     section("Downloads in progress", {}, downloads),
   );
@@ -30,7 +39,10 @@ export function overview(main, { signal, start }) {
   const showTiles = () => render(tiles, tileList(state));
   const loadSeries = async () => {
     const since = Math.floor(Date.now() / 1000) - range.seconds();
-    state.series = { ...(await get("series", { since, points: POINTS }, { signal })), seconds: range.seconds() };
+    state.series = {
+      ...(await get("series", { since, points: POINTS }, { signal })),
+      seconds: range.seconds(),
+    };
     ratio.show(state.series);
     bytes.show(state.series);
     showTiles();
@@ -64,10 +76,19 @@ export function invitation() {
 
 function privateParts(main, { signal, start }) {
   const [images, recent] = [h("div"), h("div")];
-  const by = choice("By", [["pulls", "pulls"], ["bytes", "bytes"]], "pulls");
+  const by = choice(
+    "By",
+    [
+      ["pulls", "pulls"],
+      ["bytes", "bytes"],
+    ],
+    "pulls",
+  );
   const all = h("a", { href: "#/activity" }, "All events");
   main.append(
-    h("div", { class: "columns" },
+    h(
+      "div",
+      { class: "columns" },
       section("Top images", { tools: by }, images),
       section("Recent events", { tools: all }, recent),
     ),
@@ -84,7 +105,11 @@ function privateParts(main, { signal, start }) {
 }
 
 function choice(label, options, chosen) {
-  const select = h("select", {}, options.map(([name, value]) => h("option", { value, selected: value === chosen }, name)));
+  const select = h(
+    "select",
+    {},
+    options.map(([name, value]) => h("option", { value, selected: value === chosen }, name)),
+  );
   return h("label", { class: "choice" }, label, " ", select);
 }
 
@@ -101,22 +126,42 @@ function tileList({ now, before, series }) {
   const range = series && RANGES.find(([, seconds]) => seconds === series.seconds)[0];
   const saved = sum && sum.client_bytes - sum.upstream_bytes;
   return [
-    tile("Hit ratio", sum ? format.percent(sum.hits, sum.requests) : "–", sum && `of ${format.count(sum.requests, "request")} in ${range}`),
-    tile("Bytes saved", format.bytes(saved), sum && `of ${format.bytes(sum.client_bytes)} to clients in ${range}`),
+    tile(
+      "Hit ratio",
+      sum ? format.percent(sum.hits, sum.requests) : "–",
+      sum && `of ${format.count(sum.requests, "request")} in ${range}`,
+    ),
+    tile(
+      "Bytes saved",
+      format.bytes(saved),
+      sum && `of ${format.bytes(sum.client_bytes)} to clients in ${range}`,
+    ),
     rateTile(now, before),
     cacheTile(now?.cache),
   ];
 }
 
 function tile(name, value, text, ...more) {
-  return h("div", { class: "tile" }, h("h2", {}, name), h("p", { class: "value" }, value), more, h("p", { class: "note" }, text ?? "\u00a0"));
+  return h(
+    "div",
+    { class: "tile" },
+    h("h2", {}, name),
+    h("p", { class: "value" }, value),
+    more,
+    h("p", { class: "note" }, text ?? "\u00a0"),
+  );
 }
 
 function rateTile(now, before) {
   const seconds = before && now.time - before.time;
-  if (!seconds || now.uptime_seconds < before.uptime_seconds) return tile("Now", "–", now && `up for ${format.duration(now.uptime_seconds)}`);
+  if (!seconds || now.uptime_seconds < before.uptime_seconds)
+    return tile("Now", "–", now && `up for ${format.duration(now.uptime_seconds)}`);
   const each = (name) => Math.max(0, now[name] - before[name]) / seconds;
-  return tile("Now", `${format.bytes(each("client_bytes"))}/s`, `${format.rate(each("requests"), "requests")}, up for ${format.duration(now.uptime_seconds)}`);
+  return tile(
+    "Now",
+    `${format.bytes(each("client_bytes"))}/s`,
+    `${format.rate(each("requests"), "requests")}, up for ${format.duration(now.uptime_seconds)}`,
+  );
 }
 
 function cacheTile(cache) {
@@ -126,7 +171,12 @@ function cacheTile(cache) {
   if (pinned) words.push(`${format.bytes(pinned)} pinned`);
   words.push(oldest == null ? "nothing to evict" : ["oldest content used ", format.ago(oldest)]);
   const text = words.flatMap((word, number) => (number ? [", ", word] : [word]));
-  return tile("Cache", [format.bytes(bytes), h("small", {}, ` of ${format.bytes(limit)}`)], h("span", {}, text), bar(`Cache: ${format.percent(bytes, limit)} full`, bytes, limit));
+  return tile(
+    "Cache",
+    [format.bytes(bytes), h("small", {}, ` of ${format.bytes(limit)}`)],
+    h("span", {}, text),
+    bar(`Cache: ${format.percent(bytes, limit)} full`, bytes, limit),
+  );
 }
 
 function upstreamTable({ upstreams, time }) {
@@ -136,8 +186,16 @@ function upstreamTable({ upstreams, time }) {
     [
       { title: "Registry", cell: (row) => row.name },
       { title: "Health", cell: health },
-      { title: "Latency", kind: "number", cell: (row) => (row.latency_ms == null ? "–" : `${Math.round(row.latency_ms)} ms`) },
-      { title: "Circuit", cell: (row) => badge(row.circuit, { closed: "plain", probing: "warn" }[row.circuit] ?? "bad") },
+      {
+        title: "Latency",
+        kind: "number",
+        cell: (row) => (row.latency_ms == null ? "–" : `${Math.round(row.latency_ms)} ms`),
+      },
+      {
+        title: "Circuit",
+        cell: (row) =>
+          badge(row.circuit, { closed: "plain", probing: "warn" }[row.circuit] ?? "bad"),
+      },
       { title: "Rate limit", kind: "wide", cell: (row) => budget(row.rate_limit, time) },
     ],
     rows,
@@ -152,7 +210,8 @@ function health({ up, offline }) {
 
 /** Return `37 of 100 left, refills 14:10` with a bar. */
 function budget(limit, now) {
-  if (limit?.limit == null || limit.remaining == null) return h("span", { class: "note" }, "none stated");
+  if (limit?.limit == null || limit.remaining == null)
+    return h("span", { class: "note" }, "none stated");
   const { remaining, limit: most, refills_at: refills } = limit;
   const text = `${format.number(remaining)} of ${format.number(most)} left`;
   const when = refills == null ? "" : `, refills ${format.clock(refills, now)}`;
@@ -161,17 +220,26 @@ function budget(limit, now) {
 
 function downloadList(downloads) {
   if (downloads.length === 0) return h("p", { class: "empty" }, "None.");
-  const known = downloads.map((download, number) => ({ key: download.digest ?? number, ...download }));
+  const known = downloads.map((download, number) => ({
+    key: download.digest ?? number,
+    ...download,
+  }));
   return h("ul", { class: "downloads" }, known.map(downloadItem));
 }
 
 function downloadItem({ key, repository, upstream, digest, bytes, size, readers }) {
   const name = repository ? `${upstream}/${repository}` : upstream;
   const done = size ? `${format.bytes(bytes)} of ${format.bytes(size)}` : format.bytes(bytes);
-  return h("li", { "data-key": key },
+  return h(
+    "li",
+    { "data-key": key },
     h("span", { class: "name" }, name, digest && [" ", h("code", {}, format.short(digest))]),
     bar(`${name}: ${done}`, bytes, size),
-    h("span", { class: "note" }, readers == null ? done : `${done}, ${format.count(readers, "reader")}`),
+    h(
+      "span",
+      { class: "note" },
+      readers == null ? done : `${done}, ${format.count(readers, "reader")}`,
+    ),
   );
 }
 

@@ -97,9 +97,13 @@ async function refused(login) {
   try {
     const found = await get("session", {}, { login });
     if (found.may_administer) return null;
-    return way() === "token" ? "This is not the admin token." : "This user may not administer, or the password is wrong.";
+    return way() === "token"
+      ? "This is not the admin token."
+      : "This user may not administer, or the password is wrong.";
   } catch (error) {
-    return error instanceof ApiError ? `Not accepted: ${error.message}` : "The server does not answer.";
+    return error instanceof ApiError
+      ? `Not accepted: ${error.message}`
+      : "The server does not answer.";
   }
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from proxy.access.audit_log import Audit
 from proxy.app import engine as engines
 from proxy.app import listening, reload, serving
+from proxy.app.api import Operating
 from proxy.app.bucket import SecondTier
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine, Environment
@@ -38,6 +39,7 @@ class App:
 
     address: str | None
     admin: Admin
+    operating: Operating
     content: Content
     reload: Apply
     reopen: Callable[[], None]
@@ -83,7 +85,7 @@ async def running(
         background.start("policies", parts.guards.policies.watch)
         stack.push_async_callback(parts.guards.policies.close)
         _maintain(background, engine, settings)
-        await stack.enter_async_context(parts.operating.api.running())
+        await stack.enter_async_context(parts.operating.running(background))
         servers = serving.Servers(stack, engine, parts, grace=settings.shutdown_grace)
         if settings.admin.socket:
             await servers.serve_operator(stack.enter_context(listening.admin(storage.directory)))
@@ -112,6 +114,7 @@ async def running(
         yield App(
             address,
             parts.admin,
+            parts.operating,
             storage.content,
             apply,
             audit.reopen,
@@ -120,8 +123,7 @@ async def running(
             engine.fleet,
         )
         parts.admin.is_stopping = True
-        parts.services.verifier.stop()
-        parts.services.puller.stop()
+        parts.stop()
         if is_public:
             await asyncio.sleep(settings.shutdown_delay)
 

@@ -36,6 +36,7 @@ from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
 from proxy.web.admin.actions import Control, Services
 from proxy.web.admin.api.guard import Guard
+from proxy.web.admin.api.process import Process
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.pages import Admin
 from proxy.web.admin.statistics import Statistics
@@ -69,6 +70,12 @@ class Handlers:
     audit: Audit
     peers: PeerServer | None
     """None: replicas exchange no content."""
+
+    def stop(self) -> None:
+        """End what would delay the end of the process: verification, pulls and streams."""
+        self.services.verifier.stop()
+        self.services.puller.stop()
+        self.operating.streams.close()
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
         """Answer a request over TCP that is not for the registry."""
@@ -134,7 +141,8 @@ def handlers(
         engine.metrics, content, engine.downloads, upstreams.current, storage.pins, limits
     )
     guard = Guard(admin_access, audit, trusted)
-    operating = api.built(statistics, services, guard, settings, environment)
+    process = Process(settings, environment.load)
+    operating = api.built(engine, statistics, services, guard, process)
     admin = Admin(statistics, Control(services, admin_access, audit), operating.api)
     is_ours = environment.identifier is None
     identity = Identity(guards, callers, router, settings.storage.path, audit) if is_ours else None

@@ -101,6 +101,11 @@ class Events:
         self._recent: deque[Event] = deque(maxlen=RECENT)
         self._subscriptions: list[Subscription] = []
 
+    @property
+    def last(self) -> int:
+        """The serial number of the last event, 0 without one."""
+        return self._serial
+
     def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
         """Tell all subscribers."""
         self._serial += 1

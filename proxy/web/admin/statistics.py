@@ -30,6 +30,11 @@ class Statistics:
     limits: ClientLimits
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start."""
+        return round(time.monotonic() - self.started, 3)
+
     def snapshot(self) -> dict[str, Any]:
         """Return all numbers but ``oldest_use``: since the start, and now.
 
@@ -37,7 +42,7 @@ class Statistics:
         """
         return {
             "version": VERSION,
-            "uptime_seconds": round(time.monotonic() - self.started, 3),
+            "uptime_seconds": self.uptime,
             "total": self.metrics.total().snapshot(),
             "upstreams": {
                 name: self.metrics.of(name).snapshot() | state_of(upstream)
@@ -47,19 +52,23 @@ class Statistics:
                 **{name.removeprefix("cache_"): value for name, _, value in self.usage()},
                 **self.metrics.cache.snapshot(),
             },
-            "downloads": [
-                {
-                    "digest": download.digest,
-                    "upstream": download.target.upstream,
-                    "repository": download.target.repo,
-                    "bytes": download.written,
-                    "size": download.size,
-                    "readers": download.readers,
-                }
-                for download in self.downloads.all()
-            ],
+            "downloads": self.in_progress(),
             "clients": self.limits.top(TOP_CLIENTS),
         }
+
+    def in_progress(self) -> list[dict[str, Any]]:
+        """Return the downloads in progress, with names."""
+        return [
+            {
+                "digest": download.digest,
+                "upstream": download.target.upstream,
+                "repository": download.target.repo,
+                "bytes": download.written,
+                "size": download.size,
+                "readers": download.readers,
+            }
+            for download in self.downloads.all()
+        ]
 
     async def complete(self) -> dict[str, Any]:
         """Return the numbers of ``/-/stats``, with names."""

@@ -123,7 +123,10 @@ class Api:
 async def _answered(route: AnyRoute, caller: Caller) -> StreamResponse:
     params = await _params(route, caller.request)
     answer = await route.handle(params, caller)
-    return answer if isinstance(answer, StreamResponse) else document(answer, route.status)
+    if isinstance(answer, StreamResponse):
+        return answer
+    is_dry = route.dry is not None and isinstance(answer, route.dry)
+    return document(answer, 200 if is_dry else route.status)
 
 
 def document(answer: BaseModel, status: int = 200) -> Response:

@@ -83,7 +83,7 @@ def _schemas(routes: Iterable[AnyRoute]) -> tuple[dict[Any, str], dict[str, Sche
     models: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(Errors, "serialization"): None}
     for route in routes:
         models[route.params, "validation"] = None
-        for answer in (route.answer, route.events):
+        for answer in (route.answer, route.events, route.dry):
             if answer is not None:
                 models[answer, "serialization"] = None
     by_model, definitions = models_json_schema(list(models), ref_template=_REF)
@@ -104,6 +104,7 @@ def _operation(route: AnyRoute, refs: dict[Any, str], schemas: dict[str, Schema]
         operation["parameters"] = parameters
     failure = {"application/json": {"schema": {"$ref": refs[Errors, "serialization"]}}}
     operation["responses"] = {
+        **_dry_run(route, refs),
         str(route.status): {"description": route.summary, "content": _content(route, refs)},
         "default": {"description": "It failed.", "content": failure},
     }
@@ -120,6 +121,14 @@ def _content(route: AnyRoute, refs: dict[Any, str]) -> Schema:
         events = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
         content["text/event-stream"] = {"schema": events}
     return content
+
+
+def _dry_run(route: AnyRoute, refs: dict[Any, str]) -> Schema:
+    if route.dry is None:
+        return {}
+    schema = {"$ref": refs[route.dry, "serialization"]}
+    content = {"application/json": {"schema": schema}}
+    return {"200": {"description": "What it would do.", "content": content}}
 
 
 def _parameters(route: AnyRoute, schema: Schema) -> list[Schema]:

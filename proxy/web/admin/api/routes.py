@@ -51,7 +51,8 @@ Handler = Callable[[P, Caller], Awaitable[Model | StreamResponse]]
 class Route(Generic[P]):
     """One method of one path, relative to ``PREFIX``, as ``jobs/{id}``.
 
-    ``answer`` None: there is only a stream. ``events`` are the data of a stream's events.
+    ``answer`` None: there is only a stream. ``events`` are the data of a stream's events. ``dry``
+    is what a dry run answers with 200.
     """
 
     method: str
@@ -63,6 +64,7 @@ class Route(Generic[P]):
     is_public: bool = False
     status: int = 200
     events: type[Model] | None = None
+    dry: type[Model] | None = None
 
     @property
     def is_change(self) -> bool:

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from tests.access.people import write_users
 from tests.fakes import content
-from tests.fakes.replies import RateLimit
+from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
 from tests.parts.chromium import PHONE, WAIT
 from tests.running import Proxy, until

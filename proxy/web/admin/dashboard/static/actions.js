@@ -54,8 +54,9 @@ const ACTIONS = {
 };
 
 /** Return what a drop would remove, in words. */
-function consequence({ images, blobs, bytes }) {
-  const sum = `${format.count(images ?? 1, "image")}, ${format.count(blobs ?? 0, "file")}, ${format.bytes(bytes ?? 0)}`;
+function consequence({ dropped, refused, blobs, bytes }) {
+  if (refused > 0 && dropped === 0) return "It is pinned or in use, so nothing would be removed.";
+  const sum = `${format.count(dropped, "image")}, ${format.count(blobs, "file")}, ${format.bytes(bytes)}`;
   return `This removes ${sum} from the cache. The next pull fetches the image again.`;
 }
 

@@ -9,7 +9,7 @@ const ROWS = 24;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /** Return a chart: an object with `element`, `show(series)` and `close()`. */
-export function chart(title, { axes, lines, bands, scale, summary, columns, values }) {
+export function chart(title, { axes, lines, bands, scale, summary, columns }) {
   const canvas = h("div", { class: "canvas", role: "img", "aria-label": title, "data-keep": true });
   const words = h("p", { class: "summary" });
   const list = h("div");
@@ -27,13 +27,13 @@ export function chart(title, { axes, lines, bands, scale, summary, columns, valu
       ticks: { show: false },
       font: "12px system-ui",
     };
-    const range = shown.step * shown.points.length;
+    const range = shown.until - shown.since;
     return {
       width: Math.max(200, canvas.clientWidth),
       height: HEIGHT,
       cursor: { drag: { x: false, y: false }, points: { size: 7 } },
       legend: { show: true, live: true },
-      scales: { x: { time: true }, y: scale },
+      scales: { x: { time: true, range: () => [shown.since, shown.until] }, y: scale },
       axes: [
         {
           ...axis,
@@ -51,8 +51,6 @@ export function chart(title, { axes, lines, bands, scale, summary, columns, valu
           stroke: colour(name),
           fill: fill && colour(fill),
           width: 1.75,
-          spanGaps: true,
-          points: { show: false },
           value: (_, value) => (value == null ? "–" : axes(value)),
         })),
       ],
@@ -62,7 +60,7 @@ export function chart(title, { axes, lines, bands, scale, summary, columns, valu
 
   function draw() {
     plot?.destroy();
-    plot = shown && new window.uPlot(options(), values(shown), canvas);
+    plot = shown && new window.uPlot(options(), drawn(shown, lines), canvas);
   }
 
   const resized = new ResizeObserver(() =>
@@ -79,7 +77,7 @@ export function chart(title, { axes, lines, bands, scale, summary, columns, valu
       words.textContent = summary(series);
       canvas.setAttribute("aria-label", `${title}. ${words.textContent}`);
       render(list, table(title, columns, grouped(series), { empty: "Nothing yet." }));
-      if (isSameRange) plot.setData(values(series));
+      if (isSameRange) plot.setData(drawn(series, lines));
       else draw();
     },
     close() {
@@ -90,16 +88,27 @@ export function chart(title, { axes, lines, bands, scale, summary, columns, valu
   };
 }
 
+/**
+ * Return what uPlot draws: times, and the values of each line. It breaks a line at null, which is
+ * where the cache did not run, and draws it on over undefined, where there is nothing to say.
+ */
+function drawn({ points, step }, lines) {
+  const columns = [[], ...lines.map(() => [])];
+  let last = null;
+  for (const point of points) {
+    if (last !== null && point.time - last > 1.5 * step) {
+      columns.forEach((column, number) => column.push(number ? null : last + step));
+    }
+    last = point.time;
+    columns[0].push(last);
+    lines.forEach(({ value }, number) => columns[number + 1].push(value(point, step)));
+  }
+  return columns;
+}
+
 /** Return the sum of what was counted at these points. */
 export function total(points) {
-  const sum = {
-    requests: 0,
-    hits: 0,
-    client_bytes: 0,
-    upstream_bytes: 0,
-    errors: 0,
-    pulls_spent: 0,
-  };
+  const sum = { requests: 0, hits: 0, errors: 0, client_bytes: 0, upstream_bytes: 0 };
   for (const point of points) {
     for (const name of Object.keys(sum)) sum[name] += point[name] ?? 0;
   }
@@ -124,10 +133,13 @@ export function hitRatio() {
   return chart("Hit ratio", {
     axes: (value) => `${Math.round(value)} %`,
     scale: { range: [0, 100] },
-    lines: [{ label: "Hits", colour: "--accent", fill: "--accent-wash" }],
-    values: ({ points }) => [
-      points.map((point) => point.time),
-      points.map((point) => (point.requests ? (100 * point.hits) / point.requests : null)),
+    lines: [
+      {
+        label: "Hits",
+        colour: "--accent",
+        fill: "--accent-wash",
+        value: ({ hits, requests }) => (requests ? (100 * hits) / requests : undefined),
+      },
     ],
     summary({ points }) {
       const sum = total(points);
@@ -146,17 +158,21 @@ export function hitRatio() {
 export function traffic() {
   return chart("Bytes saved", {
     axes: (value) => `${format.bytes(value)}/s`,
-    scale: { range: (_, __, most) => [0, Math.max(most * 1.05, 1024)] },
+    scale: { range: (_, __, most) => [0, Math.max((most ?? 0) * 1.05, 1024)] },
     lines: [
-      { label: "To clients", colour: "--accent" },
-      { label: "From registries", colour: "--second", dash: [5, 4] },
+      {
+        label: "To clients",
+        colour: "--accent",
+        value: (point, step) => point.client_bytes / step,
+      },
+      {
+        label: "From registries",
+        colour: "--second",
+        dash: [5, 4],
+        value: (point, step) => point.upstream_bytes / step,
+      },
     ],
     bands: [{ series: [1, 2], fill: "--accent-wash" }],
-    values: ({ points, step }) => [
-      points.map((point) => point.time),
-      points.map((point) => point.client_bytes / step),
-      points.map((point) => point.upstream_bytes / step),
-    ],
     summary({ points }) {
       const sum = total(points);
       const saved = sum.client_bytes - sum.upstream_bytes;

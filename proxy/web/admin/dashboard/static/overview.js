@@ -38,11 +38,11 @@ export function overview(main, { signal, start }) {
   const state = { now: null, before: null, series: null };
   const showTiles = () => render(tiles, tileList(state));
   const loadSeries = async () => {
-    const since = Math.floor(Date.now() / 1000) - range.seconds();
-    state.series = {
-      ...(await get("series", { since, points: POINTS }, { signal })),
-      seconds: range.seconds(),
-    };
+    const seconds = range.seconds();
+    const until = Math.floor(Date.now() / 1000);
+    const since = until - seconds;
+    const found = await get("series", { since, points: POINTS }, { signal });
+    state.series = { ...found, since, until, seconds };
     ratio.show(state.series);
     bytes.show(state.series);
     showTiles();

@@ -8,6 +8,7 @@ from proxy.app.engine import Engine
 from proxy.runtime.events import Events
 from proxy.runtime.supervisor import Supervisor
 from proxy.services.jobs import Jobs
+from proxy.services.popularity import Popularity
 from proxy.services.series import Series
 from proxy.web.admin.actions import Services
 from proxy.web.admin.api.application import Api
@@ -35,14 +36,17 @@ class Operating:
     streams: Streams
     jobs: Jobs
     series: Series
+    popularity: Popularity
 
     @asynccontextmanager
     async def running(self, background: Supervisor) -> AsyncIterator[None]:
         """Answer while the context is open; leaving it cancels all jobs."""
         background.start("live", self.live.run)
         background.start("samples", self.series.run)
+        background.start("pulls by image", self.popularity.run)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.series.close)
+            stack.push_async_callback(self.popularity.close)
             stack.push_async_callback(self.jobs.close)
             await stack.enter_async_context(self.api.running())
             yield
@@ -54,16 +58,17 @@ def built(
     """Return the Admin API."""
     jobs, streams = Jobs(), Streams()
     series = Series(engine.storage.content, engine.metrics)
+    popularity = Popularity(engine.storage.content, engine.metrics.tally)
     live = Live(statistics, streams)
     groups = (
         State(statistics, guard.access),
         live,
         EventFeed(engine.events, streams),
-        History(series, engine.storage.clock),
+        History(series, popularity, engine.storage.clock),
         Keeping(services),
         JobRoutes(services, jobs),
         process,
     )
     routes = [route for group in groups for route in group.routes]
     api = Api(Description(routes).routes, guard)
-    return Operating(api, engine.events, process, live, streams, jobs, series)
+    return Operating(api, engine.events, process, live, streams, jobs, series, popularity)

@@ -17,6 +17,7 @@ from typing import Final
 from proxy.core.sources import Place
 from proxy.runtime.declarations import Histogram, counter, counter_by, gauge, histogram_by
 from proxy.runtime.readiness import Readiness
+from proxy.runtime.tally import Tally
 
 
 class Outcome(StrEnum):
@@ -341,6 +342,7 @@ class Metrics:
         self.policies: Final[defaultdict[str, PolicyCounters]] = defaultdict(PolicyCounters)
         self.fleet: Final = FleetCounters()
         self.process: Final = ProcessGauges()
+        self.tally: Final = Tally()
         self.readiness: Final = Readiness()
 
     def add(self, upstream: str) -> UpstreamCounters:

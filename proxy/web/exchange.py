@@ -242,6 +242,7 @@ class Journal:
             is_manifest = exchange.route is not None and exchange.route.kind is Kind.MANIFEST
             is_pull = is_manifest and exchange.status == 200 and not exchange.is_head
             counters.answered(outcome, exchange.sent, manifest=is_pull)
+            self._tally(exchange, is_pull=is_pull)
             if outcome in _FETCHED:
                 counters.fetched(exchange.place, exchange.sent)
             if exchange.code is not None:
@@ -255,6 +256,16 @@ class Journal:
             upstream = self._upstreams.get(target.upstream)
             if upstream is not None:  # a reload may have removed it
                 upstream.failures.report(exchange.failure, _served(exchange))
+
+    def _tally(self, exchange: Exchange, *, is_pull: bool) -> None:
+        """Count what the client got of an image."""
+        route, target = exchange.route, exchange.target
+        if route is None or target is None:
+            return
+        if is_pull:
+            self.metrics.tally.add((target, route.ref), 1)
+        elif route.kind is Kind.BLOB and exchange.sent and exchange.code is None:
+            self.metrics.tally.add((target, ""), exchange.sent)
 
     @property
     def audits_in_request_lines(self) -> bool:

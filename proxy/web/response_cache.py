@@ -32,6 +32,7 @@ from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
 from proxy.repository.memory_lookup import Found
 from proxy.runtime.metrics import Outcome, UpstreamCounters
+from proxy.runtime.tally import Key
 from proxy.web.audited import Remembered, remembered
 from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
@@ -123,6 +124,7 @@ class ResponseCache:
             is_callers=self._callers.is_needed(target),
             credential=self._access.sealed(authorization),
             audited=remembered(exchange),
+            tallied=(target, "" if exchange.is_head or route.kind is Kind.BLOB else route.ref),
         )
         _put(self._requests, key, request)
 
@@ -159,6 +161,7 @@ class ResponseCache:
         self._access.count(decision)
         self._journal.metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
+        self._journal.metrics.tally.counts[request.tallied] += 1 if request.is_pull else len(body)
         seconds = time.perf_counter() - started
         request.counters.timed(Outcome.HIT, seconds, seconds)
         self._log(response, principal, seconds)
@@ -257,6 +260,8 @@ class _Request:
     credential: bytes | None
     """A keyed hash of ``Authorization``."""
     audited: Remembered | None
+    tallied: Key
+    """What it counts for, by image."""
     last: _Response | None = None
 
     @property

@@ -1,11 +1,12 @@
 """What was counted over time, and which images are pulled most."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from proxy.core.records import Clock
+from proxy.services.popularity import Popularity
 from proxy.services.series import MAX_POINTS, Series
 from proxy.web.admin.api.routes import AnyRoute, Caller, Model, Params, Route
 
@@ -42,11 +43,34 @@ class TimeSeries(Model):
     points: list[Point]
 
 
+class TopParams(Params):
+    """By what, and how many."""
+
+    by: Literal["pulls", "bytes"] = "pulls"
+    limit: Annotated[int, Field(ge=1, le=1000)] = 20
+
+
+class PopularImage(Model):
+    """An image and what clients got of it; ``last_pull`` is null if it is not known."""
+
+    name: str
+    pulls: int
+    bytes: int
+    last_pull: float | None
+
+
+class Top(Model):
+    """The images with the most pulls or bytes."""
+
+    images: list[PopularImage]
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """What was counted."""
 
     series: Series
+    popularity: Popularity
     clock: Clock
 
     @property
@@ -54,7 +78,8 @@ class History:
         """The routes of this group."""
         text = "Show what was counted over time."
         return [
-            Route("GET", "series", SeriesParams, TimeSeries, self._series, text, is_public=True)
+            Route("GET", "series", SeriesParams, TimeSeries, self._series, text, is_public=True),
+            Route("GET", "top", TopParams, Top, self._top, "List the images that are pulled most."),
         ]
 
     async def _series(self, params: SeriesParams, _: Caller) -> Model:
@@ -64,3 +89,14 @@ class History:
         found = self.series.points(since, params.points)
         points = [Point(time=at, **sample._asdict()) for at, sample in found.samples]
         return TimeSeries(start=found.start, step=found.step, points=points)
+
+    async def _top(self, params: TopParams, _: Caller) -> Model:
+        await self.popularity.fold()
+        found = self.popularity.top(params.by, params.limit)
+        rows = [
+            PopularImage(
+                name=one.name, pulls=one.pulls, bytes=one.bytes, last_pull=one.last_pull or None
+            )
+            for one in found
+        ]
+        return Top(images=rows)

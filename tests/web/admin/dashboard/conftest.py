@@ -1,5 +1,6 @@
 """The dashboard of a running proxy in a real browser."""
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 import pytest
 from playwright.sync_api import Page
 
+from proxy.core.records import Clock
 from tests.parts import chromium
 from tests.parts.chromium import Chromium, Window
 from tests.running import Proxy, Start
@@ -60,6 +62,12 @@ Open = Callable[..., Awaitable[Dashboard]]
 def browser() -> Iterator[Chromium]:
     with chromium.running() as browser:
         yield browser
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time of the browser."""
+    return time.time
 
 
 @pytest.fixture

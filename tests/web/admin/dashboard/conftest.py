@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Page
 
 from proxy.core.records import Clock
+from proxy.runtime.events import EventKind, Fact
 from tests.parts import chromium
 from tests.parts.chromium import Chromium, Window
 from tests.running import Proxy, Start
@@ -49,6 +50,10 @@ class Dashboard:
             page.get_by_role("button", name="Log out").wait_for()
 
         await self.do(fill)
+
+    def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
+        """Let something happen in the proxy."""
+        self.proxy.app.operating.events.emit(kind, subject, **data)
 
     async def see(self, text: str) -> None:
         """Wait until the page shows a text."""

@@ -15,8 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    sync_playwright,
+)
 
 HERE: Final = Path(__file__).parent
 MODULES: Final = HERE / "browser/node_modules"

@@ -71,7 +71,7 @@ class Dashboard:
 
     def has(self, path: str) -> bool:
         """Return True if a path belongs to the dashboard."""
-        return path == "/-" or path == ROOT or path.startswith(f"{ROOT}static/")
+        return path in ("/-", ROOT) or path.startswith(f"{ROOT}static/")
 
     def answer(self, request: BaseRequest) -> Response:
         """Return a file, or that the client has it (RFC 9110 §13). Raises ``PathNotFound``."""

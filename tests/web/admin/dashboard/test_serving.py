@@ -135,10 +135,12 @@ async def test_an_old_version_of_a_file_is_not_mixed_with_new_ones(proxy: Proxy)
 
 async def test_the_admin_socket_serves_it_too(proxy: Proxy) -> None:
     connector = UnixConnector(str(proxy.storage / "admin.sock"))
-    async with ClientSession("http://millpond", connector=connector) as session:
-        async with session.get("/-/") as answer:
-            assert answer.status == 200
-            assert "<title>Millpond</title>" in await answer.text()
+    async with (
+        ClientSession("http://millpond", connector=connector) as session,
+        session.get("/-/") as answer,
+    ):
+        assert answer.status == 200
+        assert "<title>Millpond</title>" in await answer.text()
 
 
 def test_all_files_together_are_small() -> None:
@@ -154,7 +156,9 @@ def test_the_page_has_no_code_or_style_of_its_own() -> None:
 @pytest.mark.parametrize("name", [name for name in OURS if name.endswith(".js")])
 def test_no_script_writes_html(name: str) -> None:
     text = (STATIC / name).read_text()
-    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc"
+    forbidden = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc"
+    )
     assert re.findall(forbidden, text) == []
 
 

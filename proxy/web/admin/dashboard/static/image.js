@@ -96,30 +96,33 @@ function sections(found) {
 
 function platformList(platforms) {
   if (platforms.length === 0) return h("p", { class: "empty" }, "No manifest is held.");
-  return platforms.map((platform, number) => {
-    const words = `${format.bytes(platform.held_bytes)} of ${format.bytes(platform.size)} held, ${format.count(platform.layers.length, "layer")}`;
+  return platforms.map((platform) => {
+    const { digest, layers } = platform;
     return h(
       "details",
-      {
-        "data-key": platform.digest,
-        class: "platform",
-        open: number === 0 && platforms.length === 1,
-      },
+      { "data-key": digest, class: "platform", open: platforms.length === 1 },
       h(
         "summary",
         {},
-        h("span", { class: "name" }, platform.platform ?? "any platform"),
-        h("code", {}, format.short(platform.digest)),
-        h("span", { class: "note" }, words),
+        h("span", { class: "name" }, platform.platform),
+        h("code", {}, format.short(digest)),
+        h("span", { class: "note" }, platform.size == null ? "not held" : amount(layers)),
       ),
       layerTable(platform),
     );
   });
 }
 
+function amount(layers) {
+  const sum = (list) => format.bytes(list.reduce((size, layer) => size + layer.size, 0));
+  const held = layers.filter((layer) => layer.held);
+  const words = held.length === layers.length ? sum(layers) : `${sum(held)} of ${sum(layers)} held`;
+  return `${words}, ${format.count(layers.length, "layer")}`;
+}
+
 function layerTable({ platform, layers }) {
   return table(
-    `Layers of ${platform ?? "the image"}`,
+    `Layers of ${platform}`,
     [
       {
         title: "Layer",

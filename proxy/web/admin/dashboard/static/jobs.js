@@ -33,7 +33,7 @@ function jobTable(jobs, empty) {
       { title: "Progress", kind: "wide", cell: progress },
       { title: "Began", cell: (job) => format.ago(job.started) },
       {
-        title: "",
+        title: "Action",
         kind: "tool",
         cell: (job) => job.state === "running" && button("Cancel", "cancel-job", job.id),
       },

@@ -216,6 +216,16 @@ def test_every_path_is_documented() -> None:
     assert served - {"/-/token"} == {path for path in PUBLIC | TRUSTED if path.startswith("/-/")}
 
 
+async def test_every_route_of_the_admin_api_is_documented(proxy: Proxy) -> None:
+    documented = {
+        (cells[0].strip("`"), method, cells[2] == "everybody")
+        for cells in rows(API, "## Admin API")
+        for method in cells[1].split(", ")
+    }
+    routes = proxy.app.operating.api.routes
+    assert documented == {(route.path, route.method, route.is_public) for route in routes}
+
+
 def test_every_operator_path_is_explained() -> None:
     explained = {heading for heading in HEADING.findall(text(API)) if "/-/" in heading}
     assert explained == {f"{way} {path}" for path, ways in TRUSTED.items() for way in ways}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from proxy.app.engine import Engine
 from proxy.runtime.events import Events
 from proxy.runtime.supervisor import Supervisor
+from proxy.services.catalogue import Catalogue
 from proxy.services.jobs import Jobs
 from proxy.services.popularity import Popularity
 from proxy.services.series import Series
@@ -15,6 +16,7 @@ from proxy.web.admin.api.application import Api
 from proxy.web.admin.api.events import EventFeed
 from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.api.history import History
+from proxy.web.admin.api.images import Images
 from proxy.web.admin.api.jobs import JobRoutes
 from proxy.web.admin.api.keeping import Keeping
 from proxy.web.admin.api.live import Live
@@ -37,6 +39,7 @@ class Operating:
     jobs: Jobs
     series: Series
     popularity: Popularity
+    catalogue: Catalogue
 
     @asynccontextmanager
     async def running(self, background: Supervisor) -> AsyncIterator[None]:
@@ -59,6 +62,7 @@ def built(
     jobs, streams = Jobs(), Streams()
     series = Series(engine.storage.content, engine.metrics)
     popularity = Popularity(engine.storage.content, engine.metrics.tally)
+    catalogue = Catalogue(engine.storage.content, popularity.pulls)
     live = Live(statistics, streams)
     groups = (
         State(statistics, guard.access),
@@ -66,9 +70,12 @@ def built(
         EventFeed(engine.events, streams),
         History(series, popularity, engine.storage.clock),
         Keeping(services),
+        Images(services, catalogue, popularity),
         JobRoutes(services, jobs),
         process,
     )
     routes = [route for group in groups for route in group.routes]
     api = Api(Description(routes).routes, guard)
-    return Operating(api, engine.events, process, live, streams, jobs, series, popularity)
+    return Operating(
+        api, engine.events, process, live, streams, jobs, series, popularity, catalogue
+    )

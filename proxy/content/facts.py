@@ -85,6 +85,8 @@ class Graph:
     def __init__(self, index: Index) -> None:
         self._index = index
         self.parents: Final = index.parents
+        self.weights: Final = index.weights
+        self.listings: Final = index.listings
 
     async def children(self, digest: Digest) -> tuple[Digest, ...] | None:
         """Return what a held manifest lists; empty for a blob and for what is not held.

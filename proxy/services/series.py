@@ -133,9 +133,9 @@ class Series:
 
     async def close(self) -> None:
         """Keep what was counted until now."""
+        await self.load()
         self.sample()
-        if self._is_loaded:
-            await self._keep()
+        await self._keep()
 
     def sample(self) -> None:
         """Add what was counted since the last sample, once earlier ones are loaded."""

@@ -52,11 +52,11 @@ class Unpinned(Model):
 
 
 class Feed(Model):
-    """One source of images in use, until ``expires_at`` (Unix seconds)."""
+    """One source of images in use, until ``expires_at`` (Unix seconds; null: for good)."""
 
     source: str
     images: int
-    expires_at: float
+    expires_at: float | None
 
 
 class InUse(Model):

@@ -51,18 +51,14 @@ function progress({ state, kind, what, progress: done, error, result }) {
   return [bar(`${kind} ${what ?? ""}: ${text}`, done?.done, done?.total), h("span", {}, text)];
 }
 
-/** Return the numbers of a job's result in words. */
+/** Return the numbers of a job's result in words, without those that are zero. */
 function outcome(result) {
-  const known = Object.entries(result ?? {}).filter(([, value]) => typeof value === "number");
-  return known
-    .map(([name, value]) =>
-      name.endsWith("bytes") || name === "total"
-        ? `${words(name)} ${format.bytes(value)}`
-        : `${words(name)} ${format.number(value)}`,
-    )
-    .join(", ");
+  const known = Object.entries(result ?? {}).filter(([name, value]) => value > 0 && name !== "total");
+  return known.map(([name, value]) => named(name.replaceAll("_", " "), value)).join(", ");
 }
 
-function words(name) {
-  return name.replaceAll("_", " ");
+function named(words, value) {
+  if (words === "bytes") return format.bytes(value);
+  if (words.endsWith(" bytes")) return `${format.bytes(value)} ${words.slice(0, -6)}`;
+  return `${format.number(value)} ${words}`;
 }

@@ -13,7 +13,7 @@ RUN python3 -m venv /opt/millpond
 COPY pyproject.toml constraints.txt README.md LICENSE /src/
 COPY proxy /src/proxy
 RUN /opt/millpond/bin/pip install --disable-pip-version-check --no-cache-dir \
-      --constraint /src/constraints.txt '/src[aws,azure,bucket,fleet,google]' \
+      --constraint /src/constraints.txt '/src[aws,azure,bucket,fleet,google,tracing]' \
  && /opt/millpond/bin/pip uninstall --yes --quiet pip
 
 FROM ${BASE}

@@ -171,7 +171,6 @@ def carried(event: AuditEvent) -> dict[str, Any]:
         "login": event.method,
         "credential_id": _printable(event.credential_id),
         "rule": event.rule,
-        "request_id": _printable(event.request_id and event.request_id[:MAX_TEXT]),
     }
 
 

@@ -9,7 +9,7 @@ from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
 from proxy.app import bucket as buckets
 from proxy.app import cache as caching
-from proxy.app import facts
+from proxy.app import facts, tracing
 from proxy.app import fleet as fleets
 from proxy.app import storage as storages
 from proxy.app.fleet import Fleet
@@ -24,6 +24,7 @@ from proxy.repository.confirmations import Confirmations
 from proxy.repository.origins import Elsewhere, Origins
 from proxy.runtime.events import Events
 from proxy.runtime.metrics import Metrics
+from proxy.runtime.spans import Tracer
 from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Settings
 from proxy.upstream.guard import SYSTEM_NETWORK, Network
@@ -59,6 +60,7 @@ class Engine:
     cache: Cache
     confirmations: Confirmations
     background: Supervisor
+    tracer: Tracer
     fleet: Fleet | None
     """None: this replica is alone."""
 
@@ -77,6 +79,7 @@ async def opened(
     """
     metrics, router = Metrics(settings.upstreams), Router(settings)
     events = Events(environment.clock)
+    tracer = tracing.opened(stack, settings.tracing)
     storage = await storages.opened(stack, settings, router, metrics, environment.clock)
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
@@ -124,5 +127,6 @@ async def opened(
         cache,
         confirmations,
         background,
+        tracer,
         fleet,
     )

@@ -106,7 +106,7 @@ def handlers(
     policies.use(compiled(settings.policies, router.parse_selector))
     callers = Callers()
     guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
-    journal = Journal(engine.metrics, request_log, audit, upstreams.current)
+    journal = Journal(engine.metrics, request_log, audit, upstreams.current, engine.tracer)
     responses = ResponseCache(lookup, guards, journal, trusted)
     puller = Puller(cache, content, engine.origins, engine.downloads)
     expansion = Expansion(content, engine.origins, cache.listings)

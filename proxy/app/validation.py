@@ -14,6 +14,7 @@ from typing import Final
 from proxy.access.review import faults
 from proxy.access.rules import Rules
 from proxy.app import bucket as buckets
+from proxy.app import tracing
 from proxy.app.issuers import issuer_context
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
@@ -198,6 +199,10 @@ def _fleet(settings: Settings) -> Iterator[str]:
         yield from _unreadable("fleet.secret_file", fleet.secret_file)
 
 
+def _tracing(settings: Settings) -> Iterator[str]:
+    yield from tracing.problems(settings.tracing)
+
+
 def _refusal(build: Callable[[], object]) -> Iterator[str]:
     """Yield the message of the ``ConfigError`` that ``build`` raises."""
     try:
@@ -233,5 +238,6 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _directory,
     _fallback,
     _fleet,
+    _tracing,
     _address,
 )

@@ -45,6 +45,11 @@ def _rows(answer: "Document") -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for entry in answer["history"]:
         states = ["in the cache"] if entry["held"] else []
+        states += [
+            f"imported {moment(one['at'])} from {one['source']}"
+            for one in answer["imported"]
+            if one["digest"] == entry["digest"]
+        ]
         if entry is answer["history"][-1] and answer["held_until"] is not None:
             states.append(f"held until {moment(answer['held_until'])}")
         first, last = (_time(entry[key]) for key in ("first_seen", "last_seen"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from proxy.cli.command import ConfigOption, JsonOption, Work, on_server
-from proxy.cli.formatting import count, fail, print_error, print_line
+from proxy.cli.formatting import count, fail, moment, print_error, print_line, print_table
 from proxy.cli.progress import Bytes, byte_bar
 from proxy.core.units import show_size
 
@@ -100,6 +100,26 @@ def import_bundle(
         except OSError as error:
             print_error(f"{path}: cannot be read: {error.strerror}")
             return 1
+
+    return work
+
+
+@on_server
+def imports(as_json: JsonOption = False) -> Work:
+    """List the latest imports: when, from which cache, how many images."""
+
+    async def work(client: "Client") -> int:
+        found = (await client.ask("GET", IMPORT))["imports"]
+        if as_json:
+            for one in found:
+                typer.echo(json.dumps(one))
+            return 0
+        rows = [
+            (moment(one["at"]), one["source"], moment(one["created_at"]), str(len(one["images"])))
+            for one in found
+        ]
+        print_table(("IMPORTED", "FROM", "BUNDLE OF", "IMAGES"), rows)
+        return 0
 
     return work
 

@@ -18,6 +18,7 @@ from proxy.content.writer import Writer
 from proxy.core.errors import ContentMismatch, RegistryError, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, Target
 from proxy.core.sources import Place, Priority
+from proxy.runtime import spans
 from proxy.runtime.pulse import Pulse
 from proxy.runtime.ttl_cache import TTLCache
 
@@ -277,7 +278,11 @@ class Downloads:
         """Do all of one download. What fails is kept in it for its readers, and raised nowhere."""
         failure: Exception = _cancelled()
         try:
-            await self._fetch(download, fetch)
+            about: spans.Attributes = {"millpond.digest": fetch.digest}
+            with spans.part("download", spans.Kind.INTERNAL, about) as span:
+                await self._fetch(download, fetch)
+                if span is not None:
+                    span.add({"millpond.bytes": download.written})
         except ContentMismatch as error:
             self._content.faults.mismatched(error)
             failure = error

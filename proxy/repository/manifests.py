@@ -33,7 +33,7 @@ from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
 from proxy.upstream.budget import SHORTEST_REFILL
-from proxy.upstream.registry import Upstream
+from proxy.upstream.registry import NamedManifest, Upstream
 
 Result = TypeVar("Result")
 DESCRIBED_SECONDS: Final = 3600.0
@@ -66,7 +66,7 @@ class Manifests:
         """Called with a manifest that the registry has sent, and whether it is public."""
         self._described: TTLCache[Descriptor] = TTLCache()
         self._fetches: SingleFlight[Manifest] = SingleFlight("fetch manifest")
-        self._heads: SingleFlight[Descriptor] = SingleFlight("head manifest")
+        self._heads: SingleFlight[NamedManifest] = SingleFlight("head manifest")
 
     async def close(self) -> None:
         """Cancel running requests."""
@@ -114,7 +114,8 @@ class Manifests:
         descriptor = await self._described.get(f"{target} {digest}")
         if descriptor is not None:
             return Described(descriptor, Outcome.HIT)
-        return Described(await self.ask(target, digest), Outcome.MISS)
+        named = await self.ask(target, digest)
+        return Described(named.descriptor, Outcome.MISS)
 
     def is_offline(self, target: Target) -> bool:
         """Return True if the settings forbid requests to an upstream."""
@@ -141,8 +142,8 @@ class Manifests:
             await self._described.delete(f"{target} {digest}")
             await self._held.forget(target, digest)
 
-    async def ask(self, target: Target, ref: str) -> Descriptor:
-        """Return upstream's descriptor of ``ref``, by HEAD; concurrent callers share one request.
+    async def ask(self, target: Target, ref: str) -> NamedManifest:
+        """Return upstream's answer about ``ref``, by HEAD; concurrent callers share one request.
 
         For a digest the answer confirms that the repository holds it, so it is linked. For a tag
         the answer is a claim: its digest may belong to another repository's private content.
@@ -161,15 +162,17 @@ class Manifests:
             if target.upstream in self._sources:  # a reload may have removed it
                 self._sources[target.upstream].release(target.upstream, ref)
 
-    async def _ask(self, target: Target, ref: str) -> Descriptor:
+    async def _ask(self, target: Target, ref: str) -> NamedManifest:
         async with self._asking(target, ref) as upstream:
-            descriptor = await upstream.head_manifest(target.repo, ref)
-        if descriptor is None or (is_digest(ref) and descriptor.digest != ref):
-            return (await self.fetch(target, ref)).descriptor
+            named = await upstream.head_manifest(target.repo, ref)
+        if named is None or (is_digest(ref) and named.descriptor.digest != ref):
+            fetched = await self.fetch(target, ref)
+            return NamedManifest(fetched.descriptor, fetched.warning)
+        descriptor = named.descriptor
         link = self._content.links.add if is_digest(ref) else self._content.links.add_public
         await link(target, [descriptor.digest])
         await self._described.set(f"{target} {descriptor.digest}", descriptor, DESCRIBED_SECONDS)
-        return descriptor
+        return named
 
     @asynccontextmanager
     async def _asking(self, target: Target, ref: str) -> AsyncIterator[Upstream]:

@@ -60,6 +60,11 @@ def described(manifest: Manifest) -> Described:
     )
 
 
+def is_unconfirmed(warning: str | None) -> bool:
+    """Return True if upstream is a Millpond whose warning says that its copy may be out of date."""
+    return warning is not None and warning.startswith(("stale: ", "kept: "))
+
+
 def instead_of(error: RegistryError, copy: Manifest | None) -> Manifest:
     """Return the copy that replaces upstream's answer; raise ``error`` if there is none."""
     if copy is None:

@@ -14,6 +14,7 @@ from proxy.core.errors import (
     RegistryError,
     UpstreamFailure,
     UpstreamTimeout,
+    UpstreamUnavailable,
 )
 from proxy.core.names import Tag, Target
 from proxy.core.policy import Action, CacheDirective, Rule
@@ -31,6 +32,7 @@ from proxy.repository.pointed import (
     Refreshed,
     described,
     instead_of,
+    is_unconfirmed,
 )
 from proxy.repository.results import Described, Forward, Manifest
 from proxy.repository.sharing import Alone, Check, Sharing
@@ -302,7 +304,7 @@ class Tags:
     ) -> TagRecord:
         started = self._clock()
         try:
-            descriptor = await self._manifests.ask(target, tag)
+            descriptor, warning = await self._manifests.ask(target, tag)
         except NotFound as error:
             if (newer := await self._newer(target, tag, record)) is not None:
                 return newer
@@ -310,6 +312,9 @@ class Tags:
                 await self._records.set(target, tag, None)
             await check.gone()
             raise
+        if record is not None and record.descriptor == descriptor and is_unconfirmed(warning):
+            # The upstream is a Millpond that could not ask itself; nothing confirms the tag.
+            raise UpstreamUnavailable(f"{target.upstream} does not confirm {tag}: {warning}")
         checked = TagRecord(descriptor, self._clock())
         newer = await self._newer(target, tag, record)
         if newer is not None and newer.checked_at >= started:

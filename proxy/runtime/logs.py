@@ -10,12 +10,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TextIO
 
 import structlog
+
+from proxy.runtime import request_ids
 
 FLUSH_SECONDS: Final = 0.2
 MAX_PENDING: Final = 50_000
@@ -49,12 +51,13 @@ class Output(NamedTuple):
 
 
 class _Answered(NamedTuple):
-    """One request: Unix seconds, the fields that many requests share, and its own two."""
+    """One request: Unix seconds, the fields that many requests share, and its own three."""
 
     at: float
     fields: Mapping[str, Any]
     seconds: float
     client: str | None
+    request_id: str
 
 
 def configure(level: str, form: Literal["auto", "console", "json"], stream: TextIO) -> Output:
@@ -71,6 +74,7 @@ def configure(level: str, form: Literal["auto", "console", "json"], stream: Text
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
+            _with_request_id,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([] if is_console else [_tracebacks()]),
             renderer,
@@ -92,6 +96,16 @@ def _tracebacks() -> structlog.processors.ExceptionRenderer:
     return structlog.processors.ExceptionRenderer(
         structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     )
+
+
+def _with_request_id(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Add the id of the request that a task works for."""
+    request_id = request_ids.current()
+    if request_id is not None:
+        event.setdefault("request_id", request_id)
+    return event
 
 
 class _ToStructlog(logging.Handler):
@@ -142,7 +156,9 @@ class RequestLog:
         """Each request gets a line, and at the moment no line is dropped."""
         return self._logs_all and not self._is_failing and len(self._pending) < NEARLY_FULL
 
-    def add(self, fields: Mapping[str, Any], seconds: float, client: str | None) -> None:
+    def add(
+        self, fields: Mapping[str, Any], seconds: float, client: str | None, request_id: str
+    ) -> None:
         """Queue the line of one request; fields that are None are left out.
 
         Several requests may share ``fields``, which must not change afterwards.
@@ -152,7 +168,7 @@ class RequestLog:
         if len(self._pending) >= MAX_PENDING:
             self._on_drop(1)
             return
-        self._pending.append(_Answered(time.time(), fields, seconds, client))
+        self._pending.append(_Answered(time.time(), fields, seconds, client, request_id))
 
     async def write_forever(self) -> None:
         """Write queued lines every ``FLUSH_SECONDS``, and the rest when cancelled."""
@@ -189,8 +205,8 @@ class RequestLog:
         return lines
 
     def _line(self, answered: _Answered) -> str:
-        at, fields, seconds, client = answered
-        own = {"seconds": round(seconds, 6), "client": client}
+        at, fields, seconds, client, request_id = answered
+        own = {"seconds": round(seconds, 6), "request_id": request_id, "client": client}
         event = _about(fields) | {"timestamp": _timestamp(at)} | _known(fields) | _known(own)
         return self._output.render(event)
 
@@ -206,7 +222,7 @@ class _JSONLines:
 
     def __call__(self, answered: _Answered) -> str:
         """Return the line of one request."""
-        at, fields, seconds, client = answered
+        at, fields, seconds, client, request_id = answered
         second = int(at)
         if second != self._second:
             self._second, self._timestamp = second, _timestamp(second).removesuffix("Z")
@@ -219,7 +235,8 @@ class _JSONLines:
             own = self._render(_known({"client": client}))[1:]
             end = self._clients[client] = own if client is None else f", {own}"
         timestamp = f"{self._timestamp}.{int((at - second) * 1e6):06d}Z"
-        return f'{shared[1]}, "timestamp": "{timestamp}", "seconds": {seconds:.6f}{end}'
+        own = f'"timestamp": "{timestamp}", "seconds": {seconds:.6f}, "request_id": "{request_id}"'
+        return f"{shared[1]}, {own}{end}"
 
 
 def _is_failed(fields: Mapping[str, Any]) -> bool:

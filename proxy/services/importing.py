@@ -29,9 +29,8 @@ from proxy.core.names import Digest, Repo, Target, matches
 from proxy.core.records import Descriptor
 from proxy.runtime.executors import by_size
 from proxy.services.bundle.contents import BundledBlob, BundledTag, Contents
+from proxy.services.imports import Imports
 
-NOTE: Final = "imports"
-MAX_NOTED: Final = 100
 MAX_NAMED: Final = 1000
 """Missing digests that an error names."""
 
@@ -59,6 +58,7 @@ class Importer:
     """Imports bundles. ``upstreams`` are the names of the configured registries."""
 
     def __init__(self, content: Content, pins: Pins, upstreams: Collection[str]) -> None:
+        self.imports: Final = Imports(content)
         self._content = content
         self._pins = pins
         self._upstreams = upstreams
@@ -100,7 +100,14 @@ class Importer:
             await self._set_tag(one, report)
         for pin in contents.pins:
             await self._pin(pin, report)
-        await self._note(contents, report)
+        await self.imports.add(
+            contents,
+            {
+                one.name: one.record.descriptor.digest
+                for one in contents.tags
+                if one.name not in report.kept
+            },
+        )
         for upstream in sorted({one.upstream for one in contents.links} - {*self._upstreams}):
             report.notes.append(
                 f"{upstream} is not configured here, so its images cannot be pulled; add it under "
@@ -187,21 +194,6 @@ class Importer:
             report.pins.append((await self._pins.add(pin)).name)
         except RegistryError as error:
             report.notes.append(f"pin {pin}: {error.message}")
-
-    async def _note(self, contents: Contents, report: Report) -> None:
-        """Remember where the images came from."""
-        known = await self._content.note(NOTE)
-        imports = known if isinstance(known, list) else []
-        imports.append(
-            {
-                "at": self._content.clock(),
-                "source": contents.source,
-                "creator": contents.creator,
-                "created_at": contents.created_at,
-                "images": report.images[:MAX_NAMED],
-            }
-        )
-        await self._content.set_note(NOTE, imports[-MAX_NOTED:])
 
 
 def as_document(report: Report) -> dict[str, object]:

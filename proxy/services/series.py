@@ -121,7 +121,7 @@ class Series:
         self._loading = asyncio.Lock()
 
     async def run(self) -> None:
-        """Sample for ever, and keep the samples every minute."""
+        """Sample until cancelled, and keep the samples every minute."""
         await self.load()
         kept = self._content.clock()
         while True:

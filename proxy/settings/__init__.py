@@ -17,6 +17,7 @@ from proxy.settings.access import Access
 from proxy.settings.bucket import Bucket
 from proxy.settings.fleet import Fleet
 from proxy.settings.policies import Policy
+from proxy.settings.tracing import Tracing
 from proxy.settings.units import (
     Bytes,
     Disk,
@@ -41,6 +42,7 @@ __all__ = [
     "Settings",
     "Storage",
     "Timeouts",
+    "Tracing",
     "Upstream",
     "UpstreamTLS",
 ]
@@ -310,6 +312,7 @@ class Settings(Section):
     prefetch: Prefetch = Prefetch()
     memory: Memory = Memory()
     log: Log = Log()
+    tracing: Tracing = Tracing()
 
     @property
     def host(self) -> str:

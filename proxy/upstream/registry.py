@@ -49,6 +49,13 @@ _INDEX: Final = {"Accept": manifests.OCI_INDEX}
 _ANY: Final = {"Accept": "*/*"}
 
 
+class NamedManifest(NamedTuple):
+    """What a tag or digest names, and the text of upstream's ``Warning: 299``."""
+
+    descriptor: Descriptor
+    warning: str | None
+
+
 class FetchedManifest(NamedTuple):
     """A manifest as upstream sent it: not yet verified. ``digest`` is what upstream claims.
 
@@ -134,8 +141,8 @@ class Upstream:
         """Let the token server decide about a repository again."""
         await self._client.forget_token(repo)
 
-    async def head_manifest(self, repo: Repo, ref: str) -> Descriptor | None:
-        """Return what a tag or digest names; None when this registry's HEAD does not tell.
+    async def head_manifest(self, repo: Repo, ref: str) -> NamedManifest | None:
+        """Return what a tag or digest names; None if this registry's HEAD does not say it.
 
         Docker Hub does not count a HEAD as a pull.
         """
@@ -150,7 +157,8 @@ class Upstream:
             return None
         if size > manifests.MAX_SIZE:  # its GET says what is wrong with it
             return None
-        return Descriptor(media_type, digest, size)
+        warning = warning_text(self._said(response, "Warning"))
+        return NamedManifest(Descriptor(media_type, digest, size), warning)
 
     def _note(self, response: ClientResponse) -> None:
         self.budget.note(response.headers, self._said(response, "docker-ratelimit-source"))

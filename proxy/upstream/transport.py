@@ -33,6 +33,7 @@ from yarl import URL
 
 from proxy import VERSION
 from proxy.core.errors import ConfigError, Overloaded, UpstreamTimeout, UpstreamUnavailable
+from proxy.runtime import spans
 from proxy.runtime.metrics import UpstreamCounters
 from proxy.settings import Timeouts, UpstreamTLS
 from proxy.upstream import hops
@@ -122,11 +123,14 @@ class Transport:
         for _ in range(MAX_REDIRECTS + 1):
             # aiohttp could follow redirects, but not ask the guard at each step.
             sent = dict(request.headers)
-            if url.origin() == request.url.origin():
-                sent |= hops.headers()
-                if authorization is not None:
-                    sent["Authorization"] = authorization
-            response = await self._request(replace(request, url=url, headers=sent))
+            with spans.part(request.method, spans.Kind.CLIENT, _attributes(request, url)) as span:
+                if url.origin() == request.url.origin():
+                    sent |= hops.headers() | ({} if span is None else span.headers())
+                    if authorization is not None:
+                        sent["Authorization"] = authorization
+                response = await self._request(replace(request, url=url, headers=sent))
+                if span is not None:
+                    span.add({"http.response.status_code": response.status})
             if response.status not in _REDIRECTS:
                 return response
             await self.drain(response)
@@ -143,8 +147,14 @@ class Transport:
             if name.endswith("_token"):
                 self.redactor.remember(f"Bearer {value}")
         method = "GET" if form is None else "POST"
-        response = await self._request(HTTPRequest(method, request.url, headers), form)
-        return response, await self._read_small(response)
+        asked = HTTPRequest(method, request.url, headers)
+        with spans.part(
+            f"{method} token", spans.Kind.CLIENT, _attributes(asked, asked.url)
+        ) as span:
+            response = await self._request(asked, form)
+            if span is not None:
+                span.add({"http.response.status_code": response.status})
+            return response, await self._read_small(response)
 
     async def drain(self, response: ClientResponse) -> bytes:
         """Return a small body, read to its end so that the connection can be used again."""
@@ -247,6 +257,16 @@ class Transport:
                 return UpstreamUnavailable(f"{self.name} cannot be reached: {reason}")
             case _:
                 return UpstreamUnavailable(f"{self.name}: {type(error).__name__}")
+
+
+def _attributes(request: HTTPRequest, url: URL) -> spans.Attributes:
+    """Return the attributes of a request's span; its query may hold a signature."""
+    return {
+        "http.request.method": request.method,
+        "server.address": url.host,
+        "server.port": url.port,
+        "url.full": str(url.with_query(None).with_user(None)),
+    }
 
 
 class Proxies:

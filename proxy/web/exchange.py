@@ -19,8 +19,10 @@ from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective, cache_directive
 from proxy.core.sources import Place
 from proxy.repository.results import Forward
+from proxy.runtime import request_ids
 from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
+from proxy.runtime.spans import NoTracer, Tracer
 from proxy.upstream.registry import Upstream
 from proxy.web import audited
 
@@ -42,6 +44,7 @@ class Exchange:
     request: BaseRequest
     started: float = field(default_factory=time.perf_counter)
     ns: str | None = field(init=False)
+    request_id: str = field(init=False)
     route: Route | None = None
     target: Target | None = None
     client: Client | None = None
@@ -75,6 +78,8 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self.ns = self.request.query.get("ns") or None
+        sent = self.request.headers.get(request_ids.HEADER)
+        self.request_id = request_ids.accepted(sent) or request_ids.make()
 
     @property
     def directive(self) -> CacheDirective:
@@ -95,6 +100,7 @@ class Exchange:
         """Return the headers of every response, and ``more``."""
         status = None if self.outcome is None else self._cache_status(self.outcome)
         headers = common_headers(self.ns if self.target is not None else None, status)
+        headers[request_ids.HEADER] = self.request_id
         headers.update(more)
         return headers
 
@@ -228,10 +234,12 @@ class Journal:
         request_log: RequestLog,
         audit: AuditLog,
         upstreams: Mapping[str, Upstream],
+        tracer: Tracer | None = None,
     ) -> None:
         self.metrics = metrics
         self.request_log = request_log
         self.audit = audit
+        self.tracer: Final = tracer or NoTracer()
         self._upstreams = upstreams
 
     def record(self, exchange: Exchange) -> None:
@@ -280,7 +288,8 @@ class Journal:
                 fields |= carried(event)
             else:
                 self.audit.record(event)
-        self.request_log.add(fields, seconds, exchange.request.remote)
+        client = exchange.request.remote
+        self.request_log.add(fields, seconds, client, exchange.request_id)
 
 
 def _served(exchange: Exchange) -> str:
@@ -293,7 +302,7 @@ def _served(exchange: Exchange) -> str:
 
 
 def common_headers(ns: str | None, status: str | None) -> CIMultiDict[str]:
-    """Return the headers of every response; ``ns`` is the request's, ``status`` the cache's."""
+    """Return the headers of all responses but the id; ``ns`` is that of the request."""
     headers = CIMultiDict(COMMON_HEADERS)
     if ns is not None:
         headers["OCI-Namespace"] = ns

@@ -21,10 +21,11 @@ from proxy.core.policy import CacheDirective
 from proxy.core.routing import Router
 from proxy.repository import Cache
 from proxy.repository.results import Described, Manifest
+from proxy.runtime import request_ids
 from proxy.runtime.metrics import Outcome
 from proxy.upstream import hops
 from proxy.upstream.registry import PAGE_KEYS
-from proxy.web import replies
+from proxy.web import replies, traced
 from proxy.web.blob import send_blob
 from proxy.web.exchange import Exchange, Journal
 from proxy.web.gate import Gate
@@ -65,7 +66,21 @@ class Registry:
     async def _handle(
         self, request: BaseRequest, identify: Callable[[BaseRequest], Awaitable[Principal]]
     ) -> StreamResponse:
-        exchange, revision = Exchange(request), self._router.revision
+        exchange = Exchange(request)
+        request_ids.use(exchange.request_id)
+        with self._journal.tracer.request(traced.name(request), request.headers) as span:
+            try:
+                return await self._respond(exchange, identify)
+            finally:
+                if span is not None:
+                    span.add(traced.attributes(exchange))
+                    if exchange.status >= 500:
+                        span.fail(exchange.code or "")
+
+    async def _respond(
+        self, exchange: Exchange, identify: Callable[[BaseRequest], Awaitable[Principal]]
+    ) -> StreamResponse:
+        request, revision = exchange.request, self._router.revision
         try:
             if self._journal.audit.is_nearly_full:
                 await self._journal.audit.room()

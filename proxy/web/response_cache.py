@@ -31,6 +31,7 @@ from proxy.core.names import Digest, Kind, Route, Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
 from proxy.repository.memory_lookup import Found
+from proxy.runtime import request_ids
 from proxy.runtime.metrics import Outcome, UpstreamCounters
 from proxy.runtime.tally import Key
 from proxy.web.audited import Remembered, remembered
@@ -125,6 +126,7 @@ class ResponseCache:
             credential=self._access.sealed(authorization),
             audited=remembered(exchange),
             tallied=(target, "" if exchange.is_head or route.kind is Kind.BLOB else route.ref),
+            request_id=request_ids.accepted(exchange.request.headers.get(request_ids.HEADER)),
         )
         _put(self._requests, key, request)
 
@@ -164,8 +166,9 @@ class ResponseCache:
         self._journal.metrics.tally.counts[request.tallied] += 1 if request.is_pull else len(body)
         seconds = time.perf_counter() - started
         request.counters.timed(Outcome.HIT, seconds, seconds)
-        self._log(response, principal, seconds)
-        return response.headers(found.fresh, self._end()), body
+        request_id = request.request_id or request_ids.make()
+        self._log(response, principal, seconds, request_id)
+        return response.headers(found.fresh, self._end(request_id)), body
 
     def _found(self, request: "_Request", principal: Principal) -> Found | None:
         """Return the content of a request, None if it may not be sent, or not in one step."""
@@ -192,7 +195,9 @@ class ResponseCache:
             return False
         return client is None or client.try_request(size)
 
-    def _log(self, response: "_Response", principal: Principal, seconds: float) -> None:
+    def _log(
+        self, response: "_Response", principal: Principal, seconds: float, request_id: str
+    ) -> None:
         """Log and audit a response, in one line if possible."""
         journal, fields, audited = self._journal, response.fields, response.audited
         if audited is not None and journal.audit.is_on:
@@ -200,22 +205,22 @@ class ResponseCache:
                 fields = response.audited_fields
             else:
                 journal.audit.record(Recurrence(audited, time.time(), principal.address))
-        journal.request_log.add(fields, seconds, principal.address)
+        journal.request_log.add(fields, seconds, principal.address, request_id)
 
-    def _end(self) -> bytes:
-        """Return the current second's ``Date`` (RFC 9110 §6.6.1), and the end of the block."""
+    def _end(self, request_id: str) -> bytes:
+        """Return the id, the second's ``Date`` (RFC 9110 §6.6.1), and the end of the block."""
         second = int(time.time())
         if second != self._second:
             self._second = second
             self._date = f"Date: {formatdate(second, usegmt=True)}\r\n\r\n".encode()
-        return self._date
+        return b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._date)
 
 
 class _Response(NamedTuple):
     """The header block of one response in two parts, what is logged, and what it depends on.
 
-    Between the parts goes the freshness, behind them the date. The body is not kept here: it would
-    exceed the RAM set aside for content.
+    Between the parts goes the freshness, behind them the id and the date. The body is not kept
+    here: it would exceed the RAM set aside for content.
     """
 
     descriptor: Descriptor
@@ -236,11 +241,11 @@ class _Response(NamedTuple):
         is_same = self.principal is principal or _proof(self.principal) == _proof(principal)
         return is_same and self.decision == decision
 
-    def headers(self, fresh: float | None, date: bytes) -> bytes:
+    def headers(self, fresh: float | None, end: bytes) -> bytes:
         """Return the block; ``fresh`` is for how many more seconds a tag is fresh."""
         if fresh is None or not math.isfinite(fresh):
-            return self.before + self.after + date
-        return b"%b; ttl=%d%b%b" % (self.before, fresh, self.after, date)
+            return self.before + self.after + end
+        return b"%b; ttl=%d%b%b" % (self.before, fresh, self.after, end)
 
 
 @dataclass(slots=True)
@@ -262,6 +267,8 @@ class _Request:
     audited: Remembered | None
     tallied: Key
     """What it counts for, by image."""
+    request_id: str | None
+    """That the client sent; None: each response has a new one."""
     last: _Response | None = None
 
     @property

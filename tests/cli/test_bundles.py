@@ -199,7 +199,7 @@ async def test_tags_history_and_pins_are_carried(
     assert (await at(outside, "pin", "acme/two:2", "--pull")).returncode == 0
     clock.advance(100)
     newer = content.image("newer two")
-    upstream.retag("acme/two", "2", newer) if False else upstream.add("acme/two", newer, tags=["2"])
+    upstream.add("acme/two", newer, tags=["2"])
     assert (await at(outside, "warm", "acme/two:2")).returncode == 0
     history = await outside.history("docker.io", "acme/two", "2")
     assert [entry.digest for entry in history] == [TWO.digest, newer.digest]
@@ -215,6 +215,27 @@ async def test_tags_history_and_pins_are_carried(
     assert (image["state"], image["pinned"]) == ("whole", True)
 
 
+async def test_imports_are_remembered_with_their_source(
+    bundle: Path, world: World, opened: Open
+) -> None:
+    _, lab, at, key = world
+    assert (await at(lab, "import", str(bundle), *trusting(key))).returncode == 0
+    [done] = map(json.loads, (await at(lab, "imports", "--json")).stdout.splitlines())
+    names = {"docker.io/library/one:1", f"docker.io/library/one:{SIGNATURE_TAG}"}
+    assert set(done["images"]) == names
+    assert done["source"]
+    assert done["creator"].startswith("millpond ")
+    [known] = map(json.loads, (await at(lab, "history", "--json", "one:1")).stdout.splitlines())
+    [imported] = known["imported"]
+    assert (imported["source"], imported["digest"]) == (done["source"], ONE.digest)
+    assert f" from {done['source']}" in (await at(lab, "history", "one:1")).stdout
+    table = (await at(lab, "imports")).stdout.splitlines()
+    assert len(table) == 2
+    assert table[1].split()[-1] == "2"
+    other = await opened("nothing imported")
+    assert (await at(other, "imports", "--json")).stdout == ""
+
+
 async def test_a_tag_never_goes_back(
     bundle: Path, world: World, opened: Open, upstream: FakeUpstream, clock: Clock
 ) -> None:
@@ -226,6 +247,8 @@ async def test_a_tag_never_goes_back(
     assert (await online.get("/v2/library/one/manifests/1")).status == 200
     done = await at(online, "import", str(bundle), *trusting(key))
     assert "docker.io/library/one:1: unchanged, it was seen here later" in done.stdout
+    [imported] = map(json.loads, (await at(online, "imports", "--json")).stdout.splitlines())
+    assert "docker.io/library/one:1" not in imported["images"]
     assert (await online.get("/v2/library/one/manifests/1")).body == newer.manifest
 
 

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from proxy.core.units import parse_seconds
+from proxy.services import image_files
+from proxy.services.image_files.found import Build
 from tests.deploy.cluster import (
     CHART,
     DEPLOY,
@@ -256,6 +258,14 @@ def test_a_changed_configuration_replaces_the_pods() -> None:
 
     assert annotations() == annotations()
     assert annotations() != annotations("--set", "config.log.level=debug")
+
+
+def test_warming_finds_the_images_of_what_helm_and_kustomize_render(objects: list[Object]) -> None:
+    text = yaml.safe_dump_all(objects)
+    found = image_files.read(text, "-", Build("linux/amd64", "linux/amd64"))
+    named = {one["image"] for each in workloads(objects) for one in containers(each)}
+    assert found.problems == []
+    assert {image.name for image in found.images} == named
 
 
 def test_the_node_is_asked_at_the_port_that_it_has() -> None:

@@ -30,9 +30,9 @@ def test_a_line_has_what_is_known() -> None:
     stream = io.StringIO()
     log = log_to(stream)
     shared = {"method": "GET", "error": None, "agent": 'quo"ted \x01', "bytes": 3}
-    log.add(shared, 0.0000123, "::1")
-    log.add(shared, 1.5, None)
-    log.add({"method": "HEAD"}, 0.0, "10.0.0.1")
+    log.add(shared, 0.0000123, "::1", "id")
+    log.add(shared, 1.5, None, "id")
+    log.add({"method": "HEAD"}, 0.0, "10.0.0.1", "id")
     log.flush()
     first, second, third = map(json.loads, stream.getvalue().splitlines())
     stamps = [line.pop("timestamp") for line in (first, second, third)]
@@ -40,20 +40,22 @@ def test_a_line_has_what_is_known() -> None:
     assert stamps == sorted(stamps)
     usual = {"event": "request", "level": "info"}
     known = usual | {"method": "GET", "agent": 'quo"ted \x01', "bytes": 3}
-    assert first == known | {"seconds": 0.000012, "client": "::1"}
-    assert second == known | {"seconds": 1.5}
-    assert third == usual | {"method": "HEAD", "seconds": 0.0, "client": "10.0.0.1"}
+    own = {"request_id": "id"}
+    assert first == known | own | {"seconds": 0.000012, "client": "::1"}
+    assert second == known | own | {"seconds": 1.5}
+    assert third == usual | own | {"method": "HEAD", "seconds": 0.0, "client": "10.0.0.1"}
 
 
 def test_a_line_for_people() -> None:
     stream = io.StringIO()
     log = log_to(stream, "console")
-    log.add({"method": "GET", "error": None}, 0.25, "::1")
+    log.add({"method": "GET", "error": None}, 0.25, "::1", "id")
     log.flush()
     [line] = stream.getvalue().splitlines()
     assert "method=GET" in line
     assert "seconds=0.25" in line
     assert "client=::1" in line
+    assert "request_id=id" in line
     assert "error" not in line
 
 
@@ -61,7 +63,7 @@ def test_many_lines_are_written_some_at_a_time() -> None:
     stream = io.StringIO()
     log = log_to(stream)
     for number in range(logs.BATCH + 1):
-        log.add({"number": number}, 0.0, None)
+        log.add({"number": number}, 0.0, None, "id")
     log.flush()
     assert len(stream.getvalue().splitlines()) == logs.BATCH
     log.flush()
@@ -74,7 +76,7 @@ def test_a_flood_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None
     drops: list[int] = []
     log = log_to(io.StringIO(), drops=drops)
     for _ in range(5):
-        log.add({}, 0.0, None)
+        log.add({}, 0.0, None, "id")
     assert len(drops) == 3
 
 
@@ -84,13 +86,13 @@ def test_what_cannot_be_written_is_counted() -> None:
     log = log_to(stream, drops=drops)
     assert log.is_complete
     for _ in range(3):
-        log.add({}, 0.0, None)
+        log.add({}, 0.0, None, "id")
     log.flush()
     assert (drops, log.is_complete) == ([3], False)
     log.flush()
     assert (drops, log.is_complete) == ([3], False)
     stream.is_full = False
-    log.add({}, 0.0, None)
+    log.add({}, 0.0, None, "id")
     log.flush()
     assert (drops, log.is_complete) == ([3], True)
 
@@ -101,7 +103,7 @@ def test_nothing_relies_on_lines_that_may_be_dropped(monkeypatch: pytest.MonkeyP
     found = []
     for _ in range(3):
         found.append(log.is_complete)
-        log.add({}, 0.0, None)
+        log.add({}, 0.0, None, "id")
     log.flush()
     assert [*found, log.is_complete] == [True, True, False, True]
     log.set_level("warning")
@@ -127,7 +129,7 @@ def test_t66_requests_that_end_in_5xx_are_warnings(
     output = logs.configure(level, form, stream)
     log = RequestLog(output, level=level, on_drop=lambda _: None)
     for status in (200, 404, 500, 502):
-        log.add({"status": status}, 0.0, None)
+        log.add({"status": status}, 0.0, None, "id")
     log.flush()
     lines = stream.getvalue().splitlines()
     assert [next(s for s in (200, 404, 500, 502) if str(s) in line) for line in lines] == logged

@@ -99,6 +99,35 @@ async def test_a_warning_survives(start: Start, upstream: FakeUpstream) -> None:
     assert answer.headers["Warning"] == '299 - "stale: the last good copy"'
 
 
+async def test_an_old_copy_confirms_nothing(
+    start: Start, upstream: FakeUpstream, clock: Clock
+) -> None:
+    """The registry is gone for the first Millpond, which serves its last good copy."""
+    upstream.add("library/app", IMAGE, tags=["latest"])
+    edge = await start(freshness={"tag_ttl": "60s", "stale_while_revalidate": 0})
+    assert "Warning" not in (await edge.get(LATEST)).headers
+    upstream.fault(faults.header("Warning", '299 - "stale: upstream failed"'))
+    for _ in range(2):
+        clock.advance(61)
+        answer = await edge.get(LATEST)
+        assert (answer.status, answer.body) == (200, IMAGE.manifest)
+        assert answer.headers["Warning"].startswith('299 - "stale: ')
+    again = await edge.head(LATEST)
+    assert again.headers["Warning"].startswith('299 - "stale: '), "it is not fresh either"
+    upstream.add("library/app", NEW, tags=["latest"])
+    assert (await edge.get(LATEST)).body == NEW.manifest, "a newer copy is taken"
+
+
+async def test_other_warnings_confirm(start: Start, upstream: FakeUpstream, clock: Clock) -> None:
+    upstream.add("library/app", IMAGE, tags=["latest"])
+    upstream.fault(faults.header("Warning", '299 - "this registry moves"'))
+    edge = await start(freshness={"tag_ttl": "60s", "stale_while_revalidate": 0})
+    await edge.get(LATEST)
+    clock.advance(61)
+    answer = await edge.get(LATEST)
+    assert "confirmed" in answer.headers["Cache-Status"]
+
+
 async def test_a_request_that_comes_back_is_refused(start: Start, relay: Relay) -> None:
     proxy = await start(hub={"url": f"http://127.0.0.1:{relay.port}"})
     relay.target = proxy.app.address or ""

@@ -79,6 +79,8 @@ class Answers:
         route = exchange.route = parse_path(request.path)
         if route.kind not in _KINDS or route.as_of is not None or not decisions.is_current:
             return None
+        if decisions.is_traced and "traceparent" in request.headers:
+            return None
         if decisions.is_audited and route.kind is Kind.MANIFEST and not exchange.is_head:
             return None
         if decisions.redirects and route.kind is Kind.BLOB:

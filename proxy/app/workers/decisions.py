@@ -97,6 +97,11 @@ class Decisions:
         return self._settings.access.is_configured or self._settings.access.audit_file is not None
 
     @property
+    def is_traced(self) -> bool:
+        """Requests that are part of a trace go to the main process, which sends spans."""
+        return self._settings.tracing.endpoint is not None
+
+    @property
     def redirects(self) -> bool:
         """Clients may be sent to the bucket for a blob, which the main process signs."""
         bucket = self._settings.storage.bucket

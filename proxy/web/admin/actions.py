@@ -201,7 +201,8 @@ class Control:
 
     async def _get_history(self, request: BaseRequest) -> StreamResponse:
         image = self._services.image(required(request, "image"))
-        return reply(await tags.history(self._content, self._services.cache, image))
+        imported = await self._services.bundles.importer.imports.of(str(image))
+        return reply(await tags.history(self._content, self._services.cache, image, imported))
 
     async def _get_resolve(self, request: BaseRequest) -> StreamResponse:
         image = self._services.image(required(request, "image"))

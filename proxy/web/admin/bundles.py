@@ -23,6 +23,7 @@ from proxy.services.bundle.contents import BundledBlob
 from proxy.services.export import Exporter, Selection
 from proxy.services.importing import Importer, as_document
 from proxy.services.pull import Platforms
+from proxy.web.admin import tags
 from proxy.web.admin.documents import Document, Page, read_body, reply, required, stream
 from proxy.web.sendfile import Sending
 
@@ -47,7 +48,7 @@ class Bundles:
             "/-/export": {"POST": self._post_export},
             "/-/content": {"GET": self._get_content, "PUT": self._put_content},
             "/-/missing": {"POST": self._post_missing},
-            "/-/import": {"POST": self._post_import},
+            "/-/import": {"GET": self._get_import, "POST": self._post_import},
         }
 
     async def _get_inventory(self, request: BaseRequest) -> StreamResponse:
@@ -117,6 +118,11 @@ class Bundles:
         lines = (await read_body(request, MAX_DIGESTS)).decode(errors="replace").split()
         missing = await self.importer.missing([parse_digest(line) for line in lines])
         return reply({"missing": missing})
+
+    async def _get_import(self, _: BaseRequest) -> StreamResponse:
+        imports = await self.importer.imports.all()
+        shown = [tags.import_as_document(one) | {"images": [*one.images]} for one in imports]
+        return reply({"imports": shown})
 
     async def _post_import(self, request: BaseRequest) -> StreamResponse:
         text = await read_body(request, bundle.MAX_BYTES)

@@ -1,20 +1,27 @@
 """Where tags point and have pointed."""
 
+from collections.abc import Sequence
+
 from proxy.content.content import Content
 from proxy.core.errors import NameUnknown, RequestInvalid
 from proxy.core.names import Digest, Image, Tag, Target
 from proxy.core.policy import CacheDirective
 from proxy.repository import Cache
+from proxy.services.imports import Imported
 from proxy.web.admin.documents import Document
 
 
-async def history(content: Content, cache: Cache, image: Image) -> Document:
+async def history(
+    content: Content, cache: Cache, image: Image, imported: Sequence[Imported]
+) -> Document:
     """Return the digests that a tag pointed to, the latest last, with times in Unix seconds.
+
+    ``imported`` are the imports that brought the image.
 
     Raises ``NameUnknown`` for a tag that this cache never saw.
     """
     target, tag = _tag(image)
-    entries = await content.tags.history(target, tag)
+    entries = await sightings(content, target, tag)
     record = await content.tags.get(target, tag)
     if not entries and record is None:
         raise NameUnknown(f"{image}: this cache has never seen it")
@@ -23,15 +30,33 @@ async def history(content: Content, cache: Cache, image: Image) -> Document:
         "image": str(image),
         "digest": None if record is None else record.descriptor.digest,
         "held_until": until,
-        "history": [
-            {
-                "digest": entry.digest,
-                "first_seen": entry.first_seen or None,
-                "last_seen": entry.last_seen or None,
-                "held": await content.holds(entry.digest),
-            }
-            for entry in entries
+        "history": entries,
+        "imported": [
+            import_as_document(one) | {"digest": one.images[str(image)]} for one in imported
         ],
+    }
+
+
+async def sightings(content: Content, target: Target, tag: Tag) -> list[Document]:
+    """Return the digests that a tag pointed to, the latest last, with times in Unix seconds."""
+    return [
+        {
+            "digest": entry.digest,
+            "first_seen": entry.first_seen or None,
+            "last_seen": entry.last_seen or None,
+            "held": await content.holds(entry.digest),
+        }
+        for entry in await content.tags.history(target, tag)
+    ]
+
+
+def import_as_document(one: Imported) -> Document:
+    """Return what an import says of itself, without its images."""
+    return {
+        "at": one.at,
+        "source": one.source,
+        "creator": one.creator,
+        "created_at": one.created_at,
     }
 
 

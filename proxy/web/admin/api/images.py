@@ -165,9 +165,10 @@ class Images:
         tagged = await self._tagged(target, image)
         digest = image.digest or tagged.get("digest")
         record = None if digest is None else await content.record(digest)
-        if digest is None or (image.tag is None and record is None):
-            raise NameUnknown(f"{image}: this cache does not have it")
-        if image.tag is None and not await content.links.has(target, digest):
+        is_there = image.tag is not None or (
+            record is not None and await content.links.has(target, record.digest)
+        )
+        if digest is None or not is_there:
             raise NameUnknown(f"{image}: this cache does not have it")
         weight = await weigh(content, digest)
         await self.popularity.fold()
@@ -193,11 +194,11 @@ class Images:
         )
 
     async def _tagged(self, target: Target, image: Image) -> dict[str, Any]:
-        """Return what is known of a tag: nothing for a digest. Raises ``NameUnknown``."""
+        """Return what is known of a tag: nothing for a digest."""
         if image.tag is None:
             return {}
         content, cache = self.services.content, self.services.cache
-        history = (await tags.history(content, cache, image))["history"]
+        history = await tags.sightings(content, target, image.tag)
         record = await content.tags.get(target, image.tag)
         if record is None:
             return {"history": history, "digest": history[-1]["digest"] if history else None}

@@ -31,7 +31,7 @@ MODULES: Final = HERE / "browser/node_modules"
 SCREENSHOTS: Final = HERE.parents[1] / "build/screenshots"
 PHONE: Final = {"width": 360, "height": 740}
 DESKTOP: Final = {"width": 1280, "height": 900}
-WAIT: Final = 6_000  # milliseconds; other tests keep the machine busy
+WAIT: Final = 30_000  # milliseconds; other tests keep the machine busy
 
 T = TypeVar("T")
 

@@ -4,12 +4,16 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
+# Every test process and every program that tests start would compile the modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test check format docs parts attack bench bench-check soak clean
 
 run: $(VENV)/.installed ## start the proxy on 127.0.0.1:5000, mirroring Docker Hub
 	@exec $(BIN)/millpond serve $(ARGS)
 
-test: check parts ## every check and every test, real clients included, by WORKERS=3 processes
+test: $(VENV)/.installed-test ## every check and every test, real clients included, by WORKERS=3 processes
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check parts
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 check: $(VENV)/.installed-test ## formatting, lint, types, import contracts
@@ -59,6 +63,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) for tests ..." >&2
 	@$(PIP) install --constraint constraints.txt --editable '.[test]'
-	@touch $@
+	@touch $(VENV)/.installed $@

@@ -1,6 +1,7 @@
 """What all in-process tests share: the production event loop, a fake upstream, a running proxy."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.limits import (
     pytest_timeout_set_timer,
     pytest_unconfigure,
 )
+from tests.parts.process import NO_AUTHORITIES
 from tests.running import Proxy, Start, started
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ __all__ = (
 )
 
 PROGRAMS = frozenset({"attack", "clients", "crash"})
+
+# No test needs the authorities of the system, and to load them takes 30 ms of each proxy.
+os.environ |= NO_AUTHORITIES
 
 
 def pytest_asyncio_loop_factories(
@@ -67,7 +72,12 @@ def object_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server
     """One S3 server for all tests of a process: it takes seconds to start."""
     from tests.parts import seaweed  # noqa: PLC0415 - obstore
 
-    with seaweed.running(tmp_path_factory.mktemp("seaweed")) as server:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        seaweed.running(tmp_path_factory.mktemp("seaweed")) as server,
+    ):
+        for name in NO_AUTHORITIES:  # obstore opens no bucket without authorities
+            patch.delenv(name, raising=False)
         yield server
 
 

@@ -23,5 +23,6 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
     "second_core": ("wrk",),
     "workers": ("wrk",),
     "scale": ("wrk",),
+    "bundles": (),
 }
 """In the order in which they run, with the programs that they cannot do without."""

@@ -8,12 +8,14 @@ from proxy.app.engine import Engine
 from proxy.runtime.events import Events
 from proxy.runtime.supervisor import Supervisor
 from proxy.services.catalogue import Catalogue
+from proxy.services.explain import Explainer
 from proxy.services.jobs import Jobs
 from proxy.services.popularity import Popularity
 from proxy.services.series import Series
 from proxy.web.admin.actions import Services
 from proxy.web.admin.api.application import Api
 from proxy.web.admin.api.events import EventFeed
+from proxy.web.admin.api.explaining import Explaining
 from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.api.history import History
 from proxy.web.admin.api.images import Images
@@ -64,6 +66,13 @@ def built(
     popularity = Popularity(engine.storage.content, engine.metrics.tally)
     catalogue = Catalogue(engine.storage.content, popularity.pulls)
     live = Live(statistics, streams)
+    explainer = Explainer(
+        engine.storage.content,
+        engine.cache,
+        engine.origins,
+        pins=services.pins,
+        feeds=services.feeds,
+    )
     groups = (
         State(statistics, guard.access),
         live,
@@ -71,6 +80,7 @@ def built(
         History(series, popularity, engine.storage.clock),
         Keeping(services),
         Images(services, catalogue, popularity),
+        Explaining(explainer, engine.router, services.guards),
         JobRoutes(services, jobs),
         process,
     )

@@ -130,6 +130,7 @@ def handlers(
         warmer=warmer,
         bundles=bundles,
         cache=cache,
+        guards=guards,
         upstreams=engine.upstreams.current,
         image=router.parse_image,
         selector=router.parse_selector,

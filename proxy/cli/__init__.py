@@ -14,7 +14,9 @@ import typer
 from proxy.cli import (
     access,
     bundling,
+    doctor,
     eviction,
+    explaining,
     fleet,
     history,
     images,
@@ -92,11 +94,13 @@ _CACHE = "The cache (the server may be running or not)"
 
 cli.command(rich_help_panel=_SERVER)(server.serve)
 cli.command(rich_help_panel=_SERVER)(server.check)
+cli.command(rich_help_panel=_SERVER)(doctor.doctor)
 cli.command(rich_help_panel=_SERVER)(fleet.fleet)
 cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
 cli.command(rich_help_panel=_CACHE)(warming.warm)
 cli.command(rich_help_panel=_CACHE)(pulling.refresh)
+cli.command(rich_help_panel=_CACHE)(explaining.explain)
 cli.command(rich_help_panel=_CACHE)(history.history)
 cli.command(rich_help_panel=_CACHE)(history.lock)
 cli.command(rich_help_panel=_CACHE)(images.drop)

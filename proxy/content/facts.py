@@ -85,6 +85,7 @@ class Graph:
     def __init__(self, index: Index) -> None:
         self._index = index
         self.parents: Final = index.parents
+        self.described: Final = index.children
         self.weights: Final = index.weights
         self.listings: Final = index.listings
 

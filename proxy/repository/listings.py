@@ -79,6 +79,11 @@ class Listings:
             )
         return _paged(page, query)
 
+    @property
+    def is_offline(self) -> bool:
+        """No registry may be asked."""
+        return all(source.rule.offline for source in self._sources.values())
+
     async def repositories(
         self, query: dict[str, str], is_visible: Callable[[Target], bool]
     ) -> Listed:

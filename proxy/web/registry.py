@@ -219,6 +219,7 @@ class Registry:
         return replies.listed(exchange, page, document, f"/v2/{name}/tags/list")
 
     async def _catalog(self, exchange: Exchange, principal: Principal) -> Response:
+        exchange.is_offline = self._cache.listings.is_offline
         principal = replace(principal, scopes=None)  # of the user, not of one token
         page = await self._cache.listings.repositories(
             _page(exchange), partial(self._gate.may_see, principal)

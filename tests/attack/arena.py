@@ -178,6 +178,7 @@ async def _prepared(scenario: Scenario) -> AsyncIterator[Arena]:
         honest = image("honest", (2_000, 300_000))
         good.add(HONEST, honest)
         millpond = Millpond(root, good.url, free_port(), _settings(scenario, evil))
+        millpond.run_under(command("env"))  # its memory is measured: it starts in full
         if scenario.open_files is not None:
             limit = f"--nofile={scenario.open_files}:{scenario.open_files}"
             millpond.run_under(command("prlimit"), limit)

@@ -12,21 +12,39 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+
+from tests.parts.forked import PROGRAM, Forked, started
 
 ROOT = Path(__file__).parents[2]
 Done = subprocess.CompletedProcess[str]
+Process = Forked | subprocess.Popen[bytes]
 
 
 def run(*arguments: str, **environment: str) -> Done:
-    return subprocess.run(
-        [sys.executable, "-m", "proxy", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        streams = (0, out.fileno(), err.fileno())
+        process = started([*PROGRAM, *arguments], os.environ | environment, ROOT, streams)
+        try:
+            status = process.wait(90)
+        finally:
+            process.kill()
+        return _done(arguments, status, out, err)
+
+
+def _done(arguments: tuple[str, ...], status: int, out: IO[str], err: IO[str]) -> Done:
+    out.seek(0)
+    err.seek(0)
+    return Done(arguments, status, out.read(), err.read())
+
+
+async def ended(process: Process, within: float) -> int:
+    """Return the exit status; this loop goes on meanwhile."""
+    async with asyncio.timeout(within):
+        while (status := process.poll()) is None:
+            await asyncio.sleep(0.005)
+    return status
 
 
 def refused(done: Done, *words: str, status: int = 2) -> None:
@@ -38,14 +56,21 @@ def refused(done: Done, *words: str, status: int = 2) -> None:
 
 async def beside(*arguments: str, given: str = "", **environment: str) -> Done:
     """Run the command while this loop serves it."""
-    async with begun(*arguments, **environment) as process:
-        out, err = await asyncio.wait_for(process.communicate(given.encode()), 90)
-    assert process.returncode is not None
-    return Done(arguments, process.returncode, out.decode(), err.decode())
+    with TemporaryFile("w+") as into, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        into.write(given)
+        into.seek(0)
+        streams = (into.fileno(), out.fileno(), err.fileno())
+        process = started([*PROGRAM, *arguments], os.environ | environment, ROOT, streams)
+        try:
+            status = await ended(process, 90)
+        finally:
+            process.kill()
+        return _done(arguments, status, out, err)
 
 
 @asynccontextmanager
 async def begun(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start the command in full, with pipes."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "proxy", *arguments),
         cwd=ROOT,
@@ -66,7 +91,7 @@ async def begun(*arguments: str, **environment: str) -> AsyncIterator[asyncio.su
 class Terminal:
     """What a person sees: all that was written, bars and their erasing included."""
 
-    process: asyncio.subprocess.Process
+    process: Process
     type: Callable[[str], object]
     written: str = ""
 
@@ -87,15 +112,10 @@ async def on_terminal(*arguments: str, width: int = 100) -> AsyncIterator[Termin
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
     hidden = {"COLUMNS", "LINES", "NO_COLOR", "CI"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", *arguments),
-        cwd=ROOT,
-        env=environment | {"TERM": "xterm"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
+    environment["TERM"] = "xterm"
+    streams = (theirs, theirs, theirs)
+    argv = [*PROGRAM, *arguments]
+    process = started(argv, environment, ROOT, streams, start_new_session=True)
     os.close(theirs)
     terminal = Terminal(process, lambda text: os.write(ours, text.encode()))
     loop = asyncio.get_running_loop()
@@ -112,11 +132,10 @@ async def on_terminal(*arguments: str, width: int = 100) -> AsyncIterator[Termin
     loop.add_reader(ours, read)
     try:
         yield terminal
-        await asyncio.wait_for(process.wait(), 60)
+        await ended(process, 60)
         await asyncio.sleep(0.05)
     finally:
         loop.remove_reader(ours)
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        process.kill()
+        process.wait()
         os.close(ours)

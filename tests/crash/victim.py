@@ -17,7 +17,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector
 
 from tests.parts.millpond import merged
 from tests.parts.mounts import Disk
-from tests.parts.process import free_port, hermetic
+from tests.parts.process import NO_AUTHORITIES, free_port, hermetic
 
 START_WITHIN: Final = 60.0
 """Seconds that a start may take before it counts as none; far more than any machine needs."""
@@ -57,7 +57,7 @@ class Victim:
         config = root / "millpond.yaml"
         config.write_text(yaml.safe_dump(merged(merged(document, _SETTINGS), settings)))
         self._argv = [sys.executable, "-m", "proxy", "serve", "-c", str(config)]
-        self._env = hermetic(root, PYTHONPATH=str(tree))
+        self._env = hermetic(root, PYTHONPATH=str(tree), **NO_AUTHORITIES)
         self._tree = tree
         self._power = power
         self.is_cut = False

@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import yaml
 
-from tests.parts.process import Daemon, free_port, hermetic, workdir
+from tests.parts.process import NO_AUTHORITIES, Daemon, free_port, hermetic, workdir
 
 _ANY = ssl._create_unverified_context()  # its certificates are made by the tests
 
@@ -62,7 +62,8 @@ class Millpond:
         self.config = root / "millpond.yaml"
         self.configure({})
         argv = [*under, sys.executable, "-m", "proxy", "serve", "-c", str(self.config)]
-        env = hermetic(root, PYTHONPATH=str(REPOSITORY_ROOT), PYTHONUNBUFFERED="1")
+        own = {"PYTHONPATH": str(REPOSITORY_ROOT), "PYTHONUNBUFFERED": "1"}
+        env = hermetic(root, **own, **NO_AUTHORITIES)
         self._daemon = Daemon(argv, env, root / "millpond.log")
         self._daemon.cwd = REPOSITORY_ROOT
 

@@ -11,11 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.parts import forked
+
 # Debian's own daemons and clients come first: their versions match each other.
 PATH = os.pathsep.join(("/usr/sbin", "/usr/bin", "/sbin", "/bin", os.environ.get("PATH", "")))
 
 # A client that falls back to the public registry must fail, and at once: nobody listens here.
 NOWHERE = "http://127.0.0.1:9"
+
+NO_AUTHORITIES = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
+"""What lets OpenSSL trust no certificate but those that a test names."""
 
 
 def command(name: str) -> str:
@@ -86,7 +91,7 @@ class Daemon:
         self.log = log  # what it says on stderr
         self.stdout = log.with_suffix(".out")
         self.cwd: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: forked.Forked | subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
         state = "running" if self.is_alive() else "stopped"
@@ -106,9 +111,8 @@ class Daemon:
         """Start the process and return when `is_ready()`; fail with its log when it ends."""
         assert not self.is_alive(), f"{self!r} already runs"
         with self.stdout.open("ab") as out, self.log.open("ab") as err:
-            self._process = subprocess.Popen(
-                self.argv, env=self.env, cwd=self.cwd, stdout=out, stderr=err
-            )
+            streams = (0, out.fileno(), err.fileno())
+            self._process = forked.started(self.argv, self.env, self.cwd, streams)
 
         def ready() -> bool:
             assert self.is_alive(), f"{self!r} ended while starting:\n{self.tail()}"

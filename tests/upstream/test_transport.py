@@ -31,6 +31,7 @@ from proxy.upstream.transport import (
 )
 from tests.fakes import content
 from tests.fakes.faults import body, redirect, status
+from tests.fakes.tls import certificate
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Start
 from tests.upstream import wiring
@@ -189,6 +190,14 @@ def test_certificates_are_checked_unless_the_operator_says_otherwise(tmp_path: P
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_NONE, False)
     with pytest.raises(ConfigError, match=r"upstreams\.lab\.tls"):
         client_context("lab", UpstreamTLS(ca_file=tmp_path / "none"))
+
+
+def test_the_authorities_of_the_system_are_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate(tmp_path).authority))
+    context = client_context("lab", UpstreamTLS())
+    assert len(context.get_ca_certs()) == 1
 
 
 async def test_redirects_that_are_not_followed(start: Start, upstream: FakeUpstream) -> None:

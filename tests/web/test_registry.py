@@ -411,6 +411,13 @@ async def test_the_catalog_is_off_unless_switched_on(start: Start) -> None:
     first = await proxy.get("/v2/_catalog?n=1")
     assert json.loads(first.body) == {"repositories": ["docker.io/library/app"]}
     assert "Link" not in first.headers
+    assert first.headers["Cache-Status"] == "Millpond; hit"
+
+
+async def test_the_catalog_says_that_everything_is_offline(start: Start) -> None:
+    proxy = await start(catalog=True, offline=True)
+    answer = await proxy.get("/v2/_catalog")
+    assert answer.headers["Cache-Status"] == "Millpond; hit; detail=offline"
 
 
 async def test_t28_an_upstream_that_neither_sorts_nor_pages(

@@ -30,6 +30,7 @@ from proxy.upstream.registry import Upstream
 from proxy.web.admin import images, keeping, offline, tags
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.documents import Document, Page, is_true, read_body, reply, required, stream
+from proxy.web.gate import Guards
 
 if TYPE_CHECKING:
     from proxy.content.bucket_eviction import BucketEvictor  # it needs obstore
@@ -42,6 +43,7 @@ _LONGEST_TTL: Final = 7 * 86400.0
 class Services:
     """What commands work on, and the parsers of image names and selectors.
 
+    ``guards`` decide who may pull what.
     ``replicas`` returns what every replica of the fleet says of itself, by address. ``bucket``
     evicts from the second tier, if there is one.
     """
@@ -56,6 +58,7 @@ class Services:
     warmer: Warmer
     bundles: Bundles
     cache: Cache
+    guards: Guards
     upstreams: Mapping[str, Upstream]
     image: Callable[[str], Image]
     selector: Callable[[str], Selector]

@@ -12,8 +12,9 @@ from aiohttp import ClientSession, UnixConnector
 from prometheus_client.parser import text_string_to_metric_families
 
 from docs import generate
+from proxy.cli import cli
 from proxy.core.errors import RegistryError
-from proxy.runtime.metrics import Outcome, WorkerCounters
+from proxy.runtime.metrics import HookCounters, Outcome, WorkerCounters
 from tests.access.company import People
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
@@ -134,6 +135,23 @@ def test_the_measurements_are_found() -> None:
     assert len(results) > 50
     assert any(result.rival == generate.RIVAL for result in results)
     assert {result.reached for result in results} <= {"yes", generate.MISSED, ""}
+
+
+# --- commands --------------------------------------------------------------------------------
+
+
+def commands() -> set[str]:
+    """The commands as they are typed, without those of a group."""
+    single = {
+        each.name or each.callback.__name__ for each in cli.registered_commands if each.callback
+    }
+    return single | {str(group.name) for group in cli.registered_groups}
+
+
+def test_every_command_is_documented() -> None:
+    pages = "".join(text(page) for page in PAGES if page.startswith("docs/"))
+    missing = {name for name in commands() if f"millpond {name.replace('_', '-')}" not in pages}
+    assert missing == set()
 
 
 # --- links, names, words ---------------------------------------------------------------------
@@ -333,6 +351,7 @@ async def used(start: Start, upstream: FakeUpstream, tmp_path: Path) -> Proxy:
 
 async def test_every_metric_is_documented(used: Proxy) -> None:
     used.app.admin._metrics.workers["1"] = WorkerCounters()  # this one has no workers
+    used.app.admin._metrics.hooks["hub"] = HookCounters()  # nor hooks
     page = (await used.get("/metrics")).body.decode()
     served = {
         family.name + ("_total" if family.type == "counter" else ""): {

@@ -109,7 +109,7 @@ async def running(
             apply, count = crew.reloading(apply), ledger.responses
         apply = parts.operating.process.begin(apply)
         if listeners:
-            background.start("warm", parts.services.warmer.watch)
+            parts.keeping.start(background)
             _scrub(background, parts.services.verifier, settings)
         yield App(
             address,

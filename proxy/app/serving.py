@@ -19,8 +19,8 @@ from proxy.app import api
 from proxy.app.api import Operating
 from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
+from proxy.app.keeping import Keeping, planned
 from proxy.app.workers.inside import InsideServer
-from proxy.core.platforms import own_platform
 from proxy.policies import Policies
 from proxy.policies.rules import compiled
 from proxy.repository.memory_lookup import MemoryLookup
@@ -29,11 +29,11 @@ from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
 from proxy.services.export import Exporter
 from proxy.services.importing import Importer
-from proxy.services.pull import Platforms, Puller
+from proxy.services.pull import Puller
 from proxy.services.verify import Verifier
-from proxy.services.warm import Warmer, Warming
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
+from proxy.web.admin import hooks
 from proxy.web.admin.actions import Control, Services
 from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.api.process import Process
@@ -62,6 +62,7 @@ class Handlers:
     operating: Operating
     responses: ResponseCache
     services: Services
+    keeping: Keeping
     guards: Guards
     identity: Identity | None
     """None: something else identifies clients, in tests."""
@@ -82,6 +83,8 @@ class Handlers:
         identity = self.identity
         if request.rel_url.raw_path == TOKEN_PATH and identity is not None:
             return await identity.handle_token(request)
+        if request.rel_url.raw_path.startswith(hooks.PATH):
+            return await self.keeping.hooks.handle(request)
         peers = self.peers
         if peers is not None and peers.admits(request):
             return await peers.handle(request)
@@ -110,8 +113,8 @@ def handlers(
     responses = ResponseCache(lookup, guards, journal, trusted)
     puller = Puller(cache, content, engine.origins, engine.downloads)
     expansion = Expansion(content, engine.origins, cache.listings)
-    warmer = Warmer(puller, expansion, router, storage.clock, storage.counters)
-    warmer.use(warmings(settings))
+    keeping = Keeping(engine, puller, expansion, audit)
+    keeping.use(planned(settings, router))
     source, creator = f"{socket.gethostname()}:{settings.port}", f"millpond {VERSION}"
     bundles = Bundles(
         content,
@@ -127,7 +130,6 @@ def handlers(
         dropper=Dropper(content, storage.pins, storage.layout, cache.manifests.forget),
         puller=puller,
         expansion=expansion,
-        warmer=warmer,
         bundles=bundles,
         cache=cache,
         guards=guards,
@@ -155,6 +157,7 @@ def handlers(
         operating,
         responses,
         services,
+        keeping,
         guards,
         identity,
         admin_access,
@@ -170,18 +173,6 @@ def _peer_server(engine: Engine) -> PeerServer | None:
         return None
     served = Served(engine.storage.content, engine.downloads, engine.cache.manifests)
     return PeerServer(exchange.signer, exchange.leases, served, engine.metrics.fleet)
-
-
-def warmings(settings: Settings) -> list[Warming]:
-    """Return the schedules of the settings."""
-    return [
-        Warming(one.images, _platforms(one.platforms), one.schedule, one.referrers)
-        for one in settings.warm
-    ]
-
-
-def _platforms(named: tuple[str, ...]) -> Platforms:
-    return Platforms(() if named == ("all",) else named or (own_platform(),))
 
 
 def access_control(engine: Engine, settings: Settings, environment: Environment) -> AccessControl:

@@ -14,7 +14,9 @@ import typer
 from proxy.cli import (
     access,
     bundling,
+    client_setup,
     doctor,
+    events,
     eviction,
     explaining,
     fleet,
@@ -23,6 +25,7 @@ from proxy.cli import (
     pins,
     pulling,
     server,
+    statistics,
     tokens,
     unbundling,
     users,
@@ -96,6 +99,10 @@ cli.command(rich_help_panel=_SERVER)(server.serve)
 cli.command(rich_help_panel=_SERVER)(server.check)
 cli.command(rich_help_panel=_SERVER)(doctor.doctor)
 cli.command(rich_help_panel=_SERVER)(fleet.fleet)
+cli.command(rich_help_panel=_SERVER)(statistics.stats)
+cli.command(rich_help_panel=_SERVER)(statistics.top)
+cli.command(rich_help_panel=_SERVER)(events.events)
+cli.command(rich_help_panel=_SERVER)(client_setup.client)
 cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
 cli.command(rich_help_panel=_CACHE)(warming.warm)

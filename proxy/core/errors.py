@@ -93,6 +93,12 @@ class DigestInvalid(RegistryError):
     status, code = 400, "DIGEST_INVALID"
 
 
+class Unprocessable(RegistryError):
+    """The body is not what this endpoint expects; the message says what it expects."""
+
+    status, code = 422, "UNSUPPORTED"
+
+
 class PaginationInvalid(RegistryError):
     """``n`` is not a count."""
 

@@ -8,7 +8,7 @@ from aiohttp.web import BaseRequest
 from proxy.access.audit import AuditEvent, Event, Verdict
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
-from proxy.core.errors import PolicyDenied, RateLimited, RegistryError
+from proxy.core.errors import PolicyDenied, RateLimited, RegistryError, Unauthorized
 from proxy.core.names import Digest, Kind
 from proxy.runtime.metrics import Outcome
 
@@ -114,6 +114,22 @@ def administered(
         reference=request.rel_url.query_string or None,
         because=None if failure is None else failure.message,
         status=200 if failure is None else failure.status,
+    )
+
+
+def hooked(request: BaseRequest, name: str, failure: RegistryError | None) -> AuditEvent:
+    """Return what to record of a webhook. The query is left out: it may contain the secret."""
+    is_refused = isinstance(failure, Unauthorized)
+    verdict = Verdict.ALLOWED if failure is None else Verdict.FAILED
+    return AuditEvent(
+        event=Event.ADMIN,
+        outcome=Verdict.DENIED if is_refused else verdict,
+        address=request.remote,
+        user_agent=request.headers.get("User-Agent"),
+        request_id=request.headers.get("X-Request-Id"),
+        action=f"POST /-/hooks/{name}",
+        because=None if failure is None else failure.message,
+        status=202 if failure is None else failure.status,
     )
 
 

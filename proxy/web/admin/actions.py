@@ -25,7 +25,6 @@ from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
 from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.verify import Verifier
-from proxy.services.warm import Warmer
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import images, keeping, offline, tags
 from proxy.web.admin.bundles import Bundles
@@ -55,7 +54,6 @@ class Services:
     dropper: Dropper
     puller: Puller
     expansion: Expansion
-    warmer: Warmer
     bundles: Bundles
     cache: Cache
     guards: Guards

@@ -20,7 +20,7 @@ _ABOUT: Final = (
 )
 _HOW: Final = (
     "Set it up as a mirror in a container client, or write its address in front of an image's "
-    "name. The documentation says how, for each client: docs/clients.md."
+    "name. `millpond client` prints the files of each client; docs/clients.md explains them."
 )
 _TEXT: Final = (
     f"{_ABOUT}\n\n{_HOW}\n\n" + "".join(f"{path:<12} {text}\n" for path, text in _LINES)

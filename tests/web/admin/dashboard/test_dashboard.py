@@ -161,6 +161,7 @@ async def test_an_operator_pulls_pins_and_drops_an_image(
         expect(dialog).to_contain_text("1 image")
         dialog.get_by_role("button", name="Drop").click()
         expect(page.locator("#notice")).to_contain_text("Dropping")
+        expect(page.get_by_role("button", name="Drop")).to_have_count(0)
 
     await dashboard.do(unpin_and_drop)
     await until(lambda: not held & dashboard.proxy.held())

@@ -29,7 +29,7 @@ export function image(main, { name, signal, start, changed }) {
     start,
     empty: "",
     isWanted: ({ what }) => what === name,
-    most: 3,
+    ended: () => start(load()),
   });
   main.append(tools, about, jobs.element, section("What a pull would do now", {}, now), parts);
 

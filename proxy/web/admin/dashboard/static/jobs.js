@@ -3,24 +3,34 @@
 import { get } from "./api.js";
 import { badge, bar, button, h, render, table } from "./dom.js";
 import * as format from "./format.js";
-import { poll } from "./live.js";
+import { isWatched, poll } from "./live.js";
 
 const TONES = { running: "plain", done: "good", failed: "bad", cancelled: "warn" };
 
+const MOST = 20;
+const BUSY = 1500; // milliseconds until jobs that run are asked for again
+const QUIET = 10; // seconds
+
 /**
- * Return a list of jobs that keeps itself up to date; `isWanted` selects some of them, and `empty`
- * is said if there are none.
+ * Return a list of jobs that keeps itself up to date; `isWanted` selects some of them, `empty` is
+ * said if there are none, and `ended` is called when one has ended.
  */
-export function jobList({ signal, start, empty, isWanted = () => true, most = 20 }) {
+export function jobList({ signal, start, empty, isWanted = () => true, ended = () => {} }) {
   const element = h("div", { class: empty ? null : "card" });
-  let isBusy = false;
+  let timer = null;
+  let over = null;
   const load = async () => {
+    clearTimeout(timer);
     const jobs = (await get("jobs", {}, { signal })).jobs.filter(isWanted);
     jobs.sort((one, other) => other.started - one.started);
-    isBusy = jobs.some(({ state }) => state === "running");
-    render(element, jobs.length || empty ? jobTable(jobs.slice(0, most), empty) : []);
+    render(element, jobs.length || empty ? jobTable(jobs.slice(0, MOST), empty) : []);
+    const running = jobs.filter(({ state }) => state === "running").length;
+    if (running && isWatched()) timer = setTimeout(() => start(load()), BUSY);
+    if (over !== null && jobs.length - running > over) ended();
+    over = jobs.length - running;
   };
-  start(poll(() => (isBusy ? 2 : 10), load, signal));
+  signal.addEventListener("abort", () => clearTimeout(timer));
+  start(poll(QUIET, load, signal));
   return { element, load: () => start(load()) };
 }
 

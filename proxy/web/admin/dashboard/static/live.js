@@ -22,6 +22,11 @@ export function onConnection(listener) {
   changes.addEventListener("change", listener);
 }
 
+/** Return true if somebody may be looking and updates are not paused. */
+export function isWatched() {
+  return !paused && !document.hidden;
+}
+
 /** Pause or continue all updates. */
 export function pause(wanted) {
   paused = wanted;
@@ -46,7 +51,7 @@ export async function follow(path, query, receive, signal) {
     } catch (error) {
       if (error instanceof ApiError && error.status < 500 && error.status !== 429) throw error;
     }
-    if (signal.aborted || paused || document.hidden) continue;
+    if (signal.aborted || !isWatched()) continue;
     reached(false);
     await sleep(wait * (0.75 + Math.random() / 2), signal);
     wait = Math.min(wait * 2, LONGEST_PAUSE);
@@ -75,14 +80,14 @@ function reached(isReached) {
 
 /** Wait while the tab is hidden or paused; return false once the signal ended it. */
 async function isActive(signal) {
-  while (!signal.aborted && (paused || document.hidden)) await change(signal);
+  while (!signal.aborted && !isWatched()) await change(signal);
   return !signal.aborted;
 }
 
 /** Return a signal that also ends when the tab is hidden or paused. */
 function whileActive(signal) {
   const controller = new AbortController();
-  const check = () => (paused || document.hidden) && controller.abort();
+  const check = () => !isWatched() && controller.abort();
   changes.addEventListener("change", check, {
     signal: AbortSignal.any([signal, controller.signal]),
   });

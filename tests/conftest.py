@@ -51,13 +51,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests that drive whole programs together: one worker runs them, one at a time.
 
     They share daemons, or measure a program's memory and stalls. So are those that share an S3
-    server.
+    server or a browser.
     """
     for item in items:
         if item.path.parent.name in PROGRAMS:
             item.add_marker(pytest.mark.xdist_group("programs"))
         elif "object_storage" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("bucket"))
+        elif "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("browser"))
 
 
 @pytest.fixture

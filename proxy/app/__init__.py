@@ -95,7 +95,7 @@ async def running(
         await stack.enter_async_context(parts.operating.running(background))
         ports = _Ports(listeners, certificate, limits, output)
         reloading, count = await _accept(stack, settings, engine, parts, ports)
-        apply = reload.Reloader(settings, engine, parts, certificate, request_log).apply
+        apply: Apply = reload.Reloader(settings, engine, parts, certificate, request_log).apply
         apply = parts.operating.process.begin(reloading(apply))
         if listeners:
             parts.keeping.start(background)

@@ -22,7 +22,7 @@ Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 class RegistryServer(Server):
     """Makes connections; ``lookup`` answers from the response cache, handlers all other requests.
 
-    ``admin`` handles ``/``, ``/metrics`` and ``/-/``, ``registry`` everything else.
+    ``admin`` handles ``/``, ``/metrics``, ``/-`` and ``/-/``, ``registry`` everything else.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class RegistryServer(Server):
     ) -> None:
         async def dispatch(request: BaseRequest) -> StreamResponse:
             path = request.rel_url.raw_path
-            if path.startswith("/-/") or path in ("/", "/metrics"):
+            if path.startswith("/-/") or path in ("/", "/-", "/metrics"):
                 return await admin(request)
             return await registry(request)
 

@@ -17,6 +17,7 @@ from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
 from proxy.web.admin.api.application import Api
 from proxy.web.admin.api.routes import PREFIX
+from proxy.web.admin.dashboard.serving import Dashboard
 from proxy.web.admin.documents import refusal, reply
 from proxy.web.admin.statistics import Statistics, last_success, public
 from proxy.web.gate import presented
@@ -29,6 +30,7 @@ class Admin:
     def __init__(self, statistics: Statistics, control: Control, api: Api) -> None:
         self._statistics = statistics
         self._control = control
+        self._dashboard = Dashboard()
         self._api = api
         self._metrics = statistics.metrics
         self._upstreams = statistics.upstreams
@@ -117,9 +119,11 @@ class Admin:
                 return reply({"status": "not ready", "reasons": reasons}, status=503)
             case "/-/readyz":
                 return reply({"status": "ready"})
+            case path if self._dashboard.has(path):
+                return self._dashboard.answer(request)
             case _:
                 raise PathNotFound(
-                    "no such page; there are /-/stats, /-/healthz, /-/readyz and /metrics"
+                    "no such page; there are /-/, /-/stats, /-/healthz, /-/readyz and /metrics"
                 )
 
     def _gauges(self) -> list[Gauge]:

@@ -8,6 +8,7 @@ from aiohttp.web import BaseRequest, Response
 
 _LINES: Final = (
     ("/v2/", "the registry, for container clients"),
+    ("/-/", "the dashboard, for a browser"),
     ("/-/stats", "hits, misses and what is held, as JSON"),
     ("/metrics", "the same for Prometheus"),
     ("/-/healthz", "whether it runs"),

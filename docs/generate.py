@@ -3,6 +3,7 @@
 - ``docs/configuration.md``: the table of all settings, from ``proxy/settings/``. A setting's
   meaning is its docstring there; without one, the text that the table has already.
 - ``docs/commands.md``: all commands and options, from ``proxy/cli/``.
+- ``docs/clients.md``: the files of each client, from the recipes of ``millpond client``.
 - ``README.md`` and ``docs/performance.md``: measured figures, from ``benchmarks/results.md``.
 
 ``tests/test_docs.py`` fails when a document lags behind its source.
@@ -20,13 +21,18 @@ from typing import Any, Final, Literal, NamedTuple, get_args, get_origin, get_ty
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from yarl import URL
 
 from docs import commands
-from proxy.settings import Settings, Upstream, units
+from proxy.cli.client_setup import ClientName
+from proxy.cli.clients.instance import Instance, Registry
+from proxy.cli.clients.recipes import File, recipe
+from proxy.settings import Settings, units
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
 COMMANDS: Final = ROOT / "docs" / "commands.md"
+CLIENTS: Final = ROOT / "docs" / "clients.md"
 PERFORMANCE: Final = ROOT / "docs" / "performance.md"
 SCALING: Final = ROOT / "docs" / "scaling.md"
 README: Final = ROOT / "README.md"
@@ -41,6 +47,13 @@ _ROW: Final = re.compile(r"^\| `([^`]+)` \| [^|]* \| [^|]* \| (.*) \|$", re.MULT
 _SYSTEM_DEFAULT: Final = {"storage.path": "/var/lib/millpond"}  # root's, whoever generates
 _TIMES: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _BINARY: Final = ((1024**4, "TiB"), (1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
+
+
+EXAMPLE: Final = Instance(
+    URL("http://127.0.0.1:5000"), (Registry("docker.io"), Registry("ghcr.io"))
+)
+"""The Millpond of ``docs/clients.md``."""
+_WRITTEN: Final = ("docker", "containerd", "podman", "buildkit", "k3s", "kaniko", "helm")
 
 
 class Row(NamedTuple):
@@ -75,10 +88,8 @@ def _rows(model: type[BaseModel], above: str) -> Iterator[Row]:
     for name, field in model.model_fields.items():
         key, hint = above + (field.alias or name), hints[name]
         kinds = [kind for kind in (hint, *get_args(hint)) if _is_model(kind)]
-        if Upstream in kinds:
-            yield from _rows(Upstream, f"{key}.<name>.")
-        elif kinds:
-            items = "[]" if get_origin(hint) is tuple else ""
+        if kinds:
+            items = {tuple: "[]", dict: ".<name>"}.get(get_origin(hint), "")
             yield from _rows(kinds[0], f"{key}{items}.")
         else:
             kind, show = _kind(_without_none(hint))
@@ -215,6 +226,18 @@ def comparison() -> str:
     return "\n".join(lines)
 
 
+def client(name: str) -> str:
+    """Return the files and examples of a client, as ``millpond client`` prints them."""
+    found = recipe(ClientName(name), EXAMPLE)
+    parts = [_shown(file) for file in found.files]
+    parts += [f"```sh\n{chr(10).join(found.examples)}\n```"] if found.examples else []
+    return "\n\n".join(parts)
+
+
+def _shown(file: File) -> str:
+    return f"`{file.path}`:\n\n```{file.format.value}\n{file.text.rstrip()}\n```"
+
+
 def missed() -> str:
     """Return the measurements that do not reach their target."""
     lines = ["| | Millpond | beside | its | ratio | target |", "|---|---:|---|---:|---:|---|"]
@@ -237,9 +260,12 @@ def filled(page: str, name: str, text: str) -> str:
 
 def documents() -> dict[Path, str]:
     """Return every document with a generated part, as it must read."""
-    page = CONFIGURATION.read_text()
+    page, clients = CONFIGURATION.read_text(), CLIENTS.read_text()
+    for name in _WRITTEN:
+        clients = filled(clients, f"client {name}", client(name))
     return {
         COMMANDS: filled(COMMANDS.read_text(), "commands", commands.reference()),
+        CLIENTS: clients,
         CONFIGURATION: filled(page, "settings", table(page)),
         README: filled(README.read_text(), "comparison", comparison()),
         PERFORMANCE: filled(PERFORMANCE.read_text(), "missed targets", missed()),

@@ -51,13 +51,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests that drive whole programs together: one worker runs them, one at a time.
 
     They share daemons, or measure a program's memory and stalls. So are those that share an S3
-    server.
+    server or a browser.
     """
     for item in items:
         if item.path.parent.name in PROGRAMS:
             item.add_marker(pytest.mark.xdist_group("programs"))
         elif "object_storage" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("bucket"))
+        elif "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("browser"))
 
 
 @pytest.fixture
@@ -70,7 +72,12 @@ def object_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server
     """One S3 server for all tests of a process: it takes seconds to start."""
     from tests.parts import seaweed  # noqa: PLC0415 - obstore
 
-    with seaweed.running(tmp_path_factory.mktemp("seaweed")) as server:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        seaweed.running(tmp_path_factory.mktemp("seaweed")) as server,
+    ):
+        for name in NO_AUTHORITIES:  # obstore opens no bucket without authorities
+            patch.delenv(name, raising=False)
         yield server
 
 

@@ -12,8 +12,10 @@ from aiohttp import ClientSession, UnixConnector
 from prometheus_client.parser import text_string_to_metric_families
 
 from docs import generate
+from proxy.cli import cli
 from proxy.core.errors import RegistryError
-from proxy.runtime.metrics import Outcome, WorkerCounters
+from proxy.runtime.events import EventKind
+from proxy.runtime.metrics import HookCounters, NotificationCounters, Outcome, WorkerCounters
 from tests.access.company import People
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
@@ -136,6 +138,23 @@ def test_the_measurements_are_found() -> None:
     assert {result.reached for result in results} <= {"yes", generate.MISSED, ""}
 
 
+# --- commands --------------------------------------------------------------------------------
+
+
+def commands() -> set[str]:
+    """The commands as they are typed, without those of a group."""
+    single = {
+        each.name or each.callback.__name__ for each in cli.registered_commands if each.callback
+    }
+    return single | {str(group.name) for group in cli.registered_groups}
+
+
+def test_every_command_is_documented() -> None:
+    pages = "".join(text(page) for page in PAGES if page.startswith("docs/"))
+    missing = {name for name in commands() if f"millpond {name.replace('_', '-')}" not in pages}
+    assert missing == set()
+
+
 # --- links, names, words ---------------------------------------------------------------------
 
 
@@ -210,10 +229,20 @@ PUBLIC, TRUSTED = paths("## For everybody"), paths("## For the operator")
 
 
 def test_every_path_is_documented() -> None:
-    served = {name for name in strings() if re.fullmatch(r"/-/[a-z][a-z-]*", name)}
+    served = {name for name in strings() if re.fullmatch(r"/-/([a-z][a-z-]*)?", name)}
     assert len(served) > 5
     assert "`/-/token`" in section(API, "### Tokens")  # which is there with access only
     assert served - {"/-/token"} == {path for path in PUBLIC | TRUSTED if path.startswith("/-/")}
+
+
+async def test_every_route_of_the_admin_api_is_documented(proxy: Proxy) -> None:
+    documented = {
+        (cells[0].strip("`"), method, cells[2] == "everybody")
+        for cells in rows(API, "## Admin API")
+        for method in cells[1].split(", ")
+    }
+    routes = proxy.app.operating.api.routes
+    assert documented == {(route.path, route.method, route.is_public) for route in routes}
 
 
 def test_every_operator_path_is_explained() -> None:
@@ -323,6 +352,8 @@ async def used(start: Start, upstream: FakeUpstream, tmp_path: Path) -> Proxy:
 
 async def test_every_metric_is_documented(used: Proxy) -> None:
     used.app.admin._metrics.workers["1"] = WorkerCounters()  # this one has no workers
+    used.app.admin._metrics.hooks["hub"] = HookCounters()  # nor hooks
+    used.app.admin._metrics.notifications["ci"] = NotificationCounters()
     page = (await used.get("/metrics")).body.decode()
     served = {
         family.name + ("_total" if family.type == "counter" else ""): {
@@ -336,6 +367,12 @@ async def test_every_metric_is_documented(used: Proxy) -> None:
         cells[0].strip("`"): set(NAME.findall(cells[1])) for cells in rows(OPERATING, "## Metrics")
     }
     assert documented == served
+
+
+def test_every_event_is_documented() -> None:
+    assert names("docs/events.md", "## Kinds") == set(EventKind)
+    reasons = NotificationCounters().dropped.keys()
+    assert names("docs/events.md", "### Dropped events") == set(reasons)
 
 
 async def test_every_statistic_is_documented(used: Proxy, upstream: FakeUpstream) -> None:

@@ -22,6 +22,12 @@ class AdminAccess:
         """Read the admin token from this file from now on; None: there is none."""
         self._file = token_file
 
+    @property
+    def logins(self) -> list[str]:
+        """The kinds of login that may make a client the operator: ``token``, ``password``."""
+        kinds = {"token": self._file is not None, "password": self._access.is_configured}
+        return [kind for kind, is_there in kinds.items() if is_there]
+
     async def authorize(
         self, authorization: str | None, address: str | None, certificate: Certificate | None
     ) -> Principal:

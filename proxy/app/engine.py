@@ -1,6 +1,7 @@
 """Builds everything below HTTP: storage, upstreams, and the read-through cache over them."""
 
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -8,12 +9,12 @@ from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
 from proxy.app import bucket as buckets
 from proxy.app import cache as caching
-from proxy.app import facts, tracing
+from proxy.app import emissions, facts, tracing
 from proxy.app import fleet as fleets
 from proxy.app import storage as storages
 from proxy.app.fleet import Fleet
 from proxy.app.storage import Storage
-from proxy.app.upstreams import Upstreams
+from proxy.app.upstreams import Beside, Upstreams
 from proxy.content.downloads import Downloads
 from proxy.core.records import Clock
 from proxy.core.routing import Router
@@ -31,15 +32,18 @@ from proxy.upstream.guard import SYSTEM_NETWORK, Network
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What tests replace: the clock (Unix seconds), name resolution, identity, and access rules.
+    """What is around the proxy: where its settings come from, and what tests replace.
 
-    ``identifier`` and ``rules`` None: those of the settings.
+    Tests replace the clock (Unix seconds), name resolution, identity, and access rules;
+    ``identifier`` and ``rules`` None: those of the settings. ``load`` reads the settings again and
+    raises ``ConfigError``; None: they come from no file.
     """
 
     clock: Clock = time.time
     network: Network = SYSTEM_NETWORK
     identifier: Identifier | None = None
     rules: AccessRules | None = None
+    load: Callable[[], Settings] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ async def opened(
     events = Events(environment.clock)
     tracer = tracing.opened(stack, settings.tracing)
     storage = await storages.opened(stack, settings, router, metrics, environment.clock)
+    emissions.connect(events, storage.content)
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
@@ -97,9 +102,8 @@ async def opened(
     exchange = None if fleet is None else fleet.exchange
     peers, tokens = (None, None) if exchange is None else (exchange.peers, exchange.tokens)
     elsewhere = Elsewhere(None if storage.bucket is None else storage.bucket.source, peers)
-    upstreams = Upstreams(
-        metrics, environment.clock, max_downloads, environment.network, (elsewhere, tokens)
-    )
+    beside = Beside(elsewhere, tokens, events)
+    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network, beside)
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
     known = None if fleet is None else facts.SharedFacts(fleet.store, storage, origins, upstreams)

@@ -8,7 +8,9 @@ import structlog
 
 from proxy.access.control import Policy
 from proxy.app.engine import Engine
-from proxy.app.serving import Handlers, warmings
+from proxy.app.keeping import planned
+from proxy.app.notifications import receivers
+from proxy.app.serving import Handlers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.policies.rules import compiled
@@ -70,7 +72,9 @@ class Reloader:
             parsed = pins.parsed(settings.pins, wanted.parse_pin)
         except RegistryError as error:
             raise ConfigError(f"pins: {error.message}") from None
+        keeping = planned(settings, wanted)
         rules = await in_thread(partial(compiled, settings.policies, wanted.parse_selector))
+        heard = await in_thread(partial(receivers, settings, wanted))
         plan = await upstreams.prepare(settings)
         try:
             if certificate is not None and settings.tls is not None:
@@ -86,7 +90,8 @@ class Reloader:
         self._handlers.guards.policies.use(rules)
         self._handlers.guards.access.use(policy)
         self._handlers.guards.limits.use(settings.access)
-        self._handlers.services.warmer.use(warmings(settings))
+        self._handlers.keeping.use(keeping)
+        self._handlers.notifications.use(heard)
         self._handlers.audit.use(settings.access)
         self._handlers.trusted.use(settings.access.trusted_proxies)
         self._handlers.admin_access.use(settings.admin.token_file)
@@ -109,6 +114,9 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "access": _applicable_access(running.access, wanted.access),
             "policies": wanted.policies,
             "warm": wanted.warm,
+            "watch": wanted.watch,
+            "hooks": wanted.hooks,
+            "notifications": wanted.notifications,
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
             "timeouts": wanted.timeouts.model_copy(update=fixed),
             "patience": wanted.patience,

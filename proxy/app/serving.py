@@ -15,10 +15,13 @@ from proxy.access.control import AccessControl, Policy
 from proxy.access.identity import Certificate, Everyone
 from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
+from proxy.app import api
+from proxy.app.api import Operating
 from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
+from proxy.app.keeping import Keeping, planned
 from proxy.app.workers.inside import InsideServer
-from proxy.core.platforms import own_platform
+from proxy.index.outbox import Outbox
 from proxy.policies import Policies
 from proxy.policies.rules import compiled
 from proxy.repository.memory_lookup import MemoryLookup
@@ -27,17 +30,22 @@ from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
 from proxy.services.export import Exporter
 from proxy.services.importing import Importer
-from proxy.services.pull import Platforms, Puller
+from proxy.services.notifications import Notifications
+from proxy.services.pull import Puller
 from proxy.services.verify import Verifier
-from proxy.services.warm import Warmer, Warming
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
+from proxy.web.admin import hooks
 from proxy.web.admin.actions import Control, Services
+from proxy.web.admin.api.guard import Guard
+from proxy.web.admin.api.process import Process
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.pages import Admin
+from proxy.web.admin.statistics import Statistics
+from proxy.web.announced import Announcer
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
-from proxy.web.exchange import Journal
+from proxy.web.exchange import Journal, Watchers
 from proxy.web.fleet import PeerServer, Served
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.gate import TOKEN_PATH, Gate, Guards
@@ -54,8 +62,10 @@ class Handlers:
 
     registry: Registry
     admin: Admin
+    operating: Operating
     responses: ResponseCache
     services: Services
+    keeping: Keeping
     guards: Guards
     identity: Identity | None
     """None: something else identifies clients, in tests."""
@@ -64,12 +74,21 @@ class Handlers:
     audit: Audit
     peers: PeerServer | None
     """None: replicas exchange no content."""
+    notifications: Notifications
+
+    def stop(self) -> None:
+        """End what would delay the end of the process: verification, pulls and streams."""
+        self.services.verifier.stop()
+        self.services.puller.stop()
+        self.operating.streams.close()
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
         """Answer a request over TCP that is not for the registry."""
         identity = self.identity
         if request.rel_url.raw_path == TOKEN_PATH and identity is not None:
             return await identity.handle_token(request)
+        if request.rel_url.raw_path.startswith(hooks.PATH):
+            return await self.keeping.hooks.handle(request)
         peers = self.peers
         if peers is not None and peers.admits(request):
             return await peers.handle(request)
@@ -94,12 +113,13 @@ def handlers(
     policies.use(compiled(settings.policies, router.parse_selector))
     callers = Callers()
     guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
-    journal = Journal(engine.metrics, request_log, audit, upstreams.current, engine.tracer)
+    watchers = Watchers(Announcer(engine.events), engine.tracer)
+    journal = Journal(engine.metrics, request_log, audit, upstreams.current, watchers)
     responses = ResponseCache(lookup, guards, journal, trusted)
     puller = Puller(cache, content, engine.origins, engine.downloads)
     expansion = Expansion(content, engine.origins, cache.listings)
-    warmer = Warmer(puller, expansion, router, storage.clock, storage.counters)
-    warmer.use(warmings(settings))
+    keeping = Keeping(engine, puller, expansion, audit)
+    keeping.use(planned(settings, router))
     source, creator = f"{socket.gethostname()}:{settings.port}", f"millpond {VERSION}"
     bundles = Bundles(
         content,
@@ -115,9 +135,9 @@ def handlers(
         dropper=Dropper(content, storage.pins, storage.layout, cache.manifests.forget),
         puller=puller,
         expansion=expansion,
-        warmer=warmer,
         bundles=bundles,
         cache=cache,
+        guards=guards,
         upstreams=engine.upstreams.current,
         image=router.parse_image,
         selector=router.parse_selector,
@@ -125,13 +145,13 @@ def handlers(
         bucket=None if storage.bucket is None else storage.bucket.evictor,
     )
     admin_access = AdminAccess(access, settings.admin.token_file)
-    admin = Admin(
-        engine.metrics,
-        content,
-        downloads=engine.downloads,
-        upstreams=upstreams.current,
-        control=Control(services, admin_access, audit, limits),
+    statistics = Statistics(
+        engine.metrics, content, engine.downloads, upstreams.current, storage.pins, limits
     )
+    guard = Guard(admin_access, audit, trusted)
+    process = Process(settings, environment.load)
+    operating = api.built(engine, statistics, services, guard, process)
+    admin = Admin(statistics, Control(services, admin_access, audit), operating.api)
     is_ours = environment.identifier is None
     identity = Identity(guards, callers, router, settings.storage.path, audit) if is_ours else None
     gate = Gate(guards, router, trusted)
@@ -139,14 +159,17 @@ def handlers(
     return Handlers(
         registry,
         admin,
+        operating,
         responses,
         services,
+        keeping,
         guards,
         identity,
         admin_access,
         trusted,
         audit,
         _peer_server(engine),
+        _notifications(engine, settings),
     )
 
 
@@ -154,20 +177,16 @@ def _peer_server(engine: Engine) -> PeerServer | None:
     exchange = None if engine.fleet is None else engine.fleet.exchange
     if exchange is None:
         return None
-    served = Served(engine.storage.content, engine.downloads, engine.cache.manifests)
+    served = Served(
+        engine.storage.content, engine.downloads, engine.cache.manifests, engine.cache.blobs
+    )
     return PeerServer(exchange.signer, exchange.leases, served, engine.metrics.fleet)
 
 
-def warmings(settings: Settings) -> list[Warming]:
-    """Return the schedules of the settings."""
-    return [
-        Warming(one.images, _platforms(one.platforms), one.schedule, one.referrers)
-        for one in settings.warm
-    ]
-
-
-def _platforms(named: tuple[str, ...]) -> Platforms:
-    return Platforms(() if named == ("all",) else named or (own_platform(),))
+def _notifications(engine: Engine, settings: Settings) -> Notifications:
+    outbox = Outbox(engine.storage.directory.root / "index" / "outbox.db")
+    source = f"millpond://{socket.gethostname()}:{settings.port}"
+    return Notifications(engine.events, outbox, engine.metrics, source)
 
 
 def access_control(engine: Engine, settings: Settings, environment: Environment) -> AccessControl:

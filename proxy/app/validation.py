@@ -16,6 +16,8 @@ from proxy.access.rules import Rules
 from proxy.app import bucket as buckets
 from proxy.app import tracing
 from proxy.app.issuers import issuer_context
+from proxy.app.keeping import planned
+from proxy.app.notifications import receivers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.core.units import show_size
@@ -27,6 +29,9 @@ from proxy.web.certificate import Certificate
 
 LEAST_SIZE: Final = 1024 * 1024
 """Bytes. A smaller cache holds almost no image: probably the unit is missing."""
+
+LEAST_SECRET: Final = 16
+"""Characters of a webhook's secret: anybody may try to guess it."""
 
 
 def validate(settings: Settings) -> None:
@@ -75,13 +80,29 @@ def _pins(settings: Settings) -> Iterator[str]:
             yield f"pins: {error.message}"
 
 
-def _warm(settings: Settings) -> Iterator[str]:
-    router = Router(settings)
-    for image in (image for entry in settings.warm for image in entry.images):
-        try:
-            router.parse_pin(image)
-        except RegistryError as error:
-            yield f"warm: {error.message}"
+def _keeping(settings: Settings) -> Iterator[str]:
+    yield from _refusal(lambda: planned(settings, Router(settings)))
+
+
+def _hooks(settings: Settings) -> Iterator[str]:
+    """Yield faults of the upstreams and secrets of webhooks."""
+    for name, hook in settings.hooks.items():
+        key, upstream = f"hooks.{name}", settings.upstreams.get(hook.registry)
+        if upstream is None:
+            yield f"{key}.upstream: {hook.registry} is not among the upstreams"
+        elif upstream.asks_as_caller:
+            yield (
+                f"{key}.upstream: {hook.registry} is asked only as its clients "
+                "(credentials: caller), and a webhook has none"
+            )
+        unreadable = list(_unreadable(f"{key}.secret_file", hook.secret_file))
+        yield from unreadable
+        if not unreadable and len(hook.secret_file.read_text().split()[0]) < LEAST_SECRET:
+            yield f"{key}.secret_file: the secret is too short; {LEAST_SECRET} characters or more"
+
+
+def _notifications(settings: Settings) -> Iterator[str]:
+    yield from _refusal(lambda: receivers(settings, Router(settings)))
 
 
 def _rules(settings: Settings) -> Iterator[str]:
@@ -226,7 +247,9 @@ def _unreadable(key: str, file: Path) -> Iterator[str]:
 _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _size,
     _pins,
-    _warm,
+    _keeping,
+    _hooks,
+    _notifications,
     _rules,
     _certificate,
     _credentials,

@@ -14,13 +14,18 @@ import typer
 from proxy.cli import (
     access,
     bundling,
+    client_setup,
+    doctor,
+    events,
     eviction,
+    explaining,
     fleet,
     history,
     images,
     pins,
     pulling,
     server,
+    statistics,
     tokens,
     unbundling,
     users,
@@ -92,11 +97,17 @@ _CACHE = "The cache (the server may be running or not)"
 
 cli.command(rich_help_panel=_SERVER)(server.serve)
 cli.command(rich_help_panel=_SERVER)(server.check)
+cli.command(rich_help_panel=_SERVER)(doctor.doctor)
 cli.command(rich_help_panel=_SERVER)(fleet.fleet)
+cli.command(rich_help_panel=_SERVER)(statistics.stats)
+cli.command(rich_help_panel=_SERVER)(statistics.top)
+cli.command(rich_help_panel=_SERVER)(events.events)
+cli.command(rich_help_panel=_SERVER)(client_setup.client)
 cli.command(rich_help_panel=_CACHE)(images.ls)
 cli.command(rich_help_panel=_CACHE)(pulling.pull)
 cli.command(rich_help_panel=_CACHE)(warming.warm)
 cli.command(rich_help_panel=_CACHE)(pulling.refresh)
+cli.command(rich_help_panel=_CACHE)(explaining.explain)
 cli.command(rich_help_panel=_CACHE)(history.history)
 cli.command(rich_help_panel=_CACHE)(history.lock)
 cli.command(rich_help_panel=_CACHE)(images.drop)

@@ -1,11 +1,12 @@
 """An HTTP client of a running Millpond, over its admin socket or over TCP. Prints nothing."""
 
+import asyncio
 import json
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp import BaseConnector, ClientError, ClientResponse, ClientSession, ClientTimeout
 from aiohttp.client_exceptions import (
@@ -19,6 +20,8 @@ from proxy.core.tolerant_json import as_list, read_object
 
 CONNECT_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 10.0
+SILENCE_SECONDS: Final = 60.0
+"""A stream of events has at least a comment every 15 seconds."""
 ERROR_BYTES: Final = 64 * 1024
 
 Query = Mapping[str, str]
@@ -48,6 +51,13 @@ class Document(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise Unanswered(f"the server's answer lacks {key!r}; is it another version of Millpond?")
+
+
+class ServerEvent(NamedTuple):
+    """An event of a stream: its id, by which the stream can be continued, and its data."""
+
+    id: str
+    data: str
 
 
 class Client:
@@ -117,18 +127,46 @@ class Client:
             raise Unanswered("the server stopped before the end; the same command continues")
         return event
 
+    @asynccontextmanager
+    async def events(
+        self, path: str, query: Query, last_id: str = ""
+    ) -> AsyncIterator[AsyncIterator[ServerEvent]]:
+        """Open a stream of server-sent events; those after ``last_id`` come first.
+
+        The server has accepted the subscription when the context is entered. Raises ``Refused``;
+        and ``Unanswered``, also if nothing arrives for ``SILENCE_SECONDS``.
+        """
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        async with self._answer("GET", self._url(path, query), None, headers) as response:
+            yield self._events_of(response, last_id)
+
+    async def _events_of(
+        self, response: ClientResponse, last_id: str
+    ) -> AsyncIterator[ServerEvent]:
+        """Yield the events of a stream (WHATWG HTML §9.2)."""
+        lines, fields = aiter(_lines_of(response)), dict[str, str]()
+        while (line := await self._soon(lines)) is not None:
+            name, _, value = line.decode(errors="replace").rstrip("\r").partition(":")
+            if name:
+                fields[name] = value.removeprefix(" ")
+            elif not line.strip() and "data" in fields:
+                last_id = fields.get("id", last_id)
+                yield ServerEvent(last_id, fields["data"])
+                fields = {}
+
+    async def _soon(self, lines: AsyncIterator[bytes]) -> bytes | None:
+        """Return the next line, None at the end. Raises ``Unanswered`` after a long silence."""
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                return await anext(lines, None)
+        except TimeoutError as error:
+            raise self._unanswered(error) from None
+
     async def lines(self, method: str, path: str, query: Query) -> AsyncIterator[bytes]:
         """Yield the lines of an answer as they arrive, without their ends."""
-        begun: list[bytes] = []
         async with self._answer(method, self._url(path, query), None) as response:
-            async for piece in response.content.iter_any():  # a line may exceed aiohttp's limit
-                first, *others = piece.split(b"\n")
-                begun.append(first)
-                for other in others:
-                    yield b"".join(begun)
-                    begun = [other]
-        if last := b"".join(begun):
-            yield last
+            async for line in _lines_of(response):
+                yield line
 
     @asynccontextmanager
     async def _answer(
@@ -189,6 +227,18 @@ async def connected(
     timeout = ClientTimeout(total=None, connect=CONNECT_SECONDS)
     async with ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
         yield Client(session, base, where)
+
+
+async def _lines_of(response: ClientResponse) -> AsyncIterator[bytes]:
+    begun: list[bytes] = []
+    async for piece in response.content.iter_any():  # a line may exceed aiohttp's limit
+        first, *others = piece.split(b"\n")
+        begun.append(first)
+        for other in others:
+            yield b"".join(begun)
+            begun = [other]
+    if last := b"".join(begun):
+        yield last
 
 
 def _parsed(text: bytes) -> Document:

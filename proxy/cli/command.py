@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -60,6 +61,8 @@ class ServerOptions:
     server: str | None
     token_file: Path | None
     ca_file: Path | None
+    may_start: bool = True
+    """Without a server that has the cache, the command runs the proxy itself."""
 
 
 def on_server(command: Callable[..., Work]) -> Callable[..., None]:
@@ -68,6 +71,17 @@ def on_server(command: Callable[..., Work]) -> Callable[..., None]:
     The command has the parameters of the function, and the options that choose the server; the
     function may take one of them, ``config``.
     """
+    return _made(command, partial(ServerOptions, may_start=True))
+
+
+def on_running_server(command: Callable[..., Work]) -> Callable[..., None]:
+    """Make a command as ``on_server`` does, which fails if no server has the cache."""
+    return _made(command, partial(ServerOptions, may_start=False))
+
+
+def _made(
+    command: Callable[..., Work], options: Callable[..., ServerOptions]
+) -> Callable[..., None]:
     taken = inspect.signature(command).parameters
     takes_config = "config" in taken
 
@@ -84,7 +98,7 @@ def on_server(command: Callable[..., Work]) -> Callable[..., None]:
         work = command(**own)
         from proxy.cli import connect  # noqa: PLC0415 - it imports all of the proxy
 
-        connect.run(ServerOptions(config, storage, server, token_file, ca_file), work)
+        connect.run(options(config, storage, server, token_file, ca_file), work)
 
     *shared, _ = inspect.signature(run).parameters.values()
     parameters = [*(one for one in taken.values() if one.name != "config"), *shared]

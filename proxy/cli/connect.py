@@ -93,7 +93,19 @@ async def beside_cache(options: ServerOptions) -> AsyncIterator[Client]:
     flags: dict[str, Any] = {"admin": {"socket": True}}
     if options.storage is not None:
         flags["storage"] = {"path": str(options.storage)}
-    async with on_cache(loading.load(options.config, flags, print_error)) as client:
+    settings = loading.load(options.config, flags, print_error)
+    open_client = on_cache if options.may_start else on_running
+    async with open_client(settings) as client:
+        yield client
+
+
+@asynccontextmanager
+async def on_running(settings: Settings) -> AsyncIterator[Client]:
+    """Open a client of the server on the cache's socket. Raises ``ConfigError`` without one."""
+    async with AsyncExitStack() as stack:
+        client = await _on_socket(stack, settings.storage.path)
+        if client is None:
+            raise ConfigError(f"{settings.storage.path}: no server has this cache; start one first")
         yield client
 
 

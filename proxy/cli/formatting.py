@@ -35,8 +35,13 @@ def print_line(text: str) -> None:
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table that fits the terminal; into a pipe it is as wide as its content."""
-    for line in table(heads, rows, get_terminal_size().columns if is_terminal() else _UNLIMITED):
+    for line in table(heads, rows, screen_width()):
         typer.echo(line)
+
+
+def screen_width() -> int:
+    """Return the columns of the terminal; of a pipe, more than any line has."""
+    return get_terminal_size().columns if is_terminal() else _UNLIMITED
 
 
 def is_terminal() -> bool:

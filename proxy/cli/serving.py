@@ -15,6 +15,7 @@ import uvloop
 
 from proxy import VERSION
 from proxy.app import App, running
+from proxy.app.engine import Environment
 from proxy.app.validation import validate
 from proxy.cli.formatting import print_error
 from proxy.core.errors import ConfigError
@@ -78,7 +79,8 @@ async def _serve(settings: Settings, load: Load) -> None:
     stream = sys.stderr
     output = logs.configure(settings.log.level, settings.log.format, stream)
     signals = _Signals()
-    async with running(settings, output) as app:
+    environment = Environment(load=lambda: load(_log_old_name))
+    async with running(settings, output, environment) as app:
         typer.echo(_banner(settings, app))
         log.info("listening", address=app.address, storage=str(settings.storage.path))
         while await signals.next() == signal.SIGHUP:

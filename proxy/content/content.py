@@ -6,13 +6,14 @@ counted here.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Final
 
 from proxy.content.eviction import Evictor
 from proxy.content.facts import Graph, Links, Tags
 from proxy.content.faults import Faults
+from proxy.content.notices import Cached
 from proxy.content.reconciler import Reconciler
 from proxy.content.reservations import Arrival, Reservation
 from proxy.content.writer import Writer
@@ -24,6 +25,7 @@ from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage.disk import DiskBlob, DiskSpool, DiskStore
 
+MAX_LOOKED_AT: Final = 8 * 1024 * 1024
 _BATCH: Final = 1000
 
 
@@ -74,6 +76,8 @@ class Content:
         self.set_note: Final = index.set_note
         self.on_stored: Final[list[Callable[[Digest], None]]] = []
         """Called, in the loop, with the digest of content that was stored, once it is linked."""
+        self.on_cached: Final[list[Callable[[Cached], None]]] = []
+        """Called with what was stored and not held before, after ``on_stored``."""
 
     async def find(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content; a file that has lost its row gets it again first."""
@@ -105,6 +109,21 @@ class Content:
             file.close()
         await self.faults.drop(digest, reason="the file is missing or has another size")
         return None
+
+    async def look(self, digest: Digest) -> bytes | None:
+        """Return small content whole, as ``read`` does, but count no use."""
+        record = await self.find(digest)
+        if record is None or record.size > MAX_LOOKED_AT:
+            return None
+        try:
+            file = self._store.open(digest)
+            if file is None:
+                return None
+            with closing(file):
+                return await in_thread(lambda: file.read(0, file.size))
+        except StorageError as error:
+            self.faults.trouble(error)
+            return None
 
     async def read(self, digest: Digest) -> bytes | None:
         """Return small content whole, and count a use."""
@@ -154,8 +173,10 @@ class Content:
         children: Iterable[Child] | None = (),
         *,
         is_public: bool = False,
-    ) -> None:
-        """Make a verified spool held content, with what it lists. Raises ``StorageError``.
+    ) -> bool:
+        """Make a verified spool held content, with what it lists; return True if it was not held.
+
+        Raises ``StorageError``.
 
         Several spools of one digest may be verified at the same time: from two upstreams, or one
         as a manifest and one as a blob. They are stored one after the other. The later ones find
@@ -164,14 +185,15 @@ class Content:
         digest, media_type = descriptor.digest, descriptor.media_type or None
         async with self.reconciler.lock(digest):
             known = await self._index.blob(digest)
-            if known is None or self.reconciler.file_size(digest) != known.size:
+            is_new = known is None or self.reconciler.file_size(digest) != known.size
+            if known is None or is_new:
                 await self.reconciler.land(digest, spool)
                 await self._index.blob(digest)  # into RAM, so that the next does not suspend before
                 reservation.release()  # the index counts it from here on
             else:
                 if media_type is None and known.is_public >= is_public:
                     self.touch(digest)
-                    return
+                    return False
                 media_type = media_type or known.media_type
                 is_public = is_public or known.is_public
                 if not children:
@@ -182,6 +204,12 @@ class Content:
             self.touch(digest)  # also warmer than what was used before the clock was set back
         for stored in self.on_stored:
             stored(digest)
+        return is_new
+
+    def arrived(self, cached: Cached) -> None:
+        """Tell listeners about content that ``adopt`` has not found held."""
+        for listener in self.on_cached:
+            listener(cached)
 
     async def writer(self, target: Target, digest: Digest, size: int | None) -> Writer:
         """Return a writer with room for a blob of ``size`` bytes (None: not announced).
@@ -205,8 +233,11 @@ class Content:
         children: Iterable[Child] | None = (),
         *,
         is_public: bool = False,
-    ) -> None:
-        """Store a verified manifest and what it lists (None: not known), if there is room."""
+    ) -> bool:
+        """Store a verified manifest and what it lists (None: not known), if there is room.
+
+        Returns True if it is held now and was not before.
+        """
         try:
             with ExitStack() as resources:
                 reservation = await self.evictor.reserve(len(body))
@@ -215,9 +246,12 @@ class Content:
                 resources.callback(spool.close)
                 resources.callback(spool.discard)
                 await in_thread(lambda: spool.write(body, 0), Pool.WRITE)
-                await self.adopt(reservation, spool, descriptor, children, is_public=is_public)
+                return await self.adopt(
+                    reservation, spool, descriptor, children, is_public=is_public
+                )
         except StorageError as error:
             self.faults.trouble(error)
+            return False
 
     async def publish(self, digests: Iterable[Digest]) -> None:
         """Record that anybody may get held content. Raises ``StorageError``."""

@@ -93,6 +93,12 @@ class DigestInvalid(RegistryError):
     status, code = 400, "DIGEST_INVALID"
 
 
+class Unprocessable(RegistryError):
+    """The body is not what this endpoint expects; the message says what it expects."""
+
+    status, code = 422, "UNSUPPORTED"
+
+
 class PaginationInvalid(RegistryError):
     """``n`` is not a count."""
 
@@ -298,6 +304,9 @@ class UpstreamTimeout(UpstreamFailure):
 
 class ContentMismatch(UpstreamFailure):
     """The bytes do not match their digest or length. They are never stored."""
+
+    found: str | None = None
+    """The digest of the bytes; None if it was not calculated."""
 
 
 class StorageError(Exception):

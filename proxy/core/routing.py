@@ -6,6 +6,7 @@ chose: an upstream that is not configured is refused.
 """
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from yarl import URL
@@ -41,6 +42,27 @@ class _Routes(Protocol):
     def upstreams(self) -> Mapping[str, _Upstream]: ...
     @property
     def default_upstream(self) -> str: ...
+
+
+class By(StrEnum):
+    """What chooses the upstream of a request or of an image's name."""
+
+    NS = "ns"
+    """The parameter ``ns``."""
+    HOST = "host"
+    """The host name under which clients reach Millpond."""
+    NAME = "name"
+    """The first component of the name."""
+    DEFAULT = "default"
+    """Nothing in the name: ``default_upstream``."""
+
+
+class Choice(NamedTuple):
+    """The target of a request, what chose its upstream, and the text that did; "" by default."""
+
+    target: Target
+    by: By
+    text: str = ""
 
 
 class _Known(NamedTuple):
@@ -80,18 +102,22 @@ class Router:
         Raises ``NameUnknown`` if ``ns`` or the path names an upstream that is not configured,
         ``NameInvalid`` if the path ends after the upstream's name.
         """
+        return self.choose(repo, host, ns).target
+
+    def choose(self, repo: Repo, host: str, ns: str | None) -> Choice:
+        """Return the target of a request, and what chose it. Raises as ``resolve``."""
         if ns is not None:
-            return self._within(self._named(ns), repo)
+            return Choice(self._within(self._named(ns), repo), By.NS, ns)
         host = host.lower()
         served = self._hostnames.get(host) or self._hostnames.get(_without_port(host))
         if served is not None:
-            return self._within(served, repo)
+            return Choice(self._within(served, repo), By.HOST, host)
         first, slash, rest = repo.partition("/")
         if slash and first in self._table:
-            return _target(self._table[first], parse_repo(rest))
+            return Choice(_target(self._table[first], parse_repo(rest)), By.NAME, first)
         if slash and _is_host(first):
             raise _unconfigured(first)
-        return _target(self._default, repo)
+        return Choice(_target(self._default, repo), By.DEFAULT)
 
     def parse_image(self, text: str) -> Image:
         """Return the image of a reference in Docker's grammar.
@@ -99,16 +125,27 @@ class Router:
         A leading address with a port that is not configured is assumed to be Millpond's own.
         Raises ``NameInvalid``, ``TagInvalid``, ``DigestInvalid``, or ``NameUnknown``.
         """
+        return self.choose_image(text)[0]
+
+    def choose_image(
+        self, text: str, host: str = "", ns: str | None = None
+    ) -> tuple[Image, Choice | None]:
+        """Return the image of a reference, and what chose its upstream; None for a digest alone.
+
+        With ``host`` or ``ns``, its name is the one in the path of such a request. Raises as
+        ``parse_image``.
+        """
         text = _without_scheme(text)
         if text.startswith(("sha256:", "sha512:")):
-            return Image(None, None, parse_digest(text))
+            return Image(None, None, parse_digest(text)), None
         name, at, digest = text.partition("@")
         path, slash, last = name.rpartition("/")
         last, colon, tag = last.partition(":")
-        target = self._resolve_name(path + slash + last)
+        name, is_path = path + slash + last, bool(host) or ns is not None
+        choice = self.choose(parse_repo(name), host, ns) if is_path else self._choose_by_name(name)
         if at:
-            return Image(target, None, parse_digest(digest))
-        return Image(target, parse_tag(tag if colon else "latest"), None)
+            return Image(choice.target, None, parse_digest(digest)), choice
+        return Image(choice.target, parse_tag(tag if colon else "latest"), None), choice
 
     def parse_selector(self, text: str) -> Selector:
         """Return the selector of a reference as for ``parse_image``, or of a pattern.
@@ -142,7 +179,7 @@ class Router:
     def _resolve_cached(self, name: str) -> Target:
         """Return the target of a name, also if its upstream has been removed."""
         try:
-            return self._resolve_name(name)
+            return self._choose_by_name(name).target
         except NameUnknown:
             first, _, rest = name.partition("/")
             return Target(first.lower(), parse_repo(rest))
@@ -162,17 +199,18 @@ class Router:
             rest = f"library/{rest}"
         return f"{known.name}/{rest}"
 
-    def _resolve_name(self, name: str) -> Target:
-        """Return the target of a name as clients write it, without a tag."""
+    def _choose_by_name(self, name: str) -> Choice:
+        """Return the target of a name as clients write it, without a tag, and what chose it."""
         first, slash, rest = name.partition("/")
         host = first.lower()
         if not slash or not (_is_host(first) or ":" in first):
-            return self.resolve(parse_repo(name), "", None)
-        known = self._table.get(host) or self._hostnames.get(host)
-        if known is not None:
-            return self._within(known, parse_repo(rest))
+            return self.choose(parse_repo(name), "", None)
+        if (known := self._table.get(host)) is not None:
+            return Choice(self._within(known, parse_repo(rest)), By.NAME, host)
+        if (known := self._hostnames.get(host)) is not None:
+            return Choice(self._within(known, parse_repo(rest)), By.HOST, host)
         if ":" in first or host == "localhost":
-            return self.resolve(parse_repo(rest), "", None)
+            return self.choose(parse_repo(rest), "", None)
         raise _unconfigured(first)
 
     def _named(self, ns: str) -> _Known:

@@ -6,8 +6,9 @@ and returns when its row survives the end of the process.
 
 Failures of the disk are survived and counted. A fact that cannot be read is unknown. A fact that
 cannot be written stays in RAM and is written again later. Both cost requests to upstreams, not
-correctness. Verbs that return a page, notes, ``loose_files``, ``linked_to``, ``repositories`` and
-``prune`` raise ``StorageError`` instead: an empty page would say that there is nothing.
+correctness. Verbs that return a page, notes, ``weights``, ``listings``, ``loose_files``,
+``linked_to``, ``repositories`` and ``prune`` raise ``StorageError`` instead: an empty page would
+say that there is nothing.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -128,6 +129,12 @@ class Index(Protocol):
 
         A manifest comes before its content. All uses until now count.
         """
+
+    async def weights(self, digests: Iterable[Digest]) -> dict[Digest, int]:
+        """Return the disk bytes of what is held of each manifest's tree; shared content once."""
+
+    async def listings(self, digests: Iterable[Digest]) -> dict[Digest, int]:
+        """Return how many held manifests list each of these."""
 
     async def blobs(self, after: Digest | None, limit: int) -> list[BlobRecord]:
         """Return a page of held content, in the order of the digests' bytes."""

@@ -56,6 +56,8 @@ class MemoryIndex:
     loosen_files = _verb(blob_rows.loosen_files)
     forget_files = _verb(blob_rows.forget_files)
     loose_files = _verb(blob_rows.loose_files)
+    weights = _verb(blob_rows.weights)
+    listings = _verb(blob_rows.listings)
     coldest = _verb(blob_rows.coldest)
     blobs = _verb(blob_rows.blobs)
     incomplete = _verb(blob_rows.incomplete)

@@ -123,6 +123,8 @@ class SqliteIndex:
         await self._flush()
         await self._facts.threads.close()
 
+    weights = _page(blob_rows.weights)
+    listings = _page(blob_rows.listings)
     blobs = _page(blob_rows.blobs)
     loose_files = _page(blob_rows.loose_files)
     incomplete = _page(blob_rows.incomplete)

@@ -74,6 +74,20 @@ class _Verdict(NamedTuple):
         return next((one for one in self.violations if not one.rule.policy.audit), None)
 
 
+class Applied(NamedTuple):
+    """A policy that covers a repository, and what it decides about an image of it.
+
+    ``is_denied`` None: that is not known before somebody pulls the image. ``is_trial``: the policy
+    only logs what it would deny.
+    """
+
+    name: str
+    demands: tuple[str, ...]
+    is_trial: bool
+    is_denied: bool | None
+    reason: str | None
+
+
 class Policies:
     """The rules in force, and what was decided by them."""
 
@@ -119,6 +133,22 @@ class Policies:
             return True
         known = self._known(target, digest)
         return known is not None and not known.violations
+
+    def applied(self, target: Target, digest: Digest | None) -> list[Applied]:
+        """Return the policies that cover a repository, with what is known of a manifest.
+
+        Never waits, and counts nothing. ``digest`` None: it is not known which manifest it is.
+        """
+        named = Facts(frozenset() if digest is None else frozenset({digest}))
+        known = None if digest is None else self._known(target, digest)
+        violated = {} if known is None else {one.rule.name: one.reason for one in known.violations}
+        found = []
+        for rule in self._covered(target):
+            reason = objection(rule, named) or violated.get(rule.name)
+            is_denied = None if reason is None and known is None else reason is not None
+            sentence = None if reason is None else rule.sentence(reason)
+            found.append(Applied(rule.name, rule.demands, rule.policy.audit, is_denied, sentence))
+        return found
 
     def check_request(self, target: Target, route: Route) -> None:
         """Raise ``PolicyDenied`` for a manifest or blob that is denied whatever it is."""

@@ -75,6 +75,20 @@ class Rule:
             policy.max_image_size or policy.platforms or policy.media_types or self.digest_file
         )
 
+    @property
+    def demands(self) -> tuple[str, ...]:
+        """What the policy demands of an image, each with the name of its setting."""
+        policy = self.policy
+        demands = {
+            "deny": "these images are denied" if policy.deny else "",
+            "deny_digests_file": str(policy.deny_digests_file or ""),
+            "max_image_size": show_size(policy.max_image_size) if policy.max_image_size else "",
+            "platforms": ", ".join(policy.platforms),
+            "media_types": ", ".join(policy.media_types),
+            "require": f"a signature by one of {len(self.key_files)} keys" * bool(self.key_files),
+        }
+        return tuple(f"{name}: {text}" for name, text in demands.items() if text)
+
     def covers(self, target: Target) -> bool:
         """Return True if the policy is about a repository."""
         return any(one.covers(target) for one in self.images) and not any(

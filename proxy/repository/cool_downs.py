@@ -107,6 +107,25 @@ class CoolDowns:
             self._allowed[target, choice.digest] = general, choice.digest
         return Served(choice.digest, choice.held_until)
 
+    async def foreseen(self, target: Target, tag: Tag, record: TagRecord) -> Served | None:
+        """Return what ``served`` returns now, without a request.
+
+        None if the time at which an image was created decides, and is not known yet. Raises
+        ``HeldBack``.
+        """
+        origin = self.sources[target.upstream]
+        rule = origin.tag_rules.cool_down(target, tag)
+        if rule is not None:
+            history = await self._history(target, tag, record)
+            choice = cool_down.choose(history, self._clock(), rule, origin.seconds_trusted(tag))
+            first = history[0]
+            needs_image = rule.first_sight is FirstSight.CREATED or (
+                rule.first_sight is FirstSight.DENY and first.first_seen <= 0
+            )
+            if choice.digest is None and needs_image and first.digest not in self._created:
+                return None
+        return await self.served(target, tag, record)
+
     async def held_until(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
         """Return until when a tag does not follow upstream (Unix seconds); None if it does."""
         try:

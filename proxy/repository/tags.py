@@ -173,14 +173,15 @@ class Tags:
         held = served.held_until
         return Described(descriptor, found.outcome, None, found.fresh, found.forward, held)
 
-    async def refresh(self, target: Target, tag: Tag) -> Refreshed:
+    async def refresh(self, target: Target, tag: Tag, max_age: float = 0.0) -> Refreshed:
         """Ask upstream now where a tag points. Raises ``RegistryError``.
 
-        The answer is not recorded if the rate limit leaves no pull for a new image.
+        Another replica's answer counts for ``max_age`` seconds. It is not recorded if the rate
+        limit leaves no pull for a new image.
         """
         await self._manifests.absences.forget(target, tag)
         before = await self._records.get(target, tag)
-        now = await self._check(target, tag, before, 0.0)
+        now = await self._check(target, tag, before, max_age)
         recorded = await self._records.get(target, tag)
         digest = now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest

@@ -1,7 +1,8 @@
 """Counters that one process hands over to another: what it has counted since the last time.
 
 A process takes its counts as JSON values, which sets them back to zero; the other one adds them to
-its own. Taken are requests and the cache's counters: all that answering a client changes.
+its own. Taken are requests, the cache's counters and pulls by image: all that answering a client
+changes.
 """
 
 from collections import Counter
@@ -19,9 +20,10 @@ def taken(metrics: Metrics) -> Counts:
     """Return what was counted, by upstream and for the cache, and set it back to zero."""
     by_upstream = {name: _taken(counters) for name, counters in metrics.upstreams.items()}
     cache = _taken(metrics.cache)
-    return {"upstreams": {name: counts for name, counts in by_upstream.items() if counts}} | (
-        {"cache": cache} if cache else {}
-    )
+    more = {"cache": cache, "tally": metrics.tally.to_json()}
+    return {"upstreams": {name: counts for name, counts in by_upstream.items() if counts}} | {
+        name: counts for name, counts in more.items() if counts
+    }
 
 
 def add(metrics: Metrics, counts: Counts) -> None:
@@ -29,6 +31,7 @@ def add(metrics: Metrics, counts: Counts) -> None:
     for name, of_upstream in counts["upstreams"].items():
         _add(metrics.add(name), of_upstream)
     _add(metrics.cache, counts.get("cache", {}))
+    metrics.tally.add_json(counts.get("tally"))
 
 
 def _taken(counters: _Counters) -> Counts:

@@ -17,6 +17,7 @@ from typing import Final
 from proxy.core.sources import Place
 from proxy.runtime.declarations import Histogram, counter, counter_by, gauge, histogram_by
 from proxy.runtime.readiness import Readiness
+from proxy.runtime.tally import Tally
 
 
 class Outcome(StrEnum):
@@ -51,6 +52,12 @@ _STATS_KEYS: Final = {
 }
 LIMITS: Final = ("requests", "bytes", "downloads")
 """The limits for each client, as in ``access.limits``."""
+
+_CHECKS: Final = (
+    *("moved", "unchanged", "fresh", "gone"),
+    *("held_back", "deferred", "failed", "skipped"),
+)
+"""Outcomes of checks of tags without a client."""
 
 _STATUSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
 
@@ -202,8 +209,14 @@ class CacheCounters:
     prefetched_bytes: int = counter("Bytes of prefetched blobs, abandoned ones included.")
     prefetched_used_blobs: int = counter("Prefetched blobs that a client requested later.")
     prefetched_used_bytes: int = counter("Bytes of prefetched blobs that a client requested later.")
-    warmed_images: int = counter("Images that a schedule has fetched or found whole.")
-    warm_failures: int = counter("Images that a schedule could not fetch whole.")
+    warmed_images: int = counter("Images fetched whole, or found whole, ahead of clients.")
+    warm_failures: int = counter("Images that could not be fetched whole ahead of clients.")
+    watch_checks: Counter[str] = counter_by(
+        "outcome", "Checks of watched tags.", _CHECKS, name="watch_checks"
+    )
+    hook_checks: Counter[str] = counter_by(
+        "outcome", "Checks of tags that webhooks reported.", _CHECKS, name="hook_checks"
+    )
     prepared_answers: int = counter("Requests answered from the response cache.", in_stats=False)
     refused_connections: int = counter("Connections answered with 503 because of the limit.")
     stalled_clients: int = counter("Clients disconnected because they stopped reading.")
@@ -299,6 +312,40 @@ class PolicyCounters:
 
 
 @dataclass(slots=True)
+class HookCounters:
+    """Totals of one sender of webhooks, by the label ``hook``."""
+
+    deliveries: Counter[str] = counter_by(
+        "outcome",
+        "Webhooks by outcome: accepted, without a tag that matters here, repeated, refused because "
+        "of the secret, not understood, or one too many.",
+        ("accepted", "ignored", "repeated", "refused", "invalid", "limited"),
+        name="hook_deliveries",
+    )
+
+
+@dataclass(slots=True)
+class NotificationCounters:
+    """One receiver of events, by the label ``receiver``."""
+
+    delivered: int = counter("Events that a receiver has taken.", name="notifications_delivered")
+    failures: int = counter("Failed attempts to deliver an event.", name="notification_failures")
+    dropped: Counter[str] = counter_by(
+        "reason",
+        "Events that a receiver does not get: its queue is full, it refuses them, they are too "
+        "old, more happened than could be kept, it wants none any more, or the disk has failed.",
+        ("full", "refused", "expired", "overload", "disabled", "storage"),
+        name="notifications_dropped",
+    )
+    queued: int = gauge("Events that wait for a receiver.", default=0, name="notifications_queued")
+    is_disabled: bool = gauge(
+        "1 if a receiver has answered 410, until the next reload.",
+        default=False,
+        name="notifications_disabled",
+    )
+
+
+@dataclass(slots=True)
 class FleetCounters:
     """Totals of what replicas share."""
 
@@ -339,8 +386,11 @@ class Metrics:
         self.workers: Final[dict[str, WorkerCounters]] = {}
         self.limits: Final = {name: LimitCounters() for name in LIMITS}
         self.policies: Final[defaultdict[str, PolicyCounters]] = defaultdict(PolicyCounters)
+        self.hooks: Final[defaultdict[str, HookCounters]] = defaultdict(HookCounters)
+        self.notifications: Final[dict[str, NotificationCounters]] = {}
         self.fleet: Final = FleetCounters()
         self.process: Final = ProcessGauges()
+        self.tally: Final = Tally()
         self.readiness: Final = Readiness()
 
     def add(self, upstream: str) -> UpstreamCounters:

@@ -12,8 +12,10 @@ from proxy.runtime.declarations import Declaration, Histogram
 from proxy.runtime.metrics import (
     CacheCounters,
     FleetCounters,
+    HookCounters,
     LimitCounters,
     Metrics,
+    NotificationCounters,
     PolicyCounters,
     ProcessGauges,
     TaskCounters,
@@ -63,6 +65,8 @@ class _View(Collector):
             yield from _families(WorkerCounters, "worker", metrics.workers)
         yield from _families(LimitCounters, "limit", metrics.limits)
         yield from _families(PolicyCounters, "policy", metrics.policies)
+        yield from _families(HookCounters, "hook", metrics.hooks)
+        yield from _families(NotificationCounters, "receiver", metrics.notifications)
         yield from _families(FleetCounters, None, {"": metrics.fleet})
         yield from _families(ProcessGauges, None, {"": metrics.process})
         yield from self._readings()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from proxy.content.content import Content
+from proxy.content.facts import TaggedImage
 from proxy.core.errors import NameInvalid, NotFound, RegistryError, RequestInvalid, TagInvalid
 from proxy.core.names import Tag, Target, parse_repo, parse_tag
 from proxy.core.policy import CacheDirective
@@ -55,6 +56,13 @@ class Expansion:
             if len(found.images) > MAX_IMAGES:
                 raise RequestInvalid(f"{selector} selects more than {MAX_IMAGES:,} images")
         return found
+
+    async def known(self, selector: Selector) -> AsyncIterator[TaggedImage]:
+        """Yield the selected tags that are known here, sorted; the registry is not asked."""
+        async for batch in self._content.tags.all():
+            for one in batch:
+                if selector.matches(one.target, one.tag, one.digest):
+                    yield one
 
     async def _targets(self, selector: Selector, notes: list[str]) -> set[Target]:
         """Return the repositories that a pattern covers."""

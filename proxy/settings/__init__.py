@@ -16,6 +16,8 @@ from proxy.core.units import Amount
 from proxy.settings.access import Access
 from proxy.settings.bucket import Bucket
 from proxy.settings.fleet import Fleet
+from proxy.settings.hooks import Hook, HookName
+from proxy.settings.notifications import Notification, check_names
 from proxy.settings.policies import Policy
 from proxy.settings.tracing import Tracing
 from proxy.settings.units import (
@@ -31,6 +33,7 @@ from proxy.settings.units import (
 )
 from proxy.settings.upstreams import FreshnessOverride, Upstream, UpstreamTLS, over_built_in
 from proxy.settings.warm import Warm
+from proxy.settings.watch import Watch
 
 __all__ = [
     "Bucket",
@@ -305,6 +308,9 @@ class Settings(Section):
     access: Access = Field(default_factory=Access)
     policies: tuple[Policy, ...] = ()
     warm: tuple[Warm, ...] = ()
+    watch: Watch = Watch()
+    hooks: dict[HookName, Hook] = Field(default_factory=dict)
+    notifications: tuple[Notification, ...] = ()
     bundles: Bundles = Bundles()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
@@ -362,6 +368,8 @@ class Settings(Section):
         if any(upstream.asks_as_caller for upstream in self.upstreams.values()):
             self.access.expect_callers()
         return self
+
+    _check_receivers = field_validator("notifications")(check_names)
 
     @model_validator(mode="after")
     def _check_fallback(self) -> Self:

@@ -8,6 +8,16 @@ from proxy.core.selection import make_selector, split_tag
 from proxy.settings.units import Section
 
 
+def check_platforms(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names of platforms. Raises ``ValueError`` for anything else but ``all`` alone."""
+    if value == ("all",):
+        return value
+    for platform in value:
+        if not is_platform(platform):
+            raise ValueError(f"{platform!r} is no platform; write linux/amd64, or [all]")
+    return value
+
+
 class Warm(Section):
     """Images to fetch on a schedule, whole and before clients need them."""
 
@@ -23,6 +33,8 @@ class Warm(Section):
     referrers: bool = True
     """Also fetch signatures, attestations, SBOMs and other referrers."""
 
+    _check_platforms = field_validator("platforms")(check_platforms)
+
     @field_validator("images")
     @classmethod
     def _check_images(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -31,16 +43,6 @@ class Warm(Section):
                 make_selector(*split_tag(image.partition("@")[0]))
             except NameInvalid as error:
                 raise ValueError(str(error)) from None
-        return value
-
-    @field_validator("platforms")
-    @classmethod
-    def _check_platforms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value == ("all",):
-            return value
-        for platform in value:
-            if not is_platform(platform):
-                raise ValueError(f"{platform!r} is no platform; write linux/amd64, or [all]")
         return value
 
     @field_validator("schedule")

@@ -135,7 +135,7 @@ class Authorizer:
         ``Denied`` or ``UpstreamFailure``, ``CredentialsRejected`` among them.
         """
         transport, known = self._transport, self._challenge
-        scope = _scope(repository)
+        scope = scope_of(repository)
         asked = _Asked(repository, scope)
         sent = None if known is None else await self._authorization(known, asked)
         response = await transport.send(request, sent)
@@ -165,7 +165,7 @@ class Authorizer:
     async def forget_token(self, repository: str) -> None:
         """Forget the token for a repository, so that the token server decides again."""
         if self._challenge is not None:
-            scope = _scope(repository)
+            scope = scope_of(repository)
             asked = _Asked(repository, self._scopes.get(scope, scope))
             await self._forget(self._challenge, asked)
 
@@ -336,8 +336,11 @@ def _is_refusal(response: ClientResponse, sent: str) -> bool:
     return response.status == 401 or (response.status == 403 and sent.startswith("Bearer "))
 
 
-def _scope(repository: str) -> str:
-    """Return what a token must allow (token specification, "Resource Scope Grammar")."""
+def scope_of(repository: str) -> str:
+    """Return the scope of a token, what it must allow.
+
+    Token specification, "Resource Scope Grammar".
+    """
     if repository == CATALOG:
         return "registry:catalog:*"
     return f"repository:{repository}:pull" if repository else ""

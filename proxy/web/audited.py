@@ -8,7 +8,7 @@ from aiohttp.web import BaseRequest
 from proxy.access.audit import AuditEvent, Event, Verdict
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
-from proxy.core.errors import PolicyDenied, RateLimited, RegistryError
+from proxy.core.errors import PolicyDenied, RateLimited, RegistryError, Unauthorized
 from proxy.core.names import Digest, Kind
 from proxy.runtime.metrics import Outcome
 
@@ -29,15 +29,15 @@ def answered(exchange: "Exchange") -> AuditEvent | None:
     if exchange.principal is None:
         has_failed = failure is not None and "Authorization" in request.headers and route
         return login(request, None, failure) if has_failed else None
-    verdict = _verdict(exchange)
+    decided = verdict(exchange)
     is_pull = route is not None and route.kind is Kind.MANIFEST and request.method == "GET"
-    if not is_pull and verdict not in _ALWAYS:
+    if not is_pull and decided not in _ALWAYS:
         return None
     target, decision, outcome = exchange.target, exchange.decision, exchange.outcome
     return AuditEvent(
         **_client(request, exchange.principal),
         event=Event.PULL,
-        outcome=verdict,
+        outcome=decided,
         upstream=None if target is None else target.upstream,
         repository=None if target is None else target.repo,
         reference=(route.ref or None) if route else None,
@@ -105,15 +105,31 @@ def administered(
 
     ``principal`` None: it may not administer.
     """
-    verdict = Verdict.ALLOWED if failure is None else Verdict.FAILED
+    ended = Verdict.ALLOWED if failure is None else Verdict.FAILED
     return AuditEvent(
         **_client(request, principal),
         event=Event.ADMIN,
-        outcome=Verdict.DENIED if principal is None else verdict,
+        outcome=Verdict.DENIED if principal is None else ended,
         action=f"{request.method} {request.path}",
         reference=request.rel_url.query_string or None,
         because=None if failure is None else failure.message,
         status=200 if failure is None else failure.status,
+    )
+
+
+def hooked(request: BaseRequest, name: str, failure: RegistryError | None) -> AuditEvent:
+    """Return what to record of a webhook. The query is left out: it may contain the secret."""
+    is_refused = isinstance(failure, Unauthorized)
+    verdict = Verdict.ALLOWED if failure is None else Verdict.FAILED
+    return AuditEvent(
+        event=Event.ADMIN,
+        outcome=Verdict.DENIED if is_refused else verdict,
+        address=request.remote,
+        user_agent=request.headers.get("User-Agent"),
+        request_id=request.headers.get("X-Request-Id"),
+        action=f"POST /-/hooks/{name}",
+        because=None if failure is None else failure.message,
+        status=202 if failure is None else failure.status,
     )
 
 
@@ -147,7 +163,8 @@ def _client(request: BaseRequest, principal: Principal | None) -> dict[str, Any]
     }
 
 
-def _verdict(exchange: "Exchange") -> Verdict:
+def verdict(exchange: "Exchange") -> Verdict:
+    """Return what the audit log calls the end of a request."""
     denial, failure = exchange.denial, exchange.failure
     if denial is not None:
         return Verdict.CHALLENGED if denial.login_helps else Verdict.DENIED

@@ -33,6 +33,7 @@ from proxy.core.records import Descriptor
 from proxy.repository.memory_lookup import Found
 from proxy.runtime import request_ids
 from proxy.runtime.metrics import Outcome, UpstreamCounters
+from proxy.runtime.tally import Key
 from proxy.web.audited import Remembered, remembered
 from proxy.web.blob import blob_headers
 from proxy.web.connection import Connection
@@ -124,6 +125,7 @@ class ResponseCache:
             is_callers=self._callers.is_needed(target),
             credential=self._access.sealed(authorization),
             audited=remembered(exchange),
+            tallied=(target, "" if exchange.is_head or route.kind is Kind.BLOB else route.ref),
             request_id=request_ids.accepted(exchange.request.headers.get(request_ids.HEADER)),
         )
         _put(self._requests, key, request)
@@ -161,10 +163,14 @@ class ResponseCache:
         self._access.count(decision)
         self._journal.metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
+        self._journal.metrics.tally.counts[request.tallied] += 1 if request.is_pull else len(body)
         seconds = time.perf_counter() - started
         request.counters.timed(Outcome.HIT, seconds, seconds)
         request_id = request.request_id or request_ids.make()
         self._log(response, principal, seconds, request_id)
+        if request.audited is not None and self._journal.announcer.announces_pulls:
+            digest = found.descriptor.digest
+            self._journal.announcer.repeated(request.audited, principal, digest, len(body))
         return response.headers(found.fresh, self._end(request_id)), body
 
     def _found(self, request: "_Request", principal: Principal) -> Found | None:
@@ -262,6 +268,8 @@ class _Request:
     credential: bytes | None
     """A keyed hash of ``Authorization``."""
     audited: Remembered | None
+    tallied: Key
+    """What it counts for, by image."""
     request_id: str | None
     """That the client sent; None: each response has a new one."""
     last: _Response | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from aiohttp.web import BaseRequest, RequestHandler, Server, StreamResponse
+from aiohttp.web import BaseRequest, Request, RequestHandler, Server, StreamResponse
 
 from proxy.web.clients import Clients
 from proxy.web.connection import KEEPALIVE_SECONDS, Connection, Lookup
@@ -22,7 +22,7 @@ Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 class RegistryServer(Server):
     """Makes connections; ``lookup`` answers from the response cache, handlers all other requests.
 
-    ``admin`` handles ``/``, ``/metrics`` and ``/-/``, ``registry`` everything else.
+    ``admin`` handles ``/``, ``/metrics``, ``/-`` and ``/-/``, ``registry`` everything else.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class RegistryServer(Server):
     ) -> None:
         async def dispatch(request: BaseRequest) -> StreamResponse:
             path = request.rel_url.raw_path
-            if path.startswith("/-/") or path in ("/", "/metrics"):
+            if path.startswith("/-/") or path in ("/", "/-", "/metrics"):
                 return await admin(request)
             return await registry(request)
 
@@ -80,8 +80,12 @@ class RegistryServer(Server):
         return _Request(message, payload, protocol, writer, task, self._loop, remote=remote)
 
 
-class _Request(BaseRequest):
-    """A request whose response names this server, even if aiohttp made the response."""
+class _Request(Request):
+    """A request whose response names this server, even if aiohttp made the response.
+
+    It is one that an ``Application`` can handle: the Admin API is one.
+    """
 
     async def _prepare_hook(self, response: StreamResponse) -> None:
+        await super()._prepare_hook(response)
         response.headers["Server"] = "millpond"  # replaces aiohttp's own name

@@ -30,6 +30,7 @@ APPLIED: dict[str, Any] = {
     "access.trusted_proxies": ("192.0.2.0/24",),
     "access.rules": (Rule(allow="pull"),),
     "admin.token_file": Path("/nowhere/token"),
+    "watch.every": 77.0,
     "timeouts.connect": 7.0,
     "timeouts.answer": 7.0,
     "timeouts.idle": 7.0,

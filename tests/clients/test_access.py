@@ -1,6 +1,5 @@
 """Real clients before a proxy with access configured: they log in, pull, and are refused."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,10 @@ from tests.parts.client import LoginClient, PullError
 from tests.parts.clients import Clients
 from tests.parts.containerd import HOSTS, Containerd
 from tests.parts.docker import Docker
-from tests.parts.images import OCI
 from tests.parts.millpond import Millpond
 from tests.parts.podman import Podman
 from tests.parts.process import free_port, wait_until
-from tests.parts.push import Pusher, layer_of, sha256
+from tests.parts.push import Pusher, sha256
 from tests.parts.registry import Registry
 from tests.parts.shelf import Shelf
 from tests.parts.skopeo import Skopeo
@@ -288,7 +286,7 @@ def test_a_pull_secret_is_the_login_for_a_registry_that_is_asked_as_its_clients(
 
 
 def test_helm_logs_in_and_pulls_a_chart(guarded: Guarded, upstream: Registry) -> None:
-    digest = push_chart(Pusher(upstream), "org/charts/ripple", "1.0.0")
+    digest = helm.push_chart(Pusher(upstream), "org/charts/ripple", "1.0.0")
     chart = f"oci://{guarded.address}/org/charts/ripple"
     pull = ("pull", chart, "--version", "1.0.0", "--plain-http", "--destination")
     login = ("registry", "login", guarded.address, "--plain-http", "--password-stdin", "--username")
@@ -307,22 +305,3 @@ def test_helm_logs_in_and_pulls_a_chart(guarded: Guarded, upstream: Registry) ->
             client.run("registry", "logout", guarded.address)
         with pytest.raises(PullError):
             client.run(*pull, str(client.root))
-
-
-def push_chart(pusher: Pusher, repository: str, version: str) -> str:
-    """Push a Helm chart as an OCI artifact (helm.sh/docs/topics/registries); return its digest."""
-    name = repository.rpartition("/")[2]
-    about = f"apiVersion: v2\nname: {name}\nversion: {version}\n"
-    packed = layer_of(f"{name}/Chart.yaml", about.encode()).data
-    kind = "application/vnd.cncf.helm"
-    document = {"apiVersion": "v2", "name": name, "version": version}
-    config = pusher.blob(repository, f"{kind}.config.v1+json", json.dumps(document).encode())
-    content = pusher.blob(repository, f"{kind}.chart.content.v1.tar+gzip", packed)
-    body = {
-        "schemaVersion": 2,
-        "mediaType": OCI.manifest,
-        "config": config.json(),
-        "layers": [content.json()],
-    }
-    pusher.manifest(repository, version, OCI.manifest, body)
-    return content.digest

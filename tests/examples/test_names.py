@@ -14,7 +14,7 @@ WRITTEN = [page for page in PAGES if page != GENERATED]
 COMMANDS = dict(every())
 
 OTHERS = {
-    "--check": "benchmarks.rollouts",
+    "--check": "benchmarks.fleet_model",
     "--env": "docker run",
     "--ulimit": "docker run",
     "--volume": "docker run",

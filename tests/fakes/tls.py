@@ -22,10 +22,15 @@ class Certificate:
     server: ssl.SSLContext
 
 
-def certificate(folder: Path, names: tuple[str, ...] = _NAMES) -> Certificate:
-    """Make a certificate for `names` (hosts or addresses), with its files in `folder`."""
+def certificate(
+    folder: Path, names: tuple[str, ...] = _NAMES, days: tuple[float, float] = (-1 / 24, 1)
+) -> Certificate:
+    """Make a certificate for `names` (hosts or addresses), with its files in `folder`.
+
+    It is valid between two days from now.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    made = _sign(key, names)
+    made = _sign(key, names, days)
     authority, secret = folder / "authority.pem", folder / "key.pem"
     authority.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     secret.write_bytes(
@@ -40,7 +45,9 @@ def certificate(folder: Path, names: tuple[str, ...] = _NAMES) -> Certificate:
     return Certificate(authority, server)
 
 
-def _sign(key: ec.EllipticCurvePrivateKey, names: tuple[str, ...]) -> x509.Certificate:
+def _sign(
+    key: ec.EllipticCurvePrivateKey, names: tuple[str, ...], days: tuple[float, float]
+) -> x509.Certificate:
     now = datetime.datetime.now(datetime.UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fake upstream")])
     return (
@@ -49,8 +56,8 @@ def _sign(key: ec.EllipticCurvePrivateKey, names: tuple[str, ...]) -> x509.Certi
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now + datetime.timedelta(days=days[0]))
+        .not_valid_after(now + datetime.timedelta(days=days[1]))
         .add_extension(x509.SubjectAlternativeName([_name(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())

@@ -573,6 +573,21 @@ async def test_manifests_without_a_name(files: Files) -> None:
         assert {target for target, _ in rows} == {OTHER}
 
 
+async def test_what_is_held_below_a_manifest_is_weighed_once(files: Files) -> None:
+    index = await files.open()
+    for number, below in ((1, (2, 3)), (2, (5, 6)), (3, (5, 7))):
+        await index.set_blob(manifest(number), listing(*below))
+    await index.set_blob(blob(5, size=5000), ())
+    await index.set_blob(blob(6, size=1), ())
+    async for index in opened(files):
+        held = await index.weights(digests(1, 2, 3, 6, 9))
+        assert held == dict(
+            zip(digests(1, 2, 3, 6, 9), [24576, 16384, 12288, 4096, 0], strict=True)
+        )
+        found = await index.listings(digests(5, 6, 9))
+        assert found == dict(zip(digests(5, 6, 9), [2, 1, 0], strict=True))
+
+
 # Notes
 
 

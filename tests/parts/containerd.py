@@ -53,7 +53,16 @@ class Containerd:
         self._hosts = root / "hosts"
         self._mirror = mirror
         self._user: list[str] = []
+        self._socket = socket
         self.configure("docker.io", HOSTS.format(mirror=mirror))
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment in which `ctr` reaches this containerd."""
+        return self._env | {
+            "CONTAINERD_ADDRESS": str(self._socket),
+            "CONTAINERD_SNAPSHOTTER": "native",
+        }
 
     def configure(self, registry: str, hosts: str) -> None:
         """Write the hosts.toml of a registry."""

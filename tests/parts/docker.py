@@ -6,7 +6,9 @@ places are built in.
 
 import base64
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,10 @@ from urllib.parse import urlsplit
 
 from tests.parts import containerd
 from tests.parts.client import PullError, run
-from tests.parts.process import Daemon, hermetic, workdir
+from tests.parts.process import Daemon, hermetic, wait_until, workdir
+
+DAEMON_JSON = "etc/docker/daemon.json"
+"""Where dockerd's settings are below its root."""
 
 _MOUNT = "mkdir -p /etc/docker && mount -t tmpfs none /etc/docker"
 _COPY = 'cp -r "$0" /etc/docker/certs.d'
@@ -31,9 +36,22 @@ class Docker:
     name = "docker"
 
     def __init__(self, root: Path, socket: Path) -> None:
+        self.root = root
+        self.settings = root / DAEMON_JSON
         self._config = root / "client" / "config.json"
         config = str(self._config.parent)
         self._env = hermetic(root, DOCKER_HOST=f"unix://{socket}", DOCKER_CONFIG=config)
+
+    def reload(self) -> None:
+        """Have the daemon read its settings again; return when it has their mirrors."""
+        wanted = json.loads(self.settings.read_text())["registry-mirrors"]
+        os.kill(int((self.root / "docker.pid").read_text()), signal.SIGHUP)
+
+        def mirrors() -> list[str]:
+            said = self._run("info", "--format", "{{json .RegistryConfig.Mirrors}}")
+            return [mirror.rstrip("/") for mirror in json.loads(said)]
+
+        wait_until(lambda: mirrors() == wanted, f"dockerd to use {wanted}")
 
     def pull(self, reference: str) -> str:
         """Pull; return the digest of the index or manifest."""
@@ -127,7 +145,8 @@ def running(mirror: str, certificates: Path | None = None) -> Iterator[Docker]:
     `certificates` is what dockerd sees as /etc/docker/certs.d, for a mirror beyond loopback.
     """
     with workdir("docker") as root, containerd.daemon(root) as containerd_socket:
-        config = root / "daemon.json"
+        config = root / DAEMON_JSON
+        config.parent.mkdir(parents=True)
         config.write_text(json.dumps(settings(root, containerd_socket, mirror)))
         socket = root / "docker.sock"
         argv = ["dockerd", "--config-file", str(config)]

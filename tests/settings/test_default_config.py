@@ -14,12 +14,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from docs.generate import docstrings
-from proxy.settings import Settings, Upstream, loading
+from proxy.settings import Settings, loading
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = ROOT / "config" / "default.yaml"
 EXAMPLES = sorted((ROOT / "config").glob("example-*.yaml"))
 NAME = "<name>"
+NAMED = [("upstreams",), ("hooks",)]
+"""Mappings from names to sections."""
+
 LIST = "[]"
 """Ends the name of a list of sections."""
 
@@ -44,8 +47,8 @@ def settings_of(model: type[BaseModel], above: KeyPath = ()) -> Iterator[KeyPath
         here = (*above, name)
         kinds = [field.annotation, *get_args(field.annotation)]
         below = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if Upstream in below:
-            yield from settings_of(Upstream, (*here, NAME))
+        if below and get_origin(field.annotation) is dict:
+            yield from settings_of(below[0], (*here, NAME))
         elif below:
             item = LIST if get_origin(field.annotation) is tuple else ""
             yield from settings_of(below[0], (*above, name + item))
@@ -58,7 +61,7 @@ ALL = set(settings_of(Settings))
 
 def keys_of(data: dict[str, Any], above: KeyPath = ()) -> Iterator[KeyPath]:
     for key, value in data.items():
-        here = (*above, NAME if above == ("upstreams",) else key)
+        here = (*above, NAME if above in NAMED else key)
         listed = (*above, f"{key}{LIST}")
         if isinstance(value, dict) and here not in ALL:
             yield from keys_of(value, here)
@@ -97,7 +100,9 @@ def at_default(path: KeyPath) -> Any:
 
 def is_in_optional_section(path: KeyPath) -> bool:
     """The setting belongs to a list of sections, or to a section without a default."""
-    return any(key.endswith(LIST) or key in ("client_certificates", "bucket") for key in path)
+    return any(
+        key.endswith(LIST) or key in ("client_certificates", "bucket", "hooks") for key in path
+    )
 
 
 def description(path: KeyPath) -> str:
@@ -167,9 +172,17 @@ def test_the_default_file_writes_every_default_out() -> None:
 
 def test_the_default_file_has_every_setting_in_its_place() -> None:
     text = COMMENTED_OUT.sub(r"\1", DEFAULT.read_text())
-    for section in ("freshness: {}", "limits: {}", "oidc: []", "rules: []", "policies: []"):
+    for section in (
+        "hooks: {}",
+        "freshness: {}",
+        "limits: {}",
+        "oidc: []",
+        "rules: []",
+        "policies: []",
+    ):
         text = text.replace(section, section[:-3])
-    text = text.replace("warm: []", "warm:")
+    for section in ("warm", "notifications"):
+        text = text.replace(f"\n{section}: []", f"\n{section}:")
     written = set(keys_of(yaml.safe_load(text)))
     assert ALL - written == set(), "missing from config/default.yaml"
     assert written - ALL == set(), "no such settings"

@@ -4,25 +4,18 @@ Only for the operator: names are confidential, and most of it changes something.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.access.audit import AuditLog
-from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.content.content import Content
 from proxy.content.in_use import MAX_FILE, Feeds
-from proxy.content.pins import Pin, Pins
-from proxy.core.errors import (
-    Conflict,
-    RequestInvalid,
-    StorageError,
-    StorageUnavailable,
-    Unsupported,
-)
+from proxy.content.pins import Pins
+from proxy.core.errors import RequestInvalid, Unsupported
 from proxy.core.names import Image
 from proxy.core.records import BlobRecord
 from proxy.core.selection import Selector
@@ -32,11 +25,11 @@ from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
 from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.verify import Verifier
-from proxy.services.warm import Warmer
 from proxy.upstream.registry import Upstream
-from proxy.web.admin import images, offline, tags
+from proxy.web.admin import images, keeping, offline, tags
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.documents import Document, Page, is_true, read_body, reply, required, stream
+from proxy.web.gate import Guards
 
 if TYPE_CHECKING:
     from proxy.content.bucket_eviction import BucketEvictor  # it needs obstore
@@ -49,6 +42,7 @@ _LONGEST_TTL: Final = 7 * 86400.0
 class Services:
     """What commands work on, and the parsers of image names and selectors.
 
+    ``guards`` decide who may pull what.
     ``replicas`` returns what every replica of the fleet says of itself, by address. ``bucket``
     evicts from the second tier, if there is one.
     """
@@ -60,25 +54,26 @@ class Services:
     dropper: Dropper
     puller: Puller
     expansion: Expansion
-    warmer: Warmer
     bundles: Bundles
     cache: Cache
+    guards: Guards
     upstreams: Mapping[str, Upstream]
     image: Callable[[str], Image]
     selector: Callable[[str], Selector]
     replicas: Callable[[], Mapping[str, Document]]
     bucket: "BucketEvictor | None" = None
+    on_switch: list[Callable[[Mapping[str, Upstream]], Awaitable[None]]] = field(
+        default_factory=list
+    )
+    """Called after upstreams were taken offline, or online."""
 
 
 class Control:
     """The operator's pages. Each raises ``RegistryError`` for an invalid request."""
 
-    def __init__(
-        self, services: Services, access: AdminAccess, audit: AuditLog, limits: ClientLimits
-    ) -> None:
+    def __init__(self, services: Services, access: AdminAccess, audit: AuditLog) -> None:
         self._services = services
         self.audit = audit
-        self.limits = limits
         self._content = services.content
         self._feeds = services.feeds
         self.pins = services.pins
@@ -113,36 +108,20 @@ class Control:
         return await page(request)
 
     async def _get_pins(self, _: BaseRequest) -> StreamResponse:
-        pins = await self.pins.all()
-        total = sum(pin.bytes for pin in pins)
-        limit = self.pins.limit()
-        return reply({"pins": [_pin(pin) for pin in pins], "bytes": total, "limit_bytes": limit})
+        return reply(await keeping.pins(self.pins))
 
     async def _put_pin(self, request: BaseRequest) -> StreamResponse:
-        try:
-            return reply(_pin(await self.pins.add(required(request, "pin"))))
-        except StorageError as error:
-            raise StorageUnavailable(f"the pin cannot be kept: {error}") from error
+        return reply(await keeping.pin(self.pins, required(request, "pin")))
 
     async def _delete_pin(self, request: BaseRequest) -> StreamResponse:
-        name = required(request, "pin")
-        try:
-            removed = await self.pins.remove(name)
-        except StorageError as error:
-            raise StorageUnavailable(f"the pin cannot be removed: {error}") from error
-        return reply({"pin": name, "removed": removed})
+        return reply(await keeping.unpin(self.pins, required(request, "pin")))
 
     async def _get_fleet(self, _: BaseRequest) -> StreamResponse:
         replicas = sorted(self._services.replicas().items())
         return reply({"replicas": [{"address": one} | facts for one, facts in replicas]})
 
     async def _get_in_use(self, _: BaseRequest) -> StreamResponse:
-        feeds = [
-            {"source": feed.source, "images": feed.named, "expires_at": feed.expires_at}
-            for feed in self._feeds.all()
-        ]
-        names = sorted({str(image) for image in self._feeds.images()})
-        return reply({"feeds": feeds, "images": names})
+        return reply(keeping.in_use(self._feeds))
 
     async def _put_in_use(self, request: BaseRequest) -> StreamResponse:
         text = await _body(request)
@@ -205,21 +184,7 @@ class Control:
 
     async def _post_refresh(self, request: BaseRequest) -> StreamResponse:
         image = self._services.image(required(request, "image"))
-        if image.target is None or image.tag is None:
-            raise RequestInvalid(f"{image}: a digest never changes; name a tag")
-        cache = self._services.cache
-        if cache.manifests.is_offline(image.target):
-            raise Conflict(f"{image}: this is offline; upstream is not asked")
-        found = await cache.tags.refresh(image.target, image.tag)
-        return reply(
-            {
-                "image": str(image),
-                "before": found.before,
-                "digest": found.now,
-                "changed": found.before != found.now,
-                "recorded": found.is_recorded,
-            }
-        )
+        return reply(await keeping.refresh(self._services.cache, image))
 
     async def _post_pull(self, request: BaseRequest) -> StreamResponse:
         image = self._services.image(required(request, "image"))
@@ -237,6 +202,8 @@ class Control:
     async def _post_offline(self, request: BaseRequest) -> StreamResponse:
         upstreams, value = self._services.upstreams, required(request, "value")
         offline.switch(upstreams, request.query.get("upstream"), value)
+        for call in self._services.on_switch:
+            await call(upstreams)
         return reply(offline.shown(upstreams))
 
     async def _get_history(self, request: BaseRequest) -> StreamResponse:
@@ -280,13 +247,3 @@ def _number(text: str | None, otherwise: float, most: float) -> float:
     if math.isnan(number):
         raise RequestInvalid("ttl is a number of seconds")
     return min(max(1.0, number), most)
-
-
-def _pin(pin: Pin) -> Document:
-    return {
-        "pin": pin.name,
-        "source": "configured" if pin.is_configured else "added",
-        "images": pin.images,
-        "bytes": pin.bytes,
-        "refused": pin.refused,
-    }

@@ -1,53 +1,44 @@
 """Everything of our own: ``/-/stats``, ``/-/healthz``, ``/-/readyz``, ``/metrics``, ``control``."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 from aiohttp.web import BaseRequest, Response, StreamResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from proxy import VERSION
 from proxy.access.principals import OPERATOR, Principal
-from proxy.content.content import Content
-from proxy.content.downloads import Downloads
 from proxy.core.errors import Denied, PathNotFound, RegistryError, Unsupported
-from proxy.runtime.metrics import Metrics
 from proxy.runtime.prometheus_view import Gauge, registry
 from proxy.upstream.circuit_breaker import CircuitBreaker
-from proxy.upstream.registry import Upstream
 from proxy.web import audited
 from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
+from proxy.web.admin.api.application import Api
+from proxy.web.admin.api.routes import PREFIX
+from proxy.web.admin.dashboard.serving import Dashboard
 from proxy.web.admin.documents import refusal, reply
+from proxy.web.admin.statistics import Statistics, last_success, public
 from proxy.web.gate import presented
 from proxy.web.paced import PacedResponse
-
-TOP_CLIENTS: Final = 10
-"""Clients in ``/-/stats``: so many with the most requests, and so many with the most bytes."""
 
 
 class Admin:
     """Shows what the proxy does to everybody, and lets the trusted look after it."""
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        content: Content,
-        *,
-        downloads: Downloads,
-        upstreams: Mapping[str, Upstream],
-        control: Control,
-    ) -> None:
+    def __init__(self, statistics: Statistics, control: Control, api: Api) -> None:
+        self._statistics = statistics
         self._control = control
-        self._metrics = metrics
-        self._upstreams = upstreams
-        self._content = content
-        self._downloads = downloads
-        self._started = time.monotonic()
+        self._dashboard = Dashboard()
+        self._api = api
+        self._metrics = statistics.metrics
+        self._upstreams = statistics.upstreams
+        self._content = statistics.content
+        self.stats: Final = statistics.snapshot
         self._oldest_use: float | None = None
         """What ``/metrics`` shows, as of its last request."""
-        self._prometheus = registry(metrics, self._gauges, VERSION)
+        self._prometheus = registry(self._metrics, self._gauges, VERSION)
         self.is_stopping = False
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
@@ -69,6 +60,8 @@ class Admin:
     ) -> StreamResponse:
         """Answer; ``authorize`` returns who may administer, or raises ``RegistryError``."""
         try:
+            if request.path.startswith(PREFIX):
+                return await self._api.handle(request, authorize)
             if self._control.has(request.path):
                 return await self._operate(request, authorize)
             self._control.access.observe(request.remote)
@@ -98,12 +91,11 @@ class Admin:
 
     async def _stats(self, authorize: Callable[[], Awaitable[Principal]]) -> Response:
         """Return the statistics, without names for a client that may not administer."""
-        stats = self.stats()
-        stats["cache"]["oldest_use"] = await self._content.evictor.oldest_use()
+        stats = await self._statistics.complete()
         try:
             await authorize()
         except RegistryError:
-            return reply(_public(stats))
+            return reply(public(stats))
         return reply(stats)
 
     async def _answer(self, request: BaseRequest) -> Response:
@@ -127,64 +119,23 @@ class Admin:
                 return reply({"status": "not ready", "reasons": reasons}, status=503)
             case "/-/readyz":
                 return reply({"status": "ready"})
+            case path if self._dashboard.has(path):
+                return self._dashboard.answer(request)
             case _:
                 raise PathNotFound(
-                    "no such page; there are /-/stats, /-/healthz, /-/readyz and /metrics"
+                    "no such page; there are /-/, /-/stats, /-/healthz, /-/readyz and /metrics"
                 )
-
-    def stats(self) -> dict[str, Any]:
-        """Return the numbers of ``/-/stats`` but for ``oldest_use``: since the start, and now.
-
-        Seconds and bytes throughout. Includes names, which only the trusted may see.
-        """
-        return {
-            "version": VERSION,
-            "uptime_seconds": round(time.monotonic() - self._started, 3),
-            "total": self._metrics.total().snapshot(),
-            "upstreams": {
-                name: self._metrics.of(name).snapshot() | _state(upstream)
-                for name, upstream in self._upstreams.items()
-            },
-            "cache": {
-                **{name.removeprefix("cache_"): value for name, _, value in self._usage()},
-                **self._metrics.cache.snapshot(),
-            },
-            "downloads": [
-                {
-                    "digest": download.digest,
-                    "upstream": download.target.upstream,
-                    "repository": download.target.repo,
-                    "bytes": download.written,
-                    "size": download.size,
-                }
-                for download in self._downloads.all()
-            ],
-            "clients": self._control.limits.top(TOP_CLIENTS),
-        }
-
-    def _usage(self) -> list[tuple[str, str, int]]:
-        """Return name, help text and value of the numbers in both statistics and metrics."""
-        usage = self._content.usage()
-        return [
-            ("cache_bytes", "Disk bytes in use or promised.", usage.used_bytes),
-            ("cache_limit_bytes", "Most disk bytes that may be used.", usage.limit_bytes),
-            ("cache_pinned_bytes", "Disk bytes that are pinned.", self._control.pins.bytes),
-            ("cache_quarantined_bytes", "Disk bytes of corrupt content.", usage.quarantined_bytes),
-            ("cache_files", "Blobs and manifests held.", usage.files),
-            ("index_bytes", "Bytes of the index's own files.", usage.index_bytes),
-            ("index_dropped_rows", "Unreadable rows of the index.", usage.index_dropped_rows),
-        ]
 
     def _gauges(self) -> list[Gauge]:
         oldest = self._oldest_use
         gauges = [
-            *(Gauge(*known) for known in self._usage()),
+            *(Gauge(*known) for known in self._statistics.usage()),
             Gauge(
                 "cache_oldest_use_seconds",
                 "How long the coldest content that may be evicted has not been used.",
                 0.0 if oldest is None else time.time() - oldest,
             ),
-            Gauge("downloads_in_progress", "Downloads now.", len(self._downloads.all())),
+            Gauge("downloads_in_progress", "Downloads now.", len(self._statistics.downloads.all())),
         ]
         for name, upstream in self._upstreams.items():
             gauges += _health(name, upstream.circuit_breaker)
@@ -213,23 +164,6 @@ def _require_read(request: BaseRequest) -> None:
         raise Unsupported(f"{request.method}: nothing here can be changed")
 
 
-def _public(stats: dict[str, Any]) -> dict[str, Any]:
-    """Return the statistics without names of content and without our address at a registry.
-
-    A digest is left out too: for public images it leads to the name.
-    """
-    downloads = [
-        {name: download[name] for name in ("upstream", "bytes", "size")}
-        for download in stats["downloads"]
-    ]
-    upstreams = {}
-    for name, numbers in stats["upstreams"].items():
-        limit = dict(numbers["rate_limit"] or {})
-        limit.pop("source", None)
-        upstreams[name] = numbers | {"rate_limit": limit or None}
-    return stats | {"downloads": downloads, "upstreams": upstreams, "clients": []}
-
-
 def _health(name: str, breaker: CircuitBreaker) -> list[Gauge]:
     """Return what is known of an upstream's state."""
     gauges = [
@@ -241,36 +175,7 @@ def _health(name: str, breaker: CircuitBreaker) -> list[Gauge]:
             name,
         ),
     ]
-    if (last := _last_success(breaker)) is not None:
+    if (last := last_success(breaker)) is not None:
         text = "When it answered last, Unix seconds."
         gauges.append(Gauge("upstream_last_success_timestamp_seconds", text, last, name))
     return gauges
-
-
-def _state(upstream: Upstream) -> dict[str, object]:
-    breaker, budget = upstream.circuit_breaker, upstream.budget
-    left = upstream.credentials.expires_in
-    limit = {
-        "limit": budget.limit,
-        "remaining": budget.remaining,
-        "window_seconds": budget.window,
-        "source": budget.source,
-    }
-    return {
-        "up": breaker.is_up,
-        "offline": upstream.is_offline,
-        "offline_mode": upstream.offline.mode.value,
-        "circuit": breaker.state.name.lower(),
-        "last_success": _last_success(breaker),
-        "rate_limit": None if budget.share is None else limit,
-        "credentials": {
-            "kind": upstream.credentials.kind,
-            "expires_in_seconds": None if left is None else round(left),
-        },
-    }
-
-
-def _last_success(breaker: CircuitBreaker) -> float | None:
-    """Return when an upstream answered last, Unix seconds."""
-    since = breaker.seconds_since_answer
-    return None if since is None else round(time.time() - since, 3)

@@ -21,7 +21,7 @@ async def history(
     Raises ``NameUnknown`` for a tag that this cache never saw.
     """
     target, tag = _tag(image)
-    entries = await content.tags.history(target, tag)
+    entries = await sightings(content, target, tag)
     record = await content.tags.get(target, tag)
     if not entries and record is None:
         raise NameUnknown(f"{image}: this cache has never seen it")
@@ -30,19 +30,24 @@ async def history(
         "image": str(image),
         "digest": None if record is None else record.descriptor.digest,
         "held_until": until,
-        "history": [
-            {
-                "digest": entry.digest,
-                "first_seen": entry.first_seen or None,
-                "last_seen": entry.last_seen or None,
-                "held": await content.holds(entry.digest),
-            }
-            for entry in entries
-        ],
+        "history": entries,
         "imported": [
             import_as_document(one) | {"digest": one.images[str(image)]} for one in imported
         ],
     }
+
+
+async def sightings(content: Content, target: Target, tag: Tag) -> list[Document]:
+    """Return the digests that a tag pointed to, the latest last, with times in Unix seconds."""
+    return [
+        {
+            "digest": entry.digest,
+            "first_seen": entry.first_seen or None,
+            "last_seen": entry.last_seen or None,
+            "held": await content.holds(entry.digest),
+        }
+        for entry in await content.tags.history(target, tag)
+    ]
 
 
 def import_as_document(one: Imported) -> Document:

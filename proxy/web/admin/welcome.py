@@ -8,6 +8,7 @@ from aiohttp.web import BaseRequest, Response
 
 _LINES: Final = (
     ("/v2/", "the registry, for container clients"),
+    ("/-/", "the dashboard, for a browser"),
     ("/-/stats", "hits, misses and what is held, as JSON"),
     ("/metrics", "the same for Prometheus"),
     ("/-/healthz", "whether it runs"),
@@ -19,7 +20,7 @@ _ABOUT: Final = (
 )
 _HOW: Final = (
     "Set it up as a mirror in a container client, or write its address in front of an image's "
-    "name. The documentation says how, for each client: docs/clients.md."
+    "name. `millpond client` prints the files of each client; docs/clients.md explains them."
 )
 _TEXT: Final = (
     f"{_ABOUT}\n\n{_HOW}\n\n" + "".join(f"{path:<12} {text}\n" for path, text in _LINES)

@@ -1,0 +1,1 @@
+"""Sets up container clients to pull through Millpond: ``millpond client``."""

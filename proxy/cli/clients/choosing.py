@@ -1,0 +1,111 @@
+"""Finds the Millpond that clients are set up for: from the settings, or by asking the address."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from yarl import URL
+
+from proxy.cli.client import Refused, Unanswered
+from proxy.cli.clients.instance import (
+    Instance,
+    Login,
+    Registry,
+    chosen,
+    configured,
+    own_address,
+    parse_address,
+)
+from proxy.cli.command import ServerOptions
+from proxy.cli.connect import at_address
+from proxy.cli.formatting import print_error
+from proxy.core.errors import ConfigError
+from proxy.settings import loading
+from proxy.settings.upstreams import check_name
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the options say of the instance."""
+
+    address: str | None
+    upstreams: tuple[str, ...]
+    config: Path | None
+    ca_file: Path | None
+    login: Login | None
+
+
+def instance(choice: Choice) -> Instance:
+    """Return the instance. Raises ``ConfigError``.
+
+    There are two cases. Without an address, or with a configuration named beside it, the settings
+    say everything. An address alone may be on another machine, whose settings are not here: it is
+    asked for its registries, and whether it wants a login.
+    """
+    ca = _text(choice.ca_file, "--ca-file") if choice.ca_file is not None else None
+    if ca is not None and "-----BEGIN CERTIFICATE-----" not in ca:
+        raise ConfigError(f"--ca-file: {choice.ca_file} holds no PEM certificate")
+    url = parse_address(choice.address) if choice.address is not None else None
+    if url is not None and choice.config is None:
+        registries, asks = asyncio.run(_asked(url, choice))
+        return Instance(url, registries, ca=ca, login=choice.login, asks_for_login=asks)
+    settings = loading.load(choice.config, {}, print_error)
+    return Instance(
+        url or own_address(settings),
+        chosen(configured(settings), choice.upstreams),
+        settings.default_upstream,
+        ca,
+        choice.login,
+        settings.access.is_configured,
+    )
+
+
+def read_login(user: str | None, password_file: Path | None) -> Login | None:
+    """Return the login of the options, None without one. Raises ``ConfigError``."""
+    if (user is None) != (password_file is None):
+        raise ConfigError("--user and --password-file go together")
+    if user is None or password_file is None:
+        return None
+    password = _text(password_file, "--password-file").strip()
+    if not password or not password.isprintable() or not user or ":" in user:
+        raise ConfigError("--user has no colon, and --password-file holds one line of text")
+    return Login(user, password)
+
+
+async def _asked(url: URL, choice: Choice) -> tuple[tuple[Registry, ...], bool]:
+    """Return the registries of the server at an address, and whether clients have to log in.
+
+    Registries that are named need no server. Raises ``ConfigError``.
+    """
+    named = tuple(map(_registry, choice.upstreams))
+    options = ServerOptions(None, None, str(url), None, choice.ca_file)
+    try:
+        async with at_address(options) as client:
+            stats = await client.ask("GET", "/-/stats")
+            known = tuple(Registry(name) for name in stats["upstreams"])
+            try:
+                await client.read("GET", "/v2/")
+            except Refused as error:
+                return chosen(known, choice.upstreams), error.status == 401
+            return chosen(known, choice.upstreams), False
+    except (Unanswered, Refused) as error:
+        if named:
+            print_error(f"warning: {error}; it is not known whether it asks for a login")
+            return named, False
+        raise ConfigError(f"{error}; name its registries with --upstream NAME") from None
+
+
+def _registry(name: str) -> Registry:
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(f"--upstream: {error}") from None
+    return Registry(name)
+
+
+def _text(file: Path, option: str) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{option}: {file} cannot be read: {reason}") from None

@@ -1,0 +1,90 @@
+"""Explains what Millpond does with an image, and why. Costs registries nothing, and counts no use.
+
+``facts`` are the parts of an explanation; ``holding``, ``freshness``, ``prospects`` and ``keeping``
+gather them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from proxy.content.content import Content
+from proxy.content.in_use import Feeds
+from proxy.content.pins import Pins
+from proxy.core.names import Image
+from proxy.core.routing import Choice
+from proxy.repository import Cache
+from proxy.repository.origins import Origin
+from proxy.services.explain.facts import Explanation, Pull, RateLimit, Registry, Route
+from proxy.services.explain.freshness import freshness_of, standing_of
+from proxy.services.explain.holding import held_of
+from proxy.services.explain.keeping import Keeper
+from proxy.services.explain.prospects import Prospects, offline_of, sources_of
+from proxy.upstream.auth import scope_of
+
+
+class Explainer:
+    """Explains images."""
+
+    def __init__(
+        self,
+        content: Content,
+        cache: Cache,
+        sources: Mapping[str, Origin],
+        *,
+        pins: Pins,
+        feeds: Feeds,
+    ) -> None:
+        self._content = content
+        self._tags = cache.tags
+        self._sources = sources
+        self._prospects = Prospects(cache.manifests, cache.tags, sources, content.clock)
+        self._keeper = Keeper(content, pins, feeds)
+
+    async def explain(self, image: Image, choice: Choice) -> Explanation:
+        """Return what is known of an image, whose target ``choice`` has chosen.
+
+        Raises ``RegistryError`` if the upstream is no longer configured.
+        """
+        target = choice.target
+        origin = self._sources[target.upstream]
+        if image.tag is not None:
+            standing = await standing_of(self._tags, target, image.tag)
+            held = await held_of(self._content, target, standing.digest)
+            freshness = freshness_of(origin, target, image.tag, standing)
+            pull = await self._prospects.of_tag(target, image.tag, standing, held)
+        else:
+            assert image.digest is not None
+            held = await held_of(self._content, target, image.digest)
+            freshness = None
+            pull = await self._prospects.of_digest(target, image.digest, held)
+        return Explanation(
+            image=str(image),
+            route=Route(choice.by, choice.text, target.upstream, origin.url, target.repo),
+            registry=_registry(origin, target.repo),
+            held=held,
+            freshness=freshness,
+            pull=pull if origin.callers is None else _confirmed(pull),
+            offline=offline_of(held, origin),
+            keeping=await self._keeper.keeping(image, held.digest),
+        )
+
+
+def _confirmed(pull: Pull) -> Pull:
+    """Return a pull of an upstream that is asked with the login of each client."""
+    return replace(pull, because=f"{pull.because}; the registry has to confirm each client")
+
+
+def _registry(origin: Origin, repository: str) -> Registry:
+    upstream = origin.upstream
+    budget, limit = upstream.budget, None
+    if budget.share is not None and budget.limit is not None and budget.remaining is not None:
+        limit = RateLimit(budget.limit, budget.remaining, origin.is_scarce)
+    return Registry(
+        scope=scope_of(repository),
+        credentials=upstream.credentials.kind,
+        offline=upstream.is_offline,
+        offline_mode=upstream.offline.mode.value,
+        circuit=upstream.circuit_breaker.state.name.lower(),
+        rate_limit=limit,
+        sources=tuple(sources_of(origin)),
+    )

@@ -1,0 +1,67 @@
+"""One webhook, before and after it is understood."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from proxy.core.errors import RegistryError
+from proxy.core.names import Repo, Tag, is_digest, parse_repo, parse_tag
+
+Headers = Mapping[str, str]
+"""The headers of a request, by names of any case."""
+
+
+class Body(NamedTuple):
+    """The body of a webhook with the headers that came with it, and the JSON object that it is."""
+
+    headers: Headers
+    raw: bytes
+    document: Mapping[str, object]
+
+
+class Mention(NamedTuple):
+    """A tag that may have changed, and the id of the event that says so, "" without one."""
+
+    repo: Repo
+    tag: Tag
+    event_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What a webhook says: tags that may have changed, none for events about something else.
+
+    ``ids`` identify the delivery as a whole: one that was seen before is a repetition.
+    """
+
+    mentions: tuple[Mention, ...] = ()
+    ids: tuple[str, ...] = ()
+    is_ping: bool = False
+
+
+class Misshapen(ValueError):
+    """The document lacks something that its format always has, or a name breaks the grammar."""
+
+
+def mapping(value: object) -> Mapping[str, object]:
+    """Return a JSON object. Raises ``Misshapen`` for anything else."""
+    if not isinstance(value, dict):
+        raise Misshapen
+    return value
+
+
+def text(value: object) -> str:
+    """Return a text. Raises ``Misshapen`` for anything else."""
+    if not isinstance(value, str):
+        raise Misshapen
+    return value
+
+
+def mentions(repo: object, tags: Iterable[object], event_id: str = "") -> tuple[Mention, ...]:
+    """Return a mention of each tag; digests in place of tags are left out. Raises ``Misshapen``."""
+    try:
+        name = parse_repo(text(repo).lower())
+        named = [tag for tag in map(text, tags) if not is_digest(tag)]
+        return tuple(Mention(name, parse_tag(tag), event_id) for tag in named)
+    except RegistryError as error:
+        raise Misshapen from error

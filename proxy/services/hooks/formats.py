@@ -1,0 +1,52 @@
+"""The formats of webhooks: how each is read, and how its senders prove who they are."""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from proxy.core.errors import Unprocessable
+from proxy.core.tolerant_json import read_object
+from proxy.services.hooks import distribution, dockerhub, github, gitlab, harbor, proofs, quay
+from proxy.services.hooks.delivery import Body, Delivery, Headers, Misshapen
+from proxy.services.hooks.proofs import Proof
+
+
+class Format(NamedTuple):
+    """One format: what its documents must have, their parser, and the proofs that it accepts.
+
+    ``tokens`` need no body, ``signatures`` do.
+    """
+
+    expected: str
+    parse: Callable[[Body], Delivery]
+    tokens: tuple[Proof, ...] = ()
+    signatures: tuple[Proof, ...] = ()
+
+
+FORMATS: Final = {
+    "dockerhub": Format(dockerhub.EXPECTED, dockerhub.parse, (proofs.token_in_url,)),
+    "github": Format(github.EXPECTED, github.parse, (), (proofs.github_signature,)),
+    "quay": Format(quay.EXPECTED, quay.parse, (proofs.token_in_url, proofs.authorization)),
+    "harbor": Format(harbor.EXPECTED, harbor.parse, (proofs.authorization,)),
+    "gitlab": Format(
+        gitlab.EXPECTED,
+        gitlab.parse,
+        (proofs.gitlab_token, proofs.authorization),
+        (proofs.standard_signature,),
+    ),
+    "distribution": Format(
+        distribution.EXPECTED,
+        distribution.parse,
+        (proofs.authorization,),
+        (proofs.standard_signature,),
+    ),
+}
+
+
+def read(name: str, headers: Headers, raw: bytes) -> Delivery:
+    """Return what a webhook of a format says. Raises ``Unprocessable``."""
+    form = FORMATS[name]
+    try:
+        return form.parse(Body(headers, raw, read_object(raw)))
+    except Misshapen:
+        problem = f"this is no webhook of the format {name}: expected {form.expected}"
+        raise Unprocessable(problem) from None

@@ -1,0 +1,84 @@
+"""How senders of webhooks prove that they know the secret. All comparisons take constant time."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from proxy.services.hooks.delivery import Headers
+
+LONGEST_AGE: Final = 300.0
+"""Seconds by which the time in a signature may differ from ours (Standard Webhooks)."""
+
+
+class Shown(NamedTuple):
+    """What a sender shows: headers, the parameter ``token`` of the URL, the body.
+
+    ``now`` is Unix seconds.
+    """
+
+    headers: Headers
+    token: str
+    body: bytes
+    now: float
+
+
+Proof = Callable[[Shown, bytes], bool]
+"""Returns True if a sender knows a secret."""
+
+
+def is_proven(shown: Shown, proofs: Iterable[Proof], secrets: Sequence[bytes]) -> bool:
+    """Return True if one of the proofs holds for one of the secrets."""
+    held = [proof(shown, secret) for proof in proofs for secret in secrets]
+    return any(held)
+
+
+def token_in_url(shown: Shown, secret: bytes) -> bool:
+    """Return True if ``?token=`` is the secret, for senders that take nothing but a URL."""
+    return _is_equal(shown.token, secret)
+
+
+def authorization(shown: Shown, secret: bytes) -> bool:
+    """Return True if ``Authorization`` is the secret, or ``Bearer`` with it."""
+    given = shown.headers.get("Authorization", "")
+    return _is_equal(given, secret) | _is_equal(given, b"Bearer " + secret)
+
+
+def gitlab_token(shown: Shown, secret: bytes) -> bool:
+    """Return True if ``X-Gitlab-Token`` is the secret."""
+    return _is_equal(shown.headers.get("X-Gitlab-Token", ""), secret)
+
+
+def github_signature(shown: Shown, secret: bytes) -> bool:
+    """Return True if ``X-Hub-Signature-256`` is the HMAC of the body."""
+    expected = "sha256=" + hmac.new(secret, shown.body, hashlib.sha256).hexdigest()
+    return _is_equal(shown.headers.get("X-Hub-Signature-256", ""), expected.encode())
+
+
+def standard_signature(shown: Shown, secret: bytes) -> bool:
+    """Return True for a fresh signature of Standard Webhooks (https://www.standardwebhooks.com)."""
+    headers = shown.headers
+    number, time = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
+    if not number or not time.isascii() or not time.isdigit() or len(time) > 12:
+        return False
+    signed = f"{number}.{time}.".encode("utf-8", "surrogateescape") + shown.body
+    code = base64.b64encode(hmac.new(_key(secret), signed, hashlib.sha256).digest())
+    given = headers.get("webhook-signature", "").split()[:10]
+    matches = [_is_equal(one, b"v1," + code) for one in given]
+    return any(matches) and abs(shown.now - int(time)) <= LONGEST_AGE
+
+
+def _key(secret: bytes) -> bytes:
+    """Return the key of a secret: Base64 after ``whsec_``, else its bytes."""
+    if not secret.startswith(b"whsec_"):
+        return secret
+    try:
+        return base64.b64decode(secret.removeprefix(b"whsec_"), validate=True)
+    except binascii.Error:
+        return secret
+
+
+def _is_equal(given: str, secret: bytes) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), secret)

@@ -1,0 +1,83 @@
+"""Who may use the Admin API, and what the audit log says of it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiohttp.web import Request
+
+from proxy.access.audit import AuditLog
+from proxy.access.operator import AdminAccess
+from proxy.access.principals import Method, Principal
+from proxy.core.errors import Denied, RegistryError
+from proxy.web import audited
+from proxy.web.admin.api.routes import AnyRoute
+from proxy.web.forwarded import TrustedProxies
+
+_AMBIENT: Final = (Method.ANONYMOUS, Method.CERTIFICATE, Method.SOCKET)
+"""What a browser shows without being asked for it: an address, or a certificate."""
+
+Authorize = Callable[[], Awaitable[Principal]]
+"""Returns who may administer, or raises ``RegistryError``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Decides about requests, and records changes and what was refused."""
+
+    access: AdminAccess
+    audit: AuditLog
+    trusted: TrustedProxies
+
+    async def identify(
+        self, route: AnyRoute, request: Request, authorize: Authorize
+    ) -> Principal | None:
+        """Return who may administer, None for another client of a public route.
+
+        Raises ``RegistryError``.
+        """
+        try:
+            principal = await authorize()
+        except RegistryError:
+            if not route.is_public:
+                raise
+            self.access.observe(request.remote)
+            return None
+        if route.is_change:
+            self._refuse_other_sites(request, principal)
+        return principal
+
+    def _refuse_other_sites(self, request: Request, principal: Principal) -> None:
+        """Raise ``Denied`` for a change that a web page asks for, unless that is our own.
+
+        A browser adds ``Origin`` (RFC 6454 §7). It sends what another site asks for from the
+        operator's network and with the operator's certificate, but never with ``Authorization``.
+        """
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return
+        if _host(origin) != self.trusted.origin(request)[1].lower():
+            raise Denied("web pages of other sites cannot change anything here")
+        if principal.method in _AMBIENT:
+            raise Denied("a web page has to send Authorization to change something")
+
+    def record(
+        self,
+        route: AnyRoute,
+        request: Request,
+        principal: Principal | None,
+        failure: RegistryError | None,
+    ) -> None:
+        """Record a change, or a request that was refused."""
+        is_refused = principal is None and not route.is_public
+        if self.audit.is_on and (route.is_change or is_refused):
+            self.audit.record(audited.administered(request, principal, failure))
+
+
+def _host(origin: str) -> str | None:
+    """Return host and port of an origin, None for a malformed one."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None

@@ -1,0 +1,233 @@
+"""``POST /-/hooks/<name>``: registries report pushed tags, which are checked at once.
+
+A sender proves that it knows the hook's secret; access rules are not asked. What it may cause is
+small: a check of a tag that is known or chosen here, at the registry that the settings name.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+from aiohttp.web import BaseRequest, Response
+
+from proxy.access.audit import AuditLog
+from proxy.core.errors import (
+    Overloaded,
+    PathNotFound,
+    RateLimited,
+    RegistryError,
+    RequestInvalid,
+    Unauthorized,
+    Unsupported,
+)
+from proxy.core.names import Tag, Target
+from proxy.core.records import Clock
+from proxy.core.routing import Router
+from proxy.runtime.executors import in_thread
+from proxy.runtime.metrics import Metrics
+from proxy.runtime.token_bucket import TokenBucket
+from proxy.services.hooks.delivery import Delivery
+from proxy.services.hooks.formats import FORMATS, read
+from proxy.services.hooks.proofs import Shown, is_proven
+from proxy.services.hooks.replays import Replays
+from proxy.services.renewal import Renewal
+from proxy.services.tag_queue import Key, TagQueue
+from proxy.settings.hooks import Hook
+from proxy.web import audited
+from proxy.web.admin.documents import read_body, refusal, reply
+
+PATH: Final = "/-/hooks/"
+MAX_BODY: Final = 1024 * 1024
+MAX_TAGS: Final = 100
+"""Tags of one delivery that are checked; registries report one or a few."""
+
+READING: Final = 16
+"""Bodies that are read at the same time, and so are in memory."""
+
+READ_SECONDS: Final = 20.0
+PER_SECOND: Final = 5.0
+BURST: Final = 300.0
+"""Tags of one hook that are checked: in the long run, and at once."""
+
+CHECKS: Final = 8
+"""Reported tags that are checked at the same time."""
+
+PAUSE: Final = 5.0
+"""Seconds between two checks of one tag."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Sender:
+    """One hook: its settings, its rate, and the deliveries that it has made."""
+
+    name: str
+    hook: Hook
+    bucket: TokenBucket
+    replays: Replays = field(repr=False)
+
+    def has_repeated(self, delivery: Delivery) -> bool:
+        """Return True if the delivery, or each event in it, was accepted before."""
+        events = [mention.event_id for mention in delivery.mentions]
+        return any(map(self.replays.has, delivery.ids)) or (
+            bool(events) and all(map(self.replays.has, events))
+        )
+
+    def remember(self, delivery: Delivery) -> None:
+        """Remember a delivery that was accepted: one that was not is sent again."""
+        self.replays.add(delivery.ids)
+        self.replays.add(mention.event_id for mention in delivery.mentions)
+
+
+class Hooks:
+    """The configured hooks. Run ``check_forever`` as a task."""
+
+    def __init__(
+        self,
+        renewal: Renewal,
+        router: Router,
+        metrics: Metrics,
+        audit: AuditLog,
+        clock: Clock,
+    ) -> None:
+        self._renewal = renewal
+        self._router = router
+        self._metrics = metrics
+        self._audit = audit
+        self._clock = clock
+        self._senders: dict[str, _Sender] = {}
+        self._queue = TagQueue(self._check, concurrency=CHECKS, pause=PAUSE)
+        self._reading = asyncio.Semaphore(READING)
+
+    def use(self, hooks: Mapping[str, Hook]) -> None:
+        """Accept deliveries for these hooks from now on; those that stay keep what they know."""
+        senders = {}
+        for name, hook in hooks.items():
+            known = self._senders.get(name)
+            bucket = (
+                TokenBucket(PER_SECOND, BURST, self._clock()) if known is None else known.bucket
+            )
+            replays = Replays(self._clock) if known is None else known.replays
+            senders[name] = _Sender(name, hook, bucket, replays)
+        self._senders = senders
+
+    async def check_forever(self) -> None:
+        """Check the reported tags until cancelled."""
+        await self._queue.run()
+
+    async def handle(self, request: BaseRequest) -> Response:
+        """Answer one webhook."""
+        sender = self._senders.get(request.path.removeprefix(PATH))
+        if sender is None:
+            return refusal(PathNotFound("there is no such hook; see the setting hooks"))
+        try:
+            return await self._receive(request, sender)
+        except RegistryError as error:
+            self._count(sender, _outcome(error))
+            self._record(request, sender, error)
+            log.info("a webhook was refused", hook=sender.name, reason=error.message)
+            return refusal(error)
+
+    async def _receive(self, request: BaseRequest, sender: _Sender) -> Response:
+        """Verify, understand and queue one delivery. Raises ``RegistryError``."""
+        if request.method != "POST":
+            raise Unsupported(f"{request.method}: webhooks are sent by POST", allowed=("POST",))
+        body = await self._verified(request, sender)
+        delivery = read(sender.hook.format, request.headers, body)
+        if delivery.is_ping:
+            self._count(sender, "ignored")
+            return reply({"ping": "the secret is right"})
+        if sender.has_repeated(delivery):
+            self._count(sender, "repeated")
+            return reply({"repeated": True}, status=202)
+        keys = await self._wanted(sender, delivery)
+        self._admit(sender, keys)
+        sender.remember(delivery)
+        self._count(sender, "accepted" if keys else "ignored")
+        if keys:
+            self._record(request, sender, None)
+        ignored = len(delivery.mentions) - len(keys)
+        return reply({"checking": len(keys), "ignored": ignored}, status=202)
+
+    async def _verified(self, request: BaseRequest, sender: _Sender) -> bytes:
+        """Return the body of a sender that knows the secret. Raises ``Unauthorized``.
+
+        A body is read of a sender that may know it only: the token is right, or there is a
+        signature.
+        """
+        form, secrets = FORMATS[sender.hook.format], await _secrets(sender)
+        shown = Shown(request.headers, request.query.get("token", ""), b"", self._clock())
+        has_token = is_proven(shown, form.tokens, secrets)
+        if not has_token and not form.signatures:
+            raise Unauthorized("the secret is missing or wrong")
+        body = await self._body(request)
+        if not has_token and not is_proven(shown._replace(body=body), form.signatures, secrets):
+            raise Unauthorized("the secret is missing or wrong")
+        return body
+
+    async def _body(self, request: BaseRequest) -> bytes:
+        """Return the body. Raises ``RequestInvalid``, or ``Overloaded`` with too many at a time."""
+        if self._reading.locked():
+            raise Overloaded("too many webhooks at a time; retry")
+        try:
+            async with self._reading, asyncio.timeout(READ_SECONDS):
+                return await read_body(request, MAX_BODY)
+        except TimeoutError:
+            raise RequestInvalid("the body did not arrive in time") from None
+
+    async def _wanted(self, sender: _Sender, delivery: Delivery) -> list[Key]:
+        """Return the reported tags that are known or chosen here, once each."""
+        upstream, keys = sender.hook.registry, dict[Key, None]()
+        mentions = [one for one in delivery.mentions if not sender.replays.has(one.event_id)]
+        if len(mentions) > MAX_TAGS:
+            log.warning("a webhook names too many tags", hook=sender.name, tags=len(mentions))
+        for mention in mentions[:MAX_TAGS]:
+            target = self._router.resolve(mention.repo, "", upstream)
+            if await self._renewal.is_wanted(target, mention.tag):
+                keys[target, mention.tag] = None
+        return list(keys)
+
+    def _admit(self, sender: _Sender, keys: list[Key]) -> None:
+        """Queue tags. Raises ``RateLimited`` or ``Overloaded``; then none of them is queued."""
+        now = self._clock()
+        if (wait := sender.bucket.seconds_until(len(keys), now)) > 0:
+            raise RateLimited("this hook reports too many tags; retry later", retry_after=wait)
+        self._queue.add(keys)
+        sender.bucket.take(len(keys), now)
+
+    async def _check(self, target: Target, tag: Tag) -> None:
+        found = await self._renewal.check(target, tag)
+        self._metrics.cache.hook_checks[found] += 1
+        log.info("a reported tag was checked", image=f"{target}:{tag}", outcome=found.value)
+
+    def _count(self, sender: _Sender, outcome: str) -> None:
+        self._metrics.hooks[sender.name].deliveries[outcome] += 1
+
+    def _record(self, request: BaseRequest, sender: _Sender, failure: RegistryError | None) -> None:
+        if self._audit.is_on:
+            self._audit.record(audited.hooked(request, sender.name, failure))
+
+
+async def _secrets(sender: _Sender) -> list[bytes]:
+    """Return the secrets of a hook, none if the file cannot be read."""
+    file = sender.hook.secret_file
+    try:
+        text = await in_thread(file.read_bytes)
+    except OSError as error:
+        log.error("the secret of a hook cannot be read", hook=sender.name, reason=error.strerror)
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _outcome(error: RegistryError) -> str:
+    """Return the outcome by which a failure is counted."""
+    match error.status:
+        case 401:
+            return "refused"
+        case 429 | 503:
+            return "limited"
+        case _:
+            return "invalid"

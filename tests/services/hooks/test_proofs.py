@@ -1,0 +1,95 @@
+"""How senders prove that they know the secret."""
+
+import base64
+
+import pytest
+
+from proxy.services.hooks import proofs
+from proxy.services.hooks.proofs import LONGEST_AGE, Proof, Shown, is_proven
+from tests.services.hooks import payloads
+from tests.services.hooks.payloads import SECRET, WRONG, Prove, Sent
+
+NOW = 1_800_000_000.0
+BODY = b'{"events": []}'
+SIGNING = "whsec_" + base64.b64encode(b"k" * 32).decode()
+BEARERS: list[tuple[Proof, Prove]] = [
+    (proofs.token_in_url, payloads.by_url),
+    (proofs.authorization, payloads.by_authorization),
+    (proofs.authorization, payloads.by_plain_authorization),
+    (proofs.gitlab_token, payloads.by_gitlab_token),
+    (proofs.github_signature, payloads.by_github),
+]
+
+
+def shown(sent: Sent, now: float = NOW) -> Shown:
+    return Shown(sent.headers, sent.token, sent.body, now)
+
+
+@pytest.mark.parametrize(("proof", "prove"), BEARERS)
+def test_only_the_secret_proves(proof: Proof, prove: Prove) -> None:
+    sent = shown(prove(BODY, SECRET))
+    assert proof(sent, SECRET.encode())
+    assert not proof(sent, WRONG.encode())
+    assert not proof(shown(prove(BODY, WRONG)), SECRET.encode())
+    assert not proof(Shown({}, "", BODY, NOW), SECRET.encode())
+
+
+def test_a_signature_is_for_one_body() -> None:
+    sent = payloads.by_github(BODY, SECRET)._replace(body=BODY + b" ")
+    assert not proofs.github_signature(shown(sent), SECRET.encode())
+
+
+def test_secrets_with_other_characters_are_compared_and_not_refused() -> None:
+    sent = Shown({"Authorization": "gruß\udcff"}, "", BODY, NOW)
+    assert not proofs.authorization(sent, SECRET.encode())
+    assert proofs.authorization(sent, "gruß\udcff".encode("utf-8", "surrogateescape"))
+
+
+def test_each_of_two_secrets_proves_and_none_does_not() -> None:
+    sent = shown(payloads.by_url(BODY, SECRET))
+    old, new = WRONG.encode(), SECRET.encode()
+    assert is_proven(sent, [proofs.authorization, proofs.token_in_url], [old, new])
+    assert not is_proven(sent, [proofs.token_in_url], [old])
+    assert not is_proven(sent, [proofs.token_in_url], [])
+    assert not is_proven(sent, [], [new])
+
+
+@pytest.mark.parametrize("secret", [SECRET, SIGNING])
+def test_a_standard_signature(secret: str) -> None:
+    sent = payloads.by_standard(BODY, secret, NOW)
+    assert proofs.standard_signature(shown(sent), secret.encode())
+    assert not proofs.standard_signature(shown(sent), WRONG.encode())
+    assert not proofs.standard_signature(shown(sent._replace(body=b"{}")), secret.encode())
+
+
+@pytest.mark.parametrize(("age", "is_fresh"), [(-LONGEST_AGE, True), (LONGEST_AGE, True)])
+@pytest.mark.parametrize("more", [0.0, 1.0])
+def test_a_standard_signature_is_good_for_minutes(age: float, is_fresh: bool, more: float) -> None:
+    sent = payloads.by_standard(BODY, SECRET, NOW)
+    late = NOW + age + (more if age > 0 else -more)
+    assert proofs.standard_signature(shown(sent, late), SECRET.encode()) is (is_fresh and not more)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"webhook-id": "msg_2"},
+        {"webhook-timestamp": "1800000001"},
+        {"webhook-timestamp": "soon"},
+        {"webhook-timestamp": "9" * 400},
+        {"webhook-timestamp": "١٨"},
+        {"webhook-signature": ""},
+    ],
+)
+def test_a_standard_signature_covers_id_and_time(changed: dict[str, str]) -> None:
+    sent = payloads.by_standard(BODY, SECRET, NOW)
+    forged = sent._replace(headers=sent.headers | changed)
+    assert not proofs.standard_signature(shown(forged), SECRET.encode())
+
+
+def test_one_of_several_standard_signatures_suffices() -> None:
+    """While a key changes, senders sign with both."""
+    sent = payloads.by_standard(BODY, SECRET, NOW)
+    both = f"v1,AAAA v1a,BBBB {sent.headers['webhook-signature']}"
+    twice = sent._replace(headers=sent.headers | {"webhook-signature": both})
+    assert proofs.standard_signature(shown(twice), SECRET.encode())

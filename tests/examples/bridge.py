@@ -4,6 +4,7 @@ A stub in the script's PATH sends its arguments, environment, directory and desc
 here, which starts the program with ``tests.parts.forked`` and sends back the exit status.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,11 @@ from tests.parts.forked import PROGRAM, Forked, started
 from tests.parts.process import wait_until
 
 _LONGEST: Final = 1 << 20
+
+ENDLESS: Final = {"--watch", "--follow"}
+"""Options of commands that run until Ctrl-C."""
+
+INTERRUPTED: Final = 130
 
 STUB: Final = """\
 #!{python} -IS
@@ -70,7 +76,17 @@ def _start(asked: socket.socket) -> None:
             os.close(stream)
         if is_server:
             _stop(process, folder / "served" / "admin.sock")
-        asked.send(bytes([process.wait() & 0xFF]))
+        if ENDLESS & set(argv):
+            _interrupt(process)
+        status = process.wait()
+        asked.send(bytes([0 if ENDLESS & set(argv) and status == INTERRUPTED else status & 0xFF]))
+
+
+def _interrupt(process: "Forked | subprocess.Popen[bytes]") -> None:
+    """Press Ctrl-C after a while; a command that has failed has ended."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(2)
+    process.send_signal(signal.SIGINT)
 
 
 def _stop(server: "Forked | subprocess.Popen[bytes]", admin_socket: Path) -> None:

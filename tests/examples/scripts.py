@@ -1,6 +1,7 @@
 """Splits the shell examples into commands, each with the output that the document shows."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +11,7 @@ from tests.examples.blocks import Block, every
 SHELL: Final = {"sh", "bash", "console"}
 DRAWN: Final = re.compile(r"[─│┌└▶]")
 LISTED: Final = re.compile(r"[\w./-]+ {2,}\w")
+ASSIGNED: Final = re.compile(r"\w+=")
 PROMPT: Final = "$ "
 NOTE: Final = re.compile(r"\s+# (.+)$")
 
@@ -52,20 +54,39 @@ def is_drawn(block: Block) -> bool:
 
 
 def commands(block: Block) -> Iterator[Command]:
-    """Yield the commands of a block; in ``console`` only lines with a prompt are commands."""
-    text, shown = "", list[str]()
+    """Yield the commands of a block; in ``console`` only lines with a prompt are commands.
+
+    Variables and the command that uses them are one command.
+    """
+    found: list[tuple[str, list[str]]] = []
+    text, line_text = "", ""
     with_prompts = block.language == "console"
     for line in block.text.splitlines():
-        if text.endswith("\\") or text.endswith("|"):
-            text += f"\n{line}"
-        elif with_prompts and not line.startswith(PROMPT):
-            shown.append(line)
+        if not line_text and with_prompts and not line.startswith(PROMPT):
+            found[-1][1].append(line)
+            continue
+        line_text += line.removeprefix(PROMPT) if with_prompts else line
+        if not is_complete(line_text):
+            line_text += "\n"
+            continue
+        text += line_text
+        if ASSIGNED.match(line_text):
+            text += "\n"
         else:
-            if text:
-                yield Command(block, text, tuple(shown))
-            text, shown = line.removeprefix(PROMPT) if with_prompts else line, []
-    if text:
-        yield Command(block, text, tuple(shown))
+            found.append((text, []))
+            text = ""
+        line_text = ""
+    assert not text + line_text, f"{block}: no end of {text + line_text!r}"
+    yield from (Command(block, text, tuple(shown)) for text, shown in found)
+
+
+def is_complete(text: str) -> bool:
+    """Return True if no quotation is open, and the line does not go on below."""
+    try:
+        shlex.split(text, comments=True)
+    except ValueError:
+        return False
+    return not text.endswith(("\\", "|"))
 
 
 def every_command() -> list[Command]:

@@ -9,9 +9,12 @@
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from proxy.app.doctor.registry import WELL_KNOWN
 
 PLACES: Final = {
+    "containerd --write": "write_option",
     "https://registry.example": "listing_registry",
     "https://cache.example.com": "url",
     "http://127.0.0.1:5000": "url",
@@ -23,10 +26,12 @@ PLACES: Final = {
 }
 
 IMAGES: Final = {
+    "acme/app": ("1.2",),
     "library/alpine": ("latest",),
     "library/nginx": ("latest", "1.27"),
     "library/python": ("3.12",),
     "org/app": ("latest", "1.0", "v1.2"),
+    **{name.partition(":")[0]: (name.partition(":")[2],) for name in WELL_KNOWN.values()},
     "team/tool": ("latest",),
 }
 
@@ -56,13 +61,18 @@ until grep --silent docker.io/library/nginx:latest $storage/index.json; do sleep
 }
 
 AFTER: Final = {
+    "openssl rand -hex 32 > /etc/millpond/hooks/hub": "echo $SECRET > $etc/hooks/hub",
     "curl --unix-socket /var/lib/millpond/admin.sock -X POST 'http://millpond/-/offline": (
         "curl --silent --unix-socket $storage/admin.sock -X POST "
         "'http://millpond/-/offline?value=configured'"
     ),
 }
 
-GIVEN: Final = {"millpond user add": "a long password\n"}
+GIVEN: Final = {
+    "millpond client containerd --write": "y\n",
+    "millpond user add": "a long password\n",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Unrun:
@@ -74,16 +84,34 @@ class Unrun:
 
 
 FOREIGN: Final = {
-    "docs/access.md": {"jobs": "a workflow of GitHub: tests/clients/test_recipes.py runs its steps"},
+    "docs/access.md": {
+        "jobs": "a workflow of GitHub: tests/clients/test_recipes.py runs its steps"
+    },
     "docs/clients.md": {"mirrors": "a file of k3s, which needs a cluster"},
+    "docs/webhooks.md": {"notifications": "a file of docker-registry: tests/test_webhooks.py"},
 }
 """For each page, the first key of a block, and why it is only parsed."""
+
+ENVIRONMENT: Final = {"docs/webhooks.md": {"MILLPOND": "url", "SECRET": "secret"}}
+"""For each page, the variables that its examples have, and the field of ``World``."""
+
+CONTEXT: Final[dict[str, dict[str, Any]]] = {
+    "docs/webhooks.md": {
+        "upstreams": {
+            name: {"url": f"https://{name}"}
+            for name in ("harbor.example.com", "registry.gitlab.example.com", "lab.example.com")
+        }
+    }
+}
+"""For each page, settings that a reader has beside those of its examples."""
 
 UNRUN: Final = (
     Unrun("docs/operating.md", "pip install", "tests/test_package.py installs it, offline"),
     Unrun("docs/operating.md", "docker build", "its base image is at Docker Hub"),
     Unrun("docs/operating.md", "docker run", "its image is built from one of Docker Hub"),
     Unrun("docs/clients.md", "docker buildx create", "Debian's docker has no buildx"),
+    Unrun("docs/clients.md", "/kaniko/executor", "kaniko runs only in its image"),
+    Unrun("docs/clients.md", "helm pull", "tests/clients/test_client_setup.py pulls a chart"),
     Unrun("docs/access.md", "millpond user add", "tests/clients/test_recipes.py: with the recipe"),
     Unrun("docs/access.md", "millpond token new", "tests/clients/test_recipes.py: with the recipe"),
     Unrun("docs/access.md", "docker login", "tests/clients/test_recipes.py: with the recipe"),

@@ -22,7 +22,9 @@ EXAMPLE = re.compile(r"millpond access test")
 
 
 def exceptions(example: Command) -> list[Unrun]:
-    return [one for one in UNRUN if one.page == example.page and example.text.startswith(one.command)]
+    return [
+        one for one in UNRUN if one.page == example.page and example.text.startswith(one.command)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from proxy.settings import Settings
 from proxy.settings.loading import load
 from tests.examples.blocks import PAGES, ROOT, Block, every
 from tests.examples.scripts import is_drawn, is_listing, is_shell
-from tests.examples.table import FOREIGN
+from tests.examples.table import CONTEXT, FOREIGN
 from tests.examples.world import write_secrets
 from tests.parts.docker import settings as docker_settings
 from tests.parts.process import NO_AUTHORITIES
@@ -38,8 +38,15 @@ def of(language: str) -> list[Block]:
 
 
 def test_every_example_is_of_a_kind_that_is_tested() -> None:
-    others = [block for block in BLOCKS if block.language not in {"yaml", "json", "toml"}]
+    others = [block for block in BLOCKS if block.language not in {"yaml", "json", "toml", "python"}]
     assert not [str(block) for block in others if sum(_kinds(block)) != 1]
+
+
+def test_python_is_tested_elsewhere() -> None:
+    """tests/services/notifications/test_notifications.py runs it on what Millpond signs."""
+    [block] = of("python")
+    assert block.page == "docs/events.md"
+    compile(block.text, block.page, "exec")
 
 
 def _kinds(block: Block) -> Iterator[bool]:
@@ -65,7 +72,8 @@ def test_settings_are_valid(
     file = tmp_path / "config.yaml"
     text = block.text.replace("/etc/millpond", str(etc))
     file.write_text(text.replace("/var/lib/millpond", str(tmp_path / "cache")))
-    settings = load(file, {"listen": "127.0.0.1:0", "storage": {"path": str(tmp_path / "cache")}})
+    beside = {"listen": "127.0.0.1:0", "storage": {"path": str(tmp_path / "cache")}}
+    settings = load(file, beside | CONTEXT.get(block.page, {}))
     assert settings != Settings()
     validate(settings)
 
@@ -88,8 +96,11 @@ def test_every_foreign_block_exists() -> None:
 
 
 @pytest.mark.parametrize("block", of("json"), ids=str)
-def test_json_is_a_configuration_of_docker(block: Block) -> None:
+def test_json_is_a_configuration_of_docker_or_an_event(block: Block) -> None:
     document = json.loads(block.text)
+    if block.page == "docs/events.md":
+        assert {"specversion", "type", "subject", "data"} <= document.keys()
+        return
     assert document.keys() <= docker_settings(Path(), Path(), "x").keys() | {"insecure-registries"}
 
 

@@ -16,6 +16,8 @@ COMMANDS = dict(every())
 OTHERS = {
     "--check": "benchmarks.fleet_model",
     "--env": "docker run",
+    "--plain-http": "helm pull",
+    "--registry-map": "kaniko",
     "--ulimit": "docker run",
     "--volume": "docker run",
 }
@@ -37,9 +39,7 @@ def spans() -> list[tuple[str, str]]:
 
 
 NAMED = [
-    (page, span)
-    for page, span in spans()
-    if span.startswith("millpond ") and "COMMAND" not in span
+    (page, span) for page, span in spans() if span.startswith("millpond ") and "COMMAND" not in span
 ]
 OPTIONS = [(page, span) for page, span in spans() if re.match(r"--[a-z]", span)]
 

@@ -1,5 +1,6 @@
 """Where the examples run: a registry, Millpond before it, Docker, and a directory with files."""
 
+import base64
 import os
 import shutil
 import stat
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bcrypt
+import yaml
 
+from proxy.settings.upstreams import BUILT_IN
 from tests.examples import bridge, table
-from tests.examples.blocks import ROOT
+from tests.examples.blocks import ROOT, every
 from tests.examples.scripts import Command
 from tests.fakes import tls
 from tests.parts import docker as docker_part
@@ -27,11 +30,14 @@ from tests.parts.registry import Registry
 from tests.parts.token_server import Access
 
 USER, PASSWORD = "reader", "reader-secret"
+SECRET = "5f0c64ccd4f7ab18e3d6df21f5ad5b4f"
+HOOKS = ("hub", "packages", "quay", "harbor", "gitlab", "lab")
 TOKEN = "an-admin-token-of-the-examples"
 
 PROGRAMS = {
     "make": 'exec {make} --dry-run --directory {root} "$@"',
     "docker": 'test "$1" = ps && echo nginx:1.27 || exec {docker} "$@"',
+    "curl": 'exec {curl} --fail-with-body "$@"',
     "helm": "test -d ./chart || exit 1\ncat k8s.yaml",
     "podman": 'exec {podman} --root "$HOME/podman" --runroot "$HOME/run" '
     '--storage-driver vfs --cgroup-manager cgroupfs "$@"',
@@ -70,6 +76,15 @@ class World:
     def config_option(self) -> str:
         return f"--config {self.proxy.config}"
 
+    @property
+    def write_option(self) -> str:
+        """Below a directory instead of in /etc of this machine."""
+        return f"containerd --write --root {self.home}/machine"
+
+    @property
+    def secret(self) -> str:
+        return SECRET
+
     def placed(self, text: str) -> str:
         """Return a text of a document with the places of this world."""
         for old, field in table.PLACES.items():
@@ -78,13 +93,17 @@ class World:
 
     def run(self, example: Command, **environment: str) -> "subprocess.CompletedProcess[str]":
         """Run a command of a document, after what comes before it."""
-        before = [script for start, script in table.BEFORE.items() if example.text.startswith(start)]
+        before = [
+            script for start, script in table.BEFORE.items() if example.text.startswith(start)
+        ]
         given = [text for start, text in table.GIVEN.items() if example.text.startswith(start)]
         after = [script for start, script in table.AFTER.items() if example.text.startswith(start)]
         script = "\n".join([*before, self.placed(example.text), *after])
+        names = table.ENVIRONMENT.get(example.page, {})
+        variables = {name: str(getattr(self, field)) for name, field in names.items()}
         return subprocess.run(
             [command("bash"), "-e", "-o", "pipefail", "-c", script],
-            cwd=self.home, env=self._environment | environment, input="".join(given),
+            cwd=self.home, env=self._environment | variables | environment, input="".join(given),
             capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
 
@@ -129,7 +148,10 @@ def _settings(home: Path, url: str, listing: str) -> dict[str, object]:
     etc = home / "etc"
     return {
         "upstreams": {
-            "ghcr.io": {"url": url},
+            **{
+                name: {"url": url}
+                for name in (*BUILT_IN, *table.CONTEXT["docs/webhooks.md"]["upstreams"])
+            },
             "registry.example": {"url": listing, "username": USER, "password": PASSWORD},
         },
         "admin": {"token_file": str(etc / "admin-token")},
@@ -137,12 +159,19 @@ def _settings(home: Path, url: str, listing: str) -> dict[str, object]:
             "signing_key_file": str(etc / "key"),
             "trusted_keys": [str(etc / "key.pub")],
         },
+        "hooks": yaml.safe_load(_hooks().replace("/etc/millpond", str(etc)))["hooks"],
         "access": {
             "htpasswd_file": str(etc / "htpasswd"),
             "tokens_file": str(etc / "tokens.yaml"),
             "rules": [{"allow": "pull"}],
         },
     }
+
+
+def _hooks() -> str:
+    """Return the settings of docs/webhooks.md, which its commands need."""
+    [found] = [block for block in every() if block.text.startswith("hooks:")]
+    return found.text
 
 
 def _write(home: Path) -> None:
@@ -156,7 +185,7 @@ def _write(home: Path) -> None:
     hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
     (home / "users").write_text(f"{USER}:{hashed}\n")
     (home / "auth.json").write_text("{}")
-    places = {name: command(name) for name in ("make", "docker", "podman", "skopeo")}
+    places = {name: command(name) for name in ("curl", "make", "docker", "podman", "skopeo")}
     for name, script in PROGRAMS.items():
         file = bin_ / name
         file.write_text("#!/bin/sh\n" + script.format(python=sys.executable, root=ROOT, **places))
@@ -178,6 +207,10 @@ def write_secrets(etc: Path) -> None:
     for name in ("key", "lab"):
         words = [command("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(etc / name)]
         subprocess.run(words, check=True)
+    (etc / "hooks").mkdir()
+    for name in HOOKS:
+        (etc / "hooks" / name).write_text(SECRET)
+    (etc / "webhook-secret").write_text(f"whsec_{base64.b64encode(b'k' * 32).decode()}")
     (etc / "denied").write_text("sha256:" + "0" * 64 + "\n")
     shutil.copy(ROOT / "tests" / "data" / "cosign" / "cosign.pub", etc / "cosign.pub")
     for file in etc.rglob("*"):

@@ -1,4 +1,4 @@
-"""Writes the table of commands and options of ``docs/commands.md``, from the command line itself."""
+"""Writes the commands and options of ``docs/commands.md``, from the command line itself."""
 
 from collections.abc import Iterator
 from functools import cache

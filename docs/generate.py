@@ -3,6 +3,7 @@
 - ``docs/configuration.md``: the table of all settings, from ``proxy/settings/``. A setting's
   meaning is its docstring there; without one, the text that the table has already.
 - ``docs/commands.md``: all commands and options, from ``proxy/cli/``.
+- ``docs/log-events.md``: all events of the log, from the calls of loggers.
 - ``docs/clients.md``: the files of each client, from the recipes of ``millpond client``.
 - ``README.md`` and ``docs/performance.md``: measured figures, from ``benchmarks/results.md``.
 
@@ -23,7 +24,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from yarl import URL
 
-from docs import commands
+from docs import commands, log_events
 from proxy.cli.client_setup import ClientName
 from proxy.cli.clients.instance import Instance, Registry
 from proxy.cli.clients.recipes import File, recipe
@@ -32,6 +33,7 @@ from proxy.settings import Settings, units
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
 COMMANDS: Final = ROOT / "docs" / "commands.md"
+LOG_EVENTS: Final = ROOT / "docs" / "log-events.md"
 CLIENTS: Final = ROOT / "docs" / "clients.md"
 PERFORMANCE: Final = ROOT / "docs" / "performance.md"
 SCALING: Final = ROOT / "docs" / "scaling.md"
@@ -264,6 +266,7 @@ def documents() -> dict[Path, str]:
     for name in _WRITTEN:
         clients = filled(clients, f"client {name}", client(name))
     return {
+        LOG_EVENTS: filled(LOG_EVENTS.read_text(), "log events", log_events.table()),
         COMMANDS: filled(COMMANDS.read_text(), "commands", commands.reference()),
         CLIENTS: clients,
         CONFIGURATION: filled(page, "settings", table(page)),

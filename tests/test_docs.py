@@ -409,5 +409,9 @@ def test_every_event_that_is_documented_is_logged() -> None:
     assert events - set(logged_events()) == set()
 
 
+def test_every_event_of_the_log_is_documented() -> None:
+    assert names("docs/log-events.md", "# All log events") == set(logged_events())
+
+
 def test_every_outcome_is_documented() -> None:
     assert names(OPERATING, "## Outcomes") == {outcome.value for outcome in Outcome}

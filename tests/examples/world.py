@@ -24,7 +24,7 @@ from tests.parts import millpond, registry
 from tests.parts.docker import Docker
 from tests.parts.images import ELSEWHERE, HERE, OCI
 from tests.parts.millpond import Millpond
-from tests.parts.process import NO_AUTHORITIES, command, hermetic, workdir
+from tests.parts.process import NO_AUTHORITIES, command, workdir
 from tests.parts.push import Pusher, Recipe, push_index, random_layer
 from tests.parts.registry import Registry
 from tests.parts.token_server import Access

@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # Every test process and every program that tests start would compile the modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test check format docs parts attack bench bench-check soak clean
+.PHONY: run test check format docs parts attack bench bench-check soak chaos clean
 
 run: $(VENV)/.installed ## start the proxy on 127.0.0.1:5000, mirroring Docker Hub
 	@exec $(BIN)/millpond serve $(ARGS)
@@ -45,6 +45,9 @@ soak: $(VENV)/.installed-test ## MINUTES=30 of mixed load on a small cache, then
 	@$(BIN)/python -m benchmarks.soak $(MINUTES)
 	@$(BIN)/python -m tests.crash --kills $(or $(KILLS),500) --seconds 3600
 	@$(BIN)/python -m tests.crash --kills $(or $(KILLS),500) --seconds 3600 --cuts-power
+
+chaos: $(VENV)/.installed-test ## three replicas whose machines, Redis and bucket fail for MINUTES=5; SEED=N
+	@$(BIN)/python -m tests.fleet.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from docs import generate
 from proxy.cli import cli
 from proxy.core.errors import RegistryError
-from proxy.runtime.metrics import HookCounters, Outcome, WorkerCounters
+from proxy.runtime.events import EventKind
+from proxy.runtime.metrics import HookCounters, NotificationCounters, Outcome, WorkerCounters
 from tests.access.company import People
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
@@ -352,6 +353,7 @@ async def used(start: Start, upstream: FakeUpstream, tmp_path: Path) -> Proxy:
 async def test_every_metric_is_documented(used: Proxy) -> None:
     used.app.admin._metrics.workers["1"] = WorkerCounters()  # this one has no workers
     used.app.admin._metrics.hooks["hub"] = HookCounters()  # nor hooks
+    used.app.admin._metrics.notifications["ci"] = NotificationCounters()
     page = (await used.get("/metrics")).body.decode()
     served = {
         family.name + ("_total" if family.type == "counter" else ""): {
@@ -365,6 +367,12 @@ async def test_every_metric_is_documented(used: Proxy) -> None:
         cells[0].strip("`"): set(NAME.findall(cells[1])) for cells in rows(OPERATING, "## Metrics")
     }
     assert documented == served
+
+
+def test_every_event_is_documented() -> None:
+    assert names("docs/events.md", "## Kinds") == set(EventKind)
+    reasons = NotificationCounters().dropped.keys()
+    assert names("docs/events.md", "### Dropped events") == set(reasons)
 
 
 async def test_every_statistic_is_documented(used: Proxy, upstream: FakeUpstream) -> None:

@@ -1,6 +1,7 @@
 """Builds and wires everything, and owns all lifetimes: one exit stack closes in reverse order."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,20 +11,24 @@ from proxy.app import engine as engines
 from proxy.app import listening, reload, serving
 from proxy.app.api import Operating
 from proxy.app.bucket import SecondTier
-from proxy.app.descriptors import descriptor_limits, raise_limit
+from proxy.app.descriptors import DescriptorLimits, descriptor_limits, raise_limit
 from proxy.app.engine import Engine, Environment
 from proxy.app.fleet import Fleet
+from proxy.app.notifications import receivers
+from proxy.app.serving import Handlers
 from proxy.app.workers import crew as crews
 from proxy.app.workers.ledger import Ledger
 from proxy.content.content import Content
 from proxy.runtime import loop_monitor
+from proxy.runtime.events import Events
 from proxy.runtime.logs import Output, RequestLog
 from proxy.runtime.supervisor import Supervisor
+from proxy.services.notifications import Notifications
 from proxy.services.reconcile import look_after
 from proxy.services.verify import Verifier
 from proxy.settings import Settings
 from proxy.web.admin.pages import Admin
-from proxy.web.certificate import certificate_of
+from proxy.web.certificate import Certificate, certificate_of
 
 Apply = Callable[[Settings], Awaitable[Settings]]
 
@@ -47,6 +52,7 @@ class App:
     bucket: SecondTier | None
     fleet: Fleet | None
     """None: there are no other replicas."""
+    events: Events
 
 
 @asynccontextmanager
@@ -82,32 +88,15 @@ async def running(
             identity.use(identity.prepare(settings.access), settings.access)
         background = engine.background
         background.start("request log", request_log.write_forever)
+        await _notify(stack, parts.notifications, engine, settings)
         background.start("policies", parts.guards.policies.watch)
         stack.push_async_callback(parts.guards.policies.close)
         _maintain(background, engine, settings)
         await stack.enter_async_context(parts.operating.running(background))
-        servers = serving.Servers(stack, engine, parts, grace=settings.shutdown_grace)
-        if settings.admin.socket:
-            await servers.serve_operator(stack.enter_context(listening.admin(storage.directory)))
-        apply: Apply = reload.Reloader(settings, engine, parts, certificate, request_log).apply
-        count: Callable[[], int] = lambda: servers.responses  # noqa: E731 - one of two
-        if len(listeners) == 1:
-            clients = await servers.serve_clients(
-                listeners[0],
-                certificate.context if certificate else None,
-                limit=limits.clients,
-                send_timeout=settings.timeouts.send,
-            )
-            background.start("stalled clients", clients.watch)
-            if certificate is not None:
-                background.start("certificate", certificate.watch)
-        elif listeners:
-            inside = stack.enter_context(listening.inside(storage.directory))
-            await servers.serve_workers(inside, limit=limits.clients)
-            ledger = Ledger(engine, parts.guards.limits, output)
-            crew = await crews.started(stack, settings, engine, ledger, listeners)
-            apply, count = crew.reloading(apply), ledger.responses
-        apply = parts.operating.process.begin(apply)
+        ports = _Ports(listeners, certificate, limits, output)
+        reloading, count = await _accept(stack, settings, engine, parts, ports)
+        apply = reload.Reloader(settings, engine, parts, certificate, request_log).apply
+        apply = parts.operating.process.begin(reloading(apply))
         if listeners:
             parts.keeping.start(background)
             _scrub(background, parts.services.verifier, settings)
@@ -121,11 +110,65 @@ async def running(
             count,
             storage.bucket,
             engine.fleet,
+            engine.events,
         )
         parts.admin.is_stopping = True
         parts.stop()
         if is_public:
             await asyncio.sleep(settings.shutdown_delay)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    """Where clients connect: no listeners, one, or one for each worker."""
+
+    listeners: list[socket.socket]
+    certificate: Certificate | None
+    limits: DescriptorLimits
+    output: Output
+
+
+async def _accept(
+    stack: AsyncExitStack, settings: Settings, engine: Engine, parts: Handlers, ports: _Ports
+) -> tuple[Callable[[Apply], Apply], Callable[[], int]]:
+    """Accept the operator and clients until ``stack`` closes.
+
+    Returns what extends a reload to all processes, and what counts the responses in progress.
+    """
+    background, listeners, certificate = engine.background, ports.listeners, ports.certificate
+    directory = engine.storage.directory
+    servers = serving.Servers(stack, engine, parts, grace=settings.shutdown_grace)
+    if settings.admin.socket:
+        await servers.serve_operator(stack.enter_context(listening.admin(directory)))
+    if len(listeners) > 1:
+        inside = stack.enter_context(listening.inside(directory))
+        await servers.serve_workers(inside, limit=ports.limits.clients)
+        ledger = Ledger(engine, parts.guards.limits, ports.output)
+        crew = await crews.started(stack, settings, engine, ledger, listeners)
+        parts.services.on_switch.append(crew.switch)
+        return crew.reloading, ledger.responses
+    if listeners:
+        clients = await servers.serve_clients(
+            listeners[0],
+            certificate.context if certificate else None,
+            limit=ports.limits.clients,
+            send_timeout=settings.timeouts.send,
+        )
+        background.start("stalled clients", clients.watch)
+        if certificate is not None:
+            background.start("certificate", certificate.watch)
+    return lambda apply: apply, lambda: servers.responses
+
+
+async def _notify(
+    stack: AsyncExitStack, notifications: Notifications, engine: Engine, settings: Settings
+) -> None:
+    """Send events to the receivers of the settings; ``stack`` ends it. Raises ``ConfigError``."""
+    await stack.enter_async_context(notifications)
+    notifications.use(receivers(settings, engine.router))
+    background = Supervisor(engine.metrics.tasks, engine.metrics.readiness)
+    stack.push_async_callback(background.close)
+    background.start("notifications", notifications.run)
 
 
 def _maintain(background: Supervisor, engine: Engine, settings: Settings) -> None:

@@ -10,6 +10,7 @@ import structlog
 
 from proxy.core.errors import ConfigError, StorageError
 from proxy.core.names import Digest
+from proxy.core.sources import Place
 from proxy.settings import Bucket
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ async def opened(
     storage.content.on_stored.append(uploads.add)
     source = BucketSource(client, recency, uploads.replace)
     stack.push_async_callback(source.close)
+    source.on_wrong.append(storage.content.faults.wrong_from(Place.BUCKET))
     evictor = BucketEvictor(
         client, shelf, recency, limit=configured.max_size, protected=storage.pins.protected
     )

@@ -9,12 +9,12 @@ from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
 from proxy.app import bucket as buckets
 from proxy.app import cache as caching
-from proxy.app import facts, tracing
+from proxy.app import emissions, facts, tracing
 from proxy.app import fleet as fleets
 from proxy.app import storage as storages
 from proxy.app.fleet import Fleet
 from proxy.app.storage import Storage
-from proxy.app.upstreams import Upstreams
+from proxy.app.upstreams import Beside, Upstreams
 from proxy.content.downloads import Downloads
 from proxy.core.records import Clock
 from proxy.core.routing import Router
@@ -81,6 +81,7 @@ async def opened(
     events = Events(environment.clock)
     tracer = tracing.opened(stack, settings.tracing)
     storage = await storages.opened(stack, settings, router, metrics, environment.clock)
+    emissions.connect(events, storage.content)
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
@@ -101,9 +102,8 @@ async def opened(
     exchange = None if fleet is None else fleet.exchange
     peers, tokens = (None, None) if exchange is None else (exchange.peers, exchange.tokens)
     elsewhere = Elsewhere(None if storage.bucket is None else storage.bucket.source, peers)
-    upstreams = Upstreams(
-        metrics, environment.clock, max_downloads, environment.network, (elsewhere, tokens)
-    )
+    beside = Beside(elsewhere, tokens, events)
+    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network, beside)
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
     known = None if fleet is None else facts.SharedFacts(fleet.store, storage, origins, upstreams)

@@ -18,6 +18,8 @@ from proxy.content.content import Content
 from proxy.content.downloads import Download, Downloads
 from proxy.core.errors import ConfigError
 from proxy.core.names import Digest
+from proxy.core.sources import Place
+from proxy.fleet.delegating import Delegating
 from proxy.fleet.leases import Leases, Progress
 from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
@@ -105,6 +107,7 @@ async def opened(
         signer = Signer(secret, address, store.now)
         client = PeerClient(signer, metrics.fleet)
         stack.push_async_callback(client.close)
+        client.on_wrong.append(content.faults.wrong_from(Place.PEER))
         leases = Leases(store, address)
         stack.push_async_callback(leases.close)
         content.on_stored.append(leases.stored)
@@ -118,8 +121,9 @@ async def opened(
         others = (holding,) if bucket is None else (bucket, holding)
         manifests = Manifests(leases, client, (small, *others))
         stack.push_async_callback(manifests.close)
-        following, rescuing = Following(leases, client), Rescuing(leases, client, holding)
-        peers = Peers(following, holding, manifests, rescuing, leases.release)
+        following, rescuing = Following(leases, client, bucket), Rescuing(leases, client, holding)
+        delegating = Delegating(client, replicas.others)
+        peers = Peers(following, holding, manifests, delegating, rescuing, leases.release)
         exchange = Exchange(signer, leases, peers, TokenVault(store, secret), small)
         log.info("this replica exchanges content with others", address=address)
     background.start("fleet heartbeat", replicas.beat)

@@ -9,6 +9,7 @@ import structlog
 from proxy.access.control import Policy
 from proxy.app.engine import Engine
 from proxy.app.keeping import planned
+from proxy.app.notifications import receivers
 from proxy.app.serving import Handlers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
@@ -73,6 +74,7 @@ class Reloader:
             raise ConfigError(f"pins: {error.message}") from None
         keeping = planned(settings, wanted)
         rules = await in_thread(partial(compiled, settings.policies, wanted.parse_selector))
+        heard = await in_thread(partial(receivers, settings, wanted))
         plan = await upstreams.prepare(settings)
         try:
             if certificate is not None and settings.tls is not None:
@@ -89,6 +91,7 @@ class Reloader:
         self._handlers.guards.access.use(policy)
         self._handlers.guards.limits.use(settings.access)
         self._handlers.keeping.use(keeping)
+        self._handlers.notifications.use(heard)
         self._handlers.audit.use(settings.access)
         self._handlers.trusted.use(settings.access.trusted_proxies)
         self._handlers.admin_access.use(settings.admin.token_file)
@@ -113,6 +116,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
             "warm": wanted.warm,
             "watch": wanted.watch,
             "hooks": wanted.hooks,
+            "notifications": wanted.notifications,
             "admin": running.admin.model_copy(update={"token_file": wanted.admin.token_file}),
             "timeouts": wanted.timeouts.model_copy(update=fixed),
             "patience": wanted.patience,

@@ -21,6 +21,7 @@ from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
 from proxy.app.keeping import Keeping, planned
 from proxy.app.workers.inside import InsideServer
+from proxy.index.outbox import Outbox
 from proxy.policies import Policies
 from proxy.policies.rules import compiled
 from proxy.repository.memory_lookup import MemoryLookup
@@ -29,6 +30,7 @@ from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
 from proxy.services.export import Exporter
 from proxy.services.importing import Importer
+from proxy.services.notifications import Notifications
 from proxy.services.pull import Puller
 from proxy.services.verify import Verifier
 from proxy.settings import Settings
@@ -40,9 +42,10 @@ from proxy.web.admin.api.process import Process
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.pages import Admin
 from proxy.web.admin.statistics import Statistics
+from proxy.web.announced import Announcer
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
-from proxy.web.exchange import Journal
+from proxy.web.exchange import Journal, Watchers
 from proxy.web.fleet import PeerServer, Served
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.gate import TOKEN_PATH, Gate, Guards
@@ -71,6 +74,7 @@ class Handlers:
     audit: Audit
     peers: PeerServer | None
     """None: replicas exchange no content."""
+    notifications: Notifications
 
     def stop(self) -> None:
         """End what would delay the end of the process: verification, pulls and streams."""
@@ -109,7 +113,8 @@ def handlers(
     policies.use(compiled(settings.policies, router.parse_selector))
     callers = Callers()
     guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
-    journal = Journal(engine.metrics, request_log, audit, upstreams.current, engine.tracer)
+    watchers = Watchers(Announcer(engine.events), engine.tracer)
+    journal = Journal(engine.metrics, request_log, audit, upstreams.current, watchers)
     responses = ResponseCache(lookup, guards, journal, trusted)
     puller = Puller(cache, content, engine.origins, engine.downloads)
     expansion = Expansion(content, engine.origins, cache.listings)
@@ -164,6 +169,7 @@ def handlers(
         trusted,
         audit,
         _peer_server(engine),
+        _notifications(engine, settings),
     )
 
 
@@ -171,8 +177,16 @@ def _peer_server(engine: Engine) -> PeerServer | None:
     exchange = None if engine.fleet is None else engine.fleet.exchange
     if exchange is None:
         return None
-    served = Served(engine.storage.content, engine.downloads, engine.cache.manifests)
+    served = Served(
+        engine.storage.content, engine.downloads, engine.cache.manifests, engine.cache.blobs
+    )
     return PeerServer(exchange.signer, exchange.leases, served, engine.metrics.fleet)
+
+
+def _notifications(engine: Engine, settings: Settings) -> Notifications:
+    outbox = Outbox(engine.storage.directory.root / "index" / "outbox.db")
+    source = f"millpond://{socket.gethostname()}:{settings.port}"
+    return Notifications(engine.events, outbox, engine.metrics, source)
 
 
 def access_control(engine: Engine, settings: Settings, environment: Environment) -> AccessControl:

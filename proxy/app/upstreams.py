@@ -15,6 +15,7 @@ from proxy.app import tag_rules
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
 from proxy.repository.origins import CallerTimes, Elsewhere, Origin
+from proxy.runtime.events import UNHEARD, Emitter, EventKind
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
@@ -71,6 +72,14 @@ class _Built:
         await self.transport.close()
 
 
+class Beside(NamedTuple):
+    """What all upstreams share: other sources of content, tokens, and who hears what happens."""
+
+    elsewhere: Elsewhere = Elsewhere()
+    tokens: TokenVault | None = None
+    events: Emitter = UNHEARD
+
+
 class Plan(NamedTuple):
     """Upstreams that are built, but not in use until ``Upstreams.commit``."""
 
@@ -88,10 +97,10 @@ class Upstreams:
         clock: Clock,
         downloads: int,
         network: Network,
-        others: tuple[Elsewhere, TokenVault | None] = (Elsewhere(), None),
+        beside: Beside = Beside(),  # noqa: B008 - it is immutable
     ) -> None:
         """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
-        self._elsewhere, self._tokens = others
+        self._elsewhere, self._tokens, self._events = beside
         self.on_limits: Final[list[Callable[[str], None]]] = []
         """Called with the name of an upstream when what limits its requests has changed."""
         self._metrics = metrics
@@ -204,7 +213,16 @@ class Upstreams:
             for listener in self.on_limits:
                 listener(name)
 
-        breaker = CircuitBreaker(name, patience, time.monotonic, changed)
+        def low(budget: Budget) -> None:
+            self._events.emit(
+                EventKind.BUDGET_LOW,
+                name,
+                limit=budget.limit,
+                remaining=budget.remaining,
+                refills_at=budget.refills_at,
+            )
+
+        breaker = CircuitBreaker(name, patience, time.monotonic, changed, self._events)
         client = Client(transport, authorizer, breaker, settings.timeouts.answer)
         parallel = settings.parallel
         pieces = Pieces(parallel.connections, int(parallel.min_blob_size))
@@ -212,7 +230,7 @@ class Upstreams:
         bandwidth = Bandwidth(limit) if limit else None
         upstream = Upstream(
             client,
-            NoBudget(self._clock) if asks_as_caller else Budget(self._clock, changed),
+            NoBudget(self._clock) if asks_as_caller else Budget(self._clock, changed, low),
             policy=DownloadPolicy(patience.resumes, pieces, bandwidth),
             downloads=min(configured.max_downloads, self._downloads),
             is_public=configured.is_anonymous,

@@ -17,6 +17,7 @@ from proxy.app import bucket as buckets
 from proxy.app import tracing
 from proxy.app.issuers import issuer_context
 from proxy.app.keeping import planned
+from proxy.app.notifications import receivers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.core.units import show_size
@@ -98,6 +99,10 @@ def _hooks(settings: Settings) -> Iterator[str]:
         yield from unreadable
         if not unreadable and len(hook.secret_file.read_text().split()[0]) < LEAST_SECRET:
             yield f"{key}.secret_file: the secret is too short; {LEAST_SECRET} characters or more"
+
+
+def _notifications(settings: Settings) -> Iterator[str]:
+    yield from _refusal(lambda: receivers(settings, Router(settings)))
 
 
 def _rules(settings: Settings) -> Iterator[str]:
@@ -244,6 +249,7 @@ _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _pins,
     _keeping,
     _hooks,
+    _notifications,
     _rules,
     _certificate,
     _credentials,

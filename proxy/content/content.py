@@ -13,6 +13,7 @@ from typing import Final
 from proxy.content.eviction import Evictor
 from proxy.content.facts import Graph, Links, Tags
 from proxy.content.faults import Faults
+from proxy.content.notices import Cached
 from proxy.content.reconciler import Reconciler
 from proxy.content.reservations import Arrival, Reservation
 from proxy.content.writer import Writer
@@ -75,6 +76,8 @@ class Content:
         self.set_note: Final = index.set_note
         self.on_stored: Final[list[Callable[[Digest], None]]] = []
         """Called, in the loop, with the digest of content that was stored, once it is linked."""
+        self.on_cached: Final[list[Callable[[Cached], None]]] = []
+        """Called with what was stored and not held before, after ``on_stored``."""
 
     async def find(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content; a file that has lost its row gets it again first."""
@@ -170,8 +173,10 @@ class Content:
         children: Iterable[Child] | None = (),
         *,
         is_public: bool = False,
-    ) -> None:
-        """Make a verified spool held content, with what it lists. Raises ``StorageError``.
+    ) -> bool:
+        """Make a verified spool held content, with what it lists; return True if it was not held.
+
+        Raises ``StorageError``.
 
         Several spools of one digest may be verified at the same time: from two upstreams, or one
         as a manifest and one as a blob. They are stored one after the other. The later ones find
@@ -180,14 +185,15 @@ class Content:
         digest, media_type = descriptor.digest, descriptor.media_type or None
         async with self.reconciler.lock(digest):
             known = await self._index.blob(digest)
-            if known is None or self.reconciler.file_size(digest) != known.size:
+            is_new = known is None or self.reconciler.file_size(digest) != known.size
+            if known is None or is_new:
                 await self.reconciler.land(digest, spool)
                 await self._index.blob(digest)  # into RAM, so that the next does not suspend before
                 reservation.release()  # the index counts it from here on
             else:
                 if media_type is None and known.is_public >= is_public:
                     self.touch(digest)
-                    return
+                    return False
                 media_type = media_type or known.media_type
                 is_public = is_public or known.is_public
                 if not children:
@@ -198,6 +204,12 @@ class Content:
             self.touch(digest)  # also warmer than what was used before the clock was set back
         for stored in self.on_stored:
             stored(digest)
+        return is_new
+
+    def arrived(self, cached: Cached) -> None:
+        """Tell listeners about content that ``adopt`` has not found held."""
+        for listener in self.on_cached:
+            listener(cached)
 
     async def writer(self, target: Target, digest: Digest, size: int | None) -> Writer:
         """Return a writer with room for a blob of ``size`` bytes (None: not announced).
@@ -221,8 +233,11 @@ class Content:
         children: Iterable[Child] | None = (),
         *,
         is_public: bool = False,
-    ) -> None:
-        """Store a verified manifest and what it lists (None: not known), if there is room."""
+    ) -> bool:
+        """Store a verified manifest and what it lists (None: not known), if there is room.
+
+        Returns True if it is held now and was not before.
+        """
         try:
             with ExitStack() as resources:
                 reservation = await self.evictor.reserve(len(body))
@@ -231,9 +246,12 @@ class Content:
                 resources.callback(spool.close)
                 resources.callback(spool.discard)
                 await in_thread(lambda: spool.write(body, 0), Pool.WRITE)
-                await self.adopt(reservation, spool, descriptor, children, is_public=is_public)
+                return await self.adopt(
+                    reservation, spool, descriptor, children, is_public=is_public
+                )
         except StorageError as error:
             self.faults.trouble(error)
+            return False
 
     async def publish(self, digests: Iterable[Digest]) -> None:
         """Record that anybody may get held content. Raises ``StorageError``."""

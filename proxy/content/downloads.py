@@ -7,6 +7,7 @@ complete one is wrong.
 """
 
 import asyncio
+import time
 from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ import structlog
 
 from proxy.content.content import Content
 from proxy.content.fetching import Fetch, SourcesBody
+from proxy.content.notices import Cached
 from proxy.content.writer import Writer
 from proxy.core.errors import ContentMismatch, RegistryError, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, Target
@@ -258,6 +260,7 @@ class Downloads:
 
     async def _fetch(self, download: Download, fetch: Fetch) -> None:
         """Copy a body from the first source that has it to the cache, and tell the readers."""
+        started = time.monotonic()
         async with AsyncExitStack() as stack:
             async with aclosing(await SourcesBody.opened(fetch)) as body:
                 writer = await self._content.writer(fetch.target, fetch.digest, body.size)
@@ -272,7 +275,10 @@ class Downloads:
                     body.reject()
                     raise
                 download.land()
-            await writer.commit(is_public=body.is_public)
+            if await writer.commit(is_public=body.is_public):
+                seconds = time.monotonic() - started
+                cached = Cached(fetch.target, fetch.digest, writer.written, body.place, seconds)
+                self._content.arrived(cached)
 
     async def _run(self, download: Download, fetch: Fetch) -> None:
         """Do all of one download. What fails is kept in it for its readers, and raised nowhere."""
@@ -284,7 +290,7 @@ class Downloads:
                 if span is not None:
                     span.add({"millpond.bytes": download.written})
         except ContentMismatch as error:
-            self._content.faults.mismatched(error)
+            self._content.faults.mismatched(error, fetch.target, fetch.digest, download.place)
             failure = error
         except RegistryError as error:
             failure = error

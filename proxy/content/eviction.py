@@ -9,13 +9,15 @@ it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
 from proxy.content.free_space import FreeSpace
+from proxy.content.notices import Evicted
 from proxy.content.reservations import Arrival, NoRoom, Reservation
 from proxy.content.unproven import Unproven
 from proxy.core.names import Digest
@@ -88,6 +90,8 @@ class Evictor:
         self._free_space = FreeSpace(store, counters.storage_trouble)
         self.quota: Final = quota
         self.unproven = Unproven(quota.unproven_share)
+        self.on_evicted: Final[list[Callable[[Evicted], None]]] = []
+        """Called after each eviction, but not for what an operator has dropped."""
         self.failure: str | None = None
         """Why the store could not be read; None if it could."""
 
@@ -223,8 +227,10 @@ class Evictor:
     async def discard(self, digests: list[Digest]) -> tuple[int, int]:
         """Delete content now, however warm; return the blobs and disk bytes deleted."""
         async with self._evicting:
-            records = await self._index.records(digests)
-            return await to_its_end(self._evict(list(records.values()))) if records else (0, 0)
+            records, evicted = await self._index.records(digests), Evicted()
+            if records:
+                await to_its_end(self._evict(list(records.values()), evicted))
+            return evicted.blobs, evicted.bytes
 
     async def coldest(self, wanted: int) -> list[BlobRecord]:
         """Return what would be evicted next, in order, until it is worth ``wanted`` disk bytes."""
@@ -284,24 +290,37 @@ class Evictor:
         """Evict until at most ``target`` disk bytes are used, or nothing is left to evict."""
         if self.used > target and self._store.quarantine.bytes:
             await in_thread(self._store.quarantine.empty, Pool.WRITE)
-        blobs = freed = 0
         after: Position | None = None
-        while (excess := self.used - target) > 0:
-            victims, after = await self._victims(excess, _BATCH, after)
-            gone, size = await to_its_end(self._evict(victims)) if victims else (0, 0)
-            if not gone:
-                break
-            blobs, freed = blobs + gone, freed + size
-        if blobs:
-            log.info("evicted", blobs=blobs, bytes=freed)
-        return blobs, freed
+        with self._telling() as evicted:
+            while (excess := self.used - target) > 0:
+                victims, after = await self._victims(excess, _BATCH, after)
+                before = evicted.blobs
+                if victims:
+                    await to_its_end(self._evict(victims, evicted))
+                if evicted.blobs == before:
+                    break
+        if evicted.blobs:
+            log.info("evicted", blobs=evicted.blobs, bytes=evicted.bytes)
+        return evicted.blobs, evicted.bytes
 
     async def _expire(self, oldest: float) -> None:
         """Evict what was last used before ``oldest``, Unix seconds."""
         victims, after = await self._victims(float("inf"), _BATCH, before=oldest)
-        while victims:
-            await to_its_end(self._evict(victims))
-            victims, after = await self._victims(float("inf"), _BATCH, after, before=oldest)
+        with self._telling() as evicted:
+            while victims:
+                await to_its_end(self._evict(victims, evicted))
+                victims, after = await self._victims(float("inf"), _BATCH, after, before=oldest)
+
+    @contextmanager
+    def _telling(self) -> Iterator[Evicted]:
+        """Give the account of one eviction, and tell listeners if something was evicted."""
+        evicted = Evicted()
+        try:
+            yield evicted
+        finally:
+            if evicted.blobs:
+                for listener in self.on_evicted:
+                    listener(evicted)
 
     async def _victims(
         self,
@@ -328,8 +347,8 @@ class Evictor:
                     wanted -= disk_bytes(record.size)
         return victims, after
 
-    async def _evict(self, victims: list[BlobRecord]) -> tuple[int, int]:
-        """Remove from index and disk; return the blobs and bytes deleted. Must run to its end.
+    async def _evict(self, victims: list[BlobRecord], evicted: Evicted) -> None:
+        """Remove from index and disk, and count what is deleted. Must run to its end.
 
         A blob that cannot be deleted is held again, because it still takes its room.
         """
@@ -349,12 +368,14 @@ class Evictor:
             remaining = await self._store.delete(digests)
             self._condemned -= taken
         for digest in remaining:
-            taken -= disk_bytes(records[digest].size)
             await self._index.set_blob(records[digest], children.get(digest, ()))
             self._index.touch(digest)  # others are evicted before it is tried again
-        await self._index.forget_files(records.keys() - set(remaining))
-        gone = len(victims) - len(remaining)
+        deleted = records.keys() - set(remaining)
+        await self._index.forget_files(deleted)
         self._counters.storage_errors += len(remaining)
-        self._counters.evictions += gone
-        self._counters.evicted_bytes += taken
-        return gone, taken
+        for record in victims:
+            if record.digest in deleted:
+                size = disk_bytes(record.size)
+                evicted.add(record, size)
+                self._counters.evictions += 1
+                self._counters.evicted_bytes += size

@@ -5,12 +5,15 @@ Verbs that the index answers itself are documented there.
 
 from collections.abc import AsyncIterator, Iterable, Set
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from proxy.core.manifests import walk
-from proxy.core.names import Digest, Target
-from proxy.core.records import BlobRecord
+from proxy.core.names import Digest, Tag, Target
+from proxy.core.records import BlobRecord, TagRecord
 from proxy.index import HISTORY_LIMIT, Index, TaggedImage, pages
+
+if TYPE_CHECKING:
+    from proxy.content.notices import Moved
 
 __all__ = ["HISTORY_LIMIT", "Graph", "Links", "TaggedImage", "Tags"]
 
@@ -24,12 +27,24 @@ class Tags:
         self._index = index
         self.get: Final = index.tag
         self.peek: Final = index.peek_tag
-        self.set: Final = index.set_tag
+        self.restore: Final = index.set_tag
         self.forget: Final = index.forget_tag
         self.history: Final = index.history
         self.add_history: Final = index.add_history
         self.of: Final = index.tags
         self.repositories: Final = index.repositories
+        self.on_moved: Final[list[Moved]] = []
+        """Called when a tag that is set points elsewhere than before; not for restored records."""
+
+    async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
+        """Record where a tag points; None: nowhere, it was deleted."""
+        before = await self.get(target, tag)
+        # Nothing is awaited between here and the change of the record in memory.
+        former = None if before is None else before.descriptor.digest
+        if record is not None and record.descriptor.digest != former:
+            for moved in self.on_moved:
+                moved(target, tag, former, record.descriptor.digest)
+        await self.restore(target, tag, record)
 
     async def all(self, digest: Digest | None = None) -> AsyncIterator[list[TaggedImage]]:
         """Yield all tags, or those that point to ``digest``, sorted, in batches.

@@ -2,21 +2,26 @@
 
 import json
 from contextlib import ExitStack
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from proxy.content import checks
 from proxy.content.checks import Pace, Verdict
 from proxy.content.eviction import Evictor
+from proxy.content.notices import Corrupt
 from proxy.content.reservations import NoRoom
 from proxy.core.errors import ContentMismatch, StorageError
-from proxy.core.names import Digest
+from proxy.core.names import Digest, Target
 from proxy.core.records import Clock, disk_bytes
+from proxy.core.sources import Place, WrongBytes
 from proxy.index import Index
 from proxy.runtime.executors import Pool, in_thread, to_its_end
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage.disk import DiskStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _COLD_SECONDS: Final = 86400.0
 
@@ -39,6 +44,8 @@ class Faults:
         self._evictor = evictor
         self._counters = counters
         self._clock = clock
+        self.on_corrupt: Final[list[Callable[[Corrupt], None]]] = []
+        """Called with bad content that was found, here or on its way."""
 
     async def check(self, digest: Digest, pace: Pace) -> Verdict:
         """Hash held content again. Content that was not used for a day leaves the page cache."""
@@ -75,10 +82,21 @@ class Faults:
         """Count bad content that was fetched again."""
         self._counters.repaired += 1
 
-    def mismatched(self, error: ContentMismatch) -> None:
-        """Count and log a body that is not its digest."""
+    def mismatched(
+        self, error: ContentMismatch, target: Target | None, digest: Digest, where: str
+    ) -> None:
+        """Count and log a body that is not its digest; ``where`` is as in ``Corrupt``."""
         self._counters.mismatches += 1
         log.error("content mismatch", error=error.message)
+        self._tell(Corrupt(target, digest, error.found, where))
+
+    def wrong_from(self, place: Place) -> WrongBytes:
+        """Return what tells listeners about bytes that a source itself has found to be wrong."""
+
+        def tell(target: Target, digest: Digest, found: str) -> None:
+            self._tell(Corrupt(target, digest, found, place))
+
+        return tell
 
     def trouble(self, error: StorageError) -> None:
         """Count a failure of the disk that is survived. A full cache is not a failure."""
@@ -92,7 +110,19 @@ class Faults:
         """Count content that could not be read while it was sent."""
         self._counters.storage_errors += 1
 
+    async def _gone_bad(self, digest: Digest, found: object) -> None:
+        """Tell listeners about held content, with one of the repositories that hold it."""
+        holders = await self._index.holders(digest)
+        target = holders[-1] if holders else None
+        known = found if isinstance(found, str) else None
+        self._tell(Corrupt(target, digest, known, Place.DISK))
+
+    def _tell(self, corrupt: Corrupt) -> None:
+        for listener in self.on_corrupt:
+            listener(corrupt)
+
     async def _drop(self, digest: Digest) -> None:
+        await self._gone_bad(digest, None)
         size = await self._condemned(digest)
         await self._index.drop_blobs([digest])
         await self._delete(digest, size)
@@ -100,6 +130,7 @@ class Faults:
     async def _set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
         text = json.dumps({"digest": digest, "found_at": self._clock(), **note}, indent=2) + "\n"
         path: str | None = None
+        await self._gone_bad(digest, note.get("digest_found"))
         size = await self._condemned(digest)
         try:
             await self._index.drop_blobs([digest])

@@ -116,21 +116,21 @@ class Writer:
             await in_thread(lambda: self._catch_up(self.written), Pool.COMPUTE)
         self._verifier.check(self._target)
 
-    async def commit(self, *, is_public: bool) -> None:
+    async def commit(self, *, is_public: bool) -> bool:
         """Store and index the proven blob, and link it to the repository.
 
-        Raises ``StorageError``.
+        Returns True if it was not held. Raises ``StorageError``.
         """
         await self._content.links.add(self._target, [self._digest])
-        await self.store(is_public=is_public)
+        return await self.store(is_public=is_public)
 
-    async def store(self, *, is_public: bool) -> None:
+    async def store(self, *, is_public: bool) -> bool:
         """Store and index the proven blob; no repository may serve it yet.
 
-        Raises ``StorageError``.
+        Returns True if it was not held. Raises ``StorageError``.
         """
         arrived = Descriptor("", self._digest, self.written)
-        await self._content.adopt(self._room, self._spool, arrived, is_public=is_public)
+        return await self._content.adopt(self._room, self._spool, arrived, is_public=is_public)
 
     async def __aenter__(self) -> Self:
         return self

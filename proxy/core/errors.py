@@ -305,6 +305,9 @@ class UpstreamTimeout(UpstreamFailure):
 class ContentMismatch(UpstreamFailure):
     """The bytes do not match their digest or length. They are never stored."""
 
+    found: str | None = None
+    """The digest of the bytes; None if it was not calculated."""
+
 
 class StorageError(Exception):
     """Storage failed. The caller passes content through or fetches it again."""

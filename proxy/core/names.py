@@ -154,7 +154,9 @@ class DigestVerifier:
     def check(self, where: object) -> None:
         """Raise ``ContentMismatch`` unless the bytes match; ``where`` names their source."""
         if not self.is_valid:
-            raise ContentMismatch(f"{where}: the content does not match {self._digest}")
+            error = ContentMismatch(f"{where}: the content does not match {self._digest}")
+            error.found = self.actual
+            raise error
 
 
 def sha256(data: bytes) -> Digest:

@@ -3,7 +3,7 @@
 The bytes of a source are not verified. They are hashed before they are kept or passed on.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol
 
@@ -30,6 +30,10 @@ class Place(StrEnum):
     """Another replica."""
     BUCKET = "bucket"
     REGISTRY = "registry"
+
+
+WrongBytes = Callable[[Target, Digest, str], None]
+"""Gets a repository, the digest of its content, and that of the bytes that a source gave for it."""
 
 
 class Piece(NamedTuple):

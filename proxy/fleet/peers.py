@@ -14,8 +14,8 @@ from yarl import URL
 
 from proxy.core.errors import BlobUnknown, UpstreamUnavailable
 from proxy.core.manifests import MAX_SIZE
-from proxy.core.names import matches
-from proxy.core.sources import Piece, Place, SharedManifest
+from proxy.core.names import matches, sha256
+from proxy.core.sources import Piece, Place, SharedManifest, WrongBytes
 from proxy.fleet.protocol import CONTENT_HEADER, NOT_YET, Facts, Question
 from proxy.fleet.signatures import HEADER, Signer
 from proxy.runtime.executors import by_size
@@ -45,6 +45,8 @@ class Peers:
         self._signer = signer
         self._counters = counters
         self._skipped: dict[str, float] = {}
+        self.on_wrong: Final[list[WrongBytes]] = []
+        """Called with manifests whose bytes were wrong; of blobs, their readers know."""
         self._session = ClientSession(
             connector=TCPConnector(limit=CONNECTIONS),
             timeout=ClientTimeout(None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS),
@@ -82,6 +84,8 @@ class Peers:
             except (*_ERRORS, EOFError) as error:
                 raise self._failed(address, error) from error
         if not await by_size(len(body), lambda: matches(question.digest, body)):
+            for listener in self.on_wrong:
+                listener(question.target, question.digest, sha256(body))
             return None
         self._counters.peer_bytes += len(body)
         return SharedManifest(body, facts.media_type, facts.is_public, Place.PEER)

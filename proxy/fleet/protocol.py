@@ -1,6 +1,7 @@
 """What replicas ask each other, as paths and headers. Clients cannot use it: see ``signatures``.
 
-``GET`` or ``HEAD /-/fleet/{blobs,manifests}/<digest>?upstream=…&repository=…&offset=…&live=1``.
+``GET`` or ``HEAD /-/fleet/{blobs,manifests}/<digest>?upstream=…&repository=…&offset=…&live=1``, and
+``&begin=1``.
 A body with an unknown size is chunked. Unknown parameters are ignored, so that a newer replica can
 ask an older one.
 """
@@ -24,7 +25,8 @@ MANIFESTS: Final = "manifests"
 class Question(NamedTuple):
     """Which content, for which repository, from which byte on.
 
-    ``live``: also from a download in progress, before its digest is proven.
+    ``live``: also from a download in progress, before its digest is proven. ``begin``: the replica
+    begins that download if there is none, because the one that asks has no room.
     """
 
     kind: str
@@ -32,12 +34,13 @@ class Question(NamedTuple):
     digest: Digest
     offset: int = 0
     live: bool = False
+    begin: bool = False
 
     @property
     def path(self) -> str:
         """The path with its query."""
         query = {"upstream": self.target.upstream, "repository": self.target.repo}
-        more = {"offset": self.offset, "live": int(self.live)}
+        more = {"offset": self.offset, "live": int(self.live), "begin": int(self.begin)}
         return f"{PREFIX}{self.kind}/{self.digest}?{urlencode(query | more, safe='/:')}"
 
     @classmethod
@@ -51,8 +54,8 @@ class Question(NamedTuple):
         if not is_known or "upstream" not in values or "repository" not in values:
             return None
         target = Target(values["upstream"], parse_repo(values["repository"]))
-        live = values.get("live") == "1"
-        return cls(kind, target, parse_digest(digest), int(offset), live)
+        live, begin = (values.get(name) == "1" for name in ("live", "begin"))
+        return cls(kind, target, parse_digest(digest), int(offset), live, begin)
 
 
 @dataclass(frozen=True, slots=True)

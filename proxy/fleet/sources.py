@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from proxy.core.errors import BlobUnknown, NotFound, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.core.sources import Body, Piece, Place, Priority, SharedManifest
+from proxy.core.sources import Body, Piece, Place, Priority, SharedManifest, Source
 from proxy.fleet.leases import LEASE_SECONDS, OPEN_SECONDS, Held, Leases
 from proxy.fleet.peers import STALL_SECONDS, NotYet, PeerBody, Peers
 from proxy.fleet.protocol import BLOBS, MANIFESTS, Facts, Question
@@ -19,6 +19,9 @@ which then fetches for itself."""
 
 MAX_ASKED: Final = 8
 """Replicas that are asked whether they hold something when Redis does not say who does."""
+
+UPLOAD_SECONDS: Final = 1.5
+"""Content that a replica has just stored is in the bucket after so long."""
 
 RESCUE_SECONDS: Final = STALL_SECONDS + 4.0
 """The others notice after ``STALL_SECONDS`` that this replica has no more bytes for them."""
@@ -35,19 +38,38 @@ class Following:
 
     place: Final = Place.PEER
 
-    def __init__(self, leases: Leases, peers: Peers) -> None:
+    def __init__(self, leases: Leases, peers: Peers, bucket: Source | None = None) -> None:
         self._leases = leases
         self._peers = peers
+        self._bucket = bucket
 
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return the bytes of another replica's download, from ``offset`` on as they arrive there.
 
-        Raises ``BlobUnknown``, ``UpstreamUnavailable``.
+        Raises ``BlobUnknown``, ``UpstreamUnavailable``. If that replica has stored it and cannot be
+        reached, first waits until the bucket has it.
         """
         chase = _Chase(self._leases, self._peers, Question(BLOBS, target, digest, live=True))
         if priority is Priority.PASS_THROUGH:  # its bytes are not kept, so nobody can follow it
             chase.holder = lambda: self._leases.holder(target.upstream, digest)
-        return _FollowingBody(chase, await chase.next(offset), offset)
+        try:
+            return _FollowingBody(chase, await chase.next(offset), offset)
+        except BlobUnknown:
+            if chase.is_cut_off and self._leases.holders(target.upstream, digest):
+                await self._uploaded(target, digest)
+            raise
+
+    async def _uploaded(self, target: Target, digest: Digest) -> None:
+        """Return when the bucket has a blob, fails, or has had time for it."""
+        if self._bucket is None:
+            return
+        end = time.monotonic() + UPLOAD_SECONDS
+        while time.monotonic() < end:
+            with suppress(NotFound):
+                with suppress(UpstreamFailure):
+                    await self._bucket.blob_size(target, digest)
+                return
+            await asyncio.sleep(5 * _PAUSE)
 
     async def blob_size(self, target: Target, digest: Digest) -> int | None:
         """Raise ``BlobUnknown``: a download in progress proves nothing yet."""
@@ -67,6 +89,8 @@ class _Chase:
         self._value = ""
         self._since = 0.0
         self._offset = -1
+        self.is_cut_off = False
+        """A holder could not be reached."""
         self.holder: Callable[[], Coroutine[Any, Any, Held | None]] = self._take
 
     async def next(self, offset: int) -> PeerBody:
@@ -91,7 +115,10 @@ class _Chase:
                 body = await self._peers.open(held.address, question)
             except NotYet:
                 limit = OPEN_SECONDS
-            except (NotFound, UpstreamFailure):
+            except NotFound:
+                limit = GIVE_UP_SECONDS
+            except UpstreamFailure:
+                self.is_cut_off = True
                 limit = GIVE_UP_SECONDS
             else:
                 self._leases.follow(question.digest)

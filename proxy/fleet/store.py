@@ -33,6 +33,9 @@ WATCH_SECONDS: Final = 1.0
 SILENCE_SECONDS: Final = 5.0
 """A subscription without an answer to its pings for so long is lost."""
 
+STOPPED_SECONDS: Final = 4 * (CONNECT_SECONDS + ANSWER_SECONDS)
+"""What takes longer than all limits together was not Redis: this process did not run meanwhile."""
+
 CLOCK_SECONDS: Final = 10.0
 """How often the clock of Redis is read."""
 
@@ -165,10 +168,10 @@ class Store:
             yield
         except self._errors as error:
             self._counters.redis_failures += 1
-            if isinstance(error, self._lost):
-                self._leave_alone(error)
-            else:
+            if not isinstance(error, self._lost):
                 log.error("Redis refuses a command", commands=commands, reason=str(error))
+            elif time.monotonic() - started < STOPPED_SECONDS:
+                self._leave_alone(error)
             raise FleetUnavailable(type(error).__name__) from error
         finally:
             self._counters.redis_seconds += time.monotonic() - started
@@ -186,9 +189,11 @@ class Store:
         async with self._subscribed() as pubsub:
             self._return()
             heard = time.monotonic()
-            while time.monotonic() - heard < SILENCE_SECONDS:
+            while (now := time.monotonic()) - heard < SILENCE_SECONDS:
                 message = await pubsub.get_message(timeout=WATCH_SECONDS)
                 _end_if_cancelled(0)
+                if time.monotonic() - now > STOPPED_SECONDS:  # messages have waited meanwhile
+                    heard = time.monotonic()
                 if message is not None:
                     heard = time.monotonic()
                     self._deliver(message)

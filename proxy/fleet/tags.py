@@ -17,7 +17,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 from cachetools import LRUCache
@@ -38,6 +38,9 @@ COMPARE_SECONDS: Final = 15.0
 
 RETRY_SECONDS: Final = 1.0
 _BATCH: Final = 250
+MAX_STEP: Final = 1.0
+"""A record that is newer than now by so many seconds was made while the clock was wrong."""
+
 _TICK: Final = 1e-6
 """A check that began after a fact was known is at least so many seconds newer."""
 
@@ -58,6 +61,17 @@ class Image(Protocol):
     @property
     def record(self) -> TagRecord:
         """Where it points."""
+
+
+class _Taken(NamedTuple):
+    """A fact of which a record was made; ``at`` is this machine's monotonic time of the check.
+
+    ``gaps`` counts those before it.
+    """
+
+    fact: Fact
+    at: float
+    gaps: int
 
 
 class LocalTags(Protocol):
@@ -122,12 +136,13 @@ class SharedTags:
         self._clock = clock
         self._is_shared = is_shared
         self._latest: LRUCache[Key, Fact] = LRUCache(MAX_FACTS)
-        self._taken: LRUCache[Key, Fact] = LRUCache(MAX_FACTS)
-        """Facts of which the records here were made: a record has another clock."""
+        self._taken: LRUCache[Key, _Taken] = LRUCache(MAX_FACTS)
+        """Facts of which the records here were made: a record has another clock, which jumps."""
         self._waiting: dict[Key, set[asyncio.Future[Fact | None]]] = {}
         self._changed: dict[Key, None] = {}
         self._outdated: dict[Key, None] = {}
         """Tags of which Redis has an older fact than this replica."""
+        self._gaps = 0
         self._has_gap = False
         self._woken = asyncio.Event()
         store.subscribe(CHANNEL, Subscription(self._on_message, self._on_gap))
@@ -263,20 +278,35 @@ class SharedTags:
         fact = newest(self._own(key, await self._local.get(*key)), fact)
         # Nothing is awaited between here and the change of the record in memory.
         fact = newest(self._latest.get(key), fact)
-        self._latest[key] = self._taken[key] = fact
+        self._latest[key] = fact
+        self._remember(fact)
         record = self._record(fact)
         await self._local.set(*key, record)
         return record
 
+    def _remember(self, fact: Fact) -> None:
+        age = self._store.now() - fact.at
+        self._taken[fact.key] = _Taken(fact, time.monotonic() - age, self._gaps)
+
     def _own(self, key: Key, record: TagRecord | None) -> Fact | None:
-        """Return what this replica's record says, by the clock of Redis."""
+        """Return what this replica's record says, by the clock of Redis.
+
+        There are three cases. A record of this process has a fact, whose age is known even if this
+        machine's clock was set. After a gap Redis may run on another machine, with another clock.
+        A record of an earlier process has this machine's time; one from the future says nothing.
+        """
         if record is None:
             return None
-        taken: Fact | None = self._taken.get(key)
-        if taken is not None and taken.descriptor == record.descriptor:
-            return taken
-        age = max(0.0, self._clock() - record.checked_at)
-        return Fact(*key, record.descriptor, self._store.now() - age)
+        taken: _Taken | None = self._taken.get(key)
+        if taken is not None and taken.fact.descriptor == record.descriptor:
+            if taken.gaps == self._gaps:
+                return taken.fact
+            age = time.monotonic() - taken.at
+        else:
+            age = self._clock() - record.checked_at
+            if age < -MAX_STEP:
+                return Fact(*key, record.descriptor, 0.0)
+        return Fact(*key, record.descriptor, self._store.now() - max(0.0, age))
 
     def _record(self, fact: Fact) -> TagRecord:
         age = max(0.0, self._store.now() - fact.at)
@@ -285,7 +315,7 @@ class SharedTags:
     def _on_gap(self) -> None:
         """Forget what is known by another clock: Redis may run on another machine now."""
         self._latest.clear()
-        self._taken.clear()
+        self._gaps += 1
         self._has_gap = True
         self._woken.set()
 

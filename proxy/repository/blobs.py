@@ -80,25 +80,26 @@ class Blobs:
             if arriving is not None:
                 return arriving
 
-    async def prefetch(self, target: Target, digest: Digest) -> Reader | None:
+    async def begin(self, target: Target, digest: Digest, priority: Priority) -> Reader | None:
         """Begin to fetch a blob that no client has asked for; None if it is here or cannot be kept.
 
-        The reader ends by ``Downloads.abandon``. Raises ``NotFound`` if upstream lacks the blob.
+        Also None if it arrives already. Raises ``NotFound`` if upstream lacks the blob.
         """
         await self.absences.refuse(target, digest)
         if await self._content.holds(digest) or await self._cannot_fit(target, digest):
             return None
         if self._downloads.live(target, digest) is not None:
             return None
-        return self._downloads.join(self._wanted(target, digest, Priority.PREFETCH))
+        return self._downloads.join(self._wanted(target, digest, priority))
 
     async def rest(
-        self, target: Target, digest: Digest, failed: Local | Live, offset: int
+        self, target: Target, digest: Digest, failed: Local | Live, sent: range
     ) -> AsyncGenerator[bytes, None]:
-        """Yield a blob from ``offset`` on, passed through, after the disk has failed to read it.
+        """Yield the bytes after those that were ``sent``, passed through, after a disk has failed.
 
-        A held one is set aside. The bytes before ``offset`` must be those that were sent: all of
-        it is proven together. Raises ``RegistryError``.
+        A held blob is set aside. The new bytes must include those that were sent: all of it is
+        proven together. What is before them was not sent, and may not be on the disk. Raises
+        ``RegistryError``.
         """
         if isinstance(failed, Local):
             self._content.faults.read_failed()
@@ -110,13 +111,14 @@ class Blobs:
         position = 0
         try:
             async for chunk in through.chunks:
-                sent = chunk[: max(0, offset - position)]
-                if sent and sent != await in_thread(
-                    partial(source.read, position, position + len(sent))
+                start = max(sent.start, position)
+                stop = min(sent.stop, position + len(chunk))
+                if start < stop and chunk[start - position : stop - position] != await in_thread(
+                    partial(source.read, start, stop)
                 ):
                     raise ContentMismatch(f"{target}: the new bytes differ from those sent before")
+                yield chunk[max(0, sent.stop - position) :]
                 position += len(chunk)
-                yield chunk[len(sent) :]
         finally:
             await through.aclose()
 
@@ -268,7 +270,7 @@ class Blobs:
             verifier.check(target)
         except ContentMismatch as error:
             body.reject()
-            self._content.faults.mismatched(error)
+            self._content.faults.mismatched(error, target, digest, body.place)
             raise
         await self._content.links.add(target, [digest])
         yield held_back

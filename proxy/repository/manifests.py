@@ -1,6 +1,7 @@
 """The read-through for manifests: from memory, the disk or upstream."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -9,20 +10,20 @@ from itertools import count
 from typing import Final, TypeVar
 
 from proxy.content.content import Content
+from proxy.content.notices import Cached
 from proxy.core import manifests
 from proxy.core.errors import (
     ContentMismatch,
     ManifestUnknown,
     NotFound,
     NotHeld,
-    TooManyRequests,
     UpstreamFailure,
 )
 from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
-from proxy.core.sources import Place, SharedManifests
+from proxy.core.sources import Place, SharedManifest
 from proxy.repository.held_manifests import Held, HeldManifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
@@ -32,7 +33,6 @@ from proxy.runtime.executors import by_size
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
-from proxy.upstream.budget import SHORTEST_REFILL
 from proxy.upstream.registry import NamedManifest, Upstream
 
 Result = TypeVar("Result")
@@ -235,8 +235,9 @@ class Manifests:
         return replace(manifest, outcome=Outcome.JOIN) if joined else manifest
 
     async def _fetch(self, target: Target, ref: str) -> Manifest:
+        started = time.monotonic()
         async with self._asking(target, ref) as upstream:
-            await _refuse_overspending(upstream, target, ref)
+            await upstream.refuse_overspending(target.repo, ref)
             fetched = await upstream.manifest(target.repo, ref)
         body, content = fetched.body, fetched.content
         claimed = Digest(ref) if is_digest(ref) else fetched.digest
@@ -247,7 +248,7 @@ class Manifests:
         if not await by_size(len(body), lambda: matches(digest, body)):
             return await self._signed(target, descriptor, body)
         hit = Manifest(descriptor, body, Outcome.HIT, content.children)
-        await self._keep(target, hit, content, is_public=upstream.is_public)
+        await self._keep(target, hit, content, started, is_public=upstream.is_public)
         for listener in self.on_fetched:
             listener(target, descriptor, body, upstream.is_public)
         for existing in {ref, digest}:
@@ -255,7 +256,13 @@ class Manifests:
         return replace(hit, outcome=Outcome.MISS, warning=fetched.warning)
 
     async def _keep(
-        self, target: Target, hit: Manifest, content: ManifestContent, *, is_public: bool
+        self,
+        target: Target,
+        hit: Manifest,
+        content: ManifestContent,
+        started: float,
+        *,
+        is_public: bool,
     ) -> None:
         """Keep a verified manifest: in memory at once, then on the disk if there is room."""
         digest = hit.descriptor.digest
@@ -265,7 +272,10 @@ class Manifests:
         await self._content.links.add_public(
             target, [child.digest for child in content.listed or ()]
         )
-        await self._content.keep(hit.descriptor, hit.body, content.listed, is_public=is_public)
+        keep = self._content.keep
+        if await keep(hit.descriptor, hit.body, content.listed, is_public=is_public):
+            seconds = time.monotonic() - started
+            self._content.arrived(Cached(target, digest, len(hit.body), hit.place, seconds))
         if await self._content.holds(digest):
             self._held.add(Held(hit, is_stored=True))
         if content.subject is not None:
@@ -283,6 +293,7 @@ class Manifests:
         fallbacks, shared = origin.fallbacks, origin.manifest_source
         if (not fallbacks and shared is None) or directive is CacheDirective.ONLY_IF_CACHED:
             return False
+        started = time.monotonic()
         held = self._held.in_ram(digest)  # an evicted one may still be in memory
         in_ram_only = held is not None and not held.is_stored
         is_held = in_ram_only or await self._content.holds(digest)
@@ -290,27 +301,24 @@ class Manifests:
             return False
         for fallback in fallbacks:
             body = await fallback.manifest(target, digest)
-            if body is None:
-                continue
-            content = await by_size(len(body), partial(manifests.read, body))
-            if content.is_manifest:
-                media_type = content.own_type or content.implied_type
-                descriptor = Descriptor(media_type, digest, len(body))
-                hit = Manifest(descriptor, body, Outcome.HIT, content.children, place=Place.DISK)
-                await self._keep(target, hit, content, is_public=False)
+            found = body and SharedManifest(body, "", is_public=False, place=Place.DISK)
+            if found and await self._copy(target, digest, found, started):
                 return True
-        return (
-            shared is not None and not is_held and await self._copy_shared(shared, target, digest)
-        )
+        found = None if shared is None or is_held else await shared.manifest(target, digest)
+        return found is not None and await self._copy(target, digest, found, started)
 
-    async def _copy_shared(self, shared: SharedManifests, target: Target, digest: Digest) -> bool:
-        found = await shared.manifest(target, digest)
-        if found is None:
+    async def _copy(
+        self, target: Target, digest: Digest, found: SharedManifest, started: float
+    ) -> bool:
+        """Keep a manifest of another source; return False if one without a type is none."""
+        body, media_type = found.body, found.media_type
+        content = await by_size(len(body), partial(manifests.read, body))
+        if not media_type and not content.is_manifest:
             return False
-        content = await by_size(len(found.body), partial(manifests.read, found.body))
-        descriptor = Descriptor(found.media_type, digest, len(found.body))
-        hit = Manifest(descriptor, found.body, Outcome.HIT, content.children, place=found.place)
-        await self._keep(target, hit, content, is_public=found.is_public)
+        media_type = media_type or content.own_type or content.implied_type
+        descriptor = Descriptor(media_type, digest, len(body))
+        hit = Manifest(descriptor, body, Outcome.HIT, content.children, place=found.place)
+        await self._keep(target, hit, content, started, is_public=found.is_public)
         return True
 
     async def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
@@ -322,7 +330,8 @@ class Manifests:
         payload = await by_size(len(body), lambda: manifests.signed_payload(body))
         if payload is None or not matches(descriptor.digest, payload):
             error = ContentMismatch(f"{target}: the manifest does not match {descriptor.digest}")
-            self._content.faults.mismatched(error)
+            error.found = sha256(body)
+            self._content.faults.mismatched(error, target, descriptor.digest, Place.REGISTRY)
             raise error
         return Manifest(descriptor, body, Outcome.THROUGH, None)
 
@@ -372,20 +381,6 @@ class Manifests:
             raise ManifestUnknown(f"{target} {ref} is not held, and this is offline")
         if directive is CacheDirective.ONLY_IF_CACHED:
             raise NotHeld(f"{target} {ref} is not held")
-
-
-async def _refuse_overspending(upstream: Upstream, target: Target, ref: str) -> None:
-    """Raise ``TooManyRequests`` while the rate limit is used up.
-
-    A HEAD, which does not count as a pull, asks for its current state.
-    """
-    if upstream.budget.is_empty:
-        await upstream.head_manifest(target.repo, ref)
-    if upstream.budget.is_empty:
-        raise TooManyRequests(
-            f"{target.upstream}: the rate limit of {upstream.budget.limit} pulls is used up",
-            retry_after=max(SHORTEST_REFILL, upstream.budget.refill),
-        )
 
 
 async def _may_look_up(lookups: Iterator[int]) -> bool:

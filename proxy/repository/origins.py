@@ -27,7 +27,8 @@ class CallerTimes(NamedTuple):
 class Peers(NamedTuple):
     """Other replicas as sources: one that fetches a blob right now, and those that hold content.
 
-    ``rescuing`` is one that goes on with a blob after the registry has broken off here.
+    ``delegating`` is one that fetches what this one has no room for, ``rescuing`` one that goes on
+    with a blob after the registry has broken off here.
 
     ``manifests`` finds a manifest there or in the bucket; without one this replica has the right
     to ask the registry, until ``release``.
@@ -36,6 +37,7 @@ class Peers(NamedTuple):
     following: Source
     holding: SharedSource
     manifests: SharedManifests
+    delegating: Source
     rescuing: Source
     release: Callable[[str, Digest], None]
 
@@ -93,6 +95,8 @@ class Origin(NamedTuple):
         if not registry:
             return [*self.local_sources, peers.holding]
         fetched = [peers.following, *shared, peers.holding]
+        if self.callers is None:  # another replica would ask without the client's login
+            fetched.append(peers.delegating)
         return [*self.fallbacks, *fetched, *registry, peers.rescuing]
 
     @property

@@ -18,6 +18,7 @@ from proxy.core.errors import NotFound, RegistryError, StorageError
 from proxy.core.manifests import Children
 from proxy.core.names import Digest, Target
 from proxy.core.records import Child
+from proxy.core.sources import Priority
 from proxy.repository.blobs import Blobs
 from proxy.repository.origins import Origin
 from proxy.runtime.metrics import CacheCounters
@@ -178,7 +179,7 @@ class Prefetcher:
         async with self._at_once:
             if not self._sources[target.upstream].upstream.slots.has_some_to_spare:
                 return
-            reader = await self._blobs.prefetch(target, digest)
+            reader = await self._blobs.begin(target, digest, Priority.PREFETCH)
             if reader is None:
                 return
             download = reader.download

@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
 Fact = str | int | float | bool | None
 """A value in the data of an event."""
 
-RECENT: Final = 1000
-"""Events that are kept for subscribers that come later."""
+RECENT: Final = 250
+"""Events of each kind that are kept for subscribers that come later."""
 QUEUED: Final = 1000
 """Events that wait for one subscriber."""
 
@@ -58,6 +58,32 @@ class Event:
     data: Mapping[str, Fact] = field(default_factory=dict)
 
 
+class Emitter(Protocol):
+    """Takes what happens, as ``Events`` does."""
+
+    def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
+        """Tell all subscribers."""
+
+    def wanted(self, kind: EventKind) -> bool:
+        """Return True if a subscriber wants events of this kind: ask before costly ones."""
+
+
+class _Unheard:
+    """Takes events that have no subscribers."""
+
+    def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
+        """Do nothing."""
+
+    def wanted(self, kind: EventKind) -> bool:
+        """Return False."""
+        del kind
+        return False
+
+
+UNHEARD: Final[Emitter] = _Unheard()
+"""The emitter of parts that are used alone."""
+
+
 class Subscription:
     """The events of one subscriber, in order."""
 
@@ -86,10 +112,20 @@ class Subscription:
 
     async def next(self) -> Event:
         """Return the next event, once there is one. Only one task may wait."""
+        await self.some()
+        return self._queue.popleft()
+
+    async def some(self) -> None:
+        """Return once there is an event. Only one task may wait."""
         while not self._queue:
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
-        return self._queue.popleft()
+
+    def taken(self) -> list[Event]:
+        """Return the events that wait, which may be none."""
+        taken = [*self._queue]
+        self._queue.clear()
+        return taken
 
 
 class Events:
@@ -98,8 +134,15 @@ class Events:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._serial = 0
-        self._recent: deque[Event] = deque(maxlen=RECENT)
+        self._recent: dict[EventKind, deque[Event]] = {
+            kind: deque(maxlen=RECENT)
+            for kind in EventKind
+            if kind is not EventKind.PULL  # they are counted and logged elsewhere
+        }
         self._subscriptions: list[Subscription] = []
+        self._wanted: frozenset[EventKind] = frozenset()
+        self.on_wanted: Final[list[Callable[[], None]]] = []
+        """Called when other kinds than before are wanted."""
 
     @property
     def last(self) -> int:
@@ -108,24 +151,31 @@ class Events:
 
     def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
         """Tell all subscribers."""
+        self.emit_of(self._clock(), kind, subject, data)
+
+    def emit_of(self, at: float, kind: EventKind, subject: str, data: Mapping[str, Fact]) -> None:
+        """Tell all subscribers what happened in another process, ``at`` in Unix seconds."""
         self._serial += 1
-        event = Event(self._serial, self._clock(), kind, subject, data)
-        if kind is not EventKind.PULL:  # pulls would push everything else out
-            self._recent.append(event)
+        event = Event(self._serial, at, kind, subject, data)
+        if (recent := self._recent.get(kind)) is not None:
+            recent.append(event)
         for subscription in self._subscriptions:
             subscription.offer(event)
 
     def wanted(self, kind: EventKind) -> bool:
         """Return True if a subscriber wants events of this kind: ask before costly ones."""
-        return any(each.wants(kind) for each in self._subscriptions)
+        return kind in self._wanted
 
     def recent(self, kinds: Collection[EventKind] = (), *, after: int = 0) -> list[Event]:
         """Return the latest events but pulls, oldest first: those with a larger serial number."""
-        return [
+        found = [
             event
-            for event in self._recent
-            if event.serial > after and (not kinds or event.kind in kinds)
+            for kind, events in self._recent.items()
+            if not kinds or kind in kinds
+            for event in events
+            if event.serial > after
         ]
+        return sorted(found, key=lambda event: event.serial)
 
     @contextmanager
     def subscribed(
@@ -134,7 +184,18 @@ class Events:
         """Deliver events of these kinds, or of all if none is named, until the context ends."""
         subscription = Subscription(kinds, queued)
         self._subscriptions.append(subscription)
+        self._count_wanted()
         try:
             yield subscription
         finally:
             self._subscriptions.remove(subscription)
+            self._count_wanted()
+
+    def _count_wanted(self) -> None:
+        before = self._wanted
+        self._wanted = frozenset(
+            kind for kind in EventKind if any(each.wants(kind) for each in self._subscriptions)
+        )
+        if self._wanted != before:
+            for listener in self.on_wanted:
+                listener()

@@ -325,6 +325,27 @@ class HookCounters:
 
 
 @dataclass(slots=True)
+class NotificationCounters:
+    """One receiver of events, by the label ``receiver``."""
+
+    delivered: int = counter("Events that a receiver has taken.", name="notifications_delivered")
+    failures: int = counter("Failed attempts to deliver an event.", name="notification_failures")
+    dropped: Counter[str] = counter_by(
+        "reason",
+        "Events that a receiver does not get: its queue is full, it refuses them, they are too "
+        "old, more happened than could be kept, it wants none any more, or the disk has failed.",
+        ("full", "refused", "expired", "overload", "disabled", "storage"),
+        name="notifications_dropped",
+    )
+    queued: int = gauge("Events that wait for a receiver.", default=0, name="notifications_queued")
+    is_disabled: bool = gauge(
+        "1 if a receiver has answered 410, until the next reload.",
+        default=False,
+        name="notifications_disabled",
+    )
+
+
+@dataclass(slots=True)
 class FleetCounters:
     """Totals of what replicas share."""
 
@@ -366,6 +387,7 @@ class Metrics:
         self.limits: Final = {name: LimitCounters() for name in LIMITS}
         self.policies: Final[defaultdict[str, PolicyCounters]] = defaultdict(PolicyCounters)
         self.hooks: Final[defaultdict[str, HookCounters]] = defaultdict(HookCounters)
+        self.notifications: Final[dict[str, NotificationCounters]] = {}
         self.fleet: Final = FleetCounters()
         self.process: Final = ProcessGauges()
         self.tally: Final = Tally()

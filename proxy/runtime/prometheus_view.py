@@ -15,6 +15,7 @@ from proxy.runtime.metrics import (
     HookCounters,
     LimitCounters,
     Metrics,
+    NotificationCounters,
     PolicyCounters,
     ProcessGauges,
     TaskCounters,
@@ -65,6 +66,7 @@ class _View(Collector):
         yield from _families(LimitCounters, "limit", metrics.limits)
         yield from _families(PolicyCounters, "policy", metrics.policies)
         yield from _families(HookCounters, "hook", metrics.hooks)
+        yield from _families(NotificationCounters, "receiver", metrics.notifications)
         yield from _families(FleetCounters, None, {"": metrics.fleet})
         yield from _families(ProcessGauges, None, {"": metrics.process})
         yield from self._readings()

@@ -6,6 +6,7 @@ bundle is damaged, leaves nothing behind but blobs that no client can get; the n
 same bundle does not transfer them again.
 """
 
+import time
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from typing import Final
 import structlog
 
 from proxy.content.content import Content
+from proxy.content.notices import Cached
 from proxy.content.pins import Pins
 from proxy.core import manifests
 from proxy.core.errors import (
@@ -25,7 +27,7 @@ from proxy.core.errors import (
     StorageError,
     StorageUnavailable,
 )
-from proxy.core.names import Digest, Repo, Target, matches
+from proxy.core.names import Digest, Repo, Target, matches, sha256
 from proxy.core.records import Descriptor
 from proxy.runtime.executors import by_size
 from proxy.services.bundle.contents import BundledBlob, BundledTag, Contents
@@ -117,6 +119,7 @@ class Importer:
         return report
 
     async def _receive_blob(self, blob: BundledBlob, pieces: AsyncIterator[bytes]) -> None:
+        started = time.monotonic()
         writer = await self._content.writer(_NOWHERE, blob.digest, blob.size)
         with closing(writer):
             async with writer:
@@ -125,27 +128,40 @@ class Importer:
                     offset = _counted(blob, offset + len(piece))
                     await writer.write(offset - len(piece), piece)
                 _complete(blob, offset)
-                await writer.prove()
-                await writer.store(is_public=False)
+                try:
+                    await writer.prove()
+                except ContentMismatch as error:
+                    self._content.faults.mismatched(error, None, blob.digest, "bundle")
+                    raise
+                if await writer.store(is_public=False):
+                    self._arrived(blob, started)
 
     async def _receive_manifest(
         self, blob: BundledBlob, media_type: str, pieces: AsyncIterator[bytes]
     ) -> None:
         if blob.size > manifests.MAX_SIZE:
             raise RequestInvalid(f"{blob.digest}: no manifest is as long as {blob.size} bytes")
-        body = bytearray()
+        body, started = bytearray(), time.monotonic()
         async for piece in pieces:
             body += piece
             _counted(blob, len(body))
         _complete(blob, len(body))
         content = bytes(body)
         if not await by_size(len(content), lambda: matches(blob.digest, content)):
-            raise ContentMismatch(f"the bundle: the content does not match {blob.digest}")
+            error = ContentMismatch(f"the bundle: the content does not match {blob.digest}")
+            error.found = sha256(content)
+            self._content.faults.mismatched(error, None, blob.digest, "bundle")
+            raise error
         parsed = await by_size(len(content), lambda: manifests.read(content))
         descriptor = Descriptor(media_type, blob.digest, blob.size)
-        await self._content.keep(descriptor, content, parsed.listed)
+        if await self._content.keep(descriptor, content, parsed.listed):
+            self._arrived(blob, started)
         if not await self._content.holds(blob.digest):
             raise StorageUnavailable(f"{blob.digest} cannot be stored: there is no room")
+
+    def _arrived(self, blob: BundledBlob, started: float) -> None:
+        seconds = time.monotonic() - started
+        self._content.arrived(Cached(None, blob.digest, blob.size, "import", seconds))
 
     async def _check(self, contents: Contents) -> None:
         """Raise ``RequestInvalid`` unless everything is held, with the sizes of the contents."""

@@ -97,7 +97,7 @@ class Layout:
         """Record a tag as never checked, unless it was pulled meanwhile; return if it was not."""
         if await self._content.tags.get(target, tag) is not None:
             return False
-        await self._content.tags.set(target, tag, TagRecord(descriptor, 0.0))
+        await self._content.tags.restore(target, tag, TagRecord(descriptor, 0.0))
         return True
 
     async def loaded(self) -> None:

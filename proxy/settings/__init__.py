@@ -17,6 +17,7 @@ from proxy.settings.access import Access
 from proxy.settings.bucket import Bucket
 from proxy.settings.fleet import Fleet
 from proxy.settings.hooks import Hook, HookName
+from proxy.settings.notifications import Notification, check_names
 from proxy.settings.policies import Policy
 from proxy.settings.tracing import Tracing
 from proxy.settings.units import (
@@ -309,6 +310,7 @@ class Settings(Section):
     warm: tuple[Warm, ...] = ()
     watch: Watch = Watch()
     hooks: dict[HookName, Hook] = Field(default_factory=dict)
+    notifications: tuple[Notification, ...] = ()
     bundles: Bundles = Bundles()
     timeouts: Timeouts = Timeouts()
     patience: Patience = Patience()
@@ -366,6 +368,8 @@ class Settings(Section):
         if any(upstream.asks_as_caller for upstream in self.upstreams.values()):
             self.access.expect_callers()
         return self
+
+    _check_receivers = field_validator("notifications")(check_names)
 
     @model_validator(mode="after")
     def _check_fallback(self) -> Self:

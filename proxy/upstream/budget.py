@@ -16,6 +16,13 @@ DEFAULT_WINDOW: Final = 3600.0
 SHORTEST_REFILL: Final = 60.0
 """Seconds that clients are told to wait at least."""
 
+LOW: Final = 0.2
+"""Below this share of the limit few pulls are left."""
+
+_RECOVERED: Final = 0.5
+"""Above this share the limit was refilled. A sliding window gives pulls back one by one, so that
+the share may cross ``LOW`` many times."""
+
 
 class Budget:
     """The pulls that an upstream allows in ``window`` seconds; None where it sets no limit.
@@ -23,10 +30,20 @@ class Budget:
     ``source`` is the account or address that the limit is for.
     """
 
-    def __init__(self, clock: Clock, on_report: Callable[[], None] = lambda: None) -> None:
-        """``on_report`` is called for each report of the upstream."""
+    def __init__(
+        self,
+        clock: Clock,
+        on_report: Callable[[], None] = lambda: None,
+        on_low: Callable[["Budget"], None] = lambda _: None,
+    ) -> None:
+        """``on_report`` is called for each report of the upstream.
+
+        ``on_low`` is called when few pulls are left, once until the limit is refilled.
+        """
         self._clock = clock
         self._on_report = on_report
+        self._on_low = on_low
+        self._low_until = 0.0
         self._empty_since: float | None = None
         self._noted_at = 0.0
         self.limit: int | None = None
@@ -79,6 +96,15 @@ class Budget:
         elif self._empty_since is None:
             self._empty_since = self._clock()
         self._on_report()
+        self._watch()
+
+    def _watch(self) -> None:
+        share = self.share
+        if share is None or share > _RECOVERED:
+            self._low_until = 0.0
+        elif share < LOW and self._clock() >= self._low_until:
+            self._low_until = self.refills_at or 0.0
+            self._on_low(self)
 
     def told(self) -> dict[str, object]:
         """Return the last report for another replica, as JSON values with ages in seconds."""

@@ -18,6 +18,7 @@ import structlog
 from cachetools import LRUCache
 
 from proxy.core.errors import RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
+from proxy.runtime.events import UNHEARD, Emitter, EventKind
 from proxy.settings import Patience
 
 MAX_PAUSE: Final = 60.0
@@ -87,10 +88,15 @@ class CircuitBreaker:
         limits: Patience,
         now: Callable[[], float],
         on_change: Callable[[], None] = lambda: None,
+        emitter: Emitter = UNHEARD,
     ) -> None:
-        """``on_change`` is called when requests are blocked, and when they are sent again."""
+        """``on_change`` is called when requests are blocked, and when they are sent again.
+
+        ``emitter`` gets what this circuit has found out itself, not what other replicas told.
+        """
         self._name = name
         self._on_change = on_change
+        self._emitter = emitter
         self._limits = limits
         self._now = now
         self._cool_until: LRUCache[str, float] = LRUCache(MAX_OBJECTS)
@@ -140,6 +146,7 @@ class CircuitBreaker:
         if (opened_at := self._upstream.opened_at) is not None:
             seconds = round(self._answered_at - opened_at, 1)
             log.warning("circuit closed", upstream=self._name, open_seconds=seconds)
+            self._emitter.emit(EventKind.UPSTREAM_UP, self._name, seconds_down=seconds)
         self._upstream = _Circuit(self._limits)
         if opened_at is not None:
             self._on_change()
@@ -175,6 +182,7 @@ class CircuitBreaker:
                 pause_seconds=self._limits.pause,
                 cause=error.message,
             )
+            self._emitter.emit(EventKind.UPSTREAM_DOWN, self._name, cause=error.message)
 
     def told(self) -> dict[str, object]:
         """Return the state for another replica, as JSON values with ages and rests in seconds."""

@@ -21,6 +21,7 @@ from proxy.core.errors import (
     ManifestTooLarge,
     ManifestUnknown,
     NameUnknown,
+    TooManyRequests,
     UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -31,7 +32,7 @@ from proxy.core.sources import Body, Place, Priority
 from proxy.core.tolerant_json import as_list
 from proxy.runtime.executors import by_size
 from proxy.upstream.body import DownloadPolicy, RegistryBody
-from proxy.upstream.budget import Budget
+from proxy.upstream.budget import SHORTEST_REFILL, Budget
 from proxy.upstream.circuit_breaker import CircuitState
 from proxy.upstream.client import Client, UpstreamRequest
 from proxy.upstream.connection import Connection
@@ -159,6 +160,19 @@ class Upstream:
             return None
         warning = warning_text(self._said(response, "Warning"))
         return NamedManifest(Descriptor(media_type, digest, size), warning)
+
+    async def refuse_overspending(self, repo: Repo, ref: str) -> None:
+        """Raise ``TooManyRequests`` while the rate limit is used up.
+
+        A HEAD, which does not count as a pull, asks for its current state.
+        """
+        if self.budget.is_empty:
+            await self.head_manifest(repo, ref)
+        if self.budget.is_empty:
+            raise TooManyRequests(
+                f"{self._client.name}: the rate limit of {self.budget.limit} pulls is used up",
+                retry_after=max(SHORTEST_REFILL, self.budget.refill),
+            )
 
     def _note(self, response: ClientResponse) -> None:
         self.budget.note(response.headers, self._said(response, "docker-ratelimit-source"))

@@ -29,15 +29,15 @@ def answered(exchange: "Exchange") -> AuditEvent | None:
     if exchange.principal is None:
         has_failed = failure is not None and "Authorization" in request.headers and route
         return login(request, None, failure) if has_failed else None
-    verdict = _verdict(exchange)
+    decided = verdict(exchange)
     is_pull = route is not None and route.kind is Kind.MANIFEST and request.method == "GET"
-    if not is_pull and verdict not in _ALWAYS:
+    if not is_pull and decided not in _ALWAYS:
         return None
     target, decision, outcome = exchange.target, exchange.decision, exchange.outcome
     return AuditEvent(
         **_client(request, exchange.principal),
         event=Event.PULL,
-        outcome=verdict,
+        outcome=decided,
         upstream=None if target is None else target.upstream,
         repository=None if target is None else target.repo,
         reference=(route.ref or None) if route else None,
@@ -105,11 +105,11 @@ def administered(
 
     ``principal`` None: it may not administer.
     """
-    verdict = Verdict.ALLOWED if failure is None else Verdict.FAILED
+    ended = Verdict.ALLOWED if failure is None else Verdict.FAILED
     return AuditEvent(
         **_client(request, principal),
         event=Event.ADMIN,
-        outcome=Verdict.DENIED if principal is None else verdict,
+        outcome=Verdict.DENIED if principal is None else ended,
         action=f"{request.method} {request.path}",
         reference=request.rel_url.query_string or None,
         because=None if failure is None else failure.message,
@@ -163,7 +163,8 @@ def _client(request: BaseRequest, principal: Principal | None) -> dict[str, Any]
     }
 
 
-def _verdict(exchange: "Exchange") -> Verdict:
+def verdict(exchange: "Exchange") -> Verdict:
+    """Return what the audit log calls the end of a request."""
     denial, failure = exchange.denial, exchange.failure
     if denial is not None:
         return Verdict.CHALLENGED if denial.login_helps else Verdict.DENIED

@@ -39,9 +39,9 @@ class Remainder(Protocol):
     """Gives the rest of a blob when the disk fails in the middle of it."""
 
     def rest(
-        self, target: Target, digest: Digest, failed: Local | Live, offset: int
+        self, target: Target, digest: Digest, failed: Local | Live, sent: range
     ) -> AsyncGenerator[bytes, None]:
-        """Yield a blob from ``offset`` on. Raises ``RegistryError``."""
+        """Yield the bytes after those that were ``sent``. Raises ``RegistryError``."""
 
 
 async def send_blob(
@@ -173,11 +173,9 @@ class _Body:
             await self._sending.file(blob.reader if isinstance(blob, Live) else blob, start, stop)
         except StorageError as error:
             log.warning("passing the rest through", error=str(error))
-            offset = start + self._sending.sent - before
-            async with aclosing(
-                self._blobs.rest(self._target, self._digest, blob, offset)
-            ) as chunks:
-                await self._sending.chunks(_until(chunks, stop, offset))
+            sent = range(start, start + self._sending.sent - before)
+            async with aclosing(self._blobs.rest(self._target, self._digest, blob, sent)) as chunks:
+                await self._sending.chunks(_until(chunks, stop, sent.stop))
 
 
 async def _until(

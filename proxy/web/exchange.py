@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
@@ -25,6 +25,7 @@ from proxy.runtime.metrics import Metrics, Outcome
 from proxy.runtime.spans import NoTracer, Tracer
 from proxy.upstream.registry import Upstream
 from proxy.web import audited
+from proxy.web.announced import Announcer
 
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
@@ -95,6 +96,13 @@ class Exchange:
     def is_head(self) -> bool:
         """The method is HEAD."""
         return self.request.method == "HEAD"
+
+    @property
+    def is_pull(self) -> bool:
+        """The client got a manifest by GET, which registries count as a pull."""
+        route = self.route
+        is_manifest = route is not None and route.kind is Kind.MANIFEST
+        return is_manifest and self.status == 200 and not self.is_head
 
     def headers(self, more: dict[str, str]) -> CIMultiDict[str]:
         """Return the headers of every response, and ``more``."""
@@ -225,8 +233,15 @@ class Exchange:
         return f"fwd={reason}" if status is None else f"fwd={reason}; fwd-status={status}"
 
 
+class Watchers(NamedTuple):
+    """What follows each request besides the logs: events, and spans."""
+
+    announcer: Announcer
+    tracer: Tracer = NoTracer()
+
+
 class Journal:
-    """Counts and logs each request once, and reports failures of upstreams to their logs."""
+    """Counts, logs and announces each request once, and logs failures of upstreams."""
 
     def __init__(
         self,
@@ -234,12 +249,12 @@ class Journal:
         request_log: RequestLog,
         audit: AuditLog,
         upstreams: Mapping[str, Upstream],
-        tracer: Tracer | None = None,
+        watchers: Watchers,
     ) -> None:
         self.metrics = metrics
         self.request_log = request_log
         self.audit = audit
-        self.tracer: Final = tracer or NoTracer()
+        self.announcer, self.tracer = watchers
         self._upstreams = upstreams
 
     def record(self, exchange: Exchange) -> None:
@@ -247,10 +262,8 @@ class Journal:
         target, outcome, seconds = exchange.target, exchange.outcome, exchange.seconds
         if outcome is not None:
             counters = self.metrics.of(target.upstream if target else None)
-            is_manifest = exchange.route is not None and exchange.route.kind is Kind.MANIFEST
-            is_pull = is_manifest and exchange.status == 200 and not exchange.is_head
-            counters.answered(outcome, exchange.sent, manifest=is_pull)
-            self._tally(exchange, is_pull=is_pull)
+            counters.answered(outcome, exchange.sent, manifest=exchange.is_pull)
+            self._tally(exchange, is_pull=exchange.is_pull)
             if outcome in _FETCHED:
                 counters.fetched(exchange.place, exchange.sent)
             if exchange.code is not None:
@@ -258,6 +271,7 @@ class Journal:
             first_byte = seconds if exchange.first_byte is None else exchange.first_byte
             counters.timed(outcome, first_byte, seconds)
         self._log(exchange, seconds)
+        self.announcer.ended(exchange)
         if exchange.client is not None:
             exchange.client.sent += exchange.sent
         if exchange.failure is not None and target is not None:

@@ -14,9 +14,12 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from proxy.content.content import Content
 from proxy.content.downloads import Downloads, Reader
 from proxy.core.errors import RegistryError, StorageError
+from proxy.core.names import Digest, Target
+from proxy.core.sources import Priority
 from proxy.fleet.leases import Leases
 from proxy.fleet.protocol import CONTENT_HEADER, MANIFESTS, NOT_YET, PREFIX, Facts, Question
 from proxy.fleet.signatures import HEADER, Signer
+from proxy.repository.blobs import Blobs
 from proxy.repository.manifests import Manifests
 from proxy.repository.results import Local
 from proxy.runtime.metrics import FleetCounters
@@ -38,6 +41,7 @@ class Served(NamedTuple):
     content: Content
     downloads: Downloads
     manifests: Manifests
+    blobs: Blobs
 
 
 class PeerServer:
@@ -48,7 +52,7 @@ class PeerServer:
     ) -> None:
         self._signer = signer
         self._leases = leases
-        self._content, self._downloads, self._manifests = served
+        self._content, self._downloads, self._manifests, self._blobs = served
         self._counters = counters
         self._transfers = 0
 
@@ -107,12 +111,21 @@ class PeerServer:
             finally:
                 held.close()
         reader = self._downloads.follow(target, digest) if question.live else None
+        if reader is None and question.begin:
+            reader = await self._begun(target, digest)
         if reader is None:
             return answering.refuse(404)
         try:
             return await self._arriving(question, reader, answering, is_linked=is_linked)
         finally:
             reader.close()
+
+    async def _begun(self, target: Target, digest: Digest) -> Reader | None:
+        """Return a reader of a download that begins here, None if there is no room either."""
+        try:
+            return await self._blobs.begin(target, digest, Priority.DOWNLOAD)
+        except RegistryError:
+            return None
 
     async def _arriving(
         self, question: Question, reader: Reader, answering: "_Answering", *, is_linked: bool

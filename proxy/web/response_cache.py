@@ -168,6 +168,9 @@ class ResponseCache:
         request.counters.timed(Outcome.HIT, seconds, seconds)
         request_id = request.request_id or request_ids.make()
         self._log(response, principal, seconds, request_id)
+        if request.audited is not None and self._journal.announcer.announces_pulls:
+            digest = found.descriptor.digest
+            self._journal.announcer.repeated(request.audited, principal, digest, len(body))
         return response.headers(found.fresh, self._end(request_id)), body
 
     def _found(self, request: "_Request", principal: Principal) -> Found | None:

@@ -29,7 +29,7 @@ _PATHS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 class Record:
     """One request, and as much of its answer as has been given so far.
 
-    `path` is as on the wire, without the query. `status` is 0 until the headers are out. `sent`
+    `path` is as on the wire, without the query. `client` is the address that asks. `status` is 0 until the headers are out. `sent`
     counts the body bytes handed to the socket. `outcome`: `open` while in flight, `whole` once the
     answer is complete, `cut` if the fake broke it off, `dropped` if the client went away.
     """
@@ -44,6 +44,7 @@ class Record:
     headers: CIMultiDictProxy[str]
     form: MultiMapping[str] = field(default_factory=lambda: MultiDictProxy(MultiDict()))
     at: float
+    client: str = ""
     status: int = 0
     sent: int = 0
     outcome: Outcome = "open"

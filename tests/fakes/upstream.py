@@ -290,6 +290,7 @@ class FakeUpstream:
             query=request.query,
             headers=request.headers,
             at=self._clock(),
+            client=request.remote or "",
         )
         if form is None:
             return record

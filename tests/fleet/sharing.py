@@ -36,6 +36,8 @@ async def holds(condition: Callable[[], Awaitable[bool]], within: float = 20) ->
 async def joining(upstream: FakeUpstream, redis: Redis, root: Path) -> AsyncIterator[Join]:
     """Give what starts a replica with an empty directory and a clock that is `skew` s wrong.
 
+    `clock` replaces it.
+
     It returns when so many `followers` listen to Redis; all that were started unless it is given.
     """
     secret = root / "secret"
@@ -43,7 +45,12 @@ async def joining(upstream: FakeUpstream, redis: Redis, root: Path) -> AsyncIter
     async with AsyncExitStack() as stack:
         count = 0
 
-        async def join(skew: float = 0.0, followers: int = 0, **changes: Any) -> Proxy:
+        async def join(
+            skew: float = 0.0,
+            followers: int = 0,
+            clock: Callable[[], float] | None = None,
+            **changes: Any,
+        ) -> Proxy:
             nonlocal count
             count += 1
             fleet = {"redis": redis.url, "secret_file": str(secret)} | changes.pop("fleet", {})
@@ -51,7 +58,7 @@ async def joining(upstream: FakeUpstream, redis: Redis, root: Path) -> AsyncIter
                 started(
                     upstream,
                     root / f"joined {count}",
-                    lambda: time.time() + skew,
+                    clock or (lambda: time.time() + skew),
                     {"fleet": fleet} | changes,
                 )
             )

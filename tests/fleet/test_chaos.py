@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from proxy.fleet.store import SILENCE_SECONDS
 from tests.fakes import content, faults
 from tests.fakes.upstream import FakeUpstream
 from tests.fleet import fleets
@@ -104,3 +105,14 @@ async def test_replicas_killed_one_after_the_other(fleet: Fleet, upstream: FakeU
     fleet[1].signal(signal.SIGCONT)
     await pull.task
     assert max(pull.bodies(upstream).values()) <= 4
+
+
+async def test_a_replica_that_was_stopped_does_not_blame_redis(fleet: Fleet) -> None:
+    for replica in fleet.replicas:
+        replica.signal(signal.SIGSTOP)
+    await asyncio.sleep(SILENCE_SECONDS + 3)
+    for replica in fleet.replicas:
+        replica.signal(signal.SIGCONT)
+    await asyncio.sleep(2)  # in which each is watched by itself
+    for replica in fleet.replicas:
+        assert not replica.events("Redis is away, this replica works alone")

@@ -5,10 +5,12 @@ import asyncio
 import pytest
 
 from proxy.core.names import Digest
+from proxy.runtime.events import EventKind
 from tests.fakes import content, faults
 from tests.fakes.upstream import FakeUpstream
 from tests.fleet.together import StartReplica, acquainted, fleet
 from tests.parts.redis import Redis
+from tests.parts.seaweed import TestBucket
 from tests.running import Proxy, until
 
 SIZE = 2_000_000
@@ -112,6 +114,8 @@ async def test_wrong_bytes_of_a_replica_reach_no_client(
     except Exception:
         pass
     assert LAYER not in b.held()
+    corrupt = b.app.events.recent([EventKind.CORRUPT])
+    assert {(event.subject, event.data["where"]) for event in corrupt} == {(LAYER, "peer")}
 
 
 async def test_private_content_is_confirmed_for_each_repository(
@@ -226,6 +230,54 @@ async def test_a_registry_that_fails_is_no_absence(
     upstream.fail(503)
     assert (await a.get(BLOB)).status == 502
     assert (await a.head(BLOB)).status == 502
+
+
+async def test_a_replica_without_room_lets_another_one_fetch(
+    replica: StartReplica, upstream: FakeUpstream
+) -> None:
+    full, other = await replica(storage={"max_size": SIZE // 2}), await replica()
+    await acquainted(full, other)
+    await full.get(MANIFEST)  # which says how large the blob is
+    release = upstream.stall(SIZE // 2, kind="blob")
+    gets = [asyncio.create_task(full.get(BLOB)) for _ in range(3)]
+    await until(lambda: bool(other.stats["downloads"]))
+    release.set()
+    for get in gets:
+        assert (await get).body == IMAGE.blobs[LAYER]
+    assert upstream.bodies(LAYER) == 1
+    await other.settled()
+    assert LAYER in other.held()
+    assert LAYER not in full.held()
+
+
+async def test_without_room_anywhere_each_replica_passes_through(
+    replica: StartReplica, upstream: FakeUpstream
+) -> None:
+    full = [await replica(storage={"max_size": SIZE // 2}) for _ in range(2)]
+    await acquainted(*full)
+    for one in full:
+        await one.get(MANIFEST)
+    for one in full:
+        assert (await one.get(BLOB)).body == IMAGE.blobs[LAYER]
+    assert upstream.bodies(LAYER) == 2
+
+
+async def test_what_an_unreachable_replica_has_stored_comes_from_the_bucket(
+    replica: StartReplica, upstream: FakeUpstream, bucket: TestBucket
+) -> None:
+    storage = {"bucket": bucket.settings()}
+    nowhere = {"advertise": "http://127.0.0.1:9"}
+    first, second = await replica(storage=storage, fleet=nowhere), await replica(storage=storage)
+    release = upstream.stall(SIZE // 2, kind="blob")
+    gets = [asyncio.create_task(first.get(BLOB))]
+    await until(lambda: bool(first.stats["downloads"]))
+    gets.append(asyncio.create_task(second.get(BLOB)))
+    await until(lambda: fleet(second).store._counters.peer_failures > 0)
+    release.set()
+    for get in gets:
+        assert (await get).body == IMAGE.blobs[LAYER]
+    assert upstream.bodies(LAYER) == 1
+    assert second.numbers["sources"]["bucket"]["requests"] == 1
 
 
 MANIFEST = f"/v2/library/app/manifests/{IMAGE.digest}"

@@ -36,6 +36,11 @@ async def serves(replica: Proxy, image: content.Image) -> bool:
     return (await replica.get(LATEST)).body == image.manifest
 
 
+async def records(replica: Proxy) -> bytes:
+    """Return what a replica serves without a check."""
+    return (await replica.get(LATEST, Cache_Control="only-if-cached")).body
+
+
 async def all_serve(replicas: list[Proxy], image: content.Image, within: float = WITHIN) -> None:
     async with asyncio.timeout(within):
         for replica in replicas:
@@ -154,6 +159,26 @@ async def test_skewed_clocks_order_nothing(join: Join, upstream: FakeUpstream) -
     upstream.retag("library/app", "latest", OLD)
     await see(late, OLD)
     await all_serve([early, late], OLD)
+
+
+async def test_a_clock_that_is_set_back_makes_no_record_newer(
+    join: Join, upstream: FakeUpstream, redis: Redis
+) -> None:
+    wrong = [0.0]
+    first = await join(clock=lambda: time.time() + wrong[0])
+    second = await join()
+    for replica in (first, second):
+        assert await serves(replica, OLD)
+    redis.kill()
+    upstream.retag("library/app", "latest", NEW)
+    await see(second, NEW)
+    wrong[0] = -60.0
+    redis.start()
+    async with asyncio.timeout(20):
+        while await records(first) == OLD.manifest:
+            assert await records(second) == NEW.manifest
+            await asyncio.sleep(0.01)
+    assert await records(second) == NEW.manifest
 
 
 async def test_a_slow_answer_does_not_win_over_a_later_check(

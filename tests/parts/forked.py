@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,9 @@ _INTERPRETER: Final = frozenset({"PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWR
 
 _LONGEST: Final = 1 << 20
 """Bytes of an order."""
+
+_STARTING: Final = threading.Lock()
+"""Threads that start programs at the same time share one server."""
 
 
 class Forked:
@@ -54,7 +58,9 @@ class Forked:
         self._status, theirs = os.pipe()
         try:
             data = json.dumps(order | {"session": start_new_session}).encode()
-            socket.send_fds(_server(), [data], [*streams, theirs])
+            with _STARTING:
+                server = _server()
+            socket.send_fds(server, [data], [*streams, theirs])
         finally:
             os.close(theirs)
         self.pid = self._told()

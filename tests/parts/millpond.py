@@ -46,7 +46,7 @@ class Millpond:
         under: Sequence[str] = (),
     ) -> None:
         self.port = port
-        self.address = f"127.0.0.1:{port}"
+        self.address = extra.get("listen", f"127.0.0.1:{port}")
         self.url = f"{'https' if 'tls' in extra else 'http'}://{self.address}"
         self.storage = root / "storage"
         settings = {

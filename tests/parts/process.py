@@ -19,8 +19,10 @@ PATH = os.pathsep.join(("/usr/sbin", "/usr/bin", "/sbin", "/bin", os.environ.get
 # A client that falls back to the public registry must fail, and at once: nobody listens here.
 NOWHERE = "http://127.0.0.1:9"
 
-NO_AUTHORITIES = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
-"""What lets OpenSSL trust no certificate but those that a test names."""
+_AUTHORITY = Path(__file__).resolve().parents[1] / "data" / "authority.pem"
+NO_AUTHORITIES = {"SSL_CERT_FILE": str(_AUTHORITY), "SSL_CERT_DIR": os.devnull}
+"""What trusts no certificate but those that a test names: obstore needs one authority to start, and
+the key of this one was thrown away."""
 
 
 def command(name: str) -> str:
@@ -52,10 +54,10 @@ def free_port() -> int:
         return port
 
 
-def listens(port: int) -> bool:
-    """Tell whether something accepts connections on the loopback port."""
+def listens(port: int, host: str = "127.0.0.1") -> bool:
+    """Return True if something accepts connections on the port."""
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection((host, port), timeout=1).close()
     except OSError:
         return False
     return True

@@ -1,8 +1,8 @@
-"""A real Redis on a loopback port, which keeps nothing on the disk."""
+"""A real Redis, which keeps nothing on the disk."""
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,17 +14,20 @@ from tests.parts.process import Daemon, command, free_port, hermetic, listens, w
 class Redis:
     """One server, empty at each start."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, host: str = "127.0.0.1", under: Sequence[str] = ()) -> None:
+        """Prepare; `under` is the command that starts it on the machine with the address `host`."""
+        self.host = host
         self.port = free_port()
         self.socket = root / "redis.sock"
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        argv = [command("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1"]
-        argv += ["--unixsocket", str(self.socket), "--save", "", "--dir", str(root)]
+        self.url = f"redis://{host}:{self.port}/0"
+        argv = [*under, command("redis-server"), "--port", str(self.port), "--bind", host]
+        argv += ["--protected-mode", "no", "--unixsocket", str(self.socket)]
+        argv += ["--save", "", "--dir", str(root)]
         self._daemon = Daemon(argv, hermetic(root), root / "redis.log")
 
     def start(self) -> None:
         """Start it; return when it accepts connections."""
-        self._daemon.start(lambda: listens(self.port))
+        self._daemon.start(lambda: listens(self.port, self.host))
 
     def client(self) -> Client:
         """Return a client; use it as a context manager."""

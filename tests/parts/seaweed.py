@@ -6,9 +6,9 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -26,13 +26,50 @@ _SERIAL = count()
 
 @dataclass
 class Server:
-    """A running server with one bucket, in which every test has a prefix."""
+    """A server with one bucket, in which every test has a prefix."""
 
-    process: "subprocess.Popen[bytes]"
+    argv: list[str]
     endpoint: str
     key: str
     secret: str
     directory: Path
+    process: "subprocess.Popen[bytes]" = field(init=False)
+
+    def start(self) -> None:
+        """Start it on what it has stored; return when it has a bucket."""
+        with (self.directory / "weed.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.argv,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "GOMEMLIMIT": "512MiB"},
+                cwd=self.directory,
+                start_new_session=True,
+            )
+        try:
+            wait_until(self._has_bucket, "SeaweedFS", within=90)
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def _has_bucket(self) -> bool:
+        """Make the bucket; False while the server is not ready."""
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow
+
+        assert self.process.poll() is None, (self.directory / "weed.log").read_text()[-2000:]
+        try:
+            self.client.create_bucket(Bucket=BUCKET)
+            self.client.put_object(Bucket=BUCKET, Key="probe", Body=b"x")
+        except ClientError as error:
+            return "BucketAlready" in str(error)
+        except BotoCoreError:
+            return False
+        return True
 
     def bucket(self, prefix: str | None = None) -> "TestBucket":
         """Return a prefix that no other test uses."""
@@ -143,8 +180,10 @@ def path(digest: str) -> str:
 
 
 @contextmanager
-def running(directory: Path) -> Iterator[Server]:
-    """Run a server until the context ends."""
+def running(
+    directory: Path, host: str = "127.0.0.1", under: Sequence[str] = ()
+) -> Iterator[Server]:
+    """Run a server until the context ends; `under` starts it on the machine with this address."""
     names = ("s3", "s3.port.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer")
     ports = dict(zip((*names, "filer.grpc"), _free_ports(8), strict=True))
     key, secret = "AK" + secrets.token_hex(8).upper(), secrets.token_urlsafe(24)
@@ -156,8 +195,8 @@ def running(directory: Path) -> Iterator[Server]:
     config = directory / "s3.json"
     config.write_text(json.dumps({"identities": [identity]}))
     command = [
-        *(str(Path(sys.executable).with_name("weed")), "server", f"-dir={directory}"),
-        *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={config}"),
+        *(*under, str(Path(sys.executable).with_name("weed")), "server", f"-dir={directory}"),
+        *(f"-ip={host}", f"-ip.bind={host}", "-filer", "-s3", f"-s3.config={config}"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
         *("-master.telemetry=false", "-master.volumeSizeLimitMB=512", "-volume.max=64"),
         *("-master.electionTimeout=1s", "-volume.preStopSeconds=0"),
@@ -166,33 +205,12 @@ def running(directory: Path) -> Iterator[Server]:
         *(f"-volume.port={ports['volume']}", f"-volume.port.grpc={ports['volume.grpc']}"),
         *(f"-filer.port={ports['filer']}", f"-filer.port.grpc={ports['filer.grpc']}"),
     ]
-    environment = {**os.environ, "GOMEMLIMIT": "512MiB"}
-    with (directory / "weed.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, cwd=directory, start_new_session=True
-        )
-    server = Server(process, f"http://127.0.0.1:{ports['s3']}", key, secret, directory)
+    server = Server(command, f"http://{host}:{ports['s3']}", key, secret, directory)
+    server.start()
     try:
-        wait_until(lambda: _has_bucket(server), "SeaweedFS", within=90)
         yield server
     finally:
-        process.kill()
-        process.wait()
-
-
-def _has_bucket(server: Server) -> bool:
-    """Make the bucket; False while the server is not ready."""
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow
-
-    assert server.process.poll() is None, (server.directory / "weed.log").read_text()[-2000:]
-    try:
-        server.client.create_bucket(Bucket=BUCKET)
-        server.client.put_object(Bucket=BUCKET, Key="probe", Body=b"x")
-    except ClientError as error:
-        return "BucketAlready" in str(error)
-    except BotoCoreError:
-        return False
-    return True
+        server.kill()
 
 
 def _free_ports(number: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from proxy.runtime.events import RECENT, EventKind, Events
+from proxy.runtime.events import RECENT, UNHEARD, EventKind, Events
 from tests.running import until
 
 
@@ -53,7 +53,31 @@ def test_recent_events_are_bounded_and_have_no_pulls() -> None:
     [moved] = events.recent()
     assert moved.kind is EventKind.TAG_MOVED
     assert events.recent([EventKind.DENIED]) == events.recent(after=moved.serial) == []
-    for number in range(RECENT):
+    for number in range(RECENT + 1):
         events.emit(EventKind.CACHED, str(number))
-    assert len(events.recent()) == RECENT
-    assert events.recent()[0].subject == "0"
+    assert [event.subject for event in events.recent()][:2] == ["library/app:1", "1"]
+    assert len(events.recent([EventKind.CACHED])) == RECENT
+
+
+async def test_a_part_learns_when_other_kinds_are_wanted() -> None:
+    events = Events()
+    told: list[bool] = []
+    events.on_wanted.append(lambda: told.append(events.wanted(EventKind.PULL)))
+    with events.subscribed([EventKind.PULL]):
+        with events.subscribed([EventKind.PULL]):
+            pass
+        assert told == [True], "nothing changes with the second subscriber"
+    assert told == [True, False]
+
+
+async def test_an_event_of_another_process_keeps_its_time() -> None:
+    events = Events(clock=lambda: 9.0)
+    with events.subscribed() as subscription:
+        events.emit_of(5.0, EventKind.PULL, "library/app:1", {"bytes": 3})
+        event = await subscription.next()
+        assert (event.time, event.data) == (5.0, {"bytes": 3})
+
+
+def test_parts_that_are_used_alone_have_no_subscribers() -> None:
+    UNHEARD.emit(EventKind.PULL, "library/app:1")
+    assert not UNHEARD.wanted(EventKind.PULL)

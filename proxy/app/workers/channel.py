@@ -20,10 +20,15 @@ _LENGTH: Final = struct.Struct("!I")
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """Settings, and their number in ``Generations``."""
+    """Settings, and their number in ``Generations``.
+
+    The main process answers for the upstreams of ``switched``: the operator has taken them offline,
+    or online, without the settings.
+    """
 
     settings: Settings
     number: int
+    switched: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class Start:
     """The log has lines of JSON."""
     is_terminal: bool
     """The log is a terminal."""
+    reports_pulls: bool
+    """As ``Watch`` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,14 @@ class Stop:
     grace: float
 
 
-Order = Start | InForce | Stop
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Report pulls from now on, or no longer."""
+
+    reports_pulls: bool
+
+
+Order = Start | InForce | Stop | Watch
 
 
 class Channel:

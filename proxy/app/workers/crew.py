@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,11 +21,13 @@ import structlog
 import proxy
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine
-from proxy.app.workers.channel import Channel, InForce, Order, Start, Stop
+from proxy.app.workers.channel import Channel, InForce, Order, Start, Stop, Watch
 from proxy.app.workers.ledger import Ledger
 from proxy.index.generations import Generations
+from proxy.runtime.events import EventKind, Events
 from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Settings
+from proxy.upstream.registry import Upstream
 
 _Apply = Callable[[Settings], Awaitable[Settings]]
 
@@ -33,6 +35,10 @@ _LATE_SECONDS: Final = 5.0
 """How much longer than allowed a worker may take to stop, before it is killed."""
 
 _START_SECONDS: Final = 30.0
+HANG_SECONDS: Final = 10.0
+"""A worker reports four times a second. One that has reported nothing for so long hangs."""
+
+_LOOK_SECONDS: Final = 1.0
 _ROOT: Final = Path(proxy.__file__).resolve().parents[1]
 
 log = structlog.get_logger(__name__)
@@ -79,6 +85,18 @@ class Crew:
             async with asyncio.timeout(_START_SECONDS):
                 await self._all_report.wait()
 
+    async def watch_pulls(self, events: Events) -> None:
+        """Tell all workers whether somebody wants to hear of pulls, until cancelled."""
+        changed = asyncio.Event()
+        events.on_wanted.append(changed.set)
+        while True:
+            changed.clear()
+            watch = Watch(events.wanted(EventKind.PULL))
+            if watch.reports_pulls is not self._start.reports_pulls:
+                self._start = replace(self._start, reports_pulls=watch.reports_pulls)
+                await self._order(watch)
+            await changed.wait()
+
     def reloading(self, apply: _Apply) -> _Apply:
         """Return what applies settings by ``apply``, and then in all workers.
 
@@ -87,12 +105,20 @@ class Crew:
 
         async def reload(settings: Settings) -> Settings:
             applied = await apply(settings)
-            in_force = InForce(applied, self._generations.change_settings())
-            self._start = replace(self._start, in_force=in_force)
-            await self._order(in_force)
+            await self._put_in_force(applied, self._start.in_force.switched)
             return applied
 
         return reload
+
+    async def switch(self, upstreams: Mapping[str, Upstream]) -> None:
+        """Let workers answer for no upstream that the operator has taken offline, or online."""
+        live = (name for name, one in upstreams.items() if one.offline.live is not None)
+        await self._put_in_force(self._start.in_force.settings, frozenset(live))
+
+    async def _put_in_force(self, settings: Settings, switched: frozenset[str]) -> None:
+        in_force = InForce(settings, self._generations.change_settings(), switched)
+        self._start = replace(self._start, in_force=in_force)
+        await self._order(in_force)
 
     async def close(self, grace: float) -> None:
         """Stop all workers; running responses may take ``grace`` seconds."""
@@ -127,7 +153,7 @@ class Crew:
         self._running[name] = _Running(process, channel)
         try:
             await channel.order(self._start)
-            while (frame := await channel.receive()) is not None:
+            while (frame := await self._report(name, channel)) is not None:
                 await self._ledger.add(name, frame)
                 self._reporting.add(name)
                 if len(self._reporting) == len(self._listeners):
@@ -135,6 +161,7 @@ class Crew:
             status = await process.wait()
         finally:
             del self._running[name]
+            self._reporting.discard(name)
             self._ledger.forget(name)
             channel.close()
             if process.returncode is None:
@@ -142,6 +169,24 @@ class Crew:
                 await process.wait()
         if not self._is_stopping:
             raise WorkerEndedError(f"it ended with status {status}")
+
+    async def _report(self, name: str, channel: Channel) -> bytes | None:
+        """Return the next report of a worker, None at its end. Raises ``WorkerEndedError``.
+
+        The time in which this process does not run is not counted.
+        """
+        seconds = HANG_SECONDS if name in self._reporting else HANG_SECONDS + _START_SECONDS
+        receiving = asyncio.ensure_future(channel.receive())
+        try:
+            for _ in range(int(seconds / _LOOK_SECONDS)):
+                done, _ = await asyncio.wait([receiving], timeout=_LOOK_SECONDS)
+                if done or self._is_stopping:
+                    return await receiving
+            raise WorkerEndedError(
+                f"it has reported nothing for {seconds:g} seconds, and is killed"
+            )
+        finally:
+            receiving.cancel()
 
     async def _spawn(self, channel: socket.socket, listener: socket.socket) -> Process:
         fds = channel.fileno(), listener.fileno(), self._generations.fd
@@ -173,9 +218,11 @@ async def started(
         relayed=max(1, limits.clients // len(listeners)),
         is_json=output.is_json,
         is_terminal=output.stream.isatty(),
+        reports_pulls=engine.events.wanted(EventKind.PULL),
     )
     supervisor = Supervisor(metrics.tasks, metrics.readiness)
     crew = Crew(start, listeners, index.generations, ledger, supervisor)
     stack.push_async_callback(crew.close, settings.shutdown_grace)
     await crew.start()
+    supervisor.start("watched pulls", partial(crew.watch_pulls, engine.events))
     return crew

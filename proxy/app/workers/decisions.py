@@ -62,6 +62,7 @@ class Decisions:
         """Decide by these settings from now on. Raises ``ConfigError``, and is not current then."""
         settings = in_force.settings
         self._settings = settings
+        self._switched = in_force.switched
         self.router.update(settings)
         self.trusted.use(settings.access.trusted_proxies)
         self.access.use(self._policy(settings))
@@ -184,6 +185,7 @@ class Decisions:
         """Return True if no tag is held back or in the past, and upstream is always asked."""
         rules = tag_rules.made(upstream, self._settings.upstreams[upstream])
         is_online = self._settings.offline_mode(upstream) == OfflineMode.NEVER
+        is_online = is_online and upstream not in self._switched
         return is_online and not rules.hold and not rules.travel
 
     def _policy(self, settings: Settings) -> Policy:

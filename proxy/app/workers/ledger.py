@@ -10,16 +10,18 @@ from proxy.app.engine import Engine
 from proxy.app.workers.reports import COUNTS, LINES
 from proxy.core.names import Digest, Kind, Repo, Target
 from proxy.runtime import deltas
+from proxy.runtime.events import EventKind
 from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.logs import Output
 from proxy.runtime.metrics import WorkerCounters
 
 
 class Ledger:
-    """Adds reports to the counters, the index and the log."""
+    """Adds reports to the counters, the index, the events and the log."""
 
     def __init__(self, engine: Engine, limits: ClientLimits, output: Output) -> None:
         self._metrics = engine.metrics
+        self._events = engine.events
         self._limits = limits
         self._content = engine.storage.content
         self._cache = engine.cache
@@ -46,6 +48,8 @@ class Ledger:
     def _add(self, worker: str, report: dict[str, Any]) -> None:
         for kind, upstream, repo, digest in report["uses"]:
             self._used(Kind[kind], Target(upstream, Repo(repo)), Digest(digest))
+        for at, subject, data in report["pulls"]:
+            self._events.emit_of(float(at), EventKind.PULL, str(subject), dict(data))
         deltas.add(self._metrics, report["counts"])
         self._limits.add(report["clients"])
         self._responses[worker] = report["responses"]

@@ -19,7 +19,7 @@ from proxy.access.audit_log import Audit
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.listening import WORKERS_SOCKET
 from proxy.app.workers.answers import Answers
-from proxy.app.workers.channel import Channel, InForce, Start, Stop
+from proxy.app.workers.channel import Channel, InForce, Start, Stop, Watch
 from proxy.app.workers.decisions import Decisions
 from proxy.app.workers.held import Held
 from proxy.app.workers.relay import Relay
@@ -34,9 +34,10 @@ from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Memory, Settings
 from proxy.settings.access import Access
 from proxy.web.acceptor import Acceptor
+from proxy.web.announced import Announcer
 from proxy.web.certificate import certificate_of
 from proxy.web.clients import Clients
-from proxy.web.exchange import Journal
+from proxy.web.exchange import Journal, Watchers
 from proxy.web.response_cache import ResponseCache
 from proxy.web.server import RegistryServer
 
@@ -82,12 +83,19 @@ class _Worker:
         self._start = start
         self._metrics = metrics = Metrics(settings.upstreams)
         self._decisions = Decisions(start.in_force, metrics, generations)
-        self._reports = Reports(channel, metrics, self._decisions.limits, lines)
+        self._reports = Reports(
+            channel,
+            metrics,
+            self._decisions.limits,
+            lines,
+            reports_pulls=start.reports_pulls,
+        )
         self._index = IndexReader(start.index, generations)
         self._request_log = RequestLog(
             output, level=settings.log.level, on_drop=metrics.cache.unlogged
         )
-        self._journal = Journal(metrics, self._request_log, Audit(Access(), output, metrics), {})
+        audit, announcer = Audit(Access(), output, metrics), Announcer(self._reports.pulls)
+        self._journal = Journal(metrics, self._request_log, audit, {}, Watchers(announcer))
         self._certificate = certificate_of(settings)
         self._held = Held(
             settings.storage.path,
@@ -155,6 +163,8 @@ class _Worker:
             match order:
                 case InForce():
                     self._use(order)
+                case Watch():
+                    self._reports.pulls.are_wanted = order.reports_pulls
                 case Stop():
                     return order.grace
         log.warning("the main process has ended")

@@ -104,10 +104,11 @@ class Rest:
         self._request = request
 
     async def rest(
-        self, target: Target, digest: Digest, failed: Local | Live, offset: int
+        self, target: Target, digest: Digest, failed: Local | Live, sent: range
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the blob from ``offset`` on. Raises ``UpstreamUnavailable``."""
+        """Yield the bytes after those that were ``sent``. Raises ``UpstreamUnavailable``."""
         del failed  # the main process finds out what is wrong with it
+        offset = sent.stop
         try:
             async with self._ask(self._request, Range=f"bytes={offset}-") as answer:
                 if answer.status not in (200, 206):

@@ -1,10 +1,11 @@
-"""What a worker reports to the main process: uses, counts and log lines, in batches."""
+"""What a worker reports to the main process: uses, pulls, counts and log lines, in batches."""
 
 import asyncio
 import json
 import os
 import threading
 import time
+from collections import deque
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from proxy.access.limits import ClientLimits
 from proxy.app.workers.channel import Channel
 from proxy.core.names import Digest, Kind, Target
 from proxy.runtime import deltas
+from proxy.runtime.events import EventKind, Fact
 from proxy.runtime.metrics import Metrics
 
 LINES: Final = b"l"
@@ -24,6 +26,9 @@ MAX_USES: Final = 50_000
 
 MAX_TEXT: Final = 16 * 1024 * 1024
 """Characters of log lines that wait."""
+
+MAX_PULLS: Final = 5000
+"""Pulls of one report; the oldest are forgotten."""
 
 _TEXT_EACH: Final = 1024 * 1024
 
@@ -48,6 +53,29 @@ class Uses:
         """Return the uses as JSON values, and forget them."""
         uses, self._uses = self._uses, {}
         return [[kind.name, *target, digest] for kind, target, digest in uses]
+
+
+class Pulls:
+    """The pulls that were answered, while the main process wants to hear of them."""
+
+    def __init__(self, *, are_wanted: bool) -> None:
+        self.are_wanted = are_wanted
+        self._pulls: deque[list[Any]] = deque(maxlen=MAX_PULLS)
+
+    def wanted(self, kind: EventKind) -> bool:
+        """Return True if events of this kind are reported."""
+        return self.are_wanted and kind is EventKind.PULL
+
+    def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
+        """Note a pull; the main process emits the other kinds."""
+        if self.wanted(kind):
+            self._pulls.append([time.time(), subject, data])
+
+    def taken(self) -> list[list[Any]]:
+        """Return the pulls as JSON values, and forget them."""
+        taken = [*self._pulls]
+        self._pulls.clear()
+        return taken
 
 
 class LogLines(StringIO):
@@ -89,9 +117,16 @@ class Reports:
     """Collects what there is to report, and sends it."""
 
     def __init__(
-        self, channel: Channel, metrics: Metrics, limits: ClientLimits, lines: LogLines
+        self,
+        channel: Channel,
+        metrics: Metrics,
+        limits: ClientLimits,
+        lines: LogLines,
+        *,
+        reports_pulls: bool,
     ) -> None:
         self.uses: Final = Uses()
+        self.pulls: Final = Pulls(are_wanted=reports_pulls)
         self.relayed = 0
         """Requests that were relayed and not reported yet."""
         self.responses = 0
@@ -116,6 +151,7 @@ class Reports:
         relayed, self.relayed = self.relayed, 0
         return {
             "uses": self.uses.taken(),
+            "pulls": self.pulls.taken(),
             "counts": deltas.taken(self._metrics),
             "clients": self._limits.taken(),
             "relayed": relayed,

@@ -8,8 +8,8 @@ from cachetools import TTLCache
 
 from proxy.core import manifests
 from proxy.core.errors import BlobUnknown, NotFound, UpstreamUnavailable
-from proxy.core.names import Digest, Target, matches
-from proxy.core.sources import Body, Piece, Place, Priority, SharedManifest
+from proxy.core.names import Digest, Target, matches, sha256
+from proxy.core.sources import Body, Piece, Place, Priority, SharedManifest, WrongBytes
 from proxy.runtime.executors import by_size
 from proxy.runtime.singleflight import SingleFlight
 from proxy.storage.bucket.client import BucketClient, ObjectReader
@@ -41,6 +41,8 @@ class BucketSource:
         self._client = client
         self._recency = recency
         self._replace = replace
+        self.on_wrong: Final[list[WrongBytes]] = []
+        """Called with small objects whose bytes were wrong; of large ones, their readers know."""
         self._rejected: TTLCache[Digest, None] = TTLCache(_MAX_REJECTED, REJECTED_SECONDS)
         self._manifests: SingleFlight[SharedManifest | None] = SingleFlight("read from the bucket")
 
@@ -57,7 +59,7 @@ class BucketSource:
         self._recency.touch(digest)
         proven = None
         if offset == 0 and reader.size <= PROVEN_FIRST:
-            proven = await self._proven(digest, reader)
+            proven = await self._proven(target, digest, reader)
         return _ObjectBody(reader, target, proven)
 
     async def blob_size(self, target: Target, digest: Digest) -> int:
@@ -97,13 +99,13 @@ class BucketSource:
             if media_type is None or target not in card.holders or reader.size > manifests.MAX_SIZE:
                 reader.close()
                 return None
-            body = await self._proven(digest, reader)
+            body = await self._proven(target, digest, reader)
         except (NotFound, UpstreamUnavailable):
             return None
         self._recency.touch(digest)
         return SharedManifest(body, media_type, card.is_public)
 
-    async def _proven(self, digest: Digest, reader: ObjectReader) -> bytes:
+    async def _proven(self, target: Target, digest: Digest, reader: ObjectReader) -> bytes:
         """Return all bytes of a small object. Raises ``BlobUnknown`` if they are wrong."""
         try:
             body = await reader.whole()
@@ -112,6 +114,8 @@ class BucketSource:
         if await by_size(len(body), lambda: matches(digest, body)):
             return body
         self.reject(digest)
+        for listener in self.on_wrong:
+            listener(target, digest, sha256(body))
         raise BlobUnknown(f"{digest} is not in the bucket")
 
 

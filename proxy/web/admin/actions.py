@@ -4,8 +4,8 @@ Only for the operator: names are confidential, and most of it changes something.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from aiohttp.web import BaseRequest, StreamResponse
@@ -62,6 +62,10 @@ class Services:
     selector: Callable[[str], Selector]
     replicas: Callable[[], Mapping[str, Document]]
     bucket: "BucketEvictor | None" = None
+    on_switch: list[Callable[[Mapping[str, Upstream]], Awaitable[None]]] = field(
+        default_factory=list
+    )
+    """Called after upstreams were taken offline, or online."""
 
 
 class Control:
@@ -198,6 +202,8 @@ class Control:
     async def _post_offline(self, request: BaseRequest) -> StreamResponse:
         upstreams, value = self._services.upstreams, required(request, "value")
         offline.switch(upstreams, request.query.get("upstream"), value)
+        for call in self._services.on_switch:
+            await call(upstreams)
         return reply(offline.shown(upstreams))
 
     async def _get_history(self, request: BaseRequest) -> StreamResponse:

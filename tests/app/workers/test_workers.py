@@ -15,8 +15,10 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from aiohttp import ClientError, ClientSession, TCPConnector
+from aiohttp import ClientError, ClientSession, TCPConnector, UnixConnector
 
+from proxy.app.workers import crew
+from proxy.runtime.events import EventKind
 from proxy.settings import Settings
 from tests.access.people import basic, write_users
 from tests.fakes import content
@@ -93,6 +95,28 @@ async def test_hits_are_answered_by_workers_and_counted_once(proxy: Proxy) -> No
     logged = [one for one in lines if one["event"] == "request" and one.get("kind")]
     assert len(logged) == 1 + len(IMAGE.blobs) + 12
     assert {one["client"] for one in logged} == {"127.0.0.1"}
+
+
+async def test_pulls_from_workers_are_events_once_somebody_wants_them(proxy: Proxy) -> None:
+    await warm(proxy)
+    began, events = time.time(), proxy.app.events
+    with events.subscribed([EventKind.PULL]) as subscription:
+        async with asyncio.timeout(30), fresh(proxy) as client:
+            event = None
+            while event is None:  # each worker learns of the subscriber in its turn
+                await client.get(MANIFEST, headers={"User-Agent": "test/1"})
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        event = await subscription.next()
+    assert event.subject == "docker.io/library/app:latest"
+    assert began < event.time < time.time()
+    assert dict(event.data) == {
+        "digest": IMAGE.digest,
+        "client": "127.0.0.1",
+        "outcome": "hit",
+        "bytes": len(IMAGE.manifest),
+        "user_agent": "test/1",
+    }
 
 
 def fresh(proxy: Proxy) -> ClientSession:
@@ -256,6 +280,37 @@ async def test_new_settings_hold_in_every_worker_as_soon_as_they_are_in_force(
             await proxy.app.reload(changed)
             answers = [await client.get(MANIFEST) for _ in range(12)]
             assert {answer.status for answer in answers} == {status}
+
+
+async def test_a_worker_that_hangs_is_replaced(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "HANG_SECONDS", 3.0)
+    await warm(proxy)
+    await asyncio.sleep(1.5)  # the next looks have the shorter limit
+    pids = of_workers()
+    os.kill(pids[0], signal.SIGSTOP)
+    await until(lambda: pids[0] not in of_workers() and len(of_workers()) == 2)
+    assert "it has reported nothing for" in proxy.log.getvalue()
+    async with fresh(proxy) as client:
+        answers = [await client.get(MANIFEST) for _ in range(12)]
+        assert {answer.status for answer in answers} == {200}
+    failures = await metric(proxy, "millpond_background_failures_total")
+    assert failures['{task="worker 1"}'] + failures['{task="worker 2"}'] == 1
+
+
+async def test_what_is_taken_offline_is_left_to_the_main_process(proxy: Proxy) -> None:
+    await warm(proxy)
+    socket = UnixConnector(str(proxy.storage / "admin.sock"))
+    async with ClientSession("http://admin", connector=socket) as operator:
+        for value, is_relayed in (("true", True), ("configured", False)):
+            async with operator.post(f"/-/offline?value={value}") as answer:
+                assert answer.status == 200
+            before = await by_workers(proxy, "requests")
+            async with fresh(proxy) as client:
+                for _ in range(12):
+                    assert (await client.get(MANIFEST)).status == 200
+            assert (await by_workers(proxy, "requests") == before) is is_relayed
 
 
 async def test_limits_are_those_of_all_workers_together(start: Start) -> None:

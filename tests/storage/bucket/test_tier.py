@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.content import bucket_uploads
+from proxy.runtime.events import EventKind
 from proxy.storage.bucket import breaker, client
 from tests.fakes import content, faults
 from tests.fakes.clock import Clock
@@ -269,6 +270,9 @@ async def test_t02_wrong_small_objects_are_replaced_and_clients_do_not_notice(
     for digest in spoiled:
         assert content.digest(bucket.read(digest)) == digest
     assert_sound(second.storage)
+    corrupt = second.app.events.recent([EventKind.CORRUPT])
+    assert {event.subject for event in corrupt} == spoiled
+    assert {event.data["where"] for event in corrupt} == {"bucket"}
 
 
 async def test_t02_a_wrong_large_object_is_replaced_when_the_client_tries_again(
@@ -286,6 +290,8 @@ async def test_t02_a_wrong_large_object_is_replaced_when_the_client_tries_again(
     await until(lambda: not uploads(second))
     assert content.digest(bucket.read(LARGE)) == LARGE
     assert second.stats["cache"]["content_mismatches"] == 1
+    [corrupt] = second.app.events.recent([EventKind.CORRUPT])
+    assert (corrupt.subject, corrupt.data["where"]) == (LARGE, "bucket")
 
 
 async def test_a_foreign_object_gives_nothing_without_a_confirmation(

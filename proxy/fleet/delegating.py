@@ -1,0 +1,70 @@
+"""Another replica fetches what this one has no room for, so that the registry is asked once."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from typing import Final
+
+from proxy.core.errors import BlobUnknown, NotFound, UpstreamFailure
+from proxy.core.names import Digest, Target
+from proxy.core.sources import Body, Place, Priority
+from proxy.fleet.leases import OPEN_SECONDS
+from proxy.fleet.peers import NotYet, PeerBody, Peers
+from proxy.fleet.protocol import BLOBS, Question
+
+MAX_ASKED: Final = 3
+"""Replicas that are asked one after the other; each may be full as well."""
+
+_PAUSE: Final = 0.1
+
+
+class Delegating:
+    """The replicas with room. ``others`` returns the addresses of those that live."""
+
+    place: Final = Place.PEER
+
+    def __init__(self, peers: Peers, others: Callable[[], Iterable[str]]) -> None:
+        self._peers = peers
+        self._others = others
+
+    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
+        """Return a blob from ``offset`` on as it arrives at another replica.
+
+        Raises ``BlobUnknown`` if none can take it, or this replica can keep it.
+        """
+        if priority is Priority.PASS_THROUGH:
+            question = Question(BLOBS, target, digest, offset, live=True, begin=True)
+            for address in self._chosen(digest):
+                try:
+                    return await self._opened(address, question)
+                except (NotFound, UpstreamFailure):
+                    continue
+        raise BlobUnknown(f"{target}@{digest}: no other replica fetches it")
+
+    async def blob_size(self, target: Target, digest: Digest) -> int | None:
+        """Raise ``BlobUnknown``: a download in progress proves nothing yet."""
+        raise BlobUnknown(f"{target}@{digest} is not proven yet")
+
+    def reject(self, digest: Digest) -> None:
+        """Do nothing: that replica finds out as well."""
+
+    def _chosen(self, digest: Digest) -> list[str]:
+        """Return some replicas, for one digest the same ones and in the same order everywhere."""
+
+        def weight(address: str) -> bytes:
+            return blake2b(f"{digest} {address}".encode(), digest_size=8).digest()
+
+        known = [one for one in self._others() if not self._peers.is_skipped(one)]
+        return sorted(known, key=weight)[:MAX_ASKED]
+
+    async def _opened(self, address: str, question: Question) -> PeerBody:
+        """Return the body once the registry has answered there. Raises as ``Peers.open``."""
+        end = time.monotonic() + OPEN_SECONDS
+        while True:
+            try:
+                return await self._peers.open(address, question)
+            except NotYet:
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(_PAUSE)

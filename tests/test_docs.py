@@ -15,7 +15,8 @@ from docs import generate
 from proxy.cli import cli
 from proxy.core.errors import RegistryError
 from proxy.runtime.events import EventKind
-from proxy.runtime.metrics import HookCounters, NotificationCounters, Outcome, WorkerCounters
+from proxy.runtime.metrics import Outcome
+from proxy.runtime.part_counters import HookCounters, NotificationCounters, WorkerCounters
 from tests.access.company import People
 from tests.fakes import content
 from tests.fakes.registry import RateLimit

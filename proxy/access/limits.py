@@ -17,7 +17,7 @@ import structlog
 
 from proxy.access.principals import Principal, network_of
 from proxy.core.errors import RateLimited
-from proxy.runtime.metrics import LimitCounters
+from proxy.runtime.part_counters import LimitCounters
 from proxy.runtime.token_bucket import TokenBucket
 from proxy.settings.access import Access, Limits
 

@@ -19,7 +19,7 @@ from proxy.core.sources import Piece, Place, SharedManifest, WrongBytes
 from proxy.fleet.protocol import CONTENT_HEADER, NOT_YET, Facts, Question
 from proxy.fleet.signatures import HEADER, Signer
 from proxy.runtime.executors import by_size
-from proxy.runtime.metrics import FleetCounters
+from proxy.runtime.part_counters import FleetCounters
 
 CONNECT_SECONDS: Final = 0.5
 ANSWER_SECONDS: Final = 2.0

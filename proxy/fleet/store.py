@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import structlog
 
 from proxy.core.errors import FleetUnavailable
-from proxy.runtime.metrics import FleetCounters
+from proxy.runtime.part_counters import FleetCounters
 
 if TYPE_CHECKING:
     from redis.asyncio.client import PubSub

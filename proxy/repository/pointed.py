@@ -3,12 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
-from proxy.core.errors import RegistryError
+from proxy.core.errors import RegistryError, UpstreamUnavailable
 from proxy.core.names import Digest
 from proxy.core.records import TagRecord
 from proxy.repository.cool_downs import Served
 from proxy.repository.results import Described, Forward, Manifest
 from proxy.runtime.metrics import Outcome
+from proxy.upstream.registry import NamedManifest
 
 FAILED_WARNING: Final = "stale: upstream failed, this is the last good copy"
 PARTIAL_WARNING: Final = "stale: upstream failed, and not all of this image is held here"
@@ -60,9 +61,14 @@ def described(manifest: Manifest) -> Described:
     )
 
 
-def is_unconfirmed(warning: str | None) -> bool:
-    """Return True if upstream is a Millpond whose warning says that its copy may be out of date."""
-    return warning is not None and warning.startswith(("stale: ", "kept: "))
+def require_confirmation(named: NamedManifest, record: TagRecord | None) -> None:
+    """Raise ``UpstreamUnavailable`` if upstream only repeats an old copy of what is known.
+
+    Upstream is a Millpond then, which could not ask its own upstream, and says so in a warning.
+    """
+    is_old = named.warning is not None and named.warning.startswith(("stale: ", "kept: "))
+    if is_old and record is not None and record.descriptor == named.descriptor:
+        raise UpstreamUnavailable(f"upstream does not confirm the tag: {named.warning}")
 
 
 def instead_of(error: RegistryError, copy: Manifest | None) -> Manifest:

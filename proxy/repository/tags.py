@@ -14,7 +14,6 @@ from proxy.core.errors import (
     RegistryError,
     UpstreamFailure,
     UpstreamTimeout,
-    UpstreamUnavailable,
 )
 from proxy.core.names import Tag, Target
 from proxy.core.policy import Action, CacheDirective, Rule
@@ -32,7 +31,7 @@ from proxy.repository.pointed import (
     Refreshed,
     described,
     instead_of,
-    is_unconfirmed,
+    require_confirmation,
 )
 from proxy.repository.results import Described, Forward, Manifest
 from proxy.repository.sharing import Alone, Check, Sharing
@@ -72,9 +71,8 @@ class Tags:
 
     async def close(self) -> None:
         """Cancel running checks."""
-        await self._refreshes.close()
-        await self._checks.close()
-        await self._fetches.close()
+        for running in (self._refreshes, self._checks, self._fetches):
+            await running.close()
 
     async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
         """Return the manifest that a tag points to. Raises ``RegistryError``."""
@@ -167,11 +165,10 @@ class Tags:
         if found.is_held_back:
             descriptor = (await self._manifests.head(target, served.digest, directive)).descriptor
         elif self._rule(target, tag).offline or directive is CacheDirective.ONLY_IF_CACHED:
-            descriptor = (
-                await self._manifests.get(target, descriptor.digest, directive)
-            ).descriptor
-        held = served.held_until
-        return Described(descriptor, found.outcome, None, found.fresh, found.forward, held)
+            held = await self._manifests.get(target, descriptor.digest, directive)
+            descriptor = held.descriptor
+        until = served.held_until
+        return Described(descriptor, found.outcome, None, found.fresh, found.forward, until)
 
     async def refresh(self, target: Target, tag: Tag, max_age: float = 0.0) -> Refreshed:
         """Ask upstream now where a tag points. Raises ``RegistryError``.
@@ -305,7 +302,7 @@ class Tags:
     ) -> TagRecord:
         started = self._clock()
         try:
-            descriptor, warning = await self._manifests.ask(target, tag)
+            named = await self._manifests.ask(target, tag)
         except NotFound as error:
             if (newer := await self._newer(target, tag, record)) is not None:
                 return newer
@@ -313,12 +310,9 @@ class Tags:
                 await self._records.set(target, tag, None)
             await check.gone()
             raise
-        if record is not None and record.descriptor == descriptor and is_unconfirmed(warning):
-            # The upstream is a Millpond that could not ask itself; nothing confirms the tag.
-            raise UpstreamUnavailable(f"{target.upstream} does not confirm {tag}: {warning}")
-        checked = TagRecord(descriptor, self._clock())
-        newer = await self._newer(target, tag, record)
-        if newer is not None and newer.checked_at >= started:
+        require_confirmation(named, record)
+        checked = TagRecord(named.descriptor, self._clock())
+        if (newer := await self._newer(target, tag, record)) and newer.checked_at >= started:
             return newer  # a GET was faster
         if await self._copy_if_scarce(target, tag, record, checked) is None:
             return await check.settle(checked)

@@ -9,17 +9,15 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from proxy.runtime.declarations import Declaration, Histogram
-from proxy.runtime.metrics import (
-    CacheCounters,
+from proxy.runtime.metrics import CacheCounters, Metrics, UpstreamCounters
+from proxy.runtime.part_counters import (
     FleetCounters,
     HookCounters,
     LimitCounters,
-    Metrics,
     NotificationCounters,
     PolicyCounters,
     ProcessGauges,
     TaskCounters,
-    UpstreamCounters,
     WorkerCounters,
 )
 

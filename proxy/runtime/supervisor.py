@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from proxy.runtime.metrics import TaskCounters
+from proxy.runtime.part_counters import TaskCounters
 from proxy.runtime.readiness import Readiness
 
 FIRST_PAUSE: Final = 0.5

@@ -22,7 +22,7 @@ from proxy.fleet.signatures import HEADER, Signer
 from proxy.repository.blobs import Blobs
 from proxy.repository.manifests import Manifests
 from proxy.repository.results import Local
-from proxy.runtime.metrics import FleetCounters
+from proxy.runtime.part_counters import FleetCounters
 from proxy.web.paced import PacedResponse
 from proxy.web.sendfile import ClientLeftError, Sending
 

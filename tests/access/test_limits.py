@@ -11,7 +11,7 @@ from proxy.access import limits as module
 from proxy.access.limits import Client, ClientLimits
 from proxy.access.principals import OPERATOR, Principal
 from proxy.core.errors import RateLimited
-from proxy.runtime.metrics import LIMITS, LimitCounters
+from proxy.runtime.part_counters import LIMITS, LimitCounters
 from proxy.settings.access import Access
 from tests.fakes.clock import Clock
 from tests.running import until

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.fleet.store import Store
-from proxy.runtime.metrics import FleetCounters
+from proxy.runtime.part_counters import FleetCounters
 from proxy.runtime.supervisor import running_beside
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream

@@ -6,7 +6,7 @@ import pytest
 from proxy.core.errors import FleetUnavailable
 from proxy.fleet import store as stores
 from proxy.fleet.store import Store, Subscription
-from proxy.runtime.metrics import FleetCounters
+from proxy.runtime.part_counters import FleetCounters
 from proxy.runtime.supervisor import running_beside
 from tests.fleet.conftest import connected
 from tests.parts.process import free_port

@@ -4,7 +4,8 @@ from dataclasses import fields
 
 from prometheus_client import generate_latest
 
-from proxy.runtime.metrics import CacheCounters, Metrics, Outcome, WorkerCounters
+from proxy.runtime.metrics import CacheCounters, Metrics, Outcome
+from proxy.runtime.part_counters import WorkerCounters
 from proxy.runtime.prometheus_view import Gauge, registry
 from tests.running import Proxy
 

@@ -14,7 +14,7 @@ from proxy.content.eviction import Evictor
 from proxy.content.in_use import Feeds
 from proxy.index import sqlite
 from proxy.runtime import supervisor
-from proxy.runtime.metrics import TaskCounters
+from proxy.runtime.part_counters import TaskCounters
 from proxy.runtime.readiness import Readiness
 from proxy.runtime.supervisor import Supervisor
 from proxy.services.oci_index import Layout
@@ -33,6 +33,10 @@ OWNERS = {
     "fleet/leases.py": "survives what Redis raises, and waits for the rest at the end",
     "fleet/sources.py": "asks several replicas, and takes the first that answers",
     "app/workers/process.py": "waits for them at the end of the process",
+    "app/workers/crew.py": "waits for a worker's report, and ends the wait",
+    "services/jobs.py": "keeps the failure in the job",
+    "web/admin/api/streams.py": "waits for the next event, and ends the wait",
+    "cli/clients/checking.py": "waits for it at the end of the command",
 }
 """Modules that may start tasks, and what becomes of a failure there."""
 

@@ -11,7 +11,8 @@ from proxy.app.doctor.results import Finding, failed, ok, skipped
 from proxy.core.errors import ConfigError, FleetUnavailable, RegistryError
 from proxy.core.names import sha256
 from proxy.fleet.store import Store
-from proxy.runtime.metrics import CacheCounters, FleetCounters
+from proxy.runtime.metrics import CacheCounters
+from proxy.runtime.part_counters import FleetCounters
 from proxy.settings import Bucket, Settings
 from proxy.storage.bucket.cards import Card
 

@@ -13,7 +13,7 @@ from proxy.runtime import deltas
 from proxy.runtime.events import EventKind
 from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.logs import Output
-from proxy.runtime.metrics import WorkerCounters
+from proxy.runtime.part_counters import WorkerCounters
 
 
 class Ledger:

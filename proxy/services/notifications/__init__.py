@@ -18,7 +18,8 @@ from proxy.core.errors import StorageError
 from proxy.index.outbox import Outbox
 from proxy.runtime.events import Event, Events, Subscription
 from proxy.runtime.executors import to_its_end
-from proxy.runtime.metrics import Metrics, NotificationCounters
+from proxy.runtime.metrics import Metrics
+from proxy.runtime.part_counters import NotificationCounters
 from proxy.services.notifications.delivery import Delivery
 from proxy.services.notifications.formats import stored
 

@@ -12,7 +12,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from proxy.core.errors import StorageError
 from proxy.index.outbox import Outbox, Waiting
-from proxy.runtime.metrics import NotificationCounters
+from proxy.runtime.part_counters import NotificationCounters
 from proxy.services.notifications.receivers import Receiver
 from proxy.upstream.headers import retry_after
 

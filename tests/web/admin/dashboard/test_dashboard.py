@@ -201,7 +201,7 @@ async def test_downloads_and_events_appear_as_they_happen(
     async with dashboard.proxy.client.get(path) as one, dashboard.proxy.client.get(path) as other:
 
         def watch(page: Page) -> None:
-            item = page.get_by_role("listitem").filter(has_text="docker.io/library/app")
+            item = page.locator(".downloads li").filter(has_text="docker.io/library/app")
             expect(item).to_contain_text("of 293 KiB, 2 readers")
             expect(item.get_by_role("progressbar")).to_have_attribute("max", "300000")
 

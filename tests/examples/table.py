@@ -70,6 +70,7 @@ AFTER: Final = {
 
 GIVEN: Final = {
     "millpond client containerd --write": "y\n",
+    "millpond user passwd": "another long password\n",
     "millpond user add": "a long password\n",
 }
 

@@ -10,7 +10,6 @@ from tests.examples.command_line import SPAN, all_flags, faults, named, split
 from tests.examples.scripts import every_command
 
 GENERATED = "docs/commands.md"
-WRITTEN = [page for page in PAGES if page != GENERATED]
 COMMANDS = dict(every())
 
 OTHERS = {
@@ -57,7 +56,10 @@ def parts(text: str) -> list[str]:
 
 USED = {
     used(part)
-    for text in [*(one.text for one in every_command()), *(span for _, span in NAMED)]
+    for text in [
+        *(one.text for one in every_command()),
+        *(span for page, span in NAMED if page != GENERATED),
+    ]
     for part in parts(text)
 }
 

@@ -6,6 +6,7 @@ from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
 from proxy.core.names import Target
 from proxy.core.records import Descriptor
+from proxy.fleet.in_use import SharedFeeds
 from proxy.fleet.limits import SharedLimits
 from proxy.fleet.pins import SharedPins
 from proxy.fleet.small_content import SmallContent
@@ -29,6 +30,7 @@ class SharedFacts:
         self._limits = SharedLimits(store, upstreams.current, self._is_shared)
         upstreams.on_limits.append(self._limits.change)
         self._pins = SharedPins(store, storage.pins)
+        self._feeds = SharedFeeds(store, storage.feeds)
 
     def start(self, stack: AsyncExitStack, metrics: Metrics) -> None:
         """Follow the other replicas until ``stack`` closes."""
@@ -38,6 +40,7 @@ class SharedFacts:
         background.start("fleet tags", self.tags.follow)
         background.start("fleet limits", self._limits.follow)
         background.start("fleet pins", self._pins.run)
+        background.start("fleet images in use", self._feeds.run)
 
     def share_manifests(self, manifests: Manifests, small: SmallContent) -> None:
         """Give other replicas the small manifests that the registry sends from now on."""

@@ -6,6 +6,7 @@ content still counts.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,9 @@ from proxy.runtime.executors import in_thread
 
 MAX_SOURCES: Final = 10_000
 MAX_IMAGES: Final = 10_000
+MAX_KEPT: Final = 100_000
+"""Images of one source, with what their tags pointed to before."""
+
 MAX_FILE: Final = 4 * 1024 * 1024
 FILE: Final = "file"
 WATCH_SECONDS: Final = 5.0
@@ -63,6 +67,8 @@ class Feeds:
         self._read_at: float | None = None
         self._feeds: dict[str, Feed] = {}
         self._revision = 0
+        self.on_report: Final[list[Callable[[str], None]]] = []
+        """Called with the source of each report, but for the file."""
         self._kept = 0
 
     @property
@@ -103,7 +109,24 @@ class Feeds:
         feed = Feed(source, images, len(named), ends)
         self._feeds[source] = feed
         self._revision += 1
+        if source != FILE:
+            for listener in self.on_report:
+                listener(source)
         return FeedUpdate(feed, refused)
+
+    def rows(self) -> dict[str, list[Any]]:
+        """Return the reports but the file as JSON values, by source."""
+        return {feed.source: _row(feed) for feed in self.all() if feed.source != FILE}
+
+    def follow(self, rows: Iterable[object]) -> None:
+        """Take over reports that another replica got; what makes no sense is left out."""
+        for row in rows:
+            source = next(iter(as_list(row)), None)
+            if source == FILE or len({*self._feeds, source}) > MAX_SOURCES:
+                continue
+            with suppress(RegistryError, ValueError, TypeError):
+                self._restore(row)
+                self._revision += 1
 
     async def load(self) -> None:
         """Load the reports that were kept before this start, and read the file."""
@@ -132,10 +155,7 @@ class Feeds:
         if (revision := self.revision) == self._kept:
             return
         self._kept = revision
-        rows = [
-            [feed.source, [*map(str, feed.images)], feed.named, feed.expires_at]
-            for feed in self._feeds.values()
-        ]
+        rows = [_row(feed) for feed in self._feeds.values()]
         try:
             await self._index.set_note(_NOTE, rows)
         except StorageError as error:
@@ -145,8 +165,8 @@ class Feeds:
         source, names, named, ends = row
         if source == FILE and self._file is None:
             return
-        images = tuple(self._parse(name) for name in names)
-        self._feeds[source] = Feed(source, images, named, ends)
+        images = tuple(self._parse(name) for name in names[:MAX_KEPT])
+        self._feeds[str(source)] = Feed(str(source), images, int(named), _time(ends))
 
     async def _read_file(self) -> None:
         if self._file is None:
@@ -184,6 +204,18 @@ class Feeds:
         for source in ended:
             del self._feeds[source]
         self._revision += bool(ended)
+
+
+def _row(feed: Feed) -> list[Any]:
+    """Return a feed as JSON values."""
+    return [feed.source, [*map(str, feed.images)], feed.named, feed.expires_at]
+
+
+def _time(value: object) -> float | None:
+    """Return a Unix time, None for good. Raises ``TypeError``."""
+    if value is not None and not isinstance(value, int | float):
+        raise TypeError
+    return value
 
 
 def _text(file: Path | None) -> str:

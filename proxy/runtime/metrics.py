@@ -67,6 +67,7 @@ _CHECKS: Final = (
 )
 """Outcomes of checks of tags without a client."""
 
+_SPARED: Final = (Outcome.HIT, Outcome.REVALIDATED, Outcome.STALE, Outcome.JOIN)
 _STATUSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
 
 
@@ -146,6 +147,11 @@ class UpstreamCounters:
         """Count where the content of a request came from that was not in the cache."""
         self.source_requests[place] += 1
         self.source_bytes[place] += sent
+
+    @property
+    def spared(self) -> int:
+        """Requests for which upstream sent no body of their own."""
+        return sum(self.outcomes[outcome] for outcome in _SPARED)
 
     def derive(self) -> None:
         """Set what came from the disk: all that did not come from elsewhere.

@@ -23,7 +23,10 @@ class SeriesParams(Params):
 
 
 class Point(Model):
-    """What was counted in ``step`` seconds from ``time`` on; ``cache_bytes`` is at their end."""
+    """What was counted in ``step`` seconds from ``time`` on; ``cache_bytes`` is at their end.
+
+    ``hits`` are requests for which a registry sent no body of their own.
+    """
 
     time: int
     requests: int

@@ -145,7 +145,7 @@ class Live:
             time=time.time(),
             uptime_seconds=known.uptime,
             requests=total.outcomes.total(),
-            hits=total.outcomes[Outcome.HIT],
+            hits=total.spared,
             errors=total.outcomes[Outcome.ERROR],
             client_bytes=total.bytes_to_clients,
             upstream_bytes=total.bytes_from_upstream,

@@ -27,6 +27,9 @@ ANSWER_SECONDS: Final = 0.5
 """Limits of one attempt; the library's own are seconds, with ten retries."""
 
 CONNECTIONS: Final = 16
+_FOR_WATCH: Final = 2
+"""Connections that ``Store.watch`` uses."""
+
 WATCH_SECONDS: Final = 1.0
 """After a failure Redis is tried again so often."""
 
@@ -80,6 +83,7 @@ class Store:
         self._lost: Final = (NoConnection, NoAnswer, OSError)
         self._prefix: Final = f"millpond:{SCHEMA}:{name}:"
         self._counters = counters
+        self._turns = asyncio.Semaphore(CONNECTIONS - _FOR_WATCH)
         self._subscriptions: dict[str, Subscription] = {}
         self._offset = 0.0
         self._offset_until = float("-inf")
@@ -95,7 +99,7 @@ class Store:
 
     async def run(self, command: str, *arguments: Argument) -> Any:
         """Return the answer to one command, as redis-py does. Raises ``FleetUnavailable``."""
-        with self._counted(command.lower()):
+        async with self._turn(command.lower()):
             return await self._redis.execute_command(command, *arguments)  # type: ignore[no-untyped-call]
 
     async def run_all(self, *commands: Sequence[Argument]) -> list[Any]:
@@ -103,18 +107,18 @@ class Store:
 
         Other commands may run between them; the answer to a command that fails is its exception.
         """
-        with self._counted(*(str(command[0]).lower() for command in commands)):
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                return await pipeline.execute(raise_on_error=False)
+        names = [str(command[0]).lower() for command in commands]
+        async with self._turn(*names), self._redis.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return await pipeline.execute(raise_on_error=False)
 
     def script(self, name: str, source: str) -> Script:
         """Return a Lua script as a function. Metrics count it as the command ``name``."""
         registered = self._redis.register_script(source)
 
         async def run(keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
-            with self._counted(name):
+            async with self._turn(name):
                 return await registered(keys=list(keys), args=list(arguments))
 
         return run
@@ -150,6 +154,17 @@ class Store:
         """Close all connections."""
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
+
+    @asynccontextmanager
+    async def _turn(self, *commands: str) -> AsyncIterator[None]:
+        """Count commands, when there is a connection for them. Raises as ``_counted``.
+
+        Waiting in redis-py's own pool has a time limit, and hundreds that wait there may block each
+        other for good on Python 3.11.
+        """
+        async with self._turns:
+            with self._counted(*commands):
+                yield
 
     @contextmanager
     def _counted(self, *commands: str) -> Iterator[None]:

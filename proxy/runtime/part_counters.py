@@ -67,7 +67,7 @@ class HookCounters:
     deliveries: Counter[str] = counter_by(
         "outcome",
         "Webhooks by outcome: accepted, without a tag that matters here, repeated, refused because "
-        "of the secret, not understood, or one too many.",
+        "of their proof, not understood, or one too many.",
         ("accepted", "ignored", "repeated", "refused", "invalid", "limited"),
         name="hook_deliveries",
     )

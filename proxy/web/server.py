@@ -87,5 +87,4 @@ class _Request(Request):
     """
 
     async def _prepare_hook(self, response: StreamResponse) -> None:
-        await super()._prepare_hook(response)
         response.headers["Server"] = "millpond"  # replaces aiohttp's own name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import Terminal, begun, beside, on_terminal, refused, run
+from tests.cli.command import Terminal, begun, beside, ended, on_terminal, refused, run
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start
@@ -33,8 +33,7 @@ def options(pulled: Proxy) -> tuple[str, ...]:
 
 async def interrupted(terminal: Terminal) -> int | None:
     terminal.process.send_signal(signal.SIGINT)
-    await asyncio.wait_for(terminal.process.wait(), 60)
-    return terminal.process.returncode
+    return await ended(terminal.process, 60)
 
 
 async def test_stats_once(options: tuple[str, ...]) -> None:

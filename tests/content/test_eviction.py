@@ -312,7 +312,7 @@ async def test_many_go_in_batches_and_others_have_their_turn(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows without files: what is counted is how much is done between two turns of the loop."""
-    count = 10_000
+    count = 3_000
     async with opened(tmp_path, clock, max_size=count * BLOCK) as cache:
         digests = [sha256(str(number).encode()) for number in range(count)]
         records = (eviction.BlobRecord(digest, 1, None, clock()) for digest in digests)

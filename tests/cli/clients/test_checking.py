@@ -4,7 +4,6 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from aiohttp import UnixConnector
@@ -14,7 +13,6 @@ from proxy.cli.client import Client, connected
 from proxy.cli.clients import checking
 from proxy.cli.clients.checking import Programs, Verdict
 from proxy.core.errors import ConfigError
-from proxy.runtime.events import EventKind
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy
@@ -54,15 +52,12 @@ def pulling(proxy: Proxy) -> Programs:
 
 
 @asynccontextmanager
-async def others(proxy: Proxy, *, announced: bool = False) -> AsyncIterator[None]:
-    """Other clients pull all the time; the event of our pull comes if it is announced."""
+async def others(proxy: Proxy) -> AsyncIterator[None]:
+    """Clients pull all the time."""
 
     async def pull() -> None:
         while True:
-            assert (await proxy.get(PATH)).status == 200
-            if announced:
-                data: dict[str, Any] = {"client": "10.0.0.7", "user_agent": "skopeo/1.9 linux"}
-                proxy.app.operating.events.emit(EventKind.PULL, APP, **data)
+            assert (await proxy.get(PATH, User_Agent="skopeo/1.9 linux")).status == 200
             await asyncio.sleep(0.01)
 
     task = asyncio.create_task(pull())
@@ -100,10 +95,10 @@ async def test_pulls_of_others_are_not_taken_for_ours(proxy: Proxy, anybody: Cli
 async def test_an_operator_sees_the_pull_among_those_of_others(
     proxy: Proxy, server: Client
 ) -> None:
-    async with others(proxy, announced=True):
+    async with others(proxy):
         finding = await checking.check(server, NOTHING, APP)
     assert finding.verdict is Verdict.USED
-    assert "skopeo/1.9 at 10.0.0.7" in finding.text
+    assert "skopeo/1.9 at 127.0.0.1" in finding.text
 
 
 async def test_a_registry_that_millpond_does_not_have_is_named(server: Client) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.parts.millpond import REPOSITORY_ROOT
 
 SEED = 2
-MINUTES = 1.2
+MINUTES = 0.6
 WITHIN = 400
 
 
@@ -29,6 +29,6 @@ def test_a_fixed_course_of_chaos() -> None:
     report = json.loads(done.stdout)
     assert not report["wrong"], report
     assert done.returncode == 0, done.stderr[-4000:]
-    assert len(report["faults"]) > 8, report
+    assert len(report["faults"]) > 3, report
     assert report["pulls"] > 50, report
     assert report["blobs"] + report["blobs_alone"] > 20, report

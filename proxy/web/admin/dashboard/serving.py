@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp.web import BaseRequest, Response
 
-from proxy.core.errors import PathNotFound
+from proxy.core.errors import ConfigError, PathNotFound
 from proxy.web.paced import PacedResponse
 
 ROOT: Final = "/-/"
@@ -57,8 +57,14 @@ class Dashboard:
     """
 
     def __init__(self) -> None:
+        """Raise ``ConfigError`` if the files of this package cannot be read."""
         folder = resources.files(__package__) / "static"
-        found = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()}
+        try:
+            entries = [entry for entry in folder.iterdir() if entry.is_file()]
+            found = {entry.name: entry.read_bytes() for entry in entries}
+        except OSError as error:
+            problem = f"the dashboard's files cannot be read: {error.strerror}"
+            raise ConfigError(f"{problem}; install Millpond again") from None
         whole = hashlib.sha256()
         for name, body in sorted(found.items()):
             whole.update(f"{name} {len(body)} ".encode() + body)

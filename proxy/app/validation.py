@@ -97,7 +97,8 @@ def _hooks(settings: Settings) -> Iterator[str]:
             )
         unreadable = list(_unreadable(f"{key}.secret_file", hook.secret_file))
         yield from unreadable
-        if not unreadable and len(hook.secret_file.read_text().split()[0]) < LEAST_SECRET:
+        secrets = [] if unreadable else hook.secret_file.read_bytes().splitlines()
+        if any(0 < len(secret.strip()) < LEAST_SECRET for secret in secrets):
             yield f"{key}.secret_file: the secret is too short; {LEAST_SECRET} characters or more"
 
 

@@ -103,5 +103,13 @@ def _because(exchange: "Exchange") -> str | None:
     return None if failure is None else failure.message
 
 
+def readable(text: str, most: int) -> str:
+    """Return the first characters of a text that a client sent, as text that UTF-8 can express.
+
+    aiohttp turns bytes that are no UTF-8 into surrogates, which serializers of JSON refuse.
+    """
+    return text[:most].encode(errors="replace").decode()
+
+
 def _short(agent: str | None) -> str | None:
-    return None if agent is None else agent[:_MAX_AGENT]
+    return None if agent is None else readable(agent, _MAX_AGENT)

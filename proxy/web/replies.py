@@ -125,8 +125,18 @@ def manifest_headers(descriptor: Descriptor, warning: str | None = None) -> dict
         "Content-Type": descriptor.media_type,
         "Docker-Content-Digest": descriptor.digest,
         "ETag": f'"{descriptor.digest}"',
+        **_sandbox(descriptor.media_type),
         **_warning(warning),
     }
+
+
+def _sandbox(media_type: str) -> dict[str, str]:
+    """Return the header by which browsers run nothing of a manifest that says it is a page.
+
+    An image names its type itself. The dashboard, which keeps a login, has the same origin.
+    """
+    is_known = media_type.lower().startswith("application/vnd.")
+    return {} if is_known else {"Content-Security-Policy": "sandbox"}
 
 
 def _warning(text: str | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp.web import BaseRequest
 
 from proxy.runtime.spans import Attributes
+from proxy.web.announced import readable
 from proxy.web.exchange import Exchange
 
 MAX_TEXT: Final = 200
@@ -26,12 +27,12 @@ def attributes(exchange: Exchange) -> Attributes:
     request, target, route = exchange.request, exchange.target, exchange.route
     return {
         "http.request.method": request.method,
-        "url.path": request.path[:MAX_TEXT],
+        "url.path": readable(request.path, MAX_TEXT),
         "url.scheme": request.scheme,
         "http.response.status_code": exchange.status,
         "http.response.body.size": exchange.sent,
         "client.address": request.remote,
-        "user_agent.original": request.headers.get("User-Agent", "")[:MAX_TEXT] or None,
+        "user_agent.original": readable(request.headers.get("User-Agent", ""), MAX_TEXT) or None,
         "millpond.request_id": exchange.request_id,
         "millpond.upstream": None if target is None else target.upstream,
         "millpond.repository": None if target is None else target.repo,

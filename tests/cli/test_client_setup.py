@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from tests.access.people import write_users
 from tests.cli.command import beside, on_terminal, refused, run
@@ -87,6 +88,23 @@ async def test_an_address_is_asked_for_its_registries_and_a_login(
 async def test_an_address_that_asks_for_no_login(proxy: Proxy) -> None:
     done = await beside("client", "podman", "--address", f"http://{proxy.app.address}")
     assert "login" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["../../../root/x", 'a"]\nserver = "b', "", "a/b"])
+async def test_a_server_cannot_choose_what_is_written(tmp_path: Path, name: str) -> None:
+    async def answer(_: web.BaseRequest) -> web.Response:
+        return web.json_response({"upstreams": {name: {}}})
+
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        address = ("--address", f"http://127.0.0.1:{runner.addresses[0][1]}")
+        root = ("--write", "--yes", "--root", str(tmp_path))
+        refused(await beside("client", "containerd", *address, *root), "not a host name")
+    finally:
+        await runner.cleanup()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_authority_and_a_login_are_written_and_the_login_is_not_shown(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_an_unknown_format_is_refused(tmp_path: Path, secret_file: Path) -> None
 
 
 def test_faults_of_upstream_and_secret_are_found(tmp_path: Path, secret_file: Path) -> None:
-    short, empty = tmp_path / "short", tmp_path / "empty"
+    short, empty, second = tmp_path / "short", tmp_path / "empty", tmp_path / "second"
+    second.write_text("0123456789abcdef\nhunter2\n")
     short.write_text("hunter2\n")
     empty.write_text("\n")
     hooks = {
@@ -69,6 +70,7 @@ def test_faults_of_upstream_and_secret_are_found(tmp_path: Path, secret_file: Pa
         "c": hook(short),
         "d": hook(empty),
         "e": hook(tmp_path / "none"),
+        "f": hook(second),
     }
     upstreams = {"ghcr.io": {"credentials": "caller"}}
     with pytest.raises(ConfigError) as refused:
@@ -79,4 +81,5 @@ def test_faults_of_upstream_and_secret_are_found(tmp_path: Path, secret_file: Pa
     assert "hooks.c.secret_file: the secret is too short" in text
     assert "hooks.d.secret_file" in text
     assert "hooks.e.secret_file" in text
+    assert "hooks.f.secret_file: the secret is too short" in text
     assert "hunter2" not in text

@@ -52,6 +52,20 @@ async def test_a_manifest(proxy: Proxy) -> None:
                 assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
 
 
+async def test_a_manifest_that_says_it_is_a_page_runs_nothing(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    document = {"schemaVersion": 2, "mediaType": "text/html", "x": "<script>steal()</script>"}
+    page = content.Image(manifest=content.encode(document), media_type="text/html", blobs={})
+    upstream.add("library/page", page)
+    for _ in range(3):  # the last one is of the response cache
+        answer = await proxy.get("/v2/library/page/manifests/latest")
+        assert answer.headers["Content-Type"] == "text/html"
+        assert answer.headers["Content-Security-Policy"] == "sandbox"
+    plain = await proxy.get("/v2/library/app/manifests/latest")
+    assert "Content-Security-Policy" not in plain.headers
+
+
 async def test_a_blob_cold_and_warm(proxy: Proxy) -> None:
     for _ in range(2):
         head, got = await proxy.head(BLOB), await proxy.get(BLOB)

@@ -77,12 +77,12 @@ async def _asked(url: URL, choice: Choice) -> tuple[tuple[Registry, ...], bool]:
 
     Registries that are named need no server. Raises ``ConfigError``.
     """
-    named = tuple(map(_registry, choice.upstreams))
+    named = tuple(_registry(name, "--upstream") for name in choice.upstreams)
     options = ServerOptions(None, None, str(url), None, choice.ca_file)
     try:
         async with at_address(options) as client:
             stats = await client.ask("GET", "/-/stats")
-            known = tuple(Registry(name) for name in stats["upstreams"])
+            known = tuple(_registry(name, "the answer") for name in stats["upstreams"])
             try:
                 await client.read("GET", "/v2/")
             except Refused as error:
@@ -95,11 +95,12 @@ async def _asked(url: URL, choice: Choice) -> tuple[tuple[Registry, ...], bool]:
         raise ConfigError(f"{error}; name its registries with --upstream NAME") from None
 
 
-def _registry(name: str) -> Registry:
+def _registry(name: str, source: str) -> Registry:
+    """Return a registry. Raises ``ConfigError`` for a name that would lead out of its file."""
     try:
         check_name(name)
     except ValueError as error:
-        raise ConfigError(f"--upstream: {error}") from None
+        raise ConfigError(f"{source}: {error}") from None
     return Registry(name)
 
 

@@ -41,4 +41,4 @@ class Replays:
 
 def _key(number: str) -> bytes:
     """Return a short key: senders choose ids, and how long they are."""
-    return hashlib.sha256(number.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(number.encode("utf-8", "surrogatepass")).digest()

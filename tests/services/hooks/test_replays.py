@@ -25,3 +25,11 @@ def test_the_oldest_are_forgotten_first(clock: Clock) -> None:
     assert not replays.has("1")
     assert not replays.has("2")
     assert replays.has("3")
+
+
+def test_an_id_may_be_any_text_that_json_can_express(clock: Clock) -> None:
+    replays = Replays(clock)
+    for number in ("\ud800", "\udcff"):  # of JSON, and of a header
+        assert not replays.has(number)
+        replays.add([number])
+        assert replays.has(number)

@@ -77,7 +77,7 @@ class EventFeed:
             return RecentEvents(events=[_shown(one) for one in recent])
         with self.events.subscribed(kinds) as subscription:
             recent = self.events.recent(kinds, after=after)
-            async with self.streams.opened(caller.request) as stream:
+            async with self.streams.opened(caller) as stream:
                 await _send(stream, recent)
                 lost = 0
                 while not stream.has_ended:

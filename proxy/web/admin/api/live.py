@@ -110,7 +110,7 @@ class Live:
             await asyncio.sleep(self.seconds)
 
     async def _live(self, _: NoParams, caller: Caller) -> StreamResponse:
-        async with self.streams.opened(caller.request) as stream:
+        async with self.streams.opened(caller) as stream:
             self._watchers += 1
             self._watched.set()
             try:

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
-from aiohttp.web import Request, StreamResponse
+from aiohttp.web import StreamResponse
 
 from proxy.core.errors import Overloaded
+from proxy.web.admin.api.routes import Caller
 
 MAX_STREAMS: Final = 200
 """Streams that are open at a time."""
@@ -41,19 +42,21 @@ class Streams:
                 end.set_result(None)
 
     @asynccontextmanager
-    async def opened(self, request: Request) -> AsyncIterator["EventStream"]:
+    async def opened(self, caller: Caller) -> AsyncIterator["EventStream"]:
         """Open a stream; leaving the context ends it. Raises ``Overloaded``.
 
-        A client that does not read delays only its own events.
+        A client that does not read delays only its own events. Half of the streams are for
+        operators, so that others cannot lock them out.
         """
-        if self._is_closed or len(self._open) >= self._limit:
-            problem = "stopping" if self._is_closed else f"{self._limit} streams are open already"
+        limit = self._limit if caller.may_administer else self._limit // 2
+        if self._is_closed or len(self._open) >= limit:
+            problem = "stopping" if self._is_closed else f"{limit} streams are open already"
             raise Overloaded(f"{problem}; retry", retry_after=10)
         end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._open.add(end)
         try:
             response = StreamResponse(headers=_HEADERS)
-            await response.prepare(request)
+            await response.prepare(caller.request)
             yield EventStream(response, end)
             await response.write_eof()
         finally:

@@ -1,5 +1,6 @@
 """Who may use the Admin API, which requests are malformed, and how failures are answered."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,21 @@ async def test_changes_and_refusals_are_audited(start: Start, tmp_path: Path) ->
     assert f"GET {PREFIX}in-use" in recorded
     assert f"PUT {PREFIX}pins" in recorded
     assert f"DELETE {PREFIX}pins" in recorded
+
+
+async def test_a_wrong_login_is_audited_where_everybody_is_answered(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    log = tmp_path / "audit.log"
+    proxy = await start(
+        admin={"token_file": str(tmp_path / "token")}, access={"audit_file": str(log)}
+    )
+    for sent in ("Bearer guess", "Bearer secret"):
+        answer = await proxy.get(PREFIX + "session", Authorization=sent)
+        assert answer.status == 200
+    assert (await proxy.get(PREFIX + "session")).status == 200
+    await proxy.close()
+    [line] = map(json.loads, log.read_text().splitlines())
+    assert (line["event"], line["outcome"]) == ("login", "denied")
+    assert "guess" not in log.read_text()

@@ -1,10 +1,12 @@
 """The events of the cache, as a stream and as a list."""
 
+import asyncio
+
 import pytest
 
 from proxy.runtime.events import EventKind, Events
 from proxy.web.admin.api.routes import PREFIX
-from tests.running import Proxy
+from tests.running import Proxy, until
 from tests.web.admin.api.client import ApiClient
 
 
@@ -56,6 +58,23 @@ async def test_kinds_can_be_chosen(events: Events, api: ApiClient) -> None:
     assert "upstream-down" in told.error[1]
 
 
+async def test_a_client_with_a_strange_name_ends_no_stream(
+    events: Events, api: ApiClient, proxy: Proxy
+) -> None:
+    host, _, port = proxy.app.address.rpartition(":")
+    async with api.stream("events", kinds="pull") as stream:
+        await until(lambda: events.wanted(EventKind.PULL))
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"GET /v2/library/app/manifests/latest HTTP/1.1\r\nHost: here\r\n"
+            b"User-Agent: odd\xff\r\nConnection: close\r\n\r\n"
+        )
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        async with asyncio.timeout(20):
+            assert (await stream.next())[1]["data"]["user_agent"] == "odd?"
+
+
 async def test_events_are_for_operators(proxy: Proxy) -> None:
     assert (await proxy.get(PREFIX + "events")).status == 403
 
@@ -63,8 +82,6 @@ async def test_events_are_for_operators(proxy: Proxy) -> None:
 async def test_a_subscription_ends_with_its_stream(
     events: Events, api: ApiClient, proxy: Proxy
 ) -> None:
-    from tests.running import until  # noqa: PLC0415
-
     async with api.stream("events"):
         await until(lambda: len(events._subscriptions) == 1)
     await until(lambda: not events._subscriptions)

@@ -93,14 +93,18 @@ async def test_a_watcher_that_does_not_read_delays_nobody(proxy: Proxy, anybody:
     await until(lambda: live(proxy)._watchers == 0)
 
 
-async def test_too_many_streams_get_503(proxy: Proxy, anybody: ApiClient) -> None:
-    proxy.app.operating.streams._limit = 2
+async def test_too_many_streams_get_503_and_others_leave_half_to_operators(
+    proxy: Proxy, anybody: ApiClient, api: ApiClient
+) -> None:
+    proxy.app.operating.streams._limit = 4
     async with anybody.stream("live"), anybody.stream("live"):
         answer = await proxy.get(PREFIX + "live")
         told = anybody.checked("GET", "live", answer.status, answer.body)
         assert told.status == 503
         assert "2 streams are open already" in told.error[1]
         assert answer.headers["Retry-After"]
+        async with api.stream("live"), api.stream("live"):
+            assert (await api.ask("GET", "live")).status == 503
     await until(lambda: len(proxy.app.operating.streams) == 0)
     async with anybody.stream("live") as stream:
         await stream.next()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from proxy.cli.command import ConfigOption, JsonOption, StorageOption
+from proxy.cli.command import ConfigOption, JsonOption, StorageOption, overrides
 from proxy.cli.formatting import fail, print_error, print_line
 from proxy.core.errors import ConfigError, RegistryError
 
@@ -42,13 +42,7 @@ def doctor(
     and the bucket, and the clients of this machine. Uses the settings that serve uses; the server
     may be running or not. Exit status 1: a check failed; 2: the settings are wrong.
     """
-    flags: dict[str, Any] = {}
-    if listen is not None:
-        flags["listen"] = listen
-    if storage is not None:
-        flags["storage"] = {"path": str(storage)}
-    if offline:
-        flags["offline"] = True
+    flags = overrides(listen, storage, offline=offline)
     try:
         results = _examined(config, flags, upstream, image)
     except ConfigError as error:

@@ -157,4 +157,4 @@ class Popularity:
             await self._content.set_note(_NOTE, rows)
         except StorageError as error:
             self._has_changed = True
-            log.warning("counts of pulls cannot be kept", error=str(error))
+            log.warning("counts of pulls cannot be stored", error=str(error))

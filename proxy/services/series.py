@@ -207,4 +207,4 @@ class Series:
                 try:
                     await self._content.set_note(*tier.note(moment))
                 except StorageError as error:
-                    log.warning("samples cannot be kept", error=str(error))
+                    log.warning("samples cannot be stored", error=str(error))

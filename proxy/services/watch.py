@@ -111,7 +111,9 @@ class Watcher:
                 group.create_task(check(*key), name=f"watch {key[0]}:{key[1]}")
                 await asyncio.sleep(gap)
         log.debug(
-            "watched", tags=len(keys), **{found.value: count for found, count in outcomes.items()}
+            "watched tags were checked",
+            tags=len(keys),
+            **{found.value: count for found, count in outcomes.items()},
         )
 
     def _plan(self, seconds: float) -> None:

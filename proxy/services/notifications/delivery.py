@@ -84,7 +84,7 @@ class Delivery:
                     await self._deliver(found)
                     continue
             except StorageError as error:
-                log.warning("events that wait cannot be read", error=str(error))
+                log.warning("queued events cannot be read", error=str(error))
                 found = LONGEST_PAUSE
             with suppress(TimeoutError):
                 async with asyncio.timeout(found):

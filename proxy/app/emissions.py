@@ -1,4 +1,4 @@
-"""Emits an event for each thing that the cache tells about its content."""
+"""Emits events about the content of the cache."""
 
 from typing import Final
 
@@ -10,14 +10,14 @@ from proxy.runtime.events import EventKind, Events, Fact
 
 _SOURCES: Final[dict[str, str]] = {Place.DISK: "fallback"}
 _WHERE: Final[dict[str, str]] = {Place.REGISTRY: "upstream"}
-"""Places whose names in events are others."""
+"""Places that events call by another name."""
 
 CACHE: Final = "cache"
 """The subject of an eviction that is not reported blob by blob."""
 
 
 def connect(events: Events, content: Content) -> None:
-    """Emit from now on what happens to content."""
+    """Emit an event for each change of content from now on."""
 
     def moved(target: Target, tag: Tag, former: Digest | None, now: Digest) -> None:
         events.emit(EventKind.TAG_MOVED, f"{target}:{tag}", **{"from": former, "to": now})

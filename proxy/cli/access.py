@@ -31,7 +31,7 @@ def decide(
         typer.Option("--group", help="A group of the user, beside those in access.groups."),
     ] = None,
     address: Annotated[
-        str | None, typer.Option("--address", help="Address of the client, for networks.")
+        str | None, typer.Option("--address", help="Client address, for rules with networks.")
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,

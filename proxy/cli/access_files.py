@@ -10,7 +10,8 @@ from proxy.cli.formatting import fail, print_error
 from proxy.core.errors import ConfigError
 
 FileOption = Annotated[
-    Path | None, typer.Option("--file", metavar="FILE", help="Not the configured file but this.")
+    Path | None,
+    typer.Option("--file", metavar="FILE", help="File to use instead of the configured one."),
 ]
 
 

@@ -46,7 +46,7 @@ def client(
     address: Annotated[
         str | None,
         typer.Option(
-            "--address", metavar="URL", help="Where clients reach Millpond; else from the settings."
+            "--address", metavar="URL", help="Address for clients; default: from the settings."
         ),
     ] = None,
     write: Annotated[
@@ -81,9 +81,9 @@ def client(
 ) -> None:
     """Print the files that make a client pull through Millpond.
 
-    With --write they are put in place: settings of others in JSON, TOML and YAML files stay, and
-    a file that changes is kept as FILE.bak-TIME. With --check the client pulls an image. Exit
-    status 1: it did so without Millpond, or not at all.
+    --write puts them in place. It merges them into JSON, TOML and YAML files, where other settings
+    stay, and keeps the previous version of a changed file as FILE.bak-TIME. --check lets the client
+    pull an image. Exit status 1: the client bypassed Millpond, or could not pull.
     """
     from proxy.cli.clients import choosing  # noqa: PLC0415 - aiohttp and the settings
 

@@ -65,6 +65,18 @@ class ServerOptions:
     """Without a server that has the cache, the command runs the proxy itself."""
 
 
+def overrides(listen: str | None, storage: Path | None, *, offline: bool) -> dict[str, Any]:
+    """Return the settings that options of ``serve`` replace."""
+    settings: dict[str, Any] = {}
+    if listen is not None:
+        settings["listen"] = listen
+    if storage is not None:
+        settings["storage"] = {"path": str(storage)}
+    if offline:
+        settings["offline"] = True
+    return settings
+
+
 def on_server(command: Callable[..., Work]) -> Callable[..., None]:
     """Make a command of a function that returns the work to do with a server.
 

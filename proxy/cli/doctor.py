@@ -1,4 +1,4 @@
-"""``millpond doctor``: checks what Millpond needs, and says what to do about what fails."""
+"""``millpond doctor``: checks what Millpond needs, and suggests a remedy for each failure."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from proxy.cli.command import ConfigOption, JsonOption, StorageOption
+from proxy.cli.command import ConfigOption, JsonOption, StorageOption, overrides
 from proxy.cli.formatting import fail, print_error, print_line
 from proxy.core.errors import ConfigError, RegistryError
 
@@ -24,7 +24,7 @@ def doctor(
     ] = None,
     image: Annotated[
         str | None,
-        typer.Option("--image", help="A small image to look at, as nginx or ghcr.io/org/app:1.0."),
+        typer.Option("--image", help="A small image to test with, such as nginx."),
     ] = None,
     config: ConfigOption = None,
     listen: Annotated[
@@ -36,19 +36,13 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check everything that Millpond needs, and say what to do about what fails.
+    """Check everything that Millpond needs, and suggest a remedy for each failure.
 
     Registries (name, port, certificate, clock, login, rate limit, redirects), this machine, Redis
     and the bucket, and the clients of this machine. Uses the settings that serve uses; the server
-    may be running or not. Exit status 1: a check fails; 2: the settings are wrong.
+    may be running or not. Exit status 1: a check failed; 2: the settings are wrong.
     """
-    flags: dict[str, Any] = {}
-    if listen is not None:
-        flags["listen"] = listen
-    if storage is not None:
-        flags["storage"] = {"path": str(storage)}
-    if offline:
-        flags["offline"] = True
+    flags = overrides(listen, storage, offline=offline)
     try:
         results = _examined(config, flags, upstream, image)
     except ConfigError as error:

@@ -26,11 +26,11 @@ def events(
     ] = False,
     kinds: Annotated[
         str | None,
-        typer.Option("--kinds", metavar="KIND,...", help="Only these, as tag-moved,denied."),
+        typer.Option("--kinds", metavar="KIND,...", help="Only these, such as tag-moved,denied."),
     ] = None,
     as_json: JsonOption = False,
 ) -> Work:
-    """Show recent events: arrivals, moved tags, evictions, damage, failing registries, denials.
+    """Show recent events: new content, moved tags, evictions, corruption, failures, denials.
 
     Pulls are shown as they happen, with --follow. If the server restarts, --follow continues.
     """

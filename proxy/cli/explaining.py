@@ -28,19 +28,19 @@ _PULLS: Final = {
 
 @on_server
 def explain(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="As nginx:1.27 or by digest.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="As nginx:1.27, or by digest.")],
     user: Annotated[
         str | None,
         typer.Option("--as", metavar="USER[,GROUP]", help="Show what this user may pull."),
     ] = None,
     address: Annotated[
-        str | None, typer.Option("--address", help="Address of the client, for networks.")
+        str | None, typer.Option("--address", help="Client address, for rules with networks.")
     ] = None,
     ns: Annotated[
-        str | None, typer.Option("--ns", help="The ns of a request; IMAGE is its path then.")
+        str | None, typer.Option("--ns", help="The ns of a request; IMAGE is then its path.")
     ] = None,
     host: Annotated[
-        str | None, typer.Option("--host", help="The Host of a request; IMAGE is its path then.")
+        str | None, typer.Option("--host", help="The Host of a request; IMAGE is then its path.")
     ] = None,
     as_json: JsonOption = False,
 ) -> Work:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from proxy.cli.command import ConfigOption, JsonOption, StorageOption
+from proxy.cli.command import ConfigOption, JsonOption, StorageOption, overrides
 from proxy.cli.formatting import fail, print_error, print_table
 from proxy.core.errors import ConfigError
 
@@ -36,15 +36,8 @@ def serve(
 
     gc.freeze()
     gc.enable()
-    flags: dict[str, Any] = {}
-    if listen is not None:
-        flags["listen"] = listen
-    if storage is not None:
-        flags["storage"] = {"path": str(storage)}
-    if offline:
-        flags["offline"] = True
     try:
-        serving.run(config, flags)
+        serving.run(config, overrides(listen, storage, offline=offline))
     except ConfigError as error:
         fail(str(error))
 

@@ -34,14 +34,12 @@ class By(StrEnum):
 
 @on_running_server
 def stats(
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show them again every two seconds.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Repeat every two seconds.")] = False,
     as_json: JsonOption = False,
 ) -> Work:
     """Show hit ratio, saved bytes, upstreams with their budgets, the cache, and downloads.
 
-    Counters start at zero when the server starts. With --watch, a pipe gets a line each time.
+    Counters start at zero when the server starts. With --watch, a pipe gets one line each time.
     """
     from proxy.cli import overview  # noqa: PLC0415 - for this command only
 

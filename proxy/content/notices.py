@@ -1,4 +1,4 @@
-"""What the cache tells its listeners about content: it arrived, was evicted, or is corrupt."""
+"""Notices to listeners about content that arrived, was evicted, or is corrupt."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ class Corrupt:
 
 @dataclass(slots=True)
 class Evicted:
-    """What one eviction has removed; ``listed`` are the first ``MAX_LISTED`` of so many blobs."""
+    """The blobs that one eviction removed; ``listed`` are the first ``MAX_LISTED`` of them."""
 
     listed: list[BlobRecord] = field(default_factory=list)
     blobs: int = 0

@@ -1,4 +1,4 @@
-"""Another replica fetches what this one has no room for, so that the registry is asked once."""
+"""Delegates a download to another replica, which has room, so that the registry sends it once."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from proxy.fleet.peers import NotYet, PeerBody, Peers
 from proxy.fleet.protocol import BLOBS, Question
 
 MAX_ASKED: Final = 3
-"""Replicas that are asked one after the other; each may be full as well."""
+"""Maximum number of replicas to try in turn; each may be full as well."""
 
 _PAUSE: Final = 0.1
 
@@ -47,10 +47,10 @@ class Delegating:
         raise BlobUnknown(f"{target}@{digest} is not proven yet")
 
     def reject(self, digest: Digest) -> None:
-        """Do nothing: that replica finds out as well."""
+        """Do nothing: the other replica verifies the blob itself."""
 
     def _chosen(self, digest: Digest) -> list[str]:
-        """Return some replicas, for one digest the same ones and in the same order everywhere."""
+        """Return replicas in an order that depends only on the digest (rendezvous hashing)."""
 
         def weight(address: str) -> bytes:
             return blake2b(f"{digest} {address}".encode(), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Images in use that were reported to one replica: all of them spare these.
+"""Shares reports of images in use, so that all replicas protect these images from eviction.
 
 Redis has a hash with a row for each source. If it is lost, every replica publishes again what was
 reported to it. A file of images in use counts for its own replica only.
@@ -121,7 +121,7 @@ class SharedFeeds:
 
 
 def _row(value: object) -> Row:
-    """Return a row that Redis has; [] for what is none."""
+    """Return a row from Redis; [] for a malformed one."""
     try:
         return as_list(json.loads(value)) if isinstance(value, bytes) else []
     except (ValueError, RecursionError):
@@ -129,7 +129,7 @@ def _row(value: object) -> Row:
 
 
 def _rows(answer: object) -> dict[str, Row]:
-    """Return the rows in Redis by source; too many are cut."""
+    """Return the rows in Redis by source, at most ``MAX_SOURCES``."""
     pairs = [*answer.items()] if isinstance(answer, Mapping) else []
     return {name.decode(errors="replace"): _row(value) for name, value in pairs[:MAX_SOURCES]}
 

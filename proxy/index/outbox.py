@@ -1,4 +1,4 @@
-"""Events that wait for their receivers: one bounded queue for each, in a SQLite file.
+"""Queued events: one bounded queue for each receiver, in a SQLite file.
 
 The file is made when the first event waits. What was added survives the end of the process; a power
 cut may take the changes of the last moments (``synchronous=NORMAL``), so that an event may be lost
@@ -114,7 +114,7 @@ class Outbox:
         return await self._change(trim)
 
     async def expire(self, before: float) -> None:
-        """Remove what was added before a time in Unix seconds, whoever it is for."""
+        """Remove all events that were added before a time in Unix seconds."""
         sql = "DELETE FROM waiting WHERE added_at < ?"
         await self._change(lambda db: db.execute(sql, [before]))
 
@@ -156,9 +156,7 @@ class Outbox:
         if not is_damage(error):
             return
         self._close()
-        log.error(
-            "events that waited for receivers are lost", file=str(self._file), error=str(error)
-        )
+        log.error("queued events are lost", file=str(self._file), error=str(error))
         self._file.replace(self._file.with_suffix(".damaged"))
         for suffix in ("-wal", "-shm"):
             self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)

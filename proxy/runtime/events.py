@@ -1,7 +1,7 @@
-"""What happened in the cache that people and programs outside of it want to hear about.
+"""Events of the cache, for people and programs outside of it.
 
-Any part may emit an event; that costs next to nothing if there is no subscriber. Subscribers get
-events in order, each through a bounded queue: a slow one loses events and learns how many.
+Any part may emit an event, which is cheap without subscribers. Each subscriber gets the events in
+order through a bounded queue: a slow subscriber loses events, which are counted.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ QUEUED: Final = 1000
 
 
 class EventKind(StrEnum):
-    """What happened."""
+    """The kind of an event."""
 
     PULL = "pull"
     """A client got a manifest."""
@@ -59,10 +59,10 @@ class Event:
 
 
 class Emitter(Protocol):
-    """Takes what happens, as ``Events`` does."""
+    """Emits events, as ``Events`` does."""
 
     def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
-        """Tell all subscribers."""
+        """Deliver an event to all subscribers."""
 
     def wanted(self, kind: EventKind) -> bool:
         """Return True if a subscriber wants events of this kind: ask before costly ones."""
@@ -96,7 +96,7 @@ class Subscription:
         """Events that were lost because the queue was full."""
 
     def wants(self, kind: EventKind) -> bool:
-        """Return True if events of this kind are delivered; no kinds were named: all are."""
+        """Return True if events of this kind are delivered. Without kinds, all are."""
         return not self._kinds or kind in self._kinds
 
     def offer(self, event: Event) -> None:
@@ -122,7 +122,7 @@ class Subscription:
             await self._waiting
 
     def taken(self) -> list[Event]:
-        """Return the events that wait, which may be none."""
+        """Return the queued events, and empty the queue."""
         taken = [*self._queue]
         self._queue.clear()
         return taken
@@ -142,7 +142,7 @@ class Events:
         self._subscriptions: list[Subscription] = []
         self._wanted: frozenset[EventKind] = frozenset()
         self.on_wanted: Final[list[Callable[[], None]]] = []
-        """Called when other kinds than before are wanted."""
+        """Called when the set of wanted kinds changes."""
 
     @property
     def last(self) -> int:
@@ -150,11 +150,11 @@ class Events:
         return self._serial
 
     def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
-        """Tell all subscribers."""
+        """Deliver an event to all subscribers."""
         self.emit_of(self._clock(), kind, subject, data)
 
     def emit_of(self, at: float, kind: EventKind, subject: str, data: Mapping[str, Fact]) -> None:
-        """Tell all subscribers what happened in another process, ``at`` in Unix seconds."""
+        """Deliver an event of another process to all subscribers, ``at`` in Unix seconds."""
         self._serial += 1
         event = Event(self._serial, at, kind, subject, data)
         if (recent := self._recent.get(kind)) is not None:
@@ -167,7 +167,7 @@ class Events:
         return kind in self._wanted
 
     def recent(self, kinds: Collection[EventKind] = (), *, after: int = 0) -> list[Event]:
-        """Return the latest events but pulls, oldest first: those with a larger serial number."""
+        """Return the latest events except pulls, after a serial number, oldest first."""
         found = [
             event
             for kind, events in self._recent.items()

@@ -8,7 +8,7 @@ from typing import Final
 HEADER: Final = "X-Request-Id"
 
 _ACCEPTED: Final = re.compile(r"[!#-\[\]-~]{1,128}")
-"""Printable ASCII but for spaces, and for quotes and backslashes, which JSON escapes."""
+"""Printable ASCII except spaces, and except quotes and backslashes, which JSON escapes."""
 
 _current: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -24,7 +24,7 @@ def accepted(sent: str | None) -> str | None:
 
 
 def use(request_id: str) -> None:
-    """Let the log lines of this task, and of tasks that it starts, carry an id."""
+    """Add an id to the log lines of this task, and of tasks that it starts."""
     _current.set(request_id)
 
 

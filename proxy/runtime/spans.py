@@ -1,4 +1,4 @@
-"""Pieces of work in a trace: the seam, and which span this task works for.
+"""Spans of a trace: the seam to a tracing library, and the current span of each task.
 
 A span is current for its task and for tasks that it starts, so the layers between a request and
 what it causes need not pass it on. Without tracing there is no current span, and all of this does
@@ -17,7 +17,7 @@ Attributes = Mapping[str, Attribute | None]
 
 
 class Kind(Enum):
-    """What a span stands for (OpenTelemetry, "SpanKind")."""
+    """The kind of a span (OpenTelemetry, "SpanKind")."""
 
     SERVER = "server"
     CLIENT = "client"
@@ -39,7 +39,7 @@ class Span(Protocol):
         """Return the span of a part of this work."""
 
     def headers(self) -> dict[str, str]:
-        """Return headers for a request of this span (W3C Trace Context); none if it stays ours."""
+        """Return headers for a request of this span (W3C Trace Context); none if not propagated."""
 
 
 class Tracer(Protocol):
@@ -72,7 +72,7 @@ def current(span: Span) -> Iterator[Span]:
 
 @contextmanager
 def part(name: str, kind: Kind, attributes: Attributes) -> Iterator[Span | None]:
-    """Run as a part of the current span; None: there is none. An exception marks it as failed."""
+    """Yield a child of the current span, None without one. An exception marks it as failed."""
     above = _current.get()
     if above is None:
         yield None

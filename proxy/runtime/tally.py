@@ -1,4 +1,4 @@
-"""What clients got, by image: counted on every request, and taken now and then."""
+"""Counts of pulls and bytes by image: updated on every request, and collected periodically."""
 
 from collections import Counter
 from typing import Any, Final
@@ -7,7 +7,7 @@ from proxy.core.names import Repo, Target
 from proxy.core.tolerant_json import as_list
 
 MAX_KEYS: Final = 20_000
-"""Images and repositories that are counted until the counts are taken."""
+"""Maximum number of keys until the counts are collected."""
 
 Key = tuple[Target, str]
 """A repository with a tag or digest counts pulls; with "" it counts bytes of blobs."""

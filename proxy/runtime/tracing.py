@@ -1,4 +1,4 @@
-"""Spans sent to a collector of OpenTelemetry. The only module that imports its libraries.
+"""Spans sent to an OpenTelemetry collector. The only module that imports its libraries.
 
 They are optional, and load slowly: import this only if tracing is configured.
 """

@@ -1,7 +1,7 @@
-"""What an image consists of: its platforms and their layers, and what refers to it.
+"""Describes an image: its platforms, their layers, and its referrers.
 
-From held manifests alone. Nothing is fetched, and no use is counted: an operator who looks does not
-keep content in the cache.
+Reads held manifests only: fetches nothing, and counts no use, so that looking at an image does not
+keep it in the cache.
 """
 
 from dataclasses import dataclass, replace
@@ -67,7 +67,7 @@ async def platforms(content: Content, digest: Digest) -> list[PlatformImage]:
 
 
 async def referrers(content: Content, target: Target, digest: Digest) -> list[Referrer]:
-    """Return what is known to refer to a manifest."""
+    """Return the known referrers of a manifest."""
     entries = (await content.links.referrers(target, digest))[:MAX_REFERRERS]
     digests = [str(entry.get("digest")) for entry in entries]
     held = await content.records([Digest(one) for one in digests])
@@ -106,6 +106,6 @@ async def _own_platform(content: Content, manifest: dict[str, object]) -> str:
 
 
 async def _document(content: Content, digest: Digest) -> dict[str, object]:
-    """Return held JSON; empty if it is not held or no object."""
+    """Return held JSON; empty if it is not held, or not an object."""
     body = await content.look(digest)
     return {} if body is None else await by_size(len(body), lambda: read_object(body))

@@ -1,7 +1,7 @@
-"""The images that tags name, to be searched and sorted: a snapshot in memory.
+"""Searches and sorts the tagged images, in a snapshot in memory.
 
-All tags of a large cache take seconds to read, so a snapshot lasts for some times as long as it
-took to make. That of a small cache is always current.
+Reading all tags of a large cache takes seconds, so a snapshot is reused for ``REST`` times as long
+as it took to make. For a small cache the snapshot is always current.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from proxy.core.names import Digest, Tag, Target
 from proxy.runtime.executors import Pool, in_thread
 
 REST: Final = 20.0
-"""A snapshot lasts so many times as long as it took to make."""
+"""Lifetime of a snapshot, as a multiple of the time it took to make."""
 
 IDLE_SECONDS: Final = 300.0
-"""An unused snapshot is dropped after so long."""
+"""An unused snapshot is dropped after this time."""
 
 _BATCH: Final = 500
 
@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 
 class Sort(StrEnum):
-    """By what images are sorted: names ascending, everything else descending."""
+    """The sort order of images: names ascending, everything else descending."""
 
     NAME = "name"
     USED = "used"
@@ -123,7 +123,7 @@ def _chosen(
 
 
 class _Snapshot(Generic[Value]):
-    """A value that is made when it is needed, and kept for a while."""
+    """A value that is made on demand, and reused for a while."""
 
     def __init__(self, make: Callable[[], Awaitable[Value]]) -> None:
         self._make = make
@@ -140,7 +140,7 @@ class _Snapshot(Generic[Value]):
                 began = time.monotonic()
                 value = self._value = await self._make()
                 self._until = (now := time.monotonic()) + REST * (now - began)
-                if now - began < 0.05:  # it costs little
+                if now - began < 0.05:  # cheap enough to make each time
                     self._until = 0.0
         if self._dropping is not None:
             self._dropping.cancel()

@@ -31,7 +31,7 @@ class Chosen:
 
 
 class Choices:
-    """Answers for any tag what to fetch of it when it moves."""
+    """Decides what to fetch of a tag when it moves."""
 
     def __init__(self, pins: Pins) -> None:
         self._pins = pins
@@ -42,7 +42,7 @@ class Choices:
         self._chosen = tuple(chosen)
 
     def of(self, target: Target, tag: Tag) -> Choice | None:
-        """Return what to fetch of a tag's image, None if only clients ask for it."""
+        """Return what to fetch of a tag's image, None if the tag is not chosen."""
         for chosen in self._chosen:
             if chosen.has(target, tag):
                 return chosen.choice

@@ -1,4 +1,4 @@
-"""Long work that an operator starts and need not wait for: with progress, and cancellable."""
+"""Background jobs that an operator starts: with progress, and cancellable."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class State(StrEnum):
-    """How far a job is."""
+    """The state of a job."""
 
     RUNNING = "running"
     DONE = "done"
@@ -42,7 +42,7 @@ class JobFailedError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One job. ``done`` of ``total`` are bytes or pieces, as its kind has it; times are Unix."""
+    """One job. ``done`` and ``total`` are bytes or pieces, by its kind; times are Unix."""
 
     id: str
     kind: str
@@ -134,7 +134,7 @@ class Jobs:
 
 
 async def follow(job: Job, events: AsyncGenerator[Event], *, unit: str = "bytes") -> None:
-    """Take over the events of a service: progress, and in the result the others and the sums.
+    """Apply the events of a service to a job: its progress, and in the result all others.
 
     ``unit`` is what progress counts. Raises ``JobFailedError`` for events that end without
     ``done``.
@@ -152,4 +152,4 @@ async def follow(job: Job, events: AsyncGenerator[Event], *, unit: str = "bytes"
                     return
                 case _:
                     job.add(event)
-    raise JobFailedError("it was stopped before its end")
+    raise JobFailedError("the work ended early")

@@ -1,7 +1,7 @@
-"""Which images are pulled most: bounded, and kept over restarts.
+"""Counts pulls and bytes by image: bounded, and kept over restarts.
 
-Clients pull by digest what they have looked up by tag. So a pull of a digest counts for the tag of
-its repository that points there. What another manifest lists is part of a pull, and not counted.
+Clients look up a tag and then pull the digest, so a pull by digest counts for the tag of its
+repository that points there. A manifest that an index lists is part of a pull and not counted.
 Blobs belong to no single image: the bytes of a repository are divided among its images by their
 pulls, or go to the image that was pulled last.
 """
@@ -21,7 +21,7 @@ from proxy.core.tolerant_json import as_list
 from proxy.runtime.tally import Key, Tally
 
 MAX_EACH: Final = 1000
-"""Images that are kept: so many with the most pulls, and so many with the most bytes."""
+"""Maximum number of images kept by pulls, and again by bytes."""
 
 FOLD_SECONDS: Final = 60.0
 KEEP_SECONDS: Final = 300.0
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Popular:
-    """What clients got of one image; ``last_pull`` in Unix seconds."""
+    """Pulls and bytes of one image; ``last_pull`` in Unix seconds."""
 
     name: str
     pulls: int = 0
@@ -52,7 +52,7 @@ class Popularity:
         self._has_changed = False
 
     async def run(self) -> None:
-        """Count, and keep the counts every few minutes."""
+        """Count until cancelled; store the counts every few minutes."""
         kept = self._content.clock()
         while True:
             await self.fold()
@@ -62,7 +62,7 @@ class Popularity:
             await asyncio.sleep(FOLD_SECONDS)
 
     async def close(self) -> None:
-        """Keep what was counted until now."""
+        """Count and store the pulls until now."""
         await self.fold()
         await self._keep()
 
@@ -157,4 +157,4 @@ class Popularity:
             await self._content.set_note(_NOTE, rows)
         except StorageError as error:
             self._has_changed = True
-            log.warning("counts of pulls cannot be kept", error=str(error))
+            log.warning("counts of pulls cannot be stored", error=str(error))

@@ -1,4 +1,4 @@
-"""Checks where tags point without a client, and fetches what chosen ones point to then."""
+"""Checks tags without a client request, and fetches new images of chosen tags."""
 
 from contextlib import suppress
 from enum import StrEnum
@@ -20,7 +20,7 @@ from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.tag_queue import TagQueue
 
 FETCHES: Final = 2
-"""Images that are fetched at the same time: clients come first."""
+"""Images that are fetched at the same time; few, because clients come first."""
 
 _MAX_KNOWN: Final = 50_000
 
@@ -34,7 +34,7 @@ class Found(StrEnum):
     """The tag points to another digest than before, or is new here."""
     UNCHANGED = "unchanged"
     FRESH = "fresh"
-    """It was checked lately, here or by another replica."""
+    """It was checked recently, here or by another replica."""
     GONE = "gone"
     """Upstream has no such tag."""
     HELD_BACK = "held_back"
@@ -44,7 +44,7 @@ class Found(StrEnum):
     FAILED = "failed"
     """Upstream gave no answer."""
     SKIPPED = "skipped"
-    """Upstream is offline, or is asked only as its clients."""
+    """Upstream is offline, or takes only the credentials of clients."""
 
 
 class Renewal:
@@ -64,8 +64,8 @@ class Renewal:
         self._counters = counters
         self._fetches = TagQueue(self._fetch, concurrency=FETCHES, pause=0.0)
         self._kept: LRUCache[tuple[Target, Tag], Digest] = LRUCache(_MAX_KNOWN)
-        """The digests that chosen tags were found to be held with. An image that is evicted later
-        is not fetched again: in a cache that is too small that would never end."""
+        """The digests that were held whole for chosen tags. An image that is evicted later is not
+        fetched again: in a cache that is too small, that would never end."""
         self._reported: LRUCache[str, str] = LRUCache(_MAX_KNOWN)
 
     async def fetch_forever(self) -> None:
@@ -116,7 +116,7 @@ class Renewal:
         return Found.MOVED
 
     async def _want(self, target: Target, tag: Tag) -> None:
-        """Let a chosen image be fetched; with too many that wait, the next check tries again."""
+        """Queue a chosen image to be fetched; if the queue is full, the next check tries again."""
         if self._choices.of(target, tag) is None:
             return
         with suppress(RegistryError):
@@ -167,7 +167,7 @@ class Renewal:
         return None if is_held else digest
 
     async def _former(self, target: Target, tag: Tag, digest: Digest) -> Platforms:
-        """Return the platforms that are held of the last image of a tag that was an index."""
+        """Return the platforms that are held of the last index that a tag pointed to."""
         for entry in reversed(await self._content.tags.history(target, tag)):
             if entry.digest != digest and (names := await self._held_platforms(entry.digest)):
                 return Platforms(names)

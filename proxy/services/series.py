@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class Sample(NamedTuple):
-    """What was counted in some time; ``cache_bytes`` is as of its end."""
+    """Counters over a span of time; ``cache_bytes`` is the value at its end."""
 
     requests: int = 0
     hits: int = 0
@@ -37,7 +37,7 @@ class Sample(NamedTuple):
     cache_bytes: int = 0
 
     def plus(self, later: "Sample") -> "Sample":
-        """Return both as one."""
+        """Return the sum of two samples."""
         sums = (one + other for one, other in zip(self, later, strict=True))
         return Sample(*sums)._replace(cache_bytes=later.cache_bytes)
 
@@ -68,13 +68,13 @@ class Tier:
             del self.samples[each]
 
     def notes(self, now: float) -> list[str]:
-        """Return the names of all notes, and none if there are none."""
+        """Return the names of all notes; none for a tier that is not stored."""
         current = int(now // self.step) // self.per_note if self.per_note else 0
         places = -(-self.count // self.per_note) + 1 if self.per_note else 0
         return [self._name(current - back, places) for back in range(places)]
 
     def note(self, now: float) -> tuple[str, list[list[int]]]:
-        """Return name and value of the note that has the sample of now."""
+        """Return name and value of the note with the sample at ``now``."""
         chunk = int(now // self.step) // self.per_note
         first = chunk * self.per_note
         numbers = range(first, first + self.per_note)
@@ -86,7 +86,7 @@ class Tier:
         return [[one * self.step // step, *sample] for one, sample in self.samples.items()]
 
     def load(self, rows: Iterable[Any], now: float) -> None:
-        """Take the samples of a note, as far as they are young enough and well-formed."""
+        """Load the samples of a note. Old and malformed ones are ignored."""
         newest = int(now // self.step)
         for row in rows:
             values = [value for value in as_list(row) if type(value) is int and value >= 0]
@@ -110,7 +110,7 @@ class Points:
 
 
 class Series:
-    """Samples the counters, and keeps the samples."""
+    """Samples the counters, and stores the samples."""
 
     def __init__(self, content: Content, metrics: Metrics) -> None:
         self._content = content
@@ -121,7 +121,7 @@ class Series:
         self._loading = asyncio.Lock()
 
     async def run(self) -> None:
-        """Sample until cancelled, and keep the samples every minute."""
+        """Sample until cancelled; store the samples every minute."""
         await self.load()
         kept = self._content.clock()
         while True:
@@ -132,13 +132,13 @@ class Series:
                 await self._keep()
 
     async def close(self) -> None:
-        """Keep what was counted until now."""
+        """Take a last sample, and store all."""
         await self.load()
         self.sample()
         await self._keep()
 
     def sample(self) -> None:
-        """Add what was counted since the last sample, once earlier ones are loaded."""
+        """Add a sample of the time since the last one, once earlier ones are loaded."""
         if not self._is_loaded:
             return
         counted, now = self._counted(), self._content.clock()
@@ -207,4 +207,4 @@ class Series:
                 try:
                     await self._content.set_note(*tier.note(moment))
                 except StorageError as error:
-                    log.warning("samples cannot be kept", error=str(error))
+                    log.warning("samples cannot be stored", error=str(error))

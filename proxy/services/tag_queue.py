@@ -9,7 +9,7 @@ from proxy.core.names import Tag, Target
 
 MAX_WAITING: Final = 1000
 RETRY_SECONDS: Final = 10.0
-"""When a sender that found the queue full should try again."""
+"""Retry delay for a sender that found the queue full."""
 
 Key = tuple[Target, Tag]
 

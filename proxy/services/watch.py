@@ -21,7 +21,7 @@ from proxy.services.expansion import MAX_IMAGES, Expansion
 from proxy.services.renewal import Found, Renewal
 
 CONCURRENCY: Final = 4
-"""Checks at the same time."""
+"""Maximum number of concurrent checks."""
 
 JITTER: Final = 0.1
 """Share of the interval by which a pass may begin earlier or later."""
@@ -30,27 +30,27 @@ SPREAD: Final = 0.5
 """Share of the interval over which the checks of a pass are spread."""
 
 LONGEST_GAP: Final = 1.0
-"""Seconds between two checks that begin, at most."""
+"""Maximum number of seconds between the starts of two checks."""
 
 FRESH: Final = 0.8
-"""Share of the interval for which a check counts that another replica, or a client, has made."""
+"""Share of the interval for which a check by another replica, or for a client, counts."""
 
 LOOK_SECONDS: Final = 30.0
-"""Longest wait between two looks at the clock, which may be set meanwhile."""
+"""Maximum wait between two looks at the clock, which may be set in between."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """Images and patterns, and the seconds between two checks of each."""
+    """Images and patterns, and the interval of their checks in seconds."""
 
     images: tuple[Named, ...] = ()
     every: float = 600.0
 
 
 class Watcher:
-    """Runs one pass over the watched tags after the other, until cancelled."""
+    """Checks all watched tags, one pass after the other."""
 
     def __init__(
         self,
@@ -111,7 +111,9 @@ class Watcher:
                 group.create_task(check(*key), name=f"watch {key[0]}:{key[1]}")
                 await asyncio.sleep(gap)
         log.debug(
-            "watched", tags=len(keys), **{found.value: count for found, count in outcomes.items()}
+            "watched tags were checked",
+            tags=len(keys),
+            **{found.value: count for found, count in outcomes.items()},
         )
 
     def _plan(self, seconds: float) -> None:
@@ -136,8 +138,8 @@ class Watcher:
     async def _selected(self, one: Named) -> AsyncIterator[tuple[Target, Tag]]:
         """Yield the tags that one image or pattern selects. Raises ``RegistryError``.
 
-        With a pattern for tags these are tags of the registry. Without one they are those that are
-        known here, because all images of a repository are too many.
+        A pattern for tags selects from the tags of the registry. A pattern without one selects tags
+        that are known here, because a repository may have too many.
         """
         if isinstance(one.meant, Image):
             if one.meant.target is not None and one.meant.tag is not None:
@@ -158,7 +160,7 @@ class Watcher:
                 yield image.target, image.tag
 
     def _note(self, name: str, notes: list[str]) -> None:
-        """Log why a pattern may select more, once until that changes."""
+        """Log why a pattern may select more images, once until the reason changes."""
         if self._notes.get(name, []) != notes:
             for note in notes:
                 log.info("a pattern may select more", pattern=name, reason=note)

@@ -10,18 +10,18 @@ from proxy.settings.units import Section
 HookName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 HOME: Final = {"dockerhub": "docker.io", "github": "ghcr.io", "quay": "quay.io"}
-"""The registry of a format that has one."""
+"""The registry of each format that belongs to one registry."""
 
 
 class Hook(Section):
     """A sender of webhooks. It reports pushed tags, which Millpond then checks at once."""
 
     format: Literal["dockerhub", "github", "quay", "harbor", "gitlab", "distribution"]
-    """What sends the webhooks. `distribution` also stands for GitLab's registry and for another
-    Millpond."""
+    """The sender of the webhooks. `distribution` is also the format of GitLab's registry and of
+    another Millpond."""
     secret_file: Path
-    """File with the secret that the sender proves to know, at least 16 characters. A second line is
-    a second secret, for the time of a change. Millpond reads the file at each delivery."""
+    """File with the secret of the sender, at least 16 characters. A second line is a second secret,
+    to rotate them. Millpond reads the file at each delivery."""
     upstream: str | None = None
     """Name of the upstream that the reported images belong to. Default: docker.io for `dockerhub`,
     ghcr.io for `github`, quay.io for `quay`."""

@@ -7,9 +7,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
-from proxy.core.errors import NameInvalid
-from proxy.core.selection import make_selector, split_tag
 from proxy.settings.units import Seconds, Section, Wait
+from proxy.settings.warm import check_images
 
 EventName = Literal[
     "pull",
@@ -26,7 +25,7 @@ _EXPRESSED: Final[dict[str, tuple[EventName, ...]]] = {
     "cloudevents": EventName.__args__,  # type: ignore[attr-defined]
     "distribution": ("pull", "cached", "tag-moved"),
 }
-"""The events that each format has words for."""
+"""The events that each format can express."""
 
 
 def _url(value: SecretStr) -> SecretStr:
@@ -40,7 +39,7 @@ def _url(value: SecretStr) -> SecretStr:
     if not is_complete or url.scheme not in {"http", "https"}:
         raise ValueError("not the address of a receiver; write https://ci.example.com/hooks")
     if url.username is not None or url.password is not None:
-        raise ValueError("credentials do not belong into the address; use authorization_file")
+        raise ValueError("credentials do not belong in the address; use authorization_file")
     return value
 
 
@@ -56,14 +55,14 @@ class Notification(Section):
     """Kinds of events to send. Empty: all that the format can express, except `pull`."""
     images: tuple[str, ...] = ()
     """Patterns of images, such as `docker.io/library/*` or `ghcr.io/org/app:v*`. Events about other
-    images are not sent; those about no image always are. Empty: all images."""
+    images are not sent; events that are not about an image always are. Empty: all images."""
     format: Literal["cloudevents", "distribution"] = "cloudevents"
     """`cloudevents`: CloudEvents 1.0 as JSON. `distribution`: the notifications of the CNCF
     registry, which can express `pull`, `cached` and `tag-moved`."""
     secret_file: Path | None = None
     """File with the secrets that sign each request (Standard Webhooks), one per line: `whsec_` and
-    24 to 64 random bytes in base64. Each request has a signature by every secret, so that a
-    receiver can change from one to the next."""
+    24 to 64 random bytes in base64. Each request has a signature by every secret, so that secrets
+    can be rotated."""
     authorization_file: Path | None = None
     """File with the value of the `Authorization` header, such as `Bearer` and a token."""
     ca_file: Path | None = None
@@ -71,9 +70,11 @@ class Notification(Section):
     timeout: Wait = 10.0
     """How long a request may take."""
     retry_for: Seconds = 3 * 86400.0
-    """How long an event is tried again before it is dropped."""
+    """How long delivery of an event is retried before the event is dropped."""
     max_queue: int = Field(default=10_000, ge=1, le=1_000_000)
-    """Most events that wait for this receiver. Beyond that the oldest are dropped."""
+    """Maximum number of events that wait for this receiver. Beyond that the oldest are dropped."""
+
+    _check_images = field_validator("images")(check_images)
 
     @property
     def label(self) -> str:
@@ -84,16 +85,6 @@ class Notification(Section):
     def kinds(self) -> tuple[EventName, ...]:
         """The kinds of events that are sent."""
         return self.events or tuple(one for one in _EXPRESSED[self.format] if one != "pull")
-
-    @field_validator("images")
-    @classmethod
-    def _check_images(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for image in value:
-            try:
-                make_selector(*split_tag(image.partition("@")[0]))
-            except NameInvalid as error:
-                raise ValueError(str(error)) from None
-        return value
 
     @model_validator(mode="after")
     def _check_format(self) -> Self:

@@ -21,7 +21,7 @@ def _collector(value: str) -> str:
     if not is_complete or url.scheme not in _SCHEMES or "@" in url.netloc:
         raise ValueError(
             "not the address of a collector; write http://collector.example:4318/v1/traces, and "
-            "what it needs to know who sends into headers_file"
+            "put credentials into headers_file"
         )
     return value
 
@@ -37,6 +37,7 @@ class Tracing(Section):
     service: Annotated[str, Field(min_length=1, max_length=255)] = "millpond"
     """Name of this service in traces."""
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of requests that are traced. A client that sends `traceparent` decides for itself."""
+    """Share of requests that are traced. The sampling decision of a client that sends `traceparent`
+    takes precedence."""
     propagate: bool = False
-    """Tell registries the trace, so that a Millpond behind this one continues it."""
+    """Send `traceparent` to registries, so that a Millpond behind this one continues the trace."""

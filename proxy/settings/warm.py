@@ -18,6 +18,16 @@ def check_platforms(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def check_images(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return images and patterns. Raises ``ValueError`` for one that no image can match."""
+    for image in value:
+        try:
+            make_selector(*split_tag(image.partition("@")[0]))
+        except NameInvalid as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
 class Warm(Section):
     """Images to fetch on a schedule, whole and before clients need them."""
 
@@ -34,16 +44,7 @@ class Warm(Section):
     """Also fetch signatures, attestations, SBOMs and other referrers."""
 
     _check_platforms = field_validator("platforms")(check_platforms)
-
-    @field_validator("images")
-    @classmethod
-    def _check_images(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for image in value:
-            try:
-                make_selector(*split_tag(image.partition("@")[0]))
-            except NameInvalid as error:
-                raise ValueError(str(error)) from None
-        return value
+    _check_images = field_validator("images")(check_images)
 
     @field_validator("schedule")
     @classmethod

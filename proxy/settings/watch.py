@@ -2,16 +2,14 @@
 
 from pydantic import field_validator, model_validator
 
-from proxy.core.errors import NameInvalid
-from proxy.core.selection import make_selector, split_tag
 from proxy.settings.units import Seconds, Section
-from proxy.settings.warm import check_platforms
+from proxy.settings.warm import check_images, check_platforms
 
 
 class Watch(Section):
     """Tags that Millpond checks regularly, so that it fetches new images before clients need them.
 
-    A list stands for ``images``.
+    A plain list is short for ``images``.
     """
 
     images: tuple[str, ...] = ()
@@ -23,7 +21,7 @@ class Watch(Section):
     """How often each tag is checked, by HEAD. The checks are spread over time."""
     platforms: tuple[str, ...] = ()
     """Platforms to fetch of a new image, such as `linux/amd64`; `all` stands for every platform.
-    Empty: those that the cache held of the image before, else the platform of this machine."""
+    Empty: those that the cache held of the previous image, else the platform of this machine."""
     referrers: bool = True
     """Also fetch signatures, attestations, SBOMs and other referrers of a new image."""
 
@@ -47,8 +45,4 @@ class Watch(Section):
         for image in value:
             if "@" in image:
                 raise ValueError(f"{image!r}: a digest never changes; name a tag")
-            try:
-                make_selector(*split_tag(image))
-            except NameInvalid as error:
-                raise ValueError(str(error)) from None
-        return value
+        return check_images(value)

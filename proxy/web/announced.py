@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.web.exchange import Exchange
 
 DENIED_SECONDS: Final = 60.0
-"""A client that is denied the same image again is not announced again for so long."""
+"""The same denial of the same client is announced at most once in this time."""
 
 _MAX_DENIED: Final = 10_000
 _MAX_AGENT: Final = 100
@@ -34,7 +34,7 @@ class Announcer:
 
     @property
     def announces_pulls(self) -> bool:
-        """Somebody wants to know of pulls."""
+        """A subscriber wants events about pulls."""
         return self._emitter.wanted(EventKind.PULL)
 
     def ended(self, exchange: "Exchange") -> None:
@@ -75,7 +75,7 @@ class Announcer:
     def _deny(self, exchange: "Exchange") -> None:
         route, client = exchange.route, _client(exchange)
         if route is None or not route.repo:
-            return  # /v2/ and the catalogue are no pulls
+            return  # requests for /v2/ and the catalogue are not pulls
         name = route.repo if exchange.target is None else str(exchange.target)
         subject = _image(name, route.ref) if route.kind is Kind.MANIFEST else name
         if (subject, client) in self._denied:

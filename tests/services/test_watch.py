@@ -44,9 +44,9 @@ def lines(proxy: Proxy, event: str) -> list[dict[str, Any]]:
 
 async def passed(proxy: Proxy, clock: Clock) -> None:
     """Return when another pass has ended, and what it wanted was fetched, or could not be."""
-    before = len(lines(proxy, "watched"))
+    before = len(lines(proxy, "watched tags were checked"))
     clock.now += 2
-    await until(lambda: len(lines(proxy, "watched")) > before)
+    await until(lambda: len(lines(proxy, "watched tags were checked")) > before)
 
 
 async def pulled(proxy: Proxy, *images: content.Image) -> None:

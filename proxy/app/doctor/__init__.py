@@ -2,7 +2,7 @@
 
 ``network`` and ``registry`` check registries, ``machine`` this machine, ``shared`` Redis and the
 bucket, ``clients`` the configurations of clients. A check is a function that returns a ``Finding``;
-a new one is one more line in the group that it belongs to.
+to add one, add a line to its group.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ async def examined(
 ) -> list[Result]:
     """Return the results of all checks; with ``upstream`` only those of that registry.
 
-    ``image`` is the one to look at, in its registry. ``root`` is where ``etc`` of the clients is.
+    ``image`` is the one to test its registry with. ``root`` is the directory above ``etc``.
     Groups run at the same time, the checks of one registry one after the other. Raises
     ``ConfigError``.
     """
@@ -61,7 +61,7 @@ async def examined(
 
 
 def _sample(name: str, settings: Settings, image: Image | None) -> Sample | None:
-    """Return the image to look at in a registry. Raises ``ConfigError`` for one without a name."""
+    """Return the image to test a registry with. Raises ``ConfigError`` for one without a name."""
     if image is None or (image.target is not None and image.target.upstream != name):
         return well_known(name, settings.upstreams[name])
     if image.target is None:
@@ -70,7 +70,7 @@ def _sample(name: str, settings: Settings, image: Image | None) -> Sample | None
 
 
 async def _registry(settings: Settings, parts: Parts, sample: Sample | None) -> list[Result]:
-    """Check one registry. What fails on the way to it leaves nothing else to check."""
+    """Check one registry. If it cannot be reached, its other checks are skipped."""
     name = parts.transport.name
     checks = RegistryChecks(parts, sample)
     way = Way.to(name, URL(parts.settings.url), parts.settings.tls)
@@ -100,7 +100,7 @@ def _skip(reason: str) -> Check:
 
 
 def _local(settings: Settings, root: Path) -> Sequence[tuple[str, list[Named]]]:
-    """Return the groups of checks that concern no registry."""
+    """Return the groups of checks other than those of registries."""
     machine, clients = Machine(settings), Clients(settings, root)
     return (
         (

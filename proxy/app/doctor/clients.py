@@ -1,6 +1,7 @@
 """The clients on this machine: which of their configurations lead to this Millpond.
 
-Reads files only. A client without a configuration, or with one that leads elsewhere, is no fault.
+Reads files only. A client without a configuration, or with one that leads elsewhere, is not an
+error.
 """
 
 import json
@@ -78,7 +79,7 @@ class Clients:
         return self._judged(client, mirrors)
 
     def _judged(self, client: str, mirrors: list[Mirror]) -> Finding:
-        """Return what mirrors mean. Looks up the names of this machine."""
+        """Return the finding for the mirrors. Looks up the names of this machine."""
         own = [mirror for mirror in mirrors if self._is_own(mirror.address)]
         if not own:
             return skipped(f"none of its {len(mirrors)} mirrors leads here")
@@ -89,7 +90,7 @@ class Clients:
         others = {mirror.address for mirror in mirrors} - {mirror.address for mirror in own}
         text = f"pulls of {names} come through {own[0].address}"
         if others:
-            return warning(f"{text}; there are other mirrors too", "see if they are wanted")
+            return warning(f"{text}; there are other mirrors too", "check that they are intended")
         return ok(text)
 
     def _is_own(self, address: str) -> bool:

@@ -123,7 +123,7 @@ class Machine:
         return ok(f"{settings.listen} is free; no server runs there")
 
     async def _taken(self) -> Finding:
-        """Return who has the port."""
+        """Return the finding for a port that is in use."""
         version = await self._version()
         if version is not None:
             return ok(f"Millpond {version} answers at {self._settings.listen}")

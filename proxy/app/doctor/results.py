@@ -1,4 +1,4 @@
-"""What a check finds. A check is a function that returns a ``Finding``; ``ran`` bounds its time."""
+"""Findings of checks. A check is a function that returns a ``Finding``; ``ran`` bounds its time."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ _ELSEWHERE: Final = "look at the log of the other side, and at proxies and firew
 
 
 class Status(StrEnum):
-    """How a check ends."""
+    """The status of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -30,7 +30,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check has found, without secrets; ``remedy`` says what to do about it."""
+    """The finding of a check, without secrets; ``remedy`` says what to do about a problem."""
 
     status: Status
     detail: str
@@ -53,29 +53,29 @@ class Result:
 
 
 def ok(detail: str) -> Finding:
-    """Return that all is well."""
+    """Return the finding of a check that passed."""
     return Finding(Status.OK, detail)
 
 
 def warning(detail: str, remedy: str) -> Finding:
-    """Return that something needs attention."""
+    """Return the finding that something needs attention."""
     return Finding(Status.WARNING, detail, remedy)
 
 
 def failed(detail: str, remedy: str) -> Finding:
-    """Return that something is wrong."""
+    """Return the finding of a check that failed."""
     return Finding(Status.FAILED, detail, remedy)
 
 
 def skipped(reason: str) -> Finding:
-    """Return why there was nothing to check."""
+    """Return the finding of a check that does not apply."""
     return Finding(Status.SKIPPED, reason)
 
 
 def blocking(check: Callable[[], Finding]) -> Check:
-    """Return a check that runs in a thread, which nothing waits for after the check's time.
+    """Return a check that runs in a thread, which is abandoned after a timeout.
 
-    A directory of a server that is away blocks whoever looks into it, without an end.
+    A directory on an unreachable file server blocks a thread forever.
     """
 
     async def run() -> Finding:

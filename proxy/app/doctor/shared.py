@@ -1,4 +1,4 @@
-"""What several machines share: Redis, and the bucket."""
+"""Checks what several machines share: Redis, and the bucket."""
 
 import secrets
 import time
@@ -38,7 +38,7 @@ _RIGHTS: Final = (
 
 
 async def redis(settings: Settings) -> Finding:
-    """Ping Redis, and take and give back a lease."""
+    """Ping Redis, and acquire and release a lease."""
     if settings.fleet.redis is None:
         return skipped("fleet.redis is not set")
     try:

@@ -1,4 +1,4 @@
-"""Explains what Millpond does with an image, and why. Costs registries nothing, and counts no use.
+"""Explains what Millpond does with an image, and why. Sends no request, and counts no use.
 
 ``facts`` are the parts of an explanation; ``holding``, ``freshness``, ``prospects`` and ``keeping``
 gather them.

@@ -1,4 +1,4 @@
-"""Where a tag stands in this cache, and how long that is good for. Sends no request."""
+"""The state of a tag in this cache, and how long it stays fresh. Sends no request."""
 
 import math
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Standing:
 
 
 async def standing_of(tags: Tags, target: Target, tag: Tag) -> Standing:
-    """Return where a tag stands, as far as that is known without a request."""
+    """Return the state of a tag, as far as it is known without a request."""
     cool_downs = tags.cool_downs
     record = await cool_downs.content.tags.get(target, tag)
     moment = cool_downs.sources[target.upstream].tag_rules.as_of(target, tag)

@@ -1,4 +1,4 @@
-"""What a pull does now, and what it gets offline. Decides as the pull does; asks no registry."""
+"""Predicts what a pull does now, and what it gets offline. Sends no request to a registry."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +23,7 @@ GET: Final = "GET of the manifest"
 
 
 class Prospects:
-    """Foresees pulls."""
+    """Predicts pulls."""
 
     def __init__(
         self, manifests: Manifests, tags: Tags, sources: Mapping[str, Origin], clock: Clock
@@ -71,7 +71,7 @@ class Prospects:
         return Pull(Answer.SERVE, "a digest never changes, but the pull first checks min_age")
 
     async def _fetch(self, target: Target, ref: str, because: str) -> Pull:
-        """Return what a pull of a manifest does that is not held."""
+        """Return what a pull of a manifest that is not held does."""
         origin = self._sources[target.upstream]
         try:
             await self._manifests.absences.refuse(target, ref)
@@ -83,7 +83,7 @@ class Prospects:
         return Pull(Answer.FETCH, because, (GET,))
 
     def _copy(self, pull: Pull, standing: Standing, held: Held) -> Pull:
-        """Return ``pull`` as it is with what is held of the image that it serves."""
+        """Return ``pull``, adapted to the parts of the image that are held."""
         if held.state is State.ABSENT:
             because = f"{pull.because}, but its manifest is not in the cache"
             return Pull(Answer.FETCH, because, (GET,))
@@ -95,7 +95,7 @@ class Prospects:
         return pull
 
     def _check(self, target: Target, tag: Tag, checked_at: float, held: Held) -> Pull:
-        """Return what a pull of a tag does that is no longer fresh."""
+        """Return what a pull of a tag that is no longer fresh does."""
         origin = self._sources[target.upstream]
         rule, now = origin.rule_for(tag), self._clock()
         if _fails(origin):
@@ -142,7 +142,7 @@ def offline_of(held: Held, origin: Origin) -> Offline:
 
 
 def _unless(origin: Origin, problem: str) -> Offline:
-    """Return that an image is not served, unless another source has what is missing."""
+    """Return that an image is not served, unless another source has the missing content."""
     named = " or ".join(sources_of(origin))
     because = f"{problem}; {named} may have it" if named else problem
     return Offline(is_served=False, because=because)

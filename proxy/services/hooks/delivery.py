@@ -1,4 +1,4 @@
-"""One webhook, before and after it is understood."""
+"""One webhook, before and after it is parsed."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What a webhook says: tags that may have changed, none for events about something else.
+    """The tags that may have changed, none for events about something else.
 
-    ``ids`` identify the delivery as a whole: one that was seen before is a repetition.
+    ``ids`` identify the delivery as a whole: an id that was seen before marks a replay.
     """
 
     mentions: tuple[Mention, ...] = ()
@@ -40,7 +40,7 @@ class Delivery:
 
 
 class Misshapen(ValueError):
-    """The document lacks something that its format always has, or a name breaks the grammar."""
+    """The document lacks a field that its format requires, or a name breaks the grammar."""
 
 
 def mapping(value: object) -> Mapping[str, object]:
@@ -51,7 +51,7 @@ def mapping(value: object) -> Mapping[str, object]:
 
 
 def text(value: object) -> str:
-    """Return a text. Raises ``Misshapen`` for anything else."""
+    """Return a string. Raises ``Misshapen`` for anything else."""
     if not isinstance(value, str):
         raise Misshapen
     return value

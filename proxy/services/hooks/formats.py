@@ -43,10 +43,10 @@ FORMATS: Final = {
 
 
 def read(name: str, headers: Headers, raw: bytes) -> Delivery:
-    """Return what a webhook of a format says. Raises ``Unprocessable``."""
+    """Parse a webhook in a format. Raises ``Unprocessable``."""
     form = FORMATS[name]
     try:
         return form.parse(Body(headers, raw, read_object(raw)))
     except Misshapen:
-        problem = f"this is no webhook of the format {name}: expected {form.expected}"
+        problem = f"not a webhook in the format {name}: expected {form.expected}"
         raise Unprocessable(problem) from None

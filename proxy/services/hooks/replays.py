@@ -1,4 +1,4 @@
-"""Remembers deliveries, so that one that is sent again is ignored."""
+"""Remembers deliveries, so that replays are ignored."""
 
 import hashlib
 from collections import OrderedDict
@@ -40,5 +40,5 @@ class Replays:
 
 
 def _key(number: str) -> bytes:
-    """Return a short key: senders choose ids, and how long they are."""
+    """Return a key of bounded length: senders choose their ids."""
     return hashlib.sha256(number.encode("utf-8", "surrogatepass")).digest()

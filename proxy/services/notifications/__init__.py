@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from proxy.services.notifications.receivers import Receiver
 
 BUFFER: Final = 10_000
-"""Events in memory that are not in the file yet."""
+"""Maximum number of events in memory that are not in the file yet."""
 
 KEEP_SECONDS: Final = 30 * 86400.0
-"""How long events wait for receivers that are not configured now."""
+"""How long events are kept for receivers that are no longer configured."""
 
 log = structlog.get_logger(__name__)
 
@@ -132,7 +132,7 @@ class Notifications:
         try:
             await self._outbox.add(rows, time.time())
         except StorageError as error:
-            log.warning("events not kept", events=len(rows), error=str(error))
+            log.warning("events cannot be queued", events=len(rows), error=str(error))
             for delivery in self._deliveries:
                 lost = sum(name == delivery.receiver.name for name, _ in rows)
                 delivery.counters.dropped["storage"] += lost

@@ -1,4 +1,4 @@
-"""Delivers the events of one receiver: in order, one at a time, again until it takes them."""
+"""Delivers the events of one receiver: in order, one at a time, with retries."""
 
 import asyncio
 import random
@@ -18,13 +18,13 @@ from proxy.upstream.headers import retry_after
 
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 300.0
-"""Seconds between two requests to a receiver that fails."""
+"""Maximum number of seconds between two requests to a receiver that fails."""
 
 LONGEST_DELAY: Final = 3600.0
-"""Seconds until one event is tried again."""
+"""Maximum number of seconds until one event is tried again."""
 
 MAX_REFUSALS: Final = 5
-"""Attempts with an event that the receiver refuses with a status that promises no better."""
+"""Attempts to deliver an event that the receiver rejects."""
 
 _TRANSIENT: Final = (408, 425, 429)
 
@@ -34,9 +34,9 @@ log = structlog.get_logger(__name__)
 class _End(Enum):
     DELIVERED = auto()
     FAILED = auto()
-    """It may work later."""
+    """A retry may succeed."""
     REFUSED = auto()
-    """It will hardly ever work: the receiver says that the request is wrong."""
+    """The receiver rejects the request; a retry is unlikely to succeed."""
     GONE = auto()
     """The receiver wants no more events (Standard Webhooks: 410)."""
 
@@ -50,7 +50,7 @@ class _Answer(NamedTuple):
 
 
 class Delivery:
-    """The queue of one receiver on its way. ``source`` is the URI of this Millpond."""
+    """Delivers the queue of one receiver. ``source`` is the URI of this Millpond."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Delivery:
                     await self._deliver(found)
                     continue
             except StorageError as error:
-                log.warning("events that wait cannot be read", error=str(error))
+                log.warning("queued events cannot be read", error=str(error))
                 found = LONGEST_PAUSE
             with suppress(TimeoutError):
                 async with asyncio.timeout(found):

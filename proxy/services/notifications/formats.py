@@ -1,4 +1,4 @@
-"""How an event is written for its receiver.
+"""Serializes events for receivers.
 
 CloudEvents 1.0 in the structured mode of HTTP (https://github.com/cloudevents/spec), or the
 envelope of the CNCF registry (https://distribution.github.io/distribution/about/notifications/).
@@ -28,7 +28,7 @@ class Written(NamedTuple):
 
 
 def stored(event: Event) -> str:
-    """Return an event as JSON, which any of the formats is made from."""
+    """Return an event as JSON, from which every format is made."""
     document = asdict(event)
     del document["serial"]  # the numbers begin anew with each start
     return json.dumps(document)

@@ -1,4 +1,4 @@
-"""A receiver of events: what it wants, and what a request to it looks like."""
+"""A receiver of events: which events it gets, and the requests to it."""
 
 import json
 import time

@@ -141,5 +141,5 @@ def _object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise RequestInvalid("the body is a JSON object")
+        raise RequestInvalid("the body is not a JSON object")
     return document

@@ -1,7 +1,7 @@
 """``POST /-/hooks/<name>``: registries report pushed tags, which are checked at once.
 
-A sender proves that it knows the hook's secret; access rules are not asked. What it may cause is
-small: a check of a tag that is known or chosen here, at the registry that the settings name.
+A sender proves that it knows the hook's secret; access rules do not apply. All it can cause is a
+check of a tag that is known or chosen here, at the registry that the settings name.
 """
 
 import asyncio
@@ -103,7 +103,7 @@ class Hooks:
         self._reading = asyncio.Semaphore(READING)
 
     def use(self, hooks: Mapping[str, Hook]) -> None:
-        """Accept deliveries for these hooks from now on; those that stay keep what they know."""
+        """Accept deliveries for these hooks from now on; hooks that stay keep their state."""
         senders = {}
         for name, hook in hooks.items():
             known = self._senders.get(name)
@@ -132,7 +132,7 @@ class Hooks:
             return refusal(error)
 
     async def _receive(self, request: BaseRequest, sender: _Sender) -> Response:
-        """Verify, understand and queue one delivery. Raises ``RegistryError``."""
+        """Verify, parse and queue one delivery. Raises ``RegistryError``."""
         if request.method != "POST":
             raise Unsupported(f"{request.method}: webhooks are sent by POST", allowed=("POST",))
         body = await self._verified(request, sender)
@@ -155,8 +155,7 @@ class Hooks:
     async def _verified(self, request: BaseRequest, sender: _Sender) -> bytes:
         """Return the body of a sender that knows the secret. Raises ``Unauthorized``.
 
-        A body is read of a sender that may know it only: the token is right, or there is a
-        signature.
+        The body is read only if the token is right, or if the format has signatures.
         """
         form, secrets = FORMATS[sender.hook.format], await _secrets(sender)
         shown = Shown(request.headers, request.query.get("token", ""), b"", self._clock())

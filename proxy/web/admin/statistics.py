@@ -1,4 +1,4 @@
-"""The numbers of ``/-/stats``, and what of them everybody may see."""
+"""The numbers of ``/-/stats``, whole and without names for the public."""
 
 import time
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ TOP_CLIENTS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What is counted and what is held, since the process started."""
+    """The counters since the process started, and the state of the cache."""
 
     metrics: Metrics
     content: Content

@@ -142,7 +142,7 @@ async def _params(route: AnyRoute, request: Request) -> Params:
         raise RequestInvalid("a parameter may be given once")
     if route.method in ("POST", "PUT"):
         if values:
-            raise RequestInvalid("parameters belong into the body, a JSON object")
+            raise RequestInvalid("parameters belong in the body, a JSON object")
         values = await _body(request)
     values |= request.match_info
     try:
@@ -158,13 +158,13 @@ async def _body(request: Request) -> dict[str, Any]:
     if not text:
         return {}
     if request.content_type != JSON:
-        raise RequestInvalid(f"the body is JSON; say so: Content-Type: {JSON}")
+        raise RequestInvalid(f"the body needs the header Content-Type: {JSON}")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
-        raise RequestInvalid("the body is no JSON") from None
+        raise RequestInvalid("the body is not JSON") from None
     if not isinstance(values, dict):
-        raise RequestInvalid("the body is a JSON object")
+        raise RequestInvalid("the body is not a JSON object")
     return values
 
 

@@ -1,4 +1,4 @@
-"""What happened in the cache: the recent events, and a stream of those that follow."""
+"""Events of the cache: the recent ones, and a stream of new ones."""
 
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -12,13 +12,13 @@ from proxy.web.admin.api.routes import AnyRoute, Caller, Model, Params, Route
 from proxy.web.admin.api.streams import EventStream, Streams, comment, event
 
 QUIET_SECONDS: Final = 15.0
-"""A comment is sent after so long without an event."""
+"""Without an event for this long, a comment keeps the connection open."""
 
 Fact = str | int | float | bool | None
 
 
 class EventsParams(Params):
-    """Which events, and if those to come are waited for."""
+    """Which events, and whether to wait for new ones."""
 
     kinds: Annotated[str, Field(max_length=300, description="Kinds, with commas; none: all.")] = ""
     after: Annotated[int | None, Field(ge=0, description="Only later serial numbers.")] = None
@@ -59,7 +59,7 @@ class EventFeed:
     @property
     def routes(self) -> list[AnyRoute]:
         """The routes of this group."""
-        text = "Follow what happens: the recent events first."
+        text = "Follow the events, recent ones first."
         return [
             Route(
                 "GET", "events", EventsParams, RecentEvents, self._events, text, events=CacheEvent
@@ -102,6 +102,6 @@ def _shown(one: Event) -> CacheEvent:
 
 
 def _last_seen(header: str | None) -> int:
-    """Return the serial number that a client saw last, 0 if it says none."""
+    """Return the serial number in ``Last-Event-ID``, 0 without a valid one."""
     is_number = header is not None and header.isascii() and header.isdecimal()
     return int(header) if is_number and header is not None and len(header) < 18 else 0

@@ -1,4 +1,4 @@
-"""Who may use the Admin API, and what the audit log says of it."""
+"""Decides who may use the Admin API, and writes the audit log."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from proxy.web.admin.api.routes import AnyRoute
 from proxy.web.forwarded import TrustedProxies
 
 _AMBIENT: Final = (Method.ANONYMOUS, Method.CERTIFICATE, Method.SOCKET)
-"""What a browser shows without being asked for it: an address, or a certificate."""
+"""Credentials that a browser sends with requests of any site: an address, or a certificate."""
 
 Authorize = Callable[[], Awaitable[Principal]]
 """Returns who may administer, or raises ``RegistryError``."""
@@ -24,7 +24,7 @@ Authorize = Callable[[], Awaitable[Principal]]
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Decides about requests, and records changes and what was refused."""
+    """Authorizes requests, and records changes and refused requests."""
 
     access: AdminAccess
     audit: AuditLog
@@ -55,10 +55,10 @@ class Guard:
             self.audit.record(audited.login(request, None, error))
 
     def _refuse_other_sites(self, request: Request, principal: Principal) -> None:
-        """Raise ``Denied`` for a change that a web page asks for, unless that is our own.
+        """Raise ``Denied`` for a change from a web page, unless the page is ours (CSRF).
 
-        A browser adds ``Origin`` (RFC 6454 §7). It sends what another site asks for from the
-        operator's network and with the operator's certificate, but never with ``Authorization``.
+        A browser adds ``Origin`` (RFC 6454 §7). It sends requests of other sites from the
+        operator's network and with the operator's certificate, but without ``Authorization``.
         """
         origin = request.headers.get("Origin")
         if origin is None:

@@ -1,4 +1,4 @@
-"""What was counted over time, and which images are pulled most."""
+"""Counters over time, and the images with the most pulls."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

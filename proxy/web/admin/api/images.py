@@ -234,4 +234,4 @@ def _position(cursor: str) -> Position:
         value, name = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         return float(value), str(name)
     except (ValueError, TypeError, RecursionError):
-        raise RequestInvalid("cursor: not one of ours") from None
+        raise RequestInvalid("cursor: not the next of an earlier answer") from None

@@ -17,7 +17,7 @@ from proxy.web.admin.api.keeping import ImageName, Name
 from proxy.web.admin.api.routes import AnyRoute, Caller, Model, NoParams, Params, Route
 
 MAX_SHOWN: Final = 1000
-"""Entries of each list that a dry run answers."""
+"""Maximum number of entries in each list of a dry run."""
 
 
 def _size(value: object) -> object:
@@ -76,13 +76,13 @@ class JobParams(Params):
 
 
 class Started(Model):
-    """The job that does the work."""
+    """The id of the job that was started."""
 
     job: str
 
 
 class Progress(Model):
-    """How far a job is; ``total`` is null while it is unknown."""
+    """The progress of a job; ``total`` is null while it is unknown."""
 
     done: int
     total: int | None
@@ -222,7 +222,7 @@ class JobRoutes:
 
     async def _warmed(self, job: Job, name: str, wanted: Wanted) -> str | None:
         """Pull one image; return why it is not whole, None if it is."""
-        problem: str | None = "it was stopped before its end"
+        problem: str | None = "the work ended early"
         try:
             async for event in self.services.puller.run(self.services.image(name), wanted):
                 if event["event"] == "missing":

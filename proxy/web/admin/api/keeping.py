@@ -1,4 +1,4 @@
-"""Pins, images in use, and tags that are checked now."""
+"""Pins, images in use, and checks of tags on request."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -78,7 +78,7 @@ class Refreshed(Model):
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """What stays in the cache, and what is current."""
+    """The routes of pins, images in use, and checks of tags."""
 
     services: Services
 

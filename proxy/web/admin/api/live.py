@@ -1,4 +1,4 @@
-"""What goes on now, as a stream: the same bytes for all watchers, made once for each tick."""
+"""Live statistics as a stream. Each tick is encoded once, and sent to all watchers."""
 
 import asyncio
 import time
@@ -37,7 +37,7 @@ class LiveUpstream(Model):
 
 
 class LiveCache(Model):
-    """What is held."""
+    """The content of the cache."""
 
     bytes: int
     limit_bytes: int
@@ -47,7 +47,7 @@ class LiveCache(Model):
 
 
 class LiveStats(Model):
-    """The totals since the start, and what is going on now."""
+    """The totals since the start, and the current state."""
 
     time: float
     uptime_seconds: float
@@ -70,7 +70,7 @@ class _Latency:
     mean: float | None = None
 
     def update(self, counters: UpstreamCounters) -> float | None:
-        """Return the mean of the answers since the last call; of those before, if there is none."""
+        """Return the mean of the answers since the last call; without any, the previous mean."""
         answered = [each for name, each in counters.responses.items() if name != "none"]
         count = sum(sum(each.counts) for each in answered)
         seconds = sum(each.total for each in answered)
@@ -82,7 +82,7 @@ class _Latency:
 
 @dataclass(slots=True)
 class Live:
-    """The stream. ``run`` makes ticks while somebody watches."""
+    """The stream. ``run`` makes ticks while there are watchers."""
 
     statistics: Statistics
     streams: Streams
@@ -126,7 +126,7 @@ class Live:
         return stream.response
 
     async def _make(self) -> None:
-        """Make the bytes of a tick: for operators, and without names for everybody."""
+        """Encode a tick, once for operators and once without names for other clients."""
         oldest_use = await self.statistics.content.evictor.oldest_use()
         complete = self._stats(oldest_use)
         unnamed = [

@@ -29,7 +29,7 @@ class ErrorEntry(Model):
 
 
 class Errors(Model):
-    """What every failed request is answered with."""
+    """The body of every failed request."""
 
     errors: list[ErrorEntry]
 

@@ -26,7 +26,7 @@ class LogLevelParams(Params):
 
 
 class Reloaded(Model):
-    """The settings are in force, but for those that need a restart."""
+    """The settings are in force, except for those that need a restart."""
 
     reloaded: bool
 

@@ -1,4 +1,4 @@
-"""What a route of the Admin API is: its path, parameters, answer, audience and handler."""
+"""Routes of the Admin API: path, parameters, answer, audience and handler."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass

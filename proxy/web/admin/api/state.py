@@ -31,7 +31,7 @@ class RateLimit(Model):
 
 
 class Credentials(Model):
-    """With what an upstream is asked."""
+    """The credentials for an upstream."""
 
     kind: str
     expires_in_seconds: int | None
@@ -70,7 +70,7 @@ class NamedUpstream(Upstream):
 
 
 class CacheNumbers(Model):
-    """What is held, and the totals of the cache since the start."""
+    """The content of the cache, and its totals since the start."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -132,7 +132,7 @@ class Clients(Model):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is going on now."""
+    """The statistics and their parts."""
 
     statistics: Statistics
     access: AdminAccess
@@ -147,7 +147,7 @@ class State:
                 NoParams,
                 Session,
                 self._session,
-                "Say who the client is.",
+                "Show who the client is.",
                 is_public=True,
             ),
             Route(

@@ -16,7 +16,7 @@ MAX_STREAMS: Final = 200
 _HEADERS: Final = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # nginx sends each event at once then
+    "X-Accel-Buffering": "no",  # nginx then forwards each event immediately
     "X-Content-Type-Options": "nosniff",
 }
 
@@ -72,7 +72,7 @@ class EventStream:
 
     @property
     def has_ended(self) -> bool:
-        """The server stops."""
+        """The server is stopping."""
         return self._end.done()
 
     async def send(self, text: bytes) -> None:
@@ -80,7 +80,7 @@ class EventStream:
         await self.response.write(text)
 
     async def wait(self, work: Awaitable[Result], seconds: float | None = None) -> Result | None:
-        """Return the result of ``work``; None after some seconds, or when the stream ends."""
+        """Return the result of ``work``; None after ``seconds``, or when the stream ends."""
         task = asyncio.ensure_future(work)
         ends: list[asyncio.Future[Any]] = [task, self._end]
         try:

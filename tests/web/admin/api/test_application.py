@@ -63,9 +63,9 @@ async def test_other_paths_and_methods_are_refused(api: ApiClient) -> None:
 @pytest.mark.parametrize(
     ("sent", "problem"),
     [
-        ({"data": b"{", "headers": {"Content-Type": "application/json"}}, "the body is no JSON"),
-        ({"data": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, "no JSON"),
-        ({"json": [1]}, "the body is a JSON object"),
+        ({"data": b"{", "headers": {"Content-Type": "application/json"}}, "the body is not JSON"),
+        ({"data": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, "not JSON"),
+        ({"json": [1]}, "the body is not a JSON object"),
         ({"data": b'{"pin": "a"}'}, "Content-Type: application/json"),
         ({"json": {}}, "pin: Field required"),
         ({"json": {"pin": 1}}, "pin: Input should be a valid string"),
@@ -73,7 +73,7 @@ async def test_other_paths_and_methods_are_refused(api: ApiClient) -> None:
         ({"json": {"pin": "x" * 2000}}, "pin: String should have at most 1024 characters"),
         ({"json": {"pin": "a b"}}, "a b"),
         ({"json": {"pin": "x" * 300_000}}, "at most 262144 bytes"),
-        ({"params": {"pin": "a"}}, "parameters belong into the body"),
+        ({"params": {"pin": "a"}}, "parameters belong in the body"),
     ],
 )
 async def test_a_malformed_body_gets_400_that_says_what_is_wrong(

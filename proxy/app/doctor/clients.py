@@ -150,8 +150,7 @@ def _of_buildkit(_: Path, text: str) -> Iterator[Mirror]:
 
 def _of_k3s(_: Path, text: str) -> Iterator[Mirror]:
     for name, mirror in (yaml.safe_load(text).get("mirrors") or {}).items():
-        for address in as_list(mirror.get("endpoint")):
-            address = str(address)
+        for address in map(str, as_list(mirror.get("endpoint"))):
             url = address if "://" in address else f"https://{address}"
             yield Mirror("all registries" if name == "*" else str(name), url)
 

@@ -20,6 +20,7 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
     "load_memory": (),
     "load_stalls": ("wrk",),
     "load_idle": (),
+    "load_dashboards": (),
     "second_core": ("wrk",),
     "workers": ("wrk",),
     "scale": ("wrk",),

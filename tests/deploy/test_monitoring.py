@@ -68,7 +68,7 @@ def documented() -> set[str]:
 
 
 def test_promtool_accepts_the_rules_and_they_fire_as_meant() -> None:
-    assert "13 rules found" in promtool("check", "rules", "alerts.yaml")
+    assert "17 rules found" in promtool("check", "rules", "alerts.yaml")
     assert "valid prometheus config" in promtool("check", "config", "prometheus.yaml")
     assert "SUCCESS" in promtool("test", "rules", "alerts_test.yaml")
 
@@ -78,6 +78,12 @@ def test_each_metric_exists() -> None:
     used = names(rule["expr"] for rule in rules()) | names(queries())
     assert used
     assert used <= documented()
+
+
+def test_each_alert_is_seen_to_fire() -> None:
+    [cases] = yaml.safe_load((FOLDER / "alerts_test.yaml").read_text())["tests"]
+    fired = {case["alertname"] for case in cases["alert_rule_test"] if case["exp_alerts"]}
+    assert fired == {rule["alert"] for rule in rules()}
 
 
 def test_each_alert_says_what_happens_and_what_to_do() -> None:

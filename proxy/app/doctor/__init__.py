@@ -127,6 +127,7 @@ def _local(settings: Settings, root: Path) -> Sequence[tuple[str, list[Named]]]:
                 ("containerd", blocking(clients.containerd)),
                 ("podman", blocking(clients.podman)),
                 ("buildkit", blocking(clients.buildkit)),
+                ("k3s", blocking(clients.k3s)),
             ],
         ),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from yarl import URL
 
 from proxy.app.doctor.results import Finding, failed, ok, skipped, warning
@@ -63,6 +64,11 @@ class Clients:
         files = [self._root / "etc/buildkit/buildkitd.toml"]
         return self._checked("buildkit", files, _of_buildkit)
 
+    def k3s(self) -> Finding:
+        """Look at ``registries.yaml`` of K3s and RKE2."""
+        files = [self._root / f"etc/rancher/{name}/registries.yaml" for name in ("k3s", "rke2")]
+        return self._checked("k3s", files, _of_k3s)
+
     def _checked(
         self, client: str, files: list[Path], read: Callable[[Path, str], Iterator[Mirror]]
     ) -> Finding:
@@ -73,7 +79,7 @@ class Clients:
         for file in found:
             try:
                 mirrors += read(file, _text(file))
-            except (OSError, ValueError, AttributeError, TypeError) as error:
+            except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is malformed"
                 return failed(f"{file} cannot be used: {reason}", f"correct {file}")
         return self._judged(client, mirrors)
@@ -141,6 +147,13 @@ def _of_buildkit(_: Path, text: str) -> Iterator[Mirror]:
         for address in registry.get("mirrors", []):
             host = str(address).partition("/")[0]
             yield Mirror(name, host, is_insecure=registries.get(host, {}).get("http") is True)
+
+
+def _of_k3s(_: Path, text: str) -> Iterator[Mirror]:
+    for name, mirror in (yaml.safe_load(text).get("mirrors") or {}).items():
+        for address in map(str, as_list(mirror.get("endpoint"))):
+            url = address if "://" in address else f"https://{address}"
+            yield Mirror("all registries" if name == "*" else str(name), url)
 
 
 def _url(address: str) -> URL | None:

@@ -40,6 +40,10 @@ FILES: dict[str, tuple[str, str]] = {
             '[registry."127.0.0.1:5000"]\n  http = true\n'
         ),
     ),
+    "k3s": (
+        "etc/rancher/k3s/registries.yaml",
+        'mirrors:\n  docker.io:\n    endpoint: ["http://127.0.0.1:5000"]\n',
+    ),
 }
 
 
@@ -89,7 +93,7 @@ def test_a_client_that_asks_by_the_wrong_protocol(tmp_path: Path, client: str) -
     folder.mkdir()
     made = certificate(folder)
     tls = {"cert_file": str(made.authority), "key_file": str(folder / "key.pem")}
-    if client in ("docker", "containerd"):
+    if client in ("docker", "containerd", "k3s"):
         found = look(tmp_path, client, tls=tls)
         says(found, "failed", "asked by http, but Millpond speaks HTTPS", "millpond client")
         write(tmp_path, client, ("http://", "https://"))

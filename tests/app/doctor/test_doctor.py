@@ -20,7 +20,7 @@ REGISTRY = [
 LOCAL = [
     *("permissions", "space", "disk speed", "descriptors", "port"),
     *("redis", "bucket"),
-    *("docker", "containerd", "podman", "buildkit"),
+    *("docker", "containerd", "podman", "buildkit", "k3s"),
 ]
 
 

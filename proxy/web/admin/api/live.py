@@ -27,12 +27,13 @@ class LiveLimit(Model):
 
 
 class LiveUpstream(Model):
-    """An upstream; ``latency_ms`` is the mean of its last answers."""
+    """An upstream; ``latency_ms`` is the mean of its last answers, ``errors`` since the start."""
 
     up: bool
     offline: bool
     circuit: str
     latency_ms: float | None
+    errors: int
     rate_limit: LiveLimit | None
 
 
@@ -163,6 +164,7 @@ class Live:
     def _upstream(self, name: str, upstream: Upstream) -> LiveUpstream:
         breaker, budget = upstream.circuit_breaker, upstream.budget
         latency = self._latencies.setdefault(name, _Latency())
+        counters = self.statistics.metrics.of(name)
         limit = LiveLimit(
             limit=budget.limit, remaining=budget.remaining, refills_at=budget.refills_at
         )
@@ -170,6 +172,7 @@ class Live:
             up=breaker.is_up,
             offline=upstream.is_offline,
             circuit=breaker.state.name.lower(),
-            latency_ms=latency.update(self.statistics.metrics.of(name)),
+            latency_ms=latency.update(counters),
+            errors=counters.outcomes[Outcome.ERROR],
             rate_limit=None if budget.share is None else limit,
         )

@@ -19,7 +19,9 @@ def live(proxy: Proxy) -> Live:
     return proxy.app.operating.live
 
 
-async def test_the_numbers_follow_what_happens(proxy: Proxy, anybody: ApiClient) -> None:
+async def test_the_numbers_follow_what_happens(
+    proxy: Proxy, anybody: ApiClient, upstream: FakeUpstream
+) -> None:
     live(proxy).seconds = 0.05
     async with anybody.stream("live") as stream:
         fields, first = await stream.next()
@@ -34,6 +36,12 @@ async def test_the_numbers_follow_what_happens(proxy: Proxy, anybody: ApiClient)
         assert now["cache"]["files"] > 0
         assert now["upstreams"]["docker.io"]["latency_ms"] > 0
         assert now["upstreams"]["docker.io"]["circuit"] == "closed"
+        assert now["upstreams"]["docker.io"]["errors"] == 0
+        upstream.fail(500)
+        assert (await proxy.get("/v2/app/manifests/other")).status == 502
+        while (now := (await stream.next())[1])["errors"] == 0:
+            pass
+        assert now["upstreams"]["docker.io"]["errors"] == 1
 
 
 async def test_names_of_downloads_are_for_operators(

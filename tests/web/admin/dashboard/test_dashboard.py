@@ -233,6 +233,7 @@ async def test_an_upstream_that_fails_is_seen_at_once(
     def look(page: Page) -> None:
         row = page.get_by_role("row").filter(has_text="docker.io")
         expect(row.get_by_text("down")).to_be_visible()
+        expect(row.locator('[data-label="Errors"]')).to_have_text("1")
 
     await dashboard.do(look)
 

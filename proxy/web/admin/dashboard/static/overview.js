@@ -191,6 +191,7 @@ function upstreamTable({ upstreams, time }) {
         kind: "number",
         cell: (row) => (row.latency_ms == null ? "–" : `${Math.round(row.latency_ms)} ms`),
       },
+      { title: "Errors", kind: "number", cell: (row) => format.number(row.errors) },
       {
         title: "Circuit",
         cell: (row) =>

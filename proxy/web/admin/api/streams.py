@@ -59,6 +59,11 @@ class Streams:
             await response.prepare(caller.request)
             yield EventStream(response, end)
             await response.write_eof()
+        except Exception:
+            # No error document can follow what was sent; only the connection's end says it.
+            if caller.request.transport is not None:
+                caller.request.transport.abort()
+            raise
         finally:
             self._open.discard(end)
 

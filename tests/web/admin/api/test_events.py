@@ -3,8 +3,10 @@
 import asyncio
 
 import pytest
+from aiohttp import ClientError
 
 from proxy.runtime.events import EventKind, Events
+from proxy.web.admin.api import events as event_routes
 from proxy.web.admin.api.routes import PREFIX
 from tests.running import Proxy, until
 from tests.web.admin.api.client import ApiClient
@@ -73,6 +75,21 @@ async def test_a_client_with_a_strange_name_ends_no_stream(
         writer.close()
         async with asyncio.timeout(20):
             assert (await stream.next())[1]["data"]["user_agent"] == "odd?"
+
+
+async def test_a_failure_in_mid_stream_ends_it(
+    events: Events, api: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: object) -> None:
+        raise LookupError("out of the blue")
+
+    async with api.stream("events") as stream:
+        await until(lambda: events.wanted(EventKind.DENIED))
+        monkeypatch.setattr(event_routes, "_shown", failing)
+        events.emit(EventKind.DENIED, "docker.io/library/nginx:1")
+        async with asyncio.timeout(20):
+            with pytest.raises(ClientError):
+                await stream.next()
 
 
 async def test_events_are_for_operators(proxy: Proxy) -> None:

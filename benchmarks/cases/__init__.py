@@ -8,6 +8,7 @@ from typing import Final
 CASES: Final[dict[str, tuple[str, ...]]] = {
     "warm_manifests": ("wrk",),
     "warm_access": ("wrk",),
+    "warm_fleet": ("wrk", "redis-server"),
     "warm_small_blobs": ("wrk",),
     "warm_big_blob": (),
     "warm_image": ("skopeo",),

@@ -246,7 +246,7 @@ class _Downloads:
 
 
 class ClientLimits:
-    """The clients by name; none while neither limits nor access are configured."""
+    """The clients by name."""
 
     def __init__(
         self,
@@ -269,10 +269,13 @@ class ClientLimits:
             client.use(self.limits)
 
     def client(self, principal: Principal) -> Client | None:
-        """Return the client, None if it is not counted: without limits, and on the admin socket."""
-        if not self._is_used or (name := _name(principal)) is None:
-            return None
-        return self._of(name)
+        """Return the client that limits may delay; None without limits, and on the admin socket."""
+        return self.counted(principal) if self._is_used else None
+
+    def counted(self, principal: Principal) -> Client | None:
+        """Return the client for the statistics; None on the admin socket."""
+        name = _name(principal)
+        return None if name is None else self._of(name)
 
     def _of(self, name: str) -> Client:
         client = self._clients.pop(name, None) or Client(name, self)

@@ -50,6 +50,8 @@ class Exchange:
     target: Target | None = None
     client: Client | None = None
     """Its limits; None: there are none."""
+    counted: Client | None = None
+    """What the statistics say of it; None on the admin socket."""
     digest: Digest | None = None
     """Of the manifest that was sent."""
     principal: Principal | None = None
@@ -272,8 +274,8 @@ class Journal:
             counters.timed(outcome, first_byte, seconds)
         self._log(exchange, seconds)
         self.announcer.ended(exchange)
-        if exchange.client is not None:
-            exchange.client.sent += exchange.sent
+        if exchange.counted is not None:
+            exchange.counted.sent += exchange.sent
         if exchange.failure is not None and target is not None:
             upstream = self._upstreams.get(target.upstream)
             if upstream is not None:  # a reload may have removed it

@@ -75,9 +75,10 @@ class Gate:
 
     async def admit(self, exchange: Exchange, principal: Principal) -> None:
         """Return when it is the client's turn. Raises ``RateLimited``."""
-        client = exchange.client = self._limits.client(principal)
-        if client is not None:
-            await client.admit()
+        exchange.client = self._limits.client(principal)
+        exchange.counted = exchange.client or self._limits.counted(principal)
+        if exchange.counted is not None:
+            await exchange.counted.admit()
 
     def resolve(self, exchange: Exchange, principal: Principal) -> Target:
         """Return the repository that a client asks for and may pull from.

@@ -193,7 +193,7 @@ class ResponseCache:
 
     def _admits(self, principal: Principal, size: int) -> bool:
         """Count a response for its client, unless that must wait for its turn."""
-        client = self._limits.client(principal)
+        client = self._limits.counted(principal)
         if self._journal.audit.is_nearly_full:
             return False
         return client is None or client.try_request(size)

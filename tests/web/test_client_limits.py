@@ -16,6 +16,7 @@ from proxy.access import limits
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start, until
+from tests.web.test_audit import prepared
 
 MB = 1_000_000
 IMAGE = content.image(1, layers=(4 * MB,))
@@ -304,6 +305,13 @@ async def test_a_rate_of_zero_is_no_limit(start: Start) -> None:
         assert (await pull(client, MANIFEST))[0] == 200
 
 
-async def test_without_configuration_no_client_is_remembered(proxy: Proxy) -> None:
+async def test_without_configuration_clients_are_counted(proxy: Proxy) -> None:
     await warm(proxy, BLOB, MANIFEST, MANIFEST, MANIFEST)
-    assert proxy.stats["clients"] == []
+    before = await prepared(proxy)
+    for _ in range(5):
+        await proxy.get(MANIFEST)
+    assert await prepared(proxy) > before
+    size = len(IMAGE.manifest)
+    counted = {one["client"]: (one["requests"], one["bytes"]) for one in proxy.stats["clients"]}
+    assert counted == {"127.0.0.9": (4, 4 * MB + 3 * size), "127.0.0.1": (5, 5 * size)}
+    assert not any(one["delayed"] or one["refused"] for one in proxy.stats["clients"])

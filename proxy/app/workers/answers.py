@@ -94,6 +94,7 @@ class Answers:
             return None
         exchange.target = target
         exchange.client = decisions.limits.client(principal)
+        exchange.counted = exchange.client or decisions.limits.counted(principal)
         if route.kind is Kind.BLOB:
             return await self._blob(exchange, target, Digest(route.ref))
         return await self._manifest(exchange, target, route)
@@ -137,6 +138,6 @@ class Answers:
             await blob.aclose()
 
     def _record(self, exchange: Exchange) -> None:
-        if exchange.client is not None:
-            exchange.client.requests += 1
+        if exchange.counted is not None:
+            exchange.counted.requests += 1
         self._journal.record(exchange)

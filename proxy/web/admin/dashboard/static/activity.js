@@ -80,6 +80,6 @@ function clientTable(clients) {
       },
     ],
     clients,
-    { key: (row) => row.client, empty: "None seen. Clients are counted with access configured." },
+    { key: (row) => row.client, empty: "None seen." },
   );
 }

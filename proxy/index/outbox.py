@@ -6,6 +6,7 @@ or sent again. A damaged file is set aside, and its events are lost.
 """
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections import Counter
@@ -137,9 +138,9 @@ class Outbox:
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
+            os.close(os.open(self._file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             connection = sqlite3.connect(self._file, check_same_thread=False)
             try:
-                self._file.chmod(0o600)
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = NORMAL")
                 connection.executescript(_SCHEMA)

@@ -25,14 +25,14 @@ class Keeper:
         evictor = self._content.evictor
         limit, quota = evictor.limit, evictor.quota
         record = None if digest is None else await self._content.record(digest)
-        pins = await self._pinning(image, digest)
+        pins = await self.pinning(image, digest)
         refusals = [pin.refused for pin in pins if pin.refused is not None]
         last_used = None if record is None else record.used_at
         expires = math.inf if last_used is None else last_used + quota.max_age
         return Keeping(
             pinned_by=tuple(pin.name for pin in pins),
             pin_refused=next(iter(refusals), None),
-            in_use_by=await self._using(image, digest),
+            in_use_by=await self.using(image, digest),
             is_protected=record is not None and digest in await self._pins.protected(),
             last_used=last_used,
             oldest_use=await evictor.oldest_use(),
@@ -43,7 +43,7 @@ class Keeper:
             limit_bytes=limit,
         )
 
-    async def _pinning(self, image: Image, digest: Digest | None) -> list[Pin]:
+    async def pinning(self, image: Image, digest: Digest | None) -> list[Pin]:
         """Return the pins that name the image, or a tag that points to it."""
         names = {str(image)}
         if image.target is not None and image.tag is not None:
@@ -54,7 +54,7 @@ class Keeper:
                 names.update(self._pins.pinning(one.target, one.tag, digest))
         return [pin for pin in await self._pins.all() if pin.name in names]
 
-    async def _using(self, image: Image, digest: Digest | None) -> tuple[str, ...]:
+    async def using(self, image: Image, digest: Digest | None) -> tuple[str, ...]:
         """Return the sources that report the image as in use."""
         names = {str(image)}
         if digest is not None:

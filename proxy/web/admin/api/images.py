@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from proxy.core.errors import NameUnknown, RequestInvalid
-from proxy.core.names import Digest, Image, Tag, Target
+from proxy.core.names import Digest, Image, Target
 from proxy.services import anatomy
 from proxy.services.catalogue import Catalogue, Entry, Position, Sort
+from proxy.services.explain.keeping import Keeper
 from proxy.services.inventory import weigh
 from proxy.services.popularity import Popularity
 from proxy.web.admin import tags
@@ -171,6 +172,7 @@ class Images:
         if digest is None or not is_there:
             raise NameUnknown(f"{image}: this cache does not have it")
         weight = await weigh(content, digest)
+        keeper = Keeper(content, self.services.pins, self.services.feeds)
         await self.popularity.fold()
         return ImageDetails.model_validate(
             {
@@ -185,7 +187,8 @@ class Images:
                 "pulls": self.popularity.pulls(str(image)),
                 **tagged,
                 "digest": digest,
-                **self._kept(image, target, digest),
+                "pinned_by": [pin.name for pin in await keeper.pinning(image, digest)],
+                "in_use_by": await keeper.using(image, digest),
                 "platforms": [asdict(one) for one in await anatomy.platforms(content, digest)],
                 "referrers": [
                     asdict(one) for one in await anatomy.referrers(content, target, digest)
@@ -211,18 +214,6 @@ class Images:
             "fresh_until": until if until is not None and until < 1e12 else None,
             "history": history,
         }
-
-    def _kept(self, image: Image, target: Target, digest: Digest) -> dict[str, list[str]]:
-        """Return which pins and which reports of running images keep an image."""
-        names = {str(image), f"{target}@{digest}", str(digest)}
-        feeds = self.services.feeds.all()
-        using = [one.source for one in feeds if not names.isdisjoint(map(str, one.images))]
-        tag = image.tag or Tag("")
-        return {
-            "pinned_by": self.services.pins.pinning(target, tag, digest),
-            "in_use_by": using,
-        }
-
 
 def _cursor(position: Position) -> str:
     return base64.urlsafe_b64encode(json.dumps(position).encode()).decode()

@@ -215,6 +215,7 @@ class Images:
             "history": history,
         }
 
+
 def _cursor(position: Position) -> str:
     return base64.urlsafe_b64encode(json.dumps(position).encode()).decode()
 

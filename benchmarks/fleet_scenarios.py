@@ -76,8 +76,8 @@ class Replica:
     def of(cls, site: Site, number: int) -> "Replica":
         """Return one of a site's replicas."""
         return cls(
-            Link(f"cable into replica {number}", site.replica_link),
-            Link(f"cable out of replica {number}", site.replica_link),
+            Link(f"link into replica {number}", site.replica_link),
+            Link(f"link out of replica {number}", site.replica_link),
             Link(f"CPU of replica {number}", site.replica_cores),
         )
 
@@ -135,7 +135,7 @@ class Rollout:
         for number in range(groups):
             members = self.outcome.nodes // groups + (number < self.outcome.nodes % groups)
             if members:
-                cable = Link("cable into a node", self.site.node_link)
+                cable = Link("link into a node", self.site.node_link)
                 cohorts.append(Cohort(members, cable, number % places))
         return cohorts
 
@@ -332,7 +332,7 @@ class NodeFleet(Rollout):
         return outcome
 
     def _spread(self, number: int, followers: int, node: Replica, then: Callable[[], None]) -> None:
-        holder = Link("cable out of the node that downloads", self.site.node_link)
+        holder = Link("link out of the node that downloads", self.site.node_link)
         seconds = max(int(self.site.spread), 1)
         each = self.protocol.redis_per_fill * (followers + 1) / seconds
         self.outcome.redis += [(self.network.now + second, each) for second in range(seconds)]

@@ -36,10 +36,10 @@ class Key:
 
 
 class Keys:
-    """The keys of a file, which is made if it is missing or damaged.
+    """The keys of a file, which is created if it is missing or damaged.
 
-    If it cannot be written, the keys live in memory: tokens are then invalid after a restart, and
-    clients get new ones.
+    If it cannot be written, the keys are only in memory: tokens are then invalid after a restart,
+    and clients get new ones.
     """
 
     def __init__(self, file: Path) -> None:

@@ -1,12 +1,12 @@
-"""Tags on which all replicas agree: one asks the registry, all hear of it, none goes back.
+"""Tags on which all replicas agree: one asks the registry and publishes the answer.
 
-A replica serves a hit from its own record and asks Redis nothing. The record changes in four cases:
+A replica serves a hit from its own record without Redis. The record changes in four cases:
 
 - Another replica has checked the tag: Redis pushes the fact.
-- The record is due for a check: the replica takes a lease for it, or the fact of another replica.
-- The tag is not known here: the fact is read.
-- Messages may have been lost, or Redis may have lost its data: all own tags are compared with Redis
-  after a gap, and the recently used ones now and then. A fact that Redis lacks is published again.
+- The record is due for a check: the replica acquires a lease, or uses the fact of another replica.
+- The tag is not known here: the replica reads the fact.
+- Messages may have been lost, or Redis may have lost its data: the replica compares all its tags
+  with Redis after a gap, and recently used ones at intervals. It republishes missing facts.
 
 Between two facts, the later request to the registry wins. This replica's records carry its own
 time, so they are compared by their age.
@@ -34,12 +34,12 @@ MAX_FACTS: Final = 10_000
 """Facts in memory, and changes that wait to be applied."""
 
 COMPARE_SECONDS: Final = 15.0
-"""How often recently used tags are compared with Redis."""
+"""Interval at which recently used tags are compared with Redis."""
 
 RETRY_SECONDS: Final = 1.0
 _BATCH: Final = 250
 MAX_STEP: Final = 1.0
-"""A record that is newer than now by so many seconds was made while the clock was wrong."""
+"""A record that is so many seconds in the future was made while the clock was wrong."""
 
 _TICK: Final = 1e-6
 """A check that began after a fact was known is at least so many seconds newer."""
@@ -64,7 +64,7 @@ class Image(Protocol):
 
 
 class _Taken(NamedTuple):
-    """A fact of which a record was made; ``at`` is this machine's monotonic time of the check.
+    """A fact that became a record; ``at`` is this machine's monotonic time of the check.
 
     ``gaps`` counts those before it.
     """
@@ -78,22 +78,22 @@ class LocalTags(Protocol):
     """The records of this replica."""
 
     async def get(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return where a tag points."""
+        """Return the record of a tag."""
 
     async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
-        """Record where a tag points."""
+        """Set the record of a tag."""
 
     async def add_history(
         self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
     ) -> None:
-        """Merge what others saw into the history of a tag."""
+        """Merge the history from other replicas into that of a tag."""
 
     def all(self) -> AsyncIterator[Sequence[Image]]:
         """Yield all tags in batches."""
 
 
 class Check:
-    """One check of a tag, which begins now and has the lease of ``holder``.
+    """One check of a tag, which begins now with the lease of ``holder``.
 
     ``known``: another replica has just checked it, so none is needed.
     """
@@ -111,15 +111,15 @@ class Check:
         self.is_settled = False
 
     async def settle(self, record: TagRecord) -> TagRecord:
-        """Record what the registry says, for all; return the newest record, which may be newer."""
+        """Publish the registry's answer; return the newest record, which may be newer."""
         return await self._tags.settle(self, record.descriptor)
 
     async def gone(self) -> None:
-        """Let no replica learn any more where the tag pointed: the registry has deleted it."""
+        """Publish that the registry has deleted the tag."""
         await self._tags.forget(self)
 
     def at(self, now: float) -> float:
-        """Return when it began, if it is ``now``, by the clock of Redis."""
+        """Return the start of the check by the clock of Redis, if the time there is ``now``."""
         return max(now - (time.monotonic() - self._started), self._after)
 
 
@@ -129,7 +129,7 @@ class SharedTags:
     def __init__(
         self, store: Store, local: LocalTags, clock: Clock, is_shared: Callable[[str], bool]
     ) -> None:
-        """``is_shared`` tells whether all clients of an upstream may see the same tags."""
+        """``is_shared`` returns True if all clients of an upstream may see the same tags."""
         self._store = store
         self._facts = TagStore(store)
         self._local = local
@@ -137,23 +137,23 @@ class SharedTags:
         self._is_shared = is_shared
         self._latest: LRUCache[Key, Fact] = LRUCache(MAX_FACTS)
         self._taken: LRUCache[Key, _Taken] = LRUCache(MAX_FACTS)
-        """Facts of which the records here were made: a record has another clock, which jumps."""
+        """Facts that became records here: the clock of records is another one, which may jump."""
         self._waiting: dict[Key, set[asyncio.Future[Fact | None]]] = {}
         self._changed: dict[Key, None] = {}
         self._outdated: dict[Key, None] = {}
-        """Tags of which Redis has an older fact than this replica."""
+        """Tags whose fact in Redis is older than that of this replica."""
         self._gaps = 0
         self._has_gap = False
         self._woken = asyncio.Event()
         store.subscribe(CHANNEL, Subscription(self._on_message, self._on_gap))
 
     def latest(self, key: Key) -> Fact | None:
-        """Return the newest fact that this replica has heard of."""
+        """Return the newest fact that this replica knows."""
         fact: Fact | None = self._latest.get(key)
         return fact
 
     async def find(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return and record where a tag points that this replica does not know."""
+        """Read, record and return the fact of a tag that this replica does not know."""
         try:
             (fact,) = await self._facts.read([(target, tag)])
         except FleetUnavailable:
@@ -165,7 +165,7 @@ class SharedTags:
         return await self._take(fact)
 
     async def _learn_history(self, key: Key) -> None:
-        """Add where a tag has pointed before, as others have seen. Raises ``FleetUnavailable``."""
+        """Add the history of a tag from other replicas. Raises ``FleetUnavailable``."""
         offset = self._clock() - self._store.now()
         theirs = [
             TagHistoryEntry(one.digest, one.first_seen + offset, one.last_seen + offset)
@@ -176,7 +176,7 @@ class SharedTags:
 
     @asynccontextmanager
     async def check(self, target: Target, tag: Tag, max_age: float) -> AsyncIterator[Check]:
-        """Give the check of a tag, alone in the fleet, or what is known for ``max_age`` seconds.
+        """Open the only check of a tag in the fleet, or return a fact that is recent enough.
 
         If another replica checks it now, wait for the result.
         """
@@ -215,7 +215,7 @@ class SharedTags:
         self._wake(check.key, None)
 
     async def follow(self) -> None:
-        """Apply what other replicas find, and compare tags with Redis, until cancelled."""
+        """Apply facts of other replicas, and compare tags with Redis, until cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time() + COMPARE_SECONDS
         while True:
@@ -238,8 +238,8 @@ class SharedTags:
     async def _claim(self, key: Key, holder: str, max_age: float) -> Fact | None:
         """Return a fact that is new enough; None if this replica has to check the tag.
 
-        A check that fails is tried by one of those that wait for it. After that each is on its own,
-        so that one broken replica does not hold up the others.
+        If a check fails, one of the waiting replicas tries it. After that each checks alone, so
+        that one broken replica does not delay the others.
         """
         oldest = self._store.now() - max_age
         with suppress(FleetUnavailable, TimeoutError):
@@ -255,7 +255,7 @@ class SharedTags:
 
     @contextmanager
     def _awaited(self, key: Key) -> Iterator["asyncio.Future[Fact | None]"]:
-        """Give a future of the result of another replica's check; None if that has failed."""
+        """Return a future of the result of another replica's check; None if that has failed."""
         future: asyncio.Future[Fact | None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(key, set())
         waiting.add(future)
@@ -267,13 +267,13 @@ class SharedTags:
                 del self._waiting[key]
 
     def _wake(self, key: Key, fact: Fact | None) -> None:
-        """Tell those that wait for another check how it ended."""
+        """Wake the tasks that wait for another replica's check."""
         for future in self._waiting.get(key, ()):
             if not future.done():
                 future.set_result(fact)
 
     async def _take(self, fact: Fact) -> TagRecord:
-        """Record a fact, or what is newer, and return that."""
+        """Record a fact, or a newer one, and return it."""
         key = fact.key
         fact = newest(self._own(key, await self._local.get(*key)), fact)
         # Nothing is awaited between here and the change of the record in memory.
@@ -289,11 +289,11 @@ class SharedTags:
         self._taken[fact.key] = _Taken(fact, time.monotonic() - age, self._gaps)
 
     def _own(self, key: Key, record: TagRecord | None) -> Fact | None:
-        """Return what this replica's record says, by the clock of Redis.
+        """Return the fact of this replica's record, by the clock of Redis.
 
         There are three cases. A record of this process has a fact, whose age is known even if this
         machine's clock was set. After a gap Redis may run on another machine, with another clock.
-        A record of an earlier process has this machine's time; one from the future says nothing.
+        A record of an earlier process has this machine's time; one from the future is ignored.
         """
         if record is None:
             return None
@@ -313,7 +313,7 @@ class SharedTags:
         return TagRecord(fact.descriptor, self._clock() - age)
 
     def _on_gap(self) -> None:
-        """Forget what is known by another clock: Redis may run on another machine now."""
+        """Drop times by the old clock: Redis may run on another machine now."""
         self._latest.clear()
         self._gaps += 1
         self._has_gap = True
@@ -367,7 +367,7 @@ class SharedTags:
             await self._compare([(key, record) for key, record in known if record is not None])
 
     async def _compare(self, known: Sequence[tuple[Key, TagRecord]]) -> None:
-        """Take what Redis knows better, and publish what it lacks. Raises ``FleetUnavailable``."""
+        """Adopt newer facts in Redis, and publish missing ones. Raises ``FleetUnavailable``."""
         oldest = self._clock() - FACT_SECONDS
         known = [
             (key, record)

@@ -1,7 +1,7 @@
 """``POST /-/hooks/<name>``: registries report pushed tags, which are checked at once.
 
-A sender proves that it knows the hook's secret; access rules do not apply. All it can cause is a
-check of a tag that is known or chosen here, at the registry that the settings name.
+A sender authenticates with the hook's secret; access rules do not apply. It can only cause checks
+of tags that are known or chosen here, at the registry that the settings name.
 """
 
 import asyncio
@@ -41,18 +41,18 @@ from proxy.web.admin.documents import read_body, refusal, reply
 PATH: Final = "/-/hooks/"
 MAX_BODY: Final = 1024 * 1024
 MAX_TAGS: Final = 100
-"""Tags of one delivery that are checked; registries report one or a few."""
+"""Maximum number of checked tags per delivery; registries report one or a few."""
 
 READING: Final = 16
-"""Bodies that are read at the same time, and so are in memory."""
+"""Maximum number of bodies that are read, and in memory, at the same time."""
 
 READ_SECONDS: Final = 20.0
 PER_SECOND: Final = 5.0
 BURST: Final = 300.0
-"""Tags of one hook that are checked: in the long run, and at once."""
+"""Limits of checked tags per hook: per second in the long run, and in a burst."""
 
 CHECKS: Final = 8
-"""Reported tags that are checked at the same time."""
+"""Maximum number of reported tags that are checked at the same time."""
 
 PAUSE: Final = 5.0
 """Seconds between two checks of one tag."""
@@ -77,7 +77,7 @@ class _Sender:
         )
 
     def remember(self, delivery: Delivery) -> None:
-        """Remember a delivery that was accepted: one that was not is sent again."""
+        """Record an accepted delivery: its sender repeats one that was not accepted."""
         self.replays.add(delivery.ids)
         self.replays.add(mention.event_id for mention in delivery.mentions)
 
@@ -122,7 +122,7 @@ class Hooks:
         """Answer one webhook."""
         sender = self._senders.get(request.path.removeprefix(PATH))
         if sender is None:
-            return refusal(PathNotFound("there is no such hook; see the setting hooks"))
+            return refusal(PathNotFound("there is no such hook; add it to the setting hooks"))
         try:
             return await self._receive(request, sender)
         except RegistryError as error:
@@ -134,7 +134,7 @@ class Hooks:
     async def _receive(self, request: BaseRequest, sender: _Sender) -> Response:
         """Verify, parse and queue one delivery. Raises ``RegistryError``."""
         if request.method != "POST":
-            raise Unsupported(f"{request.method}: webhooks are sent by POST", allowed=("POST",))
+            raise Unsupported(f"{request.method}: a webhook needs POST", allowed=("POST",))
         body = await self._verified(request, sender)
         delivery = read(sender.hook.format, request.headers, body)
         if delivery.is_ping:

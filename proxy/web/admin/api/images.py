@@ -22,7 +22,7 @@ from proxy.web.admin.api.routes import AnyRoute, Caller, Model, Params, Route
 
 
 class ImagesParams(Params):
-    """Which images, in which order, and how many."""
+    """The selection, order and number of images."""
 
     q: Annotated[str, Field(max_length=300, description="Part of the name.")] = ""
     sort: Sort = Sort.NAME
@@ -87,7 +87,7 @@ class Referrer(Model):
 
 
 class Sighting(Model):
-    """A digest that the tag pointed to, and when."""
+    """A past or present digest of the tag, with times."""
 
     digest: str
     first_seen: float | None
@@ -96,7 +96,7 @@ class Sighting(Model):
 
 
 class ImageDetails(Model):
-    """One image, as far as it is held."""
+    """One image, with its held content."""
 
     name: str
     digest: str
@@ -170,7 +170,7 @@ class Images:
             record is not None and await content.links.has(target, record.digest)
         )
         if digest is None or not is_there:
-            raise NameUnknown(f"{image}: this cache does not have it")
+            raise NameUnknown(f"{image}: it is not in this cache")
         weight = await weigh(content, digest)
         keeper = Keeper(content, self.services.pins, self.services.feeds)
         await self.popularity.fold()
@@ -197,7 +197,7 @@ class Images:
         )
 
     async def _tagged(self, target: Target, image: Image) -> dict[str, Any]:
-        """Return what is known of a tag: nothing for a digest."""
+        """Return the facts about a tag; none for a digest."""
         if image.tag is None:
             return {}
         content, cache = self.services.content, self.services.cache
@@ -226,4 +226,4 @@ def _position(cursor: str) -> Position:
         value, name = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         return float(value), str(name)
     except (ValueError, TypeError, RecursionError):
-        raise RequestInvalid("cursor: not the next of an earlier answer") from None
+        raise RequestInvalid("cursor: must be next of an earlier answer") from None

@@ -169,7 +169,7 @@ function cacheTile(cache) {
   const { bytes, limit_bytes: limit, oldest_use: oldest, pinned_bytes: pinned } = cache;
   const words = [format.count(cache.files, "file")];
   if (pinned) words.push(`${format.bytes(pinned)} pinned`);
-  words.push(oldest == null ? "nothing to evict" : ["oldest content used ", format.ago(oldest)]);
+  words.push(oldest == null ? "nothing to evict" : ["oldest use ", format.ago(oldest)]);
   const text = words.flatMap((word, number) => (number ? [", ", word] : [word]));
   return tile(
     "Cache",

@@ -262,7 +262,7 @@ def test_what_is_no_archive_says_so(tmp_path: Path, body: bytes, words: str) -> 
     ("old", "new", "words"),
     [
         (b'"version": 1', b'"version": 2', "a newer Millpond wrote it"),
-        (b'"millpond-bundle"', b'"something else"', "not the contents of a bundle"),
+        (b'"millpond-bundle"', b'"something else"', "not the contents file of a bundle"),
         (b'"size": ', b'"size": -', "is no size"),
         (b"docker.io/library/one:1", b"docker.io/library/ONE:1", "is not a repository name"),
         (b"docker.io/library/one:1", b"one:1", "has no registry"),

@@ -84,7 +84,7 @@ class UpstreamCounters:
     bytes_to_clients: int = counter("Body bytes sent to clients.", name="client_bytes")
     confirmations: Counter[str] = counter_by(
         "outcome",
-        "Answers of upstream about clients that pull as themselves; stale: it gave none, and the "
+        "Answers of upstream about clients that pull as themselves; stale: no answer, and the "
         "client counted as confirmed.",
         ("confirmed", "refused", "failed", "stale"),
         name="confirmations",

@@ -210,9 +210,7 @@ class Client:
             raise error
         if response.headers.get("Content-Encoding", "identity") != "identity":
             response.close()
-            raise UpstreamRejected(
-                f"{self.name} encodes a response although no encoding is accepted"
-            )
+            raise UpstreamRejected(f"{self.name} sends an encoded response that was not requested")
         return response
 
     async def _error(self, response: ClientResponse, request: UpstreamRequest) -> RegistryError:

@@ -1,4 +1,4 @@
-"""What breaks around three replicas while clients pull; no byte may be wrong."""
+"""Failures around three replicas while clients pull; no byte may be wrong."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Stale answers: which copy stands in for an upstream that fails, and which must not."""
+"""Stale answers: which copies replace the answer of an upstream that fails."""
 
 import asyncio
 

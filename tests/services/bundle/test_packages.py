@@ -1,4 +1,4 @@
-"""What is refused before an import sends anything: damage in every part of a bundle."""
+"""Damage in every part of a bundle is refused before an import sends anything."""
 
 import io
 import tarfile

@@ -153,7 +153,7 @@ async def test_an_authorization_token_that_is_none(
     data = {"authorizationToken": base64.b64encode(pair).decode(), "expiresAt": 4102444800}
     with endpoint(lambda _: (200, {"authorizationData": [data]})) as (address, _):
         monkeypatch.setenv("AWS_ENDPOINT_URL_ECR", f"http://{address}")
-        with pytest.raises(CredentialsRejected, match="AWS gives"):
+        with pytest.raises(CredentialsRejected, match="AWS return"):
             await AWS(HOST, PLAIN).fetch()
 
 

@@ -1,4 +1,4 @@
-"""What Millpond says about an image, branch by branch; it asks no registry and counts no use."""
+"""Explanations of images, branch by branch, without a request to a registry and without a use."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack

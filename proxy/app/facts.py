@@ -2,17 +2,19 @@
 
 from contextlib import AsyncExitStack
 
+from proxy.app.fleet import Exchange
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
+from proxy.content.downloads import Download, Downloads
 from proxy.core import policy
 from proxy.core.errors import ManifestUnknown
 from proxy.core.names import Target
 from proxy.core.policy import Action
 from proxy.core.records import Descriptor, TagRecord
+from proxy.core.sources import Place
 from proxy.fleet.in_use import SharedFeeds
 from proxy.fleet.limits import SharedLimits
 from proxy.fleet.pins import SharedPins
-from proxy.fleet.small_content import SmallContent
 from proxy.fleet.store import Store
 from proxy.fleet.tag_facts import DROPPED, Fact
 from proxy.fleet.tags import SharedTags
@@ -54,8 +56,8 @@ class SharedFacts:
         background.start("fleet pins", self._pins.run)
         background.start("fleet images in use", self._feeds.run)
 
-    def share_manifests(self, manifests: Manifests, small: SmallContent) -> None:
-        """Give other replicas the small manifests that the registry sends from now on."""
+    def share_small(self, manifests: Manifests, downloads: Downloads, exchange: Exchange) -> None:
+        """Give other replicas the small content that registries send from now on."""
 
         def fetched(
             target: Target,
@@ -64,9 +66,15 @@ class SharedFacts:
             is_public: bool,  # noqa: FBT001
         ) -> None:
             if self._is_shared(target.upstream):
-                small.add(target, descriptor, body, is_public)
+                exchange.small.add(target, descriptor, body, is_public)
+
+        def ended(download: Download) -> None:
+            is_new = download.landed and download.place is Place.REGISTRY
+            if is_new and self._is_shared(download.target.upstream):
+                exchange.small_blobs.add(download)
 
         manifests.on_fetched.append(fetched)
+        downloads.on_ended.append(ended)
 
     def _is_shared(self, upstream: str) -> bool:
         """Return True if every client of an upstream may see what it says."""

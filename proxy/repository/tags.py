@@ -131,7 +131,11 @@ class Tags:
         async with self._shared(target).check(target, tag, max_age) as check:
             newest = check.known
             if newest is None:
-                manifest = await self._manifests.fetch(target, tag)
+                try:
+                    manifest = await self._manifests.fetch(target, tag)
+                except NotFound as error:
+                    await _say_gone(check, error)
+                    raise
                 if manifest.outcome is Outcome.THROUGH:  # its digest is not that of its bytes
                     return manifest
                 found = manifest.descriptor
@@ -308,7 +312,7 @@ class Tags:
                 return newer
             if record is not None and not self._may_replace(target, tag, record, error):
                 await self._records.set(target, tag, None)
-            await check.gone()
+            await _say_gone(check, error)
             raise
         require_confirmation(named, record)
         checked = TagRecord(named.descriptor, self._clock())
@@ -398,3 +402,9 @@ class Tags:
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         return self._sources[target.upstream].rule_for(tag)
+
+
+async def _say_gone(check: Check, error: NotFound) -> None:
+    """Tell other replicas that upstream has no such tag, if it has just said so."""
+    if not error.is_cached:
+        await check.gone()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.manifests import walk
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, TagRecord
-from proxy.index import HISTORY_LIMIT, Index, TaggedImage, pages
+from proxy.index import HISTORY_LIMIT, Index, TaggedImage, Tree, pages
 
 if TYPE_CHECKING:
     from proxy.content.notices import Moved
 
-__all__ = ["HISTORY_LIMIT", "Graph", "Links", "TaggedImage", "Tags"]
+__all__ = ["HISTORY_LIMIT", "Graph", "Links", "TaggedImage", "Tags", "Tree"]
 
 _BATCH: Final = 250
 
@@ -131,6 +131,14 @@ class Graph:
     async def tree(self, *roots: Digest) -> list[Digest]:
         """Return manifests and all that they list, held or not, a manifest before its content."""
         return [node.digest async for node in walk(roots, self.listed)]
+
+    async def trees(self, roots: Iterable[Digest]) -> AsyncIterator[tuple[Digest, Tree]]:
+        """Yield many manifests in their order, each with its tree."""
+        todo = list(roots)
+        for start in range(0, len(todo), _BATCH):
+            trees = await self._index.trees(some := todo[start : start + _BATCH])
+            for root in some:
+                yield root, trees[root]
 
     async def listed_besides(self, digests: Set[Digest]) -> set[Digest]:
         """Return those of ``digests`` that are also listed by a held manifest not among them."""

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any, Final
 
 from proxy.content.content import Content
+from proxy.content.facts import Tree
 from proxy.content.pins import Pins
 from proxy.core.errors import StorageUnavailable
 from proxy.core.names import Digest, Tag, Target
@@ -50,7 +51,7 @@ class _Plan:
     refused: list[Event] = field(default_factory=list)
     others: dict[Target, set[Digest]] = field(default_factory=dict)
     links: dict[Target, set[Digest]] = field(default_factory=dict)
-    trees: dict[Digest, list[Digest]] = field(default_factory=dict)
+    trees: dict[Digest, Tree] = field(default_factory=dict)
     content: dict[Digest, BlobRecord] = field(default_factory=dict)
     wrappers: dict[Digest, BlobRecord] = field(default_factory=dict)
 
@@ -105,8 +106,8 @@ class Dropper:
         plan = _Plan()
         await self._choose_tags(plan, selector)
         await self._choose_links(plan, selector)
-        for root in [root for image in plan.images for root in image.roots]:
-            plan.trees[root] = await self._content.graph.tree(root)
+        roots = (root for image in plan.images for root in image.roots)
+        plan.trees = {root: tree async for root, tree in self._content.graph.trees(roots)}
         await self._choose_content(plan)
         return plan
 

@@ -13,7 +13,7 @@ from proxy.core.names import Digest, Image, Target
 from proxy.services import anatomy
 from proxy.services.catalogue import Catalogue, Entry, Position, Sort
 from proxy.services.explain.keeping import Keeper
-from proxy.services.inventory import weigh
+from proxy.services.inventory import Weight, weigh, weights
 from proxy.services.popularity import Popularity
 from proxy.web.admin import tags
 from proxy.web.admin.actions import Services
@@ -137,14 +137,14 @@ class Images:
         page = await self.catalogue.page(params.q, params.sort, params.limit, after)
         pinned = await self.services.pins.pinned()
         used = {str(image) for image in self.services.feeds.images()}
-        images = [await self._listed(entry, pinned, used) for entry in page.entries]
+        weighed = await weights(self.services.content, (entry.digest for entry in page.entries))
+        images = [self._listed(one, weighed[one.digest], pinned, used) for one in page.entries]
         following = page.following
         return ImageList(images=images, next=None if following is None else _cursor(following))
 
-    async def _listed(
-        self, entry: Entry, pinned: Collection[Digest], used: set[str]
+    def _listed(
+        self, entry: Entry, weight: Weight, pinned: Collection[Digest], used: set[str]
     ) -> ListedImage:
-        weight = await weigh(self.services.content, entry.digest)
         names = {entry.name, f"{entry.target}@{entry.digest}", entry.digest}
         return ListedImage(
             name=entry.name,

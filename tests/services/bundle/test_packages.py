@@ -1,7 +1,10 @@
 """What is refused before an import sends anything: damage in every part of a bundle."""
 
 import io
+import json
+import os
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,14 @@ from proxy.core.names import Digest, Repo, Tag, Target, sha256
 from proxy.core.records import Descriptor, TagRecord
 from proxy.services.bundle import signatures
 from proxy.services.bundle.archive import Sink, open_sink, put
-from proxy.services.bundle.contents import NAME, SIGNATURE, BundledBlob, BundledTag, Contents
+from proxy.services.bundle.contents import (
+    NAME,
+    SIGNATURE,
+    BundledBlob,
+    BundledTag,
+    Contents,
+    parse,
+)
 from proxy.services.bundle.foreign import Naming
 from proxy.services.bundle.layout import blob_name, files_for_others
 from proxy.services.bundle.packages import Package, open_package
@@ -256,6 +266,36 @@ def test_what_is_no_archive_says_so(tmp_path: Path, body: bytes, words: str) -> 
     path.write_bytes(body)
     with pytest.raises(RequestInvalid, match=words):
         open_package(path, None, Naming())
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_of_negative_size_is_not_read_as_the_whole_archive(
+    tmp_path: Path, kind: bytes
+) -> None:
+    member = tarfile.TarInfo("header")
+    member.type, member.size = kind, -1024
+    path = tmp_path / "x.tar"
+    path.write_bytes(member.tobuf(tarfile.GNU_FORMAT))
+    os.truncate(path, 256 * 1024 * 1024)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestInvalid, match="a damaged one"):
+            open_package(path, None, Naming())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"blobs": ["x"]}, {"links": []}, {"tags": [5]}, {"files": 5}, {"created_at": 10**400}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_contents_of_another_shape_are_refused(wrong: dict[str, object]) -> None:
+    document = json.loads(contents().to_json())
+    with pytest.raises(RequestInvalid):
+        parse(json.dumps(document | wrong).encode())
 
 
 @pytest.mark.parametrize(

@@ -225,5 +225,5 @@ def _position(cursor: str) -> Position:
     try:
         value, name = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         return float(value), str(name)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise RequestInvalid("cursor: not the next of an earlier answer") from None

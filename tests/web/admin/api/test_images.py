@@ -1,5 +1,6 @@
 """Images: searched, sorted, page by page, and one in detail."""
 
+import base64
 import time
 
 import pytest
@@ -67,7 +68,14 @@ async def test_images_are_searched_and_sorted(
 
 @pytest.mark.parametrize(
     "query",
-    [{"sort": "colour"}, {"limit": 0}, {"limit": 501}, {"cursor": "x"}, {"cursor": "W10="}],
+    [
+        {"sort": "colour"},
+        {"limit": 0},
+        {"limit": 501},
+        {"cursor": "x"},
+        {"cursor": "W10="},
+        {"cursor": base64.urlsafe_b64encode(b"[" + b"9" * 400 + b', ""]').decode()},
+    ],
 )
 async def test_wrong_parameters_get_400(api: ApiClient, query: Document) -> None:
     assert (await api.ask("GET", "images", **query)).status == 400

@@ -93,3 +93,5 @@ def test_one_of_several_standard_signatures_suffices() -> None:
     both = f"v1,AAAA v1a,BBBB {sent.headers['webhook-signature']}"
     twice = sent._replace(headers=sent.headers | {"webhook-signature": both})
     assert proofs.standard_signature(shown(twice), SECRET.encode())
+    many = sent._replace(headers=sent.headers | {"webhook-signature": "v1,AAAA " * 10 + both})
+    assert not proofs.standard_signature(shown(many), SECRET.encode()), "too many to try"

@@ -317,6 +317,38 @@ async def test_a_body_is_not_read_of_a_sender_without_the_secret(
     writer.close()
 
 
+async def begun(proxy: Proxy) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Begin a webhook, and send no more of its body than a byte."""
+    host, _, port = (proxy.app.address or "").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST {hooks.PATH}github HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{{"
+    writer.write(head.encode())
+    return reader, writer
+
+
+async def test_a_body_that_does_not_arrive_is_given_up(
+    start: Start, all_hooks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "READ_SECONDS", 0.05)
+    reader, writer = await begun(await start(hooks=all_hooks))
+    async with asyncio.timeout(20):
+        assert b" 400 " in await reader.readline()
+    writer.close()
+
+
+async def test_few_bodies_are_read_at_a_time(start: Start, all_hooks: dict[str, Any]) -> None:
+    proxy = await start(hooks=all_hooks)
+    slow = [await begun(proxy) for _ in range(hooks.READING)]
+    sent = SENDERS["github"].send(REPO, TAG)
+    async with asyncio.timeout(30):
+        while (await post(proxy, "github", sent)).status != 503:
+            await asyncio.sleep(0.002)
+        for _, writer in slow:
+            writer.close()
+        while (await post(proxy, "github", sent)).status != 202:
+            await asyncio.sleep(0.002)
+
+
 async def test_unknown_hooks_and_methods(start: Start, all_hooks: dict[str, Any]) -> None:
     proxy = await start(hooks=all_hooks)
     sent = SENDERS["quay"].send(REPO, TAG)

@@ -117,6 +117,13 @@ async def test_offline_takes_effect_on_answers_that_were_remembered(
     assert (await proxy.get(MANIFEST)).status == 404, "its layers are not held"
 
 
+async def test_limits_of_clients_take_effect(proxy: Proxy, base: dict[str, Any]) -> None:
+    assert (await proxy.get("/v2/")).status == 200
+    await reloaded(proxy, base, access={"limits": {"requests_per_second": 0.001}})
+    statuses = [(await proxy.get("/v2/")).status for _ in range(5)]
+    assert 429 in statuses
+
+
 async def test_another_default_upstream_gets_requests_that_were_remembered(
     start: Start, base: dict[str, Any]
 ) -> None:

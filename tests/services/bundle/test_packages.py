@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.errors import RequestInvalid
+from proxy.core.errors import ConfigError, RequestInvalid
 from proxy.core.names import Digest, Repo, Tag, Target, sha256
 from proxy.core.records import Descriptor, TagRecord
 from proxy.services.bundle import signatures
@@ -139,6 +139,18 @@ def test_a_directory_is_the_same(key: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle" / "extra").write_text("x")
     with pytest.raises(RequestInvalid, match="do not name: extra"):
         opened(tmp_path / "bundle", key)
+
+
+def test_what_a_killed_export_left_gets_into_no_bundle(key: Path, tmp_path: Path) -> None:
+    left = tmp_path / "bundle.partial/blobs"
+    left.mkdir(parents=True)
+    (left / "private").write_text("of another export")
+    with pytest.raises(ConfigError, match=r"bundle\.partial: left by an export"):
+        open_sink(f"{tmp_path / 'bundle'}/", None)
+    (left / "private").unlink()
+    left.rmdir()
+    write(open_sink(f"{tmp_path / 'bundle'}/", None), key, contents())
+    assert verified(opened(tmp_path / "bundle", key)) > 0
 
 
 def flip(name: str, at: int = 10) -> Change:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
@@ -104,7 +104,7 @@ class Client:
             async for piece in response.content.iter_any():
                 yield piece
 
-    async def objects(self, path: str, query: Query) -> AsyncIterator[Document]:
+    async def objects(self, path: str, query: Query) -> AsyncGenerator[Document]:
         """Yield the JSON objects of an answer that has one a line.
 
         Raises ``Refused``; and ``Unanswered``, also if the answer breaks off.

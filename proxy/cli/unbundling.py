@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from proxy.services.bundle.trees import TreeFile
 
 CONTENT: Final = "/-/content"
-MISSING: Final = "/-/missing"
 IMPORT: Final = "/-/import"
+PLAN: Final = "/-/import-plan"
 STEP: Final = 1024 * 1024
-BATCH: Final = 10_000
 MAX_SHOWN: Final = 1000
 
 keys = typer.Typer(help="Create keys that sign bundles.", no_args_is_help=True)
@@ -180,14 +179,14 @@ async def _import(client: "Client", package: "Package", *, is_dry: bool, as_json
 
 
 async def _compared(client: "Client", package: "Package") -> _Found:
-    """Return the content to send. Raises ``RequestInvalid`` with the digests that are missing."""
+    """Return the content to send.
+
+    Raises ``RequestInvalid`` with the digests that are missing, ``Refused`` if there is no room.
+    """
     from proxy.core.errors import RequestInvalid  # noqa: PLC0415 - not for help
 
-    digests = [*package.contents.blobs]
-    missing: set[str] = set()
-    for at in range(0, len(digests), BATCH):
-        body = "\n".join(digests[at : at + BATCH]).encode()
-        missing.update((await client.ask("POST", MISSING, body=body))["missing"])
+    plan = await client.ask("POST", PLAN, body=package.contents.to_json())
+    missing = set(plan["missing"])
     lacking = [blob.digest for blob in package.contents.left_out if blob.digest in missing]
     if lacking:
         shown = "\n".join(lacking[:MAX_SHOWN])

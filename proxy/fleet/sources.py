@@ -97,15 +97,18 @@ class _Chase:
         """Return a body from ``offset`` on. Raises ``BlobUnknown`` if this replica must fetch it.
 
         A holder that has died keeps its lease for a moment, and one that has just begun has no
-        bytes yet: both are asked again. A live holder that cannot be reached is skipped after a
-        time: ``UpstreamUnavailable``.
+        bytes yet: both are asked again. A live holder that cannot be reached, or that repeatedly
+        breaks off at the same byte, is skipped: ``UpstreamUnavailable``.
         """
         if offset > self._offset:
             self._offset, self._value = offset, ""
+        elif self._value:
+            await self._pause(GIVE_UP_SECONDS)
         question = self._question._replace(offset=offset)
         while True:
             held = await self.holder()
             if held is None:
+                self._value = ""
                 raise BlobUnknown(
                     f"{question.target}@{question.digest}: no other replica fetches it"
                 )
@@ -123,9 +126,13 @@ class _Chase:
             else:
                 self._leases.follow(question.digest)
                 return body
-            if time.monotonic() - self._since > limit:
-                raise UpstreamUnavailable("the replica that fetches it cannot be followed")
-            await asyncio.sleep(_PAUSE)
+            await self._pause(limit)
+
+    async def _pause(self, limit: float) -> None:
+        """Wait before the holder is asked again, but for no more than ``limit`` seconds in all."""
+        if time.monotonic() - self._since > limit:
+            raise UpstreamUnavailable("the replica that fetches it cannot be followed")
+        await asyncio.sleep(_PAUSE)
 
     async def _take(self) -> Held | None:
         question = self._question

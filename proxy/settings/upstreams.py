@@ -180,7 +180,7 @@ class Upstream(Section):
 
     url: str
     """Address of the registry, with a path if it needs one. Only an `http://` address makes
-    Millpond use plain HTTP."""
+    Millpond use plain HTTP. Default: `https://` with the name, if that has a dot."""
     aliases: tuple[str, ...] = ()
     """Other names that clients use for the registry."""
     hostnames: tuple[str, ...] = ()
@@ -298,6 +298,8 @@ def over_built_in(configured: dict[str, Any]) -> dict[str, Any]:
             merged.pop(name, None)
         elif isinstance(entry, dict) and isinstance(known, dict):
             merged[name] = known | entry
+        elif isinstance(entry, dict) and "." in str(name):
+            merged[name] = {"url": f"https://{name}"} | entry
         else:
             merged[name] = entry
     return merged

@@ -267,7 +267,7 @@ class Uploads:
         try:
             await noting
         except StorageError as error:
-            log.warning("what was copied to the bucket cannot be noted", error=str(error))
+            log.warning("the position of uploads cannot be stored", error=str(error))
 
     async def _read_note(self) -> tuple[str, float, bool]:
         match await self._noted(_NOTE):
@@ -280,6 +280,6 @@ class Uploads:
         try:
             noted: object = await self._index.note(name)
         except StorageError as error:
-            log.warning("what was copied to the bucket is not known", error=str(error))
+            log.warning("the position of uploads is not known", error=str(error))
             return None
         return noted

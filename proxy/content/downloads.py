@@ -300,7 +300,7 @@ class Downloads:
             await self._unfit.set(key, value=True, ttl=UNFIT_SECONDS)
             failure = error
         except Exception:
-            log.exception("a download failed in an unforeseen way", digest=fetch.digest)
+            log.exception("a download failed unexpectedly", digest=fetch.digest)
             failure = RegistryError("internal error")
         finally:
             self._end(download, failure)

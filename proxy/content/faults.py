@@ -104,7 +104,7 @@ class Faults:
             log.info("not kept", reason=str(error))
             return
         self._counters.storage_errors += 1
-        log.warning("storage trouble, carried on without", error=str(error))
+        log.warning("storage error, continued without", error=str(error))
 
     def read_failed(self) -> None:
         """Count content that could not be read while it was sent."""
@@ -145,7 +145,9 @@ class Faults:
             log.warning("not kept in quarantine", digest=digest, reason=str(error))
         finally:
             await self._delete(digest, size)
-        log.error("content has gone bad", digest=digest, kept_as=path, reason=note.get("reason"))
+        log.error(
+            "stored content is damaged", digest=digest, kept_as=path, reason=note.get("reason")
+        )
         return path
 
     async def _condemned(self, digest: Digest) -> int:

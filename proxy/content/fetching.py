@@ -88,7 +88,7 @@ class SourcesBody:
                 if not self._left:
                     raise
                 log.warning(
-                    "a source broke off, going on with the next one",
+                    "a source broke off, continuing with the next one",
                     digest=self._fetch.digest,
                     at=self._given.contiguous,
                     error=error.message,

@@ -158,7 +158,7 @@ class Pins:
         try:
             await self._index.set_note(_NOTE, self.added())
         except StorageError as error:
-            log.warning("pins cannot be noted", error=str(error))
+            log.warning("pins cannot be stored", error=str(error))
 
     def _read(self, names: Iterable[str]) -> None:
         for name in names:

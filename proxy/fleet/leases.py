@@ -226,7 +226,7 @@ class Leases:
         if self._held.get(key) is not lease:  # it ended meanwhile
             await self._ended(*key, lease, is_stored=False)
         elif not is_ours:
-            log.info("another replica has taken a download over", digest=key[1])
+            log.info("another replica has taken over a download", digest=key[1])
             del self._held[key]
 
     async def _ended(

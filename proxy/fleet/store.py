@@ -196,7 +196,9 @@ class Store:
         """Log the class of an error, because a message may quote the URL."""
         if not self.is_away:
             self.is_away = True
-            log.warning("Redis is away, this replica works alone", reason=type(error).__name__)
+            log.warning(
+                "Redis is unreachable, this replica works alone", reason=type(error).__name__
+            )
 
     async def _follow(self) -> None:
         """Pass messages to their subscriptions until the connection is lost. Raises its error."""

@@ -196,7 +196,7 @@ class Database:
         self.generation += 1
         self.damaged = str(aside)
         self._connection = self._connected()
-        log.error("index damaged, made anew", error=repr(error), kept_as=str(aside))
+        log.error("index damaged, rebuilt", error=repr(error), kept_as=str(aside))
 
     def _open(self) -> None:
         if os.path.expandvars(self._directory) != str(self._directory):  # diskcache expands it

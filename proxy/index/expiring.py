@@ -159,7 +159,7 @@ class ExpiringRows:
             return await in_thread(lambda: self._mended(work), Pool.EXPIRING)
         except Exception as error:
             self._on_trouble()
-            log.warning("expiring rows: trouble, went on without", error=repr(error))
+            log.warning("expiring rows: error, continued without", error=repr(error))
             return otherwise
         finally:
             while self._counted < self._deleted:

@@ -257,4 +257,4 @@ class Facts:
 
     def _trouble(self, error: StorageError) -> None:
         self._on_trouble()
-        log.warning("index trouble, carried on without", error=str(error))
+        log.warning("index error, continued without", error=str(error))

@@ -51,7 +51,7 @@ def copy(directory: Path, new: Connection) -> None:
                 dropped += 1
     for _ in range(_ROUNDS):
         new.execute(_LIFT)
-    log.info("index of the former layout taken over", unreadable_rows=dropped)
+    log.info("index of an older layout converted", unreadable_rows=dropped)
 
 
 def remove(directory: Path) -> None:

@@ -270,7 +270,7 @@ class Verifier:
         try:
             await self._content.set_note(_NOTE, note)
         except StorageError as error:
-            log.warning("the position of verification cannot be noted", error=str(error))
+            log.warning("the position of verification cannot be stored", error=str(error))
 
 
 class _Pace:

@@ -148,7 +148,7 @@ class Directory:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            log.warning("the layout's version cannot be noted yet", error=str(error))
+            log.warning("the layout's version cannot be stored yet", error=str(error))
 
     def _within(self, name: str, directory: int) -> int:
         """Return the descriptor of a directory inside, created if missing; never a link's."""

@@ -237,7 +237,7 @@ class RegistryBody:
                 await self._first.join(span, self.size)
             except RegistryError as error:
                 self._wanted = 1
-                log.info("the first connection stays behind", reason=error.message)
+                log.info("the first connection is too slow", reason=error.message)
                 if self._workers:
                     return False
                 if not isinstance(error, UpstreamUnavailable | UpstreamTimeout):

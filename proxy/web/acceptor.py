@@ -139,7 +139,7 @@ class Acceptor:
             self._short_since = now
         if now - self._warned_at >= _WARN_EVERY:
             self._warned_at = now
-            log.warning("connections wait for room", reason=reason, limit=self._limit)
+            log.warning("connections wait for free descriptors", reason=reason, limit=self._limit)
         self._loop.remove_reader(self._listener)
         if self._tick is None:
             self._tick = self._loop.call_later(_EVERY, self._look_again)

@@ -70,7 +70,7 @@ export function section(title, { tools, id } = {}, ...children) {
 
 /** Return what is shown in place of what only the operator may see. */
 export function invitation() {
-  const text = "Images, events, clients and jobs are for whoever may administer this cache.";
+  const text = "Images, events, clients and jobs are visible to administrators of this cache.";
   return h("p", { class: "note invitation" }, text, " ", button("Log in", "log-in", null));
 }
 

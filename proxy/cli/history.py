@@ -24,7 +24,7 @@ def history(
     ],
     as_json: JsonOption = False,
 ) -> Work:
-    """Show which digests tags pointed to, as far as the cache saw it.
+    """Show the digests of tags over time, as this cache saw them.
 
     Exit status 1: the cache has never seen a tag.
     """

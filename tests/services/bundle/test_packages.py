@@ -310,6 +310,14 @@ def test_contents_of_another_shape_are_refused(wrong: dict[str, object]) -> None
         parse(json.dumps(document | wrong).encode())
 
 
+@pytest.mark.parametrize("named", ["tags", "links"])
+def test_contents_name_no_other_content_than_they_list(named: str) -> None:
+    document = json.loads(contents().to_json())
+    other = {"tags": [], "links": {}}
+    with pytest.raises(RequestInvalid, match="is named and not among the blobs"):
+        parse(json.dumps(document | other | {"blobs": [], named: document[named]}).encode())
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 from proxy.core.errors import FleetUnavailable
 from proxy.core.tolerant_json import read_object
+from proxy.fleet.protocol import ADDRESS
 from proxy.fleet.store import Store
 
 BEAT_SECONDS: Final = 2.0
@@ -18,7 +18,6 @@ LOST_SECONDS: Final = 10.0
 FORGET_SECONDS: Final = 3600.0
 MAX_REPLICAS: Final = 1000
 
-_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.\-:\[\]]{1,250}")
 Facts = dict[str, Any]
 
 
@@ -79,6 +78,6 @@ def _read(rows: Any, now: float) -> tuple[dict[str, Facts], list[str]]:
             continue
         if now - seen_at > FORGET_SECONDS:
             forgotten.append(field)
-        elif now - seen_at <= LOST_SECONDS and _ADDRESS.fullmatch(address):
+        elif now - seen_at <= LOST_SECONDS and ADDRESS.fullmatch(address):
             known[address] = facts
     return dict(list(known.items())[:MAX_REPLICAS]), forgotten

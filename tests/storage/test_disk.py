@@ -3,6 +3,7 @@ import ctypes
 import errno
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,28 @@ async def test_a_discarded_spool_leaves_no_file(store: DiskStore, tmp_path: Path
     spool.discard()
     spool.close()
     assert not list((tmp_path / "cache/spool").iterdir())
+
+
+async def test_a_spool_that_nobody_waits_for_any_more_leaves_nothing(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    def slow(*_: object) -> None:
+        begun.set()
+        go_on.wait()
+
+    monkeypatch.setattr(os, "posix_fallocate", slow)
+    making = asyncio.create_task(store.spool(DIGEST, 100))
+    await asyncio.to_thread(begun.wait)
+    making.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert not list((tmp_path / "cache/spool").iterdir())
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 async def test_a_spool_that_cannot_be_unlinked_takes_no_room(
@@ -198,3 +221,14 @@ async def test_a_file_system_that_does_not_know_its_page_cache_is_not_read_at_on
     monkeypatch.setattr(os, "preadv", unsupported)
     assert file.read_cached() is None
     file.close()
+
+
+async def test_a_blob_of_which_a_part_is_missing_is_not_read_at_once(
+    store: DiskStore, directory: Directory
+) -> None:
+    digest = await put(store, DATA)
+    blob = store.open(digest)
+    assert blob is not None
+    os.truncate(directory.root / "blobs" / digest.replace(":", "/"), len(DATA) - 1)
+    assert blob.read_cached() is None
+    blob.close()

@@ -7,8 +7,9 @@ import pytest
 from proxy.content.in_use import Feeds
 from proxy.fleet import store as stores
 from tests.fleet.sharing import Join, asked, holds
+from tests.fleet.together import fleet
 from tests.parts.redis import Redis
-from tests.running import Proxy
+from tests.running import Proxy, until
 
 APP, OTHER = "docker.io/library/app:latest", "docker.io/library/other:1"
 KEY = "millpond:1:default:in-use"
@@ -55,6 +56,19 @@ async def test_reports_made_without_redis_are_shared_afterwards(join: Join, redi
     await feeds(replicas[0]).report("node-2", OTHER, 3600)
     redis.start()
     await all_use(replicas, APP, OTHER)
+
+
+async def test_a_report_that_redis_did_not_take_replaces_the_older_one(
+    join: Join, redis: Redis
+) -> None:
+    replicas = [await join(), await join()]
+    await feeds(replicas[0]).report("node-1", APP, 3600)
+    await all_use(replicas, APP)
+    redis.pause()
+    await feeds(replicas[0]).report("node-1", OTHER, 3600)
+    await until(lambda: fleet(replicas[0]).store.is_away)
+    redis.resume()
+    await all_use(replicas, OTHER)
 
 
 async def test_what_redis_should_not_have_does_no_harm(join: Join, redis: Redis) -> None:

@@ -160,6 +160,15 @@ async def test_a_renewal_that_comes_after_the_end_leaves_no_lease(
         await freed(b)
 
 
+async def test_a_replica_that_ends_releases_its_leases(
+    a: Leases, b: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 1000)
+    await a.take(HUB, DIGEST)
+    await a.close()
+    assert isinstance(await b.take(HUB, DIGEST), Lease)
+
+
 async def test_few_holders_are_remembered_and_not_for_ever(store: Store) -> None:
     for number in range(HOLDERS + 3):
         one = Leases(store, f"http://10.0.1.{number}:5000")

@@ -110,11 +110,11 @@ async def test_a_pin_that_is_removed_while_it_is_published_is_removed(
     async def removed_meanwhile(*commands: Sequence[Argument]) -> list[Any]:
         monkeypatch.setattr(store, "run_all", publish)
         answers = await publish(*commands)
-        change(APP, False)  # noqa: FBT003 - as pins call it
+        change(APP, False)
         return answers
 
     monkeypatch.setattr(store, "run_all", removed_meanwhile)
-    change(APP, True)  # noqa: FBT003
+    change(APP, True)
 
     async def is_removed() -> bool:
         return bool(await asked(redis, "HGET", store.key("pins"), APP) == b"0")

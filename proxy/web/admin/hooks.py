@@ -19,6 +19,7 @@ from proxy.core.errors import (
     RateLimited,
     RegistryError,
     RequestInvalid,
+    StorageError,
     Unauthorized,
     Unsupported,
 )
@@ -36,7 +37,7 @@ from proxy.services.renewal import Renewal
 from proxy.services.tag_queue import Key, TagQueue
 from proxy.settings.hooks import Hook
 from proxy.web import audited
-from proxy.web.admin.documents import read_body, refusal, reply
+from proxy.web.admin.documents import read_body, refusal, reply, unavailable
 
 PATH: Final = "/-/hooks/"
 MAX_BODY: Final = 1024 * 1024
@@ -126,10 +127,15 @@ class Hooks:
         try:
             return await self._receive(request, sender)
         except RegistryError as error:
-            self._count(sender, _outcome(error))
-            self._record(request, sender, error)
-            log.info("a webhook was refused", hook=sender.name, reason=error.message)
-            return refusal(error)
+            return self._refused(request, sender, error)
+        except StorageError as error:
+            return self._refused(request, sender, unavailable(request, error))
+
+    def _refused(self, request: BaseRequest, sender: _Sender, error: RegistryError) -> Response:
+        self._count(sender, _outcome(error))
+        self._record(request, sender, error)
+        log.info("a webhook was refused", hook=sender.name, reason=error.message)
+        return refusal(error)
 
     async def _receive(self, request: BaseRequest, sender: _Sender) -> Response:
         """Verify, parse and queue one delivery. Raises ``RegistryError``."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from proxy.core.errors import StorageError
+from proxy.services.renewal import Renewal
 from proxy.settings import Settings
 from proxy.upstream.offline import OfflineMode
 from proxy.web.admin import hooks
@@ -347,6 +349,22 @@ async def test_few_bodies_are_read_at_a_time(start: Start, all_hooks: dict[str, 
             writer.close()
         while (await post(proxy, "github", sent)).status != 202:
             await asyncio.sleep(0.002)
+
+
+async def test_a_disk_that_fails_lets_the_sender_try_again(
+    start: Start, all_hooks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*_: object) -> bool:
+        raise StorageError("/a/path: bad")
+
+    proxy = await held(start, all_hooks)
+    sent = SENDERS["github"].send(REPO, TAG)
+    with monkeypatch.context() as broken:
+        broken.setattr(Renewal, "is_wanted", failing)
+        answer = await post(proxy, "github", sent)
+    assert answer.status == 503
+    assert b"/a/path" not in answer.body
+    assert json.loads((await post(proxy, "github", sent)).body)["checking"] == 1
 
 
 async def test_unknown_hooks_and_methods(start: Start, all_hooks: dict[str, Any]) -> None:

@@ -246,6 +246,14 @@ def test_a_damaged_bundle_is_refused(bundle: Path, key: Path, damage: str) -> No
     assert words in error.value.message
 
 
+def test_a_bundle_that_is_refused_stays_open_nowhere(bundle: Path, key: Path) -> None:
+    bundle.write_bytes(tarfile.TarInfo("extra").tobuf() + bundle.read_bytes())
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(RequestInvalid, match="do not name: extra"):
+        opened(bundle, key)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
 def test_every_flipped_byte_is_noticed_or_harmless(bundle: Path, key: Path) -> None:
     """Padding and times of headers may change; whatever is read is right."""
     whole = bundle.read_bytes()

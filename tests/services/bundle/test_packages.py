@@ -206,6 +206,16 @@ def huge_file(body: bytearray, members: Members) -> None:
     body[0:0] = member.tobuf(tarfile.GNU_FORMAT)
 
 
+def cut_off_sparse(body: bytearray, members: Members) -> None:
+    del members
+    member = tarfile.TarInfo("sparse")
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[482] = tarfile.GNUTYPE_SPARSE, 1  # more of its map follows
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    body[:] = header
+
+
 DAMAGE: dict[str, tuple[Change, str]] = {
     "contents": (flip(NAME), "does not match the contents"),
     "signature": (flip(SIGNATURE, 40), "signature"),
@@ -230,6 +240,7 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "fifo": (added("pipe", tarfile.FIFOTYPE), "a device, not a file"),
     "huge header": (huge_header, ""),
     "bomb": (huge_file, "cut off"),
+    "sparse": (cut_off_sparse, "a damaged one"),
 }
 
 

@@ -430,6 +430,18 @@ async def test_a_client_that_leaves_a_long_list_does_no_harm(
     assert '"level": "error"' not in proxy.log.getvalue()
 
 
+async def test_offline_a_refresh_is_refused_and_nobody_is_asked(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    proxy = await start(offline=True)
+    connector = UnixConnector(str(proxy.storage / "admin.sock"))
+    async with ClientSession(connector=connector) as session:
+        answer = await Operator(session).ask("POST", "refresh", image="app:latest")
+    assert answer.status == 409
+    assert b"this is offline" in answer.body
+    assert not upstream.requests
+
+
 def failing(after: int, error: Exception) -> Callable[..., AsyncGenerator[dict[str, Any]]]:
     async def listed(*_: object, **__: object) -> AsyncGenerator[dict[str, Any]]:
         for number in range(after):

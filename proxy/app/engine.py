@@ -112,7 +112,7 @@ async def opened(
     cache = await caching.built(stack, settings, below)
     if known is not None:
         if exchange is not None:
-            known.share_manifests(cache.manifests, exchange.small)
+            known.share_small(cache.manifests, downloads, exchange)
         known.start(stack, metrics)
     confirmations = Confirmations(origins, metrics.of, environment.clock, settings.timeouts.check)
     stack.push_async_callback(confirmations.close)

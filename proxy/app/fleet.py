@@ -25,7 +25,8 @@ from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
 from proxy.fleet.replicas import Replicas
 from proxy.fleet.signatures import MIN_SECRET, Signer
-from proxy.fleet.small_content import SmallContent
+from proxy.fleet.small_blobs import SmallBlobs
+from proxy.fleet.small_content import LARGEST, SmallContent
 from proxy.fleet.sources import Following, Holding, Rescuing
 from proxy.fleet.store import Store
 from proxy.fleet.tokens import TokenVault
@@ -36,6 +37,9 @@ from proxy.settings import Settings
 
 _MAX_DOWNLOADS: Final = 20
 """Downloads that a replica tells the others of."""
+
+_SMALL: Final = 4096
+"""Bytes from which blobs do not go to Redis without a bucket."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +62,7 @@ class Exchange(NamedTuple):
     peers: Peers
     tokens: TokenVault
     small: SmallContent
+    small_blobs: SmallBlobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +123,27 @@ async def opened(
         holding = Holding(leases, client, replicas.others)
         small = SmallContent(store)
         background.start("fleet manifests", small.run)
+        small_blobs = SmallBlobs(store, _largest(settings), content.look)
+        background.start("fleet blobs", small_blobs.run)
         others = (holding,) if bucket is None else (bucket, holding)
         manifests = Manifests(leases, client, (small, *others))
         stack.push_async_callback(manifests.close)
         following, rescuing = Following(leases, client, bucket), Rescuing(leases, client, holding)
         delegating = Delegating(client, replicas.others)
-        peers = Peers(following, holding, manifests, delegating, rescuing, leases.release)
-        exchange = Exchange(signer, leases, peers, TokenVault(store, secret), small)
+        peers = Peers(
+            small_blobs, following, holding, manifests, delegating, rescuing, leases.release
+        )
+        tokens = TokenVault(store, secret)
+        exchange = Exchange(signer, leases, peers, tokens, small, small_blobs)
         log.info("this replica exchanges content with others", address=address)
     background.start("fleet heartbeat", replicas.beat)
     return Fleet(store, address, replicas, exchange)
+
+
+def _largest(settings: Settings) -> int:
+    """Return the size in bytes of the largest blobs in Redis: those that no bucket keeps."""
+    bucket = settings.storage.bucket
+    return min(LARGEST, _SMALL if bucket is None else bucket.min_object) - 1
 
 
 def _secret(file: Path) -> bytes:

@@ -3,19 +3,19 @@
 Verbs that the index answers itself are documented there.
 """
 
-from collections.abc import AsyncIterator, Iterable, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Set
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.manifests import walk
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, TagRecord
-from proxy.index import HISTORY_LIMIT, Index, TaggedImage, pages
+from proxy.index import HISTORY_LIMIT, Index, TaggedImage, Tree, pages
 
 if TYPE_CHECKING:
     from proxy.content.notices import Moved
 
-__all__ = ["HISTORY_LIMIT", "Graph", "Links", "TaggedImage", "Tags"]
+__all__ = ["HISTORY_LIMIT", "Graph", "Links", "TaggedImage", "Tags", "Tree"]
 
 _BATCH: Final = 250
 
@@ -35,6 +35,8 @@ class Tags:
         self.repositories: Final = index.repositories
         self.on_moved: Final[list[Moved]] = []
         """Called when a tag that is set points elsewhere than before; not for restored records."""
+        self.on_dropped: Final[list[Callable[[Target, Tag], None]]] = []
+        """Called with each tag that is dropped here."""
 
     async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
         """Record where a tag points; None: nowhere, it was deleted."""
@@ -45,6 +47,12 @@ class Tags:
             for moved in self.on_moved:
                 moved(target, tag, former, record.descriptor.digest)
         await self.restore(target, tag, record)
+
+    async def drop(self, target: Target, tag: Tag) -> None:
+        """Forget a tag and its history, here and wherever else its record is shared."""
+        await self.forget(target, tag)
+        for dropped in self.on_dropped:
+            dropped(target, tag)
 
     async def all(self, digest: Digest | None = None) -> AsyncIterator[list[TaggedImage]]:
         """Yield all tags, or those that point to ``digest``, sorted, in batches.
@@ -123,6 +131,14 @@ class Graph:
     async def tree(self, *roots: Digest) -> list[Digest]:
         """Return manifests and all that they list, held or not, a manifest before its content."""
         return [node.digest async for node in walk(roots, self.listed)]
+
+    async def trees(self, roots: Iterable[Digest]) -> AsyncIterator[tuple[Digest, Tree]]:
+        """Yield many manifests in their order, each with its tree."""
+        todo = list(roots)
+        for start in range(0, len(todo), _BATCH):
+            trees = await self._index.trees(some := todo[start : start + _BATCH])
+            for root in some:
+                yield root, trees[root]
 
     async def listed_besides(self, digests: Set[Digest]) -> set[Digest]:
         """Return those of ``digests`` that are also listed by a held manifest not among them."""

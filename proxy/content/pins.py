@@ -318,13 +318,12 @@ class Pins:
         limit = room = self.limit()
         for pin, roots in await self._with_roots():
             kept, images, refused = 0, 0, None
-            for root in roots:
-                tree = set(await self._graph.tree(root)) - protected
-                size = await self._held_bytes(tree)
+            async for _, tree in self._graph.trees(roots):
+                size = sum(held for digest, held in tree.items() if digest not in protected)
                 if size > room:
                     refused = f"{size} bytes more would exceed the {limit} for pins"
                     continue
-                protected |= tree
+                protected.update(tree)
                 room, kept, images = room - size, kept + size, images + 1
             pins.append(Pin(pin.name, pin.is_configured, images, kept, refused))
         self._pins = pins
@@ -361,10 +360,6 @@ class Pins:
         assert image.tag is not None
         record = await self._tags.get(image.target, image.tag)
         return [] if record is None else [record.descriptor.digest]
-
-    async def _held_bytes(self, digests: Iterable[Digest]) -> int:
-        records = await self._index.records(digests)
-        return sum(disk_bytes(record.size) for record in records.values())
 
     async def _refuse_too_much(self, image: Image | Selector) -> None:
         """Raise ``Conflict`` when what an image needs does not fit beside the other pins.

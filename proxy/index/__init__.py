@@ -23,6 +23,9 @@ Position = tuple[float, int]
 Row = TypeVar("Row")
 Place = TypeVar("Place")
 
+Tree = dict[Digest, int]
+"""A manifest and all that it lists, directly or not; with disk bytes, 0 for what is not held."""
+
 HISTORY_LIMIT = 50
 """Entries of a tag's history."""
 
@@ -49,6 +52,17 @@ class TaggedImage(NamedTuple):
     def name(self) -> str:
         """The image's name, as in a pin."""
         return f"{self.target}:{self.tag}"
+
+
+class Weight(NamedTuple):
+    """How much of a manifest's tree is held: disk bytes, shared content once.
+
+    ``missing`` are the pieces that a client would still need. An image below an index is enough,
+    so of an index it is those of the most complete image.
+    """
+
+    held_bytes: int
+    missing: int
 
 
 class Index(Protocol):
@@ -130,8 +144,11 @@ class Index(Protocol):
         A manifest comes before its content. All uses until now count.
         """
 
-    async def weights(self, digests: Iterable[Digest]) -> dict[Digest, int]:
-        """Return the disk bytes of what is held of each manifest's tree; shared content once."""
+    async def trees(self, digests: Iterable[Digest]) -> dict[Digest, Tree]:
+        """Return the tree of each of these."""
+
+    async def weights(self, digests: Iterable[Digest]) -> dict[Digest, Weight]:
+        """Return the weight of each of these that is held."""
 
     async def listings(self, digests: Iterable[Digest]) -> dict[Digest, int]:
         """Return how many held manifests list each of these."""

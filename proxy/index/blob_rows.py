@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from proxy.core.names import Digest
-from proxy.core.records import BLOCK, BlobRecord, Child, Usage
+from proxy.core.records import BlobRecord, Child, Usage
 from proxy.index import Position, values
 from proxy.index.values import Row, packed
 
@@ -17,9 +17,6 @@ AFTER: Final = 1e-6
 _COLUMNS: Final = "digest, size, media_type, used_at, is_public"
 _FIRST: Final = (-1e300, -1)
 _MARKS: Final = 500
-MAX_TREE: Final = 20_000
-"""Digests below one manifest that are weighed."""
-
 _DEPTH: Final = 100
 """Manifests in manifests. A circle, which no honest digests make, ends there."""
 
@@ -75,28 +72,6 @@ def children(db: Connection, digest: Digest) -> dict[Key, Any]:
         ("blob", child.digest): record for child, record in zip(listed, held, strict=True)
     }
     return facts | {("children", digest): listed}
-
-
-def parents(db: Connection, digest: Digest) -> list[Digest]:
-    """Return the held manifests that list this."""
-    query = "SELECT b.digest FROM child c JOIN blob b ON b.id = c.parent WHERE c.digest = ?"
-    return [values.digest(key) for (key,) in db.execute(query, (packed(digest),))]
-
-
-def weights(db: Connection, digests: Iterable[Digest]) -> dict[Digest, int]:
-    """Return the disk bytes of what is held of each manifest's tree."""
-    query = f"""WITH RECURSIVE tree (digest) AS (VALUES (?) UNION
-            SELECT c.digest FROM tree JOIN blob p ON p.digest = tree.digest
-            JOIN child c ON c.parent = p.id LIMIT {MAX_TREE})
-        SELECT coalesce(sum((b.size + {BLOCK - 1}) / {BLOCK} * {BLOCK}), 0)
-        FROM tree JOIN blob b ON b.digest = tree.digest"""
-    return {one: db.execute(query, (packed(one),)).fetchone()[0] for one in digests}
-
-
-def listings(db: Connection, digests: Iterable[Digest]) -> dict[Digest, int]:
-    """Return how many held manifests list each of these."""
-    query = "SELECT count(*) FROM child WHERE digest = ?"
-    return {one: db.execute(query, (packed(one),)).fetchone()[0] for one in digests}
 
 
 def coldest(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 import structlog
 
 from proxy.core.errors import StorageError
+from proxy.core.manifests import walk
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import (
     BlobRecord,
@@ -28,7 +29,7 @@ from proxy.core.records import (
     Usage,
     disk_bytes,
 )
-from proxy.index import Position, blob_rows, name_rows, values
+from proxy.index import Position, Tree, blob_rows, name_rows, tree_rows, values
 from proxy.index.blob_rows import Connection
 from proxy.index.database import Database
 from proxy.index.facts import Facts, Key
@@ -123,8 +124,8 @@ class SqliteIndex:
         await self._flush()
         await self._facts.threads.close()
 
-    weights = _page(blob_rows.weights)
-    listings = _page(blob_rows.listings)
+    weights = _page(tree_rows.weights)
+    listings = _page(tree_rows.listings)
     blobs = _page(blob_rows.blobs)
     loose_files = _page(blob_rows.loose_files)
     incomplete = _page(blob_rows.incomplete)
@@ -193,8 +194,23 @@ class SqliteIndex:
 
     async def parents(self, digest: Digest) -> list[Digest]:
         with suppress(StorageError):
-            return await self._facts.page(blob_rows.parents, digest)
+            return await self._facts.page(tree_rows.parents, digest)
         return []
+
+    async def trees(self, digests: Iterable[Digest]) -> dict[Digest, Tree]:
+        roots = list(digests)
+        with suppress(StorageError):
+            if self._facts.are_written:  # else RAM knows more than the file
+                return await self._facts.page(tree_rows.trees, roots)
+        return {root: await self._tree(root) for root in roots}
+
+    async def _tree(self, root: Digest) -> Tree:
+        async def listed(digest: Digest) -> list[Digest]:
+            return [child.digest for child in await self.children(digest) or ()]
+
+        tree = [node.digest async for node in walk([root], listed)]
+        held = await self.records(tree)
+        return {one: disk_bytes(held[one].size) if one in held else 0 for one in tree}
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
         digest, listed = record.digest, values.children(children, record)

@@ -104,7 +104,8 @@ class Catalogue:
         digests = iter({entry.digest for entry in await self._entries.current()})
         weights: dict[Digest, int] = {}
         while batch := list(islice(digests, _BATCH)):
-            weights |= await self._content.graph.weights(batch)
+            held = await self._content.graph.weights(batch)
+            weights |= {digest: weight.held_bytes for digest, weight in held.items()}
         return weights
 
 

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any, Final
 
 from proxy.content.content import Content
+from proxy.content.facts import Tree
 from proxy.content.pins import Pins
 from proxy.core.errors import StorageUnavailable
 from proxy.core.names import Digest, Tag, Target
@@ -50,7 +51,7 @@ class _Plan:
     refused: list[Event] = field(default_factory=list)
     others: dict[Target, set[Digest]] = field(default_factory=dict)
     links: dict[Target, set[Digest]] = field(default_factory=dict)
-    trees: dict[Digest, list[Digest]] = field(default_factory=dict)
+    trees: dict[Digest, Tree] = field(default_factory=dict)
     content: dict[Digest, BlobRecord] = field(default_factory=dict)
     wrappers: dict[Digest, BlobRecord] = field(default_factory=dict)
 
@@ -105,8 +106,8 @@ class Dropper:
         plan = _Plan()
         await self._choose_tags(plan, selector)
         await self._choose_links(plan, selector)
-        for root in [root for image in plan.images for root in image.roots]:
-            plan.trees[root] = await self._content.graph.tree(root)
+        roots = (root for image in plan.images for root in image.roots)
+        plan.trees = {root: tree async for root, tree in self._content.graph.trees(roots)}
         await self._choose_content(plan)
         return plan
 
@@ -202,7 +203,7 @@ class Dropper:
         """Forget names first, then links, then content: whatever is interrupted serves nothing."""
         content, graph = self._content, self._content.graph
         for image in plan.images:
-            await content.tags.forget(image.target, image.tag)
+            await content.tags.drop(image.target, image.tag)
         for target, digests in plan.links.items():
             await content.links.remove(target, digests)
         manifests = [digest for digest, record in plan.content.items() if _is_manifest(record)]

@@ -25,7 +25,6 @@ MAX_BYTES: Final = 512 * 1024 * 1024
 MAX_HISTORY: Final = 1000
 _MAX_SIZE: Final = 1 << 60
 _MAX_TIME: Final = 1e11
-_MALFORMED: Final = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,9 @@ def parse(text: bytes) -> Contents:
         )
     try:
         return _parsed(document)
-    except (*_MALFORMED, RegistryError) as error:
+    except AttributeError:
+        raise RequestInvalid(f"{NAME}: an entry is no object") from None
+    except (KeyError, TypeError, ValueError, ArithmeticError, RegistryError) as error:
         raise RequestInvalid(f"{NAME}: {_reason(error)}") from None
 
 

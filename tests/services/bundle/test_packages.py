@@ -356,6 +356,8 @@ def test_contents_name_no_other_content_than_they_list(named: str) -> None:
         (b"docker.io/library/one:1", b"docker.io/library/ONE:1", "is not a repository name"),
         (b"docker.io/library/one:1", b"one:1", "has no registry"),
         (b'"checked_at": 1.0', b'"checked_at": -1', "is no time"),
+        (b'"checked_at": 1.0', b'"checked_at": 1' + b"0" * 400, "too large"),
+        (b'"blobs": [', b'"blobs": [1,', "an entry is no object"),
         (b'"tags"', b'"tugs"', "'tags' is missing"),
     ],
 )

@@ -2,9 +2,10 @@
 
 import base64
 import json
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -13,12 +14,14 @@ from proxy.core.names import Digest, Image, Target
 from proxy.services import anatomy
 from proxy.services.catalogue import Catalogue, Entry, Position, Sort
 from proxy.services.explain.keeping import Keeper
-from proxy.services.inventory import weigh
+from proxy.services.inventory import Weight, weigh, weights
 from proxy.services.popularity import Popularity
 from proxy.web.admin import tags
 from proxy.web.admin.actions import Services
 from proxy.web.admin.api.keeping import ImageName
 from proxy.web.admin.api.routes import AnyRoute, Caller, Model, Params, Route
+
+_WRONG_CURSOR: Final = "cursor: not the next of an earlier answer"
 
 
 class ImagesParams(Params):
@@ -137,14 +140,14 @@ class Images:
         page = await self.catalogue.page(params.q, params.sort, params.limit, after)
         pinned = await self.services.pins.pinned()
         used = {str(image) for image in self.services.feeds.images()}
-        images = [await self._listed(entry, pinned, used) for entry in page.entries]
+        weighed = await weights(self.services.content, (entry.digest for entry in page.entries))
+        images = [self._listed(one, weighed[one.digest], pinned, used) for one in page.entries]
         following = page.following
         return ImageList(images=images, next=None if following is None else _cursor(following))
 
-    async def _listed(
-        self, entry: Entry, pinned: Collection[Digest], used: set[str]
+    def _listed(
+        self, entry: Entry, weight: Weight, pinned: Collection[Digest], used: set[str]
     ) -> ListedImage:
-        weight = await weigh(self.services.content, entry.digest)
         names = {entry.name, f"{entry.target}@{entry.digest}", entry.digest}
         return ListedImage(
             name=entry.name,
@@ -224,6 +227,9 @@ def _position(cursor: str) -> Position:
     """Return where a page ended. Raises ``RequestInvalid``."""
     try:
         value, name = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return float(value), str(name)
+        position = float(value), str(name)
     except (ValueError, TypeError, OverflowError, RecursionError):
-        raise RequestInvalid("cursor: not the next of an earlier answer") from None
+        raise RequestInvalid(_WRONG_CURSOR) from None
+    if not math.isfinite(position[0]):
+        raise RequestInvalid(_WRONG_CURSOR)
+    return position

@@ -66,6 +66,10 @@ async def test_images_are_searched_and_sorted(
     assert (await api.get("images", q="/a:"))["images"][0]["pinned"] is True
 
 
+def cursor(document: str) -> Document:
+    return {"cursor": base64.urlsafe_b64encode(document.encode()).decode()}
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -73,8 +77,11 @@ async def test_images_are_searched_and_sorted(
         {"limit": 0},
         {"limit": 501},
         {"cursor": "x"},
-        {"cursor": "W10="},
-        {"cursor": base64.urlsafe_b64encode(b"[" + b"9" * 400 + b', ""]').decode()},
+        cursor("[]"),
+        cursor(f'[1{"0" * 400}, "a"]'),
+        cursor('[NaN, "a"]'),
+        cursor('[-Infinity, "a"]'),
+        cursor("[" * 500),
     ],
 )
 async def test_wrong_parameters_get_400(api: ApiClient, query: Document) -> None:

@@ -1,4 +1,4 @@
-"""What every index must do; each is put through it."""
+"""The contract of every index."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is refused before an import sends anything: damage in every part of a bundle."""
+"""Damage in every part of a bundle is refused before an import sends anything."""
 
 import io
 import json
@@ -351,7 +351,7 @@ def test_contents_name_no_other_content_than_they_list(named: str) -> None:
     ("old", "new", "words"),
     [
         (b'"version": 1', b'"version": 2', "a newer Millpond wrote it"),
-        (b'"millpond-bundle"', b'"something else"', "not the contents of a bundle"),
+        (b'"millpond-bundle"', b'"something else"', "not the contents file of a bundle"),
         (b'"size": ', b'"size": -', "is no size"),
         (b"docker.io/library/one:1", b"docker.io/library/ONE:1", "is not a repository name"),
         (b"docker.io/library/one:1", b"one:1", "has no registry"),

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 import pytest
 
 from proxy.content.in_use import Feeds
+from proxy.core.errors import FleetUnavailable
 from proxy.fleet import store as stores
 from tests.fleet.sharing import Join, asked, holds
 from tests.fleet.together import fleet
 from tests.parts.redis import Redis
-from tests.running import Proxy, until
+from tests.running import Proxy
 
 APP, OTHER = "docker.io/library/app:latest", "docker.io/library/other:1"
 KEY = "millpond:1:default:in-use"
@@ -59,15 +60,20 @@ async def test_reports_made_without_redis_are_shared_afterwards(join: Join, redi
 
 
 async def test_a_report_that_redis_did_not_take_replaces_the_older_one(
-    join: Join, redis: Redis
+    join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replicas = [await join(), await join()]
     await feeds(replicas[0]).report("node-1", APP, 3600)
     await all_use(replicas, APP)
-    redis.pause()
+    store = fleet(replicas[0]).store
+    publish = store.run_all
+
+    async def failing_once(*_: object) -> list[object]:
+        monkeypatch.setattr(store, "run_all", publish)
+        raise FleetUnavailable("away")
+
+    monkeypatch.setattr(store, "run_all", failing_once)
     await feeds(replicas[0]).report("node-1", OTHER, 3600)
-    await until(lambda: fleet(replicas[0]).store.is_away)
-    redis.resume()
     await all_use(replicas, OTHER)
 
 

@@ -151,8 +151,9 @@ async def test_a_renewal_that_comes_after_the_end_leaves_no_lease(
     async def late(keys: Sequence[str], arguments: Sequence[Argument]) -> object:
         a.release(HUB, DIGEST)
         await asyncio.gather(*a._ending)
+        answer: object = await renew(keys, arguments)
         is_late.set()
-        return await renew(keys, arguments)
+        return answer
 
     monkeypatch.setattr(a, "_renew", late)
     async with kept(a, None), asyncio.timeout(30):

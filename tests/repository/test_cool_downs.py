@@ -159,12 +159,12 @@ async def test_an_image_within_a_held_index_is_held(
 
 
 async def test_an_index_of_another_repository_holds_nothing_here(
-    start: Start, upstream: FakeUpstream, clock: Clock
+    start: Start, upstream: FakeUpstream, clock: Clock, new: Image
 ) -> None:
     child = created(7, clock() - 30 * DAY)
     upstream.add("library/app", child, tags=["other"])
-    upstream.add("org/else", content.index(child), tags=["latest"])
-    proxy = await start(**HELD)
+    upstream.add("org/else", content.index(child, new), tags=["latest"])
+    proxy = await start(hub={"min_age": "3d", "min_age_except": ["org/else"]})
     assert (await proxy.get("/v2/org/else/manifests/latest")).status == 200
     assert (await proxy.get(f"/v2/app/manifests/{child.digest}")).body == child.manifest
 

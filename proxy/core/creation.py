@@ -6,6 +6,7 @@ from typing import Final
 
 from proxy.core.manifests import read_descriptor
 from proxy.core.names import Digest
+from proxy.core.outline import read_outline
 from proxy.core.records import Descriptor
 from proxy.core.tolerant_json import as_list, read_object
 
@@ -20,6 +21,7 @@ class Claim:
     """The creation time in a manifest, or the place where it is written.
 
     ``created`` is in Unix seconds. ``images`` are those of an index, without attestations.
+    ``is_attached``: it belongs to another manifest, and no client runs it as an image.
     """
 
     created: float | None
@@ -42,13 +44,19 @@ def read_claim(manifest: bytes) -> Claim:
         _seconds(noted),
         read_descriptor(document.get("config")),
         tuple(images[:MAX_CHILDREN]),
-        isinstance(document.get("subject"), dict),
+        _is_attached(manifest),
     )
 
 
 def read_created(config: bytes) -> float | None:
     """Return ``created`` of an image's configuration, Unix seconds; None if it has none."""
     return _seconds(read_object(config).get("created"))
+
+
+def _is_attached(manifest: bytes) -> bool:
+    """Return True for an artifact with a subject. An image with one can be run like any other."""
+    outline = read_outline(manifest)
+    return outline is not None and outline.has_subject and outline.is_artifact
 
 
 def _is_attestation(entry: object) -> bool:

@@ -169,17 +169,22 @@ async def test_an_index_of_another_repository_holds_nothing_here(
     assert (await proxy.get(f"/v2/app/manifests/{child.digest}")).body == child.manifest
 
 
-async def test_what_is_attached_to_an_image_is_served_and_an_attached_index_is_judged(
+async def test_an_attached_artifact_is_served_and_an_attached_image_or_index_is_judged(
     start: Start, upstream: FakeUpstream, old: Image, new: Image
 ) -> None:
     subject = {"subject": old.descriptor}
-    signature = replace(new, manifest=json.dumps(json.loads(new.manifest) | subject).encode())
+    image = replace(new, manifest=json.dumps(json.loads(new.manifest) | subject).encode())
+    document = json.loads(image.manifest)
+    document["config"]["mediaType"] = "application/vnd.dev.cosign.artifact.sig.v1+json"
+    signature = replace(new, manifest=json.dumps(document).encode())
     index = content.index(new)
     index = replace(index, manifest=json.dumps(json.loads(index.manifest) | subject).encode())
     upstream.add("library/app", signature, tags=[])
+    upstream.add("library/app", image, tags=[])
     upstream.add("library/app", index, tags=[])
     proxy = await start(**HELD)
     assert (await proxy.get(f"/v2/app/manifests/{signature.digest}")).status == 200
+    assert (await proxy.get(f"/v2/app/manifests/{image.digest}")).status == 403
     assert (await proxy.get(f"/v2/app/manifests/{index.digest}")).status == 403
 
 

@@ -1,4 +1,4 @@
-"""Parses manifests for policies. Stricter than ``core.manifests``: clients must read the same.
+"""Parses manifests strictly, for decisions about them: clients must read the same.
 
 Ambiguous manifests are not understood: one that is both an image and an index (CVE-2021-41190), or
 one with keys that differ from the specification's only in their case, because Go's parser treats

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from proxy.policies.outline import platform_of, read_outline
+from proxy.core.outline import platform_of, read_outline
 from tests.fakes import content
 from tests.policies import signing
 

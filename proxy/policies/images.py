@@ -7,9 +7,9 @@ from proxy.content.content import Content
 from proxy.core.errors import NotFound
 from proxy.core.manifests import INDEX_TYPES
 from proxy.core.names import Digest, Target, digests_of, matches
+from proxy.core.outline import RUN_AS_IMAGES, Outline, platform_of, read_outline
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
-from proxy.core.outline import RUN_AS_IMAGES, Outline, platform_of, read_outline
 from proxy.policies.rules import ATTACHMENT_TAG, Facts, Rule
 from proxy.repository import Cache
 from proxy.repository.reading import read_blob

@@ -63,7 +63,7 @@ class Files:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
-    monkeypatch.setattr("proxy.access.files.CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("proxy.runtime.watched_file.CHECK_SECONDS", 0.0)
     return Files(tmp_path)
 
 

@@ -48,6 +48,8 @@ class Admin:
         try:
             self.sites.check(request)
         except RegistryError as error:
+            if self._control.audit.is_on:
+                self._control.audit.record(audited.administered(request, None, error))
             return refusal(error)
         return await self._handle(
             request, lambda: self._control.access.authorize(*presented(request))

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.settings import Settings
 from tests.fakes.upstream import FakeUpstream
-from tests.running import Proxy, Start
+from tests.running import Proxy, Start, until
 
 PAGES = ["/-/", "/-/stats", "/-/api/v1/stats", "/-/api/v1/series", "/-/images"]
 FOREIGN = ["evil.example", "evil.example:5000", "127.0.0.1.evil.example", "localhost.evil.example."]
@@ -85,6 +86,15 @@ async def test_pages_of_other_sites_load_nothing_and_may_link(
     proxy = await start(access={"rules": [{"allow": "pull"}]})
     for page in PAGES[:4]:
         assert await status(proxy, page, "cache.example", **headers) == found
+
+
+async def test_a_refused_page_has_an_audit_line(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    proxy = await start(access={"audit_file": str(file)})
+    assert await status(proxy, "/-/stats", "evil.example") == 403
+    await until(lambda: file.read_text().count("\n") == 1)
+    line = json.loads(file.read_text())
+    assert (line["event"], line["outcome"], line["action"]) == ("admin", "denied", "GET /-/stats")
 
 
 async def test_a_reload_changes_the_names(proxy: Proxy, upstream: FakeUpstream) -> None:

@@ -26,7 +26,7 @@ def decoded(content: bytes, path: Path) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let no other command change the file meanwhile. Raises ``ConfigError``."""
+    """Prevent other commands from changing the file meanwhile. Raises ``ConfigError``."""
     try:
         directory = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -41,7 +41,7 @@ def locked(path: Path) -> Iterator[None]:
 def write_private(path: Path, text: str) -> None:
     """Replace a file atomically. A new one has mode 0600; an old one keeps owner and mode.
 
-    A link stays, and the file that it leads to is replaced. Raises ``ConfigError``.
+    If ``path`` is a link, its target is replaced. Raises ``ConfigError``.
     """
     path = path.resolve()
     try:

@@ -1,82 +1,27 @@
-"""Files of users and tokens: read again when they change, and written atomically."""
+"""Files of users and tokens: read as text, and written atomically by one command at a time."""
 
 import fcntl
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Generic, TypeVar
-
-import structlog
 
 from proxy.core.errors import ConfigError
-from proxy.runtime.executors import in_thread
-
-MAX_BYTES: Final = 16 * 1024 * 1024
-CHECK_SECONDS: Final = 0.1
-"""A changed file takes effect after at most this time."""
-
-Value = TypeVar("Value")
-_Stamp = tuple[int, int, int]
-
-log = structlog.get_logger(__name__)
-
-
-class WatchedFile(Generic[Value]):
-    """The parsed content of a file. ``parse`` gets the text and raises ``ConfigError``.
-
-    If the file becomes invalid or disappears, the last valid content stays in force and the error
-    is logged: a wrong edit must not lock all users out.
-    """
-
-    def __init__(self, path: Path, parse: Callable[[str, Path], Value]) -> None:
-        """Read the file. Raises ``ConfigError``."""
-        self.path = path
-        self._parse = parse
-        self._stamp: _Stamp | None = None
-        self._next_check = 0.0
-        self._stamp, self.value = self._read()
-
-    def has_changed(self) -> bool:
-        """Return True if ``value`` is out of date; looks at most every ``CHECK_SECONDS``."""
-        now = time.monotonic()
-        if now < self._next_check:
-            return False
-        is_changed = _stamp(self.path) != self._stamp
-        if not is_changed:
-            self._next_check = now + CHECK_SECONDS
-        return is_changed
-
-    async def reload(self) -> None:
-        """Read the file again, if that works."""
-        seen = _stamp(self.path)
-        try:
-            self._stamp, self.value = await in_thread(self._read)
-        except ConfigError as error:
-            self._stamp = seen
-            log.error("file not reloaded, its last content stays in force", error=str(error))
-        else:
-            log.info("file reloaded", file=str(self.path))
-
-    def _read(self) -> tuple[_Stamp | None, Value]:
-        stamp = _stamp(self.path)  # before the content: a change in between is seen later
-        return stamp, self._parse(read_text(self.path), self.path)
+from proxy.runtime.watched_file import read_bytes
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a file. Raises ``ConfigError``."""
+    """Return the text of a file. Raises ``ConfigError``."""
+    return decoded(read_bytes(path), path)
+
+
+def decoded(content: bytes, path: Path) -> str:
+    """Return the content of a file as text. Raises ``ConfigError``."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ConfigError(f"{path}: more than {MAX_BYTES} bytes")
         return content.decode()
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
 
 @contextmanager
@@ -122,11 +67,3 @@ def _copy_mode(path: Path, descriptor: int) -> None:
         with suppress(PermissionError):
             os.fchown(descriptor, old.st_uid, old.st_gid)
         os.fchmod(descriptor, old.st_mode & 0o640)
-
-
-def _stamp(path: Path) -> _Stamp | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size

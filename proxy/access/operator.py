@@ -75,8 +75,9 @@ class AdminAccess:
         decision = self._access.decide(principal, Action.OPERATE, None)
         if decision.is_allowed:
             return
-        if refusal is not None and not self._access.is_configured:
-            raise refusal
+        is_anonymous = principal.user is None and not decision.login_helps
+        if refusal is not None and (is_anonymous or not self._access.is_configured):
+            raise refusal  # the admin token is all that may help
         decision.enforce()
 
     async def _token_refusal(

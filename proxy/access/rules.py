@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
+from itertools import takewhile
 from typing import Final, NamedTuple, Protocol
 
 from proxy.access.principals import Principal
@@ -125,12 +126,17 @@ class Rules:
         target: Target | None,
         otherwise: Decision,
     ) -> Decision:
-        """Return the decision of the first rule that matches, else ``otherwise``."""
+        """Return the decision of the first rule that matches, else ``otherwise``.
+
+        A rule that matches an anonymous client still matches it after a login. So a login helps
+        only if an earlier rule allows this to a user.
+        """
         matching = (rule.decision for rule in rules if rule.matches(principal, target))
         decision = next(matching, otherwise)
         if decision.is_allowed or principal.user is not None or not self._has_login:
             return decision
-        return decision._replace(login_helps=True)
+        earlier = takewhile(lambda rule: rule.decision is not decision, rules)
+        return decision._replace(login_helps=any(rule.may_allow_a_user(target) for rule in earlier))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +147,19 @@ class _Compiled:
     decision: Decision
     images: tuple[Selector, ...]
     to: "tuple[_Entry, ...]"
+    names_users: bool
 
     def matches(self, principal: Principal, target: Target | None) -> bool:
         """Return True for this principal and repository; None: the action concerns none."""
         if self.to and not any(entry.matches(principal) for entry in self.to):
             return False
+        return self._covers(target)
+
+    def may_allow_a_user(self, target: Target | None) -> bool:
+        """Return True if the rule allows this to a user or a group."""
+        return self.names_users and self.decision.is_allowed and self._covers(target)
+
+    def _covers(self, target: Target | None) -> bool:
         return target is None or any(image.covers(target) for image in self.images)
 
 
@@ -192,7 +206,8 @@ def _compiled(number: int, rule: Rule, selector: Callable[[str], Selector]) -> _
     is_allowed = rule.allow is not None
     decision = Decision(is_allowed, text=rule.text, rule=number, because=rule.because)
     action = Action.OPERATE if rule.is_admin else Action.PULL
-    return _Compiled(action, decision, images, tuple(map(_entry, rule.to)))
+    names_users = bool(rule.named("user") or rule.named("group"))
+    return _Compiled(action, decision, images, tuple(map(_entry, rule.to)), names_users)
 
 
 def named_groups(rules: Iterable[Rule]) -> tuple[NamePattern, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from proxy.access import api_tokens, htpasswd
 from proxy.access.api_tokens import APITokens
-from proxy.access.files import WatchedFile
+from proxy.access.files import decoded
 from proxy.access.htpasswd import Users
 from proxy.access.identity import Certificate
 from proxy.access.jwks import JWKS, Fetch
@@ -16,6 +16,8 @@ from proxy.access.logins import Login
 from proxy.access.oidc import Issuer
 from proxy.access.principals import Method
 from proxy.core.errors import ConfigError
+from proxy.runtime.executors import in_thread
+from proxy.runtime.watched_file import WatchedFile
 from proxy.settings.access import Access, OIDCIssuer
 
 FetchFor = Callable[[OIDCIssuer], Fetch]
@@ -43,7 +45,7 @@ class Sources:
 
     async def reload(self) -> None:
         """Read the files that have changed."""
-        await asyncio.gather(*(file.reload() for file in self._files() if file.has_changed()))
+        await asyncio.gather(*(in_thread(file.refresh) for file in self._files()))
 
     async def close(self) -> None:
         """Stop fetching keys of issuers."""
@@ -131,6 +133,6 @@ def _file(
     if path is None:
         return None
     try:
-        return WatchedFile(path, parse)
+        return WatchedFile(path, lambda content: parse(decoded(content, path), path))
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from None

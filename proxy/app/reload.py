@@ -95,6 +95,7 @@ class Reloader:
         self._handlers.audit.use(settings.access)
         self._handlers.trusted.use(settings.access.trusted_proxies)
         self._handlers.admin_access.use(settings.admin.token_file)
+        self._handlers.admin.sites.use(settings)
         self._handlers.responses.forget()
 
 

@@ -41,6 +41,7 @@ from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.api.process import Process
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.pages import Admin
+from proxy.web.admin.sites import Sites
 from proxy.web.admin.statistics import Statistics
 from proxy.web.announced import Announcer
 from proxy.web.callers import CallerGate
@@ -151,7 +152,8 @@ def handlers(
     guard = Guard(admin_access, audit, trusted)
     process = Process(settings, environment.load)
     operating = api.built(engine, statistics, services, guard, process)
-    admin = Admin(statistics, Control(services, admin_access, audit), operating.api)
+    control, sites = Control(services, admin_access, audit), Sites(settings, trusted)
+    admin = Admin(statistics, control, operating.api, sites)
     is_ours = environment.identifier is None
     identity = Identity(guards, callers, router, settings.storage.path, audit) if is_ours else None
     gate = Gate(guards, router, trusted)

@@ -1,6 +1,7 @@
 """``millpond access test``: which rule decides whether a user may pull an image."""
 
 import json
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from proxy.core.errors import ConfigError, RegistryError
 
 if TYPE_CHECKING:
     from proxy.access.principals import Principal
+    from proxy.settings.access import Access
 
 access = typer.Typer(help="Test the access rules.", no_args_is_help=True)
 
@@ -28,7 +30,10 @@ def decide(
     image: Annotated[str, typer.Argument(help="Image, as in pull; its tag does not matter.")],
     group: Annotated[
         list[str] | None,
-        typer.Option("--group", help="A group of the user, beside those in access.groups."),
+        typer.Option(
+            "--group",
+            help="A group of the user, beside those in access.groups and of an access token.",
+        ),
     ] = None,
     address: Annotated[
         str | None, typer.Option("--address", help="Client address, for rules with networks.")
@@ -56,6 +61,19 @@ def decide(
     raise typer.Exit(0 if decided["allowed"] else 1)
 
 
+def _groups_of_token(access: "Access", user: str | None) -> frozenset[str]:
+    """Return the groups of the access token with the user's name, none without one."""
+    from proxy.access.sources import tokens_of  # noqa: PLC0415 - YAML, which help does without
+
+    try:
+        tokens = tokens_of(access)
+    except ConfigError as error:
+        print_error(f"warning: {error}; the groups of its tokens are not known")
+        return frozenset()
+    found = None if tokens is None or user is None else tokens.value.by_name.get(user)
+    return frozenset() if found is None else frozenset(found.groups)
+
+
 def _decided(claimed: "Principal", image: str, config: Path | None) -> dict[str, Any]:
     """Return the decision about an image, and who the principal is then."""
     from proxy.access.control import Policy  # noqa: PLC0415 - settings, which help does without
@@ -72,7 +90,8 @@ def _decided(claimed: "Principal", image: str, config: Path | None) -> dict[str,
         fail(error.message if isinstance(error, RegistryError) else str(error))
     if target is None:
         fail(f"{image}: rules are about repositories; name one, for example ghcr.io/acme/app")
-    principal = policy.memberships.complete(claimed)
+    groups = claimed.groups | _groups_of_token(settings.access, claimed.user)
+    principal = policy.memberships.complete(replace(claimed, groups=groups))
     decision = policy.rules.decide(principal, Action.PULL, target)
     return {
         "repository": str(target),

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.errors import ConfigError, RegistryError
-from proxy.core.names import Digest, Target
+from proxy.core.errors import ConfigError, DigestInvalid, RegistryError
+from proxy.core.names import Digest, Target, parse_digest
 from proxy.core.selection import Selector, allowing
 from proxy.core.units import show_size
-from proxy.policies.files import WatchedFile, read_digests
+from proxy.runtime.watched_file import WatchedFile
 from proxy.settings.policies import Policy
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _compiled(policy: Policy, name: str, selector: Callable[[str], Selector]) ->
         policy,
         images=tuple(map(selector, policy.images)),
         excluded=tuple(allowing(pattern, selector) for pattern in policy.except_),
-        digest_file=None if digests is None else WatchedFile(digests, read_digests),
+        digest_file=None if digests is None else WatchedFile(digests, _read_digests),
         key_files=tuple(WatchedFile(file, _read_key) for file in files),
     )
 
@@ -192,3 +192,15 @@ def _read_key(pem: bytes) -> "PublicKey":
     module = importlib.import_module("proxy.policies.keys")
     key: PublicKey = module.read_key(pem)
     return key
+
+
+def _read_digests(text: bytes) -> frozenset[Digest]:
+    """Return the digests in a file, one per line. Raises ``ValueError`` for any other line."""
+    digests = set()
+    for number, line in enumerate(text.decode().splitlines(), 1):
+        if word := line.partition("#")[0].strip():
+            try:
+                digests.add(parse_digest(word))
+            except DigestInvalid as error:
+                raise ValueError(f"line {number}: {error.message}") from None
+    return frozenset(digests)

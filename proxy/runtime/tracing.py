@@ -54,7 +54,8 @@ class CollectorTracer:
     def request(self, name: str, sent: Mapping[str, str]) -> Iterator[spans.Span | None]:
         """Yield the span of a request; None: it is not sampled.
 
-        A client's ``traceparent`` continues its trace, with its sampling decision.
+        ``sent`` are headers of a client that may continue its trace with ``traceparent``, and
+        decide whether it is sampled.
         """
         above = _W3C.extract({key: sent[key] for key in _W3C.fields if key in sent})
         with self._tracer.start_as_current_span(

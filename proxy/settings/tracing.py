@@ -37,7 +37,7 @@ class Tracing(Section):
     service: Annotated[str, Field(min_length=1, max_length=255)] = "millpond"
     """Name of this service in traces."""
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of requests that are traced. The sampling decision of a client that sends `traceparent`
-    takes precedence."""
+    """Share of requests that are traced. The `traceparent` of users and of what
+    `access.trusted_proxies` forward takes precedence; that of other clients is ignored."""
     propagate: bool = False
     """Send `traceparent` to registries, so that a Millpond behind this one continues the trace."""

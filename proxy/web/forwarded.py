@@ -62,15 +62,20 @@ class TrustedProxies:
 
         A trusted peer names them in ``Forwarded``, or in ``X-Forwarded-Proto`` and ``-Host``.
         """
-        headers, peer = request.headers, request.protocol.peername
+        headers = request.headers
         scheme, host = request.scheme, headers.get("Host", "")
-        if self.trusts(str(peer[0]) if isinstance(peer, (list, tuple)) and peer else None):
+        if self.forwards(request):
             named = _first_pairs(headers.getall("Forwarded", ()))
             scheme = named.get("proto") or _first(headers, "X-Forwarded-Proto") or scheme
             host = named.get("host") or _first(headers, "X-Forwarded-Host") or host
         scheme = scheme.lower()
         is_sane = _HOST.fullmatch(host) is not None
         return scheme if scheme in ("http", "https") else "https", host if is_sane else "localhost"
+
+    def forwards(self, request: BaseRequest) -> bool:
+        """Return True if a request came through a trusted proxy."""
+        peer = request.protocol.peername
+        return self.trusts(str(peer[0]) if isinstance(peer, (list, tuple)) and peer else None)
 
     def _client(self, hops: Sequence[str]) -> str | None:
         """Return the rightmost address that is not a trusted proxy, else the leftmost."""

@@ -65,6 +65,11 @@ class Gate:
         sent = presented(request)
         return await self._access.identify(*sent, self._for_upstream(request, sent))
 
+    def is_known(self, request: BaseRequest, principal: Principal | None) -> bool:
+        """Return True for users, the operator, and what a trusted proxy forwards."""
+        has_login = principal is not None and (principal.user is not None or principal.is_operator)
+        return has_login or self._trusted.forwards(request)
+
     def _for_upstream(self, request: BaseRequest, sent: Presented) -> str | None:
         """Return the upstream that Basic credentials of a request may be for."""
         if sent.authorization is None or sent.authorization[:6].lower() != "basic ":

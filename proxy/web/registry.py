@@ -4,11 +4,11 @@
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 import structlog
 from aiohttp.web import BaseRequest, Response, StreamResponse
@@ -33,6 +33,8 @@ from proxy.web.redirects import may_redirect
 from proxy.web.response_cache import ResponseCache
 
 MAX_PAGE: Final = 10_000
+
+Identify = Callable[[BaseRequest], Awaitable[Principal]]
 
 log = structlog.get_logger(__name__)
 
@@ -63,12 +65,11 @@ class Registry:
         """Answer one request that came through the admin socket."""
         return await self._handle(request, _operator)
 
-    async def _handle(
-        self, request: BaseRequest, identify: Callable[[BaseRequest], Awaitable[Principal]]
-    ) -> StreamResponse:
+    async def _handle(self, request: BaseRequest, identify: Identify) -> StreamResponse:
         exchange = Exchange(request)
         request_ids.use(exchange.request_id)
-        with self._journal.tracer.request(traced.name(request), request.headers) as span:
+        above, identify = await self._parent(request, identify)
+        with self._journal.tracer.request(traced.name(request), above) as span:
             try:
                 return await self._respond(exchange, identify)
             finally:
@@ -77,9 +78,22 @@ class Registry:
                     if exchange.status >= 500:
                         span.fail(exchange.code or "")
 
-    async def _respond(
-        self, exchange: Exchange, identify: Callable[[BaseRequest], Awaitable[Principal]]
-    ) -> StreamResponse:
+    async def _parent(
+        self, request: BaseRequest, identify: Identify
+    ) -> tuple[Mapping[str, str], Identify]:
+        """Return the headers that name the trace above, and what identifies the client.
+
+        Anybody can send a ``traceparent`` that demands sampling, and choose a trace id that every
+        ratio samples. So it counts only from known clients, who are identified before the span
+        begins.
+        """
+        if "traceparent" not in request.headers:
+            return {}, identify
+        found = await Identified.by(identify, request)
+        above = request.headers if self._gate.is_known(request, found.principal) else {}
+        return above, found.again
+
+    async def _respond(self, exchange: Exchange, identify: Identify) -> StreamResponse:
         request, revision = exchange.request, self._router.revision
         try:
             if self._journal.audit.is_nearly_full:
@@ -100,9 +114,7 @@ class Registry:
             if revision == self._router.revision:  # else the name may resolve to another target
                 self._responses.learn(exchange)
 
-    async def _answer(
-        self, exchange: Exchange, identify: Callable[[BaseRequest], Awaitable[Principal]]
-    ) -> StreamResponse:
+    async def _answer(self, exchange: Exchange, identify: Identify) -> StreamResponse:
         request = exchange.request
         if request.method not in ("GET", "HEAD"):
             raise Unsupported(f"{request.method}: this registry is a read-only cache")
@@ -230,6 +242,28 @@ class Registry:
         wanted = exchange.request.query.get("artifactType") or None
         found = await self._cache.referrers.get(target, subject, wanted, exchange.directive)
         return replies.referrers(exchange, found)
+
+
+class Identified(NamedTuple):
+    """The client of a request, or why it is not identified."""
+
+    principal: Principal | None
+    failure: Exception | None = None
+
+    @classmethod
+    async def by(cls, identify: Identify, request: BaseRequest) -> "Identified":
+        """Identify the client once. Raises nothing but cancellation."""
+        try:
+            return cls(await identify(request))
+        except Exception as error:  # ``again`` raises it
+            return cls(None, error)
+
+    async def again(self, _: BaseRequest) -> Principal:
+        """Return the client, or raise what identifying it raised."""
+        if self.failure is not None:
+            raise self.failure
+        assert self.principal is not None
+        return self.principal
 
 
 async def _operator(_: BaseRequest) -> Principal:

@@ -134,8 +134,8 @@ async def test_trusted_proxies_take_effect(proxy: Proxy, upstream: FakeUpstream)
     access = {"rules": rules, "networks": {"ci": [f"{NODE}/32"]}}
     await reloaded(proxy, upstream, access)
     for _ in range(3):
-        assert (await proxy.get(PATH, X_Forwarded_For=NODE)).status == 401
+        assert (await proxy.get(PATH, X_Forwarded_For=NODE)).status == 403
     await reloaded(proxy, upstream, access | {"trusted_proxies": ["127.0.0.1"]})
     for _ in range(3):
         assert (await proxy.get(PATH, X_Forwarded_For=NODE)).status == 200
-    assert (await proxy.get(PATH)).status == 401
+    assert (await proxy.get(PATH)).status == 403

@@ -6,56 +6,9 @@ from subprocess import run
 
 import pytest
 
-from proxy.access import files
-from proxy.access.files import WatchedFile, locked, read_text, write_private
+from proxy.access.files import locked, read_text, write_private
 from proxy.core.errors import ConfigError
-
-
-def parse(text: str, _: Path) -> str:
-    if text == "bad":
-        raise ConfigError("bad")
-    return text
-
-
-async def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("one")
-    watched = WatchedFile(path, parse)
-    assert not watched.has_changed()
-    write_private(path, "two")
-    watched._next_check = 0.0
-    assert watched.has_changed()
-    await watched.reload()
-    assert watched.value == "two"
-    assert not watched.has_changed()
-
-
-async def test_invalid_content_is_reported_once(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("good")
-    watched = WatchedFile(path, parse)
-    for damage in (lambda: write_private(path, "bad"), path.unlink):
-        damage()
-        watched._next_check = 0.0
-        assert watched.has_changed()
-        await watched.reload()
-        assert watched.value == "good"
-        watched._next_check = 0.0
-        assert not watched.has_changed()
-    path.write_text("new")
-    watched._next_check = 0.0
-    assert watched.has_changed()
-
-
-def test_a_file_is_looked_at_ten_times_a_second(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("one")
-    watched = WatchedFile(path, parse)
-    assert files.CHECK_SECONDS == 0.1
-    assert not watched.has_changed()
-    write_private(path, "two")
-    watched._next_check = float("inf")
-    assert not watched.has_changed()
+from proxy.runtime import watched_file
 
 
 def test_what_is_written_is_for_the_owner_only(tmp_path: Path) -> None:
@@ -84,9 +37,9 @@ def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_files_are_bounded_and_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    monkeypatch.setattr(files, "MAX_BYTES", 10)
+    monkeypatch.setattr(watched_file, "MAX_BYTES", 10)
     path.write_bytes(b"x" * 11)
-    with pytest.raises(ConfigError, match="more than"):
+    with pytest.raises(ConfigError, match="larger than"):
         read_text(path)
     path.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="UTF-8"):

@@ -1,6 +1,8 @@
 """The rules: a pure function that agrees with a naive interpreter of the settings."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +76,50 @@ def test_a_login_is_asked_for_only_where_it_can_help() -> None:
     with pytest.raises(Denied):
         mine.decide(Principal("127.0.0.1", "bob"), Action.PULL, APP).enforce()
     mine.decide(ANN, Action.PULL, APP).enforce()
+
+
+ALLOWED_TO = {
+    "a user, before": [{"allow": "pull", "to": ["user:ann"]}, {"deny": "pull"}],
+    "a group": [{"allow": "pull", "to": ["network:n", "group:dev"]}],
+}
+ALLOWED_TO_NONE = {
+    "everybody is denied": [
+        {"deny": "pull", "because": "SEC-12"},
+        {"allow": "pull", "to": ["user:ann"]},
+    ],
+    "a network is denied": [
+        {"deny": "pull", "to": ["network:here"]},
+        {"allow": "pull", "to": ["user:ann"]},
+    ],
+    "another network": [{"allow": "pull", "to": ["network:n"]}],
+    "other images": [{"allow": "pull", "images": ["ghcr.io/acme/**"], "to": ["user:ann"]}],
+    "to administer": [{"allow": "admin", "to": ["user:ann"]}],
+    "some users are denied": [{"deny": "pull", "to": ["user:ann"]}],
+}
+
+
+@pytest.mark.parametrize(
+    ("listed", "is_asked"),
+    [(one, True) for one in ALLOWED_TO.values()]
+    + [(one, False) for one in ALLOWED_TO_NONE.values()],
+    ids=[*ALLOWED_TO, *ALLOWED_TO_NONE],
+)
+def test_nobody_is_asked_to_log_in_in_vain(listed: list[dict[str, Any]], is_asked: bool) -> None:
+    here = Principal("127.0.0.1", networks=frozenset({"here"}))
+    target = Target("docker.io", Repo("acme/app"))
+    decision = rules(*listed).decide(here, Action.PULL, target)
+    assert (decision.is_allowed, decision.login_helps) == (False, is_asked)
+    with pytest.raises(Unauthorized if is_asked else Denied):
+        decision.enforce()
+
+
+def test_where_no_rule_names_an_administrator_a_login_is_of_no_use() -> None:
+    for found in (
+        rules({"allow": "pull"}),
+        rules({"deny": "admin"}, {"allow": "admin", "to": ["user:ann"]}),
+    ):
+        with pytest.raises(Denied, match=r"only the operator|access denied"):
+            found.decide(ANONYMOUS, Action.OPERATE, None).enforce()
 
 
 @pytest.mark.parametrize(
@@ -266,3 +312,24 @@ def test_rules_agree_with_a_naive_interpreter(
     decision = found.decide(principal, Action.PULL, target)
     assert decision.rule == number
     assert decision.is_allowed == (number is not None and listed[number - 1].allow is not None)
+
+
+USERS = [(user, groups) for user in ("a", "a/b", "b") for groups in (set[str](), {"g"}, {"gh"})]
+
+
+@given(st.lists(RULES, min_size=1, max_size=6), PRINCIPALS, st.lists(PARTS, min_size=2, max_size=4))
+def test_a_login_is_asked_for_wherever_a_user_may_what_the_client_may_not(
+    listed: list[Rule], principal: Principal, parts: list[str]
+) -> None:
+    target = Target("docker.io", Repo("/".join(parts)))
+    access = Access(htpasswd_file=Path("users"), rules=tuple(listed))
+    found = Rules(access, ROUTER.parse_selector)
+    client = Principal("127.0.0.1", networks=principal.networks)
+    decision = found.decide(client, Action.PULL, target)
+    numbers = (
+        interpreted(listed, replace(client, user=user, groups=frozenset(groups)), str(target))
+        for user, groups in USERS
+    )
+    may_some = any(number and listed[number - 1].allow for number in numbers)
+    if may_some and not decision.is_allowed:
+        assert decision.login_helps

@@ -55,6 +55,18 @@ def test_the_rule_that_decides_is_named(
     assert found["because"] == ("SEC-12" if rule == 1 else None)
 
 
+def test_an_access_token_has_its_groups(config: str, tmp_path: Path) -> None:
+    text = Path(config).read_text()
+    Path(config).write_text(text.replace("  rules:", f"  tokens_file: {tmp_path}/tokens\n  rules:"))
+    asked = ("access", "test", "web", "ghcr.io/acme/app", "--json", "--config", config)
+    done = run(*asked)
+    assert json.loads(done.stdout)["allowed"] is False
+    assert "warning: access.tokens_file: " in done.stderr
+    assert run("token", "new", "web", "--group", "dev", "--config", config).returncode == 0
+    found = json.loads(run(*asked).stdout)
+    assert (found["allowed"], found["rule"], found["groups"]) == (True, 2, ["dev"])
+
+
 def test_people_get_a_table(config: str) -> None:
     done = run("access", "test", "ann", "bitnami/miner", "--config", config)
     head, line = done.stdout.splitlines()

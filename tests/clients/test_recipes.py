@@ -293,6 +293,34 @@ def _status(url: str, user: str) -> int:
         return error.code
 
 
+# --- the login of each client ----------------------------------------------------------------
+
+
+def test_private_images_for_those_who_may_pull_them(
+    docker: Docker, upstream: Registry, app: Image, tmp_path: Path
+) -> None:
+    """A user of the registry pulls, and another client does not, although the image is cached."""
+    config, pulls = blocks("Private images for those who may pull them")
+    host = f"private.{HOST}"
+    extra = settings(config, {host: "localhost"}, {"registry.acme.example": upstream.url})
+    with millpond.running(upstream.url, 0, extra) as proxy:
+        address = f"localhost:{proxy.address.rpartition(':')[2]}"
+        image = f"{address}/{app.by_tag}"
+        refused(docker.pull, image)
+        login = f"--username acme-bot --password-stdin <<< {BOT['acme-bot']}"
+        script = filled(pulls, {host: address, "--username ann": login})
+        before = upstream.tokens.mark()
+        done = shell(script, tmp_path, **docker.env)
+        assert done.returncode == 0, done
+        assert "acme-bot" in {request.user for request in upstream.tokens.since(before)}
+        with upstream.outage():
+            assert docker.pull(image) == app.digest
+        docker.log_out()
+        refused(docker.pull, image)
+        with pytest.raises(PullError):
+            docker.log_in(address, "acme-bot", "wrong")
+
+
 # --- certificates ----------------------------------------------------------------------------
 
 

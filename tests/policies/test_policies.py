@@ -104,7 +104,7 @@ async def test_a_changed_list_of_digests_counts(
     await until(lambda: "files of policies changed" in proxy.log.getvalue())
     assert is_denied(await proxy.get(manifest("latest")), "bad")
     write(tmp_path / "denied", "not a digest\n")
-    await until(lambda: "a file of policies cannot be read" in proxy.log.getvalue())
+    await until(lambda: "file not reloaded" in proxy.log.getvalue())
     assert is_denied(await proxy.get(manifest("latest")), "bad"), "the last good list counts"
 
 

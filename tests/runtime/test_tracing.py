@@ -9,6 +9,7 @@ import pytest
 from proxy.app import tracing
 from proxy.core.errors import ConfigError
 from proxy.settings import Tracing
+from tests.access.people import basic, write_users
 from tests.fakes import content
 from tests.fakes.collector import Collector, Span, collecting
 from tests.fakes.upstream import FakeUpstream
@@ -38,7 +39,11 @@ async def sent(collector: Collector, proxy: Proxy) -> list[Span]:
 
 
 async def begun(start: Start, collector: Collector, **more: Any) -> Proxy:
-    return await start(tracing={"endpoint": collector.url, "sample_ratio": 1.0, **more})
+    """Start a proxy that takes this machine for a trusted proxy, whose traces go on."""
+    access = more.pop("access", {"trusted_proxies": ["127.0.0.1"]})
+    return await start(
+        tracing={"endpoint": collector.url, "sample_ratio": 1.0, **more}, access=access
+    )
 
 
 async def test_a_miss_is_one_trace_down_to_the_registry(
@@ -88,7 +93,7 @@ async def test_a_failure_marks_its_spans(
     ] == [500] * sum(span.kind == CLIENT for span in spans)
 
 
-async def test_a_client_decides_for_itself_whether_it_is_traced(
+async def test_a_trusted_proxy_decides_what_is_traced(
     start: Start, upstream: FakeUpstream, collector: Collector
 ) -> None:
     upstream.add("library/app", IMAGE)
@@ -101,6 +106,45 @@ async def test_a_client_decides_for_itself_whether_it_is_traced(
     requests = [span.trace for span in spans if span.kind == SERVER]
     assert requests[:2] == [TRACE] * 2
     assert set(requests) == {TRACE}
+
+
+@pytest.mark.parametrize(("ratio", "parent"), [(0, PARENT), (1, NOT_SAMPLED)])
+async def test_a_client_that_is_not_known_decides_nothing(
+    start: Start, upstream: FakeUpstream, collector: Collector, ratio: int, parent: str
+) -> None:
+    upstream.add("library/app", IMAGE)
+    proxy = await begun(start, collector, sample_ratio=ratio, access={})
+    assert (await proxy.get(MANIFEST, traceparent=parent)).status == 200
+    requests = [span for span in await sent(collector, proxy) if span.kind == SERVER]
+    assert len(requests) == ratio
+    assert all(span.trace != TRACE and not span.above for span in requests)
+
+
+async def test_a_user_decides_and_a_wrong_password_does_not(
+    start: Start, upstream: FakeUpstream, collector: Collector, tmp_path: Path
+) -> None:
+    upstream.add("library/app", IMAGE)
+    users = write_users(tmp_path / "htpasswd", eve="c0rrect")
+    proxy = await begun(start, collector, sample_ratio=0.0, access={"htpasswd_file": str(users)})
+    failures = [(basic("eve", "wr0ng"), 401), (basic("eve", "c0rrect"), 200)]
+    for authorization, status in failures:
+        answer = await proxy.get(MANIFEST, traceparent=PARENT, Authorization=authorization)
+        assert answer.status == status
+    spans = await sent(collector, proxy)
+    [request] = [span for span in spans if span.kind == SERVER]
+    assert (request.trace, request.attributes["http.response.status_code"]) == (TRACE, 200)
+
+
+async def test_a_client_is_identified_once(
+    start: Start, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = write_users(tmp_path / "htpasswd", eve="c0rrect")
+    proxy = await begun(start, collector, access={"htpasswd_file": str(users)})
+    monkeypatch.setattr("proxy.access.failures.PER_USER", 2)
+    for status in (401, 401):
+        answer = await proxy.get(MANIFEST, traceparent=PARENT, Authorization=basic("eve", "wr0ng"))
+        assert answer.status == status
+        assert b"too many" not in answer.body
 
 
 async def test_a_registry_gets_the_trace_only_if_that_is_configured(

@@ -7,7 +7,7 @@ import pytest
 
 from proxy.access.identity import Certificate
 from proxy.access.principals import Method, Principal
-from tests.access.company import ACCESS, People, basic
+from tests.access.company import ACCESS, RULES, People, basic
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Answer, Proxy, Start, until
@@ -22,7 +22,8 @@ PATH = f"/v2/{TEAM}/manifests/latest"
 async def guarded(start: Start, upstream: FakeUpstream) -> Proxy:
     upstream.add("acme/app", IMAGE, tags=["latest"])
     upstream.add("library/app", IMAGE, tags=["latest"])
-    return await company(start, upstream)
+    secret = {"allow": "pull", "images": ["docker.io/secret/**"], "to": ["user:ops"]}
+    return await company(start, upstream, rules=[*RULES, secret])
 
 
 async def company(start: Start, upstream: FakeUpstream, **access: Any) -> Proxy:

@@ -19,6 +19,7 @@ from proxy.web.admin.api.application import Api
 from proxy.web.admin.api.routes import PREFIX
 from proxy.web.admin.dashboard.serving import Dashboard
 from proxy.web.admin.documents import refusal, reply, unavailable
+from proxy.web.admin.sites import Sites
 from proxy.web.admin.statistics import Statistics, last_success, public
 from proxy.web.gate import presented
 from proxy.web.paced import PacedResponse
@@ -27,11 +28,12 @@ from proxy.web.paced import PacedResponse
 class Admin:
     """Serves statistics to every client, and administration to operators."""
 
-    def __init__(self, statistics: Statistics, control: Control, api: Api) -> None:
+    def __init__(self, statistics: Statistics, control: Control, api: Api, sites: Sites) -> None:
         self._statistics = statistics
         self._control = control
         self._dashboard = Dashboard()
         self._api = api
+        self.sites: Final = sites
         self._metrics = statistics.metrics
         self._upstreams = statistics.upstreams
         self._content = statistics.content
@@ -43,6 +45,12 @@ class Admin:
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer one request that came over TCP."""
+        try:
+            self.sites.check(request)
+        except RegistryError as error:
+            if self._control.audit.is_on:
+                self._control.audit.record(audited.administered(request, None, error))
+            return refusal(error)
         return await self._handle(
             request, lambda: self._control.access.authorize(*presented(request))
         )

@@ -18,6 +18,7 @@ from proxy.content.content import Content
 from proxy.content.downloads import Download, Downloads
 from proxy.core.errors import ConfigError
 from proxy.core.names import Digest
+from proxy.core.sentinels import SCHEMES, Sentinels
 from proxy.core.sources import Place
 from proxy.fleet.delegating import Delegating
 from proxy.fleet.leases import Leases, Progress
@@ -175,11 +176,15 @@ def _address(redis: str, listens_at: str, *, has_tls: bool) -> str:
 
 def _route_to(redis: str) -> str | None:
     """Return this machine's address on the route to Redis, None for a unix socket."""
-    url = urlsplit(redis)
-    if url.hostname is None:
-        return None
+    if redis.startswith(SCHEMES):
+        host, port = Sentinels.parse(redis).hosts[0]
+    else:
+        url = urlsplit(redis)
+        if url.hostname is None:
+            return None
+        host, port = url.hostname, url.port or 6379
     try:
-        found = socket.getaddrinfo(url.hostname, url.port or 6379, type=socket.SOCK_DGRAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)  # sends nothing

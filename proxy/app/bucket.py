@@ -50,13 +50,14 @@ async def opened(
     stack: AsyncExitStack,
     configured: Bucket,
     storage: "Storage",
-    shared: "Recency | None" = None,
+    shared: "Recency | None",
+    smallest: int,
 ) -> SecondTier:
     """Return the second tier; ``stack`` closes it. Needs no network. Raises ``ConfigError``.
 
-    ``shared`` is what machines know together of the last uses; these also give each other small
-    content, so that the bucket can do without it. Closing waits for uploads, so it belongs after
-    whatever stores content has ended.
+    ``shared`` is what machines know together of the last uses. Content of less than ``smallest``
+    bytes is not stored. Closing waits for uploads, so it belongs after whatever stores content has
+    ended.
     """
     from proxy.content.bucket_eviction import BucketEvictor  # noqa: PLC0415 - needs obstore
     from proxy.content.bucket_uploads import Uploads  # noqa: PLC0415 - needs obstore
@@ -73,7 +74,6 @@ async def opened(
         recency = own = LocalRecency(shelf.clock)
         await _load(own, storage)
         stack.push_async_callback(_save, own, storage)
-    smallest = 0 if shared is None else configured.min_object
     uploads = Uploads(client, shelf, smallest=smallest, sweep=partial(sweep, configured, secret))
     stack.push_async_callback(uploads.close)
     storage.content.on_stored.append(uploads.add)

@@ -34,7 +34,7 @@ from proxy.fleet.tokens import TokenVault
 from proxy.repository.origins import Peers
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
-from proxy.settings import Settings
+from proxy.settings import Bucket, Settings
 
 _MAX_DOWNLOADS: Final = 20
 """Downloads that a replica tells the others of."""
@@ -84,6 +84,14 @@ def open_store(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> S
     store = Store(url, settings.fleet.name, metrics.fleet)
     stack.push_async_callback(store.close)
     return store
+
+
+def smallest_object(settings: Settings, bucket: Bucket) -> int:
+    """Return the size in bytes from which content needs the bucket.
+
+    Replicas give each other smaller content, but only with a secret.
+    """
+    return 0 if settings.fleet.secret_file is None else bucket.min_object
 
 
 async def opened(

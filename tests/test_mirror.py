@@ -76,6 +76,15 @@ def imported(file: str) -> set[str]:
     return found
 
 
+def helped(file: str) -> set[str]:
+    """Return the modules that a test file or the helpers beside it import."""
+    package = ".".join(Path(file).parent.parts)
+    beside = [name for name in imported(file) if name.rpartition(".")[0] == package]
+    helpers = [name.replace(".", "/") + ".py" for name in beside]
+    found = [imported(one) for one in helpers if (HERE.parent / one).exists()]
+    return imported(file).union(*found)
+
+
 def parameters(file: str) -> set[str]:
     """Return the fixtures that a file's functions take."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef
@@ -89,7 +98,7 @@ def goes_through(way: str, file: str, module: str) -> bool:
     match way:
         case "itself":
             dotted = ".".join(Path("proxy", module).with_suffix("").parts)
-            return dotted.removesuffix(".__init__") in seen
+            return dotted.removesuffix(".__init__") in helped(file)
         case "its package":
             package = ".".join(Path("proxy", module).parent.parts)
             return any(name.startswith(package) for name in seen)

@@ -50,13 +50,13 @@ async def opened(
     stack: AsyncExitStack,
     configured: Bucket,
     storage: "Storage",
-    shared: "Recency | None" = None,
+    shared: "Recency | None",
+    smallest: int,
 ) -> SecondTier:
     """Return the second tier; ``stack`` closes it. Needs no network. Raises ``ConfigError``.
 
-    ``shared`` has the last uses by all machines; these machines also share small content, so the
-    bucket need not contain it. Closing waits for uploads, so close it after everything that stores
-    content.
+    ``shared`` has the last uses by all machines. Content of less than ``smallest`` bytes is not
+    stored. Closing waits for uploads, so close it after everything that stores content.
     """
     from proxy.content.bucket_eviction import BucketEvictor  # noqa: PLC0415 - needs obstore
     from proxy.content.bucket_uploads import Uploads  # noqa: PLC0415 - needs obstore
@@ -73,7 +73,6 @@ async def opened(
         recency = own = LocalRecency(shelf.clock)
         await _load(own, storage)
         stack.push_async_callback(_save, own, storage)
-    smallest = 0 if shared is None else configured.min_object
     uploads = Uploads(client, shelf, smallest=smallest, sweep=partial(sweep, configured, secret))
     stack.push_async_callback(uploads.close)
     storage.content.on_stored.append(uploads.add)

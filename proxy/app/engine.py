@@ -91,7 +91,8 @@ async def opened(
         if recency is not None:
             storage.index.on_used = recency.touch_all
             background.start("bucket uses", recency.run)
-        tier = await buckets.opened(stack, settings.storage.bucket, storage, recency)
+        smallest = fleets.smallest_object(settings, settings.storage.bucket)
+        tier = await buckets.opened(stack, settings.storage.bucket, storage, recency, smallest)
         storage = replace(storage, bucket=tier)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
     fleet = None

@@ -12,9 +12,10 @@ from proxy.core.names import Target
 from proxy.core.policy import Action
 from proxy.core.records import Descriptor, TagRecord
 from proxy.core.sources import Place
-from proxy.fleet.in_use import SharedFeeds
+from proxy.fleet.in_use import FeedRows
 from proxy.fleet.limits import SharedLimits
-from proxy.fleet.pins import SharedPins
+from proxy.fleet.pins import PinRows
+from proxy.fleet.shared_rows import SharedRows
 from proxy.fleet.store import Store
 from proxy.fleet.tag_facts import DROPPED, Fact
 from proxy.fleet.tags import SharedTags
@@ -42,9 +43,9 @@ class SharedFacts:
         )
         self._limits = SharedLimits(store, upstreams.current, self._is_shared)
         upstreams.on_limits.append(self._limits.change)
-        self._own_pins = storage.pins
-        self._pins = SharedPins(store, storage.pins)
-        self._feeds = SharedFeeds(store, storage.feeds)
+        self._pins = storage.pins
+        self._shared_pins = SharedRows(store, PinRows(storage.pins))
+        self._feeds = SharedRows(store, FeedRows(storage.feeds))
 
     def start(self, stack: AsyncExitStack, metrics: Metrics) -> None:
         """Follow the other replicas until ``stack`` closes."""
@@ -53,7 +54,7 @@ class SharedFacts:
         background.start("fleet", self._store.watch)
         background.start("fleet tags", self.tags.follow)
         background.start("fleet limits", self._limits.follow)
-        background.start("fleet pins", self._pins.run)
+        background.start("fleet pins", self._shared_pins.run)
         background.start("fleet images in use", self._feeds.run)
 
     def share_small(self, manifests: Manifests, downloads: Downloads, exchange: Exchange) -> None:
@@ -85,7 +86,7 @@ class SharedFacts:
         """Return True for a pinned tag that was dropped, or a deleted one that is kept."""
         target, tag = fact.key
         if fact.descriptor == DROPPED:
-            return bool(self._own_pins.pinning(target, tag, record.descriptor.digest))
+            return bool(self._pins.pinning(target, tag, record.descriptor.digest))
         origin = self._origins.get(target.upstream)
         if origin is None:
             return False

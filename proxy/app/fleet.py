@@ -18,6 +18,7 @@ from proxy.content.content import Content
 from proxy.content.downloads import Download, Downloads
 from proxy.core.errors import ConfigError
 from proxy.core.names import Digest
+from proxy.core.sentinels import SCHEMES, Sentinels
 from proxy.core.sources import Place
 from proxy.fleet.delegating import Delegating
 from proxy.fleet.leases import Leases, Progress
@@ -33,7 +34,7 @@ from proxy.fleet.tokens import TokenVault
 from proxy.repository.origins import Peers
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
-from proxy.settings import Settings
+from proxy.settings import Bucket, Settings
 
 _MAX_DOWNLOADS: Final = 20
 """Maximum number of downloads in the state of a replica."""
@@ -83,6 +84,14 @@ def open_store(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> S
     store = Store(url, settings.fleet.name, metrics.fleet)
     stack.push_async_callback(store.close)
     return store
+
+
+def smallest_object(settings: Settings, bucket: Bucket) -> int:
+    """Return the size in bytes from which content needs the bucket.
+
+    Replicas give each other smaller content, but only with a secret.
+    """
+    return 0 if settings.fleet.secret_file is None else bucket.min_object
 
 
 async def opened(
@@ -175,11 +184,15 @@ def _address(redis: str, listens_at: str, *, has_tls: bool) -> str:
 
 def _route_to(redis: str) -> str | None:
     """Return this machine's address on the route to Redis, None for a unix socket."""
-    url = urlsplit(redis)
-    if url.hostname is None:
-        return None
+    if redis.startswith(SCHEMES):
+        host, port = Sentinels.parse(redis).hosts[0]
+    else:
+        url = urlsplit(redis)
+        if url.hostname is None:
+            return None
+        host, port = url.hostname, url.port or 6379
     try:
-        found = socket.getaddrinfo(url.hostname, url.port or 6379, type=socket.SOCK_DGRAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)  # sends nothing

@@ -108,7 +108,7 @@ class OwnRecords:
                 return Fact(*key, record.descriptor, 0.0)
         return Fact(*key, record.descriptor, self._store.now() - max(0.0, age))
 
-    def record(self, fact: Fact) -> TagRecord:
+    def _record(self, fact: Fact) -> TagRecord:
         """Return a fact by this machine's clock."""
         age = max(0.0, self._store.now() - fact.at)
         return TagRecord(fact.descriptor, self._clock() - age)
@@ -120,7 +120,7 @@ class OwnRecords:
             return None
         age = self._store.now() - fact.at
         self._taken[fact.key] = _Taken(fact, time.monotonic() - age, self._gaps)
-        record = self.record(fact)
+        record = self._record(fact)
         await self._local.set(*fact.key, record)
         return record
 

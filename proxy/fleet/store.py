@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import structlog
 
 from proxy.core.errors import FleetUnavailable
+from proxy.fleet.connecting import ANSWER_SECONDS, CONNECT_SECONDS, CONNECTIONS, client
 from proxy.runtime.part_counters import FleetCounters
 
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ SCHEMA: Final = 1
 """Part of every key. A version that changes what is stored counts it up, so that two versions can
 share a Redis during an upgrade."""
 
-CONNECT_SECONDS: Final = 0.3
-ANSWER_SECONDS: Final = 0.5
-"""Limits of one attempt; the library's own are seconds, with ten retries."""
-
-CONNECTIONS: Final = 16
 _FOR_WATCH: Final = 2
 """Connections that ``Store.watch`` uses."""
 
@@ -61,24 +57,11 @@ class Store:
 
     def __init__(self, url: str, name: str, counters: FleetCounters) -> None:
         """``name`` is the fleet's. Nothing connects yet."""
-        from redis import asyncio as redis  # noqa: PLC0415 - optional, and slow to import
-        from redis.asyncio.retry import Retry  # noqa: PLC0415
-        from redis.backoff import NoBackoff  # noqa: PLC0415
-        from redis.exceptions import ConnectionError as NoConnection  # noqa: PLC0415
+        from redis.exceptions import ConnectionError as NoConnection  # noqa: PLC0415 - see ``client``
         from redis.exceptions import RedisError  # noqa: PLC0415
         from redis.exceptions import TimeoutError as NoAnswer  # noqa: PLC0415
 
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=CONNECTIONS,
-            timeout=ANSWER_SECONDS,
-            socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=ANSWER_SECONDS,
-            retry=Retry(NoBackoff(), 1),
-            protocol=2,
-            driver_info=None,
-        )
-        self._redis: Final = redis.Redis.from_pool(pool)
+        self._redis, self._close = client(url)
         self._errors: Final = (RedisError, OSError)
         self._lost: Final = (NoConnection, NoAnswer, OSError)
         self._prefix: Final = f"millpond:{SCHEMA}:{name}:"
@@ -152,8 +135,7 @@ class Store:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose()
-        await self._redis.connection_pool.disconnect()
+        await self._close()
 
     @asynccontextmanager
     async def _turn(self, *commands: str) -> AsyncIterator[None]:

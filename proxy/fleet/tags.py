@@ -42,6 +42,10 @@ _BATCH: Final = 250
 _TICK: Final = 1e-6
 """A check that began after a fact was known is at least so many seconds newer."""
 
+_MARGIN: Final = 1.0
+"""A drop is so many seconds newer than it is: replicas estimate the clock of Redis, and a check
+elsewhere that began before must not seem to have begun after it."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -241,9 +245,15 @@ class SharedTags:
 
     def _on_dropped(self, target: Target, tag: Tag) -> None:
         if self._is_shared(target.upstream):
-            self._dropped[target, tag] = time.monotonic()
-            self._latest[target, tag] = Fact(target, tag, DROPPED, self._store.now())
+            at = time.monotonic()
+            self._dropped[target, tag] = at
+            self._latest[target, tag] = self._drop((target, tag), at)
             self._woken.set()
+
+    def _drop(self, key: Key, at: float) -> Fact:
+        """Return the fact that a tag was dropped ``at`` a monotonic time."""
+        age = time.monotonic() - at
+        return Fact(*key, DROPPED, self._store.now() - age + _MARGIN)
 
     def _on_message(self, data: bytes) -> None:
         message = read_object(data)
@@ -269,10 +279,7 @@ class SharedTags:
         """Drop tags on all replicas that were dropped here. Raises ``FleetUnavailable``."""
         while self._dropped:
             key, at = next(iter(self._dropped.items()))
-            age = time.monotonic() - at
-            await self._take(
-                await self._facts.settle(Fact(*key, DROPPED, self._store.now() - age), "")
-            )
+            await self._take(await self._facts.settle(self._drop(key, at), ""))
             if self._dropped.get(key) == at:
                 del self._dropped[key]
 

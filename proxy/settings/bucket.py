@@ -57,8 +57,8 @@ class Bucket(Section):
     """Maximum size of the objects under the prefix. Above it the least recently used ones are
     deleted. Without it nothing is deleted."""
     min_object: Bytes = 4 * 1024
-    """Smaller content is not stored in the bucket if machines share it through Redis. Without Redis
-    all content is stored."""
+    """Smaller content is not stored in the bucket if machines share it through Redis. Without
+    `fleet.redis` and `fleet.secret_file` all content is stored."""
     redirect: BucketRedirect | None = None
 
     @property

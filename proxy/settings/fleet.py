@@ -7,15 +7,25 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
+from proxy.core.sentinels import MAX_HOSTS, SCHEMES, Sentinels
 from proxy.settings.units import Section
 
 _REDIS: Final = ("redis", "rediss", "unix")
+_CLUSTERS: Final = ("redis+cluster", "rediss+cluster", "redis-cluster", "rediss-cluster")
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    """Return the URL if redis-py accepts it. The error names no part of it: it may be secret."""
+    """Return the URL if it can be used. The error names no part of it: it may be secret."""
+    text = value.get_secret_value()
+    if text.startswith(SCHEMES):
+        return _sentinel_url(value)
+    if text.partition("://")[0] in _CLUSTERS:
+        raise ValueError(
+            "a Redis Cluster cannot be used: a fleet needs little of Redis, so one server is "
+            "enough; against its loss, write redis+sentinel://host:26379,host2:26379/mymaster/0"
+        )
     try:
-        url = urlsplit(value.get_secret_value())
+        url = urlsplit(text)
         has_address = bool(url.path if url.scheme == "unix" else url.hostname)
         is_complete = has_address and url.port != 0
     except ValueError:
@@ -25,6 +35,17 @@ def _redis_url(value: SecretStr) -> SecretStr:
             "not the address of a Redis; write redis://redis.example:6379/0, "
             "rediss://:password@redis.example:6380/0 or unix:///run/redis/redis.sock"
         )
+    return value
+
+
+def _sentinel_url(value: SecretStr) -> SecretStr:
+    try:
+        Sentinels.parse(value.get_secret_value())
+    except ValueError:
+        raise ValueError(
+            f"not the address of up to {MAX_HOSTS} sentinels and of a master; "
+            "write redis+sentinel://:password@host:26379,host2:26379/mymaster/0"
+        ) from None
     return value
 
 
@@ -45,8 +66,8 @@ class Fleet(Section):
     """Other Millponds with which this one shares downloads and facts."""
 
     redis: Annotated[SecretStr, AfterValidator(_redis_url)] | None = None
-    """Redis or Valkey that all replicas use: `redis://`, `rediss://` or `unix://`. It may lose all
-    its data at any time."""
+    """Redis or Valkey that all replicas use: `redis://`, `rediss://`, `unix://`, or
+    `redis+sentinel://host:26379,host2:26379/mymaster/0`. It may lose all its data at any time."""
     secret_file: Path | None = None
     """File with a secret with which replicas authenticate each other. Without it they exchange no
     content."""

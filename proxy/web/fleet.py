@@ -23,6 +23,7 @@ from proxy.repository.blobs import Blobs
 from proxy.repository.manifests import Manifests
 from proxy.repository.results import Local
 from proxy.runtime.part_counters import FleetCounters
+from proxy.web.in_flight import InFlight
 from proxy.web.paced import PacedResponse
 from proxy.web.sendfile import ClientLeftError, Sending
 
@@ -55,6 +56,7 @@ class PeerServer:
         self._content, self._downloads, self._manifests, self._blobs = served
         self._counters = counters
         self._transfers = 0
+        self.in_flight: Final = InFlight()
 
     def admits(self, request: BaseRequest) -> bool:
         """Return True for a valid request of a replica, which cannot be repeated."""
@@ -67,7 +69,7 @@ class PeerServer:
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer a request that is admitted."""
-        answering = _Answering(self._signer, request)
+        answering = _Answering(self._signer, request, self.in_flight)
         try:
             question = Question.parse(request.raw_path)
         except RegistryError:
@@ -146,9 +148,10 @@ class PeerServer:
 class _Answering:
     """One response to a replica. ``sent`` counts body bytes."""
 
-    def __init__(self, signer: Signer, request: BaseRequest) -> None:
+    def __init__(self, signer: Signer, request: BaseRequest, in_flight: InFlight) -> None:
         self._signer = signer
         self._request = request
+        self._in_flight = in_flight
         self.sent = 0
 
     def refuse(self, status: int) -> Response:
@@ -169,18 +172,19 @@ class _Answering:
             response.enable_chunked_encoding()
         else:
             response.content_length = facts.size - offset
-        sending = Sending(self._request, response)
-        try:
-            await sending.begin()
-            if self._request.method != "HEAD":
-                await sending.file(source, offset, facts.size)
-            await sending.finish()
-        except (ClientLeftError, RegistryError, StorageError) as error:
-            log.debug("a transfer to a replica broke off", reason=str(error))
-            if self._request.transport is not None:
-                self._request.transport.close()
-        finally:
-            self.sent = sending.sent
+        with self._in_flight.transfer(self._request) as pace:
+            sending = Sending(self._request, response, pace)
+            try:
+                await sending.begin()
+                if self._request.method != "HEAD":
+                    await sending.file(source, offset, facts.size)
+                await sending.finish()
+            except (ClientLeftError, RegistryError, StorageError) as error:
+                log.debug("a transfer to a replica broke off", reason=str(error))
+                if self._request.transport is not None:
+                    self._request.transport.close()
+            finally:
+                self.sent = sending.sent
         return response
 
     def _headers(self, status: int, facts: Facts) -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """Which content is copied to the bucket, without a proxy around it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -113,3 +114,19 @@ async def test_too_much_that_waits_is_found_by_the_next_start(
     monkeypatch.setattr(bucket_uploads, "MAX_WAITING", 1000)
     async with copying(held, bucket):
         await until(lambda: {*bucket.objects()} >= everything)
+
+
+async def test_uploads_take_a_bounded_share_of_the_cable(
+    held: Held, bucket: TestBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_uploads, "RATE", 1_000_000)
+    async with copying(held, bucket) as (uploads, _):
+        began, most = time.monotonic(), 0
+        for number in range(8):
+            await held.hold(bytes([number]) * 125_000)
+        while uploads.pending:
+            most = max(most, len(uploads._running))
+            await asyncio.sleep(0.002)
+        took = time.monotonic() - began
+    assert took > 0.7, "a megabyte, a quarter of it at once"
+    assert most <= bucket_uploads.AT_ONCE

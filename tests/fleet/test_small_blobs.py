@@ -163,3 +163,13 @@ async def test_a_replica_that_reads_redis_needs_no_lease(
     assert (await proxy.get(blob(SMALL))).status == 200
     assert not isinstance(await exchange.leases.take("docker.io", SMALL), Held)
     assert upstream.bodies(SMALL) == 0
+
+
+async def test_without_a_secret_small_content_goes_to_the_bucket(
+    replica: StartReplica, upstream: FakeUpstream, bucket: TestBucket
+) -> None:
+    upstream.add("library/app", IMAGE)
+    storage = {"bucket": bucket.settings(min_object=4096)}
+    proxy = await replica(storage=storage, fleet={"secret_file": None})
+    await pulled(proxy)
+    await until(lambda: {*bucket.objects()} == {IMAGE.digest, *IMAGE.blobs})

@@ -14,15 +14,24 @@ from tests.parts.process import Daemon, command, free_port, hermetic, listens, w
 class Redis:
     """One server, empty at each start."""
 
-    def __init__(self, root: Path, host: str = "127.0.0.1", under: Sequence[str] = ()) -> None:
-        """Prepare; `under` is the command that starts it on the machine with the address `host`."""
+    def __init__(
+        self,
+        root: Path,
+        host: str = "127.0.0.1",
+        under: Sequence[str] = (),
+        options: Sequence[str] = (),
+    ) -> None:
+        """Prepare; `under` is the command that starts it on the machine with the address `host`.
+
+        `options` are more of those of the server.
+        """
         self.host = host
         self.port = free_port()
         self.socket = root / "redis.sock"
         self.url = f"redis://{host}:{self.port}/0"
         argv = [*under, command("redis-server"), "--port", str(self.port), "--bind", host]
         argv += ["--protected-mode", "no", "--unixsocket", str(self.socket)]
-        argv += ["--save", "", "--dir", str(root)]
+        argv += ["--save", "", "--dir", str(root), *options]
         self._daemon = Daemon(argv, hermetic(root), root / "redis.log")
 
     def start(self) -> None:

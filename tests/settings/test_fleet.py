@@ -16,7 +16,14 @@ def test_what_is_no_redis_is_refused_without_showing_it(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://:p@x:1/2", "rediss://x", "unix:///run/redis.sock?db=1", "redis://[::1]:6379"]
+    "url",
+    [
+        "redis://:p@x:1/2",
+        "rediss://x",
+        "unix:///run/redis.sock?db=1",
+        "redis://[::1]:6379",
+        "rediss+sentinel://:p@x:1,y/mymaster/2",
+    ],
 )
 def test_a_redis_is_accepted_and_not_shown(url: str) -> None:
     fleet = Fleet.model_validate({"redis": url})
@@ -43,3 +50,15 @@ def test_an_own_address_has_no_final_slash() -> None:
 def test_a_name_that_keys_cannot_carry_is_refused(name: str) -> None:
     with pytest.raises(ValidationError):
         Fleet.model_validate({"name": name})
+
+
+def test_the_address_of_sentinels_names_a_master() -> None:
+    with pytest.raises(ValidationError, match="sentinels and of a master") as caught:
+        Fleet.model_validate({"redis": "redis+sentinel://:hunter2@x"})
+    assert "hunter2" not in caught.value.errors()[0]["msg"]
+
+
+@pytest.mark.parametrize("scheme", ["redis+cluster", "rediss-cluster"])
+def test_a_cluster_is_refused_with_what_to_use_instead(scheme: str) -> None:
+    with pytest.raises(ValidationError, match=r"Cluster cannot be used.*redis\+sentinel://"):
+        Fleet.model_validate({"redis": f"{scheme}://x"})

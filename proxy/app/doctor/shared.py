@@ -29,6 +29,7 @@ _REASONS: Final = {
     "ReadOnlyError": "it is a read-only replica",
     "TimeoutError": "it does not answer in time",
     "ConnectionError": "nothing answers there",
+    "MasterNotFoundError": "no sentinel answers and knows such a master",
 }
 """Errors of redis-py in words; their messages may quote the address, which is secret."""
 

@@ -27,8 +27,8 @@ class Replica:
     def of(cls, site: Site, number: int) -> "Replica":
         """Return one of a site's replicas."""
         return cls(
-            Link(f"cable into replica {number}", site.replica_link),
-            Link(f"cable out of replica {number}", site.replica_link),
+            Link(f"link into replica {number}", site.replica_link),
+            Link(f"link out of replica {number}", site.replica_link),
             Link(f"CPU of replica {number}", site.replica_cores),
         )
 
@@ -86,7 +86,7 @@ class Rollout:
         for number in range(groups):
             members = self.outcome.nodes // groups + (number < self.outcome.nodes % groups)
             if members:
-                cable = Link("cable into a node", self.site.node_link)
+                cable = Link("link into a node", self.site.node_link)
                 cohorts.append(Cohort(members, cable, number % places))
         return cohorts
 
@@ -294,7 +294,7 @@ class NodeFleet(Rollout):
         return outcome
 
     def _spread(self, number: int, followers: int, node: Replica, then: Callable[[], None]) -> None:
-        holder = Link("cable out of the node that downloads", self.site.node_link)
+        holder = Link("link out of the node that downloads", self.site.node_link)
         self._commands(self.protocol.redis_per_fill * (followers + 1))
         fill = self.from_registry(number, {}, streams=self.site.registry_streams)
         self.network.send(fill)

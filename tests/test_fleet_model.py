@@ -58,7 +58,7 @@ def test_the_cable_of_a_replica_is_shared_by_its_nodes() -> None:
     # upload joins once the content is there.
     three = Fleet(site, 12, 3, ONE).play()
     assert 6 <= three.seconds <= 7.1
-    assert three.narrowest == "cable out of replica 0"
+    assert three.narrowest == "link out of replica 0"
 
 
 def test_it_matters_who_downloads() -> None:
@@ -123,7 +123,7 @@ def test_on_every_node_the_holder_sends_to_all_others() -> None:
     outcome = NodeFleet(site, 11, 11, ONE).play()
     assert outcome.seconds == pytest.approx(10)
     assert outcome.bodies == 1
-    assert outcome.narrowest == "cable out of the node that downloads"
+    assert outcome.narrowest == "link out of the node that downloads"
 
 
 def test_an_upload_in_parts_is_three_kinds_of_requests() -> None:

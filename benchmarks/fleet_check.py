@@ -1,7 +1,7 @@
 """Three real replicas, Redis, SeaweedFS and twelve clients, beside what the model says of them.
 
-Every machine is a network namespace whose cable is narrow enough that the CPUs of this machine
-matter little: the model is about cables and about who asks whom how often.
+Every machine is a network namespace whose link is slow enough that the CPUs of this machine
+matter little: the model is about links and about who asks whom how often.
 """
 
 import json
@@ -94,7 +94,7 @@ def main() -> int:
         ratio = real / expected
         worst = max(worst, abs(ratio - 1))
         print(f"| {name} | {expected:,.2f} | {real:,.2f} | {ratio:.2f} |")
-    # A lease is renewed for as long as its download takes, and TCP shares a cable less fairly.
+    # A lease is renewed for as long as its download takes, and TCP shares a link less fairly.
     print(f"| renewals of leases | {said.renewals} | {commands['renew']} | |")
     print(f"\nRunnable processes, minute by minute: {os.getloadavg()}")
     print(f"Commands in {seen.counted_for:.0f} s: {dict(commands)}")
@@ -182,7 +182,7 @@ def _client(address: str, image: Any) -> float:
 
 
 def _pushed(root: Path, content: Path) -> Any:
-    """Push the image to a registry without a narrow cable."""
+    """Push the image to a registry without a slow link."""
     with Registry(_folder(root, "push"), content, Settings()).running() as registry:
         pusher = Content(registry)._pusher  # noqa: SLF001 - the same login
         layers = [random_layer(f"fleet {size}", size) for size in LAYERS]

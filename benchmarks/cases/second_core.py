@@ -1,4 +1,4 @@
-"""What would a second core bring? Two processes on two directories beside one."""
+"""What is the gain from a second core? Two processes on two directories, compared with one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

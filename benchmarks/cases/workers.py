@@ -1,4 +1,4 @@
-"""What do workers bring? `workers: 2` beside one process, on the same cores as the load.
+"""What is the gain from workers? `workers: 2` and one process, on the same cores as the load.
 
 From the CPU of the servers follows how many requests a second their processes could answer if the
 load came from another machine.

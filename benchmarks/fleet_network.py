@@ -39,12 +39,30 @@ def running(megabits: Mapping[str, int]) -> Iterator[tuple[str, dict[str, Link]]
             _run(f"ip -n {space} addr add {address}/24 dev {far}")
             _run(f"ip -n {space} link set {far} up")
             _run(f"ip -n {space} link set lo up")
-            shape = f"tbf rate {rate}mbit burst 256kb latency 50ms"
-            _run(f"tc -n {space} qdisc add dev {far} root {shape}")
+            route = f"198.19.{octet}.0/24 dev {far} src {address}"
+            _run(f"ip -n {space} route replace {route} congctl cubic")
+            _shape(f"tc -n {space}", far, rate)
             machines[machine] = Link(address, ("ip", "netns", "exec", space))
         yield here, machines
     finally:
         _remove(name)
+
+
+def _shape(tc: str, device: str, megabits: int) -> None:
+    """Let a device send so many bits a second: small packets first, then one queue of 50 ms.
+
+    Acknowledgements that waited behind data would make connections to busy machines slower than
+    others, which the model does not know.
+    """
+    _run(f"{tc} qdisc add dev {device} root handle 1: htb default 20")
+    _run(f"{tc} class add dev {device} parent 1: classid 1:1 htb rate {megabits}mbit")
+    for number, percent, prio in ((10, 10, 0), (20, 90, 1)):
+        rate = f"rate {megabits * percent // 100}mbit ceil {megabits}mbit prio {prio}"
+        _run(f"{tc} class add dev {device} parent 1:1 classid 1:{number} htb {rate}")
+    queue = f"bfifo limit {megabits * 1_000_000 // 8 // 20}"
+    _run(f"{tc} qdisc add dev {device} parent 1:20 {queue}")
+    small = "match u16 0x0000 0xff80 at 2"  # the length in the header of IPv4: below 128 bytes
+    _run(f"{tc} filter add dev {device} parent 1: protocol ip u32 {small} flowid 1:10")
 
 
 def _sweep() -> None:

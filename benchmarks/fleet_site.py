@@ -28,14 +28,12 @@ REQUESTS: Final = 1 + MANIFESTS + len(LAYERS)
 class Costs:
     """What was measured of one Millpond process, of Redis and of the bucket."""
 
-    request: float = 24e-6
-    """CPU seconds of a hit on a manifest. `tag_hot_us` of benchmarks/results.md, 25 µs, and
-    `manifest_cpu`, 17 µs."""
+    request: float = 26e-6
+    """CPU seconds of a hit on a manifest: `--measure`; `tag_hot_us` of benchmarks/results.md."""
     send: float = 0.22 / GB
     """CPU seconds of a byte from the disk to a client: `big_cpu` of benchmarks/results.md."""
-    receive: float = 2.0 / GB
-    """CPU seconds of a byte from a source to the disk, its hash included: 2.0 by `--measure` on a
-    busy machine with two cores."""
+    receive: float = 1.4 / GB
+    """CPU seconds of a byte from a source to the disk, its hash included: `--measure`."""
     bucket_stream: float = 90 * MB
     """Bytes a second of one GET of a large object. Amazon's guide on performance recommends a
     request in parallel for each 85–90 MB/s."""
@@ -43,9 +41,9 @@ class Costs:
     """CPU seconds of a byte from registry:2's disk: the rival of `big_cpu`."""
     registry_request: float = 1000e-6
     """CPU seconds of a manifest from registry:2: measured beside `manifest_cpu`."""
-    redis_command: float = 21e-6
+    redis_command: float = 20e-6
     """CPU seconds of Redis for a command that takes or ends a lease: `--measure`."""
-    redis_row: float = 0.35e-6
+    redis_row: float = 0.3e-6
     """CPU seconds of Redis for one replica in the list that all replicas read: `--measure`."""
 
 

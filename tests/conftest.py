@@ -20,6 +20,7 @@ from tests.limits import (
     pytest_timeout_set_timer,
     pytest_unconfigure,
 )
+from tests.parts.millpond import WORKERS
 from tests.parts.process import NO_AUTHORITIES
 from tests.running import Proxy, Start, started
 
@@ -51,9 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests that drive whole programs together: one worker runs them, one at a time.
 
     They share daemons, or measure a program's memory and stalls. So are those that share an S3
-    server or a browser.
+    server or a browser. With Millpond's own workers, tests of a single process are skipped.
     """
     for item in items:
+        if WORKERS > 1 and item.get_closest_marker("one_process"):
+            item.add_marker(pytest.mark.skip("it looks into the process that answers"))
         if item.path.parent.name in PROGRAMS:
             item.add_marker(pytest.mark.xdist_group("programs"))
         elif "object_storage" in getattr(item, "fixturenames", ()):

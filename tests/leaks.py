@@ -9,7 +9,10 @@ from pathlib import Path
 
 from tests.running import Proxy, until
 
-_CONNECTION = "RequestHandler.start"  # one for each open connection of the proxy and of the fakes
+_STANDING = {
+    "RequestHandler.start",  # one for each open connection of the proxy and of the fakes
+    "Channel.receive",  # one for each worker; with its next report another one begins
+}
 
 
 def descriptors() -> dict[int, str]:
@@ -31,9 +34,9 @@ def opened(proxy: Proxy) -> list[str]:
 
 
 def working() -> set[asyncio.Task[object]]:
-    """Return the tasks that are neither the caller's own nor keep a connection."""
+    """Return the tasks that are neither the caller's own nor keep a connection or a worker."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    return {t for t in tasks if getattr(t.get_coro(), "__qualname__", "") != _CONNECTION}
+    return {t for t in tasks if getattr(t.get_coro(), "__qualname__", "") not in _STANDING}
 
 
 async def at_rest(proxy: Proxy, before: set[asyncio.Task[object]]) -> None:

@@ -109,6 +109,7 @@ async def test_each_pull_of_a_manifest_is_one_line(proxy: Proxy, lines: Lines) -
     assert [line | shared for line in lines()] == lines()
 
 
+@pytest.mark.one_process
 async def test_the_response_cache_records_the_same_as_the_general_path(
     proxy: Proxy, lines: Lines
 ) -> None:
@@ -323,6 +324,7 @@ def logged(proxy: Proxy, event: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
+@pytest.mark.one_process
 async def test_without_a_file_the_request_line_of_a_pull_is_its_audit_line(
     start: Start, upstream: FakeUpstream
 ) -> None:
@@ -363,6 +365,7 @@ async def test_without_a_file_what_is_no_allowed_pull_has_a_line_of_its_own(
     assert not any("audit" in line for line in logged(proxy, "request"))
 
 
+@pytest.mark.one_process
 @pytest.mark.parametrize("level", ["warning", "error"])
 async def test_without_request_lines_the_audit_lines_are_in_the_log_whatever_its_level(
     start: Start, upstream: FakeUpstream, level: str

@@ -113,6 +113,7 @@ async def status(session: ClientSession, path: str = PATH, **headers: str) -> in
         return response.status
 
 
+@pytest.mark.one_process
 async def test_a_certificate_says_who_a_client_is_on_the_fast_path_too(
     proxy: Proxy, authority: Authority
 ) -> None:

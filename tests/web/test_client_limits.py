@@ -196,6 +196,7 @@ async def test_requests_are_delayed_in_order_and_not_refused(start: Start) -> No
     assert seen("127.0.0.3")["delayed"] == 0
 
 
+@pytest.mark.one_process
 async def test_repeated_requests_of_one_connection_have_the_same_limit(start: Start) -> None:
     """The response cache answers them, until they have to wait."""
     proxy = await start(access={"limits": {"requests_per_second": 10}})
@@ -305,6 +306,7 @@ async def test_a_rate_of_zero_is_no_limit(start: Start) -> None:
         assert (await pull(client, MANIFEST))[0] == 200
 
 
+@pytest.mark.one_process
 async def test_without_configuration_clients_are_counted(proxy: Proxy) -> None:
     await warm(proxy, BLOB, MANIFEST, MANIFEST, MANIFEST)
     before = await prepared(proxy)

@@ -91,6 +91,7 @@ async def test_t55_many_cold_pulls_with_few_descriptors(
     assert '"status": 502' not in said
 
 
+@pytest.mark.one_process
 async def test_t55_who_waits_too_long_is_refused(upstream: FakeUpstream) -> None:
     """All that there is room for wait for upstream; the others get 503 and not a closed port."""
     for number, image in enumerate(IMAGES):
@@ -162,6 +163,7 @@ async def test_t55_silent_connections_on_the_tls_port_keep_nobody_out(tmp_path: 
     await door.close()
 
 
+@pytest.mark.one_process
 async def test_t55_a_failing_accept_is_survived(upstream: FakeUpstream) -> None:
     """No descriptor is left at all for a while: afterwards the port is open as before."""
     upstream.add("library/app", IMAGES[0])

@@ -22,6 +22,8 @@ from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start, until
 
+pytestmark = pytest.mark.one_process
+
 IMAGE = content.image(1, layers=(1000, 100_000, 300_000))
 OTHER = content.image(2, layers=(10,))
 TINY, SMALL, LARGE = IMAGE.layers

@@ -47,6 +47,7 @@ def quarantined(proxy: Proxy) -> list[Path]:
     return list((proxy.storage / "quarantine").iterdir())
 
 
+@pytest.mark.one_process
 @pytest.mark.parametrize("name", OF_SOCKETS)
 async def test_t62_an_error_of_a_socket_leaves_the_blob_alone(
     proxy: Proxy, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, name: str

@@ -139,11 +139,16 @@ async def _copy(request: BaseRequest, answer: ClientResponse) -> StreamResponse:
 
 def _end_to_end(headers: Any) -> CIMultiDict[str]:
     """Return the headers that are not about one connection (RFC 9110 §7.6.1)."""
-    kept = CIMultiDict(headers)
+    kept = CIMultiDict((name, _encodable(value)) for name, value in headers.items())
     named = ",".join(kept.getall("Connection", ())).split(",")
     for name in (*_HOP_BY_HOP, *(name.strip() for name in named if name.strip())):
         kept.popall(name, None)
     return kept
+
+
+def _encodable(value: str) -> str:
+    """Return a header's value with "?" for each byte that is not UTF-8: aiohttp would omit it."""
+    return value if value.isascii() else value.encode(errors="replace").decode()
 
 
 def _client(request: BaseRequest) -> str:

@@ -232,6 +232,21 @@ async def test_every_answer_is_that_of_a_single_process(start: Start) -> None:
         assert one == two
 
 
+async def test_a_header_that_is_no_utf_8_means_the_same_to_the_main_process(proxy: Proxy) -> None:
+    host, _, port = proxy.app.address.rpartition(":")
+    with proxy.app.events.subscribed([EventKind.PULL]) as subscription:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            f"GET {MANIFEST} HTTP/1.1\r\nHost: here\r\n".encode()
+            + b"User-Agent: odd\xff\r\nConnection: close\r\n\r\n"
+        )
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        async with asyncio.timeout(30):
+            event = await subscription.next()
+    assert event.data["user_agent"] == "odd?"
+
+
 async def test_a_killed_worker_is_replaced_and_no_client_that_retries_once_fails(
     proxy: Proxy,
 ) -> None:

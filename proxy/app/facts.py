@@ -2,6 +2,7 @@
 
 from contextlib import AsyncExitStack
 
+from proxy.app.fleet import Fleet
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
 from proxy.core.names import Target
@@ -9,8 +10,6 @@ from proxy.core.records import Descriptor
 from proxy.fleet.in_use import SharedFeeds
 from proxy.fleet.limits import SharedLimits
 from proxy.fleet.pins import SharedPins
-from proxy.fleet.small_content import SmallContent
-from proxy.fleet.store import Store
 from proxy.fleet.tags import SharedTags
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origins
@@ -22,9 +21,10 @@ class SharedFacts:
     """The facts that replicas share through Redis."""
 
     def __init__(
-        self, store: Store, storage: Storage, origins: Origins, upstreams: Upstreams
+        self, fleet: Fleet, storage: Storage, origins: Origins, upstreams: Upstreams
     ) -> None:
-        self._store = store
+        self._store = store = fleet.store
+        self._exchange = fleet.exchange
         self._origins = origins
         self.tags = SharedTags(store, storage.content.tags, storage.clock, self._is_shared)
         self._limits = SharedLimits(store, upstreams.current, self._is_shared)
@@ -42,8 +42,11 @@ class SharedFacts:
         background.start("fleet pins", self._pins.run)
         background.start("fleet images in use", self._feeds.run)
 
-    def share_manifests(self, manifests: Manifests, small: SmallContent) -> None:
+    def share_manifests(self, manifests: Manifests) -> None:
         """Give other replicas the small manifests that the registry sends from now on."""
+        if self._exchange is None:
+            return
+        small = self._exchange.small
 
         def fetched(
             target: Target,

@@ -46,8 +46,8 @@ class Local(NamedTuple):
     content: Content
     downloads: Downloads
     bucket: SecondTier | None
-    listens_at: str
-    """HOST:PORT."""
+    listens_at: str | None
+    """HOST:PORT, None without clients."""
 
 
 class Exchange(NamedTuple):
@@ -83,13 +83,17 @@ def open_store(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> S
 async def opened(
     stack: AsyncExitStack,
     settings: Settings,
-    store: Store,
+    store: Store | None,
     metrics: Metrics,
     local: Local,
-) -> Fleet:
-    """Return the parts of a replica; ``stack`` closes them. Raises ``ConfigError``."""
+) -> Fleet | None:
+    """Return the parts of a replica; ``stack`` closes them. Raises ``ConfigError``.
+
+    None without a store, or without clients.
+    """
     content, downloads, tier, listens_at = local
-    assert settings.fleet.redis is not None
+    if settings.fleet.redis is None or store is None or listens_at is None:
+        return None
     url = settings.fleet.redis.get_secret_value()
     bucket = None if tier is None else tier.source
     background = Supervisor(metrics.tasks, metrics.readiness)
@@ -110,10 +114,7 @@ async def opened(
         client.on_wrong.append(content.faults.wrong_from(Place.PEER))
         leases = Leases(store, address)
         stack.push_async_callback(leases.close)
-        content.on_stored.append(leases.stored)
-        if tier is not None:
-            tier.uploads.is_left_to_others = leases.was_followed
-        downloads.on_ended.append(_release(leases))
+        _report(local, leases)
         background.start("fleet leases", lambda: leases.keep(_progress(downloads)))
         holding = Holding(leases, client, replicas.others)
         small = SmallContent(store)
@@ -128,6 +129,14 @@ async def opened(
         log.info("this replica exchanges content with others", address=address)
     background.start("fleet heartbeat", replicas.beat)
     return Fleet(store, address, replicas, exchange)
+
+
+def _report(local: Local, leases: Leases) -> None:
+    """Have leases follow what is downloaded and stored here."""
+    local.content.on_stored.append(leases.stored)
+    if local.bucket is not None:
+        local.bucket.uploads.is_left_to_others = leases.was_followed
+    local.downloads.on_ended.append(_release(leases))
 
 
 def _secret(file: Path) -> bytes:

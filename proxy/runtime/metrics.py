@@ -67,7 +67,7 @@ _CHECKS: Final = (
 )
 """Outcomes of checks of tags without a client."""
 
-_SPARED: Final = (Outcome.HIT, Outcome.REVALIDATED, Outcome.STALE, Outcome.JOIN)
+_HITS: Final = (Outcome.HIT, Outcome.REVALIDATED, Outcome.STALE, Outcome.JOIN)
 _STATUSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
 
 
@@ -149,9 +149,9 @@ class UpstreamCounters:
         self.source_bytes[place] += sent
 
     @property
-    def spared(self) -> int:
+    def hits(self) -> int:
         """Requests for which upstream sent no body of their own."""
-        return sum(self.outcomes[outcome] for outcome in _SPARED)
+        return sum(self.outcomes[outcome] for outcome in _HITS)
 
     def derive(self) -> None:
         """Set what came from the disk: all that did not come from elsewhere.

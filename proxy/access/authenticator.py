@@ -12,11 +12,11 @@ from typing import Final
 from proxy.access import htpasswd, oidc
 from proxy.access.api_tokens import PREFIX
 from proxy.access.callers import Callers
-from proxy.access.credentials import Basic, Bearer, parse
+from proxy.access.credentials import Basic, Bearer, is_jwt, parse
 from proxy.access.failures import Failures
 from proxy.access.identity import Certificate
 from proxy.access.logins import PASSWORD_SECONDS, Login, LoginCache
-from proxy.access.own_tokens import OwnTokens, is_jwt
+from proxy.access.own_tokens import OwnTokens
 from proxy.access.principals import Method, Principal
 from proxy.access.sources import Sources
 from proxy.core.errors import Overloaded, TooManyFailures, Unauthorized

@@ -225,7 +225,7 @@ class _Downloads:
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():  # it began in the same moment
                 self.end()
-            else:
+            elif place in self._waiting:  # not if it was passed over in the same moment
                 self._waiting.remove(place)
             raise
 

@@ -101,7 +101,7 @@ async def opened(
     below = caching.Below(storage, downloads, origins, None if known is None else known.tags)
     cache = await caching.built(stack, settings, below)
     if known is not None:
-        known.share_manifests(cache.manifests)
+        known.share_small(cache.manifests, downloads)
         known.start(stack, metrics)
     confirmations = Confirmations(origins, metrics.of, clock, settings.timeouts.check)
     stack.push_async_callback(confirmations.close)

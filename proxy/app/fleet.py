@@ -25,7 +25,8 @@ from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
 from proxy.fleet.replicas import Replicas
 from proxy.fleet.signatures import MIN_SECRET, Signer
-from proxy.fleet.small_content import SmallContent
+from proxy.fleet.small_blobs import SmallBlobs
+from proxy.fleet.small_content import LARGEST, SmallContent
 from proxy.fleet.sources import Following, Holding, Rescuing
 from proxy.fleet.store import Store
 from proxy.fleet.tokens import TokenVault
@@ -36,6 +37,9 @@ from proxy.settings import Settings
 
 _MAX_DOWNLOADS: Final = 20
 """Downloads that a replica tells the others of."""
+
+_SMALL: Final = 4096
+"""Bytes from which blobs do not go to Redis without a bucket."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +62,7 @@ class Exchange(NamedTuple):
     peers: Peers
     tokens: TokenVault
     small: SmallContent
+    small_blobs: SmallBlobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,16 @@ class Fleet:
     address: str
     replicas: Replicas
     exchange: Exchange | None
+
+
+class _Replica(NamedTuple):
+    """A replica, and what closes its parts and runs its tasks."""
+
+    stack: AsyncExitStack
+    background: Supervisor
+    store: Store
+    replicas: Replicas
+    local: Local
 
 
 def open_store(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Store | None:
@@ -91,11 +106,10 @@ async def opened(
 
     None without a store, or without clients.
     """
-    content, downloads, tier, listens_at = local
+    content, downloads, _, listens_at = local
     if settings.fleet.redis is None or store is None or listens_at is None:
         return None
     url = settings.fleet.redis.get_secret_value()
-    bucket = None if tier is None else tier.source
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
     address = settings.fleet.advertise or _address(
@@ -108,27 +122,37 @@ async def opened(
         log.warning("replicas exchange no content without fleet.secret_file", address=address)
     else:
         secret = _secret(settings.fleet.secret_file)
-        signer = Signer(secret, address, store.now)
-        client = PeerClient(signer, metrics.fleet)
-        stack.push_async_callback(client.close)
-        client.on_wrong.append(content.faults.wrong_from(Place.PEER))
-        leases = Leases(store, address)
-        stack.push_async_callback(leases.close)
-        _report(local, leases)
-        background.start("fleet leases", lambda: leases.keep(_progress(downloads)))
-        holding = Holding(leases, client, replicas.others)
-        small = SmallContent(store)
-        background.start("fleet manifests", small.run)
-        others = (holding,) if bucket is None else (bucket, holding)
-        manifests = Manifests(leases, client, (small, *others))
-        stack.push_async_callback(manifests.close)
-        following, rescuing = Following(leases, client, bucket), Rescuing(leases, client, holding)
-        delegating = Delegating(client, replicas.others)
-        peers = Peers(following, holding, manifests, delegating, rescuing, leases.release)
-        exchange = Exchange(signer, leases, peers, TokenVault(store, secret), small)
+        replica = _Replica(stack, background, store, replicas, local)
+        exchange = _exchange(replica, secret, _largest(settings), metrics)
         log.info("this replica exchanges content with others", address=address)
     background.start("fleet heartbeat", replicas.beat)
     return Fleet(store, address, replicas, exchange)
+
+
+def _exchange(replica: _Replica, secret: bytes, largest: int, metrics: Metrics) -> Exchange:
+    """Return what exchanges content; blobs of up to ``largest`` bytes go through Redis."""
+    stack, background, store, replicas, local = replica
+    bucket = None if local.bucket is None else local.bucket.source
+    signer = Signer(secret, replicas.address, store.now)
+    client = PeerClient(signer, metrics.fleet)
+    stack.push_async_callback(client.close)
+    client.on_wrong.append(local.content.faults.wrong_from(Place.PEER))
+    leases = Leases(store, replicas.address)
+    stack.push_async_callback(leases.close)
+    _report(local, leases)
+    background.start("fleet leases", lambda: leases.keep(_progress(local.downloads)))
+    holding = Holding(leases, client, replicas.others)
+    small = SmallContent(store)
+    background.start("fleet manifests", small.run)
+    small_blobs = SmallBlobs(store, largest, local.content.look)
+    background.start("fleet blobs", small_blobs.run)
+    others = (holding,) if bucket is None else (bucket, holding)
+    manifests = Manifests(leases, client, (small, *others))
+    stack.push_async_callback(manifests.close)
+    following, rescuing = Following(leases, client, bucket), Rescuing(leases, client, holding)
+    delegating = Delegating(client, replicas.others)
+    peers = Peers(small_blobs, following, holding, manifests, delegating, rescuing, leases.release)
+    return Exchange(signer, leases, peers, TokenVault(store, secret), small, small_blobs)
 
 
 def _report(local: Local, leases: Leases) -> None:
@@ -137,6 +161,12 @@ def _report(local: Local, leases: Leases) -> None:
     if local.bucket is not None:
         local.bucket.uploads.is_left_to_others = leases.was_followed
     local.downloads.on_ended.append(_release(leases))
+
+
+def _largest(settings: Settings) -> int:
+    """Return the size in bytes of the largest blobs in Redis: those that no bucket keeps."""
+    bucket = settings.storage.bucket
+    return min(LARGEST, _SMALL if bucket is None else bucket.min_object) - 1
 
 
 def _secret(file: Path) -> bytes:

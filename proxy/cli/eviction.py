@@ -76,7 +76,7 @@ async def _list_coldest(client: "Client", query: dict[str, str]) -> "Document":
             total = entry
     if rows:
         print_table(("IMAGE", "BECOMES", "LOSES", "BLOBS", "LAST USED"), rows)
-    since = f"; the coldest was last used {age(blobs[0])} ago" if blobs else ""
+    since = f"; the oldest use was {age(blobs[0])} ago" if blobs else ""
     print_line(f"would be evicted: {_extent(total)}{since}")
     return total
 
@@ -92,7 +92,7 @@ async def _evict(client: "Client", query: dict[str, str]) -> "Document":
     async with aclosing(client.objects(PATH, query | {"bytes": "1"})) as left:
         first = await anext(left, None)
     coldest = None if first is None else first.get("last_used")
-    since = f"; the coldest that is left was last used {age(coldest)} ago" if coldest else ""
+    since = f"; the oldest use of the rest was {age(coldest)} ago" if coldest else ""
     print_line(f"evicted: {_extent(total)}{since}")
     return total
 

@@ -38,9 +38,9 @@ def ls(
     """List the images that the cache knows.
 
     STATE is whole if the cache has all of an image, partial if parts are missing, and absent if
-    it has only the name. A tag that is held until a time is served with an older image. KEPT is the
-    reason why an image is not evicted: pinned, or in use. Images
-    share layers, so the sum of their sizes is more than the size of the cache.
+    it has only the name. While a tag is held, Millpond serves an older image. KEPT is the reason
+    why an image is not evicted: pinned, or in use. Images share layers, so the sum of their sizes
+    is more than the size of the cache.
     """
     query = {"match": pattern} if pattern is not None else {}
 

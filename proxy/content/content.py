@@ -217,6 +217,19 @@ class Content:
         Raises ``StorageError``, which is ``NoRoom`` if there is too little.
         """
         room = await self.evictor.arrival(target.upstream, size)
+        return await self._writer(target, digest, size, room)
+
+    async def trusted_writer(self, target: Target, digest: Digest, size: int) -> Writer:
+        """Return a writer for a blob that an operator brings: any other content may be evicted.
+
+        Raises as ``writer``.
+        """
+        room = await self.evictor.arrival(None, size)
+        return await self._writer(target, digest, size, room)
+
+    async def _writer(
+        self, target: Target, digest: Digest, size: int | None, room: Arrival
+    ) -> Writer:
         try:
             spool = await self._store.spool(digest, None)
         except BaseException:

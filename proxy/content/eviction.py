@@ -22,6 +22,7 @@ from proxy.content.reservations import Arrival, NoRoom, Reservation
 from proxy.content.unproven import Unproven
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Clock, disk_bytes
+from proxy.core.units import show_size
 from proxy.index import Index, Position
 from proxy.runtime.executors import Pool, in_thread, to_its_end
 from proxy.runtime.metrics import CacheCounters
@@ -113,6 +114,15 @@ class Evictor:
             return self.quota.max_size
         return max(0, min(self.quota.max_size, total - self.quota.min_free))
 
+    @property
+    def bound(self) -> str:
+        """The setting that ``limit`` comes from, with its value, for people."""
+        limit, most = self.limit, self.quota.max_size
+        if limit >= most:
+            return f"storage.max_size is {show_size(most)}"
+        free = show_size(self.quota.min_free)
+        return f"the disk has room for {show_size(limit)}, as storage.min_free keeps {free} free"
+
     async def reserve(self, size: int) -> Reservation:
         """Return a promise of room for ``size`` bytes. Raises ``NoRoom``."""
         reservation = Reservation(self)
@@ -124,10 +134,13 @@ class Evictor:
         """Bytes that an arriving body may have promised beyond those that have arrived."""
         return min(_LONGEST_LEAD, self.quota.max_size // _STEPS)
 
-    async def arrival(self, upstream: str, announced: int | None) -> Arrival:
-        """Return room for a body of which nothing has arrived yet. Raises ``NoRoom``."""
+    async def arrival(self, upstream: str | None, announced: int | None) -> Arrival:
+        """Return room for a body of which nothing has arrived yet. Raises ``NoRoom``.
+
+        ``upstream`` is None for a body that an operator brings.
+        """
         if not self.admits(upstream, announced or 0):
-            raise NoRoom(f"{announced} bytes of {upstream} do not fit, or would evict too much")
+            raise NoRoom(f"{announced} bytes do not fit, or would evict too much; {self.bound}")
         arrival = Arrival(self, upstream, announced)
         try:
             await arrival.grow(0)
@@ -136,7 +149,7 @@ class Evictor:
             raise
         return arrival
 
-    def admits(self, upstream: str, size: int) -> bool:
+    def admits(self, upstream: str | None, size: int) -> bool:
         """Return False if there is certainly no room for a body of ``size`` bytes (0: unknown).
 
         Nothing is certain before all files are counted.
@@ -144,7 +157,7 @@ class Evictor:
         self._free_space.expect(size)
         if size > self.limit:
             return False
-        if size == 0 or not self._counted.is_set():
+        if upstream is None or size == 0 or not self._counted.is_set():
             return True
         held, free = self._index.usage().disk_bytes, max(0, self.limit - self.used)
         return self.unproven.admits(upstream, size, held=held, free=free)
@@ -186,7 +199,7 @@ class Evictor:
         self._free_space.expect(more)
         limit = self.limit
         if self._promised + more > limit:
-            raise NoRoom(f"{more} bytes do not fit into a cache of {limit}")
+            raise NoRoom(f"{more} bytes do not fit: {self.bound}")
         if upstream is not None:
             self.unproven.occupy(upstream, more)
         try:
@@ -284,7 +297,7 @@ class Evictor:
                     raise NoRoom(f"unproven content of {upstream} may evict no more")
                 await self._evict_down_to(self.limit - more)  # ``watch`` goes on to the low mark
                 if self.used + more > self.limit:
-                    raise NoRoom(f"{more} bytes do not fit: nothing is left to evict")
+                    raise NoRoom(f"{more} bytes do not fit, nothing is left to evict: {self.bound}")
 
     async def _evict_down_to(self, target: float) -> tuple[int, int]:
         """Evict until at most ``target`` disk bytes are used, or nothing is left to evict."""

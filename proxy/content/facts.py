@@ -3,7 +3,7 @@
 Verbs that the index answers itself are documented there.
 """
 
-from collections.abc import AsyncIterator, Iterable, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Set
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +35,8 @@ class Tags:
         self.repositories: Final = index.repositories
         self.on_moved: Final[list[Moved]] = []
         """Called when a tag that is set points elsewhere than before; not for restored records."""
+        self.on_dropped: Final[list[Callable[[Target, Tag], None]]] = []
+        """Called with each tag that is dropped here."""
 
     async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
         """Record where a tag points; None: nowhere, it was deleted."""
@@ -45,6 +47,12 @@ class Tags:
             for moved in self.on_moved:
                 moved(target, tag, former, record.descriptor.digest)
         await self.restore(target, tag, record)
+
+    async def drop(self, target: Target, tag: Tag) -> None:
+        """Forget a tag and its history, here and wherever else its record is shared."""
+        await self.forget(target, tag)
+        for dropped in self.on_dropped:
+            dropped(target, tag)
 
     async def all(self, digest: Digest | None = None) -> AsyncIterator[list[TaggedImage]]:
         """Yield all tags, or those that point to ``digest``, sorted, in batches.

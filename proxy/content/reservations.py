@@ -44,10 +44,11 @@ class Reservation:
 class Arrival:
     """Room for a body that arrives; its upstream announced so many bytes (None: unknown).
 
+    ``upstream`` is None for a body that an operator brings: it may evict all that is not protected.
     Released when its file has been closed, or once the index counts it.
     """
 
-    def __init__(self, room: "Evictor", upstream: str, announced: int | None) -> None:
+    def __init__(self, room: "Evictor", upstream: str | None, announced: int | None) -> None:
         self._room = room
         self._upstream = upstream
         self._announced = announced
@@ -55,8 +56,8 @@ class Arrival:
         self._received = 0
         self._lead = 0
         self._promise = Reservation(room, upstream)
-        self._claim = disk_bytes(announced or 0)
-        room.unproven.announce(upstream, self._claim)
+        self._claim = 0 if upstream is None else disk_bytes(announced or 0)
+        self._announce(self._claim)
 
     async def grow(self, size: int) -> None:
         """Reserve room for the first ``size`` bytes, and a lead beyond. Raises ``NoRoom``.
@@ -90,5 +91,9 @@ class Arrival:
         """Give the room back. A second call does nothing."""
         self._promise.release()
         self._set_lead(0)
-        self._room.unproven.announce(self._upstream, -self._claim)
+        self._announce(-self._claim)
         self._claim = 0
+
+    def _announce(self, size: int) -> None:
+        if self._upstream is not None:
+            self._room.unproven.announce(self._upstream, size)

@@ -34,7 +34,7 @@ class Signer:
         self._secret = secret
         self._address = address
         self._now = now
-        self._seen: TTLCache[str, None] = TTLCache(MAX_NONCES, 2 * WINDOW)
+        self._seen: TTLCache[str, None] = TTLCache(MAX_NONCES, 2 * WINDOW, now)
 
     def __repr__(self) -> str:
         return "<Signer>"

@@ -97,15 +97,18 @@ class _Chase:
         """Return a body from ``offset`` on. Raises ``BlobUnknown`` if this replica must fetch it.
 
         A holder that dies keeps its lease for a moment, and one that has just begun has nothing to
-        give: both are asked again. One that cannot be reached although it lives is given up:
-        ``UpstreamUnavailable``.
+        give: both are asked again. One that cannot be reached although it lives, or breaks off
+        again and again at the same byte, is given up: ``UpstreamUnavailable``.
         """
         if offset > self._offset:
             self._offset, self._value = offset, ""
+        elif self._value:
+            await self._pause(GIVE_UP_SECONDS)
         question = self._question._replace(offset=offset)
         while True:
             held = await self.holder()
             if held is None:
+                self._value = ""
                 raise BlobUnknown(
                     f"{question.target}@{question.digest}: no other replica fetches it"
                 )
@@ -123,9 +126,13 @@ class _Chase:
             else:
                 self._leases.follow(question.digest)
                 return body
-            if time.monotonic() - self._since > limit:
-                raise UpstreamUnavailable("the replica that fetches it cannot be followed")
-            await asyncio.sleep(_PAUSE)
+            await self._pause(limit)
+
+    async def _pause(self, limit: float) -> None:
+        """Wait before the holder is asked again, but for no more than ``limit`` seconds in all."""
+        if time.monotonic() - self._since > limit:
+            raise UpstreamUnavailable("the replica that fetches it cannot be followed")
+        await asyncio.sleep(_PAUSE)
 
     async def _take(self) -> Held | None:
         question = self._question

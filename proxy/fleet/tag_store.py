@@ -8,10 +8,11 @@ from proxy.core.errors import DigestInvalid, FleetUnavailable
 from proxy.core.names import parse_digest
 from proxy.core.records import TagHistoryEntry
 from proxy.fleet.store import Argument, Store
-from proxy.fleet.tag_facts import GONE, Fact, Key, named, read_fact
+from proxy.fleet.tag_facts import Fact, Key, named, read_fact
 
 CHANNEL: Final = "tags"
 FACT_SECONDS: Final = 7 * 86400.0
+UNKNOWN_SECONDS: Final = 60.0
 LEASE_SECONDS: Final = 3.0
 """Replicas that wait for the check of another one ask the registry themselves after this."""
 
@@ -46,13 +47,19 @@ if found[2] and found[2] ~= digest and found[2] ~= '' then
   local _, count = string.gsub(history, '\\n', '')
   if count > {HISTORY_LIMIT} then history = string.gsub(history, '^[^\\n]*\\n', '', 1) end
 end
+if digest == '' and ARGV[4] ~= '' then history = '' end
 redis.call('HSET', KEYS[1], 'at', at, 'digest', digest, 'type', ARGV[4], 'size', ARGV[5],
   'since', since, 'history', history)
-redis.call('PEXPIRE', KEYS[1], ARGV[6])
+local is_unknown = digest == '' and ARGV[4] == '' and not found[1]
+redis.call('PEXPIRE', KEYS[1], is_unknown and ARGV[10] or ARGV[6])
 redis.call('PUBLISH', ARGV[7], ARGV[8])
 return false
 """
-"""Compare and set: an older fact never replaces a newer one. Returns the newer one."""
+"""Compare and set: an older fact never replaces a newer one. Returns the newer one.
+
+A tag that was dropped has no history. That a tag is gone of which nothing was known is remembered
+for a short time only, because clients may ask for any number of them.
+"""
 
 _RELEASE: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -88,16 +95,10 @@ class TagStore:
     async def settle(self, fact: Fact, holder: str) -> Fact:
         """Publish a fact unless a newer one is known; return the newer one. Ends the lease."""
         found = fact.descriptor
-        released = _released(fact.key)
-        message = released if found is GONE else fact.encoded()
-        arguments: list[Argument] = [
-            holder,
-            repr(fact.at),
-            found.digest,
-            found.media_type,
-            found.size,
-        ]
-        arguments += [int(FACT_SECONDS * 1000), self._channel, message, released]
+        arguments: list[Argument] = [holder, repr(fact.at)]
+        arguments += [found.digest, found.media_type, found.size]
+        arguments += [int(FACT_SECONDS * 1000), self._channel]
+        arguments += [fact.encoded(), _released(fact.key), int(UNKNOWN_SECONDS * 1000)]
         newer = await self._settle(self._keys(fact.key), arguments)
         return fact if newer is None else _fact(fact.key, newer) or fact
 
@@ -106,7 +107,7 @@ class TagStore:
         await self._release(self._keys(key)[1:], [holder, self._channel, _released(key)])
 
     async def read(self, keys: Sequence[Key]) -> list[Fact | None]:
-        """Return the facts about tags, ``GONE`` ones too, in one round trip."""
+        """Return the facts about tags, also about those that are gone, in one round trip."""
         answers = await self._store.run_all(
             *(["HMGET", self._keys(key)[0], *_FIELDS] for key in keys)
         )
@@ -146,7 +147,5 @@ def _fact(key: Key, found: Any) -> Fact | None:
         at, size = float(texts[0]), int(texts[3])
     except ValueError:
         return None
-    if not texts[1]:
-        return Fact(*key, GONE, at)
     read = named(key) | {"digest": texts[1], "type": texts[2]}
     return read_fact({**read, "size": size, "at": at})

@@ -209,7 +209,7 @@ class Blobs:
     ) -> Fetch:
         """Return what to fetch, and from where."""
         size = self._sizes.get((target, digest))
-        sources = self._sources[target.upstream].blob_sources
+        sources = self._sources[target.upstream].sources_of(size)
         return Fetch(target, digest, sources, size, priority, partial(self._allow, target, digest))
 
     async def _allow(self, target: Target, digest: Digest) -> None:

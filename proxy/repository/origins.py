@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from proxy.core import policy
 from proxy.core.errors import NameUnknown
@@ -24,8 +24,18 @@ class CallerTimes(NamedTuple):
     stale: float
 
 
+class SmallSource(Source, Protocol):
+    """A source of small blobs."""
+
+    @property
+    def largest(self) -> int:
+        """It has no blob of more bytes."""
+
+
 class Peers(NamedTuple):
     """Other replicas as sources: one that fetches a blob right now, and those that hold content.
+
+    ``small`` has small blobs that one of them has fetched.
 
     ``delegating`` is one that fetches what this one has no room for, ``rescuing`` one that goes on
     with a blob after the registry has broken off here.
@@ -34,6 +44,7 @@ class Peers(NamedTuple):
     to ask the registry, until ``release``.
     """
 
+    small: SmallSource
     following: Source
     holding: SharedSource
     manifests: SharedManifests
@@ -93,11 +104,18 @@ class Origin(NamedTuple):
             return [*self.local_sources, *registry]
         shared: list[Source] = [] if bucket is None else [bucket]
         if not registry:
-            return [*self.local_sources, peers.holding]
+            return [*self.local_sources, peers.small, peers.holding]
         fetched = [peers.following, *shared, peers.holding]
         if self.callers is None:  # another replica would ask without the client's login
-            fetched.append(peers.delegating)
+            fetched = [peers.small, *fetched, peers.delegating]
         return [*self.fallbacks, *fetched, *registry, peers.rescuing]
+
+    def sources_of(self, size: int | None) -> list[Source]:
+        """Return where a blob of ``size`` bytes comes from, in order; None if it is not known."""
+        peers = self.elsewhere.peers
+        if peers is None or size is None or size <= peers.small.largest:
+            return self.blob_sources
+        return [source for source in self.blob_sources if source is not peers.small]
 
     @property
     def confirming_sources(self) -> list[Source]:

@@ -65,13 +65,14 @@ class Tags:
         self._patience = patience
         self._alone = Alone(content.tags)
         self._sharing = sharing or self._alone
+        self._finds: SingleFlight[TagRecord | None] = SingleFlight("find tag")
         self._fetches: SingleFlight[Manifest] = SingleFlight("fetch tag")
         self._checks: SingleFlight[TagRecord] = SingleFlight("check tag")
         self._refreshes: SingleFlight[None] = SingleFlight("refresh tag")
 
     async def close(self) -> None:
         """Cancel running checks."""
-        for running in (self._refreshes, self._checks, self._fetches):
+        for running in (self._refreshes, self._checks, self._fetches, self._finds):
             await running.close()
 
     async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
@@ -131,7 +132,11 @@ class Tags:
         async with self._shared(target).check(target, tag, max_age) as check:
             newest = check.known
             if newest is None:
-                manifest = await self._manifests.fetch(target, tag)
+                try:
+                    manifest = await self._manifests.fetch(target, tag)
+                except NotFound as error:
+                    await _say_gone(check, error)
+                    raise
                 if manifest.outcome is Outcome.THROUGH:  # its digest is not that of its bytes
                     return manifest
                 found = manifest.descriptor
@@ -179,8 +184,7 @@ class Tags:
         await self._manifests.absences.forget(target, tag)
         before = await self._records.get(target, tag)
         now = await self._check(target, tag, before, max_age)
-        recorded = await self._records.get(target, tag)
-        digest = now.descriptor.digest
+        recorded, digest = await self._records.get(target, tag), now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest
         former = None if before is None else before.descriptor.digest
         served = await self.cool_downs.served(target, tag, now)
@@ -188,8 +192,7 @@ class Tags:
 
     def seconds_fresh(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
         """Return for how many seconds a record is served without a check; None if it is not."""
-        rule = self._rule(target, tag)
-        now = self._clock()
+        rule, now = self._rule(target, tag), self._clock()
         if rule.offline or policy.decide(record.checked_at, rule, now) is not Action.SERVE:
             return None
         if not self.cool_downs.is_allowed(target, tag, record.descriptor.digest):
@@ -238,7 +241,9 @@ class Tags:
         record = await self._records.get(target, tag)
         if record is not None or directive is CacheDirective.ONLY_IF_CACHED:
             return record
-        record = await self._shared(target).find(target, tag)
+        key = target, tag
+        if not (self._fetches.is_running(key) or self._checks.is_running(key)):  # asked before
+            record = await self._finds.do(key, lambda: self._shared(target).find(target, tag))
         if record is None and self._rule(target, tag).offline:
             return await self._tag_in_fallback(target, tag)
         return record
@@ -308,7 +313,7 @@ class Tags:
                 return newer
             if record is not None and not self._may_replace(target, tag, record, error):
                 await self._records.set(target, tag, None)
-            await check.gone()
+            await _say_gone(check, error)
             raise
         require_confirmation(named, record)
         checked = TagRecord(named.descriptor, self._clock())
@@ -325,8 +330,7 @@ class Tags:
 
     def _shared(self, target: Target) -> Sharing:
         """Return who shares tags: nobody those that are visible to some clients only."""
-        is_private = self._sources[target.upstream].callers is not None
-        return self._alone if is_private else self._sharing
+        return self._sharing if self._sources[target.upstream].callers is None else self._alone
 
     def _may_replace(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
@@ -398,3 +402,9 @@ class Tags:
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         return self._sources[target.upstream].rule_for(tag)
+
+
+async def _say_gone(check: Check, error: NotFound) -> None:
+    """Tell other replicas that upstream has no such tag, if it has just said so."""
+    if not error.is_cached:
+        await check.gone()

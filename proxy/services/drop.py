@@ -203,7 +203,7 @@ class Dropper:
         """Forget names first, then links, then content: whatever is interrupted serves nothing."""
         content, graph = self._content, self._content.graph
         for image in plan.images:
-            await content.tags.forget(image.target, image.tag)
+            await content.tags.drop(image.target, image.tag)
         for target, digests in plan.links.items():
             await content.links.remove(target, digests)
         manifests = [digest for digest, record in plan.content.items() if _is_manifest(record)]

@@ -9,6 +9,7 @@ is left behind after ``HANG_SECONDS``; the directory is then skipped like a miss
 """
 
 import asyncio
+import errno
 import os
 import stat
 import time
@@ -38,6 +39,9 @@ RETRY_SECONDS: Final = 10.0
 
 HANG_SECONDS: Final = 5.0
 """A step that takes longer counts as a failure of the directory."""
+
+MAX_INDEX: Final = 512 * 1024 * 1024
+"""Bytes of ``index.json``, which is read whole: that of a million images has 400 MB."""
 
 _AT_ONCE: Final = 4
 _MAX_HANGING: Final = 16
@@ -271,6 +275,8 @@ def _look(root: int, known: tuple[int, ...] | None) -> _Index | None:
         stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
         if stamp == known:
             return None
+        if status.st_size > MAX_INDEX:
+            raise OSError(errno.EFBIG, "index.json is too long")
         with os.fdopen(os.dup(fd), "rb") as file:
             return _Index(stamp, file.read())
 

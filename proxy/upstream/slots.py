@@ -102,12 +102,18 @@ class Slots:
         except BaseException:
             if turn.done() and not turn.cancelled():
                 self._give_back()  # the slot was given just when this was cancelled
-            else:
+            elif turn in self._waiting:
                 self._waiting.remove(turn)
             raise
 
     def _give_back(self) -> None:
-        if self._waiting:
-            self._waiting.popleft().set_result(None)
-        else:
-            self._free += 1
+        """Give a slot to the next that waits.
+
+        A waiter whose time is up is cancelled, and stays in the queue until its task runs.
+        """
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1

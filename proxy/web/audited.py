@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp.web import BaseRequest
 
-from proxy.access.audit import AuditEvent, Event, Verdict
+from proxy.access.audit import AuditEvent, AuditLog, Event, Verdict
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
 from proxy.core.errors import PolicyDenied, RateLimited, RegistryError, Unauthorized
@@ -148,6 +148,12 @@ def login(
         because=None if failure is None else failure.message,
         status=200 if failure is None else failure.status,
     )
+
+
+def record_wrong_login(audit: AuditLog, request: BaseRequest, failure: RegistryError) -> None:
+    """Record wrong credentials on a page that answers nevertheless, where they could be tried."""
+    if audit.is_on and "Authorization" in request.headers and failure.status in (401, 429):
+        audit.record(login(request, None, failure))
 
 
 def _client(request: BaseRequest, principal: Principal | None) -> dict[str, Any]:

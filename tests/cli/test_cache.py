@@ -245,7 +245,7 @@ async def test_an_eviction_says_what_went_and_what_is_coldest_now(
     admin.answers["POST /-/evict"] = [{"blobs": 1, "bytes": 4096}]
     admin.answers["GET /-/evict"] = [evictable(2), {"blobs": 1, "bytes": 4096}]
     done = await ask(tmp_path, "evict", "4096")
-    assert done.stdout == "evicted: 1 blob, 4.0KiB; the coldest that is left was last used 2d ago\n"
+    assert done.stdout == "evicted: 1 blob, 4.0KiB; the oldest use of the rest was 2d ago\n"
     done = await ask(tmp_path, "evict", "1MiB")
     refused(done, "nothing more can be evicted", status=0)
 

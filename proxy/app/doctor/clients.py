@@ -23,6 +23,7 @@ from proxy.settings import Settings
 MAX_FILE: Final = 4 * 1024 * 1024
 MAX_FILES: Final = 200
 
+_MALFORMED: Final = (ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError)
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Document = dict[str, Any]
@@ -79,7 +80,7 @@ class Clients:
         for file in found:
             try:
                 mirrors += read(file, _text(file))
-            except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+            except (*_MALFORMED, OSError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is malformed"
                 return failed(f"{file} cannot be used: {reason}", f"correct {file}")
         return self._judged(client, mirrors)

@@ -1,5 +1,6 @@
 """One registry: whether it answers, whom it lets in, and what it lets one pull."""
 
+import re
 import time
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
@@ -36,6 +37,7 @@ WELL_KNOWN: Final = {
 }
 """A small public image of each registry that is built in."""
 
+_AGE: Final = re.compile(r"[0-9]{1,10}")
 _NO_IMAGE: Final = "there is no well-known image; name one with --image"
 
 
@@ -262,10 +264,11 @@ class RegistryChecks:
 
 def _skew(response: ClientResponse, now: float) -> float | None:
     """Return by how many seconds the registry's clock is ahead, None if it says no time."""
+    age = response.headers.get("Age", "0")
     try:
         sent = parsedate_to_datetime(response.headers.get("Date", ""))
-        return sent.timestamp() + float(response.headers.get("Age", "0")) - now
-    except ValueError:
+        return sent.timestamp() + (int(age) if _AGE.fullmatch(age) else 0) - now
+    except (ValueError, OverflowError):
         return None
 
 

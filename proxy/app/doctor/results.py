@@ -110,5 +110,7 @@ async def run_check(
         found = failed(error.message, _ELSEWHERE)
     except OSError as error:
         found = failed(error.strerror or type(error).__name__, _ELSEWHERE)
+    except Exception as error:  # the other checks still count
+        found = failed(f"the check broke off ({type(error).__name__})", _ELSEWHERE)
     took = round(time.monotonic() - began, 3)
     return Result(subject, name, found.status, found.detail, found.remedy, took)

@@ -95,10 +95,15 @@ class Channel:
         return None if frame is None else pickle.loads(frame)  # noqa: S301 - of our own parent
 
     async def receive(self) -> bytes | None:
-        """Return the next frame, None once the other end is closed."""
+        """Return the next frame, None once the other end is closed.
+
+        Raises ``ValueError`` for one that is longer than ``MAX_FRAME``.
+        """
         try:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            return await self._reader.readexactly(length) if length <= MAX_FRAME else None
+            if length > MAX_FRAME:
+                raise ValueError(f"a frame of {length} bytes")
+            return await self._reader.readexactly(length)
         except (asyncio.IncompleteReadError, OSError):
             return None
 

@@ -131,7 +131,9 @@ def parse(text: bytes) -> Contents:
         )
     try:
         return _parsed(document)
-    except (KeyError, TypeError, ValueError, RegistryError) as error:
+    except AttributeError:
+        raise RequestInvalid(f"{NAME}: an entry is no object") from None
+    except (KeyError, TypeError, ValueError, ArithmeticError, RegistryError) as error:
         raise RequestInvalid(f"{NAME}: {_reason(error)}") from None
 
 

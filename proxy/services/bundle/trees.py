@@ -289,11 +289,11 @@ class JoinedFiles:
             offset, size = offset + len(piece), size - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def read(self, size: int = -1) -> bytes:
-        """Return the next bytes. Raises ``ValueError`` for more than any header has."""
-        if size > MAX_HEADER:
-            raise ValueError("a header is too long")
-        piece = self.pread(self._at, self.size - self._at if size < 0 else size)
+    def read(self, size: int) -> bytes:
+        """Return the next bytes. Raises ``ValueError`` for a size that no header has."""
+        if not 0 <= size <= MAX_HEADER:
+            raise ValueError("a header has a wrong size")
+        piece = self.pread(self._at, size)
         self._at += len(piece)
         return piece
 

@@ -27,7 +27,6 @@ from proxy.web.admin import tags
 from proxy.web.admin.documents import Document, Page, read_body, reply, required, stream
 from proxy.web.sendfile import Sending
 
-MAX_DIGESTS: Final = 16 * 1024 * 1024
 MAX_SELECTION: Final = 8 * 1024 * 1024
 
 
@@ -47,8 +46,8 @@ class Bundles:
             "/-/inventory": {"GET": self._get_inventory},
             "/-/export": {"POST": self._post_export},
             "/-/content": {"GET": self._get_content, "PUT": self._put_content},
-            "/-/missing": {"POST": self._post_missing},
             "/-/import": {"GET": self._get_import, "POST": self._post_import},
+            "/-/import-plan": {"POST": self._post_plan},
         }
 
     async def _get_inventory(self, request: BaseRequest) -> StreamResponse:
@@ -114,20 +113,22 @@ class Bundles:
         await self.importer.receive(blob, _pieces(request))
         return reply({"digest": digest})
 
-    async def _post_missing(self, request: BaseRequest) -> StreamResponse:
-        lines = (await read_body(request, MAX_DIGESTS)).decode(errors="replace").split()
-        missing = await self.importer.missing([parse_digest(line) for line in lines])
-        return reply({"missing": missing})
-
     async def _get_import(self, _: BaseRequest) -> StreamResponse:
         imports = await self.importer.imports.all()
         shown = [tags.import_as_document(one) | {"images": [*one.images]} for one in imports]
         return reply({"imports": shown})
 
+    async def _post_plan(self, request: BaseRequest) -> StreamResponse:
+        return reply({"missing": await self.importer.plan(await _contents(request))})
+
     async def _post_import(self, request: BaseRequest) -> StreamResponse:
-        text = await read_body(request, bundle.MAX_BYTES)
-        contents = await in_thread(partial(bundle.parse, text), Pool.COMPUTE)
-        return reply(as_document(await self.importer.commit(contents)))
+        return reply(as_document(await self.importer.commit(await _contents(request))))
+
+
+async def _contents(request: BaseRequest) -> bundle.Contents:
+    """Return the contents file in the body of a request. Raises ``RequestInvalid``."""
+    text = await read_body(request, bundle.MAX_BYTES)
+    return await in_thread(partial(bundle.parse, text), Pool.COMPUTE)
 
 
 async def _pieces(request: BaseRequest) -> AsyncIterator[bytes]:

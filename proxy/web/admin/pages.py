@@ -67,7 +67,7 @@ class Admin:
             self._control.access.observe(request.remote)
             if request.path == "/-/stats":
                 _require_read(request)
-                return await self._stats(authorize)
+                return await self._stats(request, authorize)
             return await self._answer(request)
         except RegistryError as error:
             return refusal(error)
@@ -89,12 +89,15 @@ class Admin:
             if self._control.audit.is_on:
                 self._control.audit.record(audited.administered(request, principal, failure))
 
-    async def _stats(self, authorize: Callable[[], Awaitable[Principal]]) -> Response:
+    async def _stats(
+        self, request: BaseRequest, authorize: Callable[[], Awaitable[Principal]]
+    ) -> Response:
         """Return the statistics, without names for a client that may not administer."""
         stats = await self._statistics.complete()
         try:
             await authorize()
-        except RegistryError:
+        except RegistryError as error:
+            audited.record_wrong_login(self._control.audit, request, error)
             return reply(public(stats))
         return reply(stats)
 

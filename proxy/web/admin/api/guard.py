@@ -42,17 +42,12 @@ class Guard:
         except RegistryError as error:
             if not route.is_public:
                 raise
-            self._record_login(request, error)
+            audited.record_wrong_login(self.audit, request, error)
             self.access.observe(request.remote)
             return None
         if route.is_change:
             self._refuse_other_sites(request, principal)
         return principal
-
-    def _record_login(self, request: Request, error: RegistryError) -> None:
-        """Record wrong credentials; public routes answer nevertheless, so these could be tried."""
-        if self.audit.is_on and "Authorization" in request.headers and error.status in (401, 429):
-            self.audit.record(audited.login(request, None, error))
 
     def _refuse_other_sites(self, request: Request, principal: Principal) -> None:
         """Raise ``Denied`` for a change from a web page, unless the page is ours (CSRF).

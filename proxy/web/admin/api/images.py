@@ -2,9 +2,10 @@
 
 import base64
 import json
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -19,6 +20,8 @@ from proxy.web.admin import tags
 from proxy.web.admin.actions import Services
 from proxy.web.admin.api.keeping import ImageName
 from proxy.web.admin.api.routes import AnyRoute, Caller, Model, Params, Route
+
+_WRONG_CURSOR: Final = "cursor: not the next of an earlier answer"
 
 
 class ImagesParams(Params):
@@ -224,6 +227,9 @@ def _position(cursor: str) -> Position:
     """Return where a page ended. Raises ``RequestInvalid``."""
     try:
         value, name = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return float(value), str(name)
-    except (ValueError, TypeError, RecursionError):
-        raise RequestInvalid("cursor: not the next of an earlier answer") from None
+        position = float(value), str(name)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise RequestInvalid(_WRONG_CURSOR) from None
+    if not math.isfinite(position[0]):
+        raise RequestInvalid(_WRONG_CURSOR)
+    return position

@@ -228,7 +228,7 @@ async def test_a_check_that_breaks_off_ends_no_other() -> None:
     def broken() -> Finding:
         raise LookupError("out of the blue")
 
-    says(await ran("here", "broken", blocking(broken)), "failed", "broke off (LookupError)")
+    says(await run_check("here", "broken", blocking(broken)), "failed", "broke off (LookupError)")
 
 
 @pytest.mark.parametrize(

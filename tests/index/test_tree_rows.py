@@ -55,3 +55,12 @@ async def test_manifests_that_list_each_other_have_a_tree_and_a_weight(files: Fi
         await index.set_blob(replace(manifest(number), media_type=OCI_INDEX), listing(below))
     assert (await index.trees(digests(1)))[digest(1)].keys() == {*digests(1, 2)}
     assert await index.weights(digests(1)) == {digest(1): Weight(2 * BLOCK, 1)}
+
+
+async def test_what_other_manifests_list_besides(files: Files) -> None:
+    index = await files.open()
+    for number, below in ((1, (2, 3)), (4, (3, 5))):
+        await index.set_blob(manifest(number), listing(*below))
+    assert await index.listed_besides({*digests(1, 2, 3)}) == {*digests(3)}
+    assert await index.listed_besides({*digests(1, 2, 3, 4)}) == set()
+    assert await index.listed_besides({*digests(2, 9)}) == {*digests(2)}

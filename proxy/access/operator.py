@@ -64,13 +64,13 @@ class AdminAccess:
         return principal
 
     def observe(self, address: str | None) -> None:
-        """Return if a client may see health, metrics and numbers. Raises ``RegistryError``."""
+        """Return if a client may read health, metrics and numbers. Raises ``RegistryError``."""
         self._access.decide(Principal(address), Action.OBSERVE, None).enforce()
 
     def enforce(self, principal: Principal, refusal: RegistryError | None = None) -> None:
         """Return if the principal may administer. Raises ``refusal``, if there is one, or its own.
 
-        ``refusal`` says why the client is not the operator.
+        ``refusal`` is the reason why the client is not the operator.
         """
         decision = self._access.decide(principal, Action.OPERATE, None)
         if decision.is_allowed:

@@ -34,7 +34,7 @@ from proxy.upstream.guard import SYSTEM_NETWORK, Network
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What is around the proxy: where its settings come from, and what tests replace.
+    """The environment of the proxy: the source of its settings, and the parts that tests replace.
 
     Tests replace the clock (Unix seconds), name resolution, identity, and access rules;
     ``identifier`` and ``rules`` None: those of the settings. ``load`` reads the settings again and

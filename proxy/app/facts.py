@@ -1,4 +1,4 @@
-"""Connects what this replica knows to what the others of its fleet know."""
+"""Connects the facts of this replica with those of the others in its fleet."""
 
 from contextlib import AsyncExitStack
 
@@ -79,7 +79,7 @@ class SharedFacts:
         downloads.on_ended.append(ended)
 
     def _is_shared(self, upstream: str) -> bool:
-        """Return True if every client of an upstream may see what it says."""
+        """Return True if all clients of an upstream may see its facts."""
         origin = self._origins.get(upstream)
         return origin is not None and origin.callers is None
 

@@ -1,4 +1,4 @@
-"""Builds what this replica shares with the others of its fleet."""
+"""Builds the parts that this replica shares with the others of its fleet."""
 
 import ipaddress
 import socket
@@ -36,7 +36,7 @@ from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Settings
 
 _MAX_DOWNLOADS: Final = 20
-"""Downloads that a replica tells the others of."""
+"""Maximum number of downloads in the state of a replica."""
 
 _SMALL: Final = 4096
 """Bytes from which blobs do not go to Redis without a bucket."""
@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 
 class Local(NamedTuple):
-    """What this replica has."""
+    """The parts of this replica."""
 
     content: Content
     downloads: Downloads
@@ -55,7 +55,7 @@ class Local(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """What exchanges content and secrets."""
+    """The parts that exchange content and tokens."""
 
     signer: Signer
     leases: Leases
@@ -67,7 +67,7 @@ class Exchange(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What replicas share. ``exchange`` None: they exchange no content."""
+    """The shared parts. ``exchange`` None: replicas exchange no content."""
 
     store: Store
     address: str
@@ -183,10 +183,10 @@ def _secret(file: Path) -> bytes:
 
 
 def _address(redis: str, listens_at: str, *, has_tls: bool) -> str:
-    """Return where the others reach this replica, as far as it can be known from here.
+    """Return the address at which the others reach this replica.
 
-    There are two cases: it listens on one address, or on all, and then the one on the route to
-    Redis leads to the other replicas too.
+    There are two cases: it listens on one address, or on all. Then the address on the route to
+    Redis is assumed to be reachable for the other replicas too.
     """
     host, _, port = listens_at.rpartition(":")
     host = host.strip("[]")
@@ -234,7 +234,7 @@ def _release(leases: Leases) -> Callable[[Download], None]:
 def _describe(
     content: Content, downloads: Downloads, metrics: Metrics
 ) -> Callable[[], dict[str, Any]]:
-    """Return what says how this replica is, in JSON values; bytes and seconds."""
+    """Return a function that describes the state of this replica, as JSON; bytes and seconds."""
     started = time.monotonic()
 
     def describe() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The replicas of this fleet: each says in Redis every few seconds that it lives, and how it is."""
+"""The replicas of this fleet: each writes a heartbeat with its state to Redis."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from proxy.fleet.store import Argument, Store
 
 BEAT_SECONDS: Final = 2.0
 LOST_SECONDS: Final = 10.0
-"""A replica that has said nothing for so long counts as gone."""
+"""A replica without a heartbeat for this time counts as gone."""
 
 ROWS_A_SECOND: Final = 20
 """A replica reads about as many rows a second at most: Redis sends the list of all to each."""
@@ -32,7 +32,7 @@ def reading_seconds(replicas: int) -> float:
 
 
 class Replicas:
-    """Those that live. ``describe`` returns what this one says of itself, as JSON values."""
+    """The live replicas. ``describe`` returns the state of this one, as JSON values."""
 
     def __init__(self, store: Store, address: str, describe: Callable[[], Facts]) -> None:
         self._store = store
@@ -43,15 +43,15 @@ class Replicas:
         """How long the list was, with those that no longer live."""
 
     def others(self) -> list[str]:
-        """Return the addresses of the other replicas that live, as of the last reading."""
+        """Return the addresses of the other live replicas, as of the last reading."""
         return [address for address in self._known if address != self.address]
 
     def all(self) -> Mapping[str, Facts]:
-        """Return what every replica said last, this one included, by address."""
+        """Return the last state of every replica, this one included, by address."""
         return self._known | {self.address: self._describe()}
 
     async def beat(self) -> None:
-        """Say that this replica lives, and learn of the others, until cancelled."""
+        """Write heartbeats and read those of the others, until cancelled."""
         due = 0.0
         while True:
             with suppress(FleetUnavailable):
@@ -63,7 +63,7 @@ class Replicas:
             await asyncio.sleep(BEAT_SECONDS)
 
     async def leave(self) -> None:
-        """Say that this replica is gone."""
+        """Remove this replica."""
         with suppress(FleetUnavailable):
             await self._store.run("HDEL", self._store.key("replicas"), self.address)
 
@@ -84,7 +84,7 @@ class Replicas:
 
 
 def _read(rows: Any, now: float) -> tuple[dict[str, Facts], list[str]]:
-    """Return the replicas that live, and those to forget. What is not understood is ignored."""
+    """Return the live replicas, and those to remove. Malformed states are ignored."""
     pairs = rows.items() if isinstance(rows, dict) else zip(rows[::2], rows[1::2], strict=False)
     known: dict[str, Facts] = {}
     forgotten: list[str] = []

@@ -1,4 +1,4 @@
-"""Where a tag points, as replicas tell each other. No I/O.
+"""Facts about tags, as messages between replicas. No I/O.
 
 Facts are ordered by the time at which the registry was asked, by the clock of Redis.
 """
@@ -16,7 +16,7 @@ MAX_NAME: Final = 255
 _MAX_SIZE: Final = 1 << 40
 
 GONE: Final = Descriptor("", Digest(""), 0)
-"""Where a tag points that the registry no longer has."""
+"""The descriptor of a tag that the registry has deleted."""
 
 DROPPED: Final = Descriptor("dropped", Digest(""), 0)
 """Where a tag points that an operator has dropped: all replicas forget it and its history."""
@@ -34,7 +34,7 @@ class Fact(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """What it is about."""
+        """The tag of this fact."""
         return self.target, self.tag
 
     @property

@@ -1,4 +1,4 @@
-"""Facts about tags in Redis, and the lease of who checks a tag now."""
+"""Facts about tags in Redis, and the lease for the check of a tag."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ CHANNEL: Final = "tags"
 FACT_SECONDS: Final = 7 * 86400.0
 UNKNOWN_SECONDS: Final = 60.0
 LEASE_SECONDS: Final = 3.0
-"""Replicas that wait for the check of another one ask the registry themselves after this."""
+"""Time after which replicas that wait for another one's check ask the registry themselves."""
 
 HISTORY_LIMIT: Final = 50
 _FIELDS: Final = ("at", "digest", "type", "size")
@@ -69,7 +69,7 @@ return redis.call('PUBLISH', ARGV[2], ARGV[3])
 
 
 class Claim(NamedTuple):
-    """What to do for a check: use ``fact``, or check if it ``is_ours``, or wait for another's."""
+    """The next step of a check: use ``fact``, check if it ``is_ours``, or wait for another's."""
 
     fact: Fact | None
     is_ours: bool
@@ -86,7 +86,7 @@ class TagStore:
         self._channel = store.key(CHANNEL)
 
     async def claim(self, key: Key, holder: str, oldest: float) -> Claim:
-        """Return the fact if it is not from before ``oldest``, else take the lease of a check."""
+        """Return the fact if it is not older than ``oldest``, else try to acquire the lease."""
         lease = int(LEASE_SECONDS * 1000)
         is_ours, found = await self._claim(self._keys(key), [holder, lease, oldest])
         fact = None if is_ours or not found else _fact(key, found)
@@ -114,7 +114,7 @@ class TagStore:
         return [_fact(key, found) for key, found in zip(keys, answers, strict=True)]
 
     async def history(self, key: Key) -> tuple[TagHistoryEntry, ...]:
-        """Return where a tag has pointed before, the latest last, by the clock of Redis."""
+        """Return the past digests of a tag, the latest last, by the clock of Redis."""
         text = await self._store.run("HGET", self._keys(key)[0], "history")
         lines = [line.split() for line in (text or b"").decode(errors="replace").splitlines()]
         try:
@@ -126,7 +126,7 @@ class TagStore:
             return ()
 
     def _keys(self, key: Key) -> list[str]:
-        """Return the keys of the fact and of the lease, which a cluster keeps on one node."""
+        """Return the keys of the fact and of the lease, which are on one node of a cluster."""
         (upstream, repo), tag = key
         name = f"{{{upstream}/{repo}:{tag}}}"
         return [self._store.key("tag", name), self._store.key("check", name)]

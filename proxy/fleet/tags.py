@@ -1,12 +1,12 @@
-"""Tags on which all replicas agree: one asks the registry, all hear of it, none goes back.
+"""Tags on which all replicas agree: one asks the registry and publishes the answer.
 
-A replica serves a hit from its own record and asks Redis nothing. The record changes in four cases:
+A replica serves a hit from its own record without Redis. The record changes in four cases:
 
 - Another replica has checked the tag, or dropped it: Redis pushes the fact.
-- The record is due for a check: the replica takes a lease for it, or the fact of another replica.
-- The tag is not known here: the fact is read.
-- Messages may have been lost, or Redis may have lost its data: all own tags are compared with Redis
-  after a gap, and the recently used ones now and then. A fact that Redis lacks is published again.
+- The record is due for a check: the replica acquires a lease, or uses the fact of another replica.
+- The tag is not known here: the replica reads the fact.
+- Messages may have been lost, or Redis may have lost its data: the replica compares all its tags
+  with Redis after a gap, and recently used ones at intervals. It republishes missing facts.
 
 Between two facts, the later request to the registry wins. This replica's records carry its own
 time, so they are compared by their age.
@@ -35,7 +35,7 @@ MAX_FACTS: Final = 10_000
 """Facts in memory, and changes that wait to be applied."""
 
 COMPARE_SECONDS: Final = 15.0
-"""How often recently used tags are compared with Redis."""
+"""Interval at which recently used tags are compared with Redis."""
 
 RETRY_SECONDS: Final = 1.0
 _BATCH: Final = 250
@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 
 class Check:
-    """One check of a tag, which begins now and has the lease of ``holder``.
+    """One check of a tag, which begins now with the lease of ``holder``.
 
     ``known``: another replica has just checked it, so none is needed.
     """
@@ -64,7 +64,7 @@ class Check:
         self.is_settled = False
 
     async def settle(self, record: TagRecord) -> TagRecord:
-        """Record what the registry says, for all; return the newest record, which may be newer."""
+        """Publish the registry's answer; return the newest record, which may be newer."""
         return await self._tags.settle(self, record.descriptor) or record
 
     async def gone(self) -> None:
@@ -72,7 +72,7 @@ class Check:
         await self._tags.settle(self, GONE)
 
     def at(self, now: float) -> float:
-        """Return when it began, if it is ``now``, by the clock of Redis."""
+        """Return the start of the check by the clock of Redis, if the time there is ``now``."""
         return max(now - (time.monotonic() - self._started), self._after)
 
 
@@ -97,23 +97,23 @@ class SharedTags:
         self._own = OwnRecords(store, local, clock, stays)
         self._latest: LRUCache[Key, Fact] = LRUCache(MAX_FACTS)
         self._dropped: LRUCache[Key, float] = LRUCache(MAX_FACTS)
-        """Tags that were dropped here and not yet in Redis, with the monotonic time of that."""
+        """Tags that were dropped here and not yet in Redis, with the monotonic time of the drop."""
         self._waiting: dict[Key, set[asyncio.Future[Fact | None]]] = {}
         self._changed: dict[Key, None] = {}
         self._outdated: dict[Key, None] = {}
-        """Tags of which Redis has an older fact than this replica."""
+        """Tags whose fact in Redis is older than that of this replica."""
         self._has_gap = False
         self._woken = asyncio.Event()
         local.on_dropped.append(self._on_dropped)
         store.subscribe(CHANNEL, Subscription(self._on_message, self._on_gap))
 
     def latest(self, key: Key) -> Fact | None:
-        """Return the newest fact that this replica has heard of."""
+        """Return the newest fact that this replica knows."""
         fact: Fact | None = self._latest.get(key)
         return fact
 
     async def find(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return and record where a tag points that this replica does not know."""
+        """Read, record and return the fact of a tag that this replica does not know."""
         try:
             (fact,) = await self._facts.read([(target, tag)])
         except FleetUnavailable:
@@ -125,7 +125,7 @@ class SharedTags:
         return await self._take(fact)
 
     async def _learn_history(self, key: Key) -> None:
-        """Add where a tag has pointed before, as others have seen. Raises ``FleetUnavailable``."""
+        """Add the history of a tag from other replicas. Raises ``FleetUnavailable``."""
         offset = self._clock() - self._store.now()
         theirs = [
             TagHistoryEntry(one.digest, one.first_seen + offset, one.last_seen + offset)
@@ -136,7 +136,7 @@ class SharedTags:
 
     @asynccontextmanager
     async def check(self, target: Target, tag: Tag, max_age: float) -> AsyncIterator[Check]:
-        """Give the check of a tag, alone in the fleet, or what is known for ``max_age`` seconds.
+        """Open the only check of a tag in the fleet, or return a fact that is recent enough.
 
         If another replica checks it now, wait for the result.
         """
@@ -165,7 +165,7 @@ class SharedTags:
         return record
 
     async def follow(self) -> None:
-        """Apply what other replicas find, and compare tags with Redis, until cancelled."""
+        """Apply facts of other replicas, and compare tags with Redis, until cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time() + COMPARE_SECONDS
         while True:
@@ -189,8 +189,8 @@ class SharedTags:
     async def _claim(self, key: Key, holder: str, max_age: float) -> Fact | None:
         """Return a fact that is new enough; None if this replica has to check the tag.
 
-        A check that fails is tried by one of those that wait for it. After that each is on its own,
-        so that one broken replica does not hold up the others.
+        If a check fails, one of the waiting replicas tries it. After that each checks alone, so
+        that one broken replica does not delay the others.
         """
         oldest = self._store.now() - max_age
         with suppress(FleetUnavailable, TimeoutError):
@@ -206,7 +206,7 @@ class SharedTags:
 
     @contextmanager
     def _awaited(self, key: Key) -> Iterator["asyncio.Future[Fact | None]"]:
-        """Give a future of the result of another replica's check; None if that has failed."""
+        """Return a future of the result of another replica's check; None if that has failed."""
         future: asyncio.Future[Fact | None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(key, set())
         waiting.add(future)
@@ -218,13 +218,13 @@ class SharedTags:
                 del self._waiting[key]
 
     def _wake(self, key: Key, fact: Fact | None) -> None:
-        """Tell those that wait for another check how it ended; they check a tag that is gone."""
+        """Wake the tasks that wait for another replica's check; they check a tag that is gone."""
         for future in self._waiting.get(key, ()):
             if not future.done():
                 future.set_result(None if fact is None or fact.is_gone else fact)
 
     async def _take(self, fact: Fact) -> TagRecord | None:
-        """Record a fact, or what is newer, and return that; None if the tag is gone."""
+        """Record a fact, or a newer one, and return it; None if the tag is gone."""
         key = fact.key
         fact = newest(self._own.fact(key, await self._local.get(*key)), fact)
         # Nothing is awaited between here and the change of the record in memory.
@@ -233,7 +233,7 @@ class SharedTags:
         return await self._own.write(fact)
 
     def _on_gap(self) -> None:
-        """Forget what is known by another clock: Redis may run on another machine now."""
+        """Drop times by the old clock: Redis may run on another machine now."""
         self._latest.clear()
         self._own.on_gap()
         self._has_gap = True
@@ -304,7 +304,7 @@ class SharedTags:
             await self._compare([(key, record) for key, record in known if record is not None])
 
     async def _compare(self, known: Sequence[tuple[Key, TagRecord]]) -> None:
-        """Take what Redis knows better, and publish what it lacks. Raises ``FleetUnavailable``."""
+        """Adopt newer facts in Redis, and publish missing ones. Raises ``FleetUnavailable``."""
         oldest = self._clock() - FACT_SECONDS
         known = [
             (key, record)

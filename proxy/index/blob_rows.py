@@ -1,4 +1,4 @@
-"""SQL about held content: what is held, what it lists, and when it was used. Blocks."""
+"""SQL about held content, its children, and its last uses. Blocks."""
 
 import sqlite3
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ Key = Hashable
 
 
 class Stored(NamedTuple):
-    """What storing a blob has changed besides its own row."""
+    """The changes of storing a blob besides its own row."""
 
     uses: dict[Digest, float]
     """New times of last use."""
@@ -37,14 +37,14 @@ class Stored(NamedTuple):
 
 
 def usage(db: Connection) -> Usage:
-    """Return how much is held."""
+    """Return the usage of held content."""
     query = "SELECT count(*), total((size + 4095) / 4096) FROM blob INDEXED BY blob_used"
     files, blocks = db.execute(query).fetchone()
     return Usage(files, int(blocks) * 4096)
 
 
 def records(db: Connection, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
-    """Return the records of those that are held."""
+    """Return the records of the held digests."""
     found = {}
     for keys in batches(map(packed, digests)):
         query = f"SELECT {_COLUMNS} FROM blob WHERE digest IN ({marks(keys)})"
@@ -54,9 +54,9 @@ def records(db: Connection, digests: Iterable[Digest]) -> dict[Digest, BlobRecor
 
 
 def children(db: Connection, digest: Digest) -> dict[Key, Any]:
-    """Return what a held manifest lists (None: unknown), and the records of that, by their keys.
+    """Return the children of a held manifest (None: unknown), and their records, by their keys.
 
-    What is not held has the smallest size that any manifest claims.
+    A child that is not held has the smallest size in any manifest.
     """
     row = db.execute("SELECT id, lists FROM blob WHERE digest = ?", (packed(digest),)).fetchone()
     if row is None or not row[1]:
@@ -98,7 +98,7 @@ def incomplete(db: Connection, after: Digest | None, limit: int) -> list[Digest]
 
 
 def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> Stored:
-    """Hold content; ``listed`` is None if it is unknown what it lists."""
+    """Insert or update held content; ``listed`` is None if its children are unknown."""
     key = packed(record.digest)
     (above,) = db.execute(
         "SELECT max(b.used_at) FROM child c JOIN blob b ON b.id = c.parent WHERE c.digest = ?",
@@ -141,7 +141,7 @@ def insert(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -
 
 
 def drop(db: Connection, digests: Iterable[Digest]) -> None:
-    """Hold content no longer; its file is loose."""
+    """Delete content; its file is loose."""
     for key in map(packed, digests):
         db.execute("INSERT OR IGNORE INTO loose VALUES (?)", (key,))
         row = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
@@ -186,9 +186,9 @@ def use(db: Connection, uses: Iterable[tuple[Digest, float]]) -> dict[Digest, fl
 
 
 def _lift(db: Connection, manifests: list[Row], changed: dict[bytes, float]) -> list[Row]:
-    """Have what manifests list be used later than they; return the manifests that were changed.
+    """Set the last use of children after that of their manifests; return the changed manifests.
 
-    What is used late enough already is later than all below it: nothing changes there.
+    A child that was used late enough needs no change, and neither does anything below it.
     """
     query = f"""SELECT p.used_at + {AFTER} AS later, b.id, b.digest, b.lists
         FROM blob p JOIN child c ON c.parent = p.id JOIN blob b ON b.digest = c.digest

@@ -1,7 +1,7 @@
-"""An index in RAM alone: for a cache without a disk, and for tests.
+"""An index in RAM only: for a cache without a disk, and for tests.
 
 It has the rows of ``SqliteIndex``, but no threads, no cache in front of them and no buffers: each
-verb is one statement or a few. Where the two answer differently, one of these parts is wrong.
+verb is one statement or a few. If the two answer differently, one of these parts is wrong.
 """
 
 import sqlite3

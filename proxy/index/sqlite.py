@@ -1,6 +1,6 @@
 """The index of one machine: one SQLite file, with a bounded cache in RAM in front.
 
-What a hit needs is answered from RAM, without suspending. Keys there: ``blob``, ``children`` and
+Facts that a hit needs come from RAM, without suspending. Keys there: ``blob``, ``children`` and
 ``holders`` of a digest; ``tag`` and ``history`` of a tag; ``tags`` of a repository; ``link`` of a
 digest to a repository. Last uses are buffered, and written in one transaction every few seconds.
 """
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 FLUSH_SECONDS: Final = 5.0
 
 _STEP: Final = 1e-5
-"""Seconds between two uses in the same instant, so that they have an order."""
+"""Seconds added between two uses at the same time, so that they have an order."""
 
 _SLICE: Final = 250
 """Digests of one write: others wait while it runs."""
@@ -83,9 +83,9 @@ class SqliteIndex:
         self._supervisor = Supervisor() if supervisor is None else supervisor
         self._max_bytes = max_bytes
         self.generations: Generations | None = None
-        """Tells the processes that read the file what changes. Set before the file is opened."""
+        """Reports changes to the processes that read the file. Set before the file is opened."""
         self.on_used: Callable[[Iterable[Digest]], None] = lambda _: None
-        """Gets content with a new time of last use, after it is written."""
+        """Called with content that has a new time of last use, after that is written."""
         self._uses: dict[Digest, float] = {}
         self._last_use = 0.0
         self._usage = Usage(0, 0)
@@ -339,7 +339,7 @@ class SqliteIndex:
         self._usage = Usage(files, size)
 
     def _trouble(self) -> None:
-        """Have what is held counted anew: what could not be read may have been counted twice."""
+        """Recount held content: a row that could not be read may have been counted twice."""
         self._counting = replace(self._usage)
         self._on_trouble()
 

@@ -76,7 +76,7 @@ class Tags:
             await running.close()
 
     async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
-        """Return the manifest that a tag points to. Raises ``RegistryError``."""
+        """Return the manifest of a tag. Raises ``RegistryError``."""
         if (digest := await self.past.configured(target, tag)) is not None:
             return await self._manifests.get(target, digest, directive)
         found = await self._resolve(target, tag, directive)
@@ -98,7 +98,7 @@ class Tags:
     async def _fetch_old_enough(
         self, target: Target, tag: Tag, directive: CacheDirective, max_age: float
     ) -> Manifest:
-        """Fetch a tag's manifest; return it, or an older one while it is held back."""
+        """Fetch a tag's manifest; return it, or an older one while it is held."""
         manifest = await self._fetch(target, tag, max_age)
         record = TagRecord(manifest.descriptor, self._clock())
         served = await self.cool_downs.served(target, tag, record)
@@ -176,10 +176,10 @@ class Tags:
         return Described(descriptor, found.outcome, None, found.fresh, found.forward, until)
 
     async def refresh(self, target: Target, tag: Tag, max_age: float = 0.0) -> Refreshed:
-        """Ask upstream now where a tag points. Raises ``RegistryError``.
+        """Check a tag at upstream now. Raises ``RegistryError``.
 
-        Another replica's answer counts for ``max_age`` seconds. It is not recorded if the rate
-        limit leaves no pull for a new image.
+        Another replica's answer is used for ``max_age`` seconds. The answer is not recorded if the
+        rate limit leaves no pull for a new image.
         """
         await self._manifests.absences.forget(target, tag)
         before = await self._records.get(target, tag)
@@ -191,7 +191,7 @@ class Tags:
         return Refreshed(former, digest, is_recorded, served.digest)
 
     def seconds_fresh(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
-        """Return for how many seconds a record is served without a check; None if it is not."""
+        """Return the seconds for which a record is served without a check; None if it is not."""
         rule, now = self._rule(target, tag), self._clock()
         if rule.offline or policy.decide(record.checked_at, rule, now) is not Action.SERVE:
             return None
@@ -202,7 +202,7 @@ class Tags:
     async def _resolve(
         self, target: Target, tag: Tag, directive: CacheDirective
     ) -> Pointed | Manifest | None:
-        """Return where the tag points, a stale manifest if upstream fails, or None if unknown."""
+        """Return the resolved tag, a stale manifest if upstream fails, or None if unknown."""
         if directive is CacheDirective.REVALIDATE:
             await self._manifests.absences.forget(target, tag)
         record = await self._known(target, tag, directive)
@@ -237,7 +237,7 @@ class Tags:
                 assert_never(action)
 
     async def _known(self, target: Target, tag: Tag, directive: CacheDirective) -> TagRecord | None:
-        """Return where a tag points; other replicas know, and offline a fallback directory."""
+        """Return the record of a tag, from other replicas too, or offline a fallback directory."""
         record = await self._records.get(target, tag)
         if record is not None or directive is CacheDirective.ONLY_IF_CACHED:
             return record
@@ -249,9 +249,9 @@ class Tags:
         return record
 
     async def _tag_in_fallback(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return and record where a tag points in a fallback directory; None if none has it.
+        """Return and record a tag from a fallback directory; None if none has it.
 
-        The record counts as never checked: upstream is asked as soon as it can be.
+        The record counts as never checked: upstream is asked as soon as possible.
         """
         for fallback in self._sources[target.upstream].fallbacks:
             descriptor = await fallback.tag(target, tag)
@@ -290,7 +290,7 @@ class Tags:
     async def _check(
         self, target: Target, tag: Tag, record: TagRecord | None, max_age: float
     ) -> TagRecord:
-        """Ask upstream by HEAD where a tag points; concurrent callers share one request.
+        """Check a tag at upstream by HEAD; concurrent callers share one request.
 
         ``record`` is the last one, None for an unknown tag. Another replica's check counts for
         ``max_age`` seconds.
@@ -329,7 +329,7 @@ class Tags:
         return current if current is not None and current != record else None
 
     def _shared(self, target: Target) -> Sharing:
-        """Return who shares tags: nobody those that are visible to some clients only."""
+        """Return the sharing of tags: none for tags that only some clients may see."""
         return self._sharing if self._sources[target.upstream].callers is None else self._alone
 
     def _may_replace(
@@ -376,7 +376,7 @@ class Tags:
 
         In this order:
 
-        1. The image that the tag names, held in full: no upstream is needed.
+        1. The image of the tag, if it is complete: no upstream is needed.
         2. The same image, its manifest held and some layers not. Nodes that have the layers need
            only the manifest, and an older image would be a downgrade. Others get the missing layers
            from upstream, through this cache or directly. Offline nothing reaches this method:

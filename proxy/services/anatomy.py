@@ -1,7 +1,7 @@
 """Describes an image: its platforms, their layers, and its referrers.
 
-Reads held manifests only: fetches nothing, and counts no use, so that looking at an image does not
-keep it in the cache.
+Reads only held manifests: it fetches nothing, and does not count as a use, so that inspecting an
+image does not keep it in the cache.
 """
 
 from dataclasses import dataclass, replace

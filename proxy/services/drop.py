@@ -1,8 +1,7 @@
 """Drops images on request: their tags, and the content that nothing else needs.
 
-A dropped tag is forgotten with its history, and ``index.json`` is written without it, so that it
-comes back only from upstream. Content stays if another tag, a pin, another held manifest or
-another repository needs it.
+A dropped tag is deleted with its history, and from ``index.json``, so that it can return only from
+upstream. Content stays if another tag, a pin, another held manifest or another repository needs it.
 """
 
 import asyncio
@@ -31,7 +30,7 @@ Forget = Callable[[Target, Iterable[Digest]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """A tag to drop, and the manifests that it points or pointed to."""
+    """A tag to drop, and its present and past manifests."""
 
     target: Target
     tag: Tag
@@ -68,7 +67,7 @@ class _Plan:
 
 
 class Dropper:
-    """Plans a drop and carries it out."""
+    """Plans and executes a drop."""
 
     def __init__(self, content: Content, pins: Pins, layout: Layout, forget: Forget) -> None:
         self._content = content
@@ -85,7 +84,7 @@ class Dropper:
     async def drop(self, selector: Selector) -> AsyncGenerator[Event]:
         """Drop the selected images; yield an event for each, and the sums.
 
-        Pinned images stay, and their events say so. Raises ``StorageUnavailable`` while
+        Pinned images stay, and are marked in their events. Raises ``StorageUnavailable`` while
         ``index.json`` cannot be read.
         """
         async with self._dropping:  # two at once would each leave what both point to
@@ -180,8 +179,8 @@ class Dropper:
     async def _choose_links_of_tags(self, plan: _Plan, listed: set[Digest]) -> None:
         """Choose the links to remove with the tags of a repository.
 
-        That is the content that goes, and the manifests that stay for another repository alone: a
-        link to these would keep them when that repository is dropped too.
+        These are links to content that is deleted, and to manifests that stay only for another
+        repository: a link to these would keep them when that repository is dropped too.
         """
         below: dict[Target, set[Digest]] = {}
         for image in plan.images:
@@ -206,7 +205,7 @@ class Dropper:
         return any(holder not in targets for holder in holders)
 
     async def _carry_out(self, plan: _Plan, selector: Selector) -> None:
-        """Forget names first, then links, then content: whatever is interrupted serves nothing."""
+        """Delete names first, then links, then content: an interrupted drop serves nothing."""
         content, graph = self._content, self._content.graph
         for image in plan.images:
             await content.tags.drop(image.target, image.tag)

@@ -1,9 +1,9 @@
-"""Takes the content of a bundle, and makes its images visible once all of it is here.
+"""Receives the content of a bundle, and makes its images visible when it is complete.
 
 Blobs arrive one by one. Each is hashed before it is stored, and no repository may serve it until
-``commit`` has found everything that the contents name. So an import that is interrupted, or whose
-bundle is damaged, leaves nothing behind but blobs that no client can get; the next import of the
-same bundle does not transfer them again.
+``commit`` has found all content of the bundle. So an interrupted import, or one of a damaged
+bundle, leaves only blobs that no client can get; the next import of the same bundle does not
+transfer them again.
 """
 
 import time
@@ -35,10 +35,10 @@ from proxy.services.bundle.contents import BundledBlob, BundledTag, Contents
 from proxy.services.imports import Imports
 
 MAX_NAMED: Final = 1000
-"""Missing digests that an error names."""
+"""Maximum number of missing digests in an error."""
 
 _NOWHERE: Final = Target("import", Repo("import"))
-"""Stands for the repository of content that belongs to none yet."""
+"""The repository of content that is not linked to any repository yet."""
 
 _BATCH: Final = 1000
 
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Report:
-    """What an import made visible. ``kept`` are tags that point to something newer here."""
+    """The result of an import. ``kept`` are tags whose record here is newer."""
 
     images: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -67,9 +67,9 @@ class Importer:
         self._upstreams = upstreams
 
     async def plan(self, contents: Contents) -> list[Digest]:
-        """Return what is not held, and count a use of the rest, so that it is evicted last.
+        """Return the digests that are not held; count a use of the others, to evict them last.
 
-        Raises ``Conflict`` if the cache has no room for all of it at the same time.
+        Raises ``Conflict`` if the cache has no space for all of it at the same time.
         """
         if (shortage := await self._shortage(contents)) is not None:
             raise Conflict(shortage)
@@ -101,7 +101,7 @@ class Importer:
         )
 
     async def receive(self, blob: BundledBlob, pieces: AsyncIterator[bytes]) -> None:
-        """Store content that no repository may serve yet.
+        """Store content, which no repository may serve yet.
 
         Raises ``ContentMismatch`` for other bytes, ``RequestInvalid`` for more or fewer of them,
         ``StorageUnavailable`` if there is no room.
@@ -117,7 +117,7 @@ class Importer:
     async def commit(self, contents: Contents) -> Report:
         """Link everything to its repositories, then set the tags.
 
-        Raises ``RequestInvalid`` that names what is missing; nothing becomes visible then.
+        Raises ``RequestInvalid`` that names the missing content; then nothing becomes visible.
         """
         await self._check(contents)
         report = Report(blobs=len(contents.blobs))
@@ -234,7 +234,7 @@ class Importer:
                 await self._content.links.add_referrer(target, parsed.subject.digest, entry)
 
     async def _set_tag(self, one: BundledTag, report: Report) -> None:
-        """Let a tag point where the bundle says, unless it was seen here later."""
+        """Set a tag as in the bundle, unless the record here is newer."""
         await self._content.tags.add_history(one.target, one.tag, one.history)
         known = await self._content.tags.get(one.target, one.tag)
         if known is not None and known.checked_at > one.record.checked_at:

@@ -1,4 +1,4 @@
-"""What is held of each image, by the tags that name it."""
+"""The held content of each image, by tag."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ _MAX_DEPTH: Final = 8
 
 
 class State(Enum):
-    """How much of an image is held."""
+    """How complete an image is."""
 
     WHOLE = "whole"
-    """A client could pull it from here; of an index, at least one of its images."""
+    """A client can pull it without the registry; of an index, at least one of its images."""
     PARTIAL = "partial"
     """Its manifest is held, but not everything that it lists."""
     ABSENT = "absent"
@@ -27,7 +27,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What is held of a manifest's tree: disk bytes, and how many pieces are missing."""
+    """The held content of a manifest's tree: disk bytes, and the number of missing pieces."""
 
     held_bytes: int
     missing: int
@@ -35,9 +35,9 @@ class Weight:
 
 
 async def weigh(content: Content, root: Digest) -> Weight:
-    """Return the weight of a manifest with all that it lists; shared content weighs once.
+    """Return the weight of a manifest with its content; shared content counts once.
 
-    Knows facts too that could not be written.
+    Includes facts that could not be written.
     """
     return await _weigh(content, root, _Weighed(), 0)
 
@@ -89,7 +89,7 @@ async def _weigh(content: Content, root: Digest, weighed: _Weighed, depth: int) 
 
 
 async def broken_by(content: Content, digest: Digest) -> list[str]:
-    """Return the names of the images that cannot be whole without this, sorted."""
+    """Return the names of the images that need this content, sorted."""
     names: list[str] = []
     async for node in walk([digest], content.graph.parents):
         names += [image.name for image in await content.tags.pointing_to(node.digest)]

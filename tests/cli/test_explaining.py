@@ -1,4 +1,4 @@
-"""What ``millpond explain`` prints."""
+"""The output of ``millpond explain``."""
 
 import json
 

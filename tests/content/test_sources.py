@@ -1,4 +1,4 @@
-"""What every source must do; each is put through it. A new one is added to the list."""
+"""The contract of every source. A new one is added to the list."""
 
 import asyncio
 import os

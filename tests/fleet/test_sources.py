@@ -1,4 +1,4 @@
-"""What replicas give each other, through the proxies of one process."""
+"""Content that replicas send each other, through the proxies of one process."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What every index must do; each is put through it."""
+"""The contract of every index."""
 
 from proxy.core.names import Tag
 from tests.fakes.clock import Clock

@@ -1,4 +1,4 @@
-"""The disk fails under the index: nothing escapes but what the contract names, and all is mended."""
+"""The disk fails under the index: it raises only the errors of the contract, and recovers."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""What is held of each image, and which images a missing piece breaks."""
+"""The held content of images, and the images that need a missing piece."""
 
 from collections.abc import AsyncIterator
 from itertools import pairwise

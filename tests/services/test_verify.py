@@ -1,4 +1,4 @@
-"""Proving held content anew: what is found, and what becomes of it."""
+"""Verification of held content: its findings, and its repairs."""
 
 import asyncio
 import errno

@@ -75,7 +75,7 @@ def test_a_newer_layout_is_refused_and_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"layout": "2"}', "\x00"])
 def test_a_version_that_cannot_be_read_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "millpond.json").write_text(content)
-    with pytest.raises(ConfigError, match="does not tell the layout's version"):
+    with pytest.raises(ConfigError, match="does not contain the layout's version"):
         Directory(tmp_path)
 
 

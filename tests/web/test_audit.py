@@ -1,4 +1,4 @@
-"""The audit log over HTTP: which requests get a line, what it says, and what it never says."""
+"""The audit log over HTTP: which requests get a line, with which fields, and without secrets."""
 
 import asyncio
 import json

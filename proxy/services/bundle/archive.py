@@ -1,6 +1,6 @@
 """Writes the files of a bundle: into a tar file, into one in several parts, or into a directory.
 
-What is being written has ``.partial`` behind its name until it is complete and on the disk.
+The name of an output ends in ``.partial`` until the output is complete and durable.
 """
 
 import os
@@ -17,7 +17,7 @@ _END: Final = bytes(2 * _BLOCK)
 
 
 class Sink(Protocol):
-    """Takes files, one after the other. Blocks. Methods raise ``OSError``."""
+    """Writes files, one after the other. Blocks. Methods raise ``OSError``."""
 
     def begin(self, name: str, size: int) -> None:
         """Begin a file of ``size`` bytes."""

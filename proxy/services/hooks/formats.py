@@ -1,4 +1,4 @@
-"""The formats of webhooks: how each is read, and how its senders prove who they are."""
+"""The formats of webhooks: their parsers, and the authentication of their senders."""
 
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -11,7 +11,7 @@ from proxy.services.hooks.proofs import Proof
 
 
 class Format(NamedTuple):
-    """One format: what its documents must have, their parser, and the proofs that it accepts.
+    """One format: its required fields, its parser, and the proofs that it accepts.
 
     ``tokens`` need no body, ``signatures`` do; ``signed_in`` is the header that has the signature.
     """

@@ -1,7 +1,7 @@
 """``POST /-/hooks/<name>``: registries report pushed tags, which are checked at once.
 
-A sender proves that it knows the hook's secret; access rules do not apply. All it can cause is a
-check of a tag that is known or chosen here, at the registry that the settings name.
+A sender authenticates with the hook's secret; access rules do not apply. It can only cause checks
+of tags that are known or chosen here, at the registry that the settings name.
 """
 
 from collections.abc import Mapping
@@ -38,14 +38,14 @@ from proxy.web.admin.intake import PER_SENDER, READING, Intake
 
 PATH: Final = "/-/hooks/"
 MAX_TAGS: Final = 100
-"""Tags of one delivery that are checked; registries report one or a few."""
+"""Maximum number of checked tags per delivery; registries report one or a few."""
 
 PER_SECOND: Final = 5.0
 BURST: Final = 300.0
-"""Tags of one hook that are checked: in the long run, and at once."""
+"""Limits of checked tags per hook: per second in the long run, and in a burst."""
 
 CHECKS: Final = 8
-"""Reported tags that are checked at the same time."""
+"""Maximum number of reported tags that are checked at the same time."""
 
 PAUSE: Final = 5.0
 """Seconds between two checks of one tag."""
@@ -70,7 +70,7 @@ class _Sender:
         )
 
     def remember(self, delivery: Delivery) -> None:
-        """Remember a delivery that was accepted: one that was not is sent again."""
+        """Record an accepted delivery: its sender repeats one that was not accepted."""
         self.replays.add(delivery.ids)
         self.replays.add(mention.event_id for mention in delivery.mentions)
 
@@ -115,7 +115,7 @@ class Hooks:
         """Answer one webhook."""
         sender = self._senders.get(request.path.removeprefix(PATH))
         if sender is None:
-            return refusal(PathNotFound("there is no such hook; see the setting hooks"))
+            return refusal(PathNotFound("there is no such hook; add it to the setting hooks"))
         try:
             return await self._receive(request, sender)
         except RegistryError as error:
@@ -127,7 +127,7 @@ class Hooks:
     async def _receive(self, request: BaseRequest, sender: _Sender) -> Response:
         """Verify, parse and queue one delivery. Raises ``RegistryError``."""
         if request.method != "POST":
-            raise Unsupported(f"{request.method}: webhooks are sent by POST", allowed=("POST",))
+            raise Unsupported(f"{request.method}: a webhook needs POST", allowed=("POST",))
         body = await self._verified(request, sender)
         delivery = read(sender.hook.format, request.headers, body)
         if delivery.is_ping:

@@ -1,4 +1,4 @@
-"""What is held of each image, and what an eviction would delete: one document a line."""
+"""The held content of images, and the content that an eviction would delete, as documents."""
 
 from collections.abc import AsyncGenerator, Collection
 from typing import Final
@@ -43,7 +43,7 @@ def _matches(selector: Selector, image: TaggedImage) -> bool:
 
 
 async def _held_until(cool_downs: CoolDowns, image: TaggedImage) -> float | None:
-    """Return until when a tag does not follow upstream (Unix seconds); None if it does."""
+    """Return the time until which a tag is held (Unix seconds), None if it is not."""
     try:
         return await cool_downs.held_until(image.target, image.tag, image.record)
     except RegistryError:  # its upstream has been removed, or fails
@@ -64,9 +64,9 @@ def _described(image: TaggedImage, weight: Weight) -> Document:
 
 
 async def would_evict(content: Content, coldest: list[BlobRecord]) -> AsyncGenerator[Document]:
-    """Yield what an eviction of this content would delete.
+    """Yield the effect of an eviction of this content.
 
-    First the content, coldest first, then the images that lose some of it, then the sum.
+    First the content, least recently used first, then the images that lose some of it, then totals.
     """
     victims = {record.digest: record for record in coldest}
     for record in list(victims.values())[:_MOST_LINES]:
@@ -84,7 +84,7 @@ async def would_evict(content: Content, coldest: list[BlobRecord]) -> AsyncGener
 
 
 async def _losers(content: Content, victims: dict[Digest, BlobRecord]) -> AsyncGenerator[Document]:
-    """Yield the images that lose content, and last, without a name, what belongs to none."""
+    """Yield the images that lose content, and last, without a name, the rest of the content."""
     nameless = dict(victims)
     async for batch in content.tags.all():
         trees = content.graph.trees(image.digest for image in batch)

@@ -1,4 +1,4 @@
-"""Worker processes: what they answer, what they leave to the main process, and that nobody notices."""
+"""Worker processes: what they answer, what they relay, and that clients do not notice."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A short course with a fixed seed; `python -m tests.fleet.chaos --minutes 5` goes on for longer."""
+"""A short course with a fixed seed; `python -m tests.fleet.chaos --minutes 5` runs for longer."""
 
 import json
 import subprocess

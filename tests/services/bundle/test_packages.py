@@ -1,4 +1,4 @@
-"""What is refused before an import sends anything: damage in every part of a bundle."""
+"""Damage in every part of a bundle is refused before an import sends anything."""
 
 import io
 import json
@@ -314,7 +314,7 @@ def test_contents_of_another_shape_are_refused(wrong: dict[str, object]) -> None
     ("old", "new", "words"),
     [
         (b'"version": 1', b'"version": 2', "a newer Millpond wrote it"),
-        (b'"millpond-bundle"', b'"something else"', "not the contents of a bundle"),
+        (b'"millpond-bundle"', b'"something else"', "not the contents file of a bundle"),
         (b'"size": ', b'"size": -', "is no size"),
         (b"docker.io/library/one:1", b"docker.io/library/ONE:1", "is not a repository name"),
         (b"docker.io/library/one:1", b"one:1", "has no registry"),

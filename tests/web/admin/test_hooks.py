@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: who may send them, what they cause, and what they may not cause."""
+"""Webhooks over HTTP: authentication, and their permitted effects."""
 
 import asyncio
 import io

@@ -16,10 +16,10 @@ from proxy.web.admin.api.routes import AnyRoute
 from proxy.web.forwarded import TrustedProxies
 
 _AMBIENT: Final = (Method.ANONYMOUS, Method.CERTIFICATE, Method.SOCKET)
-"""Credentials that a browser sends with requests of any site: an address, or a certificate."""
+"""Credentials that a browser sends with requests of any page: an address, or a certificate."""
 
 Authorize = Callable[[], Awaitable[Principal]]
-"""Returns who may administer, or raises ``RegistryError``."""
+"""Returns the administrator, or raises ``RegistryError``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Guard:
     async def identify(
         self, route: AnyRoute, request: Request, authorize: Authorize
     ) -> Principal | None:
-        """Return who may administer, None for another client of a public route.
+        """Return the administrator, None for another client of a public route.
 
         Raises ``RegistryError``.
         """

@@ -25,7 +25,7 @@ _WRONG_CURSOR: Final = "cursor: not the next of an earlier answer"
 
 
 class ImagesParams(Params):
-    """Which images, in which order, and how many."""
+    """The selection, order and number of images."""
 
     q: Annotated[str, Field(max_length=300, description="Part of the name.")] = ""
     sort: Sort = Sort.NAME
@@ -90,7 +90,7 @@ class Referrer(Model):
 
 
 class Sighting(Model):
-    """A digest that the tag pointed to, and when."""
+    """A past or present digest of the tag, with times."""
 
     digest: str
     first_seen: float | None
@@ -99,7 +99,7 @@ class Sighting(Model):
 
 
 class ImageDetails(Model):
-    """One image, as far as it is held."""
+    """One image, with its held content."""
 
     name: str
     digest: str
@@ -173,7 +173,7 @@ class Images:
             record is not None and await content.links.has(target, record.digest)
         )
         if digest is None or not is_there:
-            raise NameUnknown(f"{image}: this cache does not have it")
+            raise NameUnknown(f"{image}: it is not in this cache")
         weight = await weigh(content, digest)
         keeper = Keeper(content, self.services.pins, self.services.feeds)
         await self.popularity.fold()
@@ -200,7 +200,7 @@ class Images:
         )
 
     async def _tagged(self, target: Target, image: Image) -> dict[str, Any]:
-        """Return what is known of a tag: nothing for a digest."""
+        """Return the facts about a tag; none for a digest."""
         if image.tag is None:
             return {}
         content, cache = self.services.content, self.services.cache

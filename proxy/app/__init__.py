@@ -14,6 +14,7 @@ from proxy.app.bucket import SecondTier
 from proxy.app.descriptors import DescriptorLimits, descriptor_limits, raise_limit
 from proxy.app.engine import Engine, Environment
 from proxy.app.fleet import Fleet
+from proxy.app.identity import Identity
 from proxy.app.notifications import receivers
 from proxy.app.serving import Handlers
 from proxy.app.workers import crew as crews
@@ -77,45 +78,56 @@ async def running(
         limits = descriptor_limits(raise_limit(), settings.most_downloads)
         address = listening.address(listeners[0]) if listeners else None
         engine = await engines.opened(stack, settings, environment, limits.downloads, address)
-        level, metrics, storage = settings.log.level, engine.metrics, engine.storage
+        level, metrics = settings.log.level, engine.metrics
         request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
         audit = Audit(settings.access, output, metrics)
         audit.start()
         stack.push_async_callback(audit.close)
         parts = serving.handlers(engine, settings, environment, request_log, audit)
-        if is_public and (identity := parts.identity) is not None:
-            stack.push_async_callback(identity.close)
-            identity.use(identity.prepare(settings.access), settings.access)
-        background = engine.background
-        background.start("request log", request_log.write_forever)
-        await _notify(stack, parts.notifications, engine, settings)
-        background.start("policies", parts.guards.policies.watch)
-        stack.push_async_callback(parts.guards.policies.close)
-        _maintain(background, engine, settings)
-        await stack.enter_async_context(parts.operating.running(background))
+        _identify(stack, parts.identity if is_public else None, settings)
+        engine.background.start("request log", request_log.write_forever)
+        await _start(stack, settings, engine, parts)
         ports = _Ports(listeners, certificate, limits, output)
         reloading, count = await _accept(stack, settings, engine, parts, ports)
-        apply: Apply = reload.Reloader(settings, engine, parts, certificate, request_log).apply
-        apply = parts.operating.process.begin(reloading(apply))
+        reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
+        apply = parts.operating.process.begin(reloading(reloader.apply))
         if listeners:
-            parts.keeping.start(background)
-            _scrub(background, parts.services.verifier, settings)
+            parts.keeping.start(engine.background)
+            _scrub(engine.background, parts.services.verifier, settings)
         yield App(
             address,
             parts.admin,
             parts.operating,
-            storage.content,
+            engine.storage.content,
             apply,
             audit.reopen,
             count,
-            storage.bucket,
+            engine.storage.bucket,
             engine.fleet,
             engine.events,
         )
         parts.admin.is_stopping = True
         parts.stop()
-        if is_public:
-            await asyncio.sleep(settings.shutdown_delay)
+        await asyncio.sleep(settings.shutdown_delay if is_public else 0)
+
+
+def _identify(stack: AsyncExitStack, identity: Identity | None, settings: Settings) -> None:
+    """Identify clients as the settings say until ``stack`` closes. Raises ``ConfigError``."""
+    if identity is not None:
+        stack.push_async_callback(identity.close)
+        identity.use(identity.prepare(settings.access), settings.access)
+
+
+async def _start(
+    stack: AsyncExitStack, settings: Settings, engine: Engine, parts: Handlers
+) -> None:
+    """Start the work in the background that needs no clients; ``stack`` ends it."""
+    background, policies = engine.background, parts.guards.policies
+    await _notify(stack, parts.notifications, engine, settings)
+    background.start("policies", policies.watch)
+    stack.push_async_callback(policies.close)
+    _maintain(background, engine, settings)
+    await stack.enter_async_context(parts.operating.running(background))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from proxy.content.downloads import Downloads
 from proxy.core.records import Clock
 from proxy.core.routing import Router
 from proxy.fleet.recency import SharedRecency
+from proxy.fleet.store import Store
 from proxy.repository import Cache
 from proxy.repository.confirmations import Confirmations
 from proxy.repository.origins import Elsewhere, Origins
@@ -86,36 +87,22 @@ async def opened(
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
     store = None if listens_at is None else fleets.open_store(stack, settings, metrics)
-    if settings.storage.bucket is not None:
-        recency = None if store is None else SharedRecency(store)
-        if recency is not None:
-            storage.index.on_used = recency.touch_all
-            background.start("bucket uses", recency.run)
-        smallest = fleets.smallest_object(settings, settings.storage.bucket)
-        tier = await buckets.opened(stack, settings.storage.bucket, storage, recency, smallest)
-        storage = replace(storage, bucket=tier)
+    storage = await _with_bucket(stack, settings, storage, store, background)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
-    fleet = None
-    if store is not None and listens_at is not None:
-        local = fleets.Local(storage.content, downloads, storage.bucket, listens_at)
-        fleet = await fleets.opened(stack, settings, store, metrics, local)
+    local = fleets.Local(storage.content, downloads, storage.bucket, listens_at)
+    fleet = await fleets.opened(stack, settings, store, metrics, local)
     stack.push_async_callback(downloads.close)
-    exchange = None if fleet is None else fleet.exchange
-    peers, tokens = (None, None) if exchange is None else (exchange.peers, exchange.tokens)
-    elsewhere = Elsewhere(None if storage.bucket is None else storage.bucket.source, peers)
-    beside = Beside(elsewhere, tokens, events)
-    upstreams = Upstreams(metrics, environment.clock, max_downloads, environment.network, beside)
+    clock, beside = environment.clock, _beside(storage, fleet, events)
+    upstreams = Upstreams(metrics, clock, max_downloads, environment.network, beside)
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
-    known = None if fleet is None else facts.SharedFacts(fleet.store, storage, origins, upstreams)
-    sharing = None if known is None else known.tags
-    below = caching.Below(storage, downloads, origins, sharing)
+    known = None if fleet is None else facts.SharedFacts(fleet, storage, origins, upstreams)
+    below = caching.Below(storage, downloads, origins, None if known is None else known.tags)
     cache = await caching.built(stack, settings, below)
     if known is not None:
-        if exchange is not None:
-            known.share_small(cache.manifests, downloads, exchange)
+        known.share_small(cache.manifests, downloads)
         known.start(stack, metrics)
-    confirmations = Confirmations(origins, metrics.of, environment.clock, settings.timeouts.check)
+    confirmations = Confirmations(origins, metrics.of, clock, settings.timeouts.check)
     stack.push_async_callback(confirmations.close)
     return Engine(
         metrics,
@@ -131,3 +118,31 @@ async def opened(
         tracer,
         fleet,
     )
+
+
+async def _with_bucket(
+    stack: AsyncExitStack,
+    settings: Settings,
+    storage: Storage,
+    store: Store | None,
+    background: Supervisor,
+) -> Storage:
+    """Return the storage with its second tier, if one is configured."""
+    if (configured := settings.storage.bucket) is None:
+        return storage
+    recency = None if store is None else SharedRecency(store)
+    if recency is not None:
+        storage.index.on_used = recency.touch_all
+        background.start("bucket uses", recency.run)
+    smallest = fleets.smallest_object(settings, configured)
+    tier = await buckets.opened(stack, configured, storage, recency, smallest)
+    return replace(storage, bucket=tier)
+
+
+def _beside(storage: Storage, fleet: Fleet | None, events: Events) -> Beside:
+    """Return what upstreams use besides their registries."""
+    bucket = None if storage.bucket is None else storage.bucket.source
+    exchange = None if fleet is None else fleet.exchange
+    if exchange is None:
+        return Beside(Elsewhere(bucket, None), None, events)
+    return Beside(Elsewhere(bucket, exchange.peers), exchange.tokens, events)

@@ -2,7 +2,7 @@
 
 from contextlib import AsyncExitStack
 
-from proxy.app.fleet import Exchange
+from proxy.app.fleet import Fleet
 from proxy.app.storage import Storage
 from proxy.app.upstreams import Upstreams
 from proxy.content.downloads import Download, Downloads
@@ -16,7 +16,6 @@ from proxy.fleet.in_use import FeedRows
 from proxy.fleet.limits import SharedLimits
 from proxy.fleet.pins import PinRows
 from proxy.fleet.shared_rows import SharedRows
-from proxy.fleet.store import Store
 from proxy.fleet.tag_facts import DROPPED, Fact
 from proxy.fleet.tags import SharedTags
 from proxy.repository.manifests import Manifests
@@ -29,9 +28,10 @@ class SharedFacts:
     """The facts that replicas share through Redis."""
 
     def __init__(
-        self, store: Store, storage: Storage, origins: Origins, upstreams: Upstreams
+        self, fleet: Fleet, storage: Storage, origins: Origins, upstreams: Upstreams
     ) -> None:
-        self._store = store
+        self._store = store = fleet.store
+        self._exchange = fleet.exchange
         self._origins = origins
         self._clock = storage.clock
         self.tags = SharedTags(
@@ -57,8 +57,10 @@ class SharedFacts:
         background.start("fleet pins", self._shared_pins.run)
         background.start("fleet images in use", self._feeds.run)
 
-    def share_small(self, manifests: Manifests, downloads: Downloads, exchange: Exchange) -> None:
+    def share_small(self, manifests: Manifests, downloads: Downloads) -> None:
         """Give other replicas the small content that registries send from now on."""
+        if (exchange := self._exchange) is None:
+            return
 
         def fetched(
             target: Target,

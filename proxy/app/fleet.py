@@ -51,8 +51,8 @@ class Local(NamedTuple):
     content: Content
     downloads: Downloads
     bucket: SecondTier | None
-    listens_at: str
-    """HOST:PORT."""
+    listens_at: str | None
+    """HOST:PORT, None without clients."""
 
 
 class Exchange(NamedTuple):
@@ -76,6 +76,16 @@ class Fleet:
     exchange: Exchange | None
 
 
+class _Replica(NamedTuple):
+    """A replica, and what closes its parts and runs its tasks."""
+
+    stack: AsyncExitStack
+    background: Supervisor
+    store: Store
+    replicas: Replicas
+    local: Local
+
+
 def open_store(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Store | None:
     """Return the client of the fleet's Redis, None without ``fleet.redis``; ``stack`` closes it."""
     if settings.fleet.redis is None:
@@ -97,15 +107,18 @@ def smallest_object(settings: Settings, bucket: Bucket) -> int:
 async def opened(
     stack: AsyncExitStack,
     settings: Settings,
-    store: Store,
+    store: Store | None,
     metrics: Metrics,
     local: Local,
-) -> Fleet:
-    """Return the parts of a replica; ``stack`` closes them. Raises ``ConfigError``."""
-    content, downloads, tier, listens_at = local
-    assert settings.fleet.redis is not None
+) -> Fleet | None:
+    """Return the parts of a replica; ``stack`` closes them. Raises ``ConfigError``.
+
+    None without a store, or without clients.
+    """
+    content, downloads, _, listens_at = local
+    if settings.fleet.redis is None or store is None or listens_at is None:
+        return None
     url = settings.fleet.redis.get_secret_value()
-    bucket = None if tier is None else tier.source
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
     address = settings.fleet.advertise or _address(
@@ -118,35 +131,45 @@ async def opened(
         log.warning("replicas exchange no content without fleet.secret_file", address=address)
     else:
         secret = _secret(settings.fleet.secret_file)
-        signer = Signer(secret, address, store.now)
-        client = PeerClient(signer, metrics.fleet)
-        stack.push_async_callback(client.close)
-        client.on_wrong.append(content.faults.wrong_from(Place.PEER))
-        leases = Leases(store, address)
-        stack.push_async_callback(leases.close)
-        content.on_stored.append(leases.stored)
-        if tier is not None:
-            tier.uploads.is_left_to_others = leases.was_followed
-        downloads.on_ended.append(_release(leases))
-        background.start("fleet leases", lambda: leases.keep(_progress(downloads)))
-        holding = Holding(leases, client, replicas.others)
-        small = SmallContent(store)
-        background.start("fleet manifests", small.run)
-        small_blobs = SmallBlobs(store, _largest(settings), content.look)
-        background.start("fleet blobs", small_blobs.run)
-        others = (holding,) if bucket is None else (bucket, holding)
-        manifests = Manifests(leases, client, (small, *others))
-        stack.push_async_callback(manifests.close)
-        following, rescuing = Following(leases, client, bucket), Rescuing(leases, client, holding)
-        delegating = Delegating(client, replicas.others)
-        peers = Peers(
-            small_blobs, following, holding, manifests, delegating, rescuing, leases.release
-        )
-        tokens = TokenVault(store, secret)
-        exchange = Exchange(signer, leases, peers, tokens, small, small_blobs)
+        replica = _Replica(stack, background, store, replicas, local)
+        exchange = _exchange(replica, secret, _largest(settings), metrics)
         log.info("this replica exchanges content with others", address=address)
     background.start("fleet heartbeat", replicas.beat)
     return Fleet(store, address, replicas, exchange)
+
+
+def _exchange(replica: _Replica, secret: bytes, largest: int, metrics: Metrics) -> Exchange:
+    """Return what exchanges content; blobs of up to ``largest`` bytes go through Redis."""
+    stack, background, store, replicas, local = replica
+    bucket = None if local.bucket is None else local.bucket.source
+    signer = Signer(secret, replicas.address, store.now)
+    client = PeerClient(signer, metrics.fleet)
+    stack.push_async_callback(client.close)
+    client.on_wrong.append(local.content.faults.wrong_from(Place.PEER))
+    leases = Leases(store, replicas.address)
+    stack.push_async_callback(leases.close)
+    _report(local, leases)
+    background.start("fleet leases", lambda: leases.keep(_progress(local.downloads)))
+    holding = Holding(leases, client, replicas.others)
+    small = SmallContent(store)
+    background.start("fleet manifests", small.run)
+    small_blobs = SmallBlobs(store, largest, local.content.look)
+    background.start("fleet blobs", small_blobs.run)
+    others = (holding,) if bucket is None else (bucket, holding)
+    manifests = Manifests(leases, client, (small, *others))
+    stack.push_async_callback(manifests.close)
+    following, rescuing = Following(leases, client, bucket), Rescuing(leases, client, holding)
+    delegating = Delegating(client, replicas.others)
+    peers = Peers(small_blobs, following, holding, manifests, delegating, rescuing, leases.release)
+    return Exchange(signer, leases, peers, TokenVault(store, secret), small, small_blobs)
+
+
+def _report(local: Local, leases: Leases) -> None:
+    """Have leases follow what is downloaded and stored here."""
+    local.content.on_stored.append(leases.stored)
+    if local.bucket is not None:
+        local.bucket.uploads.is_left_to_others = leases.was_followed
+    local.downloads.on_ended.append(_release(leases))
 
 
 def _largest(settings: Settings) -> int:

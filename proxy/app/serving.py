@@ -104,9 +104,8 @@ def handlers(
     audit: Audit,
 ) -> Handlers:
     """Return the handlers of requests to ``engine``. Raises ``ConfigError``."""
-    cache, storage, router = engine.cache, engine.storage, engine.router
-    content, upstreams = storage.content, engine.upstreams
-    lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
+    cache, content, router = engine.cache, engine.storage.content, engine.router
+    upstreams = engine.upstreams.current
     trusted = TrustedProxies(settings.access.trusted_proxies)
     access = access_control(engine, settings, environment)
     limits = ClientLimits(settings.access, engine.metrics.limits)
@@ -115,28 +114,53 @@ def handlers(
     callers = Callers()
     guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
     watchers = Watchers(Announcer(engine.events), engine.tracer)
-    journal = Journal(engine.metrics, request_log, audit, upstreams.current, watchers)
+    journal = Journal(engine.metrics, request_log, audit, upstreams, watchers)
+    lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
     responses = ResponseCache(lookup, guards, journal, trusted)
-    puller = Puller(cache, content, engine.origins, engine.downloads)
-    expansion = Expansion(content, engine.origins, cache.listings)
-    keeping = Keeping(engine, puller, expansion, audit)
+    services = _services(engine, settings, guards)
+    keeping = Keeping(engine, services.puller, services.expansion, audit)
     keeping.use(planned(settings, router))
-    source, creator = f"{socket.gethostname()}:{settings.port}", f"millpond {VERSION}"
-    bundles = Bundles(
-        content,
-        Exporter(content, storage.pins, source=source, creator=creator),
-        Importer(content, storage.pins, engine.origins),
-        router,
+    admin_access = AdminAccess(access, settings.admin.token_file)
+    pins = engine.storage.pins
+    statistics = Statistics(engine.metrics, content, engine.downloads, upstreams, pins, limits)
+    guard, process = Guard(admin_access, audit, trusted), Process(settings, environment.load)
+    operating = api.built(engine, statistics, services, guard, process)
+    control, sites = Control(services, admin_access, audit), Sites(settings, trusted)
+    is_ours = environment.identifier is None
+    gate = Gate(guards, router, trusted)
+    return Handlers(
+        Registry(router, cache, gate=gate, journal=journal, responses=responses),
+        Admin(statistics, control, operating.api, sites),
+        operating,
+        responses,
+        services,
+        keeping,
+        guards,
+        Identity(guards, callers, router, settings.storage.path, audit) if is_ours else None,
+        admin_access,
+        trusted,
+        audit,
+        _peer_server(engine),
+        _notifications(engine, settings),
     )
-    services = Services(
+
+
+def _services(engine: Engine, settings: Settings, guards: Guards) -> Services:
+    """Return what commands work on."""
+    cache, storage, router = engine.cache, engine.storage, engine.router
+    content, pins = storage.content, storage.pins
+    source, creator = f"{socket.gethostname()}:{settings.port}", f"millpond {VERSION}"
+    exporter = Exporter(content, pins, source=source, creator=creator)
+    importer = Importer(content, pins, engine.origins)
+    return Services(
         content,
-        storage.pins,
+        pins,
         storage.feeds,
-        verifier=Verifier(content, cache.fetch, storage.clock, storage.pins.roots),
-        dropper=Dropper(content, storage.pins, storage.layout, cache.manifests.forget),
-        puller=puller,
-        expansion=expansion,
-        bundles=bundles,
+        verifier=Verifier(content, cache.fetch, storage.clock, pins.roots),
+        dropper=Dropper(content, pins, storage.layout, cache.manifests.forget),
+        puller=Puller(cache, content, engine.origins, engine.downloads),
+        expansion=Expansion(content, engine.origins, cache.listings),
+        bundles=Bundles(content, exporter, importer, router),
         cache=cache,
         guards=guards,
         upstreams=engine.upstreams.current,
@@ -144,34 +168,6 @@ def handlers(
         selector=router.parse_selector,
         replicas=dict if engine.fleet is None else engine.fleet.replicas.all,
         bucket=None if storage.bucket is None else storage.bucket.evictor,
-    )
-    admin_access = AdminAccess(access, settings.admin.token_file)
-    statistics = Statistics(
-        engine.metrics, content, engine.downloads, upstreams.current, storage.pins, limits
-    )
-    guard = Guard(admin_access, audit, trusted)
-    process = Process(settings, environment.load)
-    operating = api.built(engine, statistics, services, guard, process)
-    control, sites = Control(services, admin_access, audit), Sites(settings, trusted)
-    admin = Admin(statistics, control, operating.api, sites)
-    is_ours = environment.identifier is None
-    identity = Identity(guards, callers, router, settings.storage.path, audit) if is_ours else None
-    gate = Gate(guards, router, trusted)
-    registry = Registry(router, cache, gate=gate, journal=journal, responses=responses)
-    return Handlers(
-        registry,
-        admin,
-        operating,
-        responses,
-        services,
-        keeping,
-        guards,
-        identity,
-        admin_access,
-        trusted,
-        audit,
-        _peer_server(engine),
-        _notifications(engine, settings),
     )
 
 

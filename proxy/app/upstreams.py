@@ -5,6 +5,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -209,19 +210,7 @@ class Upstreams:
         tokens = None if asks_as_caller else self._tokens
         authorizer = made(transport, credentials, configured.auth_hosts, tokens)
 
-        def changed() -> None:
-            for listener in self.on_limits:
-                listener(name)
-
-        def low(budget: Budget) -> None:
-            self._events.emit(
-                EventKind.BUDGET_LOW,
-                name,
-                limit=budget.limit,
-                remaining=budget.remaining,
-                refills_at=budget.refills_at,
-            )
-
+        changed = partial(self._limits_changed, name)
         breaker = CircuitBreaker(name, patience, time.monotonic, changed, self._events)
         client = Client(transport, authorizer, breaker, settings.timeouts.answer)
         parallel = settings.parallel
@@ -230,7 +219,9 @@ class Upstreams:
         bandwidth = Bandwidth(limit) if limit else None
         upstream = Upstream(
             client,
-            NoBudget(self._clock) if asks_as_caller else Budget(self._clock, changed, low),
+            NoBudget(self._clock)
+            if asks_as_caller
+            else Budget(self._clock, changed, partial(self._budget_is_low, name)),
             policy=DownloadPolicy(patience.resumes, pieces, bandwidth),
             downloads=min(configured.max_downloads, self._downloads),
             is_public=configured.is_anonymous,
@@ -238,6 +229,19 @@ class Upstreams:
         self._version += 1
         key = _key(settings, configured)
         return _Built(key, upstream, transport, authorizer, self._version, configured.url)
+
+    def _limits_changed(self, name: str) -> None:
+        for listener in self.on_limits:
+            listener(name)
+
+    def _budget_is_low(self, name: str, budget: Budget) -> None:
+        self._events.emit(
+            EventKind.BUDGET_LOW,
+            name,
+            limit=budget.limit,
+            remaining=budget.remaining,
+            refills_at=budget.refills_at,
+        )
 
 
 def _key(settings: Settings, configured: UpstreamSettings) -> object:

@@ -44,7 +44,7 @@ def doctor(
     """
     flags = overrides(listen, storage, offline=offline)
     try:
-        results = _examined(config, flags, upstream, image)
+        results = _examine(config, flags, upstream, image)
     except ConfigError as error:
         fail(str(error))
     except RegistryError as error:
@@ -57,11 +57,11 @@ def doctor(
     raise typer.Exit(0 if is_well else 1)
 
 
-def _examined(
+def _examine(
     config: Path | None, flags: dict[str, Any], upstream: str | None, image: str | None
 ) -> "list[Result]":
     """Return the results of all checks. Raises ``ConfigError`` and ``RegistryError``."""
-    from proxy.app.doctor import examined  # noqa: PLC0415 - all of the proxy
+    from proxy.app.doctor import examine  # noqa: PLC0415 - all of the proxy
     from proxy.core.routing import Router  # noqa: PLC0415
     from proxy.runtime import logs  # noqa: PLC0415
     from proxy.settings import loading  # noqa: PLC0415 - pydantic, which help does without
@@ -72,7 +72,7 @@ def _examined(
         raise ConfigError(f"{upstream}: not a configured upstream; there are {names}")
     parsed = None if image is None else Router(settings).parse_image(image)
     logs.configure("error", "console", StringIO())  # the report says the same
-    return asyncio.run(examined(settings, upstream, parsed))
+    return asyncio.run(examine(settings, upstream, parsed))
 
 
 def _print(results: "list[Result]") -> None:

@@ -3,7 +3,7 @@
 Verbs of the index are documented there.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Set
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -111,6 +111,7 @@ class Graph:
         self.described: Final = index.children
         self.weights: Final = index.weights
         self.listings: Final = index.listings
+        self.listed_besides: Final = index.listed_besides
 
     async def children(self, digest: Digest) -> tuple[Digest, ...] | None:
         """Return the children of a held manifest; empty for other content.
@@ -139,10 +140,6 @@ class Graph:
             trees = await self._index.trees(some := todo[start : start + _BATCH])
             for root in some:
                 yield root, trees[root]
-
-    async def listed_besides(self, digests: Set[Digest]) -> set[Digest]:
-        """Return those of ``digests`` that are also listed by a held manifest not among them."""
-        return {one for one in digests if not digests >= set(await self.parents(one))}
 
     async def untagged(self) -> AsyncIterator[list[tuple[Target, BlobRecord]]]:
         """Yield in batches the held manifests that no tag and no held manifest names.

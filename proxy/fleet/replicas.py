@@ -35,7 +35,7 @@ class Replicas:
 
     def __init__(self, store: Store, address: str, describe: Callable[[], Facts]) -> None:
         self._store = store
-        self._address = address
+        self.address = address
         self._describe = describe
         self._known: dict[str, Facts] = {}
         self._rows = 0
@@ -43,11 +43,11 @@ class Replicas:
 
     def others(self) -> list[str]:
         """Return the addresses of the other live replicas, as of the last reading."""
-        return [address for address in self._known if address != self._address]
+        return [address for address in self._known if address != self.address]
 
     def all(self) -> Mapping[str, Facts]:
         """Return the last state of every replica, this one included, by address."""
-        return self._known | {self._address: self._describe()}
+        return self._known | {self.address: self._describe()}
 
     async def beat(self) -> None:
         """Write heartbeats and read those of the others, until cancelled."""
@@ -64,12 +64,12 @@ class Replicas:
     async def leave(self) -> None:
         """Remove this replica."""
         with suppress(FleetUnavailable):
-            await self._store.run("HDEL", self._store.key("replicas"), self._address)
+            await self._store.run("HDEL", self._store.key("replicas"), self.address)
 
     def _sign_of_life(self) -> list[list[Argument]]:
         key, now = self._store.key("replicas"), self._store.now()
         said = json.dumps(self._describe() | {"seen_at": now})
-        return [["HSET", key, self._address, said], ["EXPIRE", key, int(FORGET_SECONDS)]]
+        return [["HSET", key, self.address, said], ["EXPIRE", key, int(FORGET_SECONDS)]]
 
     async def _beat_once(self) -> None:
         key, now = self._store.key("replicas"), self._store.now()

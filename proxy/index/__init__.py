@@ -6,12 +6,12 @@ returns when its row survives the end of the process.
 
 Failures of the disk are handled and counted. A fact that cannot be read is unknown. A fact that
 cannot be written stays in RAM and is written again later. Both cost requests to upstreams, not
-correctness. Verbs that return a page, notes, ``weights``, ``listings``, ``loose_files``,
-``linked_to``, ``repositories`` and ``prune`` raise ``StorageError`` instead, because an empty page
-would be a false answer.
+correctness. Verbs that return a page, notes, ``weights``, ``listings``, ``listed_besides``,
+``loose_files``, ``linked_to``, ``repositories`` and ``prune`` raise ``StorageError`` instead,
+because an empty page would be a false answer.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Set
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from proxy.core.names import Digest, Tag, Target
@@ -117,6 +117,9 @@ class Index(Protocol):
 
     async def parents(self, digest: Digest) -> list[Digest]:
         """Return the held manifests that list a digest."""
+
+    async def listed_besides(self, digests: Set[Digest]) -> set[Digest]:
+        """Return those of ``digests`` that are also listed by a held manifest not among them."""
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
         """Record held content and its children; None if they are unknown.

@@ -59,6 +59,7 @@ class MemoryIndex:
     trees = _verb(tree_rows.trees)
     weights = _verb(tree_rows.weights)
     listings = _verb(tree_rows.listings)
+    listed_besides = _verb(tree_rows.listed_besides)
     coldest = _verb(blob_rows.coldest)
     blobs = _verb(blob_rows.blobs)
     incomplete = _verb(blob_rows.incomplete)

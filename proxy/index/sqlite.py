@@ -126,6 +126,7 @@ class SqliteIndex:
 
     weights = _page(tree_rows.weights)
     listings = _page(tree_rows.listings)
+    listed_besides = _page(tree_rows.listed_besides)
     blobs = _page(blob_rows.blobs)
     loose_files = _page(blob_rows.loose_files)
     incomplete = _page(blob_rows.incomplete)

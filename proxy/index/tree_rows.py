@@ -1,7 +1,7 @@
 """SQL about held manifests as trees: their content, and its held bytes. Blocks."""
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Final, NamedTuple
 
 from proxy.core.manifests import INDEX_TYPES
@@ -14,14 +14,15 @@ from proxy.index.values import packed
 Connection = sqlite3.Connection
 
 MAX_TREE: Final = 20_000
-"""Maximum number of digests below one manifest that are followed."""
+"""Maximum number of digests below one manifest that are weighed."""
 
 MAX_DEPTH: Final = 8
 """Maximum depth of manifests that are weighed. An image below an index has a depth of 1."""
 
-_TREE: Final = f"""WITH RECURSIVE tree (digest) AS (VALUES (?) UNION
+_TREE: Final = """WITH RECURSIVE tree (digest) AS (VALUES (?) UNION
     SELECT c.digest FROM tree JOIN blob p ON p.digest = tree.digest
-    JOIN child c ON c.parent = p.id LIMIT {MAX_TREE})"""
+    JOIN child c ON c.parent = p.id LIMIT ?)"""
+_NO_LIMIT: Final = -1
 _BLOCKS: Final = f"total((b.size + {BLOCK - 1}) / {BLOCK})"
 _MANIFESTS: Final = f"""SELECT k.digest, m.id, m.size, m.media_type, m.lists,
     count(c.digest) - count(b.digest), {_BLOCKS}
@@ -53,6 +54,11 @@ def parents(db: Connection, digest: Digest) -> list[Digest]:
     return [values.digest(key) for (key,) in db.execute(query, (packed(digest),))]
 
 
+def listed_besides(db: Connection, digests: Set[Digest]) -> set[Digest]:
+    """Return those of ``digests`` that are also listed by a held manifest not among them."""
+    return {one for one in digests if not digests >= set(parents(db, one))}
+
+
 def listings(db: Connection, digests: Iterable[Digest]) -> dict[Digest, int]:
     """Return how many held manifests list each of these."""
     query = "SELECT count(*) FROM child WHERE digest = ?"
@@ -64,7 +70,7 @@ def trees(db: Connection, digests: Iterable[Digest]) -> dict[Digest, Tree]:
     query = f"{_TREE} SELECT tree.digest, b.size FROM tree LEFT JOIN blob b USING (digest)"
     found: dict[Digest, Tree] = {}
     for root in digests:
-        rows = db.execute(query, (packed(root),))
+        rows = db.execute(query, (packed(root), _NO_LIMIT))
         found[root] = {values.digest(key): disk_bytes(values.size(size or 0)) for key, size in rows}
     return found
 
@@ -90,7 +96,7 @@ def _bytes(db: Connection, manifest: _Manifest) -> int:
     if not manifest.is_index:
         return disk_bytes(values.size(manifest.size)) + int(manifest.blocks) * BLOCK
     query = f"{_TREE} SELECT {_BLOCKS} FROM tree JOIN blob b ON b.digest = tree.digest"
-    (blocks,) = db.execute(query, (packed(manifest.digest),)).fetchone()
+    (blocks,) = db.execute(query, (packed(manifest.digest), MAX_TREE)).fetchone()
     return int(blocks) * BLOCK
 
 

@@ -67,7 +67,7 @@ _CHECKS: Final = (
 )
 """Outcomes of checks of tags without a client."""
 
-_SPARED: Final = (Outcome.HIT, Outcome.REVALIDATED, Outcome.STALE, Outcome.JOIN)
+_HITS: Final = (Outcome.HIT, Outcome.REVALIDATED, Outcome.STALE, Outcome.JOIN)
 _STATUSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
 
 
@@ -149,9 +149,9 @@ class UpstreamCounters:
         self.source_bytes[place] += sent
 
     @property
-    def spared(self) -> int:
+    def hits(self) -> int:
         """Requests that needed no body from upstream."""
-        return sum(self.outcomes[outcome] for outcome in _SPARED)
+        return sum(self.outcomes[outcome] for outcome in _HITS)
 
     def derive(self) -> None:
         """Compute the counts of the disk: all content without another source.

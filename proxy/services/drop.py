@@ -135,9 +135,9 @@ class Dropper:
         digest = selector.digest
         if selector.is_of_repositories:
             staying = {event["digest"] for event in plan.refused}
-            trees = set(await self._content.graph.tree(*staying))
+            trees = await self._below(staying)
             held = await self._content.links.of(selector.covers)
-            plan.links = {target: digests - trees for target, digests in held.items()}
+            plan.links = {target: digests - trees.keys() for target, digests in held.items()}
         elif digest is not None and not plan.refused:
             found = await self._content.links.holders(digest)
             holders = [holder for holder in found if selector.covers(holder)]
@@ -159,7 +159,8 @@ class Dropper:
         it, or, for a manifest, another repository holds it.
         """
         graph = self._content.graph
-        below = dict.fromkeys(await graph.tree(*plan.trees, *chain(*plan.links.values())))
+        below = dict.fromkeys(chain(*plan.trees.values()))
+        below |= await self._below({*chain(*plan.links.values())} - below.keys())
         candidates = await self._content.records(below)
         listed = await graph.listed_besides(below.keys())
         needed = listed.union(await self._pins.pinned(), *plan.others.values())
@@ -169,7 +170,7 @@ class Dropper:
             for digest, record in candidates.items()
             if digest in needed or await self._is_held_elsewhere(record, targets)
         ]
-        needed = set(await graph.tree(*staying))
+        needed = set(await self._below(staying))
         plan.content = {d: record for d, record in candidates.items() if d not in needed}
         wrappers = [wrapper_of(one.descriptor) for one in plan.content.values()]
         plan.wrappers = await self._content.records(one for one in wrappers if one is not None)
@@ -186,10 +187,15 @@ class Dropper:
             trees = (plan.trees[root] for root in image.roots)
             below.setdefault(image.target, set()).update(*trees)
         for target, digests in below.items():
-            others = await self._content.graph.tree(*plan.others.get(target, ()))
-            records = await self._content.records(digests - listed - set(others))
+            others = await self._below(plan.others.get(target, ()))
+            records = await self._content.records(digests - listed - others.keys())
             manifests = {digest for digest, record in records.items() if _is_manifest(record)}
             plan.links.setdefault(target, set()).update(digests & plan.content.keys(), manifests)
+
+    async def _below(self, roots: Iterable[Digest]) -> dict[Digest, None]:
+        """Return manifests and all that they list."""
+        trees = self._content.graph.trees(roots)
+        return {digest: None async for _, tree in trees for digest in tree}
 
     async def _is_held_elsewhere(self, record: BlobRecord, targets: Set[Target]) -> bool:
         """Return True for a manifest of a repository that is not in ``targets``."""

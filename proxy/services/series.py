@@ -173,7 +173,7 @@ class Series:
         total = self._metrics.total()
         return Sample(
             requests=total.outcomes.total(),
-            hits=total.spared,
+            hits=total.hits,
             client_bytes=total.bytes_to_clients,
             upstream_bytes=total.bytes_from_upstream,
             errors=total.outcomes[Outcome.ERROR],

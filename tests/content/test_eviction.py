@@ -5,14 +5,13 @@ import errno
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from proxy.content import eviction, free_space
+from proxy.content import eviction
 from proxy.content.reservations import NoRoom
-from proxy.core.errors import StorageError
 from proxy.core.names import Digest, sha256
 from proxy.core.records import BLOCK, BlobRecord, disk_bytes
 from proxy.index import Position
@@ -20,7 +19,7 @@ from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.faults import chunked
 from tests.fakes.upstream import FakeUpstream
-from tests.held import LIMIT, Held, begun, opened
+from tests.held import LIMIT, Held, opened
 from tests.running import Start, until
 
 
@@ -130,43 +129,6 @@ async def test_a_download_waits_only_for_the_room_it_needs(tmp_path: Path, clock
         held = [await cache.blocks(number) for number in range(10)]
         held.append(await cache.blocks(10))
         assert await cache.on_disk() == set(held[1:])
-
-
-async def test_others_on_the_disk_make_the_limit_smaller(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path, clock, min_free=20 * BLOCK) as cache:
-        free = 60 * BLOCK
-        monkeypatch.setattr(cache.store, "free", lambda: free)
-        monkeypatch.setattr(free_space, "FRESH_SECONDS", -1.0)
-        assert cache.evictor.limit == 40 * BLOCK
-        held = []
-        for number in range(4):
-            held.append(await cache.blocks(number))
-            free -= 10 * BLOCK
-        assert cache.evictor.limit == 40 * BLOCK
-        free -= 15 * BLOCK  # by others
-        await cache.evictor.enforce(clock())
-        assert await cache.on_disk() == set(held[2:])
-        free += 20 * BLOCK
-        free += 200 * BLOCK
-        assert cache.evictor.limit == LIMIT, "max_size holds as well"
-        free = 0
-        assert cache.evictor.limit == 0
-        with pytest.raises(NoRoom):
-            await cache.evictor.reserve(1)
-
-
-async def test_a_file_system_that_tells_nothing_leaves_the_limit(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path, clock, min_free=20 * BLOCK) as cache:
-
-        def fails() -> int:
-            raise StorageError("no answer")
-
-        monkeypatch.setattr(cache.store, "free", fails)
-        assert cache.evictor.limit == LIMIT
 
 
 async def test_what_nobody_has_used_for_long_goes(tmp_path: Path, clock: Clock) -> None:
@@ -342,13 +304,6 @@ async def test_many_go_in_batches_and_others_have_their_turn(
         assert len(set(turns_at)) == len(batches), "the loop turned between any two batches"
 
 
-def killed_before_its_row(cache: Held, number: int, blocks: int) -> Digest:
-    """Leave a file whose row has not been written."""
-    data = number.to_bytes(4) * (blocks * BLOCK // 4)
-    cache.path(sha256(data)).write_bytes(data)
-    return sha256(data)
-
-
 async def test_one_eviction_passes_by_protected_content_once(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,95 +322,6 @@ async def test_one_eviction_passes_by_protected_content_once(
     assert await cache.evictor.evict(len(others) * BLOCK) == (len(others), len(others) * BLOCK)
     assert await cache.on_disk() == cache.protected
     assert {looked_at[digest] for digest in cache.protected} == {1}
-
-
-async def test_t05_what_a_killed_process_left_is_counted_before_the_first_download(
-    tmp_path: Path, clock: Clock
-) -> None:
-    async with AsyncExitStack() as stack:
-        cache = await begun(stack, tmp_path, clock)
-        await cache.content.reconciler.reconcile()
-        await cache.blocks(1, 10)
-        landed = killed_before_its_row(cache, 2, 30)
-        await cache.index.loosen_files([landed])
-        await cache.index.loosen_files([sha256(b"of this the file never came")])
-        evicted = await cache.blocks(3, 20)
-        await cache.index.drop_blobs([evicted])  # and its file is not yet deleted
-    async with AsyncExitStack() as stack:
-        cache = await begun(stack, tmp_path, clock)
-        assert cache.evictor.used == 60 * BLOCK, "at once, without a look at all files"
-        with pytest.raises(NoRoom):
-            await cache.evictor.reserve(51 * BLOCK)
-        (await cache.evictor.reserve(50 * BLOCK)).release()
-        assert set(await cache.index.loose_files()) == {landed, evicted}
-        assert await cache.content.holds(landed), "it is adopted when it is asked for"
-        assert cache.evictor.used == 50 * BLOCK
-        await cache.content.reconciler.reconcile()
-        assert cache.evictor.used == 50 * BLOCK
-        assert await cache.content.holds(evicted)
-        assert await cache.index.loose_files() == []
-
-
-async def test_t05_orphans_that_are_not_adopted_yet_are_looked_for_at_the_next_start(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(eviction, "COUNT_SECONDS", 0.01)
-    async with AsyncExitStack() as stack:
-        cache = await begun(stack, tmp_path, clock)
-        await cache.content.reconciler.reconcile()
-        killed_before_its_row(cache, 2, 30)  # as a power cut leaves it: the index knows of nothing
-        monkeypatch.setattr(cache.store, "open", _broken)
-        await cache.content.reconciler.reconcile()
-        monkeypatch.undo()
-    async with AsyncExitStack() as stack:
-        cache = await begun(stack, tmp_path, clock)
-        monkeypatch.setattr(eviction, "COUNT_SECONDS", 0.01)
-        with pytest.raises(NoRoom, match="counted"):
-            await cache.evictor.reserve(BLOCK)
-        await cache.content.reconciler.reconcile()
-        assert cache.evictor.used == 30 * BLOCK
-    async with AsyncExitStack() as stack:
-        cache = await begun(stack, tmp_path, clock)
-        (await cache.evictor.reserve(BLOCK)).release()
-
-
-def _broken(_: Digest) -> None:
-    raise StorageError("Input/output error")
-
-
-async def test_t05_a_lost_index_tells_no_bound_so_the_first_download_waits_for_the_count(
-    tmp_path: Path, clock: Clock
-) -> None:
-    async with AsyncExitStack() as stack:
-        cache = await begun(stack, tmp_path, clock)
-        asking = asyncio.create_task(cache.evictor.reserve(30 * BLOCK))
-        others = asyncio.create_task(cache.evictor.reserve(30 * BLOCK))
-        await asyncio.sleep(0.05)
-        assert not asking.done()
-        cache.evictor.found(50 * BLOCK)
-        reservation = await asking
-        with pytest.raises(NoRoom):
-            await others
-        reservation.release()
-
-
-async def test_nothing_is_evicted_before_the_count(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with AsyncExitStack() as stack:
-        cache = await begun(stack, tmp_path, clock)
-        cache.evictor.found(0)
-        held = [await cache.blocks(number) for number in range(10)]
-    async with AsyncExitStack() as stack:
-        cache = await begun(stack, tmp_path, clock, low_mark=0.5, high_mark=0.5)
-        enforcing = asyncio.create_task(cache.evictor.enforce(clock()))
-        monkeypatch.setattr(eviction, "COUNT_SECONDS", 0.01)
-        with pytest.raises(NoRoom, match="counted"):
-            await cache.evictor.reserve(10 * BLOCK)
-        assert await cache.on_disk() == set(held)
-        cache.evictor.found(0)
-        await enforcing
-        assert await cache.on_disk() == set(held[5:])
 
 
 @pytest.mark.parametrize("announced", ["none", "some", "all"])
@@ -498,165 +364,3 @@ async def test_c05_the_limit_holds_under_200_downloads_of_sizes_partly_unknown(
     assert [answer.body for answer in answers] == list(blobs.values())
     assert limit // 2 < most <= limit
     assert limit // 2 < fullest <= limit
-
-
-async def test_t50_unproven_bytes_of_one_upstream_evict_one_share_together(
-    tmp_path: Path, clock: Clock
-) -> None:
-    async with opened(tmp_path, clock, unproven_share=0.2) as cache:
-        for number in range(50):
-            await cache.blocks(number, 2)
-        first, second = [await cache.evictor.arrival("evil", None) for _ in range(2)]
-        await first.grow(14 * BLOCK)
-        with pytest.raises(NoRoom):
-            await second.grow(8 * BLOCK)
-        await second.grow(4 * BLOCK)
-        assert cache.index.usage().disk_bytes >= 0.78 * LIMIT
-        await (await cache.evictor.arrival("good", None)).grow(10 * BLOCK)
-        assert cache.evictor.used <= LIMIT
-        first.release()
-        first.release()
-        await second.grow(18 * BLOCK)
-        second.release()
-        left = cache.index.usage().disk_bytes
-        for _ in range(10):
-            next_one = await cache.evictor.arrival("evil", None)
-            with pytest.raises(NoRoom):
-                await next_one.grow(50 * BLOCK)
-            next_one.release()
-        assert cache.index.usage().disk_bytes == left, "not a little more each time"
-
-
-async def test_t50_many_that_wait_for_room_at_once_evict_one_share(
-    tmp_path: Path, clock: Clock
-) -> None:
-    async with opened(tmp_path, clock, unproven_share=0.1) as cache:
-        for number in range(50):
-            await cache.blocks(number, 2)
-        arrivals = [await cache.evictor.arrival("evil", None) for _ in range(8)]
-        grown = [arrival.grow(5 * BLOCK) for arrival in arrivals]
-        results = await asyncio.gather(*grown, return_exceptions=True)
-        assert [result for result in results if result is not None], "not all found room"
-        assert cache.index.usage().disk_bytes >= 0.88 * LIMIT
-
-
-async def test_t50_the_background_evicts_nothing_for_unproven_bytes(
-    tmp_path: Path, clock: Clock
-) -> None:
-    quota = {"high_mark": 0.8, "low_mark": 0.5, "unproven_share": 0.1}
-    async with opened(tmp_path, clock, **quota) as cache:
-        held = {await cache.blocks(number) for number in range(7)}
-        arrival = await cache.evictor.arrival("evil", None)
-        await arrival.grow(25 * BLOCK)
-        assert cache.evictor.used > 0.9 * LIMIT
-        await cache.evictor.enforce(clock())
-        assert await cache.on_disk() == held
-        watcher = watched(cache)
-        await cache.blocks(99, 1)
-        arrival.release()
-        held.add(await cache.blocks(100))
-        await until(lambda: cache.evictor.used <= LIMIT * 0.5)
-        assert await cache.on_disk() < {*held, sha256((99).to_bytes(4) * (BLOCK // 4))}
-        watcher.cancel()
-
-
-async def test_t50_announced_sizes_evict_nothing_and_do_not_all_begin(
-    tmp_path: Path, clock: Clock
-) -> None:
-    async with opened(tmp_path, clock, unproven_share=0.1) as cache:
-        for number in range(7):
-            await cache.blocks(number)
-        first = await cache.evictor.arrival("evil", 25 * BLOCK)
-        with pytest.raises(NoRoom):
-            await cache.evictor.arrival("evil", 10 * BLOCK)
-        good = await cache.evictor.arrival("good", 10 * BLOCK)
-        await good.grow(10 * BLOCK)
-        assert cache.counters.evictions == 0
-        for arrival in (first, good):
-            arrival.release()
-        (await cache.evictor.arrival("evil", 30 * BLOCK)).release()
-        assert cache.evictor.used == 70 * BLOCK
-        assert cache.evictor.unproven.bytes == 0
-
-
-async def test_t50_a_body_that_arrives_has_a_small_lead_and_none_behind_its_end(
-    tmp_path: Path, clock: Clock
-) -> None:
-    limit = 6400 * BLOCK
-    async with opened(tmp_path, clock, max_size=limit) as cache:
-        arrival = await cache.evictor.arrival("good", 1000 * BLOCK)
-        for come in range(0, 1000, 10):
-            await arrival.grow(come * BLOCK)
-            assert come * BLOCK <= cache.evictor.used <= (come + 100) * BLOCK
-        await asyncio.gather(*(arrival.grow(1000 * BLOCK) for _ in range(4)))
-        assert cache.evictor.used == 1000 * BLOCK
-        arrival.release()
-        assert cache.evictor.used == 0
-
-
-async def test_no_more_than_a_little_is_written_on_an_old_look_at_the_free_space(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(free_space, "FRESH_SECONDS", 3600.0)
-    async with opened(tmp_path, clock, max_size=6400 * BLOCK, min_free=20 * BLOCK) as cache:
-        free = 6000 * BLOCK
-        monkeypatch.setattr(cache.store, "free", lambda: free)
-        assert cache.evictor.limit == 5980 * BLOCK
-        free = 320 * BLOCK  # others took the rest a moment ago
-        assert not cache.evictor.admits("good", 2000 * BLOCK)
-        free = 6000 * BLOCK
-        assert cache.evictor.admits("good", 2000 * BLOCK)
-        free = 320 * BLOCK
-        body = await cache.evictor.arrival("good", None)
-        with pytest.raises(NoRoom):
-            await body.grow(301 * BLOCK)
-        body.release()
-        free = 6000 * BLOCK
-        assert cache.evictor.admits("good", 2000 * BLOCK)
-        free = 320 * BLOCK
-        small = 0
-        with suppress(NoRoom):
-            while small < 600:
-                await cache.evictor.reserve(BLOCK)
-                small, free = small + 1, free - BLOCK
-        assert 0 < small <= 300
-
-
-async def test_bytes_that_have_come_are_no_longer_counted_as_a_lead(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(free_space, "FRESH_SECONDS", -1.0)
-    async with opened(tmp_path, clock, max_size=6400 * BLOCK, min_free=20 * BLOCK) as cache:
-        free = 1000 * BLOCK
-        monkeypatch.setattr(cache.store, "free", lambda: free)
-        arrival = await cache.evictor.arrival("good", 700 * BLOCK)
-        for _ in range(700):
-            await arrival.grow((1000 * BLOCK - free) + BLOCK)
-            free -= BLOCK
-            assert cache.evictor.limit == 980 * BLOCK
-        arrival.release()
-
-
-async def test_a_file_system_without_an_answer_is_not_asked_each_time(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path, clock, min_free=20 * BLOCK) as cache:
-
-        def fails() -> int:
-            raise StorageError("no answer")
-
-        monkeypatch.setattr(cache.store, "free", fails)
-        before = cache.counters.storage_errors
-        monkeypatch.setattr(free_space, "FRESH_SECONDS", -1.0)
-        assert cache.evictor.limit == LIMIT
-        monkeypatch.setattr(free_space, "FRESH_SECONDS", 3600.0)
-        for _ in range(100):
-            assert cache.evictor.limit == LIMIT
-        assert cache.counters.storage_errors == before + 1
-
-
-async def test_a_later_look_that_fails_does_not_stop_eviction(cache: Held) -> None:
-    held = [await cache.blocks(number) for number in range(10)]
-    cache.evictor.not_found("the directory cannot be listed")
-    (await cache.evictor.reserve(10 * BLOCK)).release()
-    assert await cache.on_disk() == set(held[1:])

@@ -429,7 +429,7 @@ async def test_a_pin_added_while_the_protected_content_is_computed_is_honoured(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pins = await loaded(cache, "app:1")
-    slow = HeldBack(monkeypatch, pins._graph, "tree")
+    slow = HeldBack(monkeypatch, cache.index, "trees")
     computing = asyncio.create_task(pins.protected())
     await slow.reached.wait()
     await pins.add("app:2")

@@ -25,6 +25,10 @@ def digest(number: int) -> Digest:
     return sha256(str(number).encode())
 
 
+def digests(*numbers: int) -> list[Digest]:
+    return [digest(number) for number in numbers]
+
+
 def tagged(number: int, at: float) -> TagRecord:
     return TagRecord(Descriptor("application/x", digest(number), number), at)
 
@@ -39,6 +43,10 @@ def manifest(number: int, at: float = 1.0) -> BlobRecord:
 
 def listing(*numbers: int) -> tuple[Child, ...]:
     return tuple(Child(digest(number), 1) for number in numbers)
+
+
+def entry(number: int, **more: object) -> dict[str, object]:
+    return {"digest": digest(number), "size": 1, **more}
 
 
 class Files(Protocol):

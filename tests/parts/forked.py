@@ -7,6 +7,7 @@ of imports, memory and stalls start the program in full, and MILLPOND_TEST_START
 so.
 """
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -157,6 +158,7 @@ def _server() -> socket.socket:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         ).returncode = 0  # nobody waits for it
+    atexit.register(ours.close)
     return ours
 
 
@@ -165,7 +167,9 @@ def main() -> None:
     gc.disable()
     _import_program()
     gc.freeze()
-    _become(_next_child(socket.socket(fileno=int(sys.argv[1]))))
+    with socket.socket(fileno=int(sys.argv[1])) as orders:
+        order = _next_child(orders)
+    _become(order)
     runpy.run_module("proxy", run_name="__main__", alter_sys=True)
 
 

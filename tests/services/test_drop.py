@@ -230,7 +230,7 @@ async def test_wrappers_in_the_layout_are_dropped_too(
     docker = content.image("docker", docker=True)
     upstream.add("library/docker", docker)
     await pull(proxy, "docker", "latest", docker)
-    await until(lambda: len(proxy.held()) == len(tree(docker)) + 1)
+    await until(lambda: proxy.stats["cache"]["files"] == len(tree(docker)) + 1)
     await drop(operator, "docker")
     assert not proxy.held()
     assert proxy.stats["cache"]["bytes"] == 0

@@ -18,7 +18,7 @@ from proxy.app.doctor.clients import Clients
 from proxy.app.doctor.machine import Machine
 from proxy.app.doctor.network import Way
 from proxy.app.doctor.registry import Parts, RegistryChecks, Sample, well_known
-from proxy.app.doctor.results import Check, Finding, Result, Status, blocking, ran, skipped
+from proxy.app.doctor.results import Check, Finding, Result, Status, blocking, run_check, skipped
 from proxy.app.upstreams import Upstreams
 from proxy.core.errors import ConfigError
 from proxy.core.names import Image
@@ -31,7 +31,7 @@ ROOT: Final = Path("/")
 Named = tuple[str, Check]
 
 
-async def examined(
+async def examine(
     settings: Settings, upstream: str | None, image: Image | None, root: Path = ROOT
 ) -> list[Result]:
     """Return the results of all checks; with ``upstream`` only those of that registry.
@@ -84,9 +84,9 @@ async def _registry(settings: Settings, parts: Parts, sample: Sample | None) -> 
     results: list[Result] = []
     for title, check in (*first, *checks.checks()):
         if reason:
-            results.append(await ran(name, title, _skip(reason)))
+            results.append(await run_check(name, title, _skip(reason)))
             continue
-        results.append(await ran(name, title, check))
+        results.append(await run_check(name, title, check))
         if results[-1].status is Status.FAILED and title in dict(first):
             reason = f"{title} failed"
     return results
@@ -134,4 +134,4 @@ def _local(settings: Settings, root: Path) -> Sequence[tuple[str, list[Named]]]:
 
 
 async def _together(subject: str, checks: list[Named]) -> list[Result]:
-    return await asyncio.gather(*(ran(subject, name, check) for name, check in checks))
+    return await asyncio.gather(*(run_check(subject, name, check) for name, check in checks))

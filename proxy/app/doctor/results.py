@@ -1,4 +1,4 @@
-"""Findings of checks. A check is a function that returns a ``Finding``; ``ran`` bounds its time."""
+"""Findings of checks. A check returns a ``Finding``; ``run_check`` bounds its time."""
 
 import asyncio
 import time
@@ -96,7 +96,9 @@ def blocking(check: Callable[[], Finding]) -> Check:
     return run
 
 
-async def ran(subject: str, name: str, check: Check, seconds: float = CHECK_SECONDS) -> Result:
+async def run_check(
+    subject: str, name: str, check: Check, seconds: float = CHECK_SECONDS
+) -> Result:
     """Return the result of a check, which may take ``seconds``."""
     began = time.monotonic()
     try:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from proxy.app.doctor import examined
+from proxy.app.doctor import examine
 from proxy.app.doctor.results import Finding, Result, Status
 from proxy.core.routing import Router
 from proxy.settings import Settings
@@ -32,7 +32,7 @@ async def checked(
 ) -> Found:
     """Return the results of the checks of one registry by their names; None: of all."""
     parsed = None if image is None else Router(settings).parse_image(image)
-    results = await examined(settings, upstream, parsed, settings.storage.path.parent)
+    results = await examine(settings, upstream, parsed, settings.storage.path.parent)
     return {result.check: result for result in results}
 
 

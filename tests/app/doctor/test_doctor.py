@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.app.doctor import examined
+from proxy.app.doctor import examine
 from proxy.core.errors import ConfigError
 from proxy.core.names import Image, parse_digest
 from tests.app.doctor.checking import OTHERS, checked, says, settings_of
@@ -53,7 +53,7 @@ async def test_an_image_is_looked_at_in_its_own_registry(
     says((await checked(settings, "lab/org/app"))["head"], "skipped", "--image")
     lone = Image(None, None, parse_digest(content.digest(b"")))
     with pytest.raises(ConfigError, match="name the repository too"):
-        await examined(settings, "lab", lone)
+        await examine(settings, "lab", lone)
 
 
 async def test_registries_are_checked_at_the_same_time(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ async def test_registries_are_checked_at_the_same_time(tmp_path: Path) -> None:
         others = {**OTHERS, "docker.io": hub, "a": hub, "b": hub, "c": hub}
         settings = settings_of(tmp_path, hub, upstreams=others, timeouts={"idle": "2s"})
         began = time.monotonic()
-        results = await examined(settings, None, None, tmp_path)
+        results = await examine(settings, None, None, tmp_path)
         took = time.monotonic() - began
     late = [result for result in results if result.check == "/v2/"]
     assert [result.status for result in late] == ["failed"] * 4
@@ -77,7 +77,7 @@ async def test_a_registry_that_is_away_does_not_hide_another(
     upstreams = {**OTHERS, "docker.io": {"url": upstream.url}, "lab": away}
     settings = settings_of(tmp_path, {}, upstreams=upstreams)
     results = {
-        (one.subject, one.check): one for one in await examined(settings, None, None, tmp_path)
+        (one.subject, one.check): one for one in await examine(settings, None, None, tmp_path)
     }
     says(results["lab", "tcp"], "failed")
     says(results["docker.io", "/v2/"], "ok")

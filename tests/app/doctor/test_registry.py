@@ -7,7 +7,7 @@ from threading import Event
 import pytest
 
 from proxy.app.doctor.registry import WELL_KNOWN, well_known
-from proxy.app.doctor.results import Finding, Status, blocking, ok, ran
+from proxy.app.doctor.results import Finding, Status, blocking, ok, run_check
 from proxy.settings import Settings
 from proxy.settings.upstreams import BUILT_IN
 from tests.app.doctor.checking import Found, checked, says, settings_of
@@ -209,7 +209,7 @@ async def test_a_check_that_takes_too_long_fails() -> None:
         await asyncio.Event().wait()
         return ok("late")
 
-    says(await ran("here", "late", late, 0.01), "failed", "no answer within 0.01 seconds")
+    says(await run_check("here", "late", late, 0.01), "failed", "no answer within 0.01 seconds")
 
 
 async def test_a_check_that_blocks_is_left_behind() -> None:
@@ -219,16 +219,16 @@ async def test_a_check_that_blocks_is_left_behind() -> None:
         released.wait(60)
         return ok("late")
 
-    says(await ran("here", "stuck", blocking(stuck), 0.05), "failed", "no answer within")
+    says(await run_check("here", "stuck", blocking(stuck), 0.05), "failed", "no answer within")
     released.set()
-    says(await ran("here", "free", blocking(stuck)), "ok", "late")
+    says(await run_check("here", "free", blocking(stuck)), "ok", "late")
 
 
 async def test_a_check_that_breaks_off_ends_no_other() -> None:
     def broken() -> Finding:
         raise LookupError("out of the blue")
 
-    says(await ran("here", "broken", blocking(broken)), "failed", "broke off (LookupError)")
+    says(await run_check("here", "broken", blocking(broken)), "failed", "broke off (LookupError)")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ async def test_a_check_that_the_system_fails() -> None:
     def broken() -> Finding:
         raise PermissionError(13, "Permission denied")
 
-    says(await ran("here", "broken", blocking(broken)), "failed", "Permission denied")
+    says(await run_check("here", "broken", blocking(broken)), "failed", "Permission denied")
 
 
 def test_well_known_images_are_those_of_the_registries_themselves() -> None:

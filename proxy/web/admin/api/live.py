@@ -146,7 +146,7 @@ class Live:
             time=time.time(),
             uptime_seconds=known.uptime,
             requests=total.outcomes.total(),
-            hits=total.spared,
+            hits=total.hits,
             errors=total.outcomes[Outcome.ERROR],
             client_bytes=total.bytes_to_clients,
             upstream_bytes=total.bytes_from_upstream,

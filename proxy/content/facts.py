@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.manifests import walk
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, TagRecord
+from proxy.core.records import BlobRecord, ImageSet, TagRecord
 from proxy.index import HISTORY_LIMIT, Index, TaggedImage, pages
 
 if TYPE_CHECKING:
@@ -45,6 +45,17 @@ class Tags:
             for moved in self.on_moved:
                 moved(target, tag, former, record.descriptor.digest)
         await self.restore(target, tag, record)
+
+    async def add_images(self, images: ImageSet) -> None:
+        """Record images in one step: all or, if that fails, none. Raises ``StorageError``."""
+        before = {image: await self.get(*image) for image in images.tags}
+        await self._index.add_images(images)
+        for image, record in images.tags.items():
+            known = before[image]
+            former = None if known is None else known.descriptor.digest
+            if record.descriptor.digest != former:
+                for moved in self.on_moved:
+                    moved(*image, former, record.descriptor.digest)
 
     async def all(self, digest: Digest | None = None) -> AsyncIterator[list[TaggedImage]]:
         """Yield all tags, or those that point to ``digest``, sorted, in batches.

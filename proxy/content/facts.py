@@ -3,13 +3,13 @@
 Verbs that the index answers itself are documented there.
 """
 
-from collections.abc import AsyncIterator, Iterable, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Set
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.manifests import walk
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, ImageSet, TagRecord
+from proxy.core.records import BlobRecord, ImageSet, TagHistoryEntry, TagRecord
 from proxy.index import HISTORY_LIMIT, Index, TaggedImage, pages
 
 if TYPE_CHECKING:
@@ -30,11 +30,20 @@ class Tags:
         self.restore: Final = index.set_tag
         self.forget: Final = index.forget_tag
         self.history: Final = index.history
-        self.add_history: Final = index.add_history
         self.of: Final = index.tags
         self.repositories: Final = index.repositories
         self.on_moved: Final[list[Moved]] = []
         """Called when a tag that is set points elsewhere than before; not for restored records."""
+        self.on_history: Final[list[Callable[[], None]]] = []
+        """Called when histories have got what others saw."""
+
+    async def add_history(
+        self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
+    ) -> None:
+        """Merge what another cache saw into the history of a tag."""
+        await self._index.add_history(target, tag, entries)
+        for listener in self.on_history:
+            listener()
 
     async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
         """Record where a tag points; None: nowhere, it was deleted."""
@@ -50,6 +59,8 @@ class Tags:
         """Record images in one step: all or, if that fails, none. Raises ``StorageError``."""
         before = {image: await self.get(*image) for image in images.tags}
         await self._index.add_images(images)
+        for listener in self.on_history:
+            listener()
         for image, record in images.tags.items():
             known = before[image]
             former = None if known is None else known.descriptor.digest

@@ -15,7 +15,7 @@ time, so they are compared by their age.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, NamedTuple, Protocol
 
@@ -24,10 +24,11 @@ from cachetools import LRUCache
 
 from proxy.core.errors import FleetUnavailable
 from proxy.core.names import Tag, Target
-from proxy.core.records import Clock, Descriptor, TagHistoryEntry, TagRecord
+from proxy.core.records import Clock, Descriptor, TagRecord
 from proxy.core.tolerant_json import read_object
 from proxy.fleet.store import Store, Subscription
 from proxy.fleet.tag_facts import GONE, Fact, Key, newest, read_fact, read_key
+from proxy.fleet.tag_history import LocalHistory, SharedHistory
 from proxy.fleet.tag_store import CHANNEL, FACT_SECONDS, LEASE_SECONDS, TagStore
 
 MAX_FACTS: Final = 10_000
@@ -74,7 +75,7 @@ class _Taken(NamedTuple):
     gaps: int
 
 
-class LocalTags(Protocol):
+class LocalTags(LocalHistory, Protocol):
     """The records of this replica."""
 
     async def get(self, target: Target, tag: Tag) -> TagRecord | None:
@@ -82,11 +83,6 @@ class LocalTags(Protocol):
 
     async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
         """Record where a tag points."""
-
-    async def add_history(
-        self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
-    ) -> None:
-        """Merge what others saw into the history of a tag."""
 
     def all(self) -> AsyncIterator[Sequence[Image]]:
         """Yield all tags in batches."""
@@ -132,6 +128,7 @@ class SharedTags:
         """``is_shared`` tells whether all clients of an upstream may see the same tags."""
         self._store = store
         self._facts = TagStore(store)
+        self._history = SharedHistory(store, self._facts, local, clock)
         self._local = local
         self._clock = clock
         self._is_shared = is_shared
@@ -142,6 +139,8 @@ class SharedTags:
         self._changed: dict[Key, None] = {}
         self._outdated: dict[Key, None] = {}
         """Tags of which Redis has an older fact than this replica."""
+        self._extended: dict[Key, None] = {}
+        """Tags of which another replica has added to the history."""
         self._gaps = 0
         self._has_gap = False
         self._woken = asyncio.Event()
@@ -160,19 +159,7 @@ class SharedTags:
             return None
         if fact is None or fact.descriptor is GONE:
             return None
-        with suppress(FleetUnavailable):
-            await self._learn_history(fact.key)
         return await self._take(fact)
-
-    async def _learn_history(self, key: Key) -> None:
-        """Add where a tag has pointed before, as others have seen. Raises ``FleetUnavailable``."""
-        offset = self._clock() - self._store.now()
-        theirs = [
-            TagHistoryEntry(one.digest, one.first_seen + offset, one.last_seen + offset)
-            for one in await self._facts.history(key)
-        ]
-        if theirs:
-            await self._local.add_history(*key, theirs)
 
     @asynccontextmanager
     async def check(self, target: Target, tag: Tag, max_age: float) -> AsyncIterator[Check]:
@@ -199,11 +186,15 @@ class SharedTags:
         own = Fact(*check.key, descriptor, check.at(self._store.now()))
         newer = own
         with suppress(FleetUnavailable):
-            newer = await self._facts.settle(own, check.holder)
+            newer = await self._settle(own, check.holder)
         record = await self._take(own if newer.descriptor is GONE else newer)
         check.is_settled = True
         self._wake(check.key, self._latest.get(check.key))
         return record
+
+    async def _settle(self, fact: Fact, holder: str = "") -> Fact:
+        """Publish a fact, with the history of its tag if Redis has none; return the newest."""
+        return await self._facts.settle(fact, holder, await self._history.own(fact.key))
 
     async def forget(self, check: Check) -> None:
         """Publish that a tag is gone. Replicas that know it find out by their own next check."""
@@ -273,8 +264,15 @@ class SharedTags:
                 future.set_result(fact)
 
     async def _take(self, fact: Fact) -> TagRecord:
-        """Record a fact, or what is newer, and return that."""
+        """Record a fact, or what is newer, and return that.
+
+        If the tag has moved, it may have pointed elsewhere in between: others know.
+        """
         key = fact.key
+        before = await self._local.get(*key)
+        if before is None or before.descriptor.digest != fact.descriptor.digest:
+            with suppress(FleetUnavailable):
+                await self._history.agree(key)
         fact = newest(self._own(key, await self._local.get(*key)), fact)
         # Nothing is awaited between here and the change of the record in memory.
         fact = newest(self._latest.get(key), fact)
@@ -324,6 +322,10 @@ class SharedTags:
         key, fact = read_key(message), read_fact(message)
         if key is None or not self._is_shared(key[0].upstream):
             return
+        if message.get("history") is True:
+            self._extended[key] = None
+            self._woken.set()
+            return
         self._wake(key, fact)
         if fact is None:
             return
@@ -333,15 +335,16 @@ class SharedTags:
             self._changed[key] = None
         elif known is not None and known.descriptor.digest != fact.descriptor.digest:
             self._outdated[key] = None
-        if len(self._changed) + len(self._outdated) > MAX_FACTS:
-            self._changed.clear()
-            self._outdated.clear()
+        waiting = (self._changed, self._outdated, self._extended)
+        if sum(map(len, waiting)) > MAX_FACTS:
+            for keys in waiting:
+                keys.clear()
             self._has_gap = True
         self._woken.set()
 
     async def _apply(self) -> None:
         """Record pushed facts about tags that this replica knows. Raises ``FleetUnavailable``."""
-        while self._changed or self._outdated:
+        while self._changed or self._outdated or self._extended:
             while self._changed:
                 key, _ = self._changed.popitem()
                 fact, record = self._latest.get(key), await self._local.get(*key)
@@ -353,12 +356,19 @@ class SharedTags:
             while self._outdated:
                 key, _ = self._outdated.popitem()
                 if (fact := self._latest.get(key)) is not None:
-                    await self._facts.settle(fact, "")
+                    await self._settle(fact)
+            while self._extended:
+                key, _ = self._extended.popitem()
+                if await self._local.get(*key) is not None:
+                    await self._history.agree(key)
 
     async def _compare_all(self) -> None:
         self._has_gap = False
         async for batch in self._local.all():
-            await self._compare([((one.target, one.tag), one.record) for one in batch])
+            known = [((one.target, one.tag), one.record) for one in batch]
+            known = [one for one in known if self._is_shared(one[0][0].upstream)]
+            await self._compare(known)
+            await self._history.agree(*(key for key, _ in known))
 
     async def _compare_recent(self) -> None:
         keys = list(self._latest)
@@ -369,11 +379,7 @@ class SharedTags:
     async def _compare(self, known: Sequence[tuple[Key, TagRecord]]) -> None:
         """Take what Redis knows better, and publish what it lacks. Raises ``FleetUnavailable``."""
         oldest = self._clock() - FACT_SECONDS
-        known = [
-            (key, record)
-            for key, record in known
-            if record.checked_at > oldest and self._is_shared(key[0].upstream)
-        ]
+        known = [(key, record) for key, record in known if record.checked_at > oldest]
         if not known:
             return
         facts = await self._facts.read([key for key, _ in known])
@@ -383,8 +389,6 @@ class SharedTags:
             if fact is not None and newest(own, fact) is fact:
                 if fact.descriptor is GONE:
                     continue
-                if fact.descriptor.digest != own.descriptor.digest:
-                    await self._learn_history(key)
                 await self._take(fact)
             elif fact is None or fact.descriptor.digest != own.descriptor.digest:
-                await self._facts.settle(own, "")
+                await self._settle(own)

@@ -67,6 +67,7 @@ class CoolDowns:
         self._clock = content.clock
         self._allowed: LRUCache[tuple[Target, str], tuple[CoolDown, Digest]] = LRUCache(_MAX_KNOWN)
         """Tags and digests with the digest that may be served, and the rule that allowed it."""
+        content.tags.on_history.append(self._allowed.clear)
         self._created: LRUCache[Digest, Claim] = LRUCache(_MAX_KNOWN)
         self._logged: LRUCache[tuple[Target, Tag], Digest] = LRUCache(_MAX_KNOWN)
 

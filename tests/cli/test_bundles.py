@@ -268,6 +268,8 @@ async def test_parts_make_one_bundle(world: World, upstream: FakeUpstream, tmp_p
     assert done.returncode == 1
     assert "parts.tar.002: this part is missing" in done.stderr
     gone.rename(parts[1])
+    done = await at(lab, "import", str(parts[1]), *trusting(key), "--dry-run")
+    assert (done.returncode, done.stderr) == (0, ""), "any part stands for all"
     assert (await at(lab, "import", str(parts[0]), *trusting(key))).returncode == 0
     assert await whole(lab, "acme/large/manifests/latest", large)
 
@@ -308,6 +310,17 @@ async def test_what_is_not_complete_is_named_and_the_rest_is_written(
     assert "docker.io/library/none:latest: no such image is in the cache" in done.stderr
     assert "the bundle is not signed" in done.stderr
     assert path.exists()
+
+
+async def test_an_export_of_nothing_writes_nothing(world: World, tmp_path: Path) -> None:
+    outside, _, at, key = world
+    assert (await at(outside, "warm", "one:1", "--no-referrers")).returncode == 0
+    path = tmp_path / "nothing.tar"
+    for words in (["--pinned"], ["none"], ["--since", "2100-01-01"]):
+        done = await at(outside, "export", *words, "-o", str(path), "--key", str(key))
+        assert done.returncode == 1
+        assert "no image is selected, so nothing is written" in done.stderr
+    assert list(tmp_path.glob("nothing*")) == []
 
 
 async def test_since_selects_what_has_moved(world: World, clock: Clock) -> None:

@@ -123,7 +123,7 @@ def handlers(
     source, creator = f"{socket.gethostname()}:{settings.port}", f"millpond {VERSION}"
     bundles = Bundles(
         content,
-        Exporter(content, storage.pins, source=source, creator=creator),
+        Exporter(content, cache.tags.cool_downs, storage.pins, source=source, creator=creator),
         Importer(content, storage.pins, engine.origins),
         router,
     )

@@ -129,10 +129,17 @@ class CoolDowns:
 
     async def held_until(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
         """Return until when a tag does not follow upstream (Unix seconds); None if it does."""
+        return (await self.shown(target, tag, record)).held_until
+
+    async def shown(self, target: Target, tag: Tag, record: TagRecord) -> Served:
+        """Return what ``served`` returns; for a tag that is refused, the digest that is held.
+
+        Raises ``RegistryError`` if the image is needed, and its registry fails.
+        """
         try:
-            return (await self.served(target, tag, record)).held_until
+            return await self.served(target, tag, record)
         except HeldBack as error:
-            return error.until
+            return Served(record.descriptor.digest, error.until)
 
     async def check(self, target: Target, digest: Digest) -> None:
         """Return if a digest may be served by itself. Raises ``HeldBack`` or ``RegistryError``.

@@ -252,6 +252,26 @@ async def test_a_tag_never_goes_back(
     assert (await online.get("/v2/library/one/manifests/1")).body == newer.manifest
 
 
+async def test_a_tag_that_is_held_back_is_exported_as_it_is_served(
+    opened: Open, at: Command, key: Path, upstream: FakeUpstream, clock: Clock
+) -> None:
+    outside = await opened("outside", hub={"min_age": "3d", "first_seen": "allow"})
+    lab = await opened("lab", offline=True)
+    assert (await at(outside, "warm", "acme/two:2")).returncode == 0
+    clock.advance(100)
+    upstream.add("acme/two", content.image("poisoned"), tags=["2"])
+    assert (await at(outside, "warm", "acme/two:2")).returncode == 0
+    [image] = map(json.loads, (await at(outside, "ls", "--json")).stdout.splitlines())
+    assert (image["state"], image["served"]) == ("whole", TWO.digest)
+    assert "whole, held until 2023-11-17" in (await at(outside, "ls")).stdout
+    path = key.with_name("held.tar")
+    done = await at(outside, "export", "acme/two:2", "-o", str(path), "--key", str(key))
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert (await at(lab, "import", str(path), *trusting(key))).returncode == 0
+    assert await whole(lab, "acme/two/manifests/2", TWO)
+    assert [one.digest for one in await lab.history("docker.io", "acme/two", "2")] == [TWO.digest]
+
+
 async def test_parts_make_one_bundle(world: World, upstream: FakeUpstream, tmp_path: Path) -> None:
     outside, lab, at, key = world
     large = content.image("large", layers=(3_000_000,))

@@ -9,7 +9,7 @@ from proxy.core.errors import RegistryError
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, disk_bytes
 from proxy.core.selection import Selector
-from proxy.repository.cool_downs import CoolDowns
+from proxy.repository.cool_downs import CoolDowns, Served
 from proxy.services.inventory import weigh
 from proxy.web.admin.documents import Document
 
@@ -28,33 +28,40 @@ async def described(
     async for batch in content.tags.all():
         for image in batch:
             if selector is None or selector.matches(image.target, image.tag, image.digest):
-                names = {image.name, f"{image.target}@{image.digest}", image.digest}
-                until = await _held_until(cool_downs, image)
-                yield await _described(content, image) | {
-                    **({} if until is None else {"held_until": until}),
-                    "pinned": image.digest in pinned,
+                served = await _served(cool_downs, image)
+                digests = {image.digest, served.digest}
+                names = {image.name, *digests, *(f"{image.target}@{one}" for one in digests)}
+                yield await _described(content, image, served) | {
+                    "pinned": not digests.isdisjoint(pinned),
                     "in_use": not used.isdisjoint(names),
                 }
 
 
-async def _held_until(cool_downs: CoolDowns, image: TaggedImage) -> float | None:
-    """Return until when a tag does not follow upstream (Unix seconds); None if it does."""
+async def _served(cool_downs: CoolDowns, image: TaggedImage) -> Served:
+    """Return what a tag is served with, and until when it does not follow upstream."""
     try:
-        return await cool_downs.held_until(image.target, image.tag, image.record)
+        return await cool_downs.shown(image.target, image.tag, image.record)
     except RegistryError:  # its upstream has been removed, or fails
-        return None
+        return Served(image.digest)
 
 
-async def _described(content: Content, image: TaggedImage) -> Document:
-    weight = await weigh(content, image.digest)
-    return {
+async def _described(content: Content, image: TaggedImage, served: Served) -> Document:
+    weight = await weigh(content, served.digest)
+    held = image.held
+    document: Document = {}
+    if served.held_until is not None:
+        document["held_until"] = served.held_until
+    if served.digest != image.digest:
+        document["served"] = served.digest
+        held = await content.record(served.digest)
+    return document | {
         "name": image.name,
         "digest": image.digest,
         "media_type": image.record.descriptor.media_type,
         "state": weight.state.value,
         "held_bytes": weight.held_bytes,
         "missing": weight.missing,
-        "last_used": None if image.held is None else image.held.used_at,
+        "last_used": None if held is None else held.used_at,
         "checked_at": image.record.checked_at or None,
     }
 

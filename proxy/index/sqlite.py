@@ -1,6 +1,6 @@
 """The index of one machine: one SQLite file, with a bounded cache in RAM in front.
 
-What a hit needs is answered from RAM, without suspending. Keys there: ``blob``, ``children`` and
+Facts that a hit needs come from RAM, without suspending. Keys there: ``blob``, ``children`` and
 ``holders`` of a digest; ``tag`` and ``history`` of a tag; ``tags`` of a repository; ``link`` of a
 digest to a repository. Last uses are buffered, and written in one transaction every few seconds.
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 import structlog
 
 from proxy.core.errors import StorageError
+from proxy.core.manifests import walk
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import (
     BlobRecord,
@@ -29,7 +30,7 @@ from proxy.core.records import (
     Usage,
     disk_bytes,
 )
-from proxy.index import Position, blob_rows, name_rows, values
+from proxy.index import Position, Tree, blob_rows, name_rows, tree_rows, values
 from proxy.index.blob_rows import Connection
 from proxy.index.database import Database
 from proxy.index.facts import Facts, Key
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 FLUSH_SECONDS: Final = 5.0
 
 _STEP: Final = 1e-5
-"""Seconds between two uses in the same instant, so that they have an order."""
+"""Seconds added between two uses at the same time, so that they have an order."""
 
 _SLICE: Final = 250
 """Digests of one write: others wait while it runs."""
@@ -83,9 +84,9 @@ class SqliteIndex:
         self._supervisor = Supervisor() if supervisor is None else supervisor
         self._max_bytes = max_bytes
         self.generations: Generations | None = None
-        """Tells the processes that read the file what changes. Set before the file is opened."""
+        """Reports changes to the processes that read the file. Set before the file is opened."""
         self.on_used: Callable[[Iterable[Digest]], None] = lambda _: None
-        """Gets content with a new time of last use, after it is written."""
+        """Called with content that has a new time of last use, after that is written."""
         self._uses: dict[Digest, float] = {}
         self._last_use = 0.0
         self._usage = Usage(0, 0)
@@ -124,8 +125,8 @@ class SqliteIndex:
         await self._flush()
         await self._facts.threads.close()
 
-    weights = _page(blob_rows.weights)
-    listings = _page(blob_rows.listings)
+    weights = _page(tree_rows.weights)
+    listings = _page(tree_rows.listings)
     blobs = _page(blob_rows.blobs)
     loose_files = _page(blob_rows.loose_files)
     incomplete = _page(blob_rows.incomplete)
@@ -194,8 +195,23 @@ class SqliteIndex:
 
     async def parents(self, digest: Digest) -> list[Digest]:
         with suppress(StorageError):
-            return await self._facts.page(blob_rows.parents, digest)
+            return await self._facts.page(tree_rows.parents, digest)
         return []
+
+    async def trees(self, digests: Iterable[Digest]) -> dict[Digest, Tree]:
+        roots = list(digests)
+        with suppress(StorageError):
+            if self._facts.are_written:  # else RAM knows more than the file
+                return await self._facts.page(tree_rows.trees, roots)
+        return {root: await self._tree(root) for root in roots}
+
+    async def _tree(self, root: Digest) -> Tree:
+        async def listed(digest: Digest) -> list[Digest]:
+            return [child.digest for child in await self.children(digest) or ()]
+
+        tree = [node.digest async for node in walk([root], listed)]
+        held = await self.records(tree)
+        return {one: disk_bytes(held[one].size) if one in held else 0 for one in tree}
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
         digest, listed = record.digest, values.children(children, record)
@@ -299,13 +315,12 @@ class SqliteIndex:
 
     async def add_images(self, images: ImageSet) -> None:
         self.revision += 1
-        keys: list[Key] = [("tags", target) for target, _ in images.tags]
-        keys += (("tag", *image) for image in images.tags)
-        keys += (("history", *image) for image in (*images.tags, *images.history))
+        keys: list[Key] = [(kind, *image) for image in images.tags for kind in ("tag", "history")]
+        keys += (("tags", target) for target, _ in images.tags)
+        keys += (("history", *image) for image in images.history)
         keys += (("referrers", *place[:2]) for place in images.referrers)
         for target, digests in images.links.items():
-            keys += (("link", target, digest) for digest in digests)
-            keys += (("holders", digest) for digest in digests)
+            keys += (key for one in digests for key in (("link", target, one), ("holders", one)))
         await self._facts.write_together(keys, name_rows.add_images, images, self._clock())
 
     async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
@@ -334,7 +349,7 @@ class SqliteIndex:
         self._usage = Usage(files, size)
 
     def _trouble(self) -> None:
-        """Have what is held counted anew: what could not be read may have been counted twice."""
+        """Recount held content: a row that could not be read may have been counted twice."""
         self._counting = replace(self._usage)
         self._on_trouble()
 

@@ -1,9 +1,9 @@
-"""Takes the content of a bundle, and makes its images visible once all of it is here.
+"""Receives the content of a bundle, and makes its images visible when it is complete.
 
 Blobs arrive one by one. Each is hashed before it is stored, and no repository may serve it until
-``commit`` has found everything that the contents name. So an import that is interrupted, or whose
-bundle is damaged, leaves nothing behind but blobs that no client can get; the next import of the
-same bundle does not transfer them again.
+``commit`` has found all content of the bundle. So an interrupted import, or one of a damaged
+bundle, leaves only blobs that no client can get; the next import of the same bundle does not
+transfer them again.
 """
 
 import time
@@ -35,10 +35,10 @@ from proxy.services.bundle.contents import BundledBlob, Contents
 from proxy.services.imports import NOTE, Imports
 
 MAX_NAMED: Final = 1000
-"""Missing digests that an error names."""
+"""Maximum number of missing digests in an error."""
 
 _NOWHERE: Final = Target("import", Repo("import"))
-"""Stands for the repository of content that belongs to none yet."""
+"""The repository of content that is not linked to any repository yet."""
 
 _BATCH: Final = 1000
 
@@ -50,7 +50,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Report:
-    """What an import made visible. ``kept`` are tags that point to something newer here."""
+    """The result of an import. ``kept`` are tags whose record here is newer."""
 
     images: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -70,9 +70,9 @@ class Importer:
         self._upstreams = upstreams
 
     async def plan(self, contents: Contents) -> list[Digest]:
-        """Return what is not held, and count a use of the rest, so that it is evicted last.
+        """Return the digests that are not held; count a use of the others, to evict them last.
 
-        Raises ``Conflict`` if the cache has no room for all of it at the same time.
+        Raises ``Conflict`` if the cache has no space for all of it at the same time.
         """
         if (shortage := await self._shortage(contents)) is not None:
             raise Conflict(shortage)
@@ -104,7 +104,7 @@ class Importer:
         )
 
     async def receive(self, blob: BundledBlob, pieces: AsyncIterator[bytes]) -> None:
-        """Store content that no repository may serve yet.
+        """Store content, which no repository may serve yet.
 
         Raises ``ContentMismatch`` for other bytes, ``RequestInvalid`` for more or fewer of them,
         ``StorageUnavailable`` if there is no room.

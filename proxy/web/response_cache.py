@@ -1,14 +1,14 @@
 """Response cache for repeated requests: a hit in memory without parsing HTTP.
 
 A request is identified by its bytes, or by a keyed hash of them if they contain credentials. It is
-remembered when the general path has answered it twice, with what the general path found out: route,
-target, log fields. Content is looked up and access is asked on each request; only the header block
-of the last response is kept.
+cached when the general path has answered it twice, with the facts that the general path found:
+route, target, log fields. Each request checks access and looks up the content; only the header
+block of the last response is stored.
 
-A request is remembered only if the same bytes always mean the same response. Left out are
-conditional and range requests, cache directives, connections that close, and cookies; also
-credentials while access does not identify clients. Where it does, who sends the bytes is asked each
-time: the same token may have expired, or come from another network.
+A request is cached only if equal bytes always mean the same response. Excluded are conditional and
+range requests, cache directives, connections that close, and cookies; also credentials while access
+does not identify clients. Otherwise the sender is identified each time: a token may have expired,
+or come from another network.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ MAX_BODY: Final = 128 * 1024
 """Longer bodies are sent at the client's pace, so not in one step."""
 
 _AUTHORIZATION: Final = b"uthorization: "
-"""In every request with credentials that is remembered, with a small or a capital A."""
+"""Part of every cached request with credentials, with a small or a capital A."""
 
 _CONDITIONAL: Final = ("If-None-Match", "Range", "If-Range")
 _CREDENTIALS: Final = ("Proxy-Authorization", "Cookie")
@@ -62,24 +62,24 @@ class Lookup(Protocol):
 
 
 class Allowed(Protocol):
-    """Knows which content violates no policy, as ``Policies`` does."""
+    """Decides which content violates no policy, as ``Policies`` does."""
 
     def is_allowed(self, target: Target, digest: Digest) -> bool:
         """Return True if content is known to violate nothing."""
 
 
 class Confirmed(Protocol):
-    """Knows which clients may be answered from the cache, as ``CallerGate`` does."""
+    """Decides which clients may get cached content, as ``CallerGate`` does."""
 
     def is_needed(self, target: Target) -> bool:
-        """Return True if the repository's upstream is asked as its clients."""
+        """Return True if the repository's upstream has ``credentials: caller``."""
 
     def is_confirmed(self, principal: Principal, target: Target) -> bool:
         """Return True if a client may be answered now."""
 
 
 class ResponseCache:
-    """Up to ``MAX_REQUESTS`` requests; at the limit the oldest is forgotten."""
+    """Up to ``MAX_REQUESTS`` requests; at the limit the oldest is dropped."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class ResponseCache:
         self._second, self._date = -1, b""
 
     def learn(self, exchange: Exchange) -> None:
-        """Remember a request that the general path has answered, from its second time on."""
+        """Cache a request that the general path has answered for the second time."""
         connection, route, target = exchange.request.protocol, exchange.route, exchange.target
         if not isinstance(connection, Connection) or (head := connection.head) is None:
             return
@@ -131,7 +131,7 @@ class ResponseCache:
         _put(self._requests, key, request)
 
     def forget(self) -> None:
-        """Forget every request: its name may resolve to another target now."""
+        """Drop every request: its name may resolve to another target now."""
         self._requests.clear()
 
     def get(
@@ -184,7 +184,7 @@ class ResponseCache:
         return found if self._policies.is_allowed(target, found.descriptor.digest) else None
 
     def _key(self, head: bytes) -> bytes:
-        """Return what identifies a request: no password or token stays in memory."""
+        """Return the key of a request, without passwords and tokens."""
         if _AUTHORIZATION not in head:
             return head
         state = self._hash.copy()
@@ -220,10 +220,10 @@ class ResponseCache:
 
 
 class _Response(NamedTuple):
-    """The header block of one response in two parts, what is logged, and what it depends on.
+    """The header block of one response in two parts, its log fields, and its inputs.
 
-    Between the parts goes the freshness, behind them the id and the date. The body is not kept
-    here: it would exceed the RAM set aside for content.
+    The freshness is inserted between the parts, the id and the date after them. The body is not
+    stored here: it would exceed the RAM that is reserved for content.
     """
 
     descriptor: Descriptor
@@ -233,12 +233,12 @@ class _Response(NamedTuple):
     after: bytes
     fields: dict[str, Any]
     audited: Recurring | None
-    """What the audit log records; None: the request is for no manifest."""
+    """The event for the audit log; None: the request is not for a manifest."""
     audited_fields: dict[str, Any]
-    """The fields of a request line that records it too."""
+    """The fields of a request line that is its audit line too."""
 
     def is_for(self, descriptor: Descriptor, principal: Principal, decision: Decision) -> bool:
-        """Return True if all is the same, but perhaps the client's address."""
+        """Return True if everything is equal, except possibly the client's address."""
         if self.descriptor is not descriptor and self.descriptor != descriptor:
             return False
         is_same = self.principal is principal or _proof(self.principal) == _proof(principal)
@@ -253,7 +253,7 @@ class _Response(NamedTuple):
 
 @dataclass(slots=True)
 class _Request:
-    """A remembered request, and its last response."""
+    """A cached request, and its last response."""
 
     target: Target
     route: Route
@@ -264,12 +264,12 @@ class _Request:
     named_client: str | None
     """The client that the headers name; counts only on connections of trusted proxies."""
     is_callers: bool
-    """Its upstream is asked as its clients, and has to confirm each of them."""
+    """Its upstream has ``credentials: caller``, and has to confirm each client."""
     credential: bytes | None
     """A keyed hash of ``Authorization``."""
     audited: Remembered | None
     tallied: Key
-    """What it counts for, by image."""
+    """The counters of its image."""
     request_id: str | None
     """That the client sent; None: each response has a new one."""
     last: _Response | None = None
@@ -280,7 +280,7 @@ class _Request:
         return self.route.kind is Kind.MANIFEST and not self.is_head
 
     def response(self, found: Found, principal: Principal, decision: Decision) -> _Response | None:
-        """Return the response for what was found, None if a header is not printable."""
+        """Return the response for the found content, None if a header is not printable."""
         last = self.last
         if last is None or not last.is_for(found.descriptor, principal, decision):
             self.last = last = self._make(found, principal, decision)
@@ -316,7 +316,7 @@ class _Request:
 
 
 def _proof(principal: Principal) -> tuple[object, ...]:
-    """Return what is logged about a client, but for its address."""
+    """Return the log fields about a client, without its address."""
     return principal.user, principal.method, principal.credential_id
 
 

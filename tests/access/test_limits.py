@@ -1,4 +1,4 @@
-"""Limits by themselves: who counts as one client, who waits, who is refused, who is forgotten."""
+"""Limits in isolation: which clients count as one, which wait, are refused, or are dropped."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The operator's pages for bundles: what the cache holds, and content in and out of it."""
+"""The operator's pages for bundles: lists, sends and receives content of the cache."""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -32,7 +32,7 @@ MAX_SELECTION: Final = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Bundles:
-    """What the pages work on."""
+    """The services behind the pages."""
 
     content: Content
     exporter: Exporter
@@ -104,10 +104,10 @@ class Bundles:
     async def _put_content(self, request: BaseRequest) -> StreamResponse:
         media_type = request.query.get("media_type")
         if media_type is not None and not is_media_type(media_type):
-            raise RequestInvalid("media_type is no media type")
+            raise RequestInvalid("media_type is not a media type")
         size = request.query.get("size", "")
         if not size.isdecimal() or len(size) > 18:
-            raise RequestInvalid("digest and size, a number of bytes, say what this is")
+            raise RequestInvalid("digest and size (a number of bytes) are required")
         digest = parse_digest(required(request, "digest"))
         blob = BundledBlob(digest, int(size), media_type, is_public=False)
         await self.importer.receive(blob, _pieces(request))

@@ -1,4 +1,4 @@
-"""What is held of each image, and what an eviction would delete: one document a line."""
+"""The held content of images, and the content that an eviction would delete, as documents."""
 
 from collections.abc import AsyncGenerator, Collection
 from typing import Final
@@ -10,7 +10,7 @@ from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, disk_bytes
 from proxy.core.selection import Selector
 from proxy.repository.cool_downs import CoolDowns, Served
-from proxy.services.inventory import weigh
+from proxy.services.inventory import Weight, weights
 from proxy.web.admin.documents import Document
 
 _MOST_LINES: Final = 10_000
@@ -26,34 +26,39 @@ async def described(
 ) -> AsyncGenerator[Document]:
     """Yield the selected images; ``used`` names the images in use."""
     async for batch in content.tags.all():
-        for image in batch:
-            if selector is None or selector.matches(image.target, image.tag, image.digest):
-                served = await _served(cool_downs, image)
-                digests = {image.digest, served.digest}
-                names = {image.name, *digests, *(f"{image.target}@{one}" for one in digests)}
-                yield await _described(content, image, served) | {
-                    "pinned": not digests.isdisjoint(pinned),
-                    "in_use": not used.isdisjoint(names),
-                }
+        images = [one for one in batch if selector is None or _matches(selector, one)]
+        served = [await _served(cool_downs, image) for image in images]
+        weighed = await weights(content, (one.digest for one in served))
+        held = await content.records(one.digest for one in served)
+        for image, one in zip(images, served, strict=True):
+            digests = {image.digest, one.digest}
+            names = {image.name, *digests, *(f"{image.target}@{digest}" for digest in digests)}
+            yield _described(image, one, weighed[one.digest], held.get(one.digest)) | {
+                "pinned": not digests.isdisjoint(pinned),
+                "in_use": not used.isdisjoint(names),
+            }
+
+
+def _matches(selector: Selector, image: TaggedImage) -> bool:
+    return selector.matches(image.target, image.tag, image.digest)
 
 
 async def _served(cool_downs: CoolDowns, image: TaggedImage) -> Served:
-    """Return what a tag is served with, and until when it does not follow upstream."""
+    """Return what a tag is served with, and the time until which it is held."""
     try:
         return await cool_downs.shown(image.target, image.tag, image.record)
     except RegistryError:  # its upstream has been removed, or fails
         return Served(image.digest)
 
 
-async def _described(content: Content, image: TaggedImage, served: Served) -> Document:
-    weight = await weigh(content, served.digest)
-    held = image.held
+def _described(
+    image: TaggedImage, served: Served, weight: Weight, held: BlobRecord | None
+) -> Document:
     document: Document = {}
     if served.held_until is not None:
         document["held_until"] = served.held_until
     if served.digest != image.digest:
         document["served"] = served.digest
-        held = await content.record(served.digest)
     return document | {
         "name": image.name,
         "digest": image.digest,
@@ -67,9 +72,9 @@ async def _described(content: Content, image: TaggedImage, served: Served) -> Do
 
 
 async def would_evict(content: Content, coldest: list[BlobRecord]) -> AsyncGenerator[Document]:
-    """Yield what an eviction of this content would delete.
+    """Yield the effect of an eviction of this content.
 
-    First the content, coldest first, then the images that lose some of it, then the sum.
+    First the content, least recently used first, then the images that lose some of it, then totals.
     """
     victims = {record.digest: record for record in coldest}
     for record in list(victims.values())[:_MOST_LINES]:
@@ -87,12 +92,13 @@ async def would_evict(content: Content, coldest: list[BlobRecord]) -> AsyncGener
 
 
 async def _losers(content: Content, victims: dict[Digest, BlobRecord]) -> AsyncGenerator[Document]:
-    """Yield the images that lose content, and last, without a name, what belongs to none."""
+    """Yield the images that lose content, and last, without a name, the rest of the content."""
     nameless = dict(victims)
     async for batch in content.tags.all():
+        trees = content.graph.trees(image.digest for image in batch)
+        below = {root: tree.keys() & victims.keys() async for root, tree in trees}
         for image in batch:
-            tree = await content.graph.tree(image.digest)
-            lost = [victims[digest] for digest in tree if digest in victims]
+            lost = [victims[digest] for digest in below[image.digest]]
             if lost:
                 state = "absent" if image.digest in victims else "partial"
                 yield _line(image.name, state, lost)

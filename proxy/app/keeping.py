@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from proxy.access.audit import AuditLog
 from proxy.app.engine import Engine
-from proxy.content.pins import Named
+from proxy.content.pin_names import Named
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.platforms import own_platform
 from proxy.core.routing import Router

@@ -150,7 +150,7 @@ def _services(engine: Engine, settings: Settings, guards: Guards) -> Services:
     cache, storage, router = engine.cache, engine.storage, engine.router
     content, pins = storage.content, storage.pins
     source, creator = f"{socket.gethostname()}:{settings.port}", f"millpond {VERSION}"
-    exporter = Exporter(content, pins, source=source, creator=creator)
+    exporter = Exporter(content, cache.tags.cool_downs, pins, source=source, creator=creator)
     importer = Importer(content, pins, engine.origins)
     return Services(
         content,

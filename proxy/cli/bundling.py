@@ -110,7 +110,7 @@ def export(
     """Write images of the cache into a bundle for another cache.
 
     The bundle is an OCI image layout that skopeo, podman and docker read too. Exit status 1: a
-    selected image is not complete in the cache; the rest was written.
+    selected image is not complete in the cache, the rest was written; or none is selected.
     """
     if not (names or files or everything or pinned or since):
         fail("name images, or choose --all, --pinned, --since DATE or -f FILE")
@@ -133,13 +133,16 @@ def export(
 
         answer = await client.ask("POST", EXPORT, body=json.dumps(selection).encode())
         found = await asyncio.to_thread(bundle.parse, answer["contents"].encode())
+        for problem in (*problems, *answer["problems"]):
+            print_error(problem)
+        if not found.blobs:
+            print_error("no image is selected, so nothing is written")
+            return 1
         found.without(_digests(missing_from) if missing_from is not None else ())
         if output is not None and not dry_run:
             signer = _signer(key, config)
             await _write(client, _Writing(found, signer, as_json), output, max_part)
         _print_done(found, output, is_dry=dry_run, as_json=as_json)
-        for problem in (*problems, *answer["problems"]):
-            print_error(problem)
         return 1 if problems or answer["problems"] else 0
 
     return work

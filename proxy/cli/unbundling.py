@@ -47,7 +47,7 @@ def import_bundle(
         typer.Argument(
             metavar="FILE|DIR",
             help="Bundle, OCI layout, archive of docker save, or storage directory of registry:2 "
-            "or registry:3. Of a bundle in parts: the first.",
+            "or registry:3. Of a bundle in parts: any of them.",
         ),
     ],
     insecure: Annotated[

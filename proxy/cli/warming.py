@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from proxy.cli.command import JsonOption, Work, on_server
-from proxy.cli.formatting import UNKNOWN, count, fail, print_error, print_line, print_table
+from proxy.cli.formatting import count, fail, print_error, print_line, print_table
 from proxy.cli.progress import Bars, bars
 from proxy.cli.pulling import PULL, AllPlatformsOption, PlatformOption, chosen_platforms
 from proxy.cli.selectors import (
@@ -122,7 +122,8 @@ async def _fetch(
     def show(line: bytes, event: "Document") -> None:
         display.show(wish.name, line, event)
         if event["event"] == "missing":
-            missing.append(f"{event['digest']}: {event['reason']}")
+            about, reason = event["digest"], event["reason"]
+            missing.append(reason if reason.startswith(about) else f"{about}: {reason}")
 
     asked = {**query, "image": wish.name, "platforms": ",".join(wish.platforms)}
     async with slots:
@@ -145,9 +146,9 @@ def _print_summary(chosen: Iterable[Wish], results: _Results, *, is_dry: bool) -
     for wish in chosen:
         if (done := results.done.get(wish)) is None:
             continue
-        state = "incomplete" if wish in results.failed else "not yet" if is_dry else "whole"
-        if is_dry and not done[column] and wish not in results.failed:
-            state = "whole"
+        state = "not yet" if is_dry and done[column] else "whole"
+        if wish in results.failed:
+            state = "incomplete" if done["total"] else "failed"
         platforms = " ".join(wish.platforms) or "all"
         sizes = show_size(done["total"]), show_size(done[column])
         rows.append((str(done["image"]), platforms, state, *sizes))
@@ -155,7 +156,7 @@ def _print_summary(chosen: Iterable[Wish], results: _Results, *, is_dry: bool) -
         print_table(("IMAGE", "PLATFORMS", "STATE", "SIZE", head), rows)
     total = sum(done[column] for done in results.done.values())
     verb = "to fetch" if is_dry else "fetched"
-    print_line(f"{count(len(rows), 'image')}, {show_size(total) if total else UNKNOWN} {verb}")
+    print_line(f"{count(len(rows), 'image')}, {show_size(total)} {verb}")
 
 
 def _print_problems(results: _Results, problems: list[str]) -> int:
@@ -164,5 +165,5 @@ def _print_problems(results: _Results, problems: list[str]) -> int:
         print_error(problem)
     for wish, reasons in results.failed.items():
         for reason in reasons:
-            print_error(reason if reason.startswith(wish.name) else f"{wish.name}: {reason}")
+            print_error(reason if wish.name in reason else f"{wish.name}: {reason}")
     return 1 if problems or results.failed else 0

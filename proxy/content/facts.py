@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.manifests import walk
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, TagRecord
+from proxy.core.records import BlobRecord, ImageSet, TagHistoryEntry, TagRecord
 from proxy.index import HISTORY_LIMIT, Index, TaggedImage, Tree, pages
 
 if TYPE_CHECKING:
@@ -30,13 +30,22 @@ class Tags:
         self.restore: Final = index.set_tag
         self.forget: Final = index.forget_tag
         self.history: Final = index.history
-        self.add_history: Final = index.add_history
         self.of: Final = index.tags
         self.repositories: Final = index.repositories
         self.on_moved: Final[list[Moved]] = []
         """Called when a tag has moved; not for restored records."""
         self.on_dropped: Final[list[Callable[[Target, Tag], None]]] = []
         """Called with each tag that is dropped here."""
+        self.on_history: Final[list[Callable[[], None]]] = []
+        """Called when histories were merged with those of others."""
+
+    async def add_history(
+        self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
+    ) -> None:
+        """Merge the history of a tag in another cache into that here."""
+        await self._index.add_history(target, tag, entries)
+        for listener in self.on_history:
+            listener()
 
     async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
         """Set the record of a tag; None: it was deleted."""
@@ -47,6 +56,19 @@ class Tags:
             for moved in self.on_moved:
                 moved(target, tag, former, record.descriptor.digest)
         await self.restore(target, tag, record)
+
+    async def add_images(self, images: ImageSet) -> None:
+        """Record images in one step: all or, if that fails, none. Raises ``StorageError``."""
+        before = {image: await self.get(*image) for image in images.tags}
+        await self._index.add_images(images)
+        for listener in self.on_history:
+            listener()
+        for image, record in images.tags.items():
+            known = before[image]
+            former = None if known is None else known.descriptor.digest
+            if record.descriptor.digest != former:
+                for moved in self.on_moved:
+                    moved(*image, former, record.descriptor.digest)
 
     async def drop(self, target: Target, tag: Tag) -> None:
         """Forget a tag and its history, here and wherever else its record is shared."""

@@ -8,7 +8,6 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
 from fnmatch import translate
 from typing import Final
 
@@ -16,6 +15,7 @@ import structlog
 
 from proxy.content.facts import Graph, Tags
 from proxy.content.in_use import Feeds
+from proxy.content.pin_names import Named, Pin, is_meant
 from proxy.core.errors import Conflict, PinUnknown, RegistryError, StorageError
 from proxy.core.names import Digest, Image, Tag, Target
 from proxy.core.records import disk_bytes
@@ -32,45 +32,14 @@ _REST: Final = 20.0
 _NOTE: Final = "pins"
 """Names the pins that were added while running; missing if the index has lost them."""
 
+Record = Callable[[dict[str, object]], Awaitable[None]]
+"""Writes notes, and what belongs to them."""
+
 log = structlog.get_logger(__name__)
 
 
 async def _nowhere() -> list[str]:
     return []
-
-
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """One pin and its ``bytes`` on disk; ``refused`` is the reason why it protects fewer."""
-
-    name: str
-    is_configured: bool
-    images: int
-    bytes: int
-    refused: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """The name of a pin, and its meaning.
-
-    In a configured pattern ``*`` has always matched slashes as well; ``anywhere`` is that reading.
-    A pin that protects too much does no harm; one that no longer protects an image does.
-    """
-
-    name: str
-    meant: Image | Selector
-    is_configured: bool = False
-    anywhere: re.Pattern[str] | None = None
-
-    def matches(self, target: Target, tag: Tag, digest: Digest) -> bool:
-        """Return True if it names an image: by its tag, by its digest, or by a pattern."""
-        if isinstance(self.meant, Image):
-            by_tag, by_digest = Image(target, tag, None), Image(target, None, digest)
-            return self.meant in (by_tag, by_digest, Image(None, None, digest))
-        if self.anywhere is not None and self.anywhere.match(f"{target}:{tag}"):
-            return True
-        return self.meant.matches(target, tag, digest)
 
 
 class Pins:
@@ -176,6 +145,10 @@ class Pins:
         meant = self._parse(name)
         return Named(str(meant), meant)
 
+    def full_name(self, name: str) -> str:
+        """Return the name of a pin as lists show it. Raises ``RegistryError``."""
+        return self._named(name).name
+
     async def add(self, name: str) -> Pin:
         """Add a pin. Raises ``RegistryError``, ``StorageError``."""
         added = self._named(name)
@@ -194,6 +167,23 @@ class Pins:
                 await self._index.set_note(_NOTE, [*self.added(), pin.name])
                 self._added.append(pin)
                 self._changed({pin.name: True})
+
+    async def add_all(self, names: Iterable[str], record: Record) -> None:
+        """Pin images whose tags ``record`` writes in one step with the note that it gets.
+
+        Nothing is refused: the pins report what does not fit. Raises ``RegistryError``, and what
+        ``record`` raises.
+        """
+        await to_its_end(self._add_all([self._named(name) for name in names], record))
+
+    async def _add_all(self, pins: Iterable[Named], record: Record) -> None:
+        async with self._noting:
+            await self._load_if_needed()
+            known = [one.meant for one in (*self._configured, *self._added)]
+            new = [pin for pin in pins if pin.meant not in known]
+            await record({_NOTE: [*self.added(), *(pin.name for pin in new)]})
+            self._added += new
+            self._changed({pin.name: True for pin in new})
 
     async def remove(self, name: str) -> list[str]:
         """Remove an added pin, or all pins that a pattern matches; return their names.
@@ -243,7 +233,7 @@ class Pins:
         """Return the added pins that a name or a pattern means. Raises ``RegistryError``."""
         if any(str(one.meant) == pin.name for one in self._configured):
             raise Conflict(f"{pin.name} is pinned by the configuration")
-        ended = [one.name for one in self._added if one == pin or _is_meant(one.meant, pin.meant)]
+        ended = [one.name for one in self._added if one == pin or is_meant(one.meant, pin.meant)]
         if not ended:
             raise PinUnknown(f"{pin.name} is not pinned")
         return ended
@@ -380,12 +370,3 @@ class Pins:
         pinned, limit = self.bytes, self.limit()
         if pinned + needed > limit:
             raise Conflict(f"{image} needs {needed} bytes; {pinned} are pinned, and {limit} may be")
-
-
-def _is_meant(pin: Image | Selector, by: Image | Selector) -> bool:
-    """Return True if a pattern means a pinned image."""
-    if not isinstance(by, Selector) or isinstance(pin, Selector) or pin.target is None:
-        return False
-    if pin.tag is not None and by.digest is None:
-        return by.matches(pin.target, pin.tag, Digest(""))
-    return pin.digest is not None and by.is_of_repositories and by.covers(pin.target)

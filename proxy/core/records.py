@@ -1,11 +1,11 @@
 """Immutable values that modules store or pass to one another."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from proxy.core.names import Digest
+    from proxy.core.names import Digest, Tag, Target
 
 Clock = Callable[[], float]
 """Returns the time in Unix seconds."""
@@ -50,6 +50,20 @@ def merged_history(entries: Iterable[TagHistoryEntry]) -> list[TagHistoryEntry]:
         else:
             merged.append(entry)
     return merged
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """Images that are recorded all together: what repositories hold, and where their tags point.
+
+    ``referrers`` has repositories, subjects and entries. ``notes`` are written along.
+    """
+
+    links: "Mapping[Target, Sequence[Digest]]"
+    referrers: "Sequence[tuple[Target, Digest, dict[str, object]]]"
+    tags: "Mapping[tuple[Target, Tag], TagRecord]"
+    history: "Mapping[tuple[Target, Tag], Sequence[TagHistoryEntry]]"
+    notes: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,16 @@
 """Reads and writes the records of this replica as facts about tags, by the clock of Redis."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from cachetools import LRUCache
 
 from proxy.core.names import Tag, Target
-from proxy.core.records import Clock, TagHistoryEntry, TagRecord
+from proxy.core.records import Clock, TagRecord
 from proxy.fleet.store import Store
 from proxy.fleet.tag_facts import DROPPED, Fact, Key
+from proxy.fleet.tag_history import LocalHistory
 
 MAX_TAKEN: Final = 10_000
 MAX_STEP: Final = 1.0
@@ -32,7 +33,7 @@ class Image(Protocol):
         """Where it points."""
 
 
-class LocalTags(Protocol):
+class LocalTags(LocalHistory, Protocol):
     """The records of this replica."""
 
     @property
@@ -47,11 +48,6 @@ class LocalTags(Protocol):
 
     async def forget(self, target: Target, tag: Tag) -> None:
         """Forget a tag and its history."""
-
-    async def add_history(
-        self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
-    ) -> None:
-        """Merge what others saw into the history of a tag."""
 
     def all(self) -> AsyncIterator[Sequence[Image]]:
         """Yield all tags in batches."""

@@ -11,7 +11,9 @@ from proxy.fleet.store import Argument, Store
 from proxy.fleet.tag_facts import Fact, Key, named, read_fact
 
 CHANNEL: Final = "tags"
-FACT_SECONDS: Final = 7 * 86400.0
+FACT_SECONDS: Final = 90 * 86400.0
+"""Time after which Redis loses an unchecked tag with its history; replicas keep their own."""
+
 UNKNOWN_SECONDS: Final = 60.0
 LEASE_SECONDS: Final = 3.0
 """Time after which replicas that wait for another one's check ask the registry themselves."""
@@ -40,7 +42,7 @@ if is_older then
   redis.call('PUBLISH', ARGV[7], ARGV[9])
   return {{found[1], found[2], found[3], found[4]}}
 end
-local since, history = found[5] or at, found[6] or ''
+local since, history = found[5] or ARGV[11], found[6] or ARGV[12]
 if found[2] and found[2] ~= digest then since = at end
 if found[2] and found[2] ~= digest and found[2] ~= '' then
   history = history .. found[2] .. ' ' .. (found[5] or at) .. ' ' .. found[1] .. '\\n'
@@ -68,11 +70,31 @@ return redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 
 
+_EXTEND: Final = """
+local found = redis.call('HMGET', KEYS[1], 'digest', 'history')
+if found[1] ~= ARGV[1] or found[2] ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'since', ARGV[3], 'history', ARGV[4])
+return redis.call('PUBLISH', ARGV[5], ARGV[6])
+"""
+"""Arguments: the digest and history to be replaced, the new first sight and history, a message."""
+
+
 class Claim(NamedTuple):
     """The next step of a check: use ``fact``, check if it ``is_ours``, or wait for another's."""
 
     fact: Fact | None
     is_ours: bool
+
+
+class Past(NamedTuple):
+    """Where a tag points and has pointed, by the clock of Redis, the latest last.
+
+    ``digest`` and ``history`` are as Redis has them.
+    """
+
+    digest: bytes
+    history: bytes
+    entries: tuple[TagHistoryEntry, ...]
 
 
 class TagStore:
@@ -83,6 +105,7 @@ class TagStore:
         self._claim = store.script("claim_tag", _CLAIM)
         self._settle = store.script("settle_tag", _SETTLE)
         self._release = store.script("release_tag", _RELEASE)
+        self._extend = store.script("extend_tag", _EXTEND)
         self._channel = store.key(CHANNEL)
 
     async def claim(self, key: Key, holder: str, oldest: float) -> Claim:
@@ -92,13 +115,17 @@ class TagStore:
         fact = None if is_ours or not found else _fact(key, found)
         return Claim(fact, bool(is_ours))
 
-    async def settle(self, fact: Fact, holder: str) -> Fact:
-        """Publish a fact unless a newer one is known; return the newer one. Ends the lease."""
+    async def settle(self, fact: Fact, holder: str, past: Sequence[TagHistoryEntry] = ()) -> Fact:
+        """Publish a fact unless a newer one is known; return the newer one. Ends the lease.
+
+        ``past`` is what this replica saw of the tag, in case Redis knows nothing.
+        """
         found = fact.descriptor
         arguments: list[Argument] = [holder, repr(fact.at)]
         arguments += [found.digest, found.media_type, found.size]
         arguments += [int(FACT_SECONDS * 1000), self._channel]
         arguments += [fact.encoded(), _released(fact.key), int(UNKNOWN_SECONDS * 1000)]
+        arguments += _written(past, found.digest, fact.at)
         newer = await self._settle(self._keys(fact.key), arguments)
         return fact if newer is None else _fact(fact.key, newer) or fact
 
@@ -113,23 +140,60 @@ class TagStore:
         )
         return [_fact(key, found) for key, found in zip(keys, answers, strict=True)]
 
-    async def history(self, key: Key) -> tuple[TagHistoryEntry, ...]:
-        """Return the past digests of a tag, the latest last, by the clock of Redis."""
-        text = await self._store.run("HGET", self._keys(key)[0], "history")
-        lines = [line.split() for line in (text or b"").decode(errors="replace").splitlines()]
-        try:
-            return tuple(
-                TagHistoryEntry(parse_digest(digest), float(first), float(last))
-                for digest, first, last in lines
-            )
-        except (ValueError, DigestInvalid):
-            return ()
+    async def pasts(self, keys: Sequence[Key]) -> list[Past | None]:
+        """Return where tags point and have pointed, in one round trip; None if it is not known."""
+        fields = ("digest", "history", "since", "at")
+        answers = await self._store.run_all(
+            *(["HMGET", self._keys(key)[0], *fields] for key in keys)
+        )
+        return [*map(_past, answers)]
+
+    async def extend(self, key: Key, known: Past, entries: Sequence[TagHistoryEntry]) -> None:
+        """Replace what is ``known``, if it is still the same, and have others read it.
+
+        The last of ``entries`` is where the tag points.
+        """
+        digest = entries[-1].digest
+        since, history = _written(entries, digest, entries[-1].first_seen)
+        message = json.dumps({**named(key), "history": True})
+        await self._extend(
+            self._keys(key)[:1],
+            [known.digest, known.history, since, history, self._channel, message],
+        )
 
     def _keys(self, key: Key) -> list[str]:
         """Return the keys of the fact and of the lease, which are on one node of a cluster."""
         (upstream, repo), tag = key
         name = f"{{{upstream}/{repo}:{tag}}}"
         return [self._store.key("tag", name), self._store.key("check", name)]
+
+
+def _past(found: Any) -> Past | None:
+    """Return what the fields of a tag say; None if they are missing or malformed."""
+    if isinstance(found, Exception):
+        raise FleetUnavailable(type(found).__name__)
+    if not found or None in found:
+        return None
+    digest, history, since, at = found
+    lines = [line.split() for line in history.splitlines()]
+    if digest:
+        lines.append([digest, since, at])
+    try:
+        entries = tuple(
+            TagHistoryEntry(parse_digest(name.decode()), float(first), float(last))
+            for name, first, last in lines
+        )
+    except (ValueError, DigestInvalid):
+        return None
+    return Past(digest, history, entries)
+
+
+def _written(past: Sequence[TagHistoryEntry], digest: str, at: float) -> tuple[str, str]:
+    """Return since when a tag points to a digest, ``at`` if that is new, and what was before."""
+    earlier = list(past)
+    since = earlier.pop().first_seen if earlier and earlier[-1].digest == digest else at
+    lines = (f"{one.digest} {one.first_seen!r} {one.last_seen!r}\n" for one in earlier)
+    return repr(since), "".join(list(lines)[-HISTORY_LIMIT:])
 
 
 def _released(key: Key) -> bytes:

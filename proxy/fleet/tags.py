@@ -24,11 +24,12 @@ from cachetools import LRUCache
 
 from proxy.core.errors import FleetUnavailable
 from proxy.core.names import Tag, Target
-from proxy.core.records import Clock, Descriptor, TagHistoryEntry, TagRecord
+from proxy.core.records import Clock, Descriptor, TagRecord
 from proxy.core.tolerant_json import read_object
 from proxy.fleet.own_tags import LocalTags, OwnRecords, Stays
 from proxy.fleet.store import Store, Subscription
 from proxy.fleet.tag_facts import DROPPED, GONE, Fact, Key, newest, read_fact, read_key
+from proxy.fleet.tag_history import SharedHistory
 from proxy.fleet.tag_store import CHANNEL, FACT_SECONDS, LEASE_SECONDS, TagStore
 
 MAX_FACTS: Final = 10_000
@@ -95,6 +96,7 @@ class SharedTags:
         """``is_shared`` returns True if all clients of an upstream may see the same tags."""
         self._store = store
         self._facts = TagStore(store)
+        self._history = SharedHistory(store, self._facts, local, clock)
         self._local = local
         self._clock = clock
         self._is_shared = is_shared
@@ -106,6 +108,8 @@ class SharedTags:
         self._changed: dict[Key, None] = {}
         self._outdated: dict[Key, None] = {}
         """Tags whose fact in Redis is older than that of this replica."""
+        self._extended: dict[Key, None] = {}
+        """Tags to whose history another replica has added."""
         self._has_gap = False
         self._woken = asyncio.Event()
         local.on_dropped.append(self._on_dropped)
@@ -125,18 +129,8 @@ class SharedTags:
         if fact is None or fact.is_gone or fact.key in self._dropped:
             return None
         with suppress(FleetUnavailable):
-            await self._learn_history(fact.key)
+            await self._history.agree(fact.key)
         return await self._take(fact)
-
-    async def _learn_history(self, key: Key) -> None:
-        """Add the history of a tag from other replicas. Raises ``FleetUnavailable``."""
-        offset = self._clock() - self._store.now()
-        theirs = [
-            TagHistoryEntry(one.digest, one.first_seen + offset, one.last_seen + offset)
-            for one in await self._facts.history(key)
-        ]
-        if theirs:
-            await self._local.add_history(*key, theirs)
 
     @asynccontextmanager
     async def check(self, target: Target, tag: Tag, max_age: float) -> AsyncIterator[Check]:
@@ -162,11 +156,15 @@ class SharedTags:
         """Publish the result of a check, and record the newest fact; None if the tag is gone."""
         newest_known = own = Fact(*check.key, descriptor, check.at(self._store.now()))
         with suppress(FleetUnavailable):
-            newest_known = await self._facts.settle(own, check.holder)
+            newest_known = await self._settle(own, check.holder)
         record = await self._take(newest_known)
         check.is_settled = True
         self._wake(check.key, self._latest.get(check.key))
         return record
+
+    async def _settle(self, fact: Fact, holder: str = "") -> Fact:
+        """Publish a fact, with the history of its tag if Redis has none; return the newest."""
+        return await self._facts.settle(fact, holder, await self._history.own(fact.key))
 
     async def follow(self) -> None:
         """Apply facts of other replicas, and compare tags with Redis, until cancelled."""
@@ -228,8 +226,16 @@ class SharedTags:
                 future.set_result(None if fact is None or fact.is_gone else fact)
 
     async def _take(self, fact: Fact) -> TagRecord | None:
-        """Record a fact, or a newer one, and return it; None if the tag is gone."""
+        """Record a fact, or a newer one, and return it; None if the tag is gone.
+
+        A tag that has moved may have moved more than once, so its history is read as well.
+        """
         key = fact.key
+        before = await self._local.get(*key)
+        has_moved = before is not None and before.descriptor.digest != fact.descriptor.digest
+        if has_moved and not fact.is_gone:
+            with suppress(FleetUnavailable):
+                await self._history.agree(key)
         fact = newest(self._own.fact(key, await self._local.get(*key)), fact)
         # Nothing is awaited between here and the change of the record in memory.
         fact = newest(self._latest.get(key), fact)
@@ -260,6 +266,10 @@ class SharedTags:
         key, fact = read_key(message), read_fact(message)
         if key is None or not self._is_shared(key[0].upstream):
             return
+        if message.get("history") is True:
+            self._extended[key] = None
+            self._woken.set()
+            return
         self._wake(key, fact)
         if fact is None:
             return
@@ -269,9 +279,10 @@ class SharedTags:
             self._changed[key] = None
         elif known is not None and known.descriptor.digest != fact.descriptor.digest:
             self._outdated[key] = None
-        if len(self._changed) + len(self._outdated) > MAX_FACTS:
-            self._changed.clear()
-            self._outdated.clear()
+        waiting = (self._changed, self._outdated, self._extended)
+        if sum(map(len, waiting)) > MAX_FACTS:
+            for keys in waiting:
+                keys.clear()
             self._has_gap = True
         self._woken.set()
 
@@ -285,7 +296,7 @@ class SharedTags:
 
     async def _apply(self) -> None:
         """Record pushed facts about tags that this replica knows. Raises ``FleetUnavailable``."""
-        while self._changed or self._outdated:
+        while self._changed or self._outdated or self._extended:
             while self._changed:
                 key, _ = self._changed.popitem()
                 fact, record = self._latest.get(key), await self._local.get(*key)
@@ -297,12 +308,19 @@ class SharedTags:
             while self._outdated:
                 key, _ = self._outdated.popitem()
                 if (fact := self._latest.get(key)) is not None:
-                    await self._facts.settle(fact, "")
+                    await self._settle(fact)
+            while self._extended:
+                key, _ = self._extended.popitem()
+                if await self._local.get(*key) is not None:
+                    await self._history.agree(key)
 
     async def _compare_all(self) -> None:
         self._has_gap = False
         async for batch in self._local.all():
-            await self._compare([((one.target, one.tag), one.record) for one in batch])
+            known = [((one.target, one.tag), one.record) for one in batch]
+            known = [one for one in known if self._is_shared(one[0][0].upstream)]
+            await self._compare(known)
+            await self._history.agree(*(key for key, _ in known))
 
     async def _compare_recent(self) -> None:
         keys = list(self._latest)
@@ -313,11 +331,7 @@ class SharedTags:
     async def _compare(self, known: Sequence[tuple[Key, TagRecord]]) -> None:
         """Adopt newer facts in Redis, and publish missing ones. Raises ``FleetUnavailable``."""
         oldest = self._clock() - FACT_SECONDS
-        known = [
-            (key, record)
-            for key, record in known
-            if record.checked_at > oldest and self._is_shared(key[0].upstream)
-        ]
+        known = [(key, record) for key, record in known if record.checked_at > oldest]
         if not known:
             return
         facts = await self._facts.read([key for key, _ in known])
@@ -325,8 +339,6 @@ class SharedTags:
             own = self._own.fact(key, record)
             assert own is not None
             if fact is not None and newest(own, fact) is fact:
-                if not fact.is_gone and fact.descriptor.digest != own.descriptor.digest:
-                    await self._learn_history(key)
                 await self._take(fact)
             elif fact is None or fact.descriptor.digest != own.descriptor.digest:
-                await self._facts.settle(own, "")
+                await self._settle(own)

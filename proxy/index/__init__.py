@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Set
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, Child, TagHistoryEntry, TagRecord, Usage
+from proxy.core.records import BlobRecord, Child, ImageSet, TagHistoryEntry, TagRecord, Usage
 
 Position = tuple[float, int]
 """The position at which a page of ``coldest`` ended."""
@@ -203,6 +203,12 @@ class Index(Protocol):
         self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
     ) -> None:
         """Merge the history of another cache into that of a tag."""
+
+    async def add_images(self, images: ImageSet) -> None:
+        """Record images in one step: all or, if that fails, none. It survives a power cut.
+
+        Raises ``StorageError``.
+        """
 
     async def repositories(self) -> list[Target]:
         """Return the repositories with known tags, sorted."""

@@ -140,6 +140,21 @@ class Facts:
         if isinstance(outcome, Exception):
             raise outcome
 
+    async def write_together(
+        self, keys: Iterable[Key], work: Callable[..., None], *args: Any
+    ) -> None:
+        """Return once the work is on the disk; until then, readers of ``keys`` wait.
+
+        Raises ``StorageError``: then nothing has changed, and the work is not tried again.
+        """
+        outdated = tuple(dict.fromkeys(keys))
+        for key in outdated:
+            self._ram.pop(key)
+        write = Write(lambda db: work(db, *args), outdated, is_durable=True)
+        outcome = await asyncio.shield(self._begin(write))
+        if isinstance(outcome, Exception):
+            raise outcome
+
     def begin(self, work: Work[Result], then: Callable[[Result], None]) -> None:
         """Have ``then`` called with what ``work`` returns after all writes until now."""
         self._begin(Write(work, (), then))
@@ -228,6 +243,8 @@ class Facts:
     def _failed(self, write: Write, error: StorageError) -> None:
         self.failure = str(error)
         self._trouble(error)
+        if write.is_durable:
+            return  # its caller knows, and RAM has nothing of it
         if len(self._unwritten) + len(write.keys) <= _UNWRITTEN:
             for key in write.keys:
                 if key not in self._writing and key is not EVERYTHING:

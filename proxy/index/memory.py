@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, Child, Clock, TagRecord, Usage
+from proxy.core.records import BlobRecord, Child, Clock, ImageSet, TagRecord, Usage
 from proxy.index import blob_rows, name_rows, retention, tree_rows, values
 from proxy.index.database import SCHEMA
 
@@ -139,6 +139,12 @@ class MemoryIndex:
     async def forget_tag(self, target: Target, tag: Tag) -> None:
         self.revision += 1
         name_rows.forget_tag(self._db, target, tag)
+
+    async def add_images(self, images: ImageSet) -> None:
+        self.revision += 1
+        self._db.execute("BEGIN")
+        with self._db:
+            name_rows.add_images(self._db, images, self._clock())
 
     async def prune(self, before: float) -> int:
         self.revision += 1

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final
 
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, TagHistoryEntry, TagRecord, merged_history
+from proxy.core.records import BlobRecord, ImageSet, TagHistoryEntry, TagRecord, merged_history
 from proxy.index import HISTORY_LIMIT, REFERRERS_BYTES, REFERRERS_LIMIT, TaggedImage, values
 from proxy.index.blob_rows import batches, marks
 from proxy.index.values import Row, packed
@@ -133,6 +133,20 @@ def add_history(
         for entry in merged[-HISTORY_LIMIT:]
     )
     db.executemany("INSERT INTO sighting VALUES (NULL, ?, ?, ?, ?, ?)", rows)
+
+
+def add_images(db: Connection, images: ImageSet, now: float) -> None:
+    """Write images, what refers to them, and notes."""
+    for target, digests in images.links.items():
+        link(db, target, digests, now)
+    for target, subject, entry in images.referrers:
+        add_referrer(db, target, subject, entry)
+    for (target, tag), entries in images.history.items():
+        add_history(db, target, tag, entries)
+    for (target, tag), record in images.tags.items():
+        set_tag(db, target, tag, record)
+    for name, value in images.notes.items():
+        set_note(db, name, value)
 
 
 def forget_tag(db: Connection, target: Target, tag: Tag) -> None:

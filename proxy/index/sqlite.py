@@ -24,6 +24,7 @@ from proxy.core.records import (
     BlobRecord,
     Child,
     Clock,
+    ImageSet,
     TagHistoryEntry,
     TagRecord,
     Usage,
@@ -312,6 +313,16 @@ class SqliteIndex:
     ) -> None:
         outdated: list[Key] = [("history", target, tag)]
         await self._facts.write({}, outdated, name_rows.add_history, target, tag, tuple(entries))
+
+    async def add_images(self, images: ImageSet) -> None:
+        self.revision += 1
+        keys: list[Key] = [(kind, *image) for image in images.tags for kind in ("tag", "history")]
+        keys += (("tags", target) for target, _ in images.tags)
+        keys += (("history", *image) for image in images.history)
+        keys += (("referrers", *place[:2]) for place in images.referrers)
+        for target, digests in images.links.items():
+            keys += (key for one in digests for key in (("link", target, one), ("holders", one)))
+        await self._facts.write_together(keys, name_rows.add_images, images, self._clock())
 
     async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
         with suppress(StorageError):

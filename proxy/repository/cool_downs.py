@@ -67,6 +67,7 @@ class CoolDowns:
         self._clock = content.clock
         self._allowed: LRUCache[tuple[Target, str], tuple[CoolDown, Digest]] = LRUCache(_MAX_KNOWN)
         """Tags and digests with the digest that may be served, and the rule that allowed it."""
+        content.tags.on_history.append(self._allowed.clear)
         self._created: LRUCache[Digest, Claim] = LRUCache(_MAX_KNOWN)
         self._logged: LRUCache[tuple[Target, Tag], Digest] = LRUCache(_MAX_KNOWN)
 
@@ -128,10 +129,17 @@ class CoolDowns:
 
     async def held_until(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
         """Return the time until which a tag is held (Unix seconds), None if it is not."""
+        return (await self.shown(target, tag, record)).held_until
+
+    async def shown(self, target: Target, tag: Tag, record: TagRecord) -> Served:
+        """Return what ``served`` returns; for a tag that is refused, the digest that is held.
+
+        Raises ``RegistryError`` if the image is needed, and its registry fails.
+        """
         try:
-            return (await self.served(target, tag, record)).held_until
+            return await self.served(target, tag, record)
         except HeldBack as error:
-            return error.until
+            return Served(record.descriptor.digest, error.until)
 
     async def check(self, target: Target, digest: Digest) -> None:
         """Return if a digest may be served by itself. Raises ``HeldBack`` or ``RegistryError``.

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from proxy.content.pins import Named, Pins
+from proxy.content.pin_names import Named
+from proxy.content.pins import Pins
 from proxy.core.names import Digest, Tag, Target
 from proxy.services.pull import Platforms
 

@@ -1,7 +1,7 @@
 """Selects the content of a bundle: complete held images with their referrers."""
 
 from collections.abc import AsyncIterator, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from proxy.content.content import Content
@@ -10,8 +10,9 @@ from proxy.content.pins import Pins
 from proxy.core.errors import RegistryError
 from proxy.core.manifests import INDEX_TYPES, walk
 from proxy.core.names import Digest, Tag, Target, parse_digest
-from proxy.core.records import BlobRecord, Child
+from proxy.core.records import BlobRecord, Child, Descriptor, TagHistoryEntry, TagRecord
 from proxy.core.selection import Selector
+from proxy.repository.cool_downs import CoolDowns, Served
 from proxy.repository.referrers import fallback_tag
 from proxy.runtime.executors import by_size
 from proxy.services.bundle.contents import BundledBlob, BundledTag, Contents
@@ -47,8 +48,11 @@ class _Export:
 class Exporter:
     """Lists the contents of bundles. ``creator`` is the program, for people."""
 
-    def __init__(self, content: Content, pins: Pins, *, source: str, creator: str) -> None:
+    def __init__(
+        self, content: Content, cool_downs: CoolDowns, pins: Pins, *, source: str, creator: str
+    ) -> None:
         self._content = content
+        self._cool_downs = cool_downs
         self._pins = pins
         self._source = source
         self._creator = creator
@@ -90,10 +94,31 @@ class Exporter:
     async def _add_tag(self, found: _Export, image: TaggedImage) -> None:
         if image.name in found.tags:
             return
-        history = await self._content.tags.history(image.target, image.tag)
-        if not await self._add_tree(found, image.target, image.digest, image.name):
+        target, tag, record = image.target, image.tag, image.record
+        history = await self._content.tags.history(target, tag)
+        digest = (await self._served(image)).digest
+        if not await self._add_tree(found, target, digest, image.name):
             return
-        found.tags[image.name] = BundledTag(image.target, image.tag, image.record, history)
+        if digest != image.digest:
+            record, history = await self._older(digest, record, history)
+        found.tags[image.name] = BundledTag(target, tag, record, history)
+
+    async def _served(self, image: TaggedImage) -> Served:
+        """Return what clients get for a tag: an older image while the newest one is held back."""
+        try:
+            return await self._cool_downs.shown(image.target, image.tag, image.record)
+        except RegistryError:  # its upstream has been removed, or fails
+            return Served(image.digest)
+
+    async def _older(
+        self, digest: Digest, newest: TagRecord, history: tuple[TagHistoryEntry, ...]
+    ) -> tuple[TagRecord, tuple[TagHistoryEntry, ...]]:
+        """Return the record and the history of a tag as if it had not moved on from ``digest``."""
+        held = await self._content.record(digest)
+        assert held is not None
+        past = tuple(history[: max(n for n, one in enumerate(history, 1) if one.digest == digest)])
+        descriptor = Descriptor(held.media_type or "", digest, held.size)
+        return replace(newest, descriptor=descriptor), past
 
     async def _add_untagged(self, found: _Export, selector: Selector) -> bool:
         """Add an image that is named by its digest and has no tag; return if there is one."""

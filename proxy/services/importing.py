@@ -7,7 +7,7 @@ transfer them again.
 """
 
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -28,11 +28,11 @@ from proxy.core.errors import (
     StorageUnavailable,
 )
 from proxy.core.names import Digest, Repo, Target, matches, sha256
-from proxy.core.records import Descriptor, disk_bytes
+from proxy.core.records import Descriptor, ImageSet, disk_bytes
 from proxy.core.units import show_size
 from proxy.runtime.executors import by_size
-from proxy.services.bundle.contents import BundledBlob, BundledTag, Contents
-from proxy.services.imports import Imports
+from proxy.services.bundle.contents import BundledBlob, Contents
+from proxy.services.imports import NOTE, Imports
 
 MAX_NAMED: Final = 1000
 """Maximum number of missing digests in an error."""
@@ -41,6 +41,9 @@ _NOWHERE: Final = Target("import", Repo("import"))
 """The repository of content that is not linked to any repository yet."""
 
 _BATCH: Final = 1000
+
+_Referrer = tuple[Target, Digest, dict[str, object]]
+"""A repository, a subject there, and the entry of what refers to it."""
 
 log = structlog.get_logger(__name__)
 
@@ -115,31 +118,27 @@ class Importer:
             raise StorageUnavailable(f"{blob.digest} cannot be stored: {error}") from error
 
     async def commit(self, contents: Contents) -> Report:
-        """Link everything to its repositories, then set the tags.
+        """Link everything to its repositories and set the tags, in one step.
 
-        Raises ``RequestInvalid`` that names the missing content; then nothing becomes visible.
+        Raises ``RequestInvalid`` or ``Conflict`` that names what is missing, ``StorageUnavailable``
+        if the disk fails; nothing becomes visible then.
         """
         await self._check(contents)
         report = Report(blobs=len(contents.blobs))
         report.bytes = sum(blob.size for blob in contents.blobs.values())
         public = [blob.digest for blob in contents.blobs.values() if blob.is_public]
-        for at in range(0, len(public), _BATCH):
-            await self._content.publish(public[at : at + _BATCH])
-        for target, digests in contents.links.items():
-            await self._content.links.add(target, digests)
-            await self._add_referrers(contents, target, digests)
-        for one in contents.tags:
-            await self._set_tag(one, report)
-        for pin in contents.pins:
-            await self._pin(pin, report)
-        await self.imports.add(
-            contents,
-            {
-                one.name: one.record.descriptor.digest
-                for one in contents.tags
-                if one.name not in report.kept
-            },
-        )
+        pins = self._valid_pins(contents, report)
+
+        async def record(notes: dict[str, object]) -> None:
+            await self._content.tags.add_images(await self._images(contents, report, notes))
+
+        try:
+            for at in range(0, len(public), _BATCH):
+                await self._content.publish(public[at : at + _BATCH])
+            await self._pins.add_all(pins, record)
+        except StorageError as error:
+            raise StorageUnavailable(f"the import cannot be recorded: {error}") from error
+        await self._report_pins(pins, report)
         for upstream in sorted({one.upstream for one in contents.links} - {*self._upstreams}):
             report.notes.append(
                 f"{upstream} is not configured here, so its images cannot be pulled; add it under "
@@ -220,34 +219,58 @@ class Importer:
             if contents.blobs[about.digest].size != about.size:
                 raise RequestInvalid(f"{one.name}: its size is not that of {about.digest}")
 
-    async def _add_referrers(
-        self, contents: Contents, target: Target, digests: Iterable[Digest]
-    ) -> None:
-        for digest in digests:
-            media_type = contents.blobs[digest].media_type
-            if media_type is None:
-                continue
-            body = await self._content.read(digest) or b""
-            parsed = await by_size(len(body), partial(manifests.read, body))
-            if parsed.subject is not None:
-                entry = parsed.subject.entry(Descriptor(media_type, digest, len(body)))
-                await self._content.links.add_referrer(target, parsed.subject.digest, entry)
+    async def _images(
+        self, contents: Contents, report: Report, notes: dict[str, object]
+    ) -> ImageSet:
+        """Return what becomes visible: a tag only if it was not seen here later."""
+        tags = {}
+        for one in contents.tags:
+            known = await self._content.tags.get(one.target, one.tag)
+            if known is not None and known.checked_at > one.record.checked_at:
+                report.kept.append(one.name)
+            else:
+                report.images.append(one.name)
+                tags[one.target, one.tag] = one
+        images = {one.name: one.record.descriptor.digest for one in tags.values()}
+        return ImageSet(
+            contents.links,
+            await self._referrers(contents),
+            {image: one.record for image, one in tags.items()},
+            {(one.target, one.tag): one.history for one in contents.tags},
+            {**notes, NOTE: await self.imports.with_new(contents, images)},
+        )
 
-    async def _set_tag(self, one: BundledTag, report: Report) -> None:
-        """Set a tag as in the bundle, unless the record here is newer."""
-        await self._content.tags.add_history(one.target, one.tag, one.history)
-        known = await self._content.tags.get(one.target, one.tag)
-        if known is not None and known.checked_at > one.record.checked_at:
-            report.kept.append(one.name)
-            return
-        await self._content.tags.set(one.target, one.tag, one.record)
-        report.images.append(one.name)
+    async def _referrers(self, contents: Contents) -> list[_Referrer]:
+        """Return what the manifests of a bundle refer to."""
+        found: list[_Referrer] = []
+        for target, digests in contents.links.items():
+            for digest in digests:
+                media_type = contents.blobs[digest].media_type
+                if media_type is None:
+                    continue
+                body = await self._content.read(digest) or b""
+                parsed = await by_size(len(body), partial(manifests.read, body))
+                if parsed.subject is not None:
+                    entry = parsed.subject.entry(Descriptor(media_type, digest, len(body)))
+                    found.append((target, parsed.subject.digest, entry))
+        return found
 
-    async def _pin(self, pin: str, report: Report) -> None:
-        try:
-            report.pins.append((await self._pins.add(pin)).name)
-        except RegistryError as error:
-            report.notes.append(f"pin {pin}: {error.message}")
+    def _valid_pins(self, contents: Contents, report: Report) -> list[str]:
+        """Return the pins of a bundle that mean something here."""
+        valid = []
+        for pin in contents.pins:
+            try:
+                valid.append(self._pins.full_name(pin))
+            except RegistryError as error:
+                report.notes.append(f"pin {pin}: {error.message}")
+        return valid
+
+    async def _report_pins(self, pins: Collection[str], report: Report) -> None:
+        for pin in await self._pins.all() if pins else ():
+            if pin.name in pins:
+                report.pins.append(pin.name)
+                if pin.refused is not None:
+                    report.notes.append(f"pin {pin.name}: {pin.refused}")
 
 
 def as_document(report: Report) -> dict[str, object]:

@@ -44,14 +44,13 @@ class Imports:
         """Return the imports that brought the image with this full name, the latest last."""
         return [one for one in await self.all() if name in one.images]
 
-    async def add(self, contents: Contents, images: Mapping[str, Digest]) -> None:
-        """Record an import that made these images visible."""
+    async def with_new(self, contents: Contents, images: Mapping[str, Digest]) -> list[object]:
+        """Return the value of ``NOTE`` that remembers one import more, of these images."""
         kept = dict([*images.items()][:MAX_IMAGES])
         new = Imported(
             self._content.clock(), contents.source, contents.creator, contents.created_at, kept
         )
-        imports = _bounded([*await self.all(), new])
-        await self._content.set_note(NOTE, [asdict(one) for one in imports])
+        return [asdict(one) for one in _bounded([*await self.all(), new])]
 
 
 def _bounded(imports: Iterable[Imported]) -> list[Imported]:

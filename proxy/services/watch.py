@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from proxy.content.pins import Named
+from proxy.content.pin_names import Named
 from proxy.core.errors import RegistryError
 from proxy.core.names import Image, Tag, Target
 from proxy.core.policy import is_attachment

@@ -252,6 +252,26 @@ async def test_a_tag_never_goes_back(
     assert (await online.get("/v2/library/one/manifests/1")).body == newer.manifest
 
 
+async def test_a_tag_that_is_held_back_is_exported_as_it_is_served(
+    opened: Open, at: Command, key: Path, upstream: FakeUpstream, clock: Clock
+) -> None:
+    outside = await opened("outside", hub={"min_age": "3d", "first_seen": "allow"})
+    lab = await opened("lab", offline=True)
+    assert (await at(outside, "warm", "acme/two:2")).returncode == 0
+    clock.advance(100)
+    upstream.add("acme/two", content.image("poisoned"), tags=["2"])
+    assert (await at(outside, "warm", "acme/two:2")).returncode == 0
+    [image] = map(json.loads, (await at(outside, "ls", "--json")).stdout.splitlines())
+    assert (image["state"], image["served"]) == ("whole", TWO.digest)
+    assert "whole, held until 2023-11-17" in (await at(outside, "ls")).stdout
+    path = key.with_name("held.tar")
+    done = await at(outside, "export", "acme/two:2", "-o", str(path), "--key", str(key))
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert (await at(lab, "import", str(path), *trusting(key))).returncode == 0
+    assert await whole(lab, "acme/two/manifests/2", TWO)
+    assert [one.digest for one in await lab.history("docker.io", "acme/two", "2")] == [TWO.digest]
+
+
 async def test_parts_make_one_bundle(world: World, upstream: FakeUpstream, tmp_path: Path) -> None:
     outside, lab, at, key = world
     large = content.image("large", layers=(3_000_000,))
@@ -268,6 +288,8 @@ async def test_parts_make_one_bundle(world: World, upstream: FakeUpstream, tmp_p
     assert done.returncode == 1
     assert "parts.tar.002: this part is missing" in done.stderr
     gone.rename(parts[1])
+    done = await at(lab, "import", str(parts[1]), *trusting(key), "--dry-run")
+    assert (done.returncode, done.stderr) == (0, ""), "any part stands for all"
     assert (await at(lab, "import", str(parts[0]), *trusting(key))).returncode == 0
     assert await whole(lab, "acme/large/manifests/latest", large)
 
@@ -308,6 +330,17 @@ async def test_what_is_not_complete_is_named_and_the_rest_is_written(
     assert "docker.io/library/none:latest: no such image is in the cache" in done.stderr
     assert "the bundle is not signed" in done.stderr
     assert path.exists()
+
+
+async def test_an_export_of_nothing_writes_nothing(world: World, tmp_path: Path) -> None:
+    outside, _, at, key = world
+    assert (await at(outside, "warm", "one:1", "--no-referrers")).returncode == 0
+    path = tmp_path / "nothing.tar"
+    for words in (["--pinned"], ["none"], ["--since", "2100-01-01"]):
+        done = await at(outside, "export", *words, "-o", str(path), "--key", str(key))
+        assert done.returncode == 1
+        assert "no image is selected, so nothing is written" in done.stderr
+    assert list(tmp_path.glob("nothing*")) == []
 
 
 async def test_since_selects_what_has_moved(world: World, clock: Clock) -> None:

@@ -64,7 +64,7 @@ async def test_an_image_is_fetched_with_all_that_refers_to_it(warm: Warm, proxy:
     assert row[:3] == ["docker.io/library/web:1", "linux/amd64", "whole"]
     assert last[:2] == ["1", "image,"]
     again = await warm("web:1", "--platform", "linux/amd64")
-    assert again.stdout.splitlines()[-1] == "1 image, - fetched"
+    assert again.stdout.splitlines()[-1] == "1 image, 0B fetched"
 
 
 async def test_without_referrers(warm: Warm, proxy: Proxy) -> None:
@@ -144,11 +144,11 @@ async def test_what_could_not_be_had_is_listed_and_the_rest_is_fetched(
     assert done.returncode == 1
     assert proxy.held() == tree(WEB, DB) - {DB.layers[0]}
     states = {row[0].rpartition("/")[2]: row[2] for row in rows(done)[1:-1]}
-    assert states == {"web:1": "whole", "none:1": "incomplete", "db:latest": "incomplete"}
+    assert states == {"web:1": "whole", "none:1": "failed", "db:latest": "incomplete"}
     problems = done.stderr.splitlines()
     assert len(problems) == 3
     assert "images.txt, line 4: more than an image: two words" in problems[0]
-    assert problems[1].startswith("millpond: none:1: docker.io/library/none:1: ")
+    assert problems[1].startswith("millpond: docker.io/library/none:1: docker.io answers 404")
     assert problems[2].startswith(f"millpond: acme/db: {DB.layers[0]}: ")
 
 

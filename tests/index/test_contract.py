@@ -1,10 +1,12 @@
 """The contract of every index."""
 
 from proxy.core.names import Tag
+from proxy.core.records import ImageSet, TagHistoryEntry
 from tests.fakes.clock import Clock
 from tests.index.indexes import (
     LATEST,
     NGINX,
+    OTHER,
     Files,
     blob,
     digest,
@@ -100,3 +102,36 @@ async def test_pruning_forgets_what_nothing_holds_and_what_was_not_seen_lately(
         ]
         assert await index.holders(digest(8)) == []
         assert await index.prune(start + 50) == 0
+
+
+async def test_images_are_recorded_together(files: Files) -> None:
+    index = await files.open()
+    await index.set_blob(manifest(1), listing(2))
+    await index.set_tag(NGINX, LATEST, tagged(9, 100.0))
+    assert not await index.linked(NGINX, digest(1))
+    assert await index.tags(OTHER) == []
+    assert await index.holders(digest(1)) == []
+    referrer: dict[str, object] = {"digest": digest(4), "size": 1}
+    entries = (TagHistoryEntry(digest(8), 10.0, 20.0),)
+    revision = index.revision
+    await index.add_images(
+        ImageSet(
+            links={NGINX: digests(1, 2), OTHER: digests(1)},
+            referrers=[(NGINX, digest(1), referrer)],
+            tags={(NGINX, LATEST): tagged(1, 200.0), (OTHER, LATEST): tagged(1, 50.0)},
+            history={(NGINX, LATEST): entries},
+            notes={"a": [1], "b": None},
+        )
+    )
+    assert index.revision > revision
+    async for index in opened(files):
+        assert await index.tag(NGINX, LATEST) == tagged(1, 200.0)
+        assert await index.tag(OTHER, LATEST) == tagged(1, 50.0)
+        assert await index.tags(OTHER) == [LATEST]
+        history = [one.digest for one in await index.history(NGINX, LATEST)]
+        assert history == digests(8, 9, 1)
+        assert await index.holders(digest(1)) == [NGINX, OTHER]
+        assert await index.linked(NGINX, digest(2))
+        assert not await index.linked(OTHER, digest(2))
+        assert await index.referrers(NGINX, digest(1)) == (referrer,)
+        assert (await index.note("a"), await index.note("b")) == ([1], None)

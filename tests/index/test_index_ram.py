@@ -31,6 +31,7 @@ from tests.index.indexes import (
     order,
     tagged,
 )
+from tests.running import until
 
 
 @pytest.fixture
@@ -301,7 +302,7 @@ async def test_a_write_goes_on_when_its_caller_is_cancelled(
     index = await files.open()
     held = Held(monkeypatch)
     writing = asyncio.ensure_future(index.set_tag(NGINX, LATEST, tagged(1, 1.0)))
-    await asyncio.sleep(0.05)
+    await until(lambda: bool(index._facts._writing))
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing

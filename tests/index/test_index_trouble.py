@@ -13,7 +13,7 @@ import pytest
 
 from proxy.core.errors import ConfigError, StorageError
 from proxy.core.names import Tag
-from proxy.core.records import BLOCK, Usage
+from proxy.core.records import BLOCK, ImageSet, TagHistoryEntry, Usage
 from proxy.index.sqlite import SqliteIndex
 from tests.fakes.clock import Clock
 from tests.index.indexes import (
@@ -92,6 +92,13 @@ async def used(index: SqliteIndex) -> None:
     await index.coldest(None, 10)
 
 
+IMAGES = ImageSet(
+    links={OTHER: [digest(1)]},
+    referrers=[(OTHER, digest(1), {"digest": digest(3)})],
+    tags={(OTHER, LATEST): tagged(1, 1.0), (OTHER, Tag("2")): tagged(2, 1.0)},
+    history={(OTHER, LATEST): [TagHistoryEntry(digest(3), 0.5, 0.6)]},
+    notes={"b": 1},
+)
 STEPS: dict[str, Step] = {
     "set_blob": lambda index: index.set_blob(blob(2)),
     "set_blob of a manifest": lambda index: index.set_blob(manifest(1), listing(2)),
@@ -116,6 +123,7 @@ STEPS: dict[str, Step] = {
     "drop_blobs": lambda index: index.drop_blobs([digest(2)]),
     "note": lambda index: index.note("a"),
     "set_note": lambda index: index.set_note("a", 1),
+    "add_images": lambda index: index.add_images(IMAGES),
     "trees": lambda index: index.trees([digest(1)]),
     "weights": lambda index: index.weights([digest(1)]),
     "listings": lambda index: index.listings([digest(2)]),
@@ -133,6 +141,7 @@ RAISING = {
     "use",
     "note",
     "set_note",
+    "add_images",
     "weights",
     "listings",
     "listed_besides",
@@ -179,6 +188,23 @@ async def test_every_statement_may_fail_in_turn(
         assert await index.blob(digest(5)) == blob(5)
         assert index.failure is None
     assert failing > 1
+
+
+async def test_images_that_cannot_all_be_recorded_are_not_recorded_later(
+    opened: Opened, disk: FailingDatabase
+) -> None:
+    index = opened.index
+    disk.fails = lambda _, sql: sql.startswith("INSERT OR REPLACE INTO note")
+    with pytest.raises(StorageError):
+        await index.add_images(IMAGES)
+    disk.fails = lambda *_: False
+    index._facts.write_again()
+    await index._facts.threads.written()
+    for tag in (LATEST, Tag("2")):
+        assert await index.tag(OTHER, tag) is None
+    assert await index.history(OTHER, LATEST) == ()
+    assert not await index.linked(OTHER, digest(1))
+    assert await index.tags(OTHER) == []
 
 
 async def test_what_could_not_be_written_is_known_and_written_later(

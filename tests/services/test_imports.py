@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.names import sha256
+from proxy.core.names import Digest, sha256
 from proxy.services import imports
 from proxy.services.bundle.contents import Contents
 from proxy.services.imports import Imports
@@ -21,11 +21,16 @@ async def cache(tmp_path: Path, clock: Clock) -> AsyncIterator[Held]:
         yield held
 
 
+async def add(cache: Held, source: str, images: dict[str, Digest]) -> None:
+    value = await Imports(cache.content).with_new(Contents(source, "", 5.0), images)
+    await cache.content.set_note(imports.NOTE, value)
+
+
 async def test_the_latest_imports_are_remembered(cache: Held, clock: Clock) -> None:
     known = Imports(cache.content)
     for number in range(imports.MAX_IMPORTS + 1):
         clock.advance(1)
-        await known.add(Contents(f"host {number}", "", 5.0), {"docker.io/library/app:1": DIGEST})
+        await add(cache, f"host {number}", {"docker.io/library/app:1": DIGEST})
     found = await Imports(cache.content).of("docker.io/library/app:1")
     assert len(found) == imports.MAX_IMPORTS
     assert (found[0].source, found[-1].source) == ("host 1", f"host {imports.MAX_IMPORTS}")
@@ -40,7 +45,7 @@ async def test_many_images_push_out_the_oldest_imports(
     known = Imports(cache.content)
     for source, tags in (("a", "12"), ("b", "34"), ("c", "12345")):
         images = {f"docker.io/library/app:{tag}": DIGEST for tag in tags}
-        await known.add(Contents(source, "", 0.0), images)
+        await add(cache, source, images)
     [latest] = await known.all()
     assert (latest.source, len(latest.images)) == ("c", 3)
 

@@ -7,6 +7,7 @@ writes them into an image layout, and each has been used for an attack.
 
 import errno
 import os
+import re
 import stat
 import tarfile
 from bisect import bisect_right
@@ -25,6 +26,7 @@ MAX_HEADER: Final = 1024 * 1024
 _DAMAGED: Final = (tarfile.TarError, EOFError, ValueError, IndexError)
 """What ``tarfile`` raises for a wrong archive; the last for a sparse file that is cut off."""
 
+_PART: Final = re.compile(r"(.+)\.(\d{3,})", re.ASCII)
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _COMPRESSED: Final = (
@@ -79,12 +81,12 @@ def open_tree(path: Path) -> Tree:
 def parts_of(path: Path) -> list[Path]:
     """Return the files that make up an archive: one, or ``NAME.001``, ``NAME.002`` and so on.
 
-    The first part may be given, or the name without the number. Raises ``RequestInvalid`` if one is
+    Any part may be given, or the name without the number. Raises ``RequestInvalid`` if one is
     missing in between, ``FileNotFoundError`` if there is none.
     """
-    name = path.name
-    if name.endswith(".001"):
-        path = path.with_name(name.removesuffix(".001"))
+    part = _PART.fullmatch(path.name)
+    if part and (part[2] == "001" or path.with_name(f"{part[1]}.001").exists()):
+        path = path.with_name(part[1])
     elif path.exists():
         return [path]
     found = {

@@ -5,7 +5,8 @@ from typing import Final
 
 from proxy.content.content import Content
 from proxy.content.in_use import Feeds
-from proxy.content.pins import Pin, Pins
+from proxy.content.pin_names import Pin
+from proxy.content.pins import Pins
 from proxy.core.names import Digest, Image
 from proxy.services.explain.facts import Keeping
 

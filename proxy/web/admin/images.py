@@ -9,7 +9,7 @@ from proxy.core.errors import RegistryError
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, disk_bytes
 from proxy.core.selection import Selector
-from proxy.repository.cool_downs import CoolDowns
+from proxy.repository.cool_downs import CoolDowns, Served
 from proxy.services.inventory import Weight, weights
 from proxy.web.admin.documents import Document
 
@@ -27,13 +27,14 @@ async def described(
     """Yield the selected images; ``used`` names the images in use."""
     async for batch in content.tags.all():
         images = [one for one in batch if selector is None or _matches(selector, one)]
-        weighed = await weights(content, (image.digest for image in images))
-        for image in images:
-            names = {image.name, f"{image.target}@{image.digest}", image.digest}
-            until = await _held_until(cool_downs, image)
-            yield _described(image, weighed[image.digest]) | {
-                **({} if until is None else {"held_until": until}),
-                "pinned": image.digest in pinned,
+        served = [await _served(cool_downs, image) for image in images]
+        weighed = await weights(content, (one.digest for one in served))
+        held = await content.records(one.digest for one in served)
+        for image, one in zip(images, served, strict=True):
+            digests = {image.digest, one.digest}
+            names = {image.name, *digests, *(f"{image.target}@{digest}" for digest in digests)}
+            yield _described(image, one, weighed[one.digest], held.get(one.digest)) | {
+                "pinned": not digests.isdisjoint(pinned),
                 "in_use": not used.isdisjoint(names),
             }
 
@@ -42,23 +43,30 @@ def _matches(selector: Selector, image: TaggedImage) -> bool:
     return selector.matches(image.target, image.tag, image.digest)
 
 
-async def _held_until(cool_downs: CoolDowns, image: TaggedImage) -> float | None:
-    """Return the time until which a tag is held (Unix seconds), None if it is not."""
+async def _served(cool_downs: CoolDowns, image: TaggedImage) -> Served:
+    """Return what a tag is served with, and the time until which it is held."""
     try:
-        return await cool_downs.held_until(image.target, image.tag, image.record)
+        return await cool_downs.shown(image.target, image.tag, image.record)
     except RegistryError:  # its upstream has been removed, or fails
-        return None
+        return Served(image.digest)
 
 
-def _described(image: TaggedImage, weight: Weight) -> Document:
-    return {
+def _described(
+    image: TaggedImage, served: Served, weight: Weight, held: BlobRecord | None
+) -> Document:
+    document: Document = {}
+    if served.held_until is not None:
+        document["held_until"] = served.held_until
+    if served.digest != image.digest:
+        document["served"] = served.digest
+    return document | {
         "name": image.name,
         "digest": image.digest,
         "media_type": image.record.descriptor.media_type,
         "state": weight.state.value,
         "held_bytes": weight.held_bytes,
         "missing": weight.missing,
-        "last_used": None if image.held is None else image.held.used_at,
+        "last_used": None if held is None else held.used_at,
         "checked_at": image.record.checked_at or None,
     }
 

@@ -1,7 +1,8 @@
 """Pins, images in use, and refreshed tags as documents, for the operator's pages and the API."""
 
 from proxy.content.in_use import Feeds
-from proxy.content.pins import Pin, Pins
+from proxy.content.pin_names import Pin
+from proxy.content.pins import Pins
 from proxy.core.errors import Conflict, RequestInvalid, StorageError, StorageUnavailable
 from proxy.core.names import Image
 from proxy.repository import Cache

@@ -1,12 +1,14 @@
-"""Types of ``tags``: the resolution of a tag, and the warnings of old copies."""
+"""Parts of ``tags``: the resolution of a tag, warnings of old copies, fallback directories."""
 
 from dataclasses import dataclass, replace
 from typing import Final
 
+from proxy.content.facts import Tags
 from proxy.core.errors import RegistryError, UpstreamUnavailable
-from proxy.core.names import Digest
+from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import TagRecord
 from proxy.repository.cool_downs import Served
+from proxy.repository.origins import Origin
 from proxy.repository.results import Described, Forward, Manifest
 from proxy.runtime.metrics import Outcome
 from proxy.upstream.registry import NamedManifest
@@ -76,3 +78,18 @@ def instead_of(error: RegistryError, copy: Manifest | None) -> Manifest:
     if copy is None:
         raise error
     return replace(copy, forward=Forward(error.upstream_status, error))
+
+
+async def tag_in_fallback(
+    origin: Origin, records: Tags, target: Target, tag: Tag
+) -> TagRecord | None:
+    """Return and record a tag from a fallback directory; None if none has it.
+
+    The record counts as never checked: upstream is asked as soon as possible.
+    """
+    for fallback in origin.fallbacks:
+        if (descriptor := await fallback.tag(target, tag)) is not None:
+            record = TagRecord(descriptor, 0.0)
+            await records.set(target, tag, record)
+            return record
+    return None

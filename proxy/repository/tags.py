@@ -32,6 +32,7 @@ from proxy.repository.pointed import (
     described,
     instead_of,
     require_confirmation,
+    tag_in_fallback,
 )
 from proxy.repository.results import Described, Forward, Manifest
 from proxy.repository.sharing import Alone, Check, Sharing
@@ -245,28 +246,15 @@ class Tags:
         if not (self._fetches.is_running(key) or self._checks.is_running(key)):  # asked before
             record = await self._finds.do(key, lambda: self._shared(target).find(target, tag))
         if record is None and self._rule(target, tag).offline:
-            return await self._tag_in_fallback(target, tag)
+            return await tag_in_fallback(self._sources[target.upstream], self._records, target, tag)
         return record
-
-    async def _tag_in_fallback(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return and record a tag from a fallback directory; None if none has it.
-
-        The record counts as never checked: upstream is asked as soon as possible.
-        """
-        for fallback in self._sources[target.upstream].fallbacks:
-            descriptor = await fallback.tag(target, tag)
-            if descriptor is not None:
-                record = TagRecord(descriptor, 0.0)
-                await self._records.set(target, tag, record)
-                return record
-        return None
 
     async def _from_fallback(self, target: Target, tag: Tag, error: UpstreamFailure) -> Manifest:
         """Return an unknown tag's image from a fallback directory, or raise ``error``.
 
         Only if the image can be served in full: some clients ask no other mirror for its layers.
         """
-        record = await self._tag_in_fallback(target, tag)
+        record = await tag_in_fallback(self._sources[target.upstream], self._records, target, tag)
         if record is None:
             raise error
         digest = (await self.cool_downs.served(target, tag, record)).digest

@@ -115,7 +115,7 @@ def handlers(
     guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
     watchers = Watchers(Announcer(engine.events), engine.tracer)
     journal = Journal(engine.metrics, request_log, audit, upstreams.current, watchers)
-    responses = ResponseCache(lookup, guards, journal, trusted)
+    responses = ResponseCache(lookup, guards, journal, trusted, router.resolve)
     puller = Puller(cache, content, engine.origins, engine.downloads)
     expansion = Expansion(content, engine.origins, cache.listings)
     keeping = Keeping(engine, puller, expansion, audit)

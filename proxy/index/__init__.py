@@ -52,7 +52,7 @@ class TaggedImage(NamedTuple):
 
 
 class Index(Protocol):
-    """Durable facts. A ``peek`` answers from RAM alone: a fact that is not there is unknown."""
+    """Durable facts. A ``peek`` never waits: a fact that it would have to wait for is unknown."""
 
     revision: int
     """Grows when a tag points elsewhere, and when held manifests or their holders change."""

@@ -114,6 +114,7 @@ class SqliteIndex:
         took = round(time.perf_counter() - started, 3)
         log.debug("index open", blobs=self._usage.files, seconds=took)
         self._supervisor.start("index flush", self._flush_forever)
+        self._supervisor.start("index page cache", self._facts.file.watch)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -121,6 +122,7 @@ class SqliteIndex:
         await self._supervisor.close()
         self._facts.write_again()
         await self._flush()
+        self._facts.file.close()
         await self._facts.threads.close()
 
     weights = _page(blob_rows.weights)
@@ -170,11 +172,12 @@ class SqliteIndex:
         return record
 
     def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        record: TagRecord | None = self._facts.peek(("tag", target, tag), None)
-        return record
+        record = self._facts.look(("tag", target, tag), name_rows.tag, target, tag)
+        return None if record is MISSING else record
 
     def peek_linked(self, target: Target, digest: Digest) -> bool:
-        return self._facts.peek(("link", target, digest)) is True
+        key = ("link", target, digest)
+        return self._facts.look(key, name_rows.linked, target, digest) is True
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
         known = self._facts.peek(("blob", digest))
@@ -240,7 +243,7 @@ class SqliteIndex:
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         wanted = list(digests)
-        new = [digest for digest in wanted if not self.peek_linked(target, digest)]
+        new = [digest for digest in wanted if not self._is_linked(target, digest)]
         if not new:
             await self._facts.written(("link", target, digest) for digest in wanted)
             return
@@ -250,6 +253,10 @@ class SqliteIndex:
         facts = {("link", target, digest): True for digest in new}
         outdated = [("holders", digest) for digest in new]
         await self._facts.write(facts, outdated, name_rows.link, target, new, self._clock())
+
+    def _is_linked(self, target: Target, digest: Digest) -> bool:
+        """Return True if RAM knows that a repository holds this."""
+        return self._facts.peek(("link", target, digest)) is True
 
     async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
         gone = list(digests)

@@ -50,8 +50,9 @@ class MemoryLookup:
                 return None
 
     def _manifest(self, target: Target, digest: Digest, fresh: float | None) -> Found | None:
-        manifest = self._manifests.in_ram(digest)
-        if manifest is None or not self._content.peek_use(target, digest):
+        record = self._content.peek(target, digest)
+        manifest = None if record is None else self._manifests.at_once(target, record)
+        if manifest is None:
             return None
         return Found(manifest.descriptor, manifest.body, fresh)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.storage import page_cache
+from proxy.runtime import page_cache
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy

@@ -28,7 +28,7 @@ _NEARLY_ALL: Final = 0.95
 _SLOW: Final = 0.001
 """Seconds. A faster read is no reason to find out if it has waited for the disk."""
 
-_PAUSE: Final = 20
+_PAUSE: Final = 10
 """Times that a read from the disk took until the next one may begin."""
 
 _MAX_FILLED: Final = 1 << 30
@@ -77,9 +77,9 @@ class Peek:
             self.close()
         elif self._connection is None or self._generation != generation:
             self.close()
+            self._generation = generation
             with suppress(sqlite3.Error):
-                self._connection = await in_thread(self._connected, Pool.UPKEEP)
-                self._generation = generation
+                await in_thread(self._connect, Pool.UPKEEP)
 
     def close(self) -> None:
         """Read no more, until ``look``."""
@@ -94,10 +94,10 @@ class Peek:
             self._resumes_at = time.perf_counter() + seconds
         self._blocks = blocks
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connect(self) -> None:
         connection = self._database.reader()
         connection.execute("PRAGMA busy_timeout = 0")
-        return connection
+        self._connection = connection
 
     def _is_cached(self) -> bool:
         """Return True if nearly all of the file and its journal is cached; may read them first."""

@@ -1,4 +1,6 @@
-"""Looks up what RAM can answer without waiting: content that is held, linked, and fresh.
+"""Looks up what can be answered without waiting: content that is held, linked, and fresh.
+
+That is what RAM has, and manifests that the page cache has.
 
 Content that is not found here is not absent; ``Manifests``, ``Tags`` and ``Blobs`` know more.
 """
@@ -14,7 +16,7 @@ from proxy.repository.tags import Tags
 
 
 class Found(NamedTuple):
-    """Content in RAM. ``fresh``: for how many seconds a tag is answered without asking."""
+    """Content. ``fresh``: for how many seconds a tag is answered without asking."""
 
     descriptor: Descriptor
     body: bytes
@@ -33,7 +35,7 @@ class MemoryLookup:
         self._small = small
 
     def get(self, target: Target, route: Route) -> Found | None:
-        """Return the content of a route and count its use; None if it is not in RAM, or offline."""
+        """Return the content of a route and count its use; None to wait for it, and offline."""
         if self._manifests.is_offline(target):
             return None
         match route.kind:

@@ -1,8 +1,8 @@
 """The index of one machine: one SQLite file, with a bounded cache in RAM in front.
 
 What a hit needs is answered without suspending, from RAM or from pages in the page cache. Keys in
-RAM: ``blob``, ``children`` and ``holders`` of a digest; ``tag`` and ``history`` of a tag; ``tags`` of
-a repository; ``link`` of a digest to a repository. Last uses are buffered, and written in one
+RAM: ``blob``, ``children`` and ``holders`` of a digest; ``tag`` and ``history`` of a tag; ``tags``
+of a repository; ``link`` of a digest to a repository. Last uses are buffered, and written in one
 transaction every few seconds.
 """
 

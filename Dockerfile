@@ -20,7 +20,7 @@ FROM ${BASE}
 LABEL org.opencontainers.image.title="Millpond" \
       org.opencontainers.image.description="A pull-through caching proxy registry for container images" \
       org.opencontainers.image.licenses="Apache-2.0"
-# A number, so that Kubernetes' runAsNonRoot can tell that it is not root.
+# A numeric uid, because Kubernetes' runAsNonRoot rejects user names.
 RUN groupadd --gid 10001 millpond \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/millpond \
       --shell /usr/sbin/nologin millpond \

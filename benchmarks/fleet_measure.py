@@ -3,10 +3,12 @@
 CPU seconds are those of the process as the kernel counts them, so a slow client does not matter.
 """
 
+import asyncio
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import obstore
 import redis as redis_py
@@ -16,6 +18,10 @@ from benchmarks.fleet_site import GB, MB, Costs
 from benchmarks.processes import cpu_seconds
 from benchmarks.pull import Connection, pull
 from benchmarks.upstream import ACCEPT
+from proxy.core.names import Digest
+from proxy.fleet.leases import Leases
+from proxy.fleet.store import Store
+from proxy.runtime.part_counters import FleetCounters
 from tests.parts import redis, seaweed
 from tests.parts.process import workdir
 
@@ -23,6 +29,18 @@ _SIZE = 300_000_000
 _TIMES = 5
 _REQUESTS = 20_000
 _OBJECT = 100_000_000
+_LEASES = 5_000
+_ROWS, _READS = 1_000, 300
+_ROW = "x" * 300
+"""About as long is what a replica says of itself while it downloads one blob."""
+
+
+class _Redis(NamedTuple):
+    """Seconds that a command takes, CPU seconds of one for a lease, and of one row of a list."""
+
+    wait: float
+    command: float
+    row: float
 
 
 def main() -> int:
@@ -30,13 +48,15 @@ def main() -> int:
     used = Costs()
     with bench.running(1) as running:
         request, send, receive = _replica(running)
-    commands = _redis()
+    redis_ = _redis()
     put, get = _bucket()
-    print(f"a command of Redis, µs: {commands * 1e6:.3g} here")
+    print(f"a command of Redis, µs: {redis_.wait * 1e6:.3g} here")
     for name, measured, model in (
         ("CPU of a hit on a manifest, µs", request * 1e6, used.request * 1e6),
         ("CPU of a GB to a client, s", send * GB, used.send * GB),
         ("CPU of a GB from a registry, s", receive * GB, used.receive * GB),
+        ("CPU of Redis for a command, µs", redis_.command * 1e6, used.redis_command * 1e6),
+        ("CPU of Redis for a replica in a list, µs", redis_.row * 1e6, used.redis_row * 1e6),
         ("PUT of 100 MB to SeaweedFS, MB/s", put / MB, used.bucket_stream / MB),
         ("GET of 100 MB from SeaweedFS, MB/s", get / MB, used.bucket_stream / MB),
     ):
@@ -74,8 +94,8 @@ def _counted(pid: int) -> Iterator[list[float]]:
     taken.append(cpu_seconds(pid) - before)
 
 
-def _redis() -> float:
-    """Return the seconds of a GET over TCP, the median."""
+def _redis() -> _Redis:
+    """Return what Redis takes for leases, and for the list of replicas."""
     with redis.running() as server, redis_py.Redis.from_url(server.url) as client:
         client.set("key", "value")
         seconds = []
@@ -83,7 +103,34 @@ def _redis() -> float:
             begin = time.perf_counter()
             client.get("key")
             seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
+        begun = _redis_cpu(client)
+        asyncio.run(_leases(server.url))
+        commands = _redis_cpu(client) - begun
+        client.hset("replicas", mapping={f"http://10.0.0.{n}:5000": _ROW for n in range(_ROWS)})
+        begun = _redis_cpu(client)
+        for _ in range(_READS):
+            client.hgetall("replicas")
+        rows = _redis_cpu(client) - begun
+    return _Redis(statistics.median(seconds), commands / (2 * _LEASES), rows / _READS / _ROWS)
+
+
+async def _leases(url: str) -> None:
+    """Take many leases, one after the other, and say each time that the content is stored."""
+    store = Store(url, "measured", FleetCounters())
+    leases = Leases(store, "http://10.0.0.1:5000")
+    for number in range(_LEASES):
+        digest = Digest(f"sha256:{number:064x}")
+        await leases.take("docker.io", digest)
+        leases.stored(digest)
+    await leases.close()
+    await store.close()
+
+
+def _redis_cpu(client: redis_py.Redis) -> float:
+    """Return the CPU seconds that Redis has used."""
+    used = client.info("cpu")
+    assert isinstance(used, dict)
+    return float(used["used_cpu_sys"]) + float(used["used_cpu_user"])
 
 
 def _bucket() -> tuple[float, float]:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import curves
+from benchmarks.fleet_outcome import Outcome
 from benchmarks.fleet_scenarios import (
     Direct,
     Fleet,
     NodeFleet,
-    Outcome,
     RegistryTwo,
     WarmFleet,
 )
@@ -76,9 +76,9 @@ def table(found: Sequence[Outcome]) -> str:
     """Return a row for each rollout, as Markdown."""
     lines = [
         "| nodes | system | last node (s) | bodies from the registry, per layer "
-        "| GB from the registry | bucket requests | Redis commands, busiest second | $ a month "
-        "| full for longest |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|---|",
+        "| GB from the registry | bucket requests | Redis commands, busiest second "
+        "| of a core of Redis | $ a month | full for longest |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for outcome in found:
         cost = sum(monthly(outcome).values())
@@ -86,8 +86,8 @@ def table(found: Sequence[Outcome]) -> str:
         lines.append(
             f"| {outcome.nodes:,} | {name(outcome)} | {outcome.seconds:,.0f} "
             f"| {outcome.bodies_per_digest:,.0f} | {outcome.upstream_bytes / GB:,.0f} "
-            f"| {outcome.bucket_requests:,} | {outcome.redis_peak:,.0f} | {cost:,.0f} "
-            f"| {narrowest} |"
+            f"| {outcome.bucket_requests:,} | {outcome.redis_peak:,.0f} | {outcome.redis_load:.0%} "
+            f"| {cost:,.0f} | {narrowest} |"
         )
     return "\n".join(lines)
 

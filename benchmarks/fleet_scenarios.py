@@ -5,61 +5,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from benchmarks.fleet_site import LAYERS, REQUESTS, TRANSFERS, Costs, Protocol, Site
+from benchmarks.fleet_outcome import Outcome
+from benchmarks.fleet_site import LAYERS, MANIFESTS, REQUESTS, TRANSFERS, Costs, Protocol, Site
 from benchmarks.fluid import Flow, Link, Network
 
 _COHORTS: Final = 4
 """Groups of the nodes of one replica that begin together."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a rollout took."""
-
-    system: str
-    nodes: int
-    replicas: int
-    seconds: float = 0.0
-    """Until the last node has everything."""
-    bodies: int = 0
-    """Bodies that the registries sent."""
-    upstream_bytes: float = 0.0
-    node_bytes: float = 0.0
-    """What replicas sent to nodes."""
-    heads: int = 0
-    """Requests to the bucket, by kind."""
-    gets: int = 0
-    puts: int = 0
-    redis: list[tuple[float, float]] = field(default_factory=list)
-    """Times and numbers of commands."""
-    renewals: int = 0
-    """How many of these renew a lease."""
-    narrowest: str = ""
-    """The link that was full for the longest time."""
-    digests: int = len(LAYERS)
-
-    @property
-    def bodies_per_digest(self) -> float:
-        """Bodies from the registries for each layer."""
-        return self.bodies / self.digests
-
-    @property
-    def bucket_requests(self) -> int:
-        """All requests to the bucket."""
-        return self.heads + self.gets + self.puts
-
-    @property
-    def redis_commands(self) -> float:
-        """All commands."""
-        return sum(number for _, number in self.redis)
-
-    @property
-    def redis_peak(self) -> float:
-        """Commands in the busiest second."""
-        seconds: dict[int, float] = {}
-        for time, number in self.redis:
-            seconds[int(time)] = seconds.get(int(time), 0.0) + number
-        return max(seconds.values(), default=0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,8 +27,8 @@ class Replica:
     def of(cls, site: Site, number: int) -> "Replica":
         """Return one of a site's replicas."""
         return cls(
-            Link(f"cable into replica {number}", site.replica_link),
-            Link(f"cable out of replica {number}", site.replica_link),
+            Link(f"link into replica {number}", site.replica_link),
+            Link(f"link out of replica {number}", site.replica_link),
             Link(f"CPU of replica {number}", site.replica_cores),
         )
 
@@ -135,7 +86,7 @@ class Rollout:
         for number in range(groups):
             members = self.outcome.nodes // groups + (number < self.outcome.nodes % groups)
             if members:
-                cable = Link("cable into a node", self.site.node_link)
+                cable = Link("link into a node", self.site.node_link)
                 cohorts.append(Cohort(members, cable, number % places))
         return cohorts
 
@@ -216,6 +167,7 @@ class Fleet(Rollout):
     """Millponds that share a Redis and a bucket."""
 
     system = "Millpond"
+    manifests_of_image = MANIFESTS
 
     def __init__(
         self, site: Site, nodes: int, replicas: int, layers: tuple[float, ...] = LAYERS
@@ -225,6 +177,14 @@ class Fleet(Rollout):
         """The replica that gets the lease of a layer. Without it, the first one that asks."""
         self._holders: dict[int, Replica] = {}
         self._stored: set[int] = set()
+
+    def play(self) -> Outcome:
+        """Return what it took."""
+        protocol, many = self.protocol, len(self.replicas)
+        asked = min(many, self.outcome.nodes)
+        self._commands(protocol.manifest_commands(asked, self.manifests_of_image))
+        self.outcome.redis_always = protocol.always(many, has_bucket=True)
+        return super().play()
 
     def manifests(self, cohort: Cohort) -> float:
         """Return the seconds until the replica has answered all its nodes."""
@@ -319,6 +279,8 @@ class NodeFleet(Rollout):
         followers = outcome.nodes - 1
         waiting = list(range(len(self.layers)))
         node = Replica.of(site, 0)
+        outcome.redis_always = self.protocol.always(outcome.nodes, has_bucket=False)
+        self._commands(self.protocol.manifest_commands(outcome.nodes, MANIFESTS))
 
         def begin() -> None:
             if waiting:
@@ -332,10 +294,8 @@ class NodeFleet(Rollout):
         return outcome
 
     def _spread(self, number: int, followers: int, node: Replica, then: Callable[[], None]) -> None:
-        holder = Link("cable out of the node that downloads", self.site.node_link)
-        seconds = max(int(self.site.spread), 1)
-        each = self.protocol.redis_per_fill * (followers + 1) / seconds
-        self.outcome.redis += [(self.network.now + second, each) for second in range(seconds)]
+        holder = Link("link out of the node that downloads", self.site.node_link)
+        self._commands(self.protocol.redis_per_fill * (followers + 1))
         fill = self.from_registry(number, {}, streams=self.site.registry_streams)
         self.network.send(fill)
         if not followers:
@@ -344,3 +304,9 @@ class NodeFleet(Rollout):
         uses = {holder: followers, node.into: 1.0, node.cpu: self.costs.receive}
         self.network.send(Flow(self.layers[number], uses, source=fill, then=then))
         self.outcome.node_bytes += self.layers[number] * followers
+
+    def _commands(self, number: float) -> None:
+        """Count commands of all nodes, which begin within some seconds."""
+        seconds = max(int(self.site.spread), 1)
+        each, now = number / seconds, self.network.now
+        self.outcome.redis += [(now + second, each) for second in range(seconds)]

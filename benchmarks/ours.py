@@ -1,4 +1,7 @@
-"""Millpond as a process, `python -m proxy serve` from the working tree, with default settings."""
+"""Millpond as a process, `python -m proxy serve` from the working tree, with default settings.
+
+The settings of the tests are small: their default of 5 GiB holds no image of 10 GB.
+"""
 
 import json
 import sys
@@ -8,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.watched import EVERY, OUT, Sample
-from tests.parts.millpond import Millpond
+from tests.parts.millpond import Millpond, merged
 from tests.parts.process import free_port, listens, workdir
 
-_QUICK_END = {"shutdown_grace": "1s"}
+_SETTINGS = {"shutdown_grace": "1s", "storage": {"max_size": "50GiB"}}
 
 
 class Ours(Millpond):
     """The proxy, with its process id, and over TLS if told so."""
 
     def __init__(self, root: Path, upstream: str, extra: Mapping[str, Any]) -> None:
-        super().__init__(root, upstream, free_port(), {**_QUICK_END, **extra})
+        super().__init__(root, upstream, free_port(), merged(_SETTINGS, extra))
         self.storage = root / "storage"
         for name in list(self._daemon.env):  # a link's far side is not loopback
             if name.lower() in {"http_proxy", "https_proxy"}:

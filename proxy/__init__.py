@@ -1,7 +1,7 @@
 """Millpond: a pull-through caching proxy registry for container images.
 
 The package is named ``proxy``; the distribution and the command are ``millpond``.
-``proxy/README.md`` tells a request's story and maps the rooms.
+``proxy/README.md`` describes the path of a request and all packages.
 """
 
 VERSION: str

@@ -1,4 +1,4 @@
-"""The documents say what the program does: paths, metrics, statistics, log lines, errors, links."""
+"""The documents match the program: paths, metrics, statistics, log lines, errors, links."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""What is called durable survives a power cut: seen by the order of calls to the disk."""
+"""Durable data survives a power cut, by the order of calls to the disk."""
 
 import errno
 import os

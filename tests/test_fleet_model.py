@@ -58,7 +58,7 @@ def test_the_cable_of_a_replica_is_shared_by_its_nodes() -> None:
     # upload joins once the content is there.
     three = Fleet(site, 12, 3, ONE).play()
     assert 6 <= three.seconds <= 7.1
-    assert three.narrowest == "cable out of replica 0"
+    assert three.narrowest == "link out of replica 0"
 
 
 def test_it_matters_who_downloads() -> None:
@@ -82,9 +82,28 @@ def test_what_was_pulled_before_comes_from_the_bucket() -> None:
 
 def test_each_replica_asks_redis_once_for_each_digest() -> None:
     outcome = Fleet(SITE, 12, 3, (GB, GB)).play()
-    assert outcome.redis_commands - outcome.renewals == 3 * 2 * Protocol().redis_per_fill
+    # Each of three finds the tag and claims its check; one settles it. For each of two manifests
+    # one has two commands, and two have three. Each has two for each layer.
+    image = 3 * 2 + 1 + 2 * (2 + 2 * 3)
+    assert outcome.redis_commands - outcome.renewals == image + 3 * 2 * 2
     # Two leases for two seconds each, renewed every 0.6.
     assert outcome.renewals == 2 * 3
+
+
+def test_replicas_say_that_they_live_also_when_nobody_pulls() -> None:
+    outcome = Fleet(SITE, 3, 3, ONE).play()
+    # Every 2 s: that it lives, how long that is kept, and the list; a ping every second, the clock
+    # every 10 s; what was used every 5 s, and a tag compared every 15 s.
+    each = 3 / 2 + 1.1 + 1 / 5 + 1 / 15
+    assert outcome.redis_always == pytest.approx(3 * each)
+    assert outcome.redis_peak > outcome.redis_always
+
+
+def test_redis_is_the_limit_of_replicas_on_ten_thousand_nodes() -> None:
+    few, many = (NodeFleet(SITE, nodes, nodes, ONE).play() for nodes in (1000, 10_000))
+    assert few.redis_load < 0.5
+    assert many.redis_load > 1
+    assert Direct(SITE, 10, 0, ONE).play().redis_load == 0
 
 
 def test_registry_two_fetches_for_every_node_that_is_early() -> None:
@@ -104,7 +123,7 @@ def test_on_every_node_the_holder_sends_to_all_others() -> None:
     outcome = NodeFleet(site, 11, 11, ONE).play()
     assert outcome.seconds == pytest.approx(10)
     assert outcome.bodies == 1
-    assert outcome.narrowest == "cable out of the node that downloads"
+    assert outcome.narrowest == "link out of the node that downloads"
 
 
 def test_an_upload_in_parts_is_three_kinds_of_requests() -> None:

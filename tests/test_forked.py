@@ -1,4 +1,4 @@
-"""A forked start is like a full one: what it writes, how it ends, what it inherits."""
+"""A forked start is like a full one: its output, its end, and what it inherits."""
 
 import json
 import os

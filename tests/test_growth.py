@@ -1,4 +1,4 @@
-"""What others write is read in time that grows with its length, not with its square.
+"""Untrusted input is parsed in linear time.
 
 Each reader gets hostile shapes of two lengths, the second four times the first. Linear time grows
 four times, quadratic time sixteen; the limit lies between, and short times are allowed any growth,

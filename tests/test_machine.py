@@ -1,4 +1,4 @@
-"""Store, index, evictor, pins and repair together, through anything that may happen to them.
+"""Store, index, evictor, pins and repair together, through random sequences of events.
 
 Hypothesis makes up what happens; a model of a few dictionaries says what must be true after each
 step: what is held, in which order it would go, how much is counted, and what no eviction touches.

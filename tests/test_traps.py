@@ -1,4 +1,4 @@
-"""The list in ``README.md`` of what goes wrong elsewhere, and the tests here, agree."""
+"""The list of traps in ``README.md`` and the tests agree."""
 
 import ast
 import re

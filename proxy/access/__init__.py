@@ -1,6 +1,6 @@
-"""Who a client is, and what it may do: asked on every path before content or state is shown.
+"""Who a client is, and what it may do: checked for every request, before any lookup.
 
-``control`` is the door; ``principals`` and ``identity`` say who, ``rules`` what. A decision is a
-pure function that never waits, so the response cache can ask for each request. Knows no HTTP but
-the value of ``Authorization``.
+``control`` is the interface; ``principals`` and ``identity`` identify clients, ``rules`` decide. A
+decision is a pure function that never waits, so the response cache can check each request. The
+only part of HTTP that this package uses is the value of ``Authorization``.
 """

@@ -1,7 +1,7 @@
 """The tokens file: access tokens with a name, groups and an expiry date.
 
-The file has the SHA-256 of each token and never the token. That suffices without a slow hash
-because tokens are random.
+The file has the SHA-256 of each token and never the token. No slow hash is needed, because tokens
+are random.
 """
 
 import hashlib
@@ -104,7 +104,7 @@ def new_token() -> str:
 
 
 def hash_token(token: str) -> str:
-    """Return what the file says about a token."""
+    """Return the hash that the file has of a token."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 

@@ -1,8 +1,9 @@
-"""The audit log: one record for each decision that matters, and what is written of it.
+"""The audit log: a record of each relevant decision, and its text.
 
-Recorded are logins, pulls of manifests, everything that is denied, and what operators do. Callers
-build an ``AuditEvent`` and call ``AuditLog.record``, which never waits and never fails. An event
-has no field for a secret: ``credential_id`` is the name of a token or the ``jti`` of one of ours.
+It records logins, pulls of manifests, all denials, and actions of operators. Callers build an
+``AuditEvent`` and call ``AuditLog.record``, which never waits and never fails. An event has no
+field for a secret: ``credential_id`` is the name of an access token, or the ``jti`` of one of
+Millpond's tokens.
 """
 
 import json
@@ -19,32 +20,32 @@ MAX_TEXT: Final = 1024
 
 
 class Event(StrEnum):
-    """What a client did."""
+    """The kind of event."""
 
     LOGIN = "login"
-    """It showed credentials, at the token endpoint or elsewhere."""
+    """The client sent credentials, to the token endpoint or elsewhere."""
     PULL = "pull"
-    """It asked for a manifest, or for anything else that it may not have."""
+    """The client requested a manifest, or anything else that was denied."""
     ADMIN = "admin"
-    """It asked for something under ``/-/`` that only operators may do."""
+    """The client requested a path under ``/-/`` that is for operators only."""
     LOST = "lost"
-    """Lines could not be kept; ``count`` says how many are missing here."""
+    """Lines were lost; ``count`` is the number of missing lines."""
 
 
 class Verdict(StrEnum):
-    """How it ended."""
+    """The result of an event."""
 
     ALLOWED = "allowed"
     DENIED = "denied"
-    """By a rule, a policy, or because the credentials are wrong."""
+    """Denied by a rule or a policy, or because the credentials are wrong."""
     CHALLENGED = "challenged"
     """The client is anonymous, and must log in."""
     WOULD_DENY = "would deny"
-    """By a policy that is on trial: the client got its answer."""
+    """Denied by a policy with ``audit: true``: the client got its answer."""
     LIMITED = "limited"
-    """By a limit of ``access.limits``."""
+    """Refused because of ``access.limits``."""
     FAILED = "failed"
-    """Allowed, but there was no answer to give: absent, or upstream failed."""
+    """Allowed, but there is no content: it does not exist, or upstream failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,24 +56,24 @@ class AuditEvent:
     outcome: Verdict
     user: str | None = None
     method: str | None = None
-    """How the user was proven: ``password``, ``token``, ``oidc``, ``certificate``, …"""
+    """How the user authenticated: ``password``, ``token``, ``oidc``, ``certificate``, …"""
     credential_id: str | None = None
     """Name of the credential; never the credential."""
     address: str | None = None
     user_agent: str | None = None
     action: str | None = None
-    """What an operator did, as in ``evict``."""
+    """The operator's action, such as ``evict``."""
     upstream: str | None = None
     repository: str | None = None
     reference: str | None = None
     """Tag or digest, as the client wrote it."""
     digest: str | None = None
-    """What the client got."""
+    """The digest of the answer."""
     rule: str | None = None
     policy: str | None = None
     because: str | None = None
     cache: str | None = None
-    """How the cache answered: ``hit``, ``miss``, …"""
+    """The outcome: ``hit``, ``miss``, …"""
     status: int | None = None
     bytes: int | None = None
     request_id: str | None = None
@@ -95,26 +96,26 @@ _NAMES: Final = tuple(each.name for each in fields(AuditEvent) if each.name != "
 
 @dataclass(slots=True, eq=False)
 class Recurring:
-    """An event that happens often. All of it but time and address is rendered once."""
+    """An event that happens often. Everything except time and address is rendered only once."""
 
     event: AuditEvent
     rendered: dict[str, str] = field(default_factory=dict)
-    """The end of its line as JSON, by the key that its time has there."""
+    """The end of its line as JSON, by the key of the time in that line."""
 
 
 class Recurrence(NamedTuple):
-    """One time that such an event happened, in Unix seconds, and the client's address."""
+    """One occurrence of such an event: its time in Unix seconds, and the client's address."""
 
     what: Recurring
     time: float
     address: str | None
 
     def event(self) -> AuditEvent:
-        """Return it as an event like others."""
+        """Return the occurrence as an ordinary event."""
         return replace(self.what.event, time=self.time, address=self.address)
 
     def text(self, time_key: str, known: Callable[[AuditEvent], dict[str, Any]]) -> str:
-        """Return it as JSON; ``known`` returns the fields of an event."""
+        """Return the occurrence as JSON; ``known`` returns the fields of an event."""
         end = self.what.rendered.get(time_key)
         if end is None:
             others = {key: each for key, each in known(self.what.event).items() if key != time_key}
@@ -124,11 +125,11 @@ class Recurrence(NamedTuple):
 
 
 class AuditLog(Protocol):
-    """Where events are recorded."""
+    """Records events."""
 
     @property
     def is_on(self) -> bool:
-        """Events are recorded; without configured access there is no need to make any."""
+        """Events are recorded; without configured access, callers need not build any."""
 
     def record(self, event: AuditEvent | Recurrence) -> None:
         """Record an event, after all that were recorded before it. Never waits, never fails."""
@@ -148,8 +149,8 @@ class AuditLog(Protocol):
 def line(event: AuditEvent | Recurrence) -> bytes:
     """Return the event as one line of JSON, in ASCII, with its line end.
 
-    JSON escapes line ends and all other control characters, so no text of a client can begin
-    another line or change a terminal.
+    JSON escapes line ends and all other control characters, so text from a client can neither
+    begin another line nor control a terminal.
     """
     if isinstance(event, Recurrence):
         return event.text("time", AuditEvent.known).encode("ascii") + b"\n"
@@ -164,7 +165,7 @@ def entry(event: AuditEvent) -> dict[str, Any]:
 
 
 def carried(event: AuditEvent) -> dict[str, Any]:
-    """Return what the request line of an allowed pull lacks to stand for its audit line."""
+    """Return the fields that the request line of an allowed pull needs to be its audit line too."""
     return {
         "audit": event.event.value,
         "digest": event.digest,
@@ -175,7 +176,7 @@ def carried(event: AuditEvent) -> dict[str, Any]:
 
 
 def _printable(value: Any) -> Any:
-    """Return a text with everything escaped that a terminal would not print."""
+    """Return a text with all non-printable characters escaped."""
     if not isinstance(value, str) or value.isprintable():
         return value
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)

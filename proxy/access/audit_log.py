@@ -13,7 +13,7 @@ from proxy.runtime.metrics import Metrics
 from proxy.settings.access import Access
 
 REASON: Final = "audit log"
-"""The name under which ``/-/readyz`` says that the audit log cannot be written."""
+"""The name under which ``/-/readyz`` reports that the audit log cannot be written."""
 
 
 class _File(AppendFile):
@@ -25,7 +25,7 @@ class _File(AppendFile):
 
 
 class _OrdinaryLog:
-    """The log that everything else goes to; its owner opens and closes it."""
+    """The ordinary log; its owner opens and closes it."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -102,7 +102,7 @@ class Audit:
         self._lines.use(self._sink())
 
     async def close(self) -> None:
-        """Write what is recorded; what the file does not take goes to the ordinary log."""
+        """Write the recorded events; those that the file cannot store go to the ordinary log."""
         await self._lines.close(self._ordinary_log)
 
     def _sink(self) -> Sink[AuditEvent | Recurrence]:
@@ -113,7 +113,7 @@ class Audit:
         self._metrics.cache.audit_lost_lines += 1
 
     def _report(self, reason: str | None) -> None:
-        """Say from the writer's thread whether the file can be written."""
+        """Report from the writer's thread whether the file can be written."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._reported, reason)
 

@@ -1,7 +1,7 @@
-"""Verifies what clients send: passwords, access tokens, ID tokens and tokens of our own.
+"""Verifies credentials: passwords, access tokens, ID tokens and Millpond's own tokens.
 
 A password may be a password of the htpasswd file, an access token, or an ID token; the last two
-count with any user name. A Bearer token is one of ours, an access token, or an ID token.
+are valid with any user name. A Bearer token is one of ours, an access token, or an ID token.
 """
 
 import time
@@ -12,11 +12,11 @@ from typing import Final
 from proxy.access import htpasswd, oidc
 from proxy.access.api_tokens import PREFIX
 from proxy.access.callers import Callers
-from proxy.access.credentials import Basic, Bearer, parse
+from proxy.access.credentials import Basic, Bearer, is_jwt, parse
 from proxy.access.failures import Failures
 from proxy.access.identity import Certificate
 from proxy.access.logins import PASSWORD_SECONDS, Login, LoginCache
-from proxy.access.own_tokens import OwnTokens, is_jwt
+from proxy.access.own_tokens import OwnTokens
 from proxy.access.principals import Method, Principal
 from proxy.access.sources import Sources
 from proxy.core.errors import Overloaded, TooManyFailures, Unauthorized
@@ -62,7 +62,7 @@ class Authenticator:
     def recognise(
         self, credential: bytes | None, address: str | None, certificate: Certificate | None
     ) -> Principal | None:
-        """Return who this is if that is known without waiting; None: await ``identify``."""
+        """Return the principal if it is known without waiting; None: await ``identify``."""
         if credential is None:
             return self.principal(None, address, certificate)
         if self._sources.has_changed():
@@ -84,7 +84,7 @@ class Authenticator:
         certificate: Certificate | None,
         upstream: str | None = None,
     ) -> Principal:
-        """Return who this is. Raises ``Unauthorized`` or ``Overloaded``.
+        """Return the principal. Raises ``Unauthorized`` or ``Overloaded``.
 
         A client that failed too often gets ``Unauthorized`` too, because containerd repeats a
         request at once after a 429.
@@ -129,7 +129,7 @@ class Authenticator:
     def principal(
         self, login: Login | None, address: str | None, certificate: Certificate | None
     ) -> Principal:
-        """Return the client with this login. Without a user its certificate says who it is."""
+        """Return the client with this login. Without a user, its certificate identifies it."""
         if login is not None and login.user is not None:
             return Principal(
                 address,
@@ -162,10 +162,10 @@ class Authenticator:
     async def _ours_or_for(
         self, upstream: str, credentials: Basic | Bearer, address: str | None
     ) -> Login:
-        """Return the login of credentials of ours, else one that refers to them.
+        """Return the login if the credentials are for Millpond, else one that refers to them.
 
-        A guess at a password of ours counts as a failure. Other credentials count only when
-        upstream has rejected them. Tokens of ours never go upstream, valid or not.
+        A wrong password of a Millpond user counts as a failure. Other credentials count only when
+        upstream has rejected them. Our own tokens never go upstream, valid or not.
         """
         if isinstance(credentials, Bearer):
             if self._is_token_of_ours(credentials.token):
@@ -183,7 +183,7 @@ class Authenticator:
         return Login(None, Method.CALLER, 0.0, caller=caller.key)
 
     def _is_token_of_ours(self, text: str) -> bool:
-        """Return True for an access token, a token of ours, or an ID token of our issuers."""
+        """Return True for an access token, a token of ours, or an ID token of a known issuer."""
         if text.startswith(PREFIX):
             return True
         return is_jwt(text) and (
@@ -197,7 +197,7 @@ class Authenticator:
             return known
         try:
             if is_jwt(password) or password.startswith(PREFIX):
-                # No failures count: a token cannot be guessed, and many clients share a user name.
+                # Failures do not count: tokens cannot be guessed, and clients share a user name.
                 return await self._token(password)
             self._failures.admit(address, user)
             login = await self._hashed(credentials, key)
@@ -208,7 +208,7 @@ class Authenticator:
         return login
 
     async def _hashed(self, credentials: Basic, key: bytes) -> Login:
-        """Return the login of a password that all who send it wait for. Raises ``Overloaded``."""
+        """Return the login of a password, hashed once for all who wait. Raises ``Overloaded``."""
         flight = key, self._cache.generation  # not one that began before the file changed
         if len(self._hashes) >= MAX_WAITING and not self._hashes.is_running(flight):
             raise Overloaded("too many logins at a time; try again")

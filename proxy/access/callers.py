@@ -1,7 +1,7 @@
-"""Logins of clients for upstreams with ``credentials: caller``: in memory only, for a while.
+"""Logins of clients for upstreams with ``credentials: caller``, temporarily and only in memory.
 
-Our own tokens and the principals carry only a reference, a keyed hash. So after a restart a token
-leads nowhere, and its client logs in again.
+Our own tokens and the principals carry only a reference, a keyed hash. So after a restart the
+reference of a token is invalid, and its client logs in again.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ KEPT_SECONDS: Final = 3600.0
 
 
 class Callers:
-    """The logins by reference; at the limit the least recently used one goes."""
+    """The logins by reference; at the limit the least recently used one is dropped."""
 
     def __init__(self) -> None:
         self.failures: Final = Failures()
@@ -52,6 +52,6 @@ class Callers:
         return caller
 
     def of(self, key: str | None, upstream: str) -> Caller:
-        """Return as whom a client asks an upstream: anonymously without a login for it."""
+        """Return the login with which a client asks an upstream; without one, anonymous."""
         caller = None if key is None else self.get(key)
         return ANONYMOUS if caller is None or caller.upstream != upstream else caller

@@ -1,4 +1,4 @@
-"""The door to access: identifies clients and decides, by the configuration in force."""
+"""The interface of access control: identifies clients and decides by the current configuration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _anonymous = lru_cache(4096)(Principal)
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a configuration says: rules, memberships, and whether clients are identified at all."""
+    """The parsed configuration: rules, memberships, and whether clients are identified at all."""
 
     rules: AccessRules
     memberships: Memberships
@@ -38,7 +38,7 @@ class Policy:
 
 
 class Decisions:
-    """Rules with a table of their decisions about pulls; at the limit the oldest is forgotten."""
+    """Rules with a table of their decisions about pulls; at the limit the oldest is dropped."""
 
     def __init__(self, rules: AccessRules) -> None:
         self._rules = rules
@@ -71,7 +71,7 @@ class AccessControl:
         self._policy = policy
 
     def identify_with(self, identifier: Identifier) -> None:
-        """Let this identify clients from now on."""
+        """Identify clients with ``identifier`` from now on."""
         self._identifier = identifier
 
     def complete(self, principal: Principal) -> Principal:
@@ -79,23 +79,23 @@ class AccessControl:
         return self._policy.memberships.complete(principal)
 
     def named(self, groups: frozenset[str]) -> frozenset[str]:
-        """Return those of a login's groups that rules name: no others need a place in a token."""
+        """Return the groups of a login that rules name: a token needs no others."""
         patterns = self._policy.groups
         return frozenset(one for one in groups if any(each.matches(one) for each in patterns))
 
     @property
     def is_configured(self) -> bool:
-        """Clients are identified; otherwise everybody is anonymous, whatever they send."""
+        """Clients are identified; otherwise all clients are anonymous, whatever they send."""
         return self._policy.is_configured
 
     def sealed(self, authorization: str | None) -> bytes | None:
-        """Return what stands for ``Authorization`` in memory, None without one."""
+        """Return the keyed hash of ``Authorization`` for use in memory, None without one."""
         return self._identifier.seal(authorization) if authorization else None
 
     def recognise(
         self, credential: bytes | None, address: str | None, certificate: Certificate | None
     ) -> Principal | None:
-        """Return who a client is if that is known without waiting; None: await ``identify``.
+        """Return the principal if it is known without waiting; None: await ``identify``.
 
         ``credential`` is what ``sealed`` returned.
         """
@@ -112,7 +112,7 @@ class AccessControl:
         certificate: Certificate | None,
         upstream: str | None = None,
     ) -> Principal:
-        """Return who a client is. Raises ``Unauthorized`` or ``TooManyRequests``.
+        """Return the principal of a client. Raises ``Unauthorized`` or ``TooManyRequests``.
 
         Credentials that are not ours may be for ``upstream``; None: they are wrong.
         """
@@ -133,7 +133,7 @@ class AccessControl:
         return self._policy.rules.decide(principal, action, target)
 
     def count(self, decision: Decision) -> None:
-        """Count a decision of ``preview`` that a client got an answer by."""
+        """Count a decision of ``preview`` that was used for an answer."""
         self._counters.access_decisions[_outcome(decision)] += 1
 
 

@@ -49,6 +49,11 @@ def parse(authorization: str | None) -> Basic | Bearer | None:
             raise Unauthorized("this registry accepts Basic and Bearer credentials only")
 
 
+def is_jwt(text: str) -> bool:
+    """Return True if a text has the form of a signed token (RFC 7515 §3.1)."""
+    return text.startswith("eyJ") and text.count(".") == 2 and text.isascii()
+
+
 def basic(user: str, password: str) -> Basic | None:
     """Return the credentials, None if both are empty. Raises ``Unauthorized`` if malformed."""
     if not user and not password:

@@ -1,6 +1,6 @@
-"""Failed logins by address and user: each failure costs more time, and then the client must wait.
+"""Failed logins by address and user: each failure adds delay, and then the client must wait.
 
-Both users and addresses are counted, so that trying one password for many users is slowed down too.
+Users and addresses are both counted, so that trying one password for many users is slowed too.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ from proxy.core.errors import TooManyFailures
 
 MAX_ENTRIES: Final = 10_000
 FREE: Final = 2
-"""Failures that cost nothing: people mistype."""
+"""Failures without a delay: people mistype."""
 
 FIRST_DELAY: Final = 0.25
 LONGEST_DELAY: Final = 4.0
 """Seconds; clients wait much longer for an answer."""
 
 PER_USER: Final = 10
-"""Failures of one user from one address after which both must wait."""
+"""Failures of one user from one address after which further logins are refused for a time."""
 
 PER_ADDRESS: Final = 100
 FORGET_SECONDS: Final = 60.0
@@ -32,7 +32,7 @@ MAX_SLEEPERS: Final = 500
 
 @dataclass(slots=True)
 class _Entry:
-    """Failures, of which one is forgotten per ``FORGET_SECONDS``."""
+    """Failures, of which one expires per ``FORGET_SECONDS``."""
 
     count: float
     at: float
@@ -42,7 +42,7 @@ class _Entry:
 
 
 class Failures:
-    """The failures of the last minutes; at the limit the oldest are forgotten."""
+    """The failures of the last minutes; at the limit the oldest are dropped."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[tuple[str, str | None], _Entry] = OrderedDict()

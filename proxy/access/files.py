@@ -28,7 +28,7 @@ class WatchedFile(Generic[Value]):
     """The parsed content of a file. ``parse`` gets the text and raises ``ConfigError``.
 
     If the file becomes invalid or disappears, the last valid content stays in force and the error
-    is logged: a wrong edit must not lock everybody out.
+    is logged: a wrong edit must not lock all users out.
     """
 
     def __init__(self, path: Path, parse: Callable[[str, Path], Value]) -> None:
@@ -81,7 +81,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let no other command change the file meanwhile. Raises ``ConfigError``."""
+    """Prevent other commands from changing the file meanwhile. Raises ``ConfigError``."""
     try:
         directory = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -96,7 +96,7 @@ def locked(path: Path) -> Iterator[None]:
 def write_private(path: Path, text: str) -> None:
     """Replace a file atomically. A new one has mode 0600; an old one keeps owner and mode.
 
-    A link stays, and the file that it leads to is replaced. Raises ``ConfigError``.
+    If ``path`` is a link, its target is replaced. Raises ``ConfigError``.
     """
     path = path.resolve()
     try:

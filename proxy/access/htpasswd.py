@@ -79,7 +79,7 @@ def hash_password(password: str) -> str:
 
 
 def check_user(text: str, file: Path, user: str, *, is_known: bool) -> None:
-    """Return if the file's text has the user, or not, as wanted. Raises ``ConfigError``."""
+    """Return if the user exists in the file's text, or not, as expected. Raises ``ConfigError``."""
     if (
         not user
         or not user.isprintable()
@@ -87,7 +87,9 @@ def check_user(text: str, file: Path, user: str, *, is_known: bool) -> None:
         or ":" in user
         or user.startswith("#")
     ):
-        raise ConfigError(f"{user!r} cannot be a user name: no colons, spaces at the ends or #")
+        raise ConfigError(
+            f"{user!r} cannot be a user name: remove colons, # and spaces at the ends"
+        )
     known = parse(text, file).hashes
     if is_known and user not in known:
         raise ConfigError(f"there is no user {user!r}; millpond user ls lists them")

@@ -1,4 +1,4 @@
-"""How ``web`` learns who a client is: the seam to everything that verifies credentials."""
+"""How ``web`` identifies clients: the interface to everything that verifies credentials."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,17 +17,17 @@ class Certificate:
 
 
 class Identifier(Protocol):
-    """Verifies what a client sends. ``authorization`` is the header's value, None without one."""
+    """Verifies credentials. ``authorization`` is the header's value, None without one."""
 
     def seal(self, authorization: str) -> bytes:
-        """Return a keyed hash, which may stay in memory where the value itself may not."""
+        """Return a keyed hash, which may stay in memory, unlike the value itself."""
 
     def recognise(
         self, credential: bytes | None, address: str | None, certificate: Certificate | None
     ) -> Principal | None:
-        """Return who this is if that is known without waiting; None: await ``identify``.
+        """Return the principal if it is known without waiting; None: await ``identify``.
 
-        Known are anonymous clients, unexpired tokens of our own, certificates, and credentials that
+        Known are anonymous clients, our own unexpired tokens, certificates, and credentials that
         were verified before. ``credential`` is the sealed ``Authorization``, None without one.
         """
 
@@ -38,7 +38,7 @@ class Identifier(Protocol):
         certificate: Certificate | None,
         upstream: str | None = None,
     ) -> Principal:
-        """Return who this is. Credentials that are not ours may be for ``upstream``.
+        """Return the principal. Credentials that are not ours may be for ``upstream``.
 
         Raises ``Unauthorized`` for a wrong credential, ``TooManyRequests`` for a client that failed
         too often.
@@ -49,7 +49,7 @@ class Everyone:
     """Without access control each client is anonymous, whatever it sends."""
 
     def seal(self, authorization: str) -> bytes:
-        """Return nothing of a value that is not looked at."""
+        """Return an empty text: the value is not used."""
         del authorization
         return b""
 

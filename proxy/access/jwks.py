@@ -23,7 +23,7 @@ FRESH_SECONDS: Final = 3600.0
 """After this time the keys are fetched again, in the background."""
 
 RETRY_SECONDS: Final = 30.0
-"""The least time between two fetches, whatever clients send."""
+"""The minimum time between two fetches, whatever clients send."""
 
 MAX_KEYS: Final = 100
 LEAST_RSA_BITS: Final = 2048
@@ -37,7 +37,7 @@ class JWKS:
     """The keys of one issuer."""
 
     def __init__(self, issuer: str, fetch: Fetch, before: "JWKS | None" = None) -> None:
-        """``before`` has the keys that were known before a reload."""
+        """``before`` has the keys from before a reload."""
         self.issuer: Final = issuer
         self._fetch = fetch
         self._keys: list[dict[str, Any]] = []

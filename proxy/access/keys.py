@@ -36,10 +36,10 @@ class Key:
 
 
 class Keys:
-    """The keys of a file, which is made if it is missing or damaged.
+    """The keys of a file, which is created if it is missing or damaged.
 
-    If it cannot be written, the keys live in memory: tokens are then invalid after a restart, and
-    clients get new ones.
+    If it cannot be written, the keys are only in memory: tokens are then invalid after a restart,
+    and clients get new ones.
     """
 
     def __init__(self, file: Path) -> None:
@@ -72,7 +72,7 @@ class Keys:
         try:
             write_private(self._file, _render(self._keys.values()))
         except ConfigError as error:
-            log.warning("keys of tokens not kept, a restart makes new ones", error=str(error))
+            log.warning("keys of tokens not stored, a restart creates new ones", error=str(error))
         return key
 
 
@@ -89,7 +89,7 @@ def _read(file: Path) -> list[Key]:
         document = read_object(read_text(file).encode())
         keys = [_parse(entry) for entry in as_list(document.get("keys"))]
     except (ConfigError, ValueError, KeyError, TypeError):
-        log.warning("keys of tokens unreadable, making new ones", file=str(file))
+        log.warning("keys of tokens unreadable, creating new ones", file=str(file))
         return []
     return [key for key in keys if key.created <= time.time()]
 

@@ -1,9 +1,10 @@
 """Limits for each client: requests per second, bytes per second, and concurrent downloads.
 
-A client is a user if it has one, else an address; an IPv6 host has a whole /64, so that counts as
-one. What is above a limit waits its turn; only beyond ``MAX_WAIT`` it is refused, because dockerd
-goes to the registry itself after 429, and containerd repeats at once. Clients wait 30 seconds for
-headers. Knows nothing of HTTP: ``web`` asks before it answers and before it sends.
+A client is identified by its user, else by its address; an IPv6 host has a whole /64, so a /64
+counts as one address. Requests above a limit wait their turn; they are refused only after
+``MAX_WAIT``, because dockerd goes to the registry itself after 429, and containerd repeats at once.
+Clients wait 30 seconds for headers. This module does not depend on HTTP: ``web`` calls it before it
+answers and before it sends.
 """
 
 import asyncio
@@ -22,10 +23,10 @@ from proxy.runtime.token_bucket import TokenBucket
 from proxy.settings.access import Access, Limits
 
 MAX_WAIT: Final = 10.0
-"""Seconds that a request waits for its turn, and then again for a download of its own."""
+"""Seconds that a request waits for its turn, and then again for a free download."""
 
 MAX_WAITING: Final = 1000
-"""Requests of one client that wait at a time."""
+"""Maximum number of waiting requests of one client."""
 
 REQUEST_BURST: Final = 2.0
 """Seconds' worth of requests that an idle client may send at once."""
@@ -35,13 +36,13 @@ BYTE_BURST: Final = 1.0
 
 LEAST_PIECE: Final = 4 * 1024
 PIECES_PER_SECOND: Final = 20
-"""Into how many pieces a second's worth of bytes is cut, so that transfers share it evenly."""
+"""Number of pieces into which the bytes of a second are cut, so that transfers share evenly."""
 
 KEPT: Final = 1024
-"""Clients that are kept for the statistics although their buckets are full."""
+"""Number of idle clients that are kept for the statistics."""
 
 MAX_CLIENTS: Final = 65_536
-"""At this number the client that was seen longest ago is forgotten, debts included."""
+"""At this number the client that was seen longest ago is dropped, with its limits."""
 
 LOG_SECONDS: Final = 10.0
 """Refusals are logged once in this time, and counted in between."""
@@ -50,7 +51,7 @@ log = structlog.get_logger(__name__)
 
 
 class Client:
-    """One client: what it may do now, and what it did so far."""
+    """One client: its remaining budget, and its counters."""
 
     __slots__ = (
         *("_bytes", "_owner", "_requests", "delayed", "downloads", "name"),
@@ -69,7 +70,7 @@ class Client:
         self.use(owner.limits)
 
     def use(self, limits: Limits) -> None:
-        """Use these limits from now on; what waits already goes on as it was."""
+        """Use these limits from now on; requests that already wait are not affected."""
         now = self._owner.now()
         rate, speed = limits.requests_per_second, limits.bytes_per_second or None
         burst = None if rate is None else max(1.0, rate * REQUEST_BURST)
@@ -86,13 +87,13 @@ class Client:
         return bool(limits.bytes_per_second) or limits.downloads is not None
 
     def is_idle(self, now: float) -> bool:
-        """Return True if the client does nothing, and its past no longer matters."""
+        """Return True if the client is inactive and its budgets are full again."""
         buckets = (self._requests, self._bytes)
         is_full = all(bucket is None or bucket.is_full(now) for bucket in buckets)
         return is_full and not self.waiting and not self.downloads.active
 
     def try_request(self, size: int) -> bool:
-        """Count a request and ``size`` bytes for it if neither has to wait; False: nothing done."""
+        """Count a request of ``size`` bytes and return True; return False if it has to wait."""
         now = self._owner.now()
         for bucket, least in ((self._requests, 1.0), (self._bytes, 0.0)):
             if bucket is not None and bucket.seconds_until(least, now) > 0:
@@ -133,7 +134,7 @@ class Client:
         return size
 
     async def small_turn(self, size: int) -> None:
-        """Wait until a body may be sent at once, but not so long that clients miss the headers."""
+        """Wait until a body may be sent, but not longer than clients wait for headers."""
         if self._bytes is not None and (wait := self._bytes.take(size, self._owner.now())):
             await self._wait("bytes", min(wait, MAX_WAIT))
 
@@ -161,7 +162,7 @@ class Client:
 
     @asynccontextmanager
     async def download(self) -> AsyncIterator[None]:
-        """Wait for one of the client's downloads, and keep it while the context is open.
+        """Wait for a free download of the client, and occupy it while the context is open.
 
         First come, first served. Raises ``RateLimited``.
         """
@@ -201,7 +202,7 @@ class _Downloads:
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """The number of waiting downloads."""
         return len(self._waiting)
 
     def use(self, limit: int | None) -> None:
@@ -210,27 +211,27 @@ class _Downloads:
         self._begin_waiting()
 
     def begin(self) -> bool:
-        """Begin one if none waits and there is room."""
+        """Begin a download if none waits and one is free; return True if it has begun."""
         if self._waiting or not self._has_room():
             return False
         self.active += 1
         return True
 
     async def wait(self) -> None:
-        """Return when one may begin, and has."""
+        """Wait until a download may begin, and begin it."""
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # it began in the same moment
+            if place.done() and not place.cancelled():  # it began at the same moment
                 self.end()
-            else:
+            elif place in self._waiting:  # not if it was passed over in the same moment
                 self._waiting.remove(place)
             raise
 
     def end(self) -> None:
-        """End one that has begun."""
+        """End a download."""
         self.active -= 1
         self._begin_waiting()
 
@@ -307,7 +308,7 @@ class ClientLimits:
         ]
 
     def taken(self) -> dict[str, list[int]]:
-        """Return each client's requests and bytes until now, and count from zero again."""
+        """Return each client's requests and bytes since the last call, and reset the counts."""
         found = {
             name: [client.requests, client.sent]
             for name, client in self._clients.items()
@@ -335,7 +336,7 @@ class ClientLimits:
         self._logged, self._unlogged = now, 0
 
     def _forget(self) -> None:
-        """Forget the clients that were seen longest ago, as far as they are idle."""
+        """Drop the idle clients that were seen longest ago."""
         while len(self._clients) > KEPT:
             oldest = next(iter(self._clients.values()))
             if len(self._clients) <= MAX_CLIENTS and not oldest.is_idle(self.now()):

@@ -22,26 +22,26 @@ Presented = tuple[bytes, str | None, Certificate | None]
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a verified credential says about its client."""
+    """The facts about a client that its verified credential proves."""
 
     user: str | None
     method: Method
     expires: float
-    """Until when it needs no further check, Unix seconds."""
+    """Time until which no further check is needed, Unix seconds."""
     groups: frozenset[str] = frozenset()
     credential_id: str | None = None
     fingerprint: str | None = None
-    """Of the entry in our file: a token of ours is valid only while the entry is unchanged."""
+    """Fingerprint of the file's entry: our tokens are valid only while the entry is unchanged."""
     ends: float | None = None
-    """When the credential itself ends, Unix seconds; None: never."""
+    """Time at which the credential itself expires, Unix seconds; None: never."""
     scopes: frozenset[str] | None = None
-    """Repositories that a token of ours is limited to, as ``docker.io/library/alpine``."""
+    """Repositories to which one of our tokens is limited, as ``docker.io/library/alpine``."""
     caller: str | None = None
     """Reference to a login for an upstream: see ``callers``."""
 
 
 class LoginCache:
-    """Verified credentials by keyed hash, until they expire; at the limit the oldest goes.
+    """Verified credentials by keyed hash, until they expire; at the limit the oldest is dropped.
 
     The key is random for each process, so that nothing in memory helps to guess a password.
     """
@@ -72,18 +72,18 @@ class LoginCache:
             self._logins[key] = login
 
     def recent(self, presented: Presented) -> Principal | None:
-        """Return who presented this before and is still logged in."""
+        """Return the principal that sent this before and is still logged in."""
         known = self._recent.get(presented)
         return known[1] if known is not None and time.time() < known[0] else None
 
     def put_recent(self, presented: Presented, login: Login, principal: Principal) -> None:
-        """Keep who presented this: to make it anew costs more than to look it up."""
+        """Cache the principal that sent this: a lookup is cheaper than building it again."""
         if len(self._recent) >= MAX_RECENT:
             self._recent.clear()
         self._recent[presented] = login.expires, principal
 
     def clear(self) -> None:
-        """Forget all: a file or a setting has changed."""
+        """Drop all logins: a file or a setting has changed."""
         self._recent.clear()
         self._logins.clear()
         self.generation += 1

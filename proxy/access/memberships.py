@@ -1,4 +1,4 @@
-"""Which networks and groups of ``access`` a principal belongs to."""
+"""The networks and groups of ``access`` that contain a principal."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -46,5 +46,5 @@ class Memberships:
 
 
 def _unchanged(principal: Principal) -> Principal:
-    """Return a principal whom the configuration adds nothing to."""
+    """Return a principal unchanged: the configuration adds nothing."""
     return principal

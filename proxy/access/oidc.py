@@ -1,7 +1,7 @@
 """ID tokens of OpenID Connect issuers as credentials (OpenID Connect Core 1.0 §3.1.3.7).
 
-Only the configured algorithms are accepted, all of them asymmetric, and each with a key of its own
-type. So neither ``none`` nor an HMAC with a public key passes.
+Only the configured algorithms are accepted, all of them asymmetric, and each only with a key of its
+type. So neither ``none`` nor an HMAC with a public key is accepted.
 """
 
 import re
@@ -69,7 +69,7 @@ class Issuer:
     def _login(self, claims: _Claims) -> Login:
         for name, wanted in self._settings.require.items():
             if _text(claims.get(name)) != wanted:
-                raise Unauthorized(f"the ID token has not the required claim {name}")
+                raise Unauthorized(f"the ID token does not have the required claim {name}")
         return Login(
             _user(self._settings.user, claims),
             Method.OIDC,

@@ -123,11 +123,6 @@ def _login(claims: Entry) -> Login:
     )
 
 
-def is_jwt(text: str) -> bool:
-    """Return True if a text has the form of a signed token (RFC 7515 §3.1)."""
-    return text.startswith("eyJ") and text.count(".") == 2 and text.isascii()
-
-
 def _header(token: str) -> Entry:
     """Return the header, which is not verified; empty if malformed."""
     try:

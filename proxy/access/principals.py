@@ -1,4 +1,4 @@
-"""Who a client is: its address, its user with groups and networks, and how it proved that."""
+"""Who a client is: its address, its user with groups and networks, and how it authenticated."""
 
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -7,11 +7,11 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
 
 _NETWORKS: Final = 65_536
-"""Addresses whose network is remembered."""
+"""Number of addresses whose network is cached."""
 
 
 class Method(Enum):
-    """How a client proved who it is."""
+    """How a client authenticated."""
 
     ANONYMOUS = auto()
     """Not at all."""
@@ -46,10 +46,10 @@ class Principal:
     credential_id: str | None = None
     """The name or id of the token, never a secret."""
     scopes: frozenset[str] | None = None
-    """The repositories that a token of ``/-/token`` is limited to, with their registry:
+    """The repositories to which a token of ``/-/token`` is limited, with their registry:
     ``docker.io/library/alpine``. None: there is no limit but the rules."""
     caller: str | None = None
-    """Reference to the login with which an upstream is asked, a keyed hash."""
+    """Reference to the login that is sent to an upstream, a keyed hash."""
 
     @property
     def is_operator(self) -> bool:
@@ -63,7 +63,7 @@ OPERATOR: Final = Principal(method=Method.SOCKET)
 
 @lru_cache(_NETWORKS)
 def network_of(address: str | None) -> str:
-    """Return what counts as one client: an IPv4 address, or the /64 that an IPv6 host has.
+    """Return the address that identifies a client: an IPv4 address, or the /64 of an IPv6 host.
 
     On a socket of both versions, IPv4 addresses look like ``::ffff:10.0.0.1``.
     """

@@ -1,4 +1,4 @@
-"""Looks for rules that cannot work as they are written: faults, and warnings of ``check``."""
+"""Finds rules that cannot work as written: errors, and warnings of ``millpond check``."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -13,7 +13,7 @@ _HUB: Final = "docker.io"
 
 
 def faults(access: Access) -> Iterator[str]:
-    """Yield what is wrong with rules whatever clients do."""
+    """Yield the errors in rules that do not depend on clients."""
     for number, rule in enumerate(access.rules, 1):
         for name in rule.named("network"):
             if not _is_any_like(name, access.networks):
@@ -24,7 +24,7 @@ def faults(access: Access) -> Iterator[str]:
 
 
 def warnings(settings: Settings) -> Iterator[str]:
-    """Yield what is probably not meant, in settings whose patterns are valid."""
+    """Yield the probable mistakes in settings whose patterns are valid."""
     access, router = settings.access, Router(settings)
     for number, rule in enumerate(access.rules, 1):
         found = (
@@ -84,7 +84,7 @@ def _without_mirror_clients(settings: Settings, router: Router, rule: Rule) -> I
 
 
 def _without_anonymous(settings: Settings, router: Router) -> Iterator[str]:
-    """Warn of a mirror for Docker that refuses everybody without a user."""
+    """Warn of a mirror for Docker that refuses all clients without a user."""
     access = settings.access
     if access.anonymous or access.client_certificates is not None:
         return
@@ -115,7 +115,7 @@ def _mirrored_by_docker(settings: Settings, router: Router, rule: Rule) -> str |
 
 
 def _registry(router: Router, pattern: str) -> str:
-    """Return the first component of the whole names that a pattern stands for."""
+    """Return the first component of the names that a pattern matches."""
     return router.parse_selector(pattern).repositories.text.partition("/")[0]
 
 
@@ -130,7 +130,7 @@ def _unreachable(access: Access) -> Iterator[str]:
 
 
 def _shared_names(access: Access) -> Iterator[str]:
-    """Warn of issuers whose users can have the names of other users, and so their rights."""
+    """Warn of issuers whose users can have the names of other users, and so their permissions."""
     others = (access.htpasswd_file, access.tokens_file, access.client_certificates)
     if len(access.oidc) + sum(other is not None for other in others) < 2:
         return
@@ -143,7 +143,7 @@ def _shared_names(access: Access) -> Iterator[str]:
 
 
 def _callers_without_user(settings: Settings) -> Iterator[str]:
-    """Warn of registries that are asked as their clients, who are not users of ours."""
+    """Warn of registries with ``credentials: caller``, whose clients are not users of Millpond."""
     for name, upstream in settings.upstreams.items():
         if upstream.credentials == "caller" and not settings.access.anonymous:
             yield (

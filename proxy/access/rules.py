@@ -1,7 +1,7 @@
 """Who may do what: the rules of ``access.rules``, as a pure function that never waits.
 
-The first rule that matches decides. If none matches, the request is denied. Without rules,
-everybody who may connect may pull, and only the operator may administer.
+The first rule that matches decides. If none matches, the request is denied. Without rules, every
+client that may connect may pull, and only the operator may administer.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ from proxy.settings.access import Access, Rule
 
 
 class Action(Enum):
-    """What a client wants to do."""
+    """An action that a client requests."""
 
     CONNECT = auto()
     """Check that this is a registry, at ``/v2/``."""
@@ -29,7 +29,7 @@ class Action(Enum):
     OBSERVE = auto()
     """Read health, metrics, and statistics without names of content."""
     OPERATE = auto()
-    """See names of content under ``/-/``, or change something there."""
+    """Read names of content under ``/-/``, or change something there."""
 
 
 class Decision(NamedTuple):
@@ -93,7 +93,7 @@ class Rules:
     def decide(self, principal: Principal, action: Action, target: Target | None) -> Decision:
         """Decide; ``target`` None for actions that concern no single repository.
 
-        What the rules deny to a user is denied with any token, so another one does not help.
+        A denial by the rules applies with any token of the user, so another one does not help.
         """
         if principal.is_operator:
             return _OPERATOR
@@ -103,7 +103,7 @@ class Rules:
         return decision
 
     def _of_user(self, principal: Principal, action: Action, target: Target | None) -> Decision:
-        """Return the decision about a principal, whatever its token is limited to."""
+        """Return the decision about a principal, without the limits of its token."""
         if action is Action.OBSERVE:
             return _EVERYBODY
         if principal.user is None and not self._anonymous:
@@ -161,7 +161,7 @@ class _Entry(NamedTuple):
 
 
 def _is_out_of_scope(principal: Principal, action: Action, target: Target | None) -> bool:
-    """Return True if a client's token does not reach as far as its user; it needs another token."""
+    """Return True if the client's token is too limited for this; it needs another token."""
     if principal.scopes is None:
         return False
     is_other = action is Action.PULL and str(target) not in principal.scopes

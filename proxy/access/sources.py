@@ -1,4 +1,4 @@
-"""What clients may prove who they are with, as configured: files, issuers and certificates."""
+"""The configured sources of users: files, issuers and certificates."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -32,11 +32,11 @@ class Sources:
     tokens: WatchedFile[APITokens] | None = None
     issuers: tuple[Issuer, ...] = ()
     certificate_user: str | None = None
-    """Which name of a client certificate is the user: cn, email, dns or uri."""
+    """The name in a client certificate that is the user: cn, email, dns or uri."""
 
     def has_changed(self) -> bool:
         """Return True if a file is newer than its content here."""
-        users, tokens = self.users, self.tokens  # each request asks, so no generator is made
+        users, tokens = self.users, self.tokens  # runs for each request, so it avoids a generator
         return (users is not None and users.has_changed()) or (
             tokens is not None and tokens.has_changed()
         )
@@ -74,7 +74,7 @@ class Sources:
     def certificate_name(self, certificate: Certificate | None) -> str | None:
         """Return the user that a client certificate names, None without one.
 
-        A certificate with several names of the kind is no use: which one is the user is not known.
+        A certificate with several names of the kind is ignored, because the user is ambiguous.
         """
         if certificate is None:
             return None

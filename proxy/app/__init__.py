@@ -1,4 +1,4 @@
-"""Builds and wires everything, and owns all lifetimes: one exit stack closes in reverse order."""
+"""Builds and connects all parts, and owns their lifetimes in one exit stack."""
 
 import asyncio
 import socket
@@ -63,7 +63,7 @@ async def running(
     *,
     is_public: bool = True,
 ) -> AsyncIterator[App]:
-    """Run the proxy while the context is open; leaving it stops gracefully.
+    """Run the proxy while the context is open; its exit stops the proxy gracefully.
 
     Needs no network to start. ``output`` gets the request lines. ``is_public`` False listens on
     the admin socket only. Raises ``ConfigError`` if a setting does not work on this machine.
@@ -120,7 +120,7 @@ async def running(
 
 @dataclass(frozen=True, slots=True)
 class _Ports:
-    """Where clients connect: no listeners, one, or one for each worker."""
+    """The ports for clients: no listeners, one, or one for each worker."""
 
     listeners: list[socket.socket]
     certificate: Certificate | None
@@ -133,7 +133,7 @@ async def _accept(
 ) -> tuple[Callable[[Apply], Apply], Callable[[], int]]:
     """Accept the operator and clients until ``stack`` closes.
 
-    Returns what extends a reload to all processes, and what counts the responses in progress.
+    Returns the function that extends a reload to all processes, and the count of responses.
     """
     background, listeners, certificate = engine.background, ports.listeners, ports.certificate
     directory = engine.storage.directory

@@ -1,4 +1,4 @@
-"""Wires the Admin API: its groups of routes, and what they work on."""
+"""Builds the Admin API: its groups of routes, and the services that they use."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,7 +31,7 @@ from proxy.web.admin.statistics import Statistics
 
 @dataclass(frozen=True, slots=True)
 class Operating:
-    """The Admin API, and those of its parts that have a life of their own."""
+    """The Admin API, and its parts with a separate lifetime."""
 
     api: Api
     events: Events
@@ -45,7 +45,7 @@ class Operating:
 
     @asynccontextmanager
     async def running(self, background: Supervisor) -> AsyncIterator[None]:
-        """Answer while the context is open; leaving it cancels all jobs."""
+        """Answer while the context is open; its exit cancels all jobs."""
         background.start("live", self.live.run)
         background.start("samples", self.series.run)
         background.start("pulls by image", self.popularity.run)

@@ -1,4 +1,4 @@
-"""Connects the bucket, if one is configured, to what this machine holds."""
+"""Connects the bucket, if one is configured, to the cache of this machine."""
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SecondTier:
-    """The parts that read, fill and empty the bucket."""
+    """The parts that read, fill and evict from the bucket."""
 
     client: "BucketClient"
     source: "BucketSource"
@@ -54,9 +54,9 @@ async def opened(
 ) -> SecondTier:
     """Return the second tier; ``stack`` closes it. Needs no network. Raises ``ConfigError``.
 
-    ``shared`` is what machines know together of the last uses; these also give each other small
-    content, so that the bucket can do without it. Closing waits for uploads, so it belongs after
-    whatever stores content has ended.
+    ``shared`` has the last uses by all machines; these machines also share small content, so the
+    bucket need not contain it. Closing waits for uploads, so close it after everything that stores
+    content.
     """
     from proxy.content.bucket_eviction import BucketEvictor  # noqa: PLC0415 - needs obstore
     from proxy.content.bucket_uploads import Uploads  # noqa: PLC0415 - needs obstore

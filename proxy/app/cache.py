@@ -30,7 +30,7 @@ from proxy.settings import Settings
 
 
 class Below(NamedTuple):
-    """What the cache is built on. ``sharing`` None: there are no other replicas."""
+    """The layers below the cache. ``sharing`` None: there are no other replicas."""
 
     storage: Storage
     downloads: Downloads
@@ -39,7 +39,7 @@ class Below(NamedTuple):
 
 
 async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cache:
-    """Return the cache over what is on the disk; ``stack`` closes it."""
+    """Return the cache over the storage; ``stack`` closes it."""
     storage, downloads, sources, sharing = below
     content, clock = storage.content, storage.clock
     lists = TagLists(storage.expiring, clock)

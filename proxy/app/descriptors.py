@@ -9,11 +9,11 @@ RESERVED: Final = 80
 """Descriptors for the index, the log, listening sockets and refused connections."""
 
 PER_CLIENT: Final = 4
-"""Its connection, the file that it reads, a copy of its socket for ``sendfile``, and a connection
-to a registry for a manifest."""
+"""Of a client: its connection, the file that it reads, a copy of its socket for ``sendfile``, and a
+connection to a registry for a manifest."""
 
 PER_DOWNLOAD: Final = 4
-"""Connection and spool file, twice: as many downloads again may start beyond the limit."""
+"""Of a download: connection and spool file, twice, because as many may start beyond the limit."""
 
 
 @dataclass(frozen=True, slots=True)

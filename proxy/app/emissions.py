@@ -10,10 +10,10 @@ from proxy.runtime.events import EventKind, Events, Fact
 
 _SOURCES: Final[dict[str, str]] = {Place.DISK: "fallback"}
 _WHERE: Final[dict[str, str]] = {Place.REGISTRY: "upstream"}
-"""Places that events call by another name."""
+"""Places with a different name in events."""
 
 CACHE: Final = "cache"
-"""The subject of an eviction that is not reported blob by blob."""
+"""The subject of an eviction that is reported as a whole."""
 
 
 def connect(events: Events, content: Content) -> None:

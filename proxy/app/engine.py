@@ -32,7 +32,7 @@ from proxy.upstream.guard import SYSTEM_NETWORK, Network
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What is around the proxy: where its settings come from, and what tests replace.
+    """The environment of the proxy: the source of its settings, and the parts that tests replace.
 
     Tests replace the clock (Unix seconds), name resolution, identity, and access rules;
     ``identifier`` and ``rules`` None: those of the settings. ``load`` reads the settings again and
@@ -112,7 +112,7 @@ async def opened(
     cache = await caching.built(stack, settings, below)
     if known is not None:
         if exchange is not None:
-            known.share_manifests(cache.manifests, exchange.small)
+            known.share_small(cache.manifests, downloads, exchange)
         known.start(stack, metrics)
     confirmations = Confirmations(origins, metrics.of, environment.clock, settings.timeouts.check)
     stack.push_async_callback(confirmations.close)

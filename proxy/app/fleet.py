@@ -1,4 +1,4 @@
-"""Builds what this replica shares with the others of its fleet."""
+"""Builds the parts that this replica shares with the others of its fleet."""
 
 import ipaddress
 import socket
@@ -25,7 +25,8 @@ from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
 from proxy.fleet.replicas import Replicas
 from proxy.fleet.signatures import MIN_SECRET, Signer
-from proxy.fleet.small_content import SmallContent
+from proxy.fleet.small_blobs import SmallBlobs
+from proxy.fleet.small_content import LARGEST, SmallContent
 from proxy.fleet.sources import Following, Holding, Rescuing
 from proxy.fleet.store import Store
 from proxy.fleet.tokens import TokenVault
@@ -35,13 +36,16 @@ from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Settings
 
 _MAX_DOWNLOADS: Final = 20
-"""Downloads that a replica tells the others of."""
+"""Maximum number of downloads in the state of a replica."""
+
+_SMALL: Final = 4096
+"""Bytes from which blobs do not go to Redis without a bucket."""
 
 log = structlog.get_logger(__name__)
 
 
 class Local(NamedTuple):
-    """What this replica has."""
+    """The parts of this replica."""
 
     content: Content
     downloads: Downloads
@@ -51,18 +55,19 @@ class Local(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """What exchanges content and secrets."""
+    """The parts that exchange content and tokens."""
 
     signer: Signer
     leases: Leases
     peers: Peers
     tokens: TokenVault
     small: SmallContent
+    small_blobs: SmallBlobs
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What replicas share. ``exchange`` None: they exchange no content."""
+    """The shared parts. ``exchange`` None: replicas exchange no content."""
 
     store: Store
     address: str
@@ -118,16 +123,27 @@ async def opened(
         holding = Holding(leases, client, replicas.others)
         small = SmallContent(store)
         background.start("fleet manifests", small.run)
+        small_blobs = SmallBlobs(store, _largest(settings), content.look)
+        background.start("fleet blobs", small_blobs.run)
         others = (holding,) if bucket is None else (bucket, holding)
         manifests = Manifests(leases, client, (small, *others))
         stack.push_async_callback(manifests.close)
         following, rescuing = Following(leases, client, bucket), Rescuing(leases, client, holding)
         delegating = Delegating(client, replicas.others)
-        peers = Peers(following, holding, manifests, delegating, rescuing, leases.release)
-        exchange = Exchange(signer, leases, peers, TokenVault(store, secret), small)
+        peers = Peers(
+            small_blobs, following, holding, manifests, delegating, rescuing, leases.release
+        )
+        tokens = TokenVault(store, secret)
+        exchange = Exchange(signer, leases, peers, tokens, small, small_blobs)
         log.info("this replica exchanges content with others", address=address)
     background.start("fleet heartbeat", replicas.beat)
     return Fleet(store, address, replicas, exchange)
+
+
+def _largest(settings: Settings) -> int:
+    """Return the size in bytes of the largest blobs in Redis: those that no bucket keeps."""
+    bucket = settings.storage.bucket
+    return min(LARGEST, _SMALL if bucket is None else bucket.min_object) - 1
 
 
 def _secret(file: Path) -> bytes:
@@ -144,10 +160,10 @@ def _secret(file: Path) -> bytes:
 
 
 def _address(redis: str, listens_at: str, *, has_tls: bool) -> str:
-    """Return where the others reach this replica, as far as it can be known from here.
+    """Return the address at which the others reach this replica.
 
-    There are two cases: it listens on one address, or on all, and then the one on the route to
-    Redis leads to the other replicas too.
+    There are two cases: it listens on one address, or on all. Then the address on the route to
+    Redis is assumed to be reachable for the other replicas too.
     """
     host, _, port = listens_at.rpartition(":")
     host = host.strip("[]")
@@ -195,7 +211,7 @@ def _release(leases: Leases) -> Callable[[Download], None]:
 def _describe(
     content: Content, downloads: Downloads, metrics: Metrics
 ) -> Callable[[], dict[str, Any]]:
-    """Return what says how this replica is, in JSON values; bytes and seconds."""
+    """Return a function that describes the state of this replica, as JSON; bytes and seconds."""
     started = time.monotonic()
 
     def describe() -> dict[str, Any]:

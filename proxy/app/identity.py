@@ -1,7 +1,7 @@
-"""Builds what identifies clients, once access is configured.
+"""Builds the identification of clients, if access is configured.
 
-Its modules need bcrypt, PyJWT and cryptography. They are imported only then: a proxy without access
-control saves their memory.
+Its modules need bcrypt, PyJWT and cryptography. They are imported only then, which saves memory
+without access control.
 """
 
 from pathlib import Path
@@ -47,7 +47,7 @@ class Identity:
             await self._authenticator.close()
 
     def prepare(self, access: Access) -> "Sources | None":
-        """Return what settings name, for ``use``; None without access. Raises ``ConfigError``."""
+        """Return the sources of the settings, for ``use``; None without. Raises ``ConfigError``."""
         if not access.is_configured:
             return None
         from proxy.access import sources  # noqa: PLC0415 - see above

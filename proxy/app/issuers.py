@@ -22,7 +22,7 @@ TIMEOUT_SECONDS: Final = 5.0
 
 
 def fetch_for(issuer: OIDCIssuer) -> "Fetch":
-    """Return what fetches an issuer's documents. Raises ``ConfigError``."""
+    """Return a function that fetches an issuer's documents. Raises ``ConfigError``."""
     context, proxies = issuer_context(issuer), Proxies()
 
     async def fetch(url: str) -> bytes:

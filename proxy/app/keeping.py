@@ -1,4 +1,4 @@
-"""Builds what keeps images up to date without clients: schedules, watched tags, and webhooks."""
+"""Builds the services that keep images up to date: schedules, watched tags, and webhooks."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from proxy.web.admin.hooks import Hooks
 
 
 class Plan(NamedTuple):
-    """What the settings say, parsed: it can no longer fail."""
+    """The parsed settings, whose use cannot fail."""
 
     warmings: list[Warming]
     watching: Watching

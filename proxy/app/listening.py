@@ -24,8 +24,8 @@ def public(settings: Settings) -> socket.socket:
 def for_processes(settings: Settings) -> list[socket.socket]:
     """Return the sockets that listen on ``settings.listen``, one for each process.
 
-    The kernel divides connections between several. With them it would also let another Millpond of
-    this user share the port, so one that listens there is looked for first. Raises ``ConfigError``.
+    The kernel divides connections among the sockets. It would also let another Millpond of this
+    user share the port, so the function first checks for one. Raises ``ConfigError``.
     """
     listeners = [public(settings)]
     if settings.processes == 1:

@@ -48,7 +48,7 @@ def _receiver(key: str, configured: Notification, router: Router) -> Receiver:
 
 
 def _read(key: str, file: Path | None, parse: Callable[[str], Result]) -> Result | None:
-    """Return what ``parse`` makes of a file with a secret. Raises ``ConfigError`` without it."""
+    """Return the parsed content of a file with a secret. Raises ``ConfigError``."""
     if file is None:
         return None
     try:

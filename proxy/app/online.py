@@ -71,7 +71,7 @@ async def ask_bucket(configured: Bucket) -> Login:
 async def _log_in(transport: Transport, authorizer: Authorizer, seconds: float) -> Login:
     """Ping a registry as ``docker login`` does: ``/v2/``, its challenge, a token, ``/v2/`` again.
 
-    Without credentials an answer is a success: some token servers give nothing without a scope.
+    Without credentials an answer is a success: some token servers refuse without a scope.
     """
     ping = HTTPRequest("GET", transport.url / "v2" / "")
     kind, detail, result = authorizer.credentials.kind, "", FAILED

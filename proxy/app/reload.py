@@ -1,4 +1,4 @@
-"""Applies changed settings to the running proxy: all that need no restart, or none."""
+"""Applies changed settings to the running proxy: all that need no restart, or none on an error."""
 
 import asyncio
 from functools import partial
@@ -43,7 +43,7 @@ class Reloader:
         self._reloading = asyncio.Lock()
 
     async def apply(self, settings: Settings) -> Settings:
-        """Apply ``settings`` as far as they need no restart; return those in force now.
+        """Apply the settings that need no restart; return the settings in force now.
 
         Running downloads and connections continue unchanged. Raises ``ConfigError`` and changes
         nothing if a setting is invalid.
@@ -99,7 +99,7 @@ class Reloader:
 
 
 def _applicable(running: Settings, wanted: Settings) -> Settings:
-    """Return ``wanted``, but with today's value of each setting whose change needs a restart."""
+    """Return ``wanted``, but with the current value of each setting that needs a restart."""
     is_https = running.tls is not None and wanted.tls is not None
     fixed = {"check": running.timeouts.check, "send": running.timeouts.send}
     return running.model_copy(
@@ -127,7 +127,7 @@ def _applicable(running: Settings, wanted: Settings) -> Settings:
 
 
 def _applicable_access(running: Access, wanted: Access) -> Access:
-    """Return ``wanted``; which authorities may sign client certificates is decided at the start."""
+    """Return ``wanted``, with the current authorities of client certificates."""
     old, new = running.client_certificates, wanted.client_certificates
     if old is not None and new is not None and old.ca_file == new.ca_file:
         return wanted

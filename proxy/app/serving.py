@@ -1,4 +1,4 @@
-"""Builds what answers HTTP, and starts the servers: for clients on TCP, and on the admin socket."""
+"""Builds the HTTP handlers, and starts the servers: for clients on TCP, and on the admin socket."""
 
 import socket
 from contextlib import AsyncExitStack
@@ -58,7 +58,7 @@ ADMIN_CLIENTS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What answers requests, and the services that operators start."""
+    """The handlers of requests, and the services that operators start."""
 
     registry: Registry
     admin: Admin
@@ -77,7 +77,7 @@ class Handlers:
     notifications: Notifications
 
     def stop(self) -> None:
-        """End what would delay the end of the process: verification, pulls and streams."""
+        """Stop work that would delay the exit: verification, pulls and streams."""
         self.services.verifier.stop()
         self.services.puller.stop()
         self.operating.streams.close()
@@ -102,7 +102,7 @@ def handlers(
     request_log: RequestLog,
     audit: Audit,
 ) -> Handlers:
-    """Return everything that answers requests to ``engine``. Raises ``ConfigError``."""
+    """Return the handlers of requests to ``engine``. Raises ``ConfigError``."""
     cache, storage, router = engine.cache, engine.storage, engine.router
     content, upstreams = storage.content, engine.upstreams
     lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
@@ -190,7 +190,7 @@ def _notifications(engine: Engine, settings: Settings) -> Notifications:
 
 
 def access_control(engine: Engine, settings: Settings, environment: Environment) -> AccessControl:
-    """Return who decides about access. Raises ``ConfigError``."""
+    """Return the access control of the settings. Raises ``ConfigError``."""
     policy = Policy.of(settings.access, engine.router.parse_selector)
     if environment.rules is not None:
         policy = replace(policy, rules=environment.rules)
@@ -269,5 +269,5 @@ class Servers:
 
 
 def _not_remembered(head: bytes, client: str | None, certificate: Certificate | None) -> None:
-    """Leave every request of the operator to the general path, which knows who it is."""
+    """Never cache a request: the general path has to identify the operator."""
     del head, client, certificate

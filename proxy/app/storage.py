@@ -1,4 +1,4 @@
-"""Opens the cache directory: the store, the index, and what maintains them."""
+"""Opens the cache directory: the store, the index, and their maintenance."""
 
 import os
 from contextlib import AsyncExitStack
@@ -32,7 +32,7 @@ INDEX_SHARE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What the cache holds, and what the parts of the cache need besides.
+    """The content of the cache, and the parts that maintain it.
 
     ``bucket`` is the second tier, if there is one.
     """
@@ -57,7 +57,7 @@ async def opened(
     metrics: Metrics,
     clock: Clock,
 ) -> Storage:
-    """Take the directory and open everything in it; ``stack`` closes it. Raises ``ConfigError``."""
+    """Lock the directory and open all parts; ``stack`` closes them. Raises ``ConfigError``."""
     configured = settings.storage
     directory = Directory(configured.path, file_mode=int(configured.file_mode, 8))
     stack.callback(directory.close)

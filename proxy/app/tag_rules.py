@@ -1,4 +1,4 @@
-"""Turns the settings of an upstream into the rules for its tags."""
+"""Converts the settings of an upstream into the rules for its tags."""
 
 from proxy.core.cool_down import FirstSight
 from proxy.core.selection import ANY, Selector, is_pattern, make_selector, split_tag

@@ -14,7 +14,7 @@ MAX_HEADERS: Final = 16 * 1024
 
 
 def opened(stack: AsyncExitStack, configured: Tracing) -> Tracer:
-    """Return what traces requests; ``stack`` closes it. Raises ``ConfigError``."""
+    """Return the tracer of requests; ``stack`` closes it. Raises ``ConfigError``."""
     if configured.endpoint is None:
         return NoTracer()
     for problem in problems(configured):
@@ -29,7 +29,7 @@ def opened(stack: AsyncExitStack, configured: Tracing) -> Tracer:
 
 
 def problems(configured: Tracing) -> Iterator[str]:
-    """Yield why the settings do not work here, without a secret."""
+    """Yield the errors of the settings on this machine, without secrets."""
     if configured.endpoint is None:
         if configured.headers_file is not None:
             yield "tracing: set tracing.endpoint too; without it there is no tracing"

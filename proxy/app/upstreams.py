@@ -73,7 +73,7 @@ class _Built:
 
 
 class Beside(NamedTuple):
-    """What all upstreams share: other sources of content, tokens, and who hears what happens."""
+    """The parts that all upstreams share: other sources of content, tokens, and listeners."""
 
     elsewhere: Elsewhere = Elsewhere()
     tokens: TokenVault | None = None
@@ -102,7 +102,7 @@ class Upstreams:
         """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
         self._elsewhere, self._tokens, self._events = beside
         self.on_limits: Final[list[Callable[[str], None]]] = []
-        """Called with the name of an upstream when what limits its requests has changed."""
+        """Called with the name of an upstream when the limits of its requests have changed."""
         self._metrics = metrics
         self._clock = clock
         self._downloads = downloads
@@ -241,7 +241,7 @@ class Upstreams:
 
 
 def _key(settings: Settings, configured: UpstreamSettings) -> object:
-    """Return what an upstream's connections depend on: settings, and its files' stamps."""
+    """Return the inputs of an upstream's connections: settings, and the stamps of its files."""
     own = configured.model_copy(update=_APART | {"freshness": FreshnessOverride()})
     tls = configured.tls
     files = [_stamp(file) for file in (tls.ca_file, tls.cert_file, tls.key_file)]

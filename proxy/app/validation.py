@@ -31,7 +31,7 @@ LEAST_SIZE: Final = 1024 * 1024
 """Bytes. A smaller cache holds almost no image: probably the unit is missing."""
 
 LEAST_SECRET: Final = 16
-"""Characters of a webhook's secret: anybody may try to guess it."""
+"""Minimum length of a webhook's secret in characters: anyone may try to guess it."""
 
 
 def validate(settings: Settings) -> None:
@@ -112,7 +112,7 @@ def _rules(settings: Settings) -> Iterator[str]:
 
 
 def _credentials(settings: Settings) -> Iterator[str]:
-    """Yield faults of what clients prove with who they are."""
+    """Yield faults of the sources of users."""
     access = settings.access
     if not access.is_configured:
         return
@@ -199,7 +199,7 @@ def _directory(settings: Settings) -> Iterator[str]:
 
 
 def _fallback(settings: Settings) -> Iterator[str]:
-    """Complain about a file; a directory that is missing may be mounted later."""
+    """Yield a fault for a file; a missing directory may be mounted later."""
     for path in settings.fallback:
         try:
             if path.exists() and not path.is_dir():

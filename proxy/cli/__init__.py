@@ -1,8 +1,8 @@
 """The ``millpond`` command. A user's error is one clear line and exit status 2.
 
 There is a module for each group of commands. ``command`` has their common options, ``connect``
-finds the server that they ask, and ``client`` asks it. Modules that only the work of a command
-needs are imported when it runs: help, version and completion take no longer than Typer.
+finds the server, and ``client`` sends it requests. Modules that only one command needs are
+imported when it runs, so help, version and completion are as fast as Typer itself.
 """
 
 import signal

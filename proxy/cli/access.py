@@ -1,4 +1,4 @@
-"""``millpond access test``: which rule decides what somebody may pull, and why."""
+"""``millpond access test``: which rule decides whether a user may pull an image."""
 
 import json
 from ipaddress import ip_address
@@ -14,7 +14,7 @@ from proxy.core.errors import ConfigError, RegistryError
 if TYPE_CHECKING:
     from proxy.access.principals import Principal
 
-access = typer.Typer(help="Look at the access rules.", no_args_is_help=True)
+access = typer.Typer(help="Test the access rules.", no_args_is_help=True)
 
 
 @access.callback()
@@ -36,7 +36,7 @@ def decide(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which rule decides whether somebody may pull an image, and why.
+    """Show which rule decides whether a user may pull an image.
 
     Reads the settings only; the server may be running or not. Exit status 0: allowed; 1: denied.
     """

@@ -1,4 +1,4 @@
-"""What the commands for users and tokens share: which file they change, and how."""
+"""Functions that the commands for users and tokens share: find, read and change their file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,9 +44,9 @@ def read(path: Path) -> str:
 
 
 def change(path: Path, edit: Callable[[str], str]) -> None:
-    """Replace a file's text with what ``edit`` makes of it; on ``ConfigError`` end the command.
+    """Replace a file's text by the result of ``edit``; on ``ConfigError`` end the command.
 
-    A file that is missing is made, for the owner only.
+    A missing file is created, with access for the owner only.
     """
     from proxy.access import files  # noqa: PLC0415 - structlog, which help does without
 

@@ -183,7 +183,7 @@ def _digests(inventory: Path) -> Iterable[Any]:
 
 
 def _signer(key: Path | None, config: Path | None) -> "Signer | None":
-    """Return what signs a contents file, None without a key. Raises ``ConfigError``."""
+    """Return the signer of a contents file, None without a key. Raises ``ConfigError``."""
     from proxy.services.bundle import signatures  # noqa: PLC0415 - cryptography
     from proxy.settings import loading  # noqa: PLC0415
 
@@ -225,7 +225,7 @@ async def _write(client: "Client", writing: _Writing, output: str, max_part: int
 
 
 async def _write_files(client: "Client", writing: _Writing, sink: "Sink", bar: Bytes) -> None:
-    """Write the contents file and what other tools read, then the blobs, manifests first."""
+    """Write the contents file and the files for other tools, then the blobs, manifests first."""
     from proxy.core.names import sha256  # noqa: PLC0415 - not for help
     from proxy.services.bundle import layout  # noqa: PLC0415
     from proxy.services.bundle.archive import put  # noqa: PLC0415

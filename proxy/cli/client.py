@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
@@ -50,7 +50,7 @@ class Document(dict[str, Any]):
     """A JSON object from the server. A missing key raises ``Unanswered``."""
 
     def __missing__(self, key: str) -> Any:
-        raise Unanswered(f"the server's answer lacks {key!r}; is it another version of Millpond?")
+        raise Unanswered(f"the server's answer has no {key!r}; check that its version is the same")
 
 
 class ServerEvent(NamedTuple):
@@ -104,7 +104,7 @@ class Client:
             async for piece in response.content.iter_any():
                 yield piece
 
-    async def objects(self, path: str, query: Query) -> AsyncIterator[Document]:
+    async def objects(self, path: str, query: Query) -> AsyncGenerator[Document]:
         """Yield the JSON objects of an answer that has one a line.
 
         Raises ``Refused``; and ``Unanswered``, also if the answer breaks off.
@@ -124,7 +124,7 @@ class Client:
             event = _parsed(line)
             show(line, event)
         if event.get("event") != "done":
-            raise Unanswered("the server stopped before the end; the same command continues")
+            raise Unanswered("the server stopped before the end; run the command again to continue")
         return event
 
     @asynccontextmanager
@@ -247,7 +247,7 @@ def _parsed(text: bytes) -> Document:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise Unanswered("the server's answer is not understood; is it a Millpond?")
+        raise Unanswered("the server's answer cannot be parsed; check that it is a Millpond")
     return Document(document)
 
 

@@ -50,7 +50,7 @@ def client(
         ),
     ] = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Put the files in place: show the changes, then ask.")
+        bool, typer.Option("--write", help="Write the files: show the changes, then ask.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Write without asking.")] = False,
     check: Annotated[
@@ -126,7 +126,7 @@ def _print(name: ClientName, instance: "Instance", *, as_json: bool) -> None:
 
 
 def _print_rest(found: "Recipe") -> None:
-    """Print what there is to do and to know besides the files."""
+    """Print the commands to run, and the notes."""
     if found.commands:
         print_line("Then run:")
         for command in found.commands:

@@ -1,4 +1,4 @@
-"""What commands share: options, and the call of a server. Imports only what help needs."""
+"""Shared options of commands, and the call of a server. Imports only what ``--help`` needs."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
@@ -54,7 +54,7 @@ DryRunOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """The server that a command asks: the one of a cache, or the one at an address."""
+    """The server that a command uses: the one of a cache, or the one at an address."""
 
     config: Path | None
     storage: Path | None

@@ -1,7 +1,7 @@
 """Finds the server of a command, and ends the command with its exit status.
 
 It is the server at the address of ``--server``, or the one on the admin socket of the cache. If no
-server has the cache, the command starts the proxy itself, without a public port, until it ends.
+server uses the cache, the command runs the proxy itself, without a public port, until it ends.
 """
 
 import asyncio

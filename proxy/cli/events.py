@@ -1,4 +1,4 @@
-"""``millpond events``: what happened in the cache, and what happens."""
+"""``millpond events``: recent and new events of the cache."""
 
 import asyncio
 import json

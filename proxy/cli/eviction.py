@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,7 +76,7 @@ async def _list_coldest(client: "Client", query: dict[str, str]) -> "Document":
             total = entry
     if rows:
         print_table(("IMAGE", "BECOMES", "LOSES", "BLOBS", "LAST USED"), rows)
-    since = f"; the coldest was last used {age(blobs[0])} ago" if blobs else ""
+    since = f"; the oldest use was {age(blobs[0])} ago" if blobs else ""
     print_line(f"would be evicted: {_extent(total)}{since}")
     return total
 
@@ -88,9 +89,10 @@ def _row(image: "Document") -> tuple[str, ...]:
 
 async def _evict(client: "Client", query: dict[str, str]) -> "Document":
     total = await client.ask("POST", PATH, query)
-    left = [entry async for entry in client.objects(PATH, query | {"bytes": "1"})]
-    coldest = left[0].get("last_used") if left else None
-    since = f"; the coldest that is left was last used {age(coldest)} ago" if coldest else ""
+    async with aclosing(client.objects(PATH, query | {"bytes": "1"})) as left:
+        first = await anext(left, None)
+    coldest = None if first is None else first.get("last_used")
+    since = f"; the oldest use of the rest was {age(coldest)} ago" if coldest else ""
     print_line(f"evicted: {_extent(total)}{since}")
     return total
 

@@ -1,4 +1,4 @@
-"""``millpond explain``: what Millpond does with an image, and why."""
+"""``millpond explain``: how Millpond handles an image, and why."""
 
 import json
 from collections.abc import Iterator
@@ -99,23 +99,23 @@ def _registry(registry: Any) -> Iterator[str]:
     kind = login.get(registry["credentials"], registry["credentials"])
     yield f"scope {registry['scope']}, credentials: {kind}"
     if registry["offline"]:
-        yield f"offline ({registry['offline_mode']}): it is not asked"
+        yield f"offline ({registry['offline_mode']}): it is not contacted"
     elif registry["circuit"] != "closed":
-        yield f"it fails: its circuit is {registry['circuit']}"
+        yield f"it is failing: its circuit is {registry['circuit']}"
     if (limit := registry["rate_limit"]) is not None:
         rest = "; the rest is reserved for new images" if limit["is_scarce"] else ""
         yield f"rate limit: {limit['remaining']:,} of {limit['limit']:,} pulls are left{rest}"
     if registry["sources"]:
-        yield f"asked before it: {', '.join(registry['sources'])}"
+        yield f"sources before it: {', '.join(registry['sources'])}"
 
 
 def _held(held: Any) -> Iterator[str]:
     if held["digest"] is None:
-        yield "nothing: the cache does not know it"
+        yield "nothing: the image is not in the cache"
         return
     yield f"{held['digest']}: {held['state']}, {show_size(held['held_bytes'])}"
     if held["state"] != "absent" and not held["is_linked"]:
-        yield "not known to belong to this repository"
+        yield "not confirmed for this repository"
     for part in held["parts"]:
         name = "" if part["platform"] is None else f"{part['platform']}: {part['state']}, "
         size = f"{name}{show_size(part['held_bytes'])} held"
@@ -145,7 +145,7 @@ def _freshness(fresh: Any) -> Iterator[str]:
     if fresh["changed_by"] is not None:
         yield fresh["changed_by"]
     if fresh["held_back_until"] is not None:
-        yield f"min_age holds {fresh['newest']} back until {moment(fresh['held_back_until'])}"
+        yield f"min_age holds {fresh['newest']} until {moment(fresh['held_back_until'])}"
 
 
 def _until(seconds: float | None) -> str:
@@ -183,10 +183,10 @@ def _keeping(keeping: Any) -> Iterator[str]:
     elif keeping["is_protected"]:
         yield "it is not evicted"
     else:
-        when = "the next eviction takes it" if keeping["is_next"] else "colder content goes first"
+        when = "the next eviction removes it" if keeping["is_next"] else "older content goes first"
         yield f"last used {age(keeping['last_used'])} ago: {when}"
         if keeping["oldest_use"] is not None:
-            yield f"the coldest content was last used {age(keeping['oldest_use'])} ago"
+            yield f"the oldest use of any content was {age(keeping['oldest_use'])} ago"
     if keeping["expires_at"] is not None:
         yield f"unused, it is evicted at {moment(keeping['expires_at'])} (max_age)"
     yield f"the cache takes {used} of {limit}; eviction begins above {above}"

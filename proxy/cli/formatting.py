@@ -2,9 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from datetime import datetime
-from io import StringIO
 from shutil import get_terminal_size
 from typing import Final, NoReturn
 
@@ -12,6 +11,9 @@ import typer
 
 GAP: Final = "  "
 UNKNOWN: Final = "-"
+ROWS: Final = 500
+"""A longer table is printed in pieces of so many rows."""
+
 _UNLIMITED: Final = 1_000_000
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"))
 
@@ -35,8 +37,7 @@ def print_line(text: str) -> None:
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table that fits the terminal; into a pipe it is as wide as its content."""
-    for line in table(heads, rows, screen_width()):
-        typer.echo(line)
+    _print_lines(table(heads, rows, screen_width()))
 
 
 def screen_width() -> int:
@@ -72,46 +73,76 @@ def count(number: int, noun: str) -> str:
 
 def printable(text: str) -> str:
     """Return the text with a replacement for every character that could control a terminal."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _UNLIMITED
 ) -> Iterator[str]:
-    """Yield the lines of a table that is at most ``width`` columns wide, if that is possible.
+    """Yield the lines of a table that is at most ``width`` columns wide, if that is possible."""
+    return Table(heads, width).lines(rows)
 
-    The first cells are names, which are neither cut nor wrapped, so that they can be copied. There
-    are three cases: a name that fits is in its row; a longer one has the line above its row; and
-    if the other columns leave no room for names, each row is a name and an indented list.
+
+async def print_rows(heads: Sequence[str], rows: AsyncIterator[Sequence[str]]) -> None:
+    """Print a table while its rows arrive; nothing without a row."""
+    drawing, waiting = Table(heads, screen_width()), list[Sequence[str]]()
+    async for row in rows:
+        waiting.append(row)
+        if len(waiting) == ROWS:
+            _print_lines(drawing.lines(waiting))
+            waiting = []
+    if waiting:
+        _print_lines(drawing.lines(waiting))
+
+
+class Table:
+    """Makes the lines of a table of which some rows are known at a time.
+
+    A column is as wide as its widest cell so far. The first cells are names, which are neither cut
+    nor wrapped, so that they can be copied. There are three cases: a name that fits is in its row;
+    a longer one has the line above its row; and if the other columns leave no room for names, each
+    row is a name and an indented list.
     """
-    cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    room = width - sum(len(GAP) + other for other in widths[1:])
-    if room < len(heads[0]):
+
+    def __init__(self, heads: Sequence[str], width: int) -> None:
+        self._heads = heads
+        self._width = width
+        self._widths = [0] * len(heads)
+        self._has_head = False
+
+    def lines(self, rows: Sequence[Sequence[str]]) -> Iterator[str]:
+        """Yield the lines of the next rows; those of the first have the heads above them."""
+        from rich.cells import cell_len  # noqa: PLC0415 - only for commands that print a table
+
+        cells = [[printable(cell) for cell in row] for row in rows]
+        columns = zip(self._widths, self._heads, *cells, strict=True)
+        first, *others = [max(known, *map(cell_len, column)) for known, *column in columns]
+        room = self._width - sum(len(GAP) + other for other in others)
+        if room < len(self._heads[0]):
+            for name, *rest in cells:
+                yield name
+                yield GAP + ", ".join(filter(None, rest))
+            return
+        if first > room:
+            names = (cell_len(name) for name, *_ in cells)
+            first = max(len(self._heads[0]), *(one for one in names if one <= room), 0)
+        self._widths = [first, *others]
+        if not self._has_head:
+            self._has_head = True
+            yield self._line(self._heads)
         for name, *rest in cells:
-            yield name
-            yield GAP + ", ".join(filter(None, rest))
-        return
-    fitting = [["" if len(name) > room else name, *rest] for name, *rest in cells]
-    head, *lines = _drawn(heads, fitting)
-    yield head
-    for (name, *_), line in zip(cells, lines, strict=True):
-        if len(name) > room:
-            yield name
-        yield line
+            is_long = cell_len(name) > room
+            if is_long:
+                yield name
+            yield self._line(["" if is_long else name, *rest])
+
+    def _line(self, row: Sequence[str]) -> str:
+        from rich.cells import set_cell_size  # noqa: PLC0415
+
+        return GAP.join(map(set_cell_size, row, self._widths)).rstrip()
 
 
-def _drawn(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table that is as wide as its content."""
-    from rich.console import Console  # noqa: PLC0415 - only for commands that print a table
-    from rich.table import Column, Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    columns = (Column(head, no_wrap=True) for head in heads)
-    drawing = Table(*columns, box=None, pad_edge=False, padding=(0, len(GAP), 0, 0))
-    for row in rows:
-        drawing.add_row(*map(Text, row))
-    console = Console(file=StringIO(), width=_UNLIMITED, color_system=None)
-    with console.capture() as capture:
-        console.print(drawing)
-    return [line.rstrip() for line in capture.get().splitlines()]
+def _print_lines(lines: Iterable[str]) -> None:
+    typer.echo("\n".join(lines))

@@ -1,4 +1,4 @@
-"""``millpond history`` and ``millpond lock``: where tags pointed, and where they point now."""
+"""``millpond history`` and ``millpond lock``: the past and present digests of tags."""
 
 import json
 from pathlib import Path

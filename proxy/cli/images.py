@@ -1,6 +1,7 @@
 """``millpond ls`` and ``millpond drop``: list and remove images."""
 
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from proxy.cli.formatting import (
     moment,
     print_error,
     print_line,
+    print_rows,
     print_table,
 )
 from proxy.core.units import show_size
@@ -36,9 +38,9 @@ def ls(
     """List the images that the cache knows.
 
     STATE is whole if the cache has all of an image, partial if parts are missing, and absent if
-    it has only the name. A tag that is held until a time is served with an older image. KEPT is the
-    reason why an image is not evicted: pinned, or in use. Images
-    share layers, so the sum of their sizes is more than the size of the cache.
+    it has only the name. While a tag is held, Millpond serves an older image. KEPT is the reason
+    why an image is not evicted: pinned, or in use. Images share layers, so the sum of their sizes
+    is more than the size of the cache.
     """
     query = {"match": pattern} if pattern is not None else {}
 
@@ -47,15 +49,20 @@ def ls(
             async for line in client.lines("GET", PATH, query):
                 typer.echo(line)
             return 0
-        images = [image async for image in client.objects(PATH, query)]
-        if not images:
+        states = Counter[str]()
+
+        async def rows() -> AsyncIterator[tuple[str, ...]]:
+            async for image in client.objects(PATH, query):
+                states[image["state"]] += 1
+                yield _row(image)
+
+        await print_rows(("NAME", "STATE", "SIZE", "LAST USED", "KEPT"), rows())
+        if not states:
             print_error(f"no image matches {pattern}" if pattern else "the cache has no images")
-            return 0
-        print_table(("NAME", "STATE", "SIZE", "LAST USED", "KEPT"), [_row(one) for one in images])
-        if is_terminal():
+        elif is_terminal():
             cache = (await client.ask("GET", "/-/stats"))["cache"]
             print_line(
-                f"{count(len(images), 'image')}: {_states(images)}; the cache takes "
+                f"{count(states.total(), 'image')}: {_shown(states)}; the cache takes "
                 f"{show_size(cache['bytes'])} of {show_size(cache['limit_bytes'])}"
             )
         return 0
@@ -78,10 +85,9 @@ def _row(image: "Document") -> tuple[str, ...]:
     )
 
 
-def _states(images: "list[Document]") -> str:
-    counts = Counter(image["state"] for image in images)
-    states = [state for state in ("whole", "partial", "absent") if counts[state]]
-    return ", ".join(f"{counts[state]:,} {state}" for state in states)
+def _shown(states: Counter[str]) -> str:
+    known = [state for state in ("whole", "partial", "absent") if states[state]]
+    return ", ".join(f"{states[state]:,} {state}" for state in known)
 
 
 @on_server

@@ -33,8 +33,8 @@ def pin(
 ) -> Work:
     """Protect images from eviction.
 
-    Everything that an image consists of is kept, also after a restart. A pattern protects whatever
-    it matches, now and later. Exit status 1: the images would not fit into the cache.
+    Millpond keeps all content of the images, even after a restart. A pattern protects all images
+    that it matches, now and later. Exit status 1: the images would not fit into the cache.
     """
 
     async def add(client: "Client", name: str) -> int:

@@ -1,4 +1,4 @@
-"""How commands take images: as names, patterns and catalogues, and from files of other tools."""
+"""How users name images: as names, patterns and catalogues, and in files of other tools."""
 
 import os
 import sys
@@ -49,7 +49,7 @@ NoReferrersOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """An image that is wanted, for some platforms; none means all."""
+    """An image to fetch, for some platforms; none means all."""
 
     name: str
     platforms: tuple[str, ...]
@@ -61,7 +61,7 @@ def gathered(
     build_args: Iterable[str] | None,
     platforms: tuple[str, ...],
 ) -> tuple[dict[Wish, None], list[str]]:
-    """Return the images and patterns that are wanted, and what was not understood in files."""
+    """Return the images and patterns to fetch, and the problems in files."""
     wishes, problems = _from_files(files or (), platforms, _arguments(build_args or ()))
     wishes.update(dict.fromkeys(Wish(name, platforms) for name in _with_registries(names)))
     return wishes, problems
@@ -96,7 +96,7 @@ def _with_registries(names: Iterable[str] | None) -> Iterable[str]:
 def _from_files(
     files: Iterable[Path], wanted: tuple[str, ...], arguments: dict[str, str]
 ) -> tuple[dict[Wish, None], list[str]]:
-    """Return the images that files name, once each, and what was not understood in them."""
+    """Return the images that files name, once each, and the problems in the files."""
     from proxy.core.errors import RegistryError  # noqa: PLC0415 - not needed for help
 
     wishes: dict[Wish, None] = {}

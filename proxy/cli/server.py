@@ -1,4 +1,4 @@
-"""``millpond serve`` and ``millpond check``: run the proxy, and look at its settings."""
+"""``millpond serve`` and ``millpond check``: run the proxy, and validate its settings."""
 
 import asyncio
 import gc

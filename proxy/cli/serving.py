@@ -129,7 +129,7 @@ def _banner(settings: Settings, app: App) -> str:
 
 
 def offline_note(settings: Settings) -> str:
-    """Return which upstreams are not contacted, or not while they fail."""
+    """Return the upstreams that are offline, or offline while they fail."""
     modes = {name: settings.offline_mode(name) for name in settings.upstreams}
     shown = {"true": "offline", "auto": "offline while it fails"}
     if len(set(modes.values())) == 1:

@@ -1,4 +1,4 @@
-"""``millpond stats`` and ``millpond top``: what the server does, once or as it goes on."""
+"""``millpond stats`` and ``millpond top``: the server's activity, once or continuously."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ MOST: Final = 100
 
 
 class By(StrEnum):
-    """What images are sorted by."""
+    """The order of images."""
 
     PULLS = "pulls"
     BYTES = "bytes"
@@ -66,9 +66,9 @@ def stats(
 
 @on_running_server
 def top(
-    by: Annotated[By, typer.Option("--by", help="What images are sorted by.")] = By.PULLS,
+    by: Annotated[By, typer.Option("--by", help="Order of the images.")] = By.PULLS,
     limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=1, max=MOST, help="How many images.")
+        int, typer.Option("--limit", metavar="N", min=1, max=MOST, help="Number of images.")
     ] = 10,
     as_json: JsonOption = False,
 ) -> Work:
@@ -103,7 +103,7 @@ def top(
 
 
 async def _looks(look: Callable[[], Awaitable[Seen]]) -> AsyncIterator[Seen]:
-    """Yield what the server shows, again and again; wait for one that stops answering.
+    """Yield the server's state repeatedly; wait for a server that stops answering.
 
     Raises ``Unanswered`` if it does not answer the first time, and ``Refused``.
     """
@@ -131,7 +131,7 @@ def _print(lines: list[str]) -> None:
 
 @contextmanager
 def _screen(*, is_live: bool) -> Iterator[Show]:
-    """Give a function that shows lines: in place of the last ones if it is live, else below."""
+    """Return a function that shows lines: over the last ones if it is live, else below them."""
     if not is_live:
         yield _print
         return

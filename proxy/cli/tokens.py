@@ -29,12 +29,12 @@ def new(
         list[str] | None, typer.Option("--group", metavar="GROUP", help="A group; repeatable.")
     ] = None,
     expires: Annotated[
-        str, typer.Option("--expires", metavar="TIME", help="Its lifetime, as 90d or 12h.")
+        str, typer.Option("--expires", metavar="TIME", help="Lifetime of the token, as 90d or 12h.")
     ] = "forever",
     file: FileOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Make a token and print it, this once.
+    """Create a token and print it. It cannot be shown again.
 
     Clients send it as their password, with any user name. In rules it is the user NAME.
     """

@@ -1,4 +1,4 @@
-"""``millpond import`` and ``millpond key``: content that was carried here, and keys of bundles."""
+"""``millpond import`` and ``millpond key``: import bundles, and create their keys."""
 
 import asyncio
 import json
@@ -24,18 +24,17 @@ if TYPE_CHECKING:
     from proxy.services.bundle.trees import TreeFile
 
 CONTENT: Final = "/-/content"
-MISSING: Final = "/-/missing"
 IMPORT: Final = "/-/import"
+PLAN: Final = "/-/import-plan"
 STEP: Final = 1024 * 1024
-BATCH: Final = 10_000
 MAX_SHOWN: Final = 1000
 
-keys = typer.Typer(help="Make keys that sign bundles.", no_args_is_help=True)
+keys = typer.Typer(help="Create keys that sign bundles.", no_args_is_help=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A package, and what of it the cache does not have."""
+    """A package, and its content that the cache does not have."""
 
     package: "Package"
     to_send: "list[BundledBlob]"
@@ -76,9 +75,9 @@ def import_bundle(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> Work:
-    """Import images that were carried here. All become visible together at the end, or none.
+    """Import images from a bundle. All become visible together at the end, or none.
 
-    What the cache has is not transferred again, so an interrupted import continues.
+    Cached content is not transferred again, so a new run continues an interrupted import.
     """
     from proxy.core.errors import RequestInvalid  # noqa: PLC0415 - not for help
     from proxy.services.bundle.foreign import Naming  # noqa: PLC0415
@@ -133,9 +132,9 @@ def new(
         str | None, typer.Option("--comment", help="Name of the key; default: user@host.")
     ] = None,
 ) -> None:
-    """Make an Ed25519 key in the format of OpenSSH, to sign bundles with.
+    """Create an Ed25519 key in OpenSSH format, which signs bundles.
 
-    Whoever imports them trusts FILE.pub. Keep FILE secret: it has no passphrase.
+    Importers of the bundles trust FILE.pub. Keep FILE secret: it has no passphrase.
     """
     from proxy.core.errors import ConfigError  # noqa: PLC0415 - not for help
     from proxy.services.bundle.signatures import write_key  # noqa: PLC0415 - cryptography
@@ -145,7 +144,7 @@ def new(
     except ConfigError as error:
         fail(str(error))
     print_line(f"{path}: private key, keep it secret")
-    print_line(f"{path}.pub: public key {fingerprint}, to be trusted where bundles are imported")
+    print_line(f"{path}.pub: public key {fingerprint}, for bundles.trusted_keys of importers")
 
 
 def _trusted(files: list[Path], config: Path | None) -> "list[TrustedKey]":
@@ -162,7 +161,7 @@ def _trusted(files: list[Path], config: Path | None) -> "list[TrustedKey]":
 
 
 async def _import(client: "Client", package: "Package", *, is_dry: bool, as_json: bool) -> int:
-    """Send what the cache does not have, then let all of it become visible."""
+    """Send the missing content, then make all images visible."""
     for note in package.notes:
         print_error(note)
     found = await _compared(client, package)
@@ -180,14 +179,14 @@ async def _import(client: "Client", package: "Package", *, is_dry: bool, as_json
 
 
 async def _compared(client: "Client", package: "Package") -> _Found:
-    """Return what must be sent. Raises ``RequestInvalid`` that names what nobody has."""
+    """Return the content to send.
+
+    Raises ``RequestInvalid`` with the digests that are missing, ``Refused`` if there is no room.
+    """
     from proxy.core.errors import RequestInvalid  # noqa: PLC0415 - not for help
 
-    digests = [*package.contents.blobs]
-    missing: set[str] = set()
-    for at in range(0, len(digests), BATCH):
-        body = "\n".join(digests[at : at + BATCH]).encode()
-        missing.update((await client.ask("POST", MISSING, body=body))["missing"])
+    plan = await client.ask("POST", PLAN, body=package.contents.to_json())
+    missing = set(plan["missing"])
     lacking = [blob.digest for blob in package.contents.left_out if blob.digest in missing]
     if lacking:
         shown = "\n".join(lacking[:MAX_SHOWN])
@@ -199,7 +198,7 @@ async def _compared(client: "Client", package: "Package") -> _Found:
 
 
 async def _verify(package: "Package", *, as_json: bool) -> None:
-    """Hash everything that is in a package. Raises ``RequestInvalid``."""
+    """Hash the whole content of a package. Raises ``RequestInvalid``."""
     total = sum(blob.size for blob in package.contents.included)
     with byte_bar("verify", total, as_json=as_json) as bar:
         sizes = package.verify()
@@ -246,7 +245,7 @@ def _print_report(report: "Document", package: "Package", sent: int, *, as_json:
         typer.echo(json.dumps({"event": "done", **report, "imported_bytes": sent}))
         return
     for name in report["kept"]:
-        print_line(f"{name}: unchanged, it was seen here later than in the bundle")
+        print_line(f"{name}: unchanged, because this cache has a newer record than the bundle")
     for note in report["notes"]:
         print_error(note)
     signer = "" if package.signer is None else f", signed by {package.signer.name}"

@@ -31,7 +31,7 @@ def verify(
     ] = False,
     as_json: JsonOption = False,
 ) -> Work:
-    """Hash all content of the cache again, and remove what is damaged.
+    """Hash all content of the cache again, and remove damaged content.
 
     Damaged files are moved to quarantine/ in the cache, with a note. An interrupted run continues
     next time. Exit status 1: there is damaged content that was not repaired. With --json, or if

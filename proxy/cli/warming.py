@@ -1,4 +1,4 @@
-"""``millpond warm``: fetch whole images, with what refers to them, before clients need them."""
+"""``millpond warm``: fetch complete images, with their referrers, before clients need them."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable
@@ -51,10 +51,10 @@ def warm(
     ] = False,
     as_json: JsonOption = False,
 ) -> Work:
-    """Fetch whole images into the cache, with the manifests that refer to them.
+    """Fetch complete images into the cache, with the manifests that refer to them.
 
-    Content in the cache is not fetched again, so an interrupted run continues. Exit status 1: a
-    list of what could not be fetched was printed.
+    Cached content is not fetched again, so a new run continues an interrupted one. Exit status 1:
+    the output lists images that could not be fetched.
     """
     if not names and not files:
         fail("name images, or a file that names them with -f FILE")
@@ -82,7 +82,7 @@ def warm(
 async def _expanded(
     client: "Client", wishes: Iterable[Wish], problems: list[str]
 ) -> dict[Wish, None]:
-    """Return the wishes with the images that patterns select in place of these."""
+    """Return the wishes, with each pattern replaced by the images that it selects."""
     chosen: dict[Wish, None] = {}
     for wish in wishes:
         if not is_pattern(wish.name):
@@ -98,7 +98,7 @@ async def _expanded(
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Do all of it at the same time; raise the first error and cancel the rest."""
+    """Run all work concurrently; on an error cancel the rest and raise it."""
     try:
         async with asyncio.TaskGroup() as group:
             for each in work:
@@ -139,7 +139,7 @@ async def _fetch(
 
 
 def _print_summary(chosen: Iterable[Wish], results: _Results, *, is_dry: bool) -> None:
-    """Print what became of every image, and the sums."""
+    """Print the result of every image, and the totals."""
     column, head = ("to_fetch_bytes", "TO FETCH") if is_dry else ("fetched_bytes", "FETCHED")
     rows = []
     for wish in chosen:
@@ -159,7 +159,7 @@ def _print_summary(chosen: Iterable[Wish], results: _Results, *, is_dry: bool) -
 
 
 def _print_problems(results: _Results, problems: list[str]) -> int:
-    """Print what could not be fetched or understood; return the exit status."""
+    """Print the problems; return the exit status."""
     for problem in problems:
         print_error(problem)
     for wish, reasons in results.failed.items():

@@ -1,1 +1,1 @@
-"""The content that the cache holds: one façade over storage, index and quota."""
+"""The content of the cache: one façade over storage, index and quota."""

@@ -1,8 +1,8 @@
-"""Keeps the bucket inside its limit: the least recently used objects are deleted.
+"""Keeps the bucket below its limit by deleting the least recently used objects.
 
-The bucket itself says what is in it: a list of its objects is read, once an hour, or earlier if
-uploads have filled it. The machine that has the lease does so. An object is as warm as its last use
-by any machine, and never colder than the moment when it was written.
+The machine with the lease lists the objects of the bucket once an hour, or earlier if uploads have
+filled it. The last use of an object is the latest one by any machine, and never earlier than its
+upload.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Victim:
 
 @dataclass(frozen=True, slots=True)
 class BucketUsage:
-    """What was in the bucket when it was last listed. ``limit_bytes`` None: there is no limit."""
+    """The content of the bucket at the last listing. ``limit_bytes`` None: there is no limit."""
 
     objects: int
     bytes: int
@@ -106,7 +106,7 @@ class BucketEvictor:
                     return
 
     async def coldest(self, wanted: int) -> list[Victim]:
-        """Return what would be deleted next, in order, until it is worth ``wanted`` bytes.
+        """Return the objects to delete next, in order, of at least ``wanted`` bytes.
 
         Raises ``UpstreamUnavailable``, ``StorageError``.
         """

@@ -1,9 +1,9 @@
 """Copies stored content to the bucket, in the background.
 
-What waits is in memory. A note in the index says up to when everything was copied, so that after a
-crash the files that are newer are looked at again. A large upload is never cancelled while it
-sends, because that would leave its parts in the bucket: it is asked to stop, and removes them. The
-parts that a killed process leaves are removed at the next start.
+The queue is in memory. A note in the index has the time up to which everything was copied, so that
+newer files are checked again after a crash. A large upload is never cancelled while it sends,
+because that would leave its parts in the bucket: it is asked to stop, and removes them. The next
+start removes the parts that a killed process left.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ RATE: Final = 100_000_000
 """Bytes a second of all uploads together."""
 
 GRACE_SECONDS: Final = 10.0
-"""How long a stop waits for uploads. The rest follows at the next start."""
+"""Seconds that a stop waits for uploads. The next start copies the rest."""
 
 STOP_SECONDS: Final = 5.0
-"""How long a stop then waits until large uploads have removed their parts."""
+"""Seconds that a stop then waits for large uploads to remove their parts."""
 
 NOTE_SECONDS: Final = 30.0
 MARGIN_SECONDS: Final = 60.0
@@ -116,7 +116,7 @@ class Uploads:
         self.add(digest)
 
     async def run(self) -> None:
-        """Copy what is added, and what an earlier process has left, until cancelled."""
+        """Copy added content, and the rest of an earlier process, until cancelled."""
         await self._clean()  # before the first upload: it removes those of an earlier process
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resume(), name="resume uploads")
@@ -124,7 +124,7 @@ class Uploads:
                 group.create_task(self._work(), name=f"upload {number}")
 
     async def close(self) -> None:
-        """Wait for uploads, but not for long; what is left is noted for the next start."""
+        """Wait a limited time for uploads; record the rest for the next start."""
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE_SECONDS):
                 while self.pending and not self._client.seconds_left:
@@ -137,7 +137,7 @@ class Uploads:
         await self._note(is_complete=not self.pending)
 
     async def _resume(self) -> None:
-        """Add what was not copied before this start; then remove abandoned uploads every day."""
+        """Add content that was not copied before this start; then sweep the bucket every day."""
         begun = self._clock()
         name, until, is_complete = await self._read_note()
         since = max(0.0, until - MARGIN_SECONDS) if name == self._client.name else 0.0
@@ -188,7 +188,7 @@ class Uploads:
             await asyncio.sleep(self._client.seconds_left)
 
     async def _copy(self, digest: Digest) -> None:
-        """Make an object of held content, unless there is one with right bytes.
+        """Upload held content, unless there is an object with the right bytes.
 
         Raises ``UpstreamUnavailable``, ``StorageError``.
         """
@@ -252,7 +252,7 @@ class Uploads:
                 await self._stopping.wait()
 
     async def _note(self, *, is_complete: bool) -> None:
-        """Note that all content up to now is copied, if it is."""
+        """Record that all content up to now is copied, if it is."""
         if not self._is_behind and not self.pending:
             await self._set_note(self._clock(), is_complete=is_complete)
 
@@ -267,7 +267,7 @@ class Uploads:
         try:
             await noting
         except StorageError as error:
-            log.warning("what was copied to the bucket cannot be noted", error=str(error))
+            log.warning("the position of uploads cannot be stored", error=str(error))
 
     async def _read_note(self) -> tuple[str, float, bool]:
         match await self._noted(_NOTE):
@@ -280,6 +280,6 @@ class Uploads:
         try:
             noted: object = await self._index.note(name)
         except StorageError as error:
-            log.warning("what was copied to the bucket is not known", error=str(error))
+            log.warning("the position of uploads is not known", error=str(error))
             return None
         return noted

@@ -1,4 +1,4 @@
-"""Hashes stored bytes: of downloads, of files without a row, and of what is held."""
+"""Hashes stored bytes: of downloads, of files without a row, and of held content."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -27,9 +27,9 @@ log = structlog.get_logger(__name__)
 
 
 class Verdict(NamedTuple):
-    """The result of a check: what is wrong, None for nothing, and the bytes that were hashed.
+    """The result of a check: the fault, None without one, and the number of hashed bytes.
 
-    ``size`` is None if the content was not hashed, and nothing can be said if both are None.
+    ``size`` is None if the content was not hashed; the result is unknown if both are None.
     """
 
     problem: dict[str, Any] | None

@@ -1,8 +1,8 @@
-"""What the cache holds: the one door to storage and index.
+"""The interface to storage and index.
 
-Modules above use ``Content`` and its parts, never a store or an index. The disk may lie, fill up or
-fail at any time: callers then learn that content is not held, or is not kept, and the failure is
-counted here.
+Modules above use ``Content`` and its parts, never a store or an index. The disk may return wrong
+data, fill up or fail at any time: callers then learn that content is not held, or is not stored,
+and the failure is counted here.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -31,7 +31,7 @@ _BATCH: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How full the cache is. All bytes are disk bytes.
+    """The usage of the cache. All bytes are disk bytes.
 
     ``used_bytes`` is everything that counts towards ``limit_bytes``: ``held_bytes`` of ``files``
     blobs and manifests, downloads, quarantine and the index.
@@ -47,9 +47,9 @@ class Usage:
 
 
 class Content:
-    """The content of this cache, and the parts that know about it or look after it.
+    """The content of this cache, and the parts that describe and maintain it.
 
-    The index documents the verbs that it answers itself.
+    Verbs of the index are documented there.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Content:
         self.on_stored: Final[list[Callable[[Digest], None]]] = []
         """Called, in the loop, with the digest of content that was stored, once it is linked."""
         self.on_cached: Final[list[Callable[[Cached], None]]] = []
-        """Called with what was stored and not held before, after ``on_stored``."""
+        """Called with newly held content, after ``on_stored``."""
 
     async def find(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content; a file that has lost its row gets it again first."""
@@ -88,12 +88,12 @@ class Content:
         return await self.find(digest) is not None
 
     async def is_public(self, digest: Digest) -> bool:
-        """Return True if content is held that its upstream gives to anybody."""
+        """Return True if content is held that its upstream serves to every client."""
         record = await self.record(digest)
         return record is not None and record.is_public
 
     async def open(self, digest: Digest) -> DiskBlob | None:
-        """Return held content, opened, and count a use; None if it is not (rightly) held."""
+        """Return held content, opened, and count a use; None if it is not held or is damaged."""
         record = await self.find(digest)
         if record is None:
             return None
@@ -111,7 +111,7 @@ class Content:
         return None
 
     async def look(self, digest: Digest) -> bytes | None:
-        """Return small content whole, as ``read`` does, but count no use."""
+        """Return small content completely, as ``read`` does, but count no use."""
         record = await self.find(digest)
         if record is None or record.size > MAX_LOOKED_AT:
             return None
@@ -126,7 +126,7 @@ class Content:
             return None
 
     async def read(self, digest: Digest) -> bytes | None:
-        """Return small content whole, and count a use."""
+        """Return small content completely, and count a use."""
         file = await self.open(digest)
         if file is None:
             return None
@@ -139,9 +139,9 @@ class Content:
             file.close()
 
     def read_cached(self, record: BlobRecord) -> bytes | None:
-        """Return held content whole if the page cache has it, and count a use.
+        """Return held content if the page cache has all of it, and count a use.
 
-        None says nothing else: ``read`` knows more.
+        None does not mean absence: then use ``read``.
         """
         try:
             file = self._store.open(record.digest)
@@ -165,7 +165,7 @@ class Content:
         return self._index.peek_blob(digest)
 
     def peek_use(self, target: Target, digest: Digest) -> bool:
-        """Return True if a repository is known to hold content that is held; count the use then."""
+        """Return True and count the use if a repository is known to hold content that is held."""
         if self.peek(target, digest) is None:
             return False
         self.touch(digest)
@@ -180,13 +180,13 @@ class Content:
         *,
         is_public: bool = False,
     ) -> bool:
-        """Make a verified spool held content, with what it lists; return True if it was not held.
+        """Make a verified spool held content, with its children; return True if it was not held.
 
         Raises ``StorageError``.
 
         Several spools of one digest may be verified at the same time: from two upstreams, or one
         as a manifest and one as a blob. They are stored one after the other. The later ones find
-        the file there, and only add what they know about it.
+        the file, and only add their facts about it.
         """
         digest, media_type = descriptor.digest, descriptor.media_type or None
         async with self.reconciler.lock(digest):
@@ -213,16 +213,29 @@ class Content:
         return is_new
 
     def arrived(self, cached: Cached) -> None:
-        """Tell listeners about content that ``adopt`` has not found held."""
+        """Notify listeners of content that was not held before ``adopt``."""
         for listener in self.on_cached:
             listener(cached)
 
     async def writer(self, target: Target, digest: Digest, size: int | None) -> Writer:
-        """Return a writer with room for a blob of ``size`` bytes (None: not announced).
+        """Return a writer with space for a blob of ``size`` bytes (None: not announced).
 
         Raises ``StorageError``, which is ``NoRoom`` if there is too little.
         """
         room = await self.evictor.arrival(target.upstream, size)
+        return await self._writer(target, digest, size, room)
+
+    async def trusted_writer(self, target: Target, digest: Digest, size: int) -> Writer:
+        """Return a writer for a blob that an operator brings: any other content may be evicted.
+
+        Raises as ``writer``.
+        """
+        room = await self.evictor.arrival(None, size)
+        return await self._writer(target, digest, size, room)
+
+    async def _writer(
+        self, target: Target, digest: Digest, size: int | None, room: Arrival
+    ) -> Writer:
         try:
             spool = await self._store.spool(digest, None)
         except BaseException:
@@ -240,7 +253,7 @@ class Content:
         *,
         is_public: bool = False,
     ) -> bool:
-        """Store a verified manifest and what it lists (None: not known), if there is room.
+        """Store a verified manifest and its children (None: unknown), if there is space.
 
         Returns True if it is held now and was not before.
         """
@@ -260,23 +273,23 @@ class Content:
             return False
 
     async def publish(self, digests: Iterable[Digest]) -> None:
-        """Record that anybody may get held content. Raises ``StorageError``."""
+        """Record that every client may get held content. Raises ``StorageError``."""
         for digest, record in (await self._index.records(digests)).items():
             if not record.is_public:
                 children = await self._index.children(digest)
                 await self._index.set_blob(replace(record, is_public=True), children)
 
     async def prune(self, age: float) -> int:
-        """Forget rows about content that is not held, if nothing confirmed them for ``age`` s.
+        """Delete rows about content that is not held and was not confirmed for ``age`` seconds.
 
         Returns the number of rows. Raises ``StorageError``.
         """
         return await self._index.prune(self.clock() - age)
 
     async def digests(self, after: str = "") -> AsyncIterator[list[Digest]]:
-        """Yield all that is held, in a fixed order, in batches; ``after`` starts behind a digest.
+        """Yield all held content, in a fixed order, in batches; ``after`` starts behind a digest.
 
-        Content that comes or goes meanwhile may be met or not.
+        Content that is added or removed meanwhile may be included or not.
         """
         first = Digest(after) if after else None
         async for page in pages(self._index.blobs, lambda record: record.digest, _BATCH, first):
@@ -284,11 +297,11 @@ class Content:
 
     @property
     def revision(self) -> int:
-        """Grows whenever a tag points elsewhere, or other manifests are held or linked."""
+        """Grows whenever a tag moves, or the held or linked manifests change."""
         return self._index.revision
 
     def usage(self) -> Usage:
-        """Return how full the cache is."""
+        """Return the usage of the cache."""
         held = self._index.usage()
         return Usage(
             files=held.files,
@@ -303,7 +316,7 @@ class Content:
     def failures(self) -> dict[str, str]:
         """Return why content is not fully known, by the part that failed; empty if it is.
 
-        An index that cannot be written is no such reason: it knows everything until the next start.
+        An index that cannot be written is not included: it has all facts until the next start.
         """
         problem = self.evictor.failure
         return {} if problem is None else {"storage": problem}

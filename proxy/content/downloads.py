@@ -1,9 +1,9 @@
 """One download, many readers.
 
-A download belongs to no request: any client may leave, the first included. A reader is an offset
-into the spool, so memory does not grow with readers or with slow ones. The last byte is held back
-until the digest is proven: a client notices that a body lacks its end, and would not notice that a
-complete one is wrong.
+A download is independent of requests: any client may disconnect, including the first. A reader is
+an offset into the spool, so memory does not grow with readers or with slow ones. The last byte is
+held back until the digest is proven: a client detects a truncated body, but might not detect a
+complete wrong one.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 UNFIT_SECONDS: Final = 30.0
-"""For so long a blob that could not be kept is passed through without another attempt."""
+"""Seconds for which a blob that could not be stored is passed through without another attempt."""
 
 _TAIL: Final = 1
 """Bytes held back until all are proven."""
@@ -81,7 +81,7 @@ class Download:
 
     @property
     def readers(self) -> int:
-        """How many readers have it open."""
+        """The number of readers."""
         return max(0, self._holds - 1)
 
     def begin(self, writer: Writer, body: SourcesBody) -> None:
@@ -96,7 +96,7 @@ class Download:
         self._changed.beat()
 
     def fail(self, failure: Exception) -> None:
-        """Give every reader the reason why no more follows; does nothing after landing."""
+        """Fail every reader with an error; does nothing after landing."""
         if not self.landed:
             self.failure = failure
             self._changed.beat()
@@ -106,25 +106,25 @@ class Download:
         self._holds += 1
 
     def release(self) -> None:
-        """End one hold. The last one closes the spool and gives its room back."""
+        """End one hold. The last one closes the spool and releases its space."""
         self._holds -= 1
         if self._holds == 0 and self.writer is not None:
             self.writer.close()
 
     async def opened(self) -> None:
-        """Return once a source has answered. Raises what failed before that."""
+        """Return once a source has answered. Raises the failure before that."""
         while not self.is_open:
             await self._change()
 
     async def proven(self) -> None:
-        """Return once all bytes have arrived and are proven. Raises what failed."""
+        """Return once all bytes have arrived and are proven. Raises the failure."""
         while not self.landed:
             await self._change()
 
     async def readable(self, offset: int) -> int:
-        """Return the end of what may be read from ``offset``; ``offset`` itself at the very end.
+        """Return the end of the bytes that may be read from ``offset``; ``offset`` at the end.
 
-        Waits for more bytes. Raises what failed.
+        Waits for more bytes. Raises the failure of the download.
         """
         while True:
             if self.landed:
@@ -170,7 +170,7 @@ class Reader:
         return await self.download.readable(offset)
 
     def close(self) -> None:
-        """Let go of the download. A second call does nothing."""
+        """Stop reading the download. A second call does nothing."""
         if not self._is_closed:
             self._is_closed = True
             self.download.release()
@@ -180,12 +180,12 @@ class Reader:
 class Downloads:
     """All downloads in progress, by upstream and digest; owns their tasks.
 
-    Until its digest is proven, a body is only what one upstream claims. So clients of one upstream
+    Until its digest is proven, a body is only the claim of one upstream. So clients of one upstream
     never read the unproven bytes of another, and two upstreams may send the same digest at the
     same time.
 
-    A download that all its readers have left goes on if at least the share ``min_complete`` (0 to
-    1) of it has arrived: 0 finishes every download, above 1 none.
+    A download without readers continues if at least the share ``min_complete`` (0 to 1) of it has
+    arrived: 0 finishes every download, above 1 none.
     """
 
     def __init__(self, content: Content, min_complete: float = 0.0) -> None:
@@ -227,7 +227,7 @@ class Downloads:
         return Reader(download, self, is_first=True)
 
     async def cannot_fit(self, target: Target, digest: Digest, size: int) -> bool:
-        """Return True if a download would only find that there is no room; size 0 is unknown."""
+        """Return True if a download would certainly find no space; size 0 is unknown."""
         if not self._content.evictor.admits(target.upstream, size):
             return True
         return bool(await self._unfit.get(f"{target} {digest}"))
@@ -245,21 +245,21 @@ class Downloads:
             self._drop(reader.download)
 
     def drop_if_unwanted(self, download: Download) -> None:
-        """End a download without readers of which too little has arrived to finish it."""
+        """End a download without readers if too little of it has arrived."""
         if self._min_complete <= 0 or download.landed or download.is_read:
             return
         if download.written < self._min_complete * (download.size or float("inf")):
             self._drop(download)
 
     async def close(self) -> None:
-        """Cancel what has not landed, let the rest be stored, and wait until all have ended."""
+        """Cancel downloads that have not landed, store the rest, and wait until all have ended."""
         for download, task in self._tasks.items():
             if not download.landed:
                 task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _fetch(self, download: Download, fetch: Fetch) -> None:
-        """Copy a body from the first source that has it to the cache, and tell the readers."""
+        """Copy a body from the first source that has it to the cache, and notify the readers."""
         started = time.monotonic()
         async with AsyncExitStack() as stack:
             async with aclosing(await SourcesBody.opened(fetch)) as body:
@@ -281,7 +281,7 @@ class Downloads:
                 self._content.arrived(cached)
 
     async def _run(self, download: Download, fetch: Fetch) -> None:
-        """Do all of one download. What fails is kept in it for its readers, and raised nowhere."""
+        """Run one download. A failure is stored in it for its readers, and not raised."""
         failure: Exception = _cancelled()
         try:
             about: spans.Attributes = {"millpond.digest": fetch.digest}
@@ -300,7 +300,7 @@ class Downloads:
             await self._unfit.set(key, value=True, ttl=UNFIT_SECONDS)
             failure = error
         except Exception:
-            log.exception("a download failed in an unforeseen way", digest=fetch.digest)
+            log.exception("a download failed unexpectedly", digest=fetch.digest)
             failure = RegistryError("internal error")
         finally:
             self._end(download, failure)

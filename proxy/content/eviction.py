@@ -1,11 +1,10 @@
-"""Keeps the cache inside its limit: reserve room before writing, evict the coldest to make room.
+"""Keeps the cache below its limit: reserves space before writing, and evicts the coldest content.
 
 Bytes are counted in 4 KiB blocks, spool and quarantine included, so that the limit holds at all
 times. A victim is removed from the index first and from the disk second; a response that has it
 open continues. A manifest is always colder than what it lists, so an image is evicted manifest
-first, and layers that a warmer image shares stay. An arriving body takes room for the bytes that
-have arrived and a small lead, whatever size was announced; ``unproven`` bounds what is evicted for
-it.
+first, and layers that a warmer image shares stay. An arriving body takes space for the bytes that
+have arrived and a small lead, whatever size was announced; ``unproven`` limits what it evicts.
 """
 
 import asyncio
@@ -22,6 +21,7 @@ from proxy.content.reservations import Arrival, NoRoom, Reservation
 from proxy.content.unproven import Unproven
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Clock, disk_bytes
+from proxy.core.units import show_size
 from proxy.index import Index, Position
 from proxy.runtime.executors import Pool, in_thread, to_its_end
 from proxy.runtime.metrics import CacheCounters
@@ -29,7 +29,7 @@ from proxy.storage.disk import DiskStore
 
 WATCH_SECONDS: Final = 5.0
 COUNT_SECONDS: Final = 3.0
-"""A download waits so long for the count of all files, and is then passed through."""
+"""Seconds that a download waits for the count of all files; then it is passed through."""
 
 INDEX_IS_FREE: Final = 8 * 1024 * 1024
 """Bytes of the index's files that are not counted: an index of little content takes as much."""
@@ -45,10 +45,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How much may be held: ``max_size`` in bytes, of which the marks are shares, 0 to 1.
+    """The limits of the cache: ``max_size`` in bytes, of which the marks are shares, 0 to 1.
 
-    ``min_free`` bytes of the file system are left to others. ``max_age`` is for how many seconds
-    content may go unused. ``unproven_share`` (0 to 1) of what is held may be evicted for the
+    ``min_free`` bytes of the file system stay free. ``max_age`` is the seconds for which content
+    may go unused. ``unproven_share`` (0 to 1) of held content may be evicted for the
     unproven downloads of one upstream.
     """
 
@@ -91,9 +91,9 @@ class Evictor:
         self.quota: Final = quota
         self.unproven = Unproven(quota.unproven_share)
         self.on_evicted: Final[list[Callable[[Evicted], None]]] = []
-        """Called after each eviction, but not for what an operator has dropped."""
+        """Called after each eviction, but not after a drop by an operator."""
         self.failure: str | None = None
-        """Why the store could not be read; None if it could."""
+        """The reason why the store could not be read; None if it could."""
 
     @property
     def used(self) -> int:
@@ -113,8 +113,17 @@ class Evictor:
             return self.quota.max_size
         return max(0, min(self.quota.max_size, total - self.quota.min_free))
 
+    @property
+    def bound(self) -> str:
+        """The setting that ``limit`` comes from, with its value, for people."""
+        limit, most = self.limit, self.quota.max_size
+        if limit >= most:
+            return f"storage.max_size is {show_size(most)}"
+        free = show_size(self.quota.min_free)
+        return f"the disk has room for {show_size(limit)}, as storage.min_free keeps {free} free"
+
     async def reserve(self, size: int) -> Reservation:
-        """Return a promise of room for ``size`` bytes. Raises ``NoRoom``."""
+        """Return a reservation of space for ``size`` bytes. Raises ``NoRoom``."""
         reservation = Reservation(self)
         await reservation.grow(size)
         return reservation
@@ -124,10 +133,13 @@ class Evictor:
         """Bytes that an arriving body may have promised beyond those that have arrived."""
         return min(_LONGEST_LEAD, self.quota.max_size // _STEPS)
 
-    async def arrival(self, upstream: str, announced: int | None) -> Arrival:
-        """Return room for a body of which nothing has arrived yet. Raises ``NoRoom``."""
+    async def arrival(self, upstream: str | None, announced: int | None) -> Arrival:
+        """Return space for a body of which nothing has arrived yet. Raises ``NoRoom``.
+
+        ``upstream`` is None for a body from an operator.
+        """
         if not self.admits(upstream, announced or 0):
-            raise NoRoom(f"{announced} bytes of {upstream} do not fit, or would evict too much")
+            raise NoRoom(f"{announced} bytes do not fit, or would evict too much; {self.bound}")
         arrival = Arrival(self, upstream, announced)
         try:
             await arrival.grow(0)
@@ -136,15 +148,15 @@ class Evictor:
             raise
         return arrival
 
-    def admits(self, upstream: str, size: int) -> bool:
-        """Return False if there is certainly no room for a body of ``size`` bytes (0: unknown).
+    def admits(self, upstream: str | None, size: int) -> bool:
+        """Return False if there is certainly no space for a body of ``size`` bytes (0: unknown).
 
         Nothing is certain before all files are counted.
         """
         self._free_space.expect(size)
         if size > self.limit:
             return False
-        if size == 0 or not self._counted.is_set():
+        if upstream is None or size == 0 or not self._counted.is_set():
             return True
         held, free = self._index.usage().disk_bytes, max(0, self.limit - self.used)
         return self.unproven.admits(upstream, size, held=held, free=free)
@@ -155,7 +167,7 @@ class Evictor:
         return self.used - self.unproven.bytes
 
     async def enforce(self, now: float) -> None:
-        """Evict what is too old, and down to the low mark if the high mark is exceeded.
+        """Evict old content, and down to the low mark if the high mark is exceeded.
 
         Unproven bytes do not count: an endless body would evict everything, a little each time.
         """
@@ -186,7 +198,7 @@ class Evictor:
         self._free_space.expect(more)
         limit = self.limit
         if self._promised + more > limit:
-            raise NoRoom(f"{more} bytes do not fit into a cache of {limit}")
+            raise NoRoom(f"{more} bytes do not fit: {self.bound}")
         if upstream is not None:
             self.unproven.occupy(upstream, more)
         try:
@@ -233,7 +245,7 @@ class Evictor:
             return evicted.blobs, evicted.bytes
 
     async def coldest(self, wanted: int) -> list[BlobRecord]:
-        """Return what would be evicted next, in order, until it is worth ``wanted`` disk bytes."""
+        """Return the content to evict next, in order, of at least ``wanted`` disk bytes."""
         return (await self._victims(wanted, float("inf")))[0]
 
     async def oldest_use(self) -> float | None:
@@ -251,19 +263,19 @@ class Evictor:
         self._counted.set()
 
     def not_found(self, problem: str) -> None:
-        """Take the reason why the store cannot be read now; ``found`` follows later."""
+        """Record the reason why the store cannot be read now; ``found`` follows later."""
         self.failure = problem
 
     def lost(self) -> None:
-        """Take that rows were lost: there may be orphans until the store has been read."""
+        """Record that rows were lost: there may be orphans until the store has been read."""
         self._counted.clear()
 
     def settled(self, orphan: int) -> None:
-        """Take so many bytes off the orphans: they have a row now, or are deleted."""
+        """Subtract bytes of orphans that have a row now, or are deleted."""
         self._orphans = max(0, self._orphans - orphan)
 
     async def _count(self) -> None:
-        """Wait until all files are counted, but not for long. Raises ``NoRoom``."""
+        """Wait a limited time until all files are counted. Raises ``NoRoom``."""
         if self._counted.is_set():
             return  # a later scan that fails changes nothing
         if self.failure is not None:
@@ -284,7 +296,7 @@ class Evictor:
                     raise NoRoom(f"unproven content of {upstream} may evict no more")
                 await self._evict_down_to(self.limit - more)  # ``watch`` goes on to the low mark
                 if self.used + more > self.limit:
-                    raise NoRoom(f"{more} bytes do not fit: nothing is left to evict")
+                    raise NoRoom(f"{more} bytes do not fit, nothing is left to evict: {self.bound}")
 
     async def _evict_down_to(self, target: float) -> tuple[int, int]:
         """Evict until at most ``target`` disk bytes are used, or nothing is left to evict."""
@@ -304,7 +316,7 @@ class Evictor:
         return evicted.blobs, evicted.bytes
 
     async def _expire(self, oldest: float) -> None:
-        """Evict what was last used before ``oldest``, Unix seconds."""
+        """Evict content that was last used before ``oldest``, Unix seconds."""
         victims, after = await self._victims(float("inf"), _BATCH, before=oldest)
         with self._telling() as evicted:
             while victims:

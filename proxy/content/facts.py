@@ -1,27 +1,27 @@
-"""What the index knows about content: where tags point, who holds it, what manifests list.
+"""Facts of the index about content: tags, links of repositories, and the graph of manifests.
 
-Verbs that the index answers itself are documented there.
+Verbs of the index are documented there.
 """
 
-from collections.abc import AsyncIterator, Iterable, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Set
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.manifests import walk
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, TagRecord
-from proxy.index import HISTORY_LIMIT, Index, TaggedImage, pages
+from proxy.index import HISTORY_LIMIT, Index, TaggedImage, Tree, pages
 
 if TYPE_CHECKING:
     from proxy.content.notices import Moved
 
-__all__ = ["HISTORY_LIMIT", "Graph", "Links", "TaggedImage", "Tags"]
+__all__ = ["HISTORY_LIMIT", "Graph", "Links", "TaggedImage", "Tags", "Tree"]
 
 _BATCH: Final = 250
 
 
 class Tags:
-    """Where the known tags of all repositories point and have pointed."""
+    """The known tags of all repositories, and their history."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -34,10 +34,12 @@ class Tags:
         self.of: Final = index.tags
         self.repositories: Final = index.repositories
         self.on_moved: Final[list[Moved]] = []
-        """Called when a tag that is set points elsewhere than before; not for restored records."""
+        """Called when a tag has moved; not for restored records."""
+        self.on_dropped: Final[list[Callable[[Target, Tag], None]]] = []
+        """Called with each tag that is dropped here."""
 
     async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
-        """Record where a tag points; None: nowhere, it was deleted."""
+        """Set the record of a tag; None: it was deleted."""
         before = await self.get(target, tag)
         # Nothing is awaited between here and the change of the record in memory.
         former = None if before is None else before.descriptor.digest
@@ -45,6 +47,12 @@ class Tags:
             for moved in self.on_moved:
                 moved(target, tag, former, record.descriptor.digest)
         await self.restore(target, tag, record)
+
+    async def drop(self, target: Target, tag: Tag) -> None:
+        """Forget a tag and its history, here and wherever else its record is shared."""
+        await self.forget(target, tag)
+        for dropped in self.on_dropped:
+            dropped(target, tag)
 
     async def all(self, digest: Digest | None = None) -> AsyncIterator[list[TaggedImage]]:
         """Yield all tags, or those that point to ``digest``, sorted, in batches.
@@ -61,7 +69,7 @@ class Tags:
 
 
 class Links:
-    """Which repositories hold a digest upstream, and what refers to it there.
+    """The repositories that contain a digest upstream, and its referrers there.
 
     Only these repositories may serve it from here.
     """
@@ -82,15 +90,15 @@ class Links:
         return (target, digest) in self._presumed or await self.is_confirmed(target, digest)
 
     async def add_public(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Record that a repository holds those that are held here and public.
+        """Record links from a repository to the held public content among these.
 
-        Anybody can get public content, so a claim in a manifest is enough to link it.
+        Every client can get public content, so a claim in a manifest is enough to link it.
         """
         records = await self._index.records(digests)
         await self.add(target, [one.digest for one in records.values() if one.is_public])
 
     def presume(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Let a repository serve these until the process ends, without a record."""
+        """Allow a repository to serve these until the process ends, without a record."""
         self._presumed.update((target, digest) for digest in digests)
 
 
@@ -105,7 +113,7 @@ class Graph:
         self.listings: Final = index.listings
 
     async def children(self, digest: Digest) -> tuple[Digest, ...] | None:
-        """Return what a held manifest lists; empty for a blob and for what is not held.
+        """Return the children of a held manifest; empty for other content.
 
         None for a manifest whose list is not understood or not known yet.
         """
@@ -113,7 +121,7 @@ class Graph:
         return None if listed is None else tuple(child.digest for child in listed)
 
     async def listed(self, digest: Digest) -> tuple[Digest, ...]:
-        """Return what a held manifest lists, as far as it is known; for ``manifests.walk``."""
+        """Return the known children of a held manifest, for ``manifests.walk``."""
         return await self.children(digest) or ()
 
     async def is_listed(self, digest: Digest) -> bool:
@@ -121,8 +129,16 @@ class Graph:
         return bool(await self.parents(digest))
 
     async def tree(self, *roots: Digest) -> list[Digest]:
-        """Return manifests and all that they list, held or not, a manifest before its content."""
+        """Return manifests and their content, held or not, a manifest before its content."""
         return [node.digest async for node in walk(roots, self.listed)]
+
+    async def trees(self, roots: Iterable[Digest]) -> AsyncIterator[tuple[Digest, Tree]]:
+        """Yield many manifests in their order, each with its tree."""
+        todo = list(roots)
+        for start in range(0, len(todo), _BATCH):
+            trees = await self._index.trees(some := todo[start : start + _BATCH])
+            for root in some:
+                yield root, trees[root]
 
     async def listed_besides(self, digests: Set[Digest]) -> set[Digest]:
         """Return those of ``digests`` that are also listed by a held manifest not among them."""

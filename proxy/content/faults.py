@@ -1,4 +1,4 @@
-"""Counts failures that are survived, and takes bad content out: deleted, or kept in quarantine."""
+"""Counts handled failures, and removes bad content: deletes it, or moves it to quarantine."""
 
 import json
 from contextlib import ExitStack
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 
 class Faults:
-    """What goes wrong with single blobs, and with the medium."""
+    """The faults of single blobs, and of the medium."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Faults:
         self._counters = counters
         self._clock = clock
         self.on_corrupt: Final[list[Callable[[Corrupt], None]]] = []
-        """Called with bad content that was found, here or on its way."""
+        """Called with bad content that was found, in the cache or on its way."""
 
     async def check(self, digest: Digest, pace: Pace) -> Verdict:
         """Hash held content again. Content that was not used for a day leaves the page cache."""
@@ -67,7 +67,7 @@ class Faults:
         await to_its_end(self._drop(digest))
 
     async def set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
-        """Move bad content to quarantine, with ``note`` beside it if there is room.
+        """Move bad content to quarantine, with ``note`` beside it if there is space.
 
         Returns its path there, None if it could only be deleted.
         """
@@ -91,7 +91,7 @@ class Faults:
         self._tell(Corrupt(target, digest, error.found, where))
 
     def wrong_from(self, place: Place) -> WrongBytes:
-        """Return what tells listeners about bytes that a source itself has found to be wrong."""
+        """Return the callback for wrong bytes that a source itself has detected."""
 
         def tell(target: Target, digest: Digest, found: str) -> None:
             self._tell(Corrupt(target, digest, found, place))
@@ -99,19 +99,19 @@ class Faults:
         return tell
 
     def trouble(self, error: StorageError) -> None:
-        """Count a failure of the disk that is survived. A full cache is not a failure."""
+        """Count a handled failure of the disk. A full cache is not a failure."""
         if isinstance(error, NoRoom):
             log.info("not kept", reason=str(error))
             return
         self._counters.storage_errors += 1
-        log.warning("storage trouble, carried on without", error=str(error))
+        log.warning("storage error, continued without", error=str(error))
 
     def read_failed(self) -> None:
         """Count content that could not be read while it was sent."""
         self._counters.storage_errors += 1
 
     async def _gone_bad(self, digest: Digest, found: object) -> None:
-        """Tell listeners about held content, with one of the repositories that hold it."""
+        """Notify listeners of damaged held content, with one of its repositories."""
         holders = await self._index.holders(digest)
         target = holders[-1] if holders else None
         known = found if isinstance(found, str) else None
@@ -145,7 +145,9 @@ class Faults:
             log.warning("not kept in quarantine", digest=digest, reason=str(error))
         finally:
             await self._delete(digest, size)
-        log.error("content has gone bad", digest=digest, kept_as=path, reason=note.get("reason"))
+        log.error(
+            "stored content is damaged", digest=digest, kept_as=path, reason=note.get("reason")
+        )
         return path
 
     async def _condemned(self, digest: Digest) -> int:

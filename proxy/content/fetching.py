@@ -18,9 +18,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A blob that is wanted, and its sources in the order in which they are asked.
+    """A blob to fetch, and its sources in the order in which they are asked.
 
-    ``size`` in bytes is what manifests of the repository say, for a source that announces none.
+    ``size`` in bytes is from manifests of the repository, for a source that announces none.
     ``confirm`` asks whether the repository holds the blob, for a source that does not know; it
     raises ``NotFound`` or ``UpstreamFailure``.
     """
@@ -35,7 +35,7 @@ class Fetch:
     async def allow(self, body: Body) -> None:
         """Return if the repository may serve a body. Raises ``RegistryError``.
 
-        Anybody can get public content, so a claim in a manifest is enough for it.
+        Every client can get public content, so a claim in a manifest is enough for it.
         """
         if body.is_confirmed or (body.is_public and self.size is not None):
             return
@@ -55,9 +55,9 @@ class SourcesBody:
         self._body: Body | None = None
         self._given = Stretches()
         self.place = Place.REGISTRY
-        """Where the first byte came from."""
+        """The source of the first byte."""
         self.is_public = True
-        """Whether every source that gave bytes needed no credentials for them."""
+        """True if every source of bytes needed no credentials for them."""
 
     @classmethod
     async def opened(cls, fetch: Fetch) -> Self:
@@ -73,9 +73,9 @@ class SourcesBody:
         return body
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yield every byte. A source that breaks off is followed by the next, from its last byte.
+        """Yield every byte. If a source breaks off, the next one continues from its last byte.
 
-        A piece that the first one sent ahead of a gap may come twice. Raises ``UpstreamFailure``.
+        A piece that the first one sent ahead of a gap may arrive twice. Raises ``UpstreamFailure``.
         """
         while True:
             assert self._body is not None
@@ -88,7 +88,7 @@ class SourcesBody:
                 if not self._left:
                     raise
                 log.warning(
-                    "a source broke off, going on with the next one",
+                    "a source broke off, continuing with the next one",
                     digest=self._fetch.digest,
                     at=self._given.contiguous,
                     error=error.message,
@@ -99,7 +99,7 @@ class SourcesBody:
                 return
 
     def reject(self) -> None:
-        """Note with every source that gave bytes that they were wrong."""
+        """Tell every source of bytes that they were wrong."""
         for source in self._asked:
             source.reject(self._fetch.digest)
 
@@ -128,7 +128,7 @@ class SourcesBody:
         raise failures.final
 
     async def _accept(self, body: Body) -> None:
-        """Return if a body can go on with the blob, else close it. Raises ``RegistryError``."""
+        """Return if a body can continue the blob, else close it. Raises ``RegistryError``."""
         try:
             await self._fetch.allow(body)
         except BaseException:
@@ -155,10 +155,10 @@ async def blob_size(fetch: Fetch) -> int | None:
 
 
 class _Failures:
-    """Why no source has a blob. ``final`` is what the registry raised, else the last source.
+    """The reasons why no source has a blob. ``final`` is the registry's, else the last source's.
 
-    Only the registry knows that a blob does not exist. A source asked after it, in place of a
-    registry that fails, must not turn its failure into an absence.
+    Only the registry can state that a blob does not exist. A source that is asked after a failing
+    registry must not turn that failure into an absence.
     """
 
     def __init__(self, fetch: Fetch) -> None:

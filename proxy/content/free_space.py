@@ -1,4 +1,4 @@
-"""Asks the file system how much room is left, and remembers the answer for a moment."""
+"""Asks the file system for its free space, and caches the answer for a moment."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from proxy.core.errors import StorageError
 from proxy.storage.disk import DiskStore
 
 FRESH_SECONDS: Final = 1.0
-"""An answer is used for so long: on a network file system each question takes time."""
+"""Seconds for which an answer is used: on a network file system each query takes time."""
 
 FRESH_BYTES: Final = 1024 * 1024
 """Disk bytes that may be promised before the next question.
@@ -35,18 +35,18 @@ class FreeSpace:
         self._asked_at = float("-inf")
 
     def expect(self, more: int) -> None:
-        """Note that the cache is about to promise ``more`` disk bytes."""
+        """Record that the cache is about to reserve ``more`` disk bytes."""
         self._promised += more
         if self._promised > FRESH_BYTES:
             self.expire()
             self._promised = more
 
     def expire(self) -> None:
-        """Have ``total`` ask again."""
+        """Make ``total`` ask again."""
         self._asked_at = float("-inf")
 
     def total(self, occupied: Callable[[], int]) -> int | None:
-        """Return how many disk bytes the cache and the free space have together.
+        """Return the sum of the cache and the free space in disk bytes.
 
         ``occupied`` returns the disk bytes that the cache has really written by now. The sum stays
         the same while only the cache writes and deletes. Returns None if the file system gives no

@@ -1,7 +1,7 @@
-"""The images that are in use, as reported in a file or by nodes. Eviction spares them.
+"""The images that are in use, as reported in a file or by nodes. Eviction does not remove them.
 
-A report over HTTP expires. A file counts as long as it exists; if it cannot be read, its last
-content still counts.
+A report over HTTP expires. A file is valid as long as it exists; if it cannot be read, its last
+content stays valid.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from proxy.runtime.executors import in_thread
 MAX_SOURCES: Final = 10_000
 MAX_IMAGES: Final = 10_000
 MAX_KEPT: Final = 100_000
-"""Images of one source, with what their tags pointed to before."""
+"""Maximum number of images of one source, including the past digests of their tags."""
 
 MAX_FILE: Final = 4 * 1024 * 1024
 FILE: Final = "file"
@@ -35,9 +35,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """The images that one source reports, until ``expires_at`` (Unix seconds, None: for good).
+    """The images that one source reports, until ``expires_at`` (Unix seconds, None: no expiry).
 
-    ``images`` has the ``named`` images, and what their tags pointed to before.
+    ``images`` has the ``named`` images, and the past digests of their tags.
     """
 
     source: str
@@ -48,7 +48,7 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class FeedUpdate:
-    """The result of a report: the feed, and the lines that were not understood, with reasons."""
+    """The result of a report: the feed, and the lines that could not be parsed, with reasons."""
 
     feed: Feed
     not_understood: list[str]
@@ -68,7 +68,7 @@ class Feeds:
         self._feeds: dict[str, Feed] = {}
         self._revision = 0
         self.on_report: Final[list[Callable[[str], None]]] = []
-        """Called with the source of each report, but for the file."""
+        """Called with the source of each report, except the file."""
         self._kept = 0
 
     @property
@@ -88,7 +88,7 @@ class Feeds:
         return list(self._feeds.values())
 
     async def report(self, source: str, text: str, ttl: float | None) -> FeedUpdate:
-        """Replace a source's list by ``text``, an image a line.
+        """Replace a source's list by ``text``, one image per line.
 
         It expires after ``ttl`` seconds, None: never. Raises ``RequestInvalid`` if there are too
         many lines or sources.
@@ -115,11 +115,11 @@ class Feeds:
         return FeedUpdate(feed, refused)
 
     def rows(self) -> dict[str, list[Any]]:
-        """Return the reports but the file as JSON values, by source."""
+        """Return the reports as JSON values by source, without the file."""
         return {feed.source: _row(feed) for feed in self.all() if feed.source != FILE}
 
     def follow(self, rows: Iterable[object]) -> None:
-        """Take over reports that another replica got; what makes no sense is left out."""
+        """Adopt reports to other replicas; malformed ones are ignored."""
         for row in rows:
             source = next(iter(as_list(row)), None)
             if source == FILE or len({*self._feeds, source}) > MAX_SOURCES:
@@ -129,7 +129,7 @@ class Feeds:
                 self._revision += 1
 
     async def load(self) -> None:
-        """Load the reports that were kept before this start, and read the file."""
+        """Load the reports that were stored before this start, and read the file."""
         try:
             noted = await self._index.note(_NOTE)
         except StorageError:
@@ -144,7 +144,7 @@ class Feeds:
         self._kept = self.revision
 
     async def watch(self) -> None:
-        """Read the file whenever it changes, and keep all reports, until cancelled."""
+        """Read the file whenever it changes, and store all reports, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             await self._read_file()
@@ -185,7 +185,7 @@ class Feeds:
             log.warning("not an image", file=str(self._file), problem=line)
 
     async def _with_history(self, named: Iterable[Image]) -> tuple[Image, ...]:
-        """Add what each tag pointed to before: a container may have been started then."""
+        """Add the past digests of each tag: a container may have been started with them."""
         images: dict[Image, None] = {}
         for image in named:
             images[image] = None

@@ -8,14 +8,14 @@ from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord
 
 MAX_LISTED: Final = 100
-"""Evicted blobs that are listed one by one."""
+"""Maximum number of evicted blobs that are listed one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """Content that was stored and not held before: ``size`` bytes, after so many ``seconds``.
+    """Newly stored content of ``size`` bytes, which took ``seconds`` to arrive.
 
-    ``target`` None: it belongs to no repository yet. ``source`` is a ``Place``, or ``import``.
+    ``target`` None: it is not linked to a repository yet. ``source`` is a ``Place``, or ``import``.
     """
 
     target: Target | None

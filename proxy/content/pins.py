@@ -1,4 +1,4 @@
-"""The content that eviction must not touch: pinned images, and images that are in use.
+"""The content that eviction must not remove: pinned images, and images that are in use.
 
 An image is protected with everything that it lists. Pins come from the configuration, or are added
 at run time and kept in the index. Either may be patterns.
@@ -24,10 +24,10 @@ from proxy.index import Index
 from proxy.runtime.executors import to_its_end
 
 STALE_SECONDS: Final = 5.0
-"""A new image is protected after so long at most. Until then it is safe as the warmest content."""
+"""Maximum delay until a new image is protected. Until then it is safe as the warmest content."""
 
 _REST: Final = 20.0
-"""What is protected is not computed again for so many times as long as that took."""
+"""Time until the protected content is computed again, as a multiple of the computing time."""
 
 _NOTE: Final = "pins"
 """Names the pins that were added while running; missing if the index has lost them."""
@@ -41,7 +41,7 @@ async def _nowhere() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """One pin and what it keeps: ``bytes`` on disk; ``refused`` says why it keeps less."""
+    """One pin and its ``bytes`` on disk; ``refused`` is the reason why it protects fewer."""
 
     name: str
     is_configured: bool
@@ -52,11 +52,10 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A pin as it is named, and what it means.
+    """The name of a pin, and its meaning.
 
-    In a configured pattern ``*`` has always stood for slashes as well; ``anywhere`` is that
-    reading. A pin that keeps more than it must does no harm; one that no longer keeps an image
-    does.
+    In a configured pattern ``*`` has always matched slashes as well; ``anywhere`` is that reading.
+    A pin that protects too much does no harm; one that no longer protects an image does.
     """
 
     name: str
@@ -100,9 +99,9 @@ class Pins:
         self._is_loaded = False
         self._named_elsewhere: Callable[[], Awaitable[list[str]]] = _nowhere
         self.on_change: Final[list[Callable[[str, bool], None]]] = []
-        """Called with the name of a pin that was added or removed, and whether it is pinned."""
+        """Called with the name of a pin, and True if it was added, False if it was removed."""
         self.revision = 0
-        """Grows whenever a pin is added, removed or configured anew."""
+        """Grows whenever a pin is added, removed or reconfigured."""
         self._computing = asyncio.Lock()
         self._protected: set[Digest] = set()
         self._computed: tuple[tuple[int, int], int, float] | None = None
@@ -115,7 +114,7 @@ class Pins:
     def parsed(configured: Iterable[str], parse: Callable[[str], Image | Selector]) -> list[Named]:
         """Return configured pins for ``use``. Raises ``RegistryError`` for a malformed one.
 
-        Patterns come last: when room is short, images that are named exactly have it first.
+        Patterns come last: when space is short, images that are named exactly take precedence.
         """
         images: list[Named] = []
         patterns: list[Named] = []
@@ -159,7 +158,7 @@ class Pins:
         try:
             await self._index.set_note(_NOTE, self.added())
         except StorageError as error:
-            log.warning("pins cannot be noted", error=str(error))
+            log.warning("pins cannot be stored", error=str(error))
 
     def _read(self, names: Iterable[str]) -> None:
         for name in names:
@@ -178,7 +177,7 @@ class Pins:
         return Named(str(meant), meant)
 
     async def add(self, name: str) -> Pin:
-        """Pin an image for good. Raises ``RegistryError``, ``StorageError``."""
+        """Add a pin. Raises ``RegistryError``, ``StorageError``."""
         added = self._named(name)
         await to_its_end(self._add(added))
         for pin in await self.all():
@@ -197,7 +196,7 @@ class Pins:
                 self._changed({pin.name: True})
 
     async def remove(self, name: str) -> list[str]:
-        """Remove an added pin, or all that a pattern matches; return their names.
+        """Remove an added pin, or all pins that a pattern matches; return their names.
 
         Raises ``RegistryError``, ``StorageError``.
         """
@@ -220,9 +219,9 @@ class Pins:
                 listener(name, is_pinned)
 
     async def follow(self, changes: Mapping[str, bool]) -> None:
-        """Pin (True) and unpin what other replicas did. Raises ``StorageError``.
+        """Adopt pins (True) and removals of other replicas. Raises ``StorageError``.
 
-        Nothing is refused: the pins report what does not fit here.
+        No pin is refused: those that do not fit here are reported.
         """
         await to_its_end(self._follow(changes))
 
@@ -260,9 +259,9 @@ class Pins:
         return [pin.name for pin in pins if pin.matches(target, tag, digest)]
 
     async def protected(self) -> Set[Digest]:
-        """Return all that must stay, as of now, or of a few seconds ago if computing it is slow.
+        """Return the protected content, now, or seconds ago if computing it is slow.
 
-        Pins and feeds are always as of now: a pin that was added is never missing.
+        Pins and feeds are always current: an added pin is never missing.
         """
         async with self._computing:
             while self._is_stale():
@@ -279,7 +278,7 @@ class Pins:
             return self._protected
 
     async def roots(self) -> list[Digest]:
-        """Return the manifest of every pinned image, as far as it is known; held or not."""
+        """Return the known manifest of every pinned image, held or not."""
         found: dict[Digest, None] = {}
         for pin, roots in await self._with_roots():
             found |= dict.fromkeys(roots)
@@ -288,13 +287,13 @@ class Pins:
         return list(found)
 
     async def all(self) -> list[Pin]:
-        """Return every pin with what it keeps now."""
+        """Return every pin with the content that it protects now."""
         await self.pinned()
         return self._pins
 
     @property
     def bytes(self) -> int:
-        """Disk bytes that are pinned, as of the last look."""
+        """Disk bytes that are pinned, as of the last computation."""
         return sum(pin.bytes for pin in self._pins)
 
     def _inputs(self) -> tuple[int, int]:
@@ -309,22 +308,21 @@ class Pins:
         return index != self._index.revision and time.monotonic() > until
 
     async def pinned(self) -> set[Digest]:
-        """Return what pins protect now, without what is only in use.
+        """Return the content that pins protect now, without images that are only in use.
 
-        They are honoured in their order, as far as the limit allows.
+        Pins apply in their order, up to the limit.
         """
         protected: set[Digest] = set()
         pins: list[Pin] = []
         limit = room = self.limit()
         for pin, roots in await self._with_roots():
             kept, images, refused = 0, 0, None
-            for root in roots:
-                tree = set(await self._graph.tree(root)) - protected
-                size = await self._held_bytes(tree)
+            async for _, tree in self._graph.trees(roots):
+                size = sum(held for digest, held in tree.items() if digest not in protected)
                 if size > room:
                     refused = f"{size} bytes more would exceed the {limit} for pins"
                     continue
-                protected |= tree
+                protected.update(tree)
                 room, kept, images = room - size, kept + size, images + 1
             pins.append(Pin(pin.name, pin.is_configured, images, kept, refused))
         self._pins = pins
@@ -362,15 +360,11 @@ class Pins:
         record = await self._tags.get(image.target, image.tag)
         return [] if record is None else [record.descriptor.digest]
 
-    async def _held_bytes(self, digests: Iterable[Digest]) -> int:
-        records = await self._index.records(digests)
-        return sum(disk_bytes(record.size) for record in records.values())
-
     async def _refuse_too_much(self, image: Image | Selector) -> None:
         """Raise ``Conflict`` when what an image needs does not fit beside the other pins.
 
-        Counts what is held of it, and what its held manifests list besides. A pattern may match
-        more later: what does not fit then is reported with the pins.
+        Counts its held content, and missing content in its held manifests. A pattern may match
+        more later: images that do not fit then are reported with the pins.
         """
         if isinstance(image, Selector):
             return

@@ -1,4 +1,4 @@
-"""Makes index and store agree after a crash, or after the index was lost.
+"""Makes index and store consistent after a crash, or after the index was lost.
 
 Two kinds of difference: a *ghost* is a row without a file, an *orphan* is a file without a row. A
 ghost is dropped. An orphan is adopted once its bytes are proven to be its digest: by ``reconcile``
@@ -35,7 +35,7 @@ _RECONCILED: Final = "reconciled"
 UNREADABLE: Final = -1
 
 Proven = tuple[BlobRecord, tuple[Child, ...] | None]
-"""The record of a proven file and what it lists; None if that is not understood."""
+"""The record of a proven file and its children; None if it cannot be parsed."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,10 +58,10 @@ class Reconciler:
         self._adoptions: SingleFlight[BlobRecord | None] = SingleFlight("adopt")
 
     async def begin(self) -> None:
-        """Count what a killed process has left, before anything is stored.
+        """Count the files that a killed process left, before anything is stored.
 
-        An index that knew of all files knows also which were about to get a row or to be deleted.
-        Without such an index, the orphans are counted by ``reconcile``.
+        An index that knew all files also knows which ones were about to get a row or to be deleted.
+        Without such an index, ``reconcile`` counts the orphans.
         """
         try:
             self._is_noted = await self._index.note(_RECONCILED) is True
@@ -89,14 +89,13 @@ class Reconciler:
         return self._is_reconciled and self._damaged == self._index.damaged
 
     async def close(self) -> None:
-        """Cancel what runs."""
+        """Cancel running work."""
         await self._adoptions.close()
 
     async def adopt(self, digest: Digest) -> BlobRecord | None:
         """Return the record of an orphan once it is proven; None if there is none, or it is bad.
 
-        So content is not fetched again after the index was lost. However many callers want it, it
-        is hashed once.
+        So content is not fetched again after the index was lost. It is hashed once for all callers.
         """
         if self._is_settled:
             return None

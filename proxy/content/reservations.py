@@ -1,6 +1,6 @@
-"""Promises of room: for proven content, and for bodies that arrive.
+"""Reservations of space: for proven content, and for arriving bodies.
 
-``eviction`` owns the room itself and makes some when it is short.
+``eviction`` manages the space, and frees some when it is short.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from proxy.content.eviction import Evictor
 
 SHORTEST_LEAD: Final = 1024 * 1024
-"""Bytes promised to a body from the beginning, where the cache is large enough."""
+"""Bytes reserved for a body from the beginning, if the cache is large enough."""
 
 
 class NoRoom(StorageError):
-    """There is no room, and eviction cannot make enough."""
+    """There is no space, and eviction cannot free enough."""
 
 
 class Reservation:
-    """Disk bytes promised to verified content; released once the index counts them."""
+    """Disk bytes reserved for verified content; released once the index counts them."""
 
     def __init__(self, room: "Evictor", upstream: str | None = None) -> None:
         """``upstream`` is the registry that sends unproven bytes; None for proven content."""
@@ -29,25 +29,26 @@ class Reservation:
         self._bytes = 0
 
     async def grow(self, size: int) -> None:
-        """Make the promise cover ``size`` bytes. Raises ``NoRoom``."""
+        """Extend the reservation to ``size`` bytes. Raises ``NoRoom``."""
         more = disk_bytes(size) - self._bytes
         if more > 0:
             await self._room.take(more, self._upstream)
             self._bytes += more
 
     def release(self) -> None:
-        """Give the promise back. A second call does nothing."""
+        """Release the reservation. A second call does nothing."""
         self._room.give_back(self._bytes, self._upstream)
         self._bytes = 0
 
 
 class Arrival:
-    """Room for a body that arrives; its upstream announced so many bytes (None: unknown).
+    """Space for an arriving body; ``announced`` is its size according to upstream (None: unknown).
 
+    ``upstream`` is None for a body that an operator brings: it may evict all that is not protected.
     Released when its file has been closed, or once the index counts it.
     """
 
-    def __init__(self, room: "Evictor", upstream: str, announced: int | None) -> None:
+    def __init__(self, room: "Evictor", upstream: str | None, announced: int | None) -> None:
         self._room = room
         self._upstream = upstream
         self._announced = announced
@@ -55,11 +56,11 @@ class Arrival:
         self._received = 0
         self._lead = 0
         self._promise = Reservation(room, upstream)
-        self._claim = disk_bytes(announced or 0)
-        room.unproven.announce(upstream, self._claim)
+        self._claim = 0 if upstream is None else disk_bytes(announced or 0)
+        self._announce(self._claim)
 
     async def grow(self, size: int) -> None:
-        """Reserve room for the first ``size`` bytes, and a lead beyond. Raises ``NoRoom``.
+        """Reserve space for the first ``size`` bytes, and a lead beyond. Raises ``NoRoom``.
 
         The lead saves a reservation at every chunk. It grows with the bytes received, so that a
         small body takes little, and stops at the announced size.
@@ -87,8 +88,12 @@ class Arrival:
         return ahead
 
     def release(self) -> None:
-        """Give the room back. A second call does nothing."""
+        """Release the space. A second call does nothing."""
         self._promise.release()
         self._set_lead(0)
-        self._room.unproven.announce(self._upstream, -self._claim)
+        self._announce(-self._claim)
         self._claim = 0
+
+    def _announce(self, size: int) -> None:
+        if self._upstream is not None:
+            self._room.unproven.announce(self._upstream, size)

@@ -1,4 +1,4 @@
-"""What the work behind the cache needs of this machine's storage."""
+"""The parts of this machine's storage that the background work uses."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from proxy.storage.disk import DiskStore
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """The files and the facts, and what counts what happens to them."""
+    """Files, facts and counters."""
 
     store: DiskStore
     index: Index

@@ -1,4 +1,4 @@
-"""Which bytes of a growing blob there are. Pure state."""
+"""The received bytes of a growing blob. Pure state."""
 
 from bisect import bisect_left, bisect_right
 

@@ -1,10 +1,10 @@
-"""How much room each upstream's unproven downloads take. Pure state.
+"""The space that each upstream's unproven downloads take. Pure state.
 
-Until the last byte has arrived, a body and its announced size are only an upstream's claim. A body
-without end must not evict what others use. So unproven bytes may take all free room, and beyond it
-evict content until they make up a share of what is held; then the download is not kept. This bounds
-parallel bodies, because their bytes are added up, and bodies one after the other, because the next
-one finds the room that the last one has left.
+Until the last byte has arrived, a body and its announced size are only an upstream's claim. An
+endless body must not evict content that others use. So unproven bytes may take all free space, and
+beyond it evict content until they make up a share of the held content; then the download is not
+stored. This limits parallel bodies, because their bytes are added up, and sequential ones, because
+each finds the space that the previous one has left.
 """
 
 from collections import Counter
@@ -16,12 +16,12 @@ class Unproven:
     """Disk bytes that the unproven downloads of each upstream occupy, and those they announce."""
 
     def __init__(self, share: float) -> None:
-        """``share`` (0 to 1) of what is held may be evicted for one upstream."""
+        """``share`` (0 to 1) of held content may be evicted for one upstream."""
         self._share = share
         self._occupied: Counter[str] = Counter()
         self._announced: Counter[str] = Counter()
         self.leads = 0
-        """Bytes promised to them that have not arrived: the disk still has them free."""
+        """Reserved bytes that have not arrived: they are still free on the disk."""
 
     @property
     def bytes(self) -> int:
@@ -47,8 +47,8 @@ class Unproven:
     def admits(self, upstream: str, size: int, *, held: int, free: int) -> bool:
         """Return True if a download of ``size`` bytes fits beside those already announced.
 
-        ``free`` disk bytes are not used by anything. Announced sizes evict nothing: they only
-        keep downloads of the same upstream from all beginning and none fitting.
+        ``free`` disk bytes are unused. Announced sizes evict nothing: they only prevent downloads
+        of the same upstream from all starting when none would fit.
         """
         occupied = self._occupied[upstream]
         most = max(free + occupied, self._share * (held + occupied))

@@ -1,8 +1,8 @@
-"""Writes one arriving blob: room is reserved first, bytes are hashed on the way to the disk.
+"""Writes one arriving blob: reserves space first, and hashes bytes on the way to the disk.
 
-A thread takes the bytes that have been collected, hashes those in order from memory, and writes
-them; the next bytes are collected meanwhile, and the thread ends when there are none. So a fast
-body keeps one thread busy, and a slow one is readable as soon as it arrives. Bytes ahead of a gap
+A thread takes the collected bytes, hashes those in order from memory, and writes them; the next
+bytes are collected meanwhile, and the thread ends when there are none. So a fast body keeps one
+thread busy, and a slow one is readable as soon as it arrives. Bytes ahead of a gap
 (parallel ranges) are written at once and hashed from the page cache when the gap has closed.
 """
 
@@ -30,7 +30,7 @@ STEP: Final = 1024 * 1024
 """Bytes that the thread writes before readers get them."""
 
 MAX_WAITING: Final = 2 * STEP
-"""Bytes that may wait to be written; then the source has to wait too."""
+"""Maximum number of bytes that wait to be written; then the source has to wait too."""
 
 _INLINE: Final = 32 * 1024
 """Bytes up to which hashing and writing on the loop is cheaper than a thread."""
@@ -81,7 +81,7 @@ class Writer:
         return self._spool.read(start, stop)
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Take some bytes; they are readable a little later.
+        """Accept some bytes, which are readable a little later.
 
         Bytes that a second source sends again are ignored, or the file could differ from what was
         hashed. Raises ``StorageError``, also for earlier bytes.
@@ -102,7 +102,7 @@ class Writer:
         self._raise_failure()
 
     async def prove(self) -> None:
-        """Return once all bytes are written and are what the digest names.
+        """Return once all bytes are written and match the digest.
 
         Raises ``ContentMismatch``, ``UpstreamUnavailable`` for a body that is too short or too
         long, ``StorageError``.
@@ -148,7 +148,7 @@ class Writer:
             self._spool.discard()
 
     def close(self) -> None:
-        """Close the spool and give its room back. A second call does nothing."""
+        """Close the spool and release its space. A second call does nothing."""
         self._spool.close()
         self._room.release()
 
@@ -203,7 +203,7 @@ class Writer:
         self.progress.beat()
 
     def _saved(self, pieces: list[Piece]) -> None:
-        """Let readers have what has been written."""
+        """Let readers read the written bytes."""
         for offset, data in pieces:
             self._stored.add(offset, offset + len(data))
             self._waiting -= len(data)

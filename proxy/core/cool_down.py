@@ -1,4 +1,4 @@
-"""Which digest of a tag's history is served: the one of a moment, or the newest that is old enough.
+"""Selects the digest to serve from a tag's history: that of a moment, or the newest old enough.
 
 Pure functions of the history, the rule and the current time. All times are Unix seconds.
 """
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class FirstSight(Enum):
-    """How the first digest that a tag is seen with is judged."""
+    """The treatment of the first digest of a tag."""
 
     CREATED = "created"
-    """By the time at which the image says that it was created."""
+    """By the creation time in the image."""
     ALLOW = "allow"
     """It is served at once."""
     DENY = "deny"
-    """It is held for ``min_age`` as every other digest."""
+    """It is held for ``min_age`` like every other digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class CoolDown:
 
 
 class Choice(NamedTuple):
-    """The digest that a tag is served with, None if all are held, and when the newest will be."""
+    """The digest to serve for a tag, None if all are held, and the end of the newest one's hold."""
 
     digest: "Digest | None"
     held_until: float | None
@@ -46,9 +46,9 @@ def choose(
 ) -> Choice:
     """Return the newest digest that has been on a tag for ``min_age``.
 
-    ``history`` is not empty, the latest last. A sight counts for ``trusted_for`` seconds: as long
-    as it is served without another check. So a digest that was served once is still old enough
-    after the tag moves. An entry without a known first sight (0) is never old enough here.
+    ``history`` is not empty, the latest last. A sighting is valid for ``trusted_for`` seconds, the
+    time for which it is served without another check. So a digest that was served once is still old
+    enough after the tag moves. An entry without a known first sighting (0) is never old enough.
     """
     newest = history[-1]
     until = newest.first_seen + rule.min_age
@@ -62,7 +62,7 @@ def choose(
 
 
 def at(history: Sequence[TagHistoryEntry], moment: float) -> "Digest | None":
-    """Return the digest that a tag was last seen with at or before a moment; None for none."""
+    """Return the last known digest of a tag at a moment; None without one."""
     seen = [entry.digest for entry in history if 0 < entry.first_seen <= moment]
     return seen[-1] if seen else None
 

@@ -1,4 +1,4 @@
-"""When an image says that it was created (image-spec ``config.md``, ``annotations.md``)."""
+"""The claimed creation time of an image (image-spec ``config.md``, ``annotations.md``)."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,14 +10,14 @@ from proxy.core.records import Descriptor
 from proxy.core.tolerant_json import as_list, read_object
 
 MAX_CHILDREN: Final = 8
-"""Images of an index whose times are looked at."""
+"""Maximum number of images of an index whose times are read."""
 
 _CREATED: Final = "org.opencontainers.image.created"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a manifest says about its creation, or where that is written.
+    """The creation time in a manifest, or the place where it is written.
 
     ``created`` is in Unix seconds. ``images`` are those of an index, without attestations.
     """
@@ -29,7 +29,7 @@ class Claim:
 
 
 def read_claim(manifest: bytes) -> Claim:
-    """Return what a manifest says."""
+    """Return the claim in a manifest."""
     document = read_object(manifest)
     annotations = document.get("annotations")
     noted = annotations.get(_CREATED) if isinstance(annotations, dict) else None

@@ -94,7 +94,7 @@ class DigestInvalid(RegistryError):
 
 
 class Unprocessable(RegistryError):
-    """The body is not what this endpoint expects; the message says what it expects."""
+    """The body has the wrong format; the message describes the right one."""
 
     status, code = 422, "UNSUPPORTED"
 
@@ -314,15 +314,15 @@ class StorageError(Exception):
 
 
 class FleetUnavailable(Exception):
-    """Redis is away or refuses a command. The caller works on without it."""
+    """Redis is unreachable or refuses a command. The caller continues without it."""
 
 
 def is_disk_error(error: BaseException) -> bool:
     """Return True if the error means that a file or its disk is damaged.
 
-    False for errors of sockets and for a lack of descriptors or memory, which say nothing about
-    the content. A ``StorageError`` is judged by the ``OSError`` that caused it; without a cause it
-    is about the content itself.
+    False for errors of sockets and for a lack of descriptors or memory, which do not concern the
+    content. A ``StorageError`` is classified by the ``OSError`` that caused it; without a cause it
+    concerns the content itself.
     """
     if isinstance(error, StorageError):
         return error.__cause__ is None or is_disk_error(error.__cause__)

@@ -63,7 +63,7 @@ MAX_ENTRY: Final = 32 * 1024
 
 
 class Children(NamedTuple):
-    """What a manifest needs: other manifests (an index) and blobs (an image)."""
+    """The children of a manifest: other manifests (an index) and blobs (an image)."""
 
     manifests: tuple[Child, ...] = ()
     blobs: tuple[Child, ...] = ()
@@ -76,7 +76,7 @@ class Children(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What a manifest refers to, and how it describes itself to a list of referrers."""
+    """The subject of a manifest, and the manifest's entry in a list of referrers."""
 
     digest: Digest
     described: dict[str, object]
@@ -148,7 +148,7 @@ _TURN: Final = 250
 async def walk(
     roots: Iterable[Digest], listing: Listing, *, max_depth: int = 1 << 30
 ) -> AsyncIterator[Node]:
-    """Yield the roots and everything below them, each once, a manifest before what it lists.
+    """Yield the roots and everything below them, each once, a manifest before its children.
 
     ``listing`` is called once for each node of less than ``max_depth``, after the node has been
     yielded. A manifest that lists itself, directly or not, does no harm.

@@ -1,4 +1,4 @@
-"""What ``index.json`` of an OCI image layout says of images (image-spec ``image-layout.md``)."""
+"""The images in ``index.json`` of an OCI image layout (image-spec ``image-layout.md``)."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from proxy.core.tolerant_json import as_list, read_large_object, read_object
 NAME: Final = "org.opencontainers.image.ref.name"
 OURS: Final = "dev.millpond.image"
 TRUE: Final = f"{OURS}.manifest"
-"""The descriptor as upstream has it, where readers of the layout want another one."""
+"""The descriptor from upstream, if readers of the layout need another one."""
 
 BEGIN: Final = ', "manifests": [\n'
 NEXT: Final = b",\n"

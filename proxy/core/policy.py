@@ -20,7 +20,7 @@ _MAX_FACTOR: Final = 100.0
 
 
 class Action(Enum):
-    """What to do for a request of a tag."""
+    """The action for a request of a tag."""
 
     SERVE = auto()
     SERVE_THEN_CHECK = auto()
@@ -88,7 +88,7 @@ def cache_directive(cache_control: str | None) -> CacheDirective:
 def decide(
     checked_at: float | None, rule: Rule, now: float, directive: CacheDirective = CacheDirective.ANY
 ) -> Action:
-    """Return what to do for a request of a tag, before upstream is asked.
+    """Return the action for a request of a tag, before upstream is asked.
 
     ``checked_at`` is when upstream last confirmed the tag, Unix seconds, None for an unknown tag.
     A known tag is served without a check when offline or with ``only-if-cached``. One that was

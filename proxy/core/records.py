@@ -22,7 +22,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class TagRecord:
-    """Where a tag pointed when upstream last confirmed it (``checked_at``, Unix seconds)."""
+    """The descriptor of a tag when upstream last confirmed it (``checked_at``, Unix seconds)."""
 
     descriptor: Descriptor
     checked_at: float
@@ -38,9 +38,9 @@ class TagHistoryEntry:
 
 
 def merged_history(entries: Iterable[TagHistoryEntry]) -> list[TagHistoryEntry]:
-    """Return what several caches saw of one tag as one history, in the order of first sight.
+    """Return the histories of a tag from several caches as one, in the order of first sighting.
 
-    Sights of one digest count as one while no other digest was seen in between.
+    Sightings of one digest are merged unless another digest was seen in between.
     """
     merged: list[TagHistoryEntry] = []
     for entry in sorted(entries, key=lambda one: (one.first_seen, one.last_seen)):
@@ -97,7 +97,7 @@ class BlobRecord:
 
 
 class Child(NamedTuple):
-    """Content that a manifest lists; ``size`` in bytes is what the manifest says."""
+    """Content that a manifest lists; ``size`` in bytes is from the manifest."""
 
     digest: "Digest"
     size: int

@@ -45,7 +45,7 @@ class _Routes(Protocol):
 
 
 class By(StrEnum):
-    """What chooses the upstream of a request or of an image's name."""
+    """The way in which the upstream of a request or of an image's name is chosen."""
 
     NS = "ns"
     """The parameter ``ns``."""
@@ -58,7 +58,7 @@ class By(StrEnum):
 
 
 class Choice(NamedTuple):
-    """The target of a request, what chose its upstream, and the text that did; "" by default."""
+    """The target of a request, how its upstream was chosen, and the decisive text, if any."""
 
     target: Target
     by: By
@@ -105,7 +105,7 @@ class Router:
         return self.choose(repo, host, ns).target
 
     def choose(self, repo: Repo, host: str, ns: str | None) -> Choice:
-        """Return the target of a request, and what chose it. Raises as ``resolve``."""
+        """Return the target of a request, and how it was chosen. Raises as ``resolve``."""
         if ns is not None:
             return Choice(self._within(self._named(ns), repo), By.NS, ns)
         host = host.lower()
@@ -130,7 +130,7 @@ class Router:
     def choose_image(
         self, text: str, host: str = "", ns: str | None = None
     ) -> tuple[Image, Choice | None]:
-        """Return the image of a reference, and what chose its upstream; None for a digest alone.
+        """Return the image of a reference, and how its upstream was chosen; None for a digest.
 
         With ``host`` or ``ns``, its name is the one in the path of such a request. Raises as
         ``parse_image``.

@@ -1,4 +1,4 @@
-"""Which images a name or a pattern selects.
+"""Selection of images by name or pattern.
 
 In a pattern ``*`` matches anything within one component of a name, a component ``**`` any number of
 components, ``?`` one character and ``[abc]`` one of these. The tag, after the colon, is matched

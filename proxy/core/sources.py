@@ -1,6 +1,6 @@
-"""The seam to where blobs come from: a registry, a bucket, or a directory of Millpond's layout.
+"""The interface to sources of blobs: registries, the bucket, directories of other Millponds.
 
-The bytes of a source are not verified. They are hashed before they are kept or passed on.
+The bytes of a source are not verified. They are hashed before they are stored or sent.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -11,10 +11,10 @@ from proxy.core.names import Digest, Target
 
 
 class Priority(Enum):
-    """What a body is wanted for."""
+    """The purpose of a body."""
 
     DOWNLOAD = "download"
-    """Clients wait, and the cache takes the bytes as fast as they come, in any order."""
+    """Clients wait, and the cache accepts the bytes as fast as they arrive, in any order."""
     PASS_THROUGH = "pass through"  # noqa: S105 - not a password
     """One client, which may be slow: it waits for no other download, and none waits for it."""
     PREFETCH = "prefetch"
@@ -22,7 +22,7 @@ class Priority(Enum):
 
 
 class Place(StrEnum):
-    """Where content came from."""
+    """The origin of content."""
 
     DISK = "disk"
     """This machine's cache, or a fallback directory."""
@@ -47,8 +47,8 @@ class Body(Protocol):
     """One blob from one source, as it arrives. ``size`` is that of the whole blob, if announced.
 
     ``is_public``: no credentials were needed for it, so every client may have it.
-    ``is_confirmed``: the repository that was asked for holds it. Otherwise the source only has
-    these bytes, and the registry must confirm it before a client gets any.
+    ``is_confirmed``: the requested repository contains it. Otherwise the source only has these
+    bytes, and the registry must confirm the repository before a client gets any.
     """
 
     size: int | None
@@ -56,7 +56,7 @@ class Body(Protocol):
     is_confirmed: bool
 
     def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yield every byte once, from the offset that was asked for to the end.
+        """Yield every byte once, from the requested offset to the end.
 
         With ``PASS_THROUGH`` in order, otherwise in any order. Call it once. Raises
         ``UpstreamFailure`` when the source breaks off.
@@ -83,7 +83,7 @@ class Source(Protocol):
         """
 
     def reject(self, digest: Digest) -> None:
-        """Note that the bytes it gave for ``digest`` were wrong."""
+        """Record that its bytes for ``digest`` were wrong."""
 
 
 class SharedManifest(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which tags of an upstream are held back, and which show the past."""
+"""Rules for tags of an upstream: cool-down, and tags of the past."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,18 +28,18 @@ class TagRules:
     """The rules of one upstream. The first that has a value decides about it."""
 
     def __init__(self, rules: Iterable[TagRule] = (), exceptions: Iterable[Selector] = ()) -> None:
-        """``exceptions`` are never held back."""
+        """``exceptions`` are never held."""
         self._rules: Final = tuple(rules)
         self._exceptions: Final = tuple(exceptions)
         self.hold: Final = any(rule.min_age for rule in self._rules)
-        """Some tags are held back."""
+        """Some tags may be held."""
         self.travel: Final = any(rule.as_of is not None for rule in self._rules)
-        """Some tags show the past."""
+        """Some tags have ``as_of``."""
 
     def cool_down(self, target: Target, tag: Tag | None) -> CoolDown | None:
         """Return the rule for a tag, or for digests; None if they are served at once.
 
-        Tags of signatures follow the digest in their name, so they are never held back.
+        Tags of signatures follow the digest in their name, so they are never held.
         """
         if not self.hold or (tag is not None and is_attachment(tag)):
             return None

@@ -1,4 +1,4 @@
-"""Reads JSON from others: whatever is wrong with it, the result is empty and nothing is raised.
+"""Reads untrusted JSON: the result is empty for any error, and nothing is raised.
 
 The parser is written in C and blocks all other threads. Its time depends on the number of values
 and not on bytes: 8 MiB of one string take 5 ms, 8 MiB of ``[],[],…`` half a second. So that number

@@ -1,4 +1,4 @@
 """Other replicas of this proxy, and the Redis that they share.
 
-Everything in Redis may be lost at any moment. It is a hint that saves work, never the truth.
+Redis may lose all its data at any time. Its data saves work, but is never authoritative.
 """

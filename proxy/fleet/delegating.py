@@ -1,4 +1,4 @@
-"""Delegates a download to another replica, which has room, so that the registry sends it once."""
+"""Delegates a download to another replica with free space, so that the registry sends it once."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ _PAUSE: Final = 0.1
 
 
 class Delegating:
-    """The replicas with room. ``others`` returns the addresses of those that live."""
+    """The replicas with free space. ``others`` returns the addresses of those that are alive."""
 
     place: Final = Place.PEER
 
@@ -31,7 +31,7 @@ class Delegating:
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return a blob from ``offset`` on as it arrives at another replica.
 
-        Raises ``BlobUnknown`` if none can take it, or this replica can keep it.
+        Raises ``BlobUnknown`` if none can store it, or this replica can.
         """
         if priority is Priority.PASS_THROUGH:
             question = Question(BLOBS, target, digest, offset, live=True, begin=True)
@@ -43,7 +43,7 @@ class Delegating:
         raise BlobUnknown(f"{target}@{digest}: no other replica fetches it")
 
     async def blob_size(self, target: Target, digest: Digest) -> int | None:
-        """Raise ``BlobUnknown``: a download in progress proves nothing yet."""
+        """Raise ``BlobUnknown``: a download in progress is not verified yet."""
         raise BlobUnknown(f"{target}@{digest} is not proven yet")
 
     def reject(self, digest: Digest) -> None:

@@ -1,7 +1,7 @@
 """Shares reports of images in use, so that all replicas protect these images from eviction.
 
-Redis has a hash with a row for each source. If it is lost, every replica publishes again what was
-reported to it. A file of images in use counts for its own replica only.
+Redis has a hash with a row for each source. If it is lost, every replica publishes its reports
+again. A file of images in use applies only to its own replica.
 """
 
 import asyncio
@@ -32,13 +32,13 @@ class LocalFeeds(Protocol):
 
     @property
     def on_report(self) -> list[Callable[[str], None]]:
-        """Called with the source of each report that is made here."""
+        """Called with the source of each report to this replica."""
 
     def rows(self) -> dict[str, Row]:
         """Return the reports by source, without those that have expired and those of files."""
 
     def follow(self, rows: Iterable[object]) -> None:
-        """Take over reports that were made elsewhere. Rows that make no sense are left out."""
+        """Adopt reports to other replicas. Malformed rows are ignored."""
 
 
 class SharedFeeds:
@@ -74,7 +74,7 @@ class SharedFeeds:
                 self._on_gap()
 
     async def _tell(self) -> None:
-        """Publish what was reported here. Raises ``FleetUnavailable``."""
+        """Publish the reports to this replica. Raises ``FleetUnavailable``."""
         while self._own:
             source = next(iter(self._own))
             row = self._feeds.rows().get(source)
@@ -94,7 +94,7 @@ class SharedFeeds:
         )
 
     async def _compare(self) -> None:
-        """Take over what Redis knows, and publish what it lacks. Raises ``FleetUnavailable``."""
+        """Adopt the reports in Redis, and publish missing ones. Raises ``FleetUnavailable``."""
         self._has_gap = False
         answer = await self._store.run("HGETALL", self._key)
         known = _rows(answer)

@@ -1,9 +1,9 @@
-"""Who fetches a digest from its registry for the whole fleet.
+"""Leases: which replica fetches a digest from its registry for the fleet.
 
 A lease is a key in Redis that names its holder and expires within ``LEASE_SECONDS``. It is renewed
-while its download makes progress, so a holder that is dead, paused or cut off from its registry
-loses it, and another replica takes it over. Two replicas may fetch the same digest if Redis lost
-its data; that costs bandwidth and nothing else.
+while its download makes progress, so a holder that is dead, paused or disconnected from its
+registry loses it, and another replica acquires it. If Redis loses its data, two replicas may fetch
+the same digest, which costs only bandwidth.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ from proxy.fleet.store import Store
 LEASE_SECONDS: Final = 2.5
 RENEW_SECONDS: Final = 0.6
 OPEN_SECONDS: Final = 20.0
-"""A lease is renewed for so long before the first byte: the registry may be slow to answer."""
+"""Time for which a lease is renewed before the first byte: the registry may answer slowly."""
 
 STORE_SECONDS: Final = 60.0
-"""And for so long after the last byte, while the content is hashed and stored."""
+"""Time for which it is renewed after the last byte, while the content is hashed and stored."""
 
 HOLDERS: Final = 8
-"""Replicas remembered for one digest."""
+"""Maximum number of recorded holders of one digest."""
 
 ASKED: Final = 3
-"""Of these, so many are asked."""
+"""Number of these that are asked."""
 
 HOLDERS_SECONDS: Final = 7 * 86400
 MAX_FOLLOWED: Final = 10_000
@@ -45,7 +45,7 @@ local found = redis.call('SRANDMEMBER', KEYS[2], ARGV[4])
 table.insert(found, 1, '')
 return found
 """
-"""A lease of the same address is that of an earlier life or an earlier download: it is replaced."""
+"""A lease of the same address is from an earlier process or download, and is replaced."""
 
 _RENEW: Final = """
 local held = redis.call('GET', KEYS[1])
@@ -67,14 +67,14 @@ log = structlog.get_logger(__name__)
 
 
 class Progress(NamedTuple):
-    """How far a download is, in bytes; ``is_complete``: all bytes have arrived."""
+    """The progress of a download in bytes; ``is_complete``: all bytes have arrived."""
 
     written: int
     is_complete: bool
 
 
 class Held(NamedTuple):
-    """Another replica's lease: its address, and the whole value, which no two leases share."""
+    """Another replica's lease: its address, and the whole value, which is unique."""
 
     address: str
     value: str
@@ -91,7 +91,7 @@ class Lease:
     is_complete: bool = False
 
     def is_due(self, progress: Progress) -> bool:
-        """Note the progress of the download, and return True if it earns a renewal."""
+        """Record the progress of the download, and return True if the lease should be renewed."""
         has_grown = progress.written > self.written
         if has_grown and not self.written:
             self.renew_until = 0.0
@@ -103,11 +103,11 @@ class Lease:
 
 
 Key = tuple[str, Digest]
-"""An upstream and a digest: the unproven bytes of one upstream are never given to another's."""
+"""An upstream and a digest: unproven bytes of one upstream never reach clients of another."""
 
 
 class Leases:
-    """The leases of this replica, which the others reach at ``address``."""
+    """The leases of this replica; others reach it at ``address``."""
 
     def __init__(self, store: Store, address: str) -> None:
         self._store = store
@@ -122,7 +122,7 @@ class Leases:
     async def take(
         self, upstream: str, digest: Digest, seconds: float = OPEN_SECONDS
     ) -> Lease | Held | None:
-        """Return the lease if it is free, else its holder; None if Redis is away.
+        """Return the lease if it is free, else its holder; None if Redis is unreachable.
 
         It lasts for about ``seconds`` without a download that makes progress.
         """
@@ -147,7 +147,7 @@ class Leases:
         return lease
 
     async def holder(self, upstream: str, digest: Digest) -> Held | None:
-        """Return the other replica that fetches a digest, None if none does or Redis is away."""
+        """Return the replica that fetches a digest; None without one, or without Redis."""
         try:
             value = await self._store.run("GET", self._keys(upstream, digest)[0])
         except FleetUnavailable:
@@ -156,7 +156,7 @@ class Leases:
         return None if held is None or held.address == self.address else held
 
     def holders(self, upstream: str, digest: Digest) -> tuple[str, ...]:
-        """Return replicas that stored a digest, as far as this replica's lease knows them."""
+        """Return the replicas that stored a digest, from the lease of this replica."""
         lease = self._held.get((upstream, digest))
         return () if lease is None else lease.holders
 
@@ -168,11 +168,11 @@ class Leases:
             return
 
     def follow(self, digest: Digest) -> None:
-        """Note that another replica fetches content, and this one gets it from there."""
+        """Record that this replica reads content from the replica that fetches it."""
         self._followed[digest] = None
 
     def was_followed(self, digest: Digest) -> bool:
-        """Return True for content whose last copy came from a replica that was fetching it."""
+        """Return True for content that was read from the replica that fetched it."""
         return digest in self._followed
 
     def has(self, upstream: str, digest: Digest) -> bool:
@@ -180,7 +180,7 @@ class Leases:
         return (upstream, digest) in self._held
 
     def stored(self, digest: Digest) -> None:
-        """Say that this replica has a digest, and release its leases for it.
+        """Publish that this replica has a digest, and release its leases for it.
 
         It returns at once, as ``release``; ``close`` waits until Redis has it.
         """
@@ -226,7 +226,7 @@ class Leases:
         if self._held.get(key) is not lease:  # it ended meanwhile
             await self._ended(*key, lease, is_stored=False)
         elif not is_ours:
-            log.info("another replica has taken a download over", digest=key[1])
+            log.info("another replica has taken over a download", digest=key[1])
             del self._held[key]
 
     async def _ended(

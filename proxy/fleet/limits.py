@@ -1,7 +1,7 @@
-"""What limits requests to a registry, known to all replicas: rate limit, cool-down, circuit.
+"""Limits of requests to a registry, shared by all replicas: rate limit, cool-down, circuit.
 
-A change is published at once, or a little later together with those that follow it. A replica that
-begins, or may have missed changes, reads the last ones.
+A change is published at once, or shortly after, together with the next changes. A replica that
+starts, or may have missed changes, reads the last ones.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ class Limited(Protocol):
     """One upstream."""
 
     def told(self) -> dict[str, object]:
-        """Return what limits requests now, as JSON values."""
+        """Return the current limits, as JSON values."""
 
     def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
-        """Take over what another replica told, as far as it is newer."""
+        """Adopt the limits of another replica that are newer."""
 
 
 class SharedLimits:
@@ -49,19 +49,19 @@ class SharedLimits:
         self._tell = store.script("tell_limits", _TELL)
         self._changed: set[str] = set()
         self._limited: set[str] = set()
-        """Upstreams that have ever told this replica of a limit."""
+        """Upstreams that have ever reported a limit to this replica."""
         self._has_gap = False
         self._woken = asyncio.Event()
         store.subscribe(CHANNEL, Subscription(self._on_message, self._on_gap))
 
     def change(self, upstream: str) -> None:
-        """Note that the limits of an upstream have changed."""
+        """Record that the limits of an upstream have changed."""
         self._changed.add(upstream)
         self._limited.add(upstream)
         self._woken.set()
 
     async def follow(self) -> None:
-        """Tell the other replicas of changes, until cancelled."""
+        """Publish changes to the other replicas, until cancelled."""
         while True:
             await self._woken.wait()
             self._woken.clear()
@@ -84,7 +84,7 @@ class SharedLimits:
         await self._tell([key], [json.dumps(told), LIFE_SECONDS, channel])
 
     async def _read(self) -> None:
-        """Read what was told before, and tell what is known here. Raises ``FleetUnavailable``."""
+        """Read published limits, and publish those known here. Raises ``FleetUnavailable``."""
         names = [name for name in self._upstreams if self._is_shared(name)]
         keys = [self._store.key("limits", name) for name in names]
         for told in await self._store.run("MGET", *keys) if keys else ():

@@ -21,7 +21,7 @@ _PAUSE: Final = 0.1
 
 
 class Manifests:
-    """What other machines have, asked in this order: who fetches it right now, then ``sources``.
+    """Manifests from other machines: from the replica that fetches one, then from ``sources``.
 
     Without a manifest there, this replica has the lease for it.
     """
@@ -53,9 +53,9 @@ class Manifests:
         return found
 
     async def _fetched_now(self, target: Target, digest: Digest) -> SharedManifest | None:
-        """Return what another replica fetches, None if there is none that can be waited for.
+        """Return the manifest that another replica is fetching, None if no replica fetches it.
 
-        One that says that it does not fetch it lives, and will not: its registry has refused.
+        A live replica that answers that it does not fetch it will not: its registry has refused.
         """
         question = Question(MANIFESTS, target, digest, live=True)
         began = time.monotonic()

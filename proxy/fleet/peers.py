@@ -1,6 +1,6 @@
-"""Asks other replicas for content by HTTP. Their bytes are verified like those of any source.
+"""Requests content from other replicas by HTTP. Their bytes are verified like those of any source.
 
-Times are short: a replica that hangs must delay nothing for longer than a registry would.
+Timeouts are short: a hanging replica must not delay a request for longer than a registry would.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ STALL_SECONDS: Final = 3.0
 """Longest pause between two pieces of a body."""
 
 SKIP_SECONDS: Final = 3.0
-"""After a failure a replica is asked for nothing that others may have as well."""
+"""Time after a failure in which a replica gets no request that others may answer too."""
 
 CONNECTIONS: Final = 64
 _BUFFER: Final = 256 * 1024
@@ -35,7 +35,7 @@ _ERRORS: Final = (ClientError, TimeoutError, OSError)
 
 
 class NotYet(UpstreamUnavailable):
-    """The replica fetches it, and has no byte yet."""
+    """The replica fetches the content, but has no bytes yet."""
 
 
 class Peers:
@@ -46,7 +46,7 @@ class Peers:
         self._counters = counters
         self._skipped: dict[str, float] = {}
         self.on_wrong: Final[list[WrongBytes]] = []
-        """Called with manifests whose bytes were wrong; of blobs, their readers know."""
+        """Called with manifests whose bytes were wrong; readers of blobs verify them."""
         self._session = ClientSession(
             connector=TCPConnector(limit=CONNECTIONS),
             timeout=ClientTimeout(None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS),
@@ -65,7 +65,7 @@ class Peers:
         return PeerBody(response, facts, question.offset, self._counters)
 
     async def head(self, address: str, question: Question) -> Facts:
-        """Return what a replica says of content. Raises as ``open``."""
+        """Return a replica's facts about content. Raises as ``open``."""
         response, facts = await self._send("HEAD", address, question)
         response.close()
         return facts
@@ -73,7 +73,7 @@ class Peers:
     async def manifest(self, address: str, question: Question) -> SharedManifest | None:
         """Return a manifest, None for one that does not match its digest. Raises as ``open``.
 
-        Only one that is confirmed for the repository: a manifest names all that is in it.
+        Only a manifest that is confirmed for the repository: its links depend on it.
         """
         response, facts = await self._send("GET", address, question)
         async with _closing(response):
@@ -97,7 +97,7 @@ class Peers:
     async def _send(
         self, method: str, address: str, question: Question
     ) -> tuple[ClientResponse, Facts]:
-        """Return a response with what it says, after the replica has proven itself."""
+        """Return a response with its facts, once the replica has authenticated itself."""
         path = question.path
         proof = self._signer.sign(method, address, path)
         url = URL(address + path, encoded=True)

@@ -1,7 +1,7 @@
-"""Pins that were added while running: what one replica pins or unpins, all do.
+"""Pins that were added while running, shared by all replicas.
 
 Redis has a hash of names: ``1`` is pinned, ``0`` no longer. If it is lost, every replica publishes
-its own pins again. A pin that returns so keeps more than it must, which does no harm.
+its pins again. A removed pin may return in this way, which does no harm.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class LocalPins(Protocol):
 
     @property
     def on_change(self) -> list[Callable[[str, bool], None]]:
-        """Called with the name of a pin that changed here, and whether it is pinned."""
+        """Called with the name of a pin that changed here, and True if it was added."""
 
     def added(self) -> list[str]:
         """Return the names of the pins that were added while running."""
@@ -68,7 +68,7 @@ class SharedPins:
                 self._on_gap()
 
     async def _tell(self) -> None:
-        """Publish what was changed here. Raises ``FleetUnavailable``."""
+        """Publish the changes of this replica. Raises ``FleetUnavailable``."""
         while self._own:
             name, is_pinned = next(iter(self._own.items()))
             await self._publish({name: is_pinned})
@@ -83,7 +83,7 @@ class SharedPins:
         )
 
     async def _compare(self) -> None:
-        """Take over what Redis knows, and publish what it lacks. Raises ``FleetUnavailable``."""
+        """Adopt the pins in Redis, and publish missing ones. Raises ``FleetUnavailable``."""
         self._has_gap = False
         known = _flags(await self._store.run("HGETALL", self._key))
         self._heard = known | self._heard

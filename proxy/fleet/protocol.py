@@ -1,4 +1,4 @@
-"""What replicas ask each other, as paths and headers. Clients cannot use it: see ``signatures``.
+"""Paths and headers of requests between replicas. Clients cannot use them: see ``signatures``.
 
 ``GET`` or ``HEAD /-/fleet/{blobs,manifests}/<digest>?upstream=…&repository=…&offset=…&live=1``, and
 ``&begin=1``.
@@ -16,17 +16,17 @@ from proxy.core.names import Digest, Target, parse_digest, parse_repo
 PREFIX: Final = "/-/fleet/"
 CONTENT_HEADER: Final = "Millpond-Content"
 NOT_YET: Final = 503
-"""The replica fetches it, and its registry has not answered yet; or it is busy."""
+"""The replica is fetching it, but its registry has not answered yet; or the replica is busy."""
 
 BLOBS: Final = "blobs"
 MANIFESTS: Final = "manifests"
 
 
 class Question(NamedTuple):
-    """Which content, for which repository, from which byte on.
+    """The requested content, its repository, and the first byte.
 
     ``live``: also from a download in progress, before its digest is proven. ``begin``: the replica
-    begins that download if there is none, because the one that asks has no room.
+    begins that download if there is none, because the requesting replica has no free space.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Question(NamedTuple):
 
     @classmethod
     def parse(cls, path: str) -> Self | None:
-        """Return what a path asks for, None for anything else. Raises ``RegistryError``."""
+        """Return the question in a path, None for other paths. Raises ``RegistryError``."""
         bare, _, query = path.partition("?")
         kind, _, digest = bare.removeprefix(PREFIX).partition("/")
         values = {name: found[0] for name, found in parse_qs(query, max_num_fields=20).items()}
@@ -60,9 +60,9 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a replica says of content. ``size`` in bytes is that of the whole, None if unknown.
+    """A replica's facts about content. ``size`` in bytes is that of the whole, None if unknown.
 
-    ``is_confirmed``: the registry has said there that the repository holds it.
+    ``is_confirmed``: the registry has confirmed to the replica that the repository has it.
     """
 
     size: int | None
@@ -80,7 +80,7 @@ class Facts:
 
     @classmethod
     def parse(cls, headers: Mapping[str, str]) -> Self | None:
-        """Return what a response says, None if it is malformed."""
+        """Return the facts in a response, None if they are malformed."""
         pairs = (part.partition("=") for part in headers.get(CONTENT_HEADER, "").split(";"))
         values = {name: value for name, _, value in pairs}
         size = values.get("size", "?")

@@ -1,8 +1,8 @@
-"""When objects of the bucket were last used by any replica, and which of them may evict.
+"""Last uses of objects in the bucket by all replicas, and the right to evict.
 
-Uses are a sorted set in Redis, scored by its time. They are sent in batches, so a hit costs
-nothing. If Redis loses them, objects count as used when they were written, or as this replica knows
-itself; while it is away nothing is evicted.
+Uses are a sorted set in Redis, scored by its time. They are sent in batches, so a hit sends no
+command. If Redis loses them, the last use of an object is its upload, or the last one by this
+replica; while Redis is unreachable nothing is evicted.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from proxy.fleet.store import Store
 
 FLUSH_SECONDS: Final = 5.0
 MAX_WAITING: Final = 100_000
-"""Uses that wait to be sent. More are dropped, the oldest first."""
+"""Maximum number of uses that wait to be sent; the oldest are dropped first."""
 
 MAX_KNOWN: Final = 2_000_000
-"""Objects whose last use Redis keeps: about 300 MB."""
+"""Maximum number of objects whose last use is in Redis, which takes about 300 MB."""
 
 LEASE_SECONDS: Final = 600
 """An eviction that takes longer may run twice, which deletes the same objects."""
@@ -56,7 +56,7 @@ class SharedRecency:
             self.touch(digest)
 
     async def last_used(self, digests: Sequence[Digest]) -> dict[Digest, float]:
-        """Return when objects were last used, as far as Redis knows, in Unix seconds.
+        """Return the last uses of objects that Redis has, in Unix seconds.
 
         Raises ``UpstreamUnavailable`` if Redis is away.
         """
@@ -73,7 +73,7 @@ class SharedRecency:
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[bool]:
-        """Have the right to evict, if the value is True."""
+        """Acquire the right to evict; the value is True if that succeeds."""
         owner = secrets.token_hex(16)
         taken = None
         with suppress(FleetUnavailable):

@@ -1,19 +1,23 @@
-"""The replicas of this fleet: each says in Redis every few seconds that it lives, and how it is."""
+"""The replicas of this fleet: each writes a heartbeat with its state to Redis."""
 
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 from proxy.core.errors import FleetUnavailable
 from proxy.core.tolerant_json import read_object
-from proxy.fleet.store import Store
+from proxy.fleet.store import Argument, Store
 
 BEAT_SECONDS: Final = 2.0
 LOST_SECONDS: Final = 10.0
-"""A replica that has said nothing for so long counts as gone."""
+"""A replica without a heartbeat for this time counts as gone."""
+
+ROWS_A_SECOND: Final = 20
+"""A replica reads about as many rows a second at most: Redis sends the list of all to each."""
 
 FORGET_SECONDS: Final = 3600.0
 MAX_REPLICAS: Final = 1000
@@ -22,53 +26,65 @@ _ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.\-:\[\]]{1,250}")
 Facts = dict[str, Any]
 
 
+def reading_seconds(replicas: int) -> float:
+    """Return how often a replica reads the list, which has so many rows."""
+    return max(BEAT_SECONDS, replicas / ROWS_A_SECOND)
+
+
 class Replicas:
-    """Those that live. ``describe`` returns what this one says of itself, as JSON values."""
+    """The live replicas. ``describe`` returns the state of this one, as JSON values."""
 
     def __init__(self, store: Store, address: str, describe: Callable[[], Facts]) -> None:
         self._store = store
         self._address = address
         self._describe = describe
         self._known: dict[str, Facts] = {}
+        self._rows = 0
+        """How long the list was, with those that no longer live."""
 
     def others(self) -> list[str]:
-        """Return the addresses of the other replicas that live, as of the last heartbeat."""
+        """Return the addresses of the other live replicas, as of the last reading."""
         return [address for address in self._known if address != self._address]
 
     def all(self) -> Mapping[str, Facts]:
-        """Return what every replica said last, this one included, by address."""
+        """Return the last state of every replica, this one included, by address."""
         return self._known | {self._address: self._describe()}
 
     async def beat(self) -> None:
-        """Say that this replica lives, and learn of the others, until cancelled."""
+        """Write heartbeats and read those of the others, until cancelled."""
+        due = 0.0
         while True:
             with suppress(FleetUnavailable):
-                await self._beat_once()
+                if time.monotonic() < due:
+                    await self._store.run_all(*self._sign_of_life())
+                else:
+                    await self._beat_once()
+                    due = time.monotonic() + reading_seconds(self._rows) - BEAT_SECONDS / 2
             await asyncio.sleep(BEAT_SECONDS)
 
     async def leave(self) -> None:
-        """Say that this replica is gone."""
+        """Remove this replica."""
         with suppress(FleetUnavailable):
             await self._store.run("HDEL", self._store.key("replicas"), self._address)
 
-    async def _beat_once(self) -> None:
+    def _sign_of_life(self) -> list[list[Argument]]:
         key, now = self._store.key("replicas"), self._store.now()
         said = json.dumps(self._describe() | {"seen_at": now})
-        _, _, rows = await self._store.run_all(
-            ["HSET", key, self._address, said],
-            ["EXPIRE", key, int(FORGET_SECONDS)],
-            ["HGETALL", key],
-        )
+        return [["HSET", key, self._address, said], ["EXPIRE", key, int(FORGET_SECONDS)]]
+
+    async def _beat_once(self) -> None:
+        key, now = self._store.key("replicas"), self._store.now()
+        *_, rows = await self._store.run_all(*self._sign_of_life(), ["HGETALL", key])
         if isinstance(rows, Exception):
             return
-        known, forgotten = _read(rows, now)
-        self._known = known
+        self._rows = len(rows)
+        self._known, forgotten = _read(rows, now)
         if forgotten:
             await self._store.run("HDEL", key, *forgotten)
 
 
 def _read(rows: Any, now: float) -> tuple[dict[str, Facts], list[str]]:
-    """Return the replicas that live, and those to forget. What is not understood is ignored."""
+    """Return the live replicas, and those to remove. Malformed states are ignored."""
     pairs = rows.items() if isinstance(rows, dict) else zip(rows[::2], rows[1::2], strict=False)
     known: dict[str, Facts] = {}
     forgotten: list[str] = []

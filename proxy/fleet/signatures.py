@@ -1,8 +1,8 @@
-"""Proofs by which replicas recognise each other: HMAC-SHA256 (RFC 2104) with a shared secret.
+"""Signatures that authenticate replicas: HMAC-SHA256 (RFC 2104) with a shared secret.
 
-A request is good for one recipient, once, within ``WINDOW`` seconds. The times are those of Redis,
-so that the clocks of the machines do not matter. A response proves itself with the nonce of its
-request.
+A request is valid for one recipient, once, within ``WINDOW`` seconds. The times are those of Redis,
+so that the clocks of the machines do not matter. The signature of a response includes the nonce of
+its request.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class Signer:
         self._secret = secret
         self._address = address
         self._now = now
-        self._seen: TTLCache[str, None] = TTLCache(MAX_NONCES, 2 * WINDOW)
+        self._seen: TTLCache[str, None] = TTLCache(MAX_NONCES, 2 * WINDOW, now)
 
     def __repr__(self) -> str:
         return "<Signer>"
@@ -59,18 +59,18 @@ class Signer:
         return True
 
     def sign_response(self, header: str, *facts: object) -> str:
-        """Return the header of a response to a request with ``header``, with what it says."""
+        """Return the header of a response with facts, to a request with ``header``."""
         return self._mac("response", header, *map(str, facts))
 
     def verify_response(self, header: str, proof: str | None, *facts: object) -> bool:
-        """Return True if a replica said these facts in response to a request."""
+        """Return True if a replica signed these facts in response to a request."""
         expected = self.sign_response(header, *facts)
         return proof is not None and hmac.compare_digest(
             expected.encode(), proof.encode("utf-8", "surrogateescape")
         )
 
     def _mac(self, *parts: str) -> str:
-        """Return the code over parts; each carries its length, so that none can end early."""
+        """Return the MAC over parts; each part has its length as a prefix, to be unambiguous."""
         message = b"".join(
             f"{len(part)}:{part}".encode("utf-8", "surrogateescape") for part in parts
         )

@@ -1,7 +1,7 @@
-"""Small manifests in Redis, so that a replica gets them although those that hold them are gone.
+"""Small manifests in Redis, so that replicas find them after those that had them are gone.
 
-A key is of one repository: whoever finds it there knows that the repository holds the manifest. The
-bytes are verified by digest.
+A key contains the repository, so the entry proves that the repository has the manifest. The bytes
+are verified by digest.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from proxy.core.tolerant_json import read_object
 from proxy.fleet.store import Store
 
 LARGEST: Final = 64 * 1024
-"""Bytes; all others come from replicas or the bucket."""
+"""Bytes; larger manifests come from replicas or the bucket."""
 
 LIFE_SECONDS: Final = 3600
 MAX_WAITING: Final = 200
-"""Manifests that wait to be sent; more are not sent."""
+"""Maximum number of manifests that wait to be sent; others are not sent."""
 
 
 class SmallContent:
@@ -40,7 +40,7 @@ class SmallContent:
         self._waiting.put_nowait((self._key(target, descriptor.digest), value))
 
     async def run(self) -> None:
-        """Send manifests, until cancelled. Those that Redis does not take are dropped."""
+        """Send manifests, until cancelled. After an error of Redis they are dropped."""
         while True:
             key, value = await self._waiting.get()
             try:

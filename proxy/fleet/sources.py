@@ -1,4 +1,4 @@
-"""Other replicas as sources of content: one that fetches it right now, and those that hold it."""
+"""Other replicas as sources of content: the one that is fetching it, and those that have it."""
 
 import asyncio
 import time
@@ -18,10 +18,10 @@ GIVE_UP_SECONDS: Final = 3 * LEASE_SECONDS
 which then fetches for itself."""
 
 MAX_ASKED: Final = 8
-"""Replicas that are asked whether they hold something when Redis does not say who does."""
+"""Maximum number of replicas that are asked for content whose holders Redis does not know."""
 
 UPLOAD_SECONDS: Final = 1.5
-"""Content that a replica has just stored is in the bucket after so long."""
+"""Time after which content that a replica has stored is in the bucket."""
 
 RESCUE_SECONDS: Final = STALL_SECONDS + 4.0
 """The others notice after ``STALL_SECONDS`` that this replica has no more bytes for them."""
@@ -30,10 +30,10 @@ _PAUSE: Final = 0.1
 
 
 class Following:
-    """The replica that fetches a blob right now. If there is none, this one becomes it.
+    """The replica that is fetching a blob. If there is none, this replica becomes it.
 
-    ``open`` then raises ``BlobUnknown`` with the lease taken, so that the sources behind this one
-    are asked.
+    ``open`` then raises ``BlobUnknown`` and has acquired the lease, so that the next sources are
+    asked.
     """
 
     place: Final = Place.PEER
@@ -72,15 +72,15 @@ class Following:
             await asyncio.sleep(5 * _PAUSE)
 
     async def blob_size(self, target: Target, digest: Digest) -> int | None:
-        """Raise ``BlobUnknown``: a download in progress proves nothing yet."""
+        """Raise ``BlobUnknown``: a download in progress is not verified yet."""
         raise BlobUnknown(f"{target}@{digest} is not proven yet")
 
     def reject(self, digest: Digest) -> None:
-        """Do nothing: that replica finds out as well."""
+        """Do nothing: that replica verifies the blob itself."""
 
 
 class _Chase:
-    """Finds the replica that fetches a blob, again and again as they die."""
+    """Finds the replica that fetches a blob, and the next one if it dies."""
 
     def __init__(self, leases: Leases, peers: Peers, question: Question) -> None:
         self._leases = leases
@@ -96,16 +96,19 @@ class _Chase:
     async def next(self, offset: int) -> PeerBody:
         """Return a body from ``offset`` on. Raises ``BlobUnknown`` if this replica must fetch it.
 
-        A holder that dies keeps its lease for a moment, and one that has just begun has nothing to
-        give: both are asked again. One that cannot be reached although it lives is given up:
-        ``UpstreamUnavailable``.
+        A holder that has died keeps its lease for a moment, and one that has just begun has no
+        bytes yet: both are asked again. A live holder that cannot be reached, or that repeatedly
+        breaks off at the same byte, is skipped: ``UpstreamUnavailable``.
         """
         if offset > self._offset:
             self._offset, self._value = offset, ""
+        elif self._value:
+            await self._pause(GIVE_UP_SECONDS)
         question = self._question._replace(offset=offset)
         while True:
             held = await self.holder()
             if held is None:
+                self._value = ""
                 raise BlobUnknown(
                     f"{question.target}@{question.digest}: no other replica fetches it"
                 )
@@ -123,9 +126,13 @@ class _Chase:
             else:
                 self._leases.follow(question.digest)
                 return body
-            if time.monotonic() - self._since > limit:
-                raise UpstreamUnavailable("the replica that fetches it cannot be followed")
-            await asyncio.sleep(_PAUSE)
+            await self._pause(limit)
+
+    async def _pause(self, limit: float) -> None:
+        """Wait before the holder is asked again, but for no more than ``limit`` seconds in all."""
+        if time.monotonic() - self._since > limit:
+            raise UpstreamUnavailable("the replica that fetches it cannot be followed")
+        await asyncio.sleep(_PAUSE)
 
     async def _take(self) -> Held | None:
         question = self._question
@@ -147,8 +154,8 @@ class _FollowingBody:
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield the bytes in order.
 
-        Raises ``UpstreamUnavailable`` when no other replica fetches it any more, and this one has
-        to go on by itself.
+        Raises ``UpstreamUnavailable`` when no other replica fetches it any more, and this one must
+        continue alone.
         """
         while True:
             try:
@@ -177,7 +184,7 @@ class _FollowingBody:
 
 
 class Holding:
-    """The replicas that hold content. ``others`` returns the addresses of those that live."""
+    """The replicas that have content. ``others`` returns the addresses of those that are alive."""
 
     place: Final = Place.PEER
 
@@ -251,10 +258,10 @@ class Holding:
 
 
 class Rescuing:
-    """A replica that goes on with a blob after this one's registry has broken off.
+    """A replica that continues a blob after this one's registry has broken off.
 
-    The others follow this one until they see that it stalls. Then one of them fetches the rest, and
-    soon holds all of it.
+    The others follow this replica until they notice that it stalls. Then one of them fetches the
+    rest, and soon has the whole blob.
     """
 
     place: Final = Place.PEER
@@ -286,8 +293,8 @@ class Rescuing:
             await asyncio.sleep(_PAUSE)
 
     async def blob_size(self, target: Target, digest: Digest) -> int | None:
-        """Raise ``BlobUnknown``: a download in progress proves nothing yet."""
+        """Raise ``BlobUnknown``: a download in progress is not verified yet."""
         raise BlobUnknown(f"{target}@{digest} is not proven yet")
 
     def reject(self, digest: Digest) -> None:
-        """Do nothing: that replica finds out as well."""
+        """Do nothing: that replica verifies the blob itself."""

@@ -1,7 +1,7 @@
-"""The Redis that replicas share, in bounded time: it may be slow, empty or away at any moment.
+"""The shared Redis, with time limits: it may be slow, empty or unreachable at any time.
 
-A command is sent twice at most. After a failure Redis is left alone: until ``watch`` reaches it
-again, every command fails at once and costs nothing.
+A command is sent at most twice. After a failure Redis gets no commands: until ``watch`` reaches it
+again, every command fails immediately.
 """
 
 import asyncio
@@ -31,16 +31,16 @@ _FOR_WATCH: Final = 2
 """Connections that ``Store.watch`` uses."""
 
 WATCH_SECONDS: Final = 1.0
-"""After a failure Redis is tried again so often."""
+"""Interval at which Redis is tried again after a failure."""
 
 SILENCE_SECONDS: Final = 5.0
-"""A subscription without an answer to its pings for so long is lost."""
+"""A subscription without an answer to its pings for this time is lost."""
 
 STOPPED_SECONDS: Final = 4 * (CONNECT_SECONDS + ANSWER_SECONDS)
-"""What takes longer than all limits together was not Redis: this process did not run meanwhile."""
+"""A longer time than all limits together was not spent in Redis: this process was not running."""
 
 CLOCK_SECONDS: Final = 10.0
-"""How often the clock of Redis is read."""
+"""Interval at which the clock of Redis is read."""
 
 Argument = str | bytes | int | float
 Script = Callable[[Sequence[str], Sequence[Argument]], Awaitable[Any]]
@@ -50,7 +50,7 @@ log = structlog.get_logger(__name__)
 
 
 class Subscription(NamedTuple):
-    """What follows a channel. ``on_gap``: messages may have been lost before this moment."""
+    """The callbacks of a channel. ``on_gap``: messages may have been lost before this moment."""
 
     on_message: Callable[[bytes], None]
     on_gap: Callable[[], None]
@@ -134,14 +134,14 @@ class Store:
     def now(self) -> float:
         """Return the time of Redis in Unix seconds, which all replicas share.
 
-        It is measured now and then; this machine's own time before the first measurement.
+        It is measured at intervals; before the first measurement, it is this machine's time.
         """
         if self._offset_until == float("-inf"):
             return time.time()
         return time.monotonic() + self._offset
 
     async def watch(self) -> None:
-        """Follow the channels, and find out when Redis is back, until cancelled."""
+        """Follow the channels, and detect when Redis is back, until cancelled."""
         while True:
             try:
                 await self._follow()
@@ -159,8 +159,8 @@ class Store:
     async def _turn(self, *commands: str) -> AsyncIterator[None]:
         """Count commands, when there is a connection for them. Raises as ``_counted``.
 
-        Waiting in redis-py's own pool has a time limit, and hundreds that wait there may block each
-        other for good on Python 3.11.
+        Waiting in redis-py's own pool has a time limit, and on Python 3.11 hundreds of waiters may
+        block each other permanently.
         """
         async with self._turns:
             with self._counted(*commands):
@@ -170,7 +170,7 @@ class Store:
     def _counted(self, *commands: str) -> Iterator[None]:
         """Count commands and their time. Raises ``FleetUnavailable`` for what the library raises.
 
-        An answer that is an error is a failure too, but Redis is there.
+        An error answer is a failure too, but proves that Redis is reachable.
         """
         if self.is_away:
             self._counters.redis_skipped += len(commands)
@@ -196,10 +196,12 @@ class Store:
         """Log the class of an error, because a message may quote the URL."""
         if not self.is_away:
             self.is_away = True
-            log.warning("Redis is away, this replica works alone", reason=type(error).__name__)
+            log.warning(
+                "Redis is unreachable, this replica works alone", reason=type(error).__name__
+            )
 
     async def _follow(self) -> None:
-        """Give messages to their subscriptions until the connection is lost. Raises that."""
+        """Pass messages to their subscriptions until the connection is lost. Raises its error."""
         await self._look()
         async with self._subscribed() as pubsub:
             self._return()
@@ -221,7 +223,7 @@ class Store:
 
     @asynccontextmanager
     async def _subscribed(self) -> AsyncIterator["PubSub"]:
-        """Have a connection that follows the channels. Raises what the library raises."""
+        """Open a connection that follows the channels. Raises the library's errors."""
         async with self._redis.pubsub() as pubsub:
             await pubsub.subscribe(self._prefix, *self._subscriptions)
             yield pubsub
@@ -238,7 +240,7 @@ class Store:
                 subscription.on_message(message["data"])
 
     async def _look(self) -> None:
-        """Read the clock of Redis. Raises what the library raises."""
+        """Read the clock of Redis. Raises the library's errors."""
         before = time.monotonic()
         seconds, micros = await self._redis.time()
         after = time.monotonic()

@@ -1,4 +1,4 @@
-"""Where a tag points, as replicas tell each other. No I/O.
+"""Facts about tags, as messages between replicas. No I/O.
 
 Facts are ordered by the time at which the registry was asked, by the clock of Redis.
 """
@@ -16,7 +16,10 @@ MAX_NAME: Final = 255
 _MAX_SIZE: Final = 1 << 40
 
 GONE: Final = Descriptor("", Digest(""), 0)
-"""Where a tag points that the registry no longer has."""
+"""The descriptor of a tag that the registry has deleted."""
+
+DROPPED: Final = Descriptor("dropped", Digest(""), 0)
+"""Where a tag points that an operator has dropped: all replicas forget it and its history."""
 
 Key = tuple[Target, Tag]
 
@@ -31,8 +34,13 @@ class Fact(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """What it is about."""
+        """The tag of this fact."""
         return self.target, self.tag
+
+    @property
+    def is_gone(self) -> bool:
+        """The tag points nowhere."""
+        return not self.descriptor.digest
 
     def encoded(self) -> bytes:
         """Return it as JSON; ``read_fact`` reads that."""
@@ -81,16 +89,25 @@ def read_key(message: Mapping[str, object]) -> Key | None:
 
 def read_fact(message: Mapping[str, object]) -> Fact | None:
     """Return the fact in a message; None if there is none that this version understands."""
-    key = read_key(message)
-    media_type, size, at = message.get("type"), message.get("size"), message.get("at")
-    digest = _digest(message.get("digest"))
-    if key is None or digest is None or not isinstance(media_type, str):
-        return None
-    if not isinstance(size, int) or not 0 <= size < _MAX_SIZE or not is_media_type(media_type):
+    key, at, found = read_key(message), message.get("at"), _descriptor(message)
+    if key is None or found is None:
         return None
     if not isinstance(at, int | float) or not 0 <= at < float("inf"):
         return None
-    return Fact(*key, Descriptor(media_type, digest, size), float(at))
+    return Fact(*key, found, float(at))
+
+
+def _descriptor(message: Mapping[str, object]) -> Descriptor | None:
+    """Return where a tag points; without a digest nowhere, for whatever reason."""
+    media_type, size, digest = (message.get(name) for name in ("type", "size", "digest"))
+    if digest == "":
+        return DROPPED if media_type == DROPPED.media_type else GONE
+    digest = _digest(digest)
+    if digest is None or not isinstance(media_type, str) or not is_media_type(media_type):
+        return None
+    if not isinstance(size, int) or not 0 <= size < _MAX_SIZE:
+        return None
+    return Descriptor(media_type, digest, size)
 
 
 def _digest(value: object) -> Digest | None:

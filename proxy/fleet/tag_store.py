@@ -1,4 +1,4 @@
-"""Facts about tags in Redis, and the lease of who checks a tag now."""
+"""Facts about tags in Redis, and the lease for the check of a tag."""
 
 import json
 from collections.abc import Sequence
@@ -8,12 +8,13 @@ from proxy.core.errors import DigestInvalid, FleetUnavailable
 from proxy.core.names import parse_digest
 from proxy.core.records import TagHistoryEntry
 from proxy.fleet.store import Argument, Store
-from proxy.fleet.tag_facts import GONE, Fact, Key, named, read_fact
+from proxy.fleet.tag_facts import Fact, Key, named, read_fact
 
 CHANNEL: Final = "tags"
 FACT_SECONDS: Final = 7 * 86400.0
+UNKNOWN_SECONDS: Final = 60.0
 LEASE_SECONDS: Final = 3.0
-"""Replicas that wait for the check of another one ask the registry themselves after this."""
+"""Time after which replicas that wait for another one's check ask the registry themselves."""
 
 HISTORY_LIMIT: Final = 50
 _FIELDS: Final = ("at", "digest", "type", "size")
@@ -46,13 +47,19 @@ if found[2] and found[2] ~= digest and found[2] ~= '' then
   local _, count = string.gsub(history, '\\n', '')
   if count > {HISTORY_LIMIT} then history = string.gsub(history, '^[^\\n]*\\n', '', 1) end
 end
+if digest == '' and ARGV[4] ~= '' then history = '' end
 redis.call('HSET', KEYS[1], 'at', at, 'digest', digest, 'type', ARGV[4], 'size', ARGV[5],
   'since', since, 'history', history)
-redis.call('PEXPIRE', KEYS[1], ARGV[6])
+local is_unknown = digest == '' and ARGV[4] == '' and not found[1]
+redis.call('PEXPIRE', KEYS[1], is_unknown and ARGV[10] or ARGV[6])
 redis.call('PUBLISH', ARGV[7], ARGV[8])
 return false
 """
-"""Compare and set: an older fact never replaces a newer one. Returns the newer one."""
+"""Compare and set: an older fact never replaces a newer one. Returns the newer one.
+
+A tag that was dropped has no history. That a tag is gone of which nothing was known is remembered
+for a short time only, because clients may ask for any number of them.
+"""
 
 _RELEASE: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -62,7 +69,7 @@ return redis.call('PUBLISH', ARGV[2], ARGV[3])
 
 
 class Claim(NamedTuple):
-    """What to do for a check: use ``fact``, or check if it ``is_ours``, or wait for another's."""
+    """The next step of a check: use ``fact``, check if it ``is_ours``, or wait for another's."""
 
     fact: Fact | None
     is_ours: bool
@@ -79,7 +86,7 @@ class TagStore:
         self._channel = store.key(CHANNEL)
 
     async def claim(self, key: Key, holder: str, oldest: float) -> Claim:
-        """Return the fact if it is not from before ``oldest``, else take the lease of a check."""
+        """Return the fact if it is not older than ``oldest``, else try to acquire the lease."""
         lease = int(LEASE_SECONDS * 1000)
         is_ours, found = await self._claim(self._keys(key), [holder, lease, oldest])
         fact = None if is_ours or not found else _fact(key, found)
@@ -88,16 +95,10 @@ class TagStore:
     async def settle(self, fact: Fact, holder: str) -> Fact:
         """Publish a fact unless a newer one is known; return the newer one. Ends the lease."""
         found = fact.descriptor
-        released = _released(fact.key)
-        message = released if found is GONE else fact.encoded()
-        arguments: list[Argument] = [
-            holder,
-            repr(fact.at),
-            found.digest,
-            found.media_type,
-            found.size,
-        ]
-        arguments += [int(FACT_SECONDS * 1000), self._channel, message, released]
+        arguments: list[Argument] = [holder, repr(fact.at)]
+        arguments += [found.digest, found.media_type, found.size]
+        arguments += [int(FACT_SECONDS * 1000), self._channel]
+        arguments += [fact.encoded(), _released(fact.key), int(UNKNOWN_SECONDS * 1000)]
         newer = await self._settle(self._keys(fact.key), arguments)
         return fact if newer is None else _fact(fact.key, newer) or fact
 
@@ -106,14 +107,14 @@ class TagStore:
         await self._release(self._keys(key)[1:], [holder, self._channel, _released(key)])
 
     async def read(self, keys: Sequence[Key]) -> list[Fact | None]:
-        """Return the facts about tags, ``GONE`` ones too, in one round trip."""
+        """Return the facts about tags, also about those that are gone, in one round trip."""
         answers = await self._store.run_all(
             *(["HMGET", self._keys(key)[0], *_FIELDS] for key in keys)
         )
         return [_fact(key, found) for key, found in zip(keys, answers, strict=True)]
 
     async def history(self, key: Key) -> tuple[TagHistoryEntry, ...]:
-        """Return where a tag has pointed before, the latest last, by the clock of Redis."""
+        """Return the past digests of a tag, the latest last, by the clock of Redis."""
         text = await self._store.run("HGET", self._keys(key)[0], "history")
         lines = [line.split() for line in (text or b"").decode(errors="replace").splitlines()]
         try:
@@ -125,7 +126,7 @@ class TagStore:
             return ()
 
     def _keys(self, key: Key) -> list[str]:
-        """Return the keys of the fact and of the lease, which a cluster keeps on one node."""
+        """Return the keys of the fact and of the lease, which are on one node of a cluster."""
         (upstream, repo), tag = key
         name = f"{{{upstream}/{repo}:{tag}}}"
         return [self._store.key("tag", name), self._store.key("check", name)]
@@ -146,7 +147,5 @@ def _fact(key: Key, found: Any) -> Fact | None:
         at, size = float(texts[0]), int(texts[3])
     except ValueError:
         return None
-    if not texts[1]:
-        return Fact(*key, GONE, at)
     read = named(key) | {"digest": texts[1], "type": texts[2]}
     return read_fact({**read, "size": size, "at": at})

@@ -1,12 +1,12 @@
-"""Tags on which all replicas agree: one asks the registry, all hear of it, none goes back.
+"""Tags on which all replicas agree: one asks the registry and publishes the answer.
 
-A replica serves a hit from its own record and asks Redis nothing. The record changes in four cases:
+A replica serves a hit from its own record without Redis. The record changes in four cases:
 
-- Another replica has checked the tag: Redis pushes the fact.
-- The record is due for a check: the replica takes a lease for it, or the fact of another replica.
-- The tag is not known here: the fact is read.
-- Messages may have been lost, or Redis may have lost its data: all own tags are compared with Redis
-  after a gap, and the recently used ones now and then. A fact that Redis lacks is published again.
+- Another replica has checked the tag, or dropped it: Redis pushes the fact.
+- The record is due for a check: the replica acquires a lease, or uses the fact of another replica.
+- The tag is not known here: the replica reads the fact.
+- Messages may have been lost, or Redis may have lost its data: the replica compares all its tags
+  with Redis after a gap, and recently used ones at intervals. It republishes missing facts.
 
 Between two facts, the later request to the registry wins. This replica's records carry its own
 time, so they are compared by their age.
@@ -15,9 +15,9 @@ time, so they are compared by their age.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 import structlog
 from cachetools import LRUCache
@@ -26,74 +26,27 @@ from proxy.core.errors import FleetUnavailable
 from proxy.core.names import Tag, Target
 from proxy.core.records import Clock, Descriptor, TagHistoryEntry, TagRecord
 from proxy.core.tolerant_json import read_object
+from proxy.fleet.own_tags import LocalTags, OwnRecords, Stays
 from proxy.fleet.store import Store, Subscription
-from proxy.fleet.tag_facts import GONE, Fact, Key, newest, read_fact, read_key
+from proxy.fleet.tag_facts import DROPPED, GONE, Fact, Key, newest, read_fact, read_key
 from proxy.fleet.tag_store import CHANNEL, FACT_SECONDS, LEASE_SECONDS, TagStore
 
 MAX_FACTS: Final = 10_000
 """Facts in memory, and changes that wait to be applied."""
 
 COMPARE_SECONDS: Final = 15.0
-"""How often recently used tags are compared with Redis."""
+"""Interval at which recently used tags are compared with Redis."""
 
 RETRY_SECONDS: Final = 1.0
 _BATCH: Final = 250
-MAX_STEP: Final = 1.0
-"""A record that is newer than now by so many seconds was made while the clock was wrong."""
-
 _TICK: Final = 1e-6
 """A check that began after a fact was known is at least so many seconds newer."""
 
 log = structlog.get_logger(__name__)
 
 
-class Image(Protocol):
-    """A tag and its record in this replica's index."""
-
-    @property
-    def target(self) -> Target:
-        """The repository."""
-
-    @property
-    def tag(self) -> Tag:
-        """The tag."""
-
-    @property
-    def record(self) -> TagRecord:
-        """Where it points."""
-
-
-class _Taken(NamedTuple):
-    """A fact of which a record was made; ``at`` is this machine's monotonic time of the check.
-
-    ``gaps`` counts those before it.
-    """
-
-    fact: Fact
-    at: float
-    gaps: int
-
-
-class LocalTags(Protocol):
-    """The records of this replica."""
-
-    async def get(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return where a tag points."""
-
-    async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
-        """Record where a tag points."""
-
-    async def add_history(
-        self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
-    ) -> None:
-        """Merge what others saw into the history of a tag."""
-
-    def all(self) -> AsyncIterator[Sequence[Image]]:
-        """Yield all tags in batches."""
-
-
 class Check:
-    """One check of a tag, which begins now and has the lease of ``holder``.
+    """One check of a tag, which begins now with the lease of ``holder``.
 
     ``known``: another replica has just checked it, so none is needed.
     """
@@ -111,15 +64,15 @@ class Check:
         self.is_settled = False
 
     async def settle(self, record: TagRecord) -> TagRecord:
-        """Record what the registry says, for all; return the newest record, which may be newer."""
-        return await self._tags.settle(self, record.descriptor)
+        """Publish the registry's answer; return the newest record, which may be newer."""
+        return await self._tags.settle(self, record.descriptor) or record
 
     async def gone(self) -> None:
-        """Let no replica learn any more where the tag pointed: the registry has deleted it."""
-        await self._tags.forget(self)
+        """Remove the tag from all replicas that follow deletions: the registry has deleted it."""
+        await self._tags.settle(self, GONE)
 
     def at(self, now: float) -> float:
-        """Return when it began, if it is ``now``, by the clock of Redis."""
+        """Return the start of the check by the clock of Redis, if the time there is ``now``."""
         return max(now - (time.monotonic() - self._started), self._after)
 
 
@@ -127,45 +80,52 @@ class SharedTags:
     """The tags that replicas share. Run ``follow`` as a task."""
 
     def __init__(
-        self, store: Store, local: LocalTags, clock: Clock, is_shared: Callable[[str], bool]
+        self,
+        store: Store,
+        local: LocalTags,
+        clock: Clock,
+        *,
+        is_shared: Callable[[str], bool],
+        stays: Stays,
     ) -> None:
-        """``is_shared`` tells whether all clients of an upstream may see the same tags."""
+        """``is_shared`` returns True if all clients of an upstream may see the same tags."""
         self._store = store
         self._facts = TagStore(store)
         self._local = local
         self._clock = clock
         self._is_shared = is_shared
+        self._own = OwnRecords(store, local, clock, stays)
         self._latest: LRUCache[Key, Fact] = LRUCache(MAX_FACTS)
-        self._taken: LRUCache[Key, _Taken] = LRUCache(MAX_FACTS)
-        """Facts of which the records here were made: a record has another clock, which jumps."""
+        self._dropped: LRUCache[Key, float] = LRUCache(MAX_FACTS)
+        """Tags that were dropped here and not yet in Redis, with the monotonic time of the drop."""
         self._waiting: dict[Key, set[asyncio.Future[Fact | None]]] = {}
         self._changed: dict[Key, None] = {}
         self._outdated: dict[Key, None] = {}
-        """Tags of which Redis has an older fact than this replica."""
-        self._gaps = 0
+        """Tags whose fact in Redis is older than that of this replica."""
         self._has_gap = False
         self._woken = asyncio.Event()
+        local.on_dropped.append(self._on_dropped)
         store.subscribe(CHANNEL, Subscription(self._on_message, self._on_gap))
 
     def latest(self, key: Key) -> Fact | None:
-        """Return the newest fact that this replica has heard of."""
+        """Return the newest fact that this replica knows."""
         fact: Fact | None = self._latest.get(key)
         return fact
 
     async def find(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return and record where a tag points that this replica does not know."""
+        """Read, record and return the fact of a tag that this replica does not know."""
         try:
             (fact,) = await self._facts.read([(target, tag)])
         except FleetUnavailable:
             return None
-        if fact is None or fact.descriptor is GONE:
+        if fact is None or fact.is_gone or fact.key in self._dropped:
             return None
         with suppress(FleetUnavailable):
             await self._learn_history(fact.key)
         return await self._take(fact)
 
     async def _learn_history(self, key: Key) -> None:
-        """Add where a tag has pointed before, as others have seen. Raises ``FleetUnavailable``."""
+        """Add the history of a tag from other replicas. Raises ``FleetUnavailable``."""
         offset = self._clock() - self._store.now()
         theirs = [
             TagHistoryEntry(one.digest, one.first_seen + offset, one.last_seen + offset)
@@ -176,7 +136,7 @@ class SharedTags:
 
     @asynccontextmanager
     async def check(self, target: Target, tag: Tag, max_age: float) -> AsyncIterator[Check]:
-        """Give the check of a tag, alone in the fleet, or what is known for ``max_age`` seconds.
+        """Open the only check of a tag in the fleet, or return a fact that is recent enough.
 
         If another replica checks it now, wait for the result.
         """
@@ -194,28 +154,18 @@ class SharedTags:
                     await self._facts.release(key, holder)
                 self._wake(key, None)
 
-    async def settle(self, check: Check, descriptor: Descriptor) -> TagRecord:
-        """Publish the result of a check, and record the newest fact."""
-        own = Fact(*check.key, descriptor, check.at(self._store.now()))
-        newer = own
+    async def settle(self, check: Check, descriptor: Descriptor) -> TagRecord | None:
+        """Publish the result of a check, and record the newest fact; None if the tag is gone."""
+        newest_known = own = Fact(*check.key, descriptor, check.at(self._store.now()))
         with suppress(FleetUnavailable):
-            newer = await self._facts.settle(own, check.holder)
-        record = await self._take(own if newer.descriptor is GONE else newer)
+            newest_known = await self._facts.settle(own, check.holder)
+        record = await self._take(newest_known)
         check.is_settled = True
         self._wake(check.key, self._latest.get(check.key))
         return record
 
-    async def forget(self, check: Check) -> None:
-        """Publish that a tag is gone. Replicas that know it find out by their own next check."""
-        self._latest.pop(check.key, None)
-        with suppress(FleetUnavailable):
-            at = check.at(self._store.now())
-            await self._facts.settle(Fact(*check.key, GONE, at), check.holder)
-        check.is_settled = True
-        self._wake(check.key, None)
-
     async def follow(self) -> None:
-        """Apply what other replicas find, and compare tags with Redis, until cancelled."""
+        """Apply facts of other replicas, and compare tags with Redis, until cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time() + COMPARE_SECONDS
         while True:
@@ -224,6 +174,7 @@ class SharedTags:
                     await self._woken.wait()
             self._woken.clear()
             try:
+                await self._publish_dropped()
                 await self._apply()
                 if self._has_gap:
                     await self._compare_all()
@@ -238,8 +189,8 @@ class SharedTags:
     async def _claim(self, key: Key, holder: str, max_age: float) -> Fact | None:
         """Return a fact that is new enough; None if this replica has to check the tag.
 
-        A check that fails is tried by one of those that wait for it. After that each is on its own,
-        so that one broken replica does not hold up the others.
+        If a check fails, one of the waiting replicas tries it. After that each checks alone, so
+        that one broken replica does not delay the others.
         """
         oldest = self._store.now() - max_age
         with suppress(FleetUnavailable, TimeoutError):
@@ -255,7 +206,7 @@ class SharedTags:
 
     @contextmanager
     def _awaited(self, key: Key) -> Iterator["asyncio.Future[Fact | None]"]:
-        """Give a future of the result of another replica's check; None if that has failed."""
+        """Return a future of the result of another replica's check; None if that has failed."""
         future: asyncio.Future[Fact | None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(key, set())
         waiting.add(future)
@@ -267,57 +218,32 @@ class SharedTags:
                 del self._waiting[key]
 
     def _wake(self, key: Key, fact: Fact | None) -> None:
-        """Tell those that wait for another check how it ended."""
+        """Wake the tasks that wait for another replica's check; they check a tag that is gone."""
         for future in self._waiting.get(key, ()):
             if not future.done():
-                future.set_result(fact)
+                future.set_result(None if fact is None or fact.is_gone else fact)
 
-    async def _take(self, fact: Fact) -> TagRecord:
-        """Record a fact, or what is newer, and return that."""
+    async def _take(self, fact: Fact) -> TagRecord | None:
+        """Record a fact, or a newer one, and return it; None if the tag is gone."""
         key = fact.key
-        fact = newest(self._own(key, await self._local.get(*key)), fact)
+        fact = newest(self._own.fact(key, await self._local.get(*key)), fact)
         # Nothing is awaited between here and the change of the record in memory.
         fact = newest(self._latest.get(key), fact)
         self._latest[key] = fact
-        self._remember(fact)
-        record = self._record(fact)
-        await self._local.set(*key, record)
-        return record
-
-    def _remember(self, fact: Fact) -> None:
-        age = self._store.now() - fact.at
-        self._taken[fact.key] = _Taken(fact, time.monotonic() - age, self._gaps)
-
-    def _own(self, key: Key, record: TagRecord | None) -> Fact | None:
-        """Return what this replica's record says, by the clock of Redis.
-
-        There are three cases. A record of this process has a fact, whose age is known even if this
-        machine's clock was set. After a gap Redis may run on another machine, with another clock.
-        A record of an earlier process has this machine's time; one from the future says nothing.
-        """
-        if record is None:
-            return None
-        taken: _Taken | None = self._taken.get(key)
-        if taken is not None and taken.fact.descriptor == record.descriptor:
-            if taken.gaps == self._gaps:
-                return taken.fact
-            age = time.monotonic() - taken.at
-        else:
-            age = self._clock() - record.checked_at
-            if age < -MAX_STEP:
-                return Fact(*key, record.descriptor, 0.0)
-        return Fact(*key, record.descriptor, self._store.now() - max(0.0, age))
-
-    def _record(self, fact: Fact) -> TagRecord:
-        age = max(0.0, self._store.now() - fact.at)
-        return TagRecord(fact.descriptor, self._clock() - age)
+        return await self._own.write(fact)
 
     def _on_gap(self) -> None:
-        """Forget what is known by another clock: Redis may run on another machine now."""
+        """Drop times by the old clock: Redis may run on another machine now."""
         self._latest.clear()
-        self._gaps += 1
+        self._own.on_gap()
         self._has_gap = True
         self._woken.set()
+
+    def _on_dropped(self, target: Target, tag: Tag) -> None:
+        if self._is_shared(target.upstream):
+            self._dropped[target, tag] = time.monotonic()
+            self._latest[target, tag] = Fact(target, tag, DROPPED, self._store.now())
+            self._woken.set()
 
     def _on_message(self, data: bytes) -> None:
         message = read_object(data)
@@ -339,6 +265,17 @@ class SharedTags:
             self._has_gap = True
         self._woken.set()
 
+    async def _publish_dropped(self) -> None:
+        """Let all replicas forget what was dropped here. Raises ``FleetUnavailable``."""
+        while self._dropped:
+            key, at = next(iter(self._dropped.items()))
+            age = time.monotonic() - at
+            await self._take(
+                await self._facts.settle(Fact(*key, DROPPED, self._store.now() - age), "")
+            )
+            if self._dropped.get(key) == at:
+                del self._dropped[key]
+
     async def _apply(self) -> None:
         """Record pushed facts about tags that this replica knows. Raises ``FleetUnavailable``."""
         while self._changed or self._outdated:
@@ -348,7 +285,7 @@ class SharedTags:
                 if fact is None or record is None:
                     continue
                 taken = await self._take(fact)
-                if taken.descriptor.digest != fact.descriptor.digest:
+                if taken is not None and taken.descriptor.digest != fact.descriptor.digest:
                     self._outdated[key] = None
             while self._outdated:
                 key, _ = self._outdated.popitem()
@@ -367,7 +304,7 @@ class SharedTags:
             await self._compare([(key, record) for key, record in known if record is not None])
 
     async def _compare(self, known: Sequence[tuple[Key, TagRecord]]) -> None:
-        """Take what Redis knows better, and publish what it lacks. Raises ``FleetUnavailable``."""
+        """Adopt newer facts in Redis, and publish missing ones. Raises ``FleetUnavailable``."""
         oldest = self._clock() - FACT_SECONDS
         known = [
             (key, record)
@@ -378,12 +315,10 @@ class SharedTags:
             return
         facts = await self._facts.read([key for key, _ in known])
         for (key, record), fact in zip(known, facts, strict=True):
-            own = self._own(key, record)
+            own = self._own.fact(key, record)
             assert own is not None
             if fact is not None and newest(own, fact) is fact:
-                if fact.descriptor is GONE:
-                    continue
-                if fact.descriptor.digest != own.descriptor.digest:
+                if not fact.is_gone and fact.descriptor.digest != own.descriptor.digest:
                     await self._learn_history(key)
                 await self._take(fact)
             elif fact is None or fact.descriptor.digest != own.descriptor.digest:

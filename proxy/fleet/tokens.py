@@ -1,8 +1,8 @@
-"""Tokens of registries that one replica got and all may use, encrypted in Redis.
+"""Tokens of registries, shared by all replicas and encrypted in Redis.
 
-A token is as secret as the login that it was given for. Its name in Redis and its bytes depend on
-the secret of the fleet: who reads Redis without it learns nothing, and who writes to it can only
-remove tokens.
+A token is as secret as the login behind it. Its key in Redis and its bytes depend on the secret of
+the fleet: without that secret, a reader of Redis learns nothing, and a writer can only remove
+tokens.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from proxy.core.tolerant_json import read_object
 from proxy.fleet.store import Store
 
 LEAST_SECONDS: Final = 5.0
-"""A token that lives no longer is of no use to another replica."""
+"""A token with a shorter lifetime is useless to another replica."""
 
 _NONCE_BYTES: Final = 12
 """Of AES-GCM (NIST SP 800-38D §5.2.1.1). Random: far fewer than 2**32 tokens have one key."""
 
 
 class TokenVault:
-    """Keeps tokens with AES-256-GCM. A Redis that is away has none."""
+    """Stores tokens with AES-256-GCM. Without Redis there are none."""
 
     def __init__(self, store: Store, secret: bytes) -> None:
         """Derive the keys from the secret of the fleet."""
@@ -43,7 +43,7 @@ class TokenVault:
         return "<TokenVault>"
 
     async def get(self, use: str) -> tuple[str, float] | None:
-        """Return the token for a use and the seconds that it still lives, None without one."""
+        """Return the token for a use and its remaining seconds, None without one."""
         name = self._name(use)
         sealed = None
         with suppress(FleetUnavailable):

@@ -1,14 +1,14 @@
-"""The seam to durable facts: what is held, who holds it, where tags point, and notes.
+"""The interface to durable facts: held content, links of repositories, tags, and notes.
 
-Rows only, never the bytes of blobs. An index is complete as soon as it is open. Answers come from a
-bounded cache in RAM, without suspending, when they are there. A write changes that cache at once,
-and returns when its row survives the end of the process.
+Rows only, never the bytes of blobs. An index is complete as soon as it is open. Facts in its
+bounded cache in RAM are returned without suspending. A write changes that cache at once, and
+returns when its row survives the end of the process.
 
-Failures of the disk are survived and counted. A fact that cannot be read is unknown. A fact that
+Failures of the disk are handled and counted. A fact that cannot be read is unknown. A fact that
 cannot be written stays in RAM and is written again later. Both cost requests to upstreams, not
 correctness. Verbs that return a page, notes, ``weights``, ``listings``, ``loose_files``,
-``linked_to``, ``repositories`` and ``prune`` raise ``StorageError`` instead: an empty page would
-say that there is nothing.
+``linked_to``, ``repositories`` and ``prune`` raise ``StorageError`` instead, because an empty page
+would be a false answer.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -18,13 +18,16 @@ from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, Child, TagHistoryEntry, TagRecord, Usage
 
 Position = tuple[float, int]
-"""Where a page of ``coldest`` ended."""
+"""The position at which a page of ``coldest`` ended."""
 
 Row = TypeVar("Row")
 Place = TypeVar("Place")
 
+Tree = dict[Digest, int]
+"""A manifest and all that it lists, directly or not; with disk bytes, 0 for what is not held."""
+
 HISTORY_LIMIT = 50
-"""Entries of a tag's history."""
+"""Maximum number of entries in a tag's history."""
 
 REFERRERS_LIMIT = 10_000
 REFERRERS_BYTES = 4 * 1024 * 1024
@@ -32,7 +35,7 @@ REFERRERS_BYTES = 4 * 1024 * 1024
 
 
 class TaggedImage(NamedTuple):
-    """A tag, the manifest that it points to if that is held, and whether it is linked there."""
+    """A tag, its manifest if that is held, and whether its repository has a link to it."""
 
     target: Target
     tag: Tag
@@ -51,138 +54,152 @@ class TaggedImage(NamedTuple):
         return f"{self.target}:{self.tag}"
 
 
+class Weight(NamedTuple):
+    """How much of a manifest's tree is held: disk bytes, shared content once.
+
+    ``missing`` are the pieces that a client would still need. An image below an index is enough,
+    so of an index it is those of the most complete image.
+    """
+
+    held_bytes: int
+    missing: int
+
+
 class Index(Protocol):
     """Durable facts. A ``peek`` never waits: a fact that it would have to wait for is unknown."""
 
     revision: int
-    """Grows when a tag points elsewhere, and when held manifests or their holders change."""
+    """Grows when a tag moves, and when held manifests or their repositories change."""
 
     @property
     def failure(self) -> str | None:
-        """Why new facts are lost at the next start; None if they are not."""
+        """The reason why new facts are lost at the next start; None if they are not."""
 
     @property
     def damaged(self) -> str | None:
-        """Where a damaged file lies that was replaced; None if there was none."""
+        """The path of a damaged file that was replaced; None if there was none."""
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the index's own files, as of a few seconds ago."""
+        """Bytes of the index files, as of a few seconds ago."""
 
     @property
     def dropped_rows(self) -> int:
-        """Rows that could not be read and were left out."""
+        """Number of deleted rows that could not be read."""
 
     def usage(self) -> Usage:
-        """Return how much is held, exactly."""
+        """Return the exact usage of held content."""
 
     def touch(self, digest: Digest) -> None:
-        """Count a use of held content. A use of a manifest is a use of all that it lists."""
+        """Count a use of held content. A use of a manifest is a use of all its content."""
 
     def peek_blob(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content."""
 
     def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return where a tag points."""
+        """Return the record of a tag."""
 
     def peek_linked(self, target: Target, digest: Digest) -> bool:
-        """Return True if a repository is known to hold this."""
+        """Return True if a repository has a link to this digest."""
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
         """Return the record of held content."""
 
     async def records(self, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
-        """Return the records of those that are held."""
+        """Return the records of the held digests."""
 
     async def children(self, digest: Digest) -> tuple[Child, ...] | None:
-        """Return what a held manifest lists, () for other content; None if that is unknown.
+        """Return the children of a held manifest, () for other content; None if unknown.
 
-        The size of a child is that of the held content; of what is not held, the smallest that any
-        manifest claims: a false claim must not make an image too large.
+        The size of a held child is its real size; of other children, the smallest size in any
+        manifest: a false claim must not make an image too large.
         """
 
     async def parents(self, digest: Digest) -> list[Digest]:
-        """Return the held manifests that list this."""
+        """Return the held manifests that list a digest."""
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
-        """Hold content, and remember what it lists; None if that is unknown.
+        """Record held content and its children; None if they are unknown.
 
         Its file is no longer loose. Raises ``ValueError`` for a size out of bounds.
         """
 
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
-        """Forget that content is held. Links and tags stay. Its file is loose from here on."""
+        """Delete the records of content. Links and tags stay. Its file is then loose."""
 
     async def loosen_files(self, digests: Iterable[Digest]) -> None:
-        """Remember that files of these may be there although nothing holds them."""
+        """Record that files of these digests may exist without a record."""
 
     async def forget_files(self, digests: Iterable[Digest]) -> None:
-        """Forget loose files: they are gone."""
+        """Delete the records of loose files that are gone."""
 
     async def loose_files(self) -> list[Digest]:
-        """Return whose files may be there without being held."""
+        """Return the digests whose files may exist without a record."""
 
     async def coldest(
         self, after: Position | None, limit: int
     ) -> list[tuple[Position, BlobRecord]]:
-        """Return a page of held content, least recently used first, with where each stands.
+        """Return a page of held content, least recently used first, with the position of each.
 
-        A manifest comes before its content. All uses until now count.
+        A manifest comes before its content. All uses until now are included.
         """
 
-    async def weights(self, digests: Iterable[Digest]) -> dict[Digest, int]:
-        """Return the disk bytes of what is held of each manifest's tree; shared content once."""
+    async def trees(self, digests: Iterable[Digest]) -> dict[Digest, Tree]:
+        """Return the tree of each digest."""
+
+    async def weights(self, digests: Iterable[Digest]) -> dict[Digest, Weight]:
+        """Return the weight of each held digest."""
 
     async def listings(self, digests: Iterable[Digest]) -> dict[Digest, int]:
-        """Return how many held manifests list each of these."""
+        """Return the number of held manifests that list each digest."""
 
     async def blobs(self, after: Digest | None, limit: int) -> list[BlobRecord]:
         """Return a page of held content, in the order of the digests' bytes."""
 
     async def incomplete(self, after: Digest | None, limit: int) -> list[Digest]:
-        """Return a page of the held manifests of which it is unknown what they list."""
+        """Return a page of the held manifests whose children are unknown."""
 
     async def untagged(self, after: Digest | None, limit: int) -> list[tuple[Target, BlobRecord]]:
-        """Return a page of held manifests without a name, each with a repository that holds it.
+        """Return a page of held manifests without a name, each with a linked repository.
 
-        Those that list something, that no held manifest lists, and to which no tag of a repository
-        points that holds them.
+        These are manifests with children that no held manifest lists, and to which no tag of a
+        linked repository points.
         """
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Remember that a repository holds these."""
+        """Record links from a repository to these digests."""
 
     async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
-        """Forget that a repository holds these, what they refer to, and what refers to them."""
+        """Delete the links of a repository to these digests, and their referrers."""
 
     async def linked(self, target: Target, digest: Digest) -> bool:
-        """Return True if a repository is known to hold this."""
+        """Return True if a repository has a link to this digest."""
 
     async def holders(self, digest: Digest) -> list[Target]:
-        """Return the repositories that are known to hold this, the newest last."""
+        """Return the repositories with a link to this digest, the newest last."""
 
     async def linked_to(self, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
-        """Return what each repository that is ``wanted`` is known to hold. Reads all links."""
+        """Return the links of each repository that is ``wanted``. Reads all links."""
 
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return where a tag pointed when upstream was last asked."""
+        """Return the record of a tag, as of the last answer of upstream."""
 
     async def set_tag(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
-        """Remember where a tag points, also in its history; None: nowhere, its history stays."""
+        """Set the record of a tag, and extend its history; None: deleted, its history stays."""
 
     async def forget_tag(self, target: Target, tag: Tag) -> None:
-        """Forget a tag and its history."""
+        """Delete a tag and its history."""
 
     async def tags(self, target: Target) -> list[Tag]:
         """Return the known tags of a repository, sorted."""
 
     async def history(self, target: Target, tag: Tag) -> tuple[TagHistoryEntry, ...]:
-        """Return the last digests that a tag pointed to, the latest last."""
+        """Return the last digests of a tag, the latest last."""
 
     async def add_history(
         self, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
     ) -> None:
-        """Merge what another cache saw into the history of a tag."""
+        """Merge the history of another cache into that of a tag."""
 
     async def repositories(self) -> list[Target]:
         """Return the repositories with known tags, sorted."""
@@ -193,19 +210,19 @@ class Index(Protocol):
         """Return a page of all tags, or of those that point to ``digest``, sorted."""
 
     async def referrers(self, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
-        """Return the descriptors of held manifests that say that they refer to ``subject``."""
+        """Return the descriptors of held manifests whose ``subject`` is this digest."""
 
     async def add_referrer(self, target: Target, subject: Digest, entry: dict[str, object]) -> None:
-        """Remember that a held manifest refers to ``subject``. The newest are kept."""
+        """Record that a held manifest refers to ``subject``. The newest are kept."""
 
     async def note(self, name: str) -> Any:
-        """Return the JSON value that was noted under a name; None for nothing."""
+        """Return the JSON value of a note; None without one."""
 
     async def set_note(self, name: str, value: object) -> None:
-        """Note a JSON value. It survives a power cut."""
+        """Store a JSON value as a note. It survives a power cut."""
 
     async def prune(self, before: float) -> int:
-        """Forget rows about content that is neither held nor listed by held manifests.
+        """Delete rows about content that is neither held nor listed by held manifests.
 
         Only those that were confirmed before ``before``, Unix seconds. Returns their number.
         """

@@ -1,4 +1,4 @@
-"""SQL about held content: what is held, what it lists, and when it was used. Blocks."""
+"""SQL about held content, its children, and its last uses. Blocks."""
 
 import sqlite3
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from proxy.core.names import Digest
-from proxy.core.records import BLOCK, BlobRecord, Child, Usage
+from proxy.core.records import BlobRecord, Child, Usage
 from proxy.index import Position, values
 from proxy.index.values import Row, packed
 
@@ -17,9 +17,6 @@ AFTER: Final = 1e-6
 _COLUMNS: Final = "digest, size, media_type, used_at, is_public"
 _FIRST: Final = (-1e300, -1)
 _MARKS: Final = 500
-MAX_TREE: Final = 20_000
-"""Digests below one manifest that are weighed."""
-
 _DEPTH: Final = 100
 """Manifests in manifests. A circle, which no honest digests make, ends there."""
 
@@ -30,7 +27,7 @@ Key = Hashable
 
 
 class Stored(NamedTuple):
-    """What storing a blob has changed besides its own row."""
+    """The changes of storing a blob besides its own row."""
 
     uses: dict[Digest, float]
     """New times of last use."""
@@ -40,14 +37,14 @@ class Stored(NamedTuple):
 
 
 def usage(db: Connection) -> Usage:
-    """Return how much is held."""
+    """Return the usage of held content."""
     query = "SELECT count(*), total((size + 4095) / 4096) FROM blob INDEXED BY blob_used"
     files, blocks = db.execute(query).fetchone()
     return Usage(files, int(blocks) * 4096)
 
 
 def records(db: Connection, digests: Iterable[Digest]) -> dict[Digest, BlobRecord]:
-    """Return the records of those that are held."""
+    """Return the records of the held digests."""
     found = {}
     for keys in batches(map(packed, digests)):
         query = f"SELECT {_COLUMNS} FROM blob WHERE digest IN ({marks(keys)})"
@@ -57,9 +54,9 @@ def records(db: Connection, digests: Iterable[Digest]) -> dict[Digest, BlobRecor
 
 
 def children(db: Connection, digest: Digest) -> dict[Key, Any]:
-    """Return what a held manifest lists (None: unknown), and the records of that, by their keys.
+    """Return the children of a held manifest (None: unknown), and their records, by their keys.
 
-    What is not held has the smallest size that any manifest claims.
+    A child that is not held has the smallest size in any manifest.
     """
     row = db.execute("SELECT id, lists FROM blob WHERE digest = ?", (packed(digest),)).fetchone()
     if row is None or not row[1]:
@@ -75,28 +72,6 @@ def children(db: Connection, digest: Digest) -> dict[Key, Any]:
         ("blob", child.digest): record for child, record in zip(listed, held, strict=True)
     }
     return facts | {("children", digest): listed}
-
-
-def parents(db: Connection, digest: Digest) -> list[Digest]:
-    """Return the held manifests that list this."""
-    query = "SELECT b.digest FROM child c JOIN blob b ON b.id = c.parent WHERE c.digest = ?"
-    return [values.digest(key) for (key,) in db.execute(query, (packed(digest),))]
-
-
-def weights(db: Connection, digests: Iterable[Digest]) -> dict[Digest, int]:
-    """Return the disk bytes of what is held of each manifest's tree."""
-    query = f"""WITH RECURSIVE tree (digest) AS (VALUES (?) UNION
-            SELECT c.digest FROM tree JOIN blob p ON p.digest = tree.digest
-            JOIN child c ON c.parent = p.id LIMIT {MAX_TREE})
-        SELECT coalesce(sum((b.size + {BLOCK - 1}) / {BLOCK} * {BLOCK}), 0)
-        FROM tree JOIN blob b ON b.digest = tree.digest"""
-    return {one: db.execute(query, (packed(one),)).fetchone()[0] for one in digests}
-
-
-def listings(db: Connection, digests: Iterable[Digest]) -> dict[Digest, int]:
-    """Return how many held manifests list each of these."""
-    query = "SELECT count(*) FROM child WHERE digest = ?"
-    return {one: db.execute(query, (packed(one),)).fetchone()[0] for one in digests}
 
 
 def coldest(
@@ -123,7 +98,7 @@ def incomplete(db: Connection, after: Digest | None, limit: int) -> list[Digest]
 
 
 def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> Stored:
-    """Hold content; ``listed`` is None if it is unknown what it lists."""
+    """Insert or update held content; ``listed`` is None if its children are unknown."""
     key = packed(record.digest)
     (above,) = db.execute(
         "SELECT max(b.used_at) FROM child c JOIN blob b ON b.id = c.parent WHERE c.digest = ?",
@@ -166,7 +141,7 @@ def insert(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -
 
 
 def drop(db: Connection, digests: Iterable[Digest]) -> None:
-    """Hold content no longer; its file is loose."""
+    """Delete content; its file is loose."""
     for key in map(packed, digests):
         db.execute("INSERT OR IGNORE INTO loose VALUES (?)", (key,))
         row = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
@@ -211,9 +186,9 @@ def use(db: Connection, uses: Iterable[tuple[Digest, float]]) -> dict[Digest, fl
 
 
 def _lift(db: Connection, manifests: list[Row], changed: dict[bytes, float]) -> list[Row]:
-    """Have what manifests list be used later than they; return the manifests that were changed.
+    """Set the last use of children after that of their manifests; return the changed manifests.
 
-    What is used late enough already is later than all below it: nothing changes there.
+    A child that was used late enough needs no change, and neither does anything below it.
     """
     query = f"""SELECT p.used_at + {AFTER} AS later, b.id, b.digest, b.lists
         FROM blob p JOIN child c ON c.parent = p.id JOIN blob b ON b.digest = c.digest

@@ -1,7 +1,7 @@
 """The SQLite file of the index: its schema, how it is opened, and how a damaged one is replaced.
 
 Durability: the journal is a write-ahead log with ``synchronous=NORMAL``. A committed row survives
-the end of the process. A power cut never damages the file, but may take the transactions of the
+the end of the process. A power cut never damages the file, but may lose the transactions of the
 last moments; one that is committed with ``is_durable`` is written through to the disk, with all
 before it (https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous).
 
@@ -93,7 +93,7 @@ class Database:
         self.dropped = 0
 
     def open(self) -> None:
-        """Open the file, and make it if needed; a layout-2 index is taken over.
+        """Open the file, and create it if needed; convert a layout-2 index.
 
         If the disk fails, the file is in a temporary directory until ``close``; ``is_temporary``
         says so. Raises ``ConfigError``, ``StorageError``.
@@ -152,14 +152,14 @@ class Database:
         return found
 
     def trim(self) -> None:
-        """Give some room of deleted rows back to the file system, if there is much of it."""
+        """Return some space of deleted rows to the file system, if there is much of it."""
         (pages,) = self._writer.execute("PRAGMA page_count").fetchone()
         (free,) = self._writer.execute("PRAGMA freelist_count").fetchone()
         if free > max(_JOURNAL_PAGES, pages // 4):
             self._vacuum(_JOURNAL_PAGES)
 
     def shrink(self) -> None:
-        """Give the room of deleted rows, and of the journal, back to the file system."""
+        """Return the space of deleted rows and of the journal to the file system."""
         self._vacuum(0)
         self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
@@ -177,7 +177,7 @@ class Database:
         return found
 
     def rebuild(self, generation: int, error: Exception) -> None:
-        """Set the damaged file aside; a new one has what can be read of it.
+        """Set the damaged file aside; create a new one with all readable rows.
 
         Does nothing if the file is not that of ``generation`` any more.
         """
@@ -196,7 +196,7 @@ class Database:
         self.generation += 1
         self.damaged = str(aside)
         self._connection = self._connected()
-        log.error("index damaged, made anew", error=repr(error), kept_as=str(aside))
+        log.error("index damaged, rebuilt", error=repr(error), kept_as=str(aside))
 
     def _open(self) -> None:
         if os.path.expandvars(self._directory) != str(self._directory):  # diskcache expands it
@@ -298,7 +298,7 @@ class Database:
         _sync(self._directory)
 
     def _copy(self, new: sqlite3.Connection) -> None:
-        """Copy what can be read of the file, of the tables that are as they should be."""
+        """Copy the readable rows of the tables with the right schema."""
         with closing(_connect(self._path)) as old:
             try:
                 old.execute("PRAGMA writable_schema = ON")  # a file that is cut off opens with it

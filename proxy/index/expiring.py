@@ -1,12 +1,11 @@
-"""Rows that expire and may be lost: what upstream said last, kept for an outage or a restart.
+"""Rows that expire and may be lost: the last answers of upstreams, for an outage or a restart.
 
 The only module that imports diskcache, which expires rows and, above the size limit, evicts those
-used least recently. For that a read writes when the row was used (45 µs), so nothing on the path of
-a hit reads here.
+used least recently. For that a read also writes the time of use (45 µs), so hits never read here.
 
-Losing a row costs a request to upstream, so trouble with the disk is counted, logged and answered
-with "unknown", and a damaged file is deleted. The file may come from a backup or another program:
-a row with another format is deleted and counted too.
+Losing a row costs a request to upstream, so an error of the disk is counted, logged and answered
+with "unknown", and a damaged file is deleted. The file may come from a backup or another program: a
+row with another format is deleted and counted too.
 """
 
 import json
@@ -75,7 +74,7 @@ class ExpiringRows:
         self._counted = 0  # of these, what on_trouble knows; only the loop changes this
 
     async def __aenter__(self) -> Self:
-        """Open the file; what fails is tried again when a row is wanted."""
+        """Open the file; a failure is tried again at the next access."""
         await self._run(lambda _: None, None)
         return self
 
@@ -91,7 +90,7 @@ class ExpiringRows:
         return await self._run(lambda cache: self._get(cache, key, parse), None)
 
     async def set(self, key: Key, value: object, ttl: float, target: Target | None = None) -> None:
-        """Keep a JSON value for ``ttl`` seconds; ``target`` is what ``forget`` finds it by."""
+        """Store a JSON value for ``ttl`` seconds; ``forget`` finds it by ``target``."""
         tag = None if target is None else str(target)
         await self._run(lambda cache: self._set(cache, key, value, expire=ttl, tag=tag), None)
 
@@ -104,7 +103,7 @@ class ExpiringRows:
         ttl: float,
         target: Target,
     ) -> None:
-        """Replace the value under ``key`` by what ``change`` makes of it, in one step.
+        """Replace the value under ``key`` by the result of ``change``, in one step.
 
         ``change`` gets None if there is no value. It returns a JSON value, or None for no change.
         """
@@ -160,7 +159,7 @@ class ExpiringRows:
             return await in_thread(lambda: self._mended(work), Pool.EXPIRING)
         except Exception as error:
             self._on_trouble()
-            log.warning("expiring rows: trouble, went on without", error=repr(error))
+            log.warning("expiring rows: error, continued without", error=repr(error))
             return otherwise
         finally:
             while self._counted < self._deleted:

@@ -4,12 +4,12 @@ A write changes RAM at once. There are three cases for a key that is read and no
 
 - It is being written: the reader waits for the commit.
 - Nothing writes it: it is read in a thread, and put into RAM.
-- It is written while it is being read: what was read is outdated, and the reader begins anew. Other
-  facts that came with it are put into RAM unless they are written meanwhile, or still have to be.
+- It is written while it is being read: the result is outdated, and the reader starts again. Other
+  facts in the result are put into RAM unless they are written meanwhile, or still have to be.
 
 A write that fails stays in RAM and is tried again by ``write_again``, unless its keys have been
-written since. Work that changes rows without knowing their keys writes ``EVERYTHING``: RAM forgets
-all, and until the commit nothing is read into it. Such work is not tried again.
+written since. Work that changes rows without knowing their keys writes ``EVERYTHING``: RAM is
+cleared, and until the commit nothing is read into it. Such work is not tried again.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ RAM_WEIGHT: Final = 40_000
 """Entries of one generation of the cache: about 20 MB."""
 
 _UNWRITTEN: Final = 10_000
-"""Keys whose writes are tried again; the writes of more are forgotten."""
+"""Maximum number of keys whose writes are tried again; further writes are dropped."""
 
 Key = Hashable
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 
 class Facts:
-    """``failure`` says why the last write failed; None if it did not."""
+    """``failure`` is the reason why the last write failed; None if it succeeded."""
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ class Facts:
         return {key: facts[key] if key in valid else self._ram.get(key) for key in keys}
 
     def _outdate_reads(self, keys: Iterable[Key]) -> None:
-        """Have running reads leave out keys: they may have read the rows before the change."""
+        """Exclude keys from running reads, which may have read the rows before the change."""
         for outdated in self._reads:
             outdated.update(keys)
 
@@ -255,15 +255,15 @@ class Facts:
                 generations.mark(key)
 
     def forget(self) -> None:
-        """Forget what RAM has, but for what could not be written.
+        """Clear RAM, except for facts that could not be written.
 
-        What is being written is read when that is done.
+        Facts that are being written are read again after the commit.
         """
         self._ram.keep(self._unwritten)
         self._outdate_reads([EVERYTHING])
 
     def _replaced(self) -> None:
-        """Forget what RAM has of a file that has been replaced."""
+        """Drop the facts of a file that has been replaced."""
         self._on_trouble()
         self.forget()
         if self._generations is not None:
@@ -272,4 +272,4 @@ class Facts:
 
     def _trouble(self, error: StorageError) -> None:
         self._on_trouble()
-        log.warning("index trouble, carried on without", error=str(error))
+        log.warning("index error, continued without", error=str(error))

@@ -1,11 +1,11 @@
-"""Tells other processes which facts of the index have changed, through shared memory.
+"""Shared memory that tells other processes which facts of the index have changed.
 
 The process that writes the index marks a fact while RAM and file disagree about it, and counts it
 as changed once the file has it. Others read facts from the file and keep them with their stamp: a
-fact is valid while its stamp is the same, and unknown while it is marked. So no process answers
-from an older fact than the one that writes.
+fact is valid while its stamp is the same, and unknown while it is marked. So no process uses an
+older fact than the one that writes.
 
-Facts share places of the table by their hash: a change may invalidate facts that did not change.
+Facts share slots of the table by their hash: a change may invalidate facts that did not change.
 """
 
 import mmap
@@ -40,7 +40,7 @@ class Generations:
     """The table; one process writes it. ``fd`` is an anonymous file that others inherit."""
 
     def __init__(self, fd: int | None = None) -> None:
-        """Make a table, or use that of another process."""
+        """Create a table, or use that of another process."""
         self.fd: Final = os.memfd_create("millpond-generations") if fd is None else fd
         if fd is None:
             os.ftruncate(self.fd, _BYTES)
@@ -48,13 +48,13 @@ class Generations:
         self._numbers: Final = memoryview(self._memory).cast("I")
 
     def close(self) -> None:
-        """Give the memory back; other processes keep theirs."""
+        """Release the memory; other processes keep theirs."""
         self._numbers.release()
         self._memory.close()
         os.close(self.fd)
 
     def mark(self, key: Hashable) -> None:
-        """Make a fact unknown to others: the file does not have it yet."""
+        """Mark a fact as unknown to others: the file does not have it yet."""
         self._numbers[place(key)] += 1
         self._count(_CHANGES)
 
@@ -74,7 +74,7 @@ class Generations:
 
     @property
     def changes(self) -> int:
-        """While this is the same, so is every stamp."""
+        """A number that changes whenever any stamp does."""
         return self._numbers[_CHANGES]
 
     @property

@@ -1,8 +1,8 @@
-"""Takes over an index of storage layout 2: one SQLite file for each of five tables.
+"""Converts an index of storage layout 2: one SQLite file for each of five tables.
 
 A row's key and value are JSON in a zlib frame, as diskcache wrote them. Another program may have
-written the files: a value of any other kind may run code or lead to another file, and is left out,
-as is every row that makes no sense. Lists that an upstream gave are not taken over. Blocks.
+written the files: a value of any other kind may run code or lead to another file, and is ignored,
+as is every malformed row. Lists from upstreams are not converted. Blocks.
 """
 
 import json
@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 
 def copy(directory: Path, new: Connection) -> None:
-    """Copy what the tables say, if there are any. Raises ``sqlite3.Error`` for the new file."""
+    """Copy the rows of the tables, if there are any. Raises ``sqlite3.Error`` for the new file."""
     if not any(_file(directory, table).exists() for table in TABLES):
         return
     dropped = 0
@@ -51,11 +51,11 @@ def copy(directory: Path, new: Connection) -> None:
                 dropped += 1
     for _ in range(_ROUNDS):
         new.execute(_LIFT)
-    log.info("index of the former layout taken over", unreadable_rows=dropped)
+    log.info("index of an older layout converted", unreadable_rows=dropped)
 
 
 def remove(directory: Path) -> None:
-    """Delete the tables: all that they said is in the new file, which is on the disk."""
+    """Delete the tables: the new file has all their rows and is on the disk."""
     for table in (*TABLES, "listings"):
         for path in (directory / table, *directory.glob(f"{table}.unreadable-*")):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""An index in RAM alone: for a cache without a disk, and for tests.
+"""An index in RAM only: for a cache without a disk, and for tests.
 
 It has the rows of ``SqliteIndex``, but no threads, no cache in front of them and no buffers: each
-verb is one statement or a few. Where the two answer differently, one of these parts is wrong.
+verb is one statement or a few. If the two answer differently, one of these parts is wrong.
 """
 
 import sqlite3
@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, Child, Clock, TagRecord, Usage
-from proxy.index import blob_rows, name_rows, retention, values
+from proxy.index import blob_rows, name_rows, retention, tree_rows, values
 from proxy.index.database import SCHEMA
 
 _STEP = 1e-5
@@ -52,12 +52,13 @@ class MemoryIndex:
         self._db.close()
 
     records = _verb(blob_rows.records)
-    parents = _verb(blob_rows.parents)
+    parents = _verb(tree_rows.parents)
     loosen_files = _verb(blob_rows.loosen_files)
     forget_files = _verb(blob_rows.forget_files)
     loose_files = _verb(blob_rows.loose_files)
-    weights = _verb(blob_rows.weights)
-    listings = _verb(blob_rows.listings)
+    trees = _verb(tree_rows.trees)
+    weights = _verb(tree_rows.weights)
+    listings = _verb(tree_rows.listings)
     coldest = _verb(blob_rows.coldest)
     blobs = _verb(blob_rows.blobs)
     incomplete = _verb(blob_rows.incomplete)

@@ -1,4 +1,4 @@
-"""SQL about names: repositories and what they hold, tags and their history, referrers. Blocks."""
+"""SQL about names: repositories and their links, tags and their history, referrers. Blocks."""
 
 import json
 import sqlite3
@@ -27,21 +27,21 @@ Key = Hashable
 
 
 def repo(db: Connection, target: Target) -> int:
-    """Return the number of a repository; it gets one if it has none."""
+    """Return the number of a repository, which is created if needed."""
     db.execute("INSERT OR IGNORE INTO repo (upstream, name) VALUES (?, ?)", target)
     (found,) = db.execute(f"SELECT {_REPO}", target).fetchone()
     return int(found)
 
 
 def link(db: Connection, target: Target, digests: Iterable[Digest], now: float) -> None:
-    """Remember that a repository holds these."""
+    """Insert links from a repository to these digests."""
     number = repo(db, target)
     rows = ((packed(digest), number, now) for digest in digests)
     db.executemany("INSERT OR IGNORE INTO link VALUES (?, ?, ?)", rows)
 
 
 def unlink(db: Connection, target: Target, digests: Iterable[Digest]) -> None:
-    """Forget that a repository holds these, what they refer to, and what refers to them."""
+    """Delete the links of a repository to these digests, and their referrers."""
     number = repo(db, target)
     for keys in batches(map(packed, digests)):
         these = marks(keys)
@@ -54,7 +54,7 @@ def unlink(db: Connection, target: Target, digests: Iterable[Digest]) -> None:
 
 
 def linked(db: Connection, target: Target, digest: Digest) -> dict[Key, Any]:
-    """Return whether a repository holds content, and the record of that, by their keys."""
+    """Return whether a repository has a link to content, and its record, by their keys."""
     row = db.execute(
         f"""SELECT b.digest, b.size, b.media_type, b.used_at, b.is_public,
         EXISTS (SELECT 1 FROM link WHERE digest = k.key AND repo = {_REPO})
@@ -66,14 +66,14 @@ def linked(db: Connection, target: Target, digest: Digest) -> dict[Key, Any]:
 
 
 def holders(db: Connection, digest: Digest) -> tuple[Target, ...]:
-    """Return the repositories that hold this, the newest last."""
+    """Return the repositories with a link to this, the newest last."""
     query = """SELECT r.upstream, r.name FROM link l JOIN repo r ON r.id = l.repo
         WHERE l.digest = ? ORDER BY l.linked_at, l.repo"""
     return tuple(values.target(*row) for row in db.execute(query, (packed(digest),)))
 
 
 def linked_to(db: Connection, wanted: Callable[[Target], bool]) -> dict[Target, set[Digest]]:
-    """Return what each repository that is wanted holds."""
+    """Return the links of each repository that is wanted."""
     repos = db.execute("SELECT id, upstream, name FROM repo").fetchall()
     targets = {number: values.target(*names) for number, *names in repos}
     chosen = {number: target for number, target in targets.items() if wanted(target)}
@@ -85,7 +85,7 @@ def linked_to(db: Connection, wanted: Callable[[Target], bool]) -> dict[Target, 
 
 
 def tag(db: Connection, target: Target, name: Tag) -> dict[Key, Any]:
-    """Return where a tag points, and what a request for it asks next, by their keys."""
+    """Return the record of a tag, and the facts that its request needs next, by their keys."""
     key = ("tag", target, name)
     row = db.execute(
         f"{_BY_NAME} WHERE r.upstream = ? AND r.name = ? AND t.name = ?", (*target, name)
@@ -98,7 +98,7 @@ def tag(db: Connection, target: Target, name: Tag) -> dict[Key, Any]:
 
 
 def set_tag(db: Connection, target: Target, tag: Tag, record: TagRecord | None) -> None:
-    """Write where a tag points, and lengthen its history; None: forget where it points."""
+    """Write the record of a tag, and extend its history; None: delete the record."""
     if record is None:
         db.execute(f"DELETE FROM tag WHERE repo = {_REPO} AND name = ?", (*target, tag))
         return
@@ -125,7 +125,7 @@ def set_tag(db: Connection, target: Target, tag: Tag, record: TagRecord | None) 
 def add_history(
     db: Connection, target: Target, tag: Tag, entries: Iterable[TagHistoryEntry]
 ) -> None:
-    """Merge what another cache saw into a tag's history."""
+    """Merge the history of another cache into a tag's history."""
     number, merged = repo(db, target), merged_history((*history(db, target, tag), *entries))
     db.execute("DELETE FROM sighting WHERE repo = ? AND tag = ?", (number, tag))
     rows = (
@@ -136,7 +136,7 @@ def add_history(
 
 
 def forget_tag(db: Connection, target: Target, tag: Tag) -> None:
-    """Forget a tag and its history."""
+    """Delete a tag and its history."""
     set_tag(db, target, tag, None)
     db.execute(f"DELETE FROM sighting WHERE repo = {_REPO} AND tag = ?", (*target, tag))
 
@@ -201,14 +201,14 @@ def untagged(db: Connection, after: Digest | None, limit: int) -> list[tuple[Tar
 
 
 def referrers(db: Connection, target: Target, subject: Digest) -> tuple[dict[str, object], ...]:
-    """Return what refers to a manifest."""
+    """Return the referrers of a manifest."""
     query = f"SELECT entry FROM referrer WHERE repo = {_REPO} AND subject = ? ORDER BY id"
     rows = db.execute(query, (*target, packed(subject)))
     return tuple(values.entry(entry) for (entry,) in rows)
 
 
 def add_referrer(db: Connection, target: Target, subject: Digest, entry: dict[str, object]) -> None:
-    """Add an entry as the newest of a subject, and delete the oldest that are too many."""
+    """Add an entry as the newest of a subject, and delete the oldest beyond the limit."""
     number, key, text = repo(db, target), packed(subject), json.dumps(entry)
     row = (number, key, packed(values.digest_text(entry["digest"])), text)
     db.execute("INSERT OR REPLACE INTO referrer VALUES (NULL, ?, ?, ?, ?)", row)
@@ -223,13 +223,13 @@ def add_referrer(db: Connection, target: Target, subject: Digest, entry: dict[st
 
 
 def note(db: Connection, name: str) -> Any:
-    """Return what was noted under a name, as JSON values."""
+    """Return the note with a name, as JSON values."""
     row = db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
     return None if row is None else values.json_text(row[0])
 
 
 def set_note(db: Connection, name: str, value: object) -> None:
-    """Note a JSON value."""
+    """Store a JSON value as a note."""
     db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, json.dumps(value)))
 
 

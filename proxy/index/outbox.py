@@ -1,8 +1,8 @@
 """Queued events: one bounded queue for each receiver, in a SQLite file.
 
-The file is made when the first event waits. What was added survives the end of the process; a power
-cut may take the changes of the last moments (``synchronous=NORMAL``), so that an event may be lost
-or sent again. A damaged file is set aside, and its events are lost.
+The file is created with the first event. Events survive the end of the process; a power cut may
+lose the changes of the last moments (``synchronous=NORMAL``), so that an event may be lost or sent
+again. A damaged file is set aside, and its events are lost.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 
 class Waiting(NamedTuple):
-    """One event that waits. ``message`` identifies it at its receiver, and never changes.
+    """One queued event. ``message`` identifies it at its receiver, and never changes.
 
     ``added_at`` is in Unix seconds, ``event`` is JSON.
     """
@@ -91,7 +91,7 @@ class Outbox:
         await self._change(remove)
 
     async def postpone(self, waiting: Waiting, seconds: float) -> None:
-        """Count a failed attempt, and have the event due in so many seconds."""
+        """Count a failed attempt, and set the event due in some seconds."""
         sql = "UPDATE waiting SET attempts = attempts + 1, due = ? WHERE id = ?"
         due = time.monotonic() + seconds
         await self._change(lambda db: db.execute(sql, [due, waiting.id]))

@@ -1,8 +1,8 @@
-"""A bounded cache in RAM that keeps what was used lately.
+"""A bounded cache in RAM that keeps recently used entries.
 
 Two generations instead of a linked list: an entry that is used moves to the young generation; when
-that is full it becomes the old one, and the former old one is dropped. So a hit costs one or two
-dictionary look-ups, and what is in constant use is never dropped.
+that is full it becomes the old one, and the previous old one is dropped. So a hit costs one or two
+dictionary lookups, and entries in constant use are never dropped.
 """
 
 from collections.abc import Hashable, Iterable

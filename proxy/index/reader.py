@@ -1,8 +1,8 @@
 """Reads the index that another process writes, for hits.
 
-Answers only what is certain: that a repository may serve held content, and where a tag points.
-Everything else is None, and only the process that writes the index knows more. What was read is
-kept in RAM while ``generations`` says that it is valid.
+Returns only certain facts: that a repository may serve held content, and where a tag points.
+Everything else is None; only the process that writes the index knows more. Facts are cached in RAM
+while they are valid by ``generations``.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 
 class _Known:
-    """A fact, valid while its place has this stamp; ``changes`` says when that was looked at."""
+    """A fact, valid while its slot has this stamp; ``changes`` is from the last check of it."""
 
     __slots__ = ("changes", "place", "stamp", "value")
 
@@ -59,19 +59,19 @@ class IndexReader:
         self._thread.shutdown()
 
     def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return where a tag points, if RAM knows."""
+        """Return the record of a tag, if it is in RAM."""
         record: TagRecord | None = self._peek(("tag", target, tag))
         return record
 
     def peek_held(self, target: Target, digest: Digest) -> BlobRecord | None:
-        """Return the record of held content that a repository may serve, if RAM knows."""
+        """Return the record of held content that a repository may serve, if it is in RAM."""
         if not self._peek(("link", target, digest)):
             return None
         record: BlobRecord | None = self._peek(("blob", digest))
         return record
 
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return where a tag pointed when upstream was last asked."""
+        """Return the record of a tag, as of the last answer of upstream."""
         return self.peek_tag(target, tag) or await self._read(
             ("tag", target, tag), lambda db: name_rows.tag(db, target, tag)
         )
@@ -107,9 +107,9 @@ class IndexReader:
         return self._peek(key)
 
     def _facts(self, read: _Query) -> dict[Hashable, _Known]:
-        """Return what the file says, with stamps from before it was read.
+        """Return the facts in the file, with stamps from before they were read.
 
-        The first reading says which facts these are, the second one what they are.
+        The first read finds the keys of the facts, the second one their values.
         """
         db = self._connected()
         stamps = {key: self._stamped(key) for key in read(db)}
@@ -125,7 +125,7 @@ class IndexReader:
         return number, self._generations.stamp(number)
 
     def _connected(self) -> sqlite3.Connection:
-        """Return a connection to the file that is in place now."""
+        """Return a connection to the current file."""
         if self._connection is None or self._opened_as != self._generations.file:
             self._disconnect()
             self._opened_as = self._generations.file

@@ -1,8 +1,8 @@
-"""Which rows are forgotten when content is gone, or when the file is too large.
+"""Deletes rows about content that is gone, or when the file is too large.
 
-Rows come from what clients ask and upstreams answer, so others decide how many there are. Rows are
-chosen by a connection that reads, page by page, and deleted by the one that writes, which looks
-again: they may be needed meanwhile.
+Requests of clients and answers of upstreams create rows, so their number needs a limit. A reading
+connection selects rows, page by page, and the writing one deletes them after a second check: they
+may be needed meanwhile.
 """
 
 import sqlite3
@@ -19,11 +19,11 @@ from proxy.index.generations import EVERYTHING
 from proxy.index.values import Row
 
 AGES: Final = (30 * 86400.0, 7 * 86400.0, 86400.0, 3600.0, -1.0)
-"""Seconds without a confirmation, after which a row is forgotten when the file is too large. The
+"""Seconds without a confirmation, after which a row is deleted when the file is too large. The
 last takes rows of this moment too: a hostile registry may confirm thousands a second."""
 
 LOW_MARK: Final = 0.9
-"""Share of the limit that is left when rows had to be forgotten."""
+"""Share of the limit to which the file shrinks when rows are deleted."""
 
 PAGE: Final = 1000
 
@@ -58,7 +58,7 @@ def _delete_links(db: Connection, links: list[Row]) -> int:
 
 
 def _delete_tags(db: Connection, tags: list[Row]) -> int:
-    """Delete tags and their history, but for those that were seen again."""
+    """Delete tags and their history, except those that were seen again."""
     deleted = 0
     for *key, before in tags:
         query = "SELECT max(last_seen) FROM sighting WHERE repo = ? AND tag = ?"
@@ -85,7 +85,7 @@ _PASSES: Final = (
     (_OLD_LINKS, (b"", 0), _delete_links),
     (_OLD_TAGS, (0, ""), _delete_tags),
 )
-"""What to read, where the first page begins, and what deletes a page."""
+"""The query, the start of the first page, and the function that deletes a page."""
 
 
 def prune(db: Connection, before: float) -> int:
@@ -103,7 +103,7 @@ def prune(db: Connection, before: float) -> int:
 
 
 class Pruner:
-    """Forgets rows. ``max_bytes`` bounds the file; ``file_bytes`` is its size as of lately."""
+    """Deletes rows. ``max_bytes`` limits the file; ``file_bytes`` is its last measured size."""
 
     def __init__(self, facts: Facts, database: Database, *, max_bytes: float) -> None:
         self._facts = facts
@@ -127,7 +127,7 @@ class Pruner:
         return deleted + await self._delete(_delete_rest)
 
     async def keep_small(self, now: float) -> bool:
-        """Forget the oldest rows if the file is too large; return True if it was.
+        """Delete the oldest rows if the file is too large; return True if it was.
 
         ``now`` is in Unix seconds.
         """
@@ -144,7 +144,7 @@ class Pruner:
         return True
 
     async def _shrink(self, now: float) -> int:
-        """Forget rows of content that is not here, the oldest first; then tags of what is here."""
+        """Delete rows of content that is not held, the oldest first; then tags of held content."""
         deleted = 0
         for age in AGES:
             if await self._is_small():
@@ -158,7 +158,7 @@ class Pruner:
         return deleted
 
     async def _delete(self, work: Callable[..., int], *args: object) -> int:
-        """Delete rows, and forget all that RAM has: it does not know these by their numbers."""
+        """Delete rows, and clear RAM, which does not have their numbers."""
         deleted: list[int] = []
         await self._facts.write({}, [EVERYTHING], work, *args, then=deleted.append)
         return sum(deleted)

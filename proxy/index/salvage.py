@@ -1,4 +1,4 @@
-"""Copies what can be read of a damaged file of the index into a new one, row by row. Blocks."""
+"""Copies the readable rows of a damaged index file into a new one, row by row. Blocks."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ def _copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str) ->
 
 
 def rows(old: sqlite3.Connection, table: str, columns: list[str], keys: list[str]) -> Iterator[Row]:
-    """Yield rows from the front up to a damage, then from the back down to it."""
+    """Yield rows from the start up to the damage, then from the end back to it."""
     for order in (keys, [f"{key} DESC" for key in keys]):
         query = f"SELECT {', '.join(columns)} FROM {table} NOT INDEXED ORDER BY {', '.join(order)}"
         try:

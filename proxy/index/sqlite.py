@@ -1,9 +1,9 @@
 """The index of one machine: one SQLite file, with a bounded cache in RAM in front.
 
-What a hit needs is answered without suspending, from RAM or from pages in the page cache. Keys in
-RAM: ``blob``, ``children`` and ``holders`` of a digest; ``tag`` and ``history`` of a tag; ``tags``
-of a repository; ``link`` of a digest to a repository. Last uses are buffered, and written in one
-transaction every few seconds.
+Facts that a hit needs come from RAM or the page cache, without suspending. Keys in RAM: ``blob``,
+``children`` and ``holders`` of a digest; ``tag`` and ``history`` of a tag; ``tags`` of a repository;
+``link`` of a digest to a repository. Last uses are buffered, and written in one transaction every
+few seconds.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 import structlog
 
 from proxy.core.errors import StorageError
+from proxy.core.manifests import walk
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import (
     BlobRecord,
@@ -29,7 +30,7 @@ from proxy.core.records import (
     Usage,
     disk_bytes,
 )
-from proxy.index import Position, blob_rows, name_rows, values
+from proxy.index import Position, Tree, blob_rows, name_rows, tree_rows, values
 from proxy.index.blob_rows import Connection
 from proxy.index.database import Database
 from proxy.index.facts import Facts, Key
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 FLUSH_SECONDS: Final = 5.0
 
 _STEP: Final = 1e-5
-"""Seconds between two uses in the same instant, so that they have an order."""
+"""Seconds added between two uses at the same time, so that they have an order."""
 
 _SLICE: Final = 250
 """Digests of one write: others wait while it runs."""
@@ -83,9 +84,9 @@ class SqliteIndex:
         self._supervisor = Supervisor() if supervisor is None else supervisor
         self._max_bytes = max_bytes
         self.generations: Generations | None = None
-        """Tells the processes that read the file what changes. Set before the file is opened."""
+        """Reports changes to the processes that read the file. Set before the file is opened."""
         self.on_used: Callable[[Iterable[Digest]], None] = lambda _: None
-        """Gets content with a new time of last use, after it is written."""
+        """Called with content that has a new time of last use, after that is written."""
         self._uses: dict[Digest, float] = {}
         self._last_use = 0.0
         self._usage = Usage(0, 0)
@@ -126,8 +127,8 @@ class SqliteIndex:
         self._facts.file.close()
         await self._facts.threads.close()
 
-    weights = _page(blob_rows.weights)
-    listings = _page(blob_rows.listings)
+    weights = _page(tree_rows.weights)
+    listings = _page(tree_rows.listings)
     blobs = _page(blob_rows.blobs)
     loose_files = _page(blob_rows.loose_files)
     incomplete = _page(blob_rows.incomplete)
@@ -197,8 +198,23 @@ class SqliteIndex:
 
     async def parents(self, digest: Digest) -> list[Digest]:
         with suppress(StorageError):
-            return await self._facts.page(blob_rows.parents, digest)
+            return await self._facts.page(tree_rows.parents, digest)
         return []
+
+    async def trees(self, digests: Iterable[Digest]) -> dict[Digest, Tree]:
+        roots = list(digests)
+        with suppress(StorageError):
+            if self._facts.are_written:  # else RAM knows more than the file
+                return await self._facts.page(tree_rows.trees, roots)
+        return {root: await self._tree(root) for root in roots}
+
+    async def _tree(self, root: Digest) -> Tree:
+        async def listed(digest: Digest) -> list[Digest]:
+            return [child.digest for child in await self.children(digest) or ()]
+
+        tree = [node.digest async for node in walk([root], listed)]
+        held = await self.records(tree)
+        return {one: disk_bytes(held[one].size) if one in held else 0 for one in tree}
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
         digest, listed = record.digest, values.children(children, record)
@@ -330,7 +346,7 @@ class SqliteIndex:
         self._usage = Usage(files, size)
 
     def _trouble(self) -> None:
-        """Have what is held counted anew: what could not be read may have been counted twice."""
+        """Recount held content: a row that could not be read may have been counted twice."""
         self._counting = replace(self._usage)
         self._on_trouble()
 

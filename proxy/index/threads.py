@@ -1,9 +1,9 @@
 """The threads of the index: one that writes, and some that read.
 
-Writes that wait while others are being committed share the next transaction, so many callers cost
-one commit. If a transaction fails, each of its writes is tried alone: one must not spoil others.
-Look-ups that begin in the same turn of the loop share one switch of threads, which costs more than
-one of them.
+Writes that wait for a running commit share the next transaction, so many callers cost one commit.
+If a transaction fails, each of its writes is tried separately, so that one cannot fail the others.
+Lookups that begin in the same turn of the loop share one switch of threads, which costs more than
+a lookup.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class Write:
 
 
 class Threads:
-    """Runs work on the database, and has it made anew when it is damaged.
+    """Runs work on the database, and rebuilds it when it is damaged.
 
     ``settle`` is called with the outcome of each write, before those that wait for it go on, and
     ``renewed`` when the file has been made anew.
@@ -70,11 +70,11 @@ class Threads:
         self._is_writing = False
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Return what ``work`` returns in the thread that writes."""
+        """Return the result of ``work`` in the thread that writes."""
         return await self._loop.run_in_executor(self._writer, work)
 
     async def close(self) -> None:
-        """Write what waits, and close the database."""
+        """Write everything that waits, and close the database."""
         await self.written()
         self._readers.shutdown()
         for _, connection in self._connections:
@@ -95,7 +95,7 @@ class Threads:
             await asyncio.wait([self._last])
 
     async def read(self, work: Work[Result]) -> Result:
-        """Return what ``work`` returns. Raises ``StorageError``."""
+        """Return the result of ``work``. Raises ``StorageError``."""
         found = await self._loop.run_in_executor(self._readers, self._outcome, work)
         self._notice()
         result: Result = _result(found)

@@ -109,13 +109,13 @@ def children(listed: Iterable[Child] | None, of: BlobRecord) -> tuple[Child, ...
 
 
 def tag_record(row: Row) -> TagRecord:
-    """Return where a tag points, in columns ``media_type, digest, size, checked_at``."""
+    """Return the record of a tag from columns ``media_type, digest, size, checked_at``."""
     kind, key, length, checked_at = row
     return TagRecord(Descriptor(media_type(kind), digest(key), size(length)), seconds(checked_at))
 
 
 def descriptor(record: TagRecord | None) -> Descriptor | None:
-    """Return what a tag points to."""
+    """Return the descriptor of a tag."""
     return None if record is None else record.descriptor
 
 
@@ -129,7 +129,7 @@ def entry(value: object) -> dict[str, object]:
 
 
 def json_text(value: object) -> Any:
-    """Return what a text in JSON says."""
+    """Return the value of a JSON text."""
     try:
         return json.loads(text(value))
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,8 @@
-"""Policies: which images may be served to any client.
+"""Policies: which images may be served, to all clients.
 
 ``rules`` decides by facts, ``images`` and ``signatures`` gather them through the cache, ``outline``
-and ``cosign`` read what registries send. ``web`` asks on every path before content is sent: three
-methods of ``Policies`` for requests, one for the response cache.
+and ``cosign`` parse manifests and signatures. ``web`` calls ``Policies`` before it sends content:
+three methods for requests, one for the response cache.
 """
 
 import asyncio
@@ -42,14 +42,14 @@ log = structlog.get_logger(__name__)
 
 
 class Outcome(StrEnum):
-    """What a policy decided about a request."""
+    """The decision of a policy about a request."""
 
     ALLOWED = "allowed"
     DENIED = "denied"
     AUDITED = "audited"
-    """It would be denied, but the policy only audits."""
+    """The request would be denied, but the policy only audits."""
     FAILED = "failed"
-    """It could not be decided, because upstream failed."""
+    """There is no decision, because upstream failed."""
 
 
 class _Violation(NamedTuple):
@@ -58,7 +58,7 @@ class _Violation(NamedTuple):
 
 
 class _Verdict(NamedTuple):
-    """What rules object to, valid until a time of the clock (Unix seconds).
+    """The objections of rules, valid until a time of the clock (Unix seconds).
 
     ``behalf``: the client that upstream was asked as. Another one may find a signature where this
     one was refused.
@@ -75,10 +75,10 @@ class _Verdict(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """A policy that covers a repository, and what it decides about an image of it.
+    """A policy that covers a repository, and its decision about an image.
 
-    ``is_denied`` None: that is not known before somebody pulls the image. ``is_trial``: the policy
-    only logs what it would deny.
+    ``is_denied`` None: unknown until a client pulls the image. ``is_trial``: the policy only logs
+    its denials.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Applied(NamedTuple):
 
 
 class Policies:
-    """The rules in force, and what was decided by them."""
+    """The current rules, and their decisions."""
 
     def __init__(self, cache: Cache, content: Content, metrics: Metrics) -> None:
         self._content = content
@@ -101,10 +101,10 @@ class Policies:
         self._verdicts: LRUCache[tuple[Target, Digest], _Verdict] = LRUCache(_MAX_KNOWN)
         self._judging: SingleFlight[_Verdict] = SingleFlight("judge image")
         self._revision = 0
-        self._indexes = 0  # that were allowed so far
+        self._indexes = 0  # allowed so far
 
     async def close(self) -> None:
-        """Cancel what runs."""
+        """Cancel running work."""
         await self._judging.close()
         await self._signatures.close()
 
@@ -151,7 +151,7 @@ class Policies:
         return found
 
     def check_request(self, target: Target, route: Route) -> None:
-        """Raise ``PolicyDenied`` for a manifest or blob that is denied whatever it is."""
+        """Raise ``PolicyDenied`` for a manifest or blob that is denied whatever its content is."""
         if not self._rules or route.kind not in (Kind.MANIFEST, Kind.BLOB):
             return
         named = Facts(frozenset({Digest(route.ref)}))
@@ -162,8 +162,8 @@ class Policies:
     async def check_manifest(self, target: Target, digest: Digest, ref: str) -> str | None:
         """Return the trial that would deny a manifest, if any; ``ref`` is a tag or digest.
 
-        Raises ``PolicyDenied`` if a rule denies it, and another ``RegistryError`` if upstream does
-        not let it be found out.
+        Raises ``PolicyDenied`` if a rule denies it, and another ``RegistryError`` if upstream fails
+        meanwhile.
         """
         if not self._rules or not (rules := self._covered(target)):
             return None
@@ -214,10 +214,10 @@ class Policies:
             raise UpstreamTimeout(f"{target}@{digest} was not checked in time") from None
 
     async def _judge(self, target: Target, digest: Digest, ref: str) -> _Verdict:
-        """Judge a manifest by the rules that deny, then by those of a trial.
+        """Judge a manifest by the rules that deny, then by those that only audit.
 
-        A verdict is kept only if what it depends on did not change meanwhile: the rules, and for a
-        violation the indexes above, whose signatures count for what they list.
+        A verdict is cached only if its inputs did not change meanwhile: the rules, and for a
+        violation the indexes above, whose signatures also cover the images that they list.
         """
         indexes = self._indexes
         revision, rules = self._revision, self._covered(target)
@@ -249,7 +249,7 @@ class Policies:
         return verdict
 
     async def _forget_below(self, target: Target, digest: Digest) -> None:
-        """Forget violations of what an allowed index lists: its signatures count for them too."""
+        """Drop violations of images in an allowed index: its signatures cover them too."""
         below = await self._images.manifests(target, digest)
         self._indexes += bool(below)
         for child in below:
@@ -277,7 +277,7 @@ class Policies:
     async def _judge_blob(self, target: Target, digest: Digest) -> _Verdict:
         """Judge a blob by itself, then by the held manifests that list it.
 
-        One that is allowed suffices. A manifest that is requested as a blob is judged as one.
+        One allowed manifest is sufficient. A manifest that is requested as a blob is judged as one.
         """
         revision = self._revision
         if await self._images.is_manifest(digest):
@@ -310,7 +310,7 @@ class Policies:
     def _settle(
         self, target: Target, ref: str, rules: Iterable[Rule], violations: Iterable[_Violation]
     ) -> str | None:
-        """Count and log what was decided; return the first trial that would deny.
+        """Count and log the decisions; return the first trial that would deny.
 
         Raises ``PolicyDenied`` for the first rule that denies.
         """

@@ -1,9 +1,9 @@
-"""Verifies signatures of cosign over an image. Knows no network and no storage.
+"""Verifies cosign signatures of an image. Uses neither network nor storage.
 
 Two formats: payloads of simple signing, under the tag ``sha256-<hex>.sig`` (cosign
 ``specs/SIGNATURE_SPEC.md``), and bundles of Sigstore, as referrers (cosign
-``specs/BUNDLE_SPEC.md``, ``sigstore_bundle.proto``). All that a signature says about itself, such
-as key hints and digests of the message, is unauthenticated and not used.
+``specs/BUNDLE_SPEC.md``, ``sigstore_bundle.proto``). The metadata of a signature, such as key hints
+and digests of the message, is unauthenticated and not used.
 """
 
 import base64
@@ -54,7 +54,7 @@ def is_signed_payload(
 def is_signed_bundle(bundle: bytes, image: Digest, manifest: bytes, keys: Collection[Key]) -> bool:
     """Return True if a bundle has a signature of ``image`` by one of ``keys``.
 
-    It signs a statement about the image's digest (DSSE), or the bytes of its manifest.
+    The signature is over a statement with the image's digest (DSSE), or over its manifest's bytes.
     """
     document = read_object(bundle)
     if document.get("mediaType") not in BUNDLE_TYPES:

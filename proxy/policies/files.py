@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 
 class WatchedFile(Generic[Value]):
-    """The parsed content of a file. While the file cannot be read, its last content counts."""
+    """The parsed content of a file. If it cannot be read, its last content remains in force."""
 
     def __init__(self, path: Path, parse: Callable[[bytes], Value]) -> None:
         """Read the file. ``parse`` raises ``ValueError``. Raises ``ConfigError``."""
@@ -31,9 +31,9 @@ class WatchedFile(Generic[Value]):
             raise ConfigError(f"{path}: {error}") from None
 
     def refresh(self) -> bool:
-        """Read a changed file; return True if its content is another. Blocks.
+        """Read a changed file; return True if its content differs. Blocks.
 
-        A change counts once two calls have seen the same file: it may be half written.
+        A change is used once two calls have seen the same file: it may be half written.
         """
         try:
             stamp, seen = _stamp(self.path), self._seen

@@ -1,4 +1,4 @@
-"""Gathers the facts that rules need about an image, through the cache."""
+"""Gathers the facts about an image that rules need, through the cache."""
 
 from collections.abc import Collection
 from typing import Final
@@ -16,16 +16,16 @@ from proxy.repository.reading import read_blob
 from proxy.runtime.executors import by_size
 
 MAX_CONFIG: Final = 4 * 1024 * 1024
-"""Bytes of a configuration that is read for its platform."""
+"""Maximum size in bytes of a configuration that is read for its platform."""
 
 MAX_ATTACHED: Final = 64
-"""Layers of an attachment that are read."""
+"""Maximum number of layers of an attachment that are read."""
 
 MAX_CHILDREN: Final = 128
 """Manifests of an index whose sizes are added up. An index with more has no known size."""
 
 MAX_PARENTS: Final = 32
-"""Manifests that list something and are looked at."""
+"""Maximum number of parent manifests that are examined."""
 
 _MAX_DEPTH: Final = 3
 
@@ -38,7 +38,7 @@ class Images:
         self._content = content
 
     async def body(self, target: Target, digest: Digest) -> bytes:
-        """Return a manifest, from what is held or from upstream. Raises ``RegistryError``."""
+        """Return a manifest, from the cache or from upstream. Raises ``RegistryError``."""
         if await self._content.links.has(target, digest):
             if (known := self._cache.manifests.in_ram(digest)) is not None:
                 return known.body
@@ -48,12 +48,12 @@ class Images:
         return (await self._cache.manifests.get(target, digest, CacheDirective.ANY)).body
 
     async def parents(self, target: Target, digest: Digest) -> list[Digest]:
-        """Return the held manifests of a repository that list this, the first of them."""
+        """Return the first held manifests of a repository that list this digest."""
         parents = await self._content.graph.parents(digest)
         return [one for one in parents[:MAX_PARENTS] if await self._content.links.has(target, one)]
 
     async def indexes_above(self, target: Target, digest: Digest) -> list[Digest]:
-        """Return the held indexes of a repository that list this, directly or not."""
+        """Return the held indexes of a repository that list this digest, directly or not."""
         found: dict[Digest, None] = {}
         level = [digest]
         for _ in range(_MAX_DEPTH):
@@ -68,7 +68,7 @@ class Images:
         return list(found)[:MAX_PARENTS]
 
     async def manifests(self, target: Target, digest: Digest) -> tuple[Digest, ...]:
-        """Return what a held index lists; nothing for other content. Raises ``RegistryError``."""
+        """Return the manifests in an index, none for other content. Raises ``RegistryError``."""
         record = await self._content.record(digest)
         if record is None or record.media_type not in INDEX_TYPES:
             return ()
@@ -119,7 +119,7 @@ class Images:
     async def _is_attached(
         self, target: Target, outline: Outline, digest: Digest, ref: str
     ) -> bool:
-        """Return True for what is attached to an image and cannot be run itself.
+        """Return True for an attachment of an image that clients cannot run.
 
         Signatures under a tag of cosign have the configuration of an image, and Docker and Podman
         unpack layers whatever their types. So their layers must be text.
@@ -150,7 +150,7 @@ class Images:
     async def _size(self, target: Target, outline: Outline, depth: int) -> int | None:
         """Return the size of an image, or of the largest image of an index.
 
-        None if it is too much to look up. An image that upstream lacks has no size.
+        None if that needs too many lookups. An image that upstream does not have has no size.
         """
         if not outline.is_index:
             return outline.size
@@ -172,7 +172,7 @@ class Images:
     async def _platform(self, target: Target, outline: Outline) -> str | None:
         """Return the platform in a configuration that clients run, empty if it states none.
 
-        None for what no client runs.
+        None for content that clients do not run.
         """
         config = outline.config
         if outline.is_index or outline.is_attestation or config is None:
@@ -185,7 +185,7 @@ class Images:
 
 
 def _is_text(body: bytes) -> bool:
-    """Return True for UTF-8 without NUL, which no program and no compressed archive is."""
+    """Return True for UTF-8 without NUL, which excludes programs and compressed archives."""
     try:
         return "\0" not in body.decode()
     except UnicodeDecodeError:

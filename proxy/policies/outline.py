@@ -1,8 +1,8 @@
-"""What policies read in a manifest. Stricter than ``core.manifests``: clients must agree with it.
+"""Parses manifests for policies. Stricter than ``core.manifests``: clients must read the same.
 
-A manifest that clients may read in different ways is not understood: one that is both an image and
-an index (CVE-2021-41190), or one with keys that differ from the specification's only in their case,
-which Go's parser takes for the same.
+Ambiguous manifests are not understood: one that is both an image and an index (CVE-2021-41190), or
+one with keys that differ from the specification's only in their case, because Go's parser treats
+them as equal.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ RUN_AS_IMAGES: Final = frozenset(
         "text/html",
     }
 )
-"""Types of configurations that Docker takes for an image's (moby ``distribution/pull_v2.go``)."""
+"""Types of configurations that Docker accepts as an image's (moby ``distribution/pull_v2.go``)."""
 
 _EMPTY: Final = "application/vnd.oci.empty.v1+json"
 _RUNNABLE: Final = (
@@ -30,7 +30,7 @@ _RUNNABLE: Final = (
     *("application/vnd.cncf.helm.", "application/vnd.wasm.", "application/wasm"),
     *("application/x-tar", "application/gzip", "application/tar", "application/zstd"),
 )
-"""How the types of layers begin that a client runs or unpacks."""
+"""Prefixes of the types of layers that clients run or unpack."""
 
 _IN_TOTO: Final = "application/vnd.in-toto+json"
 _KEYS: Final = frozenset(
@@ -44,7 +44,7 @@ _FOLDED: Final = frozenset(key.casefold() for key in _KEYS)
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What a manifest says of an image, an artifact or an index.
+    """The content of a manifest of an image, an artifact or an index.
 
     ``size`` is the sum of what an image lists, in bytes. ``types`` are the media types of its
     configuration and artifact.
@@ -66,14 +66,14 @@ class Outline:
 
     @property
     def is_inert(self) -> bool:
-        """True if clients run and unpack nothing of it; an index by itself is inert."""
+        """True if clients neither run nor unpack any part of it; an index by itself is inert."""
         kinds = [layer.media_type.lower() for layer in self.layers]
         has_image = not self.is_index and not kinds
         return not has_image and not any(kind.startswith(_RUNNABLE) for kind in kinds)
 
     @property
     def is_artifact(self) -> bool:
-        """True if no client takes it for an image, whatever the types of its layers are."""
+        """True if no client treats it as an image, whatever the types of its layers are."""
         return self.config is None or self.config.media_type not in RUN_AS_IMAGES
 
     @property
@@ -83,7 +83,7 @@ class Outline:
 
 
 def read_outline(body: bytes) -> Outline | None:
-    """Return what a manifest says; None if it is not understood in exactly one way."""
+    """Return the outline of a manifest; None if the manifest is ambiguous."""
     document = read_object(body)
     is_index = "manifests" in document
     has_content = any(key in document for key in ("config", "layers", "blobs"))

@@ -29,7 +29,7 @@ _VARIANTS: Final = {"arm64": "v8", "arm": "v7"}
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of an image.
+    """The known facts about an image.
 
     ``listed`` are its digests with those that it lists, ``parents`` the held indexes of the
     repository that list it. ``size`` is in bytes. ``platform`` is None if it has none. Without
@@ -69,7 +69,7 @@ class Rule:
 
     @property
     def needs_manifest(self) -> bool:
-        """Facts from the manifest are needed besides the digest."""
+        """The rule needs facts from the manifest besides the digest."""
         policy = self.policy
         return bool(
             policy.max_image_size or policy.platforms or policy.media_types or self.digest_file
@@ -77,7 +77,7 @@ class Rule:
 
     @property
     def demands(self) -> tuple[str, ...]:
-        """What the policy demands of an image, each with the name of its setting."""
+        """The conditions of the policy, each with the name of its setting."""
         policy = self.policy
         demands = {
             "deny": "these images are denied" if policy.deny else "",
@@ -96,7 +96,7 @@ class Rule:
         )
 
     def refresh(self) -> bool:
-        """Read changed files; return True if their content is another. Blocks."""
+        """Read changed files; return True if their content differs. Blocks."""
         changes = [file.refresh() for file in self.key_files]
         if self.digest_file is not None:
             changes.append(self.digest_file.refresh())
@@ -127,7 +127,7 @@ def compiled(policies: Sequence[Policy], selector: Callable[[str], Selector]) ->
 
 
 def objection(rule: Rule, facts: Facts) -> str | None:
-    """Return why a policy denies an image, None if it does not. Signatures are checked apart."""
+    """Return why a policy denies an image, None if it does not. Does not check signatures."""
     denied = rule.denied_digests
     if rule.policy.deny:
         return "its repository is denied"
@@ -139,7 +139,7 @@ def objection(rule: Rule, facts: Facts) -> str | None:
 
 
 def _objection_to_content(policy: Policy, facts: Facts) -> str | None:
-    """Return why a policy denies what a manifest states."""
+    """Return why a policy denies the content of a manifest."""
     is_examined = policy.max_image_size or policy.platforms or policy.media_types
     if is_examined and not facts.is_understood:
         return UNREADABLE

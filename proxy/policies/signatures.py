@@ -1,7 +1,7 @@
-"""Looks for valid signatures of an image, through the read-through cache, and keeps the verdict.
+"""Finds valid signatures of an image, through the read-through cache, and stores the verdict.
 
-A digest with a valid signature is signed for good, so that verdict is durable. The absence of a
-signature is not kept here. A failure of upstream is no absence: it is raised.
+A valid signature of a digest stays valid, so that verdict is durable. The absence of a signature is
+not stored here. A failure of upstream is not an absence: it raises an error.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from proxy.policies.keys import PublicKey
 
 MAX_SIGNATURES: Final = 64
-"""Signatures of one image that are looked at, in each of the two formats."""
+"""Maximum number of signatures of one image that are checked, in each of the two formats."""
 
 MAX_PAYLOAD: Final = 128 * 1024
 MAX_BUNDLE: Final = 1024 * 1024
-"""Bytes. Larger ones are left out."""
+"""Bytes. Larger signatures are ignored."""
 
 _MAX_TAG: Final = 128
 _MAX_VERDICTS: Final = 50_000
@@ -78,7 +78,7 @@ class Signatures:
     async def is_signed(self, target: Target, digest: Digest, keys: Keys) -> bool:
         """Return True if an image, or an index that lists it, has a signature by one of ``keys``.
 
-        Raises ``RegistryError`` if that cannot be found out now.
+        Raises ``RegistryError`` if upstream fails meanwhile.
         """
         if await self._is_known(digest, keys):
             return True
@@ -151,7 +151,7 @@ class Signatures:
         return checks
 
     async def _tagged_body(self, target: Target, tag: Tag) -> bytes:
-        """Return the manifest under a tag. Offline, not all that it lists need be held."""
+        """Return the manifest under a tag. Offline, the image need not be complete."""
         try:
             return (await self._cache.tags.get(target, tag, CacheDirective.REVALIDATE)).body
         except NotFound:
@@ -197,7 +197,7 @@ class Signatures:
         )
 
     async def _is_known(self, digest: Digest, keys: Keys) -> bool:
-        """Return True for a digest that was found signed, also before the last start."""
+        """Return True for a digest with a stored verdict, including from before a restart."""
         if (digest, keys.fingerprint) in self._signed:
             return True
         try:

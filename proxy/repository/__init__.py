@@ -2,7 +2,7 @@
 
 ``manifests``, ``tags``, ``blobs``, ``referrers`` and ``listings`` answer for one kind each, from
 ``content`` or from the upstreams in ``origins``; ``results`` are what they return. ``small_blobs``
-keeps small blobs in RAM, ``memory_lookup`` finds what needs no waiting, ``prefetch`` fetches blobs
+keeps small blobs in RAM, ``memory_lookup`` answers without waiting, ``prefetch`` fetches blobs
 before clients request them, ``link_checks`` confirms links of held content, and ``redirects`` lets
 clients read from the bucket. There is no policy here (``core.policy`` decides) and no HTTP. If the
 disk fails, content is passed through.

@@ -81,9 +81,9 @@ class Blobs:
                 return arriving
 
     async def begin(self, target: Target, digest: Digest, priority: Priority) -> Reader | None:
-        """Begin to fetch a blob that no client has asked for; None if it is here or cannot be kept.
+        """Begin to fetch a blob that no client has requested; None if held, or without space.
 
-        Also None if it arrives already. Raises ``NotFound`` if upstream lacks the blob.
+        Also None if it already arrives. Raises ``NotFound`` if upstream does not have the blob.
         """
         await self.absences.refuse(target, digest)
         if await self._content.holds(digest) or await self._cannot_fit(target, digest):
@@ -172,12 +172,12 @@ class Blobs:
         return size
 
     async def _join(self, target: Target, digest: Digest, *, linked: bool) -> Blob | None:
-        """Return the blob as it arrives, or passed through; None to begin again.
+        """Return the blob as it arrives, or passed through; None to start again.
 
-        The download may be another's: of another repository, whose absence says nothing about this
-        one, or a prefetch, which gives up at the first refusal. Or upstream refuses the client that
-        began it, and not this one. When such a one fails before it has opened, this request begins
-        again with its own download.
+        Another request may have begun the download: for another repository, whose absence proves
+        nothing about this one; as a prefetch, which stops at the first refusal; or for a client
+        that upstream refuses, unlike this one. If such a download fails before it has opened, this
+        request starts its own.
         """
         reader = self._downloads.join(self._wanted(target, digest))
         download = reader.download
@@ -207,9 +207,9 @@ class Blobs:
     def _wanted(
         self, target: Target, digest: Digest, priority: Priority = Priority.DOWNLOAD
     ) -> Fetch:
-        """Return what to fetch, and from where."""
+        """Return the blob to fetch with its sources."""
         size = self._sizes.get((target, digest))
-        sources = self._sources[target.upstream].blob_sources
+        sources = self._sources[target.upstream].sources_of(size)
         return Fetch(target, digest, sources, size, priority, partial(self._allow, target, digest))
 
     async def _allow(self, target: Target, digest: Digest) -> None:

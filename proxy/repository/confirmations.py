@@ -1,13 +1,13 @@
-"""Which clients may read which repository, for upstreams that are asked as their clients.
+"""Which clients may read which repository, for upstreams with ``credentials: caller``.
 
-Content is stored once, whoever fetched it. A client gets it only after upstream has answered that
-client about the repository: a HEAD of what the client requests, with a new token where there are
-tokens. If upstream has no such object, a list of tags tells a missing object from a hidden
-repository. 401 and 403 mean no. All other failures mean that it is not known, which is never a yes:
-then only clients that were confirmed before are served, for a while.
+Content is stored once, whichever client fetched it. A client gets it only after upstream has
+confirmed that client for the repository: by a HEAD of the requested content, with a new token if
+there are tokens. If upstream has no such object, a list of tags distinguishes a missing object from
+a hidden repository. 401 and 403 mean no. All other failures mean unknown, which is never a yes:
+only clients with an earlier confirmation are served then, for a limited time.
 
-Nothing here looks at what the cache holds. A refused client causes the same requests, and gets the
-same answer, whether the content is here or not.
+This module ignores the content of the cache. A refused client causes the same requests, and gets
+the same answer, whether the content is held or not.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ from proxy.upstream.registry import Upstream
 
 MAX_VERDICTS: Final = 100_000
 REFUSED_SECONDS: Final = 15.0
-"""How long a refusal is believed: access may have been granted since."""
+"""Seconds for which a refusal is cached: access may be granted meanwhile."""
 
 RETRY_SECONDS: Final = 10.0
-"""How long upstream is not asked again about a confirmed client after it has failed."""
+"""Seconds without a request about a confirmed client after upstream has failed."""
 
 
 class _Key(NamedTuple):
@@ -63,7 +63,7 @@ class _Verdict:
 
 
 class Confirmations:
-    """The verdicts of upstreams about clients, in memory only; at the limit the oldest goes.
+    """The verdicts of upstreams about clients, only in memory; at the limit the oldest is dropped.
 
     A confirmed client waits at most ``patience`` seconds for the next confirmation.
     """
@@ -87,7 +87,7 @@ class Confirmations:
         await self._flights.close()
 
     def is_needed(self, upstream: str) -> bool:
-        """Return True if the upstream is asked as its clients."""
+        """Return True if the upstream has ``credentials: caller``."""
         origin = self._sources.get(upstream)
         return origin is not None and origin.callers is not None
 
@@ -99,9 +99,9 @@ class Confirmations:
         return self._yes(origin, caller, target, origin.callers.ttl) is not None
 
     async def confirm(self, caller: Caller, target: Target, route: Route) -> None:
-        """Return if a client may read a repository; it must be the one that upstream is asked as.
+        """Return if a client may read a repository; its login must be the current one.
 
-        Raises ``Denied`` or ``NotFound`` for no, ``UpstreamFailure`` if that is not known.
+        Raises ``Denied`` or ``NotFound`` for no, ``UpstreamFailure`` if unknown.
         """
         origin = self._sources[target.upstream]
         if origin.callers is None or self.is_confirmed(caller, target):
@@ -109,7 +109,7 @@ class Confirmations:
         former, now = self._yes(origin, caller, target, origin.callers.stale), self._clock()
         if origin.rule.offline:
             if former is None:
-                raise Denied(f"{target.upstream} cannot confirm your access: this is offline")
+                raise Denied(f"{target.upstream} cannot confirm your access, because it is offline")
             self._count(target, "stale")
             return
         if former is None:
@@ -126,11 +126,11 @@ class Confirmations:
         self._count(target, "stale")
 
     def refuse(self, caller: Caller, target: Target) -> None:
-        """Forget a confirmation: upstream has refused the client since."""
+        """Drop a confirmation: upstream has refused the client since."""
         self._verdicts.pop(_key(self._sources[target.upstream], target, caller), None)
 
     async def log_in(self, upstream: str) -> None:
-        """Return if upstream accepts the login of the client that it is asked as.
+        """Return if upstream accepts the current client's login.
 
         Raises ``Denied`` or ``UpstreamFailure``.
         """
@@ -142,7 +142,7 @@ class Confirmations:
     def _yes(
         self, origin: Origin, caller: Caller, target: Target, seconds: float
     ) -> _Verdict | None:
-        """Return the confirmation of a client, or of everybody for a public repository."""
+        """Return the confirmation of a client, or that of anonymous clients for a public one."""
         now = self._clock()
         for one in (caller, ANONYMOUS):
             verdict = self._verdicts.get(_key(origin, target, one))
@@ -153,7 +153,7 @@ class Confirmations:
     async def _ask(self, origin: Origin, caller: Caller, target: Target, route: Route) -> None:
         """Ask once for all requests of a client to a repository.
 
-        One that waited for another request does not get its 404, which may be about one object.
+        A request that waited for another one does not get its 404, which may be for one object.
         """
         key = _key(origin, target, caller)
         while True:
@@ -165,7 +165,7 @@ class Confirmations:
                     raise
 
     async def _decide(self, origin: Origin, key: _Key, route: Route) -> None:
-        """Ask upstream, and keep the verdict."""
+        """Ask upstream, and store the verdict."""
         asked_at = self._clock()
         known = self._verdicts.get(key)
         if (

@@ -1,7 +1,7 @@
-"""Holds back tags that moved lately, and digests that only such tags name.
+"""Holds tags that moved recently, and digests that only such tags name.
 
-``core.cool_down`` decides by the history of a tag. If that does not suffice, because the tag was
-never seen with an older image, the image says when it was created.
+``core.cool_down`` decides by the history of a tag. If that is not sufficient, because the tag was
+never seen with an older image, the creation time in the image decides.
 """
 
 import math
@@ -38,19 +38,19 @@ log = structlog.get_logger(__name__)
 
 
 class Served(NamedTuple):
-    """The digest that a tag is served with, and until when a younger one is held (Unix seconds)."""
+    """The digest to serve for a tag, and the end of the hold of a younger one (Unix seconds)."""
 
     digest: Digest
     held_until: float | None = None
 
     def earlier(self, history: Sequence[TagHistoryEntry]) -> list[Digest]:
-        """Return the digests of a history, the latest first, without what is held."""
+        """Return the digests of a history, the latest first, without held ones."""
         digests = list(dict.fromkeys(entry.digest for entry in reversed(history)))
         return digests if self.held_until is None else digests[digests.index(self.digest) :]
 
 
 class CoolDowns:
-    """Decides which digest of a tag is served, and which digests are."""
+    """Decides which digest of a tag is served, and which digests are served by themselves."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class CoolDowns:
         return rule is None or self._allowed.get((target, ref)) == (rule, digest)
 
     async def served(self, target: Target, tag: Tag, record: TagRecord) -> Served:
-        """Return what a tag is served with that points to ``record`` upstream.
+        """Return the digest to serve for a tag that points to ``record`` upstream.
 
         Raises ``HeldBack`` if it was never seen with an image that is old enough.
         """
@@ -108,9 +108,9 @@ class CoolDowns:
         return Served(choice.digest, choice.held_until)
 
     async def foreseen(self, target: Target, tag: Tag, record: TagRecord) -> Served | None:
-        """Return what ``served`` returns now, without a request.
+        """Return the result of ``served`` without a request.
 
-        None if the time at which an image was created decides, and is not known yet. Raises
+        None if the creation time of an image decides, and is not known yet. Raises
         ``HeldBack``.
         """
         origin = self.sources[target.upstream]
@@ -127,7 +127,7 @@ class CoolDowns:
         return await self.served(target, tag, record)
 
     async def held_until(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
-        """Return until when a tag does not follow upstream (Unix seconds); None if it does."""
+        """Return the time until which a tag is held (Unix seconds), None if it is not."""
         try:
             return (await self.served(target, tag, record)).held_until
         except HeldBack as error:
@@ -136,8 +136,8 @@ class CoolDowns:
     async def check(self, target: Target, digest: Digest) -> None:
         """Return if a digest may be served by itself. Raises ``HeldBack`` or ``RegistryError``.
 
-        It may if a tag serves it or has served it, alone or within an index. If all tags that name
-        it hold it, it is held. One that no tag names is judged like the first image of a tag.
+        It may if a tag serves it or has served it, alone or in an index. If all tags that name it
+        hold it, it is held. A digest without a tag is treated like the first image of a tag.
         """
         rule = self.sources[target.upstream].tag_rules.cool_down(target, None)
         if rule is None or self._allowed.get((target, digest)) == (rule, digest):
@@ -149,7 +149,7 @@ class CoolDowns:
     async def _held(
         self, target: Target, digest: Digest, rule: CoolDown, depth: int
     ) -> float | None:
-        """Return until when a digest is held (``inf``: not known); None if it is not."""
+        """Return the time until which a digest is held (``inf``: unknown), None if it is not."""
         holds = await self._holds_of_tags(target, digest)
         if depth < _MAX_DEPTH:
             for parent in (await self.content.graph.parents(digest))[:_MAX_PARENTS]:
@@ -168,7 +168,7 @@ class CoolDowns:
         return until if until > self._clock() else None
 
     async def _holds_of_tags(self, target: Target, digest: Digest) -> list[float | None]:
-        """Return for each tag that has pointed to a digest until when it holds it."""
+        """Return the end of the hold for each tag that has pointed to a digest."""
         holds: list[float | None] = []
         origin = self.sources[target.upstream]
         for tag in (await self.content.tags.of(target))[:MAX_TAGS]:
@@ -229,7 +229,7 @@ class CoolDowns:
         return cool_down.Choice(None, min(until, choice.held_until))
 
     async def _claim(self, target: Target, digest: Digest, depth: int = 0) -> Claim | None:
-        """Return what an image says about its creation, its configuration included.
+        """Return the claimed creation time of an image, from its manifest and configuration.
 
         None if upstream does not have it. An index is as young as its youngest image. Raises
         ``RegistryError``.
@@ -256,7 +256,7 @@ class CoolDowns:
         return found
 
     def _report(self, target: Target, tag: Tag, digest: Digest, until: float | None) -> None:
-        """Log once that a tag does not follow upstream to a digest."""
+        """Log once that a tag is held."""
         if self._logged.get((target, tag)) != digest:
             self._logged[target, tag] = digest
             end = None if until is None else show_time(until)
@@ -265,6 +265,6 @@ class CoolDowns:
 
 def _held(name: str, until: float | None) -> HeldBack:
     if until is None or until == math.inf:
-        reason = "held: no tag has had it for long enough, and it does not say when it was created"
+        reason = "held: no tag has had it for long enough, and it has no creation time"
         return HeldBack(f"{name} is {reason}", until=None)
     return HeldBack(f"{name} is held until {show_time(until)}: it is too young", until=until)

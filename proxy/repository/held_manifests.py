@@ -22,15 +22,15 @@ _SIZE_BYTES: Final = 600
 """Memory for the objects of a manifest, of each descriptor in it, and of an entry of ``sizes``."""
 
 _SHARE_OF_SIZES: Final = 8
-"""One part in so many of the memory for manifests is for ``sizes``."""
+"""The memory for ``sizes`` is the memory for manifests divided by this."""
 
 _MAX_LARGE: Final = 4
-"""Large manifests read and hashed at a time. The disk is faster than hashing, and those that wait
-for it would fill the memory."""
+"""Maximum number of large manifests that are read and hashed at a time. The disk is faster than
+hashing, so waiting manifests would fill the memory."""
 
 
 class Held(NamedTuple):
-    """A manifest in memory. ``is_stored``: it is on the disk too, and leaves memory with that."""
+    """A manifest in memory. ``is_stored``: it is on the disk too, and is dropped with that copy."""
 
     hit: Manifest
     is_stored: bool
@@ -141,7 +141,7 @@ def verified(digest: Digest, body: bytes) -> ManifestContent | None:
 
 
 def stored(record: BlobRecord, body: bytes, content: ManifestContent) -> Manifest | None:
-    """Return the manifest that a record and verified bytes make, None if it is none."""
+    """Return the manifest of a record and verified bytes, None for other content."""
     if record.media_type is None and not content.is_manifest:
         return None
     media_type = content.own_type or record.media_type or content.implied_type

@@ -1,4 +1,4 @@
-"""Where tags pointed in the past, as far as this cache saw it."""
+"""The past digests of tags, as this cache saw them."""
 
 from collections.abc import Mapping
 
@@ -11,14 +11,14 @@ from proxy.repository.origins import Origin
 
 
 class History:
-    """Where tags pointed in the past."""
+    """The past digests of tags."""
 
     def __init__(self, content: Content, sources: Mapping[str, Origin]) -> None:
         self._content = content
         self._sources = sources
 
     async def configured(self, target: Target, tag: Tag) -> Digest | None:
-        """Return the digest of a tag at the moment that the settings have it show.
+        """Return the digest of a tag at the moment in the setting ``as_of``.
 
         None for the present. Raises ``ManifestUnknown``.
         """
@@ -32,7 +32,7 @@ class History:
         """
         if moment > self._content.clock():
             when = show_time(moment)
-            raise RequestInvalid(f"{target}:{tag} as of {when}: that is in the future")
+            raise RequestInvalid(f"{target}:{tag} as of {when}: this time is in the future")
         history = await self._content.tags.history(target, tag)
         digest = cool_down.at(history, moment)
         if digest is not None:

@@ -1,11 +1,11 @@
-"""Confirms in the background that a repository holds what its manifests list.
+"""Confirms in the background that a repository has the content that its manifests list.
 
 Anyone who may push to a repository can write a manifest there that lists the digest of private
 content of another repository. Held content is therefore served under a name only if it was fetched
-under that name, or is public, or upstream has confirmed by HEAD that the repository holds it.
+under that name, or is public, or upstream has confirmed by HEAD that the repository has it.
 
-Many images share layers, so a manifest may list forty blobs that are held and need a HEAD. A check
-sends all of them at once, beside the pull. A client that is faster causes the HEAD itself, and both
+Many images share layers, so a manifest may list forty held blobs that need a HEAD. A check sends
+all of them at once, in parallel with the pull. A faster client causes the HEAD itself, and both
 wait for the same response. A client that already has a layer never requests it: then only the check
 completes the image for a later outage.
 """
@@ -26,10 +26,10 @@ from proxy.repository.origins import Origin
 from proxy.runtime.singleflight import SingleFlight
 
 AT_ONCE: Final = 16
-"""Concurrent requests of all checks together."""
+"""Maximum number of concurrent requests of all checks together."""
 
 MAX_CHECKS: Final = 64
-"""Concurrent checks. More are left out until upstream is next asked about the tag."""
+"""Maximum number of concurrent checks. Others are skipped until the next check of the tag."""
 
 _MAX_DEPTH: Final = 4
 

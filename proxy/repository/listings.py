@@ -1,4 +1,4 @@
-"""The read-through for lists: the tags of a repository, and the repositories known here."""
+"""The read-through for lists: the tags of a repository, and the known repositories."""
 
 import asyncio
 from collections import defaultdict
@@ -18,7 +18,7 @@ from proxy.runtime.metrics import Outcome
 from proxy.upstream.registry import TagPage
 
 MAX_PAGES: Final = 16
-"""Pages read from one upstream at a time.
+"""Maximum number of pages read from one upstream at a time.
 
 A page takes several times its size in memory, and arrives faster than it is parsed and written.
 """
@@ -124,7 +124,7 @@ class Listings:
         if last_list is None and not known:
             return None
         names = sorted({*known, *(() if last_list is None else last_list.tags)})
-        warning = f"incomplete: {reason}, these are the tags that are known here"
+        warning = f"incomplete: {reason}, these are the tags that the cache knows"
         if last_list is not None and last_list.is_complete:
             warning = f"stale: {reason}, these are the tags that were last seen"
         return _after(names, query, Outcome.HIT, warning)

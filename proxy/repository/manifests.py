@@ -129,7 +129,7 @@ class Manifests:
         return self._sources[target.upstream].rule.offline
 
     async def restore(self, target: Target, digest: Digest) -> bool:
-        """Put a missing manifest on the disk, from memory or upstream; return True if it is there.
+        """Store a missing manifest on the disk, from memory or upstream; return True if it is held.
 
         Raises ``RegistryError``.
         """
@@ -183,10 +183,10 @@ class Manifests:
 
     @asynccontextmanager
     async def _asking(self, target: Target, ref: str) -> AsyncIterator[Upstream]:
-        """Give the upstream that is asked about ``ref``, and remember if it has no such manifest.
+        """Yield the upstream to ask about ``ref``, and record if it has no such manifest.
 
-        Raises ``ManifestUnknown`` without asking if that is known. An absent tag is also removed
-        from the last known list.
+        Raises ``ManifestUnknown`` without a request if that is recorded. An absent tag is also
+        removed from the last known list.
         """
         await self.absences.refuse(target, ref)
         try:
@@ -207,14 +207,14 @@ class Manifests:
         return None
 
     async def held(self, target: Target, digest: Digest, warning: str) -> Manifest | None:
-        """Return a held manifest of this repository as a stale answer, its blobs held or not."""
+        """Return a held manifest of this repository as a stale answer, even without its blobs."""
         if not await self._content.links.is_confirmed(target, digest):
             return None
         hit = await self._linked(target, digest)
         return hit and replace(hit, outcome=Outcome.STALE, warning=warning)
 
     async def is_whole(self, target: Target, digest: Digest) -> bool:
-        """Return True if a client could pull an image from here without upstream.
+        """Return True if a client can pull an image from this cache without upstream.
 
         Podman and CRI-O choose their mirror by the manifest, and then ask only there for its blobs.
         """
@@ -294,7 +294,7 @@ class Manifests:
     ) -> bool:
         """Copy a manifest from a fallback directory, the bucket or a replica.
 
-        Only one that belongs to the repository there. Returns True if it was copied.
+        Only a manifest of the same repository there. Returns True if it was copied.
         """
         origin = self._sources[target.upstream]
         fallbacks, shared = origin.fallbacks, origin.manifest_source
@@ -317,7 +317,7 @@ class Manifests:
     async def _copy(
         self, target: Target, digest: Digest, found: SharedManifest, started: float
     ) -> bool:
-        """Keep a manifest of another source; return False if one without a type is none."""
+        """Store a manifest of another source; return False if its type is unknown."""
         body, media_type = found.body, found.media_type
         content = await by_size(len(body), partial(manifests.read, body))
         if not media_type and not content.is_manifest:

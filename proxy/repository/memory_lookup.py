@@ -1,8 +1,6 @@
-"""Looks up what can be answered without waiting: content that is held, linked, and fresh.
+"""Finds content without waiting: held, linked, and fresh content in RAM, or in the page cache.
 
-That is what RAM has, and manifests that the page cache has.
-
-Content that is not found here is not absent; ``Manifests``, ``Tags`` and ``Blobs`` know more.
+Content that is not found here is not absent: ``Manifests``, ``Tags`` and ``Blobs`` look further.
 """
 
 from typing import NamedTuple
@@ -16,7 +14,7 @@ from proxy.repository.tags import Tags
 
 
 class Found(NamedTuple):
-    """Content. ``fresh``: for how many seconds a tag is answered without asking."""
+    """Content. ``fresh``: the seconds for which a tag needs no check."""
 
     descriptor: Descriptor
     body: bytes
@@ -24,7 +22,7 @@ class Found(NamedTuple):
 
 
 class MemoryLookup:
-    """Looks into the RAM of the other modules."""
+    """Searches the RAM of the other modules."""
 
     def __init__(
         self, content: Content, manifests: Manifests, tags: Tags, small: SmallBlobs

@@ -1,4 +1,4 @@
-"""What does not exist according to upstream, for ``negative_ttl``; failures are never cached."""
+"""Absences according to upstream, for ``negative_ttl``; failures are never cached."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -11,7 +11,7 @@ from proxy.repository.origins import Origin
 from proxy.runtime.ttl_cache import TTLCache
 
 MIN_SAVED_SECONDS: Final = 60.0
-"""An absence believed for less is not saved: a restart takes about as long."""
+"""An absence that expires earlier is not saved: a restart takes about as long."""
 
 MAX_SAVED: Final = 2000
 
@@ -46,11 +46,11 @@ class NegativeCache:
             raise error
 
     async def forget(self, target: Target, ref: str) -> None:
-        """Forget an absence, so that upstream is asked again."""
+        """Drop an absence, so that upstream is asked again."""
         await self._known.delete(self._key(target, ref))
 
     async def learn(self, target: Target, ref: str, error: NotFound) -> None:
-        """Remember upstream's answer; offline nothing is, because upstream was not asked."""
+        """Record upstream's answer; nothing offline, because upstream was not asked."""
         rule = self._sources[target.upstream].rule
         if not rule.offline:
             await self._remember(target, ref, error.message, rule.negative_ttl)
@@ -70,7 +70,7 @@ class NegativeCache:
             await rows.set(self._row, newest, newest[-1][0] - now)
 
     async def load(self, rows: ExpiringRows) -> None:
-        """Restore saved absences, as far as the present settings allow."""
+        """Restore the saved absences that the current settings permit."""
         now = self._clock()
         saved = await rows.get(self._row, _parse) or ()
         await rows.delete(self._row)

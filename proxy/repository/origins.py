@@ -1,9 +1,9 @@
-"""The configured upstreams, each with the rule that holds for it."""
+"""The configured upstreams, each with its freshness rule."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from proxy.core import policy
 from proxy.core.errors import NameUnknown
@@ -24,16 +24,27 @@ class CallerTimes(NamedTuple):
     stale: float
 
 
-class Peers(NamedTuple):
-    """Other replicas as sources: one that fetches a blob right now, and those that hold content.
+class SmallSource(Source, Protocol):
+    """A source of small blobs."""
 
-    ``delegating`` is one that fetches what this one has no room for, ``rescuing`` one that goes on
-    with a blob after the registry has broken off here.
+    @property
+    def largest(self) -> int:
+        """It has no blob of more bytes."""
+
+
+class Peers(NamedTuple):
+    """Other replicas as sources: the one that is fetching a blob, and those that have content.
+
+    ``small`` has small blobs that one of them has fetched.
+
+    ``delegating`` is one that fetches content for which this one has no space, ``rescuing`` one
+    that continues a blob after the registry has broken off here.
 
     ``manifests`` finds a manifest there or in the bucket; without one this replica has the right
     to ask the registry, until ``release``.
     """
 
+    small: SmallSource
     following: Source
     holding: SharedSource
     manifests: SharedManifests
@@ -43,19 +54,19 @@ class Peers(NamedTuple):
 
 
 class Elsewhere(NamedTuple):
-    """What other machines have fetched: in the bucket, and at other replicas."""
+    """Content from other machines: in the bucket, and at other replicas."""
 
     bucket: SharedSource | None = None
     peers: Peers | None = None
 
 
 class Origin(NamedTuple):
-    """One upstream, its address, and how old its answers may be.
+    """One upstream, its address, and the maximum age of its answers.
 
     ``version`` differs between two configurations of an upstream, because content that is absent
-    under one may exist under the other. ``fallbacks`` are read before the registry is asked.
-    ``callers`` None: the registry is asked with the same login for all clients. ``elsewhere`` has
-    what other machines have fetched; it is read before the registry is asked.
+    under one may exist under the other. ``fallbacks`` and ``elsewhere``, the content of other
+    machines, are read before the registry is asked. ``callers`` None: the registry is asked with
+    the same login for all clients.
     """
 
     upstream: Upstream
@@ -69,23 +80,23 @@ class Origin(NamedTuple):
 
     @property
     def rule(self) -> Rule:
-        """How old its answers may be now: offline, any age will do."""
+        """The maximum age of its answers now: unlimited offline."""
         if not self.upstream.is_offline:
             return self.online_rule
         return replace(self.online_rule, offline=True)
 
     @property
     def local_sources(self) -> list[Source]:
-        """Where blobs come from without the registry, in order."""
+        """The sources of blobs before the registry, in order."""
         bucket = self.elsewhere.bucket
         return [*self.fallbacks] if bucket is None else [*self.fallbacks, bucket]
 
     @property
     def blob_sources(self) -> list[Source]:
-        """Where blobs come from, in order: no registry if offline.
+        """The sources of blobs, in order: without the registry if offline.
 
-        If no replica fetches a blob right now, this one becomes the one that does. So that is asked
-        before all that only one replica should ask.
+        If no replica is fetching a blob, this one begins to. So that source comes before all
+        sources that only one replica should ask.
         """
         registry: list[Source] = [] if self.rule.offline else [self.upstream]
         bucket, peers = self.elsewhere
@@ -93,37 +104,44 @@ class Origin(NamedTuple):
             return [*self.local_sources, *registry]
         shared: list[Source] = [] if bucket is None else [bucket]
         if not registry:
-            return [*self.local_sources, peers.holding]
+            return [*self.local_sources, peers.small, peers.holding]
         fetched = [peers.following, *shared, peers.holding]
         if self.callers is None:  # another replica would ask without the client's login
-            fetched.append(peers.delegating)
+            fetched = [peers.small, *fetched, peers.delegating]
         return [*self.fallbacks, *fetched, *registry, peers.rescuing]
+
+    def sources_of(self, size: int | None) -> list[Source]:
+        """Return where a blob of ``size`` bytes comes from, in order; None if it is not known."""
+        peers = self.elsewhere.peers
+        if peers is None or size is None or size <= peers.small.largest:
+            return self.blob_sources
+        return [source for source in self.blob_sources if source is not peers.small]
 
     @property
     def confirming_sources(self) -> list[Source]:
-        """What confirms that a repository holds a blob, in order.
+        """The sources that confirm that a repository has a blob, in order.
 
-        Other machines are asked only if the registry is not: what they lack may exist there.
+        Other machines are asked only if the registry is not: the registry may have more.
         """
         return self.blob_sources if self.rule.offline else [*self.fallbacks, self.upstream]
 
     @property
     def manifest_source(self) -> SharedManifests | None:
-        """Where manifests come from besides fallback directories and the registry."""
+        """The source of manifests besides fallback directories and the registry."""
         bucket, peers = self.elsewhere
         if peers is None:
             return bucket
         return peers.holding if self.rule.offline else peers.manifests
 
     def release(self, upstream: str, ref: str) -> None:
-        """Let other replicas ask the registry for a manifest, which this one has done."""
+        """Allow other replicas to ask the registry for a manifest, after this one has."""
         peers = self.elsewhere.peers
         if peers is not None and is_digest(ref):
             peers.release(upstream, Digest(ref))
 
     @property
     def is_scarce(self) -> bool:
-        """What is left of the rate limit is reserved for content that clients ask for."""
+        """The rest of the rate limit is reserved for content that clients request."""
         return policy.is_scarce(self.rule, self.upstream.budget.share)
 
     def rule_for(self, tag: Tag) -> Rule:
@@ -131,7 +149,7 @@ class Origin(NamedTuple):
         return self.rule.for_tag(tag, self.upstream.budget.share)
 
     def seconds_trusted(self, tag: Tag) -> float:
-        """Return for how long a tag is served after a check before upstream is asked again."""
+        """Return the seconds for which a tag is served after a check without another one."""
         rule = self.rule_for(tag)
         return math.inf if rule.offline else rule.tag_ttl + rule.stale_while_revalidate
 
@@ -160,5 +178,5 @@ class Origins(Mapping[str, Origin]):
         return len(self._sources)
 
     def replace(self, sources: Mapping[str, Origin]) -> None:
-        """Hold these upstreams instead."""
+        """Replace the upstreams."""
         self._sources = dict(sources)

@@ -1,4 +1,4 @@
-"""What ``tags`` works with: where a tag points, and the warnings of old copies."""
+"""Types of ``tags``: the resolution of a tag, and the warnings of old copies."""
 
 from dataclasses import dataclass, replace
 from typing import Final
@@ -12,7 +12,7 @@ from proxy.runtime.metrics import Outcome
 from proxy.upstream.registry import NamedManifest
 
 FAILED_WARNING: Final = "stale: upstream failed, this is the last good copy"
-PARTIAL_WARNING: Final = "stale: upstream failed, and not all of this image is held here"
+PARTIAL_WARNING: Final = "stale: upstream failed, and this image is incomplete in the cache"
 FALLBACK_WARNING: Final = "stale: upstream failed, this is the copy in a fallback directory"
 SCARCE_WARNING: Final = "stale: there is a newer image, and pulls are nearly used up"
 DELETED_WARNING: Final = "kept: upstream no longer has this tag"
@@ -20,9 +20,9 @@ DELETED_WARNING: Final = "kept: upstream no longer has this tag"
 
 @dataclass(frozen=True, slots=True)
 class Pointed:
-    """Where a tag points, the outcome to report, and for how many seconds that stays fresh.
+    """The record of a tag, the outcome to report, and the seconds for which it stays fresh.
 
-    ``served`` is the digest to serve: a younger one in ``record`` may be held back.
+    ``served`` is the digest to serve: a younger one in ``record`` may be held.
     """
 
     record: TagRecord
@@ -39,9 +39,9 @@ class Pointed:
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """Where a tag pointed (None: unknown) and points now, and whether that was recorded.
+    """The digests of a tag before (None: unknown) and now, and whether that was recorded.
 
-    ``served`` is what clients get: ``now`` may be held back.
+    ``served`` is the digest that clients get: ``now`` may be held.
     """
 
     before: Digest | None
@@ -64,7 +64,7 @@ def described(manifest: Manifest) -> Described:
 def require_confirmation(named: NamedManifest, record: TagRecord | None) -> None:
     """Raise ``UpstreamUnavailable`` if upstream only repeats an old copy of what is known.
 
-    Upstream is a Millpond then, which could not ask its own upstream, and says so in a warning.
+    Upstream is then a Millpond that could not ask its own upstream, and sends a warning.
     """
     is_old = named.warning is not None and named.warning.startswith(("stale: ", "kept: "))
     if is_old and record is not None and record.descriptor == named.descriptor:

@@ -1,7 +1,7 @@
-"""Fetches the blobs of a manifest before the client that got the manifest asks for them.
+"""Fetches the blobs of a manifest before the client that got the manifest requests them.
 
-Only for image manifests that were a miss and that a client asked for by GET. A client that only
-inspects images asks for no layers; unfinished prefetches are then abandoned.
+Only for image manifests that were a miss and that a client requested by GET. A client that only
+inspects images requests no layers; unfinished prefetches are then abandoned.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from proxy.runtime.metrics import CacheCounters
 from proxy.runtime.singleflight import SingleFlight
 
 MAX_IMAGES: Final = 32
-"""Images at a time; blobs of further images are not prefetched."""
+"""Maximum number of images at a time; blobs of further images are not prefetched."""
 
 _MAX_UNUSED: Final = 100_000
-"""Prefetched blobs whose first use is counted."""
+"""Maximum number of prefetched blobs whose first use is counted."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class Expectation:
         self._signs = frozenset(signs)
 
     def request(self, digest: Digest) -> None:
-        """Note that a client requests one of the blobs."""
+        """Record that a client requests one of the blobs."""
         self.requested.add(digest)
         if digest in self._signs:
             self.is_met.set()
@@ -81,7 +81,7 @@ class PrefetchTracker:
                     del self._awaited[key]
 
     def requested(self, target: Target, digest: Digest) -> None:
-        """Note that a client requests a blob, expected or not."""
+        """Record that a client requests a blob, expected or not."""
         key = target.upstream, digest
         for expectation in self._awaited.get(key, ()):
             expectation.request(digest)

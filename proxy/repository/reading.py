@@ -1,4 +1,4 @@
-"""Reads small content whole through the cache."""
+"""Reads small content completely through the cache."""
 
 from functools import partial
 from typing import assert_never

@@ -1,4 +1,4 @@
-"""When a client may read a large blob from the bucket itself."""
+"""Redirects of clients to large blobs in the bucket."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -11,10 +11,10 @@ Sign = Callable[[Digest], Awaitable[str | None]]
 
 
 class Redirects:
-    """URLs for blobs of at least ``min_size`` bytes. ``sizes`` are those that manifests give.
+    """URLs for blobs of at least ``min_size`` bytes. ``sizes`` are from manifests.
 
-    Only content that is linked to the repository: a redirect gives it away, like its bytes.
-    ``public_host`` is the host that clients are sent to.
+    Only for content that is linked to the repository: a redirect gives access to it.
+    ``public_host`` is the host of the URLs.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Redirects:
         self.public_host: Final = public_host
 
     async def url(self, target: Target, digest: Digest) -> str | None:
-        """Return where a client of a repository can GET a blob, None if it must get it here."""
+        """Return a URL by which a client can GET a blob, None if Millpond must send it."""
         record = await self._content.record(digest)
         size = self._sizes.get((target, digest), 0) if record is None else record.size
         if size < self._min_size or not await self._content.links.is_confirmed(target, digest):

@@ -28,15 +28,15 @@ from proxy.runtime.ttl_cache import TTLCache
 from proxy.upstream.lists import MAX_REFERRERS
 
 MAX_KEPT_BYTES: Final = 1024 * 1024
-"""A longer list, as JSON, is passed on, but neither kept nor linked."""
+"""A longer list, as JSON, is sent to the client, but neither stored nor linked."""
 
 EXPIRE_SECONDS: Final = 365 * 86400.0
-"""Long, because a site without upstream has no other list; the size limit of the rows holds too."""
+"""Long, because an offline site has no other list; the size limit of the rows applies too."""
 
 EMPTY_SECONDS: Final = 3600.0
-"""How long an empty list about unknown content may be served when upstream fails."""
+"""Seconds for which an empty list about unknown content may be served when upstream fails."""
 
-FAILED_WARNING: Final = "stale: upstream failed, these are the referrers last seen"
+FAILED_WARNING: Final = "stale: upstream failed, this is the last list of referrers"
 
 
 class ReferrersCache:

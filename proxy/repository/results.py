@@ -17,7 +17,7 @@ from proxy.storage.disk import DiskBlob
 class Forward(NamedTuple):
     """Upstream's answer about content that is held, for ``Cache-Status``.
 
-    ``status`` is upstream's; ``error`` is why the held copy was sent instead of upstream's answer.
+    ``status`` is upstream's; ``error`` is the reason for sending the held copy instead.
     """
 
     status: int | None
@@ -29,10 +29,10 @@ class Manifest:
     """A manifest as upstream sent it, verified.
 
     ``children`` is the listed content, None if unknown; ``warning`` is for a ``Warning: 299``
-    header; ``fresh`` is for how many seconds a tag needs no check, None for a digest; ``forward``
-    is set if upstream was asked although the answer was held; ``place`` is where it came from.
-    ``held_until`` is when the tag follows upstream to a younger image (Unix seconds), None if it
-    does now.
+    header; ``fresh`` is the seconds for which a tag needs no check, None for a digest; ``forward``
+    is set if upstream was asked although the answer was held; ``place`` is the source.
+    ``held_until`` is the time until which a younger image of the tag is held (Unix seconds), None
+    without one.
     """
 
     descriptor: Descriptor
@@ -79,7 +79,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Referrers:
-    """Descriptors of what refers to a manifest, as JSON values."""
+    """Descriptors of the referrers of a manifest, as JSON values."""
 
     entries: tuple[dict[str, object], ...]
     is_filtered: bool
@@ -111,7 +111,7 @@ class Local:
         return self.blob.read(start, stop)
 
     async def readable(self, _offset: int) -> int:
-        """Return up to where it can be read: it is complete."""
+        """Return the end of the blob, which is complete."""
         return self.blob.size
 
     async def aclose(self) -> None:
@@ -164,7 +164,7 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Through:
-    """A blob that there is no room for: verified on its way, its last byte held back."""
+    """A blob without space in the cache: verified on its way, its last byte held back."""
 
     body: SourcesBody
     chunks: AsyncGenerator[bytes, None]

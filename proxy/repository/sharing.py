@@ -1,4 +1,4 @@
-"""The seam to other replicas that ask the same registries: who checks a tag, and what was found."""
+"""The interface to other replicas: who checks a tag, and the result."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,23 +14,23 @@ class Check(Protocol):
 
     @property
     def known(self) -> TagRecord | None:
-        """What another replica has just found."""
+        """The recent result of another replica."""
 
     async def settle(self, record: TagRecord) -> TagRecord:
-        """Record what the registry says; return the newest record, which may be newer."""
+        """Record the registry's answer; return the newest record, which may be newer."""
 
     async def gone(self) -> None:
-        """Say that the registry has deleted the tag. The record stays."""
+        """Publish that the registry has deleted the tag. The record stays."""
 
 
 class Sharing(Protocol):
-    """What replicas tell each other about tags."""
+    """The facts about tags that replicas share."""
 
     async def find(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return and record where a tag points that is not known here; None if nobody knows."""
+        """Return and record an unknown tag, None if no replica knows it."""
 
     def check(self, target: Target, tag: Tag, max_age: float) -> AbstractAsyncContextManager[Check]:
-        """Give a check; one that is ``known`` was made in the last ``max_age`` seconds."""
+        """Open a check; a ``known`` result is from the last ``max_age`` seconds."""
 
 
 class OwnCheck:
@@ -43,16 +43,16 @@ class OwnCheck:
         self._target, self._tag = target, tag
 
     async def settle(self, record: TagRecord) -> TagRecord:
-        """Record what the registry says."""
+        """Record the registry's answer."""
         await self._records.set(self._target, self._tag, record)
         return record
 
     async def gone(self) -> None:
-        """Tell nobody."""
+        """Do nothing: there are no other replicas."""
 
 
 class Alone:
-    """The ``Sharing`` of a single machine, and of upstreams that are asked as their clients."""
+    """The ``Sharing`` of a single machine, and of upstreams with ``credentials: caller``."""
 
     def __init__(self, records: Tags) -> None:
         self._records = records
@@ -63,5 +63,5 @@ class Alone:
 
     @asynccontextmanager
     async def check(self, target: Target, tag: Tag, max_age: float) -> AsyncIterator[Check]:
-        """Give a check."""
+        """Open a check."""
         yield OwnCheck(self._records, target, tag)

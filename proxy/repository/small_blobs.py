@@ -1,7 +1,7 @@
-"""Small held blobs in RAM: configurations and small layers are requested most and weigh least.
+"""Small held blobs in RAM: configurations and small layers are requested most often.
 
-A blob is read from the disk, and hashed again, when it is first sent. RAM does not know whether a
-blob is still held: the caller checks.
+A blob is read from the disk, and hashed again, when it is first sent. The caller must check whether
+a blob in RAM is still held.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""The tags that upstream listed last, by repository, for when it fails.
+"""The last list of tags from upstream, by repository, for use when it fails.
 
 A list may take many pages, and clients read them one at a time: ``with_page`` puts them together.
 """
@@ -17,7 +17,7 @@ MAX_LIST_BYTES: Final = 1024 * 1024
 """Size limit of one list as JSON; tags beyond it are left out, and the list is incomplete."""
 
 MAX_NAMES: Final = 100_000
-"""Names read of one page. Sorting the millions that a hostile registry may send takes too long."""
+"""Maximum number of names read of one page. A hostile registry may send millions."""
 
 EXPIRE_SECONDS: Final = 30 * 86400.0
 _QUOTES: Final = 4
@@ -25,7 +25,7 @@ _QUOTES: Final = 4
 
 
 class KnownList(NamedTuple):
-    """A list, and how far a client has read it page by page.
+    """A list, and the progress of a client that reads it page by page.
 
     ``read`` holds the tags of the pages since the first one, ``next_query`` is the query of the
     next page. Both are empty if no client is in the middle of a list.
@@ -111,7 +111,7 @@ def with_page(
 
 
 def without(known: KnownList | None, tag: Tag) -> KnownList | None:
-    """Return a list without a tag; None if it does not hold that tag."""
+    """Return a list without a tag; None if it does not contain that tag."""
     if known is None or (tag not in known.tags.tags and tag not in known.read):
         return None
     tags = tuple(other for other in known.tags.tags if other != tag)

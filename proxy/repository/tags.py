@@ -65,17 +65,18 @@ class Tags:
         self._patience = patience
         self._alone = Alone(content.tags)
         self._sharing = sharing or self._alone
+        self._finds: SingleFlight[TagRecord | None] = SingleFlight("find tag")
         self._fetches: SingleFlight[Manifest] = SingleFlight("fetch tag")
         self._checks: SingleFlight[TagRecord] = SingleFlight("check tag")
         self._refreshes: SingleFlight[None] = SingleFlight("refresh tag")
 
     async def close(self) -> None:
         """Cancel running checks."""
-        for running in (self._refreshes, self._checks, self._fetches):
+        for running in (self._refreshes, self._checks, self._fetches, self._finds):
             await running.close()
 
     async def get(self, target: Target, tag: Tag, directive: CacheDirective) -> Manifest:
-        """Return the manifest that a tag points to. Raises ``RegistryError``."""
+        """Return the manifest of a tag. Raises ``RegistryError``."""
         if (digest := await self.past.configured(target, tag)) is not None:
             return await self._manifests.get(target, digest, directive)
         found = await self._resolve(target, tag, directive)
@@ -97,7 +98,7 @@ class Tags:
     async def _fetch_old_enough(
         self, target: Target, tag: Tag, directive: CacheDirective, max_age: float
     ) -> Manifest:
-        """Fetch a tag's manifest; return it, or an older one while it is held back."""
+        """Fetch a tag's manifest; return it, or an older one while it is held."""
         manifest = await self._fetch(target, tag, max_age)
         record = TagRecord(manifest.descriptor, self._clock())
         served = await self.cool_downs.served(target, tag, record)
@@ -131,7 +132,11 @@ class Tags:
         async with self._shared(target).check(target, tag, max_age) as check:
             newest = check.known
             if newest is None:
-                manifest = await self._manifests.fetch(target, tag)
+                try:
+                    manifest = await self._manifests.fetch(target, tag)
+                except NotFound as error:
+                    await _say_gone(check, error)
+                    raise
                 if manifest.outcome is Outcome.THROUGH:  # its digest is not that of its bytes
                     return manifest
                 found = manifest.descriptor
@@ -171,25 +176,23 @@ class Tags:
         return Described(descriptor, found.outcome, None, found.fresh, found.forward, until)
 
     async def refresh(self, target: Target, tag: Tag, max_age: float = 0.0) -> Refreshed:
-        """Ask upstream now where a tag points. Raises ``RegistryError``.
+        """Check a tag at upstream now. Raises ``RegistryError``.
 
-        Another replica's answer counts for ``max_age`` seconds. It is not recorded if the rate
-        limit leaves no pull for a new image.
+        Another replica's answer is used for ``max_age`` seconds. The answer is not recorded if the
+        rate limit leaves no pull for a new image.
         """
         await self._manifests.absences.forget(target, tag)
         before = await self._records.get(target, tag)
         now = await self._check(target, tag, before, max_age)
-        recorded = await self._records.get(target, tag)
-        digest = now.descriptor.digest
+        recorded, digest = await self._records.get(target, tag), now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest
         former = None if before is None else before.descriptor.digest
         served = await self.cool_downs.served(target, tag, now)
         return Refreshed(former, digest, is_recorded, served.digest)
 
     def seconds_fresh(self, target: Target, tag: Tag, record: TagRecord) -> float | None:
-        """Return for how many seconds a record is served without a check; None if it is not."""
-        rule = self._rule(target, tag)
-        now = self._clock()
+        """Return the seconds for which a record is served without a check; None if it is not."""
+        rule, now = self._rule(target, tag), self._clock()
         if rule.offline or policy.decide(record.checked_at, rule, now) is not Action.SERVE:
             return None
         if not self.cool_downs.is_allowed(target, tag, record.descriptor.digest):
@@ -199,7 +202,7 @@ class Tags:
     async def _resolve(
         self, target: Target, tag: Tag, directive: CacheDirective
     ) -> Pointed | Manifest | None:
-        """Return where the tag points, a stale manifest if upstream fails, or None if unknown."""
+        """Return the resolved tag, a stale manifest if upstream fails, or None if unknown."""
         if directive is CacheDirective.REVALIDATE:
             await self._manifests.absences.forget(target, tag)
         record = await self._known(target, tag, directive)
@@ -234,19 +237,21 @@ class Tags:
                 assert_never(action)
 
     async def _known(self, target: Target, tag: Tag, directive: CacheDirective) -> TagRecord | None:
-        """Return where a tag points; other replicas know, and offline a fallback directory."""
+        """Return the record of a tag, from other replicas too, or offline a fallback directory."""
         record = await self._records.get(target, tag)
         if record is not None or directive is CacheDirective.ONLY_IF_CACHED:
             return record
-        record = await self._shared(target).find(target, tag)
+        key = target, tag
+        if not (self._fetches.is_running(key) or self._checks.is_running(key)):  # asked before
+            record = await self._finds.do(key, lambda: self._shared(target).find(target, tag))
         if record is None and self._rule(target, tag).offline:
             return await self._tag_in_fallback(target, tag)
         return record
 
     async def _tag_in_fallback(self, target: Target, tag: Tag) -> TagRecord | None:
-        """Return and record where a tag points in a fallback directory; None if none has it.
+        """Return and record a tag from a fallback directory; None if none has it.
 
-        The record counts as never checked: upstream is asked as soon as it can be.
+        The record counts as never checked: upstream is asked as soon as possible.
         """
         for fallback in self._sources[target.upstream].fallbacks:
             descriptor = await fallback.tag(target, tag)
@@ -285,7 +290,7 @@ class Tags:
     async def _check(
         self, target: Target, tag: Tag, record: TagRecord | None, max_age: float
     ) -> TagRecord:
-        """Ask upstream by HEAD where a tag points; concurrent callers share one request.
+        """Check a tag at upstream by HEAD; concurrent callers share one request.
 
         ``record`` is the last one, None for an unknown tag. Another replica's check counts for
         ``max_age`` seconds.
@@ -308,7 +313,7 @@ class Tags:
                 return newer
             if record is not None and not self._may_replace(target, tag, record, error):
                 await self._records.set(target, tag, None)
-            await check.gone()
+            await _say_gone(check, error)
             raise
         require_confirmation(named, record)
         checked = TagRecord(named.descriptor, self._clock())
@@ -324,9 +329,8 @@ class Tags:
         return current if current is not None and current != record else None
 
     def _shared(self, target: Target) -> Sharing:
-        """Return who shares tags: nobody those that are visible to some clients only."""
-        is_private = self._sources[target.upstream].callers is not None
-        return self._alone if is_private else self._sharing
+        """Return the sharing of tags: none for tags that only some clients may see."""
+        return self._sharing if self._sources[target.upstream].callers is None else self._alone
 
     def _may_replace(
         self, target: Target, tag: Tag, record: TagRecord, error: RegistryError
@@ -372,7 +376,7 @@ class Tags:
 
         In this order:
 
-        1. The image that the tag names, held in full: no upstream is needed.
+        1. The image of the tag, if it is complete: no upstream is needed.
         2. The same image, its manifest held and some layers not. Nodes that have the layers need
            only the manifest, and an older image would be a downgrade. Others get the missing layers
            from upstream, through this cache or directly. Offline nothing reaches this method:
@@ -398,3 +402,9 @@ class Tags:
 
     def _rule(self, target: Target, tag: Tag) -> Rule:
         return self._sources[target.upstream].rule_for(tag)
+
+
+async def _say_gone(check: Check, error: NotFound) -> None:
+    """Tell other replicas that upstream has no such tag, if it has just said so."""
+    if not error.is_cached:
+        await check.gone()

@@ -1,1 +1,1 @@
-"""What every asyncio program needs, knowing nothing of registries."""
+"""Infrastructure of any asyncio program, independent of registries."""

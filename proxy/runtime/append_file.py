@@ -1,4 +1,4 @@
-"""A file that lines are appended to, which outlives full disks, rotation and sudden ends."""
+"""An append-only file of lines that tolerates full disks, rotation and crashes."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ MODE: Final = 0o600
 class AppendFile:
     """A file of lines; above ``max_size`` bytes it is renamed to ``….1`` and begun anew.
 
-    Never tears a line: bytes of a line that did not fit are cut off, and the line is written again
+    Never splits a line: bytes of a line that did not fit are cut off, and the line is written again
     later. A last line that is incomplete after a crash, or that cannot be cut off, gets a line end.
     """
 

@@ -1,4 +1,4 @@
-"""For whom a task works, as a key: what is only for one client is kept and shared by this key.
+"""The client for which a task works, as a key for data that only this client may use.
 
 A new task inherits the value (PEP 567), so work in the background is for the client that began it.
 """
@@ -7,4 +7,4 @@ from contextvars import ContextVar
 from typing import Final
 
 BEHALF: Final[ContextVar[str]] = ContextVar("behalf", default="")
-"""Empty: for nobody in particular."""
+"""Empty: for no particular client."""

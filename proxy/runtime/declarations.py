@@ -1,4 +1,4 @@
-"""How counters are declared: as fields of dataclasses, with their HELP texts."""
+"""Declaration of counters, as fields of dataclasses with their HELP texts."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -43,7 +43,7 @@ class Histogram:
 
 
 class Declaration(NamedTuple):
-    """What Prometheus needs to know of a field; ``name`` None stands for the field's own name."""
+    """The Prometheus metadata of a field; ``name`` None stands for the field's own name."""
 
     text: str
     family: type[Metric]

@@ -1,8 +1,8 @@
-"""Counters that one process hands over to another: what it has counted since the last time.
+"""Differences of counters that one process passes to another.
 
-A process takes its counts as JSON values, which sets them back to zero; the other one adds them to
-its own. Taken are requests, the cache's counters and pulls by image: all that answering a client
-changes.
+A process exports its counts as JSON values, which resets them; the other one adds them to its own.
+They include requests, the cache's counters and pulls by image: everything that an answer to a
+client changes.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ _Counters = UpstreamCounters | CacheCounters
 
 
 def taken(metrics: Metrics) -> Counts:
-    """Return what was counted, by upstream and for the cache, and set it back to zero."""
+    """Return the counts by upstream and for the cache, and reset them."""
     by_upstream = {name: _taken(counters) for name, counters in metrics.upstreams.items()}
     cache = _taken(metrics.cache)
     more = {"cache": cache, "tally": metrics.tally.to_json()}
@@ -27,7 +27,7 @@ def taken(metrics: Metrics) -> Counts:
 
 
 def add(metrics: Metrics, counts: Counts) -> None:
-    """Add what ``taken`` returned in another process."""
+    """Add the result of ``taken`` from another process."""
     for name, of_upstream in counts["upstreams"].items():
         _add(metrics.add(name), of_upstream)
     _add(metrics.cache, counts.get("cache", {}))

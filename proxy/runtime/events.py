@@ -1,4 +1,4 @@
-"""Events of the cache, for people and programs outside of it.
+"""Events of the cache, for people and other programs.
 
 Any part may emit an event, which is cheap without subscribers. Each subscriber gets the events in
 order through a bounded queue: a slow subscriber loses events, which are counted.
@@ -17,9 +17,9 @@ Fact = str | int | float | bool | None
 """A value in the data of an event."""
 
 RECENT: Final = 250
-"""Events of each kind that are kept for subscribers that come later."""
+"""Maximum number of events of each kind that are kept for later subscribers."""
 QUEUED: Final = 1000
-"""Events that wait for one subscriber."""
+"""Maximum number of queued events for one subscriber."""
 
 
 class EventKind(StrEnum):
@@ -48,7 +48,7 @@ class Event:
     """One thing that happened.
 
     ``serial`` grows by one with each event since the start of the process. ``time`` is Unix
-    seconds. ``subject`` is what it happened to: an image, a digest or an upstream.
+    seconds. ``subject`` is the affected image, digest or upstream.
     """
 
     serial: int
@@ -69,7 +69,7 @@ class Emitter(Protocol):
 
 
 class _Unheard:
-    """Takes events that have no subscribers."""
+    """Discards events."""
 
     def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
         """Do nothing."""
@@ -81,7 +81,7 @@ class _Unheard:
 
 
 UNHEARD: Final[Emitter] = _Unheard()
-"""The emitter of parts that are used alone."""
+"""The default emitter."""
 
 
 class Subscription:

@@ -1,4 +1,4 @@
-"""Blocking work in threads, which a cancellation never leaves half done.
+"""Blocking work in threads, which a cancellation never interrupts.
 
 A cancelled task does not stop its thread. If the task closed a file in the meantime, the next file
 could get the same descriptor, and the thread would write into the wrong one. So a cancellation is
@@ -41,7 +41,7 @@ class Pool(Enum):
     PASSWORD = "password"  # noqa: S105 - the name of its threads
     """Hashing passwords, which is slow by intent: at most half of the cores do it."""
     PROGRAM = "program"
-    """Programs that know credentials. A slow one delays only others."""
+    """Programs that print credentials. A slow one delays only other ones."""
     UPKEEP = "upkeep"
     """Listing, verifying and repairing the store: no request waits for it."""
     EXPIRING = "expiring"

@@ -1,8 +1,8 @@
 """Writes lines that must not be lost silently, in order, in one thread.
 
 Unlike request lines, which are dropped under load, these are kept while their file cannot be
-written, and written once that works again. The queue is bounded: callers wait for room for a
-moment. What then finds no room is counted, and the log itself says how much is missing, and where.
+written, and written later. The queue is bounded: callers wait for a moment if it is nearly full.
+Lines that do not fit are counted, and the log itself records how many are missing, and where.
 """
 
 import asyncio
@@ -15,24 +15,24 @@ from typing import Final, Generic, Protocol, TypeVar
 import structlog
 
 MAX_PENDING: Final = 50_000
-"""Lines that are kept at most."""
+"""Maximum number of queued lines."""
 
 NEARLY_FULL: Final = 0.8
-"""Share of the queue above which callers wait for room."""
+"""Share of the queue above which callers wait."""
 
 ROOM_SECONDS: Final = 2.0
-"""How long they wait."""
+"""Maximum time that they wait."""
 
 BATCH: Final = 500
 COLLECT_SECONDS: Final = 0.05
-"""Lines are collected for so long: waking the thread for each line would slow the loop down."""
+"""Time for which lines are collected: waking the thread for each line would slow the loop."""
 
 RETRY_SECONDS: Final = 1.0
 REPEAT_SECONDS: Final = 60.0
-"""How often the log repeats that lines cannot be written."""
+"""Interval at which the log repeats that lines cannot be written."""
 
 CLOSE_SECONDS: Final = 5.0
-"""How long ``close`` waits for a file system that does not answer."""
+"""Time that ``close`` waits for a file system that does not answer."""
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class Sink(Protocol[Item_contra]):
-    """Where lines go. All methods but ``render`` block, and run in one thread."""
+    """The output of lines. All methods except ``render`` block, and run in one thread."""
 
     def open(self) -> None:
         """Open it. Raises ``OSError``."""
@@ -58,8 +58,8 @@ class Sink(Protocol[Item_contra]):
 class LineWriter(Generic[Item]):
     """Lines on their way to ``sink``.
 
-    ``lost`` makes an item that says how many are missing. ``on_trouble`` is called in the thread,
-    with the reason for each failed attempt, and with None once writing works again.
+    ``lost`` creates an item with the number of missing lines. ``on_trouble`` is called in the
+    thread, with the reason for each failed attempt, and with None once writing works again.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class LineWriter(Generic[Item]):
         self._wake.set()
 
     async def close(self, last: Sink[Item]) -> None:
-        """Write what is queued, and stop; what cannot be written goes to ``last``."""
+        """Write the queue, and stop; lines that cannot be written go to ``last``."""
         self._mention_missing()
         self._closing.set()
         self._wake.set()

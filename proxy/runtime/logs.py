@@ -22,7 +22,7 @@ from proxy.runtime import request_ids
 FLUSH_SECONDS: Final = 0.2
 MAX_PENDING: Final = 50_000
 NEARLY_FULL: Final = 40_000
-"""Waiting lines above which nothing should rely on request lines."""
+"""Number of waiting lines above which request lines may be dropped."""
 
 BATCH: Final = 1000
 Level = Literal["debug", "info", "warning", "error"]
@@ -32,7 +32,7 @@ _FAILED_REQUEST: Final = {"event": "request", "level": "warning"}
 
 
 class Output(NamedTuple):
-    """Where lines go, and the structlog processor that renders an event as a line."""
+    """The output of lines, and the structlog processor that renders an event as a line."""
 
     stream: TextIO
     renderer: Any

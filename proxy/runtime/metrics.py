@@ -84,7 +84,7 @@ class UpstreamCounters:
     bytes_to_clients: int = counter("Body bytes sent to clients.", name="client_bytes")
     confirmations: Counter[str] = counter_by(
         "outcome",
-        "Answers of upstream about clients that pull as themselves; stale: it gave none, and the "
+        "Answers of upstream about clients that pull as themselves; stale: no answer, and the "
         "client counted as confirmed.",
         ("confirmed", "refused", "failed", "stale"),
         name="confirmations",
@@ -144,17 +144,17 @@ class UpstreamCounters:
         self.manifest_pulls += manifest
 
     def fetched(self, place: Place, sent: int) -> None:
-        """Count where the content of a request came from that was not in the cache."""
+        """Count the source of a request's content that was not in the cache."""
         self.source_requests[place] += 1
         self.source_bytes[place] += sent
 
     @property
     def spared(self) -> int:
-        """Requests for which upstream sent no body of their own."""
+        """Requests that needed no body from upstream."""
         return sum(self.outcomes[outcome] for outcome in _SPARED)
 
     def derive(self) -> None:
-        """Set what came from the disk: all that did not come from elsewhere.
+        """Compute the counts of the disk: all content without another source.
 
         It is not counted, because requests from memory cost a few microseconds each.
         """
@@ -223,8 +223,8 @@ class CacheCounters:
     prefetched_bytes: int = counter("Bytes of prefetched blobs, abandoned ones included.")
     prefetched_used_blobs: int = counter("Prefetched blobs that a client requested later.")
     prefetched_used_bytes: int = counter("Bytes of prefetched blobs that a client requested later.")
-    warmed_images: int = counter("Images fetched whole, or found whole, ahead of clients.")
-    warm_failures: int = counter("Images that could not be fetched whole ahead of clients.")
+    warmed_images: int = counter("Complete images fetched or found ahead of clients.")
+    warm_failures: int = counter("Images that could not be fetched completely ahead of clients.")
     watch_checks: Counter[str] = counter_by(
         "outcome", "Checks of watched tags.", _CHECKS, name="watch_checks"
     )

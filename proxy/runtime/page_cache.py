@@ -1,7 +1,7 @@
 """Brings bytes of a file into the page cache, in a thread.
 
-``sendfile`` and ``read`` block the event loop, and every client with it, while the disk is read. To
-ask whether bytes are cached costs a microsecond; only what is not is read ahead.
+``sendfile`` and ``read`` block the event loop, and every client with it, while the disk is read.
+Checking whether bytes are cached takes a microsecond; only bytes that are not are read ahead.
 """
 
 import errno
@@ -24,7 +24,7 @@ _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 async def load(fd: int, start: int, stop: int, end: int) -> None:
     """Return when bytes ``start`` to ``stop`` can be read without waiting for the disk.
 
-    The caller will want the bytes up to ``end`` next. Raises ``OSError``.
+    The caller will read the bytes up to ``end`` next. Raises ``OSError``.
     """
     if not is_cached(fd, start, stop):
         await in_thread(lambda: _read(fd, start, stop, end), Pool.STREAM)

@@ -1,4 +1,4 @@
-"""Counters of parts beside the cache itself, declared as in ``metrics``."""
+"""Counters of parts other than the cache itself, declared as in ``metrics``."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class TaskCounters:
 
 @dataclass(slots=True)
 class WorkerCounters:
-    """What one worker process does, by the label ``worker``; also part of the other totals."""
+    """Totals of one worker process, by the label ``worker``; also part of the other totals."""
 
     requests: int = counter("Requests that a worker answered by itself.", name="worker_requests")
     bytes: int = counter("Body bytes that a worker sent by itself.", name="worker_client_bytes")
@@ -77,7 +77,7 @@ class HookCounters:
 class NotificationCounters:
     """One receiver of events, by the label ``receiver``."""
 
-    delivered: int = counter("Events that a receiver has taken.", name="notifications_delivered")
+    delivered: int = counter("Events that a receiver has accepted.", name="notifications_delivered")
     failures: int = counter("Failed attempts to deliver an event.", name="notification_failures")
     dropped: Counter[str] = counter_by(
         "reason",
@@ -96,7 +96,7 @@ class NotificationCounters:
 
 @dataclass(slots=True)
 class FleetCounters:
-    """Totals of what replicas share."""
+    """Totals of the fleet's Redis and replicas."""
 
     redis_commands: Counter[str] = counter_by(
         "command", "Commands sent to Redis.", ("get", "set"), name="fleet_redis_commands"

@@ -1,7 +1,7 @@
 """One running task per key, shared by all concurrent callers that work for the same client.
 
-Work for different clients of an upstream that asks as its clients is not shared: one client would
-get the answer that another one may have.
+With ``credentials: caller`` work is not shared between clients: one client would get an answer for
+another one.
 
 No caller owns the task: any of them may be cancelled, including the first. A failure reaches every
 caller; the next call starts a new task.

@@ -1,8 +1,7 @@
-"""Spans of a trace: the seam to a tracing library, and the current span of each task.
+"""Spans of a trace: the interface to a tracing library, and the current span of each task.
 
-A span is current for its task and for tasks that it starts, so the layers between a request and
-what it causes need not pass it on. Without tracing there is no current span, and all of this does
-nothing.
+A span is current for its task and for tasks that it starts, so the layers between a request and its
+effects need not pass it on. Without tracing there is no current span, and this module does nothing.
 """
 
 from collections.abc import Iterator, Mapping

@@ -91,7 +91,7 @@ class _Failures:
         self.end()
 
     def end(self) -> None:
-        """Forget the failures: the task works."""
+        """Reset the failures: the task works."""
         self._pause = FIRST_PAUSE
         self._since: float | None = None
         if self._readiness is not None:

@@ -1,7 +1,7 @@
 """A token bucket that may be in debt: a caller reserves tokens, and learns how long to wait.
 
-Reservations are what makes waiters go in order: each one is due when the bucket has paid back the
-debt of all before it, so nobody has to wake anybody up.
+Reservations keep waiters in order: each one is due when the bucket has paid back the debt of all
+before it, so no task has to wake another.
 """
 
 
@@ -20,13 +20,13 @@ class TokenBucket:
         self._at = now
 
     def take(self, count: float, now: float) -> float:
-        """Take tokens, if need be in advance; return the seconds until they are there."""
+        """Take tokens, in advance if needed; return the seconds until they are available."""
         self._refill(now)
         self._tokens -= count
         return max(0.0, -self._tokens / self._rate)
 
     def seconds_until(self, count: float, now: float) -> float:
-        """Return what ``take`` would return, and take nothing."""
+        """Return the result of ``take`` without taking tokens."""
         self._refill(now)
         return max(0.0, (count - self._tokens) / self._rate)
 

@@ -35,7 +35,7 @@ _KINDS: Final = {
 class CollectorTracer:
     """Samples requests, and sends their spans with OTLP over HTTP from a thread.
 
-    Spans that the collector does not take in time are lost; nothing waits for it.
+    Spans that the collector does not accept in time are lost; nothing waits for it.
     """
 
     def __init__(self, settings: Tracing, endpoint: str, headers: Mapping[str, str]) -> None:

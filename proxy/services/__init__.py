@@ -1,1 +1,1 @@
-"""Work on the cache that no pull waits for."""
+"""Background and operator work on the cache; no pull waits for it."""

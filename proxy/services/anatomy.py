@@ -1,7 +1,7 @@
 """Describes an image: its platforms, their layers, and its referrers.
 
-Reads held manifests only: fetches nothing, and counts no use, so that looking at an image does not
-keep it in the cache.
+Reads only held manifests: it fetches nothing, and does not count as a use, so that inspecting an
+image does not keep it in the cache.
 """
 
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from proxy.core.names import Digest, Target
 from proxy.core.platforms import platform_name
 from proxy.core.tolerant_json import as_list, read_object
 from proxy.runtime.executors import by_size
+from proxy.services.inventory import weights
 
 MAX_PLATFORMS: Final = 100
 MAX_LAYERS: Final = 500
@@ -79,7 +80,7 @@ async def referrers(content: Content, target: Target, digest: Digest) -> list[Re
 
 
 async def _image(content: Content, digest: Digest, platform: str) -> PlatformImage:
-    held = (await content.graph.weights([digest]))[digest]
+    held = (await weights(content, [digest]))[digest].held_bytes
     layers = await _layers(content, await _document(content, digest))
     size = sum(layer.size for layer in layers) if held else None
     return PlatformImage(platform, digest, held, size, layers)

@@ -38,7 +38,7 @@ class Sort(StrEnum):
 
 
 class Entry(NamedTuple):
-    """A tag, what it points to, and when that was used and checked last (Unix seconds)."""
+    """A tag, its digest, and the times of the last use and check (Unix seconds)."""
 
     target: Target
     tag: Tag
@@ -104,7 +104,8 @@ class Catalogue:
         digests = iter({entry.digest for entry in await self._entries.current()})
         weights: dict[Digest, int] = {}
         while batch := list(islice(digests, _BATCH)):
-            weights |= await self._content.graph.weights(batch)
+            held = await self._content.graph.weights(batch)
+            weights |= {digest: weight.held_bytes for digest, weight in held.items()}
         return weights
 
 
@@ -123,7 +124,7 @@ def _chosen(
 
 
 class _Snapshot(Generic[Value]):
-    """A value that is made on demand, and reused for a while."""
+    """A value that is computed on demand, and reused for a limited time."""
 
     def __init__(self, make: Callable[[], Awaitable[Value]]) -> None:
         self._make = make

@@ -1,4 +1,4 @@
-"""Which images are kept up to date: those that are pinned, watched, or warmed on a schedule."""
+"""The images that are kept up to date: pinned, watched, or warmed on a schedule."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _UNKNOWN = Digest("")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What to fetch of a chosen image; ``platforms`` None: those held of the image before."""
+    """What to fetch of a chosen image; ``platforms`` None: those of the previous image."""
 
     platforms: Platforms | None
     with_referrers: bool

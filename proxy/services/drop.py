@@ -1,8 +1,7 @@
 """Drops images on request: their tags, and the content that nothing else needs.
 
-A dropped tag is forgotten with its history, and ``index.json`` is written without it, so that it
-comes back only from upstream. Content stays if another tag, a pin, another held manifest or
-another repository needs it.
+A dropped tag is deleted with its history, and from ``index.json``, so that it can return only from
+upstream. Content stays if another tag, a pin, another held manifest or another repository needs it.
 """
 
 import asyncio
@@ -12,6 +11,7 @@ from itertools import chain
 from typing import Any, Final
 
 from proxy.content.content import Content
+from proxy.content.facts import Tree
 from proxy.content.pins import Pins
 from proxy.core.errors import StorageUnavailable
 from proxy.core.names import Digest, Tag, Target
@@ -30,7 +30,7 @@ Forget = Callable[[Target, Iterable[Digest]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """A tag to drop, and the manifests that it points or pointed to."""
+    """A tag to drop, and its present and past manifests."""
 
     target: Target
     tag: Tag
@@ -50,7 +50,7 @@ class _Plan:
     refused: list[Event] = field(default_factory=list)
     others: dict[Target, set[Digest]] = field(default_factory=dict)
     links: dict[Target, set[Digest]] = field(default_factory=dict)
-    trees: dict[Digest, list[Digest]] = field(default_factory=dict)
+    trees: dict[Digest, Tree] = field(default_factory=dict)
     content: dict[Digest, BlobRecord] = field(default_factory=dict)
     wrappers: dict[Digest, BlobRecord] = field(default_factory=dict)
 
@@ -67,7 +67,7 @@ class _Plan:
 
 
 class Dropper:
-    """Plans a drop and carries it out."""
+    """Plans and executes a drop."""
 
     def __init__(self, content: Content, pins: Pins, layout: Layout, forget: Forget) -> None:
         self._content = content
@@ -84,7 +84,7 @@ class Dropper:
     async def drop(self, selector: Selector) -> AsyncGenerator[Event]:
         """Drop the selected images; yield an event for each, and the sums.
 
-        Pinned images stay, and their events say so. Raises ``StorageUnavailable`` while
+        Pinned images stay, and are marked in their events. Raises ``StorageUnavailable`` while
         ``index.json`` cannot be read.
         """
         async with self._dropping:  # two at once would each leave what both point to
@@ -105,8 +105,8 @@ class Dropper:
         plan = _Plan()
         await self._choose_tags(plan, selector)
         await self._choose_links(plan, selector)
-        for root in [root for image in plan.images for root in image.roots]:
-            plan.trees[root] = await self._content.graph.tree(root)
+        roots = (root for image in plan.images for root in image.roots)
+        plan.trees = {root: tree async for root, tree in self._content.graph.trees(roots)}
         await self._choose_content(plan)
         return plan
 
@@ -178,8 +178,8 @@ class Dropper:
     async def _choose_links_of_tags(self, plan: _Plan, listed: set[Digest]) -> None:
         """Choose the links to remove with the tags of a repository.
 
-        That is the content that goes, and the manifests that stay for another repository alone: a
-        link to these would keep them when that repository is dropped too.
+        These are links to content that is deleted, and to manifests that stay only for another
+        repository: a link to these would keep them when that repository is dropped too.
         """
         below: dict[Target, set[Digest]] = {}
         for image in plan.images:
@@ -199,10 +199,10 @@ class Dropper:
         return any(holder not in targets for holder in holders)
 
     async def _carry_out(self, plan: _Plan, selector: Selector) -> None:
-        """Forget names first, then links, then content: whatever is interrupted serves nothing."""
+        """Delete names first, then links, then content: an interrupted drop serves nothing."""
         content, graph = self._content, self._content.graph
         for image in plan.images:
-            await content.tags.forget(image.target, image.tag)
+            await content.tags.drop(image.target, image.tag)
         for target, digests in plan.links.items():
             await content.links.remove(target, digests)
         manifests = [digest for digest, record in plan.content.items() if _is_manifest(record)]

@@ -1,7 +1,7 @@
-"""Finds the images that a pattern selects at its registry, and among those that are known here.
+"""Finds the images that a pattern selects, at its registry and in this cache.
 
-A registry lists its repositories in its catalogue, if it has one and lets us read it. Docker Hub,
-GHCR and others do not; there, only repositories that were pulled through this cache are found.
+A registry lists its repositories in its catalogue, if it has one that Millpond may read. Docker
+Hub, GHCR and others do not; for these, only repositories that this cache knows are found.
 """
 
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -25,7 +25,7 @@ MAX_PAGES: Final = 1000
 
 @dataclass(slots=True)
 class Expanded:
-    """The images that a pattern selects, sorted, and why there may be more."""
+    """The images that a pattern selects, sorted, and notes about why there may be more."""
 
     images: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Expansion:
         return targets
 
     def _upstreams(self, name: str) -> Iterator[str]:
-        """Yield the upstreams that a pattern may mean: all, if it begins with a wildcard."""
+        """Yield the upstreams that a pattern may match: all, if it begins with a wildcard."""
         first = name.partition("/")[0]
         yield from (one for one in self._sources if is_pattern(first) or one == first)
 

@@ -1,4 +1,4 @@
-"""Finds what a bundle has to contain: whole images that are held, with all that refers to them."""
+"""Selects the content of a bundle: complete held images with their referrers."""
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class Selection:
 
 @dataclass(slots=True)
 class _Export:
-    """The contents so far, and what is missing of the selected images."""
+    """The contents so far, and the problems of the selected images."""
 
     selection: Selection
     contents: Contents
@@ -54,7 +54,7 @@ class Exporter:
         self._creator = creator
 
     async def contents(self, selection: Selection) -> tuple[Contents, list[str]]:
-        """Return what a bundle of the selected images contains, and what is missing of them."""
+        """Return the contents of a bundle of the selected images, and the problems."""
         now = self._content.clock()
         found = _Export(selection, Contents(self._source, self._creator, now))
         pinned = await self._pins.pinned() if selection.is_pinned else ()
@@ -83,7 +83,7 @@ class Exporter:
                     yield image
 
     async def _moved(self, image: TaggedImage) -> float:
-        """Return when a tag was first seen where it points now, in Unix seconds."""
+        """Return when a tag was first seen with its present digest, in Unix seconds."""
         history = await self._content.tags.history(image.target, image.tag)
         return history[-1].first_seen if history else image.record.checked_at
 
@@ -148,7 +148,7 @@ class Exporter:
     async def _children(self, selection: Selection, record: BlobRecord) -> list[Digest]:
         """Return what a manifest lists; of an index, the wanted images.
 
-        Without wanted platforms these are all that are whole. Raises ``RegistryError``.
+        Without wanted platforms these are all complete images. Raises ``RegistryError``.
         """
         listed = await self._content.graph.children(record.digest) or ()
         if record.media_type not in INDEX_TYPES:

@@ -1,9 +1,9 @@
-"""Takes the content of a bundle, and makes its images visible once all of it is here.
+"""Receives the content of a bundle, and makes its images visible when it is complete.
 
 Blobs arrive one by one. Each is hashed before it is stored, and no repository may serve it until
-``commit`` has found everything that the contents name. So an import that is interrupted, or whose
-bundle is damaged, leaves nothing behind but blobs that no client can get; the next import of the
-same bundle does not transfer them again.
+``commit`` has found all content of the bundle. So an interrupted import, or one of a damaged
+bundle, leaves only blobs that no client can get; the next import of the same bundle does not
+transfer them again.
 """
 
 import time
@@ -28,16 +28,17 @@ from proxy.core.errors import (
     StorageUnavailable,
 )
 from proxy.core.names import Digest, Repo, Target, matches, sha256
-from proxy.core.records import Descriptor
+from proxy.core.records import Descriptor, disk_bytes
+from proxy.core.units import show_size
 from proxy.runtime.executors import by_size
 from proxy.services.bundle.contents import BundledBlob, BundledTag, Contents
 from proxy.services.imports import Imports
 
 MAX_NAMED: Final = 1000
-"""Missing digests that an error names."""
+"""Maximum number of missing digests in an error."""
 
 _NOWHERE: Final = Target("import", Repo("import"))
-"""Stands for the repository of content that belongs to none yet."""
+"""The repository of content that is not linked to any repository yet."""
 
 _BATCH: Final = 1000
 
@@ -46,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Report:
-    """What an import made visible. ``kept`` are tags that point to something newer here."""
+    """The result of an import. ``kept`` are tags whose record here is newer."""
 
     images: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -65,13 +66,42 @@ class Importer:
         self._pins = pins
         self._upstreams = upstreams
 
-    async def missing(self, digests: Iterable[Digest]) -> list[Digest]:
-        """Return those that are not held."""
-        wanted = [*digests]
-        return [digest for digest in wanted if not await self._content.holds(digest)]
+    async def plan(self, contents: Contents) -> list[Digest]:
+        """Return the digests that are not held; count a use of the others, to evict them last.
+
+        Raises ``Conflict`` if the cache has no space for all of it at the same time.
+        """
+        if (shortage := await self._shortage(contents)) is not None:
+            raise Conflict(shortage)
+        missing: list[Digest] = []
+        for digest in contents.blobs:
+            if await self._content.holds(digest):
+                self._content.touch(digest)
+            else:
+                missing.append(digest)
+        return missing
+
+    async def _shortage(self, contents: Contents) -> str | None:
+        """Return why the cache cannot hold all of an import at the same time; None if it can."""
+        evictor = self._content.evictor
+        needed = sum(disk_bytes(blob.size) for blob in contents.blobs.values())
+        protected = [one for one in await self._pins.protected() if one not in contents.blobs]
+        kept = 0
+        for at in range(0, len(protected), _BATCH):
+            records = await self._content.records(protected[at : at + _BATCH])
+            kept += sum(disk_bytes(record.size) for record in records.values())
+        room = int(evictor.limit * evictor.quota.high_mark) - kept
+        if needed <= room:
+            return None
+        return (
+            f"all of it needs {show_size(needed)} in the cache, which has room for "
+            f"{show_size(max(0, room))}: {evictor.bound}, storage.high_mark is "
+            f"{evictor.quota.high_mark:.0%}, and other images that are pinned or in use take "
+            f"{show_size(kept)}"
+        )
 
     async def receive(self, blob: BundledBlob, pieces: AsyncIterator[bytes]) -> None:
-        """Store content that no repository may serve yet.
+        """Store content, which no repository may serve yet.
 
         Raises ``ContentMismatch`` for other bytes, ``RequestInvalid`` for more or fewer of them,
         ``StorageUnavailable`` if there is no room.
@@ -87,7 +117,7 @@ class Importer:
     async def commit(self, contents: Contents) -> Report:
         """Link everything to its repositories, then set the tags.
 
-        Raises ``RequestInvalid`` that names what is missing; nothing becomes visible then.
+        Raises ``RequestInvalid`` that names the missing content; then nothing becomes visible.
         """
         await self._check(contents)
         report = Report(blobs=len(contents.blobs))
@@ -120,7 +150,7 @@ class Importer:
 
     async def _receive_blob(self, blob: BundledBlob, pieces: AsyncIterator[bytes]) -> None:
         started = time.monotonic()
-        writer = await self._content.writer(_NOWHERE, blob.digest, blob.size)
+        writer = await self._content.trusted_writer(_NOWHERE, blob.digest, blob.size)
         with closing(writer):
             async with writer:
                 offset = 0
@@ -157,7 +187,10 @@ class Importer:
         if await self._content.keep(descriptor, content, parsed.listed):
             self._arrived(blob, started)
         if not await self._content.holds(blob.digest):
-            raise StorageUnavailable(f"{blob.digest} cannot be stored: there is no room")
+            bound = self._content.evictor.bound
+            raise StorageUnavailable(
+                f"{blob.digest} cannot be stored: no room ({bound}), or the disk fails"
+            )
 
     def _arrived(self, blob: BundledBlob, started: float) -> None:
         seconds = time.monotonic() - started
@@ -176,7 +209,12 @@ class Importer:
                     wrong.append(digest)
         if wrong:
             shown = "\n".join(wrong[:MAX_NAMED])
-            raise Conflict(f"{len(wrong):,} of {len(digests):,} pieces are missing:\n{shown}")
+            reason = await self._shortage(contents) or (
+                "they have not arrived, or were evicted since; run the import again"
+            )
+            raise Conflict(
+                f"{len(wrong):,} of {len(digests):,} pieces are missing: {reason}\n{shown}"
+            )
         for one in contents.tags:
             about = one.record.descriptor
             if contents.blobs[about.digest].size != about.size:
@@ -196,7 +234,7 @@ class Importer:
                 await self._content.links.add_referrer(target, parsed.subject.digest, entry)
 
     async def _set_tag(self, one: BundledTag, report: Report) -> None:
-        """Let a tag point where the bundle says, unless it was seen here later."""
+        """Set a tag as in the bundle, unless the record here is newer."""
         await self._content.tags.add_history(one.target, one.tag, one.history)
         known = await self._content.tags.get(one.target, one.tag)
         if known is not None and known.checked_at > one.record.checked_at:

@@ -1,4 +1,4 @@
-"""Remembers which imports brought which images."""
+"""Records which images came from which imports."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,12 +12,12 @@ from proxy.services.bundle.contents import Contents
 NOTE: Final = "imports"
 MAX_IMPORTS: Final = 100
 MAX_IMAGES: Final = 10_000
-"""Images that are remembered, of all imports together; the oldest imports are forgotten first."""
+"""Maximum number of recorded images, of all imports together; the oldest imports are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """One import: what its bundle says of itself, and the digest of each image by its name.
+    """One import: the origin of its bundle, and the digest of each image by its name.
 
     ``at`` and ``created_at`` are Unix seconds. ``source`` and ``creator`` are text for people.
     """
@@ -45,7 +45,7 @@ class Imports:
         return [one for one in await self.all() if name in one.images]
 
     async def add(self, contents: Contents, images: Mapping[str, Digest]) -> None:
-        """Remember an import that made these images visible."""
+        """Record an import that made these images visible."""
         kept = dict([*images.items()][:MAX_IMAGES])
         new = Imported(
             self._content.clock(), contents.source, contents.creator, contents.created_at, kept

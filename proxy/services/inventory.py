@@ -1,6 +1,7 @@
-"""What is held of each image, by the tags that name it."""
+"""The held content of each image, by tag."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -14,10 +15,10 @@ _MAX_DEPTH: Final = 8
 
 
 class State(Enum):
-    """How much of an image is held."""
+    """How complete an image is."""
 
     WHOLE = "whole"
-    """A client could pull it from here; of an index, at least one of its images."""
+    """A client can pull it without the registry; of an index, at least one of its images."""
     PARTIAL = "partial"
     """Its manifest is held, but not everything that it lists."""
     ABSENT = "absent"
@@ -26,7 +27,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What is held of a manifest's tree: disk bytes, and how many pieces are missing."""
+    """The held content of a manifest's tree: disk bytes, and the number of missing pieces."""
 
     held_bytes: int
     missing: int
@@ -34,16 +35,43 @@ class Weight:
 
 
 async def weigh(content: Content, root: Digest) -> Weight:
-    """Return the weight of a manifest with all that it lists; shared content weighs once."""
-    return await _weigh(content, root, set(), 0)
+    """Return the weight of a manifest with its content; shared content counts once.
+
+    Includes facts that could not be written.
+    """
+    return await _weigh(content, root, _Weighed(), 0)
 
 
-async def _weigh(content: Content, root: Digest, weighed: set[Digest], depth: int) -> Weight:
+async def weights(content: Content, roots: Iterable[Digest]) -> dict[Digest, Weight]:
+    """Return the weights of many manifests, by one look at the index. Raises ``StorageError``."""
+    wanted = set(roots)
+    held = await content.graph.weights(wanted)
+    found = dict.fromkeys(wanted, Weight(0, 1, State.ABSENT))
+    for root, (held_bytes, missing) in held.items():
+        found[root] = Weight(held_bytes, missing, State.PARTIAL if missing else State.WHOLE)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    """What was weighed already, and the pieces that are missing of a manifest at a depth.
+
+    Manifests that list the same manifests, which do the same, have more paths than anybody can
+    follow.
+    """
+
+    digests: set[Digest] = field(default_factory=set)
+    missing: dict[tuple[Digest, int], int] = field(default_factory=dict)
+
+
+async def _weigh(content: Content, root: Digest, weighed: _Weighed, depth: int) -> Weight:
+    if (known := weighed.missing.get((root, depth))) is not None:
+        return Weight(0, known, State.PARTIAL if known else State.WHOLE)
     record = await content.record(root)
     if record is None:
         return Weight(0, 1, State.ABSENT)
-    held = 0 if root in weighed else disk_bytes(record.size)
-    weighed.add(root)
+    held = 0 if root in weighed.digests else disk_bytes(record.size)
+    weighed.digests.add(root)
     below = await content.graph.children(root)
     if below is None or depth == _MAX_DEPTH:  # it is not known what a client needs besides
         return Weight(held, 1, State.PARTIAL)
@@ -54,13 +82,14 @@ async def _weigh(content: Content, root: Digest, weighed: set[Digest], depth: in
     else:
         blobs = await content.records(below)
         missing = sum(digest not in blobs for digest in below)
-        held += sum(disk_bytes(blob.size) for d, blob in blobs.items() if d not in weighed)
-        weighed.update(below)
+        held += sum(disk_bytes(one.size) for d, one in blobs.items() if d not in weighed.digests)
+        weighed.digests.update(below)
+    weighed.missing[root, depth] = missing
     return Weight(held, missing, State.PARTIAL if missing else State.WHOLE)
 
 
 async def broken_by(content: Content, digest: Digest) -> list[str]:
-    """Return the names of the images that cannot be whole without this, sorted."""
+    """Return the names of the images that need this content, sorted."""
     names: list[str] = []
     async for node in walk([digest], content.graph.parents):
         names += [image.name for image in await content.tags.pointing_to(node.digest)]

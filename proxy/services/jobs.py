@@ -17,7 +17,7 @@ from proxy.core.errors import NameUnknown, Overloaded, RegistryError, StorageErr
 
 MAX_RUNNING: Final = 16
 MAX_ENDED: Final = 100
-"""Jobs that are listed after their end."""
+"""Number of ended jobs that are listed."""
 
 MAX_NOTES: Final = 100
 """Entries of ``events`` in a result."""
@@ -63,7 +63,7 @@ class Job:
 
 
 Work = Callable[[Job], Awaitable[None]]
-"""Does the work and reports in the job. Raises ``RegistryError``, ``JobFailedError``."""
+"""Does the work and reports to the job. Raises ``RegistryError``, ``JobFailedError``."""
 
 
 class Jobs:

@@ -1,7 +1,7 @@
-"""Finds missing pieces of images: those that were lost, and those of pinned images.
+"""Finds missing pieces of images: lost pieces, and those of pinned images.
 
-A piece is lost when it was set aside or deleted because it had gone bad. Other pieces that are not
-held are no loss: no client has asked for them, or they were evicted.
+A piece is lost if it was quarantined or deleted because it was damaged. Other pieces that are not
+held are not lost: no client has requested them, or they were evicted.
 """
 
 from collections.abc import AsyncIterator, Iterable
@@ -16,7 +16,7 @@ from proxy.core.tolerant_json import as_list, read_object
 from proxy.services.inventory import broken_by
 
 MAX_LOST: Final = 1000
-"""Most lost pieces that are remembered; the oldest are forgotten first."""
+"""Maximum number of recorded lost pieces; the oldest are dropped first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Piece:
 
 
 class Lost:
-    """Content that was set aside and not fetched again: its media types, None for a blob."""
+    """Quarantined content that was not fetched again: its media types, None for a blob."""
 
     def __init__(self, noted: object) -> None:
         """Take the result of an earlier ``to_json``; malformed rows are left out."""
@@ -45,11 +45,11 @@ class Lost:
         return [[digest, kind] for digest, kind in list(self.types.items())[-MAX_LOST:]]
 
     def add(self, digest: Digest, media_type: str | None) -> None:
-        """Remember a piece."""
+        """Record a piece."""
         self.types[digest] = media_type
 
     def discard(self, digest: Digest) -> None:
-        """Forget a piece, if it is known."""
+        """Remove a piece, if it is recorded."""
         self.types.pop(digest, None)
 
     def merge(self, notes: Iterable[str]) -> None:
@@ -69,9 +69,9 @@ class Lost:
 
 
 async def find(content: Content, lost: Lost, pinned: Iterable[Digest]) -> list[Piece]:
-    """Return what images lack now.
+    """Return the pieces that images need and the cache does not have.
 
-    Forgets lost content that is held again or belongs to no image.
+    Drops records of lost content that is held again or that no image needs.
     """
     lost.merge(await content.faults.notes())
     pieces = {}
@@ -103,7 +103,7 @@ async def holders(content: Content, digest: Digest) -> list[Target]:
 async def _lacking(content: Content, root: Digest) -> AsyncIterator[tuple[Digest, str | None]]:
     """Yield the pieces that are not held of the image at ``root``, with their types.
 
-    Of an index only the images are completed whose manifest is held: the others were never wanted.
+    Of an index only images whose manifest is held are completed: clients never requested others.
     """
     lists: dict[Digest, bool] = {}
     async for digest, parent, _ in walk([root], content.graph.listed):

@@ -1,7 +1,7 @@
 """Writes the names of held images to ``index.json``: the cache is an OCI image layout.
 
 So ``skopeo copy oci:DIR:docker.io/library/nginx:latest …`` reads an image without a registry, and
-tags and pins are restored from there if the index was lost.
+tags and pins are restored from this file if the index was lost.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ PINS: Final = "dev.millpond.pins"
 
 PUBLISH_SECONDS: Final = 5.0
 REST: Final = 20.0
-"""The pause after a write is so many times as long as the write took."""
+"""The pause after a write, as a multiple of the write's duration."""
 
 _SLICE: Final = 100
 
@@ -46,7 +46,7 @@ class LayoutFile(Protocol):
 
 
 class Layout:
-    """Keeps ``index.json`` current while the proxy runs. ``pins`` returns those to note."""
+    """Keeps ``index.json`` current while the proxy runs. ``pins`` returns the pins to write."""
 
     def __init__(self, content: Content, file: LayoutFile, pins: Callable[[], list[str]]) -> None:
         self._content = content
@@ -59,7 +59,7 @@ class Layout:
         self._keeping = asyncio.Lock()
 
     async def load(self) -> None:
-        """Learn tags from ``index.json`` that the index has lost, and the entries of others.
+        """Restore tags from ``index.json`` that the index has lost, and read entries of others.
 
         While the file cannot be read it is not written either: its entries would be lost. Raises
         ``StorageError``, and may then be called again.
@@ -101,7 +101,7 @@ class Layout:
         return True
 
     async def loaded(self) -> None:
-        """Return once ``load`` has ended: tags forgotten from now on stay forgotten."""
+        """Return once ``load`` has ended: tags that are deleted from now on stay deleted."""
         await self._loaded.wait()
 
     async def publish_forever(self) -> None:
@@ -125,7 +125,7 @@ class Layout:
                 self._published = inputs
 
     async def publish(self) -> bool:
-        """Write ``index.json``; return whether the disk took it."""
+        """Write ``index.json``; return True if it was written."""
         head: dict[str, object] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
         if names := self._pins():
             head["annotations"] = {PINS: " ".join(names)}
@@ -147,7 +147,7 @@ class Layout:
     async def _lines(self) -> AsyncIterator[bytes]:
         """Yield a line for each held image: for every tag, or for its digest if it has none.
 
-        A tag that is only claimed to point to held content is left out.
+        A tag whose digest is only claimed is omitted.
         """
         async for batch in self._content.tags.all():
             for one in batch:

@@ -1,9 +1,9 @@
 """Counts pulls and bytes by image: bounded, and kept over restarts.
 
-Clients look up a tag and then pull the digest, so a pull by digest counts for the tag of its
-repository that points there. A manifest that an index lists is part of a pull and not counted.
-Blobs belong to no single image: the bytes of a repository are divided among its images by their
-pulls, or go to the image that was pulled last.
+Clients look up a tag and then pull the digest, so a pull by digest counts for the tag that points
+to it. A manifest in an index is part of a pull and not counted. Images share blobs, so the bytes of
+a repository are divided among its images by their pulls, or count for the image that was pulled
+last.
 """
 
 import asyncio
@@ -72,12 +72,12 @@ class Popularity:
         return sorted(images, key=lambda one: (-getattr(one, by), one.name))[:limit]
 
     def pulls(self, name: str) -> int:
-        """Return how often an image was pulled, as far as that is known."""
+        """Return how often an image was pulled, by the counts that were kept."""
         known = self._images.get(name)
         return 0 if known is None else known.pulls
 
     async def fold(self) -> None:
-        """Count what clients got since the last call."""
+        """Count the pulls and bytes since the last call."""
         async with self._folding:
             await self._load()
             counts = self._tally.taken()
@@ -103,7 +103,7 @@ class Popularity:
         return pulls
 
     async def _name(self, target: Target, ref: str) -> str | None:
-        """Return the image that a pull counts for, None if it was part of another pull."""
+        """Return the image for which a pull counts, None if it was part of another pull."""
         if not is_digest(ref):
             return f"{target}:{ref}"
         try:
@@ -129,7 +129,7 @@ class Popularity:
             self._images[name].bytes += size * count // total
 
     def _shrink(self) -> None:
-        """Forget all but the images with the most pulls or bytes, if there are too many."""
+        """If there are too many images, drop those with few pulls and bytes."""
         if len(self._images) > 3 * MAX_EACH:
             kept = (*self.top("pulls", MAX_EACH), *self.top("bytes", MAX_EACH))
             self._images = {one.name: one for one in kept}

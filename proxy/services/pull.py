@@ -1,7 +1,7 @@
 """Pulls whole images into the cache without a client.
 
-That is an index, the selected images in it, and their configurations and layers. When the rate
-limit of upstream runs low, the rest of it is reserved for clients
+A pull fetches an index, the selected images in it, and their configurations and layers. When the
+rate limit of upstream runs low, the rest of it is reserved for clients
 (``freshness.rate_limit_reserve``).
 """
 
@@ -39,7 +39,7 @@ AT_ONCE: Final = 4
 
 REPORT_SECONDS: Final = 0.5
 _MAX_DEPTH: Final = 5
-"""Manifests that are fetched on the way down from an image's name."""
+"""Maximum number of manifests of an image that are fetched."""
 
 ATTACHED: Final = ("sig", "att", "sbom")
 """Suffixes of the tags under which cosign keeps signatures, attestations and SBOMs."""
@@ -87,9 +87,9 @@ class Platforms:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a pull fetches: the images for some platforms, and what refers to them.
+    """The images to fetch, by platform, and whether to fetch referrers.
 
-    ``is_dry`` fetches manifests alone, and reports the bytes of blobs that are not held.
+    ``is_dry`` fetches only manifests, and reports the bytes of blobs that are not held.
     """
 
     platforms: Platforms
@@ -133,7 +133,7 @@ class Puller:
         self._is_stopping = True
 
     async def run(self, image: Image, wanted: Wanted) -> AsyncGenerator[Event]:
-        """Pull an image; yield the progress, what could not be pulled, and the sums.
+        """Pull an image; yield the progress, the failures, and the totals.
 
         The pull ends when the caller stops reading; downloads that have begun continue. Without
         ``done`` at its end it was stopped. Raises ``RequestInvalid`` for a digest without a
@@ -204,7 +204,7 @@ class Puller:
     ) -> list[Digest]:
         """Fetch a manifest (None: not ``known`` yet), and begin to fetch its blobs.
 
-        Returns the manifests that are wanted of those that it lists.
+        Returns the selected manifests in it.
         """
         target = pull.target
         try:
@@ -240,7 +240,7 @@ class Puller:
             )
             found += (parse_digest(str(entry["digest"])) for entry in listed.entries)
         except RegistryError as error:
-            _miss(pull, digest, f"what refers to it is not known: {error.message}")
+            _miss(pull, digest, f"its referrers could not be listed: {error.message}")
         for suffix in ATTACHED:
             tag = Tag(f"{fallback_tag(digest)}.{suffix}")
             try:

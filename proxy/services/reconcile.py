@@ -1,4 +1,4 @@
-"""Keeps index and store in agreement: after every start, and once a day."""
+"""Keeps index and store consistent: after every start, and once a day."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from proxy.core.errors import StorageError
 from proxy.services.oci_index import Layout
 
 FORGET_SECONDS: Final = 90 * 86400.0
-"""Rows about content that is not held are forgotten after so long without a confirmation."""
+"""Rows about content that is not held are deleted after this time without a confirmation."""
 
 SETTLED_SECONDS: Final = 600.0
 DAY_SECONDS: Final = 86400.0
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 async def look_after(content: Content, layout: Layout, is_offline: Callable[[str], bool]) -> None:
-    """Reconcile now and every day; ``is_offline`` says if an upstream must not be asked.
+    """Reconcile now and every day; ``is_offline`` returns True for an upstream that is offline.
 
     Raises ``StorageError``, and may then be called again.
     """
@@ -37,7 +37,7 @@ async def look_after(content: Content, layout: Layout, is_offline: Callable[[str
 
 
 async def _lost_within(seconds: float, content: Content) -> bool:
-    """Wait so long; return True early if rows were lost."""
+    """Wait for some seconds; return True early if rows were lost."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await content.reconciler.rows_lost()
@@ -46,12 +46,12 @@ async def _lost_within(seconds: float, content: Content) -> bool:
 
 
 async def presume(content: Content, is_offline: Callable[[str], bool]) -> None:
-    """Let images that ``index.json`` has restored be served offline, until the process ends.
+    """Allow images that were restored from ``index.json`` to be served offline until a restart.
 
-    A lost index also knew which repository holds what. The names in ``index.json`` are those of
-    manifests that their repositories held, but what these list is only claimed. An upstream that
-    can be asked confirms that, by one request for each blob. Offline, the claim has to do. A tag
-    that came from ``index.json`` has not been checked since, so its time of check is 0.
+    A lost index also had the links of repositories. The names in ``index.json`` prove which
+    manifests a repository had, but the content of these is only claimed. An upstream that is
+    reachable confirms it, with one request for each blob. Offline, the claim must suffice. A tag
+    from ``index.json`` has not been checked since, so its time of check is 0.
     """
     async for batch in content.tags.all():
         for image in batch:
@@ -60,7 +60,7 @@ async def presume(content: Content, is_offline: Callable[[str], bool]) -> None:
 
 
 async def prune(content: Content) -> None:
-    """Forget rows that nothing held needs and no client has asked about for long."""
+    """Delete rows that no held content needs and no client has used for long."""
     try:
         pruned = await content.prune(FORGET_SECONDS)
     except StorageError as error:

@@ -44,11 +44,11 @@ class Found(StrEnum):
     FAILED = "failed"
     """Upstream gave no answer."""
     SKIPPED = "skipped"
-    """Upstream is offline, or takes only the credentials of clients."""
+    """Upstream is offline, or accepts only the credentials of clients."""
 
 
 class Renewal:
-    """Checks tags, and fetches the images of chosen ones whole when they have moved.
+    """Checks tags, and fetches the complete images of chosen ones when they have moved.
 
     Run ``fetch_forever`` as a task.
     """
@@ -64,7 +64,7 @@ class Renewal:
         self._counters = counters
         self._fetches = TagQueue(self._fetch, concurrency=FETCHES, pause=0.0)
         self._kept: LRUCache[tuple[Target, Tag], Digest] = LRUCache(_MAX_KNOWN)
-        """The digests that were held whole for chosen tags. An image that is evicted later is not
+        """The digests that were complete for chosen tags. An image that is evicted later is not
         fetched again: in a cache that is too small, that would never end."""
         self._reported: LRUCache[str, str] = LRUCache(_MAX_KNOWN)
 
@@ -73,7 +73,7 @@ class Renewal:
         await self._fetches.run()
 
     async def check(self, target: Target, tag: Tag, max_age: float = 0.0) -> Found:
-        """Check a tag, and let its image be fetched if it is chosen and not held yet.
+        """Check a tag, and queue its image to be fetched if it is chosen and not held yet.
 
         A check by this or another replica counts for ``max_age`` seconds. Raises nothing.
         """
@@ -125,14 +125,14 @@ class Renewal:
                 self._fetches.add([(target, tag)])
 
     async def _served(self, target: Target, tag: Tag) -> Digest | None:
-        """Return what clients get for a tag, None if it is unknown. Raises ``HeldBack``."""
+        """Return the digest that clients get for a tag, None if unknown. Raises ``HeldBack``."""
         record = await self._content.tags.get(target, tag)
         if record is None:
             return None
         return (await self._tags.cool_downs.served(target, tag, record)).digest
 
     async def _fetch(self, target: Target, tag: Tag) -> None:
-        """Fetch what clients get for a chosen tag; count and log the outcome."""
+        """Fetch the image that clients get for a chosen tag; count and log the outcome."""
         image = f"{target}:{tag}"
         try:
             fetched = await self._fetch_whole(target, tag)
@@ -148,9 +148,9 @@ class Renewal:
             log.info("an image was fetched ahead of clients", image=image, digest=fetched)
 
     async def _fetch_whole(self, target: Target, tag: Tag) -> Digest | None:
-        """Fetch what clients get for a chosen tag and return it, None if nothing is to be done.
+        """Fetch the image that clients get for a chosen tag; return its digest, None if not needed.
 
-        Raises ``RegistryError`` if it is not whole then.
+        Raises ``RegistryError`` if the image is not complete then.
         """
         choice, digest = self._choices.of(target, tag), await self._served(target, tag)
         if choice is None or digest is None:
@@ -167,14 +167,14 @@ class Renewal:
         return None if is_held else digest
 
     async def _former(self, target: Target, tag: Tag, digest: Digest) -> Platforms:
-        """Return the platforms that are held of the last index that a tag pointed to."""
+        """Return the held platforms of the previous index of a tag."""
         for entry in reversed(await self._content.tags.history(target, tag)):
             if entry.digest != digest and (names := await self._held_platforms(entry.digest)):
                 return Platforms(names)
         return Platforms((own_platform(),))
 
     async def _held_platforms(self, digest: Digest) -> tuple[str, ...]:
-        """Return the platforms of an index whose images are held whole; none for an image."""
+        """Return the platforms of an index whose images are complete; none for an image."""
         record = await self._content.record(digest)
         if record is None or record.media_type not in INDEX_TYPES:
             return ()

@@ -1,8 +1,8 @@
-"""What was counted over time: samples that survive restarts, in three resolutions.
+"""Counters over time: samples that survive restarts, in three resolutions.
 
-Counters begin at 0 with each process, so a sample has differences. The finest samples are in memory
-only. The others are notes of the index, an hour or a day each, under names that come round again:
-that bounds them without deleting. A crash loses the last minute.
+Counters begin at 0 with each process, so a sample has differences. The finest samples are only in
+memory. The others are notes of the index, an hour or a day each, under names that are reused in a
+cycle, which limits their number. A crash loses the last minute.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
         return Sample(*sums)._replace(cache_bytes=later.cache_bytes)
 
     def minus(self, earlier: "Sample") -> "Sample":
-        """Return what was counted since ``earlier``."""
+        """Return the difference from ``earlier``."""
         rest = (one - other for one, other in zip(self, earlier, strict=True))
         return Sample(*rest)._replace(cache_bytes=self.cache_bytes)
 
@@ -60,7 +60,7 @@ class Tier:
     samples: dict[int, Sample] = field(default_factory=dict)
 
     def add(self, now: float, sample: Sample) -> None:
-        """Add what was counted until now, and forget what is too old."""
+        """Add the counts until now, and drop old samples."""
         number = int(now // self.step)
         self.samples[number] = self.samples.get(number, Sample()).plus(sample)
         oldest = number - self.count
@@ -102,7 +102,7 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Samples that begin at multiples of ``step`` seconds; those without one are left out."""
+    """Samples that begin at multiples of ``step`` seconds; times without a sample are omitted."""
 
     start: int
     step: int
@@ -149,7 +149,7 @@ class Series:
     def points(self, since: float, most: int) -> Points:
         """Return at most ``most`` points from ``since`` (Unix seconds) until now.
 
-        Their step is as fine as the samples of that time are.
+        Their step is that of the finest samples of that time.
         """
         now = self._content.clock()
         tier = self._tier(since)

@@ -1,6 +1,6 @@
-"""Verifies held content: hashes every file, sets bad content aside, and fetches it again.
+"""Verifies held content: hashes every file, quarantines bad content, and fetches it again.
 
-Goes through the digests in order and notes its position, so that it can be interrupted.
+Processes the digests in order and stores its position, so that it can be interrupted.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ async def _none() -> Iterable[Digest]:
 
 @dataclass(slots=True)
 class _Counted:
-    """The numbers of one round, as its note and its last event show them."""
+    """The counts of one round, as in its note and its last event."""
 
     blobs: int = 0
     bytes: int = 0
@@ -270,7 +270,7 @@ class Verifier:
         try:
             await self._content.set_note(_NOTE, note)
         except StorageError as error:
-            log.warning("the position of verification cannot be noted", error=str(error))
+            log.warning("the position of verification cannot be stored", error=str(error))
 
 
 class _Pace:

@@ -21,7 +21,7 @@ CONCURRENCY: Final = 2
 """Images of a schedule that are fetched at the same time: clients come first."""
 
 LOOK_SECONDS: Final = 30.0
-"""Longest wait between two looks at the clock, which may be set meanwhile."""
+"""Maximum wait between two readings of the clock, which may be set in between."""
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +38,7 @@ class Warming:
 
 @dataclass(slots=True)
 class _Round:
-    """What one run of a schedule did."""
+    """The result of one run of a schedule."""
 
     whole: int = 0
     incomplete: int = 0
@@ -51,7 +51,7 @@ class _Round:
 
 
 class Warmer:
-    """Runs the schedules, each at its next time; one that takes longer skips what it missed."""
+    """Runs the schedules, each at its next time; a run that takes too long skips times."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Warmer:
             await self._wait(min(self._due.values(), default=math.inf) - self._clock())
 
     async def run(self, warming: Warming) -> None:
-        """Fetch everything that a schedule names, and log the sums and what is missing."""
+        """Fetch all images of a schedule, and log the totals and the failures."""
         done = _Round()
         images = await self._images(warming.images, done)
         slots = asyncio.Semaphore(CONCURRENCY)

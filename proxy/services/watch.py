@@ -33,10 +33,10 @@ LONGEST_GAP: Final = 1.0
 """Maximum number of seconds between the starts of two checks."""
 
 FRESH: Final = 0.8
-"""Share of the interval for which a check by another replica, or for a client, counts."""
+"""Share of the interval for which a check by another replica, or for a client, is sufficient."""
 
 LOOK_SECONDS: Final = 30.0
-"""Maximum wait between two looks at the clock, which may be set in between."""
+"""Maximum wait between two readings of the clock, which may be set in between."""
 
 log = structlog.get_logger(__name__)
 

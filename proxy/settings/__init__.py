@@ -1,7 +1,7 @@
 """Every setting: its name, type, default, limits and description.
 
 ``loading`` reads them from YAML, ``MILLPOND_…`` environment variables and flags. The descriptions
-are the table of ``docs/configuration.md``; ``config/default.yaml`` explains when to change what.
+are the table of ``docs/configuration.md``; ``config/default.yaml`` explains when to change each.
 """
 
 import math
@@ -173,7 +173,7 @@ class Freshness(Section):
 
 
 class Timeouts(Section):
-    """How long a registry may take, and a client that reads nothing."""
+    """Time limits for registries, and for clients that do not read."""
 
     connect: Wait = 5.0
     """Time for a registry to accept a connection."""
@@ -181,8 +181,8 @@ class Timeouts(Section):
     """Time for a registry to begin its answer, tokens and redirects included. Keep it below 30
     seconds, after which containerd stops waiting."""
     check: Wait = 3.0
-    """Time for a registry to confirm a tag that is in the cache. After that Millpond serves the
-    cached copy, and the check continues."""
+    """Time for a registry to confirm a cached tag. After that Millpond serves the cached copy, and
+    the check continues in the background."""
     idle: Wait = 30.0
     """Maximum pause between two pieces of a body from a registry."""
     send: Wait = 60.0
@@ -216,13 +216,13 @@ class Admin(Section):
 
 
 class Bundles(Section):
-    """Keys of bundles, the files in which images are carried to another cache."""
+    """Keys of bundles, which are files with images for another cache."""
 
     trusted_keys: tuple[Path, ...] = ()
     """Files of public keys in OpenSSH's format (Ed25519). `millpond import` accepts bundles that
     are signed by one of them."""
     signing_key_file: Path | None = None
-    """Private key that `millpond export` signs with; `millpond key new FILE` makes one."""
+    """Private key that signs exports; `millpond key new FILE` creates one."""
 
 
 class Log(Section):
@@ -242,8 +242,8 @@ class Settings(Section):
     listen: str = "127.0.0.1:5000"
     """Address and port. `0.0.0.0:5000` serves the network; `[::1]:5000` is IPv6."""
     workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
-    """Processes that answer clients. `1`: one process does everything. More: as many answer hits,
-    and a main process everything else. `auto`: one for each core."""
+    """Number of processes that answer clients. `1`: one process does everything. More: workers that
+    answer hits, beside a main process for everything else. `auto`: one for each core."""
     tls: ServerTLS | None = None
     shutdown_delay: Seconds = 0.0
     """After SIGTERM, how long `/-/readyz` answers 503 before the port closes. Set it behind a load

@@ -1,4 +1,4 @@
-"""The settings of ``access``: who may pull what, how clients prove who they are, and limits."""
+"""The settings of ``access``: who may pull what, how clients authenticate, and limits."""
 
 from ipaddress import ip_network
 from pathlib import Path
@@ -37,7 +37,7 @@ class OIDCIssuer(Section):
     @field_validator("issuer")
     @classmethod
     def _check_issuer(cls, value: str) -> str:
-        """Refuse plain http to other machines: a changed key would let anybody be any user."""
+        """Refuse plain HTTP to other machines: a forged key would let anyone be any user."""
         url = urlsplit(value)
         is_local = url.hostname in ("localhost", "127.0.0.1", "::1")
         if not url.hostname or url.scheme not in (("https", "http") if is_local else ("https",)):
@@ -51,7 +51,7 @@ class ClientCertificates(Section):
     ca_file: Path
     """PEM file of the authorities whose client certificates are accepted."""
     user: Literal["cn", "email", "dns", "uri"] = "cn"
-    """Which name of the certificate becomes the user."""
+    """The name in the certificate that becomes the user."""
 
 
 class Rule(Section):
@@ -104,7 +104,7 @@ class Rule(Section):
 
 
 class Limits(Section):
-    """Limits for each client: a user, or an address without one."""
+    """Limits for each client, by user or else by address."""
 
     requests_per_second: Annotated[float, Field(gt=0)] | None = None
     """Requests per second of one client."""
@@ -115,11 +115,11 @@ class Limits(Section):
 
 
 class Access(Section):
-    """Who may pull what. Without these settings everybody who reaches the port may pull."""
+    """Who may pull what. Without these settings every client that reaches the port may pull."""
 
     anonymous: bool = True
-    """Let clients without credentials pull what the rules give everybody. `false`: everybody must
-    show who they are."""
+    """Let clients without credentials pull images that the rules allow to all clients. `false`:
+    every client must authenticate."""
     htpasswd_file: Path | None = None
     """File of users with bcrypt hashes, as `htpasswd -B` and `millpond user` write it. Millpond
     reads it again when it changes."""
@@ -134,11 +134,11 @@ class Access(Section):
     networks: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Names for networks, for use in `rules`."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses and networks of reverse proxies. Millpond believes `X-Forwarded-For`, `Forwarded`,
+    """Addresses and networks of reverse proxies. Millpond accepts `X-Forwarded-For`, `Forwarded`,
     `X-Forwarded-Proto` and `X-Forwarded-Host` only from these."""
     rules: tuple[Rule, ...] = ()
     """The first rule that matches decides; if none matches, the request is denied. Without rules,
-    everybody who may connect may pull."""
+    every client that may connect may pull."""
     token_ttl: Annotated[Seconds, Field(ge=60, le=86400)] = 300.0
     """How long a token of `/-/token` is valid, at least 60 seconds."""
     audit_file: Path | None = None
@@ -154,7 +154,7 @@ class Access(Section):
 
     @property
     def is_configured(self) -> bool:
-        """Clients are identified: users, networks, rules or ``credentials: caller`` are there."""
+        """Clients are identified: there are users, networks, rules, or ``credentials: caller``."""
         return bool(
             not self.anonymous
             or self._has_callers

@@ -50,7 +50,7 @@ class Bucket(Section):
     """Region of an `s3://` bucket."""
     access_key_id: str | None = None
     """Name of the key (`s3://`), or of the storage account (`az://`). It needs
-    `secret_access_key_file`. Without it, the environment and the identity of the machine count."""
+    `secret_access_key_file`. Default: the environment, or the identity of the machine."""
     secret_access_key_file: Path | None = None
     """File with the secret of `access_key_id`; for `gs://` the JSON key of a service account."""
     max_size: Bytes | None = None

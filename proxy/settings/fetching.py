@@ -1,4 +1,4 @@
-"""Settings for what is fetched at a time, ahead of clients, and kept in memory."""
+"""Settings for parallel downloads, prefetching, and caches in memory."""
 
 from typing import Annotated, ClassVar
 
@@ -36,7 +36,7 @@ class Prefetch(Section):
 
 
 class Memory(Section):
-    """What is cached in memory."""
+    """Caches in memory."""
 
     manifests: Bytes = 64 * 1024**2
     """Memory for cached manifests."""

@@ -42,13 +42,13 @@ def _own_url(value: str) -> str:
 
 
 class Fleet(Section):
-    """Other Millponds with which this one shares downloads and what it knows."""
+    """Other Millponds with which this one shares downloads and facts."""
 
     redis: Annotated[SecretStr, AfterValidator(_redis_url)] | None = None
     """Redis or Valkey that all replicas use: `redis://`, `rediss://` or `unix://`. It may lose all
     its data at any time."""
     secret_file: Path | None = None
-    """File with a secret by which replicas recognise each other. Without it they exchange no
+    """File with a secret with which replicas authenticate each other. Without it they exchange no
     content."""
     advertise: Annotated[str, AfterValidator(_own_url)] | None = None
     """Address at which the other replicas reach this one, such as `http://10.1.2.3:5000`. Without

@@ -1,4 +1,4 @@
-"""The settings of ``hooks``: who may report pushed tags to ``/-/hooks/<name>``."""
+"""The settings of ``hooks``: the senders that may report pushed tags to ``/-/hooks/<name>``."""
 
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -10,7 +10,7 @@ from proxy.settings.units import Section
 HookName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 HOME: Final = {"dockerhub": "docker.io", "github": "ghcr.io", "quay": "quay.io"}
-"""The registry of each format that belongs to one registry."""
+"""The registry of each format that only one registry uses."""
 
 
 class Hook(Section):

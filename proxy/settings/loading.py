@@ -1,7 +1,7 @@
 """Reads YAML, environment and flags into ``Settings``, and formats the errors in them.
 
-An error names its place (file and line, variable, or flag), the key, what is wrong and what would
-be right. It never repeats a value: that may be a secret.
+An error names its place (file and line, variable, or flag), the key, the problem, and a correct
+form. It never repeats a value, which may be a secret.
 """
 
 import difflib

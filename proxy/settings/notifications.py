@@ -66,13 +66,13 @@ class Notification(Section):
     authorization_file: Path | None = None
     """File with the value of the `Authorization` header, such as `Bearer` and a token."""
     ca_file: Path | None = None
-    """PEM file of authorities that may sign the receiver's certificate, besides the system's."""
+    """PEM file of certificate authorities to trust for the receiver, besides the system's."""
     timeout: Wait = 10.0
-    """How long a request may take."""
+    """Maximum duration of a request."""
     retry_for: Seconds = 3 * 86400.0
     """How long delivery of an event is retried before the event is dropped."""
     max_queue: int = Field(default=10_000, ge=1, le=1_000_000)
-    """Maximum number of events that wait for this receiver. Beyond that the oldest are dropped."""
+    """Maximum number of queued events for this receiver. Above it, the oldest are dropped."""
 
     _check_images = field_validator("images")(check_images)
 

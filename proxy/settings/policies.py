@@ -41,7 +41,7 @@ class Policy(Section):
     """Patterns of repositories that the policy does not cover."""
     require: Require | None = None
     deny: bool = False
-    """Deny these images altogether."""
+    """Deny these images completely."""
     deny_digests_file: Path | None = None
     """File of denied digests, one per line; `#` begins a comment. A changed file is read again."""
     max_image_size: Bytes | None = None

@@ -33,7 +33,7 @@ class Tracing(Section):
     """Where to send spans with OTLP over HTTP, such as `http://collector.example:4318/v1/traces`.
     Without it there is no tracing."""
     headers_file: Path | None = None
-    """File with headers for the collector, one a line, such as `Authorization: Bearer …`."""
+    """File with headers for the collector, one per line, such as `Authorization: Bearer …`."""
     service: Annotated[str, Field(min_length=1, max_length=255)] = "millpond"
     """Name of this service in traces."""
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1

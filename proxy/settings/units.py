@@ -38,7 +38,7 @@ def _text(value: object) -> str:
 
 
 def _offline(value: object, check: ValidatorFunctionWrapHandler) -> object:
-    """Give one error, not one for each of the types."""
+    """Raise one error instead of one for each of the types."""
     try:
         return check(value)
     except ValidationError:

@@ -49,7 +49,7 @@ class UpstreamTLS(Section):
 
 
 class ExecCredentials(Section):
-    """A program that gives credentials, by the protocol of Docker's credential helpers."""
+    """A program that returns credentials, by the protocol of Docker's credential helpers."""
 
     command: tuple[str, ...]
     """Program and arguments, run without a shell. It reads the registry's name and prints
@@ -77,8 +77,8 @@ class KubeletCredentials(Section):
     """Environment variables for the plugin, in addition to those of Millpond except `MILLPOND_…`,
     its settings."""
     default_cache_duration: Seconds | None = None
-    """How long its answer is used if it does not say so; 10 minutes if this is not set. Millpond
-    uses every answer for at least a minute."""
+    """How long Millpond uses an answer that does not state its own cache duration; 10 minutes if
+    this is not set. Millpond uses every answer for at least a minute."""
 
 
 class AWSCredentials(Section):
@@ -180,7 +180,7 @@ class Upstream(Section):
 
     url: str
     """Address of the registry, with a path if it needs one. Only an `http://` address makes
-    Millpond use plain HTTP."""
+    Millpond use plain HTTP. Default: `https://` with the name, if that has a dot."""
     aliases: tuple[str, ...] = ()
     """Other names that clients use for the registry."""
     hostnames: tuple[str, ...] = ()
@@ -202,7 +202,7 @@ class Upstream(Section):
     """How long a client may read a repository after the registry has confirmed its login. Only for
     `credentials: caller`."""
     caller_stale: Seconds = 3600.0
-    """How long such a confirmation lasts while the registry cannot be asked."""
+    """How long such a confirmation lasts while the registry does not answer."""
     auth_hosts: tuple[str, ...] = ()
     """Token servers outside the registry's domain that may receive the credentials."""
     private: bool = False
@@ -222,11 +222,11 @@ class Upstream(Section):
     min_age_except: tuple[str, ...] = ()
     """Images that `min_age` does not apply to, as patterns such as `acme/**` or `library/nginx`."""
     first_seen: Literal["allow", "deny"] | None = None
-    """How `min_age` judges the first image that a tag is seen with: `allow` serves it, `deny` holds
-    it. If it is not set, the time at which the image was created decides."""
+    """How `min_age` treats the first image of a tag that Millpond sees: `allow` serves it, `deny`
+    holds it. If it is not set, the image's creation time decides."""
     as_of: Moment | None = None
-    """Tags point to what they pointed to at this time, as far as this cache saw it: a day, which
-    begins at 00:00 UTC, or a time such as `2026-10-01T12:00:00Z`."""
+    """Serve each tag with the digest that this cache knew at this time: a day, which begins at
+    00:00 UTC, or a time such as `2026-10-01T12:00:00Z`."""
     tag_rules: tuple[TagRule, ...] = ()
     tls: UpstreamTLS = UpstreamTLS()
     freshness: FreshnessOverride = FreshnessOverride()
@@ -276,7 +276,7 @@ class Upstream(Section):
 
     @property
     def asks_as_caller(self) -> bool:
-        """The registry is asked with the login of each client."""
+        """Requests to the registry carry the login of each client."""
         return self.credentials == "caller"
 
     @property
@@ -298,6 +298,8 @@ def over_built_in(configured: dict[str, Any]) -> dict[str, Any]:
             merged.pop(name, None)
         elif isinstance(entry, dict) and isinstance(known, dict):
             merged[name] = known | entry
+        elif isinstance(entry, dict) and "." in str(name):
+            merged[name] = {"url": f"https://{name}"} | entry
         else:
             merged[name] = entry
     return merged

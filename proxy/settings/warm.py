@@ -29,7 +29,7 @@ def check_images(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Warm(Section):
-    """Images to fetch on a schedule, whole and before clients need them."""
+    """Images to fetch completely on a schedule, before clients need them."""
 
     images: tuple[str, ...] = Field(min_length=1)
     """Images, or patterns over repository names and tags. A pattern selects what the registry

@@ -21,7 +21,7 @@ class Watch(Section):
     """How often each tag is checked, by HEAD. The checks are spread over time."""
     platforms: tuple[str, ...] = ()
     """Platforms to fetch of a new image, such as `linux/amd64`; `all` stands for every platform.
-    Empty: those that the cache held of the previous image, else the platform of this machine."""
+    Empty: those of the previous image in the cache, else the platform of this machine."""
     referrers: bool = True
     """Also fetch signatures, attestations, SBOMs and other referrers of a new image."""
 

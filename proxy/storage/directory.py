@@ -1,4 +1,4 @@
-"""The cache's directory: locked by one process, of a known layout, without links out of it.
+"""The cache directory: locked by one process, of a known layout, without links to the outside.
 
 ``oci-layout``, ``index.json`` and ``blobs/<algorithm>/<hex>`` are an OCI image layout (image-spec
 ``image-layout.md``). Beside them are ``spool/`` (downloads in progress), ``quarantine/`` (corrupt
@@ -18,7 +18,7 @@ import structlog
 from proxy.core.errors import ConfigError, StorageInUse
 
 LAYOUT: Final = 3
-"""Version of the layout. 2 had an index of several files, which ``index.layout2`` takes over."""
+"""Version of the layout. 2 had an index of several files, which ``index.layout2`` converts."""
 
 ALGORITHMS: Final = ("sha256", "sha512")
 _VERSION_FILE: Final = "millpond.json"
@@ -125,7 +125,7 @@ class Directory:
             version = None
         if not isinstance(version, int):
             raise ConfigError(
-                f"storage.path: {self.root / _VERSION_FILE} does not tell the layout's version; "
+                f"storage.path: {self.root / _VERSION_FILE} does not contain the layout's version; "
                 f'if this is the cache of this Millpond, make it {{"layout": {LAYOUT}}}'
             )
         if version > LAYOUT:
@@ -140,7 +140,7 @@ class Directory:
             return file.read()
 
     def _migrate(self, version: int | None) -> None:
-        """Note the version, so that an older program refuses the directory."""
+        """Write the version, so that an older program refuses the directory."""
         if version is not None:
             log.info("layout migrated", directory=str(self.root), was=version, now=LAYOUT)
         try:
@@ -148,7 +148,7 @@ class Directory:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            log.warning("the layout's version cannot be noted yet", error=str(error))
+            log.warning("the layout's version cannot be stored yet", error=str(error))
 
     def _within(self, name: str, directory: int) -> int:
         """Return the descriptor of a directory inside, created if missing; never a link's."""

@@ -1,7 +1,7 @@
 """The store on a local disk: one file for each blob in a ``Directory``.
 
 A blob is written to the spool, verified by the caller, fsynced, renamed, and its directory
-fsynced. So a file with a blob's name is that blob, also after a power cut.
+fsynced. So a file with a blob's name contains that blob, even after a power cut.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class DiskBlob:
     def read_cached(self) -> bytes | None:
         """Return the whole blob from the page cache.
 
-        None if it is not all there, or if the file system does not say. Never waits for the disk.
+        None if a part is not there, or if the file system cannot tell. Never waits for the disk.
         """
         body = bytearray(self.size)
         try:
@@ -107,7 +107,7 @@ class DiskSpool:
             raise StorageError(f"writing to the spool: {error}") from error
 
     def discard(self) -> None:
-        """Remove the file; readers that have it open go on.
+        """Remove the file; readers that have it open can continue.
 
         Called before ``close``. A file that cannot be removed is emptied, and removed at the next
         start.

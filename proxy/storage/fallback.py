@@ -1,4 +1,4 @@
-"""Another directory of Millpond's layout, read only: a mounted removable disk.
+"""The read-only cache directory of another Millpond, such as a mounted removable disk.
 
 Its ``index.json`` says which repository holds which image; only those images, with what they list,
 are given, and only under those names. Nothing is written, no link is followed, and no descriptor
@@ -9,6 +9,7 @@ is left behind after ``HANG_SECONDS``; the directory is then skipped like a miss
 """
 
 import asyncio
+import errno
 import os
 import stat
 import time
@@ -31,17 +32,20 @@ from proxy.runtime.executors import by_size, start_apart
 from proxy.storage.disk import DiskBlob
 
 LOOK_SECONDS: Final = 1.0
-"""After a look at ``index.json`` it is believed for so long."""
+"""Time for which ``index.json`` is not checked again."""
 
 RETRY_SECONDS: Final = 10.0
-"""After a failure the directory is left alone for so long."""
+"""Time for which the directory is skipped after a failure."""
 
 HANG_SECONDS: Final = 5.0
 """A step that takes longer counts as a failure of the directory."""
 
+MAX_INDEX: Final = 512 * 1024 * 1024
+"""Bytes of ``index.json``, which is read whole: that of a million images has 400 MB."""
+
 _AT_ONCE: Final = 4
 _MAX_HANGING: Final = 16
-"""With so many threads left behind, the directory is skipped until one of them returns."""
+"""With this number of abandoned threads, the directory is skipped until one of them returns."""
 
 _STEP: Final = 1024 * 1024
 _MAX_DEPTH: Final = 4
@@ -55,7 +59,7 @@ log = structlog.get_logger(__name__)
 
 
 class _Names(NamedTuple):
-    """What one version of ``index.json`` says; ``listed`` is filled when a repository is needed."""
+    """The names in one version of ``index.json``; ``listed`` is filled on demand by repository."""
 
     stamp: tuple[int, ...]
     tags: dict[tuple[Target, Tag], Descriptor]
@@ -111,12 +115,12 @@ class FallbackDirectory:
         return size
 
     def reject(self, digest: Digest) -> None:
-        """Give a digest no more, until ``index.json`` changes: its bytes were wrong."""
+        """Do not serve a digest until ``index.json`` changes: its bytes were wrong."""
         log.error("wrong bytes in a fallback directory", path=str(self.path), digest=digest)
         self._rejected[digest] = None
 
     async def manifest(self, target: Target, digest: Digest) -> bytes | None:
-        """Return a proven manifest, None if it is not there. Survives every error of the disk."""
+        """Return a proven manifest, None if there is none. Handles every error of the disk."""
         try:
             if not await self._lists(target, digest):
                 return None
@@ -129,7 +133,7 @@ class FallbackDirectory:
         return None
 
     async def tag(self, target: Target, tag: Tag) -> Descriptor | None:
-        """Return what a tag points to, None if it is not named here."""
+        """Return the descriptor of a tag, None if ``index.json`` does not name it."""
         async with self._looking:
             names = await self._current()
         return None if names is None else names.tags.get((target, tag))
@@ -157,7 +161,7 @@ class FallbackDirectory:
             return digest in names.listed[target]
 
     async def _current(self) -> _Names | None:
-        """Return what ``index.json`` says now, None if it cannot be read."""
+        """Return the current names in ``index.json``, None if it cannot be read."""
         if time.monotonic() < self._look_at:
             return self._names
         stamp = None if self._names is None else self._names.stamp
@@ -176,7 +180,7 @@ class FallbackDirectory:
         return self._names
 
     async def _tree(self, images: Iterable[Digest]) -> set[Digest]:
-        """Return images and all that they list. Raises ``UpstreamUnavailable``.
+        """Return images and their content. Raises ``UpstreamUnavailable``.
 
         A manifest whose bytes are not its digest lists nothing: it could name others' content.
         """
@@ -191,14 +195,14 @@ class FallbackDirectory:
         return blobs | {node.digest async for node in nodes}
 
     async def _step(self, work: Callable[[int], Result]) -> Result:
-        """Return what ``work`` does, given the directory. Raises ``UpstreamUnavailable``."""
+        """Return the result of ``work`` on the directory. Raises ``UpstreamUnavailable``."""
         try:
             return await self._in_time(work)
         except (OSError, StorageError) as error:
             raise self._failed(error) from error
 
     async def _in_time(self, work: Callable[[int], Result]) -> Result:
-        """Return what ``work`` does, given the directory. Raises ``OSError``, ``StorageError``."""
+        """Return the result of ``work`` on the directory. Raises ``OSError``, ``StorageError``."""
 
         def opened() -> Result:
             with _opened(self.path, _DIRECTORY) as root:
@@ -225,7 +229,7 @@ class FallbackDirectory:
             step.exception()  # retrieved here, because no task awaits it
 
     def _skip(self, reason: str) -> None:
-        """Leave the directory alone for a while, and log that unless it was skipped before."""
+        """Skip the directory for a time, and log that unless it was skipped before."""
         self._names = None
         self._skip_until = self._look_at = time.monotonic() + RETRY_SECONDS
         if reason != self._problem:
@@ -271,6 +275,8 @@ def _look(root: int, known: tuple[int, ...] | None) -> _Index | None:
         stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
         if stamp == known:
             return None
+        if status.st_size > MAX_INDEX:
+            raise OSError(errno.EFBIG, "index.json is too long")
         with os.fdopen(os.dup(fd), "rb") as file:
             return _Index(stamp, file.read())
 
@@ -286,7 +292,7 @@ def _names(index: _Index) -> _Names:
 
 
 def _children(root: int, digest: Digest) -> manifests.Children:
-    """Return what a manifest lists, as far as it is proven and understood. Blocks."""
+    """Return the children of a manifest, none unless it is proven and understood. Blocks."""
     try:
         body = _read_manifest(root, digest)
     except StorageError:
@@ -305,7 +311,7 @@ def _read_manifest(root: int, digest: Digest) -> bytes | None:
 
 @contextmanager
 def _blob(root: int, digest: Digest) -> Iterator[DiskBlob | None]:
-    """Have a blob's file open, None if there is none. Raises ``OSError``."""
+    """Open a blob's file, None if there is none. Raises ``OSError``."""
     algorithm, _, name = digest.partition(":")
     below = _DIRECTORY | os.O_NOFOLLOW
     try:
@@ -323,7 +329,7 @@ def _blob(root: int, digest: Digest) -> Iterator[DiskBlob | None]:
 
 @contextmanager
 def _opened(path: Path | str, flags: int, directory: int | None = None) -> Iterator[int]:
-    """Have a descriptor while the context is open. Raises ``OSError``."""
+    """Open a descriptor for the duration of the context. Raises ``OSError``."""
     fd = os.open(path, flags, dir_fd=directory)
     try:
         yield fd

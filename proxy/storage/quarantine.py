@@ -1,4 +1,4 @@
-"""Corrupt content, kept aside for inspection with a note of what was found."""
+"""Corrupt content, kept for inspection with a note about the damage."""
 
 import os
 from threading import Lock
@@ -47,12 +47,12 @@ class DiskQuarantine:
         return str(self._directory.root / "quarantine" / digest.partition(":")[2])
 
     def notes(self) -> list[str]:
-        """Return the notes beside the content. Survives every error."""
+        """Return the notes beside the content. Handles every error."""
         with self._one_at_a_time:
             return [self._read(name) for name in self._names() if name.endswith(".json")]
 
     def empty(self) -> None:
-        """Delete everything: content that can be served needs the room. Survives every error."""
+        """Delete everything: valid content needs the space. Handles every error."""
         with self._one_at_a_time:
             for name in self._names():
                 try:

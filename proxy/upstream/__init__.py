@@ -1,4 +1,4 @@
-"""One registry to pull from: what we fetch, how it wants to be asked, and who we are.
+"""One registry to pull from: requests, authorization, and credentials.
 
 ``registry`` and ``download`` fetch, ``client`` retries, ``auth`` answers challenges with
 ``credentials``, ``transport`` speaks HTTP. Errors of libraries end here, as classes of

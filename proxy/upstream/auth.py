@@ -1,4 +1,4 @@
-"""How one registry wants requests authorized: challenges, tokens, and trusted token servers.
+"""Authorization of requests to one registry: challenges, tokens, and trusted token servers.
 
 Sources: RFC 7617 (Basic), RFC 6750 (Bearer), and the token specification of Distribution,
 https://distribution.github.io/distribution/spec/auth/token/. Who we are is the job of
@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 
 class _Asked(NamedTuple):
-    """What a request is for: a repository, and the scope of a token for it."""
+    """The target of a request: a repository, and the scope of a token for it."""
 
     repository: str
     scope: str
@@ -62,25 +62,25 @@ class TokenVault(Protocol):
     """Tokens that other replicas may use too. A ``use`` is secret; nothing raises."""
 
     async def get(self, use: str) -> tuple[str, float] | None:
-        """Return the token for a use and the seconds that it still lives, None without one."""
+        """Return the token for a use and its remaining seconds, None without one."""
 
     async def put(self, use: str, token: str, life: float) -> None:
         """Keep a token for its remaining ``life`` in seconds."""
 
     async def forget(self, use: str) -> None:
-        """Forget a token that the registry refuses."""
+        """Drop a token that the registry refuses."""
 
 
 class Authorizer:
     """Authorizes requests to one registry. ``auth_hosts`` are further trusted token servers.
 
-    The registry sends a challenge with its first 401. From then on each request carries what the
-    challenge asks for: our credential (Basic), or a token for the scope (Bearer). One request
-    fetches a token for all that wait for it.
+    The registry sends a challenge with its first 401. From then on each request carries the
+    required credential (Basic) or a token for the scope (Bearer). One request fetches a token for
+    all that wait for it.
     """
 
     login: ClassVar[str] = "the configured credentials"
-    """What messages call the credentials."""
+    """The name of the credentials in messages."""
 
     def __init__(
         self,
@@ -102,16 +102,16 @@ class Authorizer:
 
     @property
     def identity(self) -> str:
-        """As whom the registry is asked now; empty if that never changes. Tokens are kept by it."""
+        """The identity of the current requests, a key for tokens; empty if it never changes."""
         return ""
 
     @property
     def was_asked(self) -> bool:
-        """The registry has asked for credentials, and got them."""
+        """The registry has challenged us, and got credentials."""
         return self._challenge is not None
 
     async def close(self) -> None:
-        """Cancel the running token requests, and what gets credentials."""
+        """Cancel the running requests for tokens and credentials."""
         await self._fetches.close()
         await self.credentials.close()
 
@@ -126,7 +126,7 @@ class Authorizer:
           challenge from there is never answered: it could ask for our credential.
         - We sent no authorization: the challenge is answered, and the request sent again.
         - The registry refuses a token, because it has expired or was revoked. The token is
-          dropped and the request is sent without one, because a fresh 401 says what is wanted
+          dropped and the request is sent without one, because a fresh 401 has the right challenge
           now. GHCR refuses an expired token with 403, others send 401.
         - The registry says ``insufficient_scope`` (RFC 6750 §3.1): a new token would not help.
         - The registry refuses our credential (Basic): it is renewed, if its source can do that.
@@ -163,7 +163,7 @@ class Authorizer:
         return await transport.send(request, renewed)
 
     async def forget_token(self, repository: str) -> None:
-        """Forget the token for a repository, so that the token server decides again."""
+        """Drop the token for a repository, so that the token server decides again."""
         if self._challenge is not None:
             scope = scope_of(repository)
             asked = _Asked(repository, self._scopes.get(scope, scope))
@@ -184,7 +184,7 @@ class Authorizer:
         return Denied(f"{self._host} denies {self.login} access to this")
 
     def _rejected(self, text: str) -> UpstreamFailure | Denied:
-        """Return the error for credentials that are wrong, and log what the operator must fix."""
+        """Return the error for wrong credentials, and log it for the operator."""
         log.error("credentials rejected", upstream=self._host, reason=text)
         return CredentialsRejected(text)
 
@@ -195,11 +195,11 @@ class Authorizer:
         return _challenge_lines(response)
 
     async def _answer(self, lines: Sequence[str], asked: _Asked) -> str:
-        """Return the ``Authorization`` that a challenge asks for, and keep the challenge."""
+        """Return the ``Authorization`` for a challenge, and store the challenge."""
         by_scheme = {challenge.scheme: challenge for challenge in parse_challenges(lines)}
         challenge = by_scheme.get("bearer") or by_scheme.get("basic")
         if challenge is None:
-            raise Denied(f"{self._host} denies access and asks for no credentials that we know")
+            raise Denied(f"{self._host} denies access without a challenge that Millpond supports")
         # A registry behind a path may know the repository under another name than we request.
         wanted = challenge.parameters.get("scope", "")
         if wanted.startswith("repository:") and len(wanted) <= MAX_SCOPE:
@@ -213,9 +213,9 @@ class Authorizer:
         if challenge.scheme == "basic":
             credential = await self.credentials.get(asked.repository)
             if credential is None:
-                raise Denied(f"{self._host} wants credentials, and none are configured")
+                raise Denied(f"{self._host} requires credentials, and none are configured")
             if credential.is_identity_token:
-                raise self._rejected(f"{self._host} takes no identity token, only passwords")
+                raise self._rejected(f"{self._host} accepts only passwords, no identity tokens")
             return credential.basic
         asked = asked._replace(scope=self._scopes.get(asked.scope, asked.scope))
         key = self._token_key(challenge, asked.scope)
@@ -271,7 +271,7 @@ class Authorizer:
         return _read_token(body, realm)
 
     def _use(self, challenge: Challenge, asked: _Asked, credential: Credential | None) -> str:
-        """Return what a token is for: the registry, the scope, and as whom it is asked."""
+        """Return the use of a token: the registry, the scope, and the identity."""
         login = "" if credential is None else f"{credential.basic} {credential.is_identity_token}"
         return f"{self._transport.url} {self._token_key(challenge, asked.scope)} {login}"
 
@@ -337,7 +337,7 @@ def _is_refusal(response: ClientResponse, sent: str) -> bool:
 
 
 def scope_of(repository: str) -> str:
-    """Return the scope of a token, what it must allow.
+    """Return the scope of a token.
 
     Token specification, "Resource Scope Grammar".
     """

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 BURST_SECONDS: Final = 0.1
-"""Bandwidth that an idle upstream saves up."""
+"""Seconds of bandwidth that an idle upstream accumulates."""
 
 PIECES_PER_SECOND: Final = 20
 LEAST_PIECE: Final = 4096
@@ -45,7 +45,7 @@ class Bandwidth:
 
 
 class Share:
-    """What one download pays through, over all its connections."""
+    """The account of one download, over all its connections."""
 
     def __init__(self, bandwidth: Bandwidth) -> None:
         self._bandwidth = bandwidth

@@ -1,8 +1,8 @@
-"""One blob's body from a registry: over one connection, over several when that one is slow.
+"""One blob's body from a registry: over one connection, or over several if that one is slow.
 
-Content networks and long round trips limit one connection; several that ask by ``Range`` for parts
-of one body get more. A registry that does not support ranges costs one refused request, and the
-first connection goes on alone.
+CDNs and long round trips limit one connection; several with ``Range`` requests are faster. A
+registry that does not support ranges costs one refused request, and the first connection continues
+alone.
 """
 
 import asyncio
@@ -30,20 +30,20 @@ from proxy.upstream.ranges import Pieces, Span, Spans
 from proxy.upstream.slots import PreemptibleSlot, Slots
 
 FAST: Final = 100_000_000
-"""Bytes a second. A first connection that brings as much gets no workers beside it."""
+"""Bytes per second. A first connection of this speed gets no workers."""
 
 _WINDOW: Final = 0.25
 """Seconds of waiting for the first connection after which its speed is judged."""
 
 _QUEUE: Final = 1024 * 1024
-"""Bytes that workers may bring before they are taken."""
+"""Maximum number of bytes from workers that wait to be consumed."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadPolicy:
-    """How a body is fetched: attempts without progress, pieces of a large one, a speed limit."""
+    """Parameters of a download: attempts without progress, pieces of a large body, speed limit."""
 
     resumes: int
     pieces: Pieces
@@ -149,10 +149,10 @@ class RegistryBody:
     async def _together(self) -> AsyncGenerator[Piece, None]:
         """Fetch over several connections, each a task that fills the queue.
 
-        The first one leads: it goes on where no worker is, and stays until all is fetched. Workers
-        end when upstream refuses, when nothing is left, or when their slot is taken back; the
-        bytes that one leaves are claimed by another. When the first one fails, workers finish
-        alone, and its failure counts only if bytes are left then.
+        The first one leads: it fetches bytes without a worker, and stays until all is fetched.
+        Workers end when upstream refuses, when nothing is left, or when their slot is taken back;
+        another one claims the rest of their bytes. If the first one fails, workers finish alone,
+        and its failure counts only if bytes are left then.
         """
         self._start_lead()
         self._hire()
@@ -190,7 +190,7 @@ class RegistryBody:
             await self._changed.wait()
 
     def _start_lead(self) -> None:
-        """Let the first connection go on; it claims its bytes before workers claim theirs."""
+        """Start the first connection's task; it claims its bytes before workers claim theirs."""
         self._should_look = False
         span = self._spans.claim(self._hands)
         if span is not None:
@@ -203,7 +203,7 @@ class RegistryBody:
         self._changed.beat()
 
     async def _leading(self, first: Span) -> None:
-        """Fetch on the first connection what no worker fetches, beginning with a span."""
+        """Fetch bytes without a worker on the first connection, beginning with a span."""
         span: Span | None = first
         while span is not None:
             try:
@@ -224,8 +224,8 @@ class RegistryBody:
     async def _turn_to(self, span: Span) -> bool:
         """Let the first connection go on at a span; False if workers should fetch it instead.
 
-        When the last worker has ended because ranges are refused by now, the whole body is asked
-        for again: bytes that come twice cost less than a pull that fails.
+        If the last worker has ended because ranges are now refused, the whole body is requested
+        again: duplicate bytes cost less than a failed pull.
         """
         if self._first.leads_to(span.position):
             return True
@@ -237,7 +237,7 @@ class RegistryBody:
                 await self._first.join(span, self.size)
             except RegistryError as error:
                 self._wanted = 1
-                log.info("the first connection stays behind", reason=error.message)
+                log.info("the first connection is too slow", reason=error.message)
                 if self._workers:
                     return False
                 if not isinstance(error, UpstreamUnavailable | UpstreamTimeout):
@@ -270,7 +270,7 @@ class RegistryBody:
         return is_slow
 
     def _hire(self) -> None:
-        """Start workers, as far as slots are free that no download needs."""
+        """Start workers in free slots that no download needs."""
         while self._hands < self._wanted:
             slot = self._slots.borrow()
             if slot is None:
@@ -298,7 +298,7 @@ class RegistryBody:
             log.info("fewer connections", ref=self._request.ref, reason=error.message)
 
     async def _fetch(self, connection: Connection, span: Span) -> None:
-        """Fetch one span; an answer that breaks off is asked for again from its last good byte."""
+        """Fetch one span; request it again from its last good byte if an answer breaks off."""
         assert self.size is not None
         fruitless = 0
         while span.position < span.stop:
@@ -319,7 +319,7 @@ class RegistryBody:
                     raise
 
     def _dismiss(self, task: asyncio.Task[None]) -> None:
-        """Free what a worker had, and let the first connection look for what it has left."""
+        """Release a worker's slot and span, and wake the first connection."""
         worker = self._workers.pop(task)
         worker.connection.close()
         worker.slot.give_back()

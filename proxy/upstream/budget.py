@@ -14,7 +14,7 @@ from proxy.core.records import Clock
 _VALUE = re.compile(r"\s*(\d{1,9})\s*(?:;\s*w=(\d{1,9}))?.*")
 DEFAULT_WINDOW: Final = 3600.0
 SHORTEST_REFILL: Final = 60.0
-"""Seconds that clients are told to wait at least."""
+"""Minimum ``Retry-After`` for clients, in seconds."""
 
 LOW: Final = 0.2
 """Below this share of the limit few pulls are left."""
@@ -121,9 +121,9 @@ class Budget:
         }
 
     def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
-        """Take over what another replica told ``seconds_ago``, if it is newer.
+        """Adopt the report of another replica from ``seconds_ago``, if it is newer.
 
-        Not the limit of another account or address: it says nothing about this one.
+        Reports for another account or address are ignored.
         """
         limit, remaining, window = (told.get(name) for name in ("limit", "remaining", "window"))
         age, empty_age, source = (told.get(name) for name in ("age", "empty_age", "source"))
@@ -143,7 +143,7 @@ class Budget:
 
 
 class NoBudget(Budget):
-    """For an upstream that is asked as its clients: each of them has another limit."""
+    """The budget of an upstream with ``credentials: caller``: each client has another limit."""
 
     def note(self, headers: Mapping[str, str], source: str) -> None:
-        """Read nothing: what one client may still pull says nothing about the others."""
+        """Do nothing: the limit of one client does not apply to others."""

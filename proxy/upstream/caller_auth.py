@@ -16,5 +16,5 @@ class CallerAuthorizer(Authorizer):
         return BEHALF.get()
 
     def _rejected(self, text: str) -> UpstreamFailure | Denied:
-        """Return an error that is the client's to solve: the upstream works for others."""
+        """Return an error for the client: the upstream works for others."""
         return LoginRejected(text)

@@ -2,11 +2,11 @@
 
 Three mechanisms, from the narrowest to the widest:
 
-- Retries: a request that failed in passing is repeated after a growing, random delay.
-- Cool-down: after a 429, requests of the same kind wait for as long as upstream said. Docker Hub
-  limits GETs of manifests but not HEADs, so one kind says nothing about another.
+- Retries: a request with a temporary failure is repeated after a growing, random delay.
+- Cool-down: after a 429, requests of the same kind wait for the time in upstream's answer. Docker
+  Hub limits GETs of manifests but not HEADs, so each kind has its own cool-down.
 - Circuits (https://martinfowler.com/bliki/CircuitBreaker.html): after failures in a row, requests
-  fail at once, and after a pause one of them probes whether the rest may follow.
+  fail at once, and after a pause one request probes whether upstream works again.
 """
 
 import random
@@ -25,7 +25,7 @@ MAX_PAUSE: Final = 60.0
 MAX_COOL_DOWN: Final = 900.0
 MAX_OBJECTS: Final = 10_000
 MAX_TOLD: Final = 100
-"""Cool-downs that other replicas hear of."""
+"""Maximum number of cool-downs that are shared with other replicas."""
 
 _FIRST_DELAY: Final = 0.2
 _TRANSIENT: Final = (UpstreamUnavailable, UpstreamTimeout)
@@ -92,7 +92,7 @@ class CircuitBreaker:
     ) -> None:
         """``on_change`` is called when requests are blocked, and when they are sent again.
 
-        ``emitter`` gets what this circuit has found out itself, not what other replicas told.
+        ``emitter`` gets the changes that this replica has detected, not those of other replicas.
         """
         self._name = name
         self._on_change = on_change
@@ -141,7 +141,7 @@ class CircuitBreaker:
             circuit.begin_probe(now)
 
     def record_answer(self, item: str) -> None:
-        """Close the circuits: upstream answered, whatever it said."""
+        """Close the circuits: upstream answered."""
         self._answered_at = self._now()
         if (opened_at := self._upstream.opened_at) is not None:
             seconds = round(self._answered_at - opened_at, 1)
@@ -197,9 +197,9 @@ class CircuitBreaker:
         }
 
     def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
-        """Take over what another replica told ``seconds_ago``, as far as it is newer.
+        """Adopt the newer parts of another replica's state from ``seconds_ago``.
 
-        - A cool-down holds for all, and the longest one counts.
+        - A cool-down applies to all replicas; the longest one counts.
         - An open circuit opens this one, unless upstream has answered here since its last failure.
         - An answer to the other replica closes this circuit, unless it failed here since then.
         """

@@ -1,7 +1,7 @@
 """Sends requests to one registry until there is a good response or an error.
 
-Bounds each request by the time that a client waits, repeats what failed in passing, and gives every
-other status its error class. ``registry`` knows what to request.
+Limits each request to the time that a client waits, repeats temporary failures, and maps every
+other status to its error class. ``registry`` builds the requests.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ from proxy.upstream.headers import retry_after
 from proxy.upstream.transport import SMALL_BUFFER, HTTPRequest, Transport
 
 LARGE: Final = 512 * 1024
-"""Bytes. Bodies that are read whole are rarely longer."""
+"""Bytes. Bodies that are read completely are rarely longer."""
 
 MAX_LARGE: Final = 4
-"""Large bodies read whole at a time, so that a hostile registry cannot fill the memory."""
+"""Maximum number of large bodies in memory at a time, in case of a hostile registry."""
 
 MAX_MESSAGE: Final = 4096
 MAX_SHOWN: Final = 200
-"""Characters of the message of an upstream."""
+"""Maximum length of an upstream's message in characters."""
 
 _NO_HEAD: Final = (405, 501)
 Result = TypeVar("Result")
@@ -65,7 +65,7 @@ class UpstreamRequest:
 
     @property
     def rate_limit_key(self) -> str:
-        """The kind of requests for which a 429 to this one holds."""
+        """The kind of requests to which a 429 to this one applies."""
         return f"{self.method} {self.kind}{' optional' if self.is_optional else ''}"
 
     @property
@@ -102,7 +102,7 @@ class Client:
     async def send(self, request: UpstreamRequest) -> ClientResponse:
         """Return a good response; the caller reads or closes it.
 
-        Good is 200, 206, and for a HEAD also 405 and 501, which say that HEAD is not supported.
+        Good is 200, 206, and for a HEAD also 405 and 501, which mean that HEAD is not supported.
 
         Raises ``UpstreamFailure``, ``Denied`` or the request's ``not_found``.
         """
@@ -111,7 +111,7 @@ class Client:
     async def log_in(self) -> None:
         """Ping the registry with our login, as ``docker login`` does.
 
-        Raises ``Denied`` if it is rejected, ``UpstreamFailure`` if that is not known.
+        Raises ``Denied`` if it is rejected, ``UpstreamFailure`` if the result is unknown.
         """
         async with asyncio.timeout(self.answer_seconds):
             ping = HTTPRequest("GET", self.transport.url / "v2" / "")
@@ -123,7 +123,7 @@ class Client:
             raise UpstreamUnavailable(f"{self.name} answers {response.status} to a login")
 
     async def forget_token(self, repo: Repo) -> None:
-        """Forget the token for a repository, so that the token server decides again."""
+        """Drop the token for a repository, so that the token server decides again."""
         await self._authorizer.forget_token(repo)
 
     async def read(self, request: UpstreamRequest, limit: int) -> WholeResponse:
@@ -191,7 +191,7 @@ class Client:
             self.circuit_breaker.record_failure(key, request.item, error)
 
     def _rate_limit_key(self, request: UpstreamRequest) -> str:
-        """Return for what a 429 holds: one kind of requests of one client."""
+        """Return the scope of a 429: one kind of requests of one client."""
         return f"{self._authorizer.identity} {request.rate_limit_key}"
 
     async def _send_once(self, request: UpstreamRequest) -> ClientResponse:
@@ -210,7 +210,7 @@ class Client:
             raise error
         if response.headers.get("Content-Encoding", "identity") != "identity":
             response.close()
-            raise UpstreamRejected(f"{self.name} encodes a response although we accept no encoding")
+            raise UpstreamRejected(f"{self.name} sends an encoded response that was not requested")
         return response
 
     async def _error(self, response: ClientResponse, request: UpstreamRequest) -> RegistryError:

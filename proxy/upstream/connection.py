@@ -34,10 +34,10 @@ class _BrokenForGoodError(Exception):
 
 
 class Connection:
-    """Answers to one request, one after the other; each brings some of the body.
+    """Answers to one request, one after the other; each has a part of the body.
 
-    ``size`` is that of the whole body, None if no answer announced it. ``waited`` is for how many
-    seconds in all bytes were waited for. ``share`` limits the bandwidth, None means no limit.
+    ``size`` is that of the whole body, None if no answer announced it. ``waited`` is the total time
+    of waiting for bytes in seconds. ``share`` limits the bandwidth, None means no limit.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Connection:
     async def opened(
         cls, client: Client, request: UpstreamRequest, share: Share | None, offset: int
     ) -> Self:
-        """Return a connection whose answer brings the byte at ``offset``.
+        """Return a connection whose answer begins at or before the byte at ``offset``.
 
         Raises as ``Client.ask`` does, and ``UpstreamRejected`` for another range.
         """
@@ -77,12 +77,12 @@ class Connection:
         connection._is_whole = connection._position == 0
         if not connection.leads_to(offset):
             connection.close()
-            raise UpstreamRejected(f"{client.name}: another range came than was asked for")
+            raise UpstreamRejected(f"{client.name}: the answer has another range than requested")
         return connection
 
     @property
     def may_split(self) -> bool:
-        """Parallel ranges could work, as far as the open answer shows."""
+        """The open answer does not exclude parallel ranges."""
         if self._response is None:
             return False
         accepted = self._response.headers.get("Accept-Ranges", "").lower()
@@ -90,16 +90,16 @@ class Connection:
         return accepted == "bytes" or (accepted == "" and is_redirected)
 
     def leads_to(self, offset: int) -> bool:
-        """Return True if the open answer brings the byte at ``offset`` next.
+        """Return True if the open answer has the byte at ``offset`` next.
 
-        Also True if it is a whole body that was asked for anew, and brings that byte later.
+        Also True if it is a whole body that was requested again, and has that byte later.
         """
         if self._response is None or offset >= self._end:
             return False
         return self._position == offset or (self._is_whole and self._position < offset)
 
     async def restart(self) -> None:
-        """Ask for the whole body again; ``pieces`` skips what is not wanted."""
+        """Request the whole body again; ``pieces`` skips unwanted bytes."""
         self.close()
         self._accept(await self._client.send(self._request))
         self._is_whole = True
@@ -153,11 +153,11 @@ class Connection:
             or sent.size not in (None, size)
         ):
             response.close()
-            raise UpstreamRejected(f"{self._client.name}: gives no ranges")
+            raise UpstreamRejected(f"{self._client.name}: ranges are not supported")
         self._accept(response)
 
     def close(self) -> None:
-        """End the transfer; an answer read to its end leaves a connection to be used again."""
+        """End the transfer; after a complete answer the connection can be reused."""
         self._is_whole = False
         if self._response is not None:
             self._response.close()
@@ -194,9 +194,9 @@ class Connection:
         return data
 
     async def _open(self, span: Span, broken: UpstreamFailure | None) -> None:
-        """Open what a span has left. An answer with the whole body is skipped up to there.
+        """Open the rest of a span. An answer with the whole body is skipped up to there.
 
-        Raises ``_BrokenForGoodError`` when upstream has nothing more to give.
+        Raises ``_BrokenForGoodError`` when upstream has no more bytes.
         """
         self.close()
         if broken is not None:
@@ -213,7 +213,7 @@ class Connection:
             raise _BrokenForGoodError from error
         if not 0 <= self._position <= span.position:
             gone = UpstreamUnavailable(
-                f"{self._client.name}: another range came than was asked for"
+                f"{self._client.name}: the answer has another range than requested"
             )
             raise _BrokenForGoodError from gone
 

@@ -1,9 +1,9 @@
-"""Connections that bound what an upstream sends besides one response to each request.
+"""Connections that limit an upstream to one response to each request.
 
-aiohttp 3.14 skips interim responses (RFC 9110 §15.2) without a bound, and queues each response that
-it parses, unrequested ones included. With either, a registry could fill the memory and stall the
+aiohttp 3.14 skips any number of interim responses (RFC 9110 §15.2), and queues each response that
+it parses, including unrequested ones. A registry could use both to fill the memory and stall the
 loop, so the protocol below counts them. It overrides internals of aiohttp:
-``tests/upstream/test_connector.py`` shows whether the installed version still has them.
+``tests/upstream/test_connector.py`` verifies that the installed version still has them.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class _OneResponse(ResponseHandler):
         - The response has not begun: ``data`` may be a flood of interim responses, and only a
           count between slices ends it early.
         - Inside a body there is nothing to count, and slices would cost throughput.
-        - After the response no data may arrive: it would be taken for the next response.
+        - After the response no data may arrive: it would be treated as the next response.
         """
         if self._parser is None or self._upgraded:
             super().data_received(data)

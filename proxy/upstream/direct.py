@@ -2,8 +2,8 @@
 
 aiohttp copies a body three times: out of the event loop's buffer, out of its parser's, and into a
 piece of a useful length. A body of known length needs no parser. So once the headers are parsed,
-the transport gets the protocol below, and aiohttp's own again after the last byte, so that the
-connection can be used for the next request. It makes no difference whether there is TLS.
+the transport is switched to the protocol below, and back to aiohttp's after the last byte, so that
+the connection can be reused. This also works with TLS.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _AHEAD: Final = 2
 
 
 class DirectBody(asyncio.BufferedProtocol):
-    """What a response's ``StreamReader`` holds, followed by ``left`` bytes from the transport.
+    """The content of a response's ``StreamReader``, then ``left`` bytes from the transport.
 
     Bytes are added to a buffer and never replaced, so what was read needs no copy.
     """
@@ -105,7 +105,7 @@ class DirectBody(asyncio.BufferedProtocol):
         return piece
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return where the next bytes belong. They never exceed the body."""
+        """Return the buffer for the next bytes, which never exceeds the body."""
         if self._filled == len(self._buffer):
             self._buffer = memoryview(bytearray(min(READ_BUFFER, self._left)))
             self._filled = self._passed = 0

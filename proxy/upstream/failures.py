@@ -1,4 +1,4 @@
-"""Logs why an upstream fails and what clients got instead.
+"""Logs why an upstream fails and which answer clients got instead.
 
 A failing upstream fails every request, so each cause is logged once a minute and counted in
 between. Of a URL only the host is logged: the query may hold a signature.

@@ -1,4 +1,4 @@
-"""Where an upstream may send us: redirects and token servers, checked by address.
+"""Checks the addresses of redirects and token servers that an upstream names.
 
 A public upstream cannot make us connect to a private, loopback or link-local address, neither
 literally nor through DNS. Otherwise it could read services of our own network (server-side request
@@ -126,7 +126,7 @@ class Guard:
         host = url.host or ""
         if self.network.is_private(host) and not self._permits_private(host, url.port):
             raise UpstreamUnavailable(
-                f"{self.url.host} sends us to the private address {host}; "
+                f"{self.url.host} redirects to the private address {host}; "
                 "if both are in your network, set private: true for this upstream"
             )
 

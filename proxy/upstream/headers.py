@@ -54,7 +54,7 @@ MAX_WARNING: Final = 1024
 def parse_challenges(lines: Iterable[str]) -> list[Challenge]:
     """Return the challenges of all ``WWW-Authenticate`` lines in order (RFC 9110 §11.6.1).
 
-    Text that is no challenge is skipped, and the constants above bound what is read.
+    Text that is not a challenge is skipped, and the constants above limit the input.
     """
     bounded = _bounded(lines, MAX_CHALLENGE_LINES, MAX_CHALLENGE)
     return list(islice(chain.from_iterable(map(_challenges, bounded)), MAX_CHALLENGES))

@@ -1,8 +1,8 @@
-"""The way of a request through several proxies: ``Via`` (RFC 9110 §7.6.3).
+"""The path of a request through several proxies: ``Via`` (RFC 9110 §7.6.3).
 
-What the client sent goes down in a context variable, as its login does in ``credentials.caller``.
-So the requests that a client's request leads to carry the way so far, and one that comes back to
-this process is recognized.
+A context variable carries the client's header, like its login in ``credentials.caller``. So the
+requests that a client's request causes carry the path so far, and a request that returns to this
+process is recognized.
 """
 
 import secrets
@@ -21,7 +21,7 @@ MAX_BYTES: Final = 2048
 
 
 class _Received(NamedTuple):
-    """The way of the client's request, and whether it asks upstream to be asked again."""
+    """The path of the client's request, and whether it demands a check at the registry."""
 
     via: tuple[str, ...] = ()
     revalidates: bool = False
@@ -33,14 +33,14 @@ _current: Final[ContextVar[_Received]] = ContextVar("hops", default=_NOTHING)
 
 @contextmanager
 def continuing(via: Iterable[str], *, revalidates: bool) -> Iterator[None]:
-    """Send upstream the way of a request with these ``Via`` headers, until the context ends.
+    """Extend these ``Via`` headers in requests to upstream, until the context ends.
 
-    Raises ``LoopDetected`` if the request has been here, or has come too far.
+    Raises ``LoopDetected`` if the request has been here before, or has passed too many proxies.
     """
     text = ", ".join(via)
     hops = tuple(hop.strip() for hop in text.split(",") if hop.strip())
     if any(INSTANCE in hop.split() for hop in hops):
-        raise _loop("the request comes back to where it has been: two caches ask each other")
+        raise _loop("the request returned to a cache that sent it; look for a loop in upstreams")
     if len(hops) >= MAX_HOPS or len(text) > MAX_BYTES:
         raise _loop(f"the request has come through too many proxies: {MAX_HOPS} are allowed")
     token = _current.set(_Received(hops, revalidates))

@@ -1,4 +1,4 @@
-"""Bounds for the lists of an upstream: bytes, values and pages.
+"""Limits for the lists of an upstream: bytes, values and pages.
 
 A hostile registry could add pages without end, or pack millions of small values into one. Parsing
 holds the interpreter until it ends, so each page is measured before it is parsed.

@@ -1,4 +1,4 @@
-"""Whether an upstream may be asked at all: by the settings, or as the operator says meanwhile."""
+"""Whether an upstream may be contacted, by the settings or by the operator."""
 
 from enum import StrEnum
 
@@ -13,7 +13,7 @@ class OfflineMode(StrEnum):
 
 
 class OfflineSwitch:
-    """The mode of one upstream. ``live`` is the operator's, and beats the configured one."""
+    """The mode of one upstream. ``live`` is the operator's, and overrides the configured one."""
 
     def __init__(self) -> None:
         self.configured = OfflineMode.NEVER

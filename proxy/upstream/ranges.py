@@ -1,11 +1,11 @@
-"""Which bytes of a body each connection fetches. Pure state, no I/O."""
+"""Assigns bytes of a body to connections. Pure state, no I/O."""
 
 import math
 from typing import NamedTuple
 
 
 class Pieces(NamedTuple):
-    """How a large body is cut. One shorter than ``start_from`` bytes is not cut.
+    """Parameters for cutting a large body. A body below ``start_from`` bytes is not cut.
 
     ``connections`` is the largest number at a time.
     """
@@ -38,7 +38,7 @@ class Span:
 
 
 class Spans:
-    """What is still to be fetched of a body of ``size`` bytes (infinity: not known)."""
+    """The missing bytes of a body of ``size`` bytes (infinity: unknown)."""
 
     def __init__(self, size: float, pieces: Pieces, start: int = 0) -> None:
         self._pieces = pieces
@@ -77,7 +77,7 @@ class Spans:
         return span
 
     def give_back(self, span: Span) -> None:
-        """Make what is left of a span a gap again."""
+        """Make the rest of a span a gap again."""
         self._taken.remove(span)
         if span.position < span.stop:
             self._gaps.append(Span(span.position, span.stop))

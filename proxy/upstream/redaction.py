@@ -16,7 +16,7 @@ from proxy.runtime.behalf import BEHALF
 
 REDACTED: Final = "[redacted]"
 MAX_KNOWN: Final = 128
-"""Remembered values of ``Authorization``, the last ones sent. Each scope has its own token."""
+"""Number of recorded values of ``Authorization``, the last ones sent. Each scope has a token."""
 
 MIN_LENGTH: Final = 8
 """Characters. A shorter password may occur in our own text by chance."""

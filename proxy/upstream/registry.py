@@ -1,7 +1,7 @@
-"""What is fetched from one registry: manifests, blobs, tags (distribution-spec "Pull").
+"""Requests to one registry: manifests, blobs, tags (distribution-spec "Pull").
 
-Absence and failure never share an error class: a failure told as absence makes clients believe
-that an image or a signature does not exist.
+Absence and failure never share an error class: a failure that is reported as absence makes clients
+believe that an image or a signature does not exist.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ from proxy.upstream.offline import OfflineMode
 from proxy.upstream.slots import Slots
 
 PAGE_KEYS: Final = ("n", "last", "next_page", "orderby", "artifactType")
-"""What pages are called: the specification's names, Quay's and Azure's."""
+"""Parameters for pages: the specification's names, Quay's and Azure's."""
 
 _MANIFEST: Final = {"Accept": manifests.ACCEPT}
 _INDEX: Final = {"Accept": manifests.OCI_INDEX}
@@ -51,7 +51,7 @@ _ANY: Final = {"Accept": "*/*"}
 
 
 class NamedManifest(NamedTuple):
-    """What a tag or digest names, and the text of upstream's ``Warning: 299``."""
+    """The descriptor of a tag or digest, and the text of upstream's ``Warning: 299``."""
 
     descriptor: Descriptor
     warning: str | None
@@ -117,7 +117,7 @@ class Upstream:
 
     @property
     def is_offline(self) -> bool:
-        """It must not be asked now."""
+        """The upstream must not be contacted now."""
         if self.offline.mode is OfflineMode.AUTO:
             return self.circuit_breaker.state is CircuitState.OPEN
         return self.offline.is_forced
@@ -127,11 +127,11 @@ class Upstream:
         await self._client.log_in()
 
     def told(self) -> dict[str, object]:
-        """Return for other replicas what limits requests now, as JSON values."""
+        """Return the current limits for other replicas, as JSON values."""
         return {"budget": self.budget.told(), "circuit": self.circuit_breaker.told()}
 
     def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
-        """Take over what another replica told ``seconds_ago``, as far as it is newer."""
+        """Adopt the newer limits of another replica from ``seconds_ago``."""
         budget, circuit = told.get("budget"), told.get("circuit")
         if isinstance(budget, dict):
             self.budget.hear(budget, seconds_ago)
@@ -139,11 +139,11 @@ class Upstream:
             self.circuit_breaker.hear(circuit, seconds_ago)
 
     async def forget_token(self, repo: Repo) -> None:
-        """Let the token server decide about a repository again."""
+        """Drop the token for a repository, so that the token server decides again."""
         await self._client.forget_token(repo)
 
     async def head_manifest(self, repo: Repo, ref: str) -> NamedManifest | None:
-        """Return what a tag or digest names; None if this registry's HEAD does not say it.
+        """Return the descriptor of a tag or digest; None if this registry's HEAD does not have it.
 
         Docker Hub does not count a HEAD as a pull.
         """
@@ -207,7 +207,7 @@ class Upstream:
         return body.size
 
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
-        """Return a blob's body, unverified; it resumes by itself where it breaks off."""
+        """Return a blob's body, unverified; it resumes automatically if it breaks off."""
         if priority is Priority.PREFETCH and not self.slots.has_some_to_spare:
             raise UpstreamUnavailable(f"{self._client.name}: all slots are needed for downloads")
         request = UpstreamRequest("GET", target.repo, "blobs", digest, BlobUnknown, _ANY)
@@ -267,7 +267,7 @@ class Upstream:
         return names, next_query
 
     async def referrers(self, repo: Repo, subject: Digest) -> list[dict[str, object]] | None:
-        """Return descriptors of what refers to ``subject``; None when the API is not there.
+        """Return descriptors of the referrers of ``subject``; None without the API.
 
         All pages together may take as long as one answer.
         """

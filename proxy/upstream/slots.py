@@ -1,4 +1,4 @@
-"""Bounds the bodies that are open at one upstream: downloads in turn, range workers while idle.
+"""Limits the open bodies of one upstream: downloads in turn, range workers in idle slots.
 
 State and futures, no I/O.
 """
@@ -51,11 +51,11 @@ class Slots:
 
     @asynccontextmanager
     async def one(self, patience: float) -> AsyncIterator[None]:
-        """Have a slot while the context is open.
+        """Occupy a slot while the context is open.
 
         There are three cases: one is free or becomes free within ``patience`` seconds; none does,
-        and fewer than ``count`` exceed the bound; else one becomes free within as long again, or
-        ``TimeoutError`` is raised.
+        and fewer than ``count`` exceed the limit; else one becomes free within the same time again,
+        or ``TimeoutError`` is raised.
         """
         beyond = False
         try:
@@ -74,7 +74,7 @@ class Slots:
                 self._give_back()
 
     def borrow(self) -> PreemptibleSlot | None:
-        """Return a free slot until it is given or taken back; None if none is free."""
+        """Borrow a free slot until it is returned or taken back; None if none is free."""
         if self._free == 0:
             return None
         self._free -= 1
@@ -102,12 +102,18 @@ class Slots:
         except BaseException:
             if turn.done() and not turn.cancelled():
                 self._give_back()  # the slot was given just when this was cancelled
-            else:
+            elif turn in self._waiting:
                 self._waiting.remove(turn)
             raise
 
     def _give_back(self) -> None:
-        if self._waiting:
-            self._waiting.popleft().set_result(None)
-        else:
-            self._free += 1
+        """Give a slot to the next that waits.
+
+        A waiter whose time is up is cancelled, and stays in the queue until its task runs.
+        """
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1

@@ -190,7 +190,7 @@ class Transport:
     ) -> ClientResponse:
         """Send one request and return the response to it, a redirect included."""
         if self.offline.is_forced:
-            error = UpstreamUnavailable(f"{self.name} is not asked: this is offline")
+            error = UpstreamUnavailable(f"{self.name} is offline, so it is not contacted")
             error.was_forwarded = False
             raise error
         url, headers = request.url, request.headers
@@ -221,7 +221,7 @@ class Transport:
             self.counters.upstream_answered(status, perf_counter() - began)
 
     def _redirect_target(self, response: ClientResponse) -> URL:
-        """Return where a redirect leads. Raises ``UpstreamUnavailable`` if we do not go there."""
+        """Return the target of a redirect. Raises ``UpstreamUnavailable`` if not permitted."""
         with self.translate_errors():
             target = response.url.join(URL(response.headers.get("Location", ""), encoded=True))
         is_downgrade = response.url.scheme == "https" and target.scheme != "https"
@@ -251,7 +251,7 @@ class Transport:
                 reason = self.redactor.redact(str(error.certificate_error))
                 return UpstreamUnavailable(f"{self.name}: certificate not trusted: {reason}")
             case ClientConnectorError() if error.os_error.errno in _OUT_OF_DESCRIPTORS:
-                return Overloaded("file descriptors are short; try again")
+                return Overloaded("file descriptors have run out; try again")
             case ClientConnectorError():
                 reason = str(error.os_error.strerror or error.os_error)
                 return UpstreamUnavailable(f"{self.name} cannot be reached: {reason}")

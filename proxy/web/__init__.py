@@ -1,5 +1,5 @@
 """HTTP towards clients: ``registry`` answers ``/v2/``, ``admin`` answers ``/-/`` and ``/metrics``.
 
-``acceptor`` and ``server`` make a ``connection``, whose requests ``response_cache`` answers if it
-can. ``blob``, ``sendfile`` and ``paced`` move bytes to sockets.
+``acceptor`` and ``server`` create a ``connection``, whose requests ``response_cache`` answers if
+possible. ``blob``, ``sendfile`` and ``paced`` write bytes to sockets.
 """

@@ -1,14 +1,14 @@
 """Accepts connections, up to a limit that the file descriptors allow.
 
 uvloop's own server closes connections that it cannot accept without a response, and if ``accept``
-fails unexpectedly it closes the listening socket without a word. So connections are accepted here.
+fails unexpectedly it closes the listening socket without a message. So this module accepts them.
 
 There are three cases:
 
 - Below the limit a connection is served.
-- At the limit connections wait in the kernel's queue, while idle connections are closed to make
-  room, the longest idle first.
-- If there is still no room after ``PATIENCE``, waiting connections get 503, a few at a time, so
+- At the limit connections wait in the kernel's queue, while idle connections are closed, the
+  longest idle first.
+- If the limit is still reached after ``PATIENCE``, waiting connections get 503, a few at a time, so
   that clients retry later or use another mirror.
 
 An ``accept`` that fails for lack of descriptors or memory counts as the second case.
@@ -32,7 +32,7 @@ PATIENCE: Final = 1.0
 """Seconds that a connection waits before it is refused."""
 
 REFUSALS: Final = 16
-"""Connections that are being refused at a time."""
+"""Maximum number of connections that are being refused at a time."""
 
 _EVERY: Final = 0.05
 _BATCH: Final = 64
@@ -133,13 +133,13 @@ class Acceptor:
             self._refusing -= 1  # its protocol never got the connection
 
     def _wait(self, reason: str) -> None:
-        """Pause accepting until there is room."""
+        """Pause accepting until the number of connections is below the limit."""
         now = self._loop.time()
         if self._short_since is None:
             self._short_since = now
         if now - self._warned_at >= _WARN_EVERY:
             self._warned_at = now
-            log.warning("connections wait for room", reason=reason, limit=self._limit)
+            log.warning("connections wait for free descriptors", reason=reason, limit=self._limit)
         self._loop.remove_reader(self._listener)
         if self._tick is None:
             self._tick = self._loop.call_later(_EVERY, self._look_again)

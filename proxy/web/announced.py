@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from proxy.web.exchange import Exchange
 
 DENIED_SECONDS: Final = 60.0
-"""The same denial of the same client is announced at most once in this time."""
+"""The same denial of the same client causes at most one event in this time."""
 
 _MAX_DENIED: Final = 10_000
 _MAX_AGENT: Final = 100
 
 
 class Announcer:
-    """Announces how requests ended."""
+    """Emits events about requests that have ended."""
 
     def __init__(self, emitter: Emitter) -> None:
         self._emitter = emitter

@@ -1,11 +1,11 @@
-"""What the audit log says about requests: pulls and what was refused, admin actions, logins."""
+"""Events of the audit log about requests: pulls, refusals, admin actions, logins."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp.web import BaseRequest
 
-from proxy.access.audit import AuditEvent, Event, Verdict
+from proxy.access.audit import AuditEvent, AuditLog, Event, Verdict
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
 from proxy.core.errors import PolicyDenied, RateLimited, RegistryError, Unauthorized
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from proxy.web.exchange import Exchange
 
 _ALWAYS: Final = (Verdict.DENIED, Verdict.WOULD_DENY, Verdict.CHALLENGED, Verdict.LIMITED)
-"""What is recorded whatever was requested."""
+"""Verdicts that are recorded for every kind of request."""
 
 
 def answered(exchange: "Exchange") -> AuditEvent | None:
-    """Return what to record of a request under ``/v2/`` that has ended; None: nothing.
+    """Return the event of a request under ``/v2/`` that has ended, None for no event.
 
-    Recorded are requests for manifests by GET, refused requests, and those that a policy on trial
-    would refuse. A client without credentials that is asked for some at ``/v2/`` is no decision.
+    Recorded are requests for manifests by GET, refused requests, and those that a policy with
+    ``audit: true`` would refuse. The challenge at ``/v2/`` for a client without credentials is not.
     """
     request, route, failure = exchange.request, exchange.route, exchange.failure
     if exchange.principal is None:
@@ -53,7 +53,7 @@ def answered(exchange: "Exchange") -> AuditEvent | None:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What the response cache knows of a request for a manifest."""
+    """The facts that the response cache stores about a request for a manifest."""
 
     upstream: str
     repository: str
@@ -64,7 +64,7 @@ class Remembered:
     def hit(
         self, principal: Principal, decision: Decision, digest: Digest, size: int
     ) -> AuditEvent:
-        """Return what to record when such a request is answered from the response cache."""
+        """Return the event of such a request that the response cache has answered."""
         return AuditEvent(
             event=Event.PULL,
             outcome=Verdict.ALLOWED,
@@ -87,7 +87,7 @@ class Remembered:
 def administered(
     request: BaseRequest, principal: Principal | None, failure: RegistryError | None
 ) -> AuditEvent:
-    """Return what to record of a request for an operator's page.
+    """Return the event of a request for an operator's page.
 
     ``principal`` None: it may not administer.
     """
@@ -104,7 +104,7 @@ def administered(
 
 
 def hooked(request: BaseRequest, name: str, failure: RegistryError | None) -> AuditEvent:
-    """Return what to record of a webhook. The query is left out: it may contain the secret."""
+    """Return the event of a webhook, without the query, which may contain the secret."""
     is_refused = isinstance(failure, Unauthorized)
     verdict = Verdict.ALLOWED if failure is None else Verdict.FAILED
     return AuditEvent(
@@ -122,9 +122,9 @@ def hooked(request: BaseRequest, name: str, failure: RegistryError | None) -> Au
 def login(
     request: BaseRequest, principal: Principal | None, failure: RegistryError | None
 ) -> AuditEvent:
-    """Return what to record of credentials that were shown; ``principal`` None: they are wrong.
+    """Return the event of a login; ``principal`` None: the credentials are wrong.
 
-    The user that a client merely claims to be is left out: some clients send a secret as its name.
+    The claimed user name is omitted: some clients send a secret as the name.
     """
     refusal = Verdict.LIMITED if failure is not None and failure.status == 429 else Verdict.DENIED
     return AuditEvent(
@@ -136,8 +136,14 @@ def login(
     )
 
 
+def record_wrong_login(audit: AuditLog, request: BaseRequest, failure: RegistryError) -> None:
+    """Record wrong credentials on a page that answers nevertheless, where they could be tried."""
+    if audit.is_on and "Authorization" in request.headers and failure.status in (401, 429):
+        audit.record(login(request, None, failure))
+
+
 def _client(request: BaseRequest, principal: Principal | None) -> dict[str, Any]:
-    """Return who sent a request, and from where."""
+    """Return the sender of a request and its address."""
     who = principal or Principal()
     return {
         "user": who.user,
@@ -150,7 +156,7 @@ def _client(request: BaseRequest, principal: Principal | None) -> dict[str, Any]
 
 
 def verdict(exchange: "Exchange") -> Verdict:
-    """Return what the audit log calls the end of a request."""
+    """Return the verdict on a request for the audit log."""
     denial, failure = exchange.denial, exchange.failure
     if denial is not None:
         return Verdict.CHALLENGED if denial.login_helps else Verdict.DENIED
@@ -164,7 +170,7 @@ def verdict(exchange: "Exchange") -> Verdict:
 
 
 def rule_text(decision: Decision) -> str:
-    """Return number and text of the rule that decided, or why none did."""
+    """Return number and text of the rule that decided, or the reason without a rule."""
     return decision.text if decision.rule is None else f"{decision.rule}: {decision.text}"
 
 

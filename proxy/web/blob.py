@@ -1,7 +1,7 @@
-"""Sends one blob, whole or a range of it, in whichever way the cache returns it.
+"""Sends one blob or ranges of it, from memory, a file or a download.
 
-An error after the headers have been sent closes the connection: an error document behind a body
-would be taken for its end.
+An error after the headers closes the connection: clients would treat an error document after a body
+as its end.
 """
 
 import secrets
@@ -36,7 +36,7 @@ def blob_headers(digest: Digest) -> dict[str, str]:
 
 
 class Remainder(Protocol):
-    """Gives the rest of a blob when the disk fails in the middle of it."""
+    """Provides the rest of a blob when the disk fails in the middle of it."""
 
     def rest(
         self, target: Target, digest: Digest, failed: Local | Live, sent: range
@@ -47,7 +47,7 @@ class Remainder(Protocol):
 async def send_blob(
     exchange: Exchange, digest: Digest, blob: Blob, blobs: Remainder
 ) -> StreamResponse:
-    """Send a blob and return the response. ``blobs`` gives the rest when the disk fails.
+    """Send a blob and return the response. ``blobs`` provides the rest when the disk fails.
 
     Raises ``RegistryError`` or ``StorageError`` before anything is sent.
     """
@@ -93,7 +93,7 @@ async def _prove_what_has_no_last_byte(exchange: Exchange, blob: Blob) -> None:
                 await reader.download.proven()
         case Through():
             if blob.size is None and old:
-                raise UpstreamUnavailable("a blob of unknown length wants HTTP/1.1")
+                raise UpstreamUnavailable("a blob of unknown length needs HTTP/1.1")
             if blob.size == 0:
                 async for _ in blob.chunks:
                     pass
@@ -120,7 +120,7 @@ class _Parts:
         return f"\r\n--{self.boundary}--\r\n".encode()
 
     def head(self, span: Span) -> bytes:
-        """Return what goes before one part (RFC 9110 §14.6)."""
+        """Return the header of one part (RFC 9110 §14.6)."""
         return (
             f"\r\n--{self.boundary}\r\nContent-Type: {OCTETS}\r\n"
             f"Content-Range: {self.content_range(span)}\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Clients that pull as themselves, from upstreams with ``credentials: caller``."""
+"""Clients that pull with their own login, from upstreams with ``credentials: caller``."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -13,11 +13,11 @@ from proxy.repository.confirmations import Confirmations
 from proxy.upstream.credentials.caller import Caller, asking_as
 
 _ANY: Final = Repo("any")
-"""A repository without an upstream in its name: it leads where such names lead."""
+"""A repository without an upstream in its name, to find the upstream of such names."""
 
 
 class CallerGate:
-    """Knows as whom a client asks an upstream, and whether that upstream has confirmed it."""
+    """Provides the login of a client for an upstream, and whether the upstream has confirmed it."""
 
     def __init__(self, callers: Callers, confirmations: Confirmations, router: Router) -> None:
         self._callers = callers
@@ -25,9 +25,9 @@ class CallerGate:
         self._router = router
 
     def upstream(self, repos: Iterable[str], host: str, ns: str | None) -> str | None:
-        """Return the upstream that credentials are for; None: they can only be ours.
+        """Return the upstream that credentials are for; None: they can only be for Millpond.
 
-        That is the upstream of the first repository that is asked as its clients; without
+        That is the upstream of the first repository with ``credentials: caller``; without
         repositories, as at a login, the one that ``ns``, the host or the default names.
         """
         for repo in tuple(repos) or (_ANY,):
@@ -38,7 +38,7 @@ class CallerGate:
         return None
 
     def is_needed(self, target: Target) -> bool:
-        """Return True if the repository's upstream is asked as its clients."""
+        """Return True if the repository's upstream has ``credentials: caller``."""
         return self._confirmations.is_needed(target.upstream)
 
     def is_confirmed(self, principal: Principal, target: Target) -> bool:
@@ -52,7 +52,7 @@ class CallerGate:
     async def asking(
         self, principal: Principal, target: Target, route: Route
     ) -> AsyncIterator[None]:
-        """Ask upstream as this client, which it has confirmed, until the context ends.
+        """Use the login of this client, which upstream has confirmed, until the context ends.
 
         A refusal later on ends the confirmation. Raises ``RegistryError`` if there is none.
         """
@@ -72,7 +72,7 @@ class CallerGate:
     ) -> None:
         """Return if a client may read a repository. Raises ``RegistryError``.
 
-        A client without any login is asked for one: upstream may show more to it then.
+        A client without any login gets a challenge: upstream may permit more with a login.
         """
         try:
             await self._confirmations.confirm(caller, target, route)

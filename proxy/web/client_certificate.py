@@ -1,4 +1,4 @@
-"""Client certificates: TLS asks for them and verifies them, and their names say who a client is."""
+"""Client certificates: TLS requests and verifies them, and their names identify the client."""
 
 import ssl
 from asyncio import BaseTransport
@@ -12,7 +12,7 @@ from proxy.core.errors import ConfigError
 def ask_for_certificates(context: ssl.SSLContext, ca_file: Path) -> None:
     """Verify the certificates of clients that have one. Raises ``ConfigError``.
 
-    Clients without one connect too: the rules decide about them.
+    Clients without one can connect too: the rules decide about them.
     """
     try:
         context.load_verify_locations(ca_file)
@@ -31,7 +31,7 @@ def client_certificate(transport: BaseTransport) -> Certificate | None:
 
 
 def names(peer: dict[str, Any]) -> Certificate:
-    """Return the names in what ``SSLSocket.getpeercert`` returns."""
+    """Return the names in the result of ``SSLSocket.getpeercert``."""
     common = [
         value for part in peer.get("subject", ()) for key, value in part if key == "commonName"
     ]

@@ -1,4 +1,4 @@
-"""All connections of clients: closes idle ones for room, and those that have stopped reading."""
+"""All connections of clients: closes idle ones at the limit, and stalled ones."""
 
 import asyncio
 import math
@@ -15,7 +15,7 @@ LONGEST_PAUSE: Final = 5.0
 """Seconds between two checks of the connections, at most."""
 
 IDLE_SECONDS: Final = 0.25
-"""Idle time after which a connection may be closed to make room for others."""
+"""Idle time after which a connection may be closed in favour of others."""
 
 _SLICE: Final = 256
 _TCP_INFO: Final = struct.Struct("=24xI92xQ16xI")

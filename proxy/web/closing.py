@@ -1,4 +1,4 @@
-"""The last response on a connection: 503 where there is no room, and the lingering close.
+"""The last response on a connection: 503 at the limit of connections, and the lingering close.
 
 The kernel resets a socket that is closed while received bytes are unread. The reset can overtake
 the response, or fail the client's next write, and the client never reads why it was refused. So
@@ -59,7 +59,7 @@ class Linger:
 class Refusal(asyncio.Protocol):
     """A connection that gets 503 for its first request.
 
-    ``on_answer`` is called when that is sent, ``on_end`` when the connection is closed.
+    ``on_answer`` is called when the response is sent, ``on_end`` when the connection is closed.
     """
 
     def __init__(self, on_answer: Callable[[], None], on_end: Callable[[], None]) -> None:

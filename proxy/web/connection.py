@@ -1,9 +1,9 @@
 """One client connection: aiohttp's protocol, with the response cache in front of its parser.
 
-The same bytes make the same request if they arrive between two requests, end where a request ends,
-and contain exactly one. Only such bytes are looked up in the response cache, and only such bytes
-are remembered there; everything else goes to aiohttp. A request to the cache is one dict lookup,
-where aiohttp parses headers, builds objects and starts a task.
+Equal bytes are equal requests if they arrive between two requests, end where a request ends, and
+contain exactly one. The response cache only stores and looks up such bytes; everything else goes to
+aiohttp. A lookup is one access to a dict, while aiohttp parses headers, builds objects and starts a
+task.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Lookup = Callable[[bytes, str | None, Certificate | None], tuple[bytes, bytes] | None]
 """Returns header block and body for the bytes of a request; None: not cached.
 
-The client is given by its address, and by its certificate if it has one.
+The client is identified by its address, and by its certificate if it has one.
 """
 
 KEEPALIVE_SECONDS: Final = 75.0

@@ -40,7 +40,7 @@ _SERVED_STALE: Final = {
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """What is known of a request while it is answered."""
+    """The facts about a request while it is answered."""
 
     request: BaseRequest
     started: float = field(default_factory=time.perf_counter)
@@ -49,29 +49,29 @@ class Exchange:
     route: Route | None = None
     target: Target | None = None
     client: Client | None = None
-    """Its limits; None: there are none."""
+    """The client's limits; None: there are none."""
     counted: Client | None = None
-    """What the statistics say of it; None on the admin socket."""
+    """The client's entry in the statistics; None on the admin socket."""
     digest: Digest | None = None
-    """Of the manifest that was sent."""
+    """The digest of the manifest that was sent."""
     principal: Principal | None = None
     """None: not identified yet, or identification failed."""
     decision: Decision | None = None
     """The last decision of access, which names the rule."""
     outcome: Outcome | None = None
     place: Place = Place.REGISTRY
-    """Where content came from that was not in the cache."""
+    """The source of content that was not in the cache."""
     status: int = 200
     code: str | None = None
     fresh: float | None = None
     is_offline: bool = False
     """Upstream must not be asked."""
     held_until: float | None = None
-    """Until when a younger image of the tag is held back (Unix seconds)."""
+    """Time until which a younger image of the tag is held (Unix seconds)."""
     forward: Forward | None = None
     failure: RegistryError | None = None
     policy: str | None = None
-    """The policy that denies the request, or would deny it if it were no trial."""
+    """The policy that denies the request, or would deny it without ``audit: true``."""
     stores: bool = True
     """If the outcome is a miss: upstream's response is stored."""
     sent: int = 0
@@ -175,7 +175,7 @@ class Exchange:
         return "; ".join(filter(None, parts))
 
     def _details(self, outcome: Outcome) -> Iterator[str | None]:
-        """Yield what the standard parameters do not say."""
+        """Yield the details that have no standard parameter."""
         if outcome is Outcome.REVALIDATED:
             yield "confirmed"
         elif outcome is Outcome.STALE:
@@ -236,7 +236,7 @@ class Exchange:
 
 
 class Watchers(NamedTuple):
-    """What follows each request besides the logs: events, and spans."""
+    """The observers of each request besides the logs: events, and spans."""
 
     announcer: Announcer
     tracer: Tracer = NoTracer()
@@ -282,7 +282,7 @@ class Journal:
                 upstream.failures.report(exchange.failure, _served(exchange))
 
     def _tally(self, exchange: Exchange, *, is_pull: bool) -> None:
-        """Count what the client got of an image."""
+        """Count the bytes and pulls of an image."""
         route, target = exchange.route, exchange.target
         if route is None or target is None:
             return
@@ -309,7 +309,7 @@ class Journal:
 
 
 def _served(exchange: Exchange) -> str:
-    """Return what the client got instead of upstream's answer."""
+    """Return the answer that the client got instead of upstream's."""
     if exchange.outcome is Outcome.STALE and exchange.route is not None:
         return _SERVED_STALE.get(exchange.route.kind, "a stored copy")
     if exchange.first_byte is not None:

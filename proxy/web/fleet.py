@@ -1,7 +1,7 @@
-"""Gives content to other replicas. Clients cannot use it, and see a page that does not exist.
+"""Serves content to other replicas. All other clients get 404.
 
-A replica gets what is held and what is arriving, and verifies it itself. The answer says whether
-the repository holds it, so that privacy rules hold on the other side too.
+A replica gets held and arriving content, and verifies it itself. The answer states whether the
+repository contains it, so that the other side can protect private content too.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from proxy.web.sendfile import ClientLeftError, Sending
 
 MAX_TRANSFERS: Final = 64
 WAIT_SECONDS: Final = 1.0
-"""For so long a request waits for the registry's answer; then the replica asks again."""
+"""Seconds that a request waits for the registry's answer; then the replica asks again."""
 
 _MISSING: Final = Facts(None, is_public=False, is_confirmed=False)
 
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 
 class Served(NamedTuple):
-    """What replicas may have."""
+    """The content that replicas may read."""
 
     content: Content
     downloads: Downloads
@@ -57,7 +57,7 @@ class PeerServer:
         self._transfers = 0
 
     def admits(self, request: BaseRequest) -> bool:
-        """Return True for a request of a replica, which is then used up."""
+        """Return True for a valid request of a replica, which cannot be repeated."""
         path, proof = request.raw_path, request.headers.get(HEADER)
         return (
             path.startswith(PREFIX)
@@ -121,7 +121,7 @@ class PeerServer:
             reader.close()
 
     async def _begun(self, target: Target, digest: Digest) -> Reader | None:
-        """Return a reader of a download that begins here, None if there is no room either."""
+        """Return a reader of a new download, None if this replica has no space either."""
         try:
             return await self._blobs.begin(target, digest, Priority.DOWNLOAD)
         except RegistryError:

@@ -2,7 +2,7 @@
 
 Also the scheme and the host that the client used.
 
-Any client can send these headers, so they count only on connections from a trusted proxy. Each
+Any client can send these headers, so they are used only on connections from a trusted proxy. Each
 proxy appends the address of its peer, so the list is read from the right: the first address that
 is not a trusted proxy is the client. Everything left of it may be forged and is ignored.
 """

@@ -1,4 +1,4 @@
-"""Asks access for each request under ``/v2/``: who sends it, may it, and how to log in."""
+"""Enforces access for each request under ``/v2/``: identification, decision, challenge."""
 
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -24,7 +24,7 @@ TOKEN_PATH: Final = "/-/token"  # noqa: S105 - a path
 
 
 class Presented(NamedTuple):
-    """What a client presents to be identified."""
+    """The credentials that a client presents."""
 
     authorization: str | None
     address: str | None
@@ -32,19 +32,19 @@ class Presented(NamedTuple):
 
     @property
     def has_token(self) -> bool:
-        """A Bearer token is presented."""
+        """The client presents a Bearer token."""
         return self.authorization is not None and self.authorization[:7].lower() == "bearer "
 
 
 def presented(request: BaseRequest) -> Presented:
-    """Return what the client of a request presents."""
+    """Return the credentials of a request."""
     connection = request.protocol
     certificate = connection.certificate if isinstance(connection, Connection) else None
     return Presented(request.headers.get("Authorization"), request.remote, certificate)
 
 
 class Guards(NamedTuple):
-    """What decides about requests: who may pull, how much at a time, what may run, as whom."""
+    """The deciders about requests: access rules, limits, policies, and logins for upstreams."""
 
     access: AccessControl
     limits: ClientLimits
@@ -53,7 +53,7 @@ class Guards(NamedTuple):
 
 
 class Gate:
-    """Identifies clients and enforces decisions; an exchange keeps both for the log."""
+    """Identifies clients and enforces decisions; the exchange records both for the log."""
 
     def __init__(self, guards: Guards, router: Router, trusted: TrustedProxies) -> None:
         self._access, self._limits, self.policies, self.callers = guards
@@ -61,7 +61,7 @@ class Gate:
         self._trusted = trusted
 
     async def identify(self, request: BaseRequest) -> Principal:
-        """Return who sends a request. Raises ``Unauthorized`` or ``TooManyRequests``."""
+        """Return the sender of a request. Raises ``Unauthorized`` or ``TooManyRequests``."""
         sent = presented(request)
         return await self._access.identify(*sent, self._for_upstream(request, sent))
 
@@ -81,10 +81,10 @@ class Gate:
             await exchange.counted.admit()
 
     def resolve(self, exchange: Exchange, principal: Principal) -> Target:
-        """Return the repository that a client asks for and may pull from.
+        """Return the requested repository if the client may pull from it.
 
-        Raises ``RegistryError``. The decision comes before anything is looked up, and a client that
-        may not connect does not learn which upstreams are configured.
+        Raises ``RegistryError``. The decision comes before any lookup, and a client that may not
+        connect does not learn which upstreams are configured.
         """
         assert exchange.route is not None
         try:
@@ -104,8 +104,8 @@ class Gate:
     def greet(self, exchange: Exchange, principal: Principal) -> None:
         """Return if ``/v2/`` may be answered. Raises ``Unauthorized`` or ``Denied``.
 
-        With access configured, a client without a user must bring at least an anonymous token:
-        Docker and Podman send credentials later only if they are asked for them here.
+        With access configured, a client without a user must send at least an anonymous token:
+        Docker and Podman send credentials later only if they are challenged here.
         """
         self.enforce(exchange, principal, Action.CONNECT)
         if not self._access.is_configured or principal.user is not None or principal.is_operator:
@@ -123,7 +123,7 @@ class Gate:
         """Return a Bearer challenge that names our token endpoint (distribution ``token.md``).
 
         Its realm names the upstream, because scopes have only the repository as the client wrote
-        it. A client that already sent a token learns whether it is wrong or does not suffice (RFC
+        it. For a client that sent a token, it states whether that is wrong or insufficient (RFC
         6750 §3.1), which keeps containerd from repeating the request.
         """
         request, route = exchange.request, exchange.route

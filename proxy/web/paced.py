@@ -1,9 +1,9 @@
 """Sends bodies from memory at the pace at which clients read them.
 
-aiohttp joins headers and body and gives them to the transport in one write, which copies the body
-for a client that does not read. Here a body is written in pieces that refer to it, each after the
-client has read most of the one before. A body that several clients receive is in memory once;
-``Outbox`` limits the memory of different bodies together.
+aiohttp joins headers and body and passes them to the transport in one write, which copies the body
+for a client that does not read. This module writes slices of a body without copies, each after the
+client has read most of the previous one. A body for several clients is in memory once; ``Outbox``
+limits the memory of all bodies.
 """
 
 import asyncio
@@ -21,34 +21,34 @@ PIECE: Final = 64 * 1024
 """Bytes of one write, and the most that may wait in a connection's buffer before the next one."""
 
 MAX_BYTES: Final = 32 * 1024 * 1024
-"""Bytes of all bodies in progress together, as far as they are longer than a piece."""
+"""Maximum number of bytes of all long bodies in progress."""
 
 PIECES_EACH_TURN: Final = 16
-"""Pieces that all connections together write in one turn of the event loop."""
+"""Maximum number of pieces that all connections write in one turn of the event loop."""
 
 
 class Receiver(Protocol):
-    """A connection that a body is sent to."""
+    """The connection that receives a body."""
 
     def cut_off(self, reason: str) -> None:
         """Close the connection immediately."""
 
 
 class Pace(Protocol):
-    """How fast a client may receive, by ``access.limits``."""
+    """The rate at which a client may receive, by ``access.limits``."""
 
     async def turn(self, most: int) -> int:
         """Wait until bytes may be sent; return how many, at least one and at most ``most``."""
 
     async def small_turn(self, size: int) -> None:
-        """Wait until a body may be sent at once, but not so long that clients miss the headers."""
+        """Wait until a body may be sent, but not longer than clients wait for headers."""
 
     def give_back(self, size: int) -> None:
         """Give back bytes of a turn that were not sent."""
 
 
 class Turns:
-    """Permits ``each`` steps in one turn of the event loop; waiters go in order.
+    """Permits ``each`` steps in one turn of the event loop, in the order of the waiters.
 
     The kernel accepts megabytes for each connection, even if the client reads nothing. A task that
     writes until the kernel accepts no more never yields to the loop, and hundreds of such tasks
@@ -90,8 +90,8 @@ class Turns:
 class Outbox:
     """The long bodies in progress, each kept once; ``limit`` is in bytes.
 
-    Above the limit the receivers that started first are disconnected: a client that reads is done
-    long before, and one that does not must not delay others. A single body may exceed the limit.
+    Above the limit the receivers that started first are disconnected: a client that reads has
+    finished long before, and one that does not must not delay others. One body may exceed it.
     """
 
     def __init__(self, limit: int = MAX_BYTES) -> None:
@@ -142,7 +142,7 @@ class PacedResponse(Response):
     _receiver: Any = None
 
     pace: Pace | None = None
-    """How fast it may be sent; None: as fast as the client reads."""
+    """The rate of the body; None: as fast as the client reads."""
 
     async def prepare(self, request: BaseRequest) -> "AbstractStreamWriter | None":
         """Send the headers, with the first piece of the body."""

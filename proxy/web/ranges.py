@@ -22,8 +22,8 @@ class Span(NamedTuple):
 def requested(header: str | None, size: int) -> list[Span]:
     """Return the ranges that are asked for, in order, clamped to ``size`` bytes.
 
-    Empty means the whole: no header, another unit, one that makes no sense, or so many or so much
-    overlapping that the whole is less work. Raises ``RangeInvalid`` when all lie behind the end.
+    Empty means the whole: no header, another unit, a malformed header, or ranges so many or so
+    overlapping that the whole is less work. Raises ``RangeInvalid`` if all begin after the end.
     """
     specs = _specs(header or "")
     if not 0 < len(specs) <= MAX_SPANS:

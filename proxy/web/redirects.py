@@ -1,10 +1,10 @@
 """Which requests for a blob may be answered with a redirect to the bucket.
 
-A signed URL carries its own permission. A service that gets an ``Authorization`` header as well
-answers 400, and would see the client's login for Millpond. So only clients are redirected that are
-known to drop the header on the way to another host. Go's HTTP client, which all of these use, keeps
-it for a subdomain of the first host. HEAD of a URL that is signed for GET is refused, so HEAD is
-answered here; and so are ranges, by which clients resume.
+A signed URL contains the permission. A service that also gets an ``Authorization`` header answers
+400, and sees the client's login for Millpond. So only clients are redirected that are known to drop
+the header for another host. Go's HTTP client, which all of these use, keeps it for a subdomain of
+the first host. Services refuse HEAD of a URL that is signed for GET, so Millpond answers HEAD; it
+also answers ranges, with which clients resume.
 """
 
 import re
@@ -16,7 +16,7 @@ _AGENTS: Final = re.compile(
     r"(docker|containerd|buildkit|go-containerregistry|cri-o|containers|podman|skopeo|buildah)/",
     re.IGNORECASE,
 )
-"""Beginnings of ``User-Agent``. All of these pull from Docker Hub and Quay, which redirect so."""
+"""Prefixes of ``User-Agent``. These clients follow the same redirects of Docker Hub and Quay."""
 
 
 def may_redirect(request: BaseRequest, public_host: str) -> bool:

@@ -1,6 +1,6 @@
-"""The registry API under ``/v2/``: parse, resolve, ask access, ask the cache, send.
+"""The registry API under ``/v2/``: parse, resolve, check access, ask the cache, send.
 
-``README.md`` tells a request's story. Every ``RegistryError`` becomes HTTP here, in one place.
+``README.md`` describes the path of a request. Every ``RegistryError`` becomes HTTP only here.
 """
 
 import asyncio
@@ -144,7 +144,7 @@ class Registry:
                 assert_never(route.kind)
 
     async def _ref(self, target: Target, route: Route) -> str:
-        """Return the tag or digest of a request; of a tag in the past, the digest it pointed to."""
+        """Return the tag or digest of a request; for a tag of the past, its digest then."""
         if route.as_of is None or is_digest(route.ref):
             return route.ref
         return await self._cache.tags.past.at(target, Tag(route.ref), route.as_of)
@@ -180,7 +180,7 @@ class Registry:
     def _confirm(self, target: Target, answer: Manifest | Described) -> None:
         """Start to confirm that upstream's repository has what the manifest lists.
 
-        This repeats with each check of a tag, so a check that ended early is made up for.
+        This repeats with each check of a tag, which compensates for a check that ended early.
         """
         if answer.outcome is not Outcome.HIT and answer.warning is None:
             self._cache.link_checks.begin(target, answer.descriptor.digest)
@@ -200,9 +200,9 @@ class Registry:
                 await blob.aclose()
 
     async def _redirect(self, exchange: Exchange, target: Target, digest: Digest) -> str | None:
-        """Return where the client can get a blob; None if it gets it here.
+        """Return the URL of a blob in the bucket; None if Millpond has to send it.
 
-        Limits for clients hold only for what is sent from here.
+        Limits for clients apply only to blobs that Millpond sends.
         """
         redirects, client = self._cache.redirects, exchange.client
         if redirects is None or (client is not None and client.is_paced):
@@ -242,6 +242,6 @@ def _page(exchange: Exchange) -> dict[str, str]:
     page = {name: query[name] for name in PAGE_KEYS if query.get(name)}
     if (n := page.get("n")) is not None:
         if not (n.isascii() and n.isdecimal() and len(n) < 10):
-            raise PaginationInvalid("n is not a count")
+            raise PaginationInvalid("n must be a number, 0 or more")
         page["n"] = str(min(int(n), MAX_PAGE))
     return page

@@ -1,4 +1,4 @@
-"""What the response cache keeps of requests, and of the last response to each."""
+"""The requests in the response cache, and the last response to each."""
 
 import math
 from dataclasses import dataclass, field
@@ -22,10 +22,10 @@ _STATUS_LINE: Final = f"Cache-Status: {HIT_STATUS}"
 
 @dataclass(slots=True, eq=False)
 class Response:
-    """The header block of one response in two parts, what is logged, and what it depends on.
+    """The header block of one response in two parts, its log fields, and its inputs.
 
-    Between the parts goes the freshness, behind them the id and the date. The body is not kept
-    here: it would exceed the RAM set aside for content.
+    The freshness is inserted between the parts, the id and the date after them. The body is not
+    stored here: it would exceed the RAM that is reserved for content.
     """
 
     descriptor: Descriptor
@@ -35,10 +35,10 @@ class Response:
     after: bytes
     fields: dict[str, Any]
     audited: tuple[Recurring, dict[str, Any]] | None = None
-    """What the audit log records, and the fields of a request line that records it too."""
+    """The event for the audit log, and the fields of a request line that is its audit line too."""
 
     def is_for(self, descriptor: Descriptor, principal: Principal, decision: Decision) -> bool:
-        """Return True if all is the same, but perhaps the client's address."""
+        """Return True if everything is equal, except possibly the client's address."""
         if self.descriptor is not descriptor and self.descriptor != descriptor:
             return False
         is_same = self.principal is principal or _proof(self.principal) == _proof(principal)
@@ -53,7 +53,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What requests with the same method and headers have in common."""
+    """The common part of requests with the same method and headers."""
 
     is_head: bool
     host: str
@@ -67,12 +67,12 @@ class Form:
     request_id: str | None
     """That, if it is accepted; None: each response has a new one."""
     fields: dict[str, Any]
-    """What is logged, but for what the path says."""
+    """The log fields that do not depend on the path."""
 
 
 @dataclass(slots=True)
 class Request:
-    """A remembered request, and its last response."""
+    """A cached request, and its last response."""
 
     form: Form
     target: Target
@@ -80,11 +80,11 @@ class Request:
     ns: str | None
     counters: UpstreamCounters
     is_callers: bool
-    """Its upstream is asked as its clients, and has to confirm each of them."""
+    """Its upstream has ``credentials: caller``, and has to confirm each client."""
     is_pull: bool = field(init=False)
     """Counts as a pull in rate limits, and is audited."""
     tallied: Key = field(init=False)
-    """What it counts for, by image."""
+    """The counters of its image."""
     last: Response | None = None
 
     def __post_init__(self) -> None:
@@ -93,11 +93,11 @@ class Request:
 
     @property
     def audited(self) -> Remembered:
-        """What listeners and the audit log get to know about it."""
+        """The facts about it for listeners and the audit log."""
         return Remembered(*self.target, self.route.ref, self.form.agent, self.form.sent_id)
 
     def audit(self, response: Response, size: int) -> tuple[Recurring, dict[str, Any]]:
-        """Return what the audit log records about a response to a pull, as ``Response`` has it."""
+        """Return ``audited`` of a response to a pull."""
         if response.audited is None:
             digest = response.descriptor.digest
             event = self.audited.hit(response.principal, response.decision, digest, size)
@@ -105,7 +105,7 @@ class Request:
         return response.audited
 
     def response(self, found: Found, principal: Principal, decision: Decision) -> Response | None:
-        """Return the response for what was found, None if a header is not printable."""
+        """Return the response for the found content, None if a header is not printable."""
         last = self.last
         if last is None or not last.is_for(found.descriptor, principal, decision):
             self.last = last = self._make(found, principal, decision)
@@ -135,5 +135,5 @@ class Request:
 
 
 def _proof(principal: Principal) -> tuple[object, ...]:
-    """Return what is logged about a client, but for its address."""
+    """Return the log fields about a client, without its address."""
     return principal.user, principal.method, principal.credential_id

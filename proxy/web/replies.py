@@ -62,7 +62,7 @@ def sized(exchange: Exchange, digest: Digest, found: Sized) -> Response:
 
 
 def redirected(exchange: Exchange, digest: Digest, url: str) -> Response:
-    """Return 307 to where a blob can be had (distribution-spec "Pulling blobs")."""
+    """Return 307 to the URL of a blob (distribution-spec "Pulling blobs")."""
     exchange.answered(Outcome.HIT)
     exchange.status = 307
     headers = {"Location": url, "Docker-Content-Digest": digest, "Cache-Control": "no-store"}
@@ -131,9 +131,9 @@ def manifest_headers(descriptor: Descriptor, warning: str | None = None) -> dict
 
 
 def _sandbox(media_type: str) -> dict[str, str]:
-    """Return the header by which browsers run nothing of a manifest that says it is a page.
+    """Return the header that prevents browsers from running a manifest with the type of a page.
 
-    An image names its type itself. The dashboard, which keeps a login, has the same origin.
+    An image declares its own type. The dashboard, which stores a login, has the same origin.
     """
     is_known = media_type.lower().startswith("application/vnd.")
     return {} if is_known else {"Content-Security-Policy": "sandbox"}

@@ -1,18 +1,18 @@
 """Response cache for repeated requests: a hit in memory without parsing HTTP.
 
 A request is identified by its bytes, or by a keyed hash of them if they contain credentials. It is
-remembered when the general path has answered it twice, with what the general path found out: route,
-target, log fields. Content is looked up and access is asked on each request; only the header block
-of the last response is kept.
+cached when the general path has answered it twice, with the facts that the general path found:
+route, target, log fields. Each request checks access and looks up the content; only the header
+block of the last response is stored.
 
-Of requests for manifests the method and the headers are remembered too. A request that differs only
-in its path is answered here at its first time, if its content need not be waited for: it means the
-same as the general path would understand, with another route and target.
+Of requests for manifests, method and headers are cached too. A request that differs only in its
+path is answered here, the first time too, if its content is found without waiting: only route and
+target differ.
 
-A request is remembered only if the same bytes always mean the same response. Left out are
-conditional and range requests, cache directives, connections that close, and cookies; also
-credentials while access does not identify clients. Where it does, who sends the bytes is asked each
-time: the same token may have expired, or come from another network.
+A request is cached only if equal bytes always mean the same response. Excluded are conditional and
+range requests, cache directives, connections that close, and cookies; also credentials while access
+does not identify clients. Otherwise the sender is identified each time: a token may have expired,
+or come from another network.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ MAX_BODY: Final = 128 * 1024
 """Longer bodies are sent at the client's pace, so not in one step."""
 
 _AUTHORIZATION: Final = b"uthorization: "
-"""In every request with credentials that is remembered, with a small or a capital A."""
+"""Part of every cached request with credentials, with a small or a capital A."""
 
 _CONDITIONAL: Final = ("If-None-Match", "Range", "If-Range")
 _CREDENTIALS: Final = ("Proxy-Authorization", "Cookie")
@@ -69,24 +69,24 @@ class Lookup(Protocol):
 
 
 class Allowed(Protocol):
-    """Knows which content violates no policy, as ``Policies`` does."""
+    """Decides which content violates no policy, as ``Policies`` does."""
 
     def is_allowed(self, target: Target, digest: Digest) -> bool:
         """Return True if content is known to violate nothing."""
 
 
 class Confirmed(Protocol):
-    """Knows which clients may be answered from the cache, as ``CallerGate`` does."""
+    """Decides which clients may get cached content, as ``CallerGate`` does."""
 
     def is_needed(self, target: Target) -> bool:
-        """Return True if the repository's upstream is asked as its clients."""
+        """Return True if the repository's upstream has ``credentials: caller``."""
 
     def is_confirmed(self, principal: Principal, target: Target) -> bool:
         """Return True if a client may be answered now."""
 
 
 class ResponseCache:
-    """Up to ``MAX_REQUESTS`` requests; at the limit the oldest is forgotten."""
+    """Up to ``MAX_REQUESTS`` requests; at the limit the oldest is dropped."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class ResponseCache:
         self._second, self._date = -1, b""
 
     def learn(self, exchange: Exchange) -> None:
-        """Remember a request that the general path has answered, from its second time on."""
+        """Cache a request that the general path has answered for the second time."""
         connection, route, target = exchange.request.protocol, exchange.route, exchange.target
         if not isinstance(connection, Connection) or (head := connection.head) is None:
             return
@@ -158,7 +158,7 @@ class ResponseCache:
         return False
 
     def _similar(self, head: bytes) -> Request | None:
-        """Return a request for a manifest that has the form of a remembered one."""
+        """Return a request for a manifest that has the form of a cached one."""
         form = self._forms.get(self._key(_without_path(head)))
         found = None if form is None else _PATH.match(head)
         if form is None or found is None:
@@ -173,7 +173,7 @@ class ResponseCache:
             return None
 
     def forget(self) -> None:
-        """Forget every request: its name may resolve to another target now."""
+        """Drop every request: its name may resolve to another target now."""
         self._requests.clear()
         self._forms.clear()
 
@@ -230,7 +230,7 @@ class ResponseCache:
         return found if self._policies.is_allowed(target, found.descriptor.digest) else None
 
     def _key(self, head: bytes) -> bytes:
-        """Return what identifies a request: no password or token stays in memory."""
+        """Return the key of a request, without passwords and tokens."""
         if _AUTHORIZATION not in head:
             return head
         state = self._hash.copy()

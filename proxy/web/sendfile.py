@@ -1,8 +1,8 @@
 """Sends bytes to sockets: by ``sendfile`` from files without TLS, else by reading and writing.
 
-uvloop has no ``loop.sendfile`` and refuses watchers on a transport's own descriptor; a duplicate
-may be watched. A response that cannot be finished ends with a closed connection, never with a body
-that looks complete.
+uvloop has no ``loop.sendfile`` and refuses watchers on a transport's own descriptor, but permits
+them on a duplicate. A response that cannot be finished ends with a closed connection, never with a
+body that looks complete.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from proxy.runtime.executors import Pool, in_thread
 from proxy.web.paced import Pace
 
 CHUNK: Final = 128 * 1024
-"""Bytes of one write, and of what may wait to be taken: under TLS that costs four times as much."""
+"""Size of one write, and of the buffered data, which takes four times as much memory under TLS."""
 
 SENDFILE_BYTES: Final = 1024 * 1024
 _HEADER_POLL: Final = 0.002
@@ -38,18 +38,18 @@ class Sendable(Protocol):
         """Return bytes ``start`` to ``stop``. Blocks. Raises ``StorageError``."""
 
     async def readable(self, offset: int) -> int:
-        """Return up to where bytes can be read from ``offset`` on; ``offset`` at the end.
+        """Return the end of the bytes that can be read from ``offset`` on; ``offset`` at the end.
 
         Waits for more.
         """
 
 
 class ClientLeftError(Exception):
-    """The client closed the connection before it had everything."""
+    """The client closed the connection before the end of the response."""
 
 
 class Sending:
-    """One response on its way; ``sent`` counts body bytes. ``pace`` None: without a limit."""
+    """One response in progress; ``sent`` counts body bytes. ``pace`` None: without a limit."""
 
     def __init__(
         self, request: BaseRequest, response: StreamResponse, pace: Pace | None = None
@@ -214,10 +214,10 @@ def _reading() -> Iterator[None]:
 
 
 def _failed_sendfile(error: OSError) -> Exception:
-    """Return what a failed ``sendfile`` means, which may be due to the file or to the socket.
+    """Return the error for a failed ``sendfile``, which is due to the file or to the socket.
 
-    Any error that disks do not report is due to the socket: the list of what networks report is
-    open (ETIMEDOUT, EHOSTUNREACH, ENOBUFS, ...), and a healthy blob must not be given up for one.
+    Any error that disks do not report is due to the socket: the list of errors of networks is open
+    (ETIMEDOUT, EHOSTUNREACH, ENOBUFS, ...), and must not count against a healthy blob.
     """
     if is_disk_error(error):
         return StorageError(f"sending a blob: {error}")

@@ -57,7 +57,7 @@ _Fields = dict[str, list[str]]
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request: where credentials may be, in order, and what the token is wanted for."""
+    """A request: its credentials, in order, and the requested scopes."""
 
     authorization: str | None
     form: "_Fields"
@@ -126,8 +126,8 @@ class TokenEndpoint:
     ) -> Login | None:
         """Return the login of the first credentials that are right, None for an anonymous client.
 
-        containerd sends the pull secret in the form, and headers of its hosts.toml beside it. One
-        of them may be a login of ours, and the other one for the upstream: then both count.
+        containerd sends the pull secret in the form, and the headers of hosts.toml too. One of them
+        may be a login for Millpond, and the other one for the upstream: then both are used.
 
         Raises ``Unauthorized`` or ``TooManyFailures`` for a client that tests its login.
         """
@@ -199,7 +199,7 @@ class TokenEndpoint:
         return self._access.complete(found)
 
     def _granted(self, principal: Principal, asked: _Asked, host: str) -> list[Entry]:
-        """Return what the rules grant of the scopes, as far as it fits into a token."""
+        """Return the granted part of the scopes, as much as fits into a token."""
         granted: list[Entry] = []
         room = MAX_GRANTED
         for scope in asked.scopes:
@@ -213,7 +213,7 @@ class TokenEndpoint:
         return granted
 
     def _entry(self, principal: Principal, scope: str, host: str, ns: str | None) -> Entry | None:
-        """Return what the rules grant of a scope, None for nothing: that is no error."""
+        """Return the granted part of a scope, None for nothing, which is not an error."""
         if scope == _CATALOG:
             is_granted = self._access.preview(principal, Action.CATALOG, None).is_allowed
             return {"type": "registry", "name": "catalog", "actions": ["*"]} if is_granted else None
@@ -231,9 +231,9 @@ class TokenEndpoint:
 
 
 async def _read(request: BaseRequest) -> _Asked:
-    """Return what a request asks for. Raises ``RequestInvalid`` or ``Unsupported``."""
+    """Return the parsed request. Raises ``RequestInvalid`` or ``Unsupported``."""
     if request.method not in ("GET", "POST"):
-        problem = f"{request.method} {TOKEN_PATH}: tokens are for GET and POST"
+        problem = f"{request.method} {TOKEN_PATH}: use GET or POST"
         raise Unsupported(problem, allowed=("GET", "POST"))
     form = await _form(request) if request.method == "POST" else {}
     given = [*request.query.getall("scope", []), *form.get("scope", [])]

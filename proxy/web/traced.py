@@ -1,4 +1,4 @@
-"""What the span of a request says, in OpenTelemetry's names for HTTP where it has some.
+"""The span of a request, with OpenTelemetry's names for HTTP where they exist.
 
 https://opentelemetry.io/docs/specs/semconv/http/http-spans/
 """
@@ -17,7 +17,7 @@ _KIND: Final = re.compile(r"/(manifests|blobs|tags|referrers)/")
 
 
 def name(request: BaseRequest) -> str:
-    """Return the name of a request's span. It has few values, so no repository is in it."""
+    """Return the name of a request's span. It has few values, so it contains no repository."""
     kind = _KIND.search(request.path)
     return f"{request.method} /v2/{'' if kind is None else kind[1]}"
 

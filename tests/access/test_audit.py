@@ -1,4 +1,4 @@
-"""What one line of the audit log says."""
+"""The content of one line of the audit log."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The door: decisions are kept by what matters, and a reload replaces everything in one step."""
+"""Access control: decisions are cached by their inputs, and a reload replaces all in one step."""
 
 import itertools
 from typing import Any

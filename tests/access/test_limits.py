@@ -1,4 +1,4 @@
-"""Limits by themselves: who counts as one client, who waits, who is refused, who is forgotten."""
+"""Limits in isolation: which clients count as one, which wait, are refused, or are dropped."""
 
 import asyncio
 import time
@@ -177,6 +177,20 @@ async def test_downloads_begin_in_order_and_then_are_refused(
     ending.set()
     await asyncio.gather(tasks[0], tasks[2])
     assert eve.downloads.active == 0
+
+
+async def test_a_download_that_ends_when_a_waiter_has_timed_out_lets_the_next_begin() -> None:
+    """The loop was busy: the time is up, and the waiter's task has not run yet."""
+    eve = client(made(downloads=1))
+    assert eve.downloads.begin()
+    late, next_one = [asyncio.create_task(eve.downloads.wait()) for _ in range(2)]
+    await asyncio.sleep(0)
+    late.cancel()  # what its timeout does
+    eve.downloads.end()
+    await asyncio.wait([late, next_one], timeout=30)
+    assert late.cancelled()
+    assert next_one.result() is None
+    assert (eve.downloads.active, eve.downloads.waiting) == (1, 0)
 
 
 async def hold(eve: Client) -> None:

@@ -1,4 +1,4 @@
-"""The cache of verified credentials: what it forgets, and what it never keeps."""
+"""The cache of verified credentials: what it drops, and what it never stores."""
 
 import time
 

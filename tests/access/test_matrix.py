@@ -1,4 +1,4 @@
-"""Who may do what: every principal, on every path, in every state of the cache.
+"""Permissions: every principal, on every path, in every state of the cache.
 
 ``MAY`` says who may. No cell may differ: not for a cold cache, nor for a warm one, a download in
 progress, a repeated request, a registry that fails, or offline.

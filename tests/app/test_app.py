@@ -1,4 +1,4 @@
-"""What a running proxy starts, and what it no longer does once it stops."""
+"""What a running proxy starts, and what it stops."""
 
 import asyncio
 import io

@@ -41,6 +41,23 @@ def test_an_address_in_use_is_named() -> None:
     assert "--listen" in str(failure.value)
 
 
+def test_of_several_sockets_all_listen_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[socket.socket] = []
+    create = socket.create_server
+
+    def failing(*address: object, **options: object) -> socket.socket:
+        if len(made) == 3:
+            raise OSError(24, "Too many open files")
+        made.append(create(*address, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(socket, "create_server", failing)
+    several = Settings.model_validate({"listen": "127.0.0.1:0", "workers": 3})
+    with pytest.raises(ConfigError, match="Too many open files"):
+        listening.for_processes(several)
+    assert [one.fileno() for one in made] == [-1, -1, -1]
+
+
 def test_the_admin_socket_is_for_this_user_and_goes_with_the_server(tmp_path: Path) -> None:
     root = tmp_path / ("long" * 40)  # more than a socket's path may have
     directory, path = Directory(root), root / "admin.sock"

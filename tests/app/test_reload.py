@@ -117,6 +117,39 @@ async def test_offline_takes_effect_on_answers_that_were_remembered(
     assert (await proxy.get(MANIFEST)).status == 404, "its layers are not held"
 
 
+async def test_limits_of_clients_take_effect(proxy: Proxy, base: dict[str, Any]) -> None:
+    assert (await proxy.get("/v2/")).status == 200
+    await reloaded(proxy, base, access={"limits": {"requests_per_second": 0.001}})
+    statuses = [(await proxy.get("/v2/")).status for _ in range(5)]
+    assert 429 in statuses
+
+
+async def test_another_default_upstream_gets_requests_that_were_remembered(
+    start: Start, base: dict[str, Any]
+) -> None:
+    proxy = await start(freshness={"tag_ttl": "1h"})
+    for _ in range(3):
+        assert (await proxy.get("/v2/library/app/manifests/latest")).status == 200
+    async with FakeUpstream() as other:
+        other.add("library/app", content.image(2))
+        upstreams = base["upstreams"] | {"other": {"url": other.url}}
+        await reloaded(proxy, base, upstreams=upstreams, default_upstream="other")
+        answer = await proxy.get("/v2/library/app/manifests/latest")
+    assert answer.body == content.image(2).manifest
+
+
+async def test_a_reload_logs_which_settings_changed_and_not_to_what(
+    proxy: Proxy, base: dict[str, Any], upstream: FakeUpstream
+) -> None:
+    hub = {"url": upstream.url, "username": "alice", "password": "a-secret-of-alice"}
+    await reloaded(proxy, base, upstreams={"docker.io": hub}, shutdown_delay=7.0)
+    said = proxy.log.getvalue()
+    assert "upstreams.docker.io.password" in said
+    assert '"shutdown_delay"' in said
+    assert "a-secret-of-alice" not in said
+    assert "alice" not in said
+
+
 async def test_requests_are_logged_by_the_new_level(proxy: Proxy, base: dict[str, Any]) -> None:
     await reloaded(proxy, base, log={"level": "error"})
     proxy.log.truncate(0)

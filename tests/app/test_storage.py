@@ -1,4 +1,4 @@
-"""What the proxy takes from its directory when it starts."""
+"""What the proxy reads from its directory when it starts."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Nothing that a hostile registry, a hostile client or a bad day does hurts anybody else.
+"""Hostile registries, hostile clients and faults do not harm other clients.
 
 The scenarios and their limits are in this directory; `make attack` prints what they measure.
 """

@@ -1,4 +1,4 @@
-"""Breakages are small, compile, and spare what no test can see."""
+"""Breakages are small, compile, and exclude code that no test can see."""
 
 from pathlib import Path
 

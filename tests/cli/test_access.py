@@ -1,4 +1,4 @@
-"""``millpond access test`` and what ``check`` says of rules."""
+"""``millpond access test``, and warnings of ``check`` about rules."""
 
 import json
 import re

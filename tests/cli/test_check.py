@@ -1,4 +1,4 @@
-"""``check`` refuses what ``serve`` refuses, in the same words, and changes nothing."""
+"""``check`` refuses the same settings as ``serve``, with the same messages, and changes nothing."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What commands share."""
+"""Options that commands share."""
 
 import pytest
 import typer

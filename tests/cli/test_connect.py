@@ -1,4 +1,4 @@
-"""Which server a command finds, and what it says when there is none."""
+"""Which server a command finds, and its message if there is none."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""``millpond doctor`` as a process: what it prints, its exit status, and the server beside it."""
+"""``millpond doctor`` as a process: its output, its exit status, and a running server."""
 
 import json
 from pathlib import Path

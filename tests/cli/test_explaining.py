@@ -1,4 +1,4 @@
-"""What ``millpond explain`` prints."""
+"""The output of ``millpond explain``."""
 
 import json
 
@@ -35,7 +35,7 @@ async def test_an_image_that_was_never_seen(proxy: Proxy, upstream: FakeUpstream
     [route] = said["route"]
     assert route.endswith("repository library/app: the name has no registry: default_upstream")
     assert said["registry"] == ["scope repository:library/app:pull, credentials: none, anonymous"]
-    assert said["held"] == ["nothing: the cache does not know it"]
+    assert said["held"] == ["nothing: the image is not in the cache"]
     assert said["freshness"] == ["the registry was never asked for this tag"]
     assert said["pull now"] == [
         "fetched from the registry: the cache does not know this tag (GET of the manifest)"

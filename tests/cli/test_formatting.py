@@ -1,8 +1,9 @@
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
-from proxy.cli.formatting import age, count, printable, table
+from proxy.cli.formatting import ROWS, Table, age, count, print_rows, printable, table
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,43 @@ def test_a_terminal_too_narrow_for_anything() -> None:
         "x",
         "  1, 2",
     ]
+
+
+def test_columns_grow_with_the_rows_that_arrive() -> None:
+    drawing = Table(("A", "B"), 40)
+    assert list(drawing.lines([("long name", "1")])) == ["A          B", "long name  1"]
+    assert list(drawing.lines([("x", "22"), ("longer name", "3")])) == [
+        "x            22",
+        "longer name  3",
+    ]
+    assert list(drawing.lines([("y", "4")])) == ["y            4"]
+
+
+def test_wide_characters_take_two_columns() -> None:
+    assert list(table(("A", "B"), [("日本", "1"), ("x", "2")])) == ["A     B", "日本  1", "x     2"]
+
+
+async def test_a_long_table_is_printed_while_its_rows_arrive(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printed: list[str] = []
+
+    async def rows() -> AsyncIterator[tuple[str, str]]:
+        for number in range(2 * ROWS + 1):
+            if number % ROWS == 0:
+                printed.append(capsys.readouterr().out)
+            yield f"image{number}", "whole"
+
+    await print_rows(("NAME", "STATE"), rows())
+    printed.append(capsys.readouterr().out)
+    assert [text.count("\n") for text in printed] == [0, ROWS + 1, ROWS, 1]
+    assert "".join(printed).split()[:4] == ["NAME", "STATE", "image0", "whole"]
+
+
+async def test_a_table_without_rows_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    async def rows() -> AsyncIterator[tuple[str, str]]:
+        return
+        yield
+
+    await print_rows(("NAME", "STATE"), rows())
+    assert not capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What the command says when something is wrong names the cause, in one line."""
+"""Error messages of the command name the cause, in one line."""
 
 import asyncio
 import errno

@@ -158,7 +158,7 @@ async def test_a_failed_list_of_referrers_is_a_problem(
     upstream.fail(status=500, kind="referrers")
     done = await warm("acme/db")
     assert done.returncode == 1
-    assert "what refers to it is not known" in done.stderr
+    assert "its referrers could not be listed" in done.stderr
     assert proxy.held() == tree(DB)
 
 

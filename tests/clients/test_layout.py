@@ -1,4 +1,4 @@
-"""The cache's directory is an OCI image layout: what is held is read without a registry."""
+"""The cache directory is an OCI image layout: held images are read without a registry."""
 
 import hashlib
 import json

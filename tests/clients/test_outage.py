@@ -1,4 +1,4 @@
-"""Upstream and its token server are gone: what was pulled once is there for every client."""
+"""Upstream and its token server are down: every client can pull cached images."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What is copied to the bucket and what is not, without a proxy around it."""
+"""Which content is copied to the bucket, without a proxy around it."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Held content is hashed again: which errors condemn it, at which pace, and what is left open."""
+"""Held content is hashed again: which errors condemn it, at which pace, and what stays open."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""Room inside the limit: who goes, who stays, and that no moment is over it."""
+"""Space below the limit: what is evicted, what stays, and that the limit always holds."""
 
 import asyncio
 import errno

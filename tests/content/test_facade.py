@@ -1,4 +1,4 @@
-"""What modules above `content` can reach: its verbs and parts, and nothing below them."""
+"""What modules above `content` can use: its verbs and parts, and nothing below them."""
 
 import re
 from collections.abc import AsyncIterator, Callable

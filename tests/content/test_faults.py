@@ -1,4 +1,4 @@
-"""Bad content leaves the cache: what is counted, what is kept of it, and what its room becomes."""
+"""Bad content leaves the cache: what is counted and quarantined, and that its space is freed."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Several sources of one body: their order, who is blamed, and what makes the whole public.
+"""Several sources of one body: their order, which one is rejected, and when the body is public.
 
 ``test_sources`` puts the real sources through it.
 """

@@ -1,4 +1,4 @@
-"""Held manifests as a graph, over a real index: what they list, and what nothing names."""
+"""Held manifests as a graph, over a real index: their children, and unnamed ones."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

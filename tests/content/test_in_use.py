@@ -1,4 +1,4 @@
-"""What is said to be in use: by whom, for how long, and what is made of it."""
+"""Images in use: their sources, their expiry, and their protection."""
 
 import asyncio
 import contextlib

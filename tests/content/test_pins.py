@@ -1,4 +1,4 @@
-"""What is pinned stays, is told, and never exceeds its budget."""
+"""Pinned content stays, is reported, and never exceeds its budget."""
 
 import asyncio
 from collections.abc import AsyncIterator

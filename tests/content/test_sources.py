@@ -1,194 +1,40 @@
-"""What every source must do; each is put through it. A new one is added to the list."""
+"""The contract of every source. A new one is added to the list."""
 
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from proxy.app.bucket import read_secret, stores
 from proxy.content.downloads import Downloads
 from proxy.content.fetching import Fetch, SourcesBody
 from proxy.core.errors import ContentMismatch, NotFound, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Repo, Target, sha256
-from proxy.core.sources import Body, Piece, Place, Priority, Source
-from proxy.runtime.metrics import CacheCounters
-from proxy.settings import Bucket as BucketSettings
-from proxy.storage.bucket.client import BucketClient, ObjectReader
-from proxy.storage.bucket.recency import LocalRecency
-from proxy.storage.bucket.source import BucketSource
-from proxy.storage.fallback import FallbackDirectory
-from tests.fakes import content, faults
+from proxy.core.sources import Body, Piece, Place, Priority
+from tests.content.replica_stages import KINDS, replica_stage
+from tests.content.stages import (
+    DATA,
+    IMAGE,
+    LAYER,
+    OTHERS,
+    SIZE,
+    TARGET,
+    Bucket,
+    Directory,
+    Registry,
+    Stage,
+    WithoutLengths,
+)
 from tests.fakes.clock import Clock
-from tests.fakes.layout import blob_file, write_layout
 from tests.fakes.upstream import FakeUpstream
-from tests.fleet.together import acquainted, fleet, starting
 from tests.held import opened
-from tests.parts import redis
-from tests.parts.seaweed import TestBucket
 from tests.running import Start, until
 
-SIZE = 3_000_000
-IMAGE = content.image(1, layers=(SIZE,))
-OTHERS = content.image(2, layers=(1000,))
-LAYER = Digest(IMAGE.layers[0])
-DATA = IMAGE.blobs[LAYER]
-TARGET = Target("docker.io", Repo("library/app"))
 NOWHERE = sha256(b"nobody has this")
-
-
-class Stage:
-    """A source, and what can happen to the blob that it has."""
-
-    source: Source
-    knows_sizes = True
-
-    def break_at(self, offset: int) -> None:
-        """Let bodies end too early."""
-        raise NotImplementedError
-
-    def spoil(self) -> None:
-        """Give a wrong byte."""
-        raise NotImplementedError
-
-
-class Registry(Stage):
-    def __init__(self, source: Source, fake: FakeUpstream) -> None:
-        self.source = source
-        self.fake = fake
-
-    def break_at(self, offset: int) -> None:
-        self.fake.fault(faults.truncate(offset), kind="blob", times=1)
-        self.fake.fault(faults.hang_up(), kind="blob", after=1)
-
-    def spoil(self) -> None:
-        self.fake.fault(faults.corrupt(SIZE // 2), kind="blob")
-
-
-class WithoutLengths(Registry):
-    knows_sizes = False
-
-    def __init__(self, source: Source, fake: FakeUpstream) -> None:
-        super().__init__(source, fake)
-        fake.fault(faults.chunked(), kind="blob")
-
-
-class Directory(Stage):
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        write_layout(root, {"docker.io/library/app:latest": IMAGE, "docker.io/org/else:1": OTHERS})
-        self.source = FallbackDirectory(root)
-        self.file = blob_file(root, LAYER)
-        self._monkeypatch = monkeypatch
-
-    def break_at(self, offset: int) -> None:
-        pread, inode = os.pread, self.file.stat().st_ino
-
-        def failing(fd: int, size: int, start: int) -> bytes:
-            if os.fstat(fd).st_ino != inode:
-                return pread(fd, size, start)
-            if start >= offset:
-                raise OSError(5, "Input/output error")
-            return pread(fd, min(size, offset - start), start)
-
-        self._monkeypatch.setattr(os, "pread", failing)
-
-    def spoil(self) -> None:
-        with self.file.open("r+b") as file:
-            file.seek(SIZE // 2)
-            file.write(bytes([DATA[SIZE // 2] ^ 0xFF]))
-
-
-class Holder(Stage):
-    """A replica that holds the blob."""
-
-    def __init__(self, source: Source, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.source = source
-        self.file = file
-        self._monkeypatch = monkeypatch
-
-    def break_at(self, offset: int) -> None:
-        sendfile, inode = os.sendfile, self.file.stat().st_ino
-
-        def failing(socket: int, fd: int, start: int, count: int) -> int:
-            if os.fstat(fd).st_ino != inode:
-                return sendfile(socket, fd, start, count)
-            if start >= offset:
-                raise OSError(5, "Input/output error")
-            return sendfile(socket, fd, start, min(count, offset - start))
-
-        self._monkeypatch.setattr(os, "sendfile", failing)
-
-    def spoil(self) -> None:
-        with self.file.open("r+b") as file:
-            file.seek(SIZE // 2)
-            file.write(bytes([DATA[SIZE // 2] ^ 0xFF]))
-
-
-class Bucket(Stage):
-    """A bucket. What it does not say of its objects, the registry would be asked about."""
-
-    def __init__(self, bucket: TestBucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.bucket = bucket
-        self._monkeypatch = monkeypatch
-        for image, repo in ((IMAGE, "library/app"), (OTHERS, "org/else")):
-            for digest, data in image.blobs.items():
-                bucket.put(digest, data, {"v": 1, "in": [f"docker.io/{repo}"]})
-        settings = BucketSettings.model_validate(bucket.settings())
-        client = BucketClient("test", stores(settings, read_secret(settings)), CacheCounters())
-        self.source = Confirmed(BucketSource(client, LocalRecency(Clock()), lambda _: None))
-
-    def break_at(self, offset: int) -> None:
-        read = ObjectReader.read
-
-        async def failing(self: ObjectReader) -> bytes:
-            if self.offset + (len(data := await read(self))) > offset:
-                raise self._client.fail("a test breaks it off")
-            return data
-
-        self._monkeypatch.setattr(ObjectReader, "read", failing)
-
-    def spoil(self) -> None:
-        self.bucket.spoil(LAYER)
-
-
-class Confirmed:
-    """A bucket asked as a download asks it: what is not confirmed is not given."""
-
-    def __init__(self, source: BucketSource) -> None:
-        self._source = source
-        self.place = source.place
-        self.blob_size = source.blob_size
-        self.reject = source.reject
-
-    async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
-        body = await self._source.open(target, digest, offset, priority)
-        try:
-            await Fetch(target, digest, [self]).allow(body)
-        except BaseException:
-            await body.aclose()
-            raise
-        return body
-
-
-@asynccontextmanager
-async def replicas(
-    upstream: FakeUpstream, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Holder]:
-    with redis.running() as server:
-        async with starting(upstream, server, Clock(), root) as start:
-            one, other = await start(), await start()
-            await acquainted(one, other)
-            assert (await one.get(f"/v2/library/app/blobs/{LAYER}")).body == DATA
-            await one.settled()
-            exchange = fleet(other).exchange
-            assert exchange is not None
-            yield Holder(exchange.peers.holding, blob_file(one.storage, LAYER), monkeypatch)
-
-
-BACKENDS: Final = ("registry", "registry without lengths", "directory", "bucket", "replica")
+BACKENDS: Final = ("registry", "registry without lengths", "directory", "bucket", *KINDS)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -201,9 +47,9 @@ async def stage(
 ) -> AsyncIterator[Stage]:
     upstream.add("library/app", IMAGE)
     upstream.add("org/else", OTHERS, "1")
-    if request.param == "replica":
-        async with replicas(upstream, tmp_path, monkeypatch) as holder:
-            yield holder
+    if request.param in KINDS:
+        async with replica_stage(request.param, upstream, tmp_path, monkeypatch) as staged:
+            yield staged
     elif request.param == "directory":
         yield Directory(tmp_path / "carried in", monkeypatch)
     elif request.param == "bucket":
@@ -252,6 +98,10 @@ async def test_a_body_that_is_passed_through_comes_in_order(stage: Stage) -> Non
 
 
 async def test_the_size_of_a_blob(stage: Stage) -> None:
+    if not stage.is_proof:
+        with pytest.raises(NotFound):
+            await stage.source.blob_size(TARGET, LAYER)
+        return
     size = await stage.source.blob_size(TARGET, LAYER)
     assert size == (SIZE if stage.knows_sizes else None)
 

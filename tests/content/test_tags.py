@@ -1,4 +1,4 @@
-"""Where tags point: all of them in their order, with what is held and linked of each."""
+"""Tags: all of them in order, with held and linked manifests."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

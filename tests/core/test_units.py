@@ -26,7 +26,20 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fast", "1,5TiB", "-1", "80%", "10XB", "50MB/h", "1e3", "inf"]
+    "text",
+    [
+        "",
+        "fast",
+        "1,5TiB",
+        "-1",
+        "80%",
+        "10XB",
+        "50MB/h",
+        "1e3",
+        "inf",
+        "9" * 400 + ".5",
+        "9" * 5000,
+    ],
 )
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a size; write 500MiB, 10GiB or 50MB/s$"):

@@ -1,4 +1,4 @@
-"""The real process, killed again and again under load; `make soak` goes on for longer, and cuts the power."""
+"""The real process, killed repeatedly under load; `make soak` runs longer, and cuts the power."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The crash operator blames nobody without cause: it compares pins while others change them."""
+"""The crash operator reports no false faults: it compares pins while others change them."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What no index knows of takes its room all the same: while it is being adopted, and after."""
+"""Files without a row count towards the limit, while they are adopted and afterwards."""
 
 import asyncio
 from pathlib import Path

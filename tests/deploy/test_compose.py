@@ -1,4 +1,4 @@
-"""The Compose files: their schema, what they refer to, and their commands with the real programs."""
+"""The Compose files: their schema, their references, and their commands with the real programs."""
 
 import json
 import re

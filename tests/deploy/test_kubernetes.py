@@ -1,4 +1,4 @@
-"""The manifests and the chart: what Kubernetes accepts, and what must hold among their objects."""
+"""The manifests and the chart: schemas, and consistency of their objects."""
 
 import copy
 import math

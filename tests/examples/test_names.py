@@ -1,4 +1,4 @@
-"""Commands and options: all are documented, and what the text of a page names exists."""
+"""Commands and options: all are documented, and all names in the pages exist."""
 
 import re
 

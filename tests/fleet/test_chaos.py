@@ -1,4 +1,4 @@
-"""What breaks around three replicas while clients pull; no byte may be wrong."""
+"""Failures around three replicas while clients pull; no byte may be wrong."""
 
 import asyncio
 import signal
@@ -115,4 +115,4 @@ async def test_a_replica_that_was_stopped_does_not_blame_redis(fleet: Fleet) -> 
         replica.signal(signal.SIGCONT)
     await asyncio.sleep(2)  # in which each is watched by itself
     for replica in fleet.replicas:
-        assert not replica.events("Redis is away, this replica works alone")
+        assert not replica.events("Redis is unreachable, this replica works alone")

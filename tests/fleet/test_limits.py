@@ -1,4 +1,4 @@
-"""What limits requests to a registry is known to all replicas within a second."""
+"""All replicas know the limits of a registry within a second."""
 
 import pytest
 

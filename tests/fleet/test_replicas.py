@@ -52,6 +52,25 @@ async def test_a_replica_that_says_nothing_is_gone(
     assert list(await store.run("HKEYS", store.key("replicas"))) == [A.encode()]
 
 
+async def test_a_long_list_is_read_seldom(
+    make: Callable[[str], Replicas], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROWS_A_SECOND", 0.01)
+    a, sent = make(A), store._counters.redis_commands
+    async with running_beside(a.beat(), "a"):
+        await until(lambda: sent["hset"] >= 10)
+    assert sent["hgetall"] == 1, "one row in 100 seconds"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "seconds"), [(0, 2), (3, 2), (40, 2), (100, 5), (10_000, 500)]
+)
+def test_all_replicas_together_read_no_more_rows_than_redis_can_send(
+    replicas: int, seconds: float
+) -> None:
+    assert module.reading_seconds(replicas) == seconds
+
+
 @pytest.mark.parametrize(
     ("address", "facts"),
     [

@@ -23,6 +23,15 @@ def test_a_request_of_a_replica_is_verified_once(b: Signer, header: str) -> None
     assert not b.verify("GET", PATH, header), "replayed"
 
 
+def test_a_request_is_a_replay_for_as_long_as_its_time_is_right(clock: Clock) -> None:
+    ahead = Signer(SECRET, A, lambda: clock() + WINDOW - 1).sign("GET", B, PATH)
+    b = Signer(SECRET, B, clock)
+    assert b.verify("GET", PATH, ahead)
+    clock.advance(2 * WINDOW - 2)
+    assert not b.verify("GET", PATH, ahead), "replayed"
+    assert Signer(SECRET, B, clock).verify("GET", PATH, ahead), "its time is still right"
+
+
 def test_another_method_path_or_recipient_is_refused(b: Signer, header: str, clock: Clock) -> None:
     assert not b.verify("HEAD", PATH, header)
     assert not b.verify("GET", PATH.replace("offset=0", "offset=1"), header)
@@ -51,6 +60,7 @@ def test_a_nonce_cannot_be_changed(b: Signer, header: str) -> None:
     assert not b.verify("GET", PATH, f"{stamp} {nonce[:-1]} {mac}")
     assert not b.verify("GET", PATH, f"{stamp} {nonce[::-1]} {mac}")
     assert not b.verify("GET", PATH, f"{stamp}0 {nonce} {mac}")
+    assert not b.verify("GET", PATH, f"{stamp[:-1]} {stamp[-1]}{nonce} {mac}")
 
 
 def test_a_response_proves_itself_for_its_request_and_what_it_says(b: Signer, header: str) -> None:

@@ -1,10 +1,12 @@
-"""What replicas give each other, through the proxies of one process."""
+"""Content that replicas send each other, through the proxies of one process."""
 
 import asyncio
+import os
 
 import pytest
 
 from proxy.core.names import Digest
+from proxy.fleet import sources
 from proxy.runtime.events import EventKind
 from tests.fakes import content, faults
 from tests.fakes.upstream import FakeUpstream
@@ -324,3 +326,26 @@ async def test_a_missing_manifest_is_missing_at_once_for_all(
     async with asyncio.timeout(4):
         for get in [asyncio.create_task(one.get(missing)) for one in (a, b)]:
             assert (await get).status == 404
+
+
+async def test_a_replica_that_cannot_read_its_disk_is_followed_no_longer(
+    replica: StartReplica, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "GIVE_UP_SECONDS", 0.5)
+    a, b = await replica(), await replica()
+    upstream.stall(SIZE // 2, kind="blob", times=1)
+    first = asyncio.create_task(a.get(BLOB))
+    await until(lambda: bool(a.stats["downloads"]) and a.stats["downloads"][0]["bytes"] > 100_000)
+    broken, inode = [0], a.spooled()[0].stat().st_ino
+    sendfile = os.sendfile
+
+    def failing(socket: int, fd: int, start: int, count: int) -> int:
+        if os.fstat(fd).st_ino == inode:
+            broken[0] += 1
+            raise OSError(5, "Input/output error")
+        return sendfile(socket, fd, start, count)
+
+    monkeypatch.setattr(os, "sendfile", failing)
+    assert (await b.get(BLOB)).body == IMAGE.blobs[LAYER], "from the registry"
+    assert 1 <= broken[0] <= 20, "it is not asked all the time"
+    first.cancel()

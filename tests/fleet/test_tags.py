@@ -13,8 +13,9 @@ from tests.fakes import content
 from tests.fakes.faults import delay, status
 from tests.fakes.upstream import FakeUpstream
 from tests.fleet.sharing import CHANNEL, Join, asked
+from tests.fleet.together import fleet
 from tests.parts.redis import Redis
-from tests.running import Proxy
+from tests.running import Proxy, until
 
 OLD, NEW = content.image(1), content.image(2)
 LATEST = "/v2/app/manifests/latest"
@@ -272,6 +273,27 @@ async def test_a_hit_sends_no_command(join: Join, redis: Redis) -> None:
     for _ in range(50):
         assert await serves(replica, OLD)
     assert await commands(redis) - sent <= {"ping", "time"}
+
+
+async def test_a_crowd_that_asks_for_an_unknown_tag_sends_as_many_commands_as_one_client(
+    join: Join, upstream: FakeUpstream
+) -> None:
+    """Also clients that come while the registry is asked."""
+    replica = await join()
+    registry = upstream.hold(kind="manifest")
+    crowd = [asyncio.create_task(replica.get(LATEST)) for _ in range(10)]
+    await until(lambda: upstream.count("GET", "manifest") == 1)
+    crowd += [asyncio.create_task(replica.get(LATEST)) for _ in range(10)]
+    for _ in crowd:  # meanwhile the requests of the second half arrive
+        await replica.get("/v2/")
+    registry.set()
+    assert {(await get).body for get in crowd} == {OLD.manifest}
+    sent = fleet(replica).store._counters.redis_commands
+    assert {name: sent[name] for name in ("hmget", "claim_tag", "settle_tag")} == {
+        "hmget": 1,
+        "claim_tag": 1,
+        "settle_tag": 1,
+    }
 
 
 async def commands(redis: Redis) -> set[str]:

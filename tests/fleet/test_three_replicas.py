@@ -1,4 +1,4 @@
-"""Three processes, twelve clients, one cold image, and what may happen meanwhile."""
+"""Three processes, twelve clients, one cold image, and failures meanwhile."""
 
 import asyncio
 import re

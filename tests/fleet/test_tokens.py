@@ -1,4 +1,4 @@
-"""Tokens that one replica got are used by all, and nobody reads them in Redis."""
+"""All replicas use a token that one of them got, and Redis does not reveal it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Damage to the file of the index: it is set aside, and what can be read of it is carried over."""
+"""Damage to the file of the index: it is set aside, and readable rows are carried over."""
 
 import sqlite3
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What has been written survives the end of the process, and what must survives a power cut."""
+"""Written rows survive the end of the process, and durable ones a power cut."""
 
 import asyncio
 import os

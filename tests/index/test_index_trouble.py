@@ -1,4 +1,4 @@
-"""The disk fails under the index: nothing escapes but what the contract names, and all is mended."""
+"""The disk fails under the index: it raises only the errors of the contract, and recovers."""
 
 import asyncio
 import errno
@@ -116,6 +116,7 @@ STEPS: dict[str, Step] = {
     "drop_blobs": lambda index: index.drop_blobs([digest(2)]),
     "note": lambda index: index.note("a"),
     "set_note": lambda index: index.set_note("a", 1),
+    "trees": lambda index: index.trees([digest(1)]),
     "weights": lambda index: index.weights([digest(1)]),
     "listings": lambda index: index.listings([digest(2)]),
     "blobs": lambda index: index.blobs(None, 5),
@@ -197,6 +198,7 @@ async def test_what_could_not_be_written_is_known_and_written_later(
     await index.drop_blobs([digest(3)])
     assert await index.blob(digest(1)) == manifest(1, clock())
     assert await index.children(digest(1)) == listing(2)
+    assert await index.trees([digest(1)]) == {digest(1): {digest(1): BLOCK, digest(2): BLOCK}}
     assert await index.linked(NGINX, digest(1))
     assert await index.tag(NGINX, LATEST) == tagged(1, 1.0)
     assert await index.blob(digest(3)) is None

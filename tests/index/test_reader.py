@@ -1,4 +1,4 @@
-"""What another process reads of the index is never older than what the writer knows."""
+"""Facts that another process reads from the index are never older than the writer's."""
 
 import asyncio
 import sqlite3

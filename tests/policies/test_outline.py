@@ -1,4 +1,4 @@
-"""What policies read in manifests."""
+"""The parser of manifests for policies."""
 
 import json
 from typing import Any

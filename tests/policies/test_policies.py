@@ -1,4 +1,4 @@
-"""Policies in a running proxy: what is denied, on every path, cold and warm."""
+"""Policies in a running proxy: denials on every path, cold and warm."""
 
 import asyncio
 import json

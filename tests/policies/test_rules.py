@@ -1,4 +1,4 @@
-"""Rules: what a policy objects to, by facts alone."""
+"""Rules: objections of a policy, by facts alone."""
 
 from pathlib import Path
 from typing import Any

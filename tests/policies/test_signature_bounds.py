@@ -1,4 +1,4 @@
-"""Signatures are bounded: in size, in number, and by what their manifests say."""
+"""Signatures are limited in size, in number, and in the claims of their manifests."""
 
 import json
 from pathlib import Path

@@ -226,6 +226,15 @@ async def test_a_missing_directory_is_skipped_logged_once_and_used_once_it_exist
     assert proxy.log.getvalue().count("a fallback directory is used again") == 1
 
 
+async def test_an_index_that_is_too_long_is_not_read(
+    start: Start, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fallback, "MAX_INDEX", (disk / "index.json").stat().st_size - 1)
+    proxy = await start(fallback=[str(disk)], offline=True)
+    assert (await proxy.get("/v2/app/manifests/latest")).status == 404
+    assert "index.json is too long" in proxy.log.getvalue()
+
+
 class DeadMount:
     """Lets every ``open`` of a directory hang until it is released."""
 

@@ -1,4 +1,4 @@
-"""What clients may ask of freshness, deleted tags, signatures, slow checks, rate limits."""
+"""Freshness: requests of clients, deleted tags, signatures, slow checks, rate limits."""
 
 import asyncio
 import time

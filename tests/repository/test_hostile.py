@@ -1,4 +1,4 @@
-"""Upstreams that lie, disks that fail, and races that must be lost by nobody."""
+"""Hostile upstreams, disks that fail, and races without a loser."""
 
 import asyncio
 import json

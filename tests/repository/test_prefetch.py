@@ -1,4 +1,4 @@
-"""What is fetched before it is asked for, and what is not."""
+"""What is prefetched, and what is not."""
 
 import asyncio
 from typing import Any

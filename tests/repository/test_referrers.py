@@ -1,4 +1,4 @@
-"""Referrers: from the API, from the fallback tag, from what is held; never empty for a failure."""
+"""Referrers: from the API, the fallback tag and held manifests; never empty for a failure."""
 
 import json
 import shutil

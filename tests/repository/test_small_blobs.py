@@ -1,4 +1,4 @@
-"""Small blobs in RAM: bounded, proven, and gone with what is held."""
+"""Small blobs in RAM: bounded, proven, and dropped with the held blob."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stale answers: which copy stands in for an upstream that fails, and which must not."""
+"""Stale answers: which copies replace the answer of an upstream that fails."""
 
 import asyncio
 
@@ -49,7 +49,7 @@ async def test_t64_a_held_manifest_is_served_although_its_layers_are_not_held(
     for answer in (got, described):
         assert answer.status == 200
         assert answer.headers["Docker-Content-Digest"] == OLD.digest
-        assert "not all of this image is held" in answer.headers["Warning"]
+        assert "incomplete in the cache" in answer.headers["Warning"]
     blob = await proxy.get(f"/v2/app/blobs/{OLD.layers[0]}")
     assert blob.status in {502, 429}, "clients go elsewhere for what is not held"
 

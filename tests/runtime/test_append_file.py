@@ -1,4 +1,4 @@
-"""A file of lines: what it is after full disks, rotation, sudden ends, and odd files in its place."""
+"""A file of lines after full disks, rotation, crashes, and with odd files in its place."""
 
 import errno
 import os

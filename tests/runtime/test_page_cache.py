@@ -1,4 +1,4 @@
-"""What is not in the page cache is read in a thread before it is sent."""
+"""Bytes outside of the page cache are read in a thread before they are sent."""
 
 import asyncio
 import errno

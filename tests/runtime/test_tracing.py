@@ -1,4 +1,4 @@
-"""Spans of requests, of what upstream was asked for them, and of downloads, at a collector."""
+"""Spans of requests, of requests to upstream, and of downloads, at a collector."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Dropping images through the running proxy: what goes, what stays, and what does not come back."""
+"""Dropping images through the running proxy: what is deleted, what stays, what never returns."""
 
 import asyncio
 import json

@@ -1,14 +1,16 @@
-"""What is held of each image, and which images a missing piece breaks."""
+"""The held content of images, and the images that need a missing piece."""
 
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from proxy.content.facts import TaggedImage
+from proxy.core.manifests import OCI_INDEX
 from proxy.core.names import Digest, sha256
-from proxy.core.records import BLOCK, Descriptor, TagRecord
-from proxy.services.inventory import State, Weight, broken_by, weigh
+from proxy.core.records import BLOCK, BlobRecord, Child, Descriptor, TagRecord
+from proxy.services.inventory import State, Weight, broken_by, weigh, weights
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.held import Held, named, opened
@@ -30,7 +32,10 @@ async def only(cache: Held) -> TaggedImage:
 
 
 async def weight_of(cache: Held) -> Weight:
-    return await weigh(cache.content, (await only(cache)).digest)
+    digest = (await only(cache)).digest
+    weight = await weigh(cache.content, digest)
+    assert await weights(cache.content, [digest]) == {digest: weight}
+    return weight
 
 
 async def test_a_whole_image_with_its_size_and_last_use(cache: Held) -> None:
@@ -87,6 +92,20 @@ async def test_an_index_in_an_index(cache: Held) -> None:
     await cache.index.drop_blobs(lost)
     weight = await weight_of(cache)
     assert (weight.state, weight.missing) == (State.PARTIAL, 1)
+
+
+async def test_indexes_with_countless_paths_are_weighed_at_once(cache: Held) -> None:
+    """Eight rows of indexes, each of which lists all of the next row."""
+    rows = [[sha256(b"%d %d" % (row, n)) for n in range(40)] for row in range(8)]
+    for row, below in pairwise([*rows, [sha256(b"missing")]]):
+        for digest in row:
+            record = BlobRecord(digest, 10, OCI_INDEX, 1.0)
+            await cache.index.set_blob(record, [Child(one, 10) for one in below])
+    target, tag = named("app:1")
+    descriptor = Descriptor(OCI_INDEX, rows[0][0], 10)
+    await cache.index.set_tag(target, tag, TagRecord(descriptor, 0.0))
+    weight = await weight_of(cache)
+    assert (weight.held_bytes, weight.missing) == (281 * BLOCK, 1)
 
 
 async def test_content_shared_by_images_of_an_index_counts_once(cache: Held) -> None:

@@ -1,4 +1,4 @@
-"""The names of held images in ``index.json``, and what is learnt from it."""
+"""The names of held images in ``index.json``, and tags that are restored from it."""
 
 import asyncio
 import json

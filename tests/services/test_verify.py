@@ -1,4 +1,4 @@
-"""Proving held content anew: what is found, what becomes of it, and what clients get meanwhile."""
+"""Verification of held content: its findings, its repairs, and what clients get meanwhile."""
 
 import asyncio
 import errno

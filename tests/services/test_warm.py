@@ -1,4 +1,4 @@
-"""Schedules: images are fetched at their time, and the log says what is missing."""
+"""Schedules: images are fetched at their time, and the log names missing ones."""
 
 import asyncio
 import json

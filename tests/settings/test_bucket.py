@@ -1,4 +1,4 @@
-"""What ``storage.bucket`` accepts, and what it says about the rest."""
+"""The settings of ``storage.bucket``: valid values, and error messages."""
 
 from typing import Any
 

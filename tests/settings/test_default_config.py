@@ -1,4 +1,4 @@
-"""What the documents say of the settings: config/*.yaml and the table in docs/configuration.md."""
+"""The documentation of settings: config/*.yaml and the table in docs/configuration.md."""
 
 import math
 import os

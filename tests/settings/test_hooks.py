@@ -1,4 +1,4 @@
-"""The settings of hooks: what is accepted, and what an error says."""
+"""The settings of hooks: valid values, and error messages."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The settings of notifications: what is accepted, and what an error says and does not say."""
+"""The settings of notifications: valid values, and error messages without secrets."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The settings of policies: what is accepted, and what an error says."""
+"""The settings of policies: valid values, and error messages."""
 
 from pathlib import Path
 from typing import Any

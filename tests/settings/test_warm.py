@@ -1,4 +1,4 @@
-"""The settings of warm: what is accepted, and what an error says."""
+"""The settings of warm: valid values, and error messages."""
 
 import pytest
 from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""The settings of watch: what is accepted, and what an error says."""
+"""The settings of watch: valid values, and error messages."""
 
 from pathlib import Path
 from typing import Any

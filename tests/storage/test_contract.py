@@ -1,4 +1,4 @@
-"""What every store of bytes by digest must do: the local disk, and the bucket."""
+"""The contract of every store of bytes by digest: the local disk, and the bucket."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

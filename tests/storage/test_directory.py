@@ -1,5 +1,6 @@
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,23 @@ def test_a_refusal_leaves_no_descriptor_open(tmp_path: Path) -> None:
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+def test_a_directory_that_is_refused_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    (tmp_path / "quarantine").symlink_to("/")
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(ConfigError, match="not a link"):
+        Directory(tmp_path)
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_directories_that_others_could_enter_are_closed_to_them(tmp_path: Path) -> None:
+    for name in ("spool", "blobs", "blobs/sha256"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o777)
+    Directory(tmp_path).close()
+    for name in ("spool", "blobs", "blobs/sha256"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+
+
 def test_a_newer_layout_is_refused_and_not_touched(tmp_path: Path) -> None:
     (tmp_path / "millpond.json").write_text(json.dumps({"layout": LAYOUT + 1}))
     (tmp_path / "blobs").mkdir()
@@ -57,7 +75,7 @@ def test_a_newer_layout_is_refused_and_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"layout": "2"}', "\x00"])
 def test_a_version_that_cannot_be_read_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "millpond.json").write_text(content)
-    with pytest.raises(ConfigError, match="does not tell the layout's version"):
+    with pytest.raises(ConfigError, match="does not contain the layout's version"):
         Directory(tmp_path)
 
 
@@ -127,3 +145,23 @@ def test_a_file_is_replaced_whole_or_not_at_all(
         assert not (tmp_path / "cache/index.json.new").exists()
     directory.write_index(b"third")
     assert directory.read_index() == b"third"
+
+
+def test_a_file_is_synced_before_its_rename_and_its_directory_after(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, rename = os.fsync, os.rename
+
+    def synced(fd: int) -> None:
+        sync(fd)
+        done.append("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+
+    def renamed(source: str, target: str, **directories: int) -> None:
+        rename(source, target, **directories)
+        done.append("rename")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    directory.write_index(b"{}")
+    assert done == ["file", "rename", "directory"]

@@ -1,4 +1,4 @@
-"""What the store promises to those who keep bytes in it, also across processes."""
+"""The guarantees of the store, also across processes."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Damage, failing scans and slow disks: every request ends, and readiness tells what is wrong."""
+"""Damage, failing scans and slow disks: every request ends, and readiness names the fault."""
 
 import asyncio
 import errno

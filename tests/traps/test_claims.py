@@ -1,4 +1,4 @@
-"""What a manifest or a registry merely claims opens nobody else's content."""
+"""A claim in a manifest or from a registry gives no access to content of others."""
 
 import asyncio
 import json

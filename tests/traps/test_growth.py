@@ -1,4 +1,4 @@
-"""What clients and upstreams may make the index write, and how large it may become."""
+"""Rows that clients and upstreams cause in the index, and its maximum size."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What content is kept under, for how long, and what becomes of the parts of an image."""
+"""The keys of content, its lifetime, and the parts of an image."""
 
 import asyncio
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What is not proven yet pushes out no more than its share of what is held."""
+"""Unproven content evicts no more than its share of held content."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What a hostile registry puts into manifests: sizes without sense, and JSON that is slow to read."""
+"""Hostile manifests: senseless sizes, and JSON that is slow to parse."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What clients are told: why it failed, in time, and what really happened."""
+"""Answers to clients: why a request failed, in time, and what really happened."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What is known of a rate limit, and for how long."""
+"""The known rate limit, and how long it is valid."""
 
 import pytest
 

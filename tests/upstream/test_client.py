@@ -1,4 +1,4 @@
-"""What each status means, and which requests are repeated, given up, or not sent."""
+"""The meaning of each status, and which requests are repeated, aborted, or not sent."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Lists that a registry makes too long, and bodies that are not what they should be in length."""
+"""Lists of a registry that are too long, and bodies with a wrong length."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A registry under a public name, over TLS: where credentials and requests may go from there.
+"""A registry under a public name, over TLS: the permitted targets of credentials and requests.
 
 ``PRIVATE`` stands for what only our own network can reach. Something listens there with a
 certificate that is trusted, so a request that is let through arrives and is seen.

@@ -1,4 +1,4 @@
-"""An upstream that echoes what we sent: clients and the log do not get it."""
+"""An upstream that echoes credentials: clients and the log do not get them."""
 
 import base64
 import json

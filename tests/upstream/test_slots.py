@@ -81,3 +81,27 @@ async def test_a_cancelled_waiter_takes_no_slot_along() -> None:
     assert waiting[2].done()
     assert not waiting[2].exception()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_slot_that_comes_back_when_a_waiter_has_timed_out_goes_to_the_next() -> None:
+    """The loop was busy: the time is up, the waiter's task has not run yet, and a slot is free."""
+    slots = Slots(1)
+    async with slots.one(5):
+        late = asyncio.create_task(slots.one(5).__aenter__())
+        next_one = asyncio.create_task(slots.one(5).__aenter__())
+        await asyncio.sleep(0)
+        late.cancel()  # what its timeout does
+    await asyncio.wait([late, next_one], timeout=30)
+    assert late.cancelled()
+    assert next_one.result() is None
+
+
+async def test_a_slot_that_comes_back_when_the_only_waiter_has_timed_out_is_free() -> None:
+    slots = Slots(1)
+    async with slots.one(5):
+        late = asyncio.create_task(slots.one(5).__aenter__())
+        await asyncio.sleep(0)
+        late.cancel()
+    await asyncio.wait([late], timeout=30)
+    assert late.cancelled()
+    assert slots.borrow() is not None

@@ -1,4 +1,4 @@
-"""The audit log over HTTP: which requests get a line, what it says, and what it never says."""
+"""The audit log over HTTP: which requests get a line, with which fields, and without secrets."""
 
 import asyncio
 import json
@@ -292,6 +292,18 @@ async def test_what_operators_do_and_what_others_try(proxy: Proxy, lines: Lines)
     ]  # fmt: skip
     assert lines()[0]["reference"] == "pin=app"
     assert lines()[0]["method"] == "socket"
+
+
+@pytest.mark.parametrize("path", ["/-/stats", "/-/api/v1/stats"])
+async def test_a_wrong_login_on_a_page_for_everybody_is_recorded(
+    proxy: Proxy, lines: Lines, path: str
+) -> None:
+    assert (await proxy.get(path)).status == 200
+    assert (await proxy.get(path, Authorization="Bearer wrong")).status == 200
+    await until(lambda: len(lines()) == 1)
+    line = lines()[0]
+    assert (line["event"], line["outcome"], line["status"]) == ("login", "denied", 401)
+    assert line["because"] == "the token is unknown"
 
 
 async def test_no_secret_and_no_second_line_gets_in(proxy: Proxy, lines: Lines, file: Path) -> None:

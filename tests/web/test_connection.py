@@ -1,4 +1,4 @@
-"""What a connection needs of aiohttp's internals; its behaviour is tested over HTTP elsewhere."""
+"""The internals of aiohttp that a connection uses; other tests cover its behaviour over HTTP."""
 
 import ast
 from pathlib import Path

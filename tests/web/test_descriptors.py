@@ -109,7 +109,7 @@ async def test_t55_who_waits_too_long_is_refused(upstream: FakeUpstream) -> None
         stats = await asyncio.to_thread(started.stats)
         assert stats["cache"]["refused_connections"] >= crowd.refused
         said = started.log()
-    assert said.count("connections wait for room") == 1, "it is said once a minute"
+    assert said.count("connections wait for free descriptors") == 1, "it is said once a minute"
 
 
 async def test_t55_silent_connections_keep_nobody_out(upstream: FakeUpstream) -> None:
@@ -175,7 +175,7 @@ async def test_t55_a_failing_accept_is_survived(upstream: FakeUpstream) -> None:
             for _ in range(20)
         ]
         async with asyncio.timeout(30):
-            while "connections wait for room" not in started.log():
+            while "connections wait for free descriptors" not in started.log():
                 await asyncio.sleep(0.02)
         resource.prlimit(started.pid, resource.RLIMIT_NOFILE, everything)
         assert set(await asyncio.gather(*pulls)) == {body}

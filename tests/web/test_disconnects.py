@@ -1,4 +1,4 @@
-"""Clients that vanish at any moment, and shutdowns: nobody else notices, and nothing is left.
+"""Clients that disconnect at any moment, and shutdowns: others do not notice, and nothing is left.
 
 Not a task, not a descriptor, not a file in the spool; and what was begun is finished.
 """

@@ -1,4 +1,4 @@
-"""What a request counts as when it has ended."""
+"""The outcome of a request that has ended."""
 
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream

@@ -1,4 +1,4 @@
-"""Every fault of an upstream, and what a client is told: the right thing, and never an absence.
+"""Every fault of an upstream, and the answer to the client: correct, and never an absence.
 
 A row for each fault; each is put to manifests and blobs, cold and with a good copy held, by GET and
 by HEAD. Afterwards nothing wrong is stored, nothing is left open, and the next request succeeds.

@@ -1,4 +1,4 @@
-"""What clients see of the paths between replicas: nothing."""
+"""The paths between replicas: clients cannot use them."""
 
 import io
 from collections.abc import AsyncIterator, Iterator

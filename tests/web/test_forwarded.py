@@ -1,4 +1,4 @@
-"""Who the client is behind proxies: what headers say counts from trusted proxies only."""
+"""The client's address behind proxies: headers count only from trusted proxies."""
 
 import asyncio
 import json

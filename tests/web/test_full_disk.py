@@ -1,4 +1,4 @@
-"""A disk that fills in the middle of a download: every response goes on, also one that waits."""
+"""A disk that fills in the middle of a download: every response continues, also one that waits."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""Logging in at ``/v2/``: who is asked to, how, and what the log says of a denial."""
+"""Logging in at ``/v2/``: challenges, and log lines of denials."""
 
 import json
 from typing import Any

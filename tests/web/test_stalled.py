@@ -1,4 +1,4 @@
-"""Clients that ask and do not read: what they cost, and when they are cut off."""
+"""Clients that request and do not read: their cost, and when they are disconnected."""
 
 import asyncio
 import re

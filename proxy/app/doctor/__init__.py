@@ -1,4 +1,4 @@
-"""Checks what Millpond needs, for ``millpond doctor``: whether its server runs or not.
+"""The checks of ``millpond doctor``, for a running server or none.
 
 ``network`` and ``registry`` check registries, ``machine`` this machine, ``shared`` Redis and the
 bucket, ``clients`` the configurations of clients. A check is a function that returns a ``Finding``;

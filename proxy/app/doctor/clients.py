@@ -1,6 +1,6 @@
-"""The clients on this machine: which of their configurations lead to this Millpond.
+"""The clients on this machine: which of their configurations point to this Millpond.
 
-Reads files only. A client without a configuration, or with one that leads elsewhere, is not an
+Only reads files. A client without a configuration, or with one that points elsewhere, is not an
 error.
 """
 
@@ -23,6 +23,7 @@ from proxy.settings import Settings
 MAX_FILE: Final = 4 * 1024 * 1024
 MAX_FILES: Final = 200
 
+_MALFORMED: Final = (ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError)
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Document = dict[str, Any]
@@ -30,7 +31,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """An address that a client asks for the images of a registry; ``names`` is that registry."""
+    """An address that a client uses for the images of a registry; ``names`` is that registry."""
 
     names: str
     address: str
@@ -45,27 +46,27 @@ class Clients:
         self._root = root
 
     def docker(self) -> Finding:
-        """Look at ``daemon.json``."""
+        """Check ``daemon.json``."""
         return self._checked("docker", [self._root / "etc/docker/daemon.json"], _of_docker)
 
     def containerd(self) -> Finding:
-        """Look at the ``hosts.toml`` of each registry."""
+        """Check the ``hosts.toml`` of each registry."""
         files = sorted((self._root / "etc/containerd/certs.d").glob("*/hosts.toml"))
         return self._checked("containerd", files, _of_containerd)
 
     def podman(self) -> Finding:
-        """Look at ``registries.conf`` and its parts, which CRI-O and Skopeo read too."""
+        """Check ``registries.conf`` and its parts, which CRI-O and Skopeo read too."""
         folder = self._root / "etc/containers"
         files = [folder / "registries.conf", *sorted(folder.glob("registries.conf.d/*.conf"))]
         return self._checked("podman", files, _of_podman)
 
     def buildkit(self) -> Finding:
-        """Look at ``buildkitd.toml``."""
+        """Check ``buildkitd.toml``."""
         files = [self._root / "etc/buildkit/buildkitd.toml"]
         return self._checked("buildkit", files, _of_buildkit)
 
     def k3s(self) -> Finding:
-        """Look at ``registries.yaml`` of K3s and RKE2."""
+        """Check ``registries.yaml`` of K3s and RKE2."""
         files = [self._root / f"etc/rancher/{name}/registries.yaml" for name in ("k3s", "rke2")]
         return self._checked("k3s", files, _of_k3s)
 
@@ -79,7 +80,7 @@ class Clients:
         for file in found:
             try:
                 mirrors += read(file, _text(file))
-            except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+            except (*_MALFORMED, OSError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is malformed"
                 return failed(f"{file} cannot be used: {reason}", f"correct {file}")
         return self._judged(client, mirrors)
@@ -107,7 +108,7 @@ class Clients:
         return (url.host or "") in _LOCAL | {self._settings.host} | _own_names()
 
     def _wrong_scheme(self, mirror: Mirror) -> str | None:
-        """Return why a mirror is asked in another way than it listens, None if it is not."""
+        """Return the error in the scheme of a mirror, None if it is right."""
         has_tls, url = self._settings.tls is not None, URL(mirror.address)
         if "://" not in mirror.address:
             if has_tls or mirror.is_insecure:

@@ -1,4 +1,4 @@
-"""The cache's directory, descriptors and the port of this machine."""
+"""The cache directory, descriptors and the port of this machine."""
 
 import errno
 import os
@@ -107,7 +107,7 @@ class Machine:
         return ok(f"{text} (the limit of this process)")
 
     async def port(self) -> Finding:
-        """Try to listen; if the port is taken, ask if a Millpond has it."""
+        """Try to listen; if the port is in use, check if a Millpond uses it."""
         settings = self._settings
         if settings.port == 0:
             return skipped("port 0: the system chooses one")

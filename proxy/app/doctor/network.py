@@ -1,4 +1,4 @@
-"""The way to a registry: its name, its port, and its certificate."""
+"""The connection to a registry: its name, its port, and its certificate."""
 
 import asyncio
 import socket
@@ -28,7 +28,7 @@ _WRONG_NAME: Final = (62, 64)
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The way to the registry ``name`` at ``url``; a proxy may be in between."""
+    """The connection to the registry ``name`` at ``url``, directly or through a proxy."""
 
     name: str
     url: URL
@@ -37,12 +37,12 @@ class Way:
 
     @classmethod
     def to(cls, name: str, url: URL, tls: UpstreamTLS) -> "Way":
-        """Return the way that the environment's proxies leave."""
+        """Return the connection with the proxies of the environment."""
         return cls(name, url, tls, Proxies().route(url)[0])
 
     @property
     def next_hop(self) -> URL:
-        """What this machine connects to: the registry, or the proxy."""
+        """The peer that this machine connects to: the registry, or the proxy."""
         return self.proxy or self.url
 
     async def dns(self) -> Finding:

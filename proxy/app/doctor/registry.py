@@ -1,5 +1,6 @@
-"""One registry: whether it answers, whom it lets in, and what it lets one pull."""
+"""One registry: its answers, its logins, and a test pull."""
 
+import re
 import time
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
@@ -36,6 +37,7 @@ WELL_KNOWN: Final = {
 }
 """A small public image of each registry that is built in."""
 
+_AGE: Final = re.compile(r"[0-9]{1,10}")
 _NO_IMAGE: Final = "there is no well-known image; name one with --image"
 
 
@@ -67,7 +69,7 @@ def well_known(name: str, configured: UpstreamSettings) -> Sample | None:
 
 
 class RegistryChecks:
-    """The checks of one registry in their order. ``image`` None: there is none to look at."""
+    """The checks of one registry in their order. ``image`` None: there is no image to test with."""
 
     def __init__(self, parts: Parts, image: Sample | None) -> None:
         self._settings, self._transport, self._authorizer, self._upstream = parts
@@ -80,7 +82,7 @@ class RegistryChecks:
         return self._transport.name
 
     def checks(self) -> Iterable[tuple[str, Check]]:
-        """Return what can be checked once ``answer`` has succeeded."""
+        """Return the checks that need the success of ``answer``."""
         return (
             ("clock", self.clock),
             ("anonymous token", self.anonymous),
@@ -196,7 +198,7 @@ class RegistryChecks:
         return ok(f"{self._image} is {found.descriptor.digest}")
 
     async def rate_limit(self) -> Finding:
-        """Look at the rate limit that the HEAD has shown."""
+        """Check the rate limit in the answer to the HEAD."""
         budget = self._upstream.budget
         if budget.limit is None or budget.remaining is None:
             return skipped("the registry announces none")
@@ -209,9 +211,9 @@ class RegistryChecks:
         return make(text, remedy.format(self._name))
 
     async def redirect(self) -> Finding:
-        """Fetch the smallest blob of the image, from wherever the registry sends us.
+        """Fetch the smallest blob of the image, following redirects.
 
-        That takes the GET of one or two manifests.
+        That needs GETs of one or two manifests.
         """
         if self._image is None:
             return skipped(_NO_IMAGE)
@@ -261,11 +263,12 @@ class RegistryChecks:
 
 
 def _skew(response: ClientResponse, now: float) -> float | None:
-    """Return by how many seconds the registry's clock is ahead, None if it says no time."""
+    """Return how many seconds the registry's clock is ahead, None without ``Date``."""
+    age = response.headers.get("Age", "0")
     try:
         sent = parsedate_to_datetime(response.headers.get("Date", ""))
-        return sent.timestamp() + float(response.headers.get("Age", "0")) - now
-    except ValueError:
+        return sent.timestamp() + (int(age) if _AGE.fullmatch(age) else 0) - now
+    except (ValueError, OverflowError):
         return None
 
 

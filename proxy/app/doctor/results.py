@@ -22,15 +22,15 @@ class Status(StrEnum):
 
     OK = "ok"
     WARNING = "warning"
-    """It works, but something needs attention."""
+    """The check passed, but something needs attention."""
     FAILED = "failed"
     SKIPPED = "skipped"
-    """It does not apply, or another check has to succeed first."""
+    """The check does not apply, or another one has to succeed first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The finding of a check, without secrets; ``remedy`` says what to do about a problem."""
+    """The finding of a check, without secrets; ``remedy`` is the advice for a problem."""
 
     status: Status
     detail: str
@@ -108,5 +108,7 @@ async def ran(subject: str, name: str, check: Check, seconds: float = CHECK_SECO
         found = failed(error.message, _ELSEWHERE)
     except OSError as error:
         found = failed(error.strerror or type(error).__name__, _ELSEWHERE)
+    except Exception as error:  # the other checks still count
+        found = failed(f"the check broke off ({type(error).__name__})", _ELSEWHERE)
     took = round(time.monotonic() - began, 3)
     return Result(subject, name, found.status, found.detail, found.remedy, took)

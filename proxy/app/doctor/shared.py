@@ -71,7 +71,7 @@ async def redis(settings: Settings) -> Finding:
 
 
 async def bucket(settings: Settings) -> Finding:
-    """List, write, read and delete: an object under the prefix that is gone afterwards."""
+    """List, write, read and delete a temporary object under the prefix."""
     configured = settings.storage.bucket
     if configured is None:
         return skipped("storage.bucket is not set")
@@ -96,7 +96,7 @@ def _client(configured: Bucket) -> "BucketClient":
 
 
 async def _tried(client: "BucketClient", data: bytes) -> str | None:
-    """Return what cannot be done with a bucket, None if everything can. Leaves nothing there."""
+    """Return the operation that fails, None if all succeed. Leaves no object."""
     probe = sha256(data)
 
     async def listed() -> None:

@@ -1,4 +1,4 @@
-"""Answers hits in a worker: what is held, linked, fresh and allowed. The rest is relayed.
+"""Answers hits in a worker: content that is held, linked, fresh and allowed. The rest is relayed.
 
 A request that a worker cannot answer is relayed before anything is counted or sent, errors
 included: the main process answers it as if there were no workers.

@@ -1,7 +1,7 @@
-"""What the main process and a worker say to each other, over a socket that only they have.
+"""Messages between the main process and a worker, over a private socket.
 
-The worker gets the settings, with the secrets in them, as the main process has read them. It says
-only JSON, so that the main process need not trust it.
+The worker gets the parsed settings of the main process, with their secrets. It sends only JSON, so
+that the main process need not trust it.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ _LENGTH: Final = struct.Struct("!I")
 class InForce:
     """Settings, and their number in ``Generations``.
 
-    The main process answers for the upstreams of ``switched``: the operator has taken them offline,
-    or online, without the settings.
+    The main process answers for the upstreams of ``switched``: the operator has changed their
+    offline mode without the settings.
     """
 
     settings: Settings
@@ -33,23 +33,23 @@ class InForce:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The first thing that a worker gets."""
+    """The first message to a worker."""
 
     in_force: InForce
     index: Path
     relayed: int
-    """Requests that it may relay at a time."""
+    """Maximum number of concurrent relayed requests."""
     is_json: bool
-    """The log has lines of JSON."""
+    """The log is in JSON."""
     is_terminal: bool
     """The log is a terminal."""
     reports_pulls: bool
-    """As ``Watch`` says."""
+    """The initial value of ``Watch``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Accept no more connections, and end; running responses may take ``grace`` seconds."""
+    """Accept no more connections, and exit; running responses have ``grace`` seconds."""
 
     grace: float
 
@@ -95,10 +95,15 @@ class Channel:
         return None if frame is None else pickle.loads(frame)  # noqa: S301 - of our own parent
 
     async def receive(self) -> bytes | None:
-        """Return the next frame, None once the other end is closed."""
+        """Return the next frame, None once the other end is closed.
+
+        Raises ``ValueError`` for one that is longer than ``MAX_FRAME``.
+        """
         try:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            return await self._reader.readexactly(length) if length <= MAX_FRAME else None
+            if length > MAX_FRAME:
+                raise ValueError(f"a frame of {length} bytes")
+            return await self._reader.readexactly(length)
         except (asyncio.IncompleteReadError, OSError):
             return None
 

@@ -32,11 +32,11 @@ from proxy.upstream.registry import Upstream
 _Apply = Callable[[Settings], Awaitable[Settings]]
 
 _LATE_SECONDS: Final = 5.0
-"""How much longer than allowed a worker may take to stop, before it is killed."""
+"""Additional seconds that a worker has to stop before it is killed."""
 
 _START_SECONDS: Final = 30.0
 HANG_SECONDS: Final = 10.0
-"""A worker reports four times a second. One that has reported nothing for so long hangs."""
+"""A worker reports four times a second. One without a report for this time hangs."""
 
 _LOOK_SECONDS: Final = 1.0
 _ROOT: Final = Path(proxy.__file__).resolve().parents[1]
@@ -76,7 +76,7 @@ class Crew:
         self._is_stopping = False
 
     async def start(self) -> None:
-        """Start all workers, and return when they serve, or after a while."""
+        """Start all workers, and return when they serve, or after a time limit."""
         for number, listener in enumerate(self._listeners, 1):
             name = str(number)
             run = partial(self._run, name, listener)
@@ -86,7 +86,7 @@ class Crew:
                 await self._all_report.wait()
 
     async def watch_pulls(self, events: Events) -> None:
-        """Tell all workers whether somebody wants to hear of pulls, until cancelled."""
+        """Tell all workers whether anyone subscribes to events of pulls, until cancelled."""
         changed = asyncio.Event()
         events.on_wanted.append(changed.set)
         while True:
@@ -98,9 +98,9 @@ class Crew:
             await changed.wait()
 
     def reloading(self, apply: _Apply) -> _Apply:
-        """Return what applies settings by ``apply``, and then in all workers.
+        """Return a function that applies settings by ``apply``, and then in all workers.
 
-        From the moment at which they are in force, no worker decides by older ones.
+        As soon as they are in force, no worker uses older ones.
         """
 
         async def reload(settings: Settings) -> Settings:
@@ -111,7 +111,7 @@ class Crew:
         return reload
 
     async def switch(self, upstreams: Mapping[str, Upstream]) -> None:
-        """Let workers answer for no upstream that the operator has taken offline, or online."""
+        """Stop workers from answering for upstreams whose offline mode the operator has changed."""
         live = (name for name, one in upstreams.items() if one.offline.live is not None)
         await self._put_in_force(self._start.in_force.settings, frozenset(live))
 
@@ -173,7 +173,7 @@ class Crew:
     async def _report(self, name: str, channel: Channel) -> bytes | None:
         """Return the next report of a worker, None at its end. Raises ``WorkerEndedError``.
 
-        The time in which this process does not run is not counted.
+        Time in which this process does not run does not count.
         """
         seconds = HANG_SECONDS if name in self._reporting else HANG_SECONDS + _START_SECONDS
         receiving = asyncio.ensure_future(channel.receive())

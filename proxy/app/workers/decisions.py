@@ -1,7 +1,7 @@
-"""What a worker decides by itself, by the settings in force; the main process decides the rest.
+"""Decisions of a worker by the current settings; the main process makes all others.
 
-Some decisions need what only the main process knows: who has failed to log in how often, what a
-client has used up of its limits, what an upstream has confirmed, whether an image is signed.
+Some decisions need state that only the main process has: failed logins, the used budgets of
+clients, confirmations by upstreams, and verdicts about signatures.
 """
 
 from dataclasses import replace
@@ -43,10 +43,10 @@ _MAX_KNOWN: Final = 50_000
 
 
 class Decisions:
-    """Decides by the settings of ``use``, as long as they are in force."""
+    """Decides by the settings of ``use`` while they are in force."""
 
     def __init__(self, in_force: InForce, metrics: Metrics, generations: Generations) -> None:
-        """Build what the settings name. Raises ``ConfigError`` if they have become invalid."""
+        """Build the parts of the settings. Raises ``ConfigError`` if they have become invalid."""
         settings = in_force.settings
         self._metrics = metrics
         self._generations = generations
@@ -59,7 +59,7 @@ class Decisions:
         self.use(in_force)
 
     def use(self, in_force: InForce) -> None:
-        """Decide by these settings from now on. Raises ``ConfigError``, and is not current then."""
+        """Decide by these settings from now on. Raises ``ConfigError``, and then is not current."""
         settings = in_force.settings
         self._settings = settings
         self._switched = in_force.switched
@@ -109,7 +109,7 @@ class Decisions:
         return bucket is not None and bucket.redirect is not None
 
     async def principal(self, request: BaseRequest) -> Principal | None:
-        """Return who sends a request; None if the main process has to find out."""
+        """Return the principal of a request; None if the main process has to identify it."""
         sent = presented(request)
         sealed = self.access.sealed(sent.authorization)
         known = self.access.recognise(sealed, sent.address, sent.certificate)
@@ -131,16 +131,16 @@ class Decisions:
         return decision if decision.is_allowed else None
 
     def may_answer(self, target: Target) -> bool:
-        """Return True if nothing about a repository needs the main process."""
+        """Return True if requests for a repository do not need the main process."""
         return self._number == self._generations.settings and self._is_ours(target)
 
     def is_allowed(self, target: Target, digest: Digest) -> bool:
-        """Return ``may_answer``, for the response cache: policies then cover nothing of it."""
+        """Return ``may_answer``, for the response cache: no policy covers the repository then."""
         del digest
         return self.may_answer(target)
 
     def is_needed(self, target: Target) -> bool:
-        """Return False: upstreams that are asked as their clients are never ours."""
+        """Return False: workers never answer for upstreams with ``credentials: caller``."""
         del target
         return False
 
@@ -166,7 +166,7 @@ class Decisions:
         return policy.seconds_fresh(record.checked_at, rule, now)
 
     def _is_ours(self, target: Target) -> bool:
-        """Return True if no setting leaves a repository to the main process."""
+        """Return True if no setting requires the main process for a repository."""
         known = self._ours.get(target)
         if known is None:
             if len(self._ours) >= _MAX_KNOWN:

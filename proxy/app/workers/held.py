@@ -1,6 +1,7 @@
 """The content that a worker can serve: held, linked, and found without the main process.
 
-What is not found here is not absent. A file that is missing or wrong is left to the main process.
+Content that is not found here is not absent: the main process answers then, also if a file is
+missing or wrong.
 """
 
 import os
@@ -93,7 +94,7 @@ class Held:
         return hit
 
     async def size(self, target: Target, digest: Digest) -> int | None:
-        """Return the bytes of a blob, and count its use; None if its file is not as it should."""
+        """Return the size of a blob, and count its use; None if its file is missing or wrong."""
         record = await self._reader.held(target, digest)
         file = None if record is None else self._open(record)
         if file is None:

@@ -1,6 +1,6 @@
 """The server of the main process for its workers: HTTP over a socket that only they can reach.
 
-A request counts as its client's: a worker says in one header who that is.
+A request counts for its client, which a worker names in a header.
 """
 
 import json
@@ -41,7 +41,7 @@ class _Client:
 
 
 class InsideServer(RegistryServer):
-    """Answers what workers relay; it remembers no requests, which workers do."""
+    """Answers relayed requests; it has no response cache, because workers have one."""
 
     def __init__(
         self, registry: Handler, own: Handler, clients: Clients, trusted: TrustedProxies
@@ -75,7 +75,7 @@ class InsideServer(RegistryServer):
 
 
 class _InsideConnection(Connection):
-    """A connection of a worker, which speaks for one client after the other."""
+    """A connection of a worker, which relays requests of many clients."""
 
     __slots__ = ("client",)
 
@@ -92,7 +92,7 @@ class _InsideConnection(Connection):
 
 
 def _read(header: str) -> _Client:
-    """Return what a worker says about a client."""
+    """Return the facts about a client in a worker's header."""
     said = json.loads(header)
     names = said["certificate"]
     certificate = None
@@ -103,5 +103,5 @@ def _read(header: str) -> _Client:
 
 
 def _not_remembered(head: bytes, client: str | None, certificate: Certificate | None) -> None:
-    """Leave every request to the general path."""
+    """Never cache a request."""
     del head, client, certificate

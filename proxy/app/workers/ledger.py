@@ -1,4 +1,4 @@
-"""Takes the reports of workers, so that the numbers of the main process are those of the whole."""
+"""Adds the reports of workers, so that the counts of the main process cover all processes."""
 
 import json
 from contextlib import suppress
@@ -33,7 +33,7 @@ class Ledger:
         return sum(self._responses.values())
 
     async def add(self, worker: str, frame: bytes) -> None:
-        """Take one report. Raises ``ValueError`` or ``LookupError`` if it is none."""
+        """Add one report. Raises ``ValueError`` or ``LookupError`` if it is malformed."""
         if frame.startswith(LINES):
             text = frame[len(LINES) :].decode(errors="backslashreplace")
             with suppress(OSError, ValueError):  # a full disk or a closed pipe

@@ -1,7 +1,7 @@
 """A worker process: accepts connections, and answers until the main process has ended.
 
-Signals do not end it, because they may come to all processes at once; the main process does. If
-that has ended without a word, running responses go on until they end.
+Signals do not end it, because they may reach all processes at once; the main process ends it. If
+the main process dies without an order, running responses continue until they end.
 """
 
 import asyncio
@@ -43,11 +43,11 @@ from proxy.web.response_cache import ResponseCache
 from proxy.web.server import RegistryServer
 
 REPORT_SECONDS: Final = 0.25
-"""Between two reports."""
+"""Seconds between two reports."""
 
 _FOREVER: Final = 10 * 365 * 86400.0
 _DOWNLOADS: Final = 2
-"""Downloads that descriptors are set aside for: there are none."""
+"""Number of downloads for which descriptors are reserved: there are none."""
 
 log = structlog.get_logger(__name__)
 
@@ -168,7 +168,7 @@ class _Worker:
         return server, Acceptor(listener, server, clients, limit=limits.clients, context=context)
 
     async def _obey(self) -> float | None:
-        """Return how long running responses may take, None for as long as they need."""
+        """Return the seconds that running responses have, None without a limit."""
         while (order := await self._channel.ordered()) is not None:
             match order:
                 case InForce():
@@ -181,7 +181,7 @@ class _Worker:
         return None
 
     async def _end(self, runner: ServerRunner, grace: float | None) -> None:
-        """Let running responses end; a main process that said stop, and has ended, ends them."""
+        """Let running responses end; the death of a main process that ordered a stop ends them."""
         ends = [asyncio.create_task(runner.cleanup(), name="end responses")]
         if grace is not None:
             ends.append(asyncio.create_task(self._channel.ordered(), name="end at once"))

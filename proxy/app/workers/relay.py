@@ -1,7 +1,7 @@
-"""Passes requests on to the main process, and its responses back, as they are.
+"""Forwards requests to the main process, and its responses back, unchanged.
 
-The main process learns from one header who the client is. Clients cannot forge it: a worker writes
-it anew on each request, and only workers can connect to the main process.
+One header identifies the client to the main process. Clients cannot forge it: a worker overwrites
+it on each request, and only workers can connect to the main process.
 """
 
 import json
@@ -37,7 +37,7 @@ CLIENT: Final = "Millpond-Client"
 _ORIGIN: Final = "http://millpond"
 _PIECE: Final = 128 * 1024
 _CONNECT_SECONDS: Final = 10.0
-"""How long a request waits for a connection; then its client is asked to retry."""
+"""Seconds that a request waits for a connection; then its client gets 503 and should retry."""
 
 _HOP_BY_HOP: Final = (
     *("Connection", "Expect", "Keep-Alive", "Proxy-Connection"),
@@ -77,7 +77,7 @@ class Relay:
             return replies.failed(Exchange(request), Overloaded("no answer; retry"))
 
     def rest_of(self, request: BaseRequest) -> "Rest":
-        """Return what gives the rest of the blob that a request is about."""
+        """Return the source of the rest of the blob that a request is for."""
         return Rest(self._ask, request)
 
     def _ask(
@@ -107,7 +107,7 @@ class Rest:
         self, target: Target, digest: Digest, failed: Local | Live, sent: range
     ) -> AsyncGenerator[bytes, None]:
         """Yield the bytes after those that were ``sent``. Raises ``UpstreamUnavailable``."""
-        del failed  # the main process finds out what is wrong with it
+        del failed  # the main process detects the damage
         offset = sent.stop
         try:
             async with self._ask(self._request, Range=f"bytes={offset}-") as answer:
@@ -147,7 +147,7 @@ def _end_to_end(headers: Any) -> CIMultiDict[str]:
 
 
 def _client(request: BaseRequest) -> str:
-    """Return what a connection says about its client."""
+    """Return the facts about the client of a connection."""
     connection = request.protocol
     certificate = connection.certificate if isinstance(connection, Connection) else None
     peer = connection.peername

@@ -1,4 +1,4 @@
-"""What a worker reports to the main process: uses, pulls, counts and log lines, in batches."""
+"""Reports of a worker to the main process: uses, pulls, counts and log lines, in batches."""
 
 import asyncio
 import json
@@ -19,16 +19,16 @@ from proxy.runtime.metrics import Metrics
 
 LINES: Final = b"l"
 COUNTS: Final = b"c"
-"""What a frame begins with: lines of the log follow, or a report in JSON."""
+"""The first byte of a frame: lines of the log follow, or a report in JSON."""
 
 MAX_USES: Final = 50_000
-"""Uses of one report; while the main process takes none, the oldest are forgotten."""
+"""Maximum number of uses in one report; while none can be sent, the oldest are dropped."""
 
 MAX_TEXT: Final = 16 * 1024 * 1024
 """Characters of log lines that wait."""
 
 MAX_PULLS: Final = 5000
-"""Pulls of one report; the oldest are forgotten."""
+"""Maximum number of pulls in one report; the oldest are dropped."""
 
 _TEXT_EACH: Final = 1024 * 1024
 
@@ -56,7 +56,7 @@ class Uses:
 
 
 class Pulls:
-    """The pulls that were answered, while the main process wants to hear of them."""
+    """The answered pulls, while the main process asks for them."""
 
     def __init__(self, *, are_wanted: bool) -> None:
         self.are_wanted = are_wanted
@@ -67,7 +67,7 @@ class Pulls:
         return self.are_wanted and kind is EventKind.PULL
 
     def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
-        """Note a pull; the main process emits the other kinds."""
+        """Record a pull; the main process emits the other kinds."""
         if self.wanted(kind):
             self._pulls.append([time.time(), subject, data])
 
@@ -102,7 +102,7 @@ class LogLines(StringIO):
         return len(text)
 
     def taken(self) -> str:
-        """Return some of what was written, whole writes, and forget it."""
+        """Remove and return some of the lines, in whole writes."""
         with self._lock:
             size = count = 0
             while count < len(self._texts) and size < _TEXT_EACH:
@@ -114,7 +114,7 @@ class LogLines(StringIO):
 
 
 class Reports:
-    """Collects what there is to report, and sends it."""
+    """Collects reports, and sends them."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Pulls an image with the real client of this machine, and finds out whether Millpond served it.
+"""Pulls an image with the real client of this machine, and checks whether Millpond served it.
 
-The proof is Millpond's own: with the right of an operator, the event of this pull; else its
-public counters, which also move when other clients pull at the same time.
+The evidence comes from Millpond: with operator access, the event of this pull; else its public
+counters, which also change when other clients pull at the same time.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """The commands of a client: pull, look whether it has the image, remove the image."""
+    """The commands of a client: pull an image, check for it, remove it."""
 
     pull: tuple[str, ...]
     inspect: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ def programs(client: ClientName, instance: Instance, image: str) -> Programs:
             show = ("helm", "show", "chart", f"oci://{instance.host}/{chart}")
             return _found(Programs((*show, "--version", version, *option)))
         case ClientName.KANIKO:
-            raise ConfigError("kaniko runs in a container of its own: nothing to check here")
+            raise ConfigError("kaniko runs in a separate container, so it cannot be checked here")
 
 
 def _containerd(image: str) -> Programs:
@@ -159,7 +159,7 @@ async def check(server: "Client", programs: Programs, image: str) -> Finding:
 
 
 class _Pulls:
-    """Watches the server's events for a pull of one repository, if it gives them to us."""
+    """Watches the server's events for a pull of one repository, if the server permits that."""
 
     def __init__(self, server: "Client", image: str) -> None:
         self._server = server
@@ -204,7 +204,7 @@ async def _served(server: "Client", upstream: str) -> int:
 
 
 async def _moved(server: "Client", upstream: str, quiet: int) -> int:
-    """Return the count once it has moved and stays, or after ``SETTLE_SECONDS``."""
+    """Return the count once it has changed and is stable, or after ``SETTLE_SECONDS``."""
     last = quiet
     for _ in range(round(SETTLE_SECONDS / _STEP)):
         now = await _served(server, upstream)

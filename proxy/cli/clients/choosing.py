@@ -1,4 +1,4 @@
-"""Finds the Millpond that clients are set up for: from the settings, or by asking the address."""
+"""Finds the Millpond that clients are set up for: in the settings, or by asking its address."""
 
 import asyncio
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from proxy.settings.upstreams import check_name
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the options say of the instance."""
+    """The options that select the instance."""
 
     address: str | None
     upstreams: tuple[str, ...]
@@ -38,9 +38,9 @@ class Choice:
 def instance(choice: Choice) -> Instance:
     """Return the instance. Raises ``ConfigError``.
 
-    There are two cases. Without an address, or with a configuration named beside it, the settings
-    say everything. An address alone may be on another machine, whose settings are not here: it is
-    asked for its registries, and whether it wants a login.
+    There are two cases. Without an address, or with a configuration in addition to it, the settings
+    have everything. An address alone may be on another machine, whose settings are not available:
+    the server reports its registries, and whether it requires a login.
     """
     ca = _text(choice.ca_file, "--ca-file") if choice.ca_file is not None else None
     if ca is not None and "-----BEGIN CERTIFICATE-----" not in ca:

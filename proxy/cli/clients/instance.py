@@ -1,4 +1,4 @@
-"""The Millpond that clients are set up for: its address, its registries, and what it asks for."""
+"""The Millpond that clients are set up for: its address, its registries, and its login."""
 
 import base64
 import json
@@ -76,7 +76,7 @@ class Instance:
 
     @property
     def is_loopback(self) -> bool:
-        """The address leads to the client's own machine."""
+        """The address is on the client's own machine."""
         try:
             return ip_address(self.url.host or "").is_loopback
         except ValueError:
@@ -84,7 +84,7 @@ class Instance:
 
     @property
     def mirrors_docker_hub(self) -> bool:
-        """Images of Docker Hub are among those to mirror."""
+        """The registries to mirror include Docker Hub."""
         return any(registry.name == DOCKER_HUB for registry in self.registries)
 
     def hidden(self, text: str) -> str:

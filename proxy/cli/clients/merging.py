@@ -1,6 +1,6 @@
-"""Puts settings into the files of others: their keys, order and comments stay.
+"""Merges settings into existing files, and preserves their other keys, order and comments.
 
-Mappings are merged key by key, lists get what they lack, other values are replaced.
+Mappings are merged key by key, missing items are added to lists, other values are replaced.
 """
 
 import json
@@ -25,7 +25,7 @@ class Unreadable(Exception):
 
 
 class Format(Enum):
-    """How the text of a file is merged with what it has to contain."""
+    """How required settings are merged into the text of a file."""
 
     JSON = "json"
     TOML = "toml"
@@ -34,7 +34,7 @@ class Format(Enum):
 
 
 def merge(format_: Format, current: str, wanted: str) -> str:
-    """Return ``current`` with all that ``wanted`` says; the same text if it says that already.
+    """Return ``current`` with all settings of ``wanted``; the same text if it has them already.
 
     Raises ``Unreadable`` if ``current`` cannot be parsed or has another shape.
     """
@@ -60,7 +60,7 @@ def _merge_json(current: str, wanted: str) -> str:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object; one that has a key twice would lose a value."""
+    """Return an object; refuse a duplicate key, because one of its values would be lost."""
     document = dict(pairs)
     if len(document) != len(pairs):
         names = [name for name, _ in pairs]
@@ -126,7 +126,7 @@ def _update(target: Any, wanted: Any, path: str) -> None:
 
 
 def _extend(target: Any, wanted: list[Any], path: str) -> None:
-    """Put what a list lacks in front of it, so that it counts first; tables go to its end."""
+    """Add missing items in front of a list, so that they take precedence; tables at its end."""
     if not isinstance(target, list):
         raise Unreadable(f"{path} is not a list")
     for place, value in enumerate(wanted):
@@ -140,7 +140,7 @@ def _extend(target: Any, wanted: list[Any], path: str) -> None:
 
 
 def _same(tables: list[Any], wanted: dict[str, Any]) -> Any:
-    """Return the table of a list that is about the same thing, None without one."""
+    """Return the table of a list with the same key, None without one."""
     for key in _IDENTITIES:
         for table in tables:
             if key in wanted and isinstance(table, dict) and table.get(key) == wanted[key]:

@@ -1,6 +1,6 @@
 """The files of each client, exactly as it has to find them. ``docs/clients.md`` is made of these.
 
-Clients differ in what they can do with a mirror; the docstring of a recipe says how.
+Clients differ in their support for mirrors; the docstring of a recipe explains it.
 """
 
 import json
@@ -23,7 +23,7 @@ Read = Callable[[str], str | None]
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of a client: what it has to contain, and how that is merged with what is there."""
+    """A file of a client: its required settings, and how they are merged into an existing file."""
 
     path: str
     format: Format
@@ -34,7 +34,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one client is set up: files, commands to run after, examples of use, what to know."""
+    """The setup of one client: files, commands to run afterwards, examples, and notes."""
 
     files: tuple[File, ...] = ()
     commands: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Recipe:
 
 
 def recipe(client: ClientName, instance: Instance, read: Read = lambda _: None) -> Recipe:
-    """Return the recipe of a client; ``read`` gives the files that it depends on.
+    """Return the recipe of a client; ``read`` returns the files that it depends on.
 
     Raises ``Unreadable`` if one of these rules the recipe out.
     """

@@ -1,4 +1,4 @@
-"""Writes the files of a recipe below a root: what changes, with a backup, and atomically."""
+"""Writes the changed files of a recipe below a root, atomically and with backups."""
 
 import difflib
 import os
@@ -15,7 +15,7 @@ from proxy.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A file that does not yet say what it has to; ``before`` None: there is no file."""
+    """A file that needs a change; ``before`` None: there is no file."""
 
     path: Path
     before: str | None
@@ -95,7 +95,7 @@ def write(change: Change, time: str) -> Path | None:
 
 
 def _replace(path: Path, text: str, mode: int, owner: os.stat_result | None = None) -> None:
-    """Write a file through another one that takes its place when it is complete and synced."""
+    """Replace a file by a temporary one, once that is complete and synced."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:

@@ -1,6 +1,6 @@
-"""Bundles: images as files that are carried to another cache.
+"""Bundles: images as files for another cache.
 
 A bundle is an OCI image layout, as a tar file or a directory, that other tools read too.
-``contents`` says what is in it and is signed (``signatures``); ``trees`` reads what may be hostile;
-``archive`` writes. Nothing here knows a cache: ``web.admin`` and ``cli`` connect both.
+``contents`` lists its content and is signed (``signatures``); ``trees`` reads untrusted files;
+``archive`` writes. This package does not depend on a cache: ``web.admin`` and ``cli`` connect both.
 """

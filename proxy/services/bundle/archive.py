@@ -1,6 +1,6 @@
 """Writes the files of a bundle: into a tar file, into one in several parts, or into a directory.
 
-What is being written has ``.partial`` behind its name until it is complete and on the disk.
+The name of an output ends in ``.partial`` until the output is complete and durable.
 """
 
 import os
@@ -17,7 +17,7 @@ _END: Final = bytes(2 * _BLOCK)
 
 
 class Sink(Protocol):
-    """Takes files, one after the other. Blocks. Methods raise ``OSError``."""
+    """Writes files, one after the other. Blocks. Methods raise ``OSError``."""
 
     def begin(self, name: str, size: int) -> None:
         """Begin a file of ``size`` bytes."""
@@ -44,6 +44,9 @@ def open_sink(output: str, max_part: int | None) -> Sink:
             raise ConfigError("--max-part-size: a directory has no parts; name a file")
         if path.exists() and any(path.iterdir()):
             raise ConfigError(f"{path}: the directory is not empty")
+        partial = _partial(path)
+        if partial.exists() and any(partial.iterdir()):  # its files would be in the bundle
+            raise ConfigError(f"{partial}: left by an export that was killed; remove it")
         return DirectorySink(path)
     taken = path if max_part is None else _part(path, 1)
     if taken.exists():
@@ -115,7 +118,7 @@ class TarSink:
         path = self._path
         if self._max_part is not None:
             path = _part(path, len(self._written) + 1)
-        path = path.with_name(f"{path.name}{PARTIAL}")
+        path = _partial(path)
         self._file = path.open("wb", buffering=0)
         self._written.append(path)
         self._room = -1 if self._max_part is None else self._max_part
@@ -132,7 +135,7 @@ class DirectorySink:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._partial = path.with_name(f"{path.name}{PARTIAL}")
+        self._partial = _partial(path)
         self._file: BinaryIO | None = None
         self._files: list[Path] = []
         self._partial.mkdir(parents=True, exist_ok=True)
@@ -184,6 +187,10 @@ class DirectorySink:
 
 def _part(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number:03}")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}{PARTIAL}")
 
 
 def _sync_directory(path: Path) -> None:

@@ -1,7 +1,7 @@
-"""The contents file of a bundle: what is in it, what it leaves out, and where its tags point.
+"""The contents file of a bundle: its blobs, the blobs that it omits, and its tags.
 
-It is signed, so it proves every blob by its digest. Unknown fields are ignored: a later version may
-add some.
+It is signed, so it authenticates every blob by digest. Unknown fields are ignored: a later version
+may add some.
 """
 
 import json
@@ -29,10 +29,10 @@ _MAX_TIME: Final = 1e11
 
 @dataclass(frozen=True, slots=True)
 class BundledBlob:
-    """Content of a bundle; ``is_included`` False: left out, because the other side has it.
+    """Content of a bundle; ``is_included`` False: omitted, because the other side has it.
 
-    ``media_type`` is None for content that is no manifest. ``is_public``: its registry gives it to
-    anybody.
+    ``media_type`` is None for content that is not a manifest. ``is_public``: its registry serves it
+    to every client.
     """
 
     digest: Digest
@@ -64,7 +64,7 @@ class BundledTag:
 
 @dataclass(slots=True)
 class Contents:
-    """What a bundle has. ``links`` says which repository may serve which blobs.
+    """The contents of a bundle. ``links`` lists which repository may serve which blobs.
 
     ``source`` and ``creator`` are text for people, ``created_at`` is in Unix seconds.
     """
@@ -81,7 +81,7 @@ class Contents:
 
     @property
     def included(self) -> Iterator[BundledBlob]:
-        """The blobs that are in the bundle, manifests first: a reader meets them in this order."""
+        """The blobs that are in the bundle, manifests first, in the order of the file."""
         blobs = [blob for blob in self.blobs.values() if blob.is_included]
         yield from (blob for blob in blobs if blob.media_type is not None)
         yield from (blob for blob in blobs if blob.media_type is None)
@@ -92,7 +92,7 @@ class Contents:
         return (blob for blob in self.blobs.values() if not blob.is_included)
 
     def without(self, held: Iterable[Digest]) -> None:
-        """Leave out what the other side has."""
+        """Omit the blobs that the other side has."""
         for digest in held:
             if (blob := self.blobs.get(digest)) is not None:
                 self.blobs[digest] = BundledBlob(
@@ -123,7 +123,7 @@ def parse(text: bytes) -> Contents:
     except (ValueError, RecursionError):
         raise RequestInvalid(f"{NAME}: not JSON") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise RequestInvalid(f"{NAME}: not the contents of a bundle")
+        raise RequestInvalid(f"{NAME}: not the contents file of a bundle")
     if document.get("version") != VERSION:
         raise RequestInvalid(
             f"{NAME}: version {document.get('version')!r} is not known here; a newer Millpond "
@@ -131,7 +131,9 @@ def parse(text: bytes) -> Contents:
         )
     try:
         return _parsed(document)
-    except (KeyError, TypeError, ValueError, RegistryError) as error:
+    except AttributeError:
+        raise RequestInvalid(f"{NAME}: an entry is no object") from None
+    except (KeyError, TypeError, ValueError, ArithmeticError, RegistryError) as error:
         raise RequestInvalid(f"{NAME}: {_reason(error)}") from None
 
 

@@ -1,7 +1,7 @@
 """Reads images that other tools have written: OCI layouts, ``docker save``, ``registry:2``.
 
-Their blobs keep their digests, but for the manifests of ``docker save`` in its old form, which has
-none: they are made here, so these images have other digests than at their registry.
+Blobs keep their digests. The old format of ``docker save`` has no manifests: this module creates
+them, so the digests of these images differ from those at their registry.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """Names for images that have no full one: of one image, and the registry of repositories."""
+    """Names for images without a full one: the name of one image, the registry of repositories."""
 
     image: str | None = None
     upstream: str = "docker.io"
 
     def target(self, name: str) -> Target:
-        """Return the repository that a name means, completed as docker does."""
+        """Return the repository of a name, completed as docker does."""
         first, slash, rest = name.partition("/")
         if slash and ("." in first or ":" in first or first == "localhost"):
             return Target("docker.io" if first == "index.docker.io" else first, parse_repo(rest))
@@ -51,7 +51,7 @@ class Naming:
 
 
 class Bytes:
-    """A file that is in memory."""
+    """A file in memory."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -67,7 +67,7 @@ class Bytes:
 
 @dataclass(slots=True)
 class FoundImages:
-    """What another tool has written, and what of it cannot be imported."""
+    """Images that another tool has written, and the problems with them."""
 
     kind: str
     contents: Contents
@@ -76,7 +76,7 @@ class FoundImages:
 
 
 def read(tree: Tree, path: Path, naming: Naming) -> FoundImages:
-    """Return the images at a path. Blocks. Raises ``RequestInvalid`` if nothing is understood."""
+    """Return the images at a path. Blocks. Raises ``RequestInvalid`` for an unknown format."""
     seen_at = path.stat().st_mtime if path.exists() else 0.0
     found = FoundImages("", Contents(str(path), "", seen_at))
     if (root := _registry_root(tree)) is not None and isinstance(tree, DirectoryTree):
@@ -199,7 +199,7 @@ def _hashed(tree: Tree, name: str) -> tuple[Digest, int]:
 
 
 def _registry_root(tree: Tree) -> str | None:
-    """Return where the storage of a registry begins, None if it is none."""
+    """Return the root of a registry's storage, None if it is not one."""
     for root in (_REGISTRY, "registry/v2", "v2", "."):
         if tree.is_folder(_inside(root, "repositories")) and tree.is_folder(_inside(root, "blobs")):
             return root
@@ -207,7 +207,7 @@ def _registry_root(tree: Tree) -> str | None:
 
 
 def _read_registry(tree: DirectoryTree, root: str, naming: Naming, found: FoundImages) -> None:
-    """Read the file system of Distribution, whose layout is that of its versions 2 and 3.
+    """Read the storage directory of Distribution, versions 2 and 3.
 
     https://distribution.github.io/distribution/ (``registry/storage/paths.go``)
     """
@@ -290,9 +290,9 @@ def _add_image(
 
 
 def _add_tree(blobs: _Blobs, target: Target, root: Descriptor, found: FoundImages) -> bool:
-    """Add a manifest and what it lists, as far as it is there; return if the manifest is.
+    """Add a manifest and the content in it that exists; return True if the manifest exists.
 
-    Registries in proxy mode and layouts of one platform have indexes whose images are not there.
+    Registries in proxy mode and layouts of one platform have indexes without some of their images.
     """
     todo = [(root, 0)]
     linked: dict[Digest, None] = {}

@@ -1,4 +1,4 @@
-"""The files of a bundle that other tools look for: ``index.json`` and ``manifest.json``."""
+"""The files of a bundle that other tools need: ``index.json`` and ``manifest.json``."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from proxy.services.bundle.contents import BundledTag, Contents
 
 DEFAULT_REGISTRY: Final = "docker.io"
 MAX_LOADABLE: Final = 10_000
-"""Images that ``manifest.json`` names. ``docker load`` is not for more."""
+"""Maximum number of images in ``manifest.json``, because ``docker load`` is not for more."""
 
 
 def blob_name(digest: Digest) -> str:
@@ -33,7 +33,7 @@ OCI_LAYOUT: Final = b'{"imageLayoutVersion": "1.0.0"}'
 def files_for_others(contents: Contents, bodies: Mapping[Digest, bytes]) -> dict[str, bytes]:
     """Return the files of a bundle that other tools read; ``bodies`` are those of its manifests.
 
-    Tags whose manifest is left out of the bundle are left out of them too.
+    Tags whose manifest the bundle omits are omitted too.
     """
     files = {"oci-layout": OCI_LAYOUT}
     entries = []
@@ -52,10 +52,10 @@ def files_for_others(contents: Contents, bodies: Mapping[Digest, bytes]) -> dict
 
 
 class _Loadable:
-    """Finds what ``docker load`` needs: it knows tags, one configuration each, and layers.
+    """Finds the files that ``docker load`` needs: for each tag one configuration, and its layers.
 
-    Of an index it takes the first image that is in the bundle with everything. Layers stay
-    compressed; docker decompresses them.
+    Of an index it selects the first image that is complete in the bundle. Layers stay compressed;
+    docker decompresses them.
     """
 
     def __init__(self, contents: Contents, bodies: Mapping[Digest, bytes]) -> None:

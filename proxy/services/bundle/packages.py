@@ -1,8 +1,8 @@
-"""Opens what can be imported: a bundle, or images that another tool has written.
+"""Opens packages for import: a bundle, or images that another tool has written.
 
-A package has contents, and knows in which file of its tree each blob is. Nothing is believed: a
-signature proves the contents file, that proves every other file, and the cache hashes again what it
-gets.
+A package has contents, and the file of each blob. Packages are not trusted: a signature
+authenticates the contents file, its digests authenticate every other file, and the cache hashes
+everything again.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ _MAX_SHOWN: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """Something to import. ``places`` has the file of each blob, or its bytes.
+    """A package to import. ``places`` has the file of each blob, or its bytes.
 
-    ``signer`` is the key that signed it, None for what is not signed. Close it when done.
+    ``signer`` is the key that signed it, None without a signature. Close it when done.
     """
 
     tree: Tree
@@ -71,10 +71,10 @@ class Package:
 def open_package(
     path: Path, trusted: Iterable[TrustedKey] | None, naming: foreign.Naming
 ) -> Package:
-    """Return what is at a path. ``trusted`` None: signatures do not matter.
+    """Return the package at a path. ``trusted`` None: signatures are not required.
 
-    Blocks. Raises ``ConfigError`` for what cannot be read, ``RequestInvalid`` for a bundle that is
-    damaged or not signed by a trusted key, and for what is none.
+    Blocks. Raises ``ConfigError`` if it cannot be read, ``RequestInvalid`` if it is not a package,
+    is damaged, or is not signed by a trusted key.
     """
     tree = open_tree(path)
     try:

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from proxy.core.errors import ConfigError, RequestInvalid
 
 NAMESPACE: Final = "millpond-bundle"
-"""What a signature is for: one made for mail or for Git is none for a bundle."""
+"""The purpose of a signature: one for mail or Git is not valid for a bundle."""
 
 MAX_SIGNATURE: Final = 8 * 1024
 MAX_KEY: Final = 64 * 1024
@@ -41,7 +41,7 @@ _WIDTH: Final = 70
 
 @dataclass(frozen=True, slots=True)
 class TrustedKey:
-    """A public key, and how to show it."""
+    """A public key, and its name for people."""
 
     key: Ed25519PublicKey
     name: str
@@ -158,7 +158,7 @@ def _without_magic(body: bytes) -> bytes:
 
 
 def _signed(message: bytes, algorithm: str) -> bytes:
-    """Return what is signed: never the message itself (PROTOCOL.sshsig)."""
+    """Return the bytes that are signed, which contain a hash of the message (PROTOCOL.sshsig)."""
     digest = hashlib.new(algorithm, message).digest()
     return _MAGIC + b"".join(map(_string, (NAMESPACE.encode(), b"", algorithm.encode(), digest)))
 

@@ -1,8 +1,8 @@
 """Reads the files of a bundle, a layout or an archive, none of which can be trusted.
 
-A tree is a directory, a tar file, or a tar file in several parts. Only regular files count: a link,
-a device, an entry that leads out of the tree, and two entries with one name are refused, because no
-tool writes them into an image layout, and each has been used for an attack.
+A tree is a directory, a tar file, or a tar file in several parts. Only regular files are accepted.
+A link, a device, an entry outside the tree, and two entries with one name are refused: no tool
+writes them into an image layout, and each has been used for an attack.
 """
 
 import errno
@@ -20,7 +20,7 @@ from proxy.core.errors import ConfigError, RequestInvalid
 MAX_FILES: Final = 4_000_000
 MAX_NAME: Final = 512
 MAX_HEADER: Final = 1024 * 1024
-"""Bytes that are read at once of an archive's headers: one may claim gigabytes."""
+"""Maximum size in bytes of a header in an archive: it may claim gigabytes."""
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -47,7 +47,7 @@ class Tree(Protocol):
     """Files by their names, which have ``/`` between their components. Close it when done."""
 
     def names(self, folder: str) -> Iterator[str]:
-        """Yield the names of what is directly in a folder; none if there is no such folder."""
+        """Yield the names directly in a folder; none if there is no such folder."""
 
     def open(self, name: str) -> TreeFile | None:
         """Return a file, None if there is none. Raises ``RequestInvalid`` for anything else."""
@@ -56,7 +56,7 @@ class Tree(Protocol):
         """Return True if a name is that of a folder."""
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all open files."""
 
 
 def open_tree(path: Path) -> Tree:
@@ -289,11 +289,11 @@ class JoinedFiles:
             offset, size = offset + len(piece), size - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def read(self, size: int = -1) -> bytes:
-        """Return the next bytes. Raises ``ValueError`` for more than any header has."""
-        if size > MAX_HEADER:
-            raise ValueError("a header is too long")
-        piece = self.pread(self._at, self.size - self._at if size < 0 else size)
+    def read(self, size: int) -> bytes:
+        """Return the next bytes. Raises ``ValueError`` for a size that no header has."""
+        if not 0 <= size <= MAX_HEADER:
+            raise ValueError("a header has a wrong size")
+        piece = self.pread(self._at, size)
         self._at += len(piece)
         return piece
 

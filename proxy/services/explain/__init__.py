@@ -1,4 +1,4 @@
-"""Explains what Millpond does with an image, and why. Sends no request, and counts no use.
+"""Explains how Millpond handles an image, and why. Sends no request, and counts no use.
 
 ``facts`` are the parts of an explanation; ``holding``, ``freshness``, ``prospects`` and ``keeping``
 gather them.
@@ -41,7 +41,7 @@ class Explainer:
         self._keeper = Keeper(content, pins, feeds)
 
     async def explain(self, image: Image, choice: Choice) -> Explanation:
-        """Return what is known of an image, whose target ``choice`` has chosen.
+        """Return the explanation of an image, whose target ``choice`` has chosen.
 
         Raises ``RegistryError`` if the upstream is no longer configured.
         """
@@ -70,7 +70,7 @@ class Explainer:
 
 
 def _confirmed(pull: Pull) -> Pull:
-    """Return a pull of an upstream that is asked with the login of each client."""
+    """Return a pull from an upstream with ``credentials: caller``."""
     return replace(pull, because=f"{pull.because}; the registry has to confirm each client")
 
 

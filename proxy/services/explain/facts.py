@@ -1,4 +1,4 @@
-"""What an explanation of an image consists of. Times are Unix seconds; None: without limit."""
+"""The parts of an explanation of an image. Times are Unix seconds; None: without limit."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ from proxy.services.inventory import State
 
 
 class Answer(StrEnum):
-    """What the next pull of an image does."""
+    """The result of the next pull of an image."""
 
     SERVE = "serve"
     """It is answered from the cache."""
@@ -29,7 +29,7 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The upstream of an image, and what chose it: ``text`` is the part of the name that did."""
+    """The upstream of an image, and how it was chosen: ``text`` is the decisive part of a name."""
 
     by: By
     text: str
@@ -49,7 +49,7 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """How the registry is asked. ``sources`` are asked before it, in order."""
+    """The registry of an image. ``sources`` are asked before it, in order."""
 
     scope: str
     credentials: str
@@ -62,7 +62,7 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Content that is not held; ``size`` in bytes is what the manifest says."""
+    """Content that is not held; ``size`` in bytes is from the manifest."""
 
     digest: Digest
     size: int
@@ -87,7 +87,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What is held of an image. ``is_linked``: its repository is known to have it."""
+    """The held content of an image. ``is_linked``: its repository is known to have it."""
 
     digest: Digest | None
     media_type: str | None
@@ -121,7 +121,7 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """What a pull does now, and why. ``costs``: the requests to the registry."""
+    """The result of a pull now, and the reason. ``costs``: the requests to the registry."""
 
     answer: Answer
     because: str
@@ -130,7 +130,7 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Offline:
-    """What a pull gets offline: ``is_served`` if all of an image is here."""
+    """The result of a pull offline: ``is_served`` if the image is complete."""
 
     is_served: bool
     because: str
@@ -140,8 +140,8 @@ class Offline:
 class Keeping:
     """Why an image is kept or may be evicted. Sizes in bytes.
 
-    ``is_next``: the next eviction takes it. ``oldest_use`` is the last use of the coldest content.
-    ``expires_at``: it is evicted then if it is not used again.
+    ``is_next``: the next eviction removes it. ``oldest_use`` is the oldest last use of any content.
+    ``expires_at``: time of its eviction if it is not used again.
     """
 
     pinned_by: tuple[str, ...]
@@ -159,7 +159,7 @@ class Keeping:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """All of it. ``freshness`` is None for a digest, which never changes."""
+    """The whole explanation. ``freshness`` is None for a digest, which never changes."""
 
     image: str
     route: Route

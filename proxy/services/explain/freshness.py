@@ -14,9 +14,9 @@ from proxy.services.explain.facts import Freshness
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The digest that a tag is served with, None with a ``problem`` or if the tag is not known.
+    """The digest that is served for a tag, None with a ``problem`` or if the tag is not known.
 
-    ``is_open``: the time at which an image was created decides if another one is served.
+    ``is_open``: the creation time of an image decides whether another one is served.
     """
 
     record: TagRecord | None
@@ -69,13 +69,13 @@ def freshness_of(origin: Origin, target: Target, tag: Tag, standing: Standing) -
 
 
 def _change(origin: Origin, tag: Tag) -> str | None:
-    """Return why a tag is fresh for another time than ``tag_ttl``."""
+    """Return why the time for which a tag is fresh differs from ``tag_ttl``."""
     if origin.rule.offline:
-        return "this is offline, so any age will do"
+        return "the registry is offline, so the age does not matter"
     if policy.is_attachment(tag):
         return "it is the tag of a signature, so signature_ttl applies"
     if origin.rule_for(tag) != origin.rule:
-        return "few pulls are left of the rate limit, so tags stay fresh for longer"
+        return "the rate limit is nearly used up, so tags stay fresh for longer"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What is held of an image, platform by platform. Counts no use."""
+"""The held content of an image, by platform. Counts no use."""
 
 from typing import Final
 
@@ -21,7 +21,7 @@ ATTESTATION: Final = "attestation"
 
 
 async def held_of(content: Content, target: Target, digest: Digest | None) -> Held:
-    """Return what is held of an image; None for a tag whose digest is not known."""
+    """Return the held content of an image; None for a tag whose digest is not known."""
     record = None if digest is None else await content.record(digest)
     if digest is None or record is None:
         return Held(digest, None, State.ABSENT, 0, is_linked=False)

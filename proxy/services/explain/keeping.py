@@ -13,7 +13,7 @@ _NO_DIGEST: Final = Digest("")
 
 
 class Keeper:
-    """Knows what protects content, and how cold it is."""
+    """Finds what protects an image from eviction, and when it was last used."""
 
     def __init__(self, content: Content, pins: Pins, feeds: Feeds) -> None:
         self._content = content
@@ -65,7 +65,7 @@ class Keeper:
         )
 
     async def _is_next(self, digest: Digest) -> bool:
-        """Return True if the next eviction, from the high to the low mark, takes a manifest."""
+        """Return True if the next eviction, from the high to the low mark, removes a manifest."""
         evictor = self._content.evictor
         limit, quota = evictor.limit, evictor.quota
         above = max(evictor.used, limit * quota.high_mark) - limit * quota.low_mark

@@ -1,4 +1,4 @@
-"""Predicts what a pull does now, and what it gets offline. Sends no request to a registry."""
+"""Predicts the result of a pull now and offline. Sends no request to a registry."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,7 +34,7 @@ class Prospects:
         self._clock = clock
 
     async def of_tag(self, target: Target, tag: Tag, standing: Standing, held: Held) -> Pull:
-        """Return what a pull of a tag does now."""
+        """Return the result of a pull of a tag now."""
         origin, record = self._sources[target.upstream], standing.record
         if standing.as_of is not None and held.digest is not None:
             pull = await self.of_digest(target, held.digest, held)
@@ -58,7 +58,7 @@ class Prospects:
                 assert_never(action)
 
     async def of_digest(self, target: Target, digest: Digest, held: Held) -> Pull:
-        """Return what a pull by digest does now."""
+        """Return the result of a pull by digest now."""
         origin = self._sources[target.upstream]
         if origin.rule.offline:
             return _offline(held, origin)
@@ -71,7 +71,7 @@ class Prospects:
         return Pull(Answer.SERVE, "a digest never changes, but the pull first checks min_age")
 
     async def _fetch(self, target: Target, ref: str, because: str) -> Pull:
-        """Return what a pull of a manifest that is not held does."""
+        """Return the result of a pull of a manifest that is not held."""
         origin = self._sources[target.upstream]
         try:
             await self._manifests.absences.refuse(target, ref)
@@ -95,7 +95,7 @@ class Prospects:
         return pull
 
     def _check(self, target: Target, tag: Tag, checked_at: float, held: Held) -> Pull:
-        """Return what a pull of a tag that is no longer fresh does."""
+        """Return the result of a pull of a tag that is no longer fresh."""
         origin = self._sources[target.upstream]
         rule, now = origin.rule_for(tag), self._clock()
         if _fails(origin):
@@ -127,7 +127,7 @@ def _fails(origin: Origin) -> bool:
 
 
 def offline_of(held: Held, origin: Origin) -> Offline:
-    """Return what a pull gets offline: an image is served only if all of it is here."""
+    """Return the result of a pull offline: an image is served only if it is complete."""
     if held.state is State.ABSENT:
         return _unless(origin, "its manifest is not in the cache")
     if not held.is_linked:
@@ -149,7 +149,7 @@ def _unless(origin: Origin, problem: str) -> Offline:
 
 
 def sources_of(origin: Origin) -> list[str]:
-    """Return what is asked before the registry, in order."""
+    """Return the sources before the registry, in order."""
     bucket, peers = origin.elsewhere
     named = [f"the directory {fallback.path}" for fallback in origin.fallbacks]
     named += ["the bucket"] if bucket is not None else []

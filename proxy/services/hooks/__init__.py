@@ -1,4 +1,4 @@
-"""Webhooks of registries: which tags they name, and how a sender proves that it knows the secret.
+"""Webhooks of registries: the tags that they name, and the authentication of their senders.
 
 Pure functions; ``web.admin.hooks`` reads requests, ``services.renewal`` acts on the tags.
 """

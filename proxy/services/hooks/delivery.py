@@ -12,7 +12,7 @@ Headers = Mapping[str, str]
 
 
 class Body(NamedTuple):
-    """The body of a webhook with the headers that came with it, and the JSON object that it is."""
+    """The body of a webhook with its headers, and as a JSON object."""
 
     headers: Headers
     raw: bytes
@@ -20,7 +20,7 @@ class Body(NamedTuple):
 
 
 class Mention(NamedTuple):
-    """A tag that may have changed, and the id of the event that says so, "" without one."""
+    """A tag that may have changed, and the id of its event, "" without one."""
 
     repo: Repo
     tag: Tag
@@ -29,7 +29,7 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The tags that may have changed, none for events about something else.
+    """The tags that may have changed, none for other events.
 
     ``ids`` identify the delivery as a whole: an id that was seen before marks a replay.
     """

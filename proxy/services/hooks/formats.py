@@ -1,4 +1,4 @@
-"""The formats of webhooks: how each is read, and how its senders prove who they are."""
+"""The formats of webhooks: their parsers, and the authentication of their senders."""
 
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -11,20 +11,27 @@ from proxy.services.hooks.proofs import Proof
 
 
 class Format(NamedTuple):
-    """One format: what its documents must have, their parser, and the proofs that it accepts.
+    """One format: its required fields, its parser, and the proofs that it accepts.
 
-    ``tokens`` need no body, ``signatures`` do.
+    ``tokens`` need no body, ``signatures`` do; ``signed_in`` is the header that has the signature.
     """
 
     expected: str
     parse: Callable[[Body], Delivery]
     tokens: tuple[Proof, ...] = ()
     signatures: tuple[Proof, ...] = ()
+    signed_in: str = ""
 
 
 FORMATS: Final = {
     "dockerhub": Format(dockerhub.EXPECTED, dockerhub.parse, (proofs.token_in_url,)),
-    "github": Format(github.EXPECTED, github.parse, (), (proofs.github_signature,)),
+    "github": Format(
+        github.EXPECTED,
+        github.parse,
+        (),
+        (proofs.github_signature,),
+        "X-Hub-Signature-256",
+    ),
     "quay": Format(quay.EXPECTED, quay.parse, (proofs.token_in_url, proofs.authorization)),
     "harbor": Format(harbor.EXPECTED, harbor.parse, (proofs.authorization,)),
     "gitlab": Format(
@@ -32,12 +39,14 @@ FORMATS: Final = {
         gitlab.parse,
         (proofs.gitlab_token, proofs.authorization),
         (proofs.standard_signature,),
+        "webhook-signature",
     ),
     "distribution": Format(
         distribution.EXPECTED,
         distribution.parse,
         (proofs.authorization,),
         (proofs.standard_signature,),
+        "webhook-signature",
     ),
 }
 

@@ -1,7 +1,7 @@
 """Notifications of GitLab's registry, and GitLab's own webhooks where they name a tag.
 
-The registry's are those of distribution. A project's own webhooks name a Git tag or branch:
-pipelines give images the same tag, so that is what may have changed.
+The registry's are those of distribution. A project's own webhooks name a Git tag or branch.
+Pipelines usually push images under the same tag, so that tag may have changed.
 https://docs.gitlab.com/user/project/integrations/webhook_events/
 """
 
@@ -31,7 +31,7 @@ def parse(body: Body) -> Delivery:
 
 
 def _tag(document: Mapping[str, object]) -> str | None:
-    """Return the tag of a webhook, None if it says that no image is ready."""
+    """Return the tag of a webhook, None if no image is ready."""
     match document.get("object_kind"):
         case "tag_push":
             return text(document.get("ref")).removeprefix(_TAGS)

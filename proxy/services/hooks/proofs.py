@@ -1,4 +1,4 @@
-"""How senders of webhooks prove that they know the secret. All comparisons take constant time."""
+"""The authentication of senders of webhooks. All comparisons take constant time."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ LONGEST_AGE: Final = 300.0
 
 
 class Shown(NamedTuple):
-    """What a sender shows: headers, the parameter ``token`` of the URL, the body.
+    """The credentials of a sender: headers, the parameter ``token`` of the URL, the body.
 
     ``now`` is Unix seconds.
     """
@@ -26,17 +26,17 @@ class Shown(NamedTuple):
 
 
 Proof = Callable[[Shown, bytes], bool]
-"""Returns True if a sender knows a secret."""
+"""Returns True if a sender has proven that it knows a secret."""
 
 
 def is_proven(shown: Shown, proofs: Iterable[Proof], secrets: Sequence[bytes]) -> bool:
-    """Return True if one of the proofs holds for one of the secrets."""
+    """Return True if one of the proofs is valid for one of the secrets."""
     held = [proof(shown, secret) for proof in proofs for secret in secrets]
     return any(held)
 
 
 def token_in_url(shown: Shown, secret: bytes) -> bool:
-    """Return True if ``?token=`` is the secret, for senders that take nothing but a URL."""
+    """Return True if ``?token=`` is the secret, for senders that support nothing but a URL."""
     return _is_equal(shown.token, secret)
 
 

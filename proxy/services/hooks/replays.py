@@ -1,4 +1,4 @@
-"""Remembers deliveries, so that replays are ignored."""
+"""Records deliveries, so that replays are ignored."""
 
 import hashlib
 from collections import OrderedDict
@@ -30,7 +30,7 @@ class Replays:
         return at is not None and self._clock() - at < REMEMBERED_SECONDS
 
     def add(self, numbers: Iterable[str]) -> None:
-        """Remember ids."""
+        """Record ids."""
         for number in filter(None, numbers):
             key = _key(number)
             self._seen.pop(key, None)

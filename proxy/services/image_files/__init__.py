@@ -1,7 +1,7 @@
 """Finds the images that files of other tools name: lists, Compose, Kubernetes, Dockerfiles.
 
-Everything here is pure but for files that a Compose file names. What is not understood becomes a
-problem that says where it is, and the rest is still found.
+Everything here is pure, except for files that a Compose file names. A part that cannot be parsed
+becomes a problem with its place, and the rest is still found.
 """
 
 import re
@@ -13,7 +13,7 @@ from proxy.services.image_files.documents import load_all
 from proxy.services.image_files.found import Build, Found
 
 MAX_BYTES: Final = 32 * 1024 * 1024
-"""A rendered chart with its custom resource definitions has a few."""
+"""Maximum size of a file. A rendered chart with its CRDs has a few megabytes."""
 
 _DOCKERFILE_NAME: Final = re.compile(r"(^|[./-])(dockerfile|containerfile)([.-]|$)", re.IGNORECASE)
 _FIRST_INSTRUCTION: Final = re.compile(

@@ -1,7 +1,7 @@
 """Compose files: the images of services, and those that their builds need.
 
-Specification: https://github.com/compose-spec/compose-spec. All profiles count: a lab may need
-each. ``extends`` and ``include`` are followed, if other files may be read.
+Specification: https://github.com/compose-spec/compose-spec. All profiles are included: a lab may
+need each. ``extends`` and ``include`` are followed, if other files may be read.
 """
 
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ class _Reader:
             self._add(service["image"], wanted, place)
 
     def _extended(self, service: Mapped, place: _Place, document: Mapped) -> tuple[Mapped, _Place]:
-        """Return a service with what it inherits; its own values come first."""
+        """Return a service with its inherited values; its own values take precedence."""
         for _ in range(_MAX_FILES):
             extends = service.get("extends")
             if extends is None:
@@ -92,7 +92,7 @@ class _Reader:
         raise ValueError("extends itself")
 
     def _built(self, recipe: object, platform: str | None, where: str, place: _Place) -> None:
-        """Add what a build pulls: the images of its Dockerfile and of its contexts."""
+        """Add the images that a build pulls: those of its Dockerfile and of its contexts."""
         parts = _mapping(recipe) if isinstance(recipe, dict) else {"context": recipe}
         for source in _values(parts.get("additional_contexts")):
             text = self._expanded(source, place)
@@ -160,7 +160,7 @@ def _read_file(path: Path) -> str:
 
 
 def _environment(folder: Path | None, build: Build) -> dict[str, str]:
-    """Return the variables of ``.env`` in the folder; those of the environment beat them."""
+    """Return the variables of ``.env`` in the folder; the environment takes precedence."""
     path = None if folder is None else folder / ".env"
     named = dotenv_values(path) if path is not None and path.is_file() else {}
     return {key: value or "" for key, value in named.items()} | dict(build.variables)

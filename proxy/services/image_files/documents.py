@@ -1,4 +1,4 @@
-"""Reads YAML documents of any size that a person would write, and walks through them."""
+"""Reads YAML documents of bounded size, and walks through them."""
 
 from collections.abc import Iterator
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""What the readers of files take and return."""
+"""The parameters and results of the readers of files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """An image that a file names, and the platform that the file wants (None: says nothing)."""
+    """An image that a file names, and the platform in the file (None: unspecified)."""
 
     name: str
     platform: str | None = None
@@ -16,7 +16,7 @@ class Named:
 
 @dataclass(slots=True)
 class Found:
-    """Images in the order of the file, each once, and what was not understood, with its place."""
+    """Images in the order of the file, each once, and problems with their places."""
 
     images: dict[Named, None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -33,11 +33,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What decides about the images of a build.
+    """The parameters that determine the images of a build.
 
     ``arguments`` are the values of ``--build-arg``, ``variables`` those of the environment, which
-    Compose files use. Platforms are as ``linux/arm64/v8``; ``target`` is the one that the build is
-    for. ``folder`` is where a Compose file lies; None forbids to read other files.
+    Compose files use. Platforms are as ``linux/arm64/v8``; ``target`` is the one of the build.
+    ``folder`` is that of the Compose file; None forbids reading other files.
     """
 
     machine: str

@@ -1,9 +1,9 @@
 """Kubernetes objects of any kind, custom resources included.
 
-The kubelet pulls what ``image`` of a container says, and ``reference`` of an image volume.
-Operators pull what their custom resources name: ``image``, ``sidecarImage``, or a mapping with
-``repository`` and ``tag``; and what the variables ``RELATED_IMAGE_…`` of the operator name
-(Operator Framework, "disconnected environments").
+The kubelet pulls ``image`` of a container, and ``reference`` of an image volume. Operators pull the
+images in their custom resources (``image``, ``sidecarImage``, or a mapping with ``repository`` and
+``tag``) and in the variables ``RELATED_IMAGE_…`` of the operator (Operator Framework, "disconnected
+environments").
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from proxy.services.image_files.references import is_reference, is_surely_refere
 _RELATED: Final = "RELATED_IMAGE_"
 _SCHEMAS: Final = "CustomResourceDefinition"
 _NOT_DESIRED: Final = ("metadata", "status")
-"""Annotations repeat older versions of an object, and ``status`` says what ran before."""
+"""Annotations repeat older versions of an object, and ``status`` lists images of the past."""
 
 
 def read(documents: Iterable[object], name: str) -> Found:
@@ -29,7 +29,7 @@ def read(documents: Iterable[object], name: str) -> Found:
 
 
 def _objects(document: object) -> list[dict[str, object]]:
-    """Return one object, or those of a ``List``, without the parts that want no image."""
+    """Return one object, or those of a ``List``, without the parts that need no image."""
     if not isinstance(document, dict) or document.get("kind") == _SCHEMAS:
         return []
     kind, items = document.get("kind"), document.get("items")

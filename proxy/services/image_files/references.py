@@ -1,4 +1,4 @@
-"""Tells names of images from other text."""
+"""Distinguishes names of images from other text."""
 
 import re
 from typing import Final
@@ -17,5 +17,5 @@ def is_reference(text: str) -> bool:
 
 
 def is_surely_reference(text: str) -> bool:
-    """Return True if text is no single word, so that it can hardly be anything else."""
+    """Return True if text is not a single word, and therefore very likely an image's name."""
     return is_reference(text) and (":" in text or "/" in text)

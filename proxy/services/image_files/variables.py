@@ -1,6 +1,6 @@
 """Expands variables as Dockerfiles and Compose files do.
 
-Both know ``$NAME``, ``${NAME}`` and the operators ``:-``, ``-``, ``:+``, ``+``, ``:?`` and ``?``,
+Both have ``$NAME``, ``${NAME}`` and the operators ``:-``, ``-``, ``:+``, ``+``, ``:?`` and ``?``,
 whose words may have variables again. Dockerfiles also remove prefixes (``#``, ``##``) and suffixes
 (``%``, ``%%``) and replace (``/``, ``//``). A dollar sign is escaped by another character in each.
 """
@@ -49,7 +49,7 @@ def expand(text: str, values: Mapping[str, str], *, escape: str, depth: int = 0)
 
 
 def _closing(text: str, start: int) -> int:
-    """Return where the brace that was opened before ``start`` is closed."""
+    """Return the position of the brace that closes the one opened before ``start``."""
     depth = 1
     for at in range(start, len(text)):
         depth += (text[at] == "{" and text[at - 1] == "$") - (text[at] == "}")

@@ -1,7 +1,7 @@
-"""Sends events to receivers outside: each event waits in a durable queue until it is delivered.
+"""Sends events to receivers: each event waits in a durable queue until it is delivered.
 
-``receivers`` know what they want, ``formats`` and ``signing`` write a request, ``delivery`` sends
-the queue of one receiver. A receiver that is slow or away delays nothing but its own queue.
+``receivers`` select events, ``formats`` and ``signing`` build a request, ``delivery`` sends the
+queue of one receiver. A receiver that is slow or unreachable delays only its own queue.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 class Notifications:
     """All receivers, and their queues in ``outbox``. ``source`` is the URI of this Millpond.
 
-    An async context manager; leaving it keeps what was emitted until then.
+    An async context manager; its exit stores all events that were emitted until then.
     """
 
     def __init__(self, events: Events, outbox: Outbox, metrics: Metrics, source: str) -> None:
@@ -91,7 +91,7 @@ class Notifications:
         self._changed.set()
 
     async def run(self) -> None:
-        """Keep and deliver events until cancelled."""
+        """Store and deliver events until cancelled."""
         while True:
             self._changed.clear()
             async with asyncio.TaskGroup() as group:
@@ -112,7 +112,7 @@ class Notifications:
             await to_its_end(self._keep(subscription.taken()))
 
     def _unsubscribe(self) -> list[Event]:
-        """End the subscription; return the events of it that were not kept yet."""
+        """End the subscription; return its events that were not stored yet."""
         subscription, self._subscription = self._subscription, None
         self._subscribed.close()
         self._lost = 0
@@ -139,7 +139,7 @@ class Notifications:
         await self._count()
 
     async def _count(self) -> None:
-        """Bound the queues, and let receivers look at them."""
+        """Limit the queues, and wake their receivers."""
         for delivery in self._deliveries:
             receiver, counters = delivery.receiver, delivery.counters
             with suppress(StorageError):
@@ -149,7 +149,7 @@ class Notifications:
             delivery.wake()
 
     def _count_lost(self) -> None:
-        """Count what the subscription has lost, for each receiver: any may have wanted it."""
+        """Count the lost events of the subscription for each receiver: all may have been for it."""
         lost = 0 if self._subscription is None else self._subscription.dropped
         for delivery in self._deliveries:
             delivery.counters.dropped["overload"] += lost - self._lost

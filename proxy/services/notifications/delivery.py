@@ -38,11 +38,11 @@ class _End(Enum):
     REFUSED = auto()
     """The receiver rejects the request; a retry is unlikely to succeed."""
     GONE = auto()
-    """The receiver wants no more events (Standard Webhooks: 410)."""
+    """The receiver asked for no more events (Standard Webhooks: 410)."""
 
 
 class _Answer(NamedTuple):
-    """How a request ended, why, and for how many seconds to wait."""
+    """The result of a request, its reason, and the seconds to wait."""
 
     end: _End
     cause: str
@@ -68,14 +68,14 @@ class Delivery:
         self._added = asyncio.Event()
         self._failures = 0
         self.is_gone = False
-        """The receiver has said that it wants no more events."""
+        """The receiver asked for no more events."""
 
     def wake(self) -> None:
-        """Look at the queue: something was added."""
+        """Check the queue: an event was added."""
         self._added.set()
 
     async def run(self) -> None:
-        """Deliver until the receiver wants no more events, or until cancelled."""
+        """Deliver until the receiver asks for no more events, or until cancelled."""
         while not self.is_gone:
             self._added.clear()
             try:
@@ -153,7 +153,7 @@ class Delivery:
 
 
 def _judged(status: int, wait: float | None) -> _Answer:
-    """Return what a status means (Standard Webhooks, "Deliverability and reliability")."""
+    """Return the meaning of a status (Standard Webhooks, "Deliverability and reliability")."""
     cause = f"it answers {status}"
     if 200 <= status < 300:
         return _Answer(_End.DELIVERED, cause)

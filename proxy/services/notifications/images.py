@@ -1,4 +1,4 @@
-"""Which image an event is about, and whether a pattern selects it."""
+"""The image of an event, and whether a pattern selects it."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -15,7 +15,7 @@ _CONTENT: Final = (EventKind.CACHED, EventKind.CORRUPT)
 
 
 def image_of(kind: str, subject: str, data: Mapping[str, Fact]) -> Image | None:
-    """Return the image or repository that an event is about; None if it is about none."""
+    """Return the image or repository of an event; None if it has none."""
     if kind in _NAMED:
         named, at, digest = subject.partition("@")
         name, tag = (named, None) if at else split_tag(named)

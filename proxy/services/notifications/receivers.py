@@ -1,4 +1,4 @@
-"""A receiver of events: which events it gets, and the requests to it."""
+"""A receiver of events: the events that it gets, and the requests to it."""
 
 import json
 import time

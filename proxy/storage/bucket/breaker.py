@@ -1,4 +1,4 @@
-"""Skips a bucket that fails: for a second first, then for twice as long, up to half a minute."""
+"""Skips a failing bucket: for a second at first, then twice as long, up to half a minute."""
 
 import time
 from typing import Final
@@ -10,7 +10,7 @@ from proxy.core.errors import UpstreamUnavailable
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 PROBE_SECONDS: Final = 2.0
-"""After a pause one request is sent; others are skipped for so long, until it is answered."""
+"""After a pause one request is sent; others are skipped for this time, or until its answer."""
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ class Breaker:
 
     @property
     def seconds_left(self) -> float:
-        """How long the bucket is skipped; 0 if it is not."""
+        """Seconds for which the bucket is still skipped; 0 if it is not."""
         return max(0.0, self._skip_until - time.monotonic())
 
     @property

@@ -1,7 +1,7 @@
-"""What the metadata of an object says about its content: its type, and who may have it.
+"""The metadata of an object: the type of its content, and the repositories that may serve it.
 
-Bytes are verified by their digest, but a card is believed: whoever may write to the bucket decides
-to which repositories private content belongs.
+Bytes are verified by their digest, but cards are trusted: anyone who can write to the bucket can
+give any repository access to private content.
 """
 
 import json
@@ -27,8 +27,8 @@ _SCHEMA: Final = 1
 class Card:
     """``media_type`` is None for content that is not a manifest, or not known to be one.
 
-    ``is_public``: its registry gives it to everybody. ``holders`` are repositories of which their
-    registry has confirmed that they hold it.
+    ``is_public``: its registry serves it to every client. ``holders`` are the repositories that
+    contain it, as confirmed by their registry.
     """
 
     media_type: str | None = None
@@ -37,9 +37,9 @@ class Card:
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """Return the card in an object's metadata; one that allows nothing if it is not readable.
+        """Return the card in an object's metadata; an unreadable one permits nothing.
 
-        What a later version adds is ignored.
+        Fields of later versions are ignored.
         """
         document = read_object((text or "").encode())
         media_type = document.get("type")
@@ -50,7 +50,7 @@ class Card:
         )
 
     def text(self) -> str:
-        """Return the metadata. It names as many holders as there is room for."""
+        """Return the metadata, with as many holders as fit."""
         document: dict[str, object] = {"v": _SCHEMA, "type": self.media_type}
         document |= {"public": self.is_public, "in": []}
         names: list[str] = []

@@ -1,8 +1,8 @@
-"""Objects by digest in one bucket. With ``stores``, the only module that knows obstore.
+"""Objects by digest in one bucket. Only this module and ``stores`` import obstore.
 
-Every call has bounds of time, and failures become ours here, in ``_asked``: an object that is not
-there is ``BlobUnknown``, everything else is ``UpstreamUnavailable`` and lets the breaker skip the
-bucket. Why it failed is logged, and not shown to clients.
+Every call has a time limit, and ``_asked`` translates errors: a missing object is ``BlobUnknown``,
+everything else is ``UpstreamUnavailable`` and lets the breaker skip the bucket. The reason is
+logged, and not shown to clients.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Entry(NamedTuple):
 
 
 class BucketClient:
-    """Reads, writes, lists and deletes objects. Owns nothing that has to be closed."""
+    """Reads, writes, lists and deletes objects. Needs no close."""
 
     def __init__(self, name: str, stores: Stores, counters: CacheCounters) -> None:
         self.name: Final = name
@@ -66,11 +66,11 @@ class BucketClient:
 
     @property
     def seconds_left(self) -> float:
-        """How long the bucket is skipped, for reading or for writing; 0 if it is not."""
+        """Seconds for which reading or writing is still skipped; 0 if neither is."""
         return max(self.reading.seconds_left, self.writing.seconds_left)
 
     async def open(self, digest: Digest, offset: int = 0) -> "ObjectReader":
-        """Return an object to be read from ``offset`` on.
+        """Return a reader of an object from ``offset`` on.
 
         Raises ``BlobUnknown``, ``UpstreamUnavailable``.
         """
@@ -114,7 +114,7 @@ class BucketClient:
     ) -> None:
         """Write an object of ``size`` bytes in parts, in place of one that may be there.
 
-        What ``chunks`` raises is raised, and no parts are left behind. A cancellation leaves parts.
+        Errors of ``chunks`` are raised, and no parts are left. A cancellation leaves parts.
         Raises ``UpstreamUnavailable``.
         """
         async with self._asked("put", digest, None):
@@ -169,7 +169,7 @@ class BucketClient:
             return None
 
     def bounded(self, seconds: float) -> AbstractAsyncContextManager[None]:
-        """Bound and translate one step of reading a body. Raises ``UpstreamUnavailable``."""
+        """Limit the time of one step of reading a body. Raises ``UpstreamUnavailable``."""
         return self._translated(self.reading, None, seconds)
 
     def received(self, count: int) -> None:
@@ -177,7 +177,7 @@ class BucketClient:
         self._counters.bucket_read_bytes += count
 
     def fail(self, problem: str) -> UpstreamUnavailable:
-        """Skip the bucket for a while because of what it gave; return the error to raise."""
+        """Skip the bucket for a time because of a bad answer; return the error to raise."""
         return self._failed(self.reading, problem)
 
     def _failed(self, breaker: Breaker, problem: str) -> UpstreamUnavailable:
@@ -252,7 +252,7 @@ class ObjectReader:
         return data
 
     async def whole(self) -> bytes:
-        """Return all that is left. Raises ``UpstreamUnavailable``."""
+        """Return all remaining bytes. Raises ``UpstreamUnavailable``."""
         collected = bytearray()
         while data := await self.read():
             collected += data

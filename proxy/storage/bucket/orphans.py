@@ -1,6 +1,6 @@
 """Finds and removes the parts of uploads that were never completed: S3 charges for them.
 
-obstore cannot list them, so botocore does, loaded only here. Google needs a lifecycle rule for it
+obstore cannot list them, so botocore does, imported only here. Google needs a lifecycle rule for it
 (``docs/operating.md``), and Azure removes such parts after a week.
 """
 
@@ -26,7 +26,7 @@ def sweep(
     begun_here: Collection[Digest],
     running: Collection[Digest],
 ) -> int:
-    """Remove abandoned uploads, and those of objects that this machine has begun before.
+    """Remove abandoned uploads, and those that this machine began before its last start.
 
     Those of ``running`` objects stay.
 
@@ -79,7 +79,7 @@ def _found(client: Any, configured: Bucket, own: Collection[str]) -> Iterator[An
 
 
 def _key(configured: Bucket, digest: str = "") -> str:
-    """Return the name of an object, or what all names begin with."""
+    """Return the name of an object, or the prefix of all names."""
     return "/".join(filter(None, (configured.prefix, "blobs", digest.replace(":", "/"))))
 
 

@@ -1,4 +1,4 @@
-"""When objects of the bucket were last used: what eviction needs to know beyond the bucket."""
+"""The last uses of objects in the bucket, for eviction."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -12,24 +12,24 @@ from proxy.core.records import Clock
 from proxy.core.tolerant_json import as_list
 
 MAX_USES: Final = 20_000
-"""Uses that one machine remembers. An object without one counts as used when it was written."""
+"""Maximum number of recorded uses. An object without one counts as used at its upload."""
 
 
 class Recency(Protocol):
-    """The last uses of objects, by all machines that share the bucket. May forget any of them."""
+    """The last uses of objects, by all machines that share the bucket. Any of them may be lost."""
 
     def touch(self, digest: Digest) -> None:
         """Count a use. Returns at once; it may become known to others some seconds later."""
 
     async def last_used(self, digests: Sequence[Digest]) -> dict[Digest, float]:
-        """Return when objects were last used, Unix seconds, as far as that is known."""
+        """Return the known last uses of objects, Unix seconds."""
 
     def lease(self) -> AbstractAsyncContextManager[bool]:
-        """Have the right to evict, if the value is True: no other machine has it meanwhile."""
+        """Acquire the exclusive right to evict; the value is True if that succeeds."""
 
 
 class LocalRecency:
-    """The last uses by this machine alone, which is all that is known without Redis."""
+    """The last uses by this machine only, for a bucket without Redis."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -40,12 +40,12 @@ class LocalRecency:
         self._uses[digest] = self._clock()
 
     async def last_used(self, digests: Sequence[Digest]) -> dict[Digest, float]:
-        """Return when objects were last used, as far as that is known."""
+        """Return the known last uses of objects."""
         return {digest: self._uses[digest] for digest in digests if digest in self._uses}
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[bool]:
-        """Have the right to evict: there is no other machine."""
+        """Acquire the right to evict: there is no other machine."""
         yield True
 
     def saved(self) -> list[tuple[str, float]]:
@@ -53,7 +53,7 @@ class LocalRecency:
         return list(self._uses.items())
 
     def load(self, saved: Any) -> None:
-        """Take uses that were saved before; what cannot be read is left out."""
+        """Load saved uses; malformed ones are ignored."""
         for row in as_list(saved):
             match row:
                 case [str(digest), int() | float() as used]:

@@ -16,11 +16,11 @@ from proxy.storage.bucket.client import BucketClient, ObjectReader
 from proxy.storage.bucket.recency import Recency
 
 PROVEN_FIRST: Final = 1024 * 1024
-"""Objects of at most so many bytes are verified before a byte of them is given: a wrong one then
-costs a request, and the client does not notice."""
+"""Maximum size of an object that is verified before its first byte is sent: a wrong one then costs
+only a request, and the client does not notice."""
 
 REJECTED_SECONDS: Final = 60.0
-"""A wrong object is not read again for so long."""
+"""Time for which a wrong object is not read again."""
 
 _MAX_REJECTED: Final = 10_000
 
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class BucketSource:
-    """Gives what the bucket has. A body says whether the repository is known to hold it.
+    """The objects of the bucket. A body states whether the repository is known to have it.
 
     ``replace`` gets the digests of objects with wrong bytes.
     """
@@ -42,7 +42,7 @@ class BucketSource:
         self._recency = recency
         self._replace = replace
         self.on_wrong: Final[list[WrongBytes]] = []
-        """Called with small objects whose bytes were wrong; of large ones, their readers know."""
+        """Called with small objects whose bytes were wrong; readers of large ones verify them."""
         self._rejected: TTLCache[Digest, None] = TTLCache(_MAX_REJECTED, REJECTED_SECONDS)
         self._manifests: SingleFlight[SharedManifest | None] = SingleFlight("read from the bucket")
 
@@ -77,7 +77,7 @@ class BucketSource:
         return await self._manifests.do((target, digest), lambda: self._manifest(target, digest))
 
     def reject(self, digest: Digest) -> None:
-        """Have an object replaced: its bytes were wrong."""
+        """Record that the bytes of an object were wrong, and have it replaced."""
         log.error("wrong bytes in the bucket", bucket=self._client.name, digest=digest)
         self._rejected[digest] = None
         self._replace(digest)

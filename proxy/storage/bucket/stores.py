@@ -1,4 +1,4 @@
-"""Opens a bucket with obstore, once for each purpose, with bounds of time and few retries."""
+"""Opens a bucket with obstore, once for each purpose, with time limits and few retries."""
 
 import re
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _DETAILS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """The same bucket with the bounds of reading, of writing, and under its public endpoint."""
+    """The bucket with the time limits for reading, for writing, and under its public endpoint."""
 
     reading: ObjectStore
     writing: ObjectStore
@@ -108,7 +108,7 @@ def _plain(bounds: dict[str, Any], endpoint: str | None) -> dict[str, Any]:
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error of obstore means, in words that are the same each time."""
+    """Return a stable message for an error of obstore."""
     text = str(error)
     if "NoSuchBucket" in text:
         return "there is no such bucket"

@@ -1,8 +1,8 @@
-"""As whom an upstream is asked. How a registry wants to hear it is the job of ``auth``.
+"""The credentials for an upstream; ``auth`` sends them.
 
 Each source of credentials is one module; ``choosing`` builds the one that is configured. Sources
-raise ``CredentialsRejected``, with messages that name programs, files and statuses, but never
-what a program, a file or a cloud said: it may contain a secret.
+raise ``CredentialsRejected``, with messages that name programs, files and statuses, but never quote
+the output of a program, a file or a cloud, which may contain a secret.
 """
 
 import asyncio
@@ -65,11 +65,11 @@ class Credentials(Protocol):
         """Seconds until the first credential expires, None if none does."""
 
     async def close(self) -> None:
-        """Cancel what runs."""
+        """Cancel running work."""
 
 
 class Lasting:
-    """What sources have in common that know no expiry and no newer credential."""
+    """Base of sources without expiry and renewal."""
 
     __slots__ = ()
 

@@ -1,7 +1,7 @@
 """Credentials for Amazon ECR and ECR Public (``GetAuthorizationToken``), by botocore.
 
-botocore finds AWS's own credentials: variables, profiles, IRSA, container and instance roles. The
-registry's password holds for 12 hours and all repositories that the role may read.
+botocore finds AWS credentials: variables, profiles, IRSA, container and instance roles. The
+registry's password is valid for 12 hours and all repositories that the role may read.
 """
 
 import base64
@@ -59,7 +59,7 @@ class AWS:
         pair = base64.b64decode(given["authorizationToken"]).decode()
         username, _, password = pair.partition(":")
         if not password:
-            raise CredentialsRejected("AWS gives an authorization token without a password")
+            raise CredentialsRejected("AWS returned an authorization token without a password")
         return Issued(Credential(username, password), given["expiresAt"].timestamp() - time.time())
 
 

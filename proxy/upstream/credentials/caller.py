@@ -1,9 +1,9 @@
 """The client's own login, with which it pulls through an upstream with ``credentials: caller``.
 
-The login goes down in a context variable, because every layer between ``web`` and the request to
+A context variable carries the login, because every layer between ``web`` and the request to
 upstream would only pass it on. Tasks inherit the context: downloads, prefetches, link checks and
-checks of tags ask upstream as the client whose request began them. Work that no client began, such
-as repair, asks anonymously.
+checks of tags use the login of the client whose request began them. Work without a client, such as
+repair, is anonymous.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from proxy.upstream.credentials import Credential, Lasting
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A client as the upstream knows it."""
+    """A client with its login for an upstream."""
 
     key: str
     """A keyed hash of the upstream and the credential; empty for anonymous clients."""
@@ -34,7 +34,7 @@ _current: Final[ContextVar[Caller]] = ContextVar("caller", default=ANONYMOUS)
 
 @contextmanager
 def asking_as(caller: Caller) -> Iterator[None]:
-    """Ask upstream as this client until the context ends, also in tasks that begin in it."""
+    """Use the login of this client until the context ends, also in tasks that begin in it."""
     token, behalf = _current.set(caller), BEHALF.set(caller.key)
     try:
         yield
@@ -45,12 +45,12 @@ def asking_as(caller: Caller) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class CallerCredentials(Lasting):
-    """The credential of the client that asks."""
+    """The credential of the current client."""
 
     upstream: str
     kind: str = "caller"
 
     async def get(self, repository: str) -> Credential | None:
-        """Return the credential that the client gave for this upstream; None: anonymous."""
+        """Return the client's credential for this upstream; None: anonymous."""
         caller = _current.get()
         return caller.credential if caller.upstream == self.upstream else None

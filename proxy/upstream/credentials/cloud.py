@@ -1,4 +1,4 @@
-"""Calls a cloud's library: in a thread, in bounded time, and if it is installed at all."""
+"""Calls a cloud's library in a thread, with a time limit, if it is installed."""
 
 import asyncio
 import importlib
@@ -45,11 +45,11 @@ async def call(cloud: str, work: Callable[[], Result]) -> Result:
         async with asyncio.timeout(SECONDS):
             return await asyncio.to_thread(work)
     except TimeoutError:
-        raise CredentialsRejected(f"{cloud} gives no credentials in time") from None
+        raise CredentialsRejected(f"{cloud} returns no credentials in time") from None
     except CredentialsRejected:
         raise
     except Exception as error:
-        raise CredentialsRejected(f"{cloud} gives no credentials: {_reason(error)}") from None
+        raise CredentialsRejected(f"{cloud} returns no credentials: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:

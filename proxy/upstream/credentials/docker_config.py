@@ -55,7 +55,7 @@ class DockerConfig:
         return None
 
     async def renew(self, repository: str, refused: Credential) -> Credential | None:
-        """Return what the file says now; a helper that gave the credential is asked again."""
+        """Return the credential from the current file; a helper is run again."""
         document = await asyncio.to_thread(self._read)
         for key in self._keys(repository):
             if helper := _helper(document, key):
@@ -114,7 +114,7 @@ class DockerConfig:
                 password = password.rstrip("\0")
             if isinstance(username, str) and isinstance(password, str) and username and password:
                 return Credential(username, password)
-        raise CredentialsRejected(f"docker_config {self._file}: the entry for {key} has no login")
+        raise CredentialsRejected(f"docker_config {self._file}: the entry for {key} needs a login")
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def parse(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise ValueError("is no JSON object")  # noqa: TRY004 - the text is wrong, not its type
+        raise ValueError("is not a JSON object")  # noqa: TRY004 - the text is wrong, not its type
     return document
 
 

@@ -1,8 +1,8 @@
-"""Credentials from a program that is asked for a registry.
+"""Credentials from a helper program.
 
-It speaks the protocol of docker-credential-helpers (README, "Development"): the server's URL on
+It uses the protocol of docker-credential-helpers (README, "Development"): the server's URL on
 standard input, ``{"Username", "Secret"}`` on standard output. ``username`` and ``password``, and
-``expires_in`` in seconds, are understood too.
+``expires_in`` in seconds, are accepted too.
 """
 
 from proxy.core.errors import CredentialsRejected
@@ -11,7 +11,7 @@ from proxy.upstream.credentials.program import Program, read_answer, run
 from proxy.upstream.credentials.renewing import Issued
 
 NOT_FOUND = b"credentials not found in native keychain"
-"""What a helper prints that knows no credential for the server (credentials/error.go)."""
+"""The output of a helper without a credential for the server (credentials/error.go)."""
 
 
 async def ask_helper(program: Program, server: str) -> Issued[Credential | None]:

@@ -31,11 +31,11 @@ _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 class KubeletPlugin:
-    """What a plugin answers for images of the registry at ``url``.
+    """The answers of a plugin for images of the registry at ``url``.
 
-    Its answer, or that it has none, is kept for the image, or for the registry if the plugin says
-    so. A plugin that sets no ``cacheDuration`` is asked again after ``default_life`` seconds.
-    Requests for one image share a run, and only a few images have theirs at a time.
+    An answer, empty or not, is cached for the image, or for the registry if the plugin states that.
+    Without ``cacheDuration`` the plugin runs again after ``default_life`` seconds. Requests for one
+    image share a run, and only a few plugins run at a time.
     """
 
     kind: Final = "kubelet"

@@ -1,4 +1,4 @@
-"""Runs a program that knows credentials: without a shell, with bounded time and output."""
+"""Runs a program that prints credentials: without a shell, with limited time and output."""
 
 import os
 import select

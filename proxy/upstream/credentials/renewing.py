@@ -1,9 +1,9 @@
-"""Values that expire: renewed before that, by one task for all that need them.
+"""Values that expire: renewed before that, by one task for all callers.
 
-There are three cases. A value of which little life is left is renewed in the background; if that
-fails, it stays in use until it expires. Without a value everybody waits for one request, whose
-failure holds for ``FAILURE_PAUSE``. A value that upstream refuses is renewed at once, but at most
-every ``LEAST_LIFE``: a registry that refuses everything does not start a program per request.
+There are three cases. A value that expires soon is renewed in the background; if that fails, it
+stays in use until it expires. Without a value all callers wait for one request, whose failure is
+cached for ``FAILURE_PAUSE``. A value that upstream refuses is renewed at once, but at most every
+``LEAST_LIFE``: a registry that refuses everything does not start a program per request.
 """
 
 import random

@@ -40,10 +40,10 @@ _LONGEST_TTL: Final = 7 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What commands work on, and the parsers of image names and selectors.
+    """The services behind the commands, and the parsers of image names and selectors.
 
     ``guards`` decide who may pull what.
-    ``replicas`` returns what every replica of the fleet says of itself, by address. ``bucket``
+    ``replicas`` returns the state of every replica of the fleet, by address. ``bucket``
     evicts from the second tier, if there is one.
     """
 
@@ -103,7 +103,7 @@ class Control:
         pages = self._pages[request.path]
         page = pages.get(request.method)
         if page is None:
-            problem = f"{request.method} {request.path}: there is no such thing to do"
+            problem = f"{request.method} {request.path}: no such page, or another method"
             raise Unsupported(problem, allowed=pages)
         return await page(request)
 
@@ -151,7 +151,7 @@ class Control:
         return reply({"blobs": blobs, "bytes": freed})
 
     def _bucket(self, request: BaseRequest) -> "BucketEvictor | None":
-        """Return what evicts from the bucket, None for the disk. Raises ``RequestInvalid``."""
+        """Return the bucket's eviction, None for the disk. Raises ``RequestInvalid``."""
         tier = request.query.get("tier", "disk")
         if tier not in ("disk", "bucket"):
             raise RequestInvalid("tier is disk or bucket")

@@ -1,4 +1,4 @@
-"""The operator's pages for bundles: what the cache holds, and content in and out of it."""
+"""The operator's pages for bundles: lists, sends and receives content of the cache."""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -27,13 +27,12 @@ from proxy.web.admin import tags
 from proxy.web.admin.documents import Document, Page, read_body, reply, required, stream
 from proxy.web.sendfile import Sending
 
-MAX_DIGESTS: Final = 16 * 1024 * 1024
 MAX_SELECTION: Final = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Bundles:
-    """What the pages work on."""
+    """The services behind the pages."""
 
     content: Content
     exporter: Exporter
@@ -47,8 +46,8 @@ class Bundles:
             "/-/inventory": {"GET": self._get_inventory},
             "/-/export": {"POST": self._post_export},
             "/-/content": {"GET": self._get_content, "PUT": self._put_content},
-            "/-/missing": {"POST": self._post_missing},
             "/-/import": {"GET": self._get_import, "POST": self._post_import},
+            "/-/import-plan": {"POST": self._post_plan},
         }
 
     async def _get_inventory(self, request: BaseRequest) -> StreamResponse:
@@ -105,29 +104,31 @@ class Bundles:
     async def _put_content(self, request: BaseRequest) -> StreamResponse:
         media_type = request.query.get("media_type")
         if media_type is not None and not is_media_type(media_type):
-            raise RequestInvalid("media_type is no media type")
+            raise RequestInvalid("media_type is not a media type")
         size = request.query.get("size", "")
         if not size.isdecimal() or len(size) > 18:
-            raise RequestInvalid("digest and size, a number of bytes, say what this is")
+            raise RequestInvalid("digest and size (a number of bytes) are required")
         digest = parse_digest(required(request, "digest"))
         blob = BundledBlob(digest, int(size), media_type, is_public=False)
         await self.importer.receive(blob, _pieces(request))
         return reply({"digest": digest})
-
-    async def _post_missing(self, request: BaseRequest) -> StreamResponse:
-        lines = (await read_body(request, MAX_DIGESTS)).decode(errors="replace").split()
-        missing = await self.importer.missing([parse_digest(line) for line in lines])
-        return reply({"missing": missing})
 
     async def _get_import(self, _: BaseRequest) -> StreamResponse:
         imports = await self.importer.imports.all()
         shown = [tags.import_as_document(one) | {"images": [*one.images]} for one in imports]
         return reply({"imports": shown})
 
+    async def _post_plan(self, request: BaseRequest) -> StreamResponse:
+        return reply({"missing": await self.importer.plan(await _contents(request))})
+
     async def _post_import(self, request: BaseRequest) -> StreamResponse:
-        text = await read_body(request, bundle.MAX_BYTES)
-        contents = await in_thread(partial(bundle.parse, text), Pool.COMPUTE)
-        return reply(as_document(await self.importer.commit(contents)))
+        return reply(as_document(await self.importer.commit(await _contents(request))))
+
+
+async def _contents(request: BaseRequest) -> bundle.Contents:
+    """Return the contents file in the body of a request. Raises ``RequestInvalid``."""
+    text = await read_body(request, bundle.MAX_BYTES)
+    return await in_thread(partial(bundle.parse, text), Pool.COMPUTE)
 
 
 async def _pieces(request: BaseRequest) -> AsyncIterator[bytes]:

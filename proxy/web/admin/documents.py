@@ -1,4 +1,4 @@
-"""Responses under ``/-/``: JSON documents, streams of one document a line; and query parameters."""
+"""Responses under ``/-/``: JSON documents, streams with one document per line; query parameters."""
 
 import asyncio
 import json
@@ -57,7 +57,7 @@ def required(request: BaseRequest, name: str) -> str:
     """Return a required parameter. Raises ``RequestInvalid``."""
     value = request.query.get(name)
     if not value:
-        raise RequestInvalid(f"say which: ?{name}=…")
+        raise RequestInvalid(f"a parameter is missing: ?{name}=…")
     return value
 
 

@@ -1,10 +1,9 @@
 """``POST /-/hooks/<name>``: registries report pushed tags, which are checked at once.
 
-A sender proves that it knows the hook's secret; access rules do not apply. All it can cause is a
-check of a tag that is known or chosen here, at the registry that the settings name.
+A sender authenticates with the hook's secret; access rules do not apply. It can only cause checks
+of tags that are known or chosen here, at the registry that the settings name.
 """
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,11 +13,9 @@ from aiohttp.web import BaseRequest, Response
 
 from proxy.access.audit import AuditLog
 from proxy.core.errors import (
-    Overloaded,
     PathNotFound,
     RateLimited,
     RegistryError,
-    RequestInvalid,
     Unauthorized,
     Unsupported,
 )
@@ -36,23 +33,19 @@ from proxy.services.renewal import Renewal
 from proxy.services.tag_queue import Key, TagQueue
 from proxy.settings.hooks import Hook
 from proxy.web import audited
-from proxy.web.admin.documents import read_body, refusal, reply
+from proxy.web.admin.documents import refusal, reply
+from proxy.web.admin.intake import PER_SENDER, READING, Intake
 
 PATH: Final = "/-/hooks/"
-MAX_BODY: Final = 1024 * 1024
 MAX_TAGS: Final = 100
-"""Tags of one delivery that are checked; registries report one or a few."""
+"""Maximum number of checked tags per delivery; registries report one or a few."""
 
-READING: Final = 16
-"""Bodies that are read at the same time, and so are in memory."""
-
-READ_SECONDS: Final = 20.0
 PER_SECOND: Final = 5.0
 BURST: Final = 300.0
-"""Tags of one hook that are checked: in the long run, and at once."""
+"""Limits of checked tags per hook: per second in the long run, and in a burst."""
 
 CHECKS: Final = 8
-"""Reported tags that are checked at the same time."""
+"""Maximum number of reported tags that are checked at the same time."""
 
 PAUSE: Final = 5.0
 """Seconds between two checks of one tag."""
@@ -77,7 +70,7 @@ class _Sender:
         )
 
     def remember(self, delivery: Delivery) -> None:
-        """Remember a delivery that was accepted: one that was not is sent again."""
+        """Record an accepted delivery: its sender repeats one that was not accepted."""
         self.replays.add(delivery.ids)
         self.replays.add(mention.event_id for mention in delivery.mentions)
 
@@ -100,7 +93,7 @@ class Hooks:
         self._clock = clock
         self._senders: dict[str, _Sender] = {}
         self._queue = TagQueue(self._check, concurrency=CHECKS, pause=PAUSE)
-        self._reading = asyncio.Semaphore(READING)
+        self._proven, self._unproven = Intake(READING), Intake(PER_SENDER)
 
     def use(self, hooks: Mapping[str, Hook]) -> None:
         """Accept deliveries for these hooks from now on; hooks that stay keep their state."""
@@ -122,7 +115,7 @@ class Hooks:
         """Answer one webhook."""
         sender = self._senders.get(request.path.removeprefix(PATH))
         if sender is None:
-            return refusal(PathNotFound("there is no such hook; see the setting hooks"))
+            return refusal(PathNotFound("there is no such hook; add it to the setting hooks"))
         try:
             return await self._receive(request, sender)
         except RegistryError as error:
@@ -134,7 +127,7 @@ class Hooks:
     async def _receive(self, request: BaseRequest, sender: _Sender) -> Response:
         """Verify, parse and queue one delivery. Raises ``RegistryError``."""
         if request.method != "POST":
-            raise Unsupported(f"{request.method}: webhooks are sent by POST", allowed=("POST",))
+            raise Unsupported(f"{request.method}: a webhook needs POST", allowed=("POST",))
         body = await self._verified(request, sender)
         delivery = read(sender.hook.format, request.headers, body)
         if delivery.is_ping:
@@ -155,27 +148,19 @@ class Hooks:
     async def _verified(self, request: BaseRequest, sender: _Sender) -> bytes:
         """Return the body of a sender that knows the secret. Raises ``Unauthorized``.
 
-        The body is read only if the token is right, or if the format has signatures.
+        The body is read only if the token is right, or if there is a signature. Senders with the
+        token have places of their own, which no other client can take.
         """
         form, secrets = FORMATS[sender.hook.format], await _secrets(sender)
         shown = Shown(request.headers, request.query.get("token", ""), b"", self._clock())
-        has_token = is_proven(shown, form.tokens, secrets)
-        if not has_token and not form.signatures:
+        if is_proven(shown, form.tokens, secrets):
+            return await self._proven.read(request)
+        if form.signed_in not in request.headers:
             raise Unauthorized("the secret is missing or wrong")
-        body = await self._body(request)
-        if not has_token and not is_proven(shown._replace(body=body), form.signatures, secrets):
+        body = await self._unproven.read(request)
+        if not is_proven(shown._replace(body=body), form.signatures, secrets):
             raise Unauthorized("the secret is missing or wrong")
         return body
-
-    async def _body(self, request: BaseRequest) -> bytes:
-        """Return the body. Raises ``RequestInvalid``, or ``Overloaded`` with too many at a time."""
-        if self._reading.locked():
-            raise Overloaded("too many webhooks at a time; retry")
-        try:
-            async with self._reading, asyncio.timeout(READ_SECONDS):
-                return await read_body(request, MAX_BODY)
-        except TimeoutError:
-            raise RequestInvalid("the body did not arrive in time") from None
 
     async def _wanted(self, sender: _Sender, delivery: Delivery) -> list[Key]:
         """Return the reported tags that are known or chosen here, once each."""

@@ -1,4 +1,4 @@
-"""What is held of each image, and what an eviction would delete: one document a line."""
+"""The held content of images, and the content that an eviction would delete, as documents."""
 
 from collections.abc import AsyncGenerator, Collection
 from typing import Final
@@ -10,7 +10,7 @@ from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, disk_bytes
 from proxy.core.selection import Selector
 from proxy.repository.cool_downs import CoolDowns
-from proxy.services.inventory import weigh
+from proxy.services.inventory import Weight, weights
 from proxy.web.admin.documents import Document
 
 _MOST_LINES: Final = 10_000
@@ -26,27 +26,31 @@ async def described(
 ) -> AsyncGenerator[Document]:
     """Yield the selected images; ``used`` names the images in use."""
     async for batch in content.tags.all():
-        for image in batch:
-            if selector is None or selector.matches(image.target, image.tag, image.digest):
-                names = {image.name, f"{image.target}@{image.digest}", image.digest}
-                until = await _held_until(cool_downs, image)
-                yield await _described(content, image) | {
-                    **({} if until is None else {"held_until": until}),
-                    "pinned": image.digest in pinned,
-                    "in_use": not used.isdisjoint(names),
-                }
+        images = [one for one in batch if selector is None or _matches(selector, one)]
+        weighed = await weights(content, (image.digest for image in images))
+        for image in images:
+            names = {image.name, f"{image.target}@{image.digest}", image.digest}
+            until = await _held_until(cool_downs, image)
+            yield _described(image, weighed[image.digest]) | {
+                **({} if until is None else {"held_until": until}),
+                "pinned": image.digest in pinned,
+                "in_use": not used.isdisjoint(names),
+            }
+
+
+def _matches(selector: Selector, image: TaggedImage) -> bool:
+    return selector.matches(image.target, image.tag, image.digest)
 
 
 async def _held_until(cool_downs: CoolDowns, image: TaggedImage) -> float | None:
-    """Return until when a tag does not follow upstream (Unix seconds); None if it does."""
+    """Return the time until which a tag is held (Unix seconds), None if it is not."""
     try:
         return await cool_downs.held_until(image.target, image.tag, image.record)
     except RegistryError:  # its upstream has been removed, or fails
         return None
 
 
-async def _described(content: Content, image: TaggedImage) -> Document:
-    weight = await weigh(content, image.digest)
+def _described(image: TaggedImage, weight: Weight) -> Document:
     return {
         "name": image.name,
         "digest": image.digest,
@@ -60,9 +64,9 @@ async def _described(content: Content, image: TaggedImage) -> Document:
 
 
 async def would_evict(content: Content, coldest: list[BlobRecord]) -> AsyncGenerator[Document]:
-    """Yield what an eviction of this content would delete.
+    """Yield the effect of an eviction of this content.
 
-    First the content, coldest first, then the images that lose some of it, then the sum.
+    First the content, least recently used first, then the images that lose some of it, then totals.
     """
     victims = {record.digest: record for record in coldest}
     for record in list(victims.values())[:_MOST_LINES]:
@@ -80,12 +84,13 @@ async def would_evict(content: Content, coldest: list[BlobRecord]) -> AsyncGener
 
 
 async def _losers(content: Content, victims: dict[Digest, BlobRecord]) -> AsyncGenerator[Document]:
-    """Yield the images that lose content, and last, without a name, what belongs to none."""
+    """Yield the images that lose content, and last, without a name, the rest of the content."""
     nameless = dict(victims)
     async for batch in content.tags.all():
+        trees = content.graph.trees(image.digest for image in batch)
+        below = {root: tree.keys() & victims.keys() async for root, tree in trees}
         for image in batch:
-            tree = await content.graph.tree(image.digest)
-            lost = [victims[digest] for digest in tree if digest in victims]
+            lost = [victims[digest] for digest in below[image.digest]]
             if lost:
                 state = "absent" if image.digest in victims else "partial"
                 yield _line(image.name, state, lost)

@@ -1,4 +1,4 @@
-"""Pins, images in use, and refreshed tags, as documents: for the operator's pages and the API."""
+"""Pins, images in use, and refreshed tags as documents, for the operator's pages and the API."""
 
 from proxy.content.in_use import Feeds
 from proxy.content.pins import Pin, Pins
@@ -9,7 +9,7 @@ from proxy.web.admin.documents import Document
 
 
 async def pins(kept: Pins) -> Document:
-    """Return all pins, and what they keep."""
+    """Return all pins and their images."""
     found = await kept.all()
     total = sum(pin.bytes for pin in found)
     return {"pins": [_pin(pin) for pin in found], "bytes": total, "limit_bytes": kept.limit()}
@@ -33,7 +33,7 @@ async def unpin(kept: Pins, name: str) -> Document:
 
 
 def in_use(feeds: Feeds) -> Document:
-    """Return which images are reported to be in use, and by whom."""
+    """Return the images that are reported as in use, by source."""
     known = [
         {"source": feed.source, "images": feed.named, "expires_at": feed.expires_at}
         for feed in feeds.all()
@@ -46,7 +46,7 @@ async def refresh(cache: Cache, image: Image) -> Document:
     if image.target is None or image.tag is None:
         raise RequestInvalid(f"{image}: a digest never changes; name a tag")
     if cache.manifests.is_offline(image.target):
-        raise Conflict(f"{image}: this is offline; upstream is not asked")
+        raise Conflict(f"{image}: its upstream is offline, so the tag cannot be checked")
     found = await cache.tags.refresh(image.target, image.tag)
     return {
         "image": str(image),

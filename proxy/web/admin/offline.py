@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 
 def shown(upstreams: Mapping[str, Upstream]) -> Document:
-    """Return for each upstream if it is offline now, and why."""
+    """Return for each upstream whether it is offline now, and its mode."""
     return {
         "upstreams": {
             name: {

@@ -1,4 +1,4 @@
-"""Everything of our own: ``/-/stats``, ``/-/healthz``, ``/-/readyz``, ``/metrics``, ``control``."""
+"""Millpond's own pages: ``/-/stats``, ``/-/healthz``, ``/-/readyz``, ``/metrics``, ``control``."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ from proxy.web.paced import PacedResponse
 
 
 class Admin:
-    """Shows what the proxy does to everybody, and lets the trusted look after it."""
+    """Serves statistics to every client, and administration to operators."""
 
     def __init__(self, statistics: Statistics, control: Control, api: Api) -> None:
         self._statistics = statistics
@@ -37,7 +37,7 @@ class Admin:
         self._content = statistics.content
         self.stats: Final = statistics.snapshot
         self._oldest_use: float | None = None
-        """What ``/metrics`` shows, as of its last request."""
+        """The content of ``/metrics``, as of its last request."""
         self._prometheus = registry(self._metrics, self._gauges, VERSION)
         self.is_stopping = False
 
@@ -67,7 +67,7 @@ class Admin:
             self._control.access.observe(request.remote)
             if request.path == "/-/stats":
                 _require_read(request)
-                return await self._stats(authorize)
+                return await self._stats(request, authorize)
             return await self._answer(request)
         except RegistryError as error:
             return refusal(error)
@@ -89,12 +89,15 @@ class Admin:
             if self._control.audit.is_on:
                 self._control.audit.record(audited.administered(request, principal, failure))
 
-    async def _stats(self, authorize: Callable[[], Awaitable[Principal]]) -> Response:
+    async def _stats(
+        self, request: BaseRequest, authorize: Callable[[], Awaitable[Principal]]
+    ) -> Response:
         """Return the statistics, without names for a client that may not administer."""
         stats = await self._statistics.complete()
         try:
             await authorize()
-        except RegistryError:
+        except RegistryError as error:
+            audited.record_wrong_login(self._control.audit, request, error)
             return reply(public(stats))
         return reply(stats)
 
@@ -132,7 +135,7 @@ class Admin:
             *(Gauge(*known) for known in self._statistics.usage()),
             Gauge(
                 "cache_oldest_use_seconds",
-                "How long the coldest content that may be evicted has not been used.",
+                "Time since the last use of the coldest content that may be evicted.",
                 0.0 if oldest is None else time.time() - oldest,
             ),
             Gauge("downloads_in_progress", "Downloads now.", len(self._statistics.downloads.all())),
@@ -140,18 +143,18 @@ class Admin:
         for name, upstream in self._upstreams.items():
             gauges += _health(name, upstream.circuit_breaker)
             if (seconds := upstream.credentials.expires_in) is not None:
-                text = "Seconds until the credentials expire."
+                text = "Seconds until the credentials expire, if known."
                 gauges.append(Gauge("upstream_credentials_expire_seconds", text, seconds, name))
             budget = upstream.budget
             if budget.share is not None and budget.limit and budget.remaining is not None:
-                limit, left = "Pulls that upstream allows.", "Pulls that are left of those."
+                limit, left = "Pulls that the registry allows.", "Pulls that are left of the limit."
                 gauges.append(Gauge("upstream_rate_limit", limit, budget.limit, name))
                 gauges.append(Gauge("upstream_rate_limit_remaining", left, budget.remaining, name))
         return gauges
 
 
 def _refuse_browsers(request: BaseRequest) -> None:
-    """Raise ``Denied`` for a change that a web page asks for (RFC 6454 §7).
+    """Raise ``Denied`` for a change by a web page (RFC 6454 §7).
 
     An operator's browser sends it from the operator's network, with the operator's certificate.
     """
@@ -161,7 +164,7 @@ def _refuse_browsers(request: BaseRequest) -> None:
 
 def _require_read(request: BaseRequest) -> None:
     if request.method not in ("GET", "HEAD"):
-        raise Unsupported(f"{request.method}: nothing here can be changed")
+        raise Unsupported(f"{request.method}: this page is read-only")
 
 
 def _health(name: str, breaker: CircuitBreaker) -> list[Gauge]:
@@ -170,12 +173,12 @@ def _health(name: str, breaker: CircuitBreaker) -> list[Gauge]:
         Gauge("upstream_up", "0 if it failed since its last answer.", breaker.is_up, name),
         Gauge(
             "upstream_circuit_state",
-            "0 closed, 1 the next request probes, 2 open: the upstream is left alone.",
+            "0 closed, 1 the next request probes, 2 open: the registry gets no requests.",
             breaker.state.value,
             name,
         ),
     ]
     if (last := last_success(breaker)) is not None:
-        text = "When it answered last, Unix seconds."
+        text = "Time of the last answer, Unix seconds."
         gauges.append(Gauge("upstream_last_success_timestamp_seconds", text, last, name))
     return gauges

@@ -1,4 +1,4 @@
-"""The numbers of ``/-/stats``, whole and without names for the public."""
+"""The statistics of ``/-/stats``, complete for operators and without names for other clients."""
 
 import time
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.registry import Upstream
 
 TOP_CLIENTS: Final = 10
-"""Clients in ``/-/stats``: so many with the most requests, and so many with the most bytes."""
+"""Number of clients in ``/-/stats`` by requests, and again by bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Statistics:
         return round(time.monotonic() - self.started, 3)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all numbers but ``oldest_use``: since the start, and now.
+        """Return all numbers except ``oldest_use``: since the start, and current.
 
-        Seconds and bytes throughout. Includes names, which only the trusted may see.
+        Units are seconds and bytes. Includes names, which only operators may see.
         """
         return {
             "version": VERSION,
@@ -80,13 +80,13 @@ class Statistics:
         """Return name, help text and value of the numbers in both statistics and metrics."""
         usage = self.content.usage()
         return [
-            ("cache_bytes", "Disk bytes in use or promised.", usage.used_bytes),
-            ("cache_limit_bytes", "Most disk bytes that may be used.", usage.limit_bytes),
+            ("cache_bytes", "Disk bytes in use or reserved.", usage.used_bytes),
+            ("cache_limit_bytes", "Maximum disk bytes that may be used.", usage.limit_bytes),
             ("cache_pinned_bytes", "Disk bytes that are pinned.", self.pins.bytes),
             ("cache_quarantined_bytes", "Disk bytes of corrupt content.", usage.quarantined_bytes),
             ("cache_files", "Blobs and manifests held.", usage.files),
-            ("index_bytes", "Bytes of the index's own files.", usage.index_bytes),
-            ("index_dropped_rows", "Unreadable rows of the index.", usage.index_dropped_rows),
+            ("index_bytes", "Bytes of the index files.", usage.index_bytes),
+            ("index_dropped_rows", "Deleted unreadable index rows.", usage.index_dropped_rows),
         ]
 
 
@@ -108,7 +108,7 @@ def public(stats: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_of(upstream: Upstream) -> dict[str, object]:
-    """Return what is known of an upstream now."""
+    """Return the current state of an upstream."""
     breaker, budget = upstream.circuit_breaker, upstream.budget
     left = upstream.credentials.expires_in
     limit = {
@@ -133,6 +133,6 @@ def state_of(upstream: Upstream) -> dict[str, object]:
 
 
 def last_success(breaker: CircuitBreaker) -> float | None:
-    """Return when an upstream answered last, Unix seconds."""
+    """Return the time of an upstream's last answer, Unix seconds."""
     since = breaker.seconds_since_answer
     return None if since is None else round(time.time() - since, 3)

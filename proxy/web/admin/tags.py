@@ -1,4 +1,4 @@
-"""Where tags point and have pointed."""
+"""The present and past digests of tags."""
 
 from collections.abc import Sequence
 
@@ -51,7 +51,7 @@ async def sightings(content: Content, target: Target, tag: Tag) -> list[Document
 
 
 def import_as_document(one: Imported) -> Document:
-    """Return what an import says of itself, without its images."""
+    """Return the facts about an import, without its images."""
     return {
         "at": one.at,
         "source": one.source,

@@ -1,4 +1,4 @@
-"""The page at ``/``, for people: what answers here, and where to look."""
+"""The page at ``/``, for people: a description of the server, with links."""
 
 import base64
 import hashlib
@@ -9,10 +9,10 @@ from aiohttp.web import BaseRequest, Response
 _LINES: Final = (
     ("/v2/", "the registry, for container clients"),
     ("/-/", "the dashboard, for a browser"),
-    ("/-/stats", "hits, misses and what is held, as JSON"),
-    ("/metrics", "the same for Prometheus"),
-    ("/-/healthz", "whether it runs"),
-    ("/-/readyz", "whether it takes requests"),
+    ("/-/stats", "statistics, as JSON"),
+    ("/metrics", "metrics for Prometheus"),
+    ("/-/healthz", "liveness"),
+    ("/-/readyz", "readiness"),
 )
 _ABOUT: Final = (
     "This is Millpond, a pull-through cache for container images. It fetches images from their "

@@ -86,6 +86,11 @@ def test_a_file_that_is_malformed(tmp_path: Path, client: str) -> None:
     says(found, "failed", FILES[client][0], "cannot be used: it is malformed", "correct /")
 
 
+def test_a_file_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    write(tmp_path, "docker", ("{", "[" * 100_000))
+    says(look(tmp_path, "docker"), "failed", "cannot be used: it is malformed")
+
+
 @pytest.mark.parametrize("client", FILES)
 def test_a_client_that_asks_by_the_wrong_protocol(tmp_path: Path, client: str) -> None:
     write(tmp_path, client)

@@ -1,4 +1,4 @@
-"""What is checked, together."""
+"""All checks of the doctor together."""
 
 import time
 from pathlib import Path

@@ -224,6 +224,28 @@ async def test_a_check_that_blocks_is_left_behind() -> None:
     says(await ran("here", "free", blocking(stuck)), "ok", "late")
 
 
+async def test_a_check_that_breaks_off_ends_no_other() -> None:
+    def broken() -> Finding:
+        raise LookupError("out of the blue")
+
+    says(await ran("here", "broken", blocking(broken)), "failed", "broke off (LookupError)")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("Date", "Mon, 01 Jan 2024 00:00:00 +99999999999999999999", "says no time"),
+        ("Age", "nan", "agree about the time"),
+        ("Age", "9" * 400, "agree about the time"),
+    ],
+)
+async def test_a_registry_that_says_a_senseless_time(
+    upstream: FakeUpstream, tmp_path: Path, name: str, value: str, words: str
+) -> None:
+    upstream.fault(faults.header(name, value), kind="ping")
+    assert words in (await seen(upstream, tmp_path))["clock"].detail
+
+
 async def test_a_check_that_the_system_fails() -> None:
     def broken() -> Finding:
         raise PermissionError(13, "Permission denied")

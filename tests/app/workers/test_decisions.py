@@ -1,4 +1,4 @@
-"""What a worker may decide by itself, by the settings in force."""
+"""The decisions of a worker by the current settings."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

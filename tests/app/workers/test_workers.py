@@ -1,4 +1,4 @@
-"""Worker processes: what they answer, what they leave to the main process, and that nobody notices."""
+"""Worker processes: what they answer, what they relay, and that clients do not notice."""
 
 import asyncio
 import json
@@ -18,6 +18,7 @@ import pytest
 from aiohttp import ClientError, ClientSession, TCPConnector, UnixConnector
 
 from proxy.app.workers import crew
+from proxy.app.workers.channel import MAX_FRAME, Channel
 from proxy.runtime.events import EventKind
 from proxy.settings import Settings
 from tests.access.people import basic, write_users
@@ -297,6 +298,17 @@ async def test_a_worker_that_hangs_is_replaced(
         assert {answer.status for answer in answers} == {200}
     failures = await metric(proxy, "millpond_background_failures_total")
     assert failures['{task="worker 1"}'] + failures['{task="worker 2"}'] == 1
+
+
+async def test_a_report_that_is_too_long_is_not_awaited() -> None:
+    """The main process kills and replaces a worker whose report raises."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        channel = await Channel.over(ours)
+        theirs.sendall((MAX_FRAME + 1).to_bytes(4, "big"))
+        with pytest.raises(ValueError, match="a frame of"):
+            await channel.receive()
+        channel.close()
 
 
 async def test_what_is_taken_offline_is_left_to_the_main_process(proxy: Proxy) -> None:

@@ -1,4 +1,4 @@
-"""What a check concludes from a client's pull; real clients are in ``tests/clients/``."""
+"""The conclusions of a check from a client's pull; real clients are in ``tests/clients/``."""
 
 import asyncio
 import sys

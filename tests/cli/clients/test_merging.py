@@ -1,4 +1,4 @@
-"""What others wrote into a file stays there, whatever the file is."""
+"""Other settings in a file are preserved, whatever the file contains."""
 
 import json
 import tomllib

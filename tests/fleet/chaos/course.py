@@ -168,9 +168,9 @@ class _Course:
             if both > allowed:
                 report.more[digest[:19]] = self._said(digest, sent)
             first, last = sent[0].at, sent[-1].at + _LATE
-            wiped = len(self._chaos.spells.between(first, last, frozenset({"wiped"})))
+            lost = times_lost(self._chaos.spells, self._chaos.world.sizes[digest], first, last)
             is_full = bool(self._chaos.spells.between(first, last, frozenset({"disk"})))
-            if both > replicas + wiped and not (apart and is_full):
+            if both > replicas + lost and not (apart and is_full):
                 report.wrong.append(f"{digest}: {self._said(digest, sent)}")
         report.blobs, report.blobs_alone = len(together), len(alone)
         report.bodies, report.bodies_alone = _mean(together), _mean(alone)
@@ -197,6 +197,21 @@ class _Course:
         ]
         asked = [f"{one.by} {one.at - first:+.1f} {one.bodies:.2f}" for one in sent]
         return f"{size} bytes: {', '.join(asked)}; {', '.join(met)}"
+
+
+def times_lost(spells: Spells, size: int, began: float, ended: float) -> int:
+    """Return how often a replica took away what perhaps no other one had, nor the bucket.
+
+    Its disk was emptied, or it was killed before it could store the blob in the bucket.
+    """
+    wiped = spells.between(began, ended, frozenset({"wiped"}))
+    killed = [
+        spell
+        for spell in spells.between(began, ended, frozenset({"killed"}))
+        if not any(one.place == spell.place and one.began >= spell.began for one in wiped)
+        and (size < IN_BUCKET or spells.between(began, spell.began, NO_BUCKET))
+    ]
+    return len(wiped) + len(killed)
 
 
 def _mean(values: list[float]) -> float:

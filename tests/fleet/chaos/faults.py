@@ -76,7 +76,7 @@ async def fill_a_disk(chaos: Chaos) -> None:
             await asyncio.to_thread(_fill, filler)
             await asyncio.sleep(chaos.seconds())
         finally:
-            filler.unlink()
+            filler.unlink(missing_ok=True)  # the disk may have been wiped
 
 
 async def kill_redis(chaos: Chaos) -> None:

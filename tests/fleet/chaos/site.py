@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,7 +63,8 @@ class Replica:
     async def wipe(self) -> None:
         """Empty its disk. It must not run."""
         for each in self.millpond.storage.iterdir():
-            await asyncio.to_thread(shutil.rmtree if each.is_dir() else Path.unlink, each)
+            remove = shutil.rmtree if each.is_dir() else partial(Path.unlink, missing_ok=True)
+            await asyncio.to_thread(remove, each)
 
     def end(self) -> None:
         """End it in whatever state it is."""

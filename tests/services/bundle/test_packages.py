@@ -1,18 +1,28 @@
-"""What is refused before an import sends anything: damage in every part of a bundle."""
+"""Damage in every part of a bundle is refused before an import sends anything."""
 
 import io
+import json
+import os
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from proxy.core.errors import RequestInvalid
+from proxy.core.errors import ConfigError, RequestInvalid
 from proxy.core.names import Digest, Repo, Tag, Target, sha256
 from proxy.core.records import Descriptor, TagRecord
 from proxy.services.bundle import signatures
 from proxy.services.bundle.archive import Sink, open_sink, put
-from proxy.services.bundle.contents import NAME, SIGNATURE, BundledBlob, BundledTag, Contents
+from proxy.services.bundle.contents import (
+    NAME,
+    SIGNATURE,
+    BundledBlob,
+    BundledTag,
+    Contents,
+    parse,
+)
 from proxy.services.bundle.foreign import Naming
 from proxy.services.bundle.layout import blob_name, files_for_others
 from proxy.services.bundle.packages import Package, open_package
@@ -129,6 +139,18 @@ def test_a_directory_is_the_same(key: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle" / "extra").write_text("x")
     with pytest.raises(RequestInvalid, match="do not name: extra"):
         opened(tmp_path / "bundle", key)
+
+
+def test_what_a_killed_export_left_gets_into_no_bundle(key: Path, tmp_path: Path) -> None:
+    left = tmp_path / "bundle.partial/blobs"
+    left.mkdir(parents=True)
+    (left / "private").write_text("of another export")
+    with pytest.raises(ConfigError, match=r"bundle\.partial: left by an export"):
+        open_sink(f"{tmp_path / 'bundle'}/", None)
+    (left / "private").unlink()
+    left.rmdir()
+    write(open_sink(f"{tmp_path / 'bundle'}/", None), key, contents())
+    assert verified(opened(tmp_path / "bundle", key)) > 0
 
 
 def flip(name: str, at: int = 10) -> Change:
@@ -258,15 +280,47 @@ def test_what_is_no_archive_says_so(tmp_path: Path, body: bytes, words: str) -> 
         open_package(path, None, Naming())
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_of_negative_size_is_not_read_as_the_whole_archive(
+    tmp_path: Path, kind: bytes
+) -> None:
+    member = tarfile.TarInfo("header")
+    member.type, member.size = kind, -1024
+    path = tmp_path / "x.tar"
+    path.write_bytes(member.tobuf(tarfile.GNU_FORMAT))
+    os.truncate(path, 256 * 1024 * 1024)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestInvalid, match="a damaged one"):
+            open_package(path, None, Naming())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"blobs": ["x"]}, {"links": []}, {"tags": [5]}, {"files": 5}, {"created_at": 10**400}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_contents_of_another_shape_are_refused(wrong: dict[str, object]) -> None:
+    document = json.loads(contents().to_json())
+    with pytest.raises(RequestInvalid):
+        parse(json.dumps(document | wrong).encode())
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
         (b'"version": 1', b'"version": 2', "a newer Millpond wrote it"),
-        (b'"millpond-bundle"', b'"something else"', "not the contents of a bundle"),
+        (b'"millpond-bundle"', b'"something else"', "not the contents file of a bundle"),
         (b'"size": ', b'"size": -', "is no size"),
         (b"docker.io/library/one:1", b"docker.io/library/ONE:1", "is not a repository name"),
         (b"docker.io/library/one:1", b"one:1", "has no registry"),
         (b'"checked_at": 1.0', b'"checked_at": -1', "is no time"),
+        (b'"checked_at": 1.0', b'"checked_at": 1' + b"0" * 400, "too large"),
+        (b'"blobs": [', b'"blobs": [1,', "an entry is no object"),
         (b'"tags"', b'"tugs"', "'tags' is missing"),
     ],
 )

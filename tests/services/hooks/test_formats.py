@@ -1,4 +1,4 @@
-"""What is read from webhooks of each format, and what is refused."""
+"""The parsers of webhooks of each format, and their errors."""
 
 import json
 from typing import Any

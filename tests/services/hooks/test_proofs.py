@@ -5,6 +5,7 @@ import base64
 import pytest
 
 from proxy.services.hooks import proofs
+from proxy.services.hooks.formats import FORMATS
 from proxy.services.hooks.proofs import LONGEST_AGE, Proof, Shown, is_proven
 from tests.services.hooks import payloads
 from tests.services.hooks.payloads import SECRET, WRONG, Prove, Sent
@@ -21,6 +22,10 @@ BEARERS: list[tuple[Proof, Prove]] = [
 ]
 
 
+def by_standard_now(body: bytes, secret: str) -> Sent:
+    return payloads.by_standard(body, secret, NOW)
+
+
 def shown(sent: Sent, now: float = NOW) -> Shown:
     return Shown(sent.headers, sent.token, sent.body, now)
 
@@ -32,6 +37,26 @@ def test_only_the_secret_proves(proof: Proof, prove: Prove) -> None:
     assert not proof(sent, WRONG.encode())
     assert not proof(shown(prove(BODY, WRONG)), SECRET.encode())
     assert not proof(Shown({}, "", BODY, NOW), SECRET.encode())
+
+
+URL, PLAIN, BEARER = payloads.by_url, payloads.by_plain_authorization, payloads.by_authorization
+ACCEPTED: dict[str, tuple[Prove, ...]] = {
+    "dockerhub": (URL,),
+    "github": (payloads.by_github,),
+    "quay": (URL, PLAIN, BEARER),
+    "harbor": (PLAIN, BEARER),
+    "gitlab": (PLAIN, BEARER, payloads.by_gitlab_token, by_standard_now),
+    "distribution": (PLAIN, BEARER, by_standard_now),
+}
+
+
+@pytest.mark.parametrize("prove", [*(prove for _, prove in BEARERS), by_standard_now])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_accepts_only_the_proofs_of_its_senders(name: str, prove: Prove) -> None:
+    form = FORMATS[name]
+    sent = shown(prove(BODY, SECRET))
+    is_accepted = is_proven(sent, (*form.tokens, *form.signatures), [SECRET.encode()])
+    assert is_accepted is (prove in ACCEPTED[name])
 
 
 def test_a_signature_is_for_one_body() -> None:
@@ -93,3 +118,5 @@ def test_one_of_several_standard_signatures_suffices() -> None:
     both = f"v1,AAAA v1a,BBBB {sent.headers['webhook-signature']}"
     twice = sent._replace(headers=sent.headers | {"webhook-signature": both})
     assert proofs.standard_signature(shown(twice), SECRET.encode())
+    many = sent._replace(headers=sent.headers | {"webhook-signature": "v1,AAAA " * 10 + both})
+    assert not proofs.standard_signature(shown(many), SECRET.encode()), "too many to try"

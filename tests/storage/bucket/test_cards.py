@@ -1,4 +1,4 @@
-"""What the metadata of an object says, and what is made of metadata that others wrote."""
+"""The metadata of objects, including metadata from other programs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The last uses that one machine knows of."""
+"""The last uses by one machine."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How a bucket is opened for each service, and what errors are called."""
+"""Opening a bucket of each service, and the messages of errors."""
 
 import sys
 from typing import Any

@@ -128,6 +128,20 @@ async def test_another_repository_gets_content_only_if_the_registry_confirms_it(
     assert {*asked} == {("HEAD", "blob")}, "confirmed by the registry, sent by the bucket"
 
 
+async def test_another_repository_gets_no_manifest_of_the_bucket(
+    machine: Machine, upstream: FakeUpstream, bucket: TestBucket
+) -> None:
+    first = await machine()
+    await pulled(first)
+    await filled(first, bucket)
+    upstream.clear()
+    second = await machine("second")
+    assert (await second.get(f"/v2/org/none/manifests/{APP.digest}")).status == 404
+    assert upstream.count(kind="manifest") == 1
+    assert (await second.get(f"/v2/app/manifests/{APP.digest}")).body == APP.manifest
+    assert upstream.count(kind="manifest") == 1, "its own repository gets it from the bucket"
+
+
 async def test_a_public_blob_that_a_manifest_lists_needs_no_confirmation(
     machine: Machine, upstream: FakeUpstream, bucket: TestBucket
 ) -> None:

@@ -126,12 +126,12 @@ async def test_ecr_public(monkeypatch: pytest.MonkeyPatch, keys: None) -> None:
 
 
 async def test_no_credentials_of_aws() -> None:
-    with pytest.raises(CredentialsRejected, match="AWS gives no credentials: NoCredentialsError"):
+    with pytest.raises(CredentialsRejected, match="AWS returns no credentials: NoCredentialsError"):
         await AWS(HOST, PLAIN).fetch()
 
 
 async def test_a_profile_that_is_missing() -> None:
-    with pytest.raises(CredentialsRejected, match="AWS gives no credentials: ProfileNotFound"):
+    with pytest.raises(CredentialsRejected, match="AWS returns no credentials: ProfileNotFound"):
         await AWS(HOST, AWSCredentials(profile="nobody")).fetch()
 
 
@@ -143,7 +143,7 @@ async def test_a_refusal_shows_its_code_and_nothing_else(
         monkeypatch.setenv("AWS_ENDPOINT_URL_ECR", f"http://{address}")
         with pytest.raises(CredentialsRejected) as caught:
             await AWS(HOST, PLAIN).fetch()
-    assert caught.value.message == "AWS gives no credentials: ClientError AccessDeniedException"
+    assert caught.value.message == "AWS returns no credentials: ClientError AccessDeniedException"
 
 
 @pytest.mark.parametrize("pair", [b"AWS", b"\xff", b""])
@@ -153,7 +153,7 @@ async def test_an_authorization_token_that_is_none(
     data = {"authorizationToken": base64.b64encode(pair).decode(), "expiresAt": 4102444800}
     with endpoint(lambda _: (200, {"authorizationData": [data]})) as (address, _):
         monkeypatch.setenv("AWS_ENDPOINT_URL_ECR", f"http://{address}")
-        with pytest.raises(CredentialsRejected, match="AWS gives"):
+        with pytest.raises(CredentialsRejected, match="AWS return"):
             await AWS(HOST, PLAIN).fetch()
 
 

@@ -130,7 +130,7 @@ async def test_an_identity_that_is_refused(
     with endpoint(lambda _: (400, {"error": "s3cret"})) as (address, _):
         monkeypatch.setenv("IDENTITY_ENDPOINT", f"http://{address}/token")
         monkeypatch.setenv("IDENTITY_HEADER", "header")
-        with pytest.raises(CredentialsRejected, match="Azure gives no credentials: ") as caught:
+        with pytest.raises(CredentialsRejected, match="Azure returns no credentials: ") as caught:
             await Azure(transport, AzureCredentials()).fetch()
     assert "s3cret" not in caught.value.message
     assert not registry.asked

@@ -1,4 +1,4 @@
-"""The settings of credentials, what `check` says of them, and renewal after a 401."""
+"""The settings of credentials, messages of `check`, and renewal after a 401."""
 
 import json
 import shutil

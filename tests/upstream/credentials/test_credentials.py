@@ -1,4 +1,4 @@
-"""Who we are: nobody, a user of the configuration, or a password that another program renews."""
+"""Credentials: none, a configured user, or a password that another program renews."""
 
 from pathlib import Path
 

@@ -99,13 +99,13 @@ async def test_the_forms_of_an_entry(
     "entry", [{"auth": "?"}, {"auth": "YWxpY2U="}, {"email": "a@b"}, ["x"], {"auth": "/////w=="}]
 )
 async def test_an_entry_without_a_login(tmp_path: Path, entry: object) -> None:
-    with pytest.raises(CredentialsRejected, match=r"the entry for ghcr\.io has no login"):
+    with pytest.raises(CredentialsRejected, match=r"the entry for ghcr\.io needs a login"):
         await config(tmp_path, {"auths": {"ghcr.io": entry}}).get("app")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"auths": "s3cret"'])
 async def test_a_broken_file(tmp_path: Path, text: str) -> None:
-    with pytest.raises(CredentialsRejected, match="is no JSON object") as caught:
+    with pytest.raises(CredentialsRejected, match="is not a JSON object") as caught:
         await config(tmp_path, text).get("app")
     assert "s3cret" not in caught.value.message
 
@@ -248,5 +248,5 @@ async def test_an_identity_token_is_no_password(
     proxy = await start(hub={"credentials": {"docker_config": str(file)}})
     answer = await proxy.get("/v2/app/manifests/latest")
     assert answer.status == 502
-    assert b"takes no identity token" in answer.body
+    assert b"accepts only passwords" in answer.body
     assert all("Authorization" not in request.headers for request in upstream.requests)

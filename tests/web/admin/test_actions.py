@@ -1,4 +1,4 @@
-"""Looking after the cache under ``/-/``: who may, what is asked, and what is answered."""
+"""The operator's pages under ``/-/``: authorization, requests and answers."""
 
 import asyncio
 import io

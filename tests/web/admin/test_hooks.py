@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: who may send them, what they cause, and what they may not cause."""
+"""Webhooks over HTTP: authentication, and their permitted effects."""
 
 import asyncio
 import io
@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.web import BaseRequest
 
 from proxy.settings import Settings
 from proxy.upstream.offline import OfflineMode
-from proxy.web.admin import hooks
-from proxy.web.admin.hooks import BURST, MAX_BODY, MAX_TAGS
+from proxy.web.admin import documents, hooks
+from proxy.web.admin.hooks import BURST, MAX_TAGS
+from proxy.web.admin.intake import MAX_BODY, PER_SENDER, READING
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -304,16 +306,108 @@ async def test_a_large_body_is_refused(start: Start, all_hooks: dict[str, Any]) 
         assert answer.status == 400
 
 
-async def test_a_body_is_not_read_of_a_sender_without_the_secret(
-    start: Start, all_hooks: dict[str, Any]
+class Stalling:
+    """Connections that send the head of a webhook and not its body, from chosen addresses."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        host, _, port = (proxy.app.address or "").rpartition(":")
+        self._server = host, int(port)
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def send(
+        self, hook: str, *headers: str, source: str = "127.0.0.1"
+    ) -> asyncio.StreamReader:
+        where = source, 0
+        reader, writer = await asyncio.open_connection(*self._server, local_addr=where)
+        lines = f"POST {hooks.PATH}{hook} HTTP/1.1", "Host: a", "Content-Length: 1000", *headers
+        writer.write("\r\n".join((*lines, "", "")).encode())
+        self._writers.append(writer)
+        return reader
+
+    def leave(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+async def status(reader: asyncio.StreamReader) -> int:
+    async with asyncio.timeout(30):
+        return int((await reader.readline()).split()[1])
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The addresses whose bodies are, or were, read."""
+    addresses = []
+
+    async def read_body(request: BaseRequest, limit: int) -> bytes:
+        addresses.append(request.remote)
+        return await documents.read_body(request, limit)
+
+    monkeypatch.setattr("proxy.web.admin.intake.read_body", read_body)
+    return addresses
+
+
+@pytest.mark.parametrize("hook", ["quay", "github", "gitlab", "distribution"])
+async def test_a_body_is_not_read_of_a_sender_that_shows_nothing(
+    start: Start, all_hooks: dict[str, Any], hook: str
+) -> None:
+    stalling = Stalling(await start(hooks=all_hooks))
+    assert await status(await stalling.send(hook)) == 401
+    stalling.leave()
+
+
+SIGNED = "X-Hub-Signature-256: sha256=" + "0" * 64
+
+
+async def test_one_address_without_the_secret_takes_only_some_of_the_places(
+    start: Start, all_hooks: dict[str, Any], begun: list[str | None]
+) -> None:
+    proxy = await held(start, all_hooks)
+    stalling = Stalling(proxy)
+    for _ in range(PER_SENDER):
+        await stalling.send("github", SIGNED, source="127.0.0.2")
+    await until(lambda: len(begun) == PER_SENDER)
+    assert await status(await stalling.send("github", SIGNED, source="127.0.0.2")) == 503
+    for name in ("github", "gitlab"):
+        sender = next(one for one in SENDERS.values() if one.format == name)
+        assert (await post(proxy, name, sender.send(REPO, TAG))).status == 202
+    stalling.leave()
+
+
+async def test_many_addresses_without_the_secret_do_not_stop_those_with_a_token(
+    start: Start, all_hooks: dict[str, Any], begun: list[str | None]
+) -> None:
+    proxy = await held(start, all_hooks)
+    stalling = Stalling(proxy)
+    for number in range(READING):
+        await stalling.send("github", SIGNED, source=f"127.0.0.{2 + number // PER_SENDER}")
+    await until(lambda: len(begun) == READING)
+    assert (await post(proxy, "github", SENDERS["github"].send(REPO, TAG))).status == 503
+    assert (await post(proxy, "quay", SENDERS["quay"].send(REPO, TAG))).status == 202
+    stalling.leave()
+
+
+async def test_a_body_that_does_not_arrive_gives_its_place_back(
+    start: Start, all_hooks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.web.admin.intake.READ_SECONDS", 0.05)
+    proxy = await start(hooks=all_hooks)
+    stalling = Stalling(proxy)
+    for _ in range(PER_SENDER + 1):
+        assert await status(await stalling.send("github", SIGNED)) == 400
+    stalling.leave()
+
+
+async def test_a_body_that_announces_too_much_is_not_read(
+    start: Start, all_hooks: dict[str, Any], begun: list[str | None]
 ) -> None:
     proxy = await start(hooks=all_hooks)
+    head = f"POST {hooks.PATH}github HTTP/1.1\r\nHost: a\r\n{SIGNED}\r\n"
     host, _, port = (proxy.app.address or "").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST {hooks.PATH}quay HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n"
-    writer.write(head.encode())
-    async with asyncio.timeout(10):
-        assert b"401" in await reader.readline()
+    writer.write(f"{head}Content-Length: {MAX_BODY + 1}\r\n\r\n".encode())
+    assert await status(reader) == 400
+    assert not begun
     writer.close()
 
 

@@ -1,8 +1,8 @@
-"""The aiohttp ``Application`` of the Admin API: who may send a request, and how it is answered.
+"""The aiohttp ``Application`` of the Admin API: authorizes and answers requests.
 
-``web.server`` is a low-level server, so the application has no server of its own: ``handle`` passes
-requests to it. It reads the parameters, calls the handler of the route, and turns every failure
-into the error document that all of Millpond's answers use.
+``web.server`` is a low-level server, so the application has no separate server: ``handle`` passes
+requests to it. It parses the parameters, calls the handler of the route, and converts every failure
+into Millpond's error document.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 MAX_BODY: Final = 256 * 1024
 MAX_PROBLEMS: Final = 5
-"""Wrong parameters that an error names."""
+"""Maximum number of wrong parameters in an error."""
 
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -169,7 +169,7 @@ async def _body(request: Request) -> dict[str, Any]:
 
 
 def _problems(error: ValidationError) -> str:
-    """Return which parameters are wrong, and why; never their values."""
+    """Return the wrong parameters with the reasons, without their values."""
     found = [
         f"{'.'.join(map(str, one['loc'])) or 'parameters'}: {one['msg']}"
         for one in error.errors(include_url=False, include_context=False, include_input=False)

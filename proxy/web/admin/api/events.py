@@ -18,7 +18,7 @@ Fact = str | int | float | bool | None
 
 
 class EventsParams(Params):
-    """Which events, and whether to wait for new ones."""
+    """Parameters that select events."""
 
     kinds: Annotated[str, Field(max_length=300, description="Kinds, with commas; none: all.")] = ""
     after: Annotated[int | None, Field(ge=0, description="Only later serial numbers.")] = None

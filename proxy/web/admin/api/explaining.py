@@ -1,4 +1,4 @@
-"""What Millpond does with an image, and why."""
+"""Explains how Millpond handles an image."""
 
 from typing import Annotated, Final
 
@@ -28,7 +28,7 @@ class ExplainParams(Params):
 
 
 class Verdict(Model):
-    """If a client may pull an image, by which rule. ``user`` None: an anonymous client."""
+    """Whether a client may pull an image, and the rule. ``user`` None: an anonymous client."""
 
     user: str | None
     groups: list[str]
@@ -41,7 +41,7 @@ class Verdict(Model):
 
 
 class Policy(Model):
-    """A policy that covers the image; ``denied`` None: not known before somebody pulls it."""
+    """A policy that covers the image; ``denied`` None: unknown until a client pulls the image."""
 
     name: str
     demands: list[str]
@@ -79,7 +79,7 @@ class Explaining:
                 ExplainParams,
                 Explained,
                 self._explain,
-                "Explain what Millpond does with an image, and why.",
+                "Explain how Millpond handles an image, and why.",
             ),
         )
 

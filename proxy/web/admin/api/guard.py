@@ -16,10 +16,10 @@ from proxy.web.admin.api.routes import AnyRoute
 from proxy.web.forwarded import TrustedProxies
 
 _AMBIENT: Final = (Method.ANONYMOUS, Method.CERTIFICATE, Method.SOCKET)
-"""Credentials that a browser sends with requests of any site: an address, or a certificate."""
+"""Credentials that a browser sends with requests of any page: an address, or a certificate."""
 
 Authorize = Callable[[], Awaitable[Principal]]
-"""Returns who may administer, or raises ``RegistryError``."""
+"""Returns the administrator, or raises ``RegistryError``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Guard:
     async def identify(
         self, route: AnyRoute, request: Request, authorize: Authorize
     ) -> Principal | None:
-        """Return who may administer, None for another client of a public route.
+        """Return the administrator, None for another client of a public route.
 
         Raises ``RegistryError``.
         """
@@ -42,17 +42,12 @@ class Guard:
         except RegistryError as error:
             if not route.is_public:
                 raise
-            self._record_login(request, error)
+            audited.record_wrong_login(self.audit, request, error)
             self.access.observe(request.remote)
             return None
         if route.is_change:
             self._refuse_other_sites(request, principal)
         return principal
-
-    def _record_login(self, request: Request, error: RegistryError) -> None:
-        """Record wrong credentials; public routes answer nevertheless, so these could be tried."""
-        if self.audit.is_on and "Authorization" in request.headers and error.status in (401, 429):
-            self.audit.record(audited.login(request, None, error))
 
     def _refuse_other_sites(self, request: Request, principal: Principal) -> None:
         """Raise ``Denied`` for a change from a web page, unless the page is ours (CSRF).

@@ -14,7 +14,7 @@ DEFAULT_SECONDS = 3600.0
 
 
 class SeriesParams(Params):
-    """From when on, and how many points at most."""
+    """The time span, and the maximum number of points."""
 
     since: Annotated[
         float | None, Field(ge=0, le=1e12, description="Unix time; without it, an hour ago.")
@@ -23,9 +23,9 @@ class SeriesParams(Params):
 
 
 class Point(Model):
-    """What was counted in ``step`` seconds from ``time`` on; ``cache_bytes`` is at their end.
+    """The counts of ``step`` seconds from ``time`` on; ``cache_bytes`` is at their end.
 
-    ``hits`` are requests for which a registry sent no body of their own.
+    ``hits`` are requests that needed no body from a registry.
     """
 
     time: int
@@ -47,14 +47,14 @@ class TimeSeries(Model):
 
 
 class TopParams(Params):
-    """By what, and how many."""
+    """The order and the number of images."""
 
     by: Literal["pulls", "bytes"] = "pulls"
     limit: Annotated[int, Field(ge=1, le=1000)] = 20
 
 
 class PopularImage(Model):
-    """An image and what clients got of it; ``last_pull`` is null if it is not known."""
+    """An image with its pulls and bytes; ``last_pull`` is null if unknown."""
 
     name: str
     pulls: int
@@ -70,7 +70,7 @@ class Top(Model):
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What was counted."""
+    """The routes of counters over time and of popular images."""
 
     series: Series
     popularity: Popularity
@@ -79,10 +79,10 @@ class History:
     @property
     def routes(self) -> list[AnyRoute]:
         """The routes of this group."""
-        text = "Show what was counted over time."
+        text = "Show counters over time."
         return [
             Route("GET", "series", SeriesParams, TimeSeries, self._series, text, is_public=True),
-            Route("GET", "top", TopParams, Top, self._top, "List the images that are pulled most."),
+            Route("GET", "top", TopParams, Top, self._top, "List the most popular images."),
         ]
 
     async def _series(self, params: SeriesParams, _: Caller) -> Model:

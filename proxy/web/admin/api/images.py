@@ -2,9 +2,10 @@
 
 import base64
 import json
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -13,16 +14,18 @@ from proxy.core.names import Digest, Image, Target
 from proxy.services import anatomy
 from proxy.services.catalogue import Catalogue, Entry, Position, Sort
 from proxy.services.explain.keeping import Keeper
-from proxy.services.inventory import weigh
+from proxy.services.inventory import Weight, weigh, weights
 from proxy.services.popularity import Popularity
 from proxy.web.admin import tags
 from proxy.web.admin.actions import Services
 from proxy.web.admin.api.keeping import ImageName
 from proxy.web.admin.api.routes import AnyRoute, Caller, Model, Params, Route
 
+_WRONG_CURSOR: Final = "cursor: not the next of an earlier answer"
+
 
 class ImagesParams(Params):
-    """Which images, in which order, and how many."""
+    """The selection, order and number of images."""
 
     q: Annotated[str, Field(max_length=300, description="Part of the name.")] = ""
     sort: Sort = Sort.NAME
@@ -87,7 +90,7 @@ class Referrer(Model):
 
 
 class Sighting(Model):
-    """A digest that the tag pointed to, and when."""
+    """A past or present digest of the tag, with times."""
 
     digest: str
     first_seen: float | None
@@ -96,7 +99,7 @@ class Sighting(Model):
 
 
 class ImageDetails(Model):
-    """One image, as far as it is held."""
+    """One image, with its held content."""
 
     name: str
     digest: str
@@ -137,14 +140,14 @@ class Images:
         page = await self.catalogue.page(params.q, params.sort, params.limit, after)
         pinned = await self.services.pins.pinned()
         used = {str(image) for image in self.services.feeds.images()}
-        images = [await self._listed(entry, pinned, used) for entry in page.entries]
+        weighed = await weights(self.services.content, (entry.digest for entry in page.entries))
+        images = [self._listed(one, weighed[one.digest], pinned, used) for one in page.entries]
         following = page.following
         return ImageList(images=images, next=None if following is None else _cursor(following))
 
-    async def _listed(
-        self, entry: Entry, pinned: Collection[Digest], used: set[str]
+    def _listed(
+        self, entry: Entry, weight: Weight, pinned: Collection[Digest], used: set[str]
     ) -> ListedImage:
-        weight = await weigh(self.services.content, entry.digest)
         names = {entry.name, f"{entry.target}@{entry.digest}", entry.digest}
         return ListedImage(
             name=entry.name,
@@ -170,7 +173,7 @@ class Images:
             record is not None and await content.links.has(target, record.digest)
         )
         if digest is None or not is_there:
-            raise NameUnknown(f"{image}: this cache does not have it")
+            raise NameUnknown(f"{image}: it is not in this cache")
         weight = await weigh(content, digest)
         keeper = Keeper(content, self.services.pins, self.services.feeds)
         await self.popularity.fold()
@@ -197,7 +200,7 @@ class Images:
         )
 
     async def _tagged(self, target: Target, image: Image) -> dict[str, Any]:
-        """Return what is known of a tag: nothing for a digest."""
+        """Return the facts about a tag; none for a digest."""
         if image.tag is None:
             return {}
         content, cache = self.services.content, self.services.cache
@@ -224,6 +227,9 @@ def _position(cursor: str) -> Position:
     """Return where a page ended. Raises ``RequestInvalid``."""
     try:
         value, name = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return float(value), str(name)
-    except (ValueError, TypeError, RecursionError):
-        raise RequestInvalid("cursor: not the next of an earlier answer") from None
+        position = float(value), str(name)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise RequestInvalid(_WRONG_CURSOR) from None
+    if not math.isfinite(position[0]):
+        raise RequestInvalid(_WRONG_CURSOR)
+    return position

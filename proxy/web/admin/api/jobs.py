@@ -1,4 +1,4 @@
-"""Long work as jobs: they are started here, listed, and cancelled."""
+"""Long operations as jobs: starts, lists and cancels them."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -33,14 +33,14 @@ Size = Annotated[
 
 
 class DropParams(Params):
-    """What to drop."""
+    """The images to drop."""
 
     match: Annotated[Name, Field(description="An image, a repository or a pattern.")]
     dry_run: bool = False
 
 
 class PullParams(Params):
-    """What to pull; without platforms all of them."""
+    """The image to pull; without platforms, all of them."""
 
     image: ImageName
     platforms: Annotated[tuple[Name, ...], Field(max_length=50)] = ()
@@ -48,14 +48,14 @@ class PullParams(Params):
 
 
 class VerifyParams(Params):
-    """How to verify: ``rate`` is bytes a second, 0 is no limit."""
+    """Parameters of a verification: ``rate`` is bytes per second, 0 means no limit."""
 
     repair: bool = False
     rate: Size = 0
 
 
 class EvictParams(Params):
-    """How many disk bytes to free."""
+    """The number of disk bytes to free."""
 
     bytes: Size
     dry_run: bool = False
@@ -109,7 +109,7 @@ class JobList(Model):
 
 
 class WouldDrop(Model):
-    """What a drop would do; ``images`` are the first thousand."""
+    """The effect of a drop; ``images`` are the first thousand."""
 
     images: list[dict[str, Any]]
     dropped: int
@@ -119,7 +119,7 @@ class WouldDrop(Model):
 
 
 class WouldEvict(Model):
-    """What an eviction would delete; ``content`` and ``images`` are the first thousand."""
+    """The effect of an eviction; ``content`` and ``images`` are the first thousand."""
 
     content: list[dict[str, Any]]
     images: list[dict[str, Any]]
@@ -221,7 +221,7 @@ class JobRoutes:
         return list(found)
 
     async def _warmed(self, job: Job, name: str, wanted: Wanted) -> str | None:
-        """Pull one image; return why it is not whole, None if it is."""
+        """Pull one image; return why it is incomplete, None if it is complete."""
         problem: str | None = "the work ended early"
         try:
             async for event in self.services.puller.run(self.services.image(name), wanted):

@@ -27,7 +27,7 @@ class ImageParams(Params):
 
 
 class Pin(Model):
-    """A pin and what it keeps; ``refused`` says why it keeps less than it names."""
+    """A pin and its images; ``refused`` is the reason why it protects fewer than it names."""
 
     pin: str
     source: str
@@ -37,7 +37,7 @@ class Pin(Model):
 
 
 class Pins(Model):
-    """All pins, and the disk bytes that they keep."""
+    """All pins, and the disk bytes that they protect."""
 
     pins: list[Pin]
     bytes: int
@@ -52,7 +52,7 @@ class Unpinned(Model):
 
 
 class Feed(Model):
-    """One source of images in use, until ``expires_at`` (Unix seconds; null: for good)."""
+    """One source of images in use, until ``expires_at`` (Unix seconds; null: no expiry)."""
 
     source: str
     images: int
@@ -67,7 +67,7 @@ class InUse(Model):
 
 
 class Refreshed(Model):
-    """Where a tag pointed, and where it points."""
+    """The digests of a tag before and after a check."""
 
     image: str
     before: str | None

@@ -83,7 +83,7 @@ class _Latency:
 
 @dataclass(slots=True)
 class Live:
-    """The stream. ``run`` makes ticks while there are watchers."""
+    """The stream. ``run`` sends ticks while there are watchers."""
 
     statistics: Statistics
     streams: Streams
@@ -97,13 +97,13 @@ class Live:
     @property
     def routes(self) -> list[AnyRoute]:
         """The routes of this group."""
-        text = "Follow the numbers: an event stats every two seconds."
+        text = "Follow the statistics: an event stats every two seconds."
         return [
             Route("GET", "live", NoParams, None, self._live, text, is_public=True, events=LiveStats)
         ]
 
     async def run(self) -> None:
-        """Make a tick every two seconds while there are watchers."""
+        """Send a tick every two seconds while there are watchers."""
         while True:
             await self._watched.wait()
             await self._make()

@@ -128,7 +128,7 @@ def _dry_run(route: AnyRoute, refs: dict[Any, str]) -> Schema:
         return {}
     schema = {"$ref": refs[route.dry, "serialization"]}
     content = {"application/json": {"schema": schema}}
-    return {"200": {"description": "What it would do.", "content": content}}
+    return {"200": {"description": "The effect without dry_run.", "content": content}}
 
 
 def _parameters(route: AnyRoute, schema: Schema) -> list[Schema]:

@@ -1,4 +1,4 @@
-"""The running process: its log level, and its settings read again."""
+"""The running process: its log level, and a reload of its settings."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal
@@ -50,7 +50,7 @@ class Process:
         ]
 
     def begin(self, apply: Apply) -> Apply:
-        """Apply changed settings by ``apply`` from now on; return what others should use."""
+        """Apply changed settings by ``apply`` from now on; return a function for other callers."""
 
         async def applied(settings: Settings) -> Settings:
             self._settings = await apply(settings)
@@ -61,7 +61,7 @@ class Process:
 
     async def _reload(self, _: NoParams, __: Caller) -> Model:
         if self._load is None:
-            raise Conflict("this process has no configuration to read again")
+            raise Conflict("this process has no configuration file to reload")
         try:
             await self._applied(await in_thread(self._load))
         except ConfigError as error:

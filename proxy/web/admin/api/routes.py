@@ -33,7 +33,7 @@ P = TypeVar("P", bound=Params)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request; ``principal`` None: a client that may not administer."""
+    """The sender of a request; ``principal`` None: a client that may not administer."""
 
     request: Request
     principal: Principal | None
@@ -52,7 +52,7 @@ class Route(Generic[P]):
     """One method of one path, relative to ``PREFIX``, as ``jobs/{id}``.
 
     ``answer`` None: there is only a stream. ``events`` are the data of a stream's events. ``dry``
-    is what a dry run answers with 200.
+    is the answer to a dry run, with status 200.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""Who the client is, and the numbers of ``/-/stats``, whole and in parts."""
+"""The client's identity, and the statistics of ``/-/stats`` as a whole and in parts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from proxy.web.admin.statistics import Statistics, public
 
 
 class Session(Model):
-    """Who the client is; ``how_to_log_in`` lists ``token`` and ``password`` if they are set up."""
+    """The client; ``how_to_log_in`` lists ``token`` and ``password`` if they are configured."""
 
     who: str | None
     may_administer: bool
@@ -147,7 +147,7 @@ class State:
                 NoParams,
                 Session,
                 self._session,
-                "Show who the client is.",
+                "Show the client's user and permissions.",
                 is_public=True,
             ),
             Route(

@@ -43,7 +43,7 @@ class Streams:
 
     @asynccontextmanager
     async def opened(self, caller: Caller) -> AsyncIterator["EventStream"]:
-        """Open a stream; leaving the context ends it. Raises ``Overloaded``.
+        """Open a stream, which ends with the context. Raises ``Overloaded``.
 
         A client that does not read delays only its own events. Half of the streams are for
         operators, so that others cannot lock them out.

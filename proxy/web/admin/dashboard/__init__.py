@@ -1,1 +1,1 @@
-"""The dashboard at ``/-/``: a page for people that shows what the admin API answers."""
+"""The dashboard at ``/-/``: a web page on top of the Admin API."""

@@ -1,7 +1,7 @@
 """Serves the files of the dashboard, which are part of this package.
 
-They hold no data: the scripts ask the admin API for all that they show. A path names a file only if
-it is one of the package's own, so no path leads elsewhere.
+They contain no data: the scripts request all data from the Admin API. Only the package's own files
+are served, so no path leads elsewhere.
 """
 
 import gzip
@@ -52,8 +52,8 @@ class _File:
 class Dashboard:
     """The files in memory, by path.
 
-    All but the page itself are below a hash of all of them, so a browser may keep them, and never
-    mixes those of two versions.
+    All but the page itself are below a path with a hash of all files, so a browser may cache them,
+    and never mixes two versions.
     """
 
     def __init__(self) -> None:

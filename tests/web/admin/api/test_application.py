@@ -1,4 +1,4 @@
-"""Who may use the Admin API, which requests are malformed, and how failures are answered."""
+"""The Admin API: authorization, malformed requests, and answers to failures."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What Millpond says about an image, branch by branch; it asks no registry and counts no use."""
+"""Explanations of images, branch by branch, without a request to a registry and without a use."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -120,7 +120,7 @@ async def test_the_rate_limit_as_last_reported(
     found = await explain("app")
     limit = {"limit": 100, "remaining": 5, "is_scarce": True}
     assert found["registry"]["rate_limit"] == limit
-    assert "few pulls are left" in found["freshness"]["changed_by"]
+    assert "nearly used up" in found["freshness"]["changed_by"]
     assert found["freshness"]["fresh_until"] > clock() + 300
     clock.advance(300 * 100 + 1)
     found = await explain("app")
@@ -295,7 +295,7 @@ async def test_offline(explaining: Started, upstream: FakeUpstream, image: Image
         "because": "offline: all of it is in the cache",
         "costs": [],
     }
-    assert found["freshness"]["changed_by"] == "this is offline, so any age will do"
+    assert found["freshness"]["changed_by"] == "the registry is offline, so the age does not matter"
     assert found["freshness"]["fresh_until"] is None
     found = await explain("app:other")
     assert found["pull"]["answer"] == "refuse"

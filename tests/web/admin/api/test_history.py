@@ -1,4 +1,4 @@
-"""Samples over time: what they add up to, over restarts, and in which resolution."""
+"""Samples over time: their sums, over restarts, and in which resolution."""
 
 import pytest
 

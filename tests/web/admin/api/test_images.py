@@ -1,5 +1,6 @@
 """Images: searched, sorted, page by page, and one in detail."""
 
+import base64
 import time
 
 import pytest
@@ -65,9 +66,23 @@ async def test_images_are_searched_and_sorted(
     assert (await api.get("images", q="/a:"))["images"][0]["pinned"] is True
 
 
+def cursor(document: str) -> Document:
+    return {"cursor": base64.urlsafe_b64encode(document.encode()).decode()}
+
+
 @pytest.mark.parametrize(
     "query",
-    [{"sort": "colour"}, {"limit": 0}, {"limit": 501}, {"cursor": "x"}, {"cursor": "W10="}],
+    [
+        {"sort": "colour"},
+        {"limit": 0},
+        {"limit": 501},
+        {"cursor": "x"},
+        cursor("[]"),
+        cursor(f'[1{"0" * 400}, "a"]'),
+        cursor('[NaN, "a"]'),
+        cursor('[-Infinity, "a"]'),
+        cursor("[" * 500),
+    ],
 )
 async def test_wrong_parameters_get_400(api: ApiClient, query: Document) -> None:
     assert (await api.ask("GET", "images", **query)).status == 400

@@ -56,7 +56,7 @@ async def test_everybody_sees_numbers_without_names_and_how_to_log_in(
         expect(page.locator(".tile").filter(has_text="Cache")).to_contain_text("4 files")
         for name in ("Hit ratio", "Bytes saved"):
             expect(page.get_by_role("img", name=name)).to_be_visible()
-        expect(page.get_by_text("for whoever may administer")).to_be_visible()
+        expect(page.get_by_text("visible to administrators")).to_be_visible()
         expect(page.get_by_role("button", name="Log in")).to_have_count(2)
         assert "library/app" not in page.content()
 
@@ -89,7 +89,7 @@ async def test_log_in_and_out_with_the_admin_token(dashboard: Dashboard) -> None
         page.reload()
         expect(page.get_by_role("searchbox", name="Search")).to_be_visible()
         page.get_by_role("button", name="Log out").click()
-        expect(page.get_by_text("for whoever may administer")).to_be_visible()
+        expect(page.get_by_text("visible to administrators")).to_be_visible()
         assert TOKEN not in json.dumps(page.evaluate(kept))
 
     await dashboard.do(reload_and_log_out)

@@ -1,4 +1,4 @@
-"""The files of the dashboard over HTTP: which there are, and what a browser may do with them."""
+"""The files of the dashboard over HTTP, and their restrictions in a browser."""
 
 import asyncio
 import gzip

@@ -100,7 +100,7 @@ function policy({ name, denied, audit, reason }) {
 function evictions(keeping) {
   if (keeping.last_used == null) return "nothing to evict";
   if (keeping.is_protected) return "protected: it is not evicted";
-  const next = keeping.is_next ? "the next eviction takes it" : "colder content goes first";
+  const next = keeping.is_next ? "the next eviction removes it" : "older content goes first";
   const end =
     keeping.expires_at == null
       ? ""

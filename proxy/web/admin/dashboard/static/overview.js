@@ -70,7 +70,7 @@ export function section(title, { tools, id } = {}, ...children) {
 
 /** Return what is shown in place of what only the operator may see. */
 export function invitation() {
-  const text = "Images, events, clients and jobs are for whoever may administer this cache.";
+  const text = "Images, events, clients and jobs are visible to administrators of this cache.";
   return h("p", { class: "note invitation" }, text, " ", button("Log in", "log-in", null));
 }
 
@@ -169,7 +169,7 @@ function cacheTile(cache) {
   const { bytes, limit_bytes: limit, oldest_use: oldest, pinned_bytes: pinned } = cache;
   const words = [format.count(cache.files, "file")];
   if (pinned) words.push(`${format.bytes(pinned)} pinned`);
-  words.push(oldest == null ? "nothing to evict" : ["oldest content used ", format.ago(oldest)]);
+  words.push(oldest == null ? "nothing to evict" : ["oldest use ", format.ago(oldest)]);
   const text = words.flatMap((word, number) => (number ? [", ", word] : [word]));
   return tile(
     "Cache",

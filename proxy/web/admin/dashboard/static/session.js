@@ -37,7 +37,7 @@ export function logIn() {
   byId("login-ways").hidden = how.length < 2;
   byId("login-note").hidden = how.length > 0;
   byId("login-note").textContent =
-    "Nobody can log in here yet. Set admin.token_file, or add a rule with “allow: admin”.";
+    "No login is configured. Set admin.token_file, or add a rule with “allow: admin”.";
   byId("login-plain").hidden = window.isSecureContext;
   for (const way of ways()) way.checked = way.value === (how[0] ?? "token");
   for (const id of ["login-secret", "login-submit"]) byId(id).hidden = how.length === 0;

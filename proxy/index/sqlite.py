@@ -1,9 +1,9 @@
 """The index of one machine: one SQLite file, with a bounded cache in RAM in front.
 
 Facts that a hit needs come from RAM or the page cache, without suspending. Keys in RAM: ``blob``,
-``children`` and ``holders`` of a digest; ``tag`` and ``history`` of a tag; ``tags`` of a repository;
-``link`` of a digest to a repository. Last uses are buffered, and written in one transaction every
-few seconds.
+``children`` and ``holders`` of a digest; ``tag`` and ``history`` of a tag; ``tags`` of a
+repository; ``link`` of a digest to a repository. Last uses are buffered, and written in one
+transaction every few seconds.
 """
 
 import asyncio

@@ -65,6 +65,15 @@ DIALECT = (
     "what is held",
     "names lead",
     "went:",
+    "somebody",
+    "anybody",
+    "whoever",
+    "takes over",
+    "for good",
+    "knows nothing",
+    "goes on with",
+    "what it costs",
+    "as far as it is",
 )
 """Phrases that are no plain English."""
 

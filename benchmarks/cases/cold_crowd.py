@@ -1,4 +1,4 @@
-"""Do many clients that want the same at once cost upstream more than one?"""
+"""Do many clients that pull the same content at once cause more requests to upstream than one?"""
 
 import time
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""What does a miss cost where the network costs nothing?
+"""What does a miss cost without network delay?
 
 Every turn begins with an empty cache. nginx stores what comes and proves nothing.
 """

@@ -1,4 +1,4 @@
-"""Does a miss fill a link, and how much later does its first byte come?
+"""Does a miss saturate a link, and how much later does its first byte arrive?
 
 The first byte is measured over the same link with a relay of 40 ms before it, because a round trip
 of the bare link (some 0.1 ms) is less than what any program takes to be scheduled twice.

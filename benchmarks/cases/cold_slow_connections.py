@@ -1,4 +1,4 @@
-"""Is a miss faster than one connection, where upstream limits each (as CDNs and long ways do)?"""
+"""Is a miss faster than one connection, where upstream limits each (as CDNs and long routes do)?"""
 
 from urllib.parse import urlsplit
 

@@ -1,4 +1,4 @@
-"""What do dashboards cost that ten people have open while clients pull?"""
+"""What do ten open dashboards cost while clients pull?"""
 
 import asyncio
 import time

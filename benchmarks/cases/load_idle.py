@@ -1,4 +1,4 @@
-"""What do clients cost that keep their connection and ask nothing?"""
+"""What do idle connections cost?"""
 
 from contextlib import ExitStack
 

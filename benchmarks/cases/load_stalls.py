@@ -1,4 +1,4 @@
-"""Does a stream from a cold disk hold up everybody else?"""
+"""Does a stream from a cold disk delay other clients?"""
 
 import os
 import threading

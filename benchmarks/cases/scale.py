@@ -1,4 +1,4 @@
-"""What does a cache of a million blobs and 100,000 tags cost more than a small one?
+"""How much more does a cache of a million blobs and 100,000 tags cost than a small one?
 
 The caches are made once and kept in `build/scale`; a million takes minutes, and 1 GB of disk.
 """

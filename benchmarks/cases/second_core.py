@@ -1,4 +1,4 @@
-"""What would a second core bring? Two processes on two directories beside one.
+"""What is the gain from a second core? Two processes on two directories, compared with one.
 
 The load generators share the cores with the servers, so a machine of two cores shows less than
 what is there.

@@ -1,4 +1,4 @@
-"""What do 100 access rules and Bearer tokens cost a manifest that is held?"""
+"""What do 100 access rules and Bearer tokens cost for a cached manifest?"""
 
 import json
 from base64 import b64encode

@@ -1,4 +1,4 @@
-"""What does a big blob that is held cost, in CPU of the server and in time?"""
+"""What does a large cached blob cost, in CPU time of the server and in time?"""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""How long does a real client take for a whole image that is held?"""
+"""How long does a real client take for a complete cached image?"""
 
 import time
 from contextlib import ExitStack

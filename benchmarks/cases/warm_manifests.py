@@ -1,4 +1,4 @@
-"""How fast are manifests that are held: by tag, by digest, and by HEAD?"""
+"""How fast are cached manifests: by tag, by digest, and by HEAD?"""
 
 from functools import partial
 

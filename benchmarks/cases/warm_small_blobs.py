@@ -1,4 +1,4 @@
-"""How fast are small blobs that are held?"""
+"""How fast are small cached blobs?"""
 
 from functools import partial
 

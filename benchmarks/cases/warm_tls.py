@@ -1,4 +1,4 @@
-"""What is left of the throughput through TLS?"""
+"""How much does TLS reduce the throughput?"""
 
 from contextlib import ExitStack
 from functools import partial

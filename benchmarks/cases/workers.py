@@ -1,4 +1,4 @@
-"""What do workers bring? `workers: 2` beside one process, on the same cores as the load.
+"""What is the gain from workers? `workers: 2` and one process, on the same cores as the load.
 
 The load generator takes part of the cores that it measures, so requests a second alone say too
 little. The CPU of the servers is told apart from it: from that follows how many requests a second

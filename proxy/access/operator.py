@@ -117,7 +117,7 @@ class AdminAccess:
 
 
 def _is_guess(authorization: str | None) -> bool:
-    """Return True for a Bearer token that somebody may have chosen.
+    """Return True for a Bearer token that may be a guess.
 
     Access tokens and JWTs are random or signed. Administrators send them too, and they are
     compared with the admin token first.

@@ -63,7 +63,7 @@ class AccessRules(Protocol):
 
 _OPERATOR: Final = Decision(is_allowed=True, text="the operator may do everything")
 _OPEN: Final = Decision(is_allowed=True, text="no rules are configured")
-_EVERYBODY: Final = Decision(is_allowed=True, text="everybody may do this")
+_EVERYBODY: Final = Decision(is_allowed=True, text="every client may do this")
 _UNKNOWN_CLIENT: Final = Decision(
     is_allowed=False, text="anonymous clients may not connect", login_helps=True
 )

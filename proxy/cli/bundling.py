@@ -107,7 +107,7 @@ def export(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> Work:
-    """Write images of the cache into a bundle, to be carried to another cache.
+    """Write images of the cache into a bundle for another cache.
 
     The bundle is an OCI image layout that skopeo, podman and docker read too. Exit status 1: a
     selected image is not complete in the cache; the rest was written.

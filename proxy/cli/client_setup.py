@@ -81,9 +81,9 @@ def client(
 ) -> None:
     """Print the files that make a client pull through Millpond.
 
-    --write puts them in place. It merges them into JSON, TOML and YAML files, where other settings
-    stay, and keeps the previous version of a changed file as FILE.bak-TIME. --check lets the client
-    pull an image. Exit status 1: the client bypassed Millpond, or could not pull.
+    --write merges them into the client's files, preserves other settings, and copies the previous
+    version of a changed file to FILE.bak-TIME. --check lets the client pull an image. Exit status
+    1: the client bypassed Millpond, or could not pull.
     """
     from proxy.cli.clients import choosing  # noqa: PLC0415 - aiohttp and the settings
 

@@ -38,8 +38,8 @@ def doctor(
 ) -> None:
     """Check everything that Millpond needs, and suggest a remedy for each failure.
 
-    Registries (name, port, certificate, clock, login, rate limit, redirects), this machine, Redis
-    and the bucket, and the clients of this machine. Uses the settings that serve uses; the server
+    Checks registries (name, port, certificate, clock, login, rate limit, redirects), this machine,
+    Redis and the bucket, and the clients of this machine. Uses the settings of serve; the server
     may be running or not. Exit status 1: a check failed; 2: the settings are wrong.
     """
     flags = overrides(listen, storage, offline=offline)

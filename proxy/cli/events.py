@@ -32,7 +32,7 @@ def events(
 ) -> Work:
     """Show recent events: new content, moved tags, evictions, corruption, failures, denials.
 
-    Pulls are shown as they happen, with --follow. If the server restarts, --follow continues.
+    --follow also shows pulls. It continues if the server restarts.
     """
     from proxy.runtime.events import EventKind  # noqa: PLC0415 - asyncio, which help does without
 

@@ -44,10 +44,10 @@ def explain(
     ] = None,
     as_json: JsonOption = False,
 ) -> Work:
-    """Show what Millpond does with an image, and why.
+    """Explain how Millpond handles an image.
 
-    The route and what chose it, what the cache has, how long that is fresh, what a pull does now
-    and what it gets offline, who may pull it, and why it is kept or evicted. Asks no registry.
+    Shows the route and how it was chosen, the content in the cache and its freshness, the result of
+    a pull now and offline, who may pull it, and why it is kept or evicted. Contacts no registry.
     """
     given = {"image": image, "user": user, "address": address, "ns": ns, "host": host}
     query = {name: value for name, value in given.items() if value is not None}

@@ -24,7 +24,7 @@ def history(
     ],
     as_json: JsonOption = False,
 ) -> Work:
-    """Show which digests tags pointed to, as far as the cache saw it.
+    """Show the digests of tags over time, as this cache saw them.
 
     Exit status 1: the cache has never seen a tag.
     """
@@ -74,8 +74,8 @@ def lock(
 ) -> Work:
     """Print each image with the digest that its tag points to now.
 
-    `pull -f` and `warm -f` fetch these digests later, wherever the tags point then. Exit status 1:
-    a tag has no digest; nothing is written to FILE then.
+    `pull -f` and `warm -f` fetch these digests later, even if the tags have moved. Exit status 1: a
+    tag has no digest; FILE is not written then.
     """
     images = images_of(names, files)
     lines: list[str] = []

@@ -105,7 +105,7 @@ def drop(
     """Remove images from the cache; the next pull fetches them again.
 
     A name without a tag means all tags of the repository. Content that other images share stays,
-    and so do pinned images: unpin them first. Exit status 1: an image is pinned or not there.
+    and so do pinned images: unpin them first. Exit status 1: an image is pinned or not cached.
     """
 
     async def drop_images(client: "Client", name: str) -> int:

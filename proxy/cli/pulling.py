@@ -50,10 +50,10 @@ def pull(
     all_platforms: AllPlatformsOption = False,
     as_json: JsonOption = False,
 ) -> Work:
-    """Fetch whole images into the cache before clients need them.
+    """Fetch complete images into the cache before clients need them.
 
-    Asks the registry where each tag points now, and fetches what the cache does not have. Exit
-    status 1: something could not be fetched.
+    Checks each tag at its registry, and fetches content that the cache does not have. Exit status
+    1: some content could not be fetched.
     """
     wanted = chosen_platforms(platforms, all_platforms=all_platforms)
 
@@ -66,7 +66,7 @@ def pull(
 
 @on_server
 def refresh(names: ImagesArgument, as_json: JsonOption = False) -> Work:
-    """Ask the registry where tags point now, even if they are fresh.
+    """Check tags at their registry now, even if they are fresh.
 
     Fetches nothing: the next pull does. Exit status 1: the registry did not answer.
     """

@@ -67,7 +67,7 @@ def check(
     """Validate the settings as serve does, and report all errors.
 
     Reads certificates, keys, passwords, tokens and pins. Does not listen, and writes nothing. Warns
-    of access rules that no client can meet. Exits with status 2 for wrong settings, and with 1 if a
+    of access rules that no client can satisfy. Exit status 2: a setting is wrong. Exit status 1: a
     login of --online fails.
     """
     from proxy.access.review import warnings  # noqa: PLC0415 - settings, which help does without

@@ -39,7 +39,7 @@ def stats(
 ) -> Work:
     """Show hit ratio, saved bytes, upstreams with their budgets, the cache, and downloads.
 
-    Counters start at zero when the server starts. With --watch, a pipe gets one line each time.
+    Counters start at zero when the server starts. With --watch, a pipe gets one line per update.
     """
     from proxy.cli import overview  # noqa: PLC0415 - for this command only
 
@@ -74,7 +74,7 @@ def top(
 ) -> Work:
     """Show the images with the most pulls or bytes, the busiest clients, and downloads.
 
-    A terminal is refreshed every two seconds, until Ctrl-C; into a pipe it is printed once.
+    A terminal is refreshed every two seconds, until Ctrl-C; a pipe gets the output once.
     """
     from proxy.cli import overview  # noqa: PLC0415 - for this command only
 

@@ -279,7 +279,7 @@ class Evictor:
         if self._counted.is_set():
             return  # a later scan that fails changes nothing
         if self.failure is not None:
-            raise NoRoom(f"it is not known what is held: {self.failure}")
+            raise NoRoom(f"the content of the cache is not known: {self.failure}")
         try:
             async with asyncio.timeout(COUNT_SECONDS):
                 await self._counted.wait()

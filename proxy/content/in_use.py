@@ -212,7 +212,7 @@ def _row(feed: Feed) -> list[Any]:
 
 
 def _time(value: object) -> float | None:
-    """Return a Unix time, None for good. Raises ``TypeError``."""
+    """Return a Unix time, None without expiry. Raises ``TypeError``."""
     if value is not None and not isinstance(value, int | float):
         raise TypeError
     return value

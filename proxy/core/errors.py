@@ -237,7 +237,7 @@ class Overloaded(RegistryError):
 
 
 class RateLimited(RegistryError):
-    """The client is above a limit of ours, and has waited long enough. It should retry later."""
+    """The client is above one of ``access.limits`` and has waited. It should retry later."""
 
     status, code = 429, "TOOMANYREQUESTS"
 

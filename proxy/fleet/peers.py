@@ -16,7 +16,7 @@ from proxy.core.errors import BlobUnknown, UpstreamUnavailable
 from proxy.core.manifests import MAX_SIZE
 from proxy.core.names import matches, sha256
 from proxy.core.sources import Piece, Place, SharedManifest, WrongBytes
-from proxy.fleet.protocol import CONTENT_HEADER, NOT_YET, Facts, Question
+from proxy.fleet.protocol import ADDRESS, CONTENT_HEADER, NOT_YET, Facts, Question
 from proxy.fleet.signatures import HEADER, Signer
 from proxy.runtime.executors import by_size
 from proxy.runtime.part_counters import FleetCounters
@@ -98,6 +98,8 @@ class Peers:
         self, method: str, address: str, question: Question
     ) -> tuple[ClientResponse, Facts]:
         """Return a response with its facts, once the replica has authenticated itself."""
+        if not ADDRESS.fullmatch(address):
+            raise UpstreamUnavailable("Redis names no address of a replica")
         path = question.path
         proof = self._signer.sign(method, address, path)
         url = URL(address + path, encoded=True)

@@ -6,6 +6,7 @@ A body with an unknown size is chunked. Unknown parameters are ignored, so that 
 ask an older one.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Self
@@ -17,6 +18,9 @@ PREFIX: Final = "/-/fleet/"
 CONTENT_HEADER: Final = "Millpond-Content"
 NOT_YET: Final = 503
 """The replica is fetching it, but its registry has not answered yet; or the replica is busy."""
+
+ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9._\-:\[\]]{1,250}")
+"""Address of a replica. Whoever writes to Redis must not choose the path that replicas ask for."""
 
 BLOBS: Final = "blobs"
 MANIFESTS: Final = "manifests"

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 from proxy.core.errors import FleetUnavailable
 from proxy.core.tolerant_json import read_object
+from proxy.fleet.protocol import ADDRESS
 from proxy.fleet.store import Argument, Store
 
 BEAT_SECONDS: Final = 2.0
@@ -22,7 +22,6 @@ ROWS_A_SECOND: Final = 20
 FORGET_SECONDS: Final = 3600.0
 MAX_REPLICAS: Final = 1000
 
-_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.\-:\[\]]{1,250}")
 Facts = dict[str, Any]
 
 
@@ -95,6 +94,6 @@ def _read(rows: Any, now: float) -> tuple[dict[str, Facts], list[str]]:
             continue
         if now - seen_at > FORGET_SECONDS:
             forgotten.append(field)
-        elif now - seen_at <= LOST_SECONDS and _ADDRESS.fullmatch(address):
+        elif now - seen_at <= LOST_SECONDS and ADDRESS.fullmatch(address):
             known[address] = facts
     return dict(list(known.items())[:MAX_REPLICAS]), forgotten

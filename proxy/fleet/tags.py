@@ -266,7 +266,7 @@ class SharedTags:
         self._woken.set()
 
     async def _publish_dropped(self) -> None:
-        """Let all replicas forget what was dropped here. Raises ``FleetUnavailable``."""
+        """Drop tags on all replicas that were dropped here. Raises ``FleetUnavailable``."""
         while self._dropped:
             key, at = next(iter(self._dropped.items()))
             age = time.monotonic() - at

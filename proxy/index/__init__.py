@@ -24,7 +24,7 @@ Row = TypeVar("Row")
 Place = TypeVar("Place")
 
 Tree = dict[Digest, int]
-"""A manifest and all that it lists, directly or not; with disk bytes, 0 for what is not held."""
+"""A manifest with all content below it; with disk bytes, 0 for content that is not held."""
 
 HISTORY_LIMIT = 50
 """Maximum number of entries in a tag's history."""

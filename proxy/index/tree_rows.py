@@ -1,4 +1,4 @@
-"""SQL about held manifests as trees: what is below them, and how much of it is held. Blocks."""
+"""SQL about held manifests as trees: their content, and its held bytes. Blocks."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ from proxy.index.values import packed
 Connection = sqlite3.Connection
 
 MAX_TREE: Final = 20_000
-"""Digests below one manifest that are followed."""
+"""Maximum number of digests below one manifest that are followed."""
 
 MAX_DEPTH: Final = 8
-"""Manifests below manifests that are weighed. An image below an index has a depth of 1."""
+"""Maximum depth of manifests that are weighed. An image below an index has a depth of 1."""
 
 _TREE: Final = f"""WITH RECURSIVE tree (digest) AS (VALUES (?) UNION
     SELECT c.digest FROM tree JOIN blob p ON p.digest = tree.digest

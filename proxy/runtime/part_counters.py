@@ -26,8 +26,8 @@ class TaskCounters:
 class WorkerCounters:
     """Totals of one worker process, by the label ``worker``; also part of the other totals."""
 
-    requests: int = counter("Requests that a worker answered by itself.", name="worker_requests")
-    bytes: int = counter("Body bytes that a worker sent by itself.", name="worker_client_bytes")
+    requests: int = counter("Requests that a worker answered itself.", name="worker_requests")
+    bytes: int = counter("Body bytes that a worker sent itself.", name="worker_client_bytes")
     relayed: int = counter(
         "Requests that a worker relayed to the main process.", name="worker_relayed"
     )

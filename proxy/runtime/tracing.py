@@ -54,7 +54,7 @@ class CollectorTracer:
     def request(self, name: str, sent: Mapping[str, str]) -> Iterator[spans.Span | None]:
         """Yield the span of a request; None: it is not sampled.
 
-        The trace that the client names in ``traceparent`` goes on, and its decision to sample.
+        A client's ``traceparent`` continues its trace, with its sampling decision.
         """
         above = _W3C.extract({key: sent[key] for key in _W3C.fields if key in sent})
         with self._tracer.start_as_current_span(

@@ -54,10 +54,9 @@ async def weights(content: Content, roots: Iterable[Digest]) -> dict[Digest, Wei
 
 @dataclass(frozen=True, slots=True)
 class _Weighed:
-    """What was weighed already, and the pieces that are missing of a manifest at a depth.
+    """Weighed digests, and the missing pieces of a manifest at a depth.
 
-    Manifests that list the same manifests, which do the same, have more paths than anybody can
-    follow.
+    Nested manifests that list the same manifests have exponentially many paths.
     """
 
     digests: set[Digest] = field(default_factory=set)

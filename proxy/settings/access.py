@@ -94,7 +94,7 @@ class Rule(Section):
         if (self.allow is None) == (self.deny is None):
             raise ValueError("a rule has either allow or deny; write allow: pull")
         if self.allow == "admin" and not self.to:
-            raise ValueError('allow: admin without to makes everybody an admin; add to: ["user:…"]')
+            raise ValueError('allow: admin without to allows every client; add to: ["user:…"]')
         if self.is_admin and self.images != ("**",):
             raise ValueError("a rule about admin has no images; remove them")
         for entry in self.to:

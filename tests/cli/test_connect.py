@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from proxy.cli import client, connect
 from proxy.core.errors import ConfigError, StorageInUse
@@ -110,3 +111,15 @@ def test_what_cannot_be_reached_is_no_absence(tmp_path: Path) -> None:
         connect.check_absent(tmp_path, errno.EACCES)
     with pytest.raises(ConfigError, match="cannot be reached: Input/output error"):
         connect.check_absent(tmp_path, errno.EIO)
+
+
+async def test_a_stream_of_events_that_falls_silent_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client, "SILENCE_SECONDS", 0.05)
+    fake = FakeAdmin({"GET /-/events": [{}]}, held=0)
+    async with fake.over_tcp(), client.connected(None, URL(fake.url), "there") as found:
+        async with asyncio.timeout(20), found.events("/-/events", {}) as events:
+            with pytest.raises(client.Unanswered, match="there: no answer in time"):
+                await anext(events)
+        fake.release.set()

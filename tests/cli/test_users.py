@@ -33,6 +33,11 @@ async def test_users_come_and_go(file: Path) -> None:
     assert (await run(file, "ls")).stdout == "bob\n"
 
 
+async def test_a_password_is_the_line_with_its_spaces(file: Path) -> None:
+    assert (await run(file, "add", "ann", given=" secret \r\n")).returncode == 0
+    assert knows(file, "ann", " secret ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "given", "word"),
     [

@@ -5,8 +5,10 @@ from collections.abc import Iterable
 import pytest
 
 from proxy.content.in_use import Feeds
+from proxy.core.errors import FleetUnavailable
 from proxy.fleet import store as stores
 from tests.fleet.sharing import Join, asked, holds
+from tests.fleet.together import fleet
 from tests.parts.redis import Redis
 from tests.running import Proxy
 
@@ -55,6 +57,24 @@ async def test_reports_made_without_redis_are_shared_afterwards(join: Join, redi
     await feeds(replicas[0]).report("node-2", OTHER, 3600)
     redis.start()
     await all_use(replicas, APP, OTHER)
+
+
+async def test_a_report_that_redis_did_not_take_replaces_the_older_one(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicas = [await join(), await join()]
+    await feeds(replicas[0]).report("node-1", APP, 3600)
+    await all_use(replicas, APP)
+    store = fleet(replicas[0]).store
+    publish = store.run_all
+
+    async def failing_once(*_: object) -> list[object]:
+        monkeypatch.setattr(store, "run_all", publish)
+        raise FleetUnavailable("away")
+
+    monkeypatch.setattr(store, "run_all", failing_once)
+    await feeds(replicas[0]).report("node-1", OTHER, 3600)
+    await all_use(replicas, OTHER)
 
 
 async def test_what_redis_should_not_have_does_no_harm(join: Join, redis: Redis) -> None:

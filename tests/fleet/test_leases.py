@@ -1,14 +1,14 @@
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
 from proxy.core.names import Digest, sha256
 from proxy.fleet import leases as lease_module
-from proxy.fleet.leases import Held, Lease, Leases, Progress
-from proxy.fleet.store import Store
+from proxy.fleet.leases import HOLDERS, HOLDERS_SECONDS, Held, Lease, Leases, Progress
+from proxy.fleet.store import Argument, Store
 from proxy.runtime.supervisor import running_beside
 from tests.fleet.conftest import connected
 from tests.parts.redis import Redis
@@ -128,6 +128,56 @@ async def test_a_lease_that_redis_forgot_comes_back(a: Leases, b: Leases, store:
         async with asyncio.timeout(30):
             while await b.holder(HUB, DIGEST) is None:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_lease_that_another_replica_took_over_is_not_renewed(a: Leases, b: Leases) -> None:
+    await a.take(HUB, DIGEST)
+    await freed(b)
+    async with kept(b, None), kept(a, None), asyncio.timeout(30):
+        while a.has(HUB, DIGEST):
+            await asyncio.sleep(0.01)
+        held = await a.holder(HUB, DIGEST)
+    assert held is not None
+    assert held.address == B
+
+
+async def test_a_renewal_that_comes_after_the_end_leaves_no_lease(
+    a: Leases, b: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 1000)
+    await a.take(HUB, DIGEST)
+    renew, is_late = a._renew, asyncio.Event()
+
+    async def late(keys: Sequence[str], arguments: Sequence[Argument]) -> object:
+        a.release(HUB, DIGEST)
+        await asyncio.gather(*a._ending)
+        answer: object = await renew(keys, arguments)
+        is_late.set()
+        return answer
+
+    monkeypatch.setattr(a, "_renew", late)
+    async with kept(a, None), asyncio.timeout(30):
+        await is_late.wait()
+        await freed(b)
+
+
+async def test_a_replica_that_ends_releases_its_leases(
+    a: Leases, b: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 1000)
+    await a.take(HUB, DIGEST)
+    await a.close()
+    assert isinstance(await b.take(HUB, DIGEST), Lease)
+
+
+async def test_few_holders_are_remembered_and_not_for_ever(store: Store) -> None:
+    for number in range(HOLDERS + 3):
+        one = Leases(store, f"http://10.0.1.{number}:5000")
+        one.stored(DIGEST)
+        await one.close()
+    key = store.key("holders", DIGEST)
+    assert await store.run("SCARD", key) == HOLDERS
+    assert 0 < await store.run("TTL", key) <= HOLDERS_SECONDS
 
 
 async def test_a_lease_of_an_earlier_life_is_replaced(a: Leases, store: Store) -> None:

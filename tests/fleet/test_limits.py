@@ -1,12 +1,18 @@
 """All replicas know the limits of a registry within a second."""
 
+import json
+from collections.abc import Mapping
+
 import pytest
 
 from proxy.fleet import store as stores
+from proxy.fleet.limits import SharedLimits
+from proxy.fleet.store import Store
+from proxy.runtime.supervisor import running_beside
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
-from tests.fleet.sharing import Join, holds
+from tests.fleet.sharing import Join, asked, holds
 from tests.parts.redis import Redis
 from tests.running import Proxy
 
@@ -100,3 +106,38 @@ async def test_without_redis_each_replica_has_its_own_limits(
         return remaining(second) == 49
 
     await holds(knows)
+
+
+class Limited:
+    """An upstream that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[Mapping[str, object]] = []
+
+    def told(self) -> dict[str, object]:
+        return {"remaining": 1}
+
+    def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
+        del seconds_ago
+        self.heard.append(told)
+
+
+async def test_the_limits_of_single_clients_are_told_to_nobody_and_believed_of_nobody(
+    store: Store, redis: Redis
+) -> None:
+    own, shared = Limited(), Limited()
+    limits = SharedLimits(store, {"own": own, "shared": shared}, lambda name: name == "shared")
+    async with running_beside(limits.follow(), "follow"):
+        for name in ("own", "shared"):
+            limits.change(name)
+
+        async def is_told() -> bool:
+            return bool(await asked(redis, "EXISTS", store.key("limits", "shared")))
+
+        await holds(is_told)
+        assert not await asked(redis, "EXISTS", store.key("limits", "own"))
+    for name in ("own", "shared"):
+        message = json.dumps({"upstream": name, "at": store.now(), "remaining": 5})
+        limits._on_message(message.encode())
+    assert not own.heard
+    assert shared.heard

@@ -162,3 +162,12 @@ async def test_one_that_cannot_be_reached_is_skipped_for_a_while(peers: Peers) -
     with pytest.raises(UpstreamUnavailable):
         await peers.head(nobody, BLOB)
     assert peers.is_skipped(nobody)
+
+
+@pytest.mark.parametrize("more", ["/secret?", "?", "/x", "#", "@127.0.0.1:9", " "])
+async def test_redis_chooses_no_path(
+    peers: Peers, address: str, answers: Answers, more: str
+) -> None:
+    with pytest.raises(UpstreamUnavailable, match="no address of a replica"):
+        await peers.head(address + more, BLOB)
+    assert not answers.asked

@@ -1,11 +1,15 @@
 """Pins that are added or removed on one replica change on all."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import pytest
 
 from proxy.content.pins import Pins
 from proxy.fleet import store as stores
+from proxy.fleet.pins import SharedPins
+from proxy.fleet.store import Argument, Store
+from proxy.runtime.supervisor import running_beside
 from tests.fleet.sharing import Join, asked, holds
 from tests.parts.redis import Redis
 from tests.running import Proxy
@@ -57,6 +61,7 @@ async def test_pins_made_without_redis_are_shared_afterwards(join: Join, redis: 
     await pin(replicas[0], APP)
     redis.start()
     await all_pin(replicas, APP, OTHER)
+    await all_pin([await join()], APP, OTHER)  # Redis had lost the one that it knew
 
 
 async def test_a_removal_without_redis_is_shared_afterwards(join: Join, redis: Redis) -> None:
@@ -80,3 +85,39 @@ async def test_a_name_that_means_nothing_here_does_no_harm(join: Join, redis: Re
         return APP in pinned(replica)
 
     await holds(has)
+
+
+class Local:
+    """Pins that change once more while a change is published."""
+
+    def __init__(self) -> None:
+        self.on_change: list[Callable[[str, bool], None]] = []
+
+    def added(self) -> list[str]:
+        return []
+
+    async def follow(self, changes: Mapping[str, bool]) -> None:
+        del changes
+
+
+async def test_a_pin_that_is_removed_while_it_is_published_is_removed(
+    store: Store, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, publish = Local(), store.run_all
+    shared = SharedPins(store, local)
+    [change] = local.on_change
+
+    async def removed_meanwhile(*commands: Sequence[Argument]) -> list[Any]:
+        monkeypatch.setattr(store, "run_all", publish)
+        answers = await publish(*commands)
+        change(APP, False)
+        return answers
+
+    monkeypatch.setattr(store, "run_all", removed_meanwhile)
+    change(APP, True)
+
+    async def is_removed() -> bool:
+        return bool(await asked(redis, "HGET", store.key("pins"), APP) == b"0")
+
+    async with running_beside(shared.run(), "share"):
+        await holds(is_removed)

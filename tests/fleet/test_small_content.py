@@ -36,6 +36,8 @@ async def test_a_manifest_is_given_to_its_repository_only(store: Store, redis: R
     for wrong in (b"", b"{}\n" + BODY, b'{"type": "x/y", "public": true}\nother', b"\xff" * 99):
         await asked(redis, "SET", key, wrong)
         assert await small.manifest(APP, digest) is None
+    await asked(redis, "SET", key, b'{"type": "x/y\\r\\nX-Evil: 1"}\n' + BODY)
+    assert await small.manifest(APP, digest) is None
 
 
 async def test_a_large_manifest_is_not_sent(store: Store, redis: Redis) -> None:

@@ -2,6 +2,7 @@ import asyncio
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from proxy.core.errors import FleetUnavailable
 from proxy.fleet import store as stores
@@ -125,7 +126,9 @@ async def test_many_commands_at_once_share_few_connections(store: Store) -> None
 
 async def test_errors_and_names_do_not_show_the_password() -> None:
     store = Store(f"redis://:hunter2@127.0.0.1:{free_port()}", "default", FleetCounters())
-    with pytest.raises(FleetUnavailable) as raised:
+    with pytest.raises(FleetUnavailable) as raised, capture_logs() as logged:
         await store.run("PING")
     assert "hunter2" not in f"{raised.value} {store!r} {raised.value.__cause__}"
+    [line] = logged
+    assert line["reason"] == "ConnectionError", "a message may quote the URL"
     await store.close()

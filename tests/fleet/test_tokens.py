@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.fleet.store import Store
-from proxy.fleet.tokens import TokenVault
+from proxy.fleet.tokens import LEAST_SECONDS, TokenVault
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.fleet.sharing import Join, asked
@@ -31,6 +31,29 @@ async def test_a_token_is_kept_for_its_life(store: Store) -> None:
     assert 90 < found[1] <= 100
     await vault.forget(USE)
     assert await vault.get(USE) is None
+
+
+async def test_a_token_that_is_about_to_expire_is_given_to_nobody(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault = TokenVault(store, b"s" * 32)
+    await vault.put("short", TOKEN, LEAST_SECONDS)
+    assert await vault.get("short") is None
+    await vault.put(USE, TOKEN, 100)
+    now = store.now()
+    monkeypatch.setattr(store, "now", lambda: now + 100 - LEAST_SECONDS)
+    assert await vault.get(USE) is None
+
+
+async def test_the_same_token_is_never_sealed_twice_in_the_same_way(
+    store: Store, redis: Redis
+) -> None:
+    vault, sealed = TokenVault(store, b"s" * 32), set[bytes]()
+    for _ in range(2):
+        await vault.put(USE, TOKEN, 100)
+        (key,) = await asked(redis, "KEYS", "*:token:*")
+        sealed.add((await asked(redis, "GET", key))[:12])
+    assert len(sealed) == 2
 
 
 async def test_only_the_secret_opens_a_token(store: Store, redis: Redis) -> None:

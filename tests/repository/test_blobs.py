@@ -9,6 +9,7 @@ from aiohttp import ClientPayloadError, ClientSession
 from tests.fakes import content
 from tests.fakes.faults import announce, chunked, corrupt, truncate
 from tests.fakes.upstream import FakeUpstream
+from tests.leaks import opened
 from tests.running import Answer, Proxy, Start, until
 
 BIG = content.image(3, layers=(3_000_000,))
@@ -261,8 +262,17 @@ async def test_t33_a_download_is_not_joined_from_another_repository(
     asked = asyncio.create_task(proxy.get(PATH))
     await until(lambda: bool(proxy.spooled()))
     assert (await proxy.get(f"/v2/org/else/blobs/{LAYER}")).status == 404
+    assert (await proxy.head(f"/v2/org/else/blobs/{LAYER}")).status == 404
     release.set()
     assert (await asked).body == DATA
+
+
+async def test_a_head_leaves_no_file_open(proxy: Proxy) -> None:
+    assert (await proxy.get(PATH)).body == DATA
+    await proxy.settled()
+    for _ in range(3):
+        assert (await proxy.head(PATH)).headers["Content-Length"] == str(len(DATA))
+    assert not opened(proxy)
 
 
 async def test_another_repository_that_has_the_blob_joins_the_download(

@@ -158,6 +158,31 @@ async def test_an_image_within_a_held_index_is_held(
     assert (await proxy.get(f"/v2/app/manifests/{child.digest}")).status == 200
 
 
+async def test_an_index_of_another_repository_holds_nothing_here(
+    start: Start, upstream: FakeUpstream, clock: Clock, new: Image
+) -> None:
+    child = created(7, clock() - 30 * DAY)
+    upstream.add("library/app", child, tags=["other"])
+    upstream.add("org/else", content.index(child, new), tags=["latest"])
+    proxy = await start(hub={"min_age": "3d", "min_age_except": ["org/else"]})
+    assert (await proxy.get("/v2/org/else/manifests/latest")).status == 200
+    assert (await proxy.get(f"/v2/app/manifests/{child.digest}")).body == child.manifest
+
+
+async def test_what_is_attached_to_an_image_is_served_and_an_attached_index_is_judged(
+    start: Start, upstream: FakeUpstream, old: Image, new: Image
+) -> None:
+    subject = {"subject": old.descriptor}
+    signature = replace(new, manifest=json.dumps(json.loads(new.manifest) | subject).encode())
+    index = content.index(new)
+    index = replace(index, manifest=json.dumps(json.loads(index.manifest) | subject).encode())
+    upstream.add("library/app", signature, tags=[])
+    upstream.add("library/app", index, tags=[])
+    proxy = await start(**HELD)
+    assert (await proxy.get(f"/v2/app/manifests/{signature.digest}")).status == 200
+    assert (await proxy.get(f"/v2/app/manifests/{index.digest}")).status == 403
+
+
 @pytest.mark.parametrize(
     "hub",
     [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, UnixConnector
 
+from proxy.services.drop import Dropper
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy, Start, until
@@ -94,14 +95,48 @@ async def test_t68_content_that_another_tag_or_repository_needs_stays(
     assert not proxy.held()
 
 
-async def test_t68_layers_that_another_image_lists_stay(
-    operator: Operator, start: Start, upstream: FakeUpstream, proxy: Proxy
+async def test_an_image_that_another_repository_has_by_its_digest_stays(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream
 ) -> None:
+    await pull(proxy, "app", "1", ONE)
+    await pull(proxy, "copy", ONE.digest, ONE)
+    [_, done] = await drop(operator, "app:1")
+    assert done["blobs"] == 0
+    asked = len(upstream.requests)
+    await pull(proxy, "copy", ONE.digest, ONE)
+    assert len(upstream.requests) == asked
+
+
+def with_a_layer_of_one() -> content.Image:
+    """Return TWO with another layer, which ONE has too."""
     shared = json.loads(TWO.manifest)
     shared["layers"].append(json.loads(ONE.manifest)["layers"][0])
     body = content.encode(shared)
     blobs = {**TWO.blobs, ONE.layers[0]: ONE.blobs[ONE.layers[0]]}
-    both = content.Image(manifest=body, media_type=TWO.media_type, blobs=blobs)
+    return content.Image(manifest=body, media_type=TWO.media_type, blobs=blobs)
+
+
+async def test_layers_stay_of_an_image_that_arrives_while_another_is_dropped(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.add("library/both", with_a_layer_of_one())
+    await pull(proxy, "app", "1", ONE)
+    carry_out = Dropper._carry_out
+
+    async def later(*drop: Any) -> None:
+        assert (await proxy.get("/v2/both/manifests/latest")).status == 200
+        await carry_out(*drop)
+
+    monkeypatch.setattr(Dropper, "_carry_out", later)
+    await drop(operator, "app:1")
+    assert ONE.layers[0] in proxy.held()
+    assert ONE.digest not in proxy.held()
+
+
+async def test_t68_layers_that_another_image_lists_stay(
+    operator: Operator, start: Start, upstream: FakeUpstream, proxy: Proxy
+) -> None:
+    both = with_a_layer_of_one()
     upstream.add("library/both", both)
     await pull(proxy, "both", "latest", both)
     await pull(proxy, "app", "1", ONE)

@@ -3,6 +3,8 @@ import ctypes
 import errno
 import json
 import os
+import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +51,28 @@ async def test_a_discarded_spool_leaves_no_file(store: DiskStore, tmp_path: Path
     spool.discard()
     spool.close()
     assert not list((tmp_path / "cache/spool").iterdir())
+
+
+async def test_a_spool_that_nobody_waits_for_any_more_leaves_nothing(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    def slow(*_: object) -> None:
+        begun.set()
+        go_on.wait()
+
+    monkeypatch.setattr(os, "posix_fallocate", slow)
+    making = asyncio.create_task(store.spool(DIGEST, 100))
+    await asyncio.to_thread(begun.wait)
+    making.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert not list((tmp_path / "cache/spool").iterdir())
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 async def test_a_spool_that_cannot_be_unlinked_takes_no_room(
@@ -198,3 +222,59 @@ async def test_a_file_system_that_does_not_know_its_page_cache_is_not_read_at_on
     monkeypatch.setattr(os, "preadv", unsupported)
     assert file.read_cached() is None
     file.close()
+
+
+async def test_a_blob_of_which_a_part_is_missing_is_not_read_at_once(
+    store: DiskStore, directory: Directory
+) -> None:
+    digest = await put(store, DATA)
+    blob = store.open(digest)
+    assert blob is not None
+    os.truncate(directory.root / "blobs" / digest.replace(":", "/"), len(DATA) - 1)
+    assert blob.read_cached() is None
+    blob.close()
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+async def test_a_blob_whose_directory_cannot_be_synced_is_not_held(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def failing(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            refuse()
+        fsync(fd)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", failing)
+        with pytest.raises(StorageError):
+            await put(store, DATA)
+    assert store.open(DIGEST) is None
+    assert await put(store, DATA) == DIGEST
+
+
+async def test_a_blob_that_cannot_be_looked_at_stays_open_nowhere(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(store, DATA)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fstat", refuse)
+        with pytest.raises(StorageError):
+            store.open(DIGEST)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+async def test_a_wrong_blob_that_cannot_be_moved_is_deleted(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(store, DATA)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "rename", refuse)
+        with pytest.raises(StorageError, match="could only be deleted"):
+            store.quarantine.take(DIGEST, "")
+    assert store.open(DIGEST) is None

@@ -76,6 +76,15 @@ async def test_a_closed_proxy_refuses_anonymous_tokens(
     assert not upstream.requests
 
 
+async def test_a_proxy_that_is_closed_before_it_has_users_lets_nobody_in(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    proxy = await start(access={"anonymous": False})
+    for path in ("/v2/", PATH):
+        assert (await proxy.get(path)).status == 401
+    assert not upstream.requests
+
+
 async def test_without_access_nobody_has_to_log_in(proxy: Proxy, upstream: FakeUpstream) -> None:
     upstream.add("library/app", IMAGE, tags=["latest"])
     for sent in ({}, {"Authorization": basic("mallory")}, {"Authorization": "Bearer x"}):

@@ -22,6 +22,9 @@ MAX_NAME: Final = 512
 MAX_HEADER: Final = 1024 * 1024
 """Maximum size in bytes of a header in an archive: it may claim gigabytes."""
 
+_DAMAGED: Final = (tarfile.TarError, EOFError, ValueError, IndexError)
+"""What ``tarfile`` raises for a wrong archive; the last for a sparse file that is cut off."""
+
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _COMPRESSED: Final = (
@@ -242,7 +245,7 @@ class TarTree:
                     files[name] = member.offset_data, member.size
                     if len(files) > MAX_FILES:
                         raise RequestInvalid(f"{where}: more than {MAX_FILES:,} files")
-        except (tarfile.TarError, EOFError, ValueError, UnicodeError) as error:
+        except _DAMAGED as error:
             raise RequestInvalid(f"{where}: no tar archive, or a damaged one: {error}") from None
         if not files:
             raise RequestInvalid(f"{where}: an archive without files")

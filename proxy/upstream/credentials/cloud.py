@@ -36,7 +36,7 @@ def load(extra: str, module: str) -> Any:
 
 
 async def call(cloud: str, work: Callable[[], Result]) -> Result:
-    """Return what ``work`` returns, from a thread. Raises ``CredentialsRejected``.
+    """Return the result of ``work``, from a thread. Raises ``CredentialsRejected``.
 
     The libraries have no common class of errors. Their messages stay out of ours, because they may
     quote an answer; the class says what is wrong.

@@ -6,15 +6,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
+import structlog
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
-from proxy.core.errors import RegistryError, RequestInvalid
+from proxy.core.errors import RegistryError, RequestInvalid, StorageError, StorageUnavailable
 from proxy.web.paced import PacedResponse
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 FLUSH_LINES: Final = 100
 
+log = structlog.get_logger(__name__)
 Document = dict[str, Any]
 Page = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
@@ -28,7 +30,13 @@ async def stream(request: BaseRequest, documents: AsyncGenerator[Document]) -> S
             await response.prepare(request)
             if first is not None:
                 await response.write(_line(first))
-            await _send(response, lines)
+            try:
+                await _send(response, lines)
+            except (RegistryError, StorageError):
+                # No error document can follow what was sent; only the connection's end says it.
+                if request.transport is not None:
+                    request.transport.abort()
+                raise
             await response.write_eof()
     return response
 
@@ -51,6 +59,12 @@ def refusal(error: RegistryError) -> Response:
     return PacedResponse(
         status=error.status, body=error.body(), headers=error.headers(), content_type=JSON
     )
+
+
+def unavailable(request: BaseRequest, error: StorageError) -> StorageUnavailable:
+    """Log why the disk failed; return the error for the client, without it."""
+    log.warning("storage failed", path=request.path, error=str(error))
+    return StorageUnavailable("the cache's directory cannot be read or written")
 
 
 def required(request: BaseRequest, name: str) -> str:

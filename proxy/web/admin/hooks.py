@@ -16,6 +16,7 @@ from proxy.core.errors import (
     PathNotFound,
     RateLimited,
     RegistryError,
+    StorageError,
     Unauthorized,
     Unsupported,
 )
@@ -33,7 +34,7 @@ from proxy.services.renewal import Renewal
 from proxy.services.tag_queue import Key, TagQueue
 from proxy.settings.hooks import Hook
 from proxy.web import audited
-from proxy.web.admin.documents import refusal, reply
+from proxy.web.admin.documents import refusal, reply, unavailable
 from proxy.web.admin.intake import PER_SENDER, READING, Intake
 
 PATH: Final = "/-/hooks/"
@@ -119,10 +120,15 @@ class Hooks:
         try:
             return await self._receive(request, sender)
         except RegistryError as error:
-            self._count(sender, _outcome(error))
-            self._record(request, sender, error)
-            log.info("a webhook was refused", hook=sender.name, reason=error.message)
-            return refusal(error)
+            return self._refused(request, sender, error)
+        except StorageError as error:
+            return self._refused(request, sender, unavailable(request, error))
+
+    def _refused(self, request: BaseRequest, sender: _Sender, error: RegistryError) -> Response:
+        self._count(sender, _outcome(error))
+        self._record(request, sender, error)
+        log.info("a webhook was refused", hook=sender.name, reason=error.message)
+        return refusal(error)
 
     async def _receive(self, request: BaseRequest, sender: _Sender) -> Response:
         """Verify, parse and queue one delivery. Raises ``RegistryError``."""

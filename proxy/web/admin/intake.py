@@ -1,4 +1,4 @@
-"""Reads the bodies of webhooks: a few at a time, each in bounded time and size."""
+"""Reads the bodies of webhooks: a few at a time, with limits of time and size."""
 
 import asyncio
 from collections import Counter
@@ -14,10 +14,10 @@ from proxy.web.admin.documents import read_body
 
 MAX_BODY: Final = 1024 * 1024
 READING: Final = 16
-"""Bodies that are read at the same time, and so are in memory."""
+"""Maximum number of bodies that are read, and in memory, at the same time."""
 
 PER_SENDER: Final = 4
-"""Those of one address, an IPv6 /64, while it has proven nothing."""
+"""Maximum number of bodies from one address or IPv6 /64 without a proven secret."""
 
 READ_SECONDS: Final = 10.0
 
@@ -25,8 +25,8 @@ READ_SECONDS: Final = 10.0
 class Intake:
     """Reads at most ``READING`` bodies at a time, and ``per_sender`` of them of one address.
 
-    A signature covers the body, so anybody can have a body read, and send it as slowly as the time
-    allows. The share of an address leaves room for all others.
+    A signature covers the body, so any sender can make Millpond read a body, and can send it slowly
+    up to the time limit. The limit per address leaves capacity for other senders.
     """
 
     def __init__(self, per_sender: int) -> None:

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from proxy import VERSION
 from proxy.access.principals import OPERATOR, Principal
-from proxy.core.errors import Denied, PathNotFound, RegistryError, Unsupported
+from proxy.core.errors import Denied, PathNotFound, RegistryError, StorageError, Unsupported
 from proxy.runtime.prometheus_view import Gauge, registry
 from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.web import audited
@@ -18,7 +18,7 @@ from proxy.web.admin.actions import Control
 from proxy.web.admin.api.application import Api
 from proxy.web.admin.api.routes import PREFIX
 from proxy.web.admin.dashboard.serving import Dashboard
-from proxy.web.admin.documents import refusal, reply
+from proxy.web.admin.documents import refusal, reply, unavailable
 from proxy.web.admin.statistics import Statistics, last_success, public
 from proxy.web.gate import presented
 from proxy.web.paced import PacedResponse
@@ -71,6 +71,8 @@ class Admin:
             return await self._answer(request)
         except RegistryError as error:
             return refusal(error)
+        except StorageError as error:
+            return refusal(unavailable(request, error))
 
     async def _operate(
         self, request: BaseRequest, authorize: Callable[[], Awaitable[Principal]]
@@ -85,6 +87,9 @@ class Admin:
         except RegistryError as error:
             failure = error
             raise
+        except StorageError as error:
+            failure = unavailable(request, error)
+            raise failure from error
         finally:
             if self._control.audit.is_on:
                 self._control.audit.record(audited.administered(request, principal, failure))

@@ -16,7 +16,7 @@ _LINES: Final = (
 )
 _ABOUT: Final = (
     "This is Millpond, a pull-through cache for container images. It fetches images from their "
-    "registries when somebody pulls them, and keeps them. Nothing can be pushed to it."
+    "registries when a client pulls them, and stores them. Clients cannot push."
 )
 _HOW: Final = (
     "Set it up as a mirror in a container client, or write its address in front of an image's "

@@ -206,6 +206,16 @@ def huge_file(body: bytearray, members: Members) -> None:
     body[0:0] = member.tobuf(tarfile.GNU_FORMAT)
 
 
+def cut_off_sparse(body: bytearray, members: Members) -> None:
+    del members
+    member = tarfile.TarInfo("sparse")
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[482] = tarfile.GNUTYPE_SPARSE, 1  # more of its map follows
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    body[:] = header
+
+
 DAMAGE: dict[str, tuple[Change, str]] = {
     "contents": (flip(NAME), "does not match the contents"),
     "signature": (flip(SIGNATURE, 40), "signature"),
@@ -230,6 +240,7 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "fifo": (added("pipe", tarfile.FIFOTYPE), "a device, not a file"),
     "huge header": (huge_header, ""),
     "bomb": (huge_file, "cut off"),
+    "sparse": (cut_off_sparse, "a damaged one"),
 }
 
 
@@ -244,6 +255,25 @@ def test_a_damaged_bundle_is_refused(bundle: Path, key: Path, damage: str) -> No
     with pytest.raises(RequestInvalid) as error:
         verified(opened(bundle, key))
     assert words in error.value.message
+
+
+def test_a_bundle_that_is_refused_stays_open_nowhere(bundle: Path, key: Path) -> None:
+    bundle.write_bytes(tarfile.TarInfo("extra").tobuf() + bundle.read_bytes())
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(RequestInvalid, match="do not name: extra"):
+        opened(bundle, key)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_blob_of_another_size_stays_open_nowhere(key: Path, tmp_path: Path) -> None:
+    write(open_sink(f"{tmp_path / 'bundle'}/", None), key, contents())
+    package = opened(tmp_path / "bundle", key)
+    os.truncate(tmp_path / "bundle" / blob_name(MANIFEST), 1)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(RequestInvalid, match="1 instead of"):
+        package.open(package.contents.blobs[MANIFEST])
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    package.tree.close()
 
 
 def test_every_flipped_byte_is_noticed_or_harmless(bundle: Path, key: Path) -> None:
@@ -280,12 +310,11 @@ def test_what_is_no_archive_says_so(tmp_path: Path, body: bytes, words: str) -> 
         open_package(path, None, Naming())
 
 
+@pytest.mark.parametrize("size", [-1024, 200 * 1024 * 1024])
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_header_of_negative_size_is_not_read_as_the_whole_archive(
-    tmp_path: Path, kind: bytes
-) -> None:
+def test_a_header_of_a_wrong_size_is_not_read(tmp_path: Path, kind: bytes, size: int) -> None:
     member = tarfile.TarInfo("header")
-    member.type, member.size = kind, -1024
+    member.type, member.size = kind, size
     path = tmp_path / "x.tar"
     path.write_bytes(member.tobuf(tarfile.GNU_FORMAT))
     os.truncate(path, 256 * 1024 * 1024)
@@ -308,6 +337,14 @@ def test_contents_of_another_shape_are_refused(wrong: dict[str, object]) -> None
     document = json.loads(contents().to_json())
     with pytest.raises(RequestInvalid):
         parse(json.dumps(document | wrong).encode())
+
+
+@pytest.mark.parametrize("named", ["tags", "links"])
+def test_contents_name_no_other_content_than_they_list(named: str) -> None:
+    document = json.loads(contents().to_json())
+    other = {"tags": [], "links": {}}
+    with pytest.raises(RequestInvalid, match="is named and not among the blobs"):
+        parse(json.dumps(document | other | {"blobs": [], named: document[named]}).encode())
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,15 @@ import asyncio
 import io
 import json
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, UnixConnector
+from aiohttp import ClientError, ClientSession, UnixConnector
 
-from proxy.web.admin import documents
+from proxy.core.errors import StorageError, StorageUnavailable
+from proxy.web.admin import documents, images
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -427,3 +428,51 @@ async def test_a_client_that_leaves_a_long_list_does_no_harm(
         response.close()
     assert len(await operator.lines("GET", "images")) == 1
     assert '"level": "error"' not in proxy.log.getvalue()
+
+
+async def test_offline_a_refresh_is_refused_and_nobody_is_asked(
+    start: Start, upstream: FakeUpstream
+) -> None:
+    proxy = await start(offline=True)
+    connector = UnixConnector(str(proxy.storage / "admin.sock"))
+    async with ClientSession(connector=connector) as session:
+        answer = await Operator(session).ask("POST", "refresh", image="app:latest")
+    assert answer.status == 409
+    assert b"offline" in answer.body
+    assert not upstream.requests
+
+
+def failing(after: int, error: Exception) -> Callable[..., AsyncGenerator[dict[str, Any]]]:
+    async def listed(*_: object, **__: object) -> AsyncGenerator[dict[str, Any]]:
+        for number in range(after):
+            yield {"name": str(number)}
+        raise error
+
+    return listed
+
+
+@pytest.mark.parametrize("error", [StorageError("the disk"), StorageUnavailable("no")], ids=repr)
+async def test_a_failure_in_the_middle_of_a_list_ends_the_connection(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(images, "described", failing(2 * documents.FLUSH_LINES, error))
+    async with asyncio.timeout(20):
+        with pytest.raises(ClientError):
+            await operator.ask("GET", "images")
+
+
+async def test_a_disk_that_fails_is_an_error_of_the_page_and_of_the_audit_log(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    audit = tmp_path / "audit.jsonl"
+    proxy = await start(access={"audit_file": str(audit)})
+    monkeypatch.setattr(images, "described", failing(0, StorageError("/a/path: bad")))
+    connector = UnixConnector(str(proxy.storage / "admin.sock"))
+    async with ClientSession(connector=connector) as session:
+        answer = await Operator(session).ask("GET", "images")
+    assert answer.status == 503
+    assert json.loads(answer.body)["errors"][0]["code"] == "UNAVAILABLE"
+    assert b"/a/path" not in answer.body
+    assert "/a/path: bad" in proxy.log.getvalue()
+    await proxy.close()
+    assert "cannot be read or written" in audit.read_text()

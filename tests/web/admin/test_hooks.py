@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from aiohttp.web import BaseRequest
 
+from proxy.core.errors import StorageError
+from proxy.services.renewal import Renewal
 from proxy.settings import Settings
 from proxy.upstream.offline import OfflineMode
 from proxy.web.admin import documents, hooks
@@ -409,6 +411,22 @@ async def test_a_body_that_announces_too_much_is_not_read(
     assert await status(reader) == 400
     assert not begun
     writer.close()
+
+
+async def test_a_disk_that_fails_lets_the_sender_try_again(
+    start: Start, all_hooks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*_: object) -> bool:
+        raise StorageError("/a/path: bad")
+
+    proxy = await held(start, all_hooks)
+    sent = SENDERS["github"].send(REPO, TAG)
+    with monkeypatch.context() as broken:
+        broken.setattr(Renewal, "is_wanted", failing)
+        answer = await post(proxy, "github", sent)
+    assert answer.status == 503
+    assert b"/a/path" not in answer.body
+    assert json.loads((await post(proxy, "github", sent)).body)["checking"] == 1
 
 
 async def test_unknown_hooks_and_methods(start: Start, all_hooks: dict[str, Any]) -> None:

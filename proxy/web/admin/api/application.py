@@ -32,12 +32,11 @@ from proxy.core.errors import (
     RegistryError,
     RequestInvalid,
     StorageError,
-    StorageUnavailable,
     Unsupported,
 )
 from proxy.web.admin.api.guard import Authorize, Guard
 from proxy.web.admin.api.routes import PREFIX, AnyRoute, Caller, Params
-from proxy.web.admin.documents import JSON, read_body, refusal
+from proxy.web.admin.documents import JSON, read_body, refusal, unavailable
 from proxy.web.paced import PacedResponse
 
 if TYPE_CHECKING:
@@ -108,8 +107,7 @@ class Api:
         except RegistryError as error:
             failure = error
         except StorageError as error:
-            log.warning("storage failed", path=request.path, error=str(error))
-            failure = StorageUnavailable("the cache's directory cannot be read or written")
+            failure = unavailable(request, error)
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from aiohttp import ClientError
 
-from proxy.runtime.events import EventKind, Events
+from proxy.runtime.events import EventKind, Events, Subscription
 from proxy.web.admin.api import events as event_routes
 from proxy.web.admin.api.routes import PREFIX
 from tests.running import Proxy, until
@@ -90,6 +90,27 @@ async def test_a_failure_in_mid_stream_ends_it(
         async with asyncio.timeout(20):
             with pytest.raises(ClientError):
                 await stream.next()
+
+
+async def test_a_quiet_stream_leaves_no_tasks(
+    events: Events, api: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_routes, "QUIET_SECONDS", 0.005)
+    seen: set[asyncio.Task[object]] = set()
+
+    def waiting() -> set[asyncio.Task[object]]:
+        name = Subscription.next.__qualname__
+        return {t for t in asyncio.all_tasks() if getattr(t.get_coro(), "__qualname__", "") == name}
+
+    def have_passed(count: int) -> bool:
+        seen.update(waiting())
+        return len(seen) > count
+
+    async with api.stream("events") as stream:
+        await until(lambda: have_passed(5))
+        assert len(waiting()) <= 2
+        events.emit(EventKind.DENIED, "docker.io/library/nginx:1")
+        assert (await stream.next())[0]["event"] == "denied"
 
 
 async def test_events_are_for_operators(proxy: Proxy) -> None:

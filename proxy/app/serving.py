@@ -116,7 +116,7 @@ def handlers(
     watchers = Watchers(Announcer(engine.events), engine.tracer)
     journal = Journal(engine.metrics, request_log, audit, upstreams, watchers)
     lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
-    responses = ResponseCache(lookup, guards, journal, trusted)
+    responses = ResponseCache(lookup, guards, journal, trusted, router.resolve)
     services = _services(engine, settings, guards)
     keeping = Keeping(engine, services.puller, services.expansion, audit)
     keeping.use(planned(settings, router))

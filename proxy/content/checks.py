@@ -9,8 +9,8 @@ import structlog
 from proxy.core.errors import StorageError, is_disk_error
 from proxy.core.names import Digest, DigestVerifier
 from proxy.core.records import BlobRecord
+from proxy.runtime import page_cache
 from proxy.runtime.executors import Pool, in_thread
-from proxy.storage import page_cache
 from proxy.storage.disk import DiskBlob, DiskSpool, DiskStore
 
 CHUNK: Final = 1024 * 1024

@@ -158,9 +158,15 @@ class Content:
             self.touch(record.digest)
         return body
 
+    def peek(self, target: Target, digest: Digest) -> BlobRecord | None:
+        """Return the record of held content that a repository may serve; None may be wrong."""
+        if not self._index.peek_linked(target, digest):
+            return None
+        return self._index.peek_blob(digest)
+
     def peek_use(self, target: Target, digest: Digest) -> bool:
-        """Return True and count the use if, by RAM, a repository may serve held content."""
-        if not self._index.peek_linked(target, digest) or self._index.peek_blob(digest) is None:
+        """Return True and count the use if a repository is known to hold content that is held."""
+        if self.peek(target, digest) is None:
             return False
         self.touch(digest)
         return True

@@ -66,7 +66,7 @@ class Weight(NamedTuple):
 
 
 class Index(Protocol):
-    """Durable facts. A ``peek`` reads only RAM: a fact that is not there is unknown."""
+    """Durable facts. A ``peek`` never waits: a fact that it would have to wait for is unknown."""
 
     revision: int
     """Grows when a tag moves, and when held manifests or their repositories change."""

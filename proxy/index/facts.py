@@ -22,6 +22,7 @@ from proxy.core.errors import StorageError
 from proxy.index.blob_rows import Connection
 from proxy.index.database import Database
 from proxy.index.generations import EVERYTHING, Generations
+from proxy.index.peek import Peek
 from proxy.index.ram_cache import MISSING, RamCache
 from proxy.index.threads import Threads, Work, Write
 
@@ -55,6 +56,7 @@ class Facts:
         ``peek`` returns the value of a key if it is in RAM, else its second argument, ``MISSING``.
         """
         self.threads = Threads(database, self._settle, self._replaced)
+        self.file: Final = Peek(database)
         self._renewed = renewed
         self._generations = generations
         self.failure: str | None = None
@@ -64,6 +66,19 @@ class Facts:
         self._reads: list[set[Key]] = []
         self._writing: dict[Key, Write] = {}
         self._unwritten: dict[Key, Write] = {}
+
+    def look(self, key: Key, read: Callable[..., dict[Key, Any]], *args: Any) -> Any:
+        """Return the value of a key without waiting, ``MISSING`` if that is not possible.
+
+        ``read`` returns it in a dictionary with other facts that are asked for next.
+        """
+        value = self._ram.get(key)
+        if value is not MISSING or EVERYTHING in self._writing:
+            return value
+        for each, fact in self.file.read(lambda db: read(db, *args)).items():
+            if each not in self._writing and each not in self._unwritten:
+                self._ram.put(each, fact)
+        return self._ram.get(key)
 
     async def get(
         self, key: Key, otherwise: Result, read: Callable[..., Any], *args: Any

@@ -1,8 +1,9 @@
 """The index of one machine: one SQLite file, with a bounded cache in RAM in front.
 
-Facts that a hit needs come from RAM, without suspending. Keys there: ``blob``, ``children`` and
-``holders`` of a digest; ``tag`` and ``history`` of a tag; ``tags`` of a repository; ``link`` of a
-digest to a repository. Last uses are buffered, and written in one transaction every few seconds.
+Facts that a hit needs come from RAM or the page cache, without suspending. Keys in RAM: ``blob``,
+``children`` and ``holders`` of a digest; ``tag`` and ``history`` of a tag; ``tags`` of a
+repository; ``link`` of a digest to a repository. Last uses are buffered, and written in one
+transaction every few seconds.
 """
 
 import asyncio
@@ -116,6 +117,7 @@ class SqliteIndex:
         took = round(time.perf_counter() - started, 3)
         log.debug("index open", blobs=self._usage.files, seconds=took)
         self._supervisor.start("index flush", self._flush_forever)
+        self._supervisor.start("index page cache", self._facts.file.watch)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -123,6 +125,7 @@ class SqliteIndex:
         await self._supervisor.close()
         self._facts.write_again()
         await self._flush()
+        self._facts.file.close()
         await self._facts.threads.close()
 
     weights = _page(tree_rows.weights)
@@ -173,11 +176,12 @@ class SqliteIndex:
         return record
 
     def peek_tag(self, target: Target, tag: Tag) -> TagRecord | None:
-        record: TagRecord | None = self._facts.peek(("tag", target, tag), None)
-        return record
+        record = self._facts.look(("tag", target, tag), name_rows.tag, target, tag)
+        return None if record is MISSING else record
 
     def peek_linked(self, target: Target, digest: Digest) -> bool:
-        return self._facts.peek(("link", target, digest)) is True
+        key = ("link", target, digest)
+        return self._facts.look(key, name_rows.linked, target, digest) is True
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
         known = self._facts.peek(("blob", digest))
@@ -258,7 +262,7 @@ class SqliteIndex:
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         wanted = list(digests)
-        new = [digest for digest in wanted if not self.peek_linked(target, digest)]
+        new = [digest for digest in wanted if not self._is_linked(target, digest)]
         if not new:
             await self._facts.written(("link", target, digest) for digest in wanted)
             return
@@ -268,6 +272,10 @@ class SqliteIndex:
         facts = {("link", target, digest): True for digest in new}
         outdated = [("holders", digest) for digest in new]
         await self._facts.write(facts, outdated, name_rows.link, target, new, self._clock())
+
+    def _is_linked(self, target: Target, digest: Digest) -> bool:
+        """Return True if RAM knows that a repository holds this."""
+        return self._facts.peek(("link", target, digest)) is True
 
     async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
         gone = list(digests)

@@ -67,6 +67,18 @@ class HeldManifests:
         """Return a manifest in memory. The caller checks if it may be served."""
         return self._ram.get(digest)
 
+    def at_once(self, target: Target, record: BlobRecord) -> Manifest | None:
+        """Return a manifest of a repository from memory or the page cache, and count its use."""
+        held = self._ram.get(record.digest)
+        if held is not None:
+            self._content.touch(record.digest)
+            return held.hit
+        hit = self._cached(record)
+        if hit is not None:
+            self.add(Held(hit, is_stored=True))
+            self.note_sizes(target, hit)
+        return hit
+
     async def get(self, digest: Digest) -> Manifest | None:
         """Return a manifest as a hit and count its use; verified if it is read from the disk.
 

@@ -22,7 +22,7 @@ from proxy.core.errors import (
 from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
-from proxy.core.records import Descriptor
+from proxy.core.records import BlobRecord, Descriptor
 from proxy.core.sources import Place, SharedManifest
 from proxy.repository.held_manifests import Held, HeldManifests
 from proxy.repository.negative_cache import NegativeCache
@@ -97,6 +97,13 @@ class Manifests:
         """Return a manifest in memory as a hit. The caller checks if it may be served."""
         held = self._held.in_ram(digest)
         return None if held is None else held.hit
+
+    def at_once(self, target: Target, record: BlobRecord) -> Manifest | None:
+        """Return a held manifest that a repository may serve as a hit, and count its use.
+
+        None says nothing: ``get`` knows more.
+        """
+        return self._held.at_once(target, record)
 
     def note_sizes(self, target: Target, digest: Digest) -> None:
         """Note what a manifest in memory lists, which another process has served."""

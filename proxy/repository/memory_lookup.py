@@ -1,4 +1,4 @@
-"""Finds content in RAM without waiting: held, linked, and fresh content.
+"""Finds content without waiting: held, linked, and fresh content in RAM, or in the page cache.
 
 Content that is not found here is not absent: ``Manifests``, ``Tags`` and ``Blobs`` look further.
 """
@@ -14,7 +14,7 @@ from proxy.repository.tags import Tags
 
 
 class Found(NamedTuple):
-    """Content in RAM. ``fresh``: the seconds for which a tag needs no check."""
+    """Content. ``fresh``: the seconds for which a tag needs no check."""
 
     descriptor: Descriptor
     body: bytes
@@ -33,7 +33,7 @@ class MemoryLookup:
         self._small = small
 
     def get(self, target: Target, route: Route) -> Found | None:
-        """Return the content of a route and count its use; None if it is not in RAM, or offline."""
+        """Return the content of a route and count its use; None to wait for it, and offline."""
         if self._manifests.is_offline(target):
             return None
         match route.kind:
@@ -50,8 +50,9 @@ class MemoryLookup:
                 return None
 
     def _manifest(self, target: Target, digest: Digest, fresh: float | None) -> Found | None:
-        manifest = self._manifests.in_ram(digest)
-        if manifest is None or not self._content.peek_use(target, digest):
+        record = self._content.peek(target, digest)
+        manifest = None if record is None else self._manifests.at_once(target, record)
+        if manifest is None:
             return None
         return Found(manifest.descriptor, manifest.body, fresh)
 

@@ -84,20 +84,6 @@ class Remembered:
         )
 
 
-def remembered(exchange: "Exchange") -> Remembered | None:
-    """Return the facts about a request for its repetitions; None: not for a manifest."""
-    route, target, headers = exchange.route, exchange.target, exchange.request.headers
-    if route is None or target is None or route.kind is not Kind.MANIFEST or exchange.is_head:
-        return None
-    return Remembered(
-        target.upstream,
-        target.repo,
-        route.ref,
-        headers.get("User-Agent"),
-        headers.get("X-Request-Id"),
-    )
-
-
 def administered(
     request: BaseRequest, principal: Principal | None, failure: RegistryError | None
 ) -> AuditEvent:

@@ -5,6 +5,10 @@ cached when the general path has answered it twice, with the facts that the gene
 route, target, log fields. Each request checks access and looks up the content; only the header
 block of the last response is stored.
 
+Of requests for manifests, method and headers are cached too. A request that differs only in its
+path is answered here, the first time too, if its content is found without waiting: only route and
+target differ.
+
 A request is cached only if equal bytes always mean the same response. Excluded are conditional and
 range requests, cache directives, connections that close, and cookies; also credentials while access
 does not identify clients. Otherwise the sender is identified each time: a token may have expired,
@@ -12,34 +16,31 @@ or come from another network.
 """
 
 import hashlib
-import math
+import re
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from aiohttp import HttpVersion11
 
-from proxy.access.audit import Recurrence, Recurring, carried
+from proxy.access.audit import Recurrence
 from proxy.access.control import AccessControl
 from proxy.access.identity import Certificate
 from proxy.access.limits import ClientLimits
 from proxy.access.principals import Principal
-from proxy.access.rules import Action, Decision
-from proxy.core.names import Digest, Kind, Route, Target
+from proxy.access.rules import Action
+from proxy.core.errors import RegistryError
+from proxy.core.names import Digest, Kind, Repo, Route, Target, parse_path
 from proxy.core.policy import CacheDirective
-from proxy.core.records import Descriptor
 from proxy.repository.memory_lookup import Found
 from proxy.runtime import request_ids
-from proxy.runtime.metrics import Outcome, UpstreamCounters
-from proxy.runtime.tally import Key
-from proxy.web.audited import Remembered, remembered
-from proxy.web.blob import blob_headers
+from proxy.runtime.metrics import Outcome
 from proxy.web.connection import Connection
-from proxy.web.exchange import HIT_STATUS, Exchange, Journal, common_headers
+from proxy.web.exchange import Exchange, Journal
 from proxy.web.forwarded import TrustedProxies
-from proxy.web.replies import manifest_headers
+from proxy.web.remembered import Form, Request, Response
 
 MAX_REQUESTS: Final = 4096
 MAX_REQUEST_BYTES: Final = 2048
@@ -51,14 +52,20 @@ _AUTHORIZATION: Final = b"uthorization: "
 
 _CONDITIONAL: Final = ("If-None-Match", "Range", "If-Range")
 _CREDENTIALS: Final = ("Proxy-Authorization", "Cookie")
-_STATUS_LINE: Final = f"Cache-Status: {HIT_STATUS}"
+
+
+_PATH: Final = re.compile(rb"(?:GET|HEAD) (/v2/[\w./:-]+)(?:\?ns=([\w.:-]+))? HTTP/1\.1\r\n")
+"""Paths that contain nothing to decode."""
+
+Resolve = Callable[[Repo, str, str | None], Target]
+"""Returns what a repository means, by ``Host`` and ``ns``, as ``Router.resolve`` does."""
 
 
 class Lookup(Protocol):
-    """Looks up content in RAM, as ``MemoryLookup`` does."""
+    """Looks up content without waiting, as ``MemoryLookup`` does."""
 
     def get(self, target: Target, route: Route) -> Found | None:
-        """Return the content of a route and count its use; None if it is not in RAM."""
+        """Return the content of a route and count its use; None if that needs waiting."""
 
 
 class Allowed(Protocol):
@@ -87,15 +94,19 @@ class ResponseCache:
         guards: tuple[AccessControl, ClientLimits, Allowed, Confirmed],
         journal: Journal,
         trusted: TrustedProxies,
+        resolve: Resolve,
     ) -> None:
         """``guards`` decide about requests, as ``Guards`` do."""
         self._lookup = lookup
         self._access, self._limits, self._policies, self._callers = guards
         self._journal = journal
         self._trusted = trusted
+        self._resolve = resolve
         self._hash = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=32)
         self._seen_once: dict[int, None] = {}
-        self._requests: dict[bytes, _Request] = {}
+        self._requests: dict[bytes, Request] = {}
+        self._forms: dict[bytes, Form] = {}
+        """By what ``_without_path`` returns."""
         self._second, self._date = -1, b""
 
     def learn(self, exchange: Exchange) -> None:
@@ -111,28 +122,60 @@ class ResponseCache:
         authorization = exchange.request.headers.get("Authorization")
         if authorization is not None and (not self._access.is_configured or key is head):
             return
-        if (number := hash(key)) not in self._seen_once:
-            _put(self._seen_once, number, None)
-            return
-        request = _Request(
-            target,
-            route,
+        form_key = self._key(_without_path(head)) if route.kind is Kind.MANIFEST else key
+        form = self._forms.get(form_key)
+        if form is None and self._came_before(form_key):
+            form = self._form(exchange)
+            if route.kind is Kind.MANIFEST:
+                _put(self._forms, form_key, form)
+        if form is not None and (form_key is key or self._came_before(key)):
+            _put(self._requests, key, self._request(form, target, route, exchange.ns))
+
+    def _form(self, exchange: Exchange) -> Form:
+        headers = exchange.request.headers
+        sent_id = headers.get(request_ids.HEADER)
+        same = {"outcome": Outcome.HIT.value, "policy": None, "held_until": None}
+        return Form(
             is_head=exchange.is_head,
-            ns=exchange.ns,
-            fields=exchange.fields(),
-            counters=self._journal.metrics.of(target.upstream),
-            named_client=self._trusted.named(exchange.request.headers),
-            is_callers=self._callers.is_needed(target),
-            credential=self._access.sealed(authorization),
-            audited=remembered(exchange),
-            tallied=(target, "" if exchange.is_head or route.kind is Kind.BLOB else route.ref),
-            request_id=request_ids.accepted(exchange.request.headers.get(request_ids.HEADER)),
+            host=exchange.request.host,
+            named_client=self._trusted.named(headers),
+            credential=self._access.sealed(headers.get("Authorization")),
+            agent=headers.get("User-Agent"),
+            sent_id=sent_id,
+            request_id=request_ids.accepted(sent_id),
+            fields=exchange.fields() | same,
         )
-        _put(self._requests, key, request)
+
+    def _request(self, form: Form, target: Target, route: Route, ns: str | None) -> Request:
+        counters = self._journal.metrics.of(target.upstream)
+        return Request(form, target, route, ns, counters, self._callers.is_needed(target))
+
+    def _came_before(self, key: bytes) -> bool:
+        """Return True from the second call for a key on."""
+        if (number := hash(key)) in self._seen_once:
+            return True
+        _put(self._seen_once, number, None)
+        return False
+
+    def _similar(self, head: bytes) -> Request | None:
+        """Return a request for a manifest that has the form of a cached one."""
+        form = self._forms.get(self._key(_without_path(head)))
+        found = None if form is None else _PATH.match(head)
+        if form is None or found is None:
+            return None
+        path, ns = found[1].decode(), None if found[2] is None else found[2].decode()
+        try:
+            route = parse_path(path)
+            if route.kind is not Kind.MANIFEST or route.as_of is not None:
+                return None
+            return self._request(form, self._resolve(route.repo, form.host, ns), route, ns)
+        except RegistryError:
+            return None
 
     def forget(self) -> None:
         """Drop every request: its name may resolve to another target now."""
         self._requests.clear()
+        self._forms.clear()
 
     def get(
         self, head: bytes, client: str | None, certificate: Certificate | None
@@ -141,13 +184,14 @@ class ResponseCache:
 
         None: the general path must answer. ``client`` is the address of the peer.
         """
-        request = self._requests.get(self._key(head))
+        request = self._requests.get(key := self._key(head)) or self._similar(head)
         if request is None:
             return None
         started = time.perf_counter()
-        if request.named_client is not None and self._trusted.trusts(client):
-            client = request.named_client
-        principal = self._access.recognise(request.credential, client, certificate)
+        form = request.form
+        if form.named_client is not None and self._trusted.trusts(client):
+            client = form.named_client
+        principal = self._access.recognise(form.credential, client, certificate)
         if principal is None:
             return None
         decision = self._access.preview(principal, Action.PULL, request.target)
@@ -157,23 +201,25 @@ class ResponseCache:
         response = request.response(found, principal, decision)
         if response is None:
             return None
-        body = b"" if request.is_head else found.body
+        body = b"" if form.is_head else found.body
         if not self._admits(principal, len(body)):
             return None
+        if key not in self._requests and self._came_before(key):
+            _put(self._requests, key, request)
         self._access.count(decision)
         self._journal.metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
-        self._journal.metrics.tally.counts[request.tallied] += 1 if request.is_pull else len(body)
+        self._journal.metrics.tally.add(request.tallied, 1 if request.is_pull else len(body))
         seconds = time.perf_counter() - started
         request.counters.timed(Outcome.HIT, seconds, seconds)
-        request_id = request.request_id or request_ids.make()
-        self._log(response, principal, seconds, request_id)
-        if request.audited is not None and self._journal.announcer.announces_pulls:
+        request_id = form.request_id or request_ids.make()
+        self._log(request, response, seconds, (request_id, principal.address))
+        if request.is_pull and self._journal.announcer.announces_pulls:
             digest = found.descriptor.digest
             self._journal.announcer.repeated(request.audited, principal, digest, len(body))
         return response.headers(found.fresh, self._end(request_id)), body
 
-    def _found(self, request: "_Request", principal: Principal) -> Found | None:
+    def _found(self, request: Request, principal: Principal) -> Found | None:
         """Return the content of a request, None if it may not be sent, or not in one step."""
         target = request.target
         if request.is_callers and not self._callers.is_confirmed(principal, target):
@@ -199,16 +245,18 @@ class ResponseCache:
         return client is None or client.try_request(size)
 
     def _log(
-        self, response: "_Response", principal: Principal, seconds: float, request_id: str
+        self, request: Request, response: Response, seconds: float, about: tuple[str, str | None]
     ) -> None:
-        """Log and audit a response, in one line if possible."""
-        journal, fields, audited = self._journal, response.fields, response.audited
-        if audited is not None and journal.audit.is_on:
+        """Log and audit a response, in one line if possible; ``about``: its id and client."""
+        journal, fields = self._journal, response.fields
+        request_id, client = about
+        if request.is_pull and journal.audit.is_on:
+            audited, audited_fields = request.audit(response, response.fields["bytes"])
             if journal.audits_in_request_lines:
-                fields = response.audited_fields
+                fields = audited_fields
             else:
-                journal.audit.record(Recurrence(audited, time.time(), principal.address))
-        journal.request_log.add(fields, seconds, principal.address, request_id)
+                journal.audit.record(Recurrence(audited, time.time(), client))
+        journal.request_log.add(fields, seconds, client, request_id)
 
     def _end(self, request_id: str) -> bytes:
         """Return the id, the second's ``Date`` (RFC 9110 §6.6.1), and the end of the block."""
@@ -219,105 +267,10 @@ class ResponseCache:
         return b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._date)
 
 
-class _Response(NamedTuple):
-    """The header block of one response in two parts, its log fields, and its inputs.
-
-    The freshness is inserted between the parts, the id and the date after them. The body is not
-    stored here: it would exceed the RAM that is reserved for content.
-    """
-
-    descriptor: Descriptor
-    principal: Principal
-    decision: Decision
-    before: bytes
-    after: bytes
-    fields: dict[str, Any]
-    audited: Recurring | None
-    """The event for the audit log; None: the request is not for a manifest."""
-    audited_fields: dict[str, Any]
-    """The fields of a request line that is its audit line too."""
-
-    def is_for(self, descriptor: Descriptor, principal: Principal, decision: Decision) -> bool:
-        """Return True if everything is equal, except possibly the client's address."""
-        if self.descriptor is not descriptor and self.descriptor != descriptor:
-            return False
-        is_same = self.principal is principal or _proof(self.principal) == _proof(principal)
-        return is_same and self.decision == decision
-
-    def headers(self, fresh: float | None, end: bytes) -> bytes:
-        """Return the block; ``fresh`` is for how many more seconds a tag is fresh."""
-        if fresh is None or not math.isfinite(fresh):
-            return self.before + self.after + end
-        return b"%b; ttl=%d%b%b" % (self.before, fresh, self.after, end)
-
-
-@dataclass(slots=True)
-class _Request:
-    """A cached request, and its last response."""
-
-    target: Target
-    route: Route
-    is_head: bool
-    ns: str | None
-    fields: dict[str, Any]
-    counters: UpstreamCounters
-    named_client: str | None
-    """The client that the headers name; counts only on connections of trusted proxies."""
-    is_callers: bool
-    """Its upstream has ``credentials: caller``, and has to confirm each client."""
-    credential: bytes | None
-    """A keyed hash of ``Authorization``."""
-    audited: Remembered | None
-    tallied: Key
-    """The counters of its image."""
-    request_id: str | None
-    """That the client sent; None: each response has a new one."""
-    last: _Response | None = None
-
-    @property
-    def is_pull(self) -> bool:
-        """Counts as a pull in rate limits."""
-        return self.route.kind is Kind.MANIFEST and not self.is_head
-
-    def response(self, found: Found, principal: Principal, decision: Decision) -> _Response | None:
-        """Return the response for the found content, None if a header is not printable."""
-        last = self.last
-        if last is None or not last.is_for(found.descriptor, principal, decision):
-            self.last = last = self._make(found, principal, decision)
-        return last
-
-    def _make(self, found: Found, principal: Principal, decision: Decision) -> _Response | None:
-        descriptor = found.descriptor
-        is_blob = self.route.kind is Kind.BLOB
-        headers = common_headers(self.ns, HIT_STATUS)
-        headers.update(blob_headers(descriptor.digest) if is_blob else manifest_headers(descriptor))
-        headers["Content-Length"] = str(len(found.body))
-        if not all(value.isprintable() for value in headers.values()):
-            return None
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        before, status, after = f"HTTP/1.1 200 OK\r\n{lines}".partition(_STATUS_LINE)
-        sent = 0 if self.is_head else len(found.body)
-        own = {"outcome": Outcome.HIT.value, "bytes": sent, "user": principal.user}
-        fields = audited_fields = self.fields | own
-        event = None
-        if self.audited is not None:
-            event = self.audited.hit(principal, decision, descriptor.digest, sent)
-            audited_fields = fields | carried(event)
-        return _Response(
-            descriptor,
-            principal,
-            decision,
-            (before + status).encode(),
-            after.encode(),
-            fields,
-            None if event is None else Recurring(event),
-            audited_fields,
-        )
-
-
-def _proof(principal: Principal) -> tuple[object, ...]:
-    """Return the log fields about a client, without its address."""
-    return principal.user, principal.method, principal.credential_id
+def _without_path(head: bytes) -> bytes:
+    """Return the method and the headers of a request."""
+    line, _, headers = head.partition(b"\r\n")
+    return line[: line.find(b" ") + 1] + headers
 
 
 def _put(table: dict[Any, Any], key: object, value: object) -> None:

@@ -15,8 +15,8 @@ from typing import Final, Protocol
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.core.errors import StorageError, is_disk_error
+from proxy.runtime import page_cache
 from proxy.runtime.executors import Pool, in_thread
-from proxy.storage import page_cache
 from proxy.web.paced import Pace
 
 CHUNK: Final = 128 * 1024

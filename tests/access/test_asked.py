@@ -128,6 +128,37 @@ async def test_a_remembered_request_is_denied_once_the_rule_changes(
         writer.transport.abort()
 
 
+async def test_another_path_with_remembered_headers_is_asked_about(
+    proxy: Proxy, rules: Rules, upstream: FakeUpstream
+) -> None:
+    upstream.add("library/other", IMAGE, tags=["latest"])
+    paths = [f"{REPO}/manifests/latest", "/v2/library/other/manifests/latest"]
+    for path in paths:
+        assert (await proxy.get(path)).status == 200
+    await proxy.settled()
+    host, port = proxy.app.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+
+    async def status(path: str) -> bytes:
+        writer.write(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return (await reader.readuntil(b"\r\n\r\n"))[9:12]
+
+    try:
+        for _ in range(2):
+            assert await status(paths[0]) == b"200"
+        before = await answered_from_memory(proxy)
+        rules.denied, rules.asked[:] = {Action.PULL}, []
+        assert await status(paths[1]) == b"403"
+        assert {target for _, _, target in rules.asked} == {
+            Target("docker.io", Repo("library/other"))
+        }
+        rules.denied = set()
+        assert await status(paths[1]) == b"200"
+        assert await answered_from_memory(proxy) == before + 1
+    finally:
+        writer.transport.abort()
+
+
 async def test_a_page_in_an_operators_browser_changes_nothing(proxy: Proxy) -> None:
     for method, path in (("POST", "/-/evict?bytes=1"), ("PUT", "/-/pins?pin=a")):
         answer = await proxy.ask(method, path, Origin="http://evil.example")

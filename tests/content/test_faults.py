@@ -13,7 +13,7 @@ from proxy.content.reservations import NoRoom
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest
 from proxy.core.records import BLOCK
-from proxy.storage import page_cache
+from proxy.runtime import page_cache
 from tests.fakes.clock import Clock
 from tests.held import LIMIT, Held, opened
 from tests.running import until

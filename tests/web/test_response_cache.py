@@ -13,6 +13,7 @@ import pytest
 
 from proxy.core.names import Digest, Kind, Repo, Route, Target
 from proxy.repository.memory_lookup import MemoryLookup
+from proxy.runtime import page_cache
 from proxy.web import response_cache
 from proxy.web.connection import Connection
 from proxy.web.response_cache import ResponseCache
@@ -233,6 +234,117 @@ async def test_a_header_that_looks_like_a_request_is_none(proxy: Proxy) -> None:
         assert (await client.answer()).status == 404
         assert (await client.ask(head(TAG))).body == IMAGE.manifest
     assert await at_once(proxy) == 1
+
+
+async def add_other(proxy: Proxy, upstream: FakeUpstream, repo: str = "library/app") -> str:
+    """Have another image in the cache, and return the path of its tag."""
+    upstream.add(repo, OTHER, tags=["other"])
+    path = f"/v2/{repo}/manifests/other"
+    assert (await proxy.get(path)).status == 200
+    await proxy.settled()
+    return path
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("query", ["", "?ns=docker.io"])
+async def test_another_path_is_answered_at_its_first_time(
+    proxy: Proxy, upstream: FakeUpstream, method: str, query: str
+) -> None:
+    await fill(proxy)
+    path = await add_other(proxy, upstream, "org/else") + query
+    async with line(proxy) as client:
+        general = await client.ask(head(path, "X-Other: 1", method=method))
+        for _ in range(2):
+            await client.ask(head(TAG, method=method))
+        assert await at_once(proxy) == 0
+        answers = [await client.ask(head(path, method=method)) for _ in range(3)]
+    assert await at_once(proxy) == 3
+    for answer in answers:
+        assert (answer.status, answer.lasting) == (general.status, general.lasting)
+        assert answer.body == general.body
+
+
+async def test_another_path_is_counted_and_logged_like_the_general_answer(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    await fill(proxy)
+    path = await add_other(proxy, upstream)
+    async with line(proxy) as client:
+        await client.ask(head(path, "User-Agent: someone/1", "X-Other: 1"))
+        await client.teach(head(TAG, "User-Agent: someone/1"))
+        await client.ask(head(path, "User-Agent: someone/1"))
+    assert await at_once(proxy) == 1
+    await until(lambda: proxy.log.getvalue().count("someone/1") == 4)
+    lines = [json.loads(text) for text in proxy.log.getvalue().splitlines() if "someone/1" in text]
+    general, ready = lines[0], lines[-1]
+    own = {"timestamp", "seconds", "request_id"}
+    assert {name: general[name] for name in general.keys() - own} == {
+        name: ready[name] for name in ready.keys() - own
+    }
+
+
+async def test_another_method_or_path_is_not_understood_by_its_headers(
+    proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    await fill(proxy)
+    path = await add_other(proxy, upstream)
+    absent = f"{REPO}/manifests/absent"
+    for request, status in (
+        (head(path, method="HEAD"), 200),
+        (head(path, method="POST"), 405),
+        (head(path, "Cache-Control: no-cache"), 200),
+        (head(absent), 404),
+        (head(path.replace("other", "%6fther")), 200),
+        (head(path.replace("/v2/", "/v2/as-of/2020-01-01/")), 404),
+        (head(f"{path}?ns=nowhere.example"), 404),
+        (head(f"{REPO}/blobs/{LARGE}"), 200),
+        (head(f"{REPO}/tags/list"), 200),
+        (head("/v2/../v2/library/app/manifests/x"), 400),
+        (head(f"{REPO}/manifests/not:valid"), 400),
+    ):
+        async with line(proxy) as client:
+            await client.teach(head(TAG))
+            before = await at_once(proxy)
+            has_body = not request.startswith(b"HEAD")
+            client.writer.write(request)
+            assert (await client.answer(has_body=has_body)).status == status, request
+            assert await at_once(proxy) == before, request
+
+
+async def test_another_path_is_answered_from_the_page_cache(
+    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_cache, "share", lambda fd, size: 1.0)
+    first = await start()
+    await fill(first)
+    path = await add_other(first, upstream)
+    await first.close()
+    proxy = await start()
+    await proxy.app.content._index._facts.file.look()  # type: ignore[attr-defined]
+    asked = len(upstream.requests)
+    async with line(proxy) as client:
+        await client.teach(head(TAG))
+        assert (await client.ask(head(path))).body == OTHER.manifest
+    assert await at_once(proxy) == 1
+    assert len(upstream.requests) == asked
+
+
+async def test_bytes_from_the_page_cache_are_verified(
+    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_cache, "share", lambda fd, size: 1.0)
+    first = await start()
+    await fill(first)
+    path = await add_other(first, upstream)
+    await first.close()
+    proxy = await start()
+    await proxy.app.content._index._facts.file.look()  # type: ignore[attr-defined]
+    file = first.storage / "blobs" / "sha256" / OTHER.digest.partition(":")[2]
+    file.write_bytes(OTHER.manifest[:-1] + b" ")
+    async with line(proxy) as client:
+        await client.teach(head(TAG))
+        assert (await client.ask(head(path))).body == OTHER.manifest, "fetched again"
+    assert await at_once(proxy) == 0
 
 
 async def test_only_what_is_linked_is_at_hand(

@@ -25,6 +25,7 @@ from proxy.app.workers.held import Held
 from proxy.app.workers.relay import Relay
 from proxy.app.workers.reports import LogLines, Reports
 from proxy.core.errors import ConfigError
+from proxy.core.names import Repo, Target
 from proxy.index.generations import Generations
 from proxy.index.reader import IndexReader
 from proxy.runtime import logs
@@ -105,7 +106,16 @@ class _Worker:
             _share(settings),
         )
         guards = self._decisions.access, self._decisions.limits, self._decisions, self._decisions
-        self._responses = ResponseCache(self._held, guards, self._journal, self._decisions.trusted)
+        self._responses = ResponseCache(
+            self._held,
+            guards,
+            self._journal,
+            self._decisions.trusted,
+            self._resolve,
+        )
+
+    def _resolve(self, repo: Repo, host: str, ns: str | None) -> Target:
+        return self._decisions.router.resolve(repo, host, ns)  # of the settings in force now
 
     async def run(self, listener: int) -> None:
         """Serve until the main process says stop, or has ended."""

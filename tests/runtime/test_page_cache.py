@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.storage import page_cache
+from proxy.runtime import page_cache
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Proxy
@@ -46,6 +46,25 @@ async def test_what_is_cold_is_warmed(file: int) -> None:
     assert not page_cache.is_cached(file, 0, SIZE)
     await page_cache.load(file, 1_000_000, 2_000_000, SIZE)
     assert page_cache.is_cached(file, 1_000_000, 2_000_000)
+
+
+async def test_the_share_of_a_file_that_is_cached(file: int) -> None:
+    assert page_cache.share(file, SIZE) == 1
+    forget(file)
+    assert page_cache.share(file, SIZE) < 1
+    page_cache.fill(file, SIZE)
+    assert page_cache.share(file, SIZE) == 1
+    assert page_cache.share(file, 0) == 1, "nothing is missing of an empty file"
+
+
+async def test_a_share_that_is_not_known_is_none(
+    file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: Any) -> int:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "preadv", unsupported)
+    assert page_cache.share(file, SIZE) == 0
 
 
 async def test_only_what_is_cold_takes_a_thread(file: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Checking whether bytes are cached takes a microsecond; only bytes that are not a
 
 import errno
 import os
+from contextlib import suppress
 from typing import Final
 
 from proxy.runtime.executors import Pool, in_thread
@@ -45,6 +46,24 @@ def is_cached(fd: int, start: int, stop: int) -> bool:
             return True
         raise
     return True
+
+
+def share(fd: int, size: int) -> float:
+    """Return which share of samples of the first bytes of a file is in the page cache.
+
+    0 where the file system does not support the question. Raises nothing.
+    """
+    buffers, offsets = [bytearray(1)], range(0, size, STEP)
+    cached = 0
+    for offset in offsets:
+        with suppress(OSError):
+            cached += os.preadv(fd, buffers, offset, os.RWF_NOWAIT)
+    return cached / len(offsets) if offsets else 1.0
+
+
+def fill(fd: int, size: int) -> None:
+    """Bring the first bytes of a file into the page cache. Blocks. Raises ``OSError``."""
+    _read(fd, 0, size, size)
 
 
 def forget(fd: int, start: int, stop: int) -> None:

@@ -132,3 +132,13 @@ BLOCK: Final = 4096
 def disk_bytes(size: int) -> int:
     """Return the bytes on disk of a file of ``size`` bytes."""
     return -(-size // BLOCK) * BLOCK
+
+
+def counted(usage: Usage, former: BlobRecord | None, record: BlobRecord | None) -> Usage:
+    """Return ``usage`` with ``record`` in place of ``former``; None is no content."""
+    files, size = usage.files, usage.disk_bytes
+    if former is not None:
+        files, size = files - 1, size - disk_bytes(former.size)
+    if record is not None:
+        files, size = files + 1, size + disk_bytes(record.size)
+    return Usage(files, size)

@@ -29,6 +29,7 @@ from proxy.core.records import (
     TagHistoryEntry,
     TagRecord,
     Usage,
+    counted,
     disk_bytes,
 )
 from proxy.index import Position, Tree, blob_rows, name_rows, tree_rows, values
@@ -221,7 +222,8 @@ class SqliteIndex:
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
         digest, listed = record.digest, values.children(children, record)
         known = await self.blob(digest)  # which is in RAM if it was looked up before
-        self._count(self._facts.peek(("blob", digest), known), record)
+        former = self._facts.peek(("blob", digest), known)
+        self._usage = counted(self._usage, former, record)
         self._last_use = max(self._last_use, min(record.used_at, self._clock()))
         self._uses.pop(digest, None)
         self.revision += bool(listed)
@@ -238,7 +240,8 @@ class SqliteIndex:
         held = await self.records(digests)
         facts: dict[Key, Any] = {}
         for digest in digests:
-            self._count(self._facts.peek(("blob", digest), held.get(digest)), None)
+            former = self._facts.peek(("blob", digest), held.get(digest))
+            self._usage = counted(self._usage, former, None)
             facts |= {("blob", digest): None, ("children", digest): ()}
         await self._facts.write(facts, (), blob_rows.drop, digests)
 
@@ -262,7 +265,7 @@ class SqliteIndex:
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         wanted = list(digests)
-        new = [digest for digest in wanted if not self._is_linked(target, digest)]
+        new = [one for one in wanted if self._facts.peek(("link", target, one)) is not True]
         if not new:
             await self._facts.written(("link", target, digest) for digest in wanted)
             return
@@ -272,10 +275,6 @@ class SqliteIndex:
         facts = {("link", target, digest): True for digest in new}
         outdated = [("holders", digest) for digest in new]
         await self._facts.write(facts, outdated, name_rows.link, target, new, self._clock())
-
-    def _is_linked(self, target: Target, digest: Digest) -> bool:
-        """Return True if RAM knows that a repository holds this."""
-        return self._facts.peek(("link", target, digest)) is True
 
     async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
         gone = list(digests)
@@ -347,15 +346,6 @@ class SqliteIndex:
     async def prune(self, before: float) -> int:
         self.revision += 1
         return await self._pruner.prune(before)
-
-    def _count(self, known: BlobRecord | None, record: BlobRecord | None) -> None:
-        """Count one record instead of another."""
-        files, size = self._usage.files, self._usage.disk_bytes
-        if known is not None:
-            files, size = files - 1, size - disk_bytes(known.size)
-        if record is not None:
-            files, size = files + 1, size + disk_bytes(record.size)
-        self._usage = Usage(files, size)
 
     def _trouble(self) -> None:
         """Recount held content: a row that could not be read may have been counted twice."""

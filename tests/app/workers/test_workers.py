@@ -340,6 +340,18 @@ async def test_what_is_taken_offline_is_left_to_the_main_process(proxy: Proxy) -
             assert (await by_workers(proxy, "requests") == before) is is_relayed
 
 
+async def test_a_tag_of_the_past_is_left_to_the_main_process(proxy: Proxy) -> None:
+    await warm(proxy)
+    past = MANIFEST.replace("/v2/", "/v2/as-of/2020-01-01/")
+    base, connector = f"http://{proxy.app.address}", TCPConnector(limit=1)
+    async with ClientSession(base, connector=connector) as client:
+        for _ in range(4):  # the same headers, on one connection: the worker remembers them
+            async with client.get(MANIFEST) as answer:
+                assert await answer.read() == IMAGE.manifest
+        async with client.get(past) as answer:
+            assert answer.status == 404
+
+
 async def test_limits_are_those_of_all_workers_together(start: Start) -> None:
     proxy = await start(access={"limits": {"downloads": 1}})
     await warm(proxy)

@@ -7,7 +7,8 @@ import pytest
 
 from proxy.content.pins import Pins
 from proxy.fleet import store as stores
-from proxy.fleet.pins import SharedPins
+from proxy.fleet.pins import PinRows
+from proxy.fleet.shared_rows import SharedRows
 from proxy.fleet.store import Argument, Store
 from proxy.runtime.supervisor import running_beside
 from tests.fleet.sharing import Join, asked, holds
@@ -92,9 +93,15 @@ class Local:
 
     def __init__(self) -> None:
         self.on_change: list[Callable[[str, bool], None]] = []
+        self._names: list[str] = []
+
+    def change(self, *names: str) -> None:
+        self._names = list(names)
+        for changed in self.on_change:
+            changed(APP, APP in names)
 
     def added(self) -> list[str]:
-        return []
+        return self._names
 
     async def follow(self, changes: Mapping[str, bool]) -> None:
         del changes
@@ -104,17 +111,16 @@ async def test_a_pin_that_is_removed_while_it_is_published_is_removed(
     store: Store, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local, publish = Local(), store.run_all
-    shared = SharedPins(store, local)
-    [change] = local.on_change
+    shared = SharedRows(store, PinRows(local))
 
     async def removed_meanwhile(*commands: Sequence[Argument]) -> list[Any]:
         monkeypatch.setattr(store, "run_all", publish)
         answers = await publish(*commands)
-        change(APP, False)
+        local.change()
         return answers
 
     monkeypatch.setattr(store, "run_all", removed_meanwhile)
-    change(APP, True)
+    local.change(APP)
 
     async def is_removed() -> bool:
         return bool(await asked(redis, "HGET", store.key("pins"), APP) == b"0")

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from aiohttp import ClientError, ClientSession, TCPConnector, UnixConnector
+from aiohttp import ClientError, ClientResponse, ClientSession, TCPConnector, UnixConnector
 
 from proxy.app.workers import crew
 from proxy.app.workers.channel import MAX_FRAME, Channel
@@ -105,7 +105,7 @@ async def test_pulls_from_workers_are_events_once_somebody_wants_them(proxy: Pro
         async with asyncio.timeout(30), fresh(proxy) as client:
             event = None
             while event is None:  # each worker learns of the subscriber in its turn
-                await client.get(MANIFEST, headers={"User-Agent": "test/1"})
+                await read(client, MANIFEST, {"User-Agent": "test/1"})
                 with suppress(TimeoutError):
                     async with asyncio.timeout(0.5):
                         event = await subscription.next()
@@ -126,6 +126,15 @@ def fresh(proxy: Proxy) -> ClientSession:
     return ClientSession(f"http://{proxy.app.address}", connector=connector, auto_decompress=False)
 
 
+async def read(
+    client: ClientSession, path: str, headers: dict[str, str] | None = None
+) -> ClientResponse:
+    """Return the answer when its body has been read, so that its connection is closed."""
+    async with client.get(path, headers=headers) as answer:
+        await answer.read()
+    return answer
+
+
 def of_workers() -> list[int]:
     """The process ids of the workers that this process has started and not lost."""
     return [pid for pid in children(os.getpid()) if is_worker(pid)]
@@ -138,7 +147,7 @@ async def test_a_moved_tag_and_lost_content_are_seen_by_every_worker_at_once(
     async with fresh(proxy) as client:
 
         async def digests() -> set[str]:
-            answers = [await client.get(MANIFEST) for _ in range(16)]
+            answers = [await read(client, MANIFEST) for _ in range(16)]
             return {answer.headers["Docker-Content-Digest"] for answer in answers}
 
         assert await digests() == {IMAGE.digest}
@@ -294,7 +303,7 @@ async def test_new_settings_hold_in_every_worker_as_soon_as_they_are_in_force(
         for status, policies in ((403, [policy]), (200, [])):
             changed = Settings.model_validate({"upstreams": hub, "policies": policies})
             await proxy.app.reload(changed)
-            answers = [await client.get(MANIFEST) for _ in range(12)]
+            answers = [await read(client, MANIFEST) for _ in range(12)]
             assert {answer.status for answer in answers} == {status}
 
 
@@ -309,7 +318,7 @@ async def test_a_worker_that_hangs_is_replaced(
     await until(lambda: pids[0] not in of_workers() and len(of_workers()) == 2)
     assert "it has reported nothing for" in proxy.log.getvalue()
     async with fresh(proxy) as client:
-        answers = [await client.get(MANIFEST) for _ in range(12)]
+        answers = [await read(client, MANIFEST) for _ in range(12)]
         assert {answer.status for answer in answers} == {200}
     failures = await metric(proxy, "millpond_background_failures_total")
     assert failures['{task="worker 1"}'] + failures['{task="worker 2"}'] == 1
@@ -336,7 +345,7 @@ async def test_what_is_taken_offline_is_left_to_the_main_process(proxy: Proxy) -
             before = await by_workers(proxy, "requests")
             async with fresh(proxy) as client:
                 for _ in range(12):
-                    assert (await client.get(MANIFEST)).status == 200
+                    assert (await read(client, MANIFEST)).status == 200
             assert (await by_workers(proxy, "requests") == before) is is_relayed
 
 
@@ -350,6 +359,7 @@ async def test_a_tag_of_the_past_is_left_to_the_main_process(proxy: Proxy) -> No
                 assert await answer.read() == IMAGE.manifest
         async with client.get(past) as answer:
             assert answer.status == 404
+            await answer.read()
 
 
 async def test_limits_are_those_of_all_workers_together(start: Start) -> None:
@@ -400,7 +410,7 @@ async def test_a_relayed_request_is_its_clients_whatever_the_client_says(start: 
         allowed = await proxy.get(path, X_Forwarded_For="192.0.2.7")
         assert allowed.status == 200
         for headers in ({}, {"Millpond-Client": forged}, {"X-Forwarded-For": "198.51.100.1"}):
-            assert (await proxy.get(path, **headers)).status == 401
+            assert (await proxy.get(path, **headers)).status == 403
     await proxy.settled()
     await asyncio.sleep(0.6)
     lines = [json.loads(line) for line in proxy.log.getvalue().splitlines()]

@@ -406,6 +406,9 @@ async def test_a_relayed_request_is_its_clients_whatever_the_client_says(start: 
     proxy = await start(access=address_rules("192.0.2.0/24"))
     path = f"/v2/library/app/blobs/{SMALL}"
     forged = json.dumps({"address": "192.0.2.7", "is_tls": False, "version": [1, 1]})
+    assert (await proxy.get(path, X_Forwarded_For="192.0.2.7")).status == 200
+    await proxy.settled()
+    await until(lambda: SMALL in proxy.held())
     for _ in range(3):
         allowed = await proxy.get(path, X_Forwarded_For="192.0.2.7")
         assert allowed.status == 200

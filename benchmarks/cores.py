@@ -1,6 +1,6 @@
 """Load on hits of one server or of several, which have the same cores as the load.
 
-So requests a second alone say too little, and the CPU of the servers is told apart from the load.
+So requests per second are not sufficient: the CPU time of the servers is counted without the load.
 """
 
 import os

@@ -59,7 +59,7 @@ class Rollout:
         self.outcome = Outcome(self.system, nodes, replicas, digests=len(layers))
 
     def play(self) -> Outcome:
-        """Return what it took."""
+        """Play the rollout, and return its outcome."""
         random = Random(1)
         for cohort in self._cohorts():
             begin = random.uniform(0, self.site.spread) + self.manifests(cohort)
@@ -179,7 +179,7 @@ class Fleet(Rollout):
         self._stored: set[int] = set()
 
     def play(self) -> Outcome:
-        """Return what it took."""
+        """Play the rollout, and return its outcome."""
         protocol, many = self.protocol, len(self.replicas)
         asked = min(many, self.outcome.nodes)
         self._commands(protocol.manifest_commands(asked, self.manifests_of_image))
@@ -274,7 +274,7 @@ class NodeFleet(Rollout):
     system = "Millpond on every node"
 
     def play(self) -> Outcome:
-        """Return what it took."""
+        """Play the rollout, and return its outcome."""
         outcome, site = self.outcome, self.site
         followers = outcome.nodes - 1
         waiting = list(range(len(self.layers)))

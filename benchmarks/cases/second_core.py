@@ -36,7 +36,7 @@ def _servers(bench: Bench, stack: ExitStack, extra: Mapping[str, object]) -> lis
 def _both(
     bench: Bench, servers: Sequence[Server], measure: Callable[[Sequence[Server]], Load]
 ) -> dict[str, list[Load]]:
-    """Return what is measured of one server and of two, round by round."""
+    """Return the measurements of one server and of two, round by round."""
     return bench.interleaved(
         {"one": partial(measure, servers[:1]), "two": partial(measure, servers)}
     )

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.manifests import walk
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, ImageSet, TagHistoryEntry, TagRecord
-from proxy.index import HISTORY_LIMIT, Index, TaggedImage, Tree, pages
+from proxy.index import Index, TaggedImage, Tree, pages
 
 if TYPE_CHECKING:
     from proxy.content.notices import Moved
 
-__all__ = ["HISTORY_LIMIT", "Graph", "Links", "TaggedImage", "Tags", "Tree"]
+__all__ = ["Graph", "Links", "TaggedImage", "Tags", "Tree"]
 
 _BATCH: Final = 250
 
@@ -44,31 +44,23 @@ class Tags:
     ) -> None:
         """Merge the history of a tag in another cache into that here."""
         await self._index.add_history(target, tag, entries)
-        for listener in self.on_history:
-            listener()
+        self._report_history()
 
     async def set(self, target: Target, tag: Tag, record: TagRecord | None) -> None:
         """Set the record of a tag; None: it was deleted."""
         before = await self.get(target, tag)
         # Nothing is awaited between here and the change of the record in memory.
-        former = None if before is None else before.descriptor.digest
-        if record is not None and record.descriptor.digest != former:
-            for moved in self.on_moved:
-                moved(target, tag, former, record.descriptor.digest)
+        if record is not None:
+            self._report_move(target, tag, before, record)
         await self.restore(target, tag, record)
 
     async def add_images(self, images: ImageSet) -> None:
         """Record images in one step: all or, if that fails, none. Raises ``StorageError``."""
         before = {image: await self.get(*image) for image in images.tags}
         await self._index.add_images(images)
-        for listener in self.on_history:
-            listener()
+        self._report_history()
         for image, record in images.tags.items():
-            known = before[image]
-            former = None if known is None else known.descriptor.digest
-            if record.descriptor.digest != former:
-                for moved in self.on_moved:
-                    moved(*image, former, record.descriptor.digest)
+            self._report_move(*image, before[image], record)
 
     async def drop(self, target: Target, tag: Tag) -> None:
         """Forget a tag and its history, here and wherever else its record is shared."""
@@ -88,6 +80,18 @@ class Tags:
     async def pointing_to(self, digest: Digest) -> list[TaggedImage]:
         """Return the tags that point to a manifest, sorted."""
         return [one async for batch in self.all(digest) for one in batch]
+
+    def _report_move(
+        self, target: Target, tag: Tag, before: TagRecord | None, record: TagRecord
+    ) -> None:
+        former, now = None if before is None else before.descriptor.digest, record.descriptor.digest
+        if now != former:
+            for moved in self.on_moved:
+                moved(target, tag, former, now)
+
+    def _report_history(self) -> None:
+        for listener in self.on_history:
+            listener()
 
 
 class Links:

@@ -29,6 +29,9 @@ SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyj
 INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 """Types of manifests that list manifests, of which a client wants one."""
 
+MAX_WEIGHED_DEPTH: Final = 8
+"""Maximum depth of manifests that are weighed. An image below an index has a depth of 1."""
+
 ACCEPT: Final = ", ".join(
     [
         OCI_INDEX,

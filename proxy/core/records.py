@@ -37,6 +37,10 @@ class TagHistoryEntry:
     last_seen: float
 
 
+HISTORY_LIMIT: Final = 50
+"""Maximum number of entries in a tag's history."""
+
+
 def merged_history(entries: Iterable[TagHistoryEntry]) -> list[TagHistoryEntry]:
     """Return the histories of a tag from several caches as one, in the order of first sighting.
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 from proxy.core.names import Tag, Target
-from proxy.core.records import Clock, TagHistoryEntry, merged_history
+from proxy.core.records import HISTORY_LIMIT, Clock, TagHistoryEntry, merged_history
 from proxy.fleet.store import Store
 from proxy.fleet.tag_facts import Key
-from proxy.fleet.tag_store import HISTORY_LIMIT, Past, TagStore
+from proxy.fleet.tag_store import Past, TagStore
 
 _TOLERANCE: Final = 1.0
 """Seconds by which two machines see the same moment differently."""

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from proxy.core.errors import DigestInvalid, FleetUnavailable
 from proxy.core.names import parse_digest
-from proxy.core.records import TagHistoryEntry
+from proxy.core.records import HISTORY_LIMIT, TagHistoryEntry
 from proxy.fleet.store import Argument, Store
 from proxy.fleet.tag_facts import Fact, Key, named, read_fact
 
@@ -18,7 +18,6 @@ UNKNOWN_SECONDS: Final = 60.0
 LEASE_SECONDS: Final = 3.0
 """Time after which replicas that wait for another one's check ask the registry themselves."""
 
-HISTORY_LIMIT: Final = 50
 _FIELDS: Final = ("at", "digest", "type", "size")
 
 _CLAIM: Final = """

@@ -26,9 +26,6 @@ Place = TypeVar("Place")
 Tree = dict[Digest, int]
 """A manifest with all content below it; with disk bytes, 0 for content that is not held."""
 
-HISTORY_LIMIT = 50
-"""Maximum number of entries in a tag's history."""
-
 REFERRERS_LIMIT = 10_000
 REFERRERS_BYTES = 4 * 1024 * 1024
 """Of one subject. As large as a manifest that every client reads: a list of referrers is one."""

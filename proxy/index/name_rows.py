@@ -6,8 +6,15 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final
 
 from proxy.core.names import Digest, Tag, Target
-from proxy.core.records import BlobRecord, ImageSet, TagHistoryEntry, TagRecord, merged_history
-from proxy.index import HISTORY_LIMIT, REFERRERS_BYTES, REFERRERS_LIMIT, TaggedImage, values
+from proxy.core.records import (
+    HISTORY_LIMIT,
+    BlobRecord,
+    ImageSet,
+    TagHistoryEntry,
+    TagRecord,
+    merged_history,
+)
+from proxy.index import REFERRERS_BYTES, REFERRERS_LIMIT, TaggedImage, values
 from proxy.index.blob_rows import batches, marks
 from proxy.index.values import Row, packed
 

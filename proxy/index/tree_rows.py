@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Iterable, Set
 from typing import Final, NamedTuple
 
-from proxy.core.manifests import INDEX_TYPES
+from proxy.core.manifests import INDEX_TYPES, MAX_WEIGHED_DEPTH
 from proxy.core.names import Digest
 from proxy.core.records import BLOCK, disk_bytes
 from proxy.index import Tree, Weight, values
@@ -15,9 +15,6 @@ Connection = sqlite3.Connection
 
 MAX_TREE: Final = 20_000
 """Maximum number of digests below one manifest that are weighed."""
-
-MAX_DEPTH: Final = 8
-"""Maximum depth of manifests that are weighed. An image below an index has a depth of 1."""
 
 _TREE: Final = """WITH RECURSIVE tree (digest) AS (VALUES (?) UNION
     SELECT c.digest FROM tree JOIN blob p ON p.digest = tree.digest
@@ -109,7 +106,7 @@ class _Missing:
 
     def of(self, manifest: _Manifest, depth: int) -> int:
         """Return how many pieces are missing, of an index those of its most complete image."""
-        if manifest.id is None or manifest.lists is None or depth == MAX_DEPTH:
+        if manifest.id is None or manifest.lists is None or depth == MAX_WEIGHED_DEPTH:
             return 1
         if not manifest.is_index:
             return manifest.missing

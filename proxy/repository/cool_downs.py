@@ -12,14 +12,13 @@ import structlog
 from cachetools import LRUCache
 
 from proxy.content.content import Content
-from proxy.content.facts import HISTORY_LIMIT
 from proxy.core import cool_down
 from proxy.core.cool_down import CoolDown, FirstSight, show_time
 from proxy.core.creation import Claim, read_claim, read_created
 from proxy.core.errors import HeldBack, NotFound
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.policy import CacheDirective
-from proxy.core.records import TagHistoryEntry, TagRecord
+from proxy.core.records import HISTORY_LIMIT, TagHistoryEntry, TagRecord
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.reading import read_blob

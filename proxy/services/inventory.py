@@ -3,15 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
 
 from proxy.content.content import Content
-from proxy.core.manifests import INDEX_TYPES, walk
+from proxy.core.manifests import INDEX_TYPES, MAX_WEIGHED_DEPTH, walk
 from proxy.core.names import Digest
 from proxy.core.records import disk_bytes
-
-_MAX_DEPTH: Final = 8
-"""Manifests below manifests that are weighed. An image below an index has a depth of 1."""
 
 
 class State(Enum):
@@ -72,7 +68,7 @@ async def _weigh(content: Content, root: Digest, weighed: _Weighed, depth: int) 
     held = 0 if root in weighed.digests else disk_bytes(record.size)
     weighed.digests.add(root)
     below = await content.graph.children(root)
-    if below is None or depth == _MAX_DEPTH:  # it is not known what a client needs besides
+    if below is None or depth == MAX_WEIGHED_DEPTH:  # it is not known what a client needs besides
         return Weight(held, 1, State.PARTIAL)
     if record.media_type in INDEX_TYPES:
         parts = [await _weigh(content, digest, weighed, depth + 1) for digest in below]

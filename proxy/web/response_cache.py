@@ -184,8 +184,8 @@ class ResponseCache:
 
         None: the general path must answer. ``client`` is the address of the peer.
         """
-        request = self._requests.get(key := self._key(head)) or self._similar(head)
-        if request is None:
+        known = self._requests.get(key := self._key(head))
+        if (request := known or self._similar(head)) is None:
             return None
         started = time.perf_counter()
         form = request.form
@@ -204,7 +204,7 @@ class ResponseCache:
         body = b"" if form.is_head else found.body
         if not self._admits(principal, len(body)):
             return None
-        if key not in self._requests and self._came_before(key):
+        if known is None and self._came_before(key):
             _put(self._requests, key, request)
         self._access.count(decision)
         self._journal.metrics.cache.prepared_answers += 1

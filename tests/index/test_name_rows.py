@@ -3,7 +3,8 @@
 from functools import partial
 
 from proxy.core.names import Repo, Tag, Target
-from proxy.index import HISTORY_LIMIT, TaggedImage
+from proxy.core.records import HISTORY_LIMIT
+from proxy.index import TaggedImage
 from tests.fakes.clock import Clock
 from tests.index.indexes import (
     LATEST,

@@ -311,9 +311,10 @@ async def test_another_method_or_path_is_not_understood_by_its_headers(
             assert await at_once(proxy) == before, request
 
 
-async def test_another_path_is_answered_from_the_page_cache(
+async def with_other_in_page_cache(
     start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> tuple[Proxy, str]:
+    """A proxy that has just started and may read another image's rows, and the path of its tag."""
     monkeypatch.setattr(page_cache, "share", lambda fd, size: 1.0)
     first = await start()
     await fill(first)
@@ -321,6 +322,13 @@ async def test_another_path_is_answered_from_the_page_cache(
     await first.close()
     proxy = await start()
     await proxy.app.content._index._facts.file.look()  # type: ignore[attr-defined]
+    return proxy, path
+
+
+async def test_another_path_is_answered_from_the_page_cache(
+    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, path = await with_other_in_page_cache(start, upstream, monkeypatch)
     asked = len(upstream.requests)
     async with line(proxy) as client:
         await client.teach(head(TAG))
@@ -332,14 +340,8 @@ async def test_another_path_is_answered_from_the_page_cache(
 async def test_bytes_from_the_page_cache_are_verified(
     start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_cache, "share", lambda fd, size: 1.0)
-    first = await start()
-    await fill(first)
-    path = await add_other(first, upstream)
-    await first.close()
-    proxy = await start()
-    await proxy.app.content._index._facts.file.look()  # type: ignore[attr-defined]
-    file = first.storage / "blobs" / "sha256" / OTHER.digest.partition(":")[2]
+    proxy, path = await with_other_in_page_cache(start, upstream, monkeypatch)
+    file = proxy.storage / "blobs" / "sha256" / OTHER.digest.partition(":")[2]
     file.write_bytes(OTHER.manifest[:-1] + b" ")
     async with line(proxy) as client:
         await client.teach(head(TAG))

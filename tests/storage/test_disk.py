@@ -197,17 +197,25 @@ async def test_the_quarantine_keeps_a_hundred_and_the_oldest_goes_first(
 async def test_a_blob_is_read_from_the_page_cache_and_never_from_the_disk(
     store: DiskStore,
 ) -> None:
-    for data in (b"", b"some bytes" * 1000):
-        file = store.open(await put(store, data))
-        assert file is not None
-        assert file.read_cached() == data
-        os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        try:
-            os.preadv(file.fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-        except BlockingIOError:
-            assert file.read_cached() is None
-        assert file.read(0, file.size) == data
-        file.close()
+    data = os.urandom(3_000_000)
+    file = store.open(await put(store, data))
+    assert file is not None
+    assert file.read_cached() == data
+    os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        # The kernel answers no, but begins to read around the last byte, so not at the first one.
+        os.preadv(file.fd, [bytearray(1)], len(data) - 1, os.RWF_NOWAIT)
+    except BlockingIOError:
+        assert file.read_cached() is None
+    assert file.read(0, file.size) == data
+    file.close()
+
+
+async def test_an_empty_blob_is_always_in_the_page_cache(store: DiskStore) -> None:
+    file = store.open(await put(store, b""))
+    assert file is not None
+    assert file.read_cached() == b""
+    file.close()
 
 
 async def test_a_file_system_that_does_not_know_its_page_cache_is_not_read_at_once(

@@ -22,7 +22,7 @@ from proxy.repository.origins import Origin
 from proxy.repository.prefetch import Bounds, Prefetcher, PrefetchTracker
 from proxy.repository.redirects import Redirects
 from proxy.repository.referrers import ReferrersCache
-from proxy.repository.sharing import Sharing
+from proxy.repository.sharing import Names, Sharing
 from proxy.repository.small_blobs import SmallBlobs
 from proxy.repository.tag_lists import TagLists
 from proxy.repository.tags import Tags
@@ -30,17 +30,18 @@ from proxy.settings import Settings
 
 
 class Below(NamedTuple):
-    """The layers below the cache. ``sharing`` None: there are no other replicas."""
+    """The layers below the cache. ``sharing`` and ``names`` None: there are no other replicas."""
 
     storage: Storage
     downloads: Downloads
     sources: Mapping[str, Origin]
     sharing: Sharing | None
+    names: Names | None
 
 
 async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cache:
     """Return the cache over the storage; ``stack`` closes it."""
-    storage, downloads, sources, sharing = below
+    storage, downloads, sources, sharing, names = below
     content, clock = storage.content, storage.clock
     lists = TagLists(storage.expiring, clock)
     absences = NegativeCache(sources, ManifestUnknown, clock)
@@ -68,7 +69,7 @@ async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cach
     small = SmallBlobs(
         blobs, content, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
     )
-    cool_downs = CoolDowns(content, sources, manifests=manifests, small=small)
+    cool_downs = CoolDowns(content, sources, manifests=manifests, small=small, names=names)
     storage.pins.answers = cool_downs.answers
     patience = settings.timeouts.check
     tags = Tags(manifests, cool_downs, patience=patience, sharing=sharing)

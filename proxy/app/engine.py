@@ -97,7 +97,8 @@ async def opened(
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
     known = None if fleet is None else facts.SharedFacts(fleet, storage, origins, upstreams)
-    below = caching.Below(storage, downloads, origins, None if known is None else known.tags)
+    shared = (None, None) if known is None else (known.tags, known.names)
+    below = caching.Below(storage, downloads, origins, *shared)
     cache = await caching.built(stack, settings, below)
     if known is not None:
         known.share_small(cache.manifests, downloads)

@@ -8,10 +8,12 @@ from proxy.app.upstreams import Upstreams
 from proxy.content.downloads import Download, Downloads
 from proxy.core import policy
 from proxy.core.errors import ManifestUnknown
+from proxy.core.manifests import INDEX_TYPES, read
 from proxy.core.names import Target
 from proxy.core.policy import Action
 from proxy.core.records import Descriptor, TagRecord
 from proxy.core.sources import Place
+from proxy.fleet.digest_names import DigestNames
 from proxy.fleet.in_use import FeedRows
 from proxy.fleet.limits import SharedLimits
 from proxy.fleet.pins import PinRows
@@ -20,6 +22,7 @@ from proxy.fleet.tag_facts import DROPPED, Fact
 from proxy.fleet.tags import SharedTags
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origins
+from proxy.runtime.executors import LARGE
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.supervisor import Supervisor
 
@@ -41,6 +44,7 @@ class SharedFacts:
             is_shared=self._is_shared,
             stays=self._stays,
         )
+        self.names = DigestNames(store, self.tags.find, self._is_shared)
         self._limits = SharedLimits(store, upstreams.current, self._is_shared)
         upstreams.on_limits.append(self._limits.change)
         self._pins = storage.pins
@@ -53,12 +57,14 @@ class SharedFacts:
         stack.push_async_callback(background.close)
         background.start("fleet", self._store.watch)
         background.start("fleet tags", self.tags.follow)
+        background.start("fleet names", self.names.run)
         background.start("fleet limits", self._limits.follow)
         background.start("fleet pins", self._shared_pins.run)
         background.start("fleet images in use", self._feeds.run)
 
     def share_small(self, manifests: Manifests, downloads: Downloads) -> None:
         """Give other replicas the small content that registries send from now on."""
+        manifests.on_fetched.append(self._name_images)
         if (exchange := self._exchange) is None:
             return
 
@@ -78,6 +84,16 @@ class SharedFacts:
 
         manifests.on_fetched.append(fetched)
         downloads.on_ended.append(ended)
+
+    def _name_images(self, target: Target, descriptor: Descriptor, body: bytes, _: bool) -> None:  # noqa: FBT001
+        """Share what an index lists if a cool-down may ask for it. No usual index is large."""
+        origin = self._origins.get(target.upstream)
+        if descriptor.media_type not in INDEX_TYPES or len(body) > LARGE or origin is None:
+            return
+        if origin.tag_rules.cool_down(target, None) is not None:
+            listed = read(body).children
+            images = () if listed is None else listed.manifests
+            self.names.add(target, [(image.digest, descriptor.digest) for image in images])
 
     def _is_shared(self, upstream: str) -> bool:
         """Return True if all clients of an upstream may see its facts."""

@@ -6,6 +6,7 @@ never seen with an older image, the creation time in the image decides.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import structlog
@@ -22,6 +23,7 @@ from proxy.core.records import HISTORY_LIMIT, TagHistoryEntry, TagRecord
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.reading import read_blob
+from proxy.repository.sharing import Names
 from proxy.repository.small_blobs import SmallBlobs
 from proxy.runtime.executors import by_size
 
@@ -58,11 +60,14 @@ class CoolDowns:
         *,
         manifests: Manifests,
         small: SmallBlobs,
+        names: Names | None,
     ) -> None:
+        """``names`` are those that other replicas know, if there are any."""
         self.content: Final = content
         self.sources: Final = sources
         self._manifests = manifests
         self._small = small
+        self._names = names
         self._clock = content.clock
         self._allowed: LRUCache[tuple[Target, str], tuple[CoolDown, Digest]] = LRUCache(_MAX_KNOWN)
         """Tags and digests with the digest that may be served, and the rule that allowed it."""
@@ -104,8 +109,16 @@ class CoolDowns:
         else:
             self._report(target, tag, digest, choice.held_until)
         if (general := origin.tag_rules.cool_down(target, None)) is not None:
+            if (target, choice.digest) not in self._allowed:
+                await self._share(target, tag, choice.digest)
             self._allowed[target, choice.digest] = general, choice.digest
         return Served(choice.digest, choice.held_until)
+
+    async def _share(self, target: Target, tag: Tag, digest: Digest) -> None:
+        """Share that a tag is served with a digest, and what that lists."""
+        if self._names is not None:
+            listed = await self.content.graph.children(digest) or ()
+            self._names.add(target, [(digest, tag), *((one, digest) for one in listed)])
 
     async def foreseen(self, target: Target, tag: Tag, record: TagRecord) -> Served | None:
         """Return the result of ``served`` without a request.
@@ -186,6 +199,8 @@ class CoolDowns:
             return None if None in holds else min(one for one in holds if one is not None)
         if rule.first_sight is FirstSight.ALLOW:
             return None
+        if depth < _MAX_DEPTH and await self._learn(target, digest):
+            return await self._held(target, digest, rule, depth + 1)
         claim = await self._claim(target, digest)
         if claim is not None and claim.is_attached and not claim.images:
             return None
@@ -193,6 +208,14 @@ class CoolDowns:
             return math.inf
         until = claim.created + rule.min_age
         return until if until > self._clock() else None
+
+    async def _learn(self, target: Target, digest: Digest) -> bool:
+        """Take over the tags and indexes that name a digest elsewhere; return True for any."""
+        indexes = None if self._names is None else await self._names.learn(target, digest)
+        for index in indexes or ():
+            with suppress(RegistryError):
+                await self._manifests.get(target, index, CacheDirective.ANY)
+        return indexes is not None
 
     async def _holds_of_tags(self, target: Target, digest: Digest) -> list[float | None]:
         """Return the end of the hold for each tag that has pointed to a digest."""

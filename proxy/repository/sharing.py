@@ -1,11 +1,11 @@
-"""The interface to other replicas: who checks a tag, and the result."""
+"""The interface to other replicas: who checks a tag, the result, and the names of digests."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 from proxy.content.facts import Tags
-from proxy.core.names import Tag, Target
+from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import TagRecord
 
 
@@ -31,6 +31,19 @@ class Sharing(Protocol):
 
     def check(self, target: Target, tag: Tag, max_age: float) -> AbstractAsyncContextManager[Check]:
         """Open a check; a ``known`` result is from the last ``max_age`` seconds."""
+
+
+class Names(Protocol):
+    """Which tags and indexes have named a digest, on any replica."""
+
+    def add(self, target: Target, names: Iterable[tuple[Digest, str]]) -> None:
+        """Share digests, each with a tag or index that is served and names it."""
+
+    async def learn(self, target: Target, digest: Digest) -> Sequence[Digest] | None:
+        """Record the tags that name a digest; return the indexes that list it.
+
+        None if no replica knows a name.
+        """
 
 
 class OwnCheck:

@@ -147,3 +147,48 @@ async def test_without_redis_each_goes_on_with_what_it_knows(
         return (await served(third))[0] == OLD.digest
 
     await holds(agree)
+
+
+INDEX = content.multi_platform("index")
+
+
+@pytest.mark.parametrize("is_cold", [True, False])
+async def test_a_digest_that_another_replica_serves_by_tag_is_served(
+    join: Join, upstream: FakeUpstream, redis: Redis, *, is_cold: bool
+) -> None:
+    """Behind a load balancer, requests for a tag and for its digests come to different replicas."""
+    upstream.add("library/app", INDEX, tags=["latest"])
+    names = f"millpond:1:default:names:docker.io:library/app:{INDEX.children[-1].digest}"
+
+    async def is_named() -> bool:
+        return bool(await asked(redis, "EXISTS", names))
+
+    first = await join(**DENY)
+    if not is_cold:  # the index is held, and Redis has been emptied since
+        assert (await first.get(f"/v2/app/manifests/{INDEX.digest}")).status == 403
+        await holds(is_named)
+        await asked(redis, "DEL", names)
+    await remembers(first, (INDEX, 240, 1))
+    assert await served(first) == (INDEX.digest, None)
+    await holds(is_named)
+    for image in (INDEX, *INDEX.children):
+        other = await join(**DENY)
+        assert (await other.get(f"/v2/app/manifests/{image.digest}")).status == 200
+    assert (await other.get(f"/v2/app/manifests/{NEW.digest}")).status == 403
+    upstream.retag("library/app", "latest", NEW)
+    assert (await served(first, Cache_Control="no-cache"))[0] == INDEX.digest
+    for replica in (first, other, await join(**DENY)):
+        assert (await replica.get(f"/v2/app/manifests/{NEW.digest}")).status == 403
+
+
+async def test_malformed_names_in_redis_name_nothing(
+    join: Join, upstream: FakeUpstream, redis: Redis
+) -> None:
+    replica = await join(**DENY)
+    key = f"millpond:1:default:names:docker.io:library/app:{OLD.digest}"
+    for name in (b"\xff", "sha256:short", "a b", "", "unknown", f"sha256:{'0' * 64}", OLD.digest):
+        await asked(redis, "LPUSH", key, name)
+    assert (await replica.get(f"/v2/app/manifests/{OLD.digest}")).status == 403
+    await asked(redis, "DEL", key)
+    await asked(redis, "SET", key, "no list")
+    assert (await replica.get(f"/v2/app/manifests/{OLD.digest}")).status == 403

@@ -1,17 +1,15 @@
 """Small blobs in Redis, because the bucket does not keep them, and replicas with them may be gone.
 
-A key is of one repository: whoever finds it there knows that the repository holds the blob. The
-bytes are verified by digest.
+The bytes are verified by digest.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, Protocol
 
 from proxy.core.errors import BlobUnknown, FleetUnavailable, UpstreamUnavailable
 from proxy.core.names import Digest, Target, matches
 from proxy.core.sources import Body, Piece, Place, Priority
-from proxy.fleet.small_content import LIFE_SECONDS, MAX_WAITING
+from proxy.fleet.small_values import SmallValues
 from proxy.fleet.store import Store
 
 Read = Callable[[Digest], Awaitable[bytes | None]]
@@ -47,29 +45,20 @@ class SmallBlobs:
     place: Final = Place.PEER
 
     def __init__(self, store: Store, largest: int, read: Read) -> None:
-        self._store = store
+        self._values = SmallValues(store, "blob")
+        self.run: Final = self._values.run
         self._read = read
         self.largest: Final = largest
-        self._waiting: asyncio.Queue[Stored] = asyncio.Queue(MAX_WAITING)
 
     def add(self, blob: Stored) -> None:
-        """Send a blob later if it is small."""
-        if blob.written <= self.largest and not self._waiting.full():
-            self._waiting.put_nowait(blob)
+        """Send a blob later if it is small, and still held then."""
 
-    async def run(self) -> None:
-        """Send blobs, until cancelled. Those that Redis does not take are dropped."""
-        while True:
-            blob = await self._waiting.get()
+        async def value() -> bytes | None:
             body = await self._read(blob.digest)
-            if body is None:
-                continue
-            key = self._key(blob.target, blob.digest)
-            value = (_PUBLIC if blob.is_public else _PRIVATE) + body
-            try:
-                await self._store.run("SET", key, value, "EX", LIFE_SECONDS)
-            except FleetUnavailable:
-                continue
+            return None if body is None else (_PUBLIC if blob.is_public else _PRIVATE) + body
+
+        if blob.written <= self.largest:
+            self._values.add(blob.target, blob.digest, value)
 
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return a blob from ``offset`` on. Raises ``BlobUnknown``, ``UpstreamUnavailable``."""
@@ -85,7 +74,7 @@ class SmallBlobs:
 
     async def _get(self, target: Target, digest: Digest) -> tuple[bytes, bool]:
         try:
-            value = await self._store.run("GET", self._key(target, digest))
+            value = await self._values.get(target, digest)
         except FleetUnavailable:
             raise UpstreamUnavailable("Redis does not answer") from None
         if not isinstance(value, bytes) or len(value) > self.largest + 1:
@@ -93,9 +82,6 @@ class SmallBlobs:
         if not matches(digest, value[1:]):
             raise BlobUnknown(f"{target}@{digest}: wrong bytes in Redis")
         return value[1:], value[:1] == _PUBLIC
-
-    def _key(self, target: Target, digest: Digest) -> str:
-        return self._store.key("blob", target.upstream, target.repo, digest)
 
 
 class _SmallBody:

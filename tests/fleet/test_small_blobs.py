@@ -3,7 +3,7 @@
 from collections import Counter
 
 from proxy.core.names import Digest
-from proxy.fleet import small_content
+from proxy.fleet import small_values
 from proxy.fleet.leases import Held
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
@@ -76,7 +76,7 @@ async def test_what_redis_keeps_is_bounded(
     keys = await asked(redis, "KEYS", "*:blob:*")
     assert not any(LARGE in key.decode() for key in keys)
     for key in keys:
-        assert 0 < await asked(redis, "TTL", key) <= small_content.LIFE_SECONDS
+        assert 0 < await asked(redis, "TTL", key) <= small_values.LIFE_SECONDS
         assert await asked(redis, "STRLEN", key) <= 4096
 
 

@@ -1,7 +1,7 @@
 from proxy.core.names import Repo, Target, sha256
 from proxy.core.records import Descriptor
 from proxy.core.sources import Place, SharedManifest
-from proxy.fleet import small_content
+from proxy.fleet import small_content, small_values
 from proxy.fleet.small_content import SmallContent
 from proxy.fleet.store import Store
 from proxy.runtime.supervisor import running_beside
@@ -32,7 +32,7 @@ async def test_a_manifest_is_given_to_its_repository_only(store: Store, redis: R
     assert await small.manifest(APP, digest) == SharedManifest(BODY, KIND, True, Place.PEER)
     assert await small.manifest(OTHER, digest) is None
     (key,) = await asked(redis, "KEYS", "*:manifest:*")
-    assert 0 < await asked(redis, "TTL", key) <= small_content.LIFE_SECONDS
+    assert 0 < await asked(redis, "TTL", key) <= small_values.LIFE_SECONDS
     for wrong in (b"", b"{}\n" + BODY, b'{"type": "x/y", "public": true}\nother', b"\xff" * 99):
         await asked(redis, "SET", key, wrong)
         assert await small.manifest(APP, digest) is None

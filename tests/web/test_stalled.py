@@ -134,17 +134,17 @@ async def test_t53_different_manifests_that_nobody_reads_have_a_bound(
     upstream: FakeUpstream,
 ) -> None:
     """More of them than are kept in RAM, so that each client would hold a copy of its own."""
-    images = [content.oversized(2_000_000, seed) for seed in range(80)]
+    images = [content.oversized(2_000_000, seed) for seed in range(48)]
     for number, image in enumerate(images):
         upstream.add(REPO, image, tags=[f"v{number}"])
-    requests = [get(f"/v2/{REPO}/manifests/v{n % 80}", f"X-N: {n}") for n in range(CLIENTS)]
+    requests = [get(f"/v2/{REPO}/manifests/v{n % 48}", f"X-N: {n}") for n in range(CLIENTS)]
     grown = await growth(upstream, requests, memory={"manifests": "8MiB"}, prefetch={"blobs": 0})
     assert grown < ROOM
 
 
 async def test_t53_long_lists_that_nobody_reads_have_a_bound(upstream: FakeUpstream) -> None:
     upstream.add(REPO, LAYERED, tags=[f"{number:0>128}" for number in range(3000)])
-    requests = [get(f"/v2/{REPO}/tags/list?n={2900 + n % 100}") for n in range(CLIENTS)]
+    requests = [get(f"/v2/{REPO}/tags/list?n={2900 + n % 20}") for n in range(CLIENTS)]
     assert await growth(upstream, requests) < ROOM
 
 

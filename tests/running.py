@@ -59,7 +59,7 @@ class Proxy:
 
     async def settled(self) -> None:
         """Return once no download is in progress."""
-        await until(lambda: not self.stats["downloads"])
+        await until(lambda: not self.app.admin._statistics.in_progress())
 
     async def history(self, upstream: str, repo: str, tag: str) -> tuple[TagHistoryEntry, ...]:
         return await self.app.content.tags.history(Target(upstream, Repo(repo)), Tag(tag))

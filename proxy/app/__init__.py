@@ -17,8 +17,8 @@ from proxy.app.fleet import Fleet
 from proxy.app.identity import Identity
 from proxy.app.notifications import receivers
 from proxy.app.serving import Handlers
-from proxy.app.workers import crew as crews
-from proxy.app.workers.ledger import Ledger
+from proxy.app.workers import pool as worker_pool
+from proxy.app.workers.report_receiver import Ledger
 from proxy.content.content import Content
 from proxy.runtime import loop_monitor
 from proxy.runtime.events import Events
@@ -156,7 +156,7 @@ async def _accept(
         inside = stack.enter_context(listening.inside(directory))
         await servers.serve_workers(inside, limit=ports.limits.clients)
         ledger = Ledger(engine, parts.guards.limits, ports.output)
-        crew = await crews.started(stack, settings, engine, ledger, listeners)
+        crew = await worker_pool.started(stack, settings, engine, ledger, listeners)
         parts.services.on_switch.append(crew.switch)
         return crew.reloading, ledger.responses
     if listeners:

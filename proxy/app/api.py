@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from proxy.app.engine import Engine
 from proxy.runtime.events import Events
 from proxy.runtime.supervisor import Supervisor
-from proxy.services.catalogue import Catalogue
 from proxy.services.explain import Explainer
+from proxy.services.image_search import Catalogue
 from proxy.services.jobs import Jobs
 from proxy.services.popularity import Popularity
 from proxy.services.series import Series
@@ -20,10 +20,10 @@ from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.api.history import History
 from proxy.web.admin.api.images import Images
 from proxy.web.admin.api.jobs import JobRoutes
-from proxy.web.admin.api.keeping import Keeping
 from proxy.web.admin.api.live import Live
 from proxy.web.admin.api.openapi import Description
 from proxy.web.admin.api.process import Process
+from proxy.web.admin.api.protection import Keeping
 from proxy.web.admin.api.state import State
 from proxy.web.admin.api.streams import Streams
 from proxy.web.admin.statistics import Statistics

@@ -13,9 +13,9 @@ from proxy.core.names import Digest, Target
 from proxy.repository import Cache
 from proxy.repository.blobs import Blobs
 from proxy.repository.cool_downs import CoolDowns
-from proxy.repository.held_manifests import HeldManifests
 from proxy.repository.link_checks import LinkChecks
 from proxy.repository.listings import Listings
+from proxy.repository.manifest_cache import HeldManifests
 from proxy.repository.manifests import Manifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin

@@ -9,7 +9,7 @@ from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
 from proxy.app import bucket as buckets
 from proxy.app import cache as caching
-from proxy.app import emissions, facts, tracing
+from proxy.app import content_events, facts, tracing
 from proxy.app import fleet as fleets
 from proxy.app import storage as storages
 from proxy.app.fleet import Fleet
@@ -82,7 +82,7 @@ async def opened(
     events = Events(environment.clock)
     tracer = tracing.opened(stack, settings.tracing)
     storage = await storages.opened(stack, settings, router, metrics, environment.clock)
-    emissions.connect(events, storage.content)
+    content_events.connect(events, storage.content)
     stack.push_async_callback(storage.layout.keep)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)

@@ -20,7 +20,7 @@ from proxy.core.errors import ConfigError
 from proxy.core.names import Digest
 from proxy.core.sentinels import SCHEMES, Sentinels
 from proxy.core.sources import Place
-from proxy.fleet.delegating import Delegating
+from proxy.fleet.delegation import Delegating
 from proxy.fleet.leases import Leases, Progress
 from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient

@@ -8,7 +8,7 @@ import structlog
 
 from proxy.access.control import Policy
 from proxy.app.engine import Engine
-from proxy.app.keeping import planned
+from proxy.app.image_updates import planned
 from proxy.app.notifications import receivers
 from proxy.app.serving import Handlers
 from proxy.core.errors import ConfigError, RegistryError

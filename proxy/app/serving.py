@@ -19,8 +19,8 @@ from proxy.app import api
 from proxy.app.api import Operating
 from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
-from proxy.app.keeping import Keeping, planned
-from proxy.app.workers.inside import InsideServer
+from proxy.app.image_updates import Keeping, planned
+from proxy.app.workers.internal import InsideServer
 from proxy.index.outbox import Outbox
 from proxy.policies import Policies
 from proxy.policies.rules import compiled
@@ -43,7 +43,7 @@ from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.pages import Admin
 from proxy.web.admin.sites import Sites
 from proxy.web.admin.statistics import Statistics
-from proxy.web.announced import Announcer
+from proxy.web.announcer import Announcer
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal, Watchers

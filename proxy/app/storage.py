@@ -9,8 +9,8 @@ from proxy.app.bucket import SecondTier
 from proxy.content.content import Content
 from proxy.content.eviction import Evictor, Quota
 from proxy.content.in_use import Feeds
+from proxy.content.local_storage import Shelf
 from proxy.content.pins import Pins
-from proxy.content.shelf import Shelf
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
 from proxy.core.routing import Router

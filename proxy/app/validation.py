@@ -15,8 +15,8 @@ from proxy.access.review import faults
 from proxy.access.rules import Rules
 from proxy.app import bucket as buckets
 from proxy.app import tracing
+from proxy.app.image_updates import planned
 from proxy.app.issuers import issuer_context
-from proxy.app.keeping import planned
 from proxy.app.notifications import receivers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router

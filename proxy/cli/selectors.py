@@ -13,7 +13,7 @@ from proxy.cli.formatting import fail
 from proxy.core.platforms import own_platform
 
 if TYPE_CHECKING:
-    from proxy.services.image_files.found import Found
+    from proxy.services.image_files.results import Found
 
 _CATALOGUE: Final = "/v2/_catalog"
 _STANDARD_INPUT: Final = "-"
@@ -116,7 +116,7 @@ def _from_files(
 def _found(file: Path, platforms: Iterable[str], arguments: dict[str, str]) -> Iterable["Found"]:
     """Yield what a file names, for each platform: in a Dockerfile this may differ."""
     from proxy.services import image_files  # noqa: PLC0415 - reads YAML
-    from proxy.services.image_files.found import Build  # noqa: PLC0415
+    from proxy.services.image_files.results import Build  # noqa: PLC0415
 
     is_input = str(file) == _STANDARD_INPUT
     name = "standard input" if is_input else str(file)

@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from proxy.content.shelf import Shelf
+from proxy.content.local_storage import Shelf
 from proxy.core.errors import StorageError, UpstreamUnavailable
 from proxy.core.names import Digest
 from proxy.storage.bucket.client import BucketClient, Entry

@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from proxy.content.shelf import Shelf
+from proxy.content.local_storage import Shelf
 from proxy.core.errors import BlobUnknown, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, parse_digest
 from proxy.core.records import BlobRecord
@@ -23,8 +23,8 @@ from proxy.core.tolerant_json import as_list
 from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.pulse import Pulse
 from proxy.runtime.token_bucket import TokenBucket
-from proxy.storage.bucket.cards import Card
 from proxy.storage.bucket.client import PART, BucketClient
+from proxy.storage.bucket.object_metadata import Card
 from proxy.storage.disk import DiskBlob
 
 AT_ONCE: Final = 3

@@ -8,7 +8,7 @@ from typing import Self
 
 import structlog
 
-from proxy.content.stretches import Stretches
+from proxy.content.intervals import Stretches
 from proxy.core.errors import BlobUnknown, RegistryError, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Target
 from proxy.core.sources import Body, Piece, Place, Priority, Source

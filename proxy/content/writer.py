@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from proxy.content.checks import hash_stored
+from proxy.content.intervals import Stretches
 from proxy.content.reservations import Arrival
-from proxy.content.stretches import Stretches
 from proxy.core.errors import UpstreamUnavailable
 from proxy.core.names import Digest, DigestVerifier, Target
 from proxy.core.records import BLOCK, Descriptor

@@ -22,7 +22,7 @@ from proxy.policies.images import Images
 from proxy.policies.rules import ATTACHMENT_TAG, UNSIGNED, Facts, Rule, objection
 from proxy.policies.signatures import Keys, Signatures
 from proxy.repository import Cache
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import BEHALF
 from proxy.runtime.executors import in_thread
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.singleflight import SingleFlight

@@ -24,7 +24,7 @@ from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
 from proxy.core.records import BlobRecord, Descriptor
 from proxy.core.sources import Place, SharedManifest
-from proxy.repository.held_manifests import Held, HeldManifests
+from proxy.repository.manifest_cache import Held, HeldManifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
 from proxy.repository.results import Described, Manifest

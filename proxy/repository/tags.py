@@ -21,7 +21,7 @@ from proxy.core.records import TagRecord
 from proxy.repository.cool_downs import CoolDowns
 from proxy.repository.history import History
 from proxy.repository.manifests import Manifests
-from proxy.repository.pointed import (
+from proxy.repository.resolved_tags import (
     DELETED_WARNING,
     FAILED_WARNING,
     FALLBACK_WARNING,

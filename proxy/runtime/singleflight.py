@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import BEHALF
 
 Value = TypeVar("Value")
 log = structlog.get_logger(__name__)

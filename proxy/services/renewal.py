@@ -14,10 +14,10 @@ from proxy.core.platforms import own_platform, platform_name
 from proxy.core.tolerant_json import as_list, read_object
 from proxy.repository import Cache
 from proxy.runtime.metrics import CacheCounters
-from proxy.services.choices import Choices
 from proxy.services.inventory import State, weigh
 from proxy.services.pull import Platforms, Puller, Wanted
 from proxy.services.tag_queue import TagQueue
+from proxy.services.update_rules import Choices
 
 FETCHES: Final = 2
 """Images that are fetched at the same time; few, because clients come first."""

@@ -1,7 +1,7 @@
 """Authorizes requests with the logins of clients: tokens and refusals are per client."""
 
 from proxy.core.errors import Denied, LoginRejected, UpstreamFailure
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import BEHALF
 from proxy.upstream.auth import Authorizer
 
 

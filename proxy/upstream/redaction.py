@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from cachetools import LRUCache
 
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import BEHALF
 
 REDACTED: Final = "[redacted]"
 MAX_KNOWN: Final = 128

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 import structlog
 
 from proxy.runtime.metrics import CacheCounters
-from proxy.web.paced import Outbox
+from proxy.web.pacing import Outbox
 
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two checks of the connections, at most."""

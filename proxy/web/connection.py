@@ -19,7 +19,7 @@ from proxy.core.errors import RequestInvalid
 from proxy.web.client_certificate import client_certificate
 from proxy.web.clients import Clients
 from proxy.web.closing import Linger
-from proxy.web.paced import PIECE, Outbox
+from proxy.web.pacing import PIECE, Outbox
 
 if TYPE_CHECKING:
     import asyncio

@@ -24,7 +24,7 @@ from proxy.repository.manifests import Manifests
 from proxy.repository.results import Local
 from proxy.runtime.part_counters import FleetCounters
 from proxy.web.in_flight import InFlight
-from proxy.web.paced import PacedResponse
+from proxy.web.pacing import PacedResponse
 from proxy.web.sendfile import ClientLeftError, Sending
 
 MAX_TRANSFERS: Final = 64

@@ -25,7 +25,7 @@ from proxy.runtime import request_ids
 from proxy.runtime.metrics import Outcome
 from proxy.upstream import hops
 from proxy.upstream.registry import PAGE_KEYS
-from proxy.web import replies, traced
+from proxy.web import replies, span_attributes
 from proxy.web.blob import send_blob
 from proxy.web.exchange import Exchange, Journal
 from proxy.web.gate import Gate
@@ -69,12 +69,12 @@ class Registry:
         exchange = Exchange(request)
         request_ids.use(exchange.request_id)
         above, identify = await self._parent(request, identify)
-        with self._journal.tracer.request(traced.name(request), above) as span:
+        with self._journal.tracer.request(span_attributes.name(request), above) as span:
             try:
                 return await self._respond(exchange, identify)
             finally:
                 if span is not None:
-                    span.add(traced.attributes(exchange))
+                    span.add(span_attributes.attributes(exchange))
                     if exchange.status >= 500:
                         span.fail(exchange.code or "")
 

@@ -13,7 +13,7 @@ from proxy.repository.results import Described, Listed, Manifest, Referrers, Siz
 from proxy.runtime.metrics import Outcome
 from proxy.web.blob import blob_headers
 from proxy.web.exchange import Exchange
-from proxy.web.paced import PacedResponse
+from proxy.web.pacing import PacedResponse
 
 JSON = "application/json"
 

@@ -37,10 +37,10 @@ from proxy.core.policy import CacheDirective
 from proxy.repository.memory_lookup import Found
 from proxy.runtime import request_ids
 from proxy.runtime.metrics import Outcome
+from proxy.web.cached_requests import Form, Request, Response
 from proxy.web.connection import Connection
 from proxy.web.exchange import Exchange, Journal
 from proxy.web.forwarded import TrustedProxies
-from proxy.web.remembered import Form, Request, Response
 
 MAX_REQUESTS: Final = 4096
 MAX_REQUEST_BYTES: Final = 2048

@@ -17,7 +17,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 from proxy.core.errors import StorageError, is_disk_error
 from proxy.runtime import page_cache
 from proxy.runtime.executors import Pool, in_thread
-from proxy.web.paced import Pace
+from proxy.web.pacing import Pace
 
 CHUNK: Final = 128 * 1024
 """Size of one write, and of the buffered data, which takes four times as much memory under TLS."""

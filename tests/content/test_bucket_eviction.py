@@ -8,7 +8,7 @@ import pytest
 
 from proxy.app.bucket import read_secret, stores
 from proxy.content.bucket_eviction import BucketEvictor
-from proxy.content.shelf import Shelf
+from proxy.content.local_storage import Shelf
 from proxy.core.names import Digest, sha256
 from proxy.settings import Bucket
 from proxy.storage.bucket.client import BucketClient

@@ -11,7 +11,7 @@ import pytest
 from proxy.app.bucket import read_secret, stores
 from proxy.content import bucket_uploads
 from proxy.content.bucket_uploads import Uploads
-from proxy.content.shelf import Shelf
+from proxy.content.local_storage import Shelf
 from proxy.core.names import sha256
 from proxy.runtime.supervisor import running_beside
 from proxy.settings import Bucket

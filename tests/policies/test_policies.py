@@ -13,7 +13,7 @@ from proxy.policies import images
 from proxy.policies.images import Images
 from proxy.policies.rules import Facts
 from proxy.policies.signatures import Signatures
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import BEHALF
 from proxy.settings import Settings
 from tests.fakes import content
 from tests.fakes.clock import Clock

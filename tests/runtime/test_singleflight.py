@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import BEHALF
 from proxy.runtime.singleflight import SingleFlight
 
 

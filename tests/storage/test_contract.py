@@ -13,8 +13,8 @@ from proxy.core.errors import BlobUnknown
 from proxy.core.names import Digest, sha256
 from proxy.runtime.metrics import CacheCounters
 from proxy.settings import Bucket
-from proxy.storage.bucket.cards import Card
 from proxy.storage.bucket.client import PART, BucketClient
+from proxy.storage.bucket.object_metadata import Card
 from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
 from tests.fakes.content import blob

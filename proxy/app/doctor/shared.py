@@ -14,7 +14,7 @@ from proxy.fleet.store import Store
 from proxy.runtime.metrics import CacheCounters
 from proxy.runtime.part_counters import FleetCounters
 from proxy.settings import Bucket, Settings
-from proxy.storage.bucket.cards import Card
+from proxy.storage.bucket.object_metadata import Card
 
 if TYPE_CHECKING:
     from proxy.storage.bucket.client import BucketClient  # it needs obstore

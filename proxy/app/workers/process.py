@@ -18,10 +18,10 @@ from aiohttp.web import ServerRunner
 from proxy.access.audit_log import Audit
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.listening import WORKERS_SOCKET
-from proxy.app.workers.answers import Answers
+from proxy.app.workers.cached_content import Held
 from proxy.app.workers.channel import Channel, InForce, Start, Stop, Watch
 from proxy.app.workers.decisions import Decisions
-from proxy.app.workers.held import Held
+from proxy.app.workers.hit_handler import Answers
 from proxy.app.workers.relay import Relay
 from proxy.app.workers.reports import LogLines, Reports
 from proxy.core.errors import ConfigError
@@ -35,7 +35,7 @@ from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Memory, Settings
 from proxy.settings.access import Access
 from proxy.web.acceptor import Acceptor
-from proxy.web.announced import Announcer
+from proxy.web.announcer import Announcer
 from proxy.web.certificate import certificate_of
 from proxy.web.clients import Clients
 from proxy.web.exchange import Journal, Watchers

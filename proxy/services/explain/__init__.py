@@ -18,7 +18,7 @@ from proxy.services.explain.facts import Explanation, Pull, RateLimit, Registry,
 from proxy.services.explain.freshness import freshness_of, standing_of
 from proxy.services.explain.holding import held_of
 from proxy.services.explain.keeping import Keeper
-from proxy.services.explain.prospects import Prospects, offline_of, sources_of
+from proxy.services.explain.prediction import Prospects, offline_of, sources_of
 from proxy.upstream.auth import scope_of
 
 

@@ -5,9 +5,17 @@ from typing import Final, NamedTuple
 
 from proxy.core.errors import Unprocessable
 from proxy.core.tolerant_json import read_object
-from proxy.services.hooks import distribution, dockerhub, github, gitlab, harbor, proofs, quay
+from proxy.services.hooks import (
+    authentication,
+    distribution,
+    dockerhub,
+    github,
+    gitlab,
+    harbor,
+    quay,
+)
+from proxy.services.hooks.authentication import Proof
 from proxy.services.hooks.delivery import Body, Delivery, Headers, Misshapen
-from proxy.services.hooks.proofs import Proof
 
 
 class Format(NamedTuple):
@@ -24,28 +32,30 @@ class Format(NamedTuple):
 
 
 FORMATS: Final = {
-    "dockerhub": Format(dockerhub.EXPECTED, dockerhub.parse, (proofs.token_in_url,)),
+    "dockerhub": Format(dockerhub.EXPECTED, dockerhub.parse, (authentication.token_in_url,)),
     "github": Format(
         github.EXPECTED,
         github.parse,
         (),
-        (proofs.github_signature,),
+        (authentication.github_signature,),
         "X-Hub-Signature-256",
     ),
-    "quay": Format(quay.EXPECTED, quay.parse, (proofs.token_in_url, proofs.authorization)),
-    "harbor": Format(harbor.EXPECTED, harbor.parse, (proofs.authorization,)),
+    "quay": Format(
+        quay.EXPECTED, quay.parse, (authentication.token_in_url, authentication.authorization)
+    ),
+    "harbor": Format(harbor.EXPECTED, harbor.parse, (authentication.authorization,)),
     "gitlab": Format(
         gitlab.EXPECTED,
         gitlab.parse,
-        (proofs.gitlab_token, proofs.authorization),
-        (proofs.standard_signature,),
+        (authentication.gitlab_token, authentication.authorization),
+        (authentication.standard_signature,),
         "webhook-signature",
     ),
     "distribution": Format(
         distribution.EXPECTED,
         distribution.parse,
-        (proofs.authorization,),
-        (proofs.standard_signature,),
+        (authentication.authorization,),
+        (authentication.standard_signature,),
         "webhook-signature",
     ),
 }

@@ -10,7 +10,7 @@ from typing import Final
 from proxy.core.errors import RequestInvalid
 from proxy.services.image_files import compose, dockerfile, kubernetes, lines
 from proxy.services.image_files.documents import load_all
-from proxy.services.image_files.found import Build, Found
+from proxy.services.image_files.results import Build, Found
 
 MAX_BYTES: Final = 32 * 1024 * 1024
 """Maximum size of a file. A rendered chart with its CRDs has a few megabytes."""

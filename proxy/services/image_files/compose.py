@@ -14,8 +14,8 @@ from dotenv import dotenv_values
 from proxy.core.errors import RequestInvalid
 from proxy.services.image_files import dockerfile
 from proxy.services.image_files.documents import load_all
-from proxy.services.image_files.found import Build, Found
 from proxy.services.image_files.references import is_reference
+from proxy.services.image_files.results import Build, Found
 from proxy.services.image_files.variables import expand
 
 _MAX_FILES: Final = 50

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.services.image_files.found import Build, Found
 from proxy.services.image_files.references import is_reference
+from proxy.services.image_files.results import Build, Found
 from proxy.services.image_files.variables import expand
 
 _DIRECTIVE: Final = re.compile(r"#\s*([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(\S+)\s*$")

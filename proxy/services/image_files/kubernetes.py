@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from proxy.services.image_files.documents import fields
-from proxy.services.image_files.found import Found
 from proxy.services.image_files.references import is_reference, is_surely_reference
+from proxy.services.image_files.results import Found
 
 _RELATED: Final = "RELATED_IMAGE_"
 _SCHEMAS: Final = "CustomResourceDefinition"

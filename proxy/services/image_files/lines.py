@@ -1,6 +1,6 @@
 """Lists of images: one a line, with ``#`` before comments."""
 
-from proxy.services.image_files.found import Found
+from proxy.services.image_files.results import Found
 
 
 def read(text: str, name: str) -> Found:

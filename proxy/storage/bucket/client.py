@@ -19,7 +19,7 @@ from proxy.core.errors import BlobUnknown, DigestInvalid, UpstreamUnavailable
 from proxy.core.names import Digest, parse_digest
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage.bucket.breaker import Breaker
-from proxy.storage.bucket.cards import KEY, Card
+from proxy.storage.bucket.object_metadata import KEY, Card
 from proxy.storage.bucket.stores import ANSWER_SECONDS, STALL_SECONDS, Stores, reason
 
 SLOW_SECONDS: Final = 10.0

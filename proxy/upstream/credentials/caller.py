@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import BEHALF
 from proxy.upstream.credentials import Credential, Lasting
 
 

@@ -26,16 +26,16 @@ from proxy.core.routing import Router
 from proxy.runtime.executors import in_thread
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.token_bucket import TokenBucket
+from proxy.services.hooks.authentication import Shown, is_proven
 from proxy.services.hooks.delivery import Delivery
 from proxy.services.hooks.formats import FORMATS, read
-from proxy.services.hooks.proofs import Shown, is_proven
 from proxy.services.hooks.replays import Replays
 from proxy.services.renewal import Renewal
 from proxy.services.tag_queue import Key, TagQueue
 from proxy.settings.hooks import Hook
-from proxy.web import audited
+from proxy.web import audit_events
+from proxy.web.admin.body_reader import PER_SENDER, READING, Intake
 from proxy.web.admin.documents import refusal, reply, unavailable
-from proxy.web.admin.intake import PER_SENDER, READING, Intake
 
 PATH: Final = "/-/hooks/"
 MAX_TAGS: Final = 100
@@ -198,7 +198,7 @@ class Hooks:
 
     def _record(self, request: BaseRequest, sender: _Sender, failure: RegistryError | None) -> None:
         if self._audit.is_on:
-            self._audit.record(audited.hooked(request, sender.name, failure))
+            self._audit.record(audit_events.hooked(request, sender.name, failure))
 
 
 async def _secrets(sender: _Sender) -> list[bytes]:

@@ -12,7 +12,7 @@ from proxy.access.principals import OPERATOR, Principal
 from proxy.core.errors import Denied, PathNotFound, RegistryError, StorageError, Unsupported
 from proxy.runtime.prometheus_view import Gauge, registry
 from proxy.upstream.circuit_breaker import CircuitBreaker
-from proxy.web import audited
+from proxy.web import audit_events
 from proxy.web.admin import welcome
 from proxy.web.admin.actions import Control
 from proxy.web.admin.api.application import Api
@@ -22,7 +22,7 @@ from proxy.web.admin.documents import refusal, reply, unavailable
 from proxy.web.admin.sites import Sites
 from proxy.web.admin.statistics import Statistics, last_success, public
 from proxy.web.gate import presented
-from proxy.web.paced import PacedResponse
+from proxy.web.pacing import PacedResponse
 
 
 class Admin:
@@ -49,7 +49,7 @@ class Admin:
             self.sites.check(request)
         except RegistryError as error:
             if self._control.audit.is_on:
-                self._control.audit.record(audited.administered(request, None, error))
+                self._control.audit.record(audit_events.administered(request, None, error))
             return refusal(error)
         return await self._handle(
             request, lambda: self._control.access.authorize(*presented(request))
@@ -100,7 +100,7 @@ class Admin:
             raise failure from error
         finally:
             if self._control.audit.is_on:
-                self._control.audit.record(audited.administered(request, principal, failure))
+                self._control.audit.record(audit_events.administered(request, principal, failure))
 
     async def _stats(
         self, request: BaseRequest, authorize: Callable[[], Awaitable[Principal]]
@@ -110,7 +110,7 @@ class Admin:
         try:
             await authorize()
         except RegistryError as error:
-            audited.record_wrong_login(self._control.audit, request, error)
+            audit_events.record_wrong_login(self._control.audit, request, error)
             return reply(public(stats))
         return reply(stats)
 

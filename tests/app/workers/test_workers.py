@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import pytest
 from aiohttp import ClientError, ClientResponse, ClientSession, TCPConnector, UnixConnector
 
-from proxy.app.workers import crew
+from proxy.app.workers import pool
 from proxy.app.workers.channel import MAX_FRAME, Channel
 from proxy.runtime.events import EventKind
 from proxy.settings import Settings
@@ -310,7 +310,7 @@ async def test_new_settings_hold_in_every_worker_as_soon_as_they_are_in_force(
 async def test_a_worker_that_hangs_is_replaced(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "HANG_SECONDS", 3.0)
+    monkeypatch.setattr(pool, "HANG_SECONDS", 3.0)
     await warm(proxy)
     await asyncio.sleep(1.5)  # the next looks have the shorter limit
     pids = of_workers()

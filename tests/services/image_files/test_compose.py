@@ -6,7 +6,7 @@ import pytest
 
 from proxy.core.errors import RequestInvalid
 from proxy.services.image_files import read
-from proxy.services.image_files.found import Build, Found, Named
+from proxy.services.image_files.results import Build, Found, Named
 
 STACK = """\
 name: shop

@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.services.image_files import dockerfile
-from proxy.services.image_files.found import Build, Found
+from proxy.services.image_files.results import Build, Found
 
 BUILD = Build(machine="linux/amd64", target="linux/arm64")
 

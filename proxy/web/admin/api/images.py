@@ -11,14 +11,14 @@ from pydantic import Field
 
 from proxy.core.errors import NameUnknown, RequestInvalid
 from proxy.core.names import Digest, Image, Target
-from proxy.services import anatomy
-from proxy.services.catalogue import Catalogue, Entry, Position, Sort
+from proxy.services import image_details
 from proxy.services.explain.keeping import Keeper
+from proxy.services.image_search import Catalogue, Entry, Position, Sort
 from proxy.services.inventory import Weight, weigh, weights
 from proxy.services.popularity import Popularity
 from proxy.web.admin import tags
 from proxy.web.admin.actions import Services
-from proxy.web.admin.api.keeping import ImageName
+from proxy.web.admin.api.protection import ImageName
 from proxy.web.admin.api.routes import AnyRoute, Caller, Model, Params, Route
 
 _WRONG_CURSOR: Final = "cursor: not the next of an earlier answer"
@@ -192,9 +192,11 @@ class Images:
                 "digest": digest,
                 "pinned_by": [pin.name for pin in await keeper.pinning(image, digest)],
                 "in_use_by": await keeper.using(image, digest),
-                "platforms": [asdict(one) for one in await anatomy.platforms(content, digest)],
+                "platforms": [
+                    asdict(one) for one in await image_details.platforms(content, digest)
+                ],
                 "referrers": [
-                    asdict(one) for one in await anatomy.referrers(content, target, digest)
+                    asdict(one) for one in await image_details.referrers(content, target, digest)
                 ],
             }
         )

@@ -13,7 +13,7 @@ from proxy.services.jobs import Job, JobFailedError, Jobs, Work, follow
 from proxy.services.pull import Platforms, Wanted
 from proxy.web.admin import images
 from proxy.web.admin.actions import Services
-from proxy.web.admin.api.keeping import ImageName, Name
+from proxy.web.admin.api.protection import ImageName, Name
 from proxy.web.admin.api.routes import AnyRoute, Caller, Model, NoParams, Params, Route
 
 MAX_SHOWN: Final = 1000

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from proxy.core.names import Repo, Target
-from proxy.storage.bucket.cards import MAX_BYTES, Card
+from proxy.storage.bucket.object_metadata import MAX_BYTES, Card
 
 APP = Target("docker.io", Repo("library/app"))
 LAB = Target("lab:5000", Repo("a/b/c"))

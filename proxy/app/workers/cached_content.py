@@ -19,8 +19,8 @@ from proxy.core.errors import StorageError
 from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, matches
 from proxy.core.records import BlobRecord, Descriptor, TagRecord
 from proxy.index.reader import IndexReader
-from proxy.repository.held_manifests import Held as HeldManifest
-from proxy.repository.held_manifests import stored, verified
+from proxy.repository.manifest_cache import Held as HeldManifest
+from proxy.repository.manifest_cache import stored, verified
 from proxy.repository.memory_lookup import Found
 from proxy.repository.results import Local, Manifest, Small
 from proxy.runtime.executors import by_size, in_thread

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from proxy.web.paced import Outbox, Turns
+from proxy.web.pacing import Outbox, Turns
 
 
 class Receiver:

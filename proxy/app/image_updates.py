@@ -9,10 +9,10 @@ from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.platforms import own_platform
 from proxy.core.routing import Router
 from proxy.runtime.supervisor import Supervisor
-from proxy.services.choices import Choice, Choices, Chosen
 from proxy.services.expansion import Expansion
 from proxy.services.pull import Platforms, Puller
 from proxy.services.renewal import Renewal
+from proxy.services.update_rules import Choice, Choices, Chosen
 from proxy.services.warm import Warmer, Warming
 from proxy.services.watch import Watcher, Watching
 from proxy.settings import Settings

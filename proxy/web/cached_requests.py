@@ -12,7 +12,7 @@ from proxy.core.records import Descriptor
 from proxy.repository.memory_lookup import Found
 from proxy.runtime.metrics import UpstreamCounters
 from proxy.runtime.tally import Key
-from proxy.web.audited import Remembered
+from proxy.web.audit_events import Remembered
 from proxy.web.blob import blob_headers
 from proxy.web.exchange import HIT_STATUS, common_headers
 from proxy.web.replies import manifest_headers

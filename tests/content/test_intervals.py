@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.content.stretches import Stretches
+from proxy.content.intervals import Stretches
 
 PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=40)
 

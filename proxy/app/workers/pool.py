@@ -22,7 +22,7 @@ import proxy
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine
 from proxy.app.workers.channel import Channel, InForce, Order, Start, Stop, Watch
-from proxy.app.workers.ledger import Ledger
+from proxy.app.workers.report_receiver import Ledger
 from proxy.index.generations import Generations
 from proxy.runtime.events import EventKind, Events
 from proxy.runtime.supervisor import Supervisor

@@ -15,7 +15,7 @@ from proxy.core.names import Digest, Repo, Tag, Target
 from proxy.runtime.events import EventKind
 from proxy.services.bundle.contents import BundledBlob
 from proxy.services.importing import Importer
-from proxy.web.announced import DENIED_SECONDS
+from proxy.web.announcer import DENIED_SECONDS
 from tests.access.people import basic, write_users
 from tests.fakes import content, faults
 from tests.fakes.clock import Clock

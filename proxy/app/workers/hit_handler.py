@@ -11,8 +11,8 @@ from typing import Final
 import structlog
 from aiohttp.web import BaseRequest, StreamResponse
 
+from proxy.app.workers.cached_content import Held
 from proxy.app.workers.decisions import Decisions
-from proxy.app.workers.held import Held
 from proxy.app.workers.relay import Relay
 from proxy.core.errors import RegistryError, StorageError
 from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, parse_path

@@ -118,7 +118,7 @@ async def begun(stack: AsyncExitStack, root: Path, clock: Clock, **quota: Any) -
     """Open a cache as at a start: its store has not been read yet."""
     directory = Directory(root)
     stack.callback(directory.close)
-    index = SqliteIndex(root / "index", clock=clock, on_trouble=lambda: None)
+    index = SqliteIndex(root / "index", clock=clock, on_error=lambda: None)
     limits = Quota(**{"max_size": LIMIT} | quota)
     held = Held(directory, await stack.enter_async_context(index), clock, limits)
     await held.content.reconciler.begin()

@@ -141,7 +141,7 @@ async def test_notes_survive_a_power_cut(
     monkeypatch.setattr(
         sqlite3, "connect", lambda *args, **more: connect(*args, factory=Connection, **more)
     )
-    async with SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None) as index:
+    async with SqliteIndex(tmp_path / "index", clock=clock, on_error=lambda: None) as index:
         WRITES.clear()
         await index.set_note("a", 1)
         await index.set_note("pins", ["app:1"])

@@ -140,9 +140,9 @@ class AuditLog(Protocol):
 
     @property
     def is_nearly_full(self) -> bool:
-        """Await ``room`` before the next request is answered."""
+        """Await ``wait_for_room`` before the next request is answered."""
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait for room for more events, for a moment."""
 
 

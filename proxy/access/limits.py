@@ -307,7 +307,7 @@ class ClientLimits:
             for client in dict.fromkeys((*by_requests, *by_bytes))
         ]
 
-    def taken(self) -> dict[str, list[int]]:
+    def drain(self) -> dict[str, list[int]]:
         """Return each client's requests and bytes since the last call, and reset the counts."""
         found = {
             name: [client.requests, client.sent]
@@ -319,7 +319,7 @@ class ClientLimits:
         return found
 
     def add(self, counts: Mapping[str, list[int]]) -> None:
-        """Add what ``taken`` returned in another process."""
+        """Add what ``drain`` returned in another process."""
         for name, (requests, sent) in counts.items():
             client = self._of(name)
             client.requests += requests

@@ -61,14 +61,14 @@ async def opened(
     configured = settings.storage
     directory = Directory(configured.path, file_mode=int(configured.file_mode, 8))
     stack.callback(directory.close)
-    store = DiskStore(directory, metrics.cache.storage_trouble)
+    store = DiskStore(directory, metrics.cache.count_storage_error)
     rows = configured.path / "index"
     counters, supervisor = metrics.cache, Supervisor(metrics.tasks, metrics.readiness)
     quota = _quota(configured, directory)
     index = SqliteIndex(
         rows,
         clock=clock,
-        on_trouble=counters.storage_trouble,
+        on_error=counters.count_storage_error,
         supervisor=supervisor,
         max_bytes=max(INDEX_LEAST, INDEX_SHARE * quota.max_size),
     )
@@ -76,7 +76,7 @@ async def opened(
         index.generations = Generations()
         stack.callback(index.generations.close)
     await stack.enter_async_context(index)
-    expiring = ExpiringRows(rows / "expiring", on_trouble=counters.storage_trouble)
+    expiring = ExpiringRows(rows / "expiring", on_error=counters.count_storage_error)
     await stack.enter_async_context(expiring)
     feeds = Feeds(index, router.parse_image, clock, configured.in_use_file)
     pinned = int(quota.max_size * quota.low_mark)

@@ -16,7 +16,7 @@ from proxy.app import tag_rules
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
 from proxy.repository.origins import CallerTimes, Elsewhere, Origin
-from proxy.runtime.events import UNHEARD, Emitter, EventKind
+from proxy.runtime.events import NULL_EMITTER, Emitter, EventKind
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
@@ -78,7 +78,7 @@ class Beside(NamedTuple):
 
     elsewhere: Elsewhere = Elsewhere()
     tokens: TokenVault | None = None
-    events: Emitter = UNHEARD
+    events: Emitter = NULL_EMITTER
 
 
 class Plan(NamedTuple):

@@ -285,7 +285,7 @@ class Downloads:
         failure: Exception = _cancelled()
         try:
             about: spans.Attributes = {"millpond.digest": fetch.digest}
-            with spans.part("download", spans.Kind.INTERNAL, about) as span:
+            with spans.child_span("download", spans.Kind.INTERNAL, about) as span:
                 await self._fetch(download, fetch)
                 if span is not None:
                     span.add({"millpond.bytes": download.written})

@@ -23,7 +23,7 @@ from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Clock, disk_bytes
 from proxy.core.units import show_size
 from proxy.index import Index, Position
-from proxy.runtime.executors import Pool, in_thread, to_its_end
+from proxy.runtime.executors import Pool, in_thread, run_to_completion
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage.disk import DiskStore
 
@@ -87,7 +87,7 @@ class Evictor:
         self._counted = asyncio.Event()
         self._pressed = asyncio.Event()
         self._evicting = asyncio.Lock()
-        self._free_space = FreeSpace(store, counters.storage_trouble)
+        self._free_space = FreeSpace(store, counters.count_storage_error)
         self.quota: Final = quota
         self.unproven = Unproven(quota.unproven_share)
         self.on_evicted: Final[list[Callable[[Evicted], None]]] = []
@@ -241,7 +241,7 @@ class Evictor:
         async with self._evicting:
             records, evicted = await self._index.records(digests), Evicted()
             if records:
-                await to_its_end(self._evict(list(records.values()), evicted))
+                await run_to_completion(self._evict(list(records.values()), evicted))
             return evicted.blobs, evicted.bytes
 
     async def coldest(self, wanted: int) -> list[BlobRecord]:
@@ -308,7 +308,7 @@ class Evictor:
                 victims, after = await self._victims(excess, _BATCH, after)
                 before = evicted.blobs
                 if victims:
-                    await to_its_end(self._evict(victims, evicted))
+                    await run_to_completion(self._evict(victims, evicted))
                 if evicted.blobs == before:
                     break
         if evicted.blobs:
@@ -320,7 +320,7 @@ class Evictor:
         victims, after = await self._victims(float("inf"), _BATCH, before=oldest)
         with self._telling() as evicted:
             while victims:
-                await to_its_end(self._evict(victims, evicted))
+                await run_to_completion(self._evict(victims, evicted))
                 victims, after = await self._victims(float("inf"), _BATCH, after, before=oldest)
 
     @contextmanager

@@ -16,7 +16,7 @@ from proxy.core.names import Digest, Target
 from proxy.core.records import Clock, disk_bytes
 from proxy.core.sources import Place, WrongBytes
 from proxy.index import Index
-from proxy.runtime.executors import Pool, in_thread, to_its_end
+from proxy.runtime.executors import Pool, in_thread, run_to_completion
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage.disk import DiskStore
 
@@ -64,7 +64,7 @@ class Faults:
         """Delete content whose file is missing or wrong."""
         self._counters.storage_errors += 1
         log.warning("dropped from the cache", digest=digest, reason=reason)
-        await to_its_end(self._drop(digest))
+        await run_to_completion(self._drop(digest))
 
     async def set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
         """Move bad content to quarantine, with ``note`` beside it if there is space.
@@ -72,7 +72,7 @@ class Faults:
         Returns its path there, None if it could only be deleted.
         """
         self._counters.corrupted += 1
-        return await to_its_end(self._set_aside(digest, note))
+        return await run_to_completion(self._set_aside(digest, note))
 
     async def notes(self) -> list[str]:
         """Return the notes that were written with ``set_aside``."""

@@ -21,7 +21,7 @@ from proxy.core.names import Digest, Image, Tag, Target
 from proxy.core.records import disk_bytes
 from proxy.core.selection import Selector
 from proxy.index import Index
-from proxy.runtime.executors import to_its_end
+from proxy.runtime.executors import run_to_completion
 
 STALE_SECONDS: Final = 5.0
 """Maximum delay until a new image is protected. Until then it is safe as the warmest content."""
@@ -152,7 +152,7 @@ class Pins:
     async def add(self, name: str) -> Pin:
         """Add a pin. Raises ``RegistryError``, ``StorageError``."""
         added = self._named(name)
-        await to_its_end(self._add(added))
+        await run_to_completion(self._add(added))
         for pin in await self.all():
             if pin.name == added.name:
                 return pin
@@ -174,7 +174,7 @@ class Pins:
         Nothing is refused: the pins report what does not fit. Raises ``RegistryError``, and what
         ``record`` raises.
         """
-        await to_its_end(self._add_all([self._named(name) for name in names], record))
+        await run_to_completion(self._add_all([self._named(name) for name in names], record))
 
     async def _add_all(self, pins: Iterable[Named], record: Record) -> None:
         async with self._noting:
@@ -190,7 +190,7 @@ class Pins:
 
         Raises ``RegistryError``, ``StorageError``.
         """
-        return await to_its_end(self._remove(name))
+        return await run_to_completion(self._remove(name))
 
     async def _remove(self, name: str) -> list[str]:
         async with self._noting:
@@ -213,7 +213,7 @@ class Pins:
 
         No pin is refused: those that do not fit here are reported.
         """
-        await to_its_end(self._follow(changes))
+        await run_to_completion(self._follow(changes))
 
     async def _follow(self, changes: Mapping[str, bool]) -> None:
         async with self._noting:

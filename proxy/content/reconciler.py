@@ -22,7 +22,7 @@ from proxy.core.errors import StorageError, is_disk_error
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Child, disk_bytes
 from proxy.index import Index, pages
-from proxy.runtime.executors import Pool, by_size, in_thread
+from proxy.runtime.executors import Pool, in_thread, in_thread_if_large
 from proxy.runtime.singleflight import SingleFlight
 from proxy.storage.disk import DiskBlob, DiskSpool, DiskStore
 
@@ -209,7 +209,7 @@ class Reconciler:
         except StorageError as error:
             self._faults.trouble(error)
             return
-        listed = (await by_size(len(body), lambda: manifests.read(body))).listed
+        listed = (await in_thread_if_large(len(body), lambda: manifests.read(body))).listed
         if listed is not None and (record := await self._index.blob(digest)):
             await self._index.set_blob(record, listed)
 
@@ -268,7 +268,7 @@ async def prove(file: DiskBlob, digest: Digest) -> Proven | None:
     children: tuple[Child, ...] | None = ()
     if file.size <= manifests.MAX_SIZE:
         body = await in_thread(lambda: file.read(0, file.size))
-        media_type, children = await by_size(len(body), lambda: _understood(body))
+        media_type, children = await in_thread_if_large(len(body), lambda: _understood(body))
     return BlobRecord(digest, file.size, media_type, file.modified_at), children
 
 

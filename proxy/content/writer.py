@@ -19,7 +19,7 @@ from proxy.core.errors import UpstreamUnavailable
 from proxy.core.names import Digest, DigestVerifier, Target
 from proxy.core.records import BLOCK, Descriptor
 from proxy.core.sources import Piece
-from proxy.runtime.executors import Pool, in_thread, start_in_thread, to_its_end
+from proxy.runtime.executors import Pool, in_thread, run_to_completion, start_in_thread
 from proxy.runtime.pulse import Pulse
 from proxy.storage.disk import DiskSpool
 
@@ -143,7 +143,7 @@ class Writer:
     ) -> None:
         self._collected.clear()
         try:
-            await to_its_end(self._all_saved())  # a cancelled task does not stop its thread
+            await run_to_completion(self._all_saved())  # a cancelled task does not stop its thread
         finally:
             self._spool.discard()
 

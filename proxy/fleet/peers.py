@@ -18,7 +18,7 @@ from proxy.core.names import matches, sha256
 from proxy.core.sources import Piece, Place, SharedManifest, WrongBytes
 from proxy.fleet.protocol import ADDRESS, CONTENT_HEADER, NOT_YET, Facts, Question
 from proxy.fleet.signatures import HEADER, Signer
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.runtime.part_counters import FleetCounters
 
 CONNECT_SECONDS: Final = 0.5
@@ -83,7 +83,7 @@ class Peers:
                 body = await response.content.readexactly(facts.size)
             except (*_ERRORS, EOFError) as error:
                 raise self._failed(address, error) from error
-        if not await by_size(len(body), lambda: matches(question.digest, body)):
+        if not await in_thread_if_large(len(body), lambda: matches(question.digest, body)):
             for listener in self.on_wrong:
                 listener(question.target, question.digest, sha256(body))
             return None

@@ -22,7 +22,7 @@ from proxy.policies.images import Images
 from proxy.policies.rules import ATTACHMENT_TAG, UNSIGNED, Facts, Rule, objection
 from proxy.policies.signatures import Keys, Signatures
 from proxy.repository import Cache
-from proxy.runtime.client_key import BEHALF
+from proxy.runtime.client_key import CLIENT_KEY
 from proxy.runtime.executors import in_thread
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.singleflight import SingleFlight
@@ -60,13 +60,13 @@ class _Violation(NamedTuple):
 class _Verdict(NamedTuple):
     """The objections of rules, valid until a time of the clock (Unix seconds).
 
-    ``behalf``: the client that upstream was asked as. Another one may find a signature where this
-    one was refused.
+    ``client_key``: the client that upstream was asked as. Another one may find a signature where
+    this one was refused.
     """
 
     violations: tuple[_Violation, ...]
     until: float
-    behalf: object = None
+    client_key: object = None
 
     @property
     def denial(self) -> _Violation | None:
@@ -194,7 +194,7 @@ class Policies:
         verdict = self._verdicts.get((target, digest))
         if verdict is None or verdict.until <= self._content.clock():
             return None
-        is_shared = not verdict.violations or verdict.behalf == BEHALF.get()
+        is_shared = not verdict.violations or verdict.client_key == CLIENT_KEY.get()
         return verdict if is_shared else None
 
     def _forget(self) -> None:
@@ -237,7 +237,7 @@ class Policies:
         lasts = math.inf if not violations else self._content.clock() + NEGATIVE_SECONDS
         if not violations:
             await self._forget_below(target, digest)
-        verdict = _Verdict(violations, lasts, BEHALF.get())
+        verdict = _Verdict(violations, lasts, CLIENT_KEY.get())
         if violations and indexes != self._indexes:
             return verdict
         return self._kept(target, digest, verdict, revision)
@@ -298,7 +298,7 @@ class Policies:
                 continue
             if verdict.denial is None:
                 lasts = now + NEGATIVE_SECONDS if own else math.inf
-                verdict = _Verdict(own, lasts, BEHALF.get())
+                verdict = _Verdict(own, lasts, CLIENT_KEY.get())
                 return self._kept(target, digest, verdict, revision)
             denial = denial or verdict.denial
         if failure is not None:

@@ -12,7 +12,7 @@ from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Target, matches
 from proxy.core.records import BlobRecord, Descriptor
 from proxy.repository.results import Manifest
-from proxy.runtime.executors import LARGE, by_size
+from proxy.runtime.executors import LARGE, in_thread_if_large
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 
@@ -128,7 +128,7 @@ class HeldManifests:
             body = await self._content.read(record.digest)
             if body is None:
                 return None
-            found = await by_size(len(body), lambda: verified(record.digest, body))
+            found = await in_thread_if_large(len(body), lambda: verified(record.digest, body))
         if found is None:
             await self._content.faults.drop(record.digest, reason="its bytes have changed")
             return None

@@ -29,7 +29,7 @@ from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
 from proxy.repository.results import Described, Manifest
 from proxy.repository.tag_lists import TagLists
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
@@ -237,8 +237,7 @@ class Manifests:
         """
         key = (target, ref)
         joined = self._fetches.is_running(key)
-        fetch = partial(self._released, target, ref, self._fetch)
-        manifest = await self._fetches.do(key, fetch)
+        manifest = await self._fetches.do(key, partial(self._released, target, ref, self._fetch))
         return replace(manifest, outcome=Outcome.JOIN) if joined else manifest
 
     async def _fetch(self, target: Target, ref: str) -> Manifest:
@@ -250,9 +249,13 @@ class Manifests:
         claimed = Digest(ref) if is_digest(ref) else fetched.digest
         if claimed is None and not content.is_manifest:
             raise ContentMismatch(f"{target}: the answer for {ref} is not a manifest")
-        digest = await by_size(len(body), lambda: sha256(body)) if claimed is None else claimed
+        digest = (
+            await in_thread_if_large(len(body), lambda: sha256(body))
+            if claimed is None
+            else claimed
+        )
         descriptor = Descriptor(fetched.media_type, digest, len(body))
-        if not await by_size(len(body), lambda: matches(digest, body)):
+        if not await in_thread_if_large(len(body), lambda: matches(digest, body)):
             return await self._signed(target, descriptor, body)
         hit = Manifest(descriptor, body, Outcome.HIT, content.children)
         await self._keep(target, hit, content, started, is_public=upstream.is_public)
@@ -276,9 +279,8 @@ class Manifests:
         self._held.add(Held(hit, is_stored=False))
         self._held.note_sizes(target, hit)
         await self._content.links.add(target, [digest])
-        await self._content.links.add_public(
-            target, [child.digest for child in content.listed or ()]
-        )
+        listed = [child.digest for child in content.listed or ()]
+        await self._content.links.add_public(target, listed)
         keep = self._content.keep
         if await keep(hit.descriptor, hit.body, content.listed, is_public=is_public):
             seconds = time.monotonic() - started
@@ -319,7 +321,7 @@ class Manifests:
     ) -> bool:
         """Store a manifest of another source; return False if its type is unknown."""
         body, media_type = found.body, found.media_type
-        content = await by_size(len(body), partial(manifests.read, body))
+        content = await in_thread_if_large(len(body), partial(manifests.read, body))
         if not media_type and not content.is_manifest:
             return False
         media_type = media_type or content.own_type or content.implied_type
@@ -334,7 +336,7 @@ class Manifests:
         Its digest is that of the payload it signs, so its bytes cannot be stored by digest. Raises
         ``ContentMismatch`` for any other manifest with a wrong digest.
         """
-        payload = await by_size(len(body), lambda: manifests.signed_payload(body))
+        payload = await in_thread_if_large(len(body), lambda: manifests.signed_payload(body))
         if payload is None or not matches(descriptor.digest, payload):
             error = ContentMismatch(f"{target}: the manifest does not match {descriptor.digest}")
             error.found = sha256(body)

@@ -17,7 +17,7 @@ from proxy.core.errors import StorageUnavailable
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, disk_bytes
 from proxy.core.selection import Selector
-from proxy.runtime.executors import to_its_end
+from proxy.runtime.executors import run_to_completion
 from proxy.services.oci_index import Layout, wrapper_of
 
 LOAD_SECONDS: Final = 60.0
@@ -92,7 +92,7 @@ class Dropper:
                 pins, plan = self._pins.revision, await self._planned(selector)
                 if pins == self._pins.revision:  # else an image may have been pinned meanwhile
                     break
-            await to_its_end(self._carry_out(plan, selector))
+            await run_to_completion(self._carry_out(plan, selector))
         for event in _events(plan, selector):
             yield event
 

@@ -30,7 +30,7 @@ from proxy.core.errors import (
 from proxy.core.names import Digest, Repo, Target, matches, sha256
 from proxy.core.records import Descriptor, ImageSet, disk_bytes
 from proxy.core.units import show_size
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.services.bundle.contents import BundledBlob, Contents
 from proxy.services.imports import NOTE, Imports
 
@@ -176,12 +176,12 @@ class Importer:
             _counted(blob, len(body))
         _complete(blob, len(body))
         content = bytes(body)
-        if not await by_size(len(content), lambda: matches(blob.digest, content)):
+        if not await in_thread_if_large(len(content), lambda: matches(blob.digest, content)):
             error = ContentMismatch(f"the bundle: the content does not match {blob.digest}")
             error.found = sha256(content)
             self._content.faults.mismatched(error, None, blob.digest, "bundle")
             raise error
-        parsed = await by_size(len(content), lambda: manifests.read(content))
+        parsed = await in_thread_if_large(len(content), lambda: manifests.read(content))
         descriptor = Descriptor(media_type, blob.digest, blob.size)
         if await self._content.keep(descriptor, content, parsed.listed):
             self._arrived(blob, started)
@@ -249,7 +249,7 @@ class Importer:
                 if media_type is None:
                     continue
                 body = await self._content.read(digest) or b""
-                parsed = await by_size(len(body), partial(manifests.read, body))
+                parsed = await in_thread_if_large(len(body), partial(manifests.read, body))
                 if parsed.subject is not None:
                     entry = parsed.subject.entry(Descriptor(media_type, digest, len(body)))
                     found.append((target, parsed.subject.digest, entry))

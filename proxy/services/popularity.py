@@ -80,7 +80,7 @@ class Popularity:
         """Count the pulls and bytes since the last call."""
         async with self._folding:
             await self._load()
-            counts = self._tally.taken()
+            counts = self._tally.drain()
             if not counts:
                 return
             self._has_changed = True

@@ -30,7 +30,7 @@ from proxy.repository import Cache
 from proxy.repository.origins import Origin
 from proxy.repository.referrers import fallback_tag
 from proxy.repository.results import Manifest
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.supervisor import running_beside
 
@@ -218,7 +218,9 @@ class Puller:
             if listed is None:
                 raise ManifestUnknown("the content that it lists is not understood")
             choose = partial(pull.wanted.platforms.choose, manifest.body, listed.manifests)
-            chosen = await by_size(len(manifest.body), choose) if listed.manifests else []
+            chosen = (
+                await in_thread_if_large(len(manifest.body), choose) if listed.manifests else []
+            )
         except RegistryError as error:
             _miss(pull, digest, error.message)
             return []

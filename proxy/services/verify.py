@@ -18,7 +18,7 @@ from proxy.core.errors import Conflict, RegistryError, StorageError
 from proxy.core.names import Digest, Target
 from proxy.core.records import disk_bytes
 from proxy.core.tolerant_json import as_list
-from proxy.runtime.executors import to_its_end
+from proxy.runtime.executors import run_to_completion
 from proxy.runtime.supervisor import running_beside
 from proxy.services import missing
 from proxy.services.inventory import broken_by
@@ -133,7 +133,7 @@ class Verifier:
                 yield event
             is_done = True
         finally:
-            await to_its_end(self._note(done=is_done))
+            await run_to_completion(self._note(done=is_done))
         yield {"event": "done", **asdict(self._count)}
 
     async def _walk(self, pace: "_Pace", *, repair: bool) -> AsyncGenerator[Event]:

@@ -73,13 +73,13 @@ class DiskBlob:
 class DiskSpool:
     """A file in ``spool/`` that grows while a download runs, private until ``put``."""
 
-    __slots__ = ("_directory", "_on_trouble", "fd", "name")
+    __slots__ = ("_directory", "_on_error", "fd", "name")
 
     def __init__(
-        self, directory: Directory, name: str, size: int | None, on_trouble: Callable[[], None]
+        self, directory: Directory, name: str, size: int | None, on_error: Callable[[], None]
     ) -> None:
         self._directory = directory
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self.name: str | None = name
         self.fd = directory.create(name, directory.spool)
         if size:
@@ -118,7 +118,7 @@ class DiskSpool:
                 remove(name, self._directory.spool)
             except OSError as error:
                 log.warning("a spool file cannot be removed", file=name, error=str(error))
-                self._on_trouble()
+                self._on_error()
                 with suppress(OSError):
                     os.ftruncate(self.fd, 0)  # uncounted bytes must not take disk space
 
@@ -132,10 +132,10 @@ class DiskSpool:
 class DiskStore:
     """The blobs of a directory that this process has locked."""
 
-    def __init__(self, directory: Directory, on_trouble: Callable[[], None] = lambda: None) -> None:
-        """``on_trouble`` is called when a spool file cannot be removed."""
+    def __init__(self, directory: Directory, on_error: Callable[[], None] = lambda: None) -> None:
+        """``on_error`` is called when a spool file cannot be removed."""
         self._directory = directory
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self.quarantine: Final = DiskQuarantine(directory)
         self._serial = itertools.count()
         self._condemned: dict[Digest, asyncio.Event] = {}
@@ -159,7 +159,7 @@ class DiskStore:
         try:
             await _in_thread(
                 "making a spool file",
-                lambda: made.append(DiskSpool(self._directory, name, size, self._on_trouble)),
+                lambda: made.append(DiskSpool(self._directory, name, size, self._on_error)),
                 Pool.WRITE,
             )
         except asyncio.CancelledError:

@@ -28,7 +28,7 @@ from proxy.core.names import Digest, Tag, Target, matches
 from proxy.core.oci_layout import entries, named_image
 from proxy.core.records import Descriptor
 from proxy.core.sources import Body, Piece, Place, Priority
-from proxy.runtime.executors import by_size, start_apart
+from proxy.runtime.executors import in_thread_if_large, start_detached
 from proxy.storage.disk import DiskBlob
 
 LOOK_SECONDS: Final = 1.0
@@ -127,7 +127,7 @@ class FallbackDirectory:
             body = await self._step(lambda root: _read_manifest(root, digest))
         except UpstreamUnavailable:
             return None
-        if body is None or await by_size(len(body), lambda: matches(digest, body)):
+        if body is None or await in_thread_if_large(len(body), lambda: matches(digest, body)):
             return body
         self.reject(digest)
         return None
@@ -171,7 +171,7 @@ class FallbackDirectory:
             self._skip(error.strerror or str(error))
             return None
         if changed is not None:
-            self._names = await by_size(len(changed.content), partial(_names, changed))
+            self._names = await in_thread_if_large(len(changed.content), partial(_names, changed))
             self._rejected.clear()
         self._look_at = time.monotonic() + LOOK_SECONDS
         if self._problem is not None:
@@ -211,7 +211,7 @@ class FallbackDirectory:
         async with self._steps:
             if time.monotonic() < self._skip_until or self._hanging >= _MAX_HANGING:
                 raise TimeoutError("it is skipped")
-            running = asyncio.wrap_future(start_apart(opened, f"fallback {self.path}"))
+            running = asyncio.wrap_future(start_detached(opened, f"fallback {self.path}"))
             try:
                 await asyncio.wait([running], timeout=HANG_SECONDS)
             finally:

@@ -21,7 +21,7 @@ from proxy.core.errors import (
     UpstreamUnavailable,
 )
 from proxy.core.sources import Piece
-from proxy.runtime.executors import to_its_end
+from proxy.runtime.executors import run_to_completion
 from proxy.runtime.pulse import Pulse
 from proxy.upstream.bandwidth import Bandwidth
 from proxy.upstream.client import Client, UpstreamRequest
@@ -179,7 +179,7 @@ class RegistryBody:
         for task in tasks:
             task.cancel()
         if tasks:
-            await to_its_end(_all_ended(tasks))
+            await run_to_completion(_all_ended(tasks))
 
     async def _put(self, piece: Piece) -> None:
         """Queue a piece, and wait while too much is queued."""

@@ -18,7 +18,7 @@ import structlog
 from cachetools import LRUCache
 
 from proxy.core.errors import RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
-from proxy.runtime.events import UNHEARD, Emitter, EventKind
+from proxy.runtime.events import NULL_EMITTER, Emitter, EventKind
 from proxy.settings import Patience
 
 MAX_PAUSE: Final = 60.0
@@ -88,7 +88,7 @@ class CircuitBreaker:
         limits: Patience,
         now: Callable[[], float],
         on_change: Callable[[], None] = lambda: None,
-        emitter: Emitter = UNHEARD,
+        emitter: Emitter = NULL_EMITTER,
     ) -> None:
         """``on_change`` is called when requests are blocked, and when they are sent again.
 

@@ -30,7 +30,7 @@ from proxy.core.names import CATALOG, Digest, Repo, Target, parse_digest
 from proxy.core.records import Descriptor
 from proxy.core.sources import Body, Place, Priority
 from proxy.core.tolerant_json import as_list
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.upstream.body import DownloadPolicy, RegistryBody
 from proxy.upstream.budget import SHORTEST_REFILL, Budget
 from proxy.upstream.circuit_breaker import CircuitState
@@ -189,7 +189,7 @@ class Upstream:
             raise ManifestTooLarge(
                 f"{self._client.name}: the manifest is larger than {manifests.MAX_SIZE} bytes"
             )
-        content = await by_size(len(body), lambda: manifests.read(body))
+        content = await in_thread_if_large(len(body), lambda: manifests.read(body))
         media_type = content.own_type or self._media_type(response) or content.implied_type
         warning = warning_text(self._said(response, "Warning"))
         return FetchedManifest(media_type, body, content, self._digest(response), warning)
@@ -259,7 +259,7 @@ class Upstream:
         bounds = Bounds(self._client.name, field)
         response, body = await self._client.read(request, bounds.bytes_left)
         next_query = self._next_page(response)
-        document = await by_size(len(body or b""), lambda: bounds.page(body))
+        document = await in_thread_if_large(len(body or b""), lambda: bounds.page(body))
         if not isinstance(document.get(field, False), list | None):  # some say null for none
             raise UpstreamUnavailable(f"{self._client.name}: the {field} list cannot be read")
         names = [name for name in as_list(document[field]) if isinstance(name, str)]
@@ -298,7 +298,7 @@ class Upstream:
                 ) from None
             if is_first and self._media_type(response) != manifests.OCI_INDEX:
                 return None
-            document = await by_size(len(body or b""), partial(bounds.page, body))
+            document = await in_thread_if_large(len(body or b""), partial(bounds.page, body))
             listed = manifests.referrers_in(document)
             if listed is None:
                 raise UpstreamUnavailable(

@@ -97,7 +97,7 @@ class Registry:
         request, revision = exchange.request, self._router.revision
         try:
             if self._journal.audit.is_nearly_full:
-                await self._journal.audit.room()
+                await self._journal.audit.wait_for_room()
             return await self._answer(exchange, identify)
         except RegistryError as error:
             if isinstance(error, Unauthorized):

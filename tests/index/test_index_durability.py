@@ -179,7 +179,7 @@ async def test_the_oldest_rows_go_when_the_file_is_too_large(
 ) -> None:
     monkeypatch.setattr("proxy.index.sqlite.FLUSH_SECONDS", 0.02)
     limit = 1_000_000
-    index = SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None, max_bytes=limit)
+    index = SqliteIndex(tmp_path / "index", clock=clock, on_error=lambda: None, max_bytes=limit)
     async with index:
         await index.set_blob(manifest(1, clock()), listing(2))
         await index.link(NGINX, [digest(1)])
@@ -207,7 +207,7 @@ async def test_tags_of_held_content_go_when_nothing_else_is_left(
 ) -> None:
     monkeypatch.setattr("proxy.index.sqlite.FLUSH_SECONDS", 0.02)
     limit = 1_000_000
-    index = SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None, max_bytes=limit)
+    index = SqliteIndex(tmp_path / "index", clock=clock, on_error=lambda: None, max_bytes=limit)
     async with index:
         await index.set_blob(manifest(1, clock()), ())
         number = 0

@@ -70,7 +70,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> FailingDatabase:
 class Opened:
     def __init__(self, path: Path, clock: Clock) -> None:
         self.troubles = 0
-        self.index = SqliteIndex(path, clock=clock, on_trouble=self.trouble)
+        self.index = SqliteIndex(path, clock=clock, on_error=self.trouble)
 
     def trouble(self) -> None:
         self.troubles += 1

@@ -13,7 +13,7 @@ from proxy.policies import images
 from proxy.policies.images import Images
 from proxy.policies.rules import Facts
 from proxy.policies.signatures import Signatures
-from proxy.runtime.client_key import BEHALF
+from proxy.runtime.client_key import CLIENT_KEY
 from proxy.settings import Settings
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -400,8 +400,8 @@ async def test_what_one_client_cannot_see_denies_no_other_client(
     asked: list[str] = []
 
     async def is_signed(*_: object) -> bool:
-        asked.append(BEHALF.get())
-        return BEHALF.get() != asked[0]
+        asked.append(CLIENT_KEY.get())
+        return CLIENT_KEY.get() != asked[0]
 
     monkeypatch.setattr(Signatures, "is_signed", is_signed)
     proxy = await pulling_as.started(start, policies=[required(signer, tmp_path)])

@@ -23,7 +23,7 @@ from proxy.repository.manifest_cache import Held as HeldManifest
 from proxy.repository.manifest_cache import stored, verified
 from proxy.repository.memory_lookup import Found
 from proxy.repository.results import Local, Manifest, Small
-from proxy.runtime.executors import by_size, in_thread
+from proxy.runtime.executors import in_thread, in_thread_if_large
 from proxy.settings import Memory
 from proxy.storage.directory import ALGORITHMS, OPEN_FILE
 from proxy.storage.disk import DiskBlob
@@ -127,7 +127,7 @@ class Held:
         body = None if file is None else await _read(file)
         if body is None:
             return None
-        content = await by_size(len(body), lambda: verified(record.digest, body))
+        content = await in_thread_if_large(len(body), lambda: verified(record.digest, body))
         hit = None if content is None else stored(record, body, content)
         if hit is not None:
             held = HeldManifest(hit, is_stored=True)

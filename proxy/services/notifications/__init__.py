@@ -17,7 +17,7 @@ from aiohttp import ClientSession, DummyCookieJar, TCPConnector
 from proxy.core.errors import StorageError
 from proxy.index.outbox import Outbox
 from proxy.runtime.events import Event, Events, Subscription
-from proxy.runtime.executors import to_its_end
+from proxy.runtime.executors import run_to_completion
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.part_counters import NotificationCounters
 from proxy.services.notifications.delivery import Delivery
@@ -109,14 +109,14 @@ class Notifications:
         await self._count()
         while True:
             await subscription.some()
-            await to_its_end(self._keep(subscription.taken()))
+            await run_to_completion(self._keep(subscription.drain()))
 
     def _unsubscribe(self) -> list[Event]:
         """End the subscription; return its events that were not stored yet."""
         subscription, self._subscription = self._subscription, None
         self._subscribed.close()
         self._lost = 0
-        return [] if subscription is None else subscription.taken()
+        return [] if subscription is None else subscription.drain()
 
     async def _keep(self, events: list[Event]) -> None:
         rows: list[tuple[str, str]] = []

@@ -10,7 +10,7 @@ from proxy.core import manifests
 from proxy.core.errors import BlobUnknown, NotFound, UpstreamUnavailable
 from proxy.core.names import Digest, Target, matches, sha256
 from proxy.core.sources import Body, Piece, Place, Priority, SharedManifest, WrongBytes
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.runtime.singleflight import SingleFlight
 from proxy.storage.bucket.client import BucketClient, ObjectReader
 from proxy.storage.bucket.recency import Recency
@@ -111,7 +111,7 @@ class BucketSource:
             body = await reader.whole()
         finally:
             reader.close()
-        if await by_size(len(body), lambda: matches(digest, body)):
+        if await in_thread_if_large(len(body), lambda: matches(digest, body)):
             return body
         self.reject(digest)
         for listener in self.on_wrong:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.runtime.client_key import BEHALF
+from proxy.runtime.client_key import CLIENT_KEY
 from proxy.upstream.credentials import Credential, Lasting
 
 
@@ -35,11 +35,11 @@ _current: Final[ContextVar[Caller]] = ContextVar("caller", default=ANONYMOUS)
 @contextmanager
 def asking_as(caller: Caller) -> Iterator[None]:
     """Use the login of this client until the context ends, also in tasks that begin in it."""
-    token, behalf = _current.set(caller), BEHALF.set(caller.key)
+    token, client_key = _current.set(caller), CLIENT_KEY.set(caller.key)
     try:
         yield
     finally:
-        BEHALF.reset(behalf)
+        CLIENT_KEY.reset(client_key)
         _current.reset(token)
 
 

@@ -368,7 +368,9 @@ async def _never(*_: object) -> bool:
 
 @pytest.mark.timeout(600)
 def test_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.content.pins._REST", 0.0)  # what is pinned is looked at each time
+    monkeypatch.setattr(
+        "proxy.content.pins._PAUSE_FACTOR", 0.0
+    )  # what is pinned is looked at each time
     run_state_machine_as_test(
         Machine,
         settings=settings(

@@ -34,7 +34,7 @@ REQUEST_BURST: Final = 2.0
 BYTE_BURST: Final = 1.0
 """Seconds' worth of bytes that an idle client receives at once."""
 
-LEAST_PIECE: Final = 4 * 1024
+MIN_PIECE: Final = 4 * 1024
 PIECES_PER_SECOND: Final = 20
 """Number of pieces into which the bytes of a second are cut, so that transfers share evenly."""
 
@@ -124,7 +124,7 @@ class Client:
         bucket, speed = self._bytes, self._owner.limits.bytes_per_second
         if bucket is None or not speed:
             return most
-        size = min(most, max(LEAST_PIECE, speed // PIECES_PER_SECOND))
+        size = min(most, max(MIN_PIECE, speed // PIECES_PER_SECOND))
         if wait := bucket.take(size, self._owner.now()):
             try:
                 await self._wait("bytes", wait)

@@ -35,7 +35,7 @@ from proxy.upstream.ranges import Pieces
 from proxy.upstream.registry import Upstream
 from proxy.upstream.transport import Transport, client_context
 
-LOOK_SECONDS: Final = 5.0
+CHECK_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 60.0
 """Time without an open response after which a replaced upstream is closed. A download that resumes
 has none for at most ``answer`` and ``MAX_RESUME_PAUSE`` seconds."""
@@ -179,7 +179,7 @@ class Upstreams:
     async def close_retired(self) -> None:
         """Close replaced upstreams once they are idle, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
             now = time.monotonic()
             for entry in list(self._retired):
                 if not entry.transport.is_idle:

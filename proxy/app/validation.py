@@ -27,10 +27,10 @@ from proxy.upstream.credentials.choosing import check_credentials
 from proxy.upstream.transport import client_context
 from proxy.web.certificate import Certificate
 
-LEAST_SIZE: Final = 1024 * 1024
+MIN_SIZE: Final = 1024 * 1024
 """Bytes. A smaller cache holds almost no image: probably the unit is missing."""
 
-LEAST_SECRET: Final = 16
+MIN_SECRET: Final = 16
 """Minimum length of a webhook's secret in characters: anyone may try to guess it."""
 
 
@@ -64,9 +64,9 @@ def validate_writable(settings: Settings) -> None:
 
 def _size(settings: Settings) -> Iterator[str]:
     size = settings.storage.max_size
-    if not size.share and size.bytes < LEAST_SIZE:
+    if not size.share and size.bytes < MIN_SIZE:
         yield (
-            f"storage.max_size: {size} holds no image; write at least {show_size(LEAST_SIZE)}, "
+            f"storage.max_size: {size} holds no image; write at least {show_size(MIN_SIZE)}, "
             "for example 50GiB"
         )
 
@@ -98,8 +98,8 @@ def _hooks(settings: Settings) -> Iterator[str]:
         unreadable = list(_unreadable(f"{key}.secret_file", hook.secret_file))
         yield from unreadable
         secrets = [] if unreadable else hook.secret_file.read_bytes().splitlines()
-        if any(0 < len(secret.strip()) < LEAST_SECRET for secret in secrets):
-            yield f"{key}.secret_file: the secret is too short; {LEAST_SECRET} characters or more"
+        if any(0 < len(secret.strip()) < MIN_SECRET for secret in secrets):
+            yield f"{key}.secret_file: the secret is too short; {MIN_SECRET} characters or more"
 
 
 def _notifications(settings: Settings) -> Iterator[str]:

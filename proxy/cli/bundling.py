@@ -149,11 +149,11 @@ def export(
 
 
 def _part_size(text: str) -> int:
-    from proxy.services.bundle.archive import LEAST_PART  # noqa: PLC0415 - not for help
+    from proxy.services.bundle.archive import MIN_PART  # noqa: PLC0415 - not for help
 
     size = parsed_option("--max-part-size", text, parse_size)
-    if size < LEAST_PART:
-        fail(f"--max-part-size: at least {show_size(LEAST_PART)}")
+    if size < MIN_PART:
+        fail(f"--max-part-size: at least {show_size(MIN_PART)}")
     return size
 
 

@@ -27,7 +27,7 @@ from proxy.storage.bucket.client import PART, BucketClient
 from proxy.storage.bucket.object_metadata import Card
 from proxy.storage.disk import DiskBlob
 
-AT_ONCE: Final = 3
+CONCURRENCY: Final = 3
 """Concurrent uploads. Each takes up to three parts of ``PART`` bytes of memory."""
 
 RATE: Final = 100_000_000
@@ -120,7 +120,7 @@ class Uploads:
         await self._clean()  # before the first upload: it removes those of an earlier process
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resume(), name="resume uploads")
-            for number in range(AT_ONCE):
+            for number in range(CONCURRENCY):
                 group.create_task(self._work(), name=f"upload {number}")
 
     async def close(self) -> None:

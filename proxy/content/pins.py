@@ -26,7 +26,7 @@ from proxy.runtime.executors import run_to_completion
 STALE_SECONDS: Final = 5.0
 """Maximum delay until a new image is protected. Until then it is safe as the warmest content."""
 
-_REST: Final = 20.0
+_PAUSE_FACTOR: Final = 20.0
 """Time until the protected content is computed again, as a multiple of the computing time."""
 
 _NOTE: Final = "pins"
@@ -262,7 +262,7 @@ class Pins:
                 if of != self._inputs():
                     continue  # a pin or a feed changed meanwhile
                 self._protected, ended = protected, time.monotonic()
-                rest = min(STALE_SECONDS, _REST * (ended - started))
+                rest = min(STALE_SECONDS, _PAUSE_FACTOR * (ended - started))
                 self._computed = of, index, ended + rest
                 break
             return self._protected

@@ -27,7 +27,7 @@ from proxy.runtime.executors import Pool, in_thread
 PINS: Final = "dev.millpond.pins"
 
 PUBLISH_SECONDS: Final = 5.0
-REST: Final = 20.0
+PAUSE_FACTOR: Final = 20.0
 """The pause after a write, as a multiple of the write's duration."""
 
 _SLICE: Final = 100
@@ -115,7 +115,7 @@ class Layout:
         while True:
             started = time.monotonic()
             await self.keep()
-            await asyncio.sleep(max(PUBLISH_SECONDS, REST * (time.monotonic() - started)))
+            await asyncio.sleep(max(PUBLISH_SECONDS, PAUSE_FACTOR * (time.monotonic() - started)))
 
     async def keep(self) -> None:
         """Write ``index.json`` if its content has changed, once the last one has been read."""

@@ -34,7 +34,7 @@ from proxy.runtime.executors import in_thread_if_large
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.supervisor import running_beside
 
-AT_ONCE: Final = 4
+CONCURRENCY: Final = 4
 """Blobs of all pulls that are fetched at the same time: clients must still get slots."""
 
 REPORT_SECONDS: Final = 0.5
@@ -125,7 +125,7 @@ class Puller:
         self._content = content
         self._sources = sources
         self._downloads = downloads
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(CONCURRENCY)
         self._is_stopping = False
 
     def stop(self) -> None:

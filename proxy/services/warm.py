@@ -20,7 +20,7 @@ from proxy.services.pull import Platforms, Puller, Wanted
 CONCURRENCY: Final = 2
 """Images of a schedule that are fetched at the same time: clients come first."""
 
-LOOK_SECONDS: Final = 30.0
+CHECK_SECONDS: Final = 30.0
 """Maximum wait between two readings of the clock, which may be set in between."""
 
 log = structlog.get_logger(__name__)
@@ -145,7 +145,7 @@ class Warmer:
     async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until the schedules change."""
         try:
-            async with asyncio.timeout(min(max(seconds, 0.01), LOOK_SECONDS)):
+            async with asyncio.timeout(min(max(seconds, 0.01), CHECK_SECONDS)):
                 await self._changed.wait()
         except TimeoutError:
             return

@@ -35,7 +35,7 @@ LONGEST_GAP: Final = 1.0
 FRESH: Final = 0.8
 """Share of the interval for which a check by another replica, or for a client, is sufficient."""
 
-LOOK_SECONDS: Final = 30.0
+CHECK_SECONDS: Final = 30.0
 """Maximum wait between two readings of the clock, which may be set in between."""
 
 log = structlog.get_logger(__name__)
@@ -169,7 +169,7 @@ class Watcher:
     async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until other tags are watched."""
         try:
-            async with asyncio.timeout(min(max(seconds, 0.01), LOOK_SECONDS)):
+            async with asyncio.timeout(min(max(seconds, 0.01), CHECK_SECONDS)):
                 await self._changed.wait()
         except TimeoutError:
             return

@@ -219,7 +219,7 @@ async def test_new_limits_hold_for_clients_that_are_there() -> None:
     await until(lambda: eve.waiting == 1)
     limits.use(Access.model_validate({"limits": {"downloads": 2, "bytes_per_second": 5000}}))
     await asyncio.wait_for(waiting, 5)
-    assert await eve.turn(10**9) == module.LEAST_PIECE
+    assert await eve.turn(10**9) == module.MIN_PIECE
     limits.use(Access())
     assert await eve.turn(10**9) == 10**9
     assert eve.try_request(10**9)

@@ -107,7 +107,7 @@ async def test_too_much_that_waits_is_found_by_the_next_start(
     with bucket.server.stopped():
         async with copying(held, bucket) as (uploads, _):
             everything = {await held.hold(bytes([number]) * 100) for number in range(20)}
-            assert uploads.pending <= 3 + bucket_uploads.AT_ONCE
+            assert uploads.pending <= 3 + bucket_uploads.CONCURRENCY
             await asyncio.sleep(0)
             monkeypatch.setattr(bucket_uploads, "GRACE_SECONDS", 0.05)
             monkeypatch.setattr(bucket_uploads, "STOP_SECONDS", 0.05)
@@ -129,4 +129,4 @@ async def test_uploads_take_a_bounded_share_of_the_cable(
             await asyncio.sleep(0.002)
         took = time.monotonic() - began
     assert took > 0.7, "a megabyte, a quarter of it at once"
-    assert most <= bucket_uploads.AT_ONCE
+    assert most <= bucket_uploads.CONCURRENCY

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from proxy.upstream import bandwidth
-from proxy.upstream.bandwidth import BURST_SECONDS, LARGEST_PIECE, LEAST_PIECE, Bandwidth
+from proxy.upstream.bandwidth import BURST_SECONDS, LARGEST_PIECE, MIN_PIECE, Bandwidth
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -50,7 +50,7 @@ async def test_an_idle_upstream_saves_up_only_a_moment(clock: Clock, slept: list
 
 
 @pytest.mark.parametrize(
-    ("rate", "piece"), [(1000, LEAST_PIECE), (MB, 50_000), (100 * MB, LARGEST_PIECE)]
+    ("rate", "piece"), [(1000, MIN_PIECE), (MB, 50_000), (100 * MB, LARGEST_PIECE)]
 )
 def test_pieces_are_small_beside_the_rate(rate: int, piece: int) -> None:
     assert Bandwidth(rate).piece == piece

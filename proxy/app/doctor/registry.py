@@ -20,7 +20,7 @@ from proxy.upstream.headers import parse_challenges
 from proxy.upstream.registry import Upstream
 from proxy.upstream.transport import HTTPRequest, Transport
 
-MOST_SKEW: Final = 30.0
+MAX_SKEW: Final = 30.0
 """Seconds that the clocks may differ by; ``Date`` has whole seconds."""
 
 FEW_PULLS: Final = 0.1
@@ -128,7 +128,7 @@ class RegistryChecks:
         """Compare the clocks, by ``Date`` of the last answer."""
         if self._skew is None:
             return skipped("the registry says no time")
-        if abs(self._skew) <= MOST_SKEW:
+        if abs(self._skew) <= MAX_SKEW:
             return ok("this machine and the registry agree about the time")
         way = "behind" if self._skew > 0 else "ahead of"
         return failed(

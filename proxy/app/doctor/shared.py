@@ -19,7 +19,7 @@ from proxy.storage.bucket.object_metadata import Card
 if TYPE_CHECKING:
     from proxy.storage.bucket.client import BucketClient  # it needs obstore
 
-MOST_SKEW: Final = 30.0
+MAX_SKEW: Final = 30.0
 PROBE_BYTES: Final = 64
 _LEASE_MS: Final = 10_000
 
@@ -63,7 +63,7 @@ async def redis(settings: Settings) -> Finding:
     if not taken or again:
         return failed("Redis grants a lease twice", "use a real Redis or Valkey, not a cache of it")
     skew = abs(time.time() - int(seconds))
-    if skew > MOST_SKEW:
+    if skew > MAX_SKEW:
         return failed(
             f"the clock of Redis differs by {skew:.0f} seconds from this machine's",
             "set both clocks, for example with: timedatectl set-ntp true",

@@ -38,7 +38,7 @@ _START_SECONDS: Final = 30.0
 HANG_SECONDS: Final = 10.0
 """A worker reports four times a second. One without a report for this time hangs."""
 
-_LOOK_SECONDS: Final = 1.0
+_CHECK_SECONDS: Final = 1.0
 _ROOT: Final = Path(proxy.__file__).resolve().parents[1]
 
 log = structlog.get_logger(__name__)
@@ -178,8 +178,8 @@ class Crew:
         seconds = HANG_SECONDS if name in self._reporting else HANG_SECONDS + _START_SECONDS
         receiving = asyncio.ensure_future(channel.receive())
         try:
-            for _ in range(int(seconds / _LOOK_SECONDS)):
-                done, _ = await asyncio.wait([receiving], timeout=_LOOK_SECONDS)
+            for _ in range(int(seconds / _CHECK_SECONDS)):
+                done, _ = await asyncio.wait([receiving], timeout=_CHECK_SECONDS)
                 if done or self._is_stopping:
                     return await receiving
             raise WorkerEndedError(

@@ -29,7 +29,7 @@ SLOW_RATE: Final = 32 * 1024
 PART: Final = 8 * 1024 * 1024
 """Bytes of one part of a large upload. Smaller content is written by one request."""
 
-_PARTS_AT_ONCE: Final = 2
+_PARTS_CONCURRENCY: Final = 2
 _MAX_PARTS: Final = 9_000
 _CHUNK: Final = 256 * 1024
 _PAGE: Final = 1000
@@ -125,7 +125,7 @@ class BucketClient:
                 attributes=_attributes(card),
                 use_multipart=True,
                 chunk_size=max(PART, -(-size // _MAX_PARTS)),
-                max_concurrency=_PARTS_AT_ONCE,
+                max_concurrency=_PARTS_CONCURRENCY,
             )
 
     async def delete(self, digests: list[Digest]) -> None:

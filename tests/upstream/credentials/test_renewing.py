@@ -10,8 +10,8 @@ from proxy.core.errors import CredentialsRejected, UpstreamUnavailable
 from proxy.upstream.credentials import Credential
 from proxy.upstream.credentials.renewing import (
     FAILURE_PAUSE,
-    LEAST_LIFE,
     LONGEST_LIFE,
+    MIN_LIFE,
     RETRY_PAUSE,
     UNKNOWN_LIFE,
     Issued,
@@ -120,7 +120,7 @@ async def test_a_refused_value_is_renewed_once(clock: Clock) -> None:
     source, renewing = Source(), Renewing[int]("test", clock)
     assert await renewing.get("", source) == 1
     assert await renewing.renew("", source, 1) == 1, "it has only just been issued"
-    clock.advance(LEAST_LIFE)
+    clock.advance(MIN_LIFE)
     source.gate.clear()
     waiting = [asyncio.create_task(renewing.renew("", source, 1)) for _ in range(3)]
     await until(lambda: source.calls == 2)
@@ -134,7 +134,7 @@ async def test_a_refused_value_is_renewed_once(clock: Clock) -> None:
 async def test_a_refused_value_stays_if_there_is_no_new_one(clock: Clock) -> None:
     source, renewing = Source(life=1000), Renewing[int]("test", clock)
     await renewing.get("", source)
-    clock.advance(LEAST_LIFE)
+    clock.advance(MIN_LIFE)
     source.error = CredentialsRejected("no")
     assert await renewing.renew("", source, 1) == 1
     assert await renewing.renew("", source, 1) == 1
@@ -148,7 +148,7 @@ async def test_a_refused_value_stays_if_there_is_no_new_one(clock: Clock) -> Non
         (-3e8, UNKNOWN_LIFE),
         (0.0, UNKNOWN_LIFE),
         (math.nan, UNKNOWN_LIFE),
-        (0.5, LEAST_LIFE),
+        (0.5, MIN_LIFE),
         (3600.0, 3600.0),
         (1e12, LONGEST_LIFE),
         (math.inf, LONGEST_LIFE),
@@ -190,6 +190,6 @@ async def test_credentials_for_a_whole_registry(clock: Clock) -> None:
     first = await credentials.get("app")
     assert first == await credentials.get("other") == Credential("a", "one")
     assert credentials.expires_in == 600
-    clock.advance(LEAST_LIFE)
+    clock.advance(MIN_LIFE)
     assert await credentials.renew("app", first) == Credential("a", "two")
     await credentials.close()

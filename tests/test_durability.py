@@ -108,7 +108,7 @@ async def test_t63_a_rename_into_quarantine_is_durable(
         digest = await cache.hold(b"content")
         home, there = cache.path(digest).parent, tmp_path / "quarantine"
         calls.clear()
-        assert await cache.content.faults.set_aside(digest, {"reason": "a test"}) is not None
+        assert await cache.content.faults.quarantine(digest, {"reason": "a test"}) is not None
         renamed = place(calls, lambda call: call.to == there / digest.removeprefix("sha256:"))
         synced = {call.inode for call in calls[renamed:] if call.name == "fsync"}
         assert {home.stat().st_ino, there.stat().st_ino} <= synced

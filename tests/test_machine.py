@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from proxy.content.eviction import NoRoom
+from proxy.content.eviction import NoSpace
 from proxy.core.errors import Conflict, PinUnknown
 from proxy.core.names import Digest
 from proxy.core.records import BLOCK, disk_bytes
@@ -280,7 +280,7 @@ class Machine(RuleBasedStateMachine):
         try:
             self.run(work())
             had_room = True
-        except NoRoom:
+        except NoSpace:
             had_room = False
         gone = before - self._held()
         freed = sum(map(size_of, gone)) + aside - self.now.store.quarantine.bytes

@@ -9,7 +9,7 @@ from proxy.app.bucket import SecondTier
 from proxy.content.content import Content
 from proxy.content.eviction import Evictor, Quota
 from proxy.content.in_use import Feeds
-from proxy.content.local_storage import Shelf
+from proxy.content.local_storage import LocalStorage
 from proxy.content.pins import Pins
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
@@ -46,7 +46,7 @@ class Storage:
     feeds: Feeds
     content: Content
     layout: Layout
-    shelf: Shelf
+    local_storage: LocalStorage
     bucket: SecondTier | None = None
 
 
@@ -85,15 +85,17 @@ async def opened(
     except RegistryError as error:
         raise ConfigError(f"pins: {error.message}") from None
     await feeds.load()
-    stack.push_async_callback(feeds.keep)
+    stack.push_async_callback(feeds.save)
     await pins.load(lambda: pins_named(directory))
     evictor = Evictor(index, store, quota, counters=counters, protected=pins.protected)
     content = Content(store, index, evictor, counters, clock)
     stack.push_async_callback(content.reconciler.close)
     await content.reconciler.begin()
     layout = Layout(content, directory, pins.added)
-    shelf = Shelf(store, index, counters, clock)
-    return Storage(directory, clock, counters, index, expiring, pins, feeds, content, layout, shelf)
+    local_storage = LocalStorage(store, index, counters, clock)
+    return Storage(
+        directory, clock, counters, index, expiring, pins, feeds, content, layout, local_storage
+    )
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

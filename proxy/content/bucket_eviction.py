@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from proxy.content.local_storage import Shelf
+from proxy.content.local_storage import LocalStorage
 from proxy.core.errors import StorageError, UpstreamUnavailable
 from proxy.core.names import Digest
 from proxy.storage.bucket.client import BucketClient, Entry
@@ -55,14 +55,14 @@ class BucketEvictor:
     def __init__(
         self,
         client: BucketClient,
-        shelf: Shelf,
+        local_storage: LocalStorage,
         recency: Recency,
         *,
         limit: int | None,
         protected: Callable[[], Awaitable[Container[Digest]]],
     ) -> None:
         self._client = client
-        self._index, self._counters = shelf.index, shelf.counters
+        self._index, self._counters = local_storage.index, local_storage.counters
         self._recency = recency
         self._limit = limit
         self._protected = protected

@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from proxy.content.local_storage import Shelf
+from proxy.content.local_storage import LocalStorage
 from proxy.core.errors import BlobUnknown, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, parse_digest
 from proxy.core.records import BlobRecord
@@ -68,17 +68,17 @@ class Uploads:
     def __init__(
         self,
         client: BucketClient,
-        shelf: Shelf,
+        local_storage: LocalStorage,
         *,
         smallest: int,
         sweep: Callable[[Collection[Digest], Collection[Digest]], int],
     ) -> None:
         self._client = client
-        self._store, self._index = shelf.store, shelf.index
+        self._store, self._index = local_storage.store, local_storage.index
         self._smallest = smallest
         self._sweep = sweep
-        self._counters = shelf.counters
-        self._clock = shelf.clock
+        self._counters = local_storage.counters
+        self._clock = local_storage.clock
         self.is_left_to_others: Callable[[Digest], bool] = lambda _: False
         """Returns True for stored content that another machine uploads."""
         self._waiting: dict[Digest, None] = {}

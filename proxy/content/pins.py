@@ -15,7 +15,7 @@ import structlog
 
 from proxy.content.facts import Graph, Tags
 from proxy.content.in_use import Feeds
-from proxy.content.pin_names import Named, Pin, is_meant
+from proxy.content.pin_names import Named, Pin, is_covered
 from proxy.core.errors import Conflict, PinUnknown, RegistryError, StorageError
 from proxy.core.names import Digest, Image, Tag, Target
 from proxy.core.records import disk_bytes
@@ -233,7 +233,7 @@ class Pins:
         """Return the added pins that a name or a pattern means. Raises ``RegistryError``."""
         if any(str(one.meant) == pin.name for one in self._configured):
             raise Conflict(f"{pin.name} is pinned by the configuration")
-        ended = [one.name for one in self._added if one == pin or is_meant(one.meant, pin.meant)]
+        ended = [one.name for one in self._added if one == pin or is_covered(one.meant, pin.meant)]
         if not ended:
             raise PinUnknown(f"{pin.name} is not pinned")
         return ended

@@ -276,7 +276,7 @@ class Facts:
 
         Facts that are being written are read again after the commit.
         """
-        self._ram.keep(self._unwritten)
+        self._ram.retain(self._unwritten)
         self._outdate_reads([EVERYTHING])
 
     def _replaced(self) -> None:

@@ -103,7 +103,7 @@ class Blobs:
         """
         if isinstance(failed, Local):
             self._content.faults.read_failed()
-            await self._content.faults.set_aside(digest, {"reason": "it cannot be read"})
+            await self._content.faults.quarantine(digest, {"reason": "it cannot be read"})
         elif failed.reader.download.failure is None:  # otherwise it has been counted
             self._content.faults.read_failed()
         source = failed.reader if isinstance(failed, Live) else failed
@@ -270,7 +270,7 @@ class Blobs:
             verifier.check(target)
         except ContentMismatch as error:
             body.reject()
-            self._content.faults.mismatched(error, target, digest, body.place)
+            self._content.faults.report_mismatch(error, target, digest, body.place)
             raise
         await self._content.links.add(target, [digest])
         yield held_back

@@ -139,7 +139,7 @@ class Manifests:
         else:
             children = held.hit.children
             listed = None if children is None else children.listed
-            await self._content.keep(held.hit.descriptor, held.hit.body, listed)
+            await self._content.store_manifest(held.hit.descriptor, held.hit.body, listed)
         return await self._content.holds(digest)
 
     async def forget(self, target: Target, digests: Iterable[Digest]) -> None:
@@ -281,7 +281,7 @@ class Manifests:
         await self._content.links.add(target, [digest])
         listed = [child.digest for child in content.listed or ()]
         await self._content.links.add_public(target, listed)
-        keep = self._content.keep
+        keep = self._content.store_manifest
         if await keep(hit.descriptor, hit.body, content.listed, is_public=is_public):
             seconds = time.monotonic() - started
             self._content.arrived(Cached(target, digest, len(hit.body), hit.place, seconds))
@@ -340,7 +340,7 @@ class Manifests:
         if payload is None or not matches(descriptor.digest, payload):
             error = ContentMismatch(f"{target}: the manifest does not match {descriptor.digest}")
             error.found = sha256(body)
-            self._content.faults.mismatched(error, target, descriptor.digest, Place.REGISTRY)
+            self._content.faults.report_mismatch(error, target, descriptor.digest, Place.REGISTRY)
             raise error
         return Manifest(descriptor, body, Outcome.THROUGH, None)
 

@@ -61,7 +61,7 @@ class SmallBlobs:
         except StorageError as error:
             if not is_disk_error(error):
                 raise Overloaded(f"{digest} cannot be read now: {error}") from error
-            self._content.faults.trouble(error)
+            self._content.faults.count_error(error)
             body = b""
         finally:
             file.close()

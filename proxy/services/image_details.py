@@ -108,5 +108,5 @@ async def _own_platform(content: Content, manifest: dict[str, object]) -> str:
 
 async def _document(content: Content, digest: Digest) -> dict[str, object]:
     """Return held JSON; empty if it is not held, or not an object."""
-    body = await content.look(digest)
+    body = await content.read_untouched(digest)
     return {} if body is None else await in_thread_if_large(len(body), lambda: read_object(body))

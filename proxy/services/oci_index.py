@@ -74,7 +74,7 @@ class Layout:
             listed = iter(())
         except OSError as error:
             self._is_unreadable = True
-            self._content.faults.trouble(StorageError(f"reading index.json: {error}"))
+            self._content.faults.count_error(StorageError(f"reading index.json: {error}"))
             return
         learnt, foreign = 0, list[object]()
         for count, entry in enumerate(listed):
@@ -140,7 +140,7 @@ class Layout:
         try:
             await in_thread(lambda: self._file.write_index(content), Pool.SYNC)
         except OSError as error:
-            self._content.faults.trouble(StorageError(f"writing index.json: {error}"))
+            self._content.faults.count_error(StorageError(f"writing index.json: {error}"))
             return False
         return True
 
@@ -163,7 +163,7 @@ class Layout:
         if made is None:
             return b""
         if made.wrapper is not None and await self._content.record(made.wrapper.digest) is None:
-            await self._content.keep(made.wrapper, made.wrapper_body)
+            await self._content.store_manifest(made.wrapper, made.wrapper_body)
         return json.dumps(made.document).encode() + NEXT
 
 

@@ -200,7 +200,7 @@ class Verifier:
         note["repositories"] = [str(holder) for holder in holders]
         self._lost.add(digest, media_type)
         self._tried.add(digest)
-        quarantined = await self._content.faults.set_aside(digest, note)
+        quarantined = await self._content.faults.quarantine(digest, note)
         outcome = await self._repair(digest, media_type, holders if repair else None)
         known = {"digest": digest, "reason": problem["reason"], "images": images}
         return {"event": "bad", "quarantined": quarantined} | known | outcome

@@ -138,11 +138,11 @@ class DiskStore:
         self._on_error = on_error
         self.quarantine: Final = DiskQuarantine(directory)
         self._serial = itertools.count()
-        self._condemned: dict[Digest, asyncio.Event] = {}
+        self._deleting: dict[Digest, asyncio.Event] = {}
 
     def open(self, digest: Digest) -> DiskBlob | None:
         """Return the blob, opened, or None if it is not held. Raises ``StorageError``."""
-        if digest in self._condemned:
+        if digest in self._deleting:
             return None
         try:
             name, directory = self._place(digest)
@@ -174,23 +174,23 @@ class DiskStore:
 
         Waits for a deletion of the same digest. Raises ``StorageError``.
         """
-        while (deletion := self._condemned.get(digest)) is not None:
+        while (deletion := self._deleting.get(digest)) is not None:
             await deletion.wait()
         await _in_thread(f"storing {digest}", lambda: self._put(digest, spool), Pool.SYNC)
 
-    def condemn(self, digests: list[Digest]) -> None:
+    def begin_deletion(self, digests: list[Digest]) -> None:
         """Stop holding these at once; ``delete`` must follow."""
         for digest in digests:
-            self._condemned.setdefault(digest, asyncio.Event())
+            self._deleting.setdefault(digest, asyncio.Event())
 
     async def delete(self, digests: list[Digest]) -> list[Digest]:
         """Unlink blobs; return those that could not be. Open ones stay readable."""
-        self.condemn(digests)
+        self.begin_deletion(digests)
         try:
             return await in_thread(lambda: self._unlink(digests), Pool.WRITE)
         finally:
             for digest in digests:
-                if (deletion := self._condemned.pop(digest, None)) is not None:
+                if (deletion := self._deleting.pop(digest, None)) is not None:
                     deletion.set()
 
     async def scan(self) -> AsyncIterator[list[tuple[Digest, int, float]]]:

@@ -183,7 +183,9 @@ async def replica_stage(
             peers = exchange.peers
             if kind == "redis":
                 small = Small(
-                    SmallBlobs(fleet(other).store, SIZE, other.app.content.look), server, patch
+                    SmallBlobs(fleet(other).store, SIZE, other.app.content.read_untouched),
+                    server,
+                    patch,
                 )
                 await small.fill()
                 yield small

@@ -11,7 +11,7 @@ import pytest
 from proxy.app.bucket import read_secret, stores
 from proxy.content import bucket_uploads
 from proxy.content.bucket_uploads import Uploads
-from proxy.content.local_storage import Shelf
+from proxy.content.local_storage import LocalStorage
 from proxy.core.names import sha256
 from proxy.runtime.supervisor import running_beside
 from proxy.settings import Bucket
@@ -29,8 +29,8 @@ async def copying(
     """Copy what is stored, for as long as the context is open."""
     settings = Bucket.model_validate(bucket.settings())
     client = BucketClient("test", stores(settings, read_secret(settings)), held.counters)
-    shelf = Shelf(held.store, held.index, held.counters, held.clock)
-    uploads = Uploads(client, shelf, smallest=smallest, sweep=lambda *_: 0)
+    local_storage = LocalStorage(held.store, held.index, held.counters, held.clock)
+    uploads = Uploads(client, local_storage, smallest=smallest, sweep=lambda *_: 0)
     held.content.on_stored.append(uploads.add)
     async with running_beside(uploads.run(), "uploads"):
         yield uploads, client

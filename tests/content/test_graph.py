@@ -35,7 +35,7 @@ async def test_children_are_listed_and_not_known_differs_from_none(cache: Held) 
     assert await graph.children(Digest(IMAGE.config)) == ()
     assert await graph.children(Digest(LOOSE.digest)) == ()
     unknown = Descriptor(LOOSE.media_type, Digest(LOOSE.digest), len(LOOSE.manifest))
-    await cache.content.keep(unknown, LOOSE.manifest, None)
+    await cache.content.store_manifest(unknown, LOOSE.manifest, None)
     assert await graph.children(unknown.digest) is None
     assert await graph.listed(unknown.digest) == ()
 

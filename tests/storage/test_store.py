@@ -129,7 +129,7 @@ async def test_what_is_condemned_is_held_no_longer_and_is_put_only_after_its_del
     store: DiskStore,
 ) -> None:
     await put(store, DATA)
-    store.condemn([DIGEST])
+    store.begin_deletion([DIGEST])
     assert read(store, DIGEST) is None
     again = asyncio.create_task(put(store, DATA))
     for _ in range(50):

@@ -37,7 +37,7 @@ async def held_of(content: Content, target: Target, digest: Digest | None) -> He
 
 async def _listed(content: Content, digest: Digest) -> list[tuple[str, Digest]]:
     """Return the images of a held index with their platforms; the first ``MAX_PARTS``."""
-    body = await content.look(digest)
+    body = await content.read_untouched(digest)
     if body is None:
         return []
     document = await in_thread_if_large(len(body), lambda: read_object(body))

@@ -24,7 +24,7 @@ from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.pulse import Pulse
 from proxy.runtime.token_bucket import TokenBucket
 from proxy.storage.bucket.client import PART, BucketClient
-from proxy.storage.bucket.object_metadata import Card
+from proxy.storage.bucket.object_metadata import ObjectMetadata
 from proxy.storage.disk import DiskBlob
 
 CONCURRENCY: Final = 3
@@ -214,13 +214,13 @@ class Uploads:
         """Write an object; return False if there is one. A wrong one is replaced."""
         digest = record.digest
         holders = frozenset(await self._index.holders(digest))
-        card = Card(record.media_type, record.is_public, holders)
+        metadata = ObjectMetadata(record.media_type, record.is_public, holders)
         if record.size <= PART:
             if is_wrong:
                 await self._client.delete([digest])
             data = await in_thread(partial(blob.read, 0, blob.size), Pool.UPKEEP)
             await self._paced(len(data))
-            return await self._client.create(digest, data, card)
+            return await self._client.create(digest, data, metadata)
         if self._client.has(digest) is None:
             with suppress(BlobUnknown):
                 await self._client.head(digest)
@@ -228,7 +228,7 @@ class Uploads:
         self._in_parts.add(digest)
         await self._note_parts()
         try:
-            await self._client.write(digest, self._chunks(blob), blob.size, card)
+            await self._client.write(digest, self._chunks(blob), blob.size, metadata)
         finally:
             self._in_parts.discard(digest)
             await self._note_parts()

@@ -140,7 +140,7 @@ class Faults:
                     resources.callback(reservation.release)
                 except NoSpace:
                     text = ""
-                path = await in_thread(lambda: self._store.quarantine.take(digest, text), Pool.SYNC)
+                path = await in_thread(lambda: self._store.quarantine.add(digest, text), Pool.SYNC)
         except StorageError as error:
             log.warning("not kept in quarantine", digest=digest, reason=str(error))
         finally:

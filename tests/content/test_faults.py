@@ -89,7 +89,7 @@ async def test_content_that_cannot_be_set_aside_is_deleted(
         raise StorageError("no quarantine")
 
     digest = await cache.blocks(1)
-    monkeypatch.setattr(cache.store.quarantine, "take", full)
+    monkeypatch.setattr(cache.store.quarantine, "add", full)
     assert await cache.content.faults.quarantine(digest, NOTE) is None
     assert await cache.on_disk() == set()
     assert cache.evictor.used == 0
@@ -98,7 +98,7 @@ async def test_content_that_cannot_be_set_aside_is_deleted(
 async def test_content_is_not_found_again_while_it_is_being_set_aside(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taking, go_on, take = threading.Event(), threading.Event(), cache.store.quarantine.take
+    taking, go_on, take = threading.Event(), threading.Event(), cache.store.quarantine.add
 
     def slow(digest: Digest, note: str) -> str:
         taking.set()
@@ -106,7 +106,7 @@ async def test_content_is_not_found_again_while_it_is_being_set_aside(
         return take(digest, note)
 
     digest = await cache.blocks(1)
-    monkeypatch.setattr(cache.store.quarantine, "take", slow)
+    monkeypatch.setattr(cache.store.quarantine, "add", slow)
     leaving = asyncio.create_task(cache.content.faults.quarantine(digest, NOTE))
     try:
         await until(taking.is_set)

@@ -14,7 +14,7 @@ from proxy.fleet.store import Store
 from proxy.runtime.metrics import CacheCounters
 from proxy.runtime.part_counters import FleetCounters
 from proxy.settings import Bucket, Settings
-from proxy.storage.bucket.object_metadata import Card
+from proxy.storage.bucket.object_metadata import ObjectMetadata
 
 if TYPE_CHECKING:
     from proxy.storage.bucket.client import BucketClient  # it needs obstore
@@ -110,7 +110,7 @@ async def _tried(client: "BucketClient", data: bytes) -> str | None:
 
     if (problem := await _attempt(client, "listed", listed())) is not None:
         return problem
-    if problem := await _attempt(client, "written", client.create(probe, data, Card())):
+    if problem := await _attempt(client, "written", client.create(probe, data, ObjectMetadata())):
         return problem
     problem = await _attempt(client, "read", read())
     return await _attempt(client, "deleted", client.delete([probe])) or problem

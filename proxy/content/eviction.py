@@ -387,7 +387,7 @@ class Evictor:
             await self._index.set_blob(records[digest], children.get(digest, ()))
             self._index.touch(digest)  # others are evicted before it is tried again
         deleted = records.keys() - set(remaining)
-        await self._index.forget_files(deleted)
+        await self._index.delete_loose_files(deleted)
         self._counters.storage_errors += len(remaining)
         for record in victims:
             if record.digest in deleted:

@@ -165,4 +165,4 @@ class Faults:
         """Delete the file. One that cannot be deleted counts until the next start."""
         if not await self._store.delete([digest]):
             self._evictor.end_deletion(size)
-            await self._index.forget_files([digest])
+            await self._index.delete_loose_files([digest])

@@ -74,7 +74,7 @@ class Reconciler:
         self._orphans = {
             digest: disk_bytes(max(0, size)) for digest, size in sizes.items() if size is not None
         }
-        await self._index.forget_files(set(loose) - self._orphans.keys())
+        await self._index.delete_loose_files(set(loose) - self._orphans.keys())
         if self._is_noted:
             self._evictor.set_orphans(sum(self._orphans.values()))
 
@@ -110,7 +110,7 @@ class Reconciler:
 
         An orphan's file is replaced and no longer counts.
         """
-        await self._index.loosen_files([digest])
+        await self._index.add_loose_files([digest])
         await self._store.put(digest, spool)
         self._settle(digest)
 
@@ -189,7 +189,7 @@ class Reconciler:
                 held = await self._index.records(missing)
                 ghosts = self._missing(held.values())
                 await self._index.drop_blobs(ghosts)
-                await self._index.forget_files(ghosts)
+                await self._index.delete_loose_files(ghosts)
                 dropped += len(ghosts)
         return dropped
 

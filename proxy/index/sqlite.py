@@ -131,7 +131,7 @@ class SqliteIndex:
 
     weights = _page(tree_rows.weights)
     listings = _page(tree_rows.listings)
-    listed_besides = _page(tree_rows.listed_besides)
+    listed_by_others = _page(tree_rows.listed_by_others)
     blobs = _page(blob_rows.blobs)
     loose_files = _page(blob_rows.loose_files)
     incomplete = _page(blob_rows.incomplete)
@@ -245,12 +245,12 @@ class SqliteIndex:
             facts |= {("blob", digest): None, ("children", digest): ()}
         await self._facts.write(facts, (), blob_rows.drop, digests)
 
-    async def loosen_files(self, digests: Iterable[Digest]) -> None:
+    async def add_loose_files(self, digests: Iterable[Digest]) -> None:
         with suppress(StorageError):
-            await self._facts.write_durably(blob_rows.loosen_files, list(digests))
+            await self._facts.write_durably(blob_rows.add_loose_files, list(digests))
 
-    async def forget_files(self, digests: Iterable[Digest]) -> None:
-        await self._facts.write({}, (), blob_rows.forget_files, list(digests))
+    async def delete_loose_files(self, digests: Iterable[Digest]) -> None:
+        await self._facts.write({}, (), blob_rows.delete_loose_files, list(digests))
 
     async def coldest(
         self, after: Position | None, limit: int

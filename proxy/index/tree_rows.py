@@ -51,7 +51,7 @@ def parents(db: Connection, digest: Digest) -> list[Digest]:
     return [values.digest(key) for (key,) in db.execute(query, (packed(digest),))]
 
 
-def listed_besides(db: Connection, digests: Set[Digest]) -> set[Digest]:
+def listed_by_others(db: Connection, digests: Set[Digest]) -> set[Digest]:
     """Return those of ``digests`` that are also listed by a held manifest not among them."""
     return {one for one in digests if not digests >= set(parents(db, one))}
 

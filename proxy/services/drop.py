@@ -162,7 +162,7 @@ class Dropper:
         below = dict.fromkeys(chain(*plan.trees.values()))
         below |= await self._below({*chain(*plan.links.values())} - below.keys())
         candidates = await self._content.records(below)
-        listed = await graph.listed_besides(below.keys())
+        listed = await graph.listed_by_others(below.keys())
         needed = listed.union(await self._pins.pinned(), *plan.others.values())
         targets = plan.targets
         staying = [

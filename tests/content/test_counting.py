@@ -37,8 +37,8 @@ async def test_t05_what_a_killed_process_left_is_counted_before_the_first_downlo
         await cache.content.reconciler.reconcile()
         await cache.blocks(1, 10)
         is_proven = killed_before_its_row(cache, 2, 30)
-        await cache.index.loosen_files([is_proven])
-        await cache.index.loosen_files([sha256(b"of this the file never came")])
+        await cache.index.add_loose_files([is_proven])
+        await cache.index.add_loose_files([sha256(b"of this the file never came")])
         evicted = await cache.blocks(3, 20)
         await cache.index.drop_blobs([evicted])  # and its file is not yet deleted
     async with AsyncExitStack() as stack:

@@ -15,7 +15,7 @@ from proxy.repository.blobs import Blobs
 from proxy.repository.cool_downs import CoolDowns
 from proxy.repository.link_checks import LinkChecks
 from proxy.repository.listings import Listings
-from proxy.repository.manifest_cache import HeldManifests
+from proxy.repository.manifest_cache import ManifestCache
 from proxy.repository.manifests import Manifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
@@ -46,7 +46,7 @@ async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cach
     absences = NegativeCache(sources, ManifestUnknown, clock)
     await absences.load(storage.expiring)
     stack.push_async_callback(absences.save, storage.expiring)
-    held = HeldManifests(content, int(settings.memory.manifests))
+    held = ManifestCache(content, int(settings.memory.manifests))
     stack.push_async_callback(held.close)
     manifests = Manifests(content, sources, held=held, lists=lists, absences=absences)
     stack.push_async_callback(manifests.close)

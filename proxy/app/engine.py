@@ -22,7 +22,7 @@ from proxy.fleet.recency import SharedRecency
 from proxy.fleet.store import Store
 from proxy.repository import Cache
 from proxy.repository.confirmations import Confirmations
-from proxy.repository.origins import Elsewhere, Origins
+from proxy.repository.origins import Origins, SharedSources
 from proxy.runtime.events import Events
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.spans import Tracer
@@ -144,5 +144,5 @@ def _beside(storage: Storage, fleet: Fleet | None, events: Events) -> Beside:
     bucket = None if storage.bucket is None else storage.bucket.source
     exchange = None if fleet is None else fleet.exchange
     if exchange is None:
-        return Beside(Elsewhere(bucket, None), None, events)
-    return Beside(Elsewhere(bucket, exchange.peers), exchange.tokens, events)
+        return Beside(SharedSources(bucket, None), None, events)
+    return Beside(SharedSources(bucket, exchange.peers), exchange.tokens, events)

@@ -15,7 +15,7 @@ from yarl import URL
 from proxy.app import tag_rules
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
-from proxy.repository.origins import CallerTimes, Elsewhere, Origin
+from proxy.repository.origins import CallerTimes, Origin, SharedSources
 from proxy.runtime.events import NULL_EMITTER, Emitter, EventKind
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
@@ -76,7 +76,7 @@ class _Built:
 class Beside(NamedTuple):
     """The parts that all upstreams share: other sources of content, tokens, and listeners."""
 
-    elsewhere: Elsewhere = Elsewhere()
+    shared_sources: SharedSources = SharedSources()
     tokens: TokenVault | None = None
     events: Emitter = NULL_EMITTER
 
@@ -101,7 +101,7 @@ class Upstreams:
         beside: Beside = Beside(),  # noqa: B008 - it is immutable
     ) -> None:
         """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
-        self._elsewhere, self._tokens, self._events = beside
+        self._shared_sources, self._tokens, self._events = beside
         self.on_limits: Final[list[Callable[[str], None]]] = []
         """Called with the name of an upstream when the limits of its requests have changed."""
         self._metrics = metrics
@@ -146,7 +146,7 @@ class Upstreams:
                 entry.url,
                 fallbacks,
                 _caller_times(settings.upstreams[name]),
-                self._elsewhere,
+                self._shared_sources,
                 tag_rules.made(name, settings.upstreams[name]),
             )
             for name, entry in built.items()

@@ -53,7 +53,7 @@ class Peers(NamedTuple):
     release: Callable[[str, Digest], None]
 
 
-class Elsewhere(NamedTuple):
+class SharedSources(NamedTuple):
     """Content from other machines: in the bucket, and at other replicas."""
 
     bucket: SharedSource | None = None
@@ -64,7 +64,7 @@ class Origin(NamedTuple):
     """One upstream, its address, and the maximum age of its answers.
 
     ``version`` differs between two configurations of an upstream, because content that is absent
-    under one may exist under the other. ``fallbacks`` and ``elsewhere``, the content of other
+    under one may exist under the other. ``fallbacks`` and ``shared_sources``, the content of other
     machines, are read before the registry is asked. ``callers`` None: the registry is asked with
     the same login for all clients.
     """
@@ -75,7 +75,7 @@ class Origin(NamedTuple):
     url: str = ""
     fallbacks: tuple[FallbackDirectory, ...] = ()
     callers: CallerTimes | None = None
-    elsewhere: Elsewhere = Elsewhere()
+    shared_sources: SharedSources = SharedSources()
     tag_rules: TagRules = NO_TAG_RULES
 
     @property
@@ -88,7 +88,7 @@ class Origin(NamedTuple):
     @property
     def local_sources(self) -> list[Source]:
         """The sources of blobs before the registry, in order."""
-        bucket = self.elsewhere.bucket
+        bucket = self.shared_sources.bucket
         return [*self.fallbacks] if bucket is None else [*self.fallbacks, bucket]
 
     @property
@@ -99,7 +99,7 @@ class Origin(NamedTuple):
         sources that only one replica should ask.
         """
         registry: list[Source] = [] if self.rule.offline else [self.upstream]
-        bucket, peers = self.elsewhere
+        bucket, peers = self.shared_sources
         if peers is None:
             return [*self.local_sources, *registry]
         shared: list[Source] = [] if bucket is None else [bucket]
@@ -112,7 +112,7 @@ class Origin(NamedTuple):
 
     def sources_of(self, size: int | None) -> list[Source]:
         """Return where a blob of ``size`` bytes comes from, in order; None if it is not known."""
-        peers = self.elsewhere.peers
+        peers = self.shared_sources.peers
         if peers is None or size is None or size <= peers.small.largest:
             return self.blob_sources
         return [source for source in self.blob_sources if source is not peers.small]
@@ -128,14 +128,14 @@ class Origin(NamedTuple):
     @property
     def manifest_source(self) -> SharedManifests | None:
         """The source of manifests besides fallback directories and the registry."""
-        bucket, peers = self.elsewhere
+        bucket, peers = self.shared_sources
         if peers is None:
             return bucket
         return peers.holding if self.rule.offline else peers.manifests
 
     def release(self, upstream: str, ref: str) -> None:
         """Allow other replicas to ask the registry for a manifest, after this one has."""
-        peers = self.elsewhere.peers
+        peers = self.shared_sources.peers
         if peers is not None and is_digest(ref):
             peers.release(upstream, Digest(ref))
 

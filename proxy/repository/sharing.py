@@ -33,7 +33,7 @@ class Sharing(Protocol):
         """Open a check; a ``known`` result is from the last ``max_age`` seconds."""
 
 
-class OwnCheck:
+class LocalCheck:
     """A check by the only replica."""
 
     known = None
@@ -51,7 +51,7 @@ class OwnCheck:
         """Do nothing: there are no other replicas."""
 
 
-class Alone:
+class NoSharing:
     """The ``Sharing`` of a single machine, and of upstreams with ``credentials: caller``."""
 
     def __init__(self, records: Tags) -> None:
@@ -64,4 +64,4 @@ class Alone:
     @asynccontextmanager
     async def check(self, target: Target, tag: Tag, max_age: float) -> AsyncIterator[Check]:
         """Open a check."""
-        yield OwnCheck(self._records, target, tag)
+        yield LocalCheck(self._records, target, tag)

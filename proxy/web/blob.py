@@ -15,7 +15,7 @@ from aiohttp.web import StreamResponse
 
 from proxy.core.errors import RegistryError, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.repository.results import Blob, Live, Local, Small, Through
+from proxy.repository.results import Blob, LiveBlob, LocalBlob, PassThroughBlob, SmallBlob
 from proxy.web.exchange import Exchange
 from proxy.web.ranges import Span, requested
 from proxy.web.sendfile import ClientLeftError, Sending
@@ -39,7 +39,7 @@ class Remainder(Protocol):
     """Provides the rest of a blob when the disk fails in the middle of it."""
 
     def rest(
-        self, target: Target, digest: Digest, failed: Local | Live, sent: range
+        self, target: Target, digest: Digest, failed: LocalBlob | LiveBlob, sent: range
     ) -> AsyncGenerator[bytes, None]:
         """Yield the bytes after those that were ``sent``. Raises ``RegistryError``."""
 
@@ -88,16 +88,16 @@ async def _prove_what_has_no_last_byte(exchange: Exchange, blob: Blob) -> None:
     """
     old = exchange.request.version < HttpVersion11
     match blob:
-        case Live(reader):
+        case LiveBlob(reader):
             if blob.size == 0 or (blob.size is None and old):
                 await reader.download.proven()
-        case Through():
+        case PassThroughBlob():
             if blob.size is None and old:
                 raise UpstreamUnavailable("a blob of unknown length needs HTTP/1.1")
             if blob.size == 0:
                 async for _ in blob.chunks:
                     pass
-        case Local() | Small():
+        case LocalBlob() | SmallBlob():
             pass
         case _:
             assert_never(blob)
@@ -153,24 +153,26 @@ class _Body:
 
     async def send(self, blob: Blob, parts: _Parts) -> None:
         """Send the whole, or its parts."""
-        if isinstance(blob, Through):
+        if isinstance(blob, PassThroughBlob):
             await self._sending.chunks(blob.chunks)
             return
         whole = [] if parts.spans else [Span(0, parts.size or 0)]
         for span in whole or parts.spans:
             if parts.is_multiple:
                 await self._sending.write(parts.head(span))
-            if isinstance(blob, Small):
+            if isinstance(blob, SmallBlob):
                 await self._sending.write(memoryview(blob.body)[span.start : span.stop])
             else:
                 await self._send_span(blob, span.start, parts.size if whole else span.stop)
         if parts.is_multiple:
             await self._sending.write(parts.end)
 
-    async def _send_span(self, blob: Local | Live, start: int, stop: int | None) -> None:
+    async def _send_span(self, blob: LocalBlob | LiveBlob, start: int, stop: int | None) -> None:
         before = self._sending.sent
         try:
-            await self._sending.file(blob.reader if isinstance(blob, Live) else blob, start, stop)
+            await self._sending.file(
+                blob.reader if isinstance(blob, LiveBlob) else blob, start, stop
+            )
         except StorageError as error:
             log.warning("passing the rest through", error=str(error))
             sent = range(start, start + self._sending.sent - before)
@@ -193,7 +195,7 @@ def _spans(exchange: Exchange, digest: Digest, blob: Blob) -> list[Span]:
     size = blob.size
     headers = exchange.request.headers
     condition = headers.get("If-Range")
-    if size is None or isinstance(blob, Through) or condition not in (None, f'"{digest}"'):
+    if size is None or isinstance(blob, PassThroughBlob) or condition not in (None, f'"{digest}"'):
         return []
     return requested(headers.get("Range"), size)
 

@@ -21,7 +21,7 @@ from proxy.fleet.protocol import CONTENT_HEADER, MANIFESTS, NOT_YET, PREFIX, Fac
 from proxy.fleet.signatures import HEADER, Signer
 from proxy.repository.blobs import Blobs
 from proxy.repository.manifests import Manifests
-from proxy.repository.results import Local
+from proxy.repository.results import LocalBlob
 from proxy.runtime.part_counters import FleetCounters
 from proxy.web.in_flight import InFlight
 from proxy.web.pacing import PacedResponse
@@ -107,7 +107,7 @@ class PeerServer:
         if held is not None:
             is_public = await self._content.is_public(digest)
             facts = Facts(held.size, is_public, is_linked)
-            local = Local(held)
+            local = LocalBlob(held)
             try:
                 return await answering.body(facts, local, question.offset)
             finally:
@@ -163,7 +163,7 @@ class _Answering:
         self.sent = len(body)
         return PacedResponse(body=body, headers=self._headers(200, facts))
 
-    async def body(self, facts: Facts, source: Local | Reader, offset: int) -> StreamResponse:
+    async def body(self, facts: Facts, source: LocalBlob | Reader, offset: int) -> StreamResponse:
         """Send a blob from ``offset`` on, as it arrives; hang up if it fails."""
         if facts.size is not None and offset > facts.size:
             return self.refuse(404)

@@ -20,7 +20,7 @@ from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, parse_
 from proxy.core.policy import CacheDirective
 from proxy.core.routing import Router
 from proxy.repository import Cache
-from proxy.repository.results import Described, Manifest
+from proxy.repository.results import Manifest, ManifestHead
 from proxy.runtime import request_ids
 from proxy.runtime.metrics import Outcome
 from proxy.upstream import hops
@@ -177,7 +177,7 @@ class Registry:
         self._confirm(target, manifest)
         return manifest
 
-    async def _head(self, exchange: Exchange, target: Target, ref: str) -> Described:
+    async def _head(self, exchange: Exchange, target: Target, ref: str) -> ManifestHead:
         if is_digest(ref):
             described = await self._cache.manifests.head(target, Digest(ref), exchange.directive)
         else:
@@ -189,7 +189,7 @@ class Registry:
         self._confirm(target, described)
         return described
 
-    def _confirm(self, target: Target, answer: Manifest | Described) -> None:
+    def _confirm(self, target: Target, answer: Manifest | ManifestHead) -> None:
         """Start to confirm that upstream's repository has what the manifest lists.
 
         This repeats with each check of a tag, which compensates for a check that ended early.

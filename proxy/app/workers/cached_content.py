@@ -19,10 +19,10 @@ from proxy.core.errors import StorageError
 from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, matches
 from proxy.core.records import BlobRecord, Descriptor, TagRecord
 from proxy.index.reader import IndexReader
-from proxy.repository.manifest_cache import Held as HeldManifest
+from proxy.repository.manifest_cache import CachedManifest as HeldManifest
 from proxy.repository.manifest_cache import stored, verified
 from proxy.repository.memory_lookup import Found
-from proxy.repository.results import Local, Manifest, Small
+from proxy.repository.results import LocalBlob, Manifest, SmallBlob
 from proxy.runtime.executors import in_thread, in_thread_if_large
 from proxy.settings import Memory
 from proxy.storage.directory import ALGORITHMS, OPEN_FILE
@@ -48,7 +48,7 @@ class Held:
         self._manifests: LRUCache[Digest, HeldManifest] = LRUCache(
             int(memory.manifests), lambda held: held.ram_bytes
         )
-        self._small: LRUCache[Digest, Small] = LRUCache(
+        self._small: LRUCache[Digest, SmallBlob] = LRUCache(
             int(memory.blobs), lambda small: len(small.body) + _EACH
         )
         self._largest = min(int(memory.largest_blob), int(memory.blobs) - _EACH)
@@ -103,14 +103,18 @@ class Held:
         self._uses.add(Kind.MANIFEST, target, digest)  # no client has requested it as a blob
         return file.size
 
-    async def blob(self, target: Target, digest: Digest) -> Local | Small | None:
+    async def blob(self, target: Target, digest: Digest) -> LocalBlob | SmallBlob | None:
         """Return a blob to be sent and then closed, and count its use."""
         record = await self._reader.held(target, digest)
         if record is None:
             return None
-        found: Local | Small | None = self._small.get(digest)
+        found: LocalBlob | SmallBlob | None = self._small.get(digest)
         if found is None and (file := self._open(record)) is not None:
-            found = Local(file) if file.size > self._largest else await self._keep(digest, file)
+            found = (
+                LocalBlob(file)
+                if file.size > self._largest
+                else await self._cache_small(digest, file)
+            )
         if found is not None:
             self._uses.add(Kind.BLOB, target, digest)
         return found
@@ -135,12 +139,12 @@ class Held:
                 self._manifests[record.digest] = held
         return hit
 
-    async def _keep(self, digest: Digest, file: DiskBlob) -> Small | None:
+    async def _cache_small(self, digest: Digest, file: DiskBlob) -> SmallBlob | None:
         """Read a small blob into RAM and close its file."""
         body = await _read(file)
         if body is None or not matches(digest, body):
             return None
-        small = self._small[digest] = Small(body)
+        small = self._small[digest] = SmallBlob(body)
         return small
 
     def _open(self, record: BlobRecord) -> DiskBlob | None:

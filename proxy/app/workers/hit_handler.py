@@ -17,7 +17,7 @@ from proxy.app.workers.relay import Relay
 from proxy.core.errors import RegistryError, StorageError
 from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, parse_path
 from proxy.core.policy import CacheDirective
-from proxy.repository.results import Described, Sized
+from proxy.repository.results import BlobHead, ManifestHead
 from proxy.runtime.metrics import Outcome
 from proxy.web import replies
 from proxy.web.blob import send_blob
@@ -118,7 +118,7 @@ class Answers:
         if not exchange.is_head:
             return replies.manifest(exchange, replace(found, fresh=fresh))
         descriptor = pointed or found.descriptor
-        return replies.described(exchange, Described(descriptor, Outcome.HIT, fresh=fresh))
+        return replies.described(exchange, ManifestHead(descriptor, Outcome.HIT, fresh=fresh))
 
     async def _blob(
         self, exchange: Exchange, target: Target, digest: Digest
@@ -127,7 +127,7 @@ class Answers:
             size = await self._held.size(target, digest)
             if size is None:
                 return None
-            return replies.sized(exchange, digest, Sized(size, Outcome.HIT))
+            return replies.sized(exchange, digest, BlobHead(size, Outcome.HIT))
         blob = await self._held.blob(target, digest)
         if blob is None:
             return None

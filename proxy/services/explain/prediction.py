@@ -150,7 +150,7 @@ def _unless(origin: Origin, problem: str) -> Offline:
 
 def sources_of(origin: Origin) -> list[str]:
     """Return the sources before the registry, in order."""
-    bucket, peers = origin.elsewhere
+    bucket, peers = origin.shared_sources
     named = [f"the directory {fallback.path}" for fallback in origin.fallbacks]
     named += ["the bucket"] if bucket is not None else []
     return [*named, "other replicas"] if peers is not None else named

@@ -31,7 +31,7 @@ from proxy.upstream.client import Client
 from proxy.upstream.credentials.choosing import check_credentials, make_credentials
 from proxy.upstream.guard import Guard, Network
 from proxy.upstream.offline import OfflineMode
-from proxy.upstream.ranges import Pieces
+from proxy.upstream.ranges import SplitPolicy
 from proxy.upstream.registry import Upstream
 from proxy.upstream.transport import Transport, client_context
 
@@ -214,7 +214,7 @@ class Upstreams:
         breaker = CircuitBreaker(name, patience, time.monotonic, changed, self._events)
         client = Client(transport, authorizer, breaker, settings.timeouts.answer)
         parallel = settings.parallel
-        pieces = Pieces(parallel.connections, int(parallel.min_blob_size))
+        pieces = SplitPolicy(parallel.connections, int(parallel.min_blob_size))
         limit = configured.max_bandwidth
         bandwidth = Bandwidth(limit) if limit else None
         upstream = Upstream(

@@ -177,7 +177,7 @@ class Prefetcher:
     async def _fetch(self, target: Target, digest: Digest, expectation: Expectation) -> None:
         """Fetch one blob unless it is held, arriving, or would delay other downloads."""
         async with self._slots:
-            if not self._sources[target.upstream].upstream.slots.has_some_to_spare:
+            if not self._sources[target.upstream].upstream.slots.has_spare:
                 return
             reader = await self._blobs.begin(target, digest, Priority.PREFETCH)
             if reader is None:

@@ -31,7 +31,7 @@ class Bandwidth:
         self.piece: Final = min(max(rate // PIECES_PER_SECOND, MIN_PIECE), LARGEST_PIECE)
         """Most bytes to read at once."""
 
-    async def pay(self, count: int) -> None:
+    async def throttle(self, count: int) -> None:
         """Wait until ``count`` bytes, which were read, are within the limit."""
         async with self._turn:
             now = self._clock()
@@ -52,7 +52,7 @@ class Share:
         self._turn = asyncio.Lock()
         self.piece: Final = bandwidth.piece
 
-    async def pay(self, count: int) -> None:
-        """Wait as ``Bandwidth.pay``, after the download's other connections."""
+    async def throttle(self, count: int) -> None:
+        """Wait as ``Bandwidth.throttle``, after the download's other connections."""
         async with self._turn:
-            await self._bandwidth.pay(count)
+            await self._bandwidth.throttle(count)

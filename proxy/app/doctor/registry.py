@@ -15,7 +15,7 @@ from proxy.core.names import Digest, Repo
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.settings.upstreams import BUILT_IN
 from proxy.upstream.auth import Authorizer, scope_of
-from proxy.upstream.credentials import Static
+from proxy.upstream.credentials import StaticCredentials
 from proxy.upstream.headers import parse_challenges
 from proxy.upstream.registry import Upstream
 from proxy.upstream.transport import HTTPRequest, Transport
@@ -138,7 +138,7 @@ class RegistryChecks:
 
     async def anonymous(self) -> Finding:
         """Get a token without credentials."""
-        own = Authorizer(self._transport, Static(), self._settings.auth_hosts)
+        own = Authorizer(self._transport, StaticCredentials(), self._settings.auth_hosts)
         try:
             response = await own.send(self._ping, self._repository)
             await self._transport.drain(response)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from proxy.runtime.client_key import CLIENT_KEY
-from proxy.upstream.credentials import Credential, Lasting
+from proxy.upstream.credentials import Credential, PermanentCredentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def asking_as(caller: Caller) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class CallerCredentials(Lasting):
+class CallerCredentials(PermanentCredentials):
     """The credential of the current client."""
 
     upstream: str

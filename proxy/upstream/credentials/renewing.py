@@ -46,7 +46,7 @@ Fetch = Callable[[], Coroutine[Any, Any, Issued[Value]]]
 
 
 @dataclass(slots=True)
-class _Held(Generic[Value]):
+class _Entry(Generic[Value]):
     value: Value = field(repr=False)
     asked_at: float
     renew_at: float
@@ -58,13 +58,13 @@ class _Failed(NamedTuple):
     until: float
 
 
-class Renewing(Generic[Value]):
+class RenewingCache(Generic[Value]):
     """Values by key. ``kind`` names their source in the log; ``clock`` returns seconds."""
 
     def __init__(self, kind: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._kind = kind
         self._clock = clock
-        self._held: LRUCache[Hashable, _Held[Value]] = LRUCache(MAX_KEYS)
+        self._held: LRUCache[Hashable, _Entry[Value]] = LRUCache(MAX_KEYS)
         self._failed: LRUCache[Hashable, _Failed] = LRUCache(MAX_KEYS)
         self._flights: SingleFlight[Value] = SingleFlight(f"credentials {kind}")
 
@@ -116,7 +116,7 @@ class Renewing(Generic[Value]):
             return held.value
         now, life = self._clock(), _clamped(life)
         share = random.uniform(0.75, 0.85)  # noqa: S311 - spreads requests, hides nothing
-        self._held[key] = _Held(value, now, now + life * share, now + life)
+        self._held[key] = _Entry(value, now, now + life * share, now + life)
         self._failed.pop(key, None)
         return value
 
@@ -132,7 +132,7 @@ class RenewingCredentials:
     ) -> None:
         self.kind: Final = kind
         self._fetch = fetch
-        self._renewing: Renewing[Credential | None] = Renewing(kind, clock)
+        self._renewing: RenewingCache[Credential | None] = RenewingCache(kind, clock)
 
     async def get(self, repository: str) -> Credential | None:
         """Return the credential; one request for all that wait."""

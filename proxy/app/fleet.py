@@ -20,7 +20,7 @@ from proxy.core.errors import ConfigError
 from proxy.core.names import Digest
 from proxy.core.sentinels import SCHEMES, Sentinels
 from proxy.core.sources import Place
-from proxy.fleet.delegation import Delegating
+from proxy.fleet.delegation import DelegatedSource
 from proxy.fleet.leases import Leases, Progress
 from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
@@ -28,7 +28,7 @@ from proxy.fleet.replicas import Replicas
 from proxy.fleet.signatures import MIN_SECRET, Signer
 from proxy.fleet.small_blobs import SmallBlobs
 from proxy.fleet.small_content import LARGEST, SmallContent
-from proxy.fleet.sources import Following, Holding, Rescuing
+from proxy.fleet.sources import LeaseHolderSource, ReplicaSource, RescueSource
 from proxy.fleet.store import Store
 from proxy.fleet.tokens import TokenVault
 from proxy.repository.origins import Peers
@@ -149,18 +149,23 @@ def _exchange(replica: _Replica, secret: bytes, largest: int, metrics: Metrics) 
     leases = Leases(store, replicas.address)
     stack.push_async_callback(leases.close)
     _report(local, leases)
-    background.start("fleet leases", lambda: leases.keep(_progress(local.downloads)))
-    holding = Holding(leases, client, replicas.others)
+    background.start("fleet leases", lambda: leases.renew_forever(_progress(local.downloads)))
+    replica_source = ReplicaSource(leases, client, replicas.others)
     small = SmallContent(store)
     background.start("fleet manifests", small.run)
     small_blobs = SmallBlobs(store, largest, local.content.read_untouched)
     background.start("fleet blobs", small_blobs.run)
-    others = (holding,) if bucket is None else (bucket, holding)
+    others = (replica_source,) if bucket is None else (bucket, replica_source)
     manifests = Manifests(leases, client, (small, *others))
     stack.push_async_callback(manifests.close)
-    following, rescuing = Following(leases, client, bucket), Rescuing(leases, client, holding)
-    delegating = Delegating(client, replicas.others)
-    peers = Peers(small_blobs, following, holding, manifests, delegating, rescuing, leases.release)
+    lease_holder, rescue = (
+        LeaseHolderSource(leases, client, bucket),
+        RescueSource(leases, client, replica_source),
+    )
+    delegate = DelegatedSource(client, replicas.others)
+    peers = Peers(
+        small_blobs, lease_holder, replica_source, manifests, delegate, rescue, leases.release
+    )
     return Exchange(signer, leases, peers, TokenVault(store, secret), small, small_blobs)
 
 

@@ -37,7 +37,7 @@ class Peers(NamedTuple):
 
     ``small`` has small blobs that one of them has fetched.
 
-    ``delegating`` is one that fetches content for which this one has no space, ``rescuing`` one
+    ``delegate`` is one that fetches content for which this one has no space, ``rescue`` one
     that continues a blob after the registry has broken off here.
 
     ``manifests`` finds a manifest there or in the bucket; without one this replica has the right
@@ -45,11 +45,11 @@ class Peers(NamedTuple):
     """
 
     small: SmallSource
-    following: Source
-    holding: SharedSource
+    lease_holder: Source
+    replicas: SharedSource
     manifests: SharedManifests
-    delegating: Source
-    rescuing: Source
+    delegate: Source
+    rescue: Source
     release: Callable[[str, Digest], None]
 
 
@@ -104,11 +104,11 @@ class Origin(NamedTuple):
             return [*self.local_sources, *registry]
         shared: list[Source] = [] if bucket is None else [bucket]
         if not registry:
-            return [*self.local_sources, peers.small, peers.holding]
-        fetched = [peers.following, *shared, peers.holding]
+            return [*self.local_sources, peers.small, peers.replicas]
+        fetched = [peers.lease_holder, *shared, peers.replicas]
         if self.callers is None:  # another replica would ask without the client's login
-            fetched = [peers.small, *fetched, peers.delegating]
-        return [*self.fallbacks, *fetched, *registry, peers.rescuing]
+            fetched = [peers.small, *fetched, peers.delegate]
+        return [*self.fallbacks, *fetched, *registry, peers.rescue]
 
     def sources_of(self, size: int | None) -> list[Source]:
         """Return where a blob of ``size`` bytes comes from, in order; None if it is not known."""
@@ -131,7 +131,7 @@ class Origin(NamedTuple):
         bucket, peers = self.shared_sources
         if peers is None:
             return bucket
-        return peers.holding if self.rule.offline else peers.manifests
+        return peers.replicas if self.rule.offline else peers.manifests
 
     def release(self, upstream: str, ref: str) -> None:
         """Allow other replicas to ask the registry for a manifest, after this one has."""

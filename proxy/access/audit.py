@@ -164,7 +164,7 @@ def entry(event: AuditEvent) -> dict[str, Any]:
     return about | {"audit": known.pop("event")} | known
 
 
-def carried(event: AuditEvent) -> dict[str, Any]:
+def request_line_fields(event: AuditEvent) -> dict[str, Any]:
     """Return the fields that the request line of an allowed pull needs to be its audit line too."""
     return {
         "audit": event.event.value,

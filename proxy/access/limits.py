@@ -119,7 +119,7 @@ class Client:
         if wait:
             await self._wait("requests", wait)
 
-    async def turn(self, most: int) -> int:
+    async def acquire(self, most: int) -> int:
         """Wait until bytes may be sent; return how many, at least one and at most ``most``."""
         bucket, speed = self._bytes, self._owner.limits.bytes_per_second
         if bucket is None or not speed:
@@ -129,19 +129,19 @@ class Client:
             try:
                 await self._wait("bytes", wait)
             except asyncio.CancelledError:
-                self.give_back(size)
+                self.refund(size)
                 raise
         return size
 
-    async def small_turn(self, size: int) -> None:
+    async def acquire_small(self, size: int) -> None:
         """Wait until a body may be sent, but not longer than clients wait for headers."""
         if self._bytes is not None and (wait := self._bytes.take(size, self._owner.now())):
             await self._wait("bytes", min(wait, MAX_WAIT))
 
-    def give_back(self, size: int) -> None:
-        """Give back bytes of a turn that were not sent."""
+    def refund(self, size: int) -> None:
+        """Return acquired bytes that were not sent."""
         if self._bytes is not None:
-            self._bytes.give_back(size)
+            self._bytes.refund(size)
 
     @contextmanager
     def _counted(self, limit: str) -> Iterator[None]:

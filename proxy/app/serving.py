@@ -12,7 +12,7 @@ from proxy import VERSION
 from proxy.access.audit_log import Audit
 from proxy.access.callers import Callers
 from proxy.access.control import AccessControl, Policy
-from proxy.access.identity import Certificate, Everyone
+from proxy.access.identity import AnonymousIdentifier, Certificate
 from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.app import api
@@ -192,7 +192,9 @@ def access_control(engine: Engine, settings: Settings, environment: Environment)
     policy = Policy.of(settings.access, engine.router.parse_selector)
     if environment.rules is not None:
         policy = replace(policy, rules=environment.rules)
-    return AccessControl(policy, environment.identifier or Everyone(), engine.metrics.cache)
+    return AccessControl(
+        policy, environment.identifier or AnonymousIdentifier(), engine.metrics.cache
+    )
 
 
 class Servers:

@@ -19,7 +19,7 @@ from proxy.content.content import Content
 from proxy.core.errors import PolicyDenied, RegistryError, UpstreamTimeout
 from proxy.core.names import Digest, Kind, Route, Target
 from proxy.policies.images import Images
-from proxy.policies.rules import ATTACHMENT_TAG, UNSIGNED, Facts, Rule, objection
+from proxy.policies.rules import ATTACHMENT_TAG, UNSIGNED, ImageFacts, Rule, objection
 from proxy.policies.signatures import Keys, Signatures
 from proxy.repository import Cache
 from proxy.runtime.client_key import CLIENT_KEY
@@ -139,7 +139,7 @@ class Policies:
 
         Never waits, and counts nothing. ``digest`` None: it is not known which manifest it is.
         """
-        named = Facts(frozenset() if digest is None else frozenset({digest}))
+        named = ImageFacts(frozenset() if digest is None else frozenset({digest}))
         known = None if digest is None else self._known(target, digest)
         violated = {} if known is None else {one.rule.name: one.reason for one in known.violations}
         found = []
@@ -154,7 +154,7 @@ class Policies:
         """Raise ``PolicyDenied`` for a manifest or blob that is denied whatever its content is."""
         if not self._rules or route.kind not in (Kind.MANIFEST, Kind.BLOB):
             return
-        named = Facts(frozenset({Digest(route.ref)}))
+        named = ImageFacts(frozenset({Digest(route.ref)}))
         for rule in self._covered(target):
             if not rule.policy.audit and (reason := objection(rule, named)) is not None:
                 self._settle(target, route.ref, (rule,), (_Violation(rule, reason),))
@@ -282,7 +282,7 @@ class Policies:
         revision = self._revision
         if await self._images.is_manifest(digest):
             return await self._judged(target, digest, digest)
-        alone = Facts(frozenset({digest}))
+        alone = ImageFacts(frozenset({digest}))
         own = tuple(
             _Violation(rule, reason)
             for rule in self._covered(target)

@@ -10,7 +10,7 @@ from proxy.core.names import Digest, Target, digests_of, matches
 from proxy.core.outline import RUN_AS_IMAGES, Outline, platform_of, read_outline
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
-from proxy.policies.rules import ATTACHMENT_TAG, Facts, Rule
+from proxy.policies.rules import ATTACHMENT_TAG, ImageFacts, Rule
 from proxy.repository import Cache
 from proxy.repository.reading import read_blob
 from proxy.runtime.executors import in_thread_if_large
@@ -85,11 +85,11 @@ class Images:
 
     async def facts(
         self, target: Target, digest: Digest, ref: str, rules: Collection[Rule]
-    ) -> Facts:
+    ) -> ImageFacts:
         """Return what ``rules`` need; ``ref`` is a tag or digest. Raises ``RegistryError``."""
         listed = frozenset({digest})
         if not any(rule.needs_manifest or rule.key_files for rule in rules):
-            return Facts(listed)
+            return ImageFacts(listed)
         body = await self.body(target, digest)
         outline = await in_thread_if_large(len(body), lambda: read_outline(body))
         has_digests = any(rule.digest_file for rule in rules)
@@ -97,14 +97,14 @@ class Images:
             listed |= await in_thread_if_large(len(body), lambda: digests_of(body))
         above = await self.indexes_above(target, digest) if has_digests else []
         if outline is None:
-            return Facts(listed, frozenset(above), is_understood=False)
+            return ImageFacts(listed, frozenset(above), is_understood=False)
         is_attachment = outline.is_inert and await self._is_attached(target, outline, digest, ref)
         needs_size = any(rule.policy.max_image_size for rule in rules)
         size = await self._size(target, outline, 0) if needs_size else 0
         platform = None
         if not is_attachment and any(rule.policy.platforms for rule in rules):
             platform = await self._platform(target, outline)
-        return Facts(
+        return ImageFacts(
             listed | outline.listed,
             frozenset(above),
             size=size or 0,

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from proxy.access.audit import Recurring, carried
+from proxy.access.audit import Recurring, request_line_fields
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
 from proxy.core.names import Kind, Route, Target
@@ -101,7 +101,7 @@ class Request:
         if response.audited is None:
             digest = response.descriptor.digest
             event = self.audited.hit(response.principal, response.decision, digest, size)
-            response.audited = Recurring(event), response.fields | carried(event)
+            response.audited = Recurring(event), response.fields | request_line_fields(event)
         return response.audited
 
     def response(self, found: Found, principal: Principal, decision: Decision) -> Response | None:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, assert_never
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
 
-from proxy.access.audit import AuditLog, Verdict, carried
+from proxy.access.audit import AuditLog, Verdict, request_line_fields
 from proxy.access.limits import Client
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
@@ -301,7 +301,7 @@ class Journal:
         event = audit_events.answered(exchange) if self.audit.is_on else None
         if event is not None:
             if event.outcome is Verdict.ALLOWED and self.audits_in_request_lines:
-                fields |= carried(event)
+                fields |= request_line_fields(event)
             else:
                 self.audit.record(event)
         client = exchange.request.remote

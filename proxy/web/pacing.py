@@ -37,14 +37,14 @@ class Receiver(Protocol):
 class Pace(Protocol):
     """The rate at which a client may receive, by ``access.limits``."""
 
-    async def turn(self, most: int) -> int:
+    async def acquire(self, most: int) -> int:
         """Wait until bytes may be sent; return how many, at least one and at most ``most``."""
 
-    async def small_turn(self, size: int) -> None:
+    async def acquire_small(self, size: int) -> None:
         """Wait until a body may be sent, but not longer than clients wait for headers."""
 
-    def give_back(self, size: int) -> None:
-        """Give back bytes of a turn that were not sent."""
+    def refund(self, size: int) -> None:
+        """Return acquired bytes that were not sent."""
 
 
 class Turns:
@@ -149,7 +149,7 @@ class PacedResponse(Response):
         if request.method != "HEAD" and self.status not in (204, 304):
             self._receiver = request.protocol
             if self.pace is not None and isinstance(self.body, bytes) and len(self.body) <= PIECE:
-                await self.pace.small_turn(len(self.body))
+                await self.pace.acquire_small(len(self.body))
         return await super().prepare(request)
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -165,7 +165,7 @@ class PacedResponse(Response):
             while pieces:
                 size = min(PIECE, len(pieces))
                 if self.pace is not None:
-                    size = await self.pace.turn(size)
+                    size = await self.pace.acquire(size)
                 await receiver.outbox.turns.take()
                 await self.write(pieces[:size])
                 pieces = pieces[size:]

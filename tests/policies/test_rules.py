@@ -8,7 +8,7 @@ import pytest
 from proxy.core.errors import ConfigError
 from proxy.core.names import Digest, Repo, Target, sha256
 from proxy.core.selection import make_selector
-from proxy.policies.rules import ATTACHMENT_TAG, Facts, Rule, compiled, objection
+from proxy.policies.rules import ATTACHMENT_TAG, ImageFacts, Rule, compiled, objection
 from proxy.settings.policies import Policy
 
 ONE, TWO, THREE = (sha256(name.encode()) for name in ("one", "two", "three"))
@@ -19,8 +19,8 @@ def rule(**settings: Any) -> Rule:
     return made
 
 
-def facts(**known: Any) -> Facts:
-    return Facts(**({"listed": frozenset({ONE})} | known))
+def facts(**known: Any) -> ImageFacts:
+    return ImageFacts(**({"listed": frozenset({ONE})} | known))
 
 
 def test_a_rule_covers_its_images_without_the_excepted() -> None:

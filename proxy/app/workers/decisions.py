@@ -12,7 +12,7 @@ from aiohttp.web import BaseRequest
 
 from proxy.access.control import AccessControl, Policy
 from proxy.access.credentials import Bearer, parse
-from proxy.access.identity import Everyone
+from proxy.access.identity import AnonymousIdentifier
 from proxy.access.limits import ClientLimits
 from proxy.access.principals import Principal
 from proxy.access.rules import Action, Decision
@@ -54,7 +54,9 @@ class Decisions:
         self._authenticator: Authenticator | None = None
         self.router: Final = Router(settings)
         self.trusted: Final = TrustedProxies(settings.access.trusted_proxies)
-        self.access: Final = AccessControl(self._policy(settings), Everyone(), metrics.cache)
+        self.access: Final = AccessControl(
+            self._policy(settings), AnonymousIdentifier(), metrics.cache
+        )
         self.limits: Final = ClientLimits(_unlimited(settings.access), metrics.limits)
         self.use(in_force)
 
@@ -186,7 +188,7 @@ class Decisions:
         rules = tag_rules.made(upstream, self._settings.upstreams[upstream])
         is_online = self._settings.offline_mode(upstream) == OfflineMode.NEVER
         is_online = is_online and upstream not in self._switched
-        return is_online and not rules.hold and not rules.travel
+        return is_online and not rules.has_cool_downs and not rules.has_past_times
 
     def _policy(self, settings: Settings) -> Policy:
         return Policy.of(settings.access, Router(settings).parse_selector)

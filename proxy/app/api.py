@@ -8,7 +8,7 @@ from proxy.app.engine import Engine
 from proxy.runtime.events import Events
 from proxy.runtime.supervisor import Supervisor
 from proxy.services.explain import Explainer
-from proxy.services.image_search import Catalogue
+from proxy.services.image_search import ImageSearch
 from proxy.services.jobs import Jobs
 from proxy.services.popularity import Popularity
 from proxy.services.series import Series
@@ -41,7 +41,7 @@ class Operating:
     jobs: Jobs
     series: Series
     popularity: Popularity
-    catalogue: Catalogue
+    image_search: ImageSearch
 
     @asynccontextmanager
     async def running(self, background: Supervisor) -> AsyncIterator[None]:
@@ -64,7 +64,7 @@ def built(
     jobs, streams = Jobs(), Streams()
     series = Series(engine.storage.content, engine.metrics)
     popularity = Popularity(engine.storage.content, engine.metrics.tally)
-    catalogue = Catalogue(engine.storage.content, popularity.pulls)
+    image_search = ImageSearch(engine.storage.content, popularity.pulls)
     live = Live(statistics, streams)
     explainer = Explainer(
         engine.storage.content,
@@ -79,7 +79,7 @@ def built(
         EventFeed(engine.events, streams),
         History(series, popularity, engine.storage.clock),
         Keeping(services),
-        Images(services, catalogue, popularity),
+        Images(services, image_search, popularity),
         Explaining(explainer, engine.router, services.guards),
         JobRoutes(services, jobs),
         process,
@@ -87,5 +87,5 @@ def built(
     routes = [route for group in groups for route in group.routes]
     api = Api(Description(routes).routes, guard)
     return Operating(
-        api, engine.events, process, live, streams, jobs, series, popularity, catalogue
+        api, engine.events, process, live, streams, jobs, series, popularity, image_search
     )

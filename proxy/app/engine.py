@@ -83,7 +83,7 @@ async def opened(
     tracer = tracing.opened(stack, settings.tracing)
     storage = await storages.opened(stack, settings, router, metrics, environment.clock)
     content_events.connect(events, storage.content)
-    stack.push_async_callback(storage.layout.keep)
+    stack.push_async_callback(storage.layout.publish_if_changed)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
     store = None if listens_at is None else fleets.open_store(stack, settings, metrics)

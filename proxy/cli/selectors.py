@@ -13,9 +13,9 @@ from proxy.cli.formatting import fail
 from proxy.core.platforms import own_platform
 
 if TYPE_CHECKING:
-    from proxy.services.image_files.results import Found
+    from proxy.services.image_files.results import FoundReferences
 
-_CATALOGUE: Final = "/v2/_catalog"
+_CATALOG: Final = "/v2/_catalog"
 _STANDARD_INPUT: Final = "-"
 
 NamesArgument = Annotated[
@@ -81,10 +81,10 @@ def _with_registries(names: Iterable[str] | None) -> Iterable[str]:
     """Yield names and patterns; those after a catalogue's address get its registry in front."""
     registry, has_patterns = None, True
     for name in names or ():
-        if name.endswith(_CATALOGUE) and "://" in name:
+        if name.endswith(_CATALOG) and "://" in name:
             if not has_patterns:
                 yield f"{registry}/**"
-            registry = name.partition("://")[2].removesuffix(_CATALOGUE)
+            registry = name.partition("://")[2].removesuffix(_CATALOG)
             has_patterns = False
         else:
             has_patterns = True
@@ -113,7 +113,9 @@ def _from_files(
     return wishes, problems
 
 
-def _found(file: Path, platforms: Iterable[str], arguments: dict[str, str]) -> Iterable["Found"]:
+def _found(
+    file: Path, platforms: Iterable[str], arguments: dict[str, str]
+) -> Iterable["FoundReferences"]:
     """Yield what a file names, for each platform: in a Dockerfile this may differ."""
     from proxy.services import image_files  # noqa: PLC0415 - reads YAML
     from proxy.services.image_files.results import Build  # noqa: PLC0415

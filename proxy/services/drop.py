@@ -217,7 +217,7 @@ class Dropper:
         await self._discard([d for d in plan.content if not await graph.is_listed(d)])
         for target in plan.targets:
             await self._forget(target, plan.links.get(target, set()))
-        await self._layout.keep()
+        await self._layout.publish_if_changed()
         await self._discard(list(plan.wrappers))  # last: until now index.json may have named them
 
     async def _discard(self, digests: list[Digest]) -> None:

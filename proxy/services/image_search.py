@@ -63,7 +63,7 @@ class Page(NamedTuple):
     following: Position | None
 
 
-class Catalogue:
+class ImageSearch:
     """Searches the images. ``pulls`` returns how often an image was pulled."""
 
     def __init__(self, content: Content, pulls: Callable[[str], int]) -> None:

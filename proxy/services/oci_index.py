@@ -87,13 +87,13 @@ class Layout:
                 and named.tag is not None
                 and f"{named.target}:{named.tag}" not in known
             ):
-                learnt += await self._learn(named.target, named.tag, named.descriptor)
+                learnt += await self._restore_tag(named.target, named.tag, named.descriptor)
         if learnt:
             log.warning("tags found in index.json that the index had lost", tags=learnt)
         self._foreign = foreign
         self._loaded.set()
 
-    async def _learn(self, target: Target, tag: Tag, descriptor: Descriptor) -> bool:
+    async def _restore_tag(self, target: Target, tag: Tag, descriptor: Descriptor) -> bool:
         """Record a tag as never checked, unless it was pulled meanwhile; return if it was not."""
         if await self._content.tags.get(target, tag) is not None:
             return False
@@ -114,10 +114,10 @@ class Layout:
                 await self.load()
         while True:
             started = time.monotonic()
-            await self.keep()
+            await self.publish_if_changed()
             await asyncio.sleep(max(PUBLISH_SECONDS, PAUSE_FACTOR * (time.monotonic() - started)))
 
-    async def keep(self) -> None:
+    async def publish_if_changed(self) -> None:
         """Write ``index.json`` if its content has changed, once the last one has been read."""
         async with self._keeping:  # two that write at once take each other's temporary file
             inputs = self._content.revision, self._pins()

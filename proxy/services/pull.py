@@ -86,7 +86,7 @@ class Platforms:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PullOptions:
     """The images to fetch, by platform, and whether to fetch referrers.
 
     ``is_dry`` fetches only manifests, and reports the bytes of blobs that are not held.
@@ -102,7 +102,7 @@ class _Pull:
     """One pull and its progress: ``sizes`` of the selected blobs, and those that have ``ended``."""
 
     target: Target
-    wanted: Wanted
+    wanted: PullOptions
     sizes: dict[Digest, int] = field(default_factory=dict)
     ended: set[Digest] = field(default_factory=set)
     held: set[Digest] = field(default_factory=set)
@@ -132,7 +132,7 @@ class Puller:
         """End all pulls soon: their events end without ``done``."""
         self._is_stopping = True
 
-    async def run(self, image: Image, wanted: Wanted) -> AsyncGenerator[Event]:
+    async def run(self, image: Image, wanted: PullOptions) -> AsyncGenerator[Event]:
         """Pull an image; yield the progress, the failures, and the totals.
 
         The pull ends when the caller stops reading; downloads that have begun continue. Without

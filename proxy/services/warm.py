@@ -15,7 +15,7 @@ from proxy.core.routing import Router
 from proxy.core.selection import is_pattern
 from proxy.runtime.metrics import CacheCounters
 from proxy.services.expansion import Expansion
-from proxy.services.pull import Platforms, Puller, Wanted
+from proxy.services.pull import Platforms, Puller, PullOptions
 
 CONCURRENCY: Final = 2
 """Images of a schedule that are fetched at the same time: clients come first."""
@@ -91,7 +91,7 @@ class Warmer:
         done = _Round()
         images = await self._images(warming.images, done)
         slots = asyncio.Semaphore(CONCURRENCY)
-        wanted = Wanted(warming.platforms, with_referrers=warming.with_referrers)
+        wanted = PullOptions(warming.platforms, with_referrers=warming.with_referrers)
         async with asyncio.TaskGroup() as group:
             for image in images:
                 group.create_task(self._pull(image, wanted, slots, done), name=f"warm {image}")
@@ -125,7 +125,7 @@ class Warmer:
         return images
 
     async def _pull(
-        self, name: str, wanted: Wanted, slots: asyncio.Semaphore, done: _Round
+        self, name: str, wanted: PullOptions, slots: asyncio.Semaphore, done: _Round
     ) -> None:
         missing: list[str] = []
         async with slots:

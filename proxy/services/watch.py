@@ -18,7 +18,7 @@ from proxy.core.routing import Router
 from proxy.core.selection import Selector
 from proxy.runtime.metrics import CacheCounters
 from proxy.services.expansion import MAX_IMAGES, Expansion
-from proxy.services.renewal import Found, Renewal
+from proxy.services.renewal import CheckResult, Renewal
 
 CONCURRENCY: Final = 4
 """Maximum number of concurrent checks."""
@@ -95,7 +95,7 @@ class Watcher:
         keys = await self._keys(watching.images)
         gap = min(LONGEST_GAP, SPREAD * watching.every / max(1, len(keys)))
         slots = asyncio.Semaphore(CONCURRENCY)
-        outcomes: Counter[Found] = Counter()
+        outcomes: Counter[CheckResult] = Counter()
 
         async def check(target: Target, tag: Tag) -> None:
             try:

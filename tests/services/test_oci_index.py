@@ -323,11 +323,11 @@ async def test_nothing_is_written_before_the_old_file_was_read(cache: Held) -> N
     await cache.index.set_tag(target, tag, None)
     shelf = Writes(cache)
     names = Layout(cache.content, shelf, list)
-    await names.keep()
+    await names.publish_if_changed()
     assert (shelf.count, (cache.root / "index.json").read_bytes()) == (0, before)
     await names.load()
     assert await cache.index.tag(target, tag) is not None
-    await names.keep()
+    await names.publish_if_changed()
     assert set(entries(cache.root)) == {"docker.io/library/app:1"}
 
 

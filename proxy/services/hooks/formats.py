@@ -14,20 +14,20 @@ from proxy.services.hooks import (
     harbor,
     quay,
 )
-from proxy.services.hooks.authentication import Proof
-from proxy.services.hooks.delivery import Body, Delivery, Headers, Misshapen
+from proxy.services.hooks.authentication import SecretCheck
+from proxy.services.hooks.delivery import Body, Delivery, Headers, MalformedDelivery
 
 
 class Format(NamedTuple):
-    """One format: its required fields, its parser, and the proofs that it accepts.
+    """One format: its required fields, its parser, and the checks of its senders.
 
     ``tokens`` need no body, ``signatures`` do; ``signed_in`` is the header that has the signature.
     """
 
     expected: str
     parse: Callable[[Body], Delivery]
-    tokens: tuple[Proof, ...] = ()
-    signatures: tuple[Proof, ...] = ()
+    tokens: tuple[SecretCheck, ...] = ()
+    signatures: tuple[SecretCheck, ...] = ()
     signed_in: str = ""
 
 
@@ -66,6 +66,6 @@ def read(name: str, headers: Headers, raw: bytes) -> Delivery:
     form = FORMATS[name]
     try:
         return form.parse(Body(headers, raw, read_object(raw)))
-    except Misshapen:
+    except MalformedDelivery:
         problem = f"not a webhook in the format {name}: expected {form.expected}"
         raise Unprocessable(problem) from None

@@ -66,7 +66,7 @@ class Notifications:
         trace: TracebackType | None,
     ) -> None:
         left = self._unsubscribe()
-        await self._keep(left)
+        await self._save(left)
         if self._session is not None:
             await self._session.close()
         await self._outbox.close()
@@ -109,7 +109,7 @@ class Notifications:
         await self._count()
         while True:
             await subscription.some()
-            await run_to_completion(self._keep(subscription.drain()))
+            await run_to_completion(self._save(subscription.drain()))
 
     def _unsubscribe(self) -> list[Event]:
         """End the subscription; return its events that were not stored yet."""
@@ -118,7 +118,7 @@ class Notifications:
         self._lost = 0
         return [] if subscription is None else subscription.drain()
 
-    async def _keep(self, events: list[Event]) -> None:
+    async def _save(self, events: list[Event]) -> None:
         rows: list[tuple[str, str]] = []
         for delivery in self._deliveries:
             wanted = [event for event in events if delivery.receiver.wants(event)]

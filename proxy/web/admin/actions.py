@@ -23,7 +23,7 @@ from proxy.core.units import parse_size
 from proxy.repository import Cache
 from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
-from proxy.services.pull import Platforms, Puller, Wanted
+from proxy.services.pull import Platforms, Puller, PullOptions
 from proxy.services.verify import Verifier
 from proxy.upstream.registry import Upstream
 from proxy.web.admin import images, offline, protection, tags
@@ -189,7 +189,7 @@ class Control:
     async def _post_pull(self, request: BaseRequest) -> StreamResponse:
         image = self._services.image(required(request, "image"))
         named = request.query.get("platforms", "")
-        wanted = Wanted(
+        wanted = PullOptions(
             Platforms(tuple(filter(None, named.split(",")))),
             with_referrers=is_true(request, "referrers"),
             is_dry=is_true(request, "dry_run"),

@@ -5,7 +5,12 @@ import base64
 import pytest
 
 from proxy.services.hooks import authentication
-from proxy.services.hooks.authentication import LONGEST_AGE, Proof, Shown, is_proven
+from proxy.services.hooks.authentication import (
+    LONGEST_AGE,
+    SecretCheck,
+    SentCredentials,
+    is_authentic,
+)
 from proxy.services.hooks.formats import FORMATS
 from tests.services.hooks import payloads
 from tests.services.hooks.payloads import SECRET, WRONG, Prove, Sent
@@ -13,7 +18,7 @@ from tests.services.hooks.payloads import SECRET, WRONG, Prove, Sent
 NOW = 1_800_000_000.0
 BODY = b'{"events": []}'
 SIGNING = "whsec_" + base64.b64encode(b"k" * 32).decode()
-BEARERS: list[tuple[Proof, Prove]] = [
+BEARERS: list[tuple[SecretCheck, Prove]] = [
     (authentication.token_in_url, payloads.by_url),
     (authentication.authorization, payloads.by_authorization),
     (authentication.authorization, payloads.by_plain_authorization),
@@ -26,17 +31,17 @@ def by_standard_now(body: bytes, secret: str) -> Sent:
     return payloads.by_standard(body, secret, NOW)
 
 
-def shown(sent: Sent, now: float = NOW) -> Shown:
-    return Shown(sent.headers, sent.token, sent.body, now)
+def shown(sent: Sent, now: float = NOW) -> SentCredentials:
+    return SentCredentials(sent.headers, sent.token, sent.body, now)
 
 
 @pytest.mark.parametrize(("proof", "prove"), BEARERS)
-def test_only_the_secret_proves(proof: Proof, prove: Prove) -> None:
+def test_only_the_secret_proves(proof: SecretCheck, prove: Prove) -> None:
     sent = shown(prove(BODY, SECRET))
     assert proof(sent, SECRET.encode())
     assert not proof(sent, WRONG.encode())
     assert not proof(shown(prove(BODY, WRONG)), SECRET.encode())
-    assert not proof(Shown({}, "", BODY, NOW), SECRET.encode())
+    assert not proof(SentCredentials({}, "", BODY, NOW), SECRET.encode())
 
 
 URL, PLAIN, BEARER = payloads.by_url, payloads.by_plain_authorization, payloads.by_authorization
@@ -55,7 +60,7 @@ ACCEPTED: dict[str, tuple[Prove, ...]] = {
 def test_a_format_accepts_only_the_proofs_of_its_senders(name: str, prove: Prove) -> None:
     form = FORMATS[name]
     sent = shown(prove(BODY, SECRET))
-    is_accepted = is_proven(sent, (*form.tokens, *form.signatures), [SECRET.encode()])
+    is_accepted = is_authentic(sent, (*form.tokens, *form.signatures), [SECRET.encode()])
     assert is_accepted is (prove in ACCEPTED[name])
 
 
@@ -65,7 +70,7 @@ def test_a_signature_is_for_one_body() -> None:
 
 
 def test_secrets_with_other_characters_are_compared_and_not_refused() -> None:
-    sent = Shown({"Authorization": "gruß\udcff"}, "", BODY, NOW)
+    sent = SentCredentials({"Authorization": "gruß\udcff"}, "", BODY, NOW)
     assert not authentication.authorization(sent, SECRET.encode())
     assert authentication.authorization(sent, "gruß\udcff".encode("utf-8", "surrogateescape"))
 
@@ -73,10 +78,12 @@ def test_secrets_with_other_characters_are_compared_and_not_refused() -> None:
 def test_each_of_two_secrets_proves_and_none_does_not() -> None:
     sent = shown(payloads.by_url(BODY, SECRET))
     old, new = WRONG.encode(), SECRET.encode()
-    assert is_proven(sent, [authentication.authorization, authentication.token_in_url], [old, new])
-    assert not is_proven(sent, [authentication.token_in_url], [old])
-    assert not is_proven(sent, [authentication.token_in_url], [])
-    assert not is_proven(sent, [], [new])
+    assert is_authentic(
+        sent, [authentication.authorization, authentication.token_in_url], [old, new]
+    )
+    assert not is_authentic(sent, [authentication.token_in_url], [old])
+    assert not is_authentic(sent, [authentication.token_in_url], [])
+    assert not is_authentic(sent, [], [new])
 
 
 @pytest.mark.parametrize("secret", [SECRET, SIGNING])

@@ -23,7 +23,7 @@ from proxy.web.admin.api.jobs import JobRoutes
 from proxy.web.admin.api.live import Live
 from proxy.web.admin.api.openapi import Description
 from proxy.web.admin.api.process import Process
-from proxy.web.admin.api.protection import Keeping
+from proxy.web.admin.api.protection import ProtectionRoutes
 from proxy.web.admin.api.state import State
 from proxy.web.admin.api.streams import Streams
 from proxy.web.admin.statistics import Statistics
@@ -78,7 +78,7 @@ def built(
         live,
         EventFeed(engine.events, streams),
         History(series, popularity, engine.storage.clock),
-        Keeping(services),
+        ProtectionRoutes(services),
         Images(services, image_search, popularity),
         Explaining(explainer, engine.router, services.guards),
         JobRoutes(services, jobs),

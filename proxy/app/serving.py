@@ -36,7 +36,7 @@ from proxy.services.verify import Verifier
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
 from proxy.web.admin import hooks
-from proxy.web.admin.actions import Control, Services
+from proxy.web.admin.actions import AdminActions, Services
 from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.api.process import Process
 from proxy.web.admin.bundles import Bundles
@@ -46,7 +46,7 @@ from proxy.web.admin.statistics import Statistics
 from proxy.web.announcer import Announcer
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
-from proxy.web.exchange import Journal, Watchers
+from proxy.web.exchange import RequestRecorder, Watchers
 from proxy.web.fleet import PeerServer, Served
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.gate import TOKEN_PATH, Gate, Guards
@@ -114,9 +114,9 @@ def handlers(
     callers = Callers()
     guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
     watchers = Watchers(Announcer(engine.events), engine.tracer)
-    journal = Journal(engine.metrics, request_log, audit, upstreams, watchers)
+    recorder = RequestRecorder(engine.metrics, request_log, audit, upstreams, watchers)
     lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
-    responses = ResponseCache(lookup, guards, journal, trusted, router.resolve)
+    responses = ResponseCache(lookup, guards, recorder, trusted, router.resolve)
     services = _services(engine, settings, guards)
     keeping = Keeping(engine, services.puller, services.expansion, audit)
     keeping.use(planned(settings, router))
@@ -125,12 +125,12 @@ def handlers(
     statistics = Statistics(engine.metrics, content, engine.downloads, upstreams, pins, limits)
     guard, process = Guard(admin_access, audit, trusted), Process(settings, environment.load)
     operating = api.built(engine, statistics, services, guard, process)
-    control, sites = Control(services, admin_access, audit), Sites(settings, trusted)
+    actions, sites = AdminActions(services, admin_access, audit), Sites(settings, trusted)
     is_ours = environment.identifier is None
     gate = Gate(guards, router, trusted)
     return Handlers(
-        Registry(router, cache, gate=gate, journal=journal, responses=responses),
-        Admin(statistics, control, operating.api, sites),
+        Registry(router, cache, gate=gate, recorder=recorder, responses=responses),
+        Admin(statistics, actions, operating.api, sites),
         operating,
         responses,
         services,
@@ -221,7 +221,7 @@ class Servers:
         server = RegistryServer(
             parts.registry.handle_trusted,
             parts.admin.handle_trusted,
-            _not_remembered,
+            _never_cached,
             clients=clients,
             trusted=parts.trusted,
         )
@@ -268,6 +268,6 @@ class Servers:
         self._servers.append(server)
 
 
-def _not_remembered(head: bytes, client: str | None, certificate: Certificate | None) -> None:
+def _never_cached(head: bytes, client: str | None, certificate: Certificate | None) -> None:
     """Never cache a request: the general path has to identify the operator."""
     del head, client, certificate

@@ -11,7 +11,7 @@ from proxy.core.names import Digest, Kind, is_digest
 from proxy.runtime.events import Emitter, EventKind
 from proxy.runtime.metrics import Outcome
 from proxy.web import audit_events
-from proxy.web.audit_events import Remembered
+from proxy.web.audit_events import CachedPull
 
 if TYPE_CHECKING:
     from proxy.web.exchange import Exchange
@@ -46,7 +46,7 @@ class Announcer:
             self._deny(exchange)
 
     def repeated(
-        self, request: Remembered, principal: Principal, digest: Digest, size: int
+        self, request: CachedPull, principal: Principal, digest: Digest, size: int
     ) -> None:
         """Announce a pull that the response cache has answered."""
         self._emitter.emit(

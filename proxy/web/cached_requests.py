@@ -12,7 +12,7 @@ from proxy.core.records import Descriptor
 from proxy.repository.memory_lookup import Found
 from proxy.runtime.metrics import UpstreamCounters
 from proxy.runtime.tally import Key
-from proxy.web.audit_events import Remembered
+from proxy.web.audit_events import CachedPull
 from proxy.web.blob import blob_headers
 from proxy.web.exchange import HIT_STATUS, common_headers
 from proxy.web.replies import manifest_headers
@@ -92,9 +92,9 @@ class Request:
         self.tallied = self.target, self.route.ref if self.is_pull else ""
 
     @property
-    def audited(self) -> Remembered:
+    def audited(self) -> CachedPull:
         """The facts about it for listeners and the audit log."""
-        return Remembered(*self.target, self.route.ref, self.form.agent, self.form.sent_id)
+        return CachedPull(*self.target, self.route.ref, self.form.agent, self.form.sent_id)
 
     def audit(self, response: Response, size: int) -> tuple[Recurring, dict[str, Any]]:
         """Return ``audited`` of a response to a pull."""

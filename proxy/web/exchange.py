@@ -242,7 +242,7 @@ class Watchers(NamedTuple):
     tracer: Tracer = NoTracer()
 
 
-class Journal:
+class RequestRecorder:
     """Counts, logs and announces each request once, and logs failures of upstreams."""
 
     def __init__(
@@ -298,7 +298,7 @@ class Journal:
 
     def _log(self, exchange: Exchange, seconds: float) -> None:
         fields = exchange.fields()
-        event = audit_events.answered(exchange) if self.audit.is_on else None
+        event = audit_events.of_request(exchange) if self.audit.is_on else None
         if event is not None:
             if event.outcome is Verdict.ALLOWED and self.audits_in_request_lines:
                 fields |= request_line_fields(event)

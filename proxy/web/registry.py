@@ -27,7 +27,7 @@ from proxy.upstream import hops
 from proxy.upstream.registry import PAGE_KEYS
 from proxy.web import replies, span_attributes
 from proxy.web.blob import send_blob
-from proxy.web.exchange import Exchange, Journal
+from proxy.web.exchange import Exchange, RequestRecorder
 from proxy.web.gate import Gate
 from proxy.web.redirects import may_redirect
 from proxy.web.response_cache import ResponseCache
@@ -48,13 +48,13 @@ class Registry:
         cache: Cache,
         *,
         gate: Gate,
-        journal: Journal,
+        recorder: RequestRecorder,
         responses: ResponseCache,
     ) -> None:
         self._router = router
         self._cache = cache
         self._gate, self._policies = gate, gate.policies
-        self._journal = journal
+        self._recorder = recorder
         self._responses = responses
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
@@ -69,7 +69,7 @@ class Registry:
         exchange = Exchange(request)
         request_ids.use(exchange.request_id)
         above, identify = await self._parent(request, identify)
-        with self._journal.tracer.request(span_attributes.name(request), above) as span:
+        with self._recorder.tracer.request(span_attributes.name(request), above) as span:
             try:
                 return await self._respond(exchange, identify)
             finally:
@@ -96,8 +96,8 @@ class Registry:
     async def _respond(self, exchange: Exchange, identify: Identify) -> StreamResponse:
         request, revision = exchange.request, self._router.revision
         try:
-            if self._journal.audit.is_nearly_full:
-                await self._journal.audit.wait_for_room()
+            if self._recorder.audit.is_nearly_full:
+                await self._recorder.audit.wait_for_room()
             return await self._answer(exchange, identify)
         except RegistryError as error:
             if isinstance(error, Unauthorized):
@@ -110,7 +110,7 @@ class Registry:
             log.exception("request failed unexpectedly", path=request.path)
             return replies.failed(exchange, RegistryError("internal error"))
         finally:
-            self._journal.record(exchange)
+            self._recorder.record(exchange)
             if revision == self._router.revision:  # else the name may resolve to another target
                 self._responses.learn(exchange)
 

@@ -21,7 +21,7 @@ from proxy.repository.results import BlobHead, ManifestHead
 from proxy.runtime.metrics import Outcome
 from proxy.web import replies
 from proxy.web.blob import send_blob
-from proxy.web.exchange import Exchange, Journal
+from proxy.web.exchange import Exchange, RequestRecorder
 from proxy.web.response_cache import ResponseCache
 
 log = structlog.get_logger(__name__)
@@ -37,13 +37,13 @@ class Answers:
         held: Held,
         relay: Relay,
         *,
-        journal: Journal,
+        recorder: RequestRecorder,
         responses: ResponseCache,
     ) -> None:
         self._decisions = decisions
         self._held = held
         self._relay = relay
-        self._journal = journal
+        self._recorder = recorder
         self._responses = responses
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
@@ -140,4 +140,4 @@ class Answers:
     def _record(self, exchange: Exchange) -> None:
         if exchange.counted is not None:
             exchange.counted.requests += 1
-        self._journal.record(exchange)
+        self._recorder.record(exchange)

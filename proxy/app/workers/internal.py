@@ -46,7 +46,7 @@ class InsideServer(RegistryServer):
     def __init__(
         self, registry: Handler, own: Handler, clients: Clients, trusted: TrustedProxies
     ) -> None:
-        super().__init__(registry, own, _not_remembered, clients=clients, trusted=trusted)
+        super().__init__(registry, own, _never_cached, clients=clients, trusted=trusted)
         self._kwargs |= {"max_field_size": MAX_FIELD, "max_headers": MAX_HEADERS}
 
     def __call__(self) -> RequestHandler:
@@ -102,6 +102,6 @@ def _read(header: str) -> _Client:
     return _Client(said["address"], said["is_tls"], HttpVersion(*said["version"]), certificate)
 
 
-def _not_remembered(head: bytes, client: str | None, certificate: Certificate | None) -> None:
+def _never_cached(head: bytes, client: str | None, certificate: Certificate | None) -> None:
     """Never cache a request."""
     del head, client, certificate

@@ -38,7 +38,7 @@ from proxy.web.acceptor import Acceptor
 from proxy.web.announcer import Announcer
 from proxy.web.certificate import certificate_of
 from proxy.web.clients import Clients
-from proxy.web.exchange import Journal, Watchers
+from proxy.web.exchange import RequestRecorder, Watchers
 from proxy.web.response_cache import ResponseCache
 from proxy.web.server import RegistryServer
 
@@ -96,7 +96,7 @@ class _Worker:
             output, level=settings.log.level, on_drop=metrics.cache.unlogged
         )
         audit, announcer = Audit(Access(), output, metrics), Announcer(self._reports.pulls)
-        self._journal = Journal(metrics, self._request_log, audit, {}, Watchers(announcer))
+        self._recorder = RequestRecorder(metrics, self._request_log, audit, {}, Watchers(announcer))
         self._certificate = certificate_of(settings)
         self._held = Held(
             settings.storage.path,
@@ -109,7 +109,7 @@ class _Worker:
         self._responses = ResponseCache(
             self._held,
             guards,
-            self._journal,
+            self._recorder,
             self._decisions.trusted,
             self._resolve,
         )
@@ -151,7 +151,7 @@ class _Worker:
             self._decisions,
             self._held,
             relay,
-            journal=self._journal,
+            recorder=self._recorder,
             responses=self._responses,
         )
         clients = Clients(self._metrics.cache, self._settings.timeouts.send)

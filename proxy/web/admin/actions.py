@@ -68,7 +68,7 @@ class Services:
     """Called after upstreams were taken offline, or online."""
 
 
-class Control:
+class AdminActions:
     """The operator's pages. Each raises ``RegistryError`` for an invalid request."""
 
     def __init__(self, services: Services, access: AdminAccess, audit: AuditLog) -> None:

@@ -198,7 +198,7 @@ class Hooks:
 
     def _record(self, request: BaseRequest, sender: _Sender, failure: RegistryError | None) -> None:
         if self._audit.is_on:
-            self._audit.record(audit_events.hooked(request, sender.name, failure))
+            self._audit.record(audit_events.of_webhook(request, sender.name, failure))
 
 
 async def _secrets(sender: _Sender) -> list[bytes]:

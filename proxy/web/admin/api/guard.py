@@ -73,7 +73,7 @@ class Guard:
         """Record a change, or a request that was refused."""
         is_refused = principal is None and not route.is_public
         if self.audit.is_on and (route.is_change or is_refused):
-            self.audit.record(audit_events.administered(request, principal, failure))
+            self.audit.record(audit_events.of_admin_request(request, principal, failure))
 
 
 def _host(origin: str) -> str | None:

@@ -77,7 +77,7 @@ class Refreshed(Model):
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
+class ProtectionRoutes:
     """The routes of pins, images in use, and checks of tags."""
 
     services: Services

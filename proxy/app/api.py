@@ -30,7 +30,7 @@ from proxy.web.admin.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
-class Operating:
+class OperatorApi:
     """The Admin API, and its parts with a separate lifetime."""
 
     api: Api
@@ -57,9 +57,9 @@ class Operating:
             yield
 
 
-def built(
+def build_api(
     engine: Engine, statistics: Statistics, services: Services, guard: Guard, process: Process
-) -> Operating:
+) -> OperatorApi:
     """Return the Admin API."""
     jobs, streams = Jobs(), Streams()
     series = Series(engine.storage.content, engine.metrics)
@@ -86,6 +86,6 @@ def built(
     )
     routes = [route for group in groups for route in group.routes]
     api = Api(Description(routes).routes, guard)
-    return Operating(
+    return OperatorApi(
         api, engine.events, process, live, streams, jobs, series, popularity, image_search
     )

@@ -46,7 +46,7 @@ class SecondTier:
         return await self.client.url(digest, seconds)
 
 
-async def opened(
+async def open_bucket(
     stack: AsyncExitStack,
     configured: Bucket,
     storage: "Storage",
@@ -95,7 +95,7 @@ def stores(configured: Bucket, secret: str | None) -> "Stores":
         raise ConfigError(
             f"storage.bucket: {error.name} is not installed; pip install 'millpond[bucket]'"
         ) from None
-    return opening.opened(configured, secret)
+    return opening.open_stores(configured, secret)
 
 
 def read_secret(configured: Bucket) -> str | None:

@@ -29,7 +29,7 @@ from proxy.repository.tags import Tags
 from proxy.settings import Settings
 
 
-class Below(NamedTuple):
+class LowerLayers(NamedTuple):
     """The layers below the cache. ``sharing`` None: there are no other replicas."""
 
     storage: Storage
@@ -38,7 +38,7 @@ class Below(NamedTuple):
     sharing: Sharing | None
 
 
-async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cache:
+async def build_cache(stack: AsyncExitStack, settings: Settings, below: LowerLayers) -> Cache:
     """Return the cache over the storage; ``stack`` closes it."""
     storage, downloads, sources, sharing = below
     content, clock = storage.content, storage.clock

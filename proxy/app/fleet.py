@@ -45,7 +45,7 @@ _SMALL: Final = 4096
 log = structlog.get_logger(__name__)
 
 
-class Local(NamedTuple):
+class LocalParts(NamedTuple):
     """The parts of this replica."""
 
     content: Content
@@ -55,7 +55,7 @@ class Local(NamedTuple):
     """HOST:PORT, None without clients."""
 
 
-class Exchange(NamedTuple):
+class ContentExchange(NamedTuple):
     """The parts that exchange content and tokens."""
 
     signer: Signer
@@ -73,7 +73,7 @@ class Fleet:
     store: Store
     address: str
     replicas: Replicas
-    exchange: Exchange | None
+    exchange: ContentExchange | None
 
 
 class _Replica(NamedTuple):
@@ -83,7 +83,7 @@ class _Replica(NamedTuple):
     background: Supervisor
     store: Store
     replicas: Replicas
-    local: Local
+    local: LocalParts
 
 
 def open_store(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Store | None:
@@ -104,12 +104,12 @@ def smallest_object(settings: Settings, bucket: Bucket) -> int:
     return 0 if settings.fleet.secret_file is None else bucket.min_object
 
 
-async def opened(
+async def open_fleet(
     stack: AsyncExitStack,
     settings: Settings,
     store: Store | None,
     metrics: Metrics,
-    local: Local,
+    local: LocalParts,
 ) -> Fleet | None:
     """Return the parts of a replica; ``stack`` closes them. Raises ``ConfigError``.
 
@@ -138,7 +138,7 @@ async def opened(
     return Fleet(store, address, replicas, exchange)
 
 
-def _exchange(replica: _Replica, secret: bytes, largest: int, metrics: Metrics) -> Exchange:
+def _exchange(replica: _Replica, secret: bytes, largest: int, metrics: Metrics) -> ContentExchange:
     """Return what exchanges content; blobs of up to ``largest`` bytes go through Redis."""
     stack, background, store, replicas, local = replica
     bucket = None if local.bucket is None else local.bucket.source
@@ -166,10 +166,10 @@ def _exchange(replica: _Replica, secret: bytes, largest: int, metrics: Metrics) 
     peers = Peers(
         small_blobs, lease_holder, replica_source, manifests, delegate, rescue, leases.release
     )
-    return Exchange(signer, leases, peers, TokenVault(store, secret), small, small_blobs)
+    return ContentExchange(signer, leases, peers, TokenVault(store, secret), small, small_blobs)
 
 
-def _report(local: Local, leases: Leases) -> None:
+def _report(local: LocalParts, leases: Leases) -> None:
     """Have leases follow what is downloaded and stored here."""
     local.content.on_stored.append(leases.stored)
     if local.bucket is not None:

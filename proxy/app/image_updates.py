@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     hooks: dict[str, Hook]
 
 
-class Keeping:
+class ImageUpdates:
     """Owns the services; ``start`` runs them."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Keeping:
         background.start("renewal", self._renewal.fetch_forever)
 
 
-def planned(settings: Settings, router: Router) -> Plan:
+def parse_plan(settings: Settings, router: Router) -> Plan:
     """Return the parsed settings. Raises ``ConfigError``."""
     watch = settings.watch
     watched = _named("watch", watch.images, router)

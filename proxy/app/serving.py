@@ -16,14 +16,14 @@ from proxy.access.identity import AnonymousIdentifier, Certificate
 from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.app import api
-from proxy.app.api import Operating
+from proxy.app.api import OperatorApi
 from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
-from proxy.app.image_updates import Keeping, planned
-from proxy.app.workers.internal import InsideServer
+from proxy.app.image_updates import ImageUpdates, parse_plan
+from proxy.app.workers.internal import InternalServer
 from proxy.index.outbox import Outbox
 from proxy.policies import Policies
-from proxy.policies.rules import compiled
+from proxy.policies.rules import compile_rules
 from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
@@ -63,10 +63,10 @@ class Handlers:
 
     registry: Registry
     admin: Admin
-    operating: Operating
+    operator_api: OperatorApi
     responses: ResponseCache
     services: Services
-    keeping: Keeping
+    image_updates: ImageUpdates
     guards: Guards
     identity: Identity | None
     """None: something else identifies clients, in tests."""
@@ -81,7 +81,7 @@ class Handlers:
         """Stop work that would delay the exit: verification, pulls and streams."""
         self.services.verifier.stop()
         self.services.puller.stop()
-        self.operating.streams.close()
+        self.operator_api.streams.close()
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
         """Answer a request over TCP that is not for the registry."""
@@ -89,7 +89,7 @@ class Handlers:
         if request.rel_url.raw_path == TOKEN_PATH and identity is not None:
             return await identity.handle_token(request)
         if request.rel_url.raw_path.startswith(hooks.PATH):
-            return await self.keeping.hooks.handle(request)
+            return await self.image_updates.hooks.handle(request)
         peers = self.peers
         if peers is not None and peers.admits(request):
             return await peers.handle(request)
@@ -110,7 +110,7 @@ def handlers(
     access = access_control(engine, settings, environment)
     limits = ClientLimits(settings.access, engine.metrics.limits)
     policies = Policies(cache, content, engine.metrics)
-    policies.use(compiled(settings.policies, router.parse_selector))
+    policies.use(compile_rules(settings.policies, router.parse_selector))
     callers = Callers()
     guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
     watchers = Watchers(Announcer(engine.events), engine.tracer)
@@ -118,23 +118,23 @@ def handlers(
     lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
     responses = ResponseCache(lookup, guards, recorder, trusted, router.resolve)
     services = _services(engine, settings, guards)
-    keeping = Keeping(engine, services.puller, services.expansion, audit)
-    keeping.use(planned(settings, router))
+    image_updates = ImageUpdates(engine, services.puller, services.expansion, audit)
+    image_updates.use(parse_plan(settings, router))
     admin_access = AdminAccess(access, settings.admin.token_file)
     pins = engine.storage.pins
     statistics = Statistics(engine.metrics, content, engine.downloads, upstreams, pins, limits)
     guard, process = Guard(admin_access, audit, trusted), Process(settings, environment.load)
-    operating = api.built(engine, statistics, services, guard, process)
+    operator_api = api.build_api(engine, statistics, services, guard, process)
     actions, sites = AdminActions(services, admin_access, audit), Sites(settings, trusted)
     is_ours = environment.identifier is None
     gate = Gate(guards, router, trusted)
     return Handlers(
         Registry(router, cache, gate=gate, recorder=recorder, responses=responses),
-        Admin(statistics, actions, operating.api, sites),
-        operating,
+        Admin(statistics, actions, operator_api.api, sites),
+        operator_api,
         responses,
         services,
-        keeping,
+        image_updates,
         guards,
         Identity(guards, callers, router, settings.storage.path, audit) if is_ours else None,
         admin_access,
@@ -256,7 +256,7 @@ class Servers:
         """Accept connections of workers, which relay requests of clients."""
         clients = Clients(self._counters)
         parts = self._parts
-        server = InsideServer(parts.registry.handle, parts.handle_own, clients, parts.trusted)
+        server = InternalServer(parts.registry.handle, parts.handle_own, clients, parts.trusted)
         await self._start(server, Acceptor(listener, server, clients, limit=limit))
 
     async def _start(self, server: RegistryServer, acceptor: Acceptor) -> None:

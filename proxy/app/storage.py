@@ -50,7 +50,7 @@ class Storage:
     bucket: SecondTier | None = None
 
 
-async def opened(
+async def open_storage(
     stack: AsyncExitStack,
     settings: Settings,
     router: Router,

@@ -73,7 +73,7 @@ class _Built:
         await self.transport.close()
 
 
-class Beside(NamedTuple):
+class UpstreamExtras(NamedTuple):
     """The parts that all upstreams share: other sources of content, tokens, and listeners."""
 
     shared_sources: SharedSources = SharedSources()
@@ -98,10 +98,10 @@ class Upstreams:
         clock: Clock,
         downloads: int,
         network: Network,
-        beside: Beside = Beside(),  # noqa: B008 - it is immutable
+        extras: UpstreamExtras = UpstreamExtras(),  # noqa: B008 - it is immutable
     ) -> None:
         """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
-        self._shared_sources, self._tokens, self._events = beside
+        self._shared_sources, self._tokens, self._events = extras
         self.on_limits: Final[list[Callable[[str], None]]] = []
         """Called with the name of an upstream when the limits of its requests have changed."""
         self._metrics = metrics
@@ -147,7 +147,7 @@ class Upstreams:
                 fallbacks,
                 _caller_times(settings.upstreams[name]),
                 self._shared_sources,
-                tag_rules.made(name, settings.upstreams[name]),
+                tag_rules.build_tag_rules(name, settings.upstreams[name]),
             )
             for name, entry in built.items()
         }

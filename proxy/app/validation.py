@@ -15,13 +15,13 @@ from proxy.access.review import faults
 from proxy.access.rules import Rules
 from proxy.app import bucket as buckets
 from proxy.app import tracing
-from proxy.app.image_updates import planned
+from proxy.app.image_updates import parse_plan
 from proxy.app.issuers import issuer_context
 from proxy.app.notifications import receivers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.core.units import show_size
-from proxy.policies.rules import compiled
+from proxy.policies.rules import compile_rules
 from proxy.settings import Settings
 from proxy.upstream.credentials.choosing import check_credentials
 from proxy.upstream.transport import client_context
@@ -80,8 +80,8 @@ def _pins(settings: Settings) -> Iterator[str]:
             yield f"pins: {error.message}"
 
 
-def _keeping(settings: Settings) -> Iterator[str]:
-    yield from _refusal(lambda: planned(settings, Router(settings)))
+def _image_updates(settings: Settings) -> Iterator[str]:
+    yield from _refusal(lambda: parse_plan(settings, Router(settings)))
 
 
 def _hooks(settings: Settings) -> Iterator[str]:
@@ -143,7 +143,7 @@ def _upstream_files(settings: Settings) -> Iterator[str]:
 
 
 def _policies(settings: Settings) -> Iterator[str]:
-    yield from _refusal(lambda: compiled(settings.policies, Router(settings).parse_selector))
+    yield from _refusal(lambda: compile_rules(settings.policies, Router(settings).parse_selector))
 
 
 def _bucket(settings: Settings) -> Iterator[str]:
@@ -248,7 +248,7 @@ def _unreadable(key: str, file: Path) -> Iterator[str]:
 _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _size,
     _pins,
-    _keeping,
+    _image_updates,
     _hooks,
     _notifications,
     _rules,

@@ -108,7 +108,9 @@ class Rule:
         return f"denied by policy {self.name!r}: {reason}{because}"
 
 
-def compiled(policies: Sequence[Policy], selector: Callable[[str], Selector]) -> tuple[Rule, ...]:
+def compile_rules(
+    policies: Sequence[Policy], selector: Callable[[str], Selector]
+) -> tuple[Rule, ...]:
     """Return the rules of the settings, their files read. Raises ``ConfigError``.
 
     ``selector`` parses a pattern; it raises ``RegistryError``.

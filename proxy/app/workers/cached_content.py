@@ -19,8 +19,7 @@ from proxy.core.errors import StorageError
 from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, matches
 from proxy.core.records import BlobRecord, Descriptor, TagRecord
 from proxy.index.reader import IndexReader
-from proxy.repository.manifest_cache import CachedManifest as HeldManifest
-from proxy.repository.manifest_cache import stored, verified
+from proxy.repository.manifest_cache import CachedManifest, stored, verified
 from proxy.repository.memory_lookup import Found
 from proxy.repository.results import LocalBlob, Manifest, SmallBlob
 from proxy.runtime.executors import in_thread, in_thread_if_large
@@ -33,7 +32,7 @@ _EACH: Final = 500
 """Bytes that the objects around one body take in RAM."""
 
 
-class Held:
+class CachedContent:
     """The index and the files of the cache, with small content in RAM. Close it when done."""
 
     def __init__(
@@ -45,7 +44,7 @@ class Held:
         self._reader = reader
         self._decisions = decisions
         self._uses = uses
-        self._manifests: LRUCache[Digest, HeldManifest] = LRUCache(
+        self._manifests: LRUCache[Digest, CachedManifest] = LRUCache(
             int(memory.manifests), lambda held: held.ram_bytes
         )
         self._small: LRUCache[Digest, SmallBlob] = LRUCache(
@@ -134,7 +133,7 @@ class Held:
         content = await in_thread_if_large(len(body), lambda: verified(record.digest, body))
         hit = None if content is None else stored(record, body, content)
         if hit is not None:
-            held = HeldManifest(hit, is_stored=True)
+            held = CachedManifest(hit, is_stored=True)
             if held.ram_bytes <= self._manifests.maxsize:
                 self._manifests[record.digest] = held
         return hit

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 from aiohttp.web import BaseRequest, StreamResponse
 
-from proxy.app.workers.cached_content import Held
+from proxy.app.workers.cached_content import CachedContent
 from proxy.app.workers.decisions import Decisions
 from proxy.app.workers.relay import Relay
 from proxy.core.errors import RegistryError, StorageError
@@ -28,20 +28,20 @@ log = structlog.get_logger(__name__)
 _KINDS: Final = (Kind.MANIFEST, Kind.BLOB)
 
 
-class Answers:
+class HitHandler:
     """Answers requests for manifests and blobs; ``relay`` answers all others."""
 
     def __init__(
         self,
         decisions: Decisions,
-        held: Held,
+        content: CachedContent,
         relay: Relay,
         *,
         recorder: RequestRecorder,
         responses: ResponseCache,
     ) -> None:
         self._decisions = decisions
-        self._held = held
+        self._content = content
         self._relay = relay
         self._recorder = recorder
         self._responses = responses
@@ -106,13 +106,13 @@ class Answers:
         digest = Digest(route.ref)
         if not is_digest(route.ref):
             tag = Tag(route.ref)
-            record = await self._held.tag(target, tag)
-            fresh = None if record is None else self._held.seconds_fresh(target, tag, record)
+            record = await self._content.tag(target, tag)
+            fresh = None if record is None else self._content.seconds_fresh(target, tag, record)
             if record is None or fresh is None:
                 return None
             pointed = record.descriptor
             digest = pointed.digest
-        found = await self._held.manifest(target, digest)
+        found = await self._content.manifest(target, digest)
         if found is None:
             return None
         if not exchange.is_head:
@@ -124,11 +124,11 @@ class Answers:
         self, exchange: Exchange, target: Target, digest: Digest
     ) -> StreamResponse | None:
         if exchange.is_head or replies.is_unmodified(exchange, digest):
-            size = await self._held.size(target, digest)
+            size = await self._content.size(target, digest)
             if size is None:
                 return None
             return replies.sized(exchange, digest, BlobHead(size, Outcome.HIT))
-        blob = await self._held.blob(target, digest)
+        blob = await self._content.blob(target, digest)
         if blob is None:
             return None
         try:

@@ -40,7 +40,7 @@ class _Client:
     certificate: Certificate | None
 
 
-class InsideServer(RegistryServer):
+class InternalServer(RegistryServer):
     """Answers relayed requests; it has no response cache, because workers have one."""
 
     def __init__(
@@ -51,7 +51,7 @@ class InsideServer(RegistryServer):
 
     def __call__(self) -> RequestHandler:
         """Return the protocol of one connection of a worker."""
-        return _InsideConnection(
+        return _InternalConnection(
             self, loop=self._loop, lookup=self._lookup, clients=self._clients, **self._kwargs
         )
 
@@ -63,7 +63,7 @@ class InsideServer(RegistryServer):
         writer: "AbstractStreamWriter",
         task: "asyncio.Task[None]",
     ) -> BaseRequest:
-        assert isinstance(protocol, _InsideConnection)
+        assert isinstance(protocol, _InternalConnection)
         client = _read(message.headers[CLIENT])
         protocol.client = client
         protocol.certificate = client.certificate
@@ -74,7 +74,7 @@ class InsideServer(RegistryServer):
         return request.clone(scheme="https", remote=request.remote or "")
 
 
-class _InsideConnection(Connection):
+class _InternalConnection(Connection):
     """A connection of a worker, which relays requests of many clients."""
 
     __slots__ = ("client",)

@@ -328,7 +328,7 @@ async def test_a_report_that_is_too_long_is_not_awaited() -> None:
     """The main process kills and replaces a worker whose report raises."""
     ours, theirs = socket.socketpair()
     with theirs:
-        channel = await Channel.over(ours)
+        channel = await Channel.from_socket(ours)
         theirs.sendall((MAX_FRAME + 1).to_bytes(4, "big"))
         with pytest.raises(ValueError, match="a frame of"):
             await channel.receive()

@@ -118,10 +118,10 @@ def export(
         fail("--output: name a file, or a directory with / at its end")
     max_part = None if max_part_size is None else _part_size(max_part_size)
     chosen = chosen_platforms(platforms, all_platforms=all_platforms) if platforms else []
-    wishes, problems = gathered(names, files, build_args, tuple(chosen))
+    wanted_images, problems = gathered(names, files, build_args, tuple(chosen))
     selection: dict[str, object] = {
-        "images": list(dict.fromkeys(wish.name for wish in wishes)),
-        "all": everything or (since is not None and not wishes),
+        "images": list(dict.fromkeys(wanted_image.name for wanted_image in wanted_images)),
+        "all": everything or (since is not None and not wanted_images),
         "pinned": pinned,
         "since": None if since is None else parsed_option("--since", since, _moment),
         "platforms": chosen,
@@ -211,7 +211,7 @@ class _Writing:
 
 
 async def _write(client: "Client", writing: _Writing, output: str, max_part: int | None) -> None:
-    """Write a bundle; an incomplete one is removed. Raises ``ConfigError``, ``Unanswered``."""
+    """Write a bundle; an incomplete one is removed. Raises ``ConfigError``, ``NoAnswer``."""
     from proxy.core.errors import ConfigError  # noqa: PLC0415 - not for help
     from proxy.services.bundle import archive  # noqa: PLC0415
 
@@ -265,8 +265,8 @@ async def _body(client: "Client", blob: "BundledBlob") -> bytes:
 async def _copy(
     client: "Client", blob: "BundledBlob", write: Callable[[bytes], object], bar: Bytes
 ) -> None:
-    """Pass the bytes of a blob to ``write``, and hash them. Raises ``Unanswered`` for others."""
-    from proxy.cli.client import Unanswered  # noqa: PLC0415 - aiohttp
+    """Pass the bytes of a blob to ``write``, and hash them. Raises ``NoAnswer`` for others."""
+    from proxy.cli.client import NoAnswer  # noqa: PLC0415 - aiohttp
 
     hasher = hashlib.new(blob.digest.partition(":")[0])
     size = 0
@@ -282,7 +282,7 @@ async def _copy(
         await asyncio.to_thread(save, data)
         bar.advance(len(data))
     if size != blob.size or hasher.hexdigest() != blob.digest.partition(":")[2]:
-        raise Unanswered(
+        raise NoAnswer(
             f"{blob.digest}: the cache has other bytes than it should; run: "
             "millpond verify --repair, then export again"
         )

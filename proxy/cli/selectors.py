@@ -48,7 +48,7 @@ NoReferrersOption = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class WantedImage:
     """An image to fetch, for some platforms; none means all."""
 
     name: str
@@ -60,11 +60,13 @@ def gathered(
     files: Iterable[Path] | None,
     build_args: Iterable[str] | None,
     platforms: tuple[str, ...],
-) -> tuple[dict[Wish, None], list[str]]:
+) -> tuple[dict[WantedImage, None], list[str]]:
     """Return the images and patterns to fetch, and the problems in files."""
-    wishes, problems = _from_files(files or (), platforms, _arguments(build_args or ()))
-    wishes.update(dict.fromkeys(Wish(name, platforms) for name in _with_registries(names)))
-    return wishes, problems
+    wanted_images, problems = _from_files(files or (), platforms, _arguments(build_args or ()))
+    wanted_images.update(
+        dict.fromkeys(WantedImage(name, platforms) for name in _with_registries(names))
+    )
+    return wanted_images, problems
 
 
 def _arguments(pairs: Iterable[str]) -> dict[str, str]:
@@ -95,22 +97,22 @@ def _with_registries(names: Iterable[str] | None) -> Iterable[str]:
 
 def _from_files(
     files: Iterable[Path], wanted: tuple[str, ...], arguments: dict[str, str]
-) -> tuple[dict[Wish, None], list[str]]:
+) -> tuple[dict[WantedImage, None], list[str]]:
     """Return the images that files name, once each, and the problems in the files."""
     from proxy.core.errors import RegistryError  # noqa: PLC0415 - not needed for help
 
-    wishes: dict[Wish, None] = {}
+    wanted_images: dict[WantedImage, None] = {}
     problems: list[str] = []
     for file in files:
         try:
             for found in _found(file, wanted or (own_platform(),), arguments):
                 for image in found.images:
                     platforms = wanted if image.platform is None else (image.platform,)
-                    wishes.setdefault(Wish(image.name, platforms))
+                    wanted_images.setdefault(WantedImage(image.name, platforms))
                 problems += (one for one in found.problems if one not in problems)
         except RegistryError as error:
             problems.append(error.message)
-    return wishes, problems
+    return wanted_images, problems
 
 
 def _found(

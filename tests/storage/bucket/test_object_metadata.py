@@ -12,7 +12,7 @@ LAB = Target("lab:5000", Repo("a/b/c"))
 
 
 @pytest.mark.parametrize(
-    "card",
+    "metadata",
     [
         ObjectMetadata(),
         ObjectMetadata("application/json", is_public=True, holders=frozenset({APP, LAB})),

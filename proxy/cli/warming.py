@@ -68,6 +68,8 @@ def warm(
     async def work(client: "Client") -> int:
         results = _Results()
         chosen = await _expanded(client, wanted_images, problems)
+        if not chosen and not problems:
+            problems.append("no image is named, so nothing is fetched")
         with bars(as_json=as_json) as display:
             slots = asyncio.Semaphore(CONCURRENCY)
             fetches = (
@@ -92,10 +94,12 @@ async def _expanded(
             chosen.setdefault(wanted_image)
             continue
         answer = await client.ask("GET", EXPAND, {"match": wanted_image.name})
-        for note in answer["notes"]:
+        notes, reasons = answer["notes"], answer["problems"]
+        if wanted_image.is_listed:  # the user asked for what the registry lists
+            notes, reasons = [], notes + reasons
+        for note in notes:
             print_error(f"{wanted_image.name}: {note}")
-        if not answer["images"]:
-            problems.append(f"{wanted_image.name}: selects no image")
+        problems += (f"{wanted_image.name}: {reason}" for reason in reasons)
         chosen.update(
             dict.fromkeys(WantedImage(name, wanted_image.platforms) for name in answer["images"])
         )
@@ -129,6 +133,8 @@ async def _fetch(
         if event["event"] == "missing":
             about, reason = event["digest"], event["reason"]
             missing.append(reason if reason.startswith(about) else f"{about}: {reason}")
+        if event["event"] == "done" and event["warning"] is not None:  # an old image was had
+            missing.append(event["warning"])
 
     asked = {**query, "image": wanted_image.name, "platforms": ",".join(wanted_image.platforms)}
     async with slots:
@@ -153,7 +159,7 @@ def _print_summary(chosen: Iterable[WantedImage], results: _Results, *, is_dry: 
             continue
         state = "not yet" if is_dry and done[column] else "whole"
         if wanted_image in results.failed:
-            state = "incomplete" if done["total"] else "failed"
+            state = "stale" if not done["missing"] else "incomplete" if done["total"] else "failed"
         platforms = " ".join(wanted_image.platforms) or "all"
         sizes = show_size(done["total"]), show_size(done[column])
         rows.append((str(done["image"]), platforms, state, *sizes))

@@ -20,7 +20,7 @@ from aiohttp import ClientError, ClientResponse, ClientSession, TCPConnector, Un
 
 from proxy.app.workers import pool
 from proxy.app.workers.channel import MAX_FRAME, Channel
-from proxy.app.workers.report_receiver import Ledger
+from proxy.app.workers.report_receiver import ReportReceiver
 from proxy.runtime.events import EventKind
 from proxy.settings import Settings
 from tests.access.people import basic, write_users
@@ -74,13 +74,13 @@ async def warm(proxy: Proxy) -> None:
 def reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count the reports that arrive from each worker."""
     REPORTS.clear()
-    add = Ledger._add
+    add = ReportReceiver._add
 
-    def counted(self: Ledger, worker: str, report: dict[str, Any]) -> None:
+    def counted(self: ReportReceiver, worker: str, report: dict[str, Any]) -> None:
         add(self, worker, report)
         REPORTS[worker] += 1
 
-    monkeypatch.setattr(Ledger, "_add", counted)
+    monkeypatch.setattr(ReportReceiver, "_add", counted)
 
 
 async def reported() -> None:

@@ -1,4 +1,4 @@
-"""How users name images: as names, patterns and catalogues, and in files of other tools."""
+"""How users name images: as names, patterns and catalogs, and in files of other tools."""
 
 import os
 import sys
@@ -51,7 +51,7 @@ NoReferrersOption = Annotated[
 class WantedImage:
     """An image to fetch, for some platforms; none means all.
 
-    ``is_listed``: it is a pattern among the repositories of a catalogue that the user names.
+    ``is_listed``: it is a pattern among the repositories of a catalog that the user names.
     """
 
     name: str
@@ -85,7 +85,7 @@ def _arguments(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def _with_registries(names: Iterable[str] | None) -> Iterable[tuple[str, bool]]:
-    """Yield names and patterns, and whether they follow the address of a catalogue.
+    """Yield names and patterns, and whether they follow the address of a catalog.
 
     Those get its registry in front.
     """

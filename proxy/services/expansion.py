@@ -1,6 +1,6 @@
 """Finds the images that a pattern selects, at its registry and in this cache.
 
-A registry lists its repositories in its catalogue, if it has one that Millpond may read. Docker
+A registry lists its repositories in its catalog, if it has one that Millpond may read. Docker
 Hub, GHCR and others do not; for these, only repositories that this cache knows are found.
 """
 
@@ -32,7 +32,7 @@ MAX_REPOSITORIES: Final = 100_000
 MAX_PAGES: Final = 1000
 
 _REFUSALS: Final = (NotFound, Denied, UpstreamRejected)
-"""Answers of a registry without a catalogue, or with one for its operators only."""
+"""Answers of a registry without a catalog, or with one for its operators only."""
 
 _ONLY_KNOWN: Final = "only those that are known here are found"
 

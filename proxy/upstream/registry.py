@@ -248,7 +248,7 @@ class Upstream:
         return TagPage(*await self._names(request, "tags"))
 
     async def repositories(self, query: dict[str, str]) -> RepositoryPage:
-        """Return one page of the catalogue, which many registries do not have.
+        """Return one page of the catalog, which many registries do not have.
 
         It is no part of the distribution-spec; Distribution documents it.
         """

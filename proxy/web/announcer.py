@@ -75,7 +75,7 @@ class Announcer:
     def _deny(self, exchange: "Exchange") -> None:
         route, client = exchange.route, _client(exchange)
         if route is None or not route.repo:
-            return  # requests for /v2/ and the catalogue are not pulls
+            return  # requests for /v2/ and the catalog are not pulls
         name = route.repo if exchange.target is None else str(exchange.target)
         subject = _image(name, route.ref) if route.kind is Kind.MANIFEST else name
         if (subject, client) in self._denied:

@@ -344,7 +344,7 @@ async def test_statistics_name_downloads_to_admins_only(world: World, principal:
 
 
 @pytest.mark.parametrize("principal", PRINCIPALS)
-async def test_the_catalogue_has_what_one_may_pull(world: World, principal: str) -> None:
+async def test_the_catalog_has_what_one_may_pull(world: World, principal: str) -> None:
     await warm(world)
     names, path = list[str](), "/v2/_catalog?n=1"
     visible = {name for name in MAY if principal in MAY[name] and name != ABSENT}

@@ -106,7 +106,7 @@ async def test_standard_input(warm: Warm, proxy: Proxy) -> None:
     assert proxy.held() == tree(DB)
 
 
-async def test_patterns_and_the_catalogue_of_a_registry(
+async def test_patterns_and_the_catalog_of_a_registry(
     warm: Warm, proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     upstream.behaviour.page_size = 1
@@ -121,7 +121,7 @@ async def test_patterns_and_the_catalogue_of_a_registry(
     }
 
 
-async def test_a_registry_without_catalogue_is_named(
+async def test_a_registry_without_catalog_is_named(
     warm: Warm, proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     upstream.behaviour.catalog = False
@@ -135,16 +135,16 @@ async def test_a_registry_without_catalogue_is_named(
     assert proxy.held() == tree(DB), "what is known here is found"
 
 
-CATALOGUE = "https://docker.io/v2/_catalog"
+CATALOG = "https://docker.io/v2/_catalog"
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500])
-async def test_a_catalogue_that_cannot_be_had_is_a_failure(
+async def test_a_catalog_that_cannot_be_had_is_a_failure(
     warm: Warm, proxy: Proxy, upstream: FakeUpstream, status: int
 ) -> None:
     assert (await proxy.get("/v2/acme/db/manifests/latest")).status == 200
     upstream.fail(status=status, kind="catalog")
-    done = await warm(CATALOGUE, "acme/*", "--no-referrers")
+    done = await warm(CATALOG, "acme/*", "--no-referrers")
     assert done.returncode == 1
     assert "docker.io/acme/*: docker.io does not list its repositories" in done.stderr
     assert proxy.held() == tree(DB), "what is known here is fetched"
@@ -152,18 +152,18 @@ async def test_a_catalogue_that_cannot_be_had_is_a_failure(
     assert pattern.returncode == (1 if status == 500 else 0), "most registries have none"
 
 
-async def test_a_catalogue_of_an_unreachable_registry_is_a_failure(
+async def test_a_catalog_of_an_unreachable_registry_is_a_failure(
     warm: Warm, proxy: Proxy, upstream: FakeUpstream
 ) -> None:
     assert (await warm("acme/db", "--no-referrers")).returncode == 0
     await upstream.stop()
-    for name in (CATALOGUE, "docker.io/acme/*"):
+    for name in (CATALOG, "docker.io/acme/*"):
         done = await warm(name, "--no-referrers")
         assert done.returncode == 1
         assert "docker.io does not list its repositories" in done.stderr
 
 
-async def test_offline_a_catalogue_cannot_be_had_and_a_pattern_means_what_is_held(
+async def test_offline_a_catalog_cannot_be_had_and_a_pattern_means_what_is_held(
     proxy: Proxy, start: Start
 ) -> None:
     assert (await proxy.get("/v2/acme/db/manifests/latest")).status == 200
@@ -171,7 +171,7 @@ async def test_offline_a_catalogue_cannot_be_had_and_a_pattern_means_what_is_hel
         assert (await proxy.get(f"/v2/acme/db/blobs/{digest}")).status == 200
     await proxy.close()
     proxy = await start(offline=True)
-    for name, status in ((CATALOGUE, 1), ("docker.io/acme/*", 0)):
+    for name, status in ((CATALOG, 1), ("docker.io/acme/*", 0)):
         done = await beside("warm", name, "--no-referrers", "--storage", str(proxy.storage))
         assert (done.returncode, "docker.io is offline" in done.stderr) == (status, True), done
         assert "docker.io/acme/db:latest" in done.stdout

@@ -333,7 +333,7 @@ async def test_a_reload_watches_other_tags(
     assert not upstream.requests
 
 
-async def test_without_a_catalogue_the_log_says_once_that_a_pattern_may_select_more(
+async def test_without_a_catalog_the_log_says_once_that_a_pattern_may_select_more(
     start: Start, upstream: FakeUpstream, clock: Clock
 ) -> None:
     upstream.fail(404, kind="catalog")

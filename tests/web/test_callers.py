@@ -518,7 +518,7 @@ async def test_a_public_repository_is_public_for_all(
     assert await bob.see("a tag") == 403
 
 
-async def test_the_catalogue_names_what_is_confirmed(
+async def test_the_catalog_names_what_is_confirmed(
     start: Start, simple: FakeUpstream, clock: Clock
 ) -> None:
     proxy = await started(start, catalog=True)

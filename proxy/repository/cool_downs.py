@@ -15,7 +15,7 @@ from proxy.content.content import Content
 from proxy.core import cool_down
 from proxy.core.cool_down import CoolDown, FirstSight, show_time
 from proxy.core.creation import Claim, read_claim, read_created
-from proxy.core.errors import HeldBack, NotFound
+from proxy.core.errors import HeldBack, NotFound, RegistryError
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import HISTORY_LIMIT, TagHistoryEntry, TagRecord
@@ -23,7 +23,7 @@ from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.reading import read_blob
 from proxy.repository.small_blobs import SmallBlobs
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 
 MAX_TAGS: Final = 2000
 """Tags of a repository whose history is searched for a digest."""
@@ -140,6 +140,26 @@ class CoolDowns:
         except HeldBack as error:
             return Served(record.descriptor.digest, error.until)
 
+    async def answers(self, target: Target, tag: Tag, record: TagRecord) -> Sequence[Digest]:
+        """Return the digests that clients may get for a tag now, found without a request.
+
+        There are two if the creation time of an image decides between them, and is not known yet.
+        """
+        newest = record.descriptor.digest
+        try:
+            if self.is_allowed(target, tag, newest):
+                return (newest,)
+            history = await self._history(target, tag, record)
+            moment = self.sources[target.upstream].tag_rules.as_of(target, tag)
+            if moment is not None:
+                return (cool_down.at(history, moment) or newest,)
+            served = await self.foreseen(target, tag, record)
+        except RegistryError:  # no image is old enough, or its upstream has been removed
+            return (newest,)
+        if served is not None:
+            return (served.digest,)
+        return tuple(dict.fromkeys((history[0].digest, newest)))
+
     async def check(self, target: Target, digest: Digest) -> None:
         """Return if a digest may be served by itself. Raises ``HeldBack`` or ``RegistryError``.
 
@@ -245,7 +265,7 @@ class CoolDowns:
             return known
         try:
             manifest = await self._manifests.get(target, digest, CacheDirective.ANY)
-            claim = await by_size(len(manifest.body), lambda: read_claim(manifest.body))
+            claim = await in_thread_if_large(len(manifest.body), lambda: read_claim(manifest.body))
             times: list[float | None] = []
             if claim.images and depth < _MAX_DEPTH:
                 for image in claim.images:
@@ -253,7 +273,7 @@ class CoolDowns:
                     times += [] if below is None else [below.created]
             elif claim.config is not None and claim.config.size <= _MAX_CONFIG:
                 body = await read_blob(self._small, target, claim.config)
-                times = [await by_size(len(body), lambda: read_created(body))]
+                times = [await in_thread_if_large(len(body), lambda: read_created(body))]
         except NotFound:
             return None
         known_times = [one for one in times if one is not None]

@@ -15,12 +15,12 @@ from proxy.core.routing import Router
 from proxy.core.selection import is_pattern
 from proxy.runtime.metrics import CacheCounters
 from proxy.services.expansion import Expansion
-from proxy.services.pull import Platforms, Puller, Wanted
+from proxy.services.pull import Platforms, Puller, PullOptions
 
 CONCURRENCY: Final = 2
 """Images of a schedule that are fetched at the same time: clients come first."""
 
-LOOK_SECONDS: Final = 30.0
+CHECK_SECONDS: Final = 30.0
 """Maximum wait between two readings of the clock, which may be set in between."""
 
 log = structlog.get_logger(__name__)
@@ -91,7 +91,7 @@ class Warmer:
         done = _Round()
         images = await self._images(warming.images, done)
         slots = asyncio.Semaphore(CONCURRENCY)
-        wanted = Wanted(warming.platforms, with_referrers=warming.with_referrers)
+        wanted = PullOptions(warming.platforms, with_referrers=warming.with_referrers)
         async with asyncio.TaskGroup() as group:
             for image in images:
                 group.create_task(self._pull(image, wanted, slots, done), name=f"warm {image}")
@@ -121,31 +121,30 @@ class Warmer:
                 continue
             for note in found.notes:
                 log.info("a pattern may select more", pattern=name, reason=note)
+            for problem in found.problems:
+                done.fail(f"{name}: {problem}")
             images.update(dict.fromkeys(found.images))
         return images
 
     async def _pull(
-        self, name: str, wanted: Wanted, slots: asyncio.Semaphore, done: _Round
+        self, name: str, wanted: PullOptions, slots: asyncio.Semaphore, done: _Round
     ) -> None:
-        missing: list[str] = []
         async with slots:
             try:
-                async for event in self._puller.run(self._router.parse_image(name), wanted):
-                    if event["event"] == "missing":
-                        missing.append(f"{event['digest']}: {event['reason']}")
-                    if event["event"] == "done":
-                        done.fetched_bytes += event["fetched_bytes"]
+                pulled = await self._puller.outcome(self._router.parse_image(name), wanted)
             except RegistryError as error:
-                missing.append(error.message)
-        if missing:
-            done.fail(f"{name}: {missing[0]}")
+                done.fail(f"{name}: {error.message}")
+                return
+        done.fetched_bytes += pulled.fetched_bytes
+        if pulled.problems:
+            done.fail(f"{name}: {pulled.problems[0]}")
         else:
             done.whole += 1
 
     async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until the schedules change."""
         try:
-            async with asyncio.timeout(min(max(seconds, 0.01), LOOK_SECONDS)):
+            async with asyncio.timeout(min(max(seconds, 0.01), CHECK_SECONDS)):
                 await self._changed.wait()
         except TimeoutError:
             return

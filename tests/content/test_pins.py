@@ -1,6 +1,7 @@
 """Pinned content stays, is reported, and never exceeds its budget."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
 from tests.held import LIMIT, Held, named, nothing_elsewhere, opened
-from tests.running import Start
+from tests.running import Start, until
 
 ONE, TWO, THREE = (content.image(seed) for seed in (1, 2, 3))
 WEIGHT = 4 * BLOCK
@@ -344,11 +345,11 @@ async def test_what_has_come_is_spared_once_looking_again_costs_little(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pins = await loaded(cache, "*/new:*")
-    monkeypatch.setattr(module, "_REST", 1e9)
+    monkeypatch.setattr(module, "_PAUSE_FACTOR", 1e9)
     assert await pins.protected() == set()
     await cache.image("new:1", ONE)
     assert await pins.protected() == set(), "after a long look, not at once"
-    monkeypatch.setattr(module, "_REST", 0.0)
+    monkeypatch.setattr(module, "_PAUSE_FACTOR", 0.0)
     pins = await loaded(cache, "*/new:*")
     assert await pins.protected() == tree(ONE)
     await cache.image("new:2", TWO)
@@ -447,3 +448,17 @@ async def test_the_protected_content_is_computed_once_for_all_who_ask_meanwhile(
     slow.go_on.set()
     assert await first == await second == tree(ONE)
     assert slow.calls == 1
+
+
+async def test_another_answer_is_protected_without_a_change_of_the_index(cache: Held) -> None:
+    """A tag that is held is released as time goes by."""
+    pins, answer = await loaded(cache, "app:1"), TWO
+
+    async def answers(*_: object) -> list[Digest]:
+        return [Digest(answer.digest)]
+
+    pins.answers = answers
+    assert await pins.protected() == tree(TWO)
+    answer = ONE
+    await until(lambda: pins._computed is not None and time.monotonic() > pins._computed[2])
+    assert await pins.protected() == tree(ONE)

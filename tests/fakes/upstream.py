@@ -248,7 +248,7 @@ class FakeUpstream:
         """Forget all requests so far."""
         self._log.clear()
 
-    async def until(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:  # noqa: ASYNC109 - a test that hangs tells less than one that fails
+    async def until(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:  # noqa: ASYNC109 - a test that hangs tells less than one that fails
         """Wait for what must happen here: `await upstream.until(lambda: upstream.count() == 2)`."""
         await self._log.until(condition, timeout)
 

@@ -12,7 +12,7 @@ from proxy.runtime.supervisor import running_beside
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
-from tests.fleet.sharing import Join, asked, holds
+from tests.fleet.sharing import Join, asked, holds, soon
 from tests.parts.redis import Redis
 from tests.running import Proxy
 
@@ -44,13 +44,13 @@ async def test_a_rate_limit_is_known_to_all(join: Join, upstream: FakeUpstream) 
     async def knows() -> bool:
         return remaining(second) == 49
 
-    await holds(knows, WITHIN)
+    await soon(knows, WITHIN)
     late = await join()
 
     async def learns() -> bool:
         return remaining(late) == 49
 
-    await holds(learns, WITHIN)
+    await soon(learns, WITHIN)
 
 
 async def test_a_429_to_one_stops_all(join: Join, upstream: FakeUpstream) -> None:
@@ -60,9 +60,11 @@ async def test_a_429_to_one_stops_all(join: Join, upstream: FakeUpstream) -> Non
     assert (await first.get("/v2/app/manifests/latest")).status == 429
 
     async def knows() -> bool:
-        return bool(second.app.admin._upstreams["docker.io"].circuit_breaker.told()["cooling"])
+        return bool(
+            second.app.admin._upstreams["docker.io"].circuit_breaker.shared_state()["cooling"]
+        )
 
-    await holds(knows, WITHIN)
+    await soon(knows, WITHIN)
     upstream.heal()
     upstream.clear()
     answer = await second.get("/v2/other/manifests/latest")
@@ -80,7 +82,7 @@ async def test_a_circuit_opens_and_closes_for_all(join: Join, upstream: FakeUpst
     async def is_open() -> bool:
         return bool(second.numbers["circuit"] == "open")
 
-    await holds(is_open, WITHIN)
+    await soon(is_open, WITHIN)
     upstream.clear()
     assert (await second.get("/v2/app/manifests/latest")).status == 502
     assert upstream.count() == 0
@@ -108,24 +110,24 @@ async def test_without_redis_each_replica_has_its_own_limits(
     await holds(knows)
 
 
-class Limited:
+class LimitedUpstream:
     """An upstream that notes what it is told."""
 
     def __init__(self) -> None:
         self.heard: list[Mapping[str, object]] = []
 
-    def told(self) -> dict[str, object]:
+    def shared_state(self) -> dict[str, object]:
         return {"remaining": 1}
 
-    def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
+    def apply_shared_state(self, state: Mapping[str, object], seconds_ago: float) -> None:
         del seconds_ago
-        self.heard.append(told)
+        self.heard.append(state)
 
 
 async def test_the_limits_of_single_clients_are_told_to_nobody_and_believed_of_nobody(
     store: Store, redis: Redis
 ) -> None:
-    own, shared = Limited(), Limited()
+    own, shared = LimitedUpstream(), LimitedUpstream()
     limits = SharedLimits(store, {"own": own, "shared": shared}, lambda name: name == "shared")
     async with running_beside(limits.follow(), "follow"):
         for name in ("own", "shared"):

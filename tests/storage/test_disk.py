@@ -16,6 +16,7 @@ from proxy.core.records import BLOCK
 from proxy.storage import disk
 from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
+from tests.leaks import opened_below
 
 DATA = b"content"
 DIGEST = sha256(DATA)
@@ -57,7 +58,7 @@ async def test_a_spool_that_nobody_waits_for_any_more_leaves_nothing(
     store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = opened_below(tmp_path)
 
     def slow(*_: object) -> None:
         begun.set()
@@ -72,7 +73,7 @@ async def test_a_spool_that_nobody_waits_for_any_more_leaves_nothing(
     with pytest.raises(asyncio.CancelledError):
         await making
     assert not list((tmp_path / "cache/spool").iterdir())
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert opened_below(tmp_path) == before
 
 
 async def test_a_spool_that_cannot_be_unlinked_takes_no_room(
@@ -185,7 +186,7 @@ async def test_the_quarantine_keeps_a_hundred_and_the_oldest_goes_first(
     for age, digest in enumerate(found):
         name = digest.removeprefix("sha256:")
         os.utime(tmp_path / "cache/blobs/sha256" / name, (1e9 - age, 1e9 - age))
-        where = Path(store.quarantine.take(digest, f"note {age}"))
+        where = Path(store.quarantine.add(digest, f"note {age}"))
         assert where.exists(), "what was just set aside"
         await asyncio.sleep(0.01)  # the file system's clock has steps of some milliseconds
         assert len(list(place.glob("*.json"))) <= 100
@@ -266,15 +267,15 @@ async def test_a_blob_whose_directory_cannot_be_synced_is_not_held(
 
 
 async def test_a_blob_that_cannot_be_looked_at_stays_open_nowhere(
-    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put(store, DATA)
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = opened_below(tmp_path)
     with monkeypatch.context() as broken:
         broken.setattr(os, "fstat", refuse)
         with pytest.raises(StorageError):
             store.open(DIGEST)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert opened_below(tmp_path) == before
 
 
 async def test_a_wrong_blob_that_cannot_be_moved_is_deleted(
@@ -284,5 +285,5 @@ async def test_a_wrong_blob_that_cannot_be_moved_is_deleted(
     with monkeypatch.context() as broken:
         broken.setattr(os, "rename", refuse)
         with pytest.raises(StorageError, match="could only be deleted"):
-            store.quarantine.take(DIGEST, "")
+            store.quarantine.add(DIGEST, "")
     assert store.open(DIGEST) is None

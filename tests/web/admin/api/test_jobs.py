@@ -80,9 +80,19 @@ async def test_jobs_are_cancelled_at_the_end_of_the_process(
     upstream.stall(100_000, kind="blob")
     await started(api, "pull", image="slow")
     await proxy.close()
-    [job] = proxy.app.operating.jobs.all()
+    [job] = proxy.app.operator_api.jobs.all()
     assert job.state in (jobs.State.CANCELLED, jobs.State.FAILED)
     assert job.ended
+
+
+async def test_a_pattern_that_cannot_be_expanded_is_incomplete(
+    api: ApiClient, upstream: FakeUpstream
+) -> None:
+    upstream.fail(status=500, kind="catalog")
+    job = await done(api, "warm", images=["docker.io/library/*"])
+    assert job["result"]["incomplete"] >= 1
+    [event] = [one for one in job["result"]["events"] if "repositories" in one["reason"]]
+    assert (event["event"], event["image"]) == ("incomplete", "docker.io/library/*")
 
 
 async def test_unknown_jobs_are_not_found(api: ApiClient) -> None:
@@ -95,7 +105,7 @@ async def test_the_number_of_jobs_is_bounded(
     api: ApiClient, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "MAX_RUNNING", 2)
-    running = proxy.app.operating.jobs
+    running = proxy.app.operator_api.jobs
 
     async def wait(_: jobs.Job) -> None:
         await asyncio.Event().wait()
@@ -123,7 +133,7 @@ async def test_an_unexpected_failure_says_nothing_of_the_inside(
     async def fail(_: jobs.Job) -> None:
         raise ValueError("secret")
 
-    job = proxy.app.operating.jobs.start("test", "nothing", fail)
+    job = proxy.app.operator_api.jobs.start("test", "nothing", fail)
     found = await ended(api, job.id)
     assert (found["state"], found["error"]) == ("failed", "internal error")
 

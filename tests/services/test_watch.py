@@ -32,7 +32,7 @@ def images(upstream: FakeUpstream) -> None:
 @pytest.fixture(autouse=True)
 def look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the clock, which stands still, every few milliseconds; check without long gaps."""
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.02)
     monkeypatch.setattr(module, "LONGEST_GAP", 0.005)
 
 

@@ -23,6 +23,8 @@ from tests.parts.registry import Registry
 from tests.parts.shelf import Shelf
 from tests.parts.skopeo import Skopeo
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def home() -> Iterator[Path]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from proxy.services import watch as module
 from proxy.services.watch import CONCURRENCY
 from proxy.settings import Settings
 from proxy.upstream.offline import OfflineMode
@@ -28,6 +29,13 @@ def images(upstream: FakeUpstream) -> None:
     upstream.add(REPO, OLD, TAG)
 
 
+@pytest.fixture(autouse=True)
+def look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the clock, which stands still, every few milliseconds; check without long gaps."""
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "LONGEST_GAP", 0.005)
+
+
 def watch(*images: str, **others: Any) -> dict[str, Any]:
     return {"images": [*images], "every": "1s", "referrers": False, **others}
 
@@ -42,17 +50,22 @@ def lines(proxy: Proxy, event: str) -> list[dict[str, Any]]:
     return [line for line in found if line["event"] == event]
 
 
+def passes(proxy: Proxy) -> int:
+    return proxy.log.getvalue().count('"watched tags were checked"')
+
+
 async def passed(proxy: Proxy, clock: Clock) -> None:
     """Return when another pass has ended, and what it wanted was fetched, or could not be."""
-    before = len(lines(proxy, "watched tags were checked"))
+    before = passes(proxy)
     clock.now += 2
-    await until(lambda: len(lines(proxy, "watched tags were checked")) > before)
+    await until(lambda: passes(proxy) > before)
 
 
 async def pulled(proxy: Proxy, *images: content.Image) -> None:
     for image in images:
         for digest in tree(image) - {image.digest}:
             assert (await proxy.get(f"/v2/{REPO}/blobs/{digest}")).status == 200
+    await proxy.settled()
 
 
 async def test_a_moved_tag_is_fetched_whole_without_a_pull(
@@ -68,7 +81,7 @@ async def test_a_moved_tag_is_fetched_whole_without_a_pull(
     assert (await proxy.get(MANIFEST)).body == NEW.manifest
     assert not upstream.requests
     assert checks(proxy) == {"moved": 2}
-    assert proxy.stats["cache"]["warmed_images"] == 2
+    await until(lambda: bool(proxy.stats["cache"]["warmed_images"] == 2))
 
 
 async def test_a_tag_that_stays_costs_one_head(
@@ -329,7 +342,7 @@ async def test_a_reload_watches_other_tags(
     await proxy.app.reload(Settings.model_validate(settings | {"watch": []}))
     upstream.clear()
     clock.now += 100
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(0.5)
     assert not upstream.requests
 
 

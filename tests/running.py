@@ -57,6 +57,16 @@ class Proxy:
         counted: dict[str, Any] = self.stats["upstreams"]["docker.io"]
         return counted
 
+    async def counted(self) -> dict[str, Any]:
+        """Return the numbers once all workers have reported what they did before."""
+        workers = self.app.admin._metrics.workers
+        for _ in range(2):  # a report may have been on its way
+            before = {name: worker.cpu_seconds for name, worker in workers.items()}
+            for name, seconds in before.items():
+                while workers[name].cpu_seconds == seconds:
+                    await asyncio.sleep(0.002)
+        return self.numbers
+
     async def settled(self) -> None:
         """Return once no download is in progress."""
         await until(lambda: not self.stats["downloads"])

@@ -158,7 +158,7 @@ async def _accept(
         ledger = Ledger(engine, parts.guards.limits, ports.output)
         crew = await crews.started(stack, settings, engine, ledger, listeners)
         parts.services.on_switch.append(crew.switch)
-        return crew.reloading, ledger.responses
+        return crew.reloading, lambda: ledger.responses() + servers.responses
     if listeners:
         clients = await servers.serve_clients(
             listeners[0],

@@ -107,10 +107,11 @@ async def started(
 ) -> AsyncIterator[Proxy]:
     network = changes.pop("network", SYSTEM_NETWORK)
     identifier, rules = changes.pop("identifier", None), changes.pop("rules", None)
+    is_known = identifier is None and rules is None  # workers know only what the settings say
     hub = {"url": upstream.url} | changes.pop("hub", {})
     document: dict[str, Any] = {
         "listen": "127.0.0.1:0",
-        "workers": WORKERS,
+        "workers": WORKERS if is_known else 1,
         "storage": QUIET_STORAGE | {"path": str(storage), **changes.pop("storage", {})},
         "upstreams": {"docker.io": hub, **changes.pop("upstreams", {})},
         "shutdown_grace": "2s",

@@ -94,8 +94,9 @@ def main() -> int:
         ratio = real / expected
         worst = max(worst, abs(ratio - 1))
         print(f"| {name} | {expected:,.2f} | {real:,.2f} | {ratio:.2f} |")
-    # A lease is renewed for as long as its download takes, and TCP shares a link less fairly.
-    print(f"| renewals of leases | {said.renewals} | {commands['renew']} | |")
+    # They depend on how long single downloads take. A replica begins all layers of an image at
+    # once, TCP shares a link less fairly, and a busy machine renews a lease later.
+    print(f"| renewals of leases | {said.renewals:.0f} | {commands['renew']} | |")
     print(f"\nRunnable processes, minute by minute: {os.getloadavg()}")
     print(f"Commands in {seen.counted_for:.0f} s: {dict(commands)}")
     print(f"Requests to the bucket: {dict(seen.bucket)}")

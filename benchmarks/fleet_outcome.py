@@ -28,7 +28,7 @@ class Outcome:
     """Times and numbers of commands for pulls."""
     redis_always: float = 0.0
     """Commands a second of all replicas together, besides these."""
-    renewals: int = 0
+    renewals: float = 0.0
     """How many of these renew a lease."""
     narrowest: str = ""
     """The link that was full for the longest time."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from random import Random
 from typing import Final
 
@@ -227,10 +228,11 @@ class Fleet(Rollout):
         begun = self.network.now
 
         def complete() -> None:
-            renewals = int((self.network.now - begun) / self.protocol.renew_every)
+            renewals = self.protocol.renewals(self.network.now - begun)
             self.outcome.renewals += renewals
-            for renewal in range(renewals):
-                self._commands(1, begun + renewal * self.protocol.renew_every)
+            for renewal in range(ceil(renewals)):
+                many = min(1.0, renewals - renewal)
+                self._commands(many, begun + renewal * self.protocol.renew_every)
             self.network.send(self._upload(replica, number))
 
         flow.then = complete
@@ -243,7 +245,7 @@ class Fleet(Rollout):
         stored: Callable[[], None] = lambda: self._stored.add(number)  # noqa: E731
         return Flow(size, uses, limit=self.costs.bucket_stream, then=stored)
 
-    def _commands(self, number: int, time: float | None = None) -> None:
+    def _commands(self, number: float, time: float | None = None) -> None:
         self.outcome.redis.append((self.network.now if time is None else time, number))
 
 

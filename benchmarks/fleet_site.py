@@ -6,6 +6,7 @@ Bytes a second unless a name says otherwise; GB are 10^9 bytes.
 from dataclasses import dataclass
 from typing import Final
 
+from proxy.fleet.leases import RENEW_SECONDS
 from proxy.fleet.recency import FLUSH_SECONDS
 from proxy.fleet.replicas import BEAT_SECONDS, reading_seconds
 from proxy.fleet.tags import COMPARE_SECONDS
@@ -63,8 +64,8 @@ class Protocol:
     redis_per_first_manifest: int = 2
     """Of the replica that has it from the registry, by its tag: it gives it to the others, and says
     that it has it."""
-    renew_every: float = 0.6
-    """Seconds between renewals of a lease: `proxy/fleet/leases.py`."""
+    renew_every: float = RENEW_SECONDS
+    """Seconds between renewals of a lease."""
     beat_every: float = BEAT_SECONDS
     redis_per_beat: int = 2
     """Of a replica every `beat_every` seconds: that it lives, and for how long that is kept."""
@@ -80,6 +81,13 @@ class Protocol:
     def puts(self, size: float) -> int:
         """Return the requests that write an object: parts, and two around them."""
         return 1 if size <= self.part else -int(-size // self.part) + 2
+
+    def renewals(self, seconds: float) -> float:
+        """Return how often leases are renewed, on average, that are held so many seconds in all.
+
+        A replica renews all its leases at the same times, whenever they began.
+        """
+        return seconds / self.renew_every
 
     def manifest_commands(self, replicas: int, manifests: int) -> int:
         """Return the commands of all replicas for one tag and the manifests of its image."""

@@ -57,6 +57,16 @@ class Proxy:
         counted: dict[str, Any] = self.stats["upstreams"]["docker.io"]
         return counted
 
+    async def counted(self) -> dict[str, Any]:
+        """Return the numbers once all workers have reported what they did before."""
+        workers = self.app.admin._metrics.workers
+        for _ in range(2):  # a report may have been on its way
+            before = {name: worker.cpu_seconds for name, worker in workers.items()}
+            for name, seconds in before.items():
+                while workers[name].cpu_seconds == seconds:
+                    await asyncio.sleep(0.002)
+        return self.numbers
+
     async def settled(self) -> None:
         """Return once no download is in progress."""
         await until(lambda: not self.app.admin._statistics.in_progress())
@@ -102,10 +112,11 @@ async def started(
 ) -> AsyncIterator[Proxy]:
     network = changes.pop("network", SYSTEM_NETWORK)
     identifier, rules = changes.pop("identifier", None), changes.pop("rules", None)
+    is_known = identifier is None and rules is None  # workers know only what the settings say
     hub = {"url": upstream.url} | changes.pop("hub", {})
     document: dict[str, Any] = {
         "listen": "127.0.0.1:0",
-        "workers": WORKERS,
+        "workers": WORKERS if is_known else 1,
         "storage": QUIET_STORAGE | {"path": str(storage), **changes.pop("storage", {})},
         "upstreams": {"docker.io": hub, **changes.pop("upstreams", {})},
         "shutdown_grace": "2s",

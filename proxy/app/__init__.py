@@ -158,7 +158,7 @@ async def _accept(
         reports = ReportReceiver(engine, parts.guards.limits, ports.output)
         pool = await worker_pool.start_workers(stack, settings, engine, reports, listeners)
         parts.services.on_switch.append(pool.switch)
-        return pool.reloading, reports.responses
+        return pool.reloading, lambda: reports.responses() + servers.responses
     if listeners:
         clients = await servers.serve_clients(
             listeners[0],

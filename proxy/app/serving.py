@@ -207,12 +207,12 @@ class Servers:
         self._counters = engine.metrics.cache
         self._parts = parts
         self._grace = grace
-        self._servers: list[RegistryServer] = []
+        self._counted: list[RegistryServer] = []
 
     @property
     def responses(self) -> int:
-        """Number of responses in progress."""
-        return sum(server.responses for server in self._servers)
+        """Number of responses in progress, without those that workers relay and count."""
+        return sum(server.responses for server in self._counted)
 
     async def serve_operator(self, listener: socket.socket) -> None:
         """Accept connections on the admin socket."""
@@ -225,6 +225,7 @@ class Servers:
             clients=clients,
             trusted=parts.trusted,
         )
+        self._counted.append(server)
         await self._start(server, Acceptor(listener, server, clients, limit=ADMIN_CLIENTS))
 
     async def serve_clients(
@@ -248,6 +249,7 @@ class Servers:
             clients=clients,
             trusted=parts.trusted,
         )
+        self._counted.append(server)
         acceptor = Acceptor(listener, server, clients, limit=limit, context=context)
         await self._start(server, acceptor)
         return clients
@@ -265,7 +267,6 @@ class Servers:
         self._stack.push_async_callback(runner.cleanup)
         acceptor.start()
         self._stack.push_async_callback(acceptor.close)
-        self._servers.append(server)
 
 
 def _never_cached(head: bytes, client: str | None, certificate: Certificate | None) -> None:

@@ -206,9 +206,12 @@ class Leases:
         """
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            for key, lease in list(self._held.items()):
-                if lease.is_due(progress(*key) or Progress(0, is_complete=False)):
-                    await self._renewed(key, lease)
+            due = [
+                self._renewed(key, lease)
+                for key, lease in self._held.items()
+                if lease.is_due(progress(*key) or Progress(0, is_complete=False))
+            ]
+            await asyncio.gather(*due)  # a slow Redis must not let those at the end expire
 
     async def close(self) -> None:
         """Release all leases."""

@@ -138,6 +138,24 @@ async def test_a_lease_lasts_before_the_first_byte_and_after_the_last(
             assert isinstance(await b.acquire(HUB, DIGEST), LeaseHolder)
 
 
+async def test_no_renewal_waits_for_another(a: Leases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a slow Redis, the leases at the end would expire."""
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 1000)
+    digests = [sha256(bytes([number])) for number in range(5)]
+    for digest in digests:
+        await a.acquire(HUB, digest)
+    renew, all_wait, have_ended = a._renew, asyncio.Barrier(len(digests)), asyncio.Event()
+
+    async def slow(keys: Sequence[str], arguments: Sequence[Argument]) -> object:
+        await all_wait.wait()
+        have_ended.set()
+        return await renew(keys, arguments)
+
+    monkeypatch.setattr(a, "_renew", slow)
+    async with kept(a, None), asyncio.timeout(20):
+        await have_ended.wait()
+
+
 async def test_a_lease_that_redis_forgot_comes_back(a: Leases, b: Leases, store: Store) -> None:
     await a.acquire(HUB, DIGEST)
     async with kept(a, None):

@@ -311,6 +311,7 @@ async def test_stale_answers_are_judged_too(
     assert (await proxy.head(manifest("latest"))).status == 403
 
 
+@pytest.mark.one_process  # workers relay what policies cover, and do not cache the responses
 async def test_the_response_cache_asks_too(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,8 @@ async def test_c04_many_clients_one_body_and_then_none(
     assert upstream.bodies(LAYER) == 1
     assert len(upstream.requests) == 1
     assert proxy.held() == {LAYER}
-    assert (proxy.numbers["misses"], proxy.numbers["joins"], proxy.numbers["hits"]) == (1, 29, 1)
+    counted = await proxy.counted()
+    assert (counted["misses"], counted["joins"], counted["hits"]) == (1, 29, 1)
 
 
 async def test_c08_the_first_bytes_come_before_the_last_have_arrived(
@@ -209,6 +210,7 @@ async def test_t03_a_file_that_is_gone_or_short_is_fetched_again(
     assert upstream.bodies(LAYER) == 4
 
 
+@pytest.mark.one_process  # a worker reports a use up to a quarter of a second later
 async def test_c05_the_limit_holds_and_hot_content_stays(
     start: Start, upstream: FakeUpstream
 ) -> None:
@@ -344,7 +346,7 @@ async def test_numbers_agree_with_what_upstream_counted(
         await proxy.get(PATH)
         await proxy.settled()
     await proxy.get("/v2/app/manifests/none")
-    numbers = proxy.numbers
+    numbers = await proxy.counted()
     sent = sum(r.sent for r in upstream.requests) + sum(r.sent for r in upstream.cdn_requests)
     assert numbers["upstream_requests"] == len(upstream.requests)
     assert numbers["token_requests"] == len(upstream.token_requests)
@@ -353,6 +355,7 @@ async def test_numbers_agree_with_what_upstream_counted(
     assert numbers["errors"] == {"MANIFEST_UNKNOWN": 1}
     body = len((await proxy.get("/v2/app/manifests/none")).body)
     expected = 3 * (len(BIG.manifest) + len(DATA)) + 2 * body
-    assert proxy.numbers["bytes_to_clients"] == expected
-    assert proxy.numbers["bytes_saved"] == expected - 2 * body - sent
-    assert proxy.numbers["upstream_requests_saved"] == 6 - len(upstream.requests)
+    numbers = await proxy.counted()
+    assert numbers["bytes_to_clients"] == expected
+    assert numbers["bytes_saved"] == expected - 2 * body - sent
+    assert numbers["upstream_requests_saved"] == 6 - len(upstream.requests)

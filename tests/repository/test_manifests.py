@@ -43,7 +43,7 @@ async def test_c02_a_fresh_tag_causes_no_request(
     assert (await proxy.head(LATEST)).headers["Docker-Content-Digest"] == OLD.digest
     await pull(proxy, OLD, OLD.digest)
     assert not upstream.requests
-    assert proxy.numbers["hits"] == 3 + 2 * len(OLD.blobs)
+    assert (await proxy.counted())["hits"] == 3 + 2 * len(OLD.blobs)
 
 
 async def test_c09_a_stale_tag_is_served_at_once_and_checked_in_the_background(

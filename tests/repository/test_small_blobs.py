@@ -52,6 +52,7 @@ async def hit(proxy: Proxy, size: int) -> None:
         await proxy.settled()
 
 
+@pytest.mark.one_process  # looks into the RAM of the main process
 async def test_small_blobs_in_ram_are_bounded(rams: list[SmallBlobs], start: Start) -> None:
     proxy = await start(memory=MEMORY)
     [ram] = rams

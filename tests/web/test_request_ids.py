@@ -31,6 +31,7 @@ async def lines(proxy: Proxy, number: int) -> list[dict[str, Any]]:
     return found()
 
 
+@pytest.mark.one_process  # workers relay tags that are fresh by the test's clock only
 async def test_each_answer_has_an_id_that_its_line_has_too(proxy: Proxy) -> None:
     paths = [*[MANIFEST] * 5, "/v2/", "/v2/library/app/manifests/none", "/v2/NO/manifests/1"]
     answers = [await proxy.get(path) for path in paths]
@@ -40,6 +41,7 @@ async def test_each_answer_has_an_id_that_its_line_has_too(proxy: Proxy) -> None
     assert [line["request_id"] for line in await lines(proxy, len(ids))] == ids
 
 
+@pytest.mark.one_process  # workers relay tags that are fresh by the test's clock only
 async def test_the_id_of_a_client_is_kept(proxy: Proxy) -> None:
     for _ in range(5):  # the last ones by the response cache
         answer = await proxy.get(MANIFEST, X_Request_Id="build-7/step.3")

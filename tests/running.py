@@ -59,7 +59,7 @@ class Proxy:
 
     async def settled(self) -> None:
         """Return once no download is in progress."""
-        await until(lambda: not self.stats["downloads"])
+        await until(lambda: not self.app.admin._statistics.in_progress())
 
     async def caught_up(self) -> None:
         """Return once requests that were sent before have been read, and begun to be answered."""

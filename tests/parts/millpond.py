@@ -108,8 +108,9 @@ class Millpond:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the events of its log that have this name."""
-        lines = self._daemon.log.read_text().splitlines()
-        events = (json.loads(line) for line in lines if line.startswith("{"))
+        lines = self._daemon.log.read_text().splitlines(keepends=True)
+        whole = (line for line in lines if line.startswith("{") and line.endswith("\n"))
+        events = map(json.loads, whole)
         return [event for event in events if event.get("event") == name]
 
     def kill(self) -> None:

@@ -146,7 +146,7 @@ async def test_a_cold_miss_costs_few_commands_of_redis(
     for name in ("LEASE_SECONDS", "RENEW_SECONDS"):  # no download takes so long
         monkeypatch.setattr(leases, name, 600.0)
     a = await replica()
-    await until(lambda: not fleet(a).store.is_away)
+    await until(lambda: not fleet(a).store.is_unreachable)
     counted = fleet(a).store._counters.redis_commands
     before = counted.copy()
     await warm(a)

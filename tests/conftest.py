@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
+from proxy.web.admin.dashboard import serving as dashboard
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
 from tests.limits import (
@@ -38,6 +40,9 @@ __all__ = (
 )
 
 PROGRAMS = frozenset({"attack", "clients", "crash"})
+
+# Each start of a proxy reads and compresses the dashboard: once is enough for all of a process.
+setattr(dashboard, "_file", cache(dashboard._file))  # noqa: B010 - a function is no attribute of ours
 
 # The same examples in each run, and no limit of time for one: other processes load the machine.
 settings.register_profile(

@@ -73,6 +73,7 @@ class Content:
         self.records: Final = index.records
         self.touch: Final = index.touch
         self.note: Final = index.note
+        self.notes: Final = index.notes
         self.set_note: Final = index.set_note
         self.on_stored: Final[list[Callable[[Digest], None]]] = []
         """Called, in the loop, with the digest of content that was stored, once it is linked."""

@@ -11,7 +11,7 @@ correctness. Verbs that return a page, notes, ``weights``, ``listings``, ``liste
 because an empty page would be a false answer.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Set
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from proxy.core.names import Digest, Tag, Target
@@ -225,6 +225,9 @@ class Index(Protocol):
 
     async def note(self, name: str) -> Any:
         """Return the JSON value of a note; None without one."""
+
+    async def notes(self, names: Collection[str]) -> dict[str, Any]:
+        """Return the JSON values of those notes that exist, by name."""
 
     async def set_note(self, name: str, value: object) -> None:
         """Store a JSON value as a note. It survives a power cut."""

@@ -72,6 +72,7 @@ class MemoryIndex:
     referrers = _verb(name_rows.referrers)
     add_referrer = _verb(name_rows.add_referrer)
     note = _verb(name_rows.note)
+    notes = _verb(name_rows.notes)
     set_note = _verb(name_rows.set_note)
 
     def usage(self) -> Usage:

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any, Final
 
 from proxy.core.names import Digest, Tag, Target
@@ -247,6 +247,12 @@ def note(db: Connection, name: str) -> Any:
     """Return the note with a name, as JSON values."""
     row = db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
     return None if row is None else values.json_text(row[0])
+
+
+def notes(db: Connection, names: Collection[str]) -> dict[str, Any]:
+    """Return the notes with these names, as JSON values."""
+    found = {name: note(db, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def set_note(db: Connection, name: str, value: object) -> None:

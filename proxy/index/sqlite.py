@@ -140,6 +140,7 @@ class SqliteIndex:
     repositories = _page(name_rows.repositories)
     search = _page(name_rows.search)
     note = _page(name_rows.note)
+    notes = _page(name_rows.notes)
 
     @property
     def failure(self) -> str | None:

@@ -188,17 +188,20 @@ class Series:
                 return
             now = self._content.clock()
             for tier in self._tiers:
-                for name in tier.notes(now):
-                    await self._load(tier, name, now)
+                await self._load(tier, now)
             finest, next_one, _ = self._tiers
             finest.load(next_one.rows(finest.step), now)
             self._is_loaded = True
 
-    async def _load(self, tier: Tier, name: str, now: float) -> None:
+    async def _load(self, tier: Tier, now: float) -> None:
+        """Load all notes of a tier by one read: each read is a switch of threads."""
         try:
-            tier.load(as_list(await self._content.note(name)), now)
+            notes = await self._content.notes(tier.notes(now))
         except StorageError as error:
             log.warning("samples cannot be read", error=str(error))
+            return
+        for rows in notes.values():
+            tier.load(as_list(rows), now)
 
     async def _save(self) -> None:
         now = self._content.clock()

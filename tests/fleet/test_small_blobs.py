@@ -2,8 +2,10 @@
 
 from collections import Counter
 
+import pytest
+
 from proxy.core.names import Digest
-from proxy.fleet import small_values
+from proxy.fleet import leases, small_values
 from proxy.fleet.leases import LeaseHolder
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
@@ -126,8 +128,10 @@ async def test_wrong_bytes_in_redis_are_not_used(
 
 
 async def test_a_cold_miss_costs_at_most_four_commands(
-    replica: StartReplica, upstream: FakeUpstream
+    replica: StartReplica, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("LEASE_SECONDS", "RENEW_SECONDS"):  # no download takes so long
+        monkeypatch.setattr(leases, name, 600.0)
     upstream.add("library/app", IMAGE)
     proxy, other = await replica(), await replica()
     await acquainted(proxy, other)

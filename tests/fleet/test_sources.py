@@ -140,7 +140,11 @@ async def test_private_content_is_confirmed_for_each_repository(
     assert answer.status == 404
 
 
-async def test_a_cold_miss_costs_few_commands_of_redis(replica: StartReplica) -> None:
+async def test_a_cold_miss_costs_few_commands_of_redis(
+    replica: StartReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LEASE_SECONDS", "RENEW_SECONDS"):  # no download takes so long
+        monkeypatch.setattr(leases, name, 600.0)
     a = await replica()
     await until(lambda: not fleet(a).store.is_unreachable)
     counted = fleet(a).store._counters.redis_commands

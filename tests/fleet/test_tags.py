@@ -91,14 +91,14 @@ async def test_replicas_that_ask_at_once_share_one_request(
 
 
 async def test_one_check_serves_the_fleet(join: Join, upstream: FakeUpstream) -> None:
-    freshness = {"tag_ttl": "1s", "stale_while_revalidate": 0}
+    freshness = {"tag_ttl": "500ms", "stale_while_revalidate": 0}
     replicas = [await join(freshness=freshness) for _ in range(3)]
     began = time.monotonic()
-    while time.monotonic() - began < 4:
+    while time.monotonic() - began < 2.5:
         answers = await asyncio.gather(*(one.get(LATEST) for one in replicas for _ in range(3)))
         assert {answer.body for answer in answers} == {OLD.manifest}
     passed = time.monotonic() - began
-    assert 2 <= upstream.count("HEAD", "manifest", "latest") <= passed + 1
+    assert 2 <= upstream.count("HEAD", "manifest", "latest") <= 2 * passed + 1
 
 
 async def test_a_waiting_replica_asks_itself_if_the_other_one_hangs(

@@ -29,6 +29,8 @@ async def test_notes_are_json_values_and_outlive_a_restart(files: Files) -> None
     async for index in opened(files):
         assert await index.note("a") == 1.5
         assert await index.note("b") is True
+        assert await index.notes(["a", "none", "b"]) == {"a": 1.5, "b": True}
+        assert await index.notes([]) == {}
 
 
 async def test_the_revision_grows_with_tags_and_manifests(files: Files) -> None:

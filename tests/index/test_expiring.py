@@ -333,7 +333,10 @@ async def test_a_disk_that_fails_only_costs_the_rows(files: Files) -> None:
     assert files.troubles == 5
 
 
-async def test_a_full_disk_takes_no_row_and_still_gives_those_it_has(files: Files) -> None:
+async def test_a_full_disk_takes_no_row_and_still_gives_those_it_has(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expiring, "_LOCK_SECONDS", 0.1)
     async with files.opened() as rows:
         await rows.set(("a",), 1, DAY)
         locked = sqlite3.connect(files.file, isolation_level=None)

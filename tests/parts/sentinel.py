@@ -34,6 +34,7 @@ def running() -> Iterator[Watched]:
     """Give a master that a sentinel watches, once the sentinel knows its replica."""
     with ExitStack() as stack:
         login = ["--requirepass", PASSWORD, "--masterauth", PASSWORD]
+        login += ["--repl-diskless-sync-delay", "0"]  # 5 s by default
         first = _started(stack, login)
         second = _started(stack, [*login, "--replicaof", "127.0.0.1", str(first.port)])
         _wait(lambda: _connected(second))

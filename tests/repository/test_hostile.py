@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError
 
+from proxy.content import eviction
 from proxy.core.errors import StorageError
 from proxy.core.names import DigestVerifier
 from proxy.index import blob_rows
@@ -247,7 +248,10 @@ async def test_c06_head_does_not_report_a_blob_whose_file_is_gone(
     assert (await proxy.head(PATH)).status == 404
 
 
-async def test_c05_a_lowered_limit_holds_after_a_restart(start: Start, proxy: Proxy) -> None:
+async def test_c05_a_lowered_limit_holds_after_a_restart(
+    start: Start, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eviction, "WATCH_SECONDS", 0.05)
     await held(proxy)
     await proxy.close()
     smaller = await start(storage={"max_size": "1MiB"})

@@ -34,6 +34,11 @@ PATH = f"/v2/app/blobs/{LAYER}"
 LATEST = "/v2/app/manifests/latest"
 
 
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.upstream.circuit_breaker._FIRST_DELAY", 0.02)
+
+
 @pytest.fixture
 async def patient(start: Start, upstream: FakeUpstream) -> Proxy:
     upstream.add("library/app", BIG)

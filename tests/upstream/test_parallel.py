@@ -33,6 +33,13 @@ def images(upstream: FakeUpstream) -> None:
     upstream.add("library/app", SMALL, "small")
 
 
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.upstream.circuit_breaker._FIRST_DELAY", 0.02)
+    for module in ("body", "connection"):
+        monkeypatch.setattr(f"proxy.upstream.{module}.RESUME_PAUSE", 0.05)
+
+
 async def parallel(start: Start, upstream: FakeUpstream, **changes: Any) -> Proxy:
     """Return a proxy whose upstream gives each connection so much and no more."""
     upstream.fault(faults.slow(RATE), kind="blob", reference=LAYER)

@@ -17,6 +17,11 @@ PATH = f"/v2/app/blobs/{LAYER}"
 SLOWLY = slow(10_000_000)  # bytes a second: what has come is read before the end does
 
 
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.upstream.connection.RESUME_PAUSE", 0.05)
+
+
 @pytest.fixture
 async def patient(start: Start, upstream: FakeUpstream) -> Proxy:
     upstream.add("library/app", BIG)

@@ -103,7 +103,10 @@ class _Course:
     async def run(self) -> Report:
         chaos, plan, began = self._chaos, self._plan, time.monotonic()
         crowd = Crowd(chaos.site.front.url, chaos.world, chaos.spells, self._judgement)
-        running = [asyncio.create_task(chaos.world.run(), name="world")]
+        running = [
+            asyncio.create_task(chaos.world.run(), name="world"),
+            asyncio.create_task(crowd.lateness.watch(), name="lateness"),
+        ]
         for number in range(plan.clients):
             rng = random.Random(f"{plan.seed} {number}")
             running.append(asyncio.create_task(crowd.pull_forever(rng), name="client"))

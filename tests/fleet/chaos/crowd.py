@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -18,10 +19,13 @@ from tests.fleet.chaos.world import Name, World
 
 ACCEPT: Final = "application/vnd.oci.image.manifest.v1+json"
 AGREE_SECONDS: Final = 1.0
-"""Within this time all replicas serve what one of them has seen."""
+"""Within this time, and what the machine was late, all replicas serve what one has seen."""
 
 APART: Final = frozenset({"redis", "cut from redis", "flush", "killed", "stopped"})
 """Faults through which a replica may miss what another one has seen, until they have ended."""
+
+_TICK: Final = 0.05
+"""Seconds between two looks at how late this process is."""
 
 _AT_ONCE: Final = 3
 """Blobs of one image, as containerd does."""
@@ -64,6 +68,25 @@ class Judgement:
         self.wrong.append(f"{time.strftime('%H:%M:%S')} {what}")
 
 
+class Lateness:
+    """How much later than due this process went on; the replicas share its machine."""
+
+    def __init__(self) -> None:
+        self._late: list[tuple[float, float]] = []
+
+    async def watch(self) -> None:
+        """Measure until cancelled."""
+        while True:
+            due = time.time() + _TICK
+            await asyncio.sleep(_TICK)
+            self._late.append((time.time(), time.time() - due))
+
+    def since(self, began: float) -> float:
+        """Return the seconds that were lost since then."""
+        late = itertools.takewhile(lambda one: one[0] >= began, reversed(self._late))
+        return sum(seconds for _, seconds in late)
+
+
 class Crowd:
     """Clients of one balancer."""
 
@@ -72,6 +95,7 @@ class Crowd:
         self._world = world
         self._spells = spells
         self._judgement = judgement
+        self.lateness = Lateness()
 
     async def pull_forever(self, rng: random.Random) -> None:
         """Be one client."""
@@ -124,7 +148,7 @@ class Crowd:
         said = f"{transfer}: went back from {{}} to {place}"
         if own.ended < began and place < own.place:
             self._judgement.blame(said.format(own.place) + " on the same replica")
-        elif newest.ended + AGREE_SECONDS < began and place < newest.place:
+        elif newest.ended + self._agree_seconds(newest) < began and place < newest.place:
             if self._spells.between(newest.ended, ended, APART):
                 self._judgement.went_back += 1
             else:
@@ -132,6 +156,9 @@ class Crowd:
         for served in (own, newest):
             if place > served.place:
                 served.place, served.ended = place, ended
+
+    def _agree_seconds(self, newest: Served) -> float:
+        return AGREE_SECONDS + self.lateness.since(newest.ended)
 
     async def request(
         self, session: ClientSession, path: str, headers: Mapping[str, str]

@@ -114,8 +114,7 @@ class MemoryIndex:
     ) -> list[tuple[Position, BlobRecord]]:
         while True:
             page = use_rows.coldest(self._db, after, limit)
-            late = [(one.digest, one.used_at) for (at, _), one in page if one.used_at > at]
-            if not late:
+            if not (late := use_rows.late(page)):
                 return page
             use_rows.lift(self._db, late)
 

@@ -369,4 +369,5 @@ class SqliteIndex:
             if self._counting is not None:
                 self._recount()
             await self.uses.flush()
+            await self.uses.settle()
             self.revision += await self._pruner.keep_small(self._clock())

@@ -48,13 +48,18 @@ def coldest(
 ) -> list[tuple[Position, BlobRecord]]:
     """Return a page in the order of the times in the rows; the records have the last uses.
 
-    If a record is later than its position, ``lift`` must write its time before the page is valid.
+    The page is valid if none of them is ``late``.
     """
     query = f"""SELECT used_at, id, digest, size, media_type, {_LAST_USE}, is_public
         FROM blob b INDEXED BY blob_used
         WHERE (used_at, id) > (?, ?) ORDER BY used_at, id LIMIT ?"""
     rows = db.execute(query, (*(after or _FIRST), limit))
     return [((row[0], row[1]), values.blob(row[2:])) for row in rows]
+
+
+def late(page: Iterable[tuple[Position, BlobRecord]]) -> list[tuple[Digest, float]]:
+    """Return the times that are later than the position; ``lift`` writes them."""
+    return [(record.digest, record.used_at) for (at, _), record in page if record.used_at > at]
 
 
 def last_uses(db: Connection, digests: Iterable[Digest]) -> Times:

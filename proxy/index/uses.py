@@ -23,6 +23,11 @@ _STEP: Final = 1e-5
 _SLICE: Final = 250
 """Uses of one write: others wait while it runs."""
 
+_FRONT: Final = 1000
+_ROUNDS: Final = 4
+"""Every few seconds, the times of so many of the coldest blobs are written, this many times over:
+the first eviction after a long time then finds few that it has to write."""
+
 
 class Uses:
     """The uses of held content. ``pending`` are those that are not written yet."""
@@ -31,6 +36,7 @@ class Uses:
         self._facts = facts
         self._clock = clock
         self._last = 0.0
+        self._is_settled = False
         self.pending: Final[dict[Digest, float]] = {}
         self.on_used: Callable[[Iterable[Digest]], None] | None = None
         """Called with content that was used, and what is held below it, after that is written."""
@@ -49,6 +55,7 @@ class Uses:
     async def flush(self) -> None:
         """Write the uses until now."""
         for _ in range(0, len(self.pending), _SLICE):
+            self._is_settled = False
             uses = [(one, self.pending.pop(one)) for one in [*islice(self.pending, _SLICE)]]
             await self._facts.write({}, (), use_rows.use, uses, then=self.written)
             await self._report([digest for digest, _ in uses])
@@ -76,7 +83,7 @@ class Uses:
         """
         await self.flush()
         while page := await self._facts.page(use_rows.coldest, after, limit):
-            late = [(one.digest, one.used_at) for (at, _), one in page if one.used_at > at]
+            late = use_rows.late(page)
             if late and await self._lifted(late):
                 continue
             left_out = dict(late)
@@ -90,6 +97,15 @@ class Uses:
                 return held
             after = page[-1][0]
         return []
+
+    async def settle(self) -> None:
+        """Write times of the coldest blobs, unless they are written since the last use."""
+        with suppress(StorageError):
+            for _ in range(0 if self._is_settled else _ROUNDS):
+                late = use_rows.late(await self._facts.page(use_rows.coldest, None, _FRONT))
+                self._is_settled = not late
+                if not late or not await self._lifted(late):
+                    break
 
     async def _lifted(self, late: Sequence[tuple[Digest, float]]) -> bool:
         """Write later times; return True if they are written."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.core.names import Digest
+from proxy.index import use_rows, uses
 from proxy.index.sqlite import SqliteIndex
 from tests.fakes.clock import Clock
 from tests.index.indexes import SqliteFiles, blob, digest, digests, listing, manifest, order
@@ -65,6 +66,32 @@ async def test_a_killed_process_leaves_the_order(
     assert found[:2] == digests(9, 12), "the last use was not written"
     assert {*found[2:4]} == {*digests(10, 11)}
     await killed.close()
+
+
+async def test_times_of_the_coldest_are_written_in_the_background(
+    files: SqliteFiles, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uses, "_FRONT", 2)
+    index = await files.open()
+    await fill(index, clock)
+    clock.advance(5)
+    index.touch(digest(12))
+    await index.uses.flush()
+
+    async def late() -> set[Digest]:
+        page = await index._facts.page(use_rows.coldest, None, 99)
+        return {one for one, _ in use_rows.late(page)}
+
+    assert await late() == {*digests(1, 2, 3)}
+    monkeypatch.setattr(uses, "_ROUNDS", 1)
+    await index.uses.settle()
+    left = await late()
+    assert 0 < len(left) < 3
+    monkeypatch.setattr(uses, "_ROUNDS", 4)
+    await index.uses.settle()
+    assert await late() == set()
+    found = await order(index)
+    assert found[:2] == digests(9, 12)
 
 
 async def test_warm_blobs_are_not_evicted_while_the_disk_takes_no_times(

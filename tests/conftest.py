@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
 
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -37,6 +38,16 @@ __all__ = (
 )
 
 PROGRAMS = frozenset({"attack", "clients", "crash"})
+
+# The same examples in each run, and no limit of time for one: other processes load the machine.
+settings.register_profile(
+    "millpond",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("millpond")
 
 # No test needs the authorities of the system, and to load them takes 30 ms of each proxy.
 os.environ |= NO_AUTHORITIES

@@ -33,6 +33,11 @@ def opened(proxy: Proxy) -> list[str]:
     return [path for path in found if not Path(path).is_dir()]
 
 
+def opened_below(root: Path) -> list[str]:
+    """Return which files and directories below a directory are open, unlinked ones included."""
+    return [path for path in descriptors().values() if path.startswith(f"{root}/")]
+
+
 def working() -> set[asyncio.Task[object]]:
     """Return the tasks that are neither the caller's own nor keep a connection or a worker."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}

@@ -59,7 +59,12 @@ class Proxy:
 
     async def settled(self) -> None:
         """Return once no download is in progress."""
-        await until(lambda: not self.stats["downloads"])
+        await until(lambda: not self.app.admin._statistics.in_progress())
+
+    async def caught_up(self) -> None:
+        """Return once requests that were sent before have been read, and begun to be answered."""
+        for _ in range(20):
+            await self.get("/v2/")
 
     async def history(self, upstream: str, repo: str, tag: str) -> tuple[TagHistoryEntry, ...]:
         return await self.app.content.tags.history(Target(upstream, Repo(repo)), Tag(tag))

@@ -21,7 +21,7 @@ from tests.failing import READ_ONLY, WRITES, FailingDisk, Failure, Fault, Site, 
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
-from tests.leaks import assert_sound, at_rest, descriptors, nothing_left, working
+from tests.leaks import assert_sound, at_rest, nothing_left, opened_below, working
 from tests.running import Proxy, started
 
 REPO = "library/app"
@@ -216,7 +216,7 @@ def test_no_failing_call_spoils_a_directory(disk: FailingDisk, tmp_path: Path) -
     for site, first in itertools.product(sorted(disk.seen), range(1, 7)):
         for fault in faults_of(site.call):
             root = tmp_path / str(next(numbers))
-            before = descriptors()
+            before = opened_below(tmp_path)
             with disk.failing(Failure(site.__eq__, fault, first)), suppress(ConfigError):
                 Directory(root).close()
             Directory(root).close()
@@ -224,7 +224,7 @@ def test_no_failing_call_spoils_a_directory(disk: FailingDisk, tmp_path: Path) -
             with disk.failing(Failure(site.__eq__, fault, first)), suppress(ConfigError):
                 Directory(root).close()
             Directory(root).close()
-            if descriptors() != before:
+            if opened_below(tmp_path) != before:
                 problems.append(f"{site}, call {first}: {fault.name}: left open")
             if list((root / "spool").iterdir()) or list(root.glob("*.new")):
                 problems.append(f"{site}, call {first}: {fault.name}: left lying")

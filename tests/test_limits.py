@@ -57,6 +57,7 @@ async def test_teardown(endless):
 async def test_with_a_limit_of_its_own():
     await asyncio.sleep(1)
 
+@pytest.mark.timeout(60)
 async def test_good():
     pass
 """

@@ -69,6 +69,7 @@ async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cach
         blobs, content, ram_bytes=int(memory.blobs), largest=int(memory.largest_blob)
     )
     cool_downs = CoolDowns(content, sources, manifests=manifests, small=small)
+    storage.pins.answers = cool_downs.answers
     patience = settings.timeouts.check
     tags = Tags(manifests, cool_downs, patience=patience, sharing=sharing)
     stack.push_async_callback(tags.close)

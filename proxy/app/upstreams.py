@@ -65,6 +65,7 @@ class _Built:
     transport: Transport
     authorizer: Authorizer
     version: int
+    since: float
     url: str
     busy_at: float = 0.0
 
@@ -143,6 +144,7 @@ class Upstreams:
                 entry.upstream,
                 freshness_rule(settings, name),
                 entry.version,
+                entry.since,
                 entry.url,
                 fallbacks,
                 _caller_times(settings.upstreams[name]),
@@ -227,8 +229,8 @@ class Upstreams:
             is_public=configured.is_anonymous,
         )
         self._version += 1
-        key = _key(settings, configured)
-        return _Built(key, upstream, transport, authorizer, self._version, configured.url)
+        key, now = _key(settings, configured), time.monotonic()
+        return _Built(key, upstream, transport, authorizer, self._version, now, configured.url)
 
     def _limits_changed(self, name: str) -> None:
         for listener in self.on_limits:

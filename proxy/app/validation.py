@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from proxy.access.review import faults
+from proxy.access import review
 from proxy.access.rules import Rules
 from proxy.app import bucket as buckets
 from proxy.app import tracing
@@ -22,6 +22,7 @@ from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.core.units import show_size
 from proxy.policies.rules import compiled
+from proxy.services.bundle import signatures
 from proxy.settings import Settings
 from proxy.upstream.credentials.choosing import check_credentials
 from proxy.upstream.transport import client_context
@@ -60,6 +61,18 @@ def validate_writable(settings: Settings) -> None:
         nearest = file if file.exists() else file.parent
         if not os.access(nearest, os.W_OK, effective_ids=True):
             raise ConfigError(f"access.audit_file: {nearest} cannot be written by this user")
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """Yield faults that do not affect serving: of rules, and of files that other commands read."""
+    yield from review.warnings(settings)
+    bundles = settings.bundles
+    for path in bundles.trusted_keys:
+        for fault in _refusal(lambda path=path: signatures.read_public_keys(path)):  # type: ignore[misc]
+            yield f"bundles.trusted_keys: {fault}; import refuses every bundle"
+    if (key := bundles.signing_key_file) is not None:
+        for fault in _refusal(lambda: signatures.read_private_key(key)):
+            yield f"bundles.signing_key_file: {fault}; export cannot sign"
 
 
 def _size(settings: Settings) -> Iterator[str]:
@@ -108,7 +121,7 @@ def _notifications(settings: Settings) -> Iterator[str]:
 
 def _rules(settings: Settings) -> Iterator[str]:
     yield from _refusal(lambda: Rules(settings.access, Router(settings).parse_selector))
-    yield from faults(settings.access)
+    yield from review.faults(settings.access)
 
 
 def _credentials(settings: Settings) -> Iterator[str]:

@@ -66,7 +66,9 @@ def export(
         ),
     ] = None,
     files: FilesOption = None,
-    everything: Annotated[bool, typer.Option("--all", help="All images of the cache.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All tagged images of the cache.")
+    ] = False,
     pinned: Annotated[bool, typer.Option("--pinned", help="The pinned images.")] = False,
     since: Annotated[
         str | None,

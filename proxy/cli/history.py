@@ -82,6 +82,8 @@ def lock(
 
     async def resolve(client: "Client", name: str) -> int:
         answer = await client.ask("GET", RESOLVE, {"image": name})
+        if answer["warning"] is not None:
+            print_error(f"{name}: {answer['warning']}")
         tagged = name.partition("@")[0] if "@" in name else answer["image"]
         lines.append(f"{tagged}@{answer['digest']}")
         return 0

@@ -49,10 +49,14 @@ NoReferrersOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """An image to fetch, for some platforms; none means all."""
+    """An image to fetch, for some platforms; none means all.
+
+    ``is_listed``: it is a pattern among the repositories of a catalogue that the user names.
+    """
 
     name: str
     platforms: tuple[str, ...]
+    is_listed: bool = False
 
 
 def gathered(
@@ -63,7 +67,8 @@ def gathered(
 ) -> tuple[dict[Wish, None], list[str]]:
     """Return the images and patterns to fetch, and the problems in files."""
     wishes, problems = _from_files(files or (), platforms, _arguments(build_args or ()))
-    wishes.update(dict.fromkeys(Wish(name, platforms) for name in _with_registries(names)))
+    named = _with_registries(names)
+    wishes.update(dict.fromkeys(Wish(name, platforms, listed) for name, listed in named))
     return wishes, problems
 
 
@@ -77,20 +82,23 @@ def _arguments(pairs: Iterable[str]) -> dict[str, str]:
     return arguments
 
 
-def _with_registries(names: Iterable[str] | None) -> Iterable[str]:
-    """Yield names and patterns; those after a catalogue's address get its registry in front."""
+def _with_registries(names: Iterable[str] | None) -> Iterable[tuple[str, bool]]:
+    """Yield names and patterns, and whether they follow the address of a catalogue.
+
+    Those get its registry in front.
+    """
     registry, has_patterns = None, True
     for name in names or ():
         if name.endswith(_CATALOGUE) and "://" in name:
             if not has_patterns:
-                yield f"{registry}/**"
+                yield f"{registry}/**", True
             registry = name.partition("://")[2].removesuffix(_CATALOGUE)
             has_patterns = False
         else:
             has_patterns = True
-            yield name if registry is None else f"{registry}/{name}"
+            yield (name, False) if registry is None else (f"{registry}/{name}", True)
     if not has_patterns:
-        yield f"{registry}/**"
+        yield f"{registry}/**", True
 
 
 def _from_files(

@@ -67,11 +67,10 @@ def check(
     """Validate the settings as serve does, and report all errors.
 
     Reads certificates, keys, passwords, tokens and pins. Does not listen, and writes nothing. Warns
-    of access rules that no client can satisfy. Exit status 2: a setting is wrong. Exit status 1: a
-    login of --online fails.
+    of access rules that no client can satisfy, and of keys that export and import would refuse.
+    Exit status 2: a setting is wrong. Exit status 1: a login of --online fails.
     """
-    from proxy.access.review import warnings  # noqa: PLC0415 - settings, which help does without
-    from proxy.app.validation import validate, validate_writable  # noqa: PLC0415 - all of the proxy
+    from proxy.app import validation  # noqa: PLC0415 - all of the proxy, which help does without
     from proxy.settings import loading  # noqa: PLC0415 - pydantic, which help does without
 
     problems: list[str] = []
@@ -79,9 +78,9 @@ def check(
     text = ""
     try:
         settings = loading.load(config, warn=print_error)
-        validate(settings)
-        validate_writable(settings)
-        for warning in warnings(settings):
+        validation.validate(settings)
+        validation.validate_writable(settings)
+        for warning in validation.warnings(settings):
             print_error(f"warning: {warning}")
         text = f"ok: {len(settings.upstreams)} upstreams, listening on {settings.listen}"
         if settings.processes > 1:

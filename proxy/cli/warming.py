@@ -68,6 +68,8 @@ def warm(
     async def work(client: "Client") -> int:
         results = _Results()
         chosen = await _expanded(client, wishes, problems)
+        if not chosen and not problems:
+            problems.append("no image is named, so nothing is fetched")
         with bars(as_json=as_json) as display:
             slots = asyncio.Semaphore(CONCURRENCY)
             fetches = (_fetch(client, wish, query, results, display, slots) for wish in chosen)
@@ -89,10 +91,12 @@ async def _expanded(
             chosen.setdefault(wish)
             continue
         answer = await client.ask("GET", EXPAND, {"match": wish.name})
-        for note in answer["notes"]:
+        notes, reasons = answer["notes"], answer["problems"]
+        if wish.is_listed:  # the user asked for what the registry lists
+            notes, reasons = [], notes + reasons
+        for note in notes:
             print_error(f"{wish.name}: {note}")
-        if not answer["images"]:
-            problems.append(f"{wish.name}: selects no image")
+        problems += (f"{wish.name}: {reason}" for reason in reasons)
         chosen.update(dict.fromkeys(Wish(name, wish.platforms) for name in answer["images"]))
     return chosen
 
@@ -124,6 +128,8 @@ async def _fetch(
         if event["event"] == "missing":
             about, reason = event["digest"], event["reason"]
             missing.append(reason if reason.startswith(about) else f"{about}: {reason}")
+        if event["event"] == "done" and event["warning"] is not None:  # an old image was had
+            missing.append(event["warning"])
 
     asked = {**query, "image": wish.name, "platforms": ",".join(wish.platforms)}
     async with slots:
@@ -148,7 +154,7 @@ def _print_summary(chosen: Iterable[Wish], results: _Results, *, is_dry: bool) -
             continue
         state = "not yet" if is_dry and done[column] else "whole"
         if wish in results.failed:
-            state = "incomplete" if done["total"] else "failed"
+            state = "stale" if not done["missing"] else "incomplete" if done["total"] else "failed"
         platforms = " ".join(wish.platforms) or "all"
         sizes = show_size(done["total"]), show_size(done[column])
         rows.append((str(done["image"]), platforms, state, *sizes))

@@ -7,7 +7,7 @@ at run time and kept in the index. Either may be patterns.
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Set
 from fnmatch import translate
 from typing import Final
 
@@ -18,8 +18,8 @@ from proxy.content.in_use import Feeds
 from proxy.content.pin_names import Named, Pin, is_meant
 from proxy.core.errors import Conflict, PinUnknown, RegistryError, StorageError
 from proxy.core.names import Digest, Image, Tag, Target
-from proxy.core.records import disk_bytes
-from proxy.core.selection import Selector
+from proxy.core.records import TagRecord, disk_bytes
+from proxy.core.selection import Selector, selector_of
 from proxy.index import Index
 from proxy.runtime.executors import to_its_end
 
@@ -35,11 +35,21 @@ _NOTE: Final = "pins"
 Record = Callable[[dict[str, object]], Awaitable[None]]
 """Writes notes, and what belongs to them."""
 
+Answers = Callable[[Target, Tag, TagRecord], Awaitable[Collection[Digest]]]
+"""Returns the digests that clients may get for a tag: older ones than its record's if it is held.
+
+Sends no request.
+"""
+
 log = structlog.get_logger(__name__)
 
 
 async def _nowhere() -> list[str]:
     return []
+
+
+async def _newest(_: Target, __: Tag, record: TagRecord) -> list[Digest]:
+    return [record.descriptor.digest]
 
 
 class Pins:
@@ -69,12 +79,16 @@ class Pins:
         self._named_elsewhere: Callable[[], Awaitable[list[str]]] = _nowhere
         self.on_change: Final[list[Callable[[str, bool], None]]] = []
         """Called with the name of a pin, and True if it was added, False if it was removed."""
+        self.answers: Answers = _newest
+        """Set as soon as the rules of tags are known."""
         self.revision = 0
         """Grows whenever a pin is added, removed or reconfigured."""
         self._computing = asyncio.Lock()
         self._protected: set[Digest] = set()
         self._computed: tuple[tuple[int, int], int, float] | None = None
         """Revisions of ``_protected``: of pins and feeds, of the index, and its time to live."""
+        self._has_old = False
+        """Clients get an older digest of some tag. It ends with time, not with a revision."""
         self._pins: list[Pin] = []
         self._noting = asyncio.Lock()
         self._refused: set[str] = set()
@@ -248,6 +262,11 @@ class Pins:
         pins = (*self._configured, *self._added)
         return [pin.name for pin in pins if pin.matches(target, tag, digest)]
 
+    def of_images(self) -> list[Selector]:
+        """Return the selectors of the pins that name one image each."""
+        pins = (pin.meant for pin in (*self._configured, *self._added))
+        return [selector_of(image) for image in pins if isinstance(image, Image)]
+
     async def protected(self) -> Set[Digest]:
         """Return the protected content, now, or seconds ago if computing it is slow.
 
@@ -255,6 +274,7 @@ class Pins:
         """
         async with self._computing:
             while self._is_stale():
+                self._has_old = False
                 of, index, started = self._inputs(), self._index.revision, time.monotonic()
                 protected = await self.pinned()
                 for image in self._feeds.images():
@@ -268,7 +288,7 @@ class Pins:
             return self._protected
 
     async def roots(self) -> list[Digest]:
-        """Return the known manifest of every pinned image, held or not."""
+        """Return the known manifests of every pinned image, held or not."""
         found: dict[Digest, None] = {}
         for pin, roots in await self._with_roots():
             found |= dict.fromkeys(roots)
@@ -295,7 +315,8 @@ class Pins:
         inputs, index, until = self._computed
         if inputs != self._inputs():
             return True
-        return index != self._index.revision and time.monotonic() > until
+        may_differ = self._has_old or index != self._index.revision
+        return may_differ and time.monotonic() > until
 
     async def pinned(self) -> set[Digest]:
         """Return the content that pins protect now, without images that are only in use.
@@ -329,7 +350,7 @@ class Pins:
                 for one in batch:
                     for pin, roots in patterns:
                         if pin.matches(one.target, one.tag, one.digest):
-                            roots.append(one.digest)
+                            roots.extend(await self._answers(one.target, one.tag, one.record))
         return found
 
     def _log_refused(self) -> None:
@@ -340,7 +361,7 @@ class Pins:
         self._refused = set(refused)
 
     async def _roots(self, image: Image | Selector) -> list[Digest]:
-        """Return the manifest of an image, none if it is unknown; none for a pattern."""
+        """Return the manifests of an image, none if it is unknown; none for a pattern."""
         if isinstance(image, Selector):
             return []
         if image.digest is not None:
@@ -348,7 +369,12 @@ class Pins:
         assert image.target is not None
         assert image.tag is not None
         record = await self._tags.get(image.target, image.tag)
-        return [] if record is None else [record.descriptor.digest]
+        return [] if record is None else await self._answers(image.target, image.tag, record)
+
+    async def _answers(self, target: Target, tag: Tag, record: TagRecord) -> list[Digest]:
+        digests = [*await self.answers(target, tag, record)]
+        self._has_old = self._has_old or digests != [record.descriptor.digest]
+        return digests
 
     async def _refuse_too_much(self, image: Image | Selector) -> None:
         """Raise ``Conflict`` when what an image needs does not fit beside the other pins.

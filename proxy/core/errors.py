@@ -45,7 +45,7 @@ class RegistryError(Exception):
     """The host that failed: the registry, its token server, or the target of a redirect."""
 
     is_cached: bool = False
-    """The error is from the negative cache; upstream was not asked again."""
+    """The absence was known, here or to another replica; upstream was not asked again."""
 
     def __init__(
         self, message: str, *, detail: object = None, retry_after: float | None = None

@@ -7,7 +7,7 @@ They depend on the time of the last check, the rule and the current time alone. 
 import re
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.errors import NotFound, RegistryError, UpstreamFailure
 
@@ -34,6 +34,19 @@ class CacheDirective(Enum):
     ANY = auto()
     REVALIDATE = auto()
     ONLY_IF_CACHED = auto()
+
+
+class MaxAge(NamedTuple):
+    """Seconds for which an answer of the registry to another replica counts.
+
+    ``record``: where a tag points. ``absence``: that there is no such tag.
+    """
+
+    record: float
+    absence: float
+
+
+NOW: Final = MaxAge(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

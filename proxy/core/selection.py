@@ -12,7 +12,7 @@ from fnmatch import translate
 from typing import Final, Self
 
 from proxy.core.errors import NameInvalid
-from proxy.core.names import Digest, Tag, Target
+from proxy.core.names import Digest, Image, Tag, Target
 
 ANY: Final = "**"
 MAX_LENGTH: Final = 1024
@@ -101,6 +101,13 @@ def make_selector(
         )
     pattern = NamePattern.of(repositories)
     return Selector(text, pattern, None if tags is None else _compiled(tags), digest)
+
+
+def selector_of(image: Image) -> Selector:
+    """Return the selector of one image; of a digest without a repository, in all of them."""
+    return make_selector(
+        ANY if image.target is None else str(image.target), image.tag, image.digest
+    )
 
 
 def allowing(pattern: str, selector: Callable[[str], Selector]) -> Selector:

@@ -15,6 +15,8 @@ FACT_SECONDS: Final = 90 * 86400.0
 """Time after which Redis loses an unchecked tag with its history; replicas keep their own."""
 
 UNKNOWN_SECONDS: Final = 60.0
+"""Minimum life of the fact that an unknown tag is gone: a slow check before it must not win."""
+
 LEASE_SECONDS: Final = 3.0
 """Time after which replicas that wait for another one's check ask the registry themselves."""
 
@@ -22,13 +24,15 @@ _FIELDS: Final = ("at", "digest", "type", "size")
 
 _CLAIM: Final = """
 local found = redis.call('HMGET', KEYS[1], 'at', 'digest', 'type', 'size')
-if found[1] and found[2] ~= '' and tonumber(found[1]) >= tonumber(ARGV[3]) then
-  return {0, found}
-end
+local at, oldest = found[1] and tonumber(found[1]), tonumber(ARGV[3])
+if found[2] == '' then oldest = found[3] == '' and tonumber(ARGV[4]) end
+if at and oldest and at >= oldest then return {0, found} end
 if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return {1, found} end
 return {0, false}
 """
-"""Arguments: the holder, the life of the lease, and from when on a fact is new enough."""
+"""Arguments: the holder, the life of the lease, and from when on a fact is new enough: that a tag
+points somewhere, or that the registry has none. That it was dropped says nothing of the registry.
+"""
 
 _SETTLE: Final = f"""
 local found = redis.call('HMGET', KEYS[1], 'at', 'digest', 'type', 'size', 'since', 'history')
@@ -51,15 +55,19 @@ end
 if digest == '' and ARGV[4] ~= '' then history = '' end
 redis.call('HSET', KEYS[1], 'at', at, 'digest', digest, 'type', ARGV[4], 'size', ARGV[5],
   'since', since, 'history', history)
-local is_unknown = digest == '' and ARGV[4] == '' and not found[1]
-redis.call('PEXPIRE', KEYS[1], is_unknown and ARGV[10] or ARGV[6])
+local life = ARGV[6]
+if digest == '' and ARGV[4] == '' and history == '' then
+  life = math.max(redis.call('PTTL', KEYS[1]), ARGV[10])
+end
+redis.call('PEXPIRE', KEYS[1], life)
 redis.call('PUBLISH', ARGV[7], ARGV[8])
 return false
 """
 """Compare and set: an older fact never replaces a newer one. Returns the newer one.
 
 A tag that was dropped has no history. That a tag is gone of which nothing was known is remembered
-for a short time only, because clients may ask for any number of them.
+for a short time only, because clients may ask for any number of them. What was to be remembered for
+longer still is, such as a drop.
 """
 
 _RELEASE: Final = """
@@ -76,6 +84,13 @@ redis.call('HSET', KEYS[1], 'since', ARGV[3], 'history', ARGV[4])
 return redis.call('PUBLISH', ARGV[5], ARGV[6])
 """
 """Arguments: the digest and history to be replaced, the new first sight and history, a message."""
+
+
+class Oldest(NamedTuple):
+    """From when on facts are new enough, by the clock of Redis: see ``MaxAge``."""
+
+    record: float
+    absence: float
 
 
 class Claim(NamedTuple):
@@ -107,23 +122,31 @@ class TagStore:
         self._extend = store.script("extend_tag", _EXTEND)
         self._channel = store.key(CHANNEL)
 
-    async def claim(self, key: Key, holder: str, oldest: float) -> Claim:
+    async def claim(self, key: Key, holder: str, oldest: Oldest) -> Claim:
         """Return the fact if it is not older than ``oldest``, else try to acquire the lease."""
         lease = int(LEASE_SECONDS * 1000)
-        is_ours, found = await self._claim(self._keys(key), [holder, lease, oldest])
+        is_ours, found = await self._claim(self._keys(key), [holder, lease, *oldest])
         fact = None if is_ours or not found else _fact(key, found)
         return Claim(fact, bool(is_ours))
 
-    async def settle(self, fact: Fact, holder: str, past: Sequence[TagHistoryEntry] = ()) -> Fact:
+    async def settle(
+        self,
+        fact: Fact,
+        holder: str,
+        past: Sequence[TagHistoryEntry] = (),
+        negative_ttl: float = 0.0,
+    ) -> Fact:
         """Publish a fact unless a newer one is known; return the newer one. Ends the lease.
 
-        ``past`` is what this replica saw of the tag, in case Redis knows nothing.
+        ``past`` is what this replica saw of the tag, in case Redis knows nothing. The absence of a
+        tag that was never there is known for ``negative_ttl`` seconds or longer.
         """
+        unknown = min(max(UNKNOWN_SECONDS, negative_ttl), FACT_SECONDS)
         found = fact.descriptor
         arguments: list[Argument] = [holder, repr(fact.at)]
         arguments += [found.digest, found.media_type, found.size]
         arguments += [int(FACT_SECONDS * 1000), self._channel]
-        arguments += [fact.encoded(), _released(fact.key), int(UNKNOWN_SECONDS * 1000)]
+        arguments += [fact.encoded(), _released(fact.key), int(unknown * 1000)]
         arguments += _written(past, found.digest, fact.at)
         newer = await self._settle(self._keys(fact.key), arguments)
         return fact if newer is None else _fact(fact.key, newer) or fact

@@ -13,6 +13,7 @@ time, so they are compared by their age.
 """
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -24,13 +25,14 @@ from cachetools import LRUCache
 
 from proxy.core.errors import FleetUnavailable
 from proxy.core.names import Tag, Target
+from proxy.core.policy import MaxAge
 from proxy.core.records import Clock, Descriptor, TagRecord
 from proxy.core.tolerant_json import read_object
 from proxy.fleet.own_tags import LocalTags, OwnRecords, Stays
 from proxy.fleet.store import Store, Subscription
 from proxy.fleet.tag_facts import DROPPED, GONE, Fact, Key, newest, read_fact, read_key
 from proxy.fleet.tag_history import SharedHistory
-from proxy.fleet.tag_store import CHANNEL, FACT_SECONDS, LEASE_SECONDS, TagStore
+from proxy.fleet.tag_store import CHANNEL, FACT_SECONDS, LEASE_SECONDS, Oldest, TagStore
 
 MAX_FACTS: Final = 10_000
 """Facts in memory, and changes that wait to be applied."""
@@ -53,16 +55,15 @@ log = structlog.get_logger(__name__)
 class Check:
     """One check of a tag, which begins now with the lease of ``holder``.
 
-    ``known``: another replica has just checked it, so none is needed.
+    ``known`` or ``is_absent``: another replica has just checked it, so none is needed.
     """
 
-    def __init__(
-        self, tags: "SharedTags", key: Key, holder: str, known: TagRecord | None = None
-    ) -> None:
+    def __init__(self, tags: "SharedTags", key: Key, holder: str) -> None:
         self._tags = tags
         self.key: Final = key
-        self.known: Final = known
         self.holder: Final = holder
+        self.known: TagRecord | None = None
+        self.is_absent = False
         self._started = time.monotonic()
         latest = tags.latest(key)
         self._after = 0.0 if latest is None else latest.at + _TICK
@@ -72,9 +73,12 @@ class Check:
         """Publish the registry's answer; return the newest record, which may be newer."""
         return await self._tags.settle(self, record.descriptor) or record
 
-    async def gone(self) -> None:
-        """Remove the tag from all replicas that follow deletions: the registry has deleted it."""
-        await self._tags.settle(self, GONE)
+    async def gone(self, negative_ttl: float) -> None:
+        """Remove the tag from all replicas that follow deletions: the registry has none.
+
+        An unknown tag is absent for ``negative_ttl`` seconds.
+        """
+        await self._tags.settle(self, GONE, negative_ttl)
 
     def at(self, now: float) -> float:
         """Return the start of the check by the clock of Redis, if the time there is ``now``."""
@@ -133,17 +137,21 @@ class SharedTags:
         return await self._take(fact)
 
     @asynccontextmanager
-    async def check(self, target: Target, tag: Tag, max_age: float) -> AsyncIterator[Check]:
+    async def check(self, target: Target, tag: Tag, max_age: MaxAge) -> AsyncIterator[Check]:
         """Open the only check of a tag in the fleet, or return a fact that is recent enough.
 
         If another replica checks it now, wait for the result.
         """
         key, holder = (target, tag), secrets.token_hex(8)
         fact = await self._claim(key, holder, max_age)
-        if fact is not None:
-            yield Check(self, key, holder, await self._take(fact))
-            return
         check = Check(self, key, holder)
+        if fact is not None:
+            check.known = await self._take(fact)
+            latest = self._latest.get(key)  # None after a gap
+            is_gone = latest is not None and latest.descriptor == GONE
+            check.is_absent = check.known is None and is_gone
+            yield check
+            return
         try:
             yield check
         finally:
@@ -152,19 +160,22 @@ class SharedTags:
                     await self._facts.release(key, holder)
                 self._wake(key, None)
 
-    async def settle(self, check: Check, descriptor: Descriptor) -> TagRecord | None:
+    async def settle(
+        self, check: Check, descriptor: Descriptor, negative_ttl: float = 0.0
+    ) -> TagRecord | None:
         """Publish the result of a check, and record the newest fact; None if the tag is gone."""
         newest_known = own = Fact(*check.key, descriptor, check.at(self._store.now()))
         with suppress(FleetUnavailable):
-            newest_known = await self._settle(own, check.holder)
+            newest_known = await self._settle(own, check.holder, negative_ttl)
         record = await self._take(newest_known)
         check.is_settled = True
         self._wake(check.key, self._latest.get(check.key))
         return record
 
-    async def _settle(self, fact: Fact, holder: str = "") -> Fact:
+    async def _settle(self, fact: Fact, holder: str = "", negative_ttl: float = 0.0) -> Fact:
         """Publish a fact, with the history of its tag if Redis has none; return the newest."""
-        return await self._facts.settle(fact, holder, await self._history.own(fact.key))
+        past = await self._history.own(fact.key)
+        return await self._facts.settle(fact, holder, past, negative_ttl)
 
     async def follow(self) -> None:
         """Apply facts of other replicas, and compare tags with Redis, until cancelled."""
@@ -188,13 +199,16 @@ class SharedTags:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._woken.set()
 
-    async def _claim(self, key: Key, holder: str, max_age: float) -> Fact | None:
+    async def _claim(self, key: Key, holder: str, max_age: MaxAge) -> Fact | None:
         """Return a fact that is new enough; None if this replica has to check the tag.
 
         If a check fails, one of the waiting replicas tries it. After that each checks alone, so
         that one broken replica does not delay the others.
         """
-        oldest = self._store.now() - max_age
+        now = self._store.now()
+        # Replicas estimate the clock of Redis, so 0 seconds could mean some milliseconds before.
+        absence = now - max_age.absence if max_age.absence > 0 else math.inf
+        oldest = Oldest(now - max_age.record, absence)
         with suppress(FleetUnavailable, TimeoutError):
             for _ in range(2):
                 with self._awaited(key) as result:
@@ -220,7 +234,7 @@ class SharedTags:
                 del self._waiting[key]
 
     def _wake(self, key: Key, fact: Fact | None) -> None:
-        """Wake the tasks that wait for another replica's check; they check a tag that is gone."""
+        """Wake the tasks that wait for another replica's check; those of a gone tag claim it."""
         for future in self._waiting.get(key, ()):
             if not future.done():
                 future.set_result(None if fact is None or fact.is_gone else fact)

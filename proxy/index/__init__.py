@@ -115,8 +115,8 @@ class Index(Protocol):
     async def parents(self, digest: Digest) -> list[Digest]:
         """Return the held manifests that list a digest."""
 
-    async def listed_besides(self, digests: Set[Digest]) -> set[Digest]:
-        """Return those of ``digests`` that are also listed by a held manifest not among them."""
+    async def listed_besides(self, digests: Iterable[Digest], besides: Set[Digest]) -> set[Digest]:
+        """Return those of ``digests`` that a held manifest lists that is not in ``besides``."""
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
         """Record held content and its children; None if they are unknown.

@@ -267,9 +267,11 @@ class SqliteIndex:
     async def unlink(self, target: Target, digests: Iterable[Digest]) -> None:
         gone = list(digests)
         self.revision += 1
-        facts = {("link", target, digest): False for digest in gone}
-        outdated = [("holders", digest) for digest in gone]
-        await self._facts.write(facts, outdated, name_rows.unlink, target, gone)
+        for start in range(0, len(gone), _SLICE):
+            some = gone[start : start + _SLICE]
+            facts = {("link", target, digest): False for digest in some}
+            outdated = [("holders", digest) for digest in some]
+            await self._facts.write(facts, outdated, name_rows.unlink, target, some)
 
     async def linked(self, target: Target, digest: Digest) -> bool:
         key = ("link", target, digest)

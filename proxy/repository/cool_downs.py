@@ -15,7 +15,7 @@ from proxy.content.content import Content
 from proxy.core import cool_down
 from proxy.core.cool_down import CoolDown, FirstSight, show_time
 from proxy.core.creation import Claim, read_claim, read_created
-from proxy.core.errors import HeldBack, NotFound
+from proxy.core.errors import HeldBack, NotFound, RegistryError
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import HISTORY_LIMIT, TagHistoryEntry, TagRecord
@@ -139,6 +139,26 @@ class CoolDowns:
             return await self.served(target, tag, record)
         except HeldBack as error:
             return Served(record.descriptor.digest, error.until)
+
+    async def answers(self, target: Target, tag: Tag, record: TagRecord) -> Sequence[Digest]:
+        """Return the digests that clients may get for a tag now, found without a request.
+
+        There are two if the creation time of an image decides between them, and is not known yet.
+        """
+        newest = record.descriptor.digest
+        try:
+            if self.is_allowed(target, tag, newest):
+                return (newest,)
+            history = await self._history(target, tag, record)
+            moment = self.sources[target.upstream].tag_rules.as_of(target, tag)
+            if moment is not None:
+                return (cool_down.at(history, moment) or newest,)
+            served = await self.foreseen(target, tag, record)
+        except RegistryError:  # no image is old enough, or its upstream has been removed
+            return (newest,)
+        if served is not None:
+            return (served.digest,)
+        return tuple(dict.fromkeys((history[0].digest, newest)))
 
     async def check(self, target: Target, digest: Digest) -> None:
         """Return if a digest may be served by itself. Raises ``HeldBack`` or ``RegistryError``.

@@ -1,6 +1,7 @@
 """The configured upstreams, each with its freshness rule."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
@@ -8,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 from proxy.core import policy
 from proxy.core.errors import NameUnknown
 from proxy.core.names import Digest, Tag, is_digest
-from proxy.core.policy import Rule
+from proxy.core.policy import NOW, CacheDirective, MaxAge, Rule
 from proxy.core.sources import SharedManifests, SharedSource, Source
 from proxy.core.tag_rules import TagRules
 from proxy.storage.fallback import FallbackDirectory
@@ -64,7 +65,8 @@ class Origin(NamedTuple):
     """One upstream, its address, and the maximum age of its answers.
 
     ``version`` differs between two configurations of an upstream, because content that is absent
-    under one may exist under the other. ``fallbacks`` and ``elsewhere``, the content of other
+    under one may exist under the other. ``since`` is the monotonic time from which it is in use,
+    for the same reason. ``fallbacks`` and ``elsewhere``, the content of other
     machines, are read before the registry is asked. ``callers`` None: the registry is asked with
     the same login for all clients.
     """
@@ -72,6 +74,7 @@ class Origin(NamedTuple):
     upstream: Upstream
     online_rule: Rule
     version: int = 0
+    since: float = 0.0
     url: str = ""
     fallbacks: tuple[FallbackDirectory, ...] = ()
     callers: CallerTimes | None = None
@@ -147,6 +150,13 @@ class Origin(NamedTuple):
     def rule_for(self, tag: Tag) -> Rule:
         """Return the rule for one tag."""
         return self.rule.for_tag(tag, self.upstream.budget.share)
+
+    def max_age(self, tag: Tag, directive: CacheDirective) -> MaxAge:
+        """Return how old another replica's answer about a tag may be."""
+        if directive is CacheDirective.REVALIDATE:
+            return NOW
+        rule, age = self.rule_for(tag), time.monotonic() - self.since
+        return MaxAge(rule.tag_ttl, min(rule.negative_ttl, age))
 
     def seconds_trusted(self, tag: Tag) -> float:
         """Return the seconds for which a tag is served after a check without another one."""

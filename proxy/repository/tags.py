@@ -16,7 +16,7 @@ from proxy.core.errors import (
     UpstreamTimeout,
 )
 from proxy.core.names import Tag, Target
-from proxy.core.policy import Action, CacheDirective, Rule
+from proxy.core.policy import NOW, Action, CacheDirective, MaxAge, Rule
 from proxy.core.records import TagRecord
 from proxy.repository.cool_downs import CoolDowns
 from proxy.repository.history import History
@@ -35,7 +35,7 @@ from proxy.repository.pointed import (
     tag_in_fallback,
 )
 from proxy.repository.results import Described, Forward, Manifest
-from proxy.repository.sharing import Alone, Check, Sharing
+from proxy.repository.sharing import Alone, Check, Sharing, refuse_absent, say_gone
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 
@@ -83,7 +83,7 @@ class Tags:
         found = await self._resolve(target, tag, directive)
         if found is None:
             try:
-                max_age = self._rule(target, tag).tag_ttl
+                max_age = self._max_age(target, tag, directive)
                 return await self._fetch_old_enough(target, tag, directive, max_age)
             except UpstreamFailure as error:
                 return await self._from_fallback(target, tag, error)
@@ -97,7 +97,7 @@ class Tags:
             return await self._serve_stale(target, tag, found.record, error)
 
     async def _fetch_old_enough(
-        self, target: Target, tag: Tag, directive: CacheDirective, max_age: float
+        self, target: Target, tag: Tag, directive: CacheDirective, max_age: MaxAge
     ) -> Manifest:
         """Fetch a tag's manifest; return it, or an older one while it is held."""
         manifest = await self._fetch(target, tag, max_age)
@@ -116,27 +116,28 @@ class Tags:
         except ManifestUnknown:
             if self._rule(target, tag).offline or found.is_held_back:
                 raise
-            return await self._fetch_old_enough(target, tag, directive, 0.0)
+            return await self._fetch_old_enough(target, tag, directive, NOW)
         manifest = replace(manifest, held_until=found.served.held_until)
         if manifest.outcome is not Outcome.HIT:
             return replace(manifest, forward=found.forward)
         return replace(manifest, outcome=found.outcome, fresh=found.fresh, forward=found.forward)
 
-    async def _fetch(self, target: Target, tag: Tag, max_age: float) -> Manifest:
+    async def _fetch(self, target: Target, tag: Tag, max_age: MaxAge) -> Manifest:
         """Return and record upstream's manifest of a tag; concurrent callers share one request."""
         key = target, tag
         joined = self._fetches.is_running(key)
         manifest = await self._fetches.do(key, lambda: self._fetch_once(target, tag, max_age))
         return replace(manifest, outcome=Outcome.JOIN) if joined else manifest
 
-    async def _fetch_once(self, target: Target, tag: Tag, max_age: float) -> Manifest:
+    async def _fetch_once(self, target: Target, tag: Tag, max_age: MaxAge) -> Manifest:
         async with self._shared(target).check(target, tag, max_age) as check:
             newest = check.known
             if newest is None:
                 try:
+                    refuse_absent(check, target, tag)
                     manifest = await self._manifests.fetch(target, tag)
                 except NotFound as error:
-                    await _say_gone(check, error)
+                    await say_gone(check, error, self._rule(target, tag).negative_ttl)
                     raise
                 if manifest.outcome is Outcome.THROUGH:  # its digest is not that of its bytes
                     return manifest
@@ -154,7 +155,8 @@ class Tags:
         if found is None:
             try:
                 # Some clients never send a GET for a tag, so a HEAD records it too.
-                known = await self._check(target, tag, None, self._rule(target, tag).tag_ttl)
+                max_age = self._max_age(target, tag, directive)
+                known = await self._check(target, tag, None, max_age)
                 served = await self.cool_downs.served(target, tag, known)
                 found = Pointed(known, served, Outcome.MISS, None)
             except UpstreamFailure as error:
@@ -184,7 +186,9 @@ class Tags:
         """
         await self._manifests.absences.forget(target, tag)
         before = await self._records.get(target, tag)
-        now = await self._check(target, tag, before, max_age)
+        absence = self._max_age(target, tag, CacheDirective.ANY).absence
+        accepted = MaxAge(max_age, min(max_age, absence))
+        now = await self._check(target, tag, before, accepted)
         recorded, digest = await self._records.get(target, tag), now.descriptor.digest
         is_recorded = recorded is not None and recorded.descriptor.digest == digest
         former = None if before is None else before.descriptor.digest
@@ -225,8 +229,7 @@ class Tags:
                 return Pointed(record, served, Outcome.STALE if is_stale else Outcome.HIT, fresh)
             case Action.CHECK:
                 try:
-                    is_forced = directive is CacheDirective.REVALIDATE
-                    max_age = 0.0 if is_forced else rule.tag_ttl
+                    max_age = self._max_age(target, tag, directive)
                     checked = await self._check_in_time(target, tag, record, max_age)
                 except RegistryError as error:
                     return await self._serve_stale(target, tag, record, error)
@@ -263,7 +266,7 @@ class Tags:
         return instead_of(error, copy)
 
     async def _check_in_time(
-        self, target: Target, tag: Tag, record: TagRecord, max_age: float
+        self, target: Target, tag: Tag, record: TagRecord, max_age: MaxAge
     ) -> TagRecord:
         """Check a tag. If a good copy is held, time out early; the check itself continues."""
         late = UpstreamTimeout(f"{target.upstream} does not confirm {tag} in time")
@@ -276,12 +279,11 @@ class Tags:
             raise late from None
 
     async def _check(
-        self, target: Target, tag: Tag, record: TagRecord | None, max_age: float
+        self, target: Target, tag: Tag, record: TagRecord | None, max_age: MaxAge
     ) -> TagRecord:
         """Check a tag at upstream by HEAD; concurrent callers share one request.
 
-        ``record`` is the last one, None for an unknown tag. Another replica's check counts for
-        ``max_age`` seconds.
+        ``record`` is the last one, None for an unknown tag.
         """
 
         async def ask() -> TagRecord:
@@ -295,13 +297,14 @@ class Tags:
     ) -> TagRecord:
         started = self._clock()
         try:
+            refuse_absent(check, target, tag)
             named = await self._manifests.ask(target, tag)
         except NotFound as error:
             if (newer := await self._newer(target, tag, record)) is not None:
                 return newer
             if record is not None and not self._may_replace(target, tag, record, error):
                 await self._records.set(target, tag, None)
-            await _say_gone(check, error)
+            await say_gone(check, error, self._rule(target, tag).negative_ttl)
             raise
         require_confirmation(named, record)
         checked = TagRecord(named.descriptor, self._clock())
@@ -333,7 +336,8 @@ class Tags:
         if record is None:
             return
         try:
-            checked = await self._check(target, tag, record, self._rule(target, tag).tag_ttl)
+            max_age = self._max_age(target, tag, CacheDirective.ANY)
+            checked = await self._check(target, tag, record, max_age)
             if await self._copy_if_scarce(target, tag, record, checked) is None:
                 served = await self.cool_downs.served(target, tag, checked)
                 await self._manifests.get(target, served.digest, CacheDirective.ANY)
@@ -391,8 +395,5 @@ class Tags:
     def _rule(self, target: Target, tag: Tag) -> Rule:
         return self._sources[target.upstream].rule_for(tag)
 
-
-async def _say_gone(check: Check, error: NotFound) -> None:
-    """Tell other replicas that upstream has no such tag, if it has just said so."""
-    if not error.is_cached:
-        await check.gone()
+    def _max_age(self, target: Target, tag: Tag, directive: CacheDirective) -> MaxAge:
+        return self._sources[target.upstream].max_age(tag, directive)

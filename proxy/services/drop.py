@@ -2,13 +2,25 @@
 
 A dropped tag is deleted with its history, and from ``index.json``, so that it can return only from
 upstream. Content stays if another tag, a pin, another held manifest or another repository needs it.
+
+A drop may be of a whole cache, so all work is in steps, between which other work goes on.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Set
+from collections import Counter
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Set,
+)
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, Final
+from itertools import chain, groupby, islice
+from typing import Any, Final, TypeVar
 
 from proxy.content.content import Content
 from proxy.content.facts import Tree
@@ -22,10 +34,14 @@ from proxy.services.oci_index import Layout, wrapper_of
 
 LOAD_SECONDS: Final = 60.0
 _BATCH: Final = 256
+_STEP: Final = 20
+"""Images that are dropped in one step."""
 
 Event = dict[str, Any]
 Forget = Callable[[Target, Iterable[Digest]], Awaitable[None]]
 """Removes dropped content of a repository from RAM, and its list of tags."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +58,10 @@ class _Plan:
     """What to delete: tags, links and content.
 
     ``others`` are the manifests that the other tags of each repository point to, ``trees`` has the
-    content below each manifest of ``images``. ``wrappers`` are held only so that readers of the
-    OCI layout find Docker's manifests.
+    content below each manifest of ``images``. ``content`` has the disk bytes of each digest, and
+    ``manifests`` those of its digests that are manifests. ``late`` is content that can be deleted
+    only after all images. ``wrappers`` are held only so that readers of the OCI layout find
+    Docker's manifests.
     """
 
     images: list[_Image] = field(default_factory=list)
@@ -51,19 +69,25 @@ class _Plan:
     others: dict[Target, set[Digest]] = field(default_factory=dict)
     links: dict[Target, set[Digest]] = field(default_factory=dict)
     trees: dict[Digest, Tree] = field(default_factory=dict)
-    content: dict[Digest, BlobRecord] = field(default_factory=dict)
-    wrappers: dict[Digest, BlobRecord] = field(default_factory=dict)
+    content: dict[Digest, int] = field(default_factory=dict)
+    manifests: set[Digest] = field(default_factory=set)
+    late: list[Digest] = field(default_factory=list)
+    wrappers: dict[Digest, int] = field(default_factory=dict)
 
     @property
     def targets(self) -> Set[Target]:
         """The repositories from which something is dropped."""
         return {image.target for image in self.images} | self.links.keys()
 
-    @property
-    def sizes(self) -> dict[Digest, int]:
-        """What each piece of content takes on disk, in bytes."""
-        content = self.content | self.wrappers
-        return {digest: disk_bytes(record.size) for digest, record in content.items()}
+    def by_target(self) -> Iterator[tuple[Target, Iterator[_Image]]]:
+        """Yield each repository with its images."""
+        yield from groupby(self.images, lambda image: image.target)
+
+    def below(self, images: Iterable[_Image]) -> Iterator[Digest]:
+        """Yield the content of images; what they share more than once."""
+        for image in images:
+            for root in image.roots:
+                yield from self.trees[root]
 
 
 class Dropper:
@@ -78,7 +102,7 @@ class Dropper:
 
     async def preview(self, selector: Selector) -> AsyncGenerator[Event]:
         """Yield the events of ``drop`` without dropping anything."""
-        for event in _events(await self._planned(selector), selector):
+        async for event in _events(await self._planned(selector), selector):
             yield event
 
     async def drop(self, selector: Selector) -> AsyncGenerator[Event]:
@@ -92,8 +116,8 @@ class Dropper:
                 pins, plan = self._pins.revision, await self._planned(selector)
                 if pins == self._pins.revision:  # else an image may have been pinned meanwhile
                     break
-            await to_its_end(self._carry_out(plan, selector))
-        for event in _events(plan, selector):
+            await to_its_end(self._carry_out(plan))
+        async for event in _events(plan, selector):
             yield event
 
     async def _planned(self, selector: Selector) -> _Plan:
@@ -137,7 +161,9 @@ class Dropper:
             staying = {event["digest"] for event in plan.refused}
             trees = await self._below(staying)
             held = await self._content.links.of(selector.covers)
-            plan.links = {target: digests - trees.keys() for target, digests in held.items()}
+            for target, digests in held.items():
+                plan.links[target] = digests - trees.keys()
+                await asyncio.sleep(0)
         elif digest is not None and not plan.refused:
             found = await self._content.links.holders(digest)
             holders = [holder for holder in found if selector.covers(holder)]
@@ -158,23 +184,48 @@ class Dropper:
         Four reasons to stay: another tag points to it, a pin has it, a manifest that stays lists
         it, or, for a manifest, another repository holds it.
         """
-        graph = self._content.graph
-        below = dict.fromkeys(chain(*plan.trees.values()))
-        below |= await self._below({*chain(*plan.links.values())} - below.keys())
-        candidates = await self._content.records(below)
-        listed = await graph.listed_besides(below.keys())
-        needed = listed.union(await self._pins.pinned(), *plan.others.values())
-        targets = plan.targets
-        staying = [
-            digest
-            for digest, record in candidates.items()
-            if digest in needed or await self._is_held_elsewhere(record, targets)
-        ]
-        needed = set(await self._below(staying))
-        plan.content = {d: record for d, record in candidates.items() if d not in needed}
-        wrappers = [wrapper_of(one.descriptor) for one in plan.content.values()]
-        plan.wrappers = await self._content.records(one for one in wrappers if one is not None)
+        below: dict[Digest, None] = {}
+        async for part in _parts(plan.below(plan.images)):
+            below |= dict.fromkeys(part)
+        async for part in _parts(chain.from_iterable(plan.links.values())):
+            below |= await self._below(digest for digest in part if digest not in below)
+        listed: set[Digest] = set()
+        async for part in _parts(below):
+            listed |= await self._content.graph.listed_besides(part, below.keys())
+        named: set[Digest] = set()
+        async for part in _parts(chain.from_iterable(plan.others.values())):
+            named.update(part)
+        wrappers = await self._sort_out(plan, below, [listed, named, await self._pins.pinned()])
+        async for part in _parts(wrappers):
+            for digest, record in (await self._content.records(part)).items():
+                if digest not in plan.content:
+                    plan.wrappers[digest] = disk_bytes(record.size)
         await self._choose_links_of_tags(plan, listed)
+
+    async def _sort_out(
+        self, plan: _Plan, below: Iterable[Digest], needed: Collection[Set[Digest]]
+    ) -> Collection[Digest]:
+        """Divide held content into what is deleted and what stays; return the former's wrappers."""
+        staying: list[Digest] = []
+        wrappers: dict[Digest, Digest] = {}
+        targets = plan.targets
+        async for part in _parts(below):
+            for digest, record in (await self._content.records(part)).items():
+                is_needed = any(digest in some for some in needed)
+                if is_needed or await self._is_held_elsewhere(record, targets):
+                    staying.append(digest)
+                    continue
+                plan.content[digest] = disk_bytes(record.size)
+                if _is_manifest(record):
+                    plan.manifests.add(digest)
+                    if (wrapper := wrapper_of(record.descriptor)) is not None:
+                        wrappers[digest] = wrapper
+        async for part in _parts(await self._below(staying)):
+            for digest in part:
+                plan.content.pop(digest, None)
+                plan.manifests.discard(digest)
+                wrappers.pop(digest, None)
+        return wrappers.values()
 
     async def _choose_links_of_tags(self, plan: _Plan, listed: set[Digest]) -> None:
         """Choose the links to remove with the tags of a repository.
@@ -182,15 +233,14 @@ class Dropper:
         These are links to content that is deleted, and to manifests that stay only for another
         repository: a link to these would keep them when that repository is dropped too.
         """
-        below: dict[Target, set[Digest]] = {}
-        for image in plan.images:
-            trees = (plan.trees[root] for root in image.roots)
-            below.setdefault(image.target, set()).update(*trees)
-        for target, digests in below.items():
+        for target, images in plan.by_target():
             others = await self._below(plan.others.get(target, ()))
-            records = await self._content.records(digests - listed - others.keys())
-            manifests = {digest for digest, record in records.items() if _is_manifest(record)}
-            plan.links.setdefault(target, set()).update(digests & plan.content.keys(), manifests)
+            links = plan.links.setdefault(target, set())
+            async for part in _parts(plan.below(images)):
+                links.update(digest for digest in part if digest in plan.content)
+                kept = {*part} - links - listed - others.keys()
+                records = (await self._content.records(kept)).values()
+                links.update(record.digest for record in records if _is_manifest(record))
 
     async def _below(self, roots: Iterable[Digest]) -> dict[Digest, None]:
         """Return manifests and all that they list."""
@@ -204,40 +254,104 @@ class Dropper:
         holders = await self._content.links.holders(record.digest)
         return any(holder not in targets for holder in holders)
 
-    async def _carry_out(self, plan: _Plan, selector: Selector) -> None:
-        """Delete names first, then links, then content: an interrupted drop serves nothing."""
-        content, graph = self._content, self._content.graph
-        for image in plan.images:
-            await content.tags.drop(image.target, image.tag)
+    async def _carry_out(self, plan: _Plan) -> None:
+        """Delete names first, then content, then links, image by image.
+
+        An interrupted drop leaves later images complete. The links of the others remain, by which
+        another drop of their repository finds the rest of their content.
+        """
+        uses: Counter[Digest] = Counter()
+        for _, images in plan.by_target():
+            seen: set[Digest] = set()
+            async for part in _parts(plan.below(images)):
+                new = {*part} - seen
+                seen |= new
+                uses.update(new)
+        for target, images in plan.by_target():
+            await self._drop_images(plan, target, list(images), uses)
+        async for part in _parts(plan.content):
+            plan.late += (digest for digest in part if digest not in uses)
+        await self._delete(plan, plan.late)
         for target, digests in plan.links.items():
-            await content.links.remove(target, digests)
-        manifests = [digest for digest, record in plan.content.items() if _is_manifest(record)]
-        await self._discard(manifests)
-        # A manifest that was stored since the plan was made may list some of the rest.
-        await self._discard([d for d in plan.content if not await graph.is_listed(d)])
-        for target in plan.targets:
-            await self._forget(target, plan.links.get(target, set()))
+            async for part in _parts(digests):
+                await self._unlink(target, part)
         await self._layout.keep()
         await self._discard(list(plan.wrappers))  # last: until now index.json may have named them
+
+    async def _drop_images(
+        self, plan: _Plan, target: Target, images: list[_Image], uses: Counter[Digest]
+    ) -> None:
+        """Drop images of one repository in steps.
+
+        What several images list goes with the last of them. ``uses`` counts the repositories whose
+        images have yet to be dropped.
+        """
+        steps = [images[start : start + _STEP] for start in range(0, len(images), _STEP)]
+        last: dict[Digest, int] = {}
+        for number, step in enumerate(steps):
+            last |= dict.fromkeys(plan.below(step), number)
+            await asyncio.sleep(0)
+        links = plan.links[target]
+        for number, step in enumerate(steps):
+            await asyncio.gather(*(self._content.tags.drop(target, one.tag) for one in step))
+            ended = {one for one in plan.below(step) if last[one] == number}
+            uses.subtract(ended)
+            plan.late += await self._delete(plan, [one for one in ended if uses[one] <= 0])
+            await self._unlink(target, ended & links)
+            links -= ended
+
+    async def _unlink(self, target: Target, digests: Collection[Digest]) -> None:
+        await self._content.links.remove(target, digests)
+        await self._forget(target, digests)
+
+    async def _delete(self, plan: _Plan, digests: Collection[Digest]) -> list[Digest]:
+        """Delete what the plan has of these, manifests first; return what manifests still list."""
+        listed: list[Digest] = []
+        async for part in _parts(digests):
+            await self._discard([digest for digest in part if digest in plan.manifests])
+        async for part in _parts(digests):
+            # A manifest that was stored since the plan was made may list some of the rest.
+            listings = await self._content.graph.listings(part)
+            rest = [digest for digest in part if digest in plan.content]
+            listed += (digest for digest in rest if listings[digest])
+            await self._discard([digest for digest in rest if not listings[digest]])
+        return listed
 
     async def _discard(self, digests: list[Digest]) -> None:
         for start in range(0, len(digests), _BATCH):
             await self._content.evictor.discard(digests[start : start + _BATCH])
 
 
-def _events(plan: _Plan, selector: Selector) -> list[Event]:
-    """Return the events; content that several images share is counted with the first of them."""
-    sizes = plan.sizes
-    left, events, freed = dict(sizes), list(plan.refused), sum(sizes.values())
-    if selector.digest is not None and plan.links and not plan.images:
-        events.append(_event(str(selector), selector.digest, freed))
-    for image in plan.images:
-        below = [digest for root in image.roots for digest in plan.trees[root]]
-        own = sum(left.pop(digest, 0) for digest in below)
-        events.append(_event(f"{image.target}:{image.tag}", image.roots[0], own))
-    dropped = sum(1 for event in events if event["dropped"])
-    done = {"event": "done", "images": dropped, "refused": len(plan.refused)}
-    return [*events, done | {"blobs": len(sizes), "bytes": freed}]
+async def _parts(items: Iterable[Item]) -> AsyncIterator[list[Item]]:
+    """Yield some items at a time; other tasks run in between."""
+    iterator = iter(items)
+    while part := list(islice(iterator, _BATCH)):
+        yield part
+        await asyncio.sleep(0)
+
+
+async def _events(plan: _Plan, selector: Selector) -> AsyncIterator[Event]:
+    """Yield the events; content that several images share is counted with the first of them."""
+    freed = sum(plan.content.values()) + sum(plan.wrappers.values())
+    for refused in plan.refused:
+        yield refused
+    is_digest = selector.digest is not None and bool(plan.links) and not plan.images
+    if is_digest and selector.digest is not None:
+        yield _event(str(selector), selector.digest, freed)
+    counted: set[Digest] = set()
+    async for part in _parts(plan.images):
+        for image in part:
+            new = {*plan.below([image])} - counted
+            counted |= new
+            own = sum(plan.content.get(digest, 0) for digest in new)
+            yield _event(f"{image.target}:{image.tag}", image.roots[0], own)
+    yield {
+        "event": "done",
+        "images": len(plan.images) + is_digest,
+        "refused": len(plan.refused),
+        "blobs": len(plan.content) + len(plan.wrappers),
+        "bytes": freed,
+    }
 
 
 def _is_manifest(record: BlobRecord) -> bool:

@@ -11,24 +11,43 @@ from typing import Final
 
 from proxy.content.content import Content
 from proxy.content.facts import TaggedImage
-from proxy.core.errors import NameInvalid, NotFound, RegistryError, RequestInvalid, TagInvalid
+from proxy.core.errors import (
+    Denied,
+    NameInvalid,
+    NotFound,
+    RegistryError,
+    RequestInvalid,
+    TagInvalid,
+    UpstreamRejected,
+)
 from proxy.core.names import Tag, Target, parse_repo, parse_tag
 from proxy.core.policy import CacheDirective
 from proxy.core.selection import Selector, is_pattern
 from proxy.repository.listings import Listings
 from proxy.repository.origins import Origin
+from proxy.runtime.metrics import Outcome
 
 MAX_IMAGES: Final = 10_000
 MAX_REPOSITORIES: Final = 100_000
 MAX_PAGES: Final = 1000
 
+_REFUSALS: Final = (NotFound, Denied, UpstreamRejected)
+"""Answers of a registry without a catalogue, or with one for its operators only."""
+
+_ONLY_KNOWN: Final = "only those that are known here are found"
+
 
 @dataclass(slots=True)
 class Expanded:
-    """The images that a pattern selects, sorted, and notes about why there may be more."""
+    """The images that a pattern selects, sorted, and why there may be more.
+
+    ``notes`` are about registries that list no repositories, as most do; ``problems`` about lists
+    that could not be had.
+    """
 
     images: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 class Expansion:
@@ -45,16 +64,18 @@ class Expansion:
         if selector.digest is not None:
             found.images.append(str(selector))
             return found
-        for target in sorted(await self._targets(selector, found.notes)):
+        for target in sorted(await self._targets(selector, found)):
             try:
-                tags = [tag async for tag in self._tags(target)]
+                tags = [tag async for tag in self._tags(target, found)]
             except RegistryError as error:
-                found.notes.append(f"{target}: {error.message}")
+                found.problems.append(f"{target}: {error.message}")
                 continue
             chosen = (tag for tag in tags if selector.tags is None or selector.tags.match(tag))
             found.images += sorted(f"{target}:{tag}" for tag in chosen)
             if len(found.images) > MAX_IMAGES:
                 raise RequestInvalid(f"{selector} selects more than {MAX_IMAGES:,} images")
+        if not found.images:
+            found.problems.append("selects no image")
         return found
 
     async def known(self, selector: Selector) -> AsyncIterator[TaggedImage]:
@@ -64,7 +85,7 @@ class Expansion:
                 if selector.matches(one.target, one.tag, one.digest):
                     yield one
 
-    async def _targets(self, selector: Selector, notes: list[str]) -> set[Target]:
+    async def _targets(self, selector: Selector, found: Expanded) -> set[Target]:
         """Return the repositories that a pattern covers."""
         name = selector.repositories.text
         if not is_pattern(name):
@@ -74,15 +95,16 @@ class Expansion:
         targets = {one for one in known if one.upstream in self._sources and selector.covers(one)}
         for upstream in self._upstreams(name):
             if self._sources[upstream].rule.offline:
+                found.notes.append(f"{upstream} is offline; {_ONLY_KNOWN}")
                 continue
             try:
                 async for target in self._catalogue(upstream):
                     if selector.covers(target):
                         targets.add(target)
             except RegistryError as error:
-                notes.append(
-                    f"{upstream} does not list its repositories ({error.message}); "
-                    "only those that are known here are found"
+                reasons = found.notes if isinstance(error, _REFUSALS) else found.problems
+                reasons.append(
+                    f"{upstream} does not list its repositories ({error.message}); {_ONLY_KNOWN}"
                 )
         return targets
 
@@ -105,8 +127,11 @@ class Expansion:
                     yield Target(upstream, parse_repo(repository))
             query = page.next_query
 
-    async def _tags(self, target: Target) -> AsyncIterator[Tag]:
-        """Yield a repository's tags, as a client would get them. Raises ``RegistryError``."""
+    async def _tags(self, target: Target, found: Expanded) -> AsyncIterator[Tag]:
+        """Yield a repository's tags, as a client would get them. Raises ``RegistryError``.
+
+        A list that is not the registry's, because that failed, is a problem.
+        """
         query: dict[str, str] = {}
         is_first, pages = True, 0
         while is_first or query:
@@ -114,6 +139,8 @@ class Expansion:
                 page = await self._listings.tags(target, query, CacheDirective.ANY)
             except NotFound:
                 return
+            if page.outcome is Outcome.STALE and is_first:
+                found.problems.append(f"{target}: its list of tags is {page.warning}")
             for name in page.names:
                 with suppress(TagInvalid):
                     yield parse_tag(name)

@@ -61,17 +61,21 @@ class Exporter:
         """Return the contents of a bundle of the selected images, and the problems."""
         now = self._content.clock()
         found = _Export(selection, Contents(self._source, self._creator, now))
-        pinned = await self._pins.pinned() if selection.is_pinned else ()
+        selectors = dict.fromkeys(selection.selectors)
+        pinned: Collection[Digest] = ()
+        if selection.is_pinned:
+            pinned = await self._pins.pinned()
+            selectors |= dict.fromkeys(self._pins.of_images())
+            found.contents.pins = [pin.name for pin in await self._pins.all()]
         matched: set[Selector] = set()
-        async for image in self._selected(selection, pinned, matched):
+        named = replace(selection, selectors=tuple(selectors))
+        async for image in self._selected(named, pinned, matched):
             await self._add_tag(found, image)
-        for selector in selection.selectors:
+        for selector in selectors:
             if selector not in matched and not await self._add_untagged(found, selector):
                 found.problems.append(f"{selector}: no such image is in the cache")
         found.contents.tags = list(found.tags.values())
         found.contents.links = {target: [*held] for target, held in found.linked.items()}
-        if selection.is_pinned:
-            found.contents.pins = [pin.name for pin in await self._pins.all()]
         return found.contents, found.problems
 
     async def _selected(
@@ -81,10 +85,19 @@ class Exporter:
             for image in batch:
                 of = [s for s in selection.selectors if _matches(s, image)]
                 matched.update(of)
-                if not (of or selection.is_all or image.digest in pinned):
+                if not (of or selection.is_all or self._is_pinned(selection, pinned, image)):
                     continue
                 if selection.since is None or await self._moved(image) >= selection.since:
                     yield image
+
+    def _is_pinned(
+        self, selection: Selection, pinned: Collection[Digest], image: TaggedImage
+    ) -> bool:
+        """Return True for a pinned image, also if the pin protects less than it names."""
+        if not selection.is_pinned:
+            return False
+        pins = self._pins.pinning(image.target, image.tag, image.digest)
+        return bool(pins) or image.digest in pinned
 
     async def _moved(self, image: TaggedImage) -> float:
         """Return when a tag was first seen with its present digest, in Unix seconds."""
@@ -146,7 +159,7 @@ class Exporter:
             if record.media_type is None:
                 return []
             try:
-                listed = await self._children(found.selection, record)
+                listed = await self._children(found, record, name)
             except RegistryError as error:
                 found.problems.append(f"{name}: {error.message}")
                 return []
@@ -170,22 +183,25 @@ class Exporter:
             return record
         return None
 
-    async def _children(self, selection: Selection, record: BlobRecord) -> list[Digest]:
+    async def _children(self, found: _Export, record: BlobRecord, name: str) -> list[Digest]:
         """Return what a manifest lists; of an index, the wanted images.
 
         Without wanted platforms these are all complete images. Raises ``RegistryError``.
         """
+        platforms = found.selection.platforms
         listed = await self._content.graph.children(record.digest) or ()
         if record.media_type not in INDEX_TYPES:
             return [*listed]
-        if not selection.platforms.wanted:
+        if not platforms.wanted:
             weights = {one: await weigh(self._content, one) for one in listed}
             whole = [one for one, weight in weights.items() if weight.state is State.WHOLE]
             return whole or [*listed]
         body = await self._content.read(record.digest) or b""
         children = [Child(one, 0) for one in listed]
-        chosen = await by_size(len(body), lambda: selection.platforms.choose(body, children))
-        return [child.digest for child in chosen]
+        chosen = await by_size(len(body), lambda: platforms.choose(body, children))
+        if chosen.problem is not None:
+            found.problems.append(f"{name}: {chosen.problem}")
+        return [child.digest for child in chosen.images]
 
     async def _referrers(self, found: _Export, target: Target, digest: Digest) -> list[Digest]:
         """Return held manifests that refer to one, and add the tags of cosign."""

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from proxy.content.content import Content
 from proxy.content.downloads import Downloads
@@ -47,42 +47,53 @@ ATTACHED: Final = ("sig", "att", "sbom")
 Event = dict[str, Any]
 
 
+class Selected(NamedTuple):
+    """The selected manifests of an index; ``problem`` names wanted platforms that it has not."""
+
+    images: list[Child]
+    problem: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Platforms:
     """The selected platforms of an index, as ``linux/arm64/v8``; none selects all."""
 
     wanted: tuple[str, ...]
 
-    def choose(self, index: bytes, listed: Iterable[Child]) -> list[Child]:
+    def choose(self, index: bytes, listed: Iterable[Child]) -> Selected:
         """Return the selected manifests of an index. Raises ``ManifestUnknown`` if there are none.
 
-        A manifest without a platform is always selected. Attestations, whose platform is
-        ``unknown``, are selected only with all platforms.
+        A manifest without a platform is always selected, and may be for any platform.
+        Attestations, whose platform is ``unknown``, are selected only with all platforms.
         """
         if not self.wanted:
-            return list(listed)
+            return Selected(list(listed))
         platforms = {
             str(entry.get("digest")): entry.get("platform")
             for entry in as_list(read_object(index).get("manifests"))
             if isinstance(entry, dict)
         }
-        chosen = [one for one in listed if self._has(platforms.get(one.digest))]
+        names = {
+            one: platform_name(entry) for one, entry in platforms.items() if isinstance(entry, dict)
+        }
+        chosen = [
+            one
+            for one in listed
+            if one.digest not in names or any(_is(names[one.digest], each) for each in self.wanted)
+        ]
+        absent = [each for each in self.wanted if not any(_is(one, each) for one in names.values())]
+        known = ", ".join(sorted({*names.values()} - {"unknown/unknown"}))
+        problem = f"there is no image for {', '.join(absent)}; there is {known}"
         if not chosen:
-            names = sorted(
-                {platform_name(entry) for entry in platforms.values()} - {"unknown/unknown"}
-            )
-            raise ManifestUnknown(
-                f"there is no image for {', '.join(self.wanted)}; there is {', '.join(names)}"
-            )
-        return chosen
+            raise ManifestUnknown(problem)
+        has_any = names.keys() != platforms.keys()
+        return Selected(chosen, problem if absent and not has_any else None)
 
-    def _has(self, platform: object) -> bool:
-        if not isinstance(platform, dict):
-            return True
-        name = platform_name(platform)
-        return any(
-            name == one or name.startswith(f"{one}/") for one in map(usual_name, self.wanted)
-        )
+
+def _is(name: str, wanted: str) -> bool:
+    """Return True if a platform is the wanted one, or a variant of it."""
+    wanted = usual_name(wanted)
+    return name == wanted or name.startswith(f"{wanted}/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,13 @@ class Wanted:
     platforms: Platforms
     with_referrers: bool = False
     is_dry: bool = False
+
+
+class Pulled(NamedTuple):
+    """The outcome of a pull: what it fetched, and why the image is not complete or not current."""
+
+    fetched_bytes: int
+    problems: list[str]
 
 
 @dataclass(slots=True)
@@ -163,6 +181,18 @@ class Puller:
             "warning": pull.warning,
         }
 
+    async def outcome(self, image: Image, wanted: Wanted) -> Pulled:
+        """Pull an image to the end; return the outcome. Raises ``RequestInvalid`` as ``run``."""
+        problems: list[str] = []
+        pulled: Pulled | None = None
+        async for event in self.run(image, wanted):
+            if event["event"] == "missing":
+                problems.append(f"{event['digest']}: {event['reason']}")
+            if event["event"] == "done":
+                problems += filter(None, [event["warning"]])
+                pulled = Pulled(event["fetched_bytes"], problems)
+        return pulled or Pulled(0, [*problems, "the pull ended early"])
+
     async def _fetch(self, image: Image, pull: _Pull) -> None:
         try:
             root = await self._root(image, pull.target)
@@ -218,10 +248,12 @@ class Puller:
             if listed is None:
                 raise ManifestUnknown("the content that it lists is not understood")
             choose = partial(pull.wanted.platforms.choose, manifest.body, listed.manifests)
-            chosen = await by_size(len(manifest.body), choose) if listed.manifests else []
+            chosen = await by_size(len(manifest.body), choose) if listed.manifests else Selected([])
         except RegistryError as error:
             _miss(pull, digest, error.message)
             return []
+        if chosen.problem is not None:
+            _miss(pull, digest, chosen.problem)
         pull.held.add(digest)
         for blob in listed.blobs:
             if blob.digest not in pull.sizes:
@@ -229,7 +261,7 @@ class Puller:
                 fetch = self._look if pull.wanted.is_dry else self._blob
                 group.create_task(fetch(pull, blob.digest), name="pull a blob")
         referrers = await self._referrers(pull, digest) if pull.wanted.with_referrers else []
-        return [*(child.digest for child in chosen), *referrers]
+        return [*(child.digest for child in chosen.images), *referrers]
 
     async def _referrers(self, pull: _Pull, digest: Digest) -> list[Digest]:
         """Return the manifests that refer to one: by the API, and by the tags of cosign."""

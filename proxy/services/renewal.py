@@ -160,9 +160,9 @@ class Renewal:
         if not is_held:
             platforms = choice.platforms or await self._former(target, tag, digest)
             wanted = Wanted(platforms, choice.with_referrers)
-            async for event in self._puller.run(Image(target, None, digest), wanted):
-                if event["event"] == "missing":
-                    raise ManifestUnknown(f"{event['digest']}: {event['reason']}")
+            pulled = await self._puller.outcome(Image(target, None, digest), wanted)
+            if pulled.problems:
+                raise ManifestUnknown(pulled.problems[0])
         self._kept[target, tag] = digest
         return None if is_held else digest
 

@@ -121,24 +121,23 @@ class Warmer:
                 continue
             for note in found.notes:
                 log.info("a pattern may select more", pattern=name, reason=note)
+            for problem in found.problems:
+                done.fail(f"{name}: {problem}")
             images.update(dict.fromkeys(found.images))
         return images
 
     async def _pull(
         self, name: str, wanted: Wanted, slots: asyncio.Semaphore, done: _Round
     ) -> None:
-        missing: list[str] = []
         async with slots:
             try:
-                async for event in self._puller.run(self._router.parse_image(name), wanted):
-                    if event["event"] == "missing":
-                        missing.append(f"{event['digest']}: {event['reason']}")
-                    if event["event"] == "done":
-                        done.fetched_bytes += event["fetched_bytes"]
+                pulled = await self._puller.outcome(self._router.parse_image(name), wanted)
             except RegistryError as error:
-                missing.append(error.message)
-        if missing:
-            done.fail(f"{name}: {missing[0]}")
+                done.fail(f"{name}: {error.message}")
+                return
+        done.fetched_bytes += pulled.fetched_bytes
+        if pulled.problems:
+            done.fail(f"{name}: {pulled.problems[0]}")
         else:
             done.whole += 1
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 PREFIX: Final = "MILLPOND_"
 NESTED: Final = "__"
 FILE_VARIABLE: Final = "MILLPOND_CONFIG"
+MAX_VALUES: Final = 100_000
+"""Values in a file. Aliases of aliases can name exponentially many in a few lines."""
+
 SYSTEM_FILE: Final = Path("/etc/millpond/config.yaml")
 _KUBERNETES = re.compile(rf"{PREFIX}(SERVICE|PORT)(_.*)?")  # a Service named millpond sets these
 _REFERENCE = re.compile(r"(?<!\$)\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -128,7 +131,7 @@ class _Document:
             raise ConfigError(f"{file}:{line}: not valid YAML: {error.problem}") from None
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{file}: not valid YAML: {error}") from None
-        self._refuse_repeated_keys(self._root)
+        self._count(self._root, {})
         if data is not None and not isinstance(data, dict):
             raise ConfigError(f"{file}: expected settings such as 'listen: 127.0.0.1:5000'")
         self.data = self._expanded(data or {}, ())
@@ -148,14 +151,30 @@ class _Document:
             line, node = found[0].start_mark.line + 1, found[1]
         return line
 
+    def _count(self, node: yaml.Node | None, counts: dict[int, int]) -> int:
+        """Return the number of values in a node; what an alias names counts each time.
+
+        ``counts`` has those of visited nodes, 0 while they are visited. Raises ``ConfigError`` for
+        a repeated key, for an alias to a node around it, and for too many values.
+        """
+        count = counts.get(id(node))
+        if count is None:
+            counts[id(node)] = 0
+            self._refuse_repeated_keys(node)
+            count = 1 + sum(self._count(value, counts) for _, value in _pairs(node))
+            counts[id(node)] = count
+        if node is not None and not 0 < count <= MAX_VALUES:
+            fault = f"more than {MAX_VALUES:,} values" if count else "an alias to a value around it"
+            raise ConfigError(f"{self._file}:{node.start_mark.line + 1}: {fault}")
+        return count
+
     def _refuse_repeated_keys(self, node: yaml.Node | None) -> None:
         seen: set[str] = set()
-        for key, value in _pairs(node):
+        for key, _ in _pairs(node):
             if key.value in seen:
                 line = key.start_mark.line + 1
                 raise ConfigError(f"{self._file}:{line}: {key.value}: this key is written twice")
             seen.add(key.value)
-            self._refuse_repeated_keys(value)
 
     def _expanded(self, value: Any, path: KeyPath) -> Any:
         """Replace ``${NAME}`` and ``${NAME:-default}`` in every string; ``$${`` means ``${``."""

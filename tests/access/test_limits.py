@@ -60,7 +60,8 @@ async def test_requests_wait_in_order_and_then_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MAX_WAIT", 0.5)
-    limits = made(requests_per_second=20)
+    clock = Clock()  # stands still while they ask
+    limits = made(clock, requests_per_second=20)
     eve, order = client(limits), []
     began = time.monotonic()
 
@@ -69,7 +70,10 @@ async def test_requests_wait_in_order_and_then_are_refused(
         order.append(number)
         return time.monotonic() - began
 
-    answers = await asyncio.gather(*map(ask, range(60)), return_exceptions=True)
+    asking = asyncio.gather(*map(ask, range(60)), return_exceptions=True)
+    await until(lambda: eve.refused > 0)
+    clock.advance(0.1)
+    answers = await asking
     times = [answer for answer in answers if isinstance(answer, float)]
     refused = [answer for answer in answers if isinstance(answer, RateLimited)]
     assert len(times) + len(refused) == 60
@@ -91,7 +95,7 @@ async def test_another_client_does_not_wait() -> None:
     await client(limits).admit()
     greedy = asyncio.create_task(client(limits).admit())
     await until(lambda: client(limits).waiting == 1)
-    await asyncio.wait_for(client(limits, "10.0.0.2").admit(), 5)
+    await asyncio.wait_for(client(limits, "10.0.0.2").admit(), 30)
     greedy.cancel()
     await asyncio.wait([greedy])
     assert client(limits).waiting == 0
@@ -117,13 +121,14 @@ async def test_bytes_are_shared_by_the_transfers_of_one_client() -> None:
     began = time.monotonic()
 
     async def transfer(number: int) -> None:
-        while time.monotonic() - began < 1:
+        while sum(sent) < 2_000_000:
             sent[number] += await eve.turn(1_000_000)
             await asyncio.sleep(0)  # as every way of sending does
 
-    await asyncio.gather(*map(transfer, range(3)))
+    async with asyncio.timeout(10):
+        await asyncio.gather(*map(transfer, range(3)))
     seconds = time.monotonic() - began
-    assert 1_500_000 <= sum(sent) <= 1_000_000 * (1 + seconds) + 150_000
+    assert sum(sent) <= 1_000_000 * (1 + seconds) + 150_000
     assert max(sent) - min(sent) <= 100_000
 
 
@@ -137,7 +142,7 @@ async def test_a_cancelled_turn_costs_nothing() -> None:
         task.cancel()
     await asyncio.wait(tasks)
     clock.now += 60
-    await asyncio.wait_for(eve.turn(1), 5)
+    await asyncio.wait_for(eve.turn(1), 30)
 
 
 async def test_a_small_body_never_waits_longer_than_clients_do(
@@ -145,13 +150,13 @@ async def test_a_small_body_never_waits_longer_than_clients_do(
 ) -> None:
     monkeypatch.setattr(module, "MAX_WAIT", 0.05)
     eve = client(made(bytes_per_second=1024))
-    await asyncio.wait_for(eve.small_turn(1_000_000), 5)
+    await asyncio.wait_for(eve.small_turn(1_000_000), 30)
 
 
 async def test_downloads_begin_in_order_and_then_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "MAX_WAIT", 0.3)
+    monkeypatch.setattr(module, "MAX_WAIT", 60)
     eve, order = client(made(downloads=2)), []
     for _ in range(2):
         assert eve.downloads.begin()
@@ -162,8 +167,12 @@ async def test_downloads_begin_in_order_and_then_are_refused(
             order.append(number)
             await ending.wait()
 
-    tasks = [asyncio.create_task(transfer(number)) for number in range(4)]
-    await until(lambda: eve.waiting == 4)
+    tasks = [asyncio.create_task(transfer(number)) for number in range(3)]
+    await until(lambda: eve.waiting == 3)
+    monkeypatch.setattr(module, "MAX_WAIT", 0.3)
+    tasks.append(asyncio.create_task(transfer(3)))
+    await asyncio.sleep(0)
+    assert eve.waiting == 4
     eve.downloads.end()
     await until(lambda: order == [0])
     tasks[1].cancel()
@@ -218,7 +227,7 @@ async def test_new_limits_hold_for_clients_that_are_there() -> None:
     waiting = asyncio.create_task(hold(eve))
     await until(lambda: eve.waiting == 1)
     limits.use(Access.model_validate({"limits": {"downloads": 2, "bytes_per_second": 5000}}))
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 30)
     assert await eve.turn(10**9) == module.LEAST_PIECE
     limits.use(Access())
     assert await eve.turn(10**9) == 10**9

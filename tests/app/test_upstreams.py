@@ -87,8 +87,7 @@ async def test_t67_a_replaced_upstream_finishes_its_download_and_is_closed_then(
         release.set()
         got += [piece async for piece in pieces]
     assert b"".join(piece.data for piece in got) == DATA
-    await until(lambda: transport._session.closed)
-    assert not built._retired
+    await until(lambda: transport._session.closed and not built._retired)
     watching.cancel()
 
 

@@ -141,7 +141,7 @@ async def _said(arena: Arena, request: bytes) -> bytes:
     said = b""
     with contextlib.suppress(OSError):
         writer.write(request)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while chunk := await reader.read(4096):
                 said += chunk
     writer.close()

@@ -92,15 +92,15 @@ async def junk_for_a_digest(arena: Arena) -> None:
 
     async def answer(asked: Asked, wire: Wire) -> None:
         await wire.head(200, ("Content-Length", str(len(data))))
-        for _ in range(200 if asked.method == "GET" else 0):
-            await wire.send(bytes(16 * 1024))
+        for _ in range(400 if asked.method == "GET" else 0):  # 20 seconds
+            await wire.send(bytes(8 * 1024))
             await asyncio.sleep(0.05)
 
     arena.evil.answer = answer
     fooled = asyncio.create_task(arena.ask(f"/v2/{EVIL}/team/app/blobs/{digest}"))
     await asyncio.sleep(0.3)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             part = await arena.ask(f"/v2/{HONEST}/blobs/{digest}", Range="bytes=0-9999")
             arena.check(part.body == data[:10_000], "a range of another registry's junk")
             whole = await arena.ask(f"/v2/{HONEST}/blobs/{digest}")

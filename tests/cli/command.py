@@ -1,6 +1,7 @@
 """The real command as a process: into a pipe, or on a terminal of a given width."""
 
 import asyncio
+import codecs
 import fcntl
 import os
 import pty
@@ -119,21 +120,23 @@ async def on_terminal(*arguments: str, width: int = 100) -> AsyncIterator[Termin
     os.close(theirs)
     terminal = Terminal(process, lambda text: os.write(ours, text.encode()))
     loop = asyncio.get_running_loop()
+    text, closed = codecs.getincrementaldecoder("utf-8")(), asyncio.Event()
 
     def read() -> None:
         try:
             piece = os.read(ours, 65536)
-        except OSError:  # EIO: the other end is closed
+        except OSError:  # EIO: the other end is closed, and all that was written is read
             piece = b""
-        terminal.written += piece.decode()
+        terminal.written += text.decode(piece)
         if not piece:
             loop.remove_reader(ours)
+            closed.set()
 
     loop.add_reader(ours, read)
     try:
         yield terminal
         await ended(process, 60)
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(closed.wait(), 60)
     finally:
         loop.remove_reader(ours)
         process.kill()

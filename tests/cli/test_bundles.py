@@ -343,6 +343,38 @@ async def test_an_export_of_nothing_writes_nothing(world: World, tmp_path: Path)
     assert list(tmp_path.glob("nothing*")) == []
 
 
+async def test_pins_are_exported_by_tag_and_by_digest_and_missing_ones_are_named(
+    world: World, tmp_path: Path
+) -> None:
+    outside, _, at, key = world
+    assert (await outside.get(f"/v2/acme/two/manifests/{TWO.digest}")).status == 200
+    for digest in TWO.blobs:
+        assert (await outside.get(f"/v2/acme/two/blobs/{digest}")).status == 200
+    assert (await at(outside, "warm", "one:1", "--no-referrers")).returncode == 0
+    pins = ("one:1", f"acme/two@{TWO.digest}", "none:1", "nothing/*")
+    assert (await at(outside, "pin", *pins)).returncode == 0
+    path = tmp_path / "pinned.tar"
+    options = ("--pinned", "--no-referrers", "-o", str(path), "--key", str(key))
+    done = await at(outside, "export", *options)
+    assert done.returncode == 1
+    assert done.stderr == "millpond: docker.io/library/none:1: no such image is in the cache\n"
+    with tarfile.open(path) as archive:
+        held = {f"sha256:{m.name[13:]}" for m in archive if m.name.startswith("blobs/")}
+    assert held >= tree(ONE, TWO)
+
+
+async def test_an_export_names_a_platform_that_an_image_does_not_have(
+    world: World, tmp_path: Path
+) -> None:
+    outside, _, at, key = world
+    assert (await at(outside, "warm", "acme/many", "--platform", "linux/amd64")).returncode == 0
+    wanted = ("--platform", "linux/amd64", "--platform", "linux/s390x")
+    options = ("-o", str(tmp_path / "many.tar"), "--key", str(key))
+    done = await at(outside, "export", "acme/many", *wanted, *options)
+    assert done.returncode == 1
+    assert "docker.io/acme/many:latest: there is no image for linux/s390x" in done.stderr
+
+
 async def test_since_selects_what_has_moved(world: World, clock: Clock) -> None:
     outside, _, at, _ = world
     assert (await at(outside, "warm", "one:1", "--no-referrers")).returncode == 0

@@ -298,7 +298,7 @@ async def test_an_interrupted_verify(
         assert process.stdout is not None
         await process.stdout.readline()
         process.send_signal(number)
-        _, err = await asyncio.wait_for(process.communicate(), 10)
+        _, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == status
     assert err.decode() == "millpond: interrupted; the next verify continues from here\n"
 

@@ -12,6 +12,7 @@ import pytest
 
 from proxy.app.validation import validate_writable
 from proxy.core.errors import ConfigError
+from proxy.services.bundle.signatures import write_key
 from proxy.settings import Settings
 from tests.cli.command import ROOT, refused, run
 from tests.cli.test_serving import serving
@@ -90,6 +91,21 @@ def test_t69_check_refuses_a_place_that_this_user_may_not_write(path: str) -> No
                 validate_writable(settings)
         finally:
             os.seteuid(0)
+
+
+def test_keys_of_bundles_that_commands_would_refuse_are_warnings(place: Path) -> None:
+    config = written(
+        place, "bundles: {trusted_keys: [TMP/key.pub, TMP/no, TMP/file], signing_key_file: TMP/key}"
+    )
+    write_key(place / "key", "lab")
+    checked = run("check", "--config", config)
+    missing, other = checked.stderr.splitlines()
+    assert f"warning: bundles.trusted_keys: {place}/no cannot be read: No such file" in missing
+    assert f"warning: bundles.trusted_keys: {place}/file: holds no OpenSSH public key" in other
+    assert (checked.returncode, checked.stdout[:4]) == (0, "ok: ")
+    (place / "key").write_text("none")
+    [*_, last] = run("check", "--config", config).stderr.splitlines()
+    assert f"warning: bundles.signing_key_file: {place}/key: no OpenSSH private key" in last
 
 
 def test_an_old_name_of_a_setting_is_a_warning(place: Path) -> None:

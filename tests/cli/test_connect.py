@@ -88,7 +88,7 @@ async def test_a_server_that_hangs(settings: Settings, monkeypatch: pytest.Monke
         writer.close()
 
     path = settings.storage.path / "admin.sock"
-    async with asyncio.timeout(10), await asyncio.start_unix_server(hang, path):
+    async with asyncio.timeout(60), await asyncio.start_unix_server(hang, path):
         with pytest.raises(ConfigError, match=r"which does not answer on its admin\.sock"):
             await pins(settings)
         held.set()

@@ -290,6 +290,15 @@ async def test_t68_refresh_and_pull_say_what_failed(
     ]
 
 
+async def test_a_lock_says_if_the_registry_does_not_confirm_it(
+    command: Command, upstream: FakeUpstream
+) -> None:
+    upstream.fail(status=500, kind="manifest")
+    done = await command("lock", "app:1.0")
+    assert (done.returncode, done.stdout) == (0, f"{APP}@{SMALL.digest}\n")
+    assert done.stderr.startswith("millpond: app:1.0: stale: ")
+
+
 async def test_history_and_lock(command: Command, upstream: FakeUpstream, tmp_path: Path) -> None:
     [known] = lines(await command("history", "--json", "app:1.0"))
     assert (known["image"], known["digest"], known["held_until"]) == (APP, SMALL.digest, None)

@@ -135,6 +135,91 @@ async def test_a_registry_without_catalogue_is_named(
     assert proxy.held() == tree(DB), "what is known here is found"
 
 
+CATALOGUE = "https://docker.io/v2/_catalog"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+async def test_a_catalogue_that_cannot_be_had_is_a_failure(
+    warm: Warm, proxy: Proxy, upstream: FakeUpstream, status: int
+) -> None:
+    assert (await proxy.get("/v2/acme/db/manifests/latest")).status == 200
+    upstream.fail(status=status, kind="catalog")
+    done = await warm(CATALOGUE, "acme/*", "--no-referrers")
+    assert done.returncode == 1
+    assert "docker.io/acme/*: docker.io does not list its repositories" in done.stderr
+    assert proxy.held() == tree(DB), "what is known here is fetched"
+    pattern = await warm("docker.io/acme/*", "--no-referrers")
+    assert pattern.returncode == (1 if status == 500 else 0), "most registries have none"
+
+
+async def test_a_catalogue_of_an_unreachable_registry_is_a_failure(
+    warm: Warm, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    assert (await warm("acme/db", "--no-referrers")).returncode == 0
+    await upstream.stop()
+    for name in (CATALOGUE, "docker.io/acme/*"):
+        done = await warm(name, "--no-referrers")
+        assert done.returncode == 1
+        assert "docker.io does not list its repositories" in done.stderr
+
+
+async def test_offline_a_catalogue_cannot_be_had_and_a_pattern_means_what_is_held(
+    proxy: Proxy, start: Start
+) -> None:
+    assert (await proxy.get("/v2/acme/db/manifests/latest")).status == 200
+    for digest in DB.blobs:
+        assert (await proxy.get(f"/v2/acme/db/blobs/{digest}")).status == 200
+    await proxy.close()
+    proxy = await start(offline=True)
+    for name, status in ((CATALOGUE, 1), ("docker.io/acme/*", 0)):
+        done = await beside("warm", name, "--no-referrers", "--storage", str(proxy.storage))
+        assert (done.returncode, "docker.io is offline" in done.stderr) == (status, True), done
+        assert "docker.io/acme/db:latest" in done.stdout
+
+
+@pytest.mark.parametrize("is_listed_here", [True, False])
+async def test_a_list_of_tags_that_cannot_be_had_is_a_failure(
+    warm: Warm, proxy: Proxy, upstream: FakeUpstream, *, is_listed_here: bool
+) -> None:
+    if is_listed_here:
+        assert (await proxy.get("/v2/library/web/tags/list")).status == 200
+    upstream.fail(status=500, kind="tags", repository="library/web")
+    done = await warm("docker.io/*/*", "--no-referrers")
+    assert done.returncode == 1
+    assert "millpond: docker.io/*/*: docker.io/library/web: " in done.stderr
+    assert proxy.held() >= tree(DB)
+    assert (proxy.held() >= tree(WEB)) == is_listed_here
+
+
+async def test_a_platform_that_an_image_does_not_have_is_a_failure(
+    warm: Warm, proxy: Proxy
+) -> None:
+    wanted = ("--platform", "linux/amd64", "--platform", "linux/s390x")
+    done = await warm("acme/many", *wanted, "--no-referrers")
+    assert done.returncode == 1
+    assert "there is no image for linux/s390x; there is linux/amd64, linux/arm64" in done.stderr
+    assert rows(done)[1][2] == "linux/s390x"
+    assert rows(done)[1][3] == "incomplete"
+    assert proxy.held() == tree(MANY.children[0]) | {MANY.digest}
+
+
+async def test_an_old_copy_instead_of_the_registrys_image_is_a_failure(
+    warm: Warm, proxy: Proxy, upstream: FakeUpstream
+) -> None:
+    assert (await warm("acme/db", "--no-referrers")).returncode == 0
+    upstream.fail(status=500, kind="manifest")
+    done = await warm("acme/db", "--no-referrers")
+    assert done.returncode == 1
+    assert "millpond: acme/db: stale: " in done.stderr
+    assert rows(done)[1][2] == "stale"
+
+
+async def test_files_without_an_image_are_a_failure(warm: Warm) -> None:
+    done = await warm("-f", "-", given="")
+    assert done.returncode == 1
+    assert "no image is named, so nothing is fetched" in done.stderr
+
+
 async def test_what_could_not_be_had_is_listed_and_the_rest_is_fetched(
     warm: Warm, proxy: Proxy, upstream: FakeUpstream, tmp_path: Path
 ) -> None:

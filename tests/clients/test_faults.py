@@ -94,7 +94,7 @@ def test_every_pull_succeeds(
 
 def assert_broken_and_resumed(breaking: Relay, blobs: int) -> None:
     """Every third blob broke off once, and went on by Range from what had come."""
-    passages = list(breaking.passages)
+    passages = breaking.ended()
     cuts = [passage for passage in passages if passage.cut]
     assert len(cuts) == blobs // relay.EVERY
     for cut in cuts:
@@ -120,6 +120,6 @@ def test_tokens_that_expired_between_two_pulls(
     assert curl.get(f"{image.repository}/manifests/{image.elsewhere.digest}").status == 200
     time.sleep(STALL)
     assert curl.pull(image.by_tag) == image.digest
-    refused = [p for p in breaking.passages if p.status == 401 and p.authorized]
+    refused = [p for p in breaking.ended() if p.status == 401 and p.authorized]
     assert refused, "no token expired"
     assert before_it.stats()["total"]["errors"] == {}

@@ -12,7 +12,7 @@ from proxy.app.fleet import Exchange
 from proxy.core.errors import UpstreamUnavailable
 from proxy.core.names import Digest, Target
 from proxy.core.sources import Body, Piece, Priority, Source
-from proxy.fleet import small_blobs, sources
+from proxy.fleet import connecting, small_blobs, sources
 from proxy.fleet.small_blobs import SmallBlobs
 from tests.content.stages import DATA, IMAGE, LAYER, OTHERS, SIZE, Confirmed, Stage
 from tests.fakes import faults
@@ -173,6 +173,8 @@ async def replica_stage(
     kind: str, upstream: FakeUpstream, root: Path, patch: pytest.MonkeyPatch
 ) -> AsyncIterator[Stage]:
     """Give one of `KINDS`."""
+    for name in ("CONNECT_SECONDS", "ANSWER_SECONDS"):  # of Redis, on a loaded machine
+        patch.setattr(connecting, name, 30.0)
     patch.setattr(sources, "RESCUE_SECONDS", 0.3)
     patch.setattr(sources, "GIVE_UP_SECONDS", 0.5)
     with redis.running() as server:

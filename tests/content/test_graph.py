@@ -66,10 +66,11 @@ async def test_what_others_list_is_told_apart_from_what_only_these_list(cache: H
     await cache.image("app:2", shared)
     both = {Digest(IMAGE.digest), Digest(shared.digest), Digest(IMAGE.config)}
     graph = cache.content.graph
-    assert await graph.listed_besides(both) == set()
-    assert await graph.listed_besides(both - {shared.digest}) == {IMAGE.digest}
-    assert await graph.listed_besides({Digest(IMAGE.config)}) == {IMAGE.config}
-    assert await graph.listed_besides(set()) == set()
+    assert await graph.listed_besides(both, both) == set()
+    rest = both - {shared.digest}
+    assert await graph.listed_besides(rest, rest) == {IMAGE.digest}
+    assert await graph.listed_besides([], both) == set()
+    assert await graph.listed_besides([Digest(IMAGE.config)], set()) == {IMAGE.config}
 
 
 async def test_untagged_manifests_are_those_that_nothing_names(cache: Held) -> None:

@@ -1,6 +1,7 @@
 """Pinned content stays, is reported, and never exceeds its budget."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
 from tests.held import LIMIT, Held, named, nothing_elsewhere, opened
-from tests.running import Start
+from tests.running import Start, until
 
 ONE, TWO, THREE = (content.image(seed) for seed in (1, 2, 3))
 WEIGHT = 4 * BLOCK
@@ -447,3 +448,17 @@ async def test_the_protected_content_is_computed_once_for_all_who_ask_meanwhile(
     slow.go_on.set()
     assert await first == await second == tree(ONE)
     assert slow.calls == 1
+
+
+async def test_another_answer_is_protected_without_a_change_of_the_index(cache: Held) -> None:
+    """A tag that is held is released as time goes by."""
+    pins, answer = await loaded(cache, "app:1"), TWO
+
+    async def answers(*_: object) -> list[Digest]:
+        return [Digest(answer.digest)]
+
+    pins.answers = answers
+    assert await pins.protected() == tree(TWO)
+    answer = ONE
+    await until(lambda: pins._computed is not None and time.monotonic() > pins._computed[2])
+    assert await pins.protected() == tree(ONE)

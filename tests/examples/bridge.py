@@ -83,10 +83,19 @@ def _start(asked: socket.socket) -> None:
 
 
 def _interrupt(process: "Forked | subprocess.Popen[bytes]") -> None:
-    """Press Ctrl-C after a while; a command that has failed has ended."""
+    """Press Ctrl-C a moment after its loop has begun; a command that has failed has ended."""
+    wait_until(lambda: process.poll() is not None or _has_loop(process.pid), "the command")
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(2)
+        process.wait(1)
     process.send_signal(signal.SIGINT)
+
+
+def _has_loop(pid: int) -> bool:
+    with contextlib.suppress(OSError):  # a descriptor or the process has gone
+        return any(
+            "eventpoll" in str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()
+        )
+    return False
 
 
 def _stop(server: "Forked | subprocess.Popen[bytes]", admin_socket: Path) -> None:

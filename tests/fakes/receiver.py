@@ -6,9 +6,14 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from aiohttp import web
+
+from tests.parts.process import held
+
+if TYPE_CHECKING:
+    import socket
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Receiver:
         self.gate = asyncio.Event()
         self.gate.set()
         self._runner: web.ServerRunner | None = None
+        self._kept: socket.socket | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -49,6 +55,8 @@ class Receiver:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+        if self._kept is not None:
+            self._kept.close()
 
     @property
     def url(self) -> str:
@@ -59,9 +67,9 @@ class Receiver:
         """Listen; on the same port again after a `stop`."""
         self._runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0.0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "localhost", self.port, ssl_context=self.tls)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        if self._kept is None:
+            self._kept, self.port = held("127.0.0.1")
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.tls).start()
 
     async def stop(self) -> None:
         self.gate.set()

@@ -120,7 +120,7 @@ class Log:
         records = [*self.of("registry"), *self.of("cdn")]
         return sum(r.begun and r.reference == digest and r.kind != "manifest" for r in records)
 
-    async def until(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:  # noqa: ASYNC109 - a test that hangs tells less than one that fails
+    async def until(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:  # noqa: ASYNC109 - a test that hangs tells less than one that fails
         """Wait until `condition` holds, which is tested whenever anything happens here."""
         async with asyncio.timeout(timeout):
             while not condition():

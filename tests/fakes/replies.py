@@ -1,15 +1,18 @@
 """An answer as a value, and the one function that puts it on the wire as told, faults included."""
 
 import asyncio
+import fcntl
 import json
 import os
 import re
 import socket
 import struct
+import sys
+import termios
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 
@@ -17,6 +20,13 @@ from tests.fakes.records import Exchange
 
 _PIECE = 64 * 1024
 _TICKS_PER_SECOND = 50
+_CATCH_UP = 0.1
+"""Seconds that a slow body makes up for when its process was not running: no more, or all that is
+left would come at once, and look like a fast connection."""
+
+_DRAIN_WITHIN = 2.0
+"""Seconds in which the peer takes what it was sent before a reset; it may also read nothing."""
+
 _PREPARED = web.ResponseKey("wanted-headers", frozenset[str])
 
 
@@ -115,7 +125,7 @@ async def _send(
 ) -> None:
     """Write the body; whatever makes it differ from what was announced ends the connection."""
     how = reply.delivery
-    begun = time.monotonic()
+    due = time.monotonic()
     for start, stop in _spans(len(reply.body), how):
         if start == how.stall_at and how.release is not None:
             await how.release.wait()
@@ -125,7 +135,8 @@ async def _send(
         await response.write(reply.body[start:stop])
         exchange.send(stop - start)
         if how.rate is not None:
-            await _sleep_until(begun + stop / how.rate)
+            due = max(due, time.monotonic() - _CATCH_UP) + (stop - start) / how.rate
+            await _sleep_until(due)
     if how.excess < 0 and request.transport is not None:
         request.transport.write(reply.body[how.excess :])
     if how.excess != 0:
@@ -147,18 +158,34 @@ def _spans(size: int, how: Delivery) -> Iterator[tuple[int, int]]:
 
 
 async def _hang_up(request: web.Request, *, reset: bool) -> None:
-    """Close the connection: in order, or (`reset`) with a TCP RST once the peer had its bytes."""
+    """Close the connection: in order, or (`reset`) with a TCP RST once the peer has its bytes."""
     transport = request.transport
     if transport is None:
         return
     if not reset:
         transport.close()
         return
-    await asyncio.sleep(0.02)
     held = transport.get_extra_info("socket")
+    end = time.monotonic() + _DRAIN_WITHIN
+    while time.monotonic() < end and not _is_drained(transport, held.fileno()):
+        await asyncio.sleep(0.002)
+    for _ in range(10):  # turns of the loop, in which a peer of this process reads
+        await asyncio.sleep(0.002)
+    if transport.is_closing():
+        return
     with socket.socket(fileno=os.dup(held.fileno())) as same:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
+
+
+def _is_drained(transport: asyncio.BaseTransport, descriptor: int) -> bool:
+    """Return True if the peer's kernel has all bytes: a reset drops those that are on their way."""
+    if transport.is_closing():
+        return True
+    if cast("asyncio.WriteTransport", transport).get_write_buffer_size():
+        return False
+    waiting = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+    return not int.from_bytes(waiting, sys.byteorder)
 
 
 def _ranged(request: web.Request, reply: Reply) -> Reply:

@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from aiohttp import web
 
@@ -23,6 +23,10 @@ from tests.fakes.content import Content, digest
 from tests.fakes.records import Kind, Log, Record, Server, locate
 from tests.fakes.registry import Behaviour, Registry, Repository, Stored
 from tests.fakes.replies import Reply, deliver, keep_headers
+from tests.parts.process import held
+
+if TYPE_CHECKING:
+    import socket
 
 
 class Match(TypedDict, total=False):
@@ -65,6 +69,7 @@ class FakeUpstream:
         self._authority = Authority(self.auth, clock, self._registry.repositories.__contains__)
         self._log = Log()
         self._ports: dict[Server, int] = {"registry": 0, "token": 0, "cdn": 0}
+        self._kept: list[socket.socket] = []
         self._hosts: dict[Server, str] = {
             "registry": registry_host,
             "token": token_host,
@@ -87,10 +92,15 @@ class FakeUpstream:
         trace: TracebackType | None,
     ) -> None:
         await self.stop()
+        for kept in self._kept:
+            kept.close()
 
     async def start(self) -> None:
         """Listen; again on the same ports after `stop`."""
-        for server in self._ports:
+        for server, port in self._ports.items():
+            if not port:
+                kept, self._ports[server] = held(self._hosts[server])
+                self._kept.append(kept)
             await self._listen(server)
 
     async def stop(self) -> None:
@@ -238,7 +248,7 @@ class FakeUpstream:
         """Forget all requests so far."""
         self._log.clear()
 
-    async def until(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:  # noqa: ASYNC109 - a test that hangs tells less than one that fails
+    async def until(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:  # noqa: ASYNC109 - a test that hangs tells less than one that fails
         """Wait for what must happen here: `await upstream.until(lambda: upstream.count() == 2)`."""
         await self._log.until(condition, timeout)
 
@@ -267,7 +277,6 @@ class FakeUpstream:
         self._runners.append(runner)
         host, port = self._hosts[server], self._ports[server]
         await web.TCPSite(runner, host, port, ssl_context=self._ssl_context).start()
-        self._ports[server] = runner.addresses[0][1]
 
     async def _serve(self, server: Server, request: web.Request) -> web.StreamResponse:
         record = await self._read(server, request)

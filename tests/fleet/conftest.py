@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy.fleet import connecting
+from proxy.fleet import store as stores
 from proxy.fleet.store import Store
 from proxy.runtime.part_counters import FleetCounters
 from proxy.runtime.supervisor import running_beside
@@ -15,6 +17,26 @@ from tests.fleet.sharing import Join, joining
 from tests.fleet.together import StartReplica, starting
 from tests.parts import redis as redises
 from tests.parts.redis import Redis
+
+REAL_LIMITS = {
+    (connecting, "CONNECT_SECONDS"): connecting.CONNECT_SECONDS,
+    (connecting, "ANSWER_SECONDS"): connecting.ANSWER_SECONDS,
+    (stores, "STOPPED_SECONDS"): stores.STOPPED_SECONDS,
+}
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Redis take its time: on a loaded machine it, or this process, may stand still."""
+    for module, name in REAL_LIMITS:
+        monkeypatch.setattr(module, name, 30.0)
+
+
+@pytest.fixture
+def real_limits(_patience: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the limits of the program, for tests in which Redis does not answer."""
+    for (module, name), seconds in REAL_LIMITS.items():
+        monkeypatch.setattr(module, name, seconds)
 
 
 @pytest.fixture

@@ -25,7 +25,22 @@ async def asked(redis: Redis, *command: Any) -> Any:
         return await client.execute_command(*command)
 
 
-async def holds(condition: Callable[[], Awaitable[bool]], within: float = 20) -> None:
+LOOKS_A_SECOND = 100
+
+
+async def soon(condition: Callable[[], Awaitable[bool]], within: float = 1.0) -> None:
+    """Return once it is true; fail after so many seconds of this process.
+
+    They are counted in looks, because a loaded machine may stop the process for longer.
+    """
+    for _ in range(round(within * LOOKS_A_SECOND)):
+        if await condition():
+            return
+        await asyncio.sleep(1 / LOOKS_A_SECOND)
+    raise AssertionError(f"not within {within} s")
+
+
+async def holds(condition: Callable[[], Awaitable[bool]], within: float = 30) -> None:
     """Return once it is true."""
     async with asyncio.timeout(within):
         while not await condition():

@@ -8,6 +8,7 @@ from aiohttp import ClientSession
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.fleet.fleets import Fleet, client, fetch, in_loop, running
+from tests.fleet.sharing import soon
 from tests.parts.millpond import Millpond
 
 OLD, NEW = content.image(1), content.image(2)
@@ -29,10 +30,10 @@ async def see(session: ClientSession, replica: Millpond) -> None:
 async def all_serve(
     session: ClientSession, fleet: Fleet, image: content.Image, within: float
 ) -> None:
-    async with asyncio.timeout(within):
-        for replica in fleet.replicas:
-            while not await serves(session, replica, image):
-                await asyncio.sleep(0.01)
+    async def agree() -> bool:
+        return all([await serves(session, replica, image) for replica in fleet.replicas])
+
+    await soon(agree, within)
 
 
 async def test_a_moved_tag_is_served_by_all_and_never_goes_back(upstream: FakeUpstream) -> None:

@@ -14,7 +14,7 @@ from proxy.fleet import tag_store
 from proxy.fleet.tag_facts import DROPPED, GONE, Fact, read_fact
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
-from tests.fleet.sharing import CHANNEL, Join, asked, holds
+from tests.fleet.sharing import CHANNEL, Join, asked, holds, soon
 from tests.parts.redis import Redis
 from tests.running import Proxy
 from tests.web.admin.test_actions import Operator
@@ -42,10 +42,10 @@ async def has(replica: Proxy) -> bool:
 
 
 async def forgotten(replicas: list[Proxy], within: float = WITHIN) -> None:
-    async with asyncio.timeout(within):
-        for replica in replicas:
-            while await has(replica):
-                await asyncio.sleep(0.005)
+    async def is_gone() -> bool:
+        return not any([await has(replica) for replica in replicas])
+
+    await soon(is_gone, within)
 
 
 async def drop(replica: Proxy) -> None:

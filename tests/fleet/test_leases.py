@@ -1,5 +1,4 @@
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -11,16 +10,21 @@ from proxy.fleet.leases import HOLDERS, HOLDERS_SECONDS, Held, Lease, Leases, Pr
 from proxy.fleet.store import Argument, Store
 from proxy.runtime.supervisor import running_beside
 from tests.fleet.conftest import connected
+from tests.fleet.sharing import holds
 from tests.parts.redis import Redis
 
 A, B = "http://10.0.0.1:5000", "http://10.0.0.2:5000"
 HUB, DIGEST = "docker.io", sha256(b"x")
 
 
+LONG, SHORT = 1000.0, 0.2
+"""Seconds: no lease ends by itself in a test, but for those that are made short."""
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.6)
-    monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", LONG)
+    monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -47,6 +51,20 @@ async def kept(leases: Leases, progress: Progress | None) -> AsyncIterator[list[
     now = [progress]
     async with running_beside(leases.keep(lambda *_: now[0]), "keep"):
         yield now
+
+
+async def shorten(store: Store) -> None:
+    """Let half of the time of a lease pass."""
+    await store.run("PEXPIRE", store.key("lease", HUB, DIGEST), int(LONG * 500))
+
+
+async def renewed(store: Store) -> None:
+    """Return once a lease that was shortened is as long as before."""
+
+    async def is_renewed() -> bool:
+        return bool(await store.run("PTTL", store.key("lease", HUB, DIGEST)) > LONG * 500)
+
+    await holds(is_renewed)
 
 
 async def test_one_replica_gets_the_lease_and_the_others_its_address(a: Leases, b: Leases) -> None:
@@ -91,34 +109,33 @@ async def test_only_the_owner_releases_a_lease(a: Leases, b: Leases) -> None:
     assert isinstance(await b.take(HUB, DIGEST), Held)
 
 
-async def test_no_bytes_no_lease(a: Leases, b: Leases) -> None:
+async def test_no_bytes_no_lease(a: Leases, b: Leases, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", SHORT)
     await a.take(HUB, DIGEST, seconds=1000)
     async with kept(a, Progress(1000, is_complete=False)):
         await freed(b)
 
 
-async def test_a_lease_lasts_while_bytes_flow(a: Leases, b: Leases) -> None:
-    await a.take(HUB, DIGEST)
+async def test_a_lease_lasts_while_bytes_flow(a: Leases, b: Leases, store: Store) -> None:
+    await a.take(HUB, DIGEST, seconds=0)
     async with kept(a, Progress(1, is_complete=False)) as progress:
-        end = time.monotonic() + 4 * lease_module.LEASE_SECONDS
-        written = 1
-        while time.monotonic() < end:
-            written += 1
+        for written in range(2, 6):
+            await shorten(store)
             progress[0] = Progress(written, is_complete=False)
+            await renewed(store)
             assert isinstance(await b.take(HUB, DIGEST), Held)
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("progress", [None, Progress(5, is_complete=True)])
 async def test_a_lease_lasts_before_the_first_byte_and_after_the_last(
-    a: Leases, b: Leases, progress: Progress | None
+    a: Leases, b: Leases, store: Store, progress: Progress | None
 ) -> None:
     await a.take(HUB, DIGEST)
     async with kept(a, progress):
-        end = time.monotonic() + 3 * lease_module.LEASE_SECONDS
-        while time.monotonic() < end:
+        for _ in range(4):
+            await shorten(store)
+            await renewed(store)
             assert isinstance(await b.take(HUB, DIGEST), Held)
-            await asyncio.sleep(0.02)
 
 
 async def test_a_lease_that_redis_forgot_comes_back(a: Leases, b: Leases, store: Store) -> None:
@@ -130,8 +147,12 @@ async def test_a_lease_that_redis_forgot_comes_back(a: Leases, b: Leases, store:
                 await asyncio.sleep(0.01)
 
 
-async def test_a_lease_that_another_replica_took_over_is_not_renewed(a: Leases, b: Leases) -> None:
+async def test_a_lease_that_another_replica_took_over_is_not_renewed(
+    a: Leases, b: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", SHORT)
     await a.take(HUB, DIGEST)
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", LONG)
     await freed(b)
     async with kept(b, None), kept(a, None), asyncio.timeout(30):
         while a.has(HUB, DIGEST):
@@ -144,7 +165,6 @@ async def test_a_lease_that_another_replica_took_over_is_not_renewed(a: Leases, 
 async def test_a_renewal_that_comes_after_the_end_leaves_no_lease(
     a: Leases, b: Leases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 1000)
     await a.take(HUB, DIGEST)
     renew, is_late = a._renew, asyncio.Event()
 
@@ -161,10 +181,7 @@ async def test_a_renewal_that_comes_after_the_end_leaves_no_lease(
         await freed(b)
 
 
-async def test_a_replica_that_ends_releases_its_leases(
-    a: Leases, b: Leases, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 1000)
+async def test_a_replica_that_ends_releases_its_leases(a: Leases, b: Leases) -> None:
     await a.take(HUB, DIGEST)
     await a.close()
     assert isinstance(await b.take(HUB, DIGEST), Lease)

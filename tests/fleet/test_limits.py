@@ -12,7 +12,7 @@ from proxy.runtime.supervisor import running_beside
 from tests.fakes import content
 from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
-from tests.fleet.sharing import Join, asked, holds
+from tests.fleet.sharing import Join, asked, holds, soon
 from tests.parts.redis import Redis
 from tests.running import Proxy
 
@@ -44,13 +44,13 @@ async def test_a_rate_limit_is_known_to_all(join: Join, upstream: FakeUpstream) 
     async def knows() -> bool:
         return remaining(second) == 49
 
-    await holds(knows, WITHIN)
+    await soon(knows, WITHIN)
     late = await join()
 
     async def learns() -> bool:
         return remaining(late) == 49
 
-    await holds(learns, WITHIN)
+    await soon(learns, WITHIN)
 
 
 async def test_a_429_to_one_stops_all(join: Join, upstream: FakeUpstream) -> None:
@@ -62,7 +62,7 @@ async def test_a_429_to_one_stops_all(join: Join, upstream: FakeUpstream) -> Non
     async def knows() -> bool:
         return bool(second.app.admin._upstreams["docker.io"].circuit_breaker.told()["cooling"])
 
-    await holds(knows, WITHIN)
+    await soon(knows, WITHIN)
     upstream.heal()
     upstream.clear()
     answer = await second.get("/v2/other/manifests/latest")
@@ -80,7 +80,7 @@ async def test_a_circuit_opens_and_closes_for_all(join: Join, upstream: FakeUpst
     async def is_open() -> bool:
         return bool(second.numbers["circuit"] == "open")
 
-    await holds(is_open, WITHIN)
+    await soon(is_open, WITHIN)
     upstream.clear()
     assert (await second.get("/v2/app/manifests/latest")).status == 502
     assert upstream.count() == 0

@@ -194,7 +194,7 @@ async def test_a_lease_ends_within_seconds(
     assert (await get).body == DATA
 
 
-def test_the_bucket_and_redis_have_little_time_to_answer() -> None:
+def test_the_bucket_and_redis_have_little_time_to_answer(real_limits: None) -> None:
     """A slow one must not delay a pull more than the registry would."""
     from proxy.fleet import connecting  # noqa: PLC0415
 

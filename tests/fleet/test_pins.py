@@ -65,7 +65,9 @@ async def test_pins_made_without_redis_are_shared_afterwards(join: Join, redis: 
     await all_pin([await join()], APP, OTHER)  # Redis had lost the one that it knew
 
 
-async def test_a_removal_without_redis_is_shared_afterwards(join: Join, redis: Redis) -> None:
+async def test_a_removal_without_redis_is_shared_afterwards(
+    join: Join, redis: Redis, real_limits: None
+) -> None:
     replicas = [await join(), await join()]
     await pin(replicas[0], OTHER)
     await all_pin(replicas, OTHER)

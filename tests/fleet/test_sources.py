@@ -6,10 +6,11 @@ import os
 import pytest
 
 from proxy.core.names import Digest
-from proxy.fleet import sources
+from proxy.fleet import leases, manifests, sources
 from proxy.runtime.events import EventKind
 from tests.fakes import content, faults
 from tests.fakes.upstream import FakeUpstream
+from tests.fleet.sharing import holds
 from tests.fleet.together import StartReplica, acquainted, fleet
 from tests.parts.redis import Redis
 from tests.parts.seaweed import TestBucket
@@ -69,8 +70,12 @@ async def test_a_holder_that_lost_it_is_forgotten(
     await a.app.content.faults.drop(LAYER, reason="test")
     await warm(b)
     assert upstream.bodies(LAYER) == 2
-    holders = await fleet(a).store.run("SMEMBERS", fleet(a).store.key("holders", LAYER))
-    assert {one.decode() for one in holders} == {fleet(b).address}
+
+    async def is_forgotten() -> bool:
+        holders = await fleet(a).store.run("SMEMBERS", fleet(a).store.key("holders", LAYER))
+        return {one.decode() for one in holders} == {fleet(b).address}
+
+    await holds(is_forgotten)
 
 
 async def test_a_replica_follows_a_download_in_progress(
@@ -162,7 +167,7 @@ async def test_without_redis_every_replica_fetches_for_itself(
 
 
 async def test_a_redis_that_hangs_delays_one_request_a_little(
-    replica: StartReplica, upstream: FakeUpstream, redis: Redis
+    replica: StartReplica, upstream: FakeUpstream, redis: Redis, real_limits: None
 ) -> None:
     a = await replica()
     redis.pause()
@@ -184,12 +189,14 @@ async def test_without_a_secret_replicas_exchange_nothing(
 
 
 async def test_a_download_that_fails_frees_its_lease(
-    replica: StartReplica, upstream: FakeUpstream
+    replica: StartReplica, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 60.0)
+    monkeypatch.setattr(sources, "GIVE_UP_SECONDS", 60.0)
     a, b = await replica(), await replica()
     upstream.fail(503, kind="blob", times=1)
     assert (await a.get(BLOB)).status == 502
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         assert (await b.get(BLOB)).body == IMAGE.blobs[LAYER]
 
 
@@ -319,11 +326,13 @@ async def test_a_manifest_of_another_repository_is_not_given(
 
 
 async def test_a_missing_manifest_is_missing_at_once_for_all(
-    replica: StartReplica, upstream: FakeUpstream
+    replica: StartReplica, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 60.0)
+    monkeypatch.setattr(manifests, "FETCH_SECONDS", 60.0)
     a, b = await replica(), await replica()
     missing = f"/v2/library/app/manifests/{LAYER}"
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(30):
         for get in [asyncio.create_task(one.get(missing)) for one in (a, b)]:
             assert (await get).status == 404
 

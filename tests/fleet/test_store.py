@@ -71,14 +71,14 @@ async def test_without_redis_only_the_first_command_costs_time() -> None:
     await store.close()
 
 
-async def test_a_redis_that_hangs_is_left_alone_in_time(redis: Redis) -> None:
+async def test_a_redis_that_hangs_is_left_alone_in_time(redis: Redis, real_limits: None) -> None:
     async with connected(redis.url) as store:
         await store.run("PING")
         redis.pause()
         started = time.monotonic()
         with pytest.raises(FleetUnavailable):
             await store.run("PING")
-        assert time.monotonic() - started < 10 * stores.ANSWER_SECONDS
+        assert time.monotonic() - started < 20, "on a loaded machine"
         assert store.is_away
         redis.resume()
         await until(lambda: not store.is_away)

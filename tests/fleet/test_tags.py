@@ -3,16 +3,17 @@
 import asyncio
 import json
 import time
+from statistics import median
 
 import pytest
 from redis.asyncio import from_url
 
 from proxy.fleet import store as stores
-from proxy.fleet import tags
+from proxy.fleet import tag_store, tags
 from tests.fakes import content
 from tests.fakes.faults import delay, status
 from tests.fakes.upstream import FakeUpstream
-from tests.fleet.sharing import CHANNEL, Join, asked
+from tests.fleet.sharing import CHANNEL, Join, asked, soon
 from tests.fleet.together import fleet
 from tests.parts.redis import Redis
 from tests.running import Proxy, until
@@ -43,10 +44,10 @@ async def records(replica: Proxy) -> bytes:
 
 
 async def all_serve(replicas: list[Proxy], image: content.Image, within: float = WITHIN) -> None:
-    async with asyncio.timeout(within):
-        for replica in replicas:
-            while not await serves(replica, image):
-                await asyncio.sleep(0.005)
+    async def agree() -> bool:
+        return all([await serves(replica, image) for replica in replicas])
+
+    await soon(agree, within)
 
 
 async def see(replica: Proxy, image: content.Image) -> None:
@@ -114,15 +115,16 @@ async def test_a_waiting_replica_asks_itself_if_the_other_one_hangs(
 
 
 async def test_a_check_that_fails_is_tried_by_another_replica(
-    join: Join, upstream: FakeUpstream
+    join: Join, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replicas = [await join(), await join()]
     upstream.fault(delay(0.2), status(503), reference="latest", times=1)
+    for module in (tags, tag_store):  # no lease ends in time
+        monkeypatch.setattr(module, "LEASE_SECONDS", 60.0)
     first = asyncio.create_task(replicas[0].get(LATEST))
     await upstream.until(lambda: upstream.count(ref="latest") == 1)
-    began = time.monotonic()
-    assert await serves(replicas[1], OLD)
-    assert time.monotonic() - began < tags.LEASE_SECONDS
+    async with asyncio.timeout(30):
+        assert await serves(replicas[1], OLD)
     assert (await first).status == 502
 
 
@@ -175,7 +177,7 @@ async def test_a_clock_that_is_set_back_makes_no_record_newer(
     await see(second, NEW)
     wrong[0] = -60.0
     redis.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while await records(first) == OLD.manifest:
             assert await records(second) == NEW.manifest
             await asyncio.sleep(0.01)
@@ -207,7 +209,7 @@ async def test_a_flushed_redis_makes_no_tag_go_back(
     await see(replicas[0], NEW)
     await all_serve(replicas, NEW)
     await asked(redis, "FLUSHALL")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await asked(redis, "KEYS", "*tag:*"):
             await asyncio.sleep(0.02)
     upstream.clear()
@@ -228,7 +230,7 @@ async def test_an_old_fact_in_an_empty_redis_is_replaced(
     await asked(redis, "FLUSHALL")
     await asked(redis, "RESTORE", facts[0], "0", old)
     await asked(redis, "PUBLISH", CHANNEL, message(OLD, time.time() - 100))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await asked(redis, "HGET", facts[0], "digest")).decode() != NEW.digest:
             await asyncio.sleep(0.02)
     assert await serves(replicas[1], NEW)
@@ -254,15 +256,17 @@ async def test_after_redis_was_away_all_tags_are_compared(
 
 
 async def test_without_redis_a_hit_and_a_check_cost_no_time(
-    join: Join, upstream: FakeUpstream, redis: Redis
+    join: Join, upstream: FakeUpstream, redis: Redis, real_limits: None
 ) -> None:
     replicas = await three(join)
     redis.pause()
     await see(replicas[0], OLD)
-    began = time.monotonic()
+    taken = []
     for _ in range(20):
+        began = time.monotonic()
         await see(replicas[0], OLD)
-    assert time.monotonic() - began < 20 * stores.ANSWER_SECONDS / 2
+        taken.append(time.monotonic() - began)
+    assert median(taken) < stores.ANSWER_SECONDS / 2, taken
     redis.resume()
 
 

@@ -63,8 +63,14 @@ async def test_a_cold_image_goes_to_the_bucket_once(
         wanted = {IMAGE.digest, *IMAGE.blobs}
         while not wanted <= set(await in_loop(bucket.objects)):
             await asyncio.sleep(0.1)
-        stats = [await in_loop(replica.stats) for replica in fleet.replicas]
-    assert sum(one["cache"]["bucket_uploads"] for one in stats) == len(wanted)
+
+        async def uploads() -> int:
+            stats = [await in_loop(replica.stats) for replica in fleet.replicas]
+            return sum(one["cache"]["bucket_uploads"] for one in stats)
+
+        while (counted := await uploads()) < len(wanted):  # after the object is there
+            await asyncio.sleep(0.05)
+    assert counted == len(wanted)
 
 
 async def test_a_new_replica_serves_what_the_fleet_has(

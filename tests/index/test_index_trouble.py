@@ -127,7 +127,7 @@ STEPS: dict[str, Step] = {
     "trees": lambda index: index.trees([digest(1)]),
     "weights": lambda index: index.weights([digest(1)]),
     "listings": lambda index: index.listings([digest(2)]),
-    "listed_besides": lambda index: index.listed_besides({digest(2)}),
+    "listed_besides": lambda index: index.listed_besides([digest(2)], set()),
     "blobs": lambda index: index.blobs(None, 5),
     "incomplete": lambda index: index.incomplete(None, 5),
     "untagged": lambda index: index.untagged(None, 5),

@@ -85,7 +85,7 @@ class Millpond:
         """From the next start on, have another program start it, which must become it (exec)."""
         self._daemon.argv = [*words, *self._daemon.argv]
 
-    def stop(self, within: float = 10) -> str:
+    def stop(self, within: float = 20) -> str:
         """End it by SIGTERM; fail unless it ends well within seconds. Return its log."""
         status = self._daemon.stop(within)
         log = self.log()
@@ -108,8 +108,9 @@ class Millpond:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the events of its log that have this name."""
-        lines = self._daemon.log.read_text().splitlines()
-        events = (json.loads(line) for line in lines if line.startswith("{"))
+        lines = self._daemon.log.read_text().splitlines(keepends=True)
+        whole = (line for line in lines if line.startswith("{") and line.endswith("\n"))
+        events = map(json.loads, whole)
         return [event for event in events if event.get("event") == name]
 
     def kill(self) -> None:
@@ -127,7 +128,7 @@ class Millpond:
 
     def stats(self) -> dict[str, Any]:
         """Return what `GET /-/stats` says."""
-        with urlopen(f"{self.url}/-/stats", timeout=10) as answer:
+        with urlopen(f"{self.url}/-/stats", timeout=30) as answer:
             said: dict[str, Any] = json.load(answer)
         return said
 

@@ -1,6 +1,8 @@
 """Start, watch and end the programs the tests drive. Knows nothing of registries."""
 
+import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -47,11 +49,27 @@ def hermetic(home: Path, **more: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a loopback port that is not in use.
+
+    It is none of those that the kernel picks from 32768 for the sockets of other tests, which could
+    take it before the program listens.
+    """
+    while True:
+        port = 12_000 + secrets.randbelow(20_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def held(host: str) -> tuple[socket.socket, int]:
+    """Return a socket and the port that it keeps: only those that name the port can listen on it.
+
+    The kernel gives it to no other socket, and connections are refused while there is no listener.
+    """
+    kept = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind((host, 0))
+    return kept, kept.getsockname()[1]
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:

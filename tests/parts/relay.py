@@ -13,6 +13,8 @@ from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from tests.parts.process import wait_until
+
 EVERY = 3
 PIECE = 256 * 1024
 _PER_CONNECTION = {"connection", "keep-alive", "transfer-encoding"}
@@ -51,6 +53,7 @@ class Relay:
     url: str = ""
     _seen: dict[str, bool] = field(default_factory=dict)
     _lingered: bool = False
+    _open: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def clear(self) -> None:
@@ -64,6 +67,22 @@ class Relay:
         """Add to the log."""
         with self._lock:
             self.passages.append(passage)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Count an answer that is on its way."""
+        with self._lock:
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
+
+    def ended(self) -> list[Passage]:
+        """Return what passed once no answer is on its way: a client may have it before the log."""
+        wait_until(lambda: self._open == 0, "the relay's answers to end")
+        return list(self.passages)
 
     def breaks(self, path: str) -> bool:
         """Tell whether this answer to a GET of a blob is to be cut."""
@@ -99,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         kept = {k: v for k, v in self.headers.items() if k.lower() not in _PER_CONNECTION}
         self._behind.request(self.command, self.path, headers=kept)
-        with self._behind.getresponse() as answer:
+        with self.relay.passing(), self._behind.getresponse() as answer:
             self._head(answer)
             self._pass_on(answer)
 

@@ -87,7 +87,7 @@ class Server:
             endpoint_url=self.endpoint,
             aws_access_key_id=self.key,
             aws_secret_access_key=self.secret,
-            config=Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}),
+            config=Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 1}),
         )
 
     @contextmanager

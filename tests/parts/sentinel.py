@@ -15,7 +15,7 @@ PASSWORD = "of-the-master"
 CONFIGURATION = f"""
 sentinel monitor {NAME} 127.0.0.1 {{port}} 1
 sentinel auth-pass {NAME} {PASSWORD}
-sentinel down-after-milliseconds {NAME} 500
+sentinel down-after-milliseconds {NAME} 1000
 sentinel failover-timeout {NAME} 3000
 """
 

@@ -1,5 +1,6 @@
 """Tags that moved lately stay at the older image, on every path."""
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -222,3 +223,64 @@ async def test_pull_and_ls_say_it(
         assert "held until" in missing["reason"]
         [listed] = await operator.lines("GET", "images")
         assert listed["held_until"] == clock() + 3 * DAY
+
+
+async def pulled(proxy: Proxy, *images: Image) -> None:
+    assert (await proxy.get(LATEST)).status == 200
+    for image in images:
+        for digest in image.blobs:
+            assert (await proxy.get(f"/v2/app/blobs/{digest}")).status == 200
+    await proxy.settled()
+
+
+async def evict_all_but(proxy: Proxy, image: Image) -> None:
+    """Evict all that may be, as soon as the pins protect an image."""
+    pins = proxy.app.admin._control.pins
+    async with asyncio.timeout(20):
+        while image.digest not in await pins.protected():
+            await asyncio.sleep(0.01)
+    connector = UnixConnector(str(proxy.storage / "admin.sock"))
+    async with ClientSession(connector=connector) as session:
+        await Operator(session).told("POST", "evict", bytes="1TiB")
+    assert proxy.held() == {image.digest, *image.blobs}
+
+
+@pytest.mark.parametrize("pin", ["app", "docker.io/library/*"])
+async def test_a_pin_protects_what_clients_get(
+    start: Start, upstream: FakeUpstream, clock: Clock, old: Image, new: Image, *, pin: str
+) -> None:
+    proxy = await start(**HELD, pins=[pin])
+    await moved(proxy, upstream, clock, new)
+    await pulled(proxy, old, new)
+    await evict_all_but(proxy, old)
+    clock.advance(3 * DAY + 1)
+    await pulled(proxy, new)
+    await evict_all_but(proxy, new)
+
+
+async def test_a_pin_on_a_tag_that_moved_back_in_time_protects_what_clients_get(
+    start: Start, upstream: FakeUpstream, clock: Clock, old: Image, new: Image
+) -> None:
+    proxy = await start(pins=["app"])
+    await pulled(proxy, old)
+    day = show_time(clock() + DAY / 2)
+    await moved(proxy, upstream, clock, new)
+    await pulled(proxy, new)
+    await proxy.close()
+    proxy = await start(pins=["app"], hub={"as_of": day})
+    await pulled(proxy, old)
+    await evict_all_but(proxy, old)
+
+
+async def test_a_pin_protects_both_images_while_only_their_age_can_decide(
+    start: Start, upstream: FakeUpstream, clock: Clock, old: Image, new: Image
+) -> None:
+    """The tag moved an hour after it was first seen, and the process has been restarted."""
+    proxy = await start(**HELD, pins=["app"])
+    assert (await proxy.get(LATEST)).status == 200
+    clock.advance(3600)
+    upstream.add("library/app", new, tags=["latest"])
+    assert (await proxy.get(LATEST)).body == old.manifest
+    await proxy.close()
+    proxy = await start(**HELD, pins=["app"], offline=True)
+    assert {old.digest, new.digest} <= await proxy.app.admin._control.pins.protected()

@@ -298,7 +298,7 @@ async def test_http_1_0_clients_can_detect_the_end_of_a_body(
         rule = upstream.fault(corrupt(-1), kind="blob", times=1) if spoilt else None
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(f"GET {PATH} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             got = await reader.read()
         writer.close()
         await writer.wait_closed()

@@ -38,6 +38,11 @@ def counted(proxy: Proxy) -> tuple[int, int, int, int]:
     return blobs, size, used, used_bytes
 
 
+def readers(proxy: Proxy) -> list[int]:
+    """Return how many read each download, prefetches included."""
+    return [download["readers"] for download in proxy.stats["downloads"]]
+
+
 TOTAL = sum(len(data) for data in IMAGE.blobs.values())
 
 
@@ -66,8 +71,9 @@ async def test_a_client_joins_a_prefetch(start: Start, upstream: FakeUpstream) -
     gate = upstream.hold(kind="blob")
     proxy = await with_prefetch(start)
     await proxy.get(LATEST)
+    await until(lambda: readers(proxy) == [1] * len(BLOBS))
     asked = [asyncio.create_task(proxy.get(path(digest))) for digest in BLOBS]
-    await asyncio.sleep(0.05)
+    await until(lambda: readers(proxy) == [2] * len(BLOBS))
     gate.set()
     for digest, answer in zip(BLOBS, await asyncio.gather(*asked), strict=True):
         assert answer.body == IMAGE.blobs[digest]
@@ -203,7 +209,7 @@ async def test_a_failed_prefetch_fails_no_client(
     await proxy.get(LATEST)
     await upstream.until(lambda: upstream.count("GET", "blob") == len(BLOBS))
     asked = [asyncio.create_task(proxy.get(path(digest))) for digest in BLOBS]
-    await asyncio.sleep(0.05)
+    await until(lambda: readers(proxy) == [2] * len(BLOBS))
     upstream.rules.pop()
     gate.set()
     for digest, answer in zip(BLOBS, await asyncio.gather(*asked), strict=True):

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, UnixConnector
+from aiohttp import ClientError, ClientSession, UnixConnector
 
+from proxy.index import blob_rows, name_rows, sqlite
+from proxy.services import drop as drops
 from proxy.services.drop import Dropper
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
@@ -114,6 +116,108 @@ def with_a_layer_of_one() -> content.Image:
     body = content.encode(shared)
     blobs = {**TWO.blobs, ONE.layers[0]: ONE.blobs[ONE.layers[0]]}
     return content.Image(manifest=body, media_type=TWO.media_type, blobs=blobs)
+
+
+def with_layers_of_others(number: int) -> content.Image:
+    """Return an image that has layers of its own, and some of the images beside it."""
+    image = content.image(f"many {number}")
+    shared = json.loads(image.manifest)
+    blobs = dict(image.blobs)
+    for other in (number // 2, number // 5, 0):
+        layer = content.image(f"many {other}").layers[0]
+        if layer not in blobs:
+            blobs[layer] = content.image(f"many {other}").blobs[layer]
+            size = len(blobs[layer])
+            shared["layers"].append(shared["layers"][0] | {"digest": layer, "size": size})
+    body = content.encode(shared)
+    return content.Image(manifest=body, media_type=image.media_type, blobs=blobs)
+
+
+MANY = [with_layers_of_others(number) for number in range(8)]
+
+
+async def pull_many(proxy: Proxy, upstream: FakeUpstream) -> None:
+    """Fill two repositories with images that share layers; each image has two tags."""
+    for number, image in enumerate(MANY):
+        name = ("app", "copy")[number % 2]
+        upstream.add(f"library/{name}", image, tags=[f"v{number}", f"w{7 - number}"])
+        for tag in (f"v{number}", f"w{7 - number}"):
+            await pull(proxy, name, tag, image)
+    assert proxy.held() == tree(*MANY)
+
+
+@pytest.mark.parametrize("step", [1, 3, 100])
+async def test_images_that_share_content_go_in_steps(
+    operator: Operator,
+    proxy: Proxy,
+    upstream: FakeUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    monkeypatch.setattr(drops, "_STEP", step)
+    monkeypatch.setattr(drops, "_BATCH", 2 * step)
+    await pull_many(proxy, upstream)
+    foretold = await drop(operator, "docker.io/**", dry_run="true")
+    told = await drop(operator, "docker.io/**")
+    assert told == foretold
+    assert (told[-1]["images"], told[-1]["blobs"]) == (16, len(tree(*MANY)))
+    assert sum(event["bytes"] for event in told[:-1]) == told[-1]["bytes"]
+    assert not proxy.held()
+    assert not await proxy.app.content.links.of(lambda _: True)
+    assert proxy.stats["cache"]["bytes"] == 0
+
+
+async def test_no_step_of_a_drop_is_large(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other writes wait while one runs."""
+    monkeypatch.setattr(drops, "_STEP", 1)
+    monkeypatch.setattr(drops, "_BATCH", 3)
+    monkeypatch.setattr(sqlite, "_SLICE", 3)
+    sizes: list[int] = []
+
+    def counted(work: Any) -> Any:
+        def count(db: Any, *arguments: Any) -> Any:
+            sizes.append(len(arguments[-1]))
+            return work(db, *arguments)
+
+        return count
+
+    for module, name in ((name_rows, "unlink"), (blob_rows, "drop"), (blob_rows, "forget_files")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    await pull_many(proxy, upstream)
+    await drop(operator, "docker.io/**")
+    assert not proxy.held()
+    assert max(sizes) <= 3
+    assert len(sizes) >= 3 * len(tree(*MANY)) / 3
+
+
+async def test_a_drop_that_breaks_off_leaves_whole_images_and_can_be_repeated(
+    operator: Operator, proxy: Proxy, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drops, "_STEP", 2)
+    await pull_many(proxy, upstream)
+    evictor, calls = proxy.app.content.evictor, 0
+    discard = evictor.discard
+
+    async def broken(digests: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise RuntimeError
+        return await discard(digests)
+
+    monkeypatch.setattr(evictor, "discard", broken)
+    with pytest.raises((ClientError, AssertionError)):
+        await drop(operator, "docker.io/**")
+    left = await operator.lines("GET", "images")
+    assert 0 < len(left) < 16
+    assert {line["state"] for line in left} == {"whole"}
+    monkeypatch.undo()
+    [*_, done] = await drop(operator, "docker.io/**")
+    assert done["images"] == len(left)
+    assert not proxy.held()
+    assert not await names(operator)
 
 
 async def test_layers_stay_of_an_image_that_arrives_while_another_is_dropped(
@@ -268,10 +372,10 @@ async def test_an_image_that_is_pinned_while_its_drop_is_planned_stays(
     graph = proxy.app.content.graph
     listed_besides, planned, go_on = graph.listed_besides, asyncio.Event(), asyncio.Event()
 
-    async def slow(digests: Any) -> Any:
+    async def slow(*digests: Any) -> Any:
         planned.set()
         await go_on.wait()
-        return await listed_besides(digests)
+        return await listed_besides(*digests)
 
     monkeypatch.setattr(graph, "listed_besides", slow)
     dropping = asyncio.create_task(drop(operator, "app:1"))

@@ -177,5 +177,5 @@ def test_attestations_belong_to_all_platforms_only() -> None:
     assert children is not None
     listed = children.manifests
     chosen = Platforms(("linux/amd64",)).choose(index.manifest, listed)
-    assert [one.digest for one in chosen] == [INDEX.children[0].digest]
-    assert len(Platforms(()).choose(index.manifest, listed)) == 4
+    assert [one.digest for one in chosen.images] == [INDEX.children[0].digest]
+    assert len(Platforms(()).choose(index.manifest, listed).images) == 4

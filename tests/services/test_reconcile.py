@@ -122,7 +122,7 @@ async def test_an_older_layout_is_migrated_and_serves_without_upstream(
             for digest, data in thing.blobs.items():
                 assert (await proxy.get(f"/v2/{name}/blobs/{digest}")).body == data
         listed = proxy.app.content.graph.children
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for digest in (INDEX.digest, IMAGE.digest, *INDEX.manifests):
                 while await listed(Digest(digest)) is None:
                     await asyncio.sleep(0.002)
@@ -160,7 +160,7 @@ async def test_after_the_index_is_lost_an_image_is_complete_under_its_name(
     await proxy.close()
     shutil.rmtree(tmp_path / "cache/index")
     proxy = await start(offline=True)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await proxy.get("/v2/library/app/manifests/latest")).status != 200:
             await asyncio.sleep(0.01)
     for digest, data in IMAGE.blobs.items():

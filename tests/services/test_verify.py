@@ -337,7 +337,7 @@ async def test_t67_a_stop_ends_the_scrub_for_good(cache: Held, verifier: Verifie
     scrub = asyncio.create_task(verifier.scrub(1.0, 1))
     await until(lambda: verifier._is_running)
     verifier.stop()
-    await asyncio.wait_for(scrub, 10)
+    await asyncio.wait_for(scrub, 60)
     noted = await cache.index.note("verify")
     assert "done_at" not in noted, "the next process goes on"
 
@@ -355,7 +355,7 @@ async def test_t67_a_stop_interrupts_a_long_repair(cache: Held, clock: Clock) ->
     running = asyncio.create_task(run(verifier, repair=True))
     await fetching.wait()
     verifier.stop()
-    events = await asyncio.wait_for(running, 10)
+    events = await asyncio.wait_for(running, 60)
     assert "done" not in {event["event"] for event in events}
     again = Verifier(cache.content, Asked(), clock)  # as after a restart
     *_, done = await run(again, repair=True)

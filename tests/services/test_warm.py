@@ -91,6 +91,19 @@ async def test_all_platforms(start: Start, clock: Clock) -> None:
     assert proxy.held() == tree(MANY)
 
 
+async def test_patterns_that_cannot_be_expanded_are_logged_and_counted(
+    start: Start, clock: Clock, upstream: FakeUpstream
+) -> None:
+    upstream.fail(status=500, kind="tags", repository="acme/two")
+    proxy = await at_three(start, clock, entry("acme/*:*", "none/*", referrers=False))
+    *problems, done = warmed(proxy)
+    assert sorted(problem["reason"].partition(" answers ")[0] for problem in problems) == [
+        "acme/*:*: docker.io/acme/two: docker.io",
+        "none/*: selects no image",
+    ]
+    assert (done["whole"], done["incomplete"]) == (3, 2)
+
+
 async def test_missing_images_are_logged_and_counted_and_the_rest_is_fetched(
     start: Start, clock: Clock, upstream: FakeUpstream
 ) -> None:

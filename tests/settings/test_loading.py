@@ -6,6 +6,11 @@ import pytest
 from proxy.core.errors import ConfigError
 from proxy.settings import Settings, loading
 
+ALIASES = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -137,6 +142,8 @@ def test_sizes_and_durations(tmp_path: Path) -> None:
         ("a: b: c", ["config.yaml:1: not valid YAML: mapping values are not allowed here"]),
         ("- 1", ["config.yaml: expected settings such as 'listen: 127.0.0.1:5000'"]),
         ("log:\n  level: info\n  level: debug", ["config.yaml:3: level: this key is written twice"]),
+        ("log: &a\n  level: *a", ["config.yaml:1: an alias to a value around it"]),
+        (ALIASES, ["config.yaml:6: more than 100,000 values"]),
         ("log:\n  level: ${NO_SUCH_VARIABLE}", ["config.yaml:2: log.level: ${NO_SUCH_VARIABLE} is not set in the environment"]),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from proxy.core.records import BLOCK
 from proxy.storage import disk
 from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
+from tests.leaks import opened_below
 
 DATA = b"content"
 DIGEST = sha256(DATA)
@@ -57,7 +58,7 @@ async def test_a_spool_that_nobody_waits_for_any_more_leaves_nothing(
     store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = opened_below(tmp_path)
 
     def slow(*_: object) -> None:
         begun.set()
@@ -72,7 +73,7 @@ async def test_a_spool_that_nobody_waits_for_any_more_leaves_nothing(
     with pytest.raises(asyncio.CancelledError):
         await making
     assert not list((tmp_path / "cache/spool").iterdir())
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert opened_below(tmp_path) == before
 
 
 async def test_a_spool_that_cannot_be_unlinked_takes_no_room(
@@ -266,15 +267,15 @@ async def test_a_blob_whose_directory_cannot_be_synced_is_not_held(
 
 
 async def test_a_blob_that_cannot_be_looked_at_stays_open_nowhere(
-    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put(store, DATA)
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = opened_below(tmp_path)
     with monkeypatch.context() as broken:
         broken.setattr(os, "fstat", refuse)
         with pytest.raises(StorageError):
             store.open(DIGEST)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert opened_below(tmp_path) == before
 
 
 async def test_a_wrong_blob_that_cannot_be_moved_is_deleted(

@@ -233,7 +233,7 @@ async def test_t63_slow_syncs_do_not_delay_a_manifest(
     async with slow_syncs(monkeypatch, 150_000) as waiting:
         pulls = [asyncio.create_task(proxy.get(f"/v2/{REPO}/blobs/{d}")) for d in digests]
         await until(lambda: len(waiting) >= 6)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             held = await proxy.get(f"/v2/{REPO}/manifests/{IMAGE.digest}")
             assert held.body == IMAGE.manifest, "it is read from the disk"
             fresh = await proxy.get(f"/v2/{REPO}/manifests/new")

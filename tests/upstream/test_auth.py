@@ -8,6 +8,7 @@ import pytest
 from yarl import URL
 
 from proxy.core.errors import UpstreamUnavailable
+from proxy.runtime.ttl_cache import TTLCache
 from proxy.upstream.auth import (
     DEFAULT_LIFE,
     LONGEST_LIFE,
@@ -38,7 +39,7 @@ async def test_a_token_is_asked_for_once_however_many_wait(
     paths = [f"/v2/app/blobs/{digest}" for digest in IMAGE.blobs]
     asked = [asyncio.create_task(proxy.get(path)) for path in paths]
     await upstream.until(lambda: len(upstream.token_requests) == 1)
-    await asyncio.sleep(0.05)
+    await proxy.caught_up()
     gate.set()
     assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * len(paths)
     [token] = upstream.token_requests
@@ -47,16 +48,27 @@ async def test_a_token_is_asked_for_once_however_many_wait(
 
 
 async def test_a_token_is_used_until_90_percent_of_its_life(
-    start: Start, upstream: FakeUpstream
+    start: Start, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kept: list[tuple[TTLCache[Any], str, float]] = []
+    keep = TTLCache.set
+
+    async def watched(cache: TTLCache[Any], key: str, value: Any, ttl: float) -> None:
+        if str(value).startswith("token-"):
+            kept.append((cache, key, ttl))
+        await keep(cache, key, value, ttl)
+
+    monkeypatch.setattr(TTLCache, "set", watched)
     upstream.auth.scheme = "bearer"
-    upstream.auth.expires_in = 1
+    upstream.auth.expires_in = 300
     upstream.add("library/app", IMAGE, tags=["a", "b", "c"])
     proxy = await start()
     assert (await proxy.get("/v2/app/manifests/a")).status == 200
     assert (await proxy.get("/v2/app/manifests/b")).status == 200
     assert len(upstream.token_requests) == 1
-    await asyncio.sleep(0.95)
+    [(cache, key, life)] = kept
+    assert life == 0.9 * 300
+    await cache.delete(key)  # as the end of its life does
     assert (await proxy.get("/v2/app/manifests/c")).status == 200
     assert len(upstream.token_requests) == 2
     assert upstream.count("GET", "manifest") == 4, "one challenge, three manifests"

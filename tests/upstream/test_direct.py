@@ -54,7 +54,8 @@ class Registry:
         )
 
 
-Serve = Callable[[Send], contextlib.AbstractAsyncContextManager[Registry]]
+Serve = Callable[..., contextlib.AbstractAsyncContextManager[Registry]]
+"""Serves what a ``Send`` writes; ``idle`` is how long the registry may send nothing."""
 
 
 @pytest.fixture(params=["http", "https"])
@@ -64,13 +65,13 @@ def serving(request: pytest.FixtureRequest, tmp_path: Path) -> Serve:
     context = None if made is None else made.server
 
     @asynccontextmanager
-    async def serve(send: Send) -> AsyncIterator[Registry]:
+    async def serve(send: Send, idle: str = "60s") -> AsyncIterator[Registry]:
         registry = Registry(send)
         server = await asyncio.start_server(registry.serve, "127.0.0.1", 0, ssl=context)
         port = server.sockets[0].getsockname()[1]
         url = URL(f"{request.param}://127.0.0.1:{port}")
         guard = Guard(url, (), private=False, network=SYSTEM_NETWORK)
-        limits = Timeouts.model_validate({"idle": "1s"})
+        limits = Timeouts.model_validate({"idle": idle})
         registry.transport = Transport(
             "lab", guard, client_context("lab", tls), limits, UpstreamCounters()
         )
@@ -168,7 +169,7 @@ async def test_a_body_that_stalls(serving: Serve) -> None:
     async def stalled(writer: asyncio.StreamWriter) -> None:
         writer.write(HEAD % len(BODY) + BODY[:READ_BUFFER])
 
-    async with serving(stalled) as registry:
+    async with serving(stalled, idle="1s") as registry:
         response = await registry.response()
         with pytest.raises(UpstreamTimeout):
             await rest(registry, response)
@@ -177,10 +178,10 @@ async def test_a_body_that_stalls(serving: Serve) -> None:
 
 async def test_a_reader_that_waits_longer_than_its_registry_may(serving: Serve) -> None:
     """The timeout is for the registry: a body that nobody reads is not late."""
-    async with serving(whole) as registry:
+    async with serving(whole, idle="1s") as registry:
         response = await registry.response()
         first = await registry.transport.read(response, READ_BUFFER)
-        await asyncio.sleep(1.5)  # longer than the timeout
+        await asyncio.sleep(1.3)  # longer than the timeout
         assert sha256(bytes(first) + await rest(registry, response)) == DIGEST
 
 

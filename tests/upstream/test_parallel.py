@@ -253,7 +253,9 @@ async def test_a_download_gets_the_place_of_a_helper_at_once(
     began = len(asked(upstream))
     assert (await proxy.get(OTHER)).status == 200
     assert len(asked(upstream)) == began
-    assert [r.outcome for r in asked(upstream) if r.status == 206].count("dropped") == 1
+    await upstream.until(
+        lambda: [r.outcome for r in asked(upstream) if r.status == 206].count("dropped") == 1
+    )
     release.set()
     assert (await whole).body == DATA
     assert received(proxy) <= SIZE + 1000 + 500_000, "what a helper had in hand"

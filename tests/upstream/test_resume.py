@@ -20,7 +20,13 @@ SLOWLY = slow(10_000_000)  # bytes a second: what has come is read before the en
 @pytest.fixture
 async def patient(start: Start, upstream: FakeUpstream) -> Proxy:
     upstream.add("library/app", BIG)
-    return await start(patience={}, timeouts={"idle": "300ms", "answer": "3s"})
+    return await start(patience={})
+
+
+@pytest.fixture
+async def hasty(start: Start, upstream: FakeUpstream) -> Proxy:
+    upstream.add("library/app", BIG)
+    return await start(patience={}, timeouts={"idle": "1s"})
 
 
 @pytest.mark.parametrize("redirected", [True, False])
@@ -44,11 +50,9 @@ async def test_a_body_that_breaks_goes_on_from_the_last_good_byte(
     assert upstream.count("GET", "blob") == 3, "each time through a fresh redirect"
 
 
-async def test_a_stalled_body_is_noticed_and_resumed(
-    patient: Proxy, upstream: FakeUpstream
-) -> None:
+async def test_a_stalled_body_is_noticed_and_resumed(hasty: Proxy, upstream: FakeUpstream) -> None:
     upstream.stall(1_000_000, kind="blob", times=1)
-    assert (await patient.get(PATH)).body == DATA
+    assert (await hasty.get(PATH)).body == DATA
     assert upstream.count("GET", "blob") == 2
 
 
@@ -59,11 +63,11 @@ async def test_a_whole_answer_instead_of_the_rest(patient: Proxy, upstream: Fake
 
 
 async def test_an_expired_token_is_renewed_for_the_rest(
-    patient: Proxy, upstream: FakeUpstream
+    hasty: Proxy, upstream: FakeUpstream
 ) -> None:
     upstream.auth.scheme = "bearer"
     release = upstream.stall(1_000_000, kind="blob", times=1)
-    asked = asyncio.create_task(patient.get(PATH))
+    asked = asyncio.create_task(hasty.get(PATH))
     await upstream.until(lambda: upstream.count("GET", "blob") >= 2)
     upstream.revoke_tokens()
     assert (await asked).body == DATA

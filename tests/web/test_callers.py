@@ -351,7 +351,7 @@ async def test_an_unknown_answer_is_never_a_yes(
 async def test_an_outage_does_not_delay_each_request_of_the_confirmed(
     start: Start, simple: FakeUpstream, clock: Clock
 ) -> None:
-    proxy = await started(start, timeouts={"check": "200ms"})
+    proxy = await started(start, timeouts={"check": "1s"})
     ann = Client(proxy, "ann")
     await ann.all()
     gate = simple.hold()

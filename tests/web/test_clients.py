@@ -123,8 +123,10 @@ async def test_a_client_is_cut_off_if_it_has_read_nothing_for_as_long_as_it_may(
     clients.add(client)
     fill(server)
     clients._check(client, 1000.0)
-    await until(lambda: drain(reader) > 0)
+    had = delivery(server).arrived
+    await until(lambda: drain(reader) > 0 and delivery(server).arrived > had)
     fill(server)
+    await until(lambda: delivery(server).is_pending)
     clients._check(client, 1100.0)  # slow, but it reads
     clients._check(client, 1159.0)
     assert (client.cut, counters.stalled_clients) == ([], 0)

@@ -63,7 +63,7 @@ class Caller:
 
     async def answer(self) -> tuple[int, bytes]:
         """Return status and body."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             status = await self.headers()
             return status, await self.some(self._length)
 
@@ -103,6 +103,7 @@ class Phase:
                 assert await caller.headers() == 200
                 assert await caller.some(1000) == BODIES[self.path][:1000]
         else:
+            await until(lambda: proxy.app.responses() == callers)
             await asyncio.sleep(0.02)  # the others have nothing to show for their waiting
         return everybody
 
@@ -207,14 +208,14 @@ async def test_t06_a_reader_that_stops_reading_holds_up_nobody(
             assert await caller.headers() == 200
             assert await caller.some(1000) == data[:1000]
         for _ in range(2):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert (await proxy.get(path)).body == data
         await proxy.settled()
         assert proxy.held() == {digest}
         assert len(opened(proxy)) == 3 if not cold else opened(proxy)
         slow_ones[0].leave()
         slow_ones[1].slam()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await slow_ones[2].some(len(data) - 1000) == data[1000:], "slow, but served"
         slow_ones[2].leave()
         await at_rest(proxy, before)
@@ -249,7 +250,7 @@ async def test_t06_a_client_that_leaves_at_any_moment(
             caller.leave()
         await at_rest(proxy, before)
         for path, body in paths.items():
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert (await proxy.get(path)).body == body
         await at_rest(proxy, before)
         await proxy.close()
@@ -318,7 +319,7 @@ async def test_a_shutdown_in_each_phase(
         if leave_first:
             for caller in callers:
                 caller.leave()
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(30):
             await proxy.close()
         if not leave_first and phase is not WARM:
             for caller in callers:
@@ -337,7 +338,7 @@ async def test_a_shutdown_in_each_phase(
 async def cut_off_or_told(caller: Caller, *, streams: bool) -> None:
     """Fail unless the connection ends, or says by a failure's status that there is no more."""
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             status = 200 if streams else await caller.headers()
             assert status in {200, 502, 503, 504}
             if status == 200:
@@ -357,7 +358,7 @@ async def test_a_shutdown_waits_for_what_has_come_whole(
     def fsync(fd: int) -> None:
         if "/spool/" in descriptors().get(fd, ""):
             syncing.set()
-            assert go_on.wait(20)
+            assert go_on.wait(30)
         real(fd)
 
     async with nothing_left():
@@ -369,7 +370,7 @@ async def test_a_shutdown_waits_for_what_has_come_whole(
         await asyncio.sleep(0.2)
         assert not closing.done()
         go_on.set()
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(30):
             await closing
         assert proxy.held() == {LAYER}
         assert not proxy.spooled()
@@ -391,7 +392,7 @@ async def test_a_spool_stays_open_while_it_is_written(
     def pwrite(fd: int, data: bytes, offset: int) -> int:
         if not go_on.is_set():
             writing.set()
-            assert go_on.wait(5)
+            assert go_on.wait(30)
             targets.append(descriptors().get(fd, "closed"))
         return real(fd, data, offset)
 
@@ -407,7 +408,7 @@ async def test_a_spool_stays_open_while_it_is_written(
         closing = asyncio.create_task(proxy.close())
         await asyncio.sleep(0.2)
         go_on.set()
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(30):
             await closing
         caller.leave()
         await until(lambda: bool(targets))

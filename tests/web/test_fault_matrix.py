@@ -42,7 +42,7 @@ DIGEST = f"/v2/{REPO}/manifests/{NEW.digest}"
 BLOB = f"/v2/{REPO}/blobs/{LAYER}"
 BODIES = {TAG: NEW.manifest, DIGEST: NEW.manifest, BLOB: NEW.blobs[LAYER]}
 PATHS = {"tag": TAG, "digest": DIGEST, "blob": BLOB}
-HASTY = {"connect": "1s", "answer": "400ms", "check": "1s", "idle": "250ms"}
+HASTY = {"connect": "5s", "answer": "600ms", "check": "2s", "idle": "400ms"}
 PATIENT = {"connect": "20s", "answer": "20s", "check": "20s", "idle": "20s"}
 YEAR = 365 * 86400.0
 
@@ -132,7 +132,7 @@ def expired_redirect(upstream: FakeUpstream, kind: Kind) -> None:
 
 def expired_token(upstream: FakeUpstream, _: Kind) -> None:
     upstream.auth.scheme = "bearer"
-    upstream.auth.lifetime = 0.2
+    upstream.auth.lifetime = 2
     upstream.revoke_tokens()
 
 

@@ -107,8 +107,8 @@ async def refused(proxy: Proxy, headers: dict[str, str], method: str = "GET") ->
     [
         {"secret": "another secret, just as long"},
         {"to": "http://10.9.9.9:5000"},
-        {"late": WINDOW + 2},
-        {"late": -WINDOW - 2},
+        {"late": WINDOW + 60},
+        {"late": -WINDOW - 60},
         {"method": "HEAD"},
         {"path": QUESTION._replace(offset=1).path},
     ],

@@ -26,7 +26,8 @@ async def test_a_range_is_answered_though_the_disk_fills(
     whole = asyncio.create_task(proxy.get(BLOB))
     await until(lambda: bool(proxy.stats["downloads"]) and proxy.stats["downloads"][0]["bytes"] > 0)
     part = asyncio.create_task(proxy.get(BLOB, Range=f"bytes={first}-"))
-    await asyncio.sleep(0.3)  # it waits for bytes that have not arrived
+    await until(lambda: proxy.app.responses() == 2)
+    await asyncio.sleep(0.05)  # it waits for bytes that have not arrived
 
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

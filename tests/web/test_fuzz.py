@@ -40,7 +40,7 @@ BOUNDED = settings(
     suppress_health_check=list(HealthCheck),
 )
 LAST = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-SECONDS = 5.0
+SECONDS = 30.0
 
 # What a client may write
 

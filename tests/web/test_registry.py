@@ -10,6 +10,7 @@ from tests.fakes.clock import Clock
 from tests.fakes.faults import body as spoilt
 from tests.fakes.faults import header
 from tests.fakes.upstream import FakeUpstream
+from tests.leaks import at_rest, working
 from tests.running import Proxy, Start
 
 IMAGE = content.image(1, layers=(2048,))
@@ -368,7 +369,9 @@ async def test_t65_every_answer_says_what_the_cache_did(
     assert await status(MANIFEST, Cache_Control="no-cache") == f"Millpond; fwd=request; {confirmed}"
     clock.advance(400)
     upstream.add("org/copy", IMAGE)
+    before = working()
     assert await status(MANIFEST) == "Millpond; hit; ttl=-100; detail=stale"
+    await at_rest(proxy, before)  # the confirmation in the background has ended
     clock.advance(1e6)
     assert await status(MANIFEST) == f"Millpond; fwd=stale; {confirmed}"
     copied = f"/v2/org/copy/manifests/{IMAGE.digest}"

@@ -103,7 +103,7 @@ async def growth(upstream: FakeUpstream, requests: list[bytes], **extra: object)
             try:
                 await served(client, asked + len(requests))
                 grown = resident(program) - before
-                async with asyncio.timeout(10), client.get(paths[0], ssl=False) as answer:
+                async with asyncio.timeout(60), client.get(paths[0], ssl=False) as answer:
                     assert answer.status == 200, "others are served meanwhile"
             finally:
                 await asyncio.to_thread(crowded.__exit__, None, None, None)
@@ -134,21 +134,21 @@ async def test_t53_different_manifests_that_nobody_reads_have_a_bound(
     upstream: FakeUpstream,
 ) -> None:
     """More of them than are kept in RAM, so that each client would hold a copy of its own."""
-    images = [content.oversized(2_000_000, seed) for seed in range(80)]
+    images = [content.oversized(2_000_000, seed) for seed in range(48)]
     for number, image in enumerate(images):
         upstream.add(REPO, image, tags=[f"v{number}"])
-    requests = [get(f"/v2/{REPO}/manifests/v{n % 80}", f"X-N: {n}") for n in range(CLIENTS)]
+    requests = [get(f"/v2/{REPO}/manifests/v{n % 48}", f"X-N: {n}") for n in range(CLIENTS)]
     grown = await growth(upstream, requests, memory={"manifests": "8MiB"}, prefetch={"blobs": 0})
     assert grown < ROOM
 
 
 async def test_t53_long_lists_that_nobody_reads_have_a_bound(upstream: FakeUpstream) -> None:
     upstream.add(REPO, LAYERED, tags=[f"{number:0>128}" for number in range(3000)])
-    requests = [get(f"/v2/{REPO}/tags/list?n={2900 + n % 100}") for n in range(CLIENTS)]
+    requests = [get(f"/v2/{REPO}/tags/list?n={2900 + n % 20}") for n in range(CLIENTS)]
     assert await growth(upstream, requests) < ROOM
 
 
-PATIENCE = 1.0
+PATIENCE = 0.5
 SMALL = content.image(2, layers=(100_000,))  # sent from RAM at once
 [SMALL_LAYER] = SMALL.layers
 LISTED = [f"{number:0>128}" for number in range(3000)]
@@ -236,19 +236,19 @@ async def test_t53_a_client_that_stops_reading_is_cut_off(
 
 @pytest.mark.parametrize("path", [MANIFEST, BLOB], ids=["manifest", "blob"])
 async def test_t53_a_slow_client_is_served(start: Start, upstream: FakeUpstream, path: str) -> None:
-    patience = 2 * PATIENCE
+    patience = 2.0
     proxy = await start(timeouts={"send": patience})
     whole = (await proxy.get(path)).body
     await proxy.settled()
     loop = asyncio.get_running_loop()
     with reluctant(proxy) as one:
         await one.ask(get(path, "Connection: close"))
-        end, got = loop.time() + 2.5 * patience, 0
+        end, got = loop.time() + 1.5 * patience, 0
         while loop.time() < end:
             piece = await one.read(16_384)
             assert piece, "it was cut off"
             got += len(piece)
-            await asyncio.sleep(PATIENCE / 20)
+            await asyncio.sleep(0.05)
         assert got < len(whole), "it was slow enough to prove something"
         assert got + await one.rest() > len(whole)
     assert stalled(proxy) == 0

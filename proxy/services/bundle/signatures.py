@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -85,7 +85,7 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
     content = _read(path)
     try:
         key = load_ssh_private_key(content, password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         reason = "it has a passphrase" if isinstance(error, TypeError) else "no OpenSSH private key"
         raise ConfigError(f"{path}: {reason}; make one with: millpond key new {path}") from None
     if not isinstance(key, Ed25519PrivateKey):
@@ -195,7 +195,7 @@ def _key_of(blob: bytes) -> Ed25519PublicKey:
 def _trusted(line: bytes, where: str) -> TrustedKey:
     try:
         key = load_ssh_public_key(line)
-    except (ValueError, binascii.Error):
+    except (ValueError, UnsupportedAlgorithm):
         raise ConfigError(f"{where}: holds no OpenSSH public key") from None
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"{where}: holds a key that is not Ed25519")

@@ -5,7 +5,7 @@ Only for the operator: names are confidential, and most of it changes something.
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from aiohttp.web import BaseRequest, StreamResponse
@@ -218,7 +218,7 @@ class Control:
     async def _get_expand(self, request: BaseRequest) -> StreamResponse:
         selector = self._services.selector(required(request, "match"))
         found = await self._services.expansion.images(selector)
-        return reply({"images": found.images, "notes": found.notes})
+        return reply(asdict(found))
 
 
 async def _body(request: BaseRequest) -> str:

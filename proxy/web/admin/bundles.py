@@ -14,7 +14,7 @@ from proxy.core.errors import BlobUnknown, RequestInvalid
 from proxy.core.manifests import is_media_type
 from proxy.core.names import parse_digest
 from proxy.core.routing import Router
-from proxy.core.selection import Selector, is_pattern, make_selector
+from proxy.core.selection import Selector, is_pattern, selector_of
 from proxy.core.tolerant_json import as_list
 from proxy.repository.results import Local
 from proxy.runtime.executors import Pool, in_thread
@@ -83,9 +83,7 @@ class Bundles:
         """Return the selector of a pattern, or of one image: without a tag, ``latest``."""
         if is_pattern(name):
             return self.router.parse_selector(name)
-        image = self.router.parse_image(name)
-        repository = "**" if image.target is None else str(image.target)
-        return make_selector(repository, image.tag, image.digest)
+        return selector_of(self.router.parse_image(name))
 
     async def _get_content(self, request: BaseRequest) -> StreamResponse:
         digest = parse_digest(required(request, "digest"))

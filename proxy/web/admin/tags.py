@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from proxy.content.content import Content
 from proxy.core.errors import NameUnknown, RequestInvalid
-from proxy.core.names import Digest, Image, Tag, Target
+from proxy.core.names import Image, Tag, Target
 from proxy.core.policy import CacheDirective
 from proxy.repository import Cache
 from proxy.services.imports import Imported
@@ -61,14 +61,17 @@ def import_as_document(one: Imported) -> Document:
 
 
 async def resolved(cache: Cache, image: Image) -> Document:
-    """Return the digest that a client gets for an image now. Raises ``RegistryError``."""
-    digest: Digest
+    """Return the digest that a client gets for an image now, and why it may be outdated.
+
+    Raises ``RegistryError``.
+    """
+    warning: str | None = None
     if image.tag is None and image.digest is not None:
         digest = image.digest
     else:
         found = await cache.tags.head(*_tag(image), CacheDirective.REVALIDATE)
-        digest = found.descriptor.digest
-    return {"image": str(image), "digest": digest}
+        digest, warning = found.descriptor.digest, found.warning
+    return {"image": str(image), "digest": digest, "warning": warning}
 
 
 def _tag(image: Image) -> tuple[Target, Tag]:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from aiohttp import ClientError, ClientResponse, ClientSession, TCPConnector, Un
 
 from proxy.app.workers import crew
 from proxy.app.workers.channel import MAX_FRAME, Channel
+from proxy.app.workers.ledger import Ledger
 from proxy.runtime.events import EventKind
 from proxy.settings import Settings
 from tests.access.people import basic, write_users
@@ -31,6 +33,7 @@ IMAGE, OTHER = content.image(1, layers=(2048, 3_000_000)), content.image(2, laye
 SMALL, LARGE = IMAGE.layers
 CHANGING = ("Date", "X-Request-Id")
 MANIFEST = "/v2/library/app/manifests/latest"
+REPORTS: Counter[str] = Counter()
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +70,31 @@ async def warm(proxy: Proxy) -> None:
     await until(lambda: {*IMAGE.blobs} <= proxy.held())
 
 
+@pytest.fixture(autouse=True)
+def reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the reports that arrive from each worker."""
+    REPORTS.clear()
+    add = Ledger._add
+
+    def counted(self: Ledger, worker: str, report: dict[str, Any]) -> None:
+        add(self, worker, report)
+        REPORTS[worker] += 1
+
+    monkeypatch.setattr(Ledger, "_add", counted)
+
+
+async def reported() -> None:
+    """Return when the main process knows all that the workers have done so far.
+
+    The next report of a worker may be on its way already; the second one begins after now.
+    """
+    before = dict(REPORTS)
+    await until(lambda: all(REPORTS[name] >= count + 2 for name, count in before.items()))
+
+
 async def metric(proxy: Proxy, name: str) -> dict[str, float]:
     """The values of a metric by its labels, as of when the workers have reported."""
-    await asyncio.sleep(0.6)  # two reports
+    await reported()
     text = (await proxy.get("/metrics")).body.decode()
     lines = (line.rpartition(" ") for line in text.splitlines() if line.startswith(name))
     return {labels.removeprefix(name): float(value) for labels, _, value in lines}
@@ -312,7 +337,7 @@ async def test_a_worker_that_hangs_is_replaced(
 ) -> None:
     monkeypatch.setattr(crew, "HANG_SECONDS", 3.0)
     await warm(proxy)
-    await asyncio.sleep(1.5)  # the next looks have the shorter limit
+    await reported()  # the next looks have the shorter limit
     pids = of_workers()
     os.kill(pids[0], signal.SIGSTOP)
     await until(lambda: pids[0] not in of_workers() and len(of_workers()) == 2)
@@ -415,7 +440,7 @@ async def test_a_relayed_request_is_its_clients_whatever_the_client_says(start: 
         for headers in ({}, {"Millpond-Client": forged}, {"X-Forwarded-For": "198.51.100.1"}):
             assert (await proxy.get(path, **headers)).status == 403
     await proxy.settled()
-    await asyncio.sleep(0.6)
+    await reported()
     lines = [json.loads(line) for line in proxy.log.getvalue().splitlines()]
     clients = [one["client"] for one in lines if one["event"] == "request"]
     assert sorted(set(clients)) == ["127.0.0.1", "192.0.2.7", "198.51.100.1"]

@@ -15,7 +15,7 @@ from proxy.cli.clients.checking import Programs, Verdict
 from proxy.core.errors import ConfigError
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
-from tests.running import Proxy
+from tests.running import Proxy, until
 
 APP = "docker.io/library/app:1.0"
 PATH = "/v2/library/app/manifests/1.0"
@@ -61,6 +61,7 @@ async def others(proxy: Proxy) -> AsyncIterator[None]:
             await asyncio.sleep(0.01)
 
     task = asyncio.create_task(pull())
+    await until(lambda: proxy.numbers["hits"] > 0)
     yield
     task.cancel()
 
@@ -85,7 +86,10 @@ async def test_a_client_that_fails_is_quoted(server: Client) -> None:
     assert "0 requests" in finding.text
 
 
-async def test_pulls_of_others_are_not_taken_for_ours(proxy: Proxy, anybody: Client) -> None:
+async def test_pulls_of_others_are_not_taken_for_ours(
+    proxy: Proxy, anybody: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "QUIET_SECONDS", 0.5)  # long enough for one pull, if it is slow
     async with others(proxy):
         finding = await checking.check(anybody, NOTHING, APP)
     assert finding.verdict is Verdict.UNKNOWN

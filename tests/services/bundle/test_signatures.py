@@ -122,6 +122,7 @@ def test_every_bit_counts(key: Path) -> None:
         (b"# only a comment\n", "holds no public key"),
         (b"ssh-ed25519 AAAA nonsense\n", "holds no OpenSSH public key"),
         (b"nonsense\n", "holds no OpenSSH public key"),
+        (b"listen: 127.0.0.1:5000\n", "holds no OpenSSH public key"),
     ],
 )
 def test_files_without_keys_say_so(tmp_path: Path, content: bytes, said: str) -> None:

@@ -418,4 +418,6 @@ async def test_uploads_wait_while_the_bucket_is_away_and_then_go_on(
     with bucket.server.stopped():
         await pulled(proxy)
         await until(lambda: proxy.stats["cache"]["bucket_failures"] > 3)
+        for name in ("_WRITE_SECONDS", "ANSWER_SECONDS"):  # of a loaded machine
+            monkeypatch.setattr(client, name, 60.0)
     await filled(proxy, bucket)

@@ -84,18 +84,21 @@ async def test_a_program_that_hangs_ends_with_all_its_children(tmp_path: Path) -
     pid = tmp_path / "pid"
     body = f"child = os.fork()\nif child: open({str(pid)!r}, 'w').write(str(child))\ntime.sleep(60)"
     program = Program((str(written(tmp_path / "slow", body)),), {})
-    began = time.monotonic()
-    with pytest.raises(CredentialsRejected, match="does not end within 2 seconds"):
-        await run(program, "x", seconds=2)
-    assert time.monotonic() - began < 40
+    seconds = 1
+    while not (pid.exists() and pid.read_text()):  # on a loaded machine it begins later
+        began = time.monotonic()
+        with pytest.raises(CredentialsRejected, match=f"does not end within {seconds} seconds"):
+            await run(program, "x", seconds=seconds)
+        assert time.monotonic() - began < seconds + 40
+        seconds *= 2
     child = int(pid.read_text())
     await until(lambda: not is_running(child))
 
 
 async def test_a_program_that_hangs_after_its_answer_ends(tmp_path: Path) -> None:
     file = written(tmp_path / "mute", "print('{}', flush=True)\nos.close(1)\ntime.sleep(60)")
-    with pytest.raises(CredentialsRejected, match="does not end within 2 seconds"):
-        await run(Program((str(file),), {}), "x", seconds=2)
+    with pytest.raises(CredentialsRejected, match="does not end within 1 seconds"):
+        await run(Program((str(file),), {}), "x", seconds=1)
 
 
 async def test_a_program_ends_when_the_wait_for_it_is_cancelled(tmp_path: Path) -> None:

@@ -410,7 +410,7 @@ async def test_one_verification_at_a_time_and_one_whose_client_has_left_ends(
     assert refused.status == 409
     assert "a verification is running" in error(refused)["message"]
     leaving.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (answer := await operator.ask("POST", "verify")).status == 409:
             await asyncio.sleep(0.01)
     lines = [json.loads(line) for line in answer.body.splitlines()]

@@ -195,9 +195,9 @@ class JobRoutes:
         wanted = Wanted(Platforms(params.platforms), with_referrers=params.referrers)
 
         async def work(job: Job) -> None:
+            job.result |= {"whole": 0, "incomplete": 0, "fetched_bytes": 0}
             names = await self._expanded(job, params.images)
             job.total = len(names)
-            job.result |= {"whole": 0, "incomplete": 0, "fetched_bytes": 0}
             for name in names:
                 problem = await self._warmed(job, name, wanted)
                 job.result["whole" if problem is None else "incomplete"] += 1
@@ -218,21 +218,19 @@ class JobRoutes:
             found.update(dict.fromkeys(expanded.images))
             for note in expanded.notes:
                 job.add({"event": "note", "pattern": name, "reason": note})
+            for problem in expanded.problems:
+                job.result["incomplete"] += 1
+                job.add({"event": "incomplete", "image": name, "reason": problem})
         return list(found)
 
     async def _warmed(self, job: Job, name: str, wanted: Wanted) -> str | None:
         """Pull one image; return why it is incomplete, None if it is complete."""
-        problem: str | None = "the work ended early"
         try:
-            async for event in self.services.puller.run(self.services.image(name), wanted):
-                if event["event"] == "missing":
-                    problem = f"{event['digest']}: {event['reason']}"
-                if event["event"] == "done":
-                    job.result["fetched_bytes"] += event["fetched_bytes"]
-                    problem = problem if event["missing"] else None
+            pulled = await self.services.puller.outcome(self.services.image(name), wanted)
         except RegistryError as error:
             return error.message
-        return problem
+        job.result["fetched_bytes"] += pulled.fetched_bytes
+        return pulled.problems[0] if pulled.problems else None
 
     async def _verify(self, params: VerifyParams, _: Caller) -> Model:
         verifier = self.services.verifier

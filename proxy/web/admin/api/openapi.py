@@ -66,9 +66,10 @@ def described(routes: Iterable[AnyRoute]) -> Schema:
     for route in routes:
         operation = _operation(route, refs, schemas)
         paths.setdefault(PREFIX + route.path, {})[route.method.lower()] = operation
-    params = {refs[route.params, "validation"] for route in routes if not _has_body(route)}
+    bodies = {refs[route.params, "validation"] for route in routes if _has_body(route)}
+    inline = {refs[route.params, "validation"] for route in routes} - bodies
     components = {
-        name: schema for name, schema in schemas.items() if _REF.format(model=name) not in params
+        name: schema for name, schema in schemas.items() if _REF.format(model=name) not in inline
     }
     return {
         "openapi": "3.1.0",

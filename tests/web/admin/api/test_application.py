@@ -1,6 +1,7 @@
 """The Admin API: authorization, malformed requests, and answers to failures."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,16 @@ async def test_other_paths_and_methods_are_refused(api: ApiClient) -> None:
     assert (told.status, told.error[0]) == (405, "UNSUPPORTED")
     async with api.session.post(PREFIX + "session") as answer:
         assert answer.headers["Allow"] == "GET, HEAD"
+
+
+async def test_every_reference_of_the_description_leads_to_a_schema(anybody: ApiClient) -> None:
+    schemas = anybody.description["components"]["schemas"]
+    text = json.dumps(anybody.description)
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) == set(schemas)
+    for method, path, operation in operations(anybody):
+        if (body := operation.get("requestBody")) is not None:
+            name = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            assert schemas[name]["additionalProperties"] is False, (method, path)
 
 
 @pytest.mark.parametrize(

@@ -242,9 +242,10 @@ async def test_a_digest(explaining: Started, upstream: FakeUpstream, image: Imag
     assert (found["pull"]["answer"], found["held"]["is_linked"]) == ("confirm", False)
     assert found["pull"]["costs"] == ["HEAD of the manifest"]
     assert "has not confirmed" in found["offline"]["because"]
-    before = upstream.count()
-    await proxy.get(f"/v2/twin/manifests/{image.digest}")
-    assert (upstream.count() - before, upstream.requests[-1].method) == (1, "HEAD")
+    before = upstream.count(kind="manifest")
+    await proxy.get(f"/v2/twin/manifests/{image.digest}")  # also begins to confirm its blobs
+    assert upstream.count(kind="manifest") - before == 1
+    assert upstream.count("HEAD", "manifest", image.digest) == 1
 
 
 async def test_an_absence_that_is_remembered(

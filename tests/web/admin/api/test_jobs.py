@@ -85,6 +85,16 @@ async def test_jobs_are_cancelled_at_the_end_of_the_process(
     assert job.ended
 
 
+async def test_a_pattern_that_cannot_be_expanded_is_incomplete(
+    api: ApiClient, upstream: FakeUpstream
+) -> None:
+    upstream.fail(status=500, kind="catalog")
+    job = await done(api, "warm", images=["docker.io/library/*"])
+    assert job["result"]["incomplete"] >= 1
+    [event] = [one for one in job["result"]["events"] if "repositories" in one["reason"]]
+    assert (event["event"], event["image"]) == ("incomplete", "docker.io/library/*")
+
+
 async def test_unknown_jobs_are_not_found(api: ApiClient) -> None:
     for method in ("GET", "DELETE"):
         told = await api.ask(method, "jobs/nothing")

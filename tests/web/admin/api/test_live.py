@@ -119,7 +119,7 @@ async def test_too_many_streams_get_503_and_others_leave_half_to_operators(
 
 
 async def test_the_end_of_the_process_ends_streams(start: Start) -> None:
-    proxy = await start()
+    proxy = await start(shutdown_grace="60s")
     async with on_socket(proxy) as api, api.stream("live") as stream, api.stream("events") as other:
         await stream.next()
         loop = asyncio.get_running_loop()
@@ -127,7 +127,7 @@ async def test_the_end_of_the_process_ends_streams(start: Start) -> None:
         ending = asyncio.ensure_future(proxy.close())
         await stream.rest()
         await other.rest()
-        assert loop.time() - began < 2, "it does not wait for the grace of responses"
+        assert loop.time() - began < 30, "it does not wait for the grace of responses"
         await ending
 
 

@@ -13,6 +13,7 @@ from tests.fakes import content
 from tests.fakes.registry import RateLimit
 from tests.fakes.upstream import FakeUpstream
 from tests.parts.chromium import PHONE, WAIT
+from tests.parts.process import free_port
 from tests.running import Proxy, until
 from tests.web.admin.dashboard.conftest import TOKEN, Dashboard, Open
 
@@ -269,12 +270,11 @@ async def test_a_hidden_tab_and_a_paused_one_ask_for_nothing(dashboard: Dashboar
     await dashboard.do(watch)
 
 
-async def test_a_server_that_goes_away_and_comes_back(
-    dashboard: Dashboard, open_dashboard: Open
-) -> None:
+async def test_a_server_that_goes_away_and_comes_back(open_dashboard: Open) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    dashboard = await open_dashboard(listen=address)
     await dashboard.show()
     await dashboard.see("Live")
-    address = dashboard.proxy.app.address
     await dashboard.proxy.close()
     await dashboard.see("The server does not answer. Trying again …")
     await open_dashboard(listen=address)
@@ -387,6 +387,7 @@ async def test_the_keyboard_alone_is_enough(dashboard: Dashboard, upstream: Fake
         tab_to(page, "Images")
         page.keyboard.press("Enter")
         expect(page.locator("main")).to_be_focused()
+        expect(page.get_by_role("searchbox", name="Search")).to_be_visible()
         page.keyboard.press("Tab")
         expect(page.get_by_role("searchbox", name="Search")).to_be_focused()
         page.keyboard.type("app")

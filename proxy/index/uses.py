@@ -20,10 +20,10 @@ from proxy.index.use_rows import Times
 _STEP: Final = 1e-5
 """Seconds added between two uses at the same time, so that they have an order."""
 
-_SLICE: Final = 250
+_SLICE: Final = 500
 """Uses of one write: others wait while it runs."""
 
-_FRONT: Final = 1000
+_FRONT: Final = 500
 _ROUNDS: Final = 4
 """Every few seconds, the times of so many of the coldest blobs are written, this many times over:
 the first eviction after a long time then finds few that it has to write."""

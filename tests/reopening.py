@@ -93,7 +93,7 @@ async def closed(cache: Cache) -> None:
 async def abandoned(cache: Cache) -> None:
     """End as a killed process does: nothing more is written, the kernel closes the files."""
     await cache.index._supervisor.close()
-    cache.index._uses.clear()
+    cache.index.uses.pending.clear()
     await cache.index._facts.threads.close()
     for download in cache.downloads:
         download.spool.close()

@@ -133,7 +133,7 @@ async def _with_bucket(
         return storage
     recency = None if store is None else SharedRecency(store)
     if recency is not None:
-        storage.index.on_used = recency.touch_all
+        storage.index.uses.on_used = recency.touch_all
         background.start("bucket uses", recency.run)
     smallest = fleets.smallest_object(settings, configured)
     tier = await buckets.open_bucket(stack, configured, storage, recency, smallest)

@@ -136,8 +136,8 @@ class BucketEvictor:
         async for page in self._client.scan():
             digests = [entry.digest for entry in page if entry.digest not in protected]
             uses = await self._recency.last_used(digests)
-            for digest, record in (await self._index.records(digests)).items():
-                uses[digest] = max(record.used_at, uses.get(digest, 0.0))
+            for digest, used_at in (await self._index.last_uses(digests)).items():
+                uses[digest] = max(used_at, uses.get(digest, 0.0))
             yield [_victim(one, uses) for one in page if one.digest not in protected]
 
     async def _delete(self, victims: list[Victim]) -> int:

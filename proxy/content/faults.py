@@ -52,13 +52,19 @@ class Faults:
         record = await self._index.blob(digest)
         if record is None:
             return Verdict(None, None)
-        is_cold = self._clock() - record.used_at > _COLD_SECONDS
-        after = checks.uncache if is_cold else checks.keep_cached
+        after = checks.uncache if await self._is_cold(digest) else checks.keep_cached
         verdict = await checks.check(self._store, record, pace, after)
         if verdict.size is not None:
             self._counters.verified += 1
             self._counters.verified_bytes += verdict.size
         return verdict
+
+    async def _is_cold(self, digest: Digest) -> bool:
+        try:
+            used_at = (await self._index.last_uses([digest])).get(digest)
+        except StorageError:
+            return False
+        return used_at is not None and self._clock() - used_at > _COLD_SECONDS
 
     async def drop(self, digest: Digest, *, reason: str) -> None:
         """Delete content whose file is missing or wrong."""

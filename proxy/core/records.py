@@ -99,7 +99,8 @@ class BlobRecord:
     """A cached blob or manifest: ``size`` in bytes, ``used_at`` in Unix seconds.
 
     ``media_type`` is from upstream, None for content from a blob endpoint. ``is_public``: upstream
-    sent it without credentials; False if unknown.
+    sent it without credentials; False if unknown. An image that lists a blob may have been used
+    later than ``used_at``; ``Index.last_uses`` knows.
     """
 
     digest: "Digest"

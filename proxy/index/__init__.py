@@ -6,9 +6,9 @@ returns when its row survives the end of the process.
 
 Failures of the disk are handled and counted. A fact that cannot be read is unknown. A fact that
 cannot be written stays in RAM and is written again later. Both cost requests to upstreams, not
-correctness. Verbs that return a page, notes, ``weights``, ``listings``, ``listed_by_others``,
-``loose_files``, ``linked_to``, ``repositories`` and ``prune`` raise ``StorageError`` instead,
-because an empty page would be a false answer.
+correctness. Verbs that return a page, notes, ``last_uses``, ``weights``, ``listings``,
+``listed_by_others``, ``loose_files``, ``linked_to``, ``repositories`` and ``prune`` raise
+``StorageError`` instead, because an empty page would be a false answer.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Set
@@ -143,8 +143,12 @@ class Index(Protocol):
     ) -> list[tuple[Position, BlobRecord]]:
         """Return a page of held content, least recently used first, with the position of each.
 
-        A manifest comes before its content. All uses until now are included.
+        A manifest comes before its content. All uses until now are included, and the records have
+        the last uses.
         """
+
+    async def last_uses(self, digests: Iterable[Digest]) -> dict[Digest, float]:
+        """Return the last uses of the held digests, those of manifests that list them included."""
 
     async def trees(self, digests: Iterable[Digest]) -> dict[Digest, Tree]:
         """Return the tree of each digest."""

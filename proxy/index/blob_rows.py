@@ -1,26 +1,17 @@
-"""SQL about held content, its children, and its last uses. Blocks."""
+"""SQL about held content and its children. Blocks."""
 
 import sqlite3
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Child, Usage
-from proxy.index import Position, values
-from proxy.index.values import Row, packed
-
-AFTER: Final = 1e-6
-"""Seconds by which content counts as used later than a manifest that lists it."""
+from proxy.index import use_rows, values
+from proxy.index.use_rows import Times
+from proxy.index.values import batches, marks, packed
 
 _COLUMNS: Final = "digest, size, media_type, used_at, is_public"
-_FIRST: Final = (-1e300, -1)
-_MARKS: Final = 500
-_DEPTH: Final = 100
-"""Manifests in manifests. A circle, which no honest digests make, ends there."""
-
-
 Connection = sqlite3.Connection
 Key = Hashable
 """Of a fact in RAM; see ``sqlite``."""
@@ -29,7 +20,7 @@ Key = Hashable
 class Stored(NamedTuple):
     """The changes of storing a blob besides its own row."""
 
-    uses: dict[Digest, float]
+    uses: Times
     """New times of last use."""
 
     resized: set[Digest]
@@ -74,16 +65,6 @@ def children(db: Connection, digest: Digest) -> dict[Key, Any]:
     return facts | {("children", digest): listed}
 
 
-def coldest(
-    db: Connection, after: Position | None, limit: int
-) -> list[tuple[Position, BlobRecord]]:
-    """Return a page in the order of last use."""
-    query = f"""SELECT used_at, id, {_COLUMNS} FROM blob INDEXED BY blob_used
-        WHERE (used_at, id) > (?, ?) ORDER BY used_at, id LIMIT ?"""
-    rows = db.execute(query, (*(after or _FIRST), limit))
-    return [((row[0], row[1]), values.blob(row[2:])) for row in rows]
-
-
 def blobs(db: Connection, after: Digest | None, limit: int) -> list[BlobRecord]:
     """Return a page in the order of the digests."""
     query = f"SELECT {_COLUMNS} FROM blob WHERE digest > ? ORDER BY digest LIMIT ?"
@@ -100,11 +81,9 @@ def incomplete(db: Connection, after: Digest | None, limit: int) -> list[Digest]
 def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> Stored:
     """Insert or update held content; ``listed`` is None if its children are unknown."""
     key = packed(record.digest)
-    (above,) = db.execute(
-        "SELECT max(b.used_at) FROM child c JOIN blob b ON b.id = c.parent WHERE c.digest = ?",
-        (key,),
-    ).fetchone()
-    used_at = record.used_at if above is None else max(record.used_at, above + AFTER)
+    uses = use_rows.lift(db, use_rows.owed(db, record.digest))
+    above = use_rows.latest_above(db, record.digest)
+    used_at = record.used_at if above is None else max(record.used_at, above)
     id_ = insert(db, replace(record, used_at=used_at), listed)
     query = """SELECT p.digest FROM child mine JOIN child c ON c.digest = mine.digest
         AND c.size <> mine.size JOIN blob p ON p.id = c.parent WHERE mine.parent = ?
@@ -116,9 +95,9 @@ def put(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -> S
     resized = {values.digest(one) for (one,) in rows}
     if resized:
         resized.add(record.digest)
-    uses = use(db, [(record.digest, used_at)]) if listed else {}
-    if used_at != record.used_at:
-        uses[record.digest] = used_at
+    uses[record.digest] = used_at
+    if listed:
+        uses |= use_rows.use(db, [(record.digest, used_at)])
     return Stored(uses, resized)
 
 
@@ -140,14 +119,18 @@ def insert(db: Connection, record: BlobRecord, listed: Sequence[Child] | None) -
     return int(id_)
 
 
-def drop(db: Connection, digests: Iterable[Digest]) -> None:
-    """Delete content; its file is loose."""
-    for key in map(packed, digests):
+def drop(db: Connection, digests: Iterable[Digest]) -> Times:
+    """Delete content; its file is loose. Returns the new last uses of what it lists."""
+    uses: Times = {}
+    for digest in digests:
+        key = packed(digest)
+        uses |= use_rows.lift(db, use_rows.owed(db, digest))
         db.execute("INSERT OR IGNORE INTO loose VALUES (?)", (key,))
         row = db.execute("SELECT id FROM blob WHERE digest = ?", (key,)).fetchone()
         if row is not None:
             db.execute("DELETE FROM child WHERE parent = ?", row)
             db.execute("DELETE FROM blob WHERE id = ?", row)
+    return uses
 
 
 def add_loose_files(db: Connection, digests: Iterable[Digest]) -> None:
@@ -165,56 +148,5 @@ def loose_files(db: Connection) -> list[Digest]:
     return [values.digest(key) for (key,) in db.execute("SELECT digest FROM loose")]
 
 
-def use(db: Connection, uses: Iterable[tuple[Digest, float]]) -> dict[Digest, float]:
-    """Count uses, in their order; return the new times of last use.
-
-    A use of a manifest counts for all below it, each a moment later than what lists it: an image
-    then goes manifest first, and what a warmer image shares with it stays.
-    """
-    changed: dict[bytes, float] = {}
-    for digest, used_at in uses:
-        key = packed(digest)
-        query = "UPDATE blob SET used_at = ? WHERE digest = ? AND used_at < ?"
-        if db.execute(query, (used_at, key, used_at)).rowcount:
-            changed[key] = used_at
-        manifests = [*db.execute("SELECT id FROM blob WHERE digest = ? AND lists > 0", (key,))]
-        for _ in range(_DEPTH):
-            if not manifests:
-                break
-            manifests = _lift(db, manifests, changed)
-    return {values.digest(key): used_at for key, used_at in changed.items()}
-
-
-def _lift(db: Connection, manifests: list[Row], changed: dict[bytes, float]) -> list[Row]:
-    """Set the last use of children after that of their manifests; return the changed manifests.
-
-    A child that was used late enough needs no change, and neither does anything below it.
-    """
-    query = f"""SELECT p.used_at + {AFTER} AS later, b.id, b.digest, b.lists
-        FROM blob p JOIN child c ON c.parent = p.id JOIN blob b ON b.digest = c.digest
-        WHERE p.id = ? AND b.used_at < later"""
-    lifted: dict[int, Row] = {}
-    for manifest in manifests:
-        rows = db.execute(query, manifest).fetchall()
-        db.executemany("UPDATE blob SET used_at = ? WHERE id = ?", (row[:2] for row in rows))
-        for later, id_, key, lists in rows:
-            changed[key] = later
-            if lists:
-                lifted[id_] = (id_,)
-    return [*lifted.values()]
-
-
 def _key(digest: Digest | None) -> bytes:
     return b"" if digest is None else packed(digest)
-
-
-def batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield some keys at a time: the variables of a statement are limited."""
-    iterator = iter(keys)
-    while batch := list(islice(iterator, _MARKS)):
-        yield batch
-
-
-def marks(keys: Sequence[object]) -> str:
-    """Return a placeholder for each key."""
-    return ", ".join("?" * len(keys))

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, Child, Clock, ImageSet, TagRecord, Usage
-from proxy.index import blob_rows, name_rows, retention, tree_rows, values
+from proxy.index import Position, blob_rows, name_rows, retention, tree_rows, use_rows, values
 from proxy.index.database import SCHEMA
 
 _STEP = 1e-5
@@ -60,7 +60,7 @@ class MemoryIndex:
     weights = _verb(tree_rows.weights)
     listings = _verb(tree_rows.listings)
     listed_by_others = _verb(tree_rows.listed_by_others)
-    coldest = _verb(blob_rows.coldest)
+    last_uses = _verb(use_rows.last_uses)
     blobs = _verb(blob_rows.blobs)
     incomplete = _verb(blob_rows.incomplete)
     untagged = _verb(name_rows.untagged)
@@ -80,7 +80,7 @@ class MemoryIndex:
 
     def touch(self, digest: Digest) -> None:
         self._last_use = max(self._clock(), self._last_use + _STEP)
-        blob_rows.use(self._db, [(digest, self._last_use)])
+        use_rows.use(self._db, [(digest, self._last_use)])
 
     def peek_blob(self, digest: Digest) -> BlobRecord | None:
         return blob_rows.records(self._db, [digest]).get(digest)
@@ -109,6 +109,15 @@ class MemoryIndex:
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
         self.revision += 1
         blob_rows.drop(self._db, digests)
+
+    async def coldest(
+        self, after: Position | None, limit: int
+    ) -> list[tuple[Position, BlobRecord]]:
+        while True:
+            page = use_rows.coldest(self._db, after, limit)
+            if not (late := use_rows.late(page)):
+                return page
+            use_rows.lift(self._db, late)
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         new = [digest for digest in digests if not self.peek_linked(target, digest)]

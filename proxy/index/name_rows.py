@@ -15,8 +15,7 @@ from proxy.core.records import (
     merged_history,
 )
 from proxy.index import REFERRERS_BYTES, REFERRERS_LIMIT, TaggedImage, values
-from proxy.index.blob_rows import batches, marks
-from proxy.index.values import Row, packed
+from proxy.index.values import Row, batches, marks, packed
 
 _REPO: Final = "(SELECT id FROM repo WHERE upstream = ? AND name = ?)"
 _IMAGE: Final = """r.upstream, r.name, t.name, t.media_type, t.digest, t.size, t.checked_at,

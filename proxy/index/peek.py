@@ -4,7 +4,7 @@ To switch threads costs more than to read some rows. But a page that comes from 
 loop. So samples say every few seconds how much of the file is cached: if it is not nearly all,
 ``Threads`` reads. The rest is bounded: after a read that waited for the disk there is a pause in
 proportion.
-A file that is not cached is read once in a while.
+Of a file that is not cached, what is missing is read, but only so much of it over time.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from proxy.runtime.executors import Pool, in_thread
 
 CHECK_SECONDS: Final = 5.0
 FILL_SECONDS: Final = 600.0
+"""Seconds in which at most as much is read into the page cache as the file is long."""
 
 _NEARLY_ALL: Final = 0.95
 _SLOW: Final = 0.001
@@ -43,8 +44,9 @@ class Peek:
         self._connection: sqlite3.Connection | None = None
         self._generation = 0
         self._resumes_at = 0.0
-        self._blocks = 0
-        self._filled_at = float("-inf")
+        self._may_fill = 1.0
+        """Share of the file that may be read into the page cache, as of ``_counted_at``."""
+        self._counted_at = time.monotonic()
 
     def read(
         self, work: Callable[[sqlite3.Connection], dict[Hashable, Any]]
@@ -55,14 +57,16 @@ class Peek:
             return {}
         if self._generation != self._database.generation:
             return {}
+        blocks = _blocks_read()
         try:
             return work(self._connection)
         except (sqlite3.Error, Unreadable):  # ``Threads`` repairs what is damaged
             self.close()
             return {}
         finally:
-            if (took := time.perf_counter() - started) > _SLOW:
-                self._pause(_PAUSE * took)
+            ended = time.perf_counter()
+            if ended - started > _SLOW and _blocks_read() > blocks:
+                self._resumes_at = ended + _PAUSE * (ended - started)
 
     async def watch(self) -> None:
         """Look again and again how much the page cache has, until cancelled."""
@@ -87,13 +91,6 @@ class Peek:
         if connection is not None:
             connection.close()
 
-    def _pause(self, seconds: float) -> None:
-        """Read nothing for a while, if this thread has read from the disk."""
-        blocks = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
-        if blocks > self._blocks:
-            self._resumes_at = time.perf_counter() + seconds
-        self._blocks = blocks
-
     def _connect(self) -> None:
         connection = self._database.reader()
         connection.execute("PRAGMA busy_timeout = 0")
@@ -102,16 +99,25 @@ class Peek:
     def _is_cached(self) -> bool:
         """Return True if nearly all of the file and its journal is cached; may read them first."""
         file = self._database.file
-        if min(map(_share, files := (file, Path(f"{file}-wal")))) >= _NEARLY_ALL:
-            return True
-        if time.monotonic() - self._filled_at < FILL_SECONDS:
-            return False
-        self._filled_at = time.monotonic()
+        files = file, Path(f"{file}-wal")
+        now, share = time.monotonic(), min(map(_share, files))
+        self._may_fill = min(1.0, self._may_fill + (now - self._counted_at) / FILL_SECONDS)
+        self._counted_at = now
+        if share >= _NEARLY_ALL or self._may_fill < 1 - share:
+            return share >= _NEARLY_ALL
         for path in files:
             with suppress(OSError), path.open("rb") as opened:
                 if (size := path.stat().st_size) <= _MAX_FILLED:
                     page_cache.fill(opened.fileno(), size)
-        return min(map(_share, files)) >= _NEARLY_ALL
+        is_cached = min(map(_share, files)) >= _NEARLY_ALL
+        # A file that the kernel does not keep is not read again before all of it may be.
+        self._may_fill -= 1 - share if is_cached else self._may_fill
+        return is_cached
+
+
+def _blocks_read() -> int:
+    """Return how many blocks this thread has read from disks."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
 
 
 def _share(path: Path) -> float:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
@@ -32,21 +31,19 @@ from proxy.core.records import (
     counted,
     disk_bytes,
 )
-from proxy.index import Position, Tree, blob_rows, name_rows, tree_rows, values
+from proxy.index import Position, Tree, blob_rows, name_rows, tree_rows, use_rows, values
 from proxy.index.blob_rows import Connection
 from proxy.index.database import Database
 from proxy.index.facts import Facts, Key
 from proxy.index.ram_cache import MISSING
 from proxy.index.retention import Pruner
+from proxy.index.uses import Uses
 from proxy.runtime.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from proxy.index.generations import Generations
 
 FLUSH_SECONDS: Final = 5.0
-
-_STEP: Final = 1e-5
-"""Seconds added between two uses at the same time, so that they have an order."""
 
 _SLICE: Final = 250
 """Digests of one write: others wait while it runs."""
@@ -87,10 +84,6 @@ class SqliteIndex:
         self._max_bytes = max_bytes
         self.generations: Generations | None = None
         """Reports changes to the processes that read the file. Set before the file is opened."""
-        self.on_used: Callable[[Iterable[Digest]], None] = lambda _: None
-        """Called with content that has a new time of last use, after that is written."""
-        self._uses: dict[Digest, float] = {}
-        self._last_use = 0.0
         self._usage = Usage(0, 0)
         self._counting: Usage | None = None
         self.revision = 0
@@ -104,6 +97,7 @@ class SqliteIndex:
             renewed=self._recount,
             generations=self.generations,
         )
+        self.uses = Uses(self._facts, self._clock)
         self._pruner = Pruner(self._facts, self._database, max_bytes=self._max_bytes)
         threads = self._facts.threads
         try:
@@ -125,7 +119,7 @@ class SqliteIndex:
         """Write what is pending and close the file."""
         await self._supervisor.close()
         self._facts.write_again()
-        await self._flush()
+        await self.uses.flush()
         self._facts.file.close()
         await self._facts.threads.close()
 
@@ -169,9 +163,7 @@ class SqliteIndex:
         return self._usage
 
     def touch(self, digest: Digest) -> None:
-        self._last_use = max(self._clock(), self._last_use + _STEP)
-        self._uses.pop(digest, None)
-        self._uses[digest] = self._last_use
+        self.uses.touch(digest)
 
     def peek_blob(self, digest: Digest) -> BlobRecord | None:
         record: BlobRecord | None = self._facts.peek(("blob", digest), None)
@@ -225,8 +217,7 @@ class SqliteIndex:
         known = await self.blob(digest)  # which is in RAM if it was looked up before
         former = self._facts.peek(("blob", digest), known)
         self._usage = counted(self._usage, former, record)
-        self._last_use = max(self._last_use, min(record.used_at, self._clock()))
-        self._uses.pop(digest, None)
+        self.uses.stored(record)
         self.revision += bool(listed)
         facts = {("blob", digest): record, ("children", digest): listed}
         await self._facts.write(facts, (), blob_rows.put, record, listed, then=self._correct)
@@ -244,7 +235,7 @@ class SqliteIndex:
             former = self._facts.peek(("blob", digest), held.get(digest))
             self._usage = counted(self._usage, former, None)
             facts |= {("blob", digest): None, ("children", digest): ()}
-        await self._facts.write(facts, (), blob_rows.drop, digests)
+        await self._facts.write(facts, (), blob_rows.drop, digests, then=self.uses.written)
 
     async def add_loose_files(self, digests: Iterable[Digest]) -> None:
         with suppress(StorageError):
@@ -256,13 +247,10 @@ class SqliteIndex:
     async def coldest(
         self, after: Position | None, limit: int
     ) -> list[tuple[Position, BlobRecord]]:
-        await self._flush()
-        while page := await self._facts.page(blob_rows.coldest, after, limit):
-            held = [one for one in page if self._facts.peek(("blob", one[1].digest)) is not None]
-            if held:  # all but those whose rows could not be deleted yet
-                return held
-            after = page[-1][0]
-        return []
+        return await self.uses.coldest(after, limit)
+
+    async def last_uses(self, digests: Iterable[Digest]) -> dict[Digest, float]:
+        return await self._facts.page(use_rows.last_uses, list(digests))
 
     async def link(self, target: Target, digests: Iterable[Digest]) -> None:
         wanted = list(digests)
@@ -374,17 +362,8 @@ class SqliteIndex:
 
     def _correct(self, stored: blob_rows.Stored) -> None:
         """Bring RAM into agreement with what storing a blob has changed."""
-        self._used(stored.uses)
+        self.uses.written(stored.uses)
         self._facts.outdate([("children", manifest) for manifest in stored.resized])
-
-    def _used(self, uses: dict[Digest, float]) -> None:
-        """Correct the times of last use in RAM."""
-
-        def later(record: BlobRecord | None, used_at: float) -> BlobRecord | None:
-            return record and replace(record, used_at=max(record.used_at, used_at))
-
-        self._facts.correct({("blob", one): used_at for one, used_at in uses.items()}, later)
-        self.on_used(uses)
 
     async def _flush_forever(self) -> None:
         while True:
@@ -392,11 +371,6 @@ class SqliteIndex:
             self._facts.write_again()
             if self._counting is not None:
                 self._recount()
-            await self._flush()
+            await self.uses.flush()
+            await self.uses.settle()
             self.revision += await self._pruner.keep_small(self._clock())
-
-    async def _flush(self) -> None:
-        """Write the uses until now."""
-        for _ in range(0, len(self._uses), _SLICE):
-            uses = [(one, self._uses.pop(one)) for one in [*islice(self._uses, _SLICE)]]
-            await self._facts.write({}, (), blob_rows.use, uses, then=self._used)

@@ -8,8 +8,7 @@ from proxy.core.manifests import INDEX_TYPES, MAX_WEIGHED_DEPTH
 from proxy.core.names import Digest
 from proxy.core.records import BLOCK, disk_bytes
 from proxy.index import Tree, Weight, values
-from proxy.index.blob_rows import batches, marks
-from proxy.index.values import packed
+from proxy.index.values import batches, marks, packed
 
 Connection = sqlite3.Connection
 

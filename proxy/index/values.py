@@ -8,14 +8,17 @@ bytes: 32 for sha256, 64 for sha512.
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 from proxy.core.errors import RegistryError
 from proxy.core.manifests import MAX_CONTENT, is_media_type
 from proxy.core.names import Digest, Repo, Tag, Target, parse_digest, parse_repo, parse_tag
 from proxy.core.records import BlobRecord, Child, Descriptor, TagRecord
+
+_MARKS: Final = 500
 
 Row = tuple[Any, ...]
 Name = TypeVar("Name")
@@ -28,6 +31,18 @@ class Unreadable(ValueError):
 def packed(digest: Digest) -> bytes:
     """Return a digest as it is stored."""
     return bytes.fromhex(digest.partition(":")[2])
+
+
+def batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield some keys at a time: the variables of a statement are limited."""
+    iterator = iter(keys)
+    while batch := list(islice(iterator, _MARKS)):
+        yield batch
+
+
+def marks(keys: Sequence[object]) -> str:
+    """Return a placeholder for each key."""
+    return ", ".join("?" * len(keys))
 
 
 def digest(value: object) -> Digest:

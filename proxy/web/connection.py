@@ -54,7 +54,7 @@ class Connection(RequestHandler):
     """
 
     __slots__ = (
-        *("_client", "_clients", "_is_at_boundary", "_linger", "_lookup", "_wire"),
+        *("_client", "_clients", "_finished", "_is_at_boundary", "_linger", "_lookup", "_wire"),
         *("certificate", "head"),
     )
 
@@ -73,6 +73,8 @@ class Connection(RequestHandler):
         self._wire: asyncio.Transport | None = None  # aiohttp forgets its own before it is closed
         self._is_at_boundary = True  # all bytes so far made whole requests
         self._client: str | None = None
+        self._finished = 0
+        """Requests whose response was written, and after which the connection stays open."""
         self.head: bytes | None = None
         self.certificate: Certificate | None = None
         self._linger: Linger | None = None
@@ -101,6 +103,19 @@ class Connection(RequestHandler):
             and not self._upgraded
         )
         self.head = data if is_alone and self._is_at_boundary and parsed == 1 else None
+
+    async def finish_response(
+        self, request: BaseRequest, resp: StreamResponse, start_time: float | None
+    ) -> tuple[StreamResponse, bool]:
+        """Write the rest of a response; the next request may be answered from the cache at once.
+
+        aiohttp waits for the next request only one turn of the loop later. A fast client has sent
+        it by then, and all requests of such a connection would take the general path.
+        """
+        response, is_cut_off = await super().finish_response(request, resp, start_time)
+        if response.keep_alive and not is_cut_off:
+            self._count_finished()
+        return response, is_cut_off
 
     def connection_made(self, transport: "asyncio.BaseTransport") -> None:
         """Register the connection."""
@@ -191,12 +206,9 @@ class Connection(RequestHandler):
         return self._current_request is not None
 
     def _is_idle(self) -> bool:
-        """Return True if aiohttp waits for a request and the client has read all responses."""
-        waiter = self._waiter
-        # None: the first bytes may arrive before aiohttp's handler has started and set its waiter.
-        is_waiting = self._request_count == 0 if waiter is None else not waiter.done()
+        """Return True if all requests are answered and the client has read all responses."""
         return (
-            is_waiting
+            self._finished == self._request_count
             and self._linger is None
             and not self.writing_paused
             and self.transport is not None
@@ -211,7 +223,12 @@ class Connection(RequestHandler):
         else:
             self.transport.write(head)
             self.transport.write(body)
-        self._request_count += 1  # keep aiohttp's idle timeout and TLS check right
+        self._request_count += 1  # keep aiohttp's TLS check right
+        self._count_finished()
+
+    def _count_finished(self) -> None:
+        """Count a response, and begin aiohttp's idle timeout anew."""
+        self._finished += 1
         self._next_keepalive_close_time = self._loop.time() + KEEPALIVE_SECONDS
 
 

@@ -1,5 +1,6 @@
 """Which objects leave the bucket when it is full, and which stay."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from proxy.app.bucket import read_secret, stores
 from proxy.content.bucket_eviction import BucketEvictor
 from proxy.content.local_storage import LocalStorage
+from proxy.core.manifests import OCI_MANIFEST
 from proxy.core.names import Digest, sha256
 from proxy.settings import Bucket
 from proxy.storage.bucket.client import BucketClient
@@ -93,6 +95,23 @@ async def test_content_that_clients_read_from_the_disk_is_warm(
     async with full(tmp_path, clock, bucket) as it:
         clock.advance(5)
         await it.held.hold(bytes([0]) * 1000)
+        await it.evictor.enforce()
+        assert it.left() == [0, 4, 5, 6, 7]
+
+
+async def test_content_of_an_image_that_clients_read_is_warm(
+    tmp_path: Path, clock: Clock, bucket: TestBucket
+) -> None:
+    async with full(tmp_path, clock, bucket) as it:
+        layer = bytes([0]) * 1000
+        image = {"schemaVersion": 2, "layers": [{"digest": it.digests[0], "size": len(layer)}]}
+        await it.held.hold(layer)
+        manifest = await it.held.hold(json.dumps(image).encode(), OCI_MANIFEST)
+        for digest in it.digests[1:]:
+            it.recency.touch(digest)
+            clock.advance(1)
+        it.held.index.touch(manifest)
+        await it.held.index.uses.flush()
         await it.evictor.enforce()
         assert it.left() == [0, 4, 5, 6, 7]
 

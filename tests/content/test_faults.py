@@ -11,6 +11,7 @@ import pytest
 from proxy.content.checks import no_pause
 from proxy.content.reservations import NoSpace
 from proxy.core.errors import StorageError
+from proxy.core.manifests import OCI_MANIFEST
 from proxy.core.names import Digest
 from proxy.core.records import BLOCK
 from proxy.runtime import page_cache
@@ -130,3 +131,19 @@ async def test_a_check_leaves_in_the_page_cache_what_was_used_today(
     assert (await cache.content.faults.check(digest, no_pause)).problem is None
     assert sum(left) == 10 * BLOCK
     assert (cache.counters.verified, cache.counters.verified_bytes) == (2, 20 * BLOCK)
+
+
+async def test_a_check_leaves_in_the_page_cache_what_belongs_to_an_image_used_today(
+    cache: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(page_cache, "forget", lambda fd, start, stop: left.append(stop - start))
+    digest = await cache.blocks(1)
+    layer = {"digest": digest, "size": 10 * BLOCK}
+    image = json.dumps({"schemaVersion": 2, "layers": [layer]}).encode()
+    manifest = await cache.hold(image, OCI_MANIFEST)
+    cache.clock.advance(86_401)
+    cache.index.touch(manifest)
+    await cache.index.uses.flush()
+    assert (await cache.content.faults.check(digest, no_pause)).problem is None
+    assert left == []

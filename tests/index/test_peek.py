@@ -77,6 +77,29 @@ async def test_a_file_that_is_not_cached_is_left_to_threads(
     assert len(filled) == 2, "the file and its journal are read once"
 
 
+async def test_what_is_missing_is_read_within_bounds(
+    files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, clock, share, filled = await reopened(files), Clock(), 0.6, 0
+
+    def fill(fd: int, size: int) -> None:
+        nonlocal share, filled
+        share, filled = 1.0, filled + 1
+
+    monkeypatch.setattr(page_cache, "share", lambda fd, size: share)
+    monkeypatch.setattr(page_cache, "fill", fill)
+    monkeypatch.setattr(peek, "time", SimpleNamespace(monotonic=clock, perf_counter=clock))
+    file = index._facts.file
+    file._counted_at = clock()
+    for expected in (2, 4, 4):
+        share = 0.6
+        await file.look()
+        assert filled == expected, "twice two fifths of the two files are not the whole"
+    clock.advance(peek.FILL_SECONDS / 4)
+    await file.look()
+    assert filled == 6, "by then another quarter may be read"
+
+
 async def test_what_is_being_written_is_not_read_from_the_file(
     files: SqliteFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,10 +144,16 @@ async def test_a_read_from_the_disk_is_followed_by_a_pause(
     def work(_: sqlite3.Connection) -> dict[Any, Any]:
         return {"key": 1}
 
-    assert reader.read(work) == {"key": 1}
+    def waiting(_: sqlite3.Connection) -> dict[Any, Any]:
+        nonlocal blocks
+        blocks += 1
+        return {"key": 1}
+
+    assert reader.read(waiting) == {"key": 1}
     assert reader.read(work) == {}, "the first one waited for the disk"
     reader._resumes_at = 0.0
-    assert [reader.read(work) for _ in range(2)] == [{"key": 1}] * 2, "these did not"
+    blocks += 1
+    assert [reader.read(work) for _ in range(2)] == [{"key": 1}] * 2, "other work has waited"
     reader.close()
     assert reader.read(work) == {}
     database.close()

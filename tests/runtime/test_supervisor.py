@@ -13,6 +13,7 @@ from proxy.content import in_use
 from proxy.content.eviction import Evictor
 from proxy.content.in_use import Feeds
 from proxy.index import sqlite
+from proxy.index.uses import Uses
 from proxy.runtime import supervisor
 from proxy.runtime.part_counters import TaskCounters
 from proxy.runtime.readiness import Readiness
@@ -102,7 +103,7 @@ async def test_t60_the_index_writes_uses_after_a_failure(
     start: Start, flaky: Callable[..., Flaky], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(sqlite, "FLUSH_SECONDS", 0.01)
-    flush = flaky(sqlite.SqliteIndex, "_flush", 1)
+    flush = flaky(Uses, "flush", 1)
     proxy = await start()
     await until(lambda: flush.calls > 1)
     assert await failures(proxy, "index flush") == (1, 1)

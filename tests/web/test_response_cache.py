@@ -560,3 +560,48 @@ async def test_a_busy_connection_is_not_closed_as_idle(proxy: Proxy) -> None:
         await client.ask(head(TAG))
         assert await at_once(proxy) == 1
         assert connection._next_keepalive_close_time > asyncio.get_running_loop().time()
+
+
+async def test_the_next_request_may_come_before_aiohttp_waits_for_it(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(proxy)
+    finish, following = Connection.finish_response, [head(TAG)]
+    async with line(proxy) as it:
+        await it.teach(head(TAG))
+        before = await at_once(proxy)
+
+        async def finished(self: Connection, *args: Any) -> Any:
+            found = await finish(self, *args)
+            it.writer.write(following.pop())
+            return found
+
+        monkeypatch.setattr(Connection, "finish_response", finished)
+        first = await it.ask(head(TAG, 'If-None-Match: "other"'))
+        monkeypatch.undo()
+        second = await it.answer()
+        assert (first.status, second.status) == (200, 200)
+        assert first.body == second.body == IMAGE.manifest
+        assert await at_once(proxy) == before + 1
+
+
+async def test_after_the_last_response_of_a_connection_nothing_is_answered(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(proxy)
+    finish, following = Connection.finish_response, [head(TAG)]
+    async with line(proxy) as it:
+        await it.teach(head(TAG))
+        before = await at_once(proxy)
+
+        async def finished(self: Connection, *args: Any) -> Any:
+            found = await finish(self, *args)
+            it.writer.write(following.pop())
+            return found
+
+        monkeypatch.setattr(Connection, "finish_response", finished)
+        first = await it.ask(head(TAG, "Connection: close"))
+        monkeypatch.undo()
+        assert first.status == 200
+        assert await it.reader.read() == b""
+        assert await at_once(proxy) == before
